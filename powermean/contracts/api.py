@@ -1,0 +1,188 @@
+"""What the REST API answers to people and their programs."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult
+from powermean.contracts.base import Contract
+from powermean.contracts.job import JobSpec
+
+
+class JobState(StrEnum):
+    """The life of a job. The last three are final."""
+
+    VALIDATING = "validating"
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED)
+
+
+class FieldError(Contract):
+    """One thing wrong with the input."""
+
+    path: str = Field(description="Dotted path of the field, e.g. rollout.group_size.")
+    message: str
+    remedy: str | None = None
+
+
+class ErrorBody(Contract):
+    """Every error has this shape."""
+
+    code: str
+    message: str
+    remedy: str | None = None
+    fields: tuple[FieldError, ...] = ()
+
+
+class ErrorResponse(Contract):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class JobSummary(Contract):
+    """A job in a list."""
+
+    id: str
+    name: str
+    state: JobState
+    algorithm: str
+    model: str
+    step: int = Field(description="Steps done.")
+    total_steps: int
+    last_reward: float | None = None
+    attempt: int = Field(description="Number of the current attempt; 0 before the first.")
+    cancel_requested: bool = False
+    phase: str | None = Field(None, description="What the job is doing or waiting for, for people.")
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: JobError | None = None
+
+
+class AttemptView(Contract):
+    """One attempt at a job."""
+
+    id: str
+    number: int
+    state: str
+    first_step: int
+    allocations: tuple[AllocationView, ...]
+    created_at: datetime
+    ended_at: datetime | None = None
+    error: JobError | None = None
+
+
+class Job(JobSummary):
+    """A job, whole."""
+
+    spec: JobSpec
+    result: JobResult | None = None
+    attempts: tuple[AttemptView, ...] = ()
+    seconds_left: float | None = Field(None, description="Estimate from the last steps' times.")
+    seq: int = Field(0, description="Last event's number: follow /events from here.")
+
+
+class JobPage(Contract):
+    """Jobs, newest first. `next` is the cursor of the next page."""
+
+    items: tuple[JobSummary, ...]
+    next: str | None = None
+
+
+class CheckpointView(Contract):
+    """A committed checkpoint."""
+
+    step: int
+    attempt: int
+    size: int = Field(description="Bytes.")
+    created_at: datetime
+
+
+class CheckpointList(Contract):
+    """Committed checkpoints that are kept, oldest first."""
+
+    items: tuple[CheckpointView, ...]
+
+
+class FileList(Contract):
+    """Files of the final model: GET /v1/jobs/{id}/files/{path} downloads one."""
+
+    files: dict[str, ArtefactRef]
+
+
+class LogText(Contract):
+    """Part of an attempt's log. Ask again with offset=next_offset for more."""
+
+    attempt: int
+    offset: int
+    next_offset: int
+    text: str
+
+
+class Dataset(Contract):
+    """An uploaded JSONL dataset."""
+
+    id: str
+    name: str
+    rows: int
+    fields: tuple[str, ...] = Field(description="Fields that every row has.")
+    sha256: str
+    size: int
+    created_at: datetime
+
+
+class DatasetList(Contract):
+    """Datasets, newest first."""
+
+    items: tuple[Dataset, ...]
+
+
+class NodeView(Contract):
+    """A node of the cluster."""
+
+    id: str
+    hostname: str
+    gpus: tuple[GpuInfo, ...]
+    cpu_slots: int
+    engines: tuple[str, ...]
+    version: str
+    alive: bool
+    seen_at: datetime
+    attempts: tuple[str, ...] = Field(description="Attempts that hold something on the node.")
+
+
+class NodeList(Contract):
+    """The cluster's nodes."""
+
+    items: tuple[NodeView, ...]
+
+
+class LoginCode(Contract):
+    """A code for one sign-in of a browser: open /login/{code}."""
+
+    code: str
+    expires_at: datetime
+
+
+class Event(Contract):
+    """One server-sent event of GET /v1/jobs/{id}/events; `seq` is its id.
+
+    data by kind: metrics {attempt, rows}, state (a JobSummary), rewind {attempt, from_step},
+    trajectories {step, count}, checkpoint {step, attempt}.
+    """
+
+    seq: int
+    kind: Literal["metrics", "state", "rewind", "trajectories", "checkpoint"]
+    data: dict[str, object]

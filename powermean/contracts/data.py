@@ -1,0 +1,73 @@
+"""Where a job's prompts come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from powermean.contracts.base import Contract
+
+
+class ArithmeticTask(Contract):
+    """One kind of problem: `a op b` with both operands drawn from [low, high]."""
+
+    operator: Literal["+", "-", "*"] = Field(description="The operation asked for.")
+    low: int = Field(ge=0, le=999, description="Smallest operand.")
+    high: int = Field(ge=0, le=999, description="Largest operand.")
+    weight: float = Field(1.0, gt=0, le=1000, description="How often this task is drawn, relative to the others.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ArithmeticTask":
+        if self.high < self.low:
+            raise ValueError(f"high ({self.high}) must not be below low ({self.low})")
+        return self
+
+
+class ArithmeticSource(Contract):
+    """Procedural arithmetic with a one-shot prompt: `1 + 2 = 3\\n{a} {op} {b} =`.
+
+    Problems are split by a hash of the problem itself, so a held-out problem is never trained on.
+    """
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    tasks: tuple[ArithmeticTask, ...] = Field(
+        (
+            ArithmeticTask(operator="+", low=1, high=9),
+            ArithmeticTask(operator="+", low=2, high=12),
+            ArithmeticTask(operator="-", low=1, high=9),
+            ArithmeticTask(operator="*", low=2, high=9),
+        ),
+        min_length=1,
+        max_length=32,
+        description="The mix of tasks.",
+    )
+    prompt: str = Field(
+        "1 + 2 = 3\n{a} {op} {b} =",
+        max_length=4000,
+        description="Prompt template with the fields {a}, {op} and {b}.",
+    )
+    held_out: float = Field(0.25, gt=0, lt=1, description="Share of the problems kept for evaluation.")
+
+    @model_validator(mode="after")
+    def _fields(self) -> "ArithmeticSource":
+        missing = [f for f in ("{a}", "{op}", "{b}") if f not in self.prompt]
+        if missing:
+            raise ValueError(f"prompt lacks {', '.join(missing)}")
+        return self
+
+
+class JsonlSource(Contract):
+    """An uploaded dataset: one JSON object a line (POST /v1/datasets)."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    dataset: str = Field(min_length=1, max_length=64, description="Id of the uploaded dataset.")
+    prompt: str = Field(
+        "{question}",
+        max_length=16000,
+        description="Prompt template; {field} takes a field of the row, {{ and }} are literal braces.",
+    )
+    answer_field: str = Field("answer", max_length=120, description="Field that holds the reference answer.")
+    chat: bool = Field(False, description="Wrap the prompt as one user message in the model's chat template.")
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the rows kept for evaluation, by a hash of the row.")
+
+
+DataSpec = Annotated[ArithmeticSource | JsonlSource, Field(discriminator="kind")]

@@ -1,0 +1,109 @@
+"""Names and wire types of metrics. Names are TRL's where the meaning is the same."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from powermean.contracts.base import Contract
+
+WHOLE_STEP = -1  # `update` of a metric that belongs to the whole step
+
+
+class MetricInfo(Contract):
+    """What a metric is, for people and for the charts."""
+
+    level: Literal["step", "update"]
+    unit: str
+    meaning: str
+
+
+def _step(unit: str, meaning: str) -> MetricInfo:
+    return MetricInfo(level="step", unit=unit, meaning=meaning)
+
+
+def _update(unit: str, meaning: str) -> MetricInfo:
+    return MetricInfo(level="update", unit=unit, meaning=meaning)
+
+
+METRICS: dict[str, MetricInfo] = {
+    "reward": _step("", "mean reward of the rollout batch"),
+    "reward_std": _step("", "mean over groups of the reward's standard deviation within the group"),
+    "frac_reward_zero_std": _step("share", "groups whose completions all have the same reward"),
+    "eval/reward": _step("", "mean reward on held-out problems, one sampled completion each"),
+    "eval/seconds": _step("s", "time of the evaluation"),
+    "entropy": _step("nats", "mean token entropy of the policy at the start of the step, over trained trajectories"),
+    "completions/mean_length": _step("tokens", "mean completion length"),
+    "completions/max_length": _step("tokens", "longest completion"),
+    "completions/clipped_ratio": _step("share", "completions cut off by max_new_tokens"),
+    "num_tokens": _step("tokens", "completion tokens sampled so far"),
+    "tokens_per_second": _step("tokens/s", "completion tokens of the step over its wall time"),
+    "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
+    "sampling/logp_difference_max": _step("nats", "largest |log-prob difference| between engine and trainer"),
+    "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
+    "grader/failures": _step("count", "completions whose grader raised or ran out of time (reward 0)"),
+    "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
+    "trajectories/empty": _step("count", "completions without a token"),
+    "updates/skipped": _step("count", "optimiser steps not taken because no trajectory had an advantage"),
+    "time/generate": _step("s", "sampling"),
+    "time/score": _step("s", "log-probs under the trainer's weights at the start of the update"),
+    "time/grade": _step("s", "rewards"),
+    "time/update": _step("s", "forward, backward and optimiser"),
+    "time/publish": _step("s", "new weights to the rollout service, and the probe"),
+    "time/record": _step("s", "metrics, trajectories"),
+    "time/checkpoint": _step("s", "saving a checkpoint"),
+    "time/step": _step("s", "the whole step"),
+    "loss": _update("", "objective value of the update"),
+    "grad_norm": _update("", "gradient norm before clipping"),
+    "learning_rate": _update("", "learning rate of the update"),
+    "p/mean": _update("", "mean power-mean exponent of the trajectories with a defined p"),
+    "p/q10": _update("", "10 % quantile of p"),
+    "p/share_below_1": _update("share", "trajectories with p < 1"),
+    "p/share_below_0.95": _update("share", "trajectories with p < 0.95"),
+    "p/undefined": _update("count", "trajectories with no p: advantage 0, or all ratios equal"),
+    "ess/mean": _update("share of T", "mean normalised effective sample size N(p)"),
+    "ess/q10": _update("share of T", "10 % quantile of N(p)"),
+    "ess/at_1": _update("share of T", "mean N(1): what GRPO's weights would have"),
+    "ess/target": _update("share of T", "mean target N*"),
+    "clip_fraction/mean": _update("share", "mean share of a trajectory's tokens whose clip binds"),
+    "clip_fraction/q90": _update("share", "90 % quantile of the trajectory's clip fraction"),
+    "clip_ratio/low_mean": _update("share", "tokens below the clip range, with a negative advantage"),
+    "clip_ratio/high_mean": _update("share", "tokens above the clip range, with a positive advantage"),
+    "ratio/min": _update("", "smallest importance ratio"),
+    "ratio/max": _update("", "largest importance ratio"),
+    "ratio/overflow_tokens": _update("count", "tokens with log-ratio above 20 and a negative advantage"),
+    "distance_to_grpo": _update("", "|g_p - g_1| / |g_0 - g_1| over the update's trajectories"),
+    "kl": _update("nats", "mean token KL to the reference (k3), when beta > 0"),
+}
+
+
+class MetricRow(Contract):
+    """One number. Key: (job, attempt, step, update, name). Non-finite values travel as null and are counted."""
+
+    step: int = Field(ge=0)
+    update: int = Field(WHOLE_STEP, ge=-1)
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w./-]+$")
+    value: float | None
+
+
+class Point(Contract):
+    """A point of a series as the API gives it. `low`/`high` are the extremes of what was merged into it."""
+
+    step: int
+    update: int
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Series(Contract):
+    """One metric's history; at most max_points points."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+class MetricsHistory(Contract):
+    """History of several metrics, complete up to `seq`: follow the stream from there."""
+
+    series: tuple[Series, ...]
+    seq: int

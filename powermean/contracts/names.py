@@ -1,0 +1,10 @@
+"""Names that two rooms must agree on."""
+
+START_TASK = "powermean.start"  # start(attempt_id): a node claims the attempt and spawns its supervisor
+VALIDATE_TASK = "powermean.validate"  # validate(job_id): a node checks what only a node can check
+EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: job ids that have something new
+
+
+def node_queue(node_id: str) -> str:
+    """The Celery queue that only this node consumes."""
+    return f"node.{node_id}"

@@ -1,0 +1,41 @@
+"""How a completion is graded. Graders return a number in [0, 1]; one that fails counts, and gives 0."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from powermean.contracts.base import Contract
+
+
+class ExactMatch(Contract):
+    """1 when the extracted text equals the reference answer, else 0."""
+
+    kind: Literal["exact_match"] = "exact_match"
+    extract: Literal["all", "first_line", "last_line", "last_number", "pattern"] = Field(
+        "first_line", description="What of the completion is compared. `pattern` takes the last match of `pattern`."
+    )
+    pattern: str | None = Field(
+        None, max_length=500, description="Regular expression for `extract: pattern`; group 1 where it has one."
+    )
+    ignore_case: bool = Field(False, description="Compare without regard to case.")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class MathVerify(Contract):
+    """1 when math-verify finds the completion's final expression equal to the reference, else 0."""
+
+    kind: Literal["math_verify"] = "math_verify"
+    timeout_s: float = Field(5.0, gt=0, le=60, description="Time limit for one completion, in seconds.")
+
+
+RewardSpec = Annotated[ExactMatch | MathVerify, Field(discriminator="kind")]

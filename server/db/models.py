@@ -1,0 +1,274 @@
+"""The tables. Alembic alone creates them; a test checks that the migrations and these classes agree."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    TypeDecorator,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment. SQLite forgets time zones: values are stored as UTC and come back aware."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a moment needs a time zone")
+        return value.astimezone(UTC) if value is not None else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Constraint names are fixed, so that migrations can name them on every database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[Any]: JSON}
+
+
+class Job(Base):
+    """A job. `attempt` is the current attempt's number: the fence that every write is checked against."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    spec: Mapped[dict[str, Any]]
+    algorithm: Mapped[str] = mapped_column(String(32))
+    total_steps: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int] = mapped_column(Integer, default=0)
+    last_reward: Mapped[float | None] = mapped_column(Float)
+    phase: Mapped[str | None] = mapped_column(String(200))
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    restarts: Mapped[int] = mapped_column(Integer, default=0)  # since the last new checkpoint
+    not_before: Mapped[datetime | None]  # a restart waits until then
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
+    spec_sha256: Mapped[str] = mapped_column(String(64))
+    created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    attempts: Mapped[list["Attempt"]] = relationship(back_populates="job", order_by="Attempt.number")
+
+
+class Attempt(Base):
+    """One try at a job. Its rows count for steps from `first_step` on, until a later attempt's first step."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (Index("uq_attempts_job_number", "job_id", "number", unique=True),)
+
+    id: Mapped[str] = mapped_column(String(48), primary_key=True)  # {job_id}.{number}
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16), index=True)  # starting, running, ended, lapsed
+    first_step: Mapped[int] = mapped_column(Integer, default=0)
+    order: Mapped[str] = mapped_column(String(24), default="continue")
+    lease_expires_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+    claimed_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    job: Mapped[Job] = relationship(back_populates="attempts")
+    allocations: Mapped[list["Allocation"]] = relationship(back_populates="attempt", order_by="Allocation.id")
+
+
+class Allocation(Base):
+    """What an attempt holds on a node, until `released_at`: set when its processes are known to be gone."""
+
+    __tablename__ = "allocations"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
+    gpu_uuids: Mapped[list[Any]]
+    released_at: Mapped[datetime | None]
+
+    attempt: Mapped[Attempt] = relationship(back_populates="allocations")
+
+
+class Node(Base):
+    """A node and its last report."""
+
+    __tablename__ = "nodes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    report: Mapped[dict[str, Any]]
+    seen_at: Mapped[datetime]
+
+
+class Outbox(Base):
+    """A Celery message owed, written in the transaction that owes it; sent and re-sent until `done_at`."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    task: Mapped[str] = mapped_column(String(64))
+    queue: Mapped[str | None] = mapped_column(String(80))  # null: any living node
+    subject: Mapped[str] = mapped_column(String(48), index=True)  # the job or attempt id that the task carries
+    sends: Mapped[int] = mapped_column(Integer, default=0)
+    next_send_at: Mapped[datetime]
+    created_at: Mapped[datetime]
+    done_at: Mapped[datetime | None]
+
+
+class Metric(Base):
+    """One number; `seq` is the ingest that wrote it."""
+
+    __tablename__ = "metrics"
+    __table_args__ = (
+        Index("ix_metrics_series", "job_id", "name", "step"),
+        Index("ix_metrics_job_id_seq", "job_id", "seq"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    update: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    value: Mapped[float | None] = mapped_column(Float)  # null: not finite
+    seq: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobEvent(Base):
+    """What the stream tells besides metrics: state, rewind, trajectories, checkpoint."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class TrajectoryStep(Base):
+    """One attempt's trajectories of a step: where the texts lie."""
+
+    __tablename__ = "trajectory_steps"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    count: Mapped[int]
+    texts: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class Trajectory(Base):
+    """A trajectory's scalars (contracts.trajectories.TrajectoryRow)."""
+
+    __tablename__ = "trajectories"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    reward: Mapped[float] = mapped_column(Float)
+    advantage: Mapped[float] = mapped_column(Float)
+    row: Mapped[dict[str, Any]]
+
+
+class Checkpoint(Base):
+    """A committed checkpoint: the pointer that makes its files count."""
+
+    __tablename__ = "checkpoints"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    manifest: Mapped[dict[str, Any]]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class LogChunk(Base):
+    """A piece of an attempt's log: bytes [offset, offset + size) of it, in the artefact store."""
+
+    __tablename__ = "log_chunks"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    offset: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    size: Mapped[int]
+    artefact: Mapped[dict[str, Any]]
+
+
+class Dataset(Base):
+    """An uploaded JSONL dataset."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    rows: Mapped[int]
+    fields: Mapped[list[Any]]
+    artefact: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A bearer key, stored hashed. role: admin, member or node."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    role: Mapped[str] = mapped_column(String(16))
+    key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class BrowserSession(Base):
+    """A signed-in browser; the cookie's value is stored hashed. A login code is a session not yet opened."""
+
+    __tablename__ = "browser_sessions"
+
+    id_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))  # code or session
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    expires_at: Mapped[datetime]
+
+
+class Leader(Base):
+    """A lease by name: the scheduler's leader among the server replicas."""
+
+    __tablename__ = "leaders"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime]
+
