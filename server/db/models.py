@@ -1,7 +1,7 @@
 """The tables. Alembic alone creates them; a test checks that the migrations and these classes agree."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
@@ -48,7 +48,11 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[Any]: JSON}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+    }
 
 
 class Job(Base):
@@ -138,7 +142,7 @@ class Outbox(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     task: Mapped[str] = mapped_column(String(64))
     queue: Mapped[str | None] = mapped_column(String(80))  # null: any living node
-    subject: Mapped[str] = mapped_column(String(48), index=True)  # the job or attempt id that the task carries
+    subject: Mapped[str] = mapped_column(String(48), index=True)  # id of the task's job or attempt
     sends: Mapped[int] = mapped_column(Integer, default=0)
     next_send_at: Mapped[datetime]
     created_at: Mapped[datetime]
@@ -271,4 +275,3 @@ class Leader(Base):
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
     expires_at: Mapped[datetime]
-

@@ -1,0 +1,173 @@
+"""Connections and transactions, the same for SQLite and Postgres.
+
+A request or a task is one transaction, and only its boundary (a route, a loop's turn) opens and commits one:
+
+    with database.write() as session:
+        ...
+
+SQLite has one writer: a writing transaction takes the write lock at its start (BEGIN IMMEDIATE), so that two
+writers wait for each other instead of failing half-way. On Postgres the same code locks rows.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from server.db.models import Base
+
+BUSY_TIMEOUT_S = 15.0
+_WRITES = "powermean_writes"
+_CHANGES = "powermean_changes"
+
+
+class DatabaseBusy(Exception):  # noqa: N818 - a condition, answered with 503
+    """The database's write lock could not be had in time."""
+
+
+@dataclass
+class Changes:
+    """What a transaction changed that someone waits for; told to the listeners after its commit."""
+
+    jobs: set[str] = field(default_factory=set)  # these have new events or metrics
+    plan: bool = False  # there may be something to schedule or to send
+
+
+def changes(session: Session) -> Changes:
+    """The changes of the running transaction, to be added to."""
+    found: Changes = session.info.setdefault(_CHANGES, Changes())
+    return found
+
+
+class Database:
+    """An engine and its two kinds of transactions."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _create_engine(url)
+        self._writing_engine = self.engine.execution_options(**{_WRITES: True})
+        self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
+        self._listeners: list[Callable[[Changes], None]] = []
+
+    def listen(self, listener: Callable[[Changes], None]) -> None:
+        """Call `listener` after each commit that changed something, in the committing thread: be quick."""
+        self._listeners.append(listener)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that may write: committed at the end, rolled back on an exception.
+
+        Raises:
+            DatabaseBusy: SQLite's write lock was not free within BUSY_TIMEOUT_S.
+        """
+        with self._sole_writer(), Session(self._writing_engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            changed = session.info.get(_CHANGES)
+        if changed is not None:
+            for listener in self._listeners:
+                listener(changed)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads: one consistent view on SQLite, never committed."""
+        with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+            yield session
+
+    @contextmanager
+    def _sole_writer(self) -> Iterator[None]:
+        """Queue this process's SQLite writers: its own lock is polled, and starves the unlucky."""
+        if self._write_lock is None:
+            yield
+            return
+        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
+            raise DatabaseBusy(f"another writer held the database for {BUSY_TIMEOUT_S:.0f} s")
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.engine.dispose()
+
+
+def _create_engine(url: str) -> Engine:
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = create_engine(url, pool_size=20, max_overflow=30, connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        url,
+        pool_size=10,
+        max_overflow=20,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10, "options": "-c timezone=UTC -c lock_timeout=15s"},
+    )
+
+
+def _set_up_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # transactions begin in _begin_sqlite, never by the driver
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def database_now(session: Session) -> datetime:
+    """The database's clock, which alone decides about leases: servers' clocks differ."""
+    if session.get_bind().dialect.name == "sqlite":
+        value = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    moment: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return moment.astimezone(UTC)
+
+
+def upsert(
+    session: Session,
+    model: type[Base],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    replace: Sequence[str] = (),
+) -> None:
+    """Insert `rows` (attribute names are column names); where the primary key exists, set the columns of
+    `replace`, or leave the row as it is when `replace` is empty."""
+    if not rows:
+        return
+    table = model.__table__
+    keys = [column.name for column in table.primary_key]
+    make_insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
+    statement = make_insert(model)
+    if replace:
+        statement = statement.on_conflict_do_update(
+            index_elements=keys, set_={name: statement.excluded[name] for name in replace}
+        )
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=keys)
+    session.execute(statement, [dict(row) for row in rows])
+
+
+def _database_of(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+RequestDatabase = Annotated[Database, Depends(_database_of)]

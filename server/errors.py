@@ -1,0 +1,97 @@
+"""Named failures of the service, and the one shape in which every one of them is answered."""
+
+# ruff: noqa: N818 - named after what is the case, as the answer's code is
+
+from collections.abc import Sequence
+
+from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
+
+
+class ServiceError(Exception):
+    """A failure that the caller can understand: answered with `status` and contracts.api.ErrorResponse."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, *, remedy: str | None = None, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.fields = tuple(fields)
+
+    def response(self) -> ErrorResponse:
+        """The body to answer with."""
+        return ErrorResponse(
+            error=ErrorBody(code=self.code, message=self.message, remedy=self.remedy, fields=self.fields)
+        )
+
+
+class InvalidInput(ServiceError):
+    """The request can be read, but asks for something that cannot be (`fields` says what)."""
+
+    status = 422
+    code = "invalid"
+
+    @classmethod
+    def at(cls, path: str, message: str, remedy: str | None = None) -> "InvalidInput":
+        """One field is at fault."""
+        return cls(
+            f"{path}: {message}",
+            remedy=remedy,
+            fields=[FieldError(path=path, message=message, remedy=remedy)],
+        )
+
+
+class Unauthenticated(ServiceError):
+    """No credential, or one that is not valid (any more)."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(ServiceError):
+    """Known, but not allowed to do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(ServiceError):
+    """There is no such thing."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(ServiceError):
+    """It cannot be done in the state that the thing is in."""
+
+    status = 409
+    code = "conflict"
+
+
+class Fenced(Conflict):
+    """The attempt is not the job's current one, or its lease has lapsed: it must stop and write no more."""
+
+    code = "fenced"
+
+
+class TooLarge(ServiceError):
+    """The request's body is above the limit."""
+
+    status = 413
+    code = "too_large"
+
+
+class TooMany(ServiceError):
+    """The caller, or everyone together, asks for more at once than the service allows."""
+
+    status = 429
+    code = "too_many"
+
+
+class Unavailable(ServiceError):
+    """Something that the service needs is not there right now; the same request may succeed later."""
+
+    status = 503
+    code = "unavailable"

@@ -1,0 +1,82 @@
+"""What happens to a job, in one order: its lock, its sequence numbers, and the fence around its writes.
+
+Every write of metrics, events or results of a job goes through `next_seq`, which locks the job's row until
+the commit: numbers become visible in their order, so whoever has seen `seq` n finds no smaller one later.
+"""
+
+from typing import Any, Literal, Protocol
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.db.models import Attempt, Job, JobEvent
+from server.db.session import changes, database_now
+from server.errors import Fenced, Forbidden, NotFound
+
+EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
+
+
+class FencingToken(Protocol):
+    """What a verified attempt token says of its bearer."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def attempt(self) -> int: ...
+
+
+def lock_job(session: Session, job_id: str) -> Job:
+    """The job, freshly read and locked until the end of the transaction.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
+    job = session.execute(query).scalar_one_or_none()
+    if job is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    return job
+
+
+def next_seq(session: Session, job_id: str) -> int:
+    """Lock the job and take its next sequence number; whoever follows the job is woken after the commit.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    job = lock_job(session, job_id)
+    job.seq += 1
+    session.flush()
+    changes(session).jobs.add(job_id)
+    return job.seq
+
+
+def record_event(session: Session, job_id: str, kind: EventKind, data: dict[str, Any]) -> int:
+    """Append an event to the job's stream (contracts.api.Event) and return its number."""
+    seq = next_seq(session, job_id)
+    session.add(JobEvent(job_id=job_id, seq=seq, kind=kind, data=data, created_at=database_now(session)))
+    return seq
+
+
+def fence(session: Session, attempt_id: str, claims: FencingToken) -> Attempt:
+    """Let a write of `attempt_id` pass, its job locked until the commit, or refuse it.
+
+    Only the job's current attempt may write, from its claim to its end. A lapsed lease alone refuses nothing:
+    the scheduler decides when an attempt is given up, and from then on its writes end here.
+
+    Raises:
+        Forbidden: the token is of another attempt.
+        Fenced: the attempt has ended, lapsed, was not claimed, or is not the job's current one.
+    """
+    if attempt_id != f"{claims.job_id}.{claims.attempt}":
+        raise Forbidden(f"the token is not one of attempt {attempt_id}")
+    job = lock_job(session, claims.job_id)
+    attempt = session.get(Attempt, attempt_id, populate_existing=True)
+    if attempt is None or attempt.number != job.attempt or attempt.state != "running":
+        state = "unknown" if attempt is None else attempt.state
+        raise Fenced(
+            f"attempt {attempt_id} ({state}) may not write any more: the job is at attempt {job.attempt}",
+            remedy="Stop the attempt's processes; the service goes on from the last committed checkpoint.",
+        )
+    return attempt
