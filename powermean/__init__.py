@@ -1,3 +1,32 @@
-"""powermean: train language models by group-based reinforcement learning on a shared cluster."""
+"""Train language models by group-based reinforcement learning on a service of one's own.
+
+>>> from powermean import Client
+>>> client = Client()  # POWERMEAN_URL and POWERMEAN_API_KEY, or the service that `powermean up` runs here
+>>> job = client.create_job({"name": "arithmetic", ...})
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from powermean.client import AsyncClient as AsyncClient
+    from powermean.client import Client as Client
+    from powermean.rest import ApiError as ApiError
+    from powermean.rest import ServerUnreachable as ServerUnreachable
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AsyncClient": "powermean.client",
+    "Client": "powermean.client",
+    "ApiError": "powermean.rest",
+    "ServerUnreachable": "powermean.rest",
+}
+__all__ = ["ApiError", "AsyncClient", "Client", "ServerUnreachable"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded on first use: importing a contract must not cost an HTTP library."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'powermean' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,339 @@
+"""Python clients of the REST API: `Client` for scripts, `AsyncClient` for programs with an event loop."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from powermean import rest
+from powermean.contracts.api import (
+    CheckpointList,
+    Dataset,
+    DatasetList,
+    Event,
+    FileList,
+    Job,
+    JobPage,
+    JobState,
+    LoginCode,
+    LogText,
+    NodeList,
+)
+from powermean.contracts.job import JobSpec
+from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.trajectories import TrajectoryPage
+from powermean.home import api_key, server_url
+from powermean.rest import Call, ServerUnreachable
+from powermean.sse import read_events
+
+T = TypeVar("T")
+TIMEOUT = httpx.Timeout(60, connect=5)
+EVENT_SILENCE_S = 60.0  # the server sends a comment more often than that: silence is a dead connection
+RETRY_S = 1.0
+
+
+def through_proxy(url: str) -> bool:
+    """Whether the environment's proxy settings apply: never to this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
+
+
+class Connection:
+    """Runs calls one by one with a bearer token."""
+
+    def __init__(self, url: str, token: str, timeout: httpx.Timeout = TIMEOUT) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout,
+            trust_env=through_proxy(self.url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _run(self, call: Call[T], **extra: Any) -> T:
+        try:
+            response = self._http.send(self._http.build_request(**call.keywords(), **extra))
+        except httpx.TransportError as error:
+            raise ServerUnreachable(self.url, error) from error
+        return call.parse(response)
+
+
+class Client(Connection):
+    """A synchronous client. Every method raises ApiError when refused, ServerUnreachable when unanswered.
+
+    Without arguments it talks to POWERMEAN_URL with POWERMEAN_API_KEY, or else to the service that
+    `powermean up` runs in this folder.
+    """
+
+    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+        super().__init__(url or server_url(), key or api_key())
+
+    def create_job(self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+        """Submit a job. With the same `idempotency_key` a repeated call returns the first job."""
+        return self._run(rest.create_job(spec, idempotency_key))
+
+    def get_job(self, job_id: str) -> Job:
+        return self._run(rest.get_job(job_id))
+
+    def list_jobs(
+        self,
+        state: JobState | str | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> JobPage:
+        """Jobs, newest first; pass `page.next` as `cursor` for the next page."""
+        return self._run(rest.list_jobs(state, name, cursor, limit))
+
+    def cancel_job(self, job_id: str) -> Job:
+        return self._run(rest.cancel_job(job_id))
+
+    def metrics(
+        self,
+        job_id: str,
+        names: Iterable[str],
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int | None = None,
+    ) -> MetricsHistory:
+        return self._run(rest.metrics(job_id, names, from_step, to_step, max_points))
+
+    def trajectories(
+        self,
+        job_id: str,
+        step: int | None = None,
+        offset: int | None = None,
+        limit: int | None = None,
+        sort: str | None = None,
+    ) -> TrajectoryPage:
+        return self._run(rest.trajectories(job_id, step, offset, limit, sort))
+
+    def logs(self, job_id: str, attempt: int | None = None, offset: int | None = None) -> LogText:
+        return self._run(rest.logs(job_id, attempt, offset))
+
+    def checkpoints(self, job_id: str) -> CheckpointList:
+        return self._run(rest.checkpoints(job_id))
+
+    def files(self, job_id: str) -> FileList:
+        return self._run(rest.files(job_id))
+
+    def datasets(self) -> DatasetList:
+        return self._run(rest.datasets())
+
+    def get_dataset(self, dataset_id: str) -> Dataset:
+        return self._run(rest.get_dataset(dataset_id))
+
+    def nodes(self) -> NodeList:
+        return self._run(rest.nodes())
+
+    def metric_names(self) -> dict[str, MetricInfo]:
+        return self._run(rest.metric_names())
+
+    def login_code(self) -> LoginCode:
+        """A code for one sign-in of a browser: open {url}/login/{code}."""
+        return self._run(rest.login_code())
+
+    def ready(self) -> None:
+        """Return when the server can work; raises otherwise."""
+        self._run(rest.ready())
+
+    def upload_dataset(self, path: Path | str, name: str | None = None) -> Dataset:
+        """Upload a JSONL file: one object a line."""
+        path = Path(path)
+        with path.open("rb") as body:
+            return self._run(
+                rest.upload_dataset(),
+                files={"file": (path.name, body, "application/x-ndjson")},
+                data={"name": rest.dataset_name(path, name)},
+                timeout=httpx.Timeout(600, connect=5),
+            )
+
+    def download(self, job_id: str, path: str, target: Path | str) -> None:
+        """Write one file of the final model to `target`; a file that is there is complete."""
+        target = Path(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part-{os.getpid()}")
+        call = rest.file(job_id, path)
+        request = self._http.build_request(**call.keywords())
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                if not response.is_success:
+                    response.read()
+                call.parse(response)
+                with part.open("wb") as out:
+                    for block in response.iter_bytes(1 << 20):
+                        out.write(block)
+            finally:
+                response.close()
+            part.replace(target)
+        except httpx.TransportError as error:
+            raise ServerUnreachable(self.url, error) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def events(self, job_id: str, after: int = 0, patience_s: float = 300.0) -> Iterator[Event]:
+        """What happens to a job after event number `after`, until the job has ended.
+
+        Lost connections are taken up again after the last event seen, so that nothing is missed or given
+        twice. Raises ServerUnreachable when no connection succeeds for `patience_s` seconds.
+        """
+        reached = time.monotonic()
+        while True:
+            try:
+                for event in self._connected_events(job_id, after):
+                    after = event.seq
+                    yield event
+                reached = time.monotonic()
+                job = self.get_job(job_id)
+                if job.state.final and job.seq <= after:
+                    return
+            except ServerUnreachable:
+                if time.monotonic() - reached > patience_s:
+                    raise
+            time.sleep(RETRY_S)
+
+    def _connected_events(self, job_id: str, after: int) -> Iterator[Event]:
+        """Events of one connection; ends when the server ends the stream or the job has ended."""
+        call = rest.events(job_id, after)
+        request = self._http.build_request(
+            **call.keywords(), timeout=httpx.Timeout(EVENT_SILENCE_S, connect=5)
+        )
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                if not response.is_success:
+                    response.read()
+                call.parse(response)
+                for event in read_events(response.iter_lines()):
+                    yield event
+                    if event.kind == "state" and JobState(str(event.data["state"])).final:
+                        return
+            finally:
+                response.close()
+        except httpx.TransportError as error:
+            raise ServerUnreachable(self.url, error) from error
+
+
+class AsyncClient:
+    """An asynchronous client of the same calls, authorised by a key or by a browser session's cookies."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        cookies: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if cookies:
+            headers["Origin"] = self.url  # the server wants it of whoever comes with a cookie
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            cookies=dict(cookies or {}),
+            transport=transport,
+            timeout=TIMEOUT,
+            trust_env=through_proxy(self.url),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _run(self, call: Call[T]) -> T:
+        try:
+            response = await self._http.send(self._http.build_request(**call.keywords()))
+        except httpx.TransportError as error:
+            raise ServerUnreachable(self.url, error) from error
+        return call.parse(response)
+
+    async def create_job(self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+        return await self._run(rest.create_job(spec, idempotency_key))
+
+    async def get_job(self, job_id: str) -> Job:
+        return await self._run(rest.get_job(job_id))
+
+    async def list_jobs(
+        self,
+        state: JobState | str | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> JobPage:
+        return await self._run(rest.list_jobs(state, name, cursor, limit))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        return await self._run(rest.cancel_job(job_id))
+
+    async def metrics(
+        self,
+        job_id: str,
+        names: Iterable[str],
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int | None = None,
+    ) -> MetricsHistory:
+        return await self._run(rest.metrics(job_id, names, from_step, to_step, max_points))
+
+    async def trajectories(
+        self,
+        job_id: str,
+        step: int | None = None,
+        offset: int | None = None,
+        limit: int | None = None,
+        sort: str | None = None,
+    ) -> TrajectoryPage:
+        return await self._run(rest.trajectories(job_id, step, offset, limit, sort))
+
+    async def logs(self, job_id: str, attempt: int | None = None, offset: int | None = None) -> LogText:
+        return await self._run(rest.logs(job_id, attempt, offset))
+
+    async def checkpoints(self, job_id: str) -> CheckpointList:
+        return await self._run(rest.checkpoints(job_id))
+
+    async def files(self, job_id: str) -> FileList:
+        return await self._run(rest.files(job_id))
+
+    async def datasets(self) -> DatasetList:
+        return await self._run(rest.datasets())
+
+    async def get_dataset(self, dataset_id: str) -> Dataset:
+        return await self._run(rest.get_dataset(dataset_id))
+
+    async def nodes(self) -> NodeList:
+        return await self._run(rest.nodes())
+
+    async def metric_names(self) -> dict[str, MetricInfo]:
+        return await self._run(rest.metric_names())
+
+    async def login_code(self) -> LoginCode:
+        return await self._run(rest.login_code())

@@ -1,0 +1,79 @@
+"""The embedded service's folder, and how a client finds its server.
+
+An address and a key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the files that `powermean up`
+and `powermean demo` leave in their folder (POWERMEAN_HOME, by default .powermean in the current folder).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+
+
+class NoServerError(Exception):
+    """Nothing says where the server is, or which key to use."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the embedded service keeps things."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls) -> "Home":
+        return cls(Path(os.environ.get("POWERMEAN_HOME") or ".powermean").absolute())
+
+    @property
+    def secrets(self) -> Path:
+        return self.folder / "secrets"
+
+    @property
+    def admin_key(self) -> Path:
+        return self.secrets / "admin.key"
+
+    @property
+    def address(self) -> Path:
+        """Holds the server's URL while it runs."""
+        return self.folder / "server.url"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def artefacts(self) -> Path:
+        return self.folder / "artefacts"
+
+    @property
+    def models(self) -> Path:
+        """Final models that were downloaded, one folder a job."""
+        return self.folder / "models"
+
+
+def server_url() -> str:
+    """POWERMEAN_URL, or the address that the embedded service left, or its default."""
+    given = os.environ.get("POWERMEAN_URL")
+    if given:
+        return given.rstrip("/")
+    address = Home.find().address
+    return address.read_text().strip() if address.exists() else DEFAULT_URL
+
+
+def api_key() -> str:
+    """POWERMEAN_API_KEY, or the embedded service's administrator key."""
+    given = os.environ.get("POWERMEAN_API_KEY")
+    if given:
+        return given
+    path = Home.find().admin_key
+    if not path.exists():
+        raise NoServerError(
+            f"No service has run here: {path} does not exist. Start one with `powermean up`, "
+            "or set POWERMEAN_URL and POWERMEAN_API_KEY."
+        )
+    return path.read_text().strip()

@@ -1,0 +1,75 @@
+"""What a node calls: its report and tasks with the node's token, an attempt's calls with the attempt's."""
+
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel
+
+from powermean.client import Connection
+from powermean.contracts.attempts import (
+    Claim,
+    Finish,
+    Heartbeat,
+    HeartbeatReply,
+    LogChunk,
+    NodeReport,
+    ValidationResult,
+    ValidationTask,
+)
+from powermean.rest import Call, check, job_path, reads
+
+TIMEOUT = httpx.Timeout(30, connect=5)
+
+
+def _done(response: httpx.Response) -> None:
+    check(response)
+
+
+def _body(message: BaseModel) -> object:
+    return message.model_dump(mode="json")
+
+
+class NodeClient(Connection):
+    """A node with its token."""
+
+    def __init__(self, url: str, token: str) -> None:
+        super().__init__(url, token, TIMEOUT)
+
+    def put_node(self, node_id: str, report: NodeReport) -> None:
+        self._run(Call("PUT", f"/v1/nodes/{quote(node_id, safe='')}", _done, json=_body(report)))
+
+    def validation(self, job_id: str) -> ValidationTask:
+        return self._run(Call("GET", job_path(job_id, "/validation"), reads(ValidationTask)))
+
+    def post_validation(self, job_id: str, result: ValidationResult) -> None:
+        self._run(Call("POST", job_path(job_id, "/validation"), _done, json=_body(result)))
+
+    def claim(self, attempt_id: str) -> Claim:
+        """Take the attempt; raises Fenced when it is not the job's current one or was claimed before."""
+        return self._run(Call("POST", f"/v1/attempts/{quote(attempt_id, safe='')}/claim", reads(Claim)))
+
+
+class AttemptClient(Connection):
+    """One attempt with its token. Every write raises Fenced once a newer attempt has taken over."""
+
+    def __init__(self, url: str, attempt_id: str, token: str) -> None:
+        super().__init__(url, token, TIMEOUT)
+        self._path = f"/v1/attempts/{quote(attempt_id, safe='')}"
+
+    def renew(self, token: str) -> None:
+        """Use `token` from now on."""
+        self._http.headers["Authorization"] = f"Bearer {token}"
+
+    def heartbeat(self, phase: str) -> HeartbeatReply:
+        beat = Heartbeat(phase=phase)
+        return self._run(Call("POST", f"{self._path}/heartbeat", reads(HeartbeatReply), json=_body(beat)))
+
+    def post_record(self, kind: str, body: BaseModel) -> None:
+        """Post one spooled record; `kind` is the record's: metrics, trajectories, checkpoints or finish."""
+        self._run(Call("POST", f"{self._path}/{kind}", _done, json=_body(body)))
+
+    def post_log(self, chunk: LogChunk) -> None:
+        self._run(Call("POST", f"{self._path}/logs", _done, json=_body(chunk)))
+
+    def finish(self, finish: Finish) -> None:
+        self.post_record("finish", finish)

@@ -1,0 +1,229 @@
+"""The REST API as values: each function builds one call and knows how to read its answer.
+
+The synchronous and the asynchronous client both run these, so that a path, a parameter or an error is
+written down once.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from powermean.contracts.api import (
+    CheckpointList,
+    Dataset,
+    DatasetList,
+    ErrorBody,
+    ErrorResponse,
+    FileList,
+    Job,
+    JobPage,
+    JobState,
+    LoginCode,
+    LogText,
+    NodeList,
+)
+from powermean.contracts.job import JobSpec
+from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.trajectories import TrajectoryPage
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+Params = tuple[tuple[str, str], ...]
+
+
+class ServerUnreachable(Exception):  # noqa: N818
+    """No answer from the server: not running, not reachable, or too slow."""
+
+    def __init__(self, url: str, cause: Exception | str) -> None:
+        super().__init__(f"no answer from {url}: {cause or type(cause).__name__}")
+        self.url = url
+
+
+class ApiError(Exception):
+    """The server refused a request. `str` is for people: what, which field, and the remedy."""
+
+    def __init__(self, status: int, body: ErrorBody) -> None:
+        super().__init__(_readable(body))
+        self.status = status
+        self.body = body
+
+
+class Fenced(ApiError):  # noqa: N818
+    """The attempt is not the job's current one any more: stop at once, write nothing."""
+
+
+def _readable(body: ErrorBody) -> str:
+    lines = [body.message]
+    for wrong in body.fields:
+        lines.append(f"  {wrong.path}: {wrong.message}" + (f" ({wrong.remedy})" if wrong.remedy else ""))
+    if body.remedy:
+        lines.append(body.remedy)
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request and the reading of its answer."""
+
+    method: str
+    path: str
+    parse: Callable[[httpx.Response], T]
+    params: Params = ()
+    json: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of `httpx.Client.build_request`."""
+        given: dict[str, Any] = {"method": self.method, "url": self.path, "headers": dict(self.headers)}
+        if self.params:
+            given["params"] = self.params
+        if self.json is not None:
+            given["content"] = json.dumps(self.json).encode()
+            given["headers"]["Content-Type"] = "application/json"
+        return given
+
+
+def check(response: httpx.Response) -> httpx.Response:
+    """Raise ApiError for anything but success; the body must have been read."""
+    if response.is_success:
+        return response
+    try:
+        body = ErrorResponse.model_validate_json(response.content).error
+    except ValidationError:
+        body = ErrorBody(
+            code="unexpected_answer",
+            message=f"{response.request.url} answered {response.status_code} {response.reason_phrase}, "
+            "not in this service's form",
+            remedy="Is the address that of a powermean server?",
+        )
+    kind = Fenced if response.status_code == 409 and body.code == "fenced" else ApiError
+    raise kind(response.status_code, body)
+
+
+def reads(model: type[M]) -> Callable[[httpx.Response], M]:
+    """A reader of one contract."""
+
+    def read(response: httpx.Response) -> M:
+        return model.model_validate_json(check(response).content)
+
+    return read
+
+
+def _nothing(response: httpx.Response) -> None:
+    check(response)
+
+
+def _metric_names(response: httpx.Response) -> dict[str, MetricInfo]:
+    names = check(response).json()
+    return {name: MetricInfo.model_validate(info) for name, info in names.items()}
+
+
+def params(**given: str | int | None) -> Params:
+    """Query parameters; those that are None are left out."""
+    return tuple((name, str(value)) for name, value in given.items() if value is not None)
+
+
+def job_path(job_id: str, rest: str = "") -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}{rest}"
+
+
+def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None) -> Call[Job]:
+    body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return Call("POST", "/v1/jobs", reads(Job), json=body, headers=headers)
+
+
+def get_job(job_id: str) -> Call[Job]:
+    return Call("GET", job_path(job_id), reads(Job))
+
+
+def list_jobs(
+    state: JobState | str | None, name: str | None, cursor: str | None, limit: int | None
+) -> Call[JobPage]:
+    chosen = params(state=state, name=name, cursor=cursor, limit=limit)
+    return Call("GET", "/v1/jobs", reads(JobPage), chosen)
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    return Call("POST", job_path(job_id, "/cancel"), reads(Job))
+
+
+def metrics(
+    job_id: str,
+    names: Iterable[str],
+    from_step: int | None,
+    to_step: int | None,
+    max_points: int | None,
+) -> Call[MetricsHistory]:
+    chosen = tuple(("name", name) for name in names)
+    chosen += params(from_step=from_step, to_step=to_step, max_points=max_points)
+    return Call("GET", job_path(job_id, "/metrics"), reads(MetricsHistory), chosen)
+
+
+def trajectories(
+    job_id: str, step: int | None, offset: int | None, limit: int | None, sort: str | None
+) -> Call[TrajectoryPage]:
+    chosen = params(step=step, offset=offset, limit=limit, sort=sort)
+    return Call("GET", job_path(job_id, "/trajectories"), reads(TrajectoryPage), chosen)
+
+
+def logs(job_id: str, attempt: int | None, offset: int | None) -> Call[LogText]:
+    return Call("GET", job_path(job_id, "/logs"), reads(LogText), params(attempt=attempt, offset=offset))
+
+
+def checkpoints(job_id: str) -> Call[CheckpointList]:
+    return Call("GET", job_path(job_id, "/checkpoints"), reads(CheckpointList))
+
+
+def files(job_id: str) -> Call[FileList]:
+    return Call("GET", job_path(job_id, "/files"), reads(FileList))
+
+
+def file(job_id: str, path: str) -> Call[None]:
+    """One file of the final model; the body is the file."""
+    return Call("GET", job_path(job_id, f"/files/{quote(path)}"), _nothing)
+
+
+def events(job_id: str, after: int) -> Call[None]:
+    """The event stream: text/event-stream, from the event after `after` on."""
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    return Call("GET", job_path(job_id, "/events"), _nothing, params(after=after), headers=headers)
+
+
+def datasets() -> Call[DatasetList]:
+    return Call("GET", "/v1/datasets", reads(DatasetList))
+
+
+def get_dataset(dataset_id: str) -> Call[Dataset]:
+    return Call("GET", f"/v1/datasets/{quote(dataset_id, safe='')}", reads(Dataset))
+
+
+def upload_dataset() -> Call[Dataset]:
+    """The body is a form with the fields `file` and `name`: see Client.upload_dataset."""
+    return Call("POST", "/v1/datasets", reads(Dataset))
+
+
+def nodes() -> Call[NodeList]:
+    return Call("GET", "/v1/nodes", reads(NodeList))
+
+
+def metric_names() -> Call[dict[str, MetricInfo]]:
+    return Call("GET", "/v1/metric-names", _metric_names)
+
+
+def login_code() -> Call[LoginCode]:
+    return Call("POST", "/v1/login-codes", reads(LoginCode))
+
+
+def ready() -> Call[None]:
+    return Call("GET", "/readyz", _nothing)
+
+
+def dataset_name(path: Path, name: str | None) -> str:
+    return name if name is not None else path.stem
