@@ -1,0 +1,67 @@
+"""What a node's processes read from the environment, once, at start: POWERMEAN_SERVER_URL and so on.
+
+docs/operations.md lists every setting. A process that needs one without a default says which one is missing.
+"""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "POWERMEAN_"
+
+
+class NodeSettingsError(Exception):
+    """A setting is missing or wrong. The message names the environment variable and what would be right."""
+
+
+class NodeSettings(BaseSettings):
+    """Settings of the worker, the supervisors and the training processes of one node."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    server_url: str = Field("http://127.0.0.1:8700", description="Where the server's REST API answers.")
+    node_id: str = Field(
+        "local", min_length=1, max_length=64, pattern=r"^[\w.-]+$", description="This node's name."
+    )
+    node_token: SecretStr = Field(SecretStr(""), description="The node's bearer token (pmn_...).")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Celery's broker.")
+    artefacts_url: str = Field(description="The artefact store: file:///folder or any fsspec URL.")
+    data_dir: Path = Field(description="Folder of this node's own: models, attempts.")
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Folders that hold models for model.folder, separated by colons."
+    )
+    cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
+    lifeline_pid: int | None = Field(
+        None, gt=1, description="Supervisors stop when this process is gone; unset: they outlive the worker."
+    )
+    partition_grace_s: float = Field(
+        900.0, gt=0, description="Seconds for which an attempt trains on while the server can't be reached."
+    )
+    attempt_public_key: Path | None = Field(
+        None, description="PEM file of the key with which rollout services verify attempt tokens."
+    )
+
+    @field_validator("model_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("data_dir", "model_roots", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        return value.resolve() if isinstance(value, Path) else tuple(path.resolve() for path in value)
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings from the environment. Raises NodeSettingsError naming the variables at fault."""
+        try:
+            return cls()
+        except ValidationError as error:
+            faults = [f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            raise NodeSettingsError("; ".join(faults)) from error
+
+    def attempt_dir(self, attempt_id: str) -> Path:
+        """Where an attempt's claim, token, spool and log lie."""
+        return self.data_dir / "attempts" / attempt_id
