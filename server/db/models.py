@@ -59,6 +59,7 @@ class Job(Base):
     """A job. `attempt` is the current attempt's number: the fence that every write is checked against."""
 
     __tablename__ = "jobs"
+    __table_args__ = (Index("uq_jobs_idempotency", "created_by", "idempotency_key", unique=True),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(120))
@@ -76,7 +77,7 @@ class Job(Base):
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(String(200))
     spec_sha256: Mapped[str] = mapped_column(String(64))
     created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     created_at: Mapped[datetime]
@@ -138,6 +139,7 @@ class Outbox(Base):
     """A Celery message owed, written in the transaction that owes it; sent and re-sent until `done_at`."""
 
     __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_owed", "done_at", "next_send_at"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     task: Mapped[str] = mapped_column(String(64))
@@ -215,6 +217,15 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     manifest: Mapped[dict[str, Any]]
     size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class Garbage(Base):
+    """An object of the artefact store that nothing refers to any more: owed its deletion."""
+
+    __tablename__ = "garbage"
+
+    key: Mapped[str] = mapped_column(String(500), primary_key=True)
     created_at: Mapped[datetime]
 
 

@@ -1,0 +1,41 @@
+"""Alembic's entry: runs the revisions on the connection that server.db.migrate hands over, or, from the
+`alembic` command, on the database of the server's settings."""
+
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection
+from sqlalchemy.types import TypeEngine
+
+from server.db.models import Base, UtcDateTime
+from server.db.session import Database
+from server.settings import Settings
+
+
+def _render_type(kind: str, value: TypeEngine[Any], _context: object) -> str | bool:
+    """Revisions stand alone: they name the plain type, not this project's class."""
+    if kind == "type" and isinstance(value, UtcDateTime):
+        return "sa.DateTime(timezone=True)"
+    return False
+
+
+def _run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_type=True,
+        render_as_batch=connection.dialect.name == "sqlite",
+        render_item=_render_type,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+handed_over = context.config.attributes.get("connection")
+if handed_over is not None:
+    _run(handed_over)
+else:
+    database = Database(Settings().database_url)
+    with database.engine.begin() as own:
+        _run(own)
+    database.close()
