@@ -1,0 +1,205 @@
+"""Attempt tokens: short-lived proofs, signed by the server, that their bearer acts for one attempt at a job.
+
+They are EdDSA (Ed25519) JWTs, so a rollout service verifies them offline with nothing but the server's public
+key. The attempt's number is the fencing token of the job: whoever checks a token compares it with the number
+that it knows.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+ALGORITHM = "EdDSA"
+ISSUER = "powermean"
+AUDIENCE = "powermean-attempt"
+LIFETIME_S = 900.0  # every heartbeat reply brings a fresh one
+CLOCK_SKEW_S = 30.0  # by how much the clocks of two hosts may differ
+PRIVATE_KEY_NAME = "attempt_token.key"
+PUBLIC_KEY_NAME = "attempt_token.pub"
+
+
+class Verb(StrEnum):
+    """What a token allows."""
+
+    REPORT = "report"  # heartbeats, metrics, logs, checkpoints, the end: all that goes to the server
+    GENERATE = "generate"  # completions, from a rollout service
+    PUBLISH = "publish"  # new weights, pause and resume, to a rollout service
+
+
+ALL_VERBS = tuple(Verb)
+
+
+class TokenError(Exception):
+    """The token proves nothing."""
+
+
+class TokenInvalid(TokenError):
+    """Not signed by this server, or not an attempt token."""
+
+
+class TokenExpired(TokenError):
+    """It was good once; the next heartbeat reply brings a fresh one."""
+
+
+class TokenKeyError(TokenError):
+    """The key itself can't be used: not PEM, or not Ed25519."""
+
+
+@dataclass(frozen=True)
+class AttemptClaims:
+    """What a verified token says."""
+
+    job_id: str
+    attempt: int
+    verbs: frozenset[str]
+
+    @property
+    def attempt_id(self) -> str:
+        return f"{self.job_id}.{self.attempt}"
+
+    def allows(self, verb: str) -> bool:
+        return verb in self.verbs
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """The server's signing key and the public half that nodes and engines hold, both as PEM."""
+
+    private_pem: str
+    public_pem: str
+
+
+def sign_attempt_token(
+    private_key_pem: str,
+    job_id: str,
+    attempt: int,
+    verbs: Iterable[str] = ALL_VERBS,
+    lifetime_s: float = LIFETIME_S,
+    now: datetime | None = None,
+) -> str:
+    """A token for attempt number `attempt` of the job, good for `lifetime_s` seconds from now on.
+
+    Raises TokenKeyError when the key is unusable.
+    """
+    if lifetime_s <= 0:
+        raise ValueError("lifetime_s must be above 0")
+    issued = now or datetime.now(UTC)
+    claims = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": job_id,
+        "attempt": attempt,
+        "verbs": sorted(verbs),
+        "iat": issued,
+        "exp": issued + timedelta(seconds=lifetime_s),
+    }
+    try:
+        return jwt.encode(claims, private_key_pem, algorithm=ALGORITHM)
+    except (jwt.InvalidKeyError, UnsupportedAlgorithm, ValueError, TypeError) as error:
+        raise TokenKeyError("the private key is not an Ed25519 key in PEM") from error
+
+
+def verify_attempt_token(token: str, public_key_pem: str) -> AttemptClaims:
+    """What the token says, if the server of this public key signed it and it is still good.
+
+    Raises TokenExpired, TokenInvalid, or TokenKeyError when the key is unusable.
+    """
+    try:
+        claims = jwt.decode(
+            token,
+            public_key_pem,
+            algorithms=[ALGORITHM],
+            audience=AUDIENCE,
+            issuer=ISSUER,
+            leeway=CLOCK_SKEW_S,
+            options={"require": ["exp", "iat", "sub", "aud", "iss"]},
+        )
+    except jwt.ExpiredSignatureError as error:
+        raise TokenExpired("the attempt token has expired") from error
+    except jwt.InvalidKeyError as error:
+        raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
+    except jwt.InvalidTokenError as error:
+        raise TokenInvalid(f"not a valid attempt token: {error}") from error
+    except (UnsupportedAlgorithm, ValueError, TypeError) as error:
+        raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
+    return _claims(claims)
+
+
+def _claims(claims: dict[str, object]) -> AttemptClaims:
+    job_id, attempt, verbs = claims["sub"], claims.get("attempt"), claims.get("verbs")
+    if not isinstance(job_id, str) or type(attempt) is not int or attempt < 1:
+        raise TokenInvalid("not an attempt token: it names no attempt")
+    if not isinstance(verbs, list) or not all(isinstance(verb, str) for verb in verbs):
+        raise TokenInvalid("not an attempt token: it names no verbs")
+    return AttemptClaims(job_id, attempt, frozenset(verbs))
+
+
+def ensure_key_pair(folder: Path) -> KeyPair:
+    """The key pair of `folder`, made on first use; safe when several servers start at once.
+
+    The private key is readable by its owner alone. Raises TokenKeyError when the file there is no such key.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_path = folder / PRIVATE_KEY_NAME
+    if not private_path.exists():
+        _write_new(private_path, _pem(Ed25519PrivateKey.generate()))
+    private_pem = private_path.read_text()
+    public_pem = _public_half(private_pem)
+    public_path = folder / PUBLIC_KEY_NAME
+    if not public_path.exists() or public_path.read_text() != public_pem:
+        _replace(public_path, public_pem)
+    return KeyPair(private_pem, public_pem)
+
+
+def _pem(key: Ed25519PrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def _public_half(private_pem: str) -> str:
+    try:
+        key = serialization.load_pem_private_key(private_pem.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TokenKeyError(f"{PRIVATE_KEY_NAME} is not a private key in PEM") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TokenKeyError(f"{PRIVATE_KEY_NAME} is not an Ed25519 key")
+    return (
+        key.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
+
+
+def _write_temporary(beside: Path, text: str) -> Path:
+    path = beside.with_name(f".{beside.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Whole or not at all; whoever comes second keeps the first one's file."""
+    temporary = _write_temporary(path, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def _replace(path: Path, text: str) -> None:
+    _write_temporary(path, text).replace(path)

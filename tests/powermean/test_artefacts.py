@@ -1,0 +1,208 @@
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from powermean.artefacts import (
+    TEMPORARY_FOLDER,
+    ArtefactCorrupt,
+    ArtefactKeyInvalid,
+    ArtefactMissing,
+    ArtefactStore,
+    ArtefactStoreFull,
+    ArtefactStoreUnavailable,
+    check_key,
+)
+from powermean.contracts.artefacts import ArtefactRef
+
+OWNER = "jobs/job-1/model"
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ArtefactStore]:
+    """The same laws for a folder and for a file system that is none."""
+    if request.param == "file":
+        yield ArtefactStore(f"file://{tmp_path}/store")
+        return
+    yield ArtefactStore("memory://store")
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ArtefactStore:
+    return ArtefactStore(f"file://{tmp_path}/store")
+
+
+def test_what_was_put_comes_back(store: ArtefactStore, tmp_path: Path) -> None:
+    source = tmp_path / "weights.bin"
+    source.write_bytes(b"abc" * 1000)
+    ref = store.put_file(OWNER, source)
+    assert (ref.size, ref.sha256) == (3000, hashlib.sha256(b"abc" * 1000).hexdigest())
+    assert store.get_bytes(ref) == b"abc" * 1000
+    assert store.read_range(ref, 1, 5) == b"bcab"
+    assert store.read_range(ref, 2998, 9999) == b"bc"
+    assert b"".join(store.chunks(ref, 10, 20)) == (b"abc" * 10)[10:20]
+    assert store.local_copy(ref, tmp_path / "deep" / "copy").read_bytes() == b"abc" * 1000
+    with store.open(ref) as file:
+        assert file.read(3) == b"abc"
+    assert source.exists()
+
+
+def test_putting_twice_is_putting_once(store: ArtefactStore) -> None:
+    first = store.put_bytes(OWNER, "a", b"x")
+    assert store.put_bytes(OWNER, "a", b"x") == first
+    assert store.list(OWNER) == (first,)
+
+
+def test_a_consumed_file_is_gone_and_stored(store: ArtefactStore, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    for _ in range(2):
+        source.write_bytes(b"big")
+        ref = store.put_file(OWNER, source, "renamed", consume=True)
+        assert not source.exists()
+        assert ref.key.endswith("-renamed")
+        assert store.get_bytes(ref) == b"big"
+
+
+def test_a_consumed_file_of_the_same_disk_is_not_copied(folder: ArtefactStore, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(b"big")
+    inode = source.stat().st_ino
+    path = folder.local_path(folder.put_file(OWNER, source, consume=True))
+    assert path is not None
+    assert path.stat().st_ino == inode
+
+
+def test_a_stored_copy_does_not_follow_its_source(store: ArtefactStore, tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    source.write_bytes(b"before")
+    ref = store.put_file(OWNER, source)
+    source.write_bytes(b"after!")
+    assert store.get_bytes(ref) == b"before"
+
+
+def test_an_owner_is_listed_and_deleted_alone(store: ArtefactStore) -> None:
+    mine = [store.put_bytes("jobs/a", "1", b"1"), store.put_bytes("jobs/a/deep", "2", b"2")]
+    other = store.put_bytes("jobs/ab", "3", b"3")
+    assert set(store.list("jobs/a")) == set(mine)
+    store.delete_prefix("jobs/a")
+    store.delete_prefix("jobs/a")
+    assert store.list("jobs/a") == ()
+    assert store.list("jobs/ab") == (other,)
+    store.delete(other)
+    store.delete(other)
+    assert not store.exists(other)
+
+
+def test_what_is_not_there_is_missing(store: ArtefactStore, tmp_path: Path) -> None:
+    ref = ArtefactRef(key=f"{OWNER}/{'0' * 64}-x", sha256="0" * 64, size=1)
+    for read in (store.get_bytes, store.open, store.verify, store.chunks):
+        with pytest.raises(ArtefactMissing):
+            read(ref)
+    with pytest.raises(ArtefactMissing):
+        store.local_copy(ref, tmp_path / "copy")
+    with pytest.raises(ArtefactMissing):
+        store.put_file(OWNER, tmp_path / "no such file")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_damage_is_found_and_no_copy_is_left(folder: ArtefactStore, tmp_path: Path) -> None:
+    ref = folder.put_bytes(OWNER, "a", b"good")
+    path = folder.local_path(ref)
+    assert path is not None
+    path.write_bytes(b"evil")
+    for read in (folder.get_bytes, folder.verify):
+        with pytest.raises(ArtefactCorrupt):
+            read(ref)
+    with pytest.raises(ArtefactCorrupt):
+        folder.local_copy(ref, tmp_path / "copies" / "copy")
+    assert list((tmp_path / "copies").iterdir()) == []
+    path.write_bytes(b"go")
+    with pytest.raises(ArtefactCorrupt, match="2 bytes early"):
+        list(folder.chunks(ref))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["../x", "a/../b", "/etc/passwd", "a//b", "", ".", ".incoming/x", "a/.hidden", "a\\b", "a\0", "a/", "ä"],
+)
+def test_keys_that_could_leave_the_root_are_refused(folder: ArtefactStore, key: str) -> None:
+    with pytest.raises(ArtefactKeyInvalid):
+        check_key(key)
+    with pytest.raises(ArtefactKeyInvalid):
+        folder.put_bytes(key, "x", b"")
+    with pytest.raises(ArtefactKeyInvalid):
+        folder.delete_prefix(key)
+
+
+@given(st.text(max_size=30))
+def test_a_key_that_is_accepted_stays_below_the_root(key: str) -> None:
+    try:
+        check_key(key)
+    except ArtefactKeyInvalid:
+        return
+    assert os.path.normpath(f"/root/{key}") == f"/root/{key}"
+
+
+def test_a_link_out_of_the_store_is_not_followed(folder: ArtefactStore, tmp_path: Path) -> None:
+    ref = folder.put_bytes("a", "x", b"1")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtefactKeyInvalid):
+        folder.put_bytes("link", "x", b"1")
+    with pytest.raises(ArtefactKeyInvalid):
+        folder.get_bytes(ArtefactRef(key="link/x", sha256=ref.sha256, size=1))
+
+
+def test_names_are_made_safe(store: ArtefactStore) -> None:
+    ref = store.put_bytes(OWNER, "../ä b/" + "c" * 300, b"x")
+    check_key(ref.key)
+    assert store.get_bytes(ref) == b"x"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    folder: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    with pytest.raises(ArtefactStoreFull):
+        folder.put_file(OWNER, source)
+    with pytest.raises(ArtefactStoreFull):
+        folder.put_bytes(OWNER, "x", b"x")
+    assert folder.list(OWNER) == ()
+    assert list((tmp_path / "store" / TEMPORARY_FOLDER).iterdir()) == []
+    assert source.exists()
+
+
+def test_the_probe_passes_and_leaves_nothing(store: ArtefactStore) -> None:
+    store.probe()
+    assert store.list("probe") == ()
+
+
+def test_an_unusable_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ArtefactStoreUnavailable):
+        ArtefactStore(f"file://{tmp_path}/file").probe()
+    with pytest.raises(ArtefactStoreUnavailable):
+        ArtefactStore("nosuch://x")
+
+
+def test_half_written_files_are_swept_after_a_day(folder: ArtefactStore, tmp_path: Path) -> None:
+    folder.put_bytes("a", "x", b"x")
+    old, young = (tmp_path / "store" / TEMPORARY_FOLDER / name for name in ("old", "young"))
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    folder.sweep()
+    assert not old.exists()
+    assert young.exists()
