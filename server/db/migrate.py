@@ -22,7 +22,7 @@ def alembic_config() -> Config:
 
 
 def migrate(database: Database) -> None:
-    """Run what is missing of the migrations, in one transaction and under a lock; nothing where nothing is."""
+    """Run the migrations that are missing, if any, in one transaction and under a lock."""
     config = alembic_config()
     with database.write() as session:
         connection = session.connection()

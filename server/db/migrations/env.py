@@ -1,18 +1,18 @@
 """Alembic's entry: runs the revisions on the connection that server.db.migrate hands over, or, from the
 `alembic` command, on the database of the server's settings."""
 
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
+from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection
-from sqlalchemy.types import TypeEngine
 
 from server.db.models import Base, UtcDateTime
 from server.db.session import Database
 from server.settings import Settings
 
 
-def _render_type(kind: str, value: TypeEngine[Any], _context: object) -> str | bool:
+def _render_type(kind: str, value: Any, _context: AutogenContext) -> str | Literal[False]:
     """Revisions stand alone: they name the plain type, not this project's class."""
     if kind == "type" and isinstance(value, UtcDateTime):
         return "sa.DateTime(timezone=True)"
