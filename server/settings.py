@@ -28,42 +28,36 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///.powermean/server.db", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
     )
-    redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis (or Valkey) that wakes nodes and streams."
-    )
-    artefacts_url: str = Field(
-        "file:///tmp/powermean/artefacts", description="Artefact store: any fsspec URL."
-    )
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that wakes nodes and streams.")
+    artefacts_url: str = Field("file://.powermean/artefacts", description="Artefact store: any fsspec URL.")
     secrets_dir: Path = Field(
         Path(".powermean/secrets"),
-        description="Folder of the key pair that signs attempt tokens; made if missing.",
+        description="Folder of the key pair that signs attempt tokens.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Names under which the server may be addressed, by commas; loopback names are always allowed.",
+        description="Host names of the server, by commas; loopback names are always allowed.",
     )
     migrate: bool = Field(False, description="Bring the database to the newest revision at start.")
     scheduler: bool = Field(True, description="Let this process take part in scheduling; one leader does it.")
     lease_s: float = Field(60.0, gt=0, le=3600, description="Silence after which an attempt is given up.")
     beat_s: float = Field(10.0, gt=0, le=600, description="Time between an attempt's heartbeats.")
     claim_s: float = Field(60.0, gt=0, le=3600, description="Time a node has to claim an attempt.")
-    node_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Silence after which a node counts as gone."
-    )
+    node_timeout_s: float = Field(30.0, gt=0, le=3600, description="Silence after which a node is gone.")
     leader_lease_s: float = Field(10.0, gt=0, le=600, description="Lease of the scheduler's leader.")
     poll_s: float = Field(1.0, gt=0, le=60, description="Longest rest of the scheduler and the relay.")
     resend_s: float = Field(
-        5.0, gt=0, le=600, description="First pause before a message is sent again; doubles."
+        5.0, gt=0, le=600, description="First pause before a message is re-sent; doubles."
     )
     restart_backoff_s: float = Field(2.0, ge=0, le=600, description="First pause before a restart; doubles.")
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body, except for datasets.")
     max_dataset: int = Field(1 * 2**30, ge=1024, description="Largest uploaded dataset.")
     bootstrap_admin_key: SecretStr | None = Field(
-        None, description="Administrator key to accept from the start."
+        None, description="Administrator key, valid from the start."
     )
-    bootstrap_node_token: SecretStr | None = Field(None, description="Node token to accept from the start.")
+    bootstrap_node_token: SecretStr | None = Field(None, description="Node token, valid from the start.")
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
