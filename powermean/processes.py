@@ -1,0 +1,144 @@
+"""Linux processes: are they alive, what descends from them, and making sure that they are gone."""
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pydantic import Field
+
+from powermean.contracts.base import Contract
+
+POLL_S = 0.05
+
+
+class ProcessId(Contract):
+    """A process for good: pids come round again, a pid with its start time does not."""
+
+    pid: int = Field(ge=1)
+    started: int = Field(description="Clock ticks after boot.")
+
+    @property
+    def alive(self) -> bool:
+        return start_time(self.pid) == self.started
+
+    @classmethod
+    def own(cls) -> "ProcessId":
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId":
+        """Raises ProcessLookupError when there is no such process."""
+        started = start_time(pid)
+        if started is None:
+            raise ProcessLookupError(errno.ESRCH, f"no process {pid}")
+        return cls(pid=pid, started=started)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on; None when the process is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks after boot at which a living process started."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+
+
+def descendants(root: int) -> set[int]:
+    """Living processes below `root`, without it."""
+    children: dict[int, list[int]] = {}
+    for pid in _pids():
+        fields = _stat(pid)
+        if fields:
+            children.setdefault(int(fields[1]), []).append(pid)
+    found: set[int] = set()
+    frontier = [root]
+    while frontier:
+        for child in children.get(frontier.pop(), ()):
+            if child not in found:
+                found.add(child)
+                frontier.append(child)
+    return found
+
+
+def marked(name: str, value: str) -> set[int]:
+    """Living processes of ours that were started with NAME=value in their environment."""
+    wanted = f"{name}={value}".encode()
+    found = set()
+    for pid in _pids():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if wanted in environment.split(b"\0") and _stat(pid):
+            found.add(pid)
+    return found
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Signal processes; those that are gone are passed over."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def reap() -> None:
+    """Collect ended children that nobody waits for, such as adopted orphans."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+
+
+def end_all(find: Callable[[], set[int]], grace_s: float, deadline_s: float = 10.0) -> set[int]:
+    """SIGTERM what `find` finds, SIGKILL what is still there after `grace_s`.
+
+    Looks again until nothing is found, for processes that were born meanwhile. Returns what is left after
+    `deadline_s` more: normally nothing.
+    """
+    now = time.monotonic()
+    hard, last = now + grace_s, now + grace_s + deadline_s
+    told: set[int] = set()
+    while (left := find()) and time.monotonic() < last:
+        if time.monotonic() >= hard:
+            send(left, signal.SIGKILL)
+        else:
+            send(left - told, signal.SIGTERM)
+            told |= left
+        time.sleep(POLL_S)
+    return left
+
+
+class Lifeline:
+    """Tells when another process is gone, without asking about a pid that may have come round again."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._fd: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._fd = None
+
+    @property
+    def cut(self) -> bool:
+        if self._fd is None:
+            return True
+        return bool(select.select([self._fd], [], [], 0)[0])

@@ -1,0 +1,148 @@
+"""An attempt's folder on its node: what the worker, the supervisor and the trainer tell each other by files.
+
+claim.json    the claim                                    worker -> all
+token         the attempt token, renewed                   supervisor -> trainer
+order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
+phase         what the trainer is doing, for people        trainer -> supervisor
+spool/        records to post, in order of their names     trainer -> supervisor
+engine.json   where the engine serves                      engine -> trainer
+log.txt       what engine and trainer print                both -> supervisor
+supervisor.json   the supervisor's process                 supervisor -> worker
+ended         the server has acknowledged the end          supervisor -> worker
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from powermean.contracts.attempts import Claim, SpoolRecord
+from powermean.processes import ProcessId
+
+_RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
+MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all that runs for an attempt
+
+
+class SpoolError(Exception):
+    """A spooled record can't be read."""
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace the file: a reader sees the old text or the new, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+
+
+@dataclass(frozen=True)
+class AttemptDir:
+    """The folder, with the attempt's id as its name."""
+
+    path: Path
+
+    @property
+    def attempt_id(self) -> str:
+        return self.path.name
+
+    @property
+    def claim_file(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
+    def engine_file(self) -> Path:
+        return self.path / "engine.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+    @property
+    def ended(self) -> bool:
+        return (self.path / "ended").exists()
+
+    @classmethod
+    def create(cls, path: Path, claim: Claim) -> "AttemptDir":
+        """Made under another name first: a folder that is there is whole."""
+        part = cls(path.with_name(f".{path.name}.part"))
+        shutil.rmtree(part.path, ignore_errors=True)
+        part.spool.mkdir(parents=True, mode=0o700)
+        part.path.chmod(0o700)
+        part.write_token(claim.token)
+        write_whole(part.claim_file, claim.model_dump_json(), 0o600)
+        part.write_order("continue")
+        part.path.rename(path)
+        return cls(path)
+
+    def claim(self) -> Claim:
+        return Claim.model_validate_json(self.claim_file.read_bytes())
+
+    def token(self) -> str:
+        return (self.path / "token").read_text()
+
+    def write_token(self, token: str) -> None:
+        write_whole(self.path / "token", token, 0o600)
+
+    def write_order(self, order: str) -> None:
+        write_whole(self.path / "order", order)
+
+    def phase(self, default: str) -> str:
+        """The trainer's word, at most 80 characters."""
+        try:
+            return (self.path / "phase").read_text(errors="replace").strip()[:80] or default
+        except FileNotFoundError:
+            return default
+
+    def supervisor(self) -> ProcessId | None:
+        try:
+            return ProcessId.model_validate_json((self.path / "supervisor.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write_supervisor(self, process: ProcessId) -> None:
+        write_whole(self.path / "supervisor.json", process.model_dump_json())
+
+    def write_ended(self) -> None:
+        write_whole(self.path / "ended", "")
+
+    def spooled(self) -> list[Path]:
+        """Records to post, oldest first."""
+        return sorted(path for path in self.spool.glob("*.json") if not path.name.startswith("."))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def read_record(path: Path) -> SpoolRecord:
+    """Raises SpoolError naming the file."""
+    try:
+        return _RECORD.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SpoolError(f"{path.name}: {where}: {first['msg']}") from error
+
+
+def attempt_dirs(data_dir: Path) -> Iterator[AttemptDir]:
+    """All attempts' folders on the node, oldest first."""
+    root = data_dir / "attempts"
+    if root.is_dir():
+        found = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        for path in sorted(found, key=lambda p: p.stat().st_mtime):
+            yield AttemptDir(path)
+
+
+def prune(data_dir: Path, keep: int = 3) -> None:
+    """Remove the folders of attempts that are over, but for the last few, kept for people to look into."""
+    over = [attempt for attempt in attempt_dirs(data_dir) if attempt.ended]
+    for attempt in over[: max(0, len(over) - keep)]:
+        attempt.remove()
