@@ -1,0 +1,124 @@
+"""Bearer keys of people and nodes: made at random, shown once, stored as sha256, looked up by it.
+
+The lookup is by the hash of what was given, so its timing tells nothing about a stored key.
+"""
+
+import hashlib
+import logging
+import secrets
+from typing import cast
+
+from pydantic import SecretStr
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.identity import KeyView, NewKey, Role
+from server.db.models import ApiKey, BrowserSession
+from server.db.session import database_now, upsert
+from server.errors import Conflict, NotFound
+
+PREFIXES: dict[Role, str] = {"admin": "pm_", "member": "pm_", "node": "pmn_"}
+SECRET_BYTES = 32
+MIN_BOOTSTRAP_LENGTH = 16
+
+log = logging.getLogger(__name__)
+
+
+class WeakBootstrapKey(Exception):  # noqa: N818 - a condition of the settings
+    """A key of the settings is too short to keep anybody out."""
+
+
+def digest(secret: str) -> str:
+    """What is stored of a secret. Secrets are random and long: a plain hash can't be searched backwards."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def find_key(session: Session, secret: str) -> ApiKey | None:
+    """The key that is not revoked, if the secret is one."""
+    query = select(ApiKey).where(ApiKey.key_sha256 == digest(secret), ApiKey.revoked_at.is_(None))
+    return session.execute(query).scalar_one_or_none()
+
+
+def create_key(session: Session, name: str, role: Role) -> NewKey:
+    """Make a key; the answer is the only place where it ever stands."""
+    secret = PREFIXES[role] + secrets.token_urlsafe(SECRET_BYTES)
+    row = ApiKey(
+        id=f"key-{secrets.token_hex(8)}",
+        name=name,
+        role=role,
+        key_sha256=digest(secret),
+        created_at=database_now(session),
+    )
+    session.add(row)
+    return NewKey(key=secret, **dict(view(row)))
+
+
+def list_keys(session: Session) -> list[KeyView]:
+    """All keys, newest first, the revoked ones too."""
+    return [
+        view(row) for row in session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id))
+    ]
+
+
+def revoke_key(session: Session, key_id: str) -> None:
+    """End a key and the browser sessions that it opened; once revoked, again is no error.
+
+    Raises NotFound, or Conflict for the last administrator's key: nobody could let anyone in any more.
+    """
+    admins = session.scalars(
+        select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).with_for_update()
+    ).all()
+    row = session.get(ApiKey, key_id)
+    if row is None:
+        raise NotFound(f"no key {key_id}", remedy="GET /v1/keys lists the keys.")
+    if row.revoked_at is not None:
+        return
+    if list(admins) == [key_id]:
+        raise Conflict("this is the last administrator's key", remedy="Create another one first.")
+    row.revoked_at = database_now(session)
+    for browser in session.scalars(select(BrowserSession).where(BrowserSession.key_id == key_id)):
+        session.delete(browser)
+
+
+def bootstrap_keys(session: Session, admin_key: SecretStr | None, node_token: SecretStr | None) -> None:
+    """Accept the keys of the settings. One that was revoked since stays revoked.
+
+    Raises WeakBootstrapKey for a key of fewer than 16 characters.
+    """
+    wanted: list[tuple[str, Role, SecretStr | None]] = [
+        ("bootstrap_admin_key", "admin", admin_key),
+        ("bootstrap_node_token", "node", node_token),
+    ]
+    for setting, role, secret in wanted:
+        if secret is not None:
+            _bootstrap(session, setting, role, secret.get_secret_value())
+
+
+def _bootstrap(session: Session, setting: str, role: Role, secret: str) -> None:
+    if len(secret) < MIN_BOOTSTRAP_LENGTH:
+        raise WeakBootstrapKey(
+            f"POWERMEAN_{setting.upper()} has fewer than {MIN_BOOTSTRAP_LENGTH} characters: use a random one"
+        )
+    sha256 = digest(secret)
+    key_id = f"key-{sha256[:16]}"
+    now = database_now(session)
+    row = {"id": key_id, "name": f"from {setting}", "role": role, "key_sha256": sha256, "created_at": now}
+    known = session.scalar(select(func.count()).where(ApiKey.key_sha256 == sha256))
+    if not known:
+        upsert(session, ApiKey, [row])
+    stored = session.scalars(select(ApiKey).where(ApiKey.key_sha256 == sha256)).one()
+    if stored.role != role:
+        raise Conflict(f"the key of POWERMEAN_{setting.upper()} is known as one of role {stored.role}")
+    if stored.revoked_at is not None:
+        log.warning("the key of POWERMEAN_%s was revoked and is not accepted", setting.upper())
+
+
+def view(row: ApiKey) -> KeyView:
+    """The key for people."""
+    return KeyView(
+        id=row.id,
+        name=row.name,
+        role=cast(Role, row.role),
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+    )

@@ -1,0 +1,99 @@
+"""Keys, browser sessions and sign-in codes."""
+
+from typing import cast
+
+from fastapi import APIRouter, Request, Response, status
+
+from powermean.contracts.api import ErrorResponse, LoginCode
+from powermean.contracts.identity import KeyList, KeyRequest, NewKey, Role, SessionRequest, SessionView
+from server.db.session import RequestDatabase
+from server.errors import Unauthenticated
+from server.identity import keys, sessions
+from server.identity.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
+
+router = APIRouter(prefix="/v1", tags=["identity"])
+
+_REFUSALS: dict[int | str, dict[str, object]] = {
+    401: {"model": ErrorResponse, "description": "No valid credential."},
+    403: {"model": ErrorResponse, "description": "Not allowed."},
+}
+_NOT_FOUND: dict[int | str, dict[str, object]] = {
+    404: {"model": ErrorResponse, "description": "No such key."}
+}
+_CONFLICT: dict[int | str, dict[str, object]] = {
+    409: {"model": ErrorResponse, "description": "The last administrator's key."}
+}
+
+
+@router.post("/keys", status_code=status.HTTP_201_CREATED, summary="Create a key", responses=_REFUSALS)
+def create_key(wanted: KeyRequest, admin: CurrentAdmin, database: RequestDatabase) -> NewKey:
+    """The key is shown this once. Administrators only."""
+    with database.write() as session:
+        return keys.create_key(session, wanted.name, wanted.role)
+
+
+@router.get("/keys", summary="List the keys", responses=_REFUSALS)
+def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
+    """Newest first, the revoked ones too, never the keys themselves. Administrators only."""
+    with database.read() as session:
+        return KeyList(items=tuple(keys.list_keys(session)))
+
+
+@router.delete(
+    "/keys/{key_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    summary="Revoke a key",
+    responses=_REFUSALS | _NOT_FOUND | _CONFLICT,
+)
+def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> None:
+    """Ends the browser sessions opened with it, too. Administrators only."""
+    with database.write() as session:
+        keys.revoke_key(session, key_id)
+
+
+@router.post(
+    "/login-codes", status_code=status.HTTP_201_CREATED, summary="Create a sign-in code", responses=_REFUSALS
+)
+def create_login_code(person: CurrentPerson, database: RequestDatabase) -> LoginCode:
+    """Good for one sign-in of a browser as yourself, within ten minutes: open /login/{code}."""
+    with database.write() as session:
+        return sessions.create_code(session, person.key_id)
+
+
+@router.post(
+    "/sessions", status_code=status.HTTP_201_CREATED, summary="Sign a browser in", responses=_REFUSALS
+)
+def open_session(
+    proof: SessionRequest, request: Request, response: Response, database: RequestDatabase
+) -> SessionView:
+    """By a person's key or a sign-in code; the session comes back as a cookie that scripts can't read."""
+    if "origin" in request.headers:
+        check_origin(request)
+    with database.write() as session:
+        if proof.code is not None:
+            key = sessions.redeem_code(session, proof.code)
+        else:
+            key = sessions.redeem_key(session, cast(str, proof.key))
+        secret, expires_at = sessions.open_session(session, key)
+    response.set_cookie(
+        SESSION_COOKIE,
+        secret,
+        max_age=int(sessions.SESSION_LIFETIME.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return SessionView(name=key.name, role=cast(Role, key.role), expires_at=expires_at)
+
+
+@router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT, summary="Sign out", responses=_REFUSALS)
+def close_session(
+    request: Request, response: Response, cookie: SessionSecret, database: RequestDatabase
+) -> None:
+    """Ends this browser's session."""
+    if cookie is None:
+        raise Unauthenticated("there is no browser session to end")
+    check_origin(request)
+    with database.write() as session:
+        sessions.close_session(session, cookie)
+    response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
