@@ -24,12 +24,12 @@ class _Objective(Contract):
     """What every objective has beside its own geometry."""
 
     beta: float = Field(
-        0.0, ge=0, le=10, description="Weight of the KL to the initial model (k3, token mean); 0 is off."
+        0.0, ge=0, le=10, description="Weight of the KL to the initial model (k3, token mean)."
     )
     sampler_weight: Literal["off", "token", "sequence", "sequence_mean"] = Field(
         "off",
         description="Truncated importance weight trainer/engine: token scales each token's gradient; "
-        "sequence (exp of the summed log-ratio) and sequence_mean (exp of its mean) scale the trajectory's loss.",
+        "sequence (exp of the summed log-ratio) and sequence_mean (exp of its mean) scale the loss.",
     )
     sampler_weight_cap: float = Field(
         2.0, ge=1, le=100, description="Largest importance weight trainer/engine."
@@ -55,12 +55,12 @@ class _RatioClipped(_Objective):
 
 
 class Pmpo(_LogClipped):
-    """Power mean, an exponent per trajectory from clip-aware ESS (2601.22521, reconstructed from the abstract)."""
+    """Power mean with p per trajectory from clip-aware ESS (2601.22521, reconstructed from the abstract)."""
 
     name: Literal["pmpo"] = "pmpo"
     ess_target: Literal["interpolate", "absolute", "square_root"] = Field(
         "interpolate",
-        description="From clip fraction f to target ESS: interpolate between N(1) and 1; absolute between 1/T and "
+        description="From clip fraction f to target ESS: interpolate from N(1) to 1; absolute from 1/T to "
         "1 (a control); square_root sets p = sqrt(1 - f) without an ESS (a control).",
     )
     clip_fraction: Literal["active", "outside"] = Field(
@@ -68,11 +68,11 @@ class Pmpo(_LogClipped):
         description="Which tokens count as clipped: those whose clip binds, or all outside the range.",
     )
     clip_fraction_full: float = Field(
-        1.0, gt=0, le=1, description="Clip fraction at which p reaches 0; smaller makes p react more."
+        1.0, gt=0, le=1, description="Clip fraction f at which p is 0; smaller reacts more."
     )
     ess_clip_range: tuple[LogBound, LogBound] | None = Field(
         None,
-        description="Log-space range (low, high) that only measures the clip fraction; null is the loss's own.",
+        description="Log-space range (low, high) that only measures f; null is the loss's own.",
     )
 
 

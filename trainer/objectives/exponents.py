@@ -1,0 +1,153 @@
+"""Rules that choose the power-mean exponent p of each trajectory. No gradient passes through p."""
+
+from dataclasses import dataclass
+from math import exp
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.objectives.clipping import ClipFractions, ClipRange, clip_fractions
+from trainer.objectives.effective_sample_size import (
+    absolute_deficit,
+    evaluate,
+    interpolated_deficit,
+    solve_exponent,
+)
+from trainer.objectives.power_mean import CentredTokens
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a rule may look at."""
+
+    x: Tensor  # [B, T] log-ratios within +-20, 0 on padding
+    centred: CentredTokens  # of the clipped log-ratios
+    advantages: Tensor  # [B]
+    fractions: ClipFractions  # by the loss's own range
+    trained: Tensor  # [B] bool: has tokens and A != 0
+    progress: float  # share of the training done, in [0, 1]
+    mean_reward: float | None
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """p and what it came from; all [B] float64, NaN where undefined."""
+
+    p: Tensor
+    clip_fraction: Tensor  # the one that drives p
+    ess_target: Tensor
+    ess_at_1: Tensor  # N(1) where the rule needed it
+    target_is_at_1: Tensor  # bool: N* is N(1), which the rule did not need
+
+
+class ExponentRule(Protocol):
+    """Chooses p [B]. `largest` bounds |p| whatever the data."""
+
+    @property
+    def largest(self) -> float: ...
+
+    def __call__(self, situation: Situation) -> Exponents: ...
+
+
+def _same(p: float, situation: Situation) -> Exponents:
+    undefined = torch.full_like(situation.fractions.low, torch.nan)
+    return Exponents(
+        p=torch.where(situation.trained, p, undefined),
+        clip_fraction=situation.fractions.active,
+        ess_target=undefined,
+        ess_at_1=undefined,
+        target_is_at_1=torch.zeros_like(situation.trained),
+    )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same p for every trajectory."""
+
+    p: float
+
+    @property
+    def largest(self) -> float:
+        return abs(self.p)
+
+    def __call__(self, situation: Situation) -> Exponents:
+        return _same(self.p, situation)
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """p moves linearly from `start` to `end` over training (HölderPO, arXiv 2605.12058)."""
+
+    start: float
+    end: float
+
+    @property
+    def largest(self) -> float:
+        return max(abs(self.start), abs(self.end))
+
+    def __call__(self, situation: Situation) -> Exponents:
+        return _same(self.start + (self.end - self.start) * situation.progress, situation)
+
+
+@dataclass(frozen=True)
+class RewardDriven:
+    """One p per batch, exp(-decay * mean reward) (APMPO, arXiv 2605.04066), held in [0, 1] (ours)."""
+
+    decay: float
+    largest: float = 1.0
+
+    def __call__(self, situation: Situation) -> Exponents:
+        if situation.mean_reward is None:
+            raise ValueError("this exponent rule needs the batch's mean reward")
+        return _same(exp(min(0.0, -self.decay * situation.mean_reward)), situation)
+
+
+@dataclass(frozen=True)
+class ClipAware:
+    """PMPO: the clip fraction sets a target ESS, p is where N(p) meets it (2601.22521, reconstructed)."""
+
+    target: Literal["interpolate", "absolute", "square_root"]
+    fraction: Literal["active", "outside"]
+    full: float  # f1: the clip fraction at which p reaches 0
+    measured_in: ClipRange | None  # range that only measures f; None is the loss's own
+    largest: float = 1.0
+
+    def __call__(self, situation: Situation) -> Exponents:
+        fractions = self._fractions(situation)
+        driving = fractions.active if self.fraction == "active" else fractions.outside
+        driving = torch.where(situation.trained, driving, torch.nan)
+        effective = (driving / self.full).clamp(max=1.0)
+        varied = situation.trained & (situation.centred.z != 0).any(-1)
+        # sqrt(1 - f) is the answer where f is 0 or 1, the solver's start in between, and a rule of its own
+        p = torch.where(varied, (1 - effective).sqrt(), torch.nan)
+        target, at_1 = torch.full_like(p, torch.nan), torch.full_like(p, torch.nan)
+        if self.target == "square_root":
+            return Exponents(p, driving, target, at_1, target_is_at_1=torch.zeros_like(varied))
+        unclipped = varied & (effective == 0)
+        target[varied & (effective == 1)] = 1.0
+        rows = (varied & (effective > 0) & (effective < 1)).nonzero()[:, 0]
+        if rows.numel():
+            centred = situation.centred.rows(rows)
+            p[rows], target[rows], at_1[rows] = self._solved(centred, effective[rows], p[rows])
+        if self.target == "absolute":
+            target = torch.where(unclipped, 1 / situation.centred.tokens.double(), target)
+        return Exponents(p, driving, target, at_1, unclipped & torch.isnan(target))
+
+    def _fractions(self, situation: Situation) -> ClipFractions:
+        if self.measured_in is None:
+            return situation.fractions
+        centred = situation.centred
+        return clip_fractions(situation.x, centred.mask.sum(-1), situation.advantages, self.measured_in)
+
+    def _solved(
+        self, centred: CentredTokens, effective: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """p, N* and N(1) of trajectories with spread and 0 < f_eff < 1."""
+        tokens = centred.tokens.double()
+        at_1 = evaluate(centred.z.double(), tokens, torch.ones_like(tokens)).deficit
+        if self.target == "interpolate":
+            deficit = interpolated_deficit(effective, at_1)
+        else:
+            deficit = absolute_deficit(effective, tokens)
+        return solve_exponent(centred, deficit, at_1, start), 1 - deficit, 1 - at_1

@@ -1,0 +1,210 @@
+"""The one kernel behind every objective: an algorithm is an advantage rule, a clip, an exponent rule, a
+weight for each trajectory, and a filter on groups.
+
+    L = - sum_i w_i A_i M_{p_i}(x~_i),      dL/dx_t = - w_i A_i M_{p_i} W_t(p_i) I_t
+
+x~ is the one-sidedly clipped log-ratio and I_t is 0 where the clip binds (arXiv 2601.22521; clip as in GMPO,
+ours for PMPO). Value and gradient are both written down in closed form, so that backward costs one
+multiplication.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from powermean.contracts.algorithms import LOG_RATIO_LIMIT
+from trainer.objectives.advantages import overlong_penalty
+from trainer.objectives.sampler_mismatch import WeightKind, raw_weights, truncated
+from trainer.objectives.surrogates import BatchFacts, MicroBatch, Setting, Surrogate, Term
+
+
+def batch_facts(mask: Tensor, max_tokens: int | None = None, reward_std: float | None = None) -> BatchFacts:
+    """Count a whole minibatch's mask [B, T]. Trajectories without tokens are not in the denominator."""
+    tokens = mask.sum(-1)
+    return BatchFacts(
+        trajectories=int((tokens > 0).sum()),
+        tokens=int(tokens.sum()),
+        max_tokens=mask.shape[-1] if max_tokens is None else max_tokens,
+        reward_std=reward_std,
+    )
+
+
+def finite_rows(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Bool [B]: all log-ratios on completion tokens are finite. Drop the others before the loss."""
+    return (torch.isfinite(log_ratio) | ~mask).all(-1)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of a micro-batch and what it saw of each trajectory. Only `loss` carries a gradient."""
+
+    loss: Tensor  # scalar
+    trajectories: dict[str, Tensor]  # name -> [B] float64, NaN where undefined
+    token_weights: Tensor  # [B, T] W_t(p)
+    clipped: Tensor  # [B, T] bool: completion tokens whose gradient the clip took away
+
+
+class _ClosedForm(torch.autograd.Function):
+    """A scalar whose gradient with respect to the log-ratios is known."""
+
+    @staticmethod
+    def forward(ctx: Any, log_ratio: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None
+
+
+@dataclass(frozen=True)
+class DistanceParts:
+    """Squared norms that add over micro-batches; `value` is d = |g_p - g_1| / |g_0 - g_1|."""
+
+    numerator: float = 0.0
+    denominator: float = 0.0
+
+    def __add__(self, other: "DistanceParts") -> "DistanceParts":
+        return DistanceParts(self.numerator + other.numerator, self.denominator + other.denominator)
+
+    @property
+    def value(self) -> float | None:
+        """0 is GRPO's gradient (with this clip), 1 GMPO's distance from it. None where those two agree."""
+        return None if self.denominator == 0 else (self.numerator / self.denominator) ** 0.5
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One objective, immutable. Build it from its spec with `catalogue.build_algorithm`."""
+
+    name: str
+    surrogate: Surrogate
+    advantage: Callable[[Tensor, Tensor], Tensor]  # rewards [N], group [N] -> [N]
+    weight: Callable[[Tensor, BatchFacts], Tensor]  # tokens [B] -> w_i [B] float64
+    keep_group: Callable[[Tensor, Tensor], Tensor]  # rewards [N], group [N] -> bool [N]
+    overlong_buffer: int = 0
+    overlong_penalty: float = 0.0
+    beta: float = 0.0
+    sampler_weight_kind: WeightKind = "off"
+    sampler_weight_cap: float = 2.0
+
+    def shape_rewards(self, rewards: Tensor, lengths: Tensor, max_tokens: int) -> Tensor:
+        """Rewards [N] with the penalty on long completions (dapo only; lengths [N] in tokens)."""
+        penalty = overlong_penalty(lengths, max_tokens, self.overlong_buffer, self.overlong_penalty)
+        return rewards.double() + penalty
+
+    def advantages(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """A [N] float64 from rewards [N] and group ids [N]. Raises ValueError on non-finite rewards."""
+        return self.advantage(rewards.double(), group)
+
+    def keep(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """Bool [N]; False leaves the batch and its denominators. Judged on rewards before `shape_rewards`."""
+        return self.keep_group(rewards.double(), group)
+
+    def sampler_weight(self, old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> Tensor | None:
+        """min(pi_old / pi_rollout, cap) for `loss`: [B, T], [B] or None, as the spec says."""
+        raw = raw_weights(old_log_probs, sampler_log_probs, mask, self.sampler_weight_kind)
+        return truncated(raw, self.sampler_weight_cap)
+
+    def loss(
+        self,
+        log_ratio: Tensor,
+        mask: Tensor,
+        advantages: Tensor,
+        batch: BatchFacts,
+        progress: float = 0.0,
+        mean_reward: float | None = None,
+        sampler_weight: Tensor | None = None,
+    ) -> LossOutput:
+        """The loss of one micro-batch; over the micro-batches of `batch` the losses sum to the minibatch's.
+
+        log_ratio [B, T] (nats, carries the gradient), mask [B, T] bool, advantages [B]; `progress` in [0, 1]
+        of training; `mean_reward` of the batch. A sampler weight [B] scales the trajectory's loss, one of [B,
+        T] only the gradient of its tokens. Log-ratios on completion tokens must be finite (`finite_rows`).
+        Work is done in float32, or in float64 if log_ratio is. Raises ValueError if the shapes differ or the
+        batch is empty.
+        """
+        with torch.no_grad():
+            micro = self._prepare(log_ratio, mask, advantages, batch)
+            term = self.surrogate(micro, Setting(progress=progress, mean_reward=mean_reward))
+            term = _weighed(term, sampler_weight)
+            value = term.loss.sum().to(micro.x.dtype)
+            records = term.records | {
+                "loss": torch.where(micro.tokens > 0, term.loss, torch.nan),
+                "overflow_tokens": ((micro.raw > LOG_RATIO_LIMIT) & (advantages < 0)[:, None])
+                .sum(-1)
+                .double(),
+            }
+            gradient = term.gradient.to(log_ratio.dtype)
+        loss = _ClosedForm.apply(log_ratio, value, gradient)  # type: ignore[no-untyped-call]
+        return LossOutput(loss=loss, trajectories=records, token_weights=term.weights, clipped=term.clipped)
+
+    @torch.no_grad()
+    def distance_to_grpo(
+        self,
+        log_ratio: Tensor,
+        mask: Tensor,
+        advantages: Tensor,
+        batch: BatchFacts,
+        p: Tensor,
+        mean_reward: float | None = None,
+        sampler_weight: Tensor | None = None,
+    ) -> DistanceParts:
+        """How far the gradient dL/dx is from p = 1's, in units of p = 0's distance (all with this clip).
+
+        `p` is `LossOutput.trajectories["p"]` of the same micro-batch. Closed form, no autograd. Both parts
+        are 0 for an objective without p.
+        """
+        micro = self._prepare(log_ratio, mask, advantages, batch)
+        setting = Setting(progress=0.0, mean_reward=mean_reward)
+        known = torch.where(torch.isfinite(p), p, 1.0)
+
+        def gradient(exponent: Tensor) -> Tensor:
+            found = self.surrogate.at(exponent, micro, setting)
+            return _weighed_gradient(found, sampler_weight).double()
+
+        arithmetic = gradient(torch.ones_like(known))
+        return DistanceParts(
+            numerator=float((gradient(known) - arithmetic).square().sum()),
+            denominator=float((gradient(torch.zeros_like(known)) - arithmetic).square().sum()),
+        )
+
+    def _prepare(self, log_ratio: Tensor, mask: Tensor, advantages: Tensor, batch: BatchFacts) -> MicroBatch:
+        if log_ratio.shape != mask.shape or advantages.shape != log_ratio.shape[:1]:
+            raise ValueError(
+                f"log_ratio {tuple(log_ratio.shape)}, mask {tuple(mask.shape)} and "
+                f"advantages {tuple(advantages.shape)} must be [B, T], [B, T] and [B]"
+            )
+        if batch.trajectories < 1 or batch.tokens < 1:
+            raise ValueError("no trajectory of the minibatch has a token: there is no loss")
+        work = torch.float64 if log_ratio.dtype == torch.float64 else torch.float32
+        raw = log_ratio.detach().to(work).masked_fill(~mask, 0.0)
+        tokens = mask.sum(-1)
+        return MicroBatch(
+            raw=raw,
+            x=raw.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT),
+            mask=mask,
+            tokens=tokens,
+            advantages=advantages.double(),
+            weight=torch.where(tokens > 0, self.weight(tokens.double(), batch), 0.0),
+            batch=batch,
+        )
+
+
+def _weighed(term: Term, sampler_weight: Tensor | None) -> Term:
+    """Apply the sampler's weight: x^ = sg(x~) + w (x~ - sg(x~)) for tokens, w L for sequences."""
+    gradient = _weighed_gradient(term.gradient, sampler_weight)
+    if sampler_weight is None or sampler_weight.dim() == 2:
+        return replace(term, gradient=gradient)
+    return replace(term, loss=term.loss * sampler_weight.double(), gradient=gradient)
+
+
+def _weighed_gradient(gradient: Tensor, sampler_weight: Tensor | None) -> Tensor:
+    if sampler_weight is None:
+        return gradient
+    weight = sampler_weight.detach().to(gradient.dtype)
+    return gradient * (weight if weight.dim() == 2 else weight[:, None])

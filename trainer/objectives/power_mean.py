@@ -1,0 +1,100 @@
+"""The power mean of a trajectory's token ratios, its token weights, and its effective sample size.
+
+    M_p = ( (1/T) sum_t exp(p x_t) )^(1/p),   M_0 = exp( (1/T) sum_t x_t )
+    W_t(p) = exp(p x_t) / sum_k exp(p x_k) = d log M_p / d x_t
+    N(p) = 1 / (T sum_t W_t(p)^2)
+
+M_p and W are arXiv 2601.22521's (abstract); the numerics are ours. Everything is computed from the deviations
+e_t = exp(p (x_t - mu)) - 1 with mu the mean of x: their mean is >= 0 (Jensen), so log1p never sees -1, also
+where all ratios are near e^-15 and a sum of exp(x) - 1 would round to -1 exactly. The deficit 1 - N = v / (1
++ v) with v = var(e) / mean(1 + e)^2 keeps its digits where N is near 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GEOMETRIC = 1e-6  # below this |p| the power mean is the geometric mean to float64 accuracy
+SHIFT_ABOVE = 40.0  # above this |p| * range, exp(p z)^2 may leave float32: shift by the maximum instead
+
+
+@dataclass(frozen=True)
+class CentredTokens:
+    """Log-ratios of B trajectories about their means. Padding is 0 in z and does not count."""
+
+    z: Tensor  # [B, T] x - mu on completion tokens, 0 elsewhere
+    mu: Tensor  # [B] mean log-ratio
+    mask: Tensor  # [B, T] bool
+    tokens: Tensor  # [B] number of completion tokens T, at least 1 here so that it divides
+
+    def rows(self, index: Tensor) -> "CentredTokens":
+        """Only the trajectories of `index` [R]."""
+        return CentredTokens(self.z[index], self.mu[index], self.mask[index], self.tokens[index])
+
+
+@dataclass(frozen=True)
+class PowerMean:
+    """The power mean of B trajectories at p [B]."""
+
+    log_mean: Tensor  # [B] log M_p
+    weights: Tensor  # [B, T] W_t(p), 0 on padding, sums to 1
+    ess: Tensor  # [B] N(p) in [1/T, 1]
+
+
+def centre(x: Tensor, mask: Tensor) -> CentredTokens:
+    """Centre x [B, T] (finite where mask, 0 elsewhere) about each trajectory's mean over its own tokens."""
+    tokens = mask.sum(-1).clamp(min=1).to(x.dtype)
+    mu = x.sum(-1) / tokens
+    return CentredTokens(z=(x - mu[:, None]) * mask, mu=mu, mask=mask, tokens=tokens)
+
+
+def power_mean(centred: CentredTokens, p: Tensor, largest_p: float) -> PowerMean:
+    """M_p, W and N at p [B]. `largest_p` bounds |p| and tells whether an overflow is possible at all.
+
+    Exact to 3e-6 in float32 for |x| <= 20, and to rounding in float64.
+    """
+    result = _by_deviations(centred, p)
+    # z spans at most twice the +-20 of the clamp
+    if largest_p * 2 * 20.0 <= SHIFT_ABOVE:
+        return result
+    spread = centred.z.amax(-1) - centred.z.amin(-1)
+    wide = (p.abs() * spread > SHIFT_ABOVE)[:, None]
+    shifted = _by_shift(centred, p)
+    return PowerMean(
+        log_mean=torch.where(wide[:, 0], shifted.log_mean, result.log_mean),
+        weights=torch.where(wide, shifted.weights, result.weights),
+        ess=torch.where(wide[:, 0], shifted.ess, result.ess),
+    )
+
+
+def _by_deviations(centred: CentredTokens, p: Tensor) -> PowerMean:
+    deviations = torch.expm1(centred.z * p[:, None])
+    mean = deviations.sum(-1) / centred.tokens
+    ess = 1 / (1 + variation(mean, deviations.square().sum(-1) / centred.tokens))
+    geometric = p.abs() < GEOMETRIC
+    excess = torch.log1p(mean) / torch.where(geometric, 1.0, p)
+    scale = 1 / (centred.tokens * (1 + mean))
+    return PowerMean(
+        log_mean=centred.mu + torch.where(geometric, 0.0, excess),
+        weights=deviations.add_(1).mul_(scale[:, None]).mul_(centred.mask),
+        ess=ess,
+    )
+
+
+def variation(mean: Tensor, mean_square: Tensor) -> Tensor:
+    """Squared coefficient of variation v of exp(p z), from the means of e and e^2: N = 1 / (1 + v)."""
+    return (mean_square - mean.square()).clamp(min=0) / (1 + mean).square()
+
+
+def _by_shift(centred: CentredTokens, p: Tensor) -> PowerMean:
+    exponent = (centred.z * p[:, None]).masked_fill(~centred.mask, -torch.inf)
+    top = exponent.amax(-1).clamp(min=torch.finfo(exponent.dtype).min)  # an empty row has no maximum
+    terms = torch.exp(exponent - top[:, None])
+    total = terms.sum(-1).clamp(min=torch.finfo(exponent.dtype).tiny)
+    return PowerMean(
+        log_mean=centred.mu + (top + torch.log(total / centred.tokens)) / torch.where(p == 0, 1.0, p),
+        weights=terms / total[:, None],
+        ess=total.square()
+        / (centred.tokens * terms.square().sum(-1)).clamp(min=torch.finfo(terms.dtype).tiny),
+    )
