@@ -4,35 +4,27 @@ from typing import cast
 
 from fastapi import APIRouter, Request, Response, status
 
-from powermean.contracts.api import ErrorResponse, LoginCode
+from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import KeyList, KeyRequest, NewKey, Role, SessionRequest, SessionView
 from server.db.session import RequestDatabase
 from server.errors import Unauthenticated
 from server.identity import keys, sessions
 from server.identity.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
+from server.refusals import refusals
 
 router = APIRouter(prefix="/v1", tags=["identity"])
 
-_REFUSALS: dict[int | str, dict[str, object]] = {
-    401: {"model": ErrorResponse, "description": "No valid credential."},
-    403: {"model": ErrorResponse, "description": "Not allowed."},
-}
-_NOT_FOUND: dict[int | str, dict[str, object]] = {
-    404: {"model": ErrorResponse, "description": "No such key."}
-}
-_CONFLICT: dict[int | str, dict[str, object]] = {
-    409: {"model": ErrorResponse, "description": "The last administrator's key."}
-}
 
-
-@router.post("/keys", status_code=status.HTTP_201_CREATED, summary="Create a key", responses=_REFUSALS)
+@router.post(
+    "/keys", status_code=status.HTTP_201_CREATED, summary="Create a key", responses=refusals(401, 403)
+)
 def create_key(wanted: KeyRequest, admin: CurrentAdmin, database: RequestDatabase) -> NewKey:
     """The key is shown this once. Administrators only."""
     with database.write() as session:
         return keys.create_key(session, wanted.name, wanted.role)
 
 
-@router.get("/keys", summary="List the keys", responses=_REFUSALS)
+@router.get("/keys", summary="List the keys", responses=refusals(401, 403))
 def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
     """Newest first, the revoked ones too, never the keys themselves. Administrators only."""
     with database.read() as session:
@@ -43,7 +35,7 @@ def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
     "/keys/{key_id}",
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Revoke a key",
-    responses=_REFUSALS | _NOT_FOUND | _CONFLICT,
+    responses=refusals(401, 403, 404, 409),
 )
 def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> None:
     """Ends the browser sessions opened with it, too. Administrators only."""
@@ -52,7 +44,10 @@ def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> N
 
 
 @router.post(
-    "/login-codes", status_code=status.HTTP_201_CREATED, summary="Create a sign-in code", responses=_REFUSALS
+    "/login-codes",
+    status_code=status.HTTP_201_CREATED,
+    summary="Create a sign-in code",
+    responses=refusals(401, 403),
 )
 def create_login_code(person: CurrentPerson, database: RequestDatabase) -> LoginCode:
     """Good for one sign-in of a browser as yourself, within ten minutes: open /login/{code}."""
@@ -61,7 +56,10 @@ def create_login_code(person: CurrentPerson, database: RequestDatabase) -> Login
 
 
 @router.post(
-    "/sessions", status_code=status.HTTP_201_CREATED, summary="Sign a browser in", responses=_REFUSALS
+    "/sessions",
+    status_code=status.HTTP_201_CREATED,
+    summary="Sign a browser in",
+    responses=refusals(401, 403),
 )
 def open_session(
     proof: SessionRequest, request: Request, response: Response, database: RequestDatabase
@@ -86,7 +84,9 @@ def open_session(
     return SessionView(name=key.name, role=cast(Role, key.role), expires_at=expires_at)
 
 
-@router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT, summary="Sign out", responses=_REFUSALS)
+@router.delete(
+    "/sessions", status_code=status.HTTP_204_NO_CONTENT, summary="Sign out", responses=refusals(401, 403)
+)
 def close_session(
     request: Request, response: Response, cookie: SessionSecret, database: RequestDatabase
 ) -> None:

@@ -1,0 +1,135 @@
+"""Metrics, trajectories and events: in from attempts, out to people."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+
+from powermean.contracts.attempts import MetricsReport
+from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
+from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryPage
+from server.artefacts.store import RequestStore
+from server.db.session import RequestDatabase
+from server.identity.access import CurrentAttempt, CurrentPerson
+from server.metrics.history import metrics_history
+from server.metrics.ingest import ingest_metrics, ingest_trajectories
+from server.metrics.stream import EventHub, EventStream
+from server.metrics.trajectories import Sort, join_texts, read_trajectories
+from server.refusals import refusals
+
+MAX_STEP = 2**31 - 1
+MAX_SEQ = 2**63 - 1
+
+router = APIRouter(prefix="/v1", tags=["metrics"])
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+
+Step = Annotated[int | None, Query(ge=0, le=MAX_STEP)]
+
+
+def _hub_of(request: Request) -> EventHub:
+    hub: EventHub = request.app.state.events
+    return hub
+
+
+@router.post(
+    "/attempts/{attempt_id}/metrics",
+    status_code=status.HTTP_204_NO_CONTENT,
+    summary="Report metrics",
+    responses=refusals(401, 403, 404, 409, 413),
+)
+def post_metrics(
+    attempt_id: str, report: MetricsReport, claims: CurrentAttempt, database: RequestDatabase
+) -> None:
+    """Stored exactly once: the same rows again change nothing."""
+    with database.write() as session:
+        ingest_metrics(session, attempt_id, claims, report.rows)
+
+
+@router.post(
+    "/attempts/{attempt_id}/trajectories",
+    status_code=status.HTTP_204_NO_CONTENT,
+    summary="Report a step's trajectories",
+    responses=refusals(401, 403, 404, 409, 413),
+)
+def post_trajectories(
+    attempt_id: str, batch: TrajectoryBatch, claims: CurrentAttempt, database: RequestDatabase
+) -> None:
+    """All of a step at once; the same batch again changes nothing."""
+    with database.write() as session:
+        ingest_trajectories(session, attempt_id, claims, batch)
+
+
+@router.get("/metric-names", summary="What the metrics mean", responses=refusals(401, 403))
+def get_metric_names(person: CurrentPerson) -> dict[str, MetricInfo]:
+    """Name -> level, unit and meaning."""
+    return METRICS
+
+
+@router.get("/jobs/{job_id}/metrics", summary="A job's metrics", responses=refusals(401, 403, 404))
+def get_metrics(
+    job_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    name: Annotated[
+        list[str], Query(description="Series wanted, one parameter each; none gives all.", max_length=64)
+    ] = [],  # noqa: B006 - FastAPI copies it
+    from_step: Step = None,
+    to_step: Step = None,
+    max_points: Annotated[int, Query(ge=2, le=10_000, description="Most points a series may have.")] = 1000,
+) -> MetricsHistory:
+    """Thinned out in the server; points that stand for several carry their extremes."""
+    with database.read() as session:
+        return metrics_history(session, job_id, name, from_step, to_step, max_points)
+
+
+@router.get(
+    "/jobs/{job_id}/trajectories", summary="A step's trajectories", responses=refusals(401, 403, 404, 503)
+)
+def get_trajectories(
+    job_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+    step: Annotated[
+        int | None, Query(ge=0, le=MAX_STEP, description="Default: the newest that has some.")
+    ] = None,
+    offset: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 64,
+    sort: Sort = "index",
+) -> TrajectoryPage:
+    """In the order asked for; `-` is descending; p is the last update's, where it is defined."""
+    with database.read() as session:
+        page = read_trajectories(session, job_id, step, offset, limit, sort)
+    return join_texts(page, store)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="A job's events, live",
+    response_class=EventStream,
+    responses={
+        200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
+        204: {"description": "The job has ended, and the client has everything."},
+        **refusals(401, 403, 404, 503),
+    },
+)
+async def get_events(
+    job_id: str,
+    person: CurrentPerson,
+    hub: Annotated[EventHub, Depends(_hub_of)],
+    after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Last event that the client has.")] = 0,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=MAX_SEQ, description="As `after`; sent by browsers that reconnect.")
+    ] = None,
+) -> Response:
+    """First all events after the last one that the client has, then those to come as they come.
+
+    Kinds: metrics {attempt, rows}, state (the job's summary), rewind {attempt, from_step} (forget the steps
+    from there on), trajectories {step, count}, checkpoint {step, attempt}. `event: end` without an id: the
+    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without a gap or a double.
+    """
+    position = after if last_event_id is None else last_event_id
+    first = await hub.first_page(job_id, position)
+    if first.ended and not first.frames and first.start == position > 0:
+        return Response(status_code=status.HTTP_204_NO_CONTENT)
+    return EventStream(hub.stream(job_id, first))

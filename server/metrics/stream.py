@@ -1,0 +1,272 @@
+"""Live events of jobs for many clients (server-sent events).
+
+The database is the truth: a client first gets what it has missed from there, then follows. One follower a job
+reads and encodes new events once and hands the same bytes to every client. Wake-ups (commits of this process,
+Redis for those of other servers) only make it quick; a slow poll finds what a lost wake-up did not tell.
+
+A client that falls behind is cut off and resumes where it was by Last-Event-ID. The stream of a job that has
+ended ends too, after `event: end`; asking again then is answered 204, at which browsers stop asking.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Send
+
+from server.db.models import Job
+from server.db.session import Changes, Database
+from server.errors import NotFound, Unavailable
+from server.metrics.event_log import Page, read_page
+from server.metrics.wakeups import RedisWakeups
+
+COALESCE_S = 0.1
+POLL_S = 1.0
+KEEP_ALIVE_S = 15.0
+SEND_DEADLINE_S = 30.0  # a client that takes nothing for so long is gone
+STREAM_LIFETIME_S = 3600.0  # then the client comes again, and its key is checked again
+BACKLOG = 64  # batches that a client may be behind
+MAX_CLIENTS = 4000
+READERS = 4  # threads that read for streams, so that a crowd leaves some for requests
+
+HELLO = b"retry: 2000\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+END = b"event: end\ndata: {}\n\n"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Subscription:
+    """A client's place at the follower of its job. None in the queue ends the stream."""
+
+    batches: asyncio.Queue[Page | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG))
+
+    def offer(self, batch: Page) -> bool:
+        """Hand over new events; False when the client is too far behind, and was cut off."""
+        try:
+            self.batches.put_nowait(batch)
+        except asyncio.QueueFull:
+            self.end()
+            return False
+        return True
+
+    def end(self) -> None:
+        """Drop what waits and end the stream: the client resumes after what it has got."""
+        while not self.batches.empty():
+            self.batches.get_nowait()
+        self.batches.put_nowait(None)
+
+
+@dataclass(eq=False)
+class Channel:
+    """The follower of one job: `cursor` is the last number that its clients were handed."""
+
+    job_id: str
+    cursor: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    clients: set[Subscription] = field(default_factory=set)
+    task: asyncio.Task[None] | None = None
+
+
+class EventHub:
+    """All streams of one server process. Lives in its event loop; `notify` may come from any thread."""
+
+    def __init__(self, database: Database, redis_url: str | None) -> None:
+        self._database = database
+        self._wakeups = RedisWakeups(redis_url, self._wake) if redis_url else None
+        self._channels: dict[str, Channel] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._readers: CapacityLimiter | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        database.listen(self.notify)
+
+    @property
+    def clients(self) -> int:
+        """Streams that are open."""
+        return sum(len(channel.clients) for channel in self._channels.values())
+
+    async def start(self) -> None:
+        """Begin to poll and to listen; call once, in the server's event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._readers = CapacityLimiter(READERS)
+        self._tasks = [asyncio.create_task(self._poll())]
+        if self._wakeups is not None:
+            self._tasks += [asyncio.create_task(self._wakeups.listen())]
+            self._tasks += [asyncio.create_task(self._wakeups.publish())]
+
+    async def stop(self) -> None:
+        """End all streams and tasks."""
+        self._loop = None
+        self.end_streams()
+        followers = [channel.task for channel in self._channels.values() if channel.task is not None]
+        for task in (*self._tasks, *followers):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *followers, return_exceptions=True)
+        if self._wakeups is not None:
+            await self._wakeups.close()
+
+    def end_streams(self) -> None:
+        """Send the clients away, for instance because the server is about to stop."""
+        for channel in self._channels.values():
+            for client in channel.clients:
+                client.end()
+
+    def notify(self, changed: Changes) -> None:
+        """Jobs have something new: wake their followers here and in the other servers."""
+        loop = self._loop
+        if loop is None or loop.is_closed() or not changed.jobs:
+            return
+        loop.call_soon_threadsafe(self._spread, frozenset(changed.jobs))
+
+    async def first_page(self, job_id: str, after: int) -> Page:
+        """What a stream starts with. Raises NotFound, or Unavailable when there are too many streams."""
+        if self._readers is None:
+            raise Unavailable("the event streams have not started")
+        if self.clients >= MAX_CLIENTS:
+            raise Unavailable("too many event streams are open", remedy="Ask again later, or poll /metrics.")
+        return await self._read(job_id, after)
+
+    async def stream(self, job_id: str, first: Page) -> AsyncIterator[bytes]:
+        """The frames from `first` on: from the database up to where the follower is, then along with it."""
+        client = Subscription()
+        channel = self._join(job_id, first.latest, client)
+        follower_at = channel.cursor
+        ends_at = time.monotonic() + STREAM_LIFETIME_S
+        try:
+            yield HELLO
+            position, page = first.start, first
+            while True:
+                if frames := page.after(position):
+                    yield frames
+                position = page.upto
+                if page.ended:
+                    yield END
+                    return
+                if position >= follower_at:
+                    break
+                page = await self._read(job_id, position)
+            async for frames in self._follow(client, position, ends_at):
+                yield frames
+        finally:
+            self._leave(channel, client)
+
+    async def _follow(self, client: Subscription, position: int, ends_at: float) -> AsyncIterator[bytes]:
+        while time.monotonic() < ends_at:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    batch = await client.batches.get()
+            except TimeoutError:
+                yield KEEP_ALIVE
+                continue
+            if batch is None:
+                return
+            if frames := batch.after(position):
+                yield frames
+            position = max(position, batch.upto)
+            if batch.ended:
+                yield END
+                return
+
+    def _join(self, job_id: str, latest: int, client: Subscription) -> Channel:
+        channel = self._channels.get(job_id)
+        if channel is None:
+            channel = self._channels[job_id] = Channel(job_id, cursor=latest)
+            channel.task = asyncio.create_task(self._run(channel))
+            channel.wake.set()
+        channel.clients.add(client)
+        return channel
+
+    def _leave(self, channel: Channel, client: Subscription) -> None:
+        channel.clients.discard(client)
+        if not channel.clients and self._channels.get(channel.job_id) is channel:
+            del self._channels[channel.job_id]
+            if channel.task is not None:
+                channel.task.cancel()
+
+    async def _run(self, channel: Channel) -> None:
+        """Read new events once, hand them to all clients, rest a moment so that more come together."""
+        while True:
+            await channel.wake.wait()
+            channel.wake.clear()
+            try:
+                batch = await self._read(channel.job_id, channel.cursor)
+            except (SQLAlchemyError, NotFound) as error:
+                log.warning("cannot read the events of %s, trying again: %s", channel.job_id, error)
+                await asyncio.sleep(POLL_S)
+                channel.wake.set()
+                continue
+            channel.cursor = batch.upto
+            if batch.frames or batch.ended:
+                channel.clients = {client for client in channel.clients if client.offer(batch)}
+            if batch.upto < batch.latest:
+                channel.wake.set()
+            else:
+                await asyncio.sleep(COALESCE_S)
+
+    async def _read(self, job_id: str, after: int) -> Page:
+        def read() -> Page:
+            with self._database.read() as session:
+                return read_page(session, job_id, after)
+
+        return await to_thread.run_sync(read, limiter=self._readers)
+
+    async def _poll(self) -> None:
+        """Find what no wake-up told."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            if not self._channels:
+                continue
+            try:
+                latest = await to_thread.run_sync(self._latest, tuple(self._channels), limiter=self._readers)
+            except SQLAlchemyError as error:
+                log.warning("cannot poll for events, trying again: %s", error)
+                continue
+            self._wake(job_id for job_id, seq in latest.items() if self._behind(job_id, seq))
+
+    def _behind(self, job_id: str, seq: int) -> bool:
+        channel = self._channels.get(job_id)
+        return channel is not None and channel.cursor < seq
+
+    def _wake(self, job_ids: Iterable[str]) -> None:
+        for job_id in job_ids:
+            if channel := self._channels.get(job_id):
+                channel.wake.set()
+
+    def _spread(self, job_ids: frozenset[str]) -> None:
+        self._wake(job_ids)
+        if self._wakeups is not None:
+            self._wakeups.tell(job_ids)
+
+    def _latest(self, job_ids: tuple[str, ...]) -> dict[str, int]:
+        with self._database.read() as session:
+            found = session.execute(select(Job.id, Job.seq).where(Job.id.in_(job_ids)))
+            return dict(found.tuples().all())
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, to a client that must keep taking them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(
+            frames, headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+        )
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(SEND_DEADLINE_S):
+                    await send(message)
+            except TimeoutError as error:
+                raise ClientDisconnect from error
+
+        await super().stream_response(send_in_time)

@@ -1,0 +1,129 @@
+"""The trajectories of a step, with their texts from the artefact store."""
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session
+
+from powermean.artefacts import ArtefactCorrupt, ArtefactStore
+from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryText
+from server.db.models import Job, TrajectoryStep
+from server.db.models import Trajectory as TrajectoryRecord
+from server.errors import NotFound
+from server.metrics.counting import counts
+
+Sort = Literal["index", "reward", "-reward", "advantage", "-advantage", "p", "-p"]
+MAX_TEXTS = 256 * 2**20  # bytes of a step's texts, unpacked
+
+
+@dataclass(frozen=True)
+class StoredPage:
+    """A page as the database has it: the texts are still to be joined."""
+
+    step: int
+    rows: tuple[TrajectoryRow, ...]
+    total: int
+    steps: tuple[int, ...]
+    texts: ArtefactRef | None
+
+
+def read_trajectories(
+    session: Session, job_id: str, step: int | None, offset: int, limit: int, sort: Sort
+) -> StoredPage:
+    """A page of a step's trajectories; without `step`, of the newest. p is the last update's.
+
+    Raises NotFound for an unknown job and for a step without trajectories, naming those that have some.
+    """
+    if session.get(Job, job_id) is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    attempts = _attempts_by_step(session, job_id)
+    steps = tuple(attempts)
+    if step is None and not steps:
+        return StoredPage(step=0, rows=(), total=0, steps=(), texts=None)
+    chosen = steps[-1] if step is None else step
+    if chosen not in attempts:
+        known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any yet"
+        raise NotFound(f"step {chosen} of {job_id} has no trajectories", remedy=f"Ask for another: {known}.")
+    head = session.get_one(TrajectoryStep, (job_id, chosen, attempts[chosen]))
+    found = session.scalars(
+        select(TrajectoryRecord.row)
+        .where(
+            TrajectoryRecord.job_id == job_id,
+            TrajectoryRecord.step == chosen,
+            TrajectoryRecord.attempt == head.attempt,
+        )
+        .order_by(*_order(session, sort), TrajectoryRecord.index)
+        .offset(offset)
+        .limit(limit)
+    )
+    return StoredPage(
+        step=chosen,
+        rows=tuple(TrajectoryRow.model_validate(row) for row in found),
+        total=head.count,
+        steps=steps,
+        texts=ArtefactRef.model_validate(head.texts) if head.texts else None,
+    )
+
+
+def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
+    """The page with its texts, read with no transaction open.
+
+    Raises ArtefactMissing or ArtefactCorrupt when the step's texts are not as they were stored.
+    """
+    texts = _texts(store, page.texts, {row.index for row in page.rows}) if page.texts is not None else {}
+    items = []
+    for row in page.rows:
+        text = texts.get(row.index)
+        found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer"})
+        items.append(Trajectory(**dict(row), **found))
+    return TrajectoryPage(step=page.step, items=tuple(items), total=page.total, steps=page.steps)
+
+
+def _attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
+    """Step -> the attempt whose trajectories count there, in order of step."""
+    rows = session.execute(
+        select(TrajectoryStep.step, func.max(TrajectoryStep.attempt))
+        .where(
+            TrajectoryStep.job_id == job_id,
+            counts(TrajectoryStep.job_id, TrajectoryStep.attempt, TrajectoryStep.step),
+        )
+        .group_by(TrajectoryStep.step)
+        .order_by(TrajectoryStep.step)
+    )
+    return dict(rows.tuples().all())
+
+
+def _order(session: Session, sort: Sort) -> tuple[ColumnElement[Any], ...]:
+    name = sort.removeprefix("-")
+    if name == "index":
+        return () if sort == name else (TrajectoryRecord.index.desc(),)
+    column: ColumnElement[Any] = {
+        "reward": TrajectoryRecord.reward.expression,
+        "advantage": TrajectoryRecord.advantage.expression,
+        "p": _last_p(session),
+    }[name]
+    return ((column.desc() if sort.startswith("-") else column.asc()).nulls_last(),)
+
+
+def _last_p(session: Session) -> ColumnElement[Any]:
+    if session.get_bind().dialect.name == "sqlite":
+        in_sqlite: ColumnElement[Any] = func.json_extract(TrajectoryRecord.row, "$.updates[#-1].p")
+        return in_sqlite
+    in_postgres: ColumnElement[Any] = TrajectoryRecord.row[("updates", "-1", "p")].as_float()
+    return in_postgres
+
+
+def _texts(store: ArtefactStore, ref: ArtefactRef, wanted: set[int]) -> dict[int, TrajectoryText]:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(store.get_bytes(ref))) as segment:
+            data = segment.read(MAX_TEXTS)
+        texts = [TrajectoryText.model_validate_json(line) for line in data.splitlines() if line]
+    except (OSError, EOFError, zlib.error, ValidationError) as error:
+        raise ArtefactCorrupt(f"artefact {ref.key} holds no trajectory texts: {error}") from error
+    return {text.index: text for text in texts if text.index in wanted}

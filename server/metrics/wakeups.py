@@ -1,0 +1,66 @@
+"""Telling the other servers, over Redis, which jobs have something new: best effort, as streams poll too."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from powermean.contracts.names import EVENTS_CHANNEL
+
+RETRY_S = 2.0
+LISTEN_S = 5.0
+TIMEOUT_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class RedisWakeups:
+    """Publishes job ids and hears those of all servers. Lives in one event loop."""
+
+    def __init__(self, url: str, heard: Callable[[Iterable[str]], None]) -> None:
+        self._redis = redis.asyncio.from_url(url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S)
+        self._heard = heard
+        self._owed: set[str] = set()
+        self._owing = asyncio.Event()
+
+    def tell(self, job_ids: Iterable[str]) -> None:
+        """Publish these ids soon."""
+        self._owed.update(job_ids)
+        self._owing.set()
+
+    async def publish(self) -> None:
+        """Publish what is owed, until cancelled. What Redis does not take is dropped: the others poll."""
+        while True:
+            await self._owing.wait()
+            self._owing.clear()
+            job_ids, self._owed = self._owed, set()
+            try:
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for job_id in job_ids:
+                        pipeline.publish(EVENTS_CHANNEL, job_id)
+                    await pipeline.execute()
+            except (RedisError, OSError) as error:
+                log.warning("cannot wake the other servers' streams: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def listen(self) -> None:
+        """Pass on what any server published, until cancelled; a lost connection is made again."""
+        while True:
+            try:
+                async with self._redis.pubsub() as subscription:
+                    await subscription.subscribe(EVENTS_CHANNEL)
+                    while True:
+                        message = await subscription.get_message(
+                            ignore_subscribe_messages=True, timeout=LISTEN_S
+                        )
+                        if message is not None:
+                            self._heard([message["data"].decode()])
+            except (RedisError, OSError) as error:
+                log.warning("not woken by other servers until Redis is back: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
