@@ -1,0 +1,130 @@
+"""Rows of a JSONL dataset and the prompt templates that they fill: one rule for the server and for nodes."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+Row = dict[str, Any]
+
+_BRACE = re.compile("[{}]")
+
+
+class TemplateError(ValueError):
+    """A prompt template that can't be read."""
+
+
+class JsonlError(ValueError):
+    """A line of a dataset that can't be used. Lines count from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+        self.line = line
+        self.message = message
+
+
+def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) -> Row:
+    """The row of one line. Raises JsonlError unless it is a JSON object with every field of `required`.
+
+    An empty line is refused too: whoever counts lines must count rows. So are NaN and infinities, which are
+    not JSON, and a field that occurs twice.
+    """
+    try:
+        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+    except UnicodeDecodeError as error:
+        raise JsonlError(number, f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    if not text.strip():
+        raise JsonlError(number, "empty line; remove it")
+    try:
+        row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise JsonlError(number, f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise JsonlError(number, "not usable: nested too deeply") from error
+    except ValueError as error:
+        raise JsonlError(number, f"not usable: {error}") from error
+    if not isinstance(row, dict):
+        raise JsonlError(number, f"not a JSON object but {_kind(row)}")
+    for field in required:
+        if row.get(field) is None:
+            what = "null in field" if field in row else "no field"
+            raise JsonlError(number, f"{what} {field!r}{_known(row)}")
+    return row
+
+
+def template_fields(template: str) -> set[str]:
+    """Names of the fields that a template takes. Raises TemplateError where a brace has no partner."""
+    return {text for is_field, text in _pieces(template) if is_field}
+
+
+def render(template: str, row: Row) -> str:
+    """The template with each {field} replaced by the row's value.
+
+    Strings are taken as they are, everything else as JSON. Raises TemplateError for a field that is not there.
+    """
+    return "".join(_value(row, text) if is_field else text for is_field, text in _pieces(template))
+
+
+def as_text(value: object) -> str:
+    """A row's value as it stands in a prompt: a string as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _value(row: Row, field: str) -> str:
+    if field not in row:
+        raise TemplateError(f"no field {field!r}{_known(row)}")
+    return as_text(row[field])
+
+
+def _pieces(template: str) -> list[tuple[bool, str]]:
+    """(is a field, its name) or (is not, literal text), in order."""
+    pieces: list[tuple[bool, str]] = []
+    position, size = 0, len(template)
+    while position < size:
+        found = _BRACE.search(template, position)
+        brace = found.start() if found else size
+        pieces.append((False, template[position:brace]))
+        if brace == size:
+            break
+        if template[brace : brace + 2] in ("{{", "}}"):
+            pieces.append((False, template[brace]))
+            position = brace + 2
+            continue
+        end = template.find("}", brace + 1)
+        if template[brace] == "}" or end < 0:
+            raise TemplateError(
+                f"unmatched {template[brace]!r} at character {brace + 1} of the template: "
+                "write {field}, and {{ or }} for a literal brace"
+            )
+        name = template[brace + 1 : end]
+        if not name or "{" in name:
+            raise TemplateError(
+                f"{{{name}}} at character {brace + 1} of the template names no field: "
+                "write {field}, and {{ or }} for a literal brace"
+            )
+        pieces.append((True, name))
+        position = end + 1
+    return pieces
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"field {twice!r} occurs twice")
+    return row
+
+
+def _kind(value: object) -> str:
+    names = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+    return names.get(type(value), "null")
+
+
+def _known(row: Row) -> str:
+    names = ", ".join(sorted(row)[:20])
+    return f" (the row has: {names})" if names else " (the row is empty)"
