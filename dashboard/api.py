@@ -1,0 +1,59 @@
+"""The caller's own way to the REST API: the dashboard can show nothing that its caller may not see."""
+
+from urllib.parse import quote
+
+import httpx
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from powermean.client import AsyncClient
+
+# A page waits this long for the API: longer than its slowest query, shorter than people's patience.
+TIMEOUT_S = 30.0
+
+
+def _origin(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+def _transport(request: Request) -> httpx.ASGITransport:
+    api: ASGIApp = request.app.state.api
+    client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
+    return httpx.ASGITransport(app=api, raise_app_exceptions=False, client=client)
+
+
+def client(request: Request) -> AsyncClient:
+    """A client with the caller's cookies and host name; use it as a context manager."""
+    return AsyncClient(_origin(request), cookies=request.cookies, transport=_transport(request))
+
+
+def raw_client(request: Request) -> httpx.AsyncClient:
+    """Plain HTTP to the API, for the calls whose answer sets a cookie."""
+    return httpx.AsyncClient(
+        base_url=_origin(request),
+        headers={"Origin": _origin(request)},
+        cookies=dict(request.cookies),
+        transport=_transport(request),
+        timeout=TIMEOUT_S,
+    )
+
+
+def require_same_origin(request: Request) -> None:
+    """Refuse a form sent by another site: the API sees our own origin, so the check is ours to make."""
+    origin = request.headers.get("Origin", "")
+    if origin.partition("://")[2] != request.headers.get("Host"):
+        raise HTTPException(403, "This form was sent from another site. Open the page here and try again.")
+
+
+def is_fragment(request: Request) -> bool:
+    """Whether htmx asks for a part of a page."""
+    return request.headers.get("HX-Request") == "true"
+
+
+def login_address(request: Request) -> str:
+    """Where to sign in and come back to this page."""
+    back = request.url.path if request.method == "GET" else "/"
+    if is_fragment(request):
+        back = httpx.URL(request.headers.get("HX-Current-URL", "/")).path
+    return "/login" if back == "/" else f"/login?next={quote(back)}"

@@ -1,0 +1,16 @@
+"""The cluster's page: nodes, what they have and what runs there."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dashboard import api
+from dashboard.api import is_fragment
+from dashboard.rendering import page
+
+
+async def cluster_page(request: Request) -> Response:
+    """GET /cluster."""
+    async with api.client(request) as client:
+        nodes = (await client.nodes()).items
+    template = "fragments/nodes.html" if is_fragment(request) else "cluster.html"
+    return page(request, template, nodes=nodes)

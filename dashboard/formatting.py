@@ -1,0 +1,111 @@
+"""Numbers, times and texts as people read them. Pure functions; templates use them as filters."""
+
+import re
+from datetime import UTC, datetime
+
+from markupsafe import Markup, escape
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash where there is no number. static/js/format.js does the same."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}" if abs(value) < 1e15 else f"{value:.3e}"
+    size = abs(value)
+    if size >= 1e6 or size < 1e-4:
+        return f"{value:.2e}"
+    decimals = 0 if size >= 10_000 else 1 if size >= 1000 else 2 if size >= 100 else 3 if size >= 1 else 4
+    return f"{value:,.{decimals}f}"
+
+
+def signed(value: float | None) -> str:
+    """A number with its sign, as advantages are read."""
+    text = number(value)
+    return f"+{text}" if value is not None and value > 0 else text.replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: 45 s, 3 min 20 s, 2 h 5 min, 4 d 3 h."""
+    if seconds is None:
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < MINUTE:
+        return f"{whole} s"
+    if whole < HOUR:
+        return f"{whole // MINUTE} min {whole % MINUTE} s"
+    if whole < DAY:
+        return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+    return f"{whole // DAY} d {whole % DAY // HOUR} h"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """How long ago, in one unit."""
+    if moment is None:
+        return "–"
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    if seconds < 5:
+        return "just now"
+    for unit, length in (("d", DAY), ("h", HOUR), ("min", MINUTE)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{int(seconds)} s ago"
+
+
+def moment(value: datetime | None) -> Markup:
+    """A <time> element: relative text, the exact moment (UTC) on hover."""
+    if value is None:
+        return Markup("–")
+    exact = value.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        exact.isoformat(timespec="seconds"), exact.strftime("%Y-%m-%d %H:%M:%S UTC"), ago(value)
+    )
+
+
+def elapsed(started: datetime | None, finished: datetime | None, now: datetime | None = None) -> str:
+    """How long something has run, or ran."""
+    if started is None:
+        return "–"
+    return duration(((finished or now or datetime.now(UTC)) - started).total_seconds())
+
+
+_INVISIBLE = re.compile(r"( +)|(\n)|(\t)|([\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff])")
+
+
+def visible(text: str) -> Markup:
+    """Escaped text in which white space can be seen, and control and direction characters are named.
+
+    Spaces, tabs and line ends stay in the text (styles draw a mark over them), so copying gives the original.
+    """
+
+    def mark(match: re.Match[str]) -> str:
+        spaces, line_end, tab, control = match.groups()
+        if spaces:
+            return f'<i class="sp">{spaces}</i>'
+        if line_end:
+            return '<i class="nl">\n</i>'
+        return '<i class="tab">\t</i>' if tab else f'<i class="ctl">U+{ord(control):04X}</i>'
+
+    return Markup(_INVISIBLE.sub(mark, str(escape(text))))  # noqa: S704 - escaped first; the marks are ours
+
+
+def state_class(state: str) -> str:
+    """CSS class of a job's state; unknown states look neutral."""
+    known = {"validating", "queued", "starting", "running", "finished", "failed", "cancelled"}
+    return f"state-{state}" if state in known else "state-queued"

@@ -1,0 +1,164 @@
+"""The list of jobs, a job's page and its parts, and cancelling."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dashboard import api, assets
+from dashboard.api import is_fragment, require_same_origin
+from dashboard.latest import EVALUATION, Latest, latest
+from dashboard.rendering import page
+from dashboard.specs import to_yaml
+from powermean.client import AsyncClient
+from powermean.contracts.api import Job, JobState, JobSummary
+from powermean.contracts.metrics import METRICS
+from powermean.rest import ApiError
+
+PAGE_SIZE = 25
+# Algorithms whose exponent never changes; the others' is the last p/mean.
+FIXED_EXPONENT = {"grpo": 1.0, "gmpo": 0.0, "gspo": 0.0, "dr_grpo": 1.0, "dapo": 1.0}
+NO_EXPONENT = {"cispo"}
+_REMEMBERED = 2000
+PARTS = {
+    "header": "fragments/job_header.html",
+    "latest": "fragments/latest.html",
+    "outcome": "fragments/outcome.html",
+}
+
+
+class _FinalExponents:
+    """Last p of jobs that have ended: it does not change any more. Bounded, oldest forgotten first."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, float | None] = OrderedDict()
+
+    def get(self, job: JobSummary) -> tuple[bool, float | None]:
+        return job.id in self._known, self._known.get(job.id)
+
+    def keep(self, job: JobSummary, value: float | None) -> None:
+        if job.state.final:
+            self._known[job.id] = value
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+
+
+async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents) -> float | None:
+    """The p that the job last used, None where it has none yet."""
+    if job.algorithm in FIXED_EXPONENT:
+        return FIXED_EXPONENT[job.algorithm]
+    if job.algorithm in NO_EXPONENT or job.step == 0:
+        return None
+    known, value = final.get(job)
+    if known:
+        return value
+    try:
+        history = await client.metrics(job.id, ["p/mean"], from_step=max(0, job.step - 1))
+    except ApiError:  # one job's numbers must not hide the list of jobs
+        return None
+    points = [p for series in history.series for p in series.points if p.value is not None]
+    value = max(points, key=lambda p: (p.step, p.update)).value if points else None
+    final.keep(job, value)
+    return value
+
+
+async def _exponents(request: Request, client: AsyncClient, jobs: Sequence[JobSummary]) -> dict[str, float | None]:
+    state = request.app.state
+    if not hasattr(state, "final_exponents"):
+        state.final_exponents = _FinalExponents()
+    values = await asyncio.gather(*(_exponent(client, job, state.final_exponents) for job in jobs))
+    return {job.id: value for job, value in zip(jobs, values, strict=True)}
+
+
+async def jobs_page(request: Request) -> Response:
+    """GET /?state=&name=&cursor=. htmx polls the table alone."""
+    query = request.query_params
+    state, name, cursor = query.get("state") or None, query.get("name") or None, query.get("cursor") or None
+    if state is not None and state not in set(JobState):
+        raise HTTPException(400, f"state must be one of {', '.join(JobState)}")
+    async with api.client(request) as client:
+        jobs = await client.list_jobs(state=state, name=name, cursor=cursor, limit=PAGE_SIZE)
+        exponents = await _exponents(request, client, jobs.items)
+    here = {k: v for k, v in (("state", state), ("name", name), ("cursor", cursor)) if v}
+    return page(
+        request,
+        "fragments/jobs_table.html" if is_fragment(request) else "jobs.html",
+        jobs=jobs,
+        exponents=exponents,
+        states=[s.value for s in JobState],
+        state=state,
+        name=name,
+        cursor=cursor,
+        here=here,
+    )
+
+
+async def _latest(client: AsyncClient, job: Job) -> Latest:
+    """Newest values: the last step's, and the evaluations' from wherever they were last."""
+    others = [name for name in METRICS if name not in EVALUATION]
+    return latest(
+        *await asyncio.gather(
+            client.metrics(job.id, others, from_step=max(0, job.step - 1)),
+            client.metrics(job.id, EVALUATION),
+        )
+    )
+
+
+def _script_data(job: Job) -> dict[str, Any]:
+    """What the page's scripts need to draw and follow; they fetch the numbers themselves."""
+    return {
+        "id": job.id,
+        "final": job.state.final,
+        "algorithm": job.algorithm,
+        "totalSteps": job.total_steps,
+        "updatesPerStep": job.spec.training.minibatches * job.spec.training.epochs,
+        "metrics": {name: info.model_dump() for name, info in METRICS.items()},
+    }
+
+
+async def job_page(request: Request) -> Response:
+    """GET /jobs/{id}."""
+    job_id = request.path_params["job_id"]
+    async with api.client(request) as client:
+        job = await client.get_job(job_id)
+        values, checkpoints = await asyncio.gather(_latest(client, job), client.checkpoints(job_id))
+    return page(
+        request,
+        "job.html",
+        job=job,
+        latest=values,
+        checkpoints=checkpoints.items,
+        spec=to_yaml(job.spec),
+        script_data=_script_data(job),
+        install=assets.INSTALL,
+    )
+
+
+async def job_part(request: Request) -> Response:
+    """GET /jobs/{id}/part/{header | latest | outcome}: what htmx swaps while the job runs."""
+    job_id, part = request.path_params["job_id"], request.path_params["part"]
+    if part not in PARTS:
+        raise HTTPException(404)
+    async with api.client(request) as client:
+        job = await client.get_job(job_id)
+        context: dict[str, Any] = {}
+        if part == "latest":
+            context["latest"] = await _latest(client, job)
+        elif part == "outcome":
+            context["checkpoints"] = (await client.checkpoints(job_id)).items
+    return page(request, PARTS[part], job=job, **context)
+
+
+async def cancel(request: Request) -> Response:
+    """GET asks whether it is meant; POST cancels and shows the job."""
+    job_id = request.path_params["job_id"]
+    async with api.client(request) as client:
+        if request.method != "POST":
+            return page(request, "cancel.html", job=await client.get_job(job_id))
+        require_same_origin(request)
+        await client.cancel_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)

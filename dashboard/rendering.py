@@ -1,0 +1,40 @@
+"""Pages from templates. Everything is escaped unless a template's own author wrote it."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from dashboard import assets, formatting
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in (
+        "ago", "duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible",
+    ):  # fmt: skip
+        environment.filters[name] = getattr(formatting, name)
+    environment.globals["static"] = assets.address
+    environment.globals["vendor"] = assets.vendor
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+    """The answer with a rendered template. `signed_in` says whether to offer signing out."""
+    html = _ENVIRONMENT.get_template(template).render(
+        path=request.url.path, signed_in=bool(request.cookies), **context
+    )
+    return HTMLResponse(html, status_code=status)

@@ -1,0 +1,64 @@
+"""Job specs as people write them: YAML or JSON text, in and out."""
+
+from typing import Any
+
+import yaml
+
+from powermean.contracts.job import JobSpec
+
+MAX_CHARACTERS = 500_000
+
+
+class UnreadableSpec(Exception):
+    """The text is not a spec; the message says where and why, for people."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that drops nothing in silence: a repeated key is an error; on/off/yes/no are words."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise UnreadableSpec(f"line {mark.line + 1}: anchors and aliases (& and *) are not taken: write it out")
+        return super().compose_node(parent, index)  # type: ignore[no-any-return, misc]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UnreadableSpec(f"line {key.start_mark.line + 1}: '{key.value}' is there twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The mapping that the text stands for (JSON is YAML). Raises UnreadableSpec."""
+    if len(text) > MAX_CHARACTERS:
+        raise UnreadableSpec(f"the text has {len(text):,} characters; a spec may have {MAX_CHARACTERS:,}")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UnreadableSpec(f"{where}{error.problem or error.context or 'not YAML'}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UnreadableSpec(f"not YAML or JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UnreadableSpec("a spec is a mapping of fields to values, starting with `name: ...`")
+    return value
+
+
+def to_yaml(spec: JobSpec, changed_only: bool = False) -> str:
+    """The spec as YAML; `changed_only` leaves out what equals its default."""
+    data = spec.model_dump(mode="json", exclude_defaults=changed_only)
+    if changed_only:  # what tells variants apart equals its default, and is needed all the same
+        data.setdefault("algorithm", {})["name"] = spec.algorithm.name
+        data["data"]["kind"] = spec.data.kind
+        data.setdefault("reward", {})["kind"] = spec.reward.kind
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

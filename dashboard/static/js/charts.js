@@ -1,0 +1,160 @@
+// Every chart of a job's page. Metric names and meanings are powermean/contracts/metrics.py's.
+//
+// series: metric name, label, colour 1-7 (--s1.. in base.css) and style: line (default), dashed, marks, stack.
+// lines: labelled reference lines. y: fixed ends of the axis, stretched where the data goes beyond.
+export const CHARTS = [
+  { group: "Learning" },
+  {
+    id: "reward",
+    title: "Reward",
+    half: true,
+    series: [
+      { name: "reward", label: "training, mean of the batch", color: 1 },
+      { name: "eval/reward", label: "held-out", color: 2, style: "marks" },
+    ],
+    y: { min: 0, max: 1 },
+  },
+  {
+    id: "p",
+    title: "Exponent p by update",
+    half: true,
+    series: [
+      { name: "p/mean", label: "mean", color: 1 },
+      { name: "p/q10", label: "10 % quantile", color: 4 },
+      { name: "p/share_below_1", label: "share with p < 1", color: 7, style: "dashed" },
+    ],
+    lines: [
+      { value: 1, label: "p = 1 · GRPO", place: "below" },
+      { value: 0, label: "p = 0 · GMPO", place: "above" },
+    ],
+    y: { min: 0, max: 1 },
+  },
+  {
+    id: "ess",
+    title: "Effective sample size by update",
+    series: [
+      { name: "ess/mean", label: "mean N(p)", color: 1 },
+      { name: "ess/q10", label: "10 % quantile", color: 4 },
+      { name: "ess/target", label: "target", color: 3, style: "dashed" },
+      { name: "ess/at_1", label: "N(1)", color: 7 },
+    ],
+    y: { max: 1 },
+  },
+  {
+    id: "clip",
+    title: "Clip fraction by update",
+    series: [
+      { name: "clip_fraction/mean", label: "mean", color: 1 },
+      { name: "clip_fraction/q90", label: "90 % quantile", color: 4 },
+      { name: "clip_ratio/low_mean", label: "low", color: 6, style: "dashed" },
+      { name: "clip_ratio/high_mean", label: "high", color: 2, style: "dashed" },
+    ],
+    y: { min: 0 },
+  },
+  {
+    id: "distance",
+    title: "Distance to GRPO",
+    series: [{ name: "distance_to_grpo", label: "|g_p − g_1| / |g_0 − g_1|", color: 1 }],
+    y: { min: 0 },
+  },
+  { group: "Optimisation" },
+  { id: "loss", title: "Loss", series: [{ name: "loss", label: "loss", color: 1 }] },
+  {
+    id: "grad_norm",
+    title: "Gradient norm",
+    series: [{ name: "grad_norm", label: "before clipping", color: 1 }],
+    y: { min: 0 },
+  },
+  {
+    id: "entropy",
+    title: "Entropy",
+    series: [{ name: "entropy", label: "nats per token", color: 1 }],
+    y: { min: 0 },
+  },
+  {
+    id: "spread",
+    title: "Reward spread",
+    series: [
+      { name: "reward_std", label: "std within groups", color: 1 },
+      { name: "frac_reward_zero_std", label: "groups without spread", color: 2, style: "dashed" },
+    ],
+    y: { min: 0 },
+  },
+  {
+    id: "ratio",
+    title: "Importance ratio",
+    series: [
+      { name: "ratio/max", label: "largest", color: 2 },
+      { name: "ratio/min", label: "smallest", color: 6 },
+    ],
+    lines: [{ value: 1, label: "on-policy", place: "above" }],
+  },
+  {
+    id: "learning_rate",
+    title: "Learning rate",
+    series: [{ name: "learning_rate", label: "learning rate", color: 1 }],
+    y: { min: 0 },
+  },
+  { group: "Sampling and throughput" },
+  {
+    id: "lengths",
+    title: "Completion length",
+    series: [
+      { name: "completions/mean_length", label: "mean tokens", color: 1 },
+      { name: "completions/max_length", label: "longest", color: 7, style: "dashed" },
+    ],
+    y: { min: 0 },
+  },
+  {
+    id: "throughput",
+    title: "Throughput",
+    series: [{ name: "tokens_per_second", label: "tokens/s", color: 1 }],
+    y: { min: 0 },
+  },
+  {
+    id: "time",
+    title: "Seconds per step",
+    series: [
+      { name: "time/generate", label: "generate", color: 1, style: "stack" },
+      { name: "time/score", label: "score", color: 6, style: "stack" },
+      { name: "time/grade", label: "grade", color: 3, style: "stack" },
+      { name: "time/update", label: "update", color: 2, style: "stack" },
+      { name: "time/publish", label: "publish", color: 4, style: "stack" },
+      { name: "time/record", label: "record", color: 5, style: "stack" },
+      { name: "time/checkpoint", label: "checkpoint", color: 7, style: "stack" },
+    ],
+    y: { min: 0 },
+  },
+  {
+    id: "sampling_kl",
+    title: "Engine and trainer: KL",
+    series: [{ name: "sampling/kl", label: "KL(rollout ‖ trainer)", color: 1 }],
+  },
+  {
+    id: "logp_difference",
+    title: "Engine and trainer: log-probs",
+    series: [
+      { name: "sampling/logp_difference_max", label: "largest difference, sampling", color: 1 },
+      { name: "publish/logp_difference_max", label: "after publish", color: 2, style: "dashed" },
+    ],
+    y: { min: 0 },
+  },
+  {
+    id: "counters",
+    title: "What went wrong, by step",
+    counters: true,
+    series: [
+      { name: "grader/failures", label: "grader failures" },
+      { name: "completions/clipped_ratio", label: "cut off (share)" },
+      { name: "trajectories/non_finite", label: "dropped, not finite" },
+      { name: "trajectories/empty", label: "empty" },
+      { name: "frac_reward_zero_std", label: "groups without spread (share)" },
+      { name: "updates/skipped", label: "updates skipped" },
+      { name: "ratio/overflow_tokens", label: "tokens above ratio e^20" },
+    ],
+  },
+];
+
+export function metricNames() {
+  return [...new Set(CHARTS.flatMap((chart) => (chart.series ?? []).map((series) => series.name)))];
+}

@@ -1,0 +1,170 @@
+// A job's page: history first, then the stream; every change is drawn at most a few times a second.
+import { Card } from "./card.js";
+import { CHARTS, metricNames } from "./charts.js";
+import { SeriesStore } from "./store.js";
+import { JobStream } from "./stream.js";
+
+const MAX_POINTS = 1500;
+const DRAW_EVERY_MS = 250;
+const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while hidden", ended: "Ended" };
+
+const job = JSON.parse(document.getElementById("job-data").textContent);
+const store = new SeriesStore();
+const view = { from: 0, to: 1, zoom: null, smoothed: false };
+const cards = [];
+
+async function loadEcharts() {
+  const address = document.getElementById("job-script").dataset.echarts;
+  if (!address) return null;
+  try {
+    return await import(address);
+  } catch (error) {
+    console.warn("The plotting library did not load; showing tables.", error);
+    return null;
+  }
+}
+
+async function loadHistory() {
+  const query = new URLSearchParams([...metricNames().map((name) => ["name", name]), ["max_points", String(MAX_POINTS)]]);
+  const answer = await fetch(`/v1/jobs/${encodeURIComponent(job.id)}/metrics?${query}`);
+  if (!answer.ok) throw new Error(`history: ${answer.status}`);
+  store.setHistory(await answer.json());
+}
+
+function lastStep() {
+  let last = 0;
+  for (const points of store.series.values()) {
+    if (points.length) last = Math.max(last, points[points.length - 1].step);
+  }
+  return last;
+}
+
+function draw() {
+  [view.from, view.to] = view.zoom ?? [0, lastStep() + 1];
+  for (const card of cards) card.draw();
+}
+
+let drawing = null;
+function drawSoon() {
+  drawing ??= setTimeout(() => {
+    drawing = null;
+    requestAnimationFrame(draw);
+  }, DRAW_EVERY_MS);
+}
+
+// Parts of the page that the server renders listen for these (hx-trigger).
+function tell(name) {
+  document.body.dispatchEvent(new CustomEvent(`job:${name}`));
+}
+
+function showStatus(status) {
+  const element = document.getElementById("stream");
+  element.hidden = false;
+  element.textContent = STATUS[status];
+  element.className = `stream ${status}`;
+}
+
+async function rewind(step) {
+  store.rewind(step);
+  if (store.thinned) await loadHistory(); // merged points may span the cut
+}
+
+function follow() {
+  const stream = new JobStream(job.id, store.seq, {
+    status: showStatus,
+    event(kind, data) {
+      if (kind === "metrics") store.addRows(data.rows);
+      if (kind === "rewind") rewind(data.from_step).catch((error) => console.warn(error)).then(drawSoon);
+      drawSoon();
+      tell(kind);
+      if (kind === "state" && ["finished", "failed", "cancelled"].includes(data.state)) stream.stop();
+    },
+  });
+  stream.open();
+}
+
+function button(text, pressed, onClick) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  if (pressed !== null) made.setAttribute("aria-pressed", String(pressed));
+  made.addEventListener("click", () => onClick(made));
+  return made;
+}
+
+function stepInput(name, text) {
+  const label = document.createElement("label");
+  const input = document.createElement("input");
+  Object.assign(input, { type: "number", min: "0", step: "any", name, autocomplete: "off" });
+  label.append(text, input);
+  return [label, input];
+}
+
+function buildTools(zoomable) {
+  const tools = document.getElementById("chart-tools");
+  const [fromLabel, from] = stepInput("from", "Steps");
+  const [toLabel, to] = stepInput("to", "to");
+  const reset = button("Whole run", null, () => zoomTo(null));
+  const zoomTo = (range) => {
+    view.zoom = range && range[1] > range[0] ? [Math.max(0, range[0]), range[1]] : null;
+    from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
+    to.value = view.zoom ? +view.zoom[1].toFixed(2) : "";
+    reset.disabled = !view.zoom;
+    draw();
+  };
+  const typed = () => {
+    if (from.value === "" && to.value === "") return zoomTo(null);
+    return zoomTo([Number(from.value || 0), to.value === "" ? lastStep() + 1 : Number(to.value)]);
+  };
+  for (const input of [from, to]) input.addEventListener("change", typed);
+  reset.disabled = true;
+  tools.append(fromLabel, toLabel, reset);
+  if (zoomable) {
+    const toggle = (made, value) => made.setAttribute("aria-pressed", String(value));
+    tools.append(
+      button("Smooth", false, (made) => { view.smoothed = !view.smoothed; toggle(made, view.smoothed); draw(); }),
+      button("Tables", false, (made) => {
+        const tabular = made.getAttribute("aria-pressed") !== "true";
+        toggle(made, tabular);
+        for (const card of cards) card.showTable(tabular);
+      }),
+    );
+  }
+  tools.hidden = false;
+  return zoomTo;
+}
+
+function buildCards(echarts, zoomTo) {
+  const grid = document.getElementById("grid");
+  const page = { store, view, echarts, zoomTo, updatesPerStep: job.updatesPerStep, metrics: job.metrics };
+  for (const chart of CHARTS) {
+    if (chart.group) {
+      const heading = document.createElement("h3");
+      heading.textContent = chart.group;
+      grid.append(heading);
+      continue;
+    }
+    const card = new Card(chart, page);
+    cards.push(card);
+    grid.append(card.root);
+  }
+  new ResizeObserver(() => { for (const card of cards) card.resize(); }).observe(grid);
+  document.addEventListener("themechange", draw);
+}
+
+async function start() {
+  const [echarts] = await Promise.all([loadEcharts(), loadHistory()]);
+  buildCards(echarts, buildTools(Boolean(echarts)));
+  draw();
+  document.getElementById("grid").dataset.ready = "true";
+  if (job.final) showStatus("ended");
+  else follow();
+}
+
+start().catch((error) => {
+  console.warn(error);
+  const element = document.getElementById("stream");
+  element.hidden = false;
+  element.className = "stream waiting";
+  element.textContent = "The numbers did not load. Reload the page to try again.";
+});

@@ -1,0 +1,74 @@
+// Follows a job's events: EventSource, taken up again after the last event seen, whatever cut it off.
+const RETRY_MS = [500, 1000, 2000, 5000, 10000];
+const KINDS = ["metrics", "state", "rewind", "trajectories", "checkpoint"];
+
+export class JobStream {
+  #source = null;
+  #timer = null;
+  #failures = 0;
+  #stopped = false;
+
+  // handlers: event(kind, data, seq), status("live" | "waiting" | "paused" | "ended")
+  constructor(jobId, seq, handlers) {
+    this.jobId = jobId;
+    this.seq = seq;
+    this.handlers = handlers;
+    document.addEventListener("visibilitychange", () => this.#visibility());
+    addEventListener("pagehide", () => this.#close());
+    addEventListener("pageshow", (event) => { if (event.persisted) this.open(); });
+  }
+
+  open() {
+    if (this.#stopped || this.#source) return;
+    clearTimeout(this.#timer);
+    const source = new EventSource(`/v1/jobs/${encodeURIComponent(this.jobId)}/events?after=${this.seq}`);
+    this.#source = source;
+    source.onopen = () => {
+      this.#failures = 0;
+      this.handlers.status("live");
+    };
+    source.onerror = () => this.#lost(source);
+    for (const kind of KINDS) source.addEventListener(kind, (message) => this.#take(kind, message));
+  }
+
+  stop() {
+    this.#stopped = true;
+    this.#close();
+    this.handlers.status("ended");
+  }
+
+  #take(kind, message) {
+    const seq = Number(message.lastEventId);
+    if (!(seq > this.seq)) return; // seen before the connection was cut
+    this.seq = seq;
+    this.handlers.event(kind, JSON.parse(message.data), seq);
+  }
+
+  // The browser retries by itself after a cut, but gives up on an error answer (a proxy's 502, say): we do not.
+  // Opening anew keeps one path for both; ?after carries the last event seen.
+  #lost(source) {
+    if (source !== this.#source) return;
+    this.#close();
+    this.handlers.status("waiting");
+    const wait = RETRY_MS[Math.min(this.#failures, RETRY_MS.length - 1)];
+    this.#failures += 1;
+    this.#timer = setTimeout(() => this.open(), wait);
+  }
+
+  #close() {
+    clearTimeout(this.#timer);
+    this.#source?.close();
+    this.#source = null;
+  }
+
+  // Browsers allow few connections to one host: a page that nobody looks at gives its own back.
+  #visibility() {
+    if (this.#stopped) return;
+    if (document.hidden) {
+      this.#close();
+      this.handlers.status("paused");
+    } else {
+      this.open();
+    }
+  }
+}

@@ -1,0 +1,94 @@
+"""The trajectories of a step: groups of completions with what each update made of them."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dashboard import api
+from dashboard.parameters import whole_number
+from dashboard.rendering import page
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+
+PAGE_SIZE = 64
+SORTS = {
+    "index": "by group",
+    "reward": "lowest reward first",
+    "-reward": "highest reward first",
+    "advantage": "lowest advantage first",
+    "-advantage": "highest advantage first",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Completions of one prompt that stand next to each other on the page."""
+
+    number: int
+    items: tuple[Trajectory, ...]
+
+    @property
+    def first(self) -> Trajectory:
+        return self.items[0]
+
+    @property
+    def mean_reward(self) -> float:
+        return sum(item.reward for item in self.items) / len(self.items)
+
+    @property
+    def spread(self) -> bool:
+        """Whether rewards differ: without that there is no advantage, so nothing to learn."""
+        return len({item.reward for item in self.items}) > 1
+
+
+def neighbours(steps: tuple[int, ...], step: int) -> tuple[int | None, int | None]:
+    """The recorded steps before and after this one."""
+    before = [s for s in steps if s < step]
+    after = [s for s in steps if s > step]
+    return (max(before, default=None), min(after, default=None))
+
+
+def grouped(items: tuple[Trajectory, ...]) -> list[Group]:
+    """Neighbouring trajectories of the same group together, in the order given."""
+    return [Group(number, tuple(found)) for number, found in groupby(items, key=lambda item: item.group)]
+
+
+def _step(request: Request) -> int | None:
+    text = request.path_params["step"]
+    if text == "latest":
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise HTTPException(404)
+    return int(text)
+
+
+async def step_page(request: Request) -> Response:
+    """GET /jobs/{id}/steps/{step}?sort=&offset=; `latest` goes to the newest recorded step."""
+    job_id = request.path_params["job_id"]
+    step = _step(request)
+    sort = request.query_params.get("sort") or "index"
+    if sort not in SORTS:
+        raise HTTPException(400, f"sort must be one of {', '.join(SORTS)}")
+    offset = whole_number(request, "offset", least=0) or 0
+    async with api.client(request) as client:
+        job = await client.get_job(job_id)
+        found: TrajectoryPage = await client.trajectories(job_id, step, offset, PAGE_SIZE, sort)
+    if step is None and found.steps:
+        return RedirectResponse(f"/jobs/{job_id}/steps/{found.step}", status_code=303)
+    before, after = neighbours(found.steps, found.step)
+    return page(
+        request,
+        "step.html",
+        job=job,
+        found=found,
+        groups=grouped(found.items),
+        by_group=sort == "index",
+        sorts=SORTS,
+        sort=sort,
+        offset=offset,
+        page_size=PAGE_SIZE,
+        before=before,
+        after=after,
+    )

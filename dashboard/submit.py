@@ -1,0 +1,56 @@
+"""A new job: a spec as text, checked by the API, with its errors beside the text."""
+
+from pathlib import Path
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dashboard import api, specs
+from dashboard.api import require_same_origin
+from dashboard.fields import spec_sections
+from dashboard.rendering import page
+from powermean.contracts.api import ErrorBody
+from powermean.rest import ApiError
+
+_STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
+
+
+def _form(request: Request, text: str, error: ErrorBody | None = None, status: int = 200) -> Response:
+    # A fresh key each time: a second click on the same form repeats the first submission, an edited form does not.
+    return page(
+        request, "new.html", status=status, text=text, error=error, key=uuid4().hex, sections=spec_sections()
+    )
+
+
+async def form_page(request: Request) -> Response:
+    """GET /new?from=JOB: the starter spec, or another job's."""
+    source = request.query_params.get("from")
+    if not source:
+        return _form(request, _STARTER)
+    async with api.client(request) as client:
+        job = await client.get_job(source)
+    return _form(request, specs.to_yaml(job.spec, changed_only=True))
+
+
+async def submit(request: Request) -> Response:
+    """POST /new: the new job's page, or the form with what is wrong."""
+    require_same_origin(request)
+    form = await request.form(max_fields=10)
+    text, key = form.get("spec"), form.get("key")
+    if not isinstance(text, str) or not isinstance(key, str) or not text.strip():
+        empty = ErrorBody(code="empty_spec", message="The spec is empty.", remedy="Start from the example.")
+        return _form(request, _STARTER, empty, status=422)
+    try:
+        spec = specs.parse(text)
+    except specs.UnreadableSpec as error:
+        unreadable = ErrorBody(code="unreadable_spec", message=str(error), remedy="Mend the text and submit again.")
+        return _form(request, text, unreadable, status=422)
+    try:
+        async with api.client(request) as client:
+            job = await client.create_job(spec, idempotency_key=key)
+    except ApiError as refused:
+        if refused.status == 401:
+            raise
+        return _form(request, text, refused.body, status=refused.status)
+    return RedirectResponse(f"/jobs/{job.id}", status_code=303)
