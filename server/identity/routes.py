@@ -10,21 +10,18 @@ from server.db.session import RequestDatabase
 from server.errors import Unauthenticated
 from server.identity import keys, sessions
 from server.identity.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
-from server.refusals import refusals
 
 router = APIRouter(prefix="/v1", tags=["identity"])
 
 
-@router.post(
-    "/keys", status_code=status.HTTP_201_CREATED, summary="Create a key", responses=refusals(401, 403)
-)
+@router.post("/keys", status_code=status.HTTP_201_CREATED, summary="Create a key")
 def create_key(wanted: KeyRequest, admin: CurrentAdmin, database: RequestDatabase) -> NewKey:
     """The key is shown this once. Administrators only."""
     with database.write() as session:
         return keys.create_key(session, wanted.name, wanted.role)
 
 
-@router.get("/keys", summary="List the keys", responses=refusals(401, 403))
+@router.get("/keys", summary="List the keys")
 def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
     """Newest first, the revoked ones too, never the keys themselves. Administrators only."""
     with database.read() as session:
@@ -35,7 +32,6 @@ def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
     "/keys/{key_id}",
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Revoke a key",
-    responses=refusals(401, 403, 404, 409),
 )
 def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> None:
     """Ends the browser sessions opened with it, too. Administrators only."""
@@ -47,7 +43,6 @@ def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> N
     "/login-codes",
     status_code=status.HTTP_201_CREATED,
     summary="Create a sign-in code",
-    responses=refusals(401, 403),
 )
 def create_login_code(person: CurrentPerson, database: RequestDatabase) -> LoginCode:
     """Good for one sign-in of a browser as yourself, within ten minutes: open /login/{code}."""
@@ -59,7 +54,6 @@ def create_login_code(person: CurrentPerson, database: RequestDatabase) -> Login
     "/sessions",
     status_code=status.HTTP_201_CREATED,
     summary="Sign a browser in",
-    responses=refusals(401, 403),
 )
 def open_session(
     proof: SessionRequest, request: Request, response: Response, database: RequestDatabase
@@ -84,9 +78,7 @@ def open_session(
     return SessionView(name=key.name, role=cast(Role, key.role), expires_at=expires_at)
 
 
-@router.delete(
-    "/sessions", status_code=status.HTTP_204_NO_CONTENT, summary="Sign out", responses=refusals(401, 403)
-)
+@router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT, summary="Sign out")
 def close_session(
     request: Request, response: Response, cookie: SessionSecret, database: RequestDatabase
 ) -> None:

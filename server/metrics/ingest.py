@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     Float,
+    Insert,
     Integer,
     String,
     bindparam,
@@ -21,7 +22,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import FieldError
@@ -116,7 +116,7 @@ def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricR
     )
     place = {"job_id": attempt.job_id, "attempt": attempt.number, "seq": seq}
     values = [place | row.model_dump() for row in rows]
-    return _rowcount(session.connection().execute(statement, values))
+    return _rows_written(session, statement, values)
 
 
 def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
@@ -143,10 +143,13 @@ def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequenc
         set_={"value": statement.excluded.value, "seq": statement.excluded.seq},
         where=Metric.value.is_distinct_from(statement.excluded.value),
     )
-    return _rowcount(session.connection().execute(statement))
+    return _rows_written(session, statement, None)
 
 
-def _rowcount(result: CursorResult[Any]) -> int:
+def _rows_written(session: Session, statement: Insert, values: list[dict[str, Any]] | None) -> int:
+    """Without preserve_rowcount an insert's count is not kept."""
+    result = session.connection().execute(statement, values, execution_options={"preserve_rowcount": True})
+    assert result.rowcount >= 0
     return result.rowcount
 
 

@@ -14,7 +14,6 @@ from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.stream import EventHub, EventStream
 from server.metrics.trajectories import Sort, join_texts, read_trajectories
-from server.refusals import refusals
 
 MAX_STEP = 2**31 - 1
 MAX_SEQ = 2**63 - 1
@@ -35,7 +34,6 @@ def _hub_of(request: Request) -> EventHub:
     "/attempts/{attempt_id}/metrics",
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Report metrics",
-    responses=refusals(401, 403, 404, 409, 413),
 )
 def post_metrics(
     attempt_id: str, report: MetricsReport, claims: CurrentAttempt, database: RequestDatabase
@@ -49,7 +47,6 @@ def post_metrics(
     "/attempts/{attempt_id}/trajectories",
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Report a step's trajectories",
-    responses=refusals(401, 403, 404, 409, 413),
 )
 def post_trajectories(
     attempt_id: str, batch: TrajectoryBatch, claims: CurrentAttempt, database: RequestDatabase
@@ -59,13 +56,13 @@ def post_trajectories(
         ingest_trajectories(session, attempt_id, claims, batch)
 
 
-@router.get("/metric-names", summary="What the metrics mean", responses=refusals(401, 403))
+@router.get("/metric-names", summary="What the metrics mean")
 def get_metric_names(person: CurrentPerson) -> dict[str, MetricInfo]:
     """Name -> level, unit and meaning."""
     return METRICS
 
 
-@router.get("/jobs/{job_id}/metrics", summary="A job's metrics", responses=refusals(401, 403, 404))
+@router.get("/jobs/{job_id}/metrics", summary="A job's metrics")
 def get_metrics(
     job_id: str,
     person: CurrentPerson,
@@ -82,9 +79,7 @@ def get_metrics(
         return metrics_history(session, job_id, name, from_step, to_step, max_points)
 
 
-@router.get(
-    "/jobs/{job_id}/trajectories", summary="A step's trajectories", responses=refusals(401, 403, 404, 503)
-)
+@router.get("/jobs/{job_id}/trajectories", summary="A step's trajectories")
 def get_trajectories(
     job_id: str,
     person: CurrentPerson,
@@ -110,7 +105,6 @@ def get_trajectories(
     responses={
         200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
         204: {"description": "The job has ended, and the client has everything."},
-        **refusals(401, 403, 404, 503),
     },
 )
 async def get_events(
