@@ -85,7 +85,7 @@ class Node:
         while True:
             try:
                 self.report()
-            except Exception:  # noqa: BLE001 the thread's boundary: a node that stops reporting is lost
+            except Exception:  # the thread goes on: a node that stops reporting is lost
                 log.exception("not reported")
             time.sleep(REPORT_S)
 
@@ -126,7 +126,7 @@ def _invalid(code: str, message: str) -> ValidationResult:
 
 
 def celery_app(settings: NodeSettings, node: Node) -> Celery:
-    """Celery only wakes, the server's database is the truth: no results, no late acknowledgement, no retry."""
+    """Celery only wakes, the database is the truth: no results, no late acknowledgement, no retry."""
     app = Celery("powermean.node", broker=settings.redis_url)
     app.conf.update(
         accept_content=["json"],

@@ -1,0 +1,78 @@
+"""Commands about nodes, datasets and signing in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from powermean.cli.terminal import connected, console
+
+datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True)
+
+
+@datasets.command("upload")
+def upload(
+    file: Annotated[Path, typer.Argument(help="JSON objects, one a line.", exists=True, dir_okay=False)],
+    name: Annotated[str | None, typer.Option(help="What people call it; by default the file's name.")] = None,
+) -> None:
+    """Upload a dataset; prints the id for `data.dataset`.
+
+    Example: powermean datasets upload questions.jsonl --name questions
+    """
+    with connected() as client:
+        dataset = client.upload_dataset(file, name)
+    console.print(f"{dataset.id}  {dataset.rows} rows, fields: {', '.join(dataset.fields)}", markup=False)
+
+
+@datasets.command("list")
+def list_datasets() -> None:
+    """List datasets, newest first.
+
+    Example: powermean datasets list
+    """
+    with connected() as client:
+        found = client.datasets().items
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "name", "rows", "fields", "created"):
+        table.add_column(column)
+    for dataset in found:
+        created = dataset.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(dataset.id, dataset.name, str(dataset.rows), ", ".join(dataset.fields), created)
+    console.print(table)
+
+
+def nodes() -> None:
+    """List the cluster's nodes and what they run.
+
+    Example: powermean nodes
+    """
+    with connected() as client:
+        found = client.nodes().items
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"):
+        table.add_column(column)
+    for node in found:
+        state = "alive" if node.alive else "silent"
+        table.add_row(
+            node.id,
+            node.hostname,
+            state,
+            str(len(node.gpus)),
+            str(node.cpu_slots),
+            ", ".join(node.engines),
+            ", ".join(node.attempts),
+        )
+    console.print(table)
+
+
+def login() -> None:
+    """Print a link that opens the dashboard signed in, once.
+
+    Example: powermean login
+    """
+    with connected() as client:
+        code = client.login_code()
+        console.print(f"{client.url}/login/{code.code}", markup=False, soft_wrap=True)
+        minutes = code.expires_at.astimezone().strftime("%H:%M")
+    console.print(f"It works once, until {minutes}.", markup=False)

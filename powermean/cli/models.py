@@ -1,0 +1,40 @@
+"""Bringing a finished job's model to this machine."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from powermean.client import Client
+
+
+class DamagedFileError(Exception):
+    """A downloaded file is not what the job stored."""
+
+
+def download_model(
+    client: Client, job_id: str, folder: Path, tell: Callable[[str], None] | None = None
+) -> int:
+    """All files of the final model into `folder`, verified; returns their size in bytes.
+
+    Files that are there already and right are kept.
+    """
+    files = client.files(job_id).files
+    root = folder.resolve()
+    for path, ref in sorted(files.items()):
+        target = (root / path).resolve()
+        if not target.is_relative_to(root):
+            raise DamagedFileError(f"{path} would lie outside {root}")
+        if target.is_file() and digest(target) == ref.sha256:
+            continue
+        if tell:
+            tell(path)
+        client.download(job_id, path, target)
+        if digest(target) != ref.sha256:
+            target.unlink()
+            raise DamagedFileError(f"{path} was damaged on its way: try again")
+    return sum(ref.size for ref in files.values())
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,139 @@
+"""What a run has shown so far, from its events: the numbers behind every progress line."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from powermean.contracts.api import Event, Job, JobSummary
+from powermean.contracts.metrics import WHOLE_STEP, MetricRow
+
+TIMES = ("generate", "score", "grade", "update", "publish", "record", "checkpoint")
+SHOWN = (
+    "reward",
+    "eval/reward",
+    "tokens_per_second",
+    "time/step",
+    *(f"time/{part}" for part in TIMES),
+    "p/mean",
+    "p/q10",
+    "p/share_below_0.95",
+    "ess/mean",
+    "clip_fraction/mean",
+)
+
+
+@dataclass
+class Run:
+    """A job as followed: its latest summary and its metrics by (step, update, name)."""
+
+    job: JobSummary
+    minibatches: int
+    values: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    announced: int = 0  # the last step that has been shown
+
+    @classmethod
+    def of(cls, job: Job) -> "Run":
+        return cls(job, job.spec.training.minibatches)
+
+    def add(self, rows: Iterable[MetricRow]) -> None:
+        for row in rows:
+            if row.value is not None:
+                self.values[row.step, row.update][row.name] = row.value
+
+    def take(self, event: Event) -> None:
+        """Bring the run up to date with an event."""
+        if event.kind == "metrics":
+            rows = event.data["rows"]
+            assert isinstance(rows, list)
+            self.add(MetricRow.model_validate(row) for row in rows)
+        elif event.kind == "state":
+            self.job = JobSummary.model_validate(event.data)
+        elif event.kind == "rewind":
+            from_step = int(str(event.data["from_step"]))
+            for key in [key for key in self.values if key[0] >= from_step]:
+                del self.values[key]
+            self.announced = min(self.announced, max(0, from_step - 1))
+
+    def value(self, step: int, name: str) -> float | None:
+        """A metric of the whole step."""
+        return self.values.get((step, WHOLE_STEP), {}).get(name)
+
+    def late(self, step: int, name: str) -> float | None:
+        """Mean over the step's updates after the first pass, where ratios have left 1; else over all."""
+        updates = {u: v[name] for (s, u), v in self.values.items() if s == step and u >= 0 and name in v}
+        later = [value for update, value in updates.items() if update >= self.minibatches]
+        chosen = later or list(updates.values())
+        return fmean(chosen) if chosen else None
+
+    @property
+    def steps(self) -> list[int]:
+        """Trained steps whose numbers are all there."""
+        return sorted(
+            s for (s, u), v in self.values.items() if u == WHOLE_STEP and s > 0 and "time/step" in v
+        )
+
+    def new_steps(self) -> list[int]:
+        """Steps that were not announced yet; they are from now on."""
+        fresh = [step for step in self.steps if step > self.announced]
+        if fresh:
+            self.announced = fresh[-1]
+        return fresh
+
+    @property
+    def evaluations(self) -> list[tuple[int, float]]:
+        return sorted((s, v["eval/reward"]) for (s, _), v in self.values.items() if "eval/reward" in v)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the mean of the last steps."""
+        times = [t for step in self.steps[-5:] if (t := self.value(step, "time/step")) is not None]
+        if not times:
+            return None
+        return fmean(times) * max(0, self.job.total_steps - self.steps[-1])
+
+    def mean(self, name: str) -> float | None:
+        """Mean over all trained steps."""
+        found = [v for step in self.steps if (v := self.value(step, name)) is not None]
+        return fmean(found) if found else None
+
+    def late_mean(self, name: str) -> float | None:
+        found = [v for step in self.steps if (v := self.late(step, name)) is not None]
+        return fmean(found) if found else None
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds: 3:07, 1:02:03."""
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def step_line(run: Run, step: int) -> str:
+    """A step in one line, as plain text."""
+    total = run.job.total_steps
+    parts = [
+        f"step {step:>{len(str(total))}}/{total}",
+        f"reward {number(run.value(step, 'reward'))}",
+        f"p {number(run.late(step, 'p/mean'), 3)} (q10 {number(run.late(step, 'p/q10'))},"
+        f" {percent(run.late(step, 'p/share_below_0.95'))} below 0.95)",
+        f"ESS {number(run.late(step, 'ess/mean'), 3)}",
+        f"clip {percent(run.late(step, 'clip_fraction/mean'), 1)}",
+        f"{number(run.value(step, 'tokens_per_second'), 0)} tok/s",
+        f"{number(run.value(step, 'time/step'), 1)} s",
+    ]
+    accuracy = run.value(step, "eval/reward")
+    if accuracy is not None:
+        parts.append(f"held-out {number(accuracy)}")
+    parts.append(f"left {clock(run.seconds_left)}")
+    return "  ".join(parts)

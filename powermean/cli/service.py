@@ -1,0 +1,49 @@
+"""`powermean up`: the service on this machine, to stay."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from powermean.cli.embedded import DEFAULT_PORT, Embedded, raise_on_signals
+from powermean.cli.terminal import console, plain_failures
+from powermean.client import Client
+from powermean.home import Home
+
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for REST API and dashboard.")]
+
+
+@contextmanager
+def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
+    """The embedded service and an administrator's client of it; stopped at the end, whatever happens."""
+    raise_on_signals()
+    service = Embedded(Home.find(), port, next_port)
+    try:
+        service.start()
+        with Client(service.url, service.home.admin_key.read_text().strip()) as client:
+            yield service, client
+    finally:
+        service.stop()
+
+
+def up(port: Port = DEFAULT_PORT) -> None:
+    """Start the service on this machine and keep it up until Ctrl-C.
+
+    Example: powermean up --port 9000
+    """
+    with plain_failures():
+        console.print("Starting the service ...")
+        with running(port, next_port=False) as (service, client):
+            console.print(
+                f"Dashboard: {service.url}/login/{client.login_code().code}", markup=False, soft_wrap=True
+            )
+            console.print(f"Files: {service.home.folder}. Stop it with Ctrl-C.", markup=False, soft_wrap=True)
+            stay()
+
+
+def stay() -> None:
+    """Until a signal ends it."""
+    while True:
+        time.sleep(3600)

@@ -1,0 +1,47 @@
+"""How the command talks to people: results on stdout, failures on stderr, and exit statuses."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from powermean.cli.embedded import EmbeddedError, EndedBySignalError
+from powermean.cli.specs import SpecFileError
+from powermean.client import Client
+from powermean.home import NoServerError
+from powermean.rest import ApiError, ServerUnreachable
+
+FAILED = 1
+INTERRUPTED = 130
+
+console = Console(highlight=False)
+
+
+def complain(text: str) -> None:
+    print(f"powermean: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def plain_failures() -> Iterator[None]:
+    """Turn expected failures into a clear line and an exit status."""
+    try:
+        yield
+    except ServerUnreachable as error:
+        complain(f"{error}\nIs the service running? Start it with `powermean up`, or set POWERMEAN_URL.")
+        raise typer.Exit(FAILED) from error
+    except (ApiError, NoServerError, SpecFileError, EmbeddedError) as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error
+    except EndedBySignalError as error:
+        raise typer.Exit(128 + error.number) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(INTERRUPTED) from error
+
+
+@contextmanager
+def connected() -> Iterator[Client]:
+    """A client of the service that the environment or this folder names."""
+    with plain_failures(), Client() as client:
+        yield client
