@@ -4,6 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated
 
+from fastapi import Depends, Request
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -35,7 +36,7 @@ class Settings(BaseSettings):
         description="Folder of the key pair that signs attempt tokens.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    port: int = Field(8700, ge=0, le=65535, description="Port to listen on.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Host names of the server, by commas; loopback names are always allowed.",
@@ -80,3 +81,11 @@ class Settings(BaseSettings):
     def hosts(self) -> tuple[str, ...]:
         """All names under which the server may be addressed, without ports, in lower case."""
         return tuple(host.lower() for host in (*LOOPBACK_HOSTS, *self.allowed_hosts))
+
+
+def _settings_of(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+RequestSettings = Annotated[Settings, Depends(_settings_of)]

@@ -24,6 +24,7 @@ def _run(connection: Connection) -> None:
         connection=connection,
         target_metadata=Base.metadata,
         compare_type=True,
+        transactional_ddl=True,  # on SQLite too: server.db.session begins its transactions itself
         render_as_batch=connection.dialect.name == "sqlite",
         render_item=_render_type,
     )

@@ -1,0 +1,86 @@
+"""`python -m server` serves the REST API and the dashboard; with `migrate` it only prepares the database."""
+
+import argparse
+import logging
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from server.app import create_app
+from server.db.migrate import migrate
+from server.settings import Settings
+from server.start import CannotStart, bind, open_database, prepare
+
+GRACE_S = 5  # for requests that are under way when the server is told to stop
+
+
+class Server(uvicorn.Server):
+    """Ends the event streams when told to stop: they would never end of themselves."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        self._app.state.events.end_streams()
+        await super().shutdown(sockets)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve, or migrate; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument(
+        "command", nargs="?", choices=["serve", "migrate"], default="serve", help="default: serve"
+    )
+    command = parser.parse_args(arguments).command
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        settings = Settings()
+        if command == "migrate":
+            migrate_only(settings)
+        else:
+            serve(settings)
+    except ValidationError as error:
+        for one in error.errors():
+            name = "_".join(str(part) for part in one["loc"]).upper()
+            print(f"setting POWERMEAN_{name}: {one['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return 2
+    except CannotStart as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def migrate_only(settings: Settings) -> None:
+    """Bring the database to the newest revision."""
+    database = open_database(settings)
+    migrate(database)
+    database.close()
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop by SIGINT or SIGTERM."""
+    listener = bind(settings)
+    prepare(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # sign-in codes are part of addresses
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=75,
+        server_header=False,
+        proxy_headers=False,
+    )
+    logging.getLogger("server").info("listening on http://%s:%d", *listener.getsockname()[:2])
+    Server(config, app).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

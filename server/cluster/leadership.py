@@ -1,0 +1,48 @@
+"""One leader among the server's replicas, by a lease in the database."""
+
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.db.models import Leader
+from server.db.session import database_now, upsert
+
+SCHEDULER = "scheduler"
+
+
+class Standing(StrEnum):
+    """What a replica is, as to a lease."""
+
+    LEADER = "leader"
+    NEW_LEADER = "new leader"  # it was not led (by us) until now: nobody kept watch
+    FOLLOWER = "follower"
+
+
+def campaign(session: Session, holder: str, lease_s: float) -> Standing:
+    """Take or renew the scheduler's lease; its row stays locked until the commit, so no other leader acts.
+
+    A leader whose own lease had run out counts as new: it did not keep watch in between.
+    """
+    now = database_now(session)
+    upsert(session, Leader, [{"name": SCHEDULER, "holder": "", "expires_at": now}])
+    query = select(Leader).where(Leader.name == SCHEDULER).with_for_update()
+    lease = session.execute(query.execution_options(populate_existing=True)).scalar_one()
+    now = database_now(session)
+    valid = lease.expires_at > now
+    if valid and lease.holder != holder:
+        return Standing.FOLLOWER
+    standing = Standing.LEADER if valid and lease.holder == holder else Standing.NEW_LEADER
+    lease.holder = holder
+    lease.expires_at = now + timedelta(seconds=lease_s)
+    session.flush()
+    return standing
+
+
+def resign(session: Session, holder: str) -> None:
+    """Give the lease up at once, so that another replica need not wait for its end."""
+    query = select(Leader).where(Leader.name == SCHEDULER, Leader.holder == holder).with_for_update()
+    lease = session.execute(query).scalar_one_or_none()
+    if lease is not None:
+        lease.expires_at = database_now(session)

@@ -1,0 +1,107 @@
+"""Nodes: their reports, what they hold, and which of them are alive."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.api import NodeView
+from powermean.contracts.attempts import NodeReport
+from server.cluster.planner import NodeCapacity
+from server.db.models import Allocation, Attempt, Node
+from server.db.session import changes, database_now, upsert
+from server.jobs import attempts
+from server.settings import Settings
+
+
+def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
+    """Store a node's report, and hand back what ended attempts held there once their processes are gone."""
+    now = database_now(session)
+    data = report.model_dump(mode="json")
+    known = session.get(Node, node_id)
+    if known is None or known.report != data:
+        changes(session).plan = True
+    upsert(
+        session,
+        Node,
+        [{"id": node_id, "report": data, "seen_at": now}],
+        replace=("report", "seen_at"),
+    )
+    held = (
+        select(Attempt.id)
+        .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .where(
+            Allocation.node_id == node_id,
+            Allocation.released_at.is_(None),
+            Attempt.state.in_(("ended", "lapsed")),
+        )
+        .distinct()
+    )
+    for attempt_id in session.execute(held).scalars().all():
+        if attempt_id not in report.running:
+            attempts.release(session, attempt_id, now, node_id=node_id)
+
+
+def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
+    """All nodes that ever reported, by id, with the attempts that hold something there."""
+    now = database_now(session)
+    held: dict[str, list[str]] = defaultdict(list)
+    for allocation in _held(session):
+        if allocation.attempt_id not in held[allocation.node_id]:
+            held[allocation.node_id].append(allocation.attempt_id)
+    return [
+        NodeView(
+            id=node.id,
+            alive=is_alive(node, settings, now),
+            seen_at=node.seen_at,
+            attempts=tuple(held[node.id]),
+            **{
+                name: value
+                for name, value in dict(NodeReport.model_validate(node.report)).items()
+                if name != "running"
+            },
+        )
+        for node in session.execute(select(Node).order_by(Node.id)).scalars()
+    ]
+
+
+def is_alive(node: Node, settings: Settings, now: datetime) -> bool:
+    """Whether the node reported lately."""
+    return node.seen_at > now - timedelta(seconds=settings.node_timeout_s)
+
+
+def living_nodes(session: Session, settings: Settings, now: datetime) -> Sequence[Node]:
+    """The nodes that reported lately, by id."""
+    since = now - timedelta(seconds=settings.node_timeout_s)
+    return session.execute(select(Node).where(Node.seen_at > since).order_by(Node.id)).scalars().all()
+
+
+def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
+    """What the living nodes have, and what of it no attempt holds."""
+    gpus_held: dict[str, set[str]] = defaultdict(set)
+    slots_held: dict[str, set[str]] = defaultdict(set)
+    for allocation in _held(session):
+        if allocation.gpu_uuids:
+            gpus_held[allocation.node_id].update(allocation.gpu_uuids)
+        else:
+            slots_held[allocation.node_id].add(allocation.attempt_id)
+    found = []
+    for node in living_nodes(session, settings, now):
+        report = NodeReport.model_validate(node.report)
+        found.append(
+            NodeCapacity(
+                id=node.id,
+                cpu_slots=report.cpu_slots,
+                gpus=len(report.gpus),
+                free_cpu_slots=max(0, report.cpu_slots - len(slots_held[node.id])),
+                free_gpus=tuple(gpu.uuid for gpu in report.gpus if gpu.uuid not in gpus_held[node.id]),
+            )
+        )
+    return found
+
+
+def _held(session: Session) -> Sequence[Allocation]:
+    query = select(Allocation).where(Allocation.released_at.is_(None)).order_by(Allocation.id)
+    return session.execute(query).scalars().all()

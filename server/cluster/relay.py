@@ -1,0 +1,100 @@
+"""Sends what the outbox owes, and sends it again, with growing pauses, until somebody has acted on it."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.names import node_queue
+from server.cluster import nodes
+from server.db.models import Outbox
+from server.db.session import Database, database_now
+from server.queue import BrokerDown, Sender
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_BATCH = 100
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Message:
+    id: int
+    task: str
+    queue: str
+    subject: str
+
+
+@dataclass
+class Relay:
+    """Any number of replicas may relay: each takes the messages that the others have not taken."""
+
+    database: Database
+    settings: Settings
+    sender: Sender
+    broker_down: bool = False
+
+    def turn(self) -> None:
+        """Send what is due. A message counts as sent before it is: a crash in between only delays it."""
+        with self.database.read() as session:
+            if not _any_due(session):
+                return
+        with self.database.write() as session:
+            messages = self._take(session)
+        for number, message in enumerate(messages):
+            try:
+                self.sender.send(message.task, message.queue, message.subject, _LONGEST_PAUSE_S)
+            except BrokerDown as error:
+                self._put_back(messages[number:], error)
+                return
+            if self.broker_down:
+                log.info("the broker is back")
+                self.broker_down = False
+
+    def _take(self, session: Session) -> list[_Message]:
+        now = database_now(session)
+        due = (
+            select(Outbox)
+            .where(Outbox.done_at.is_(None), Outbox.next_send_at <= now)
+            .order_by(Outbox.id)
+            .limit(_BATCH)
+            .with_for_update(skip_locked=True)
+        )
+        rows = session.execute(due).scalars().all()
+        alive = [node.id for node in nodes.living_nodes(session, self.settings, now)]
+        taken = []
+        for row in rows:
+            queue = row.queue
+            if queue is None and alive:
+                queue = node_queue(alive[(row.id + row.sends) % len(alive)])
+            if queue is None:  # any node would do, but there is none
+                row.next_send_at = now + timedelta(seconds=self.settings.poll_s)
+                continue
+            row.next_send_at = now + self._pause(row.sends)
+            row.sends += 1
+            taken.append(_Message(row.id, row.task, queue, row.subject))
+        return taken
+
+    def _pause(self, sends: int) -> timedelta:
+        return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), _LONGEST_PAUSE_S))
+
+    def _put_back(self, messages: list[_Message], error: BrokerDown) -> None:
+        if not self.broker_down:
+            log.error("cannot send to the broker, and keep trying: %s", error)
+            self.broker_down = True
+        with self.database.write() as session:
+            again_at = database_now(session) + timedelta(seconds=self.settings.poll_s)
+            for row in session.execute(
+                select(Outbox).where(Outbox.id.in_([message.id for message in messages]))
+            ).scalars():
+                row.sends -= 1
+                row.next_send_at = again_at
+
+
+def _any_due(session: Session) -> bool:
+    now: datetime = database_now(session)
+    query = select(Outbox.id).where(Outbox.done_at.is_(None), Outbox.next_send_at <= now).limit(1)
+    return session.execute(query).first() is not None

@@ -1,0 +1,123 @@
+"""The scheduler's turn: keep the lead, give up silent attempts, start waiting jobs, remove garbage."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+
+from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.contracts.api import JobState
+from powermean.contracts.artefacts import ArtefactRef
+from server.cluster import nodes
+from server.cluster.leadership import Standing, campaign, resign
+from server.cluster.planner import ClusterState, WaitingJob, plan
+from server.db.models import Allocation, Attempt, Garbage, Job
+from server.db.session import Database, database_now
+from server.jobs import attempts
+from server.jobs.events import lock_job
+from server.jobs.states import change_phase
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_GARBAGE_A_TURN = 100
+
+
+@dataclass
+class Scheduler:
+    """One replica's scheduler; only the leader's turns do anything."""
+
+    database: Database
+    settings: Settings
+    artefacts: ArtefactStore
+    holder: str
+
+    def turn(self) -> None:
+        """One look at everything. The leader's decisions and its lease are one transaction."""
+        with self.database.write() as session:
+            standing = campaign(session, self.holder, self.settings.leader_lease_s)
+            if standing is Standing.FOLLOWER:
+                return
+            now = database_now(session)
+            if standing is Standing.NEW_LEADER:
+                log.info("leading the scheduling as %s", self.holder)
+                attempts.extend_leases(session, self.settings, now)
+            reap(session, self.settings, now)
+            start_waiting(session, self.settings, now)
+        self._remove_garbage()
+
+    def stop(self) -> None:
+        """Give up the lead."""
+        with self.database.write() as session:
+            resign(session, self.holder)
+
+    def _remove_garbage(self) -> None:
+        """Delete objects that nothing refers to; one that can't be deleted now is tried again next turn."""
+        with self.database.read() as session:
+            keys = session.execute(select(Garbage.key).limit(_GARBAGE_A_TURN)).scalars().all()
+        gone = []
+        for key in keys:
+            try:
+                self.artefacts.delete(ArtefactRef(key=key, sha256="0" * 64, size=0))
+                gone.append(key)
+            except ArtefactError as error:
+                log.warning("cannot delete %s: %s", key, error)
+                break
+        if gone:
+            with self.database.write() as session:
+                session.execute(delete(Garbage).where(Garbage.key.in_(gone)))
+
+
+def reap(session: Session, settings: Settings, now: datetime) -> None:
+    """Give up the attempts that were silent for too long."""
+    for attempt_id in attempts.overdue(session, now):
+        if attempts.lapse(session, settings, attempt_id):
+            log.warning("gave up attempt %s: not heard of in time", attempt_id)
+
+
+def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
+    """Plan, start what can start, and tell the other jobs what they wait for."""
+    waiting = _waiting(session, now)
+    if not waiting:
+        return
+    made = plan(ClusterState(nodes.capacities(session, settings, now), waiting))
+    for start in made.starts:
+        attempts.start(session, settings, lock_job(session, start.job_id), start.allocations)
+    for job_id, reason in made.why.items():
+        change_phase(session, lock_job(session, job_id), reason)
+
+
+def _waiting(session: Session, now: datetime) -> Sequence[WaitingJob]:
+    """Queued jobs whose pause is over, in the order of submission, locked until the commit."""
+    query = (
+        select(Job)
+        .where(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
+        .order_by(Job.id)
+        .with_for_update()
+    )
+    jobs = session.execute(query.execution_options(populate_existing=True)).scalars().all()
+    avoid = _let_down(session, [f"{job.id}.{job.attempt}" for job in jobs if job.attempt])
+    return [
+        WaitingJob(
+            job.id,
+            gpus=int(job.spec["resources"]["gpus"]),
+            avoid=frozenset(avoid.get(f"{job.id}.{job.attempt}", ())),
+        )
+        for job in jobs
+    ]
+
+
+def _let_down(session: Session, attempt_ids: Sequence[str]) -> dict[str, set[str]]:
+    """Of the attempts that lapsed: their nodes."""
+    query = (
+        select(Allocation.attempt_id, Allocation.node_id)
+        .join(Attempt, Attempt.id == Allocation.attempt_id)
+        .where(Attempt.id.in_(attempt_ids), Attempt.state == "lapsed")
+    )
+    found: dict[str, set[str]] = {}
+    for attempt_id, node_id in session.execute(query):
+        found.setdefault(attempt_id, set()).add(node_id)
+    return found

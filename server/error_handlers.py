@@ -1,0 +1,128 @@
+"""Every failure as contracts.api.ErrorResponse: which field, what is wrong, and what would be right."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from powermean.artefacts import ArtefactError, ArtefactMissing, ArtefactStoreFull, ArtefactStoreUnavailable
+from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
+from server.db.session import DatabaseBusy
+from server.errors import ServiceError
+
+log = logging.getLogger(__name__)
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    416: "range_not_satisfiable",
+    429: "too_many",
+    503: "unavailable",
+}
+_REMEDIES = {
+    "extra_forbidden": "Remove it, or check its spelling.",
+    "missing": "Add it.",
+    "json_invalid": "Send a JSON document with Content-Type: application/json.",
+    "union_tag_not_found": "Add the field that says which kind it is.",
+}
+_PLACES = ("body", "query", "path", "header", "cookie")
+
+
+def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An answer in the one shape."""
+    content = ErrorResponse(error=body).model_dump(mode="json")
+    return JSONResponse(content, status_code=status, headers=dict(headers or {}))
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer each kind of failure in the one shape; what is not known here is an unexpected error (500)."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ArtefactError, _artefact_error)
+    for kind in (OperationalError, PoolTimeout, DatabaseBusy):
+        app.add_exception_handler(kind, _database_error)
+
+
+def _service_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    return error_response(error.status, error.response().error, headers)
+
+
+def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    fields = tuple(field_error(one, error.body) for one in error.errors())
+    first = fields[0]
+    message = f"{first.path}: {first.message}" if first.path else first.message
+    if len(fields) > 1:
+        message += f" (and {len(fields) - 1} more)"
+    return error_response(422, ErrorBody(code="invalid", message=message, remedy=first.remedy, fields=fields))
+
+
+def field_error(error: Mapping[str, Any], body: Any) -> FieldError:
+    """pydantic's finding with the path as the caller wrote it: without the tags of unions."""
+    place, *rest = error["loc"]
+    parts: Sequence[str | int] = rest if place in _PLACES else error["loc"]
+    if place == "body":
+        parts = _without_tags(parts, body, missing=error["type"] == "missing")
+    path = ".".join(str(part) for part in parts) or str(place)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return FieldError(path=path, message=message, remedy=_REMEDIES.get(error["type"]))
+
+
+def _without_tags(parts: Sequence[Any], body: Any, missing: bool) -> list[str | int]:
+    """Follow the path through the body; a step that is not there is a union's tag, or the missing field."""
+    kept: list[str | int] = []
+    here = body
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
+        elif isinstance(here, dict | list) and not (last and missing):
+            continue
+        kept.append(part)
+    return kept
+
+
+def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, f"http_{error.status_code}")
+    remedy = "The API is described in docs/api.md." if error.status_code in (404, 405) else None
+    return error_response(
+        error.status_code, ErrorBody(code=code, message=str(error.detail), remedy=remedy), error.headers
+    )
+
+
+def _artefact_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ArtefactError)
+    if isinstance(error, ArtefactMissing):
+        status = 404
+    elif isinstance(error, ArtefactStoreUnavailable | ArtefactStoreFull):
+        status = 503
+    else:
+        status = 500
+    if status >= 500:
+        log.error("artefact store: %s", error)
+    return error_response(status, ErrorBody(code=error.code, message=str(error), remedy=error.remedy))
+
+
+def _database_error(_request: Request, error: Exception) -> JSONResponse:
+    log.error("database: %s", error)
+    body = ErrorBody(
+        code="unavailable",
+        message="the database is not available right now",
+        remedy="Try again in a moment; the server's log says more.",
+    )
+    return error_response(503, body, {"Retry-After": "2"})

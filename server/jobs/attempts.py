@@ -1,0 +1,293 @@
+"""Attempts: claimed once, kept alive by heartbeats, ended by a word or by silence.
+
+Every function runs in the caller's transaction with the job locked. An attempt's number is its fencing token;
+a job's next attempt goes on from the last committed checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from powermean.contracts.api import JobState
+from powermean.contracts.attempts import (
+    AllocationView,
+    Finish,
+    Heartbeat,
+    JobError,
+)
+from powermean.contracts.names import START_TASK, node_queue
+from server.db.models import Allocation, Attempt, Job
+from server.db.session import changes, database_now
+from server.errors import Conflict, Fenced, Forbidden, NotFound
+from server.jobs import repository
+from server.jobs.events import FencingToken, fence, lock_job, record_event
+from server.jobs.states import change_phase, change_state
+from server.jobs.views import job_spec
+from server.settings import Settings
+
+_LONGEST_PAUSE_S = 300.0
+
+
+def start(session: Session, settings: Settings, job: Job, allocations: Sequence[AllocationView]) -> Attempt:
+    """Give a queued, locked job its next attempt on these allocations, and owe the node the message."""
+    now = database_now(session)
+    checkpoint = repository.latest_checkpoint(session, job.id)
+    job.attempt += 1
+    job.step = checkpoint.step if checkpoint is not None else 0
+    attempt = Attempt(
+        id=f"{job.id}.{job.attempt}",
+        job_id=job.id,
+        number=job.attempt,
+        state="starting",
+        first_step=checkpoint.step + 1 if checkpoint is not None else 0,
+        order="continue",
+        lease_expires_at=now + timedelta(seconds=settings.claim_s),
+        created_at=now,
+    )
+    session.add(attempt)
+    session.flush()
+    for part in allocations:
+        session.add(
+            Allocation(
+                attempt_id=attempt.id, role=part.role, node_id=part.node_id, gpu_uuids=list(part.gpu_uuids)
+            )
+        )
+    leader = next(part.node_id for part in allocations if part.role == "trainer")
+    repository.owe_message(session, START_TASK, node_queue(leader), attempt.id, now)
+    if attempt.number > 1:
+        record_event(session, job.id, "rewind", {"attempt": attempt.number, "from_step": attempt.first_step})
+    change_state(session, job, JobState.STARTING, f"starting on {leader}")
+    return attempt
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What a claim needs to be answered."""
+
+    job: Job
+    attempt: Attempt
+    allocations: Sequence[Allocation]
+
+
+def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
+    """Make the attempt the caller's: exactly one claim of an attempt succeeds.
+
+    Raises:
+        NotFound: there is no such attempt.
+        Fenced: it was claimed before, given up, or is not the job's current one.
+    """
+    job = lock_job(session, attempt_id.rpartition(".")[0])
+    now = database_now(session)
+    taken = session.execute(
+        update(Attempt)
+        .where(Attempt.id == attempt_id, Attempt.number == job.attempt, Attempt.state == "starting")
+        .values(
+            state="running",
+            claimed_at=now,
+            lease_expires_at=now + timedelta(seconds=settings.lease_s),
+        )
+        .returning(Attempt.id)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    attempt = session.get(Attempt, attempt_id, populate_existing=True)
+    if attempt is None:
+        raise NotFound(f"no attempt {attempt_id}")
+    if taken is None:
+        raise Fenced(
+            f"attempt {attempt_id} ({attempt.state}) cannot be claimed: job {job.id} is {job.state}"
+            f" at attempt {job.attempt}",
+            remedy="Drop the task: somebody else has it, or nobody needs it any more.",
+        )
+    repository.settle_messages(session, attempt_id, now)
+    change_state(session, job, JobState.RUNNING, "preparing")
+    return Claimed(job, attempt, attempt.allocations)
+
+
+def heartbeat(
+    session: Session, settings: Settings, attempt_id: str, claims: FencingToken, beat: Heartbeat
+) -> Attempt:
+    """Renew the lease; the attempt's `order` says what it is to do."""
+    attempt = fence(session, attempt_id, claims)
+    attempt.lease_expires_at = database_now(session) + timedelta(seconds=settings.lease_s)
+    change_phase(session, lock_job(session, attempt.job_id), beat.phase)
+    return attempt
+
+
+def order_cancel(session: Session, job: Job) -> None:
+    """The next heartbeat of the running attempt brings the order to stop."""
+    attempt = _current(session, job)
+    if attempt is not None:
+        attempt.order = "cancel"
+
+
+def withdraw(session: Session, job: Job) -> None:
+    """End an attempt that nobody has claimed: from now on nobody can."""
+    attempt = _current(session, job)
+    if attempt is not None and attempt.state == "starting":
+        now = database_now(session)
+        _end(session, attempt, "ended", now, outcome="cancelled")
+        release(session, attempt.id, now)
+
+
+def finish(session: Session, settings: Settings, attempt_id: str, claims: FencingToken, word: Finish) -> None:
+    """The attempt's processes are gone: settle what becomes of the job. The same word again is no news."""
+    told = session.get(Attempt, attempt_id)
+    if told is not None and told.state == "ended" and told.outcome == word.outcome:
+        if attempt_id != f"{claims.job_id}.{claims.attempt}":
+            raise Forbidden(f"the token is not one of attempt {attempt_id}")
+        return
+    attempt = fence(session, attempt_id, claims)
+    job = lock_job(session, attempt.job_id)
+    now = database_now(session)
+    error = _why(word)
+    _end(session, attempt, "ended", now, outcome=word.outcome, error=error)
+    release(session, attempt.id, now)
+    if word.outcome == "finished" and word.result is not None:
+        job.result = word.result.model_dump(mode="json")
+        job.step = word.result.steps
+        change_state(session, job, JobState.FINISHED)
+    elif job.cancel_requested:
+        change_state(session, job, JobState.CANCELLED)
+    elif word.outcome == "checkpointed":
+        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
+    elif word.outcome == "cancelled" or (word.outcome == "failed" and word.retryable):
+        restart_or_fail(session, settings, job, error)
+    else:
+        fail(session, job, error)
+
+
+def _why(word: Finish) -> JobError | None:
+    if word.error is not None:
+        return word.error
+    if word.outcome == "finished" and word.result is None:
+        return JobError(
+            code="no_steps",
+            message="the trainer ended without a trained step",
+            remedy="Look at the attempt's log for what it did instead.",
+        )
+    if word.outcome == "failed":
+        return JobError(code="unknown", message="the attempt failed without a reason; its log may tell one")
+    if word.outcome == "cancelled":
+        return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
+    return None
+
+
+def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
+    """Give up an attempt whose lease has run out, and fence its writes. False: it lives after all."""
+    job = lock_job(session, attempt_id.rpartition(".")[0])
+    attempt = session.get(Attempt, attempt_id, populate_existing=True)
+    now = database_now(session)
+    if (
+        attempt is None
+        or attempt.state not in ("starting", "running")
+        or attempt.lease_expires_at is None
+        or attempt.lease_expires_at > now
+    ):
+        return False
+    claimed = attempt.state == "running"
+    error = _silent(attempt, claimed)
+    _end(session, attempt, "lapsed", now, error=error)
+    if not claimed:
+        release(session, attempt.id, now)
+    if job.cancel_requested:
+        change_state(session, job, JobState.CANCELLED)
+    elif claimed:
+        restart_or_fail(session, settings, job, error)
+    else:
+        change_state(session, job, JobState.QUEUED, error.message)
+    return True
+
+
+def _silent(attempt: Attempt, claimed: bool) -> JobError:
+    if claimed:
+        return JobError(
+            code="lease_lapsed",
+            message=f"attempt {attempt.number} was not heard of any more",
+            remedy="Look at its node: is it up, and does it reach the server?",
+        )
+    return JobError(
+        code="not_claimed",
+        message=f"the node did not take attempt {attempt.number} in time",
+        remedy="Look at the node's worker: is it running, and does it reach Redis and the server?",
+    )
+
+
+def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobError | None) -> None:
+    """Queue a locked job again after a failure by circumstance, with growing pauses, or give up."""
+    restarts = job_spec(job).max_restarts
+    if job.restarts >= restarts:
+        fail(session, job, _exhausted(error, restarts))
+        return
+    job.restarts += 1
+    pause = min(settings.restart_backoff_s * 2 ** (job.restarts - 1), _LONGEST_PAUSE_S)
+    job.not_before = database_now(session) + timedelta(seconds=pause)
+    reason = error.message if error is not None else "the attempt ended early"
+    change_state(session, job, JobState.QUEUED, f"restarting ({job.restarts} of {restarts}): {reason}"[:200])
+
+
+def _exhausted(error: JobError | None, restarts: int) -> JobError:
+    cause = error or JobError(code="unknown", message="the attempt ended early")
+    tail = (
+        f"(gave up after {restarts} restarts without a new checkpoint)" if restarts else "(max_restarts is 0)"
+    )
+    return cause.model_copy(update={"message": f"{cause.message} {tail}"})
+
+
+def fail(session: Session, job: Job, error: JobError | None) -> None:
+    """End a locked job with the reason."""
+    if error is None:
+        raise Conflict(f"job {job.id} cannot fail without a reason")
+    job.error = error.model_dump(mode="json")
+    change_state(session, job, JobState.FAILED)
+
+
+def release(session: Session, attempt_id: str, now: datetime, node_id: str | None = None) -> None:
+    """Hand back what the attempt held (on one node): its processes there are known to be gone."""
+    held = update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
+    if node_id is not None:
+        held = held.where(Allocation.node_id == node_id)
+    session.execute(held.values(released_at=now))
+    changes(session).plan = True
+
+
+def overdue(session: Session, now: datetime) -> Sequence[str]:
+    """Attempts whose lease, or time to be claimed, has run out."""
+    query = select(Attempt.id).where(
+        Attempt.state.in_(("starting", "running")), Attempt.lease_expires_at <= now
+    )
+    return session.execute(query).scalars().all()
+
+
+def extend_leases(session: Session, settings: Settings, now: datetime) -> None:
+    """Give every living attempt one whole period from now: nobody could renew while there was no leader."""
+    for state, period in (("starting", settings.claim_s), ("running", settings.lease_s)):
+        until = now + timedelta(seconds=period)
+        session.execute(
+            update(Attempt)
+            .where(Attempt.state == state, Attempt.lease_expires_at < until)
+            .values(lease_expires_at=until)
+        )
+
+
+def _current(session: Session, job: Job) -> Attempt | None:
+    return session.get(Attempt, f"{job.id}.{job.attempt}") if job.attempt else None
+
+
+def _end(
+    session: Session,
+    attempt: Attempt,
+    state: str,
+    now: datetime,
+    *,
+    outcome: str | None = None,
+    error: JobError | None = None,
+) -> None:
+    attempt.state = state
+    attempt.outcome = outcome
+    attempt.ended_at = now
+    if error is not None:
+        attempt.error = error.model_dump(mode="json")
+    repository.settle_messages(session, attempt.id, now)

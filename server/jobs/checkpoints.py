@@ -1,0 +1,62 @@
+"""Committing a checkpoint: the pointer that makes its files count, and what is kept of the older ones."""
+
+from sqlalchemy.orm import Session
+
+from powermean.contracts.attempts import CheckpointCommit
+from server.db.models import Checkpoint, Garbage
+from server.db.session import database_now, upsert
+from server.errors import InvalidInput
+from server.jobs import repository
+from server.jobs.events import FencingToken, fence, lock_job, record_event
+from server.jobs.views import job_spec
+
+
+def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: CheckpointCommit) -> None:
+    """Move the job's resume point to this checkpoint; the same commit again changes nothing.
+
+    Raises:
+        Fenced: the attempt may not write any more.
+        InvalidInput: the job has no such step, or the manifest is empty.
+    """
+    attempt = fence(session, attempt_id, claims)
+    job = lock_job(session, attempt.job_id)
+    if checkpoint.step > job.total_steps:
+        raise InvalidInput.at("step", f"{checkpoint.step} is above the job's {job.total_steps} steps")
+    if not checkpoint.manifest.files:
+        raise InvalidInput.at("manifest.files", "a checkpoint has files", "Store them first, then commit.")
+    latest = repository.latest_checkpoint(session, job.id)
+    if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
+        return
+    upsert(
+        session,
+        Checkpoint,
+        [
+            {
+                "job_id": job.id,
+                "step": checkpoint.step,
+                "attempt": attempt.number,
+                "manifest": checkpoint.manifest.model_dump(mode="json"),
+                "size": sum(ref.size for ref in checkpoint.manifest.files.values()),
+                "created_at": database_now(session),
+            }
+        ],
+    )
+    if latest is None or checkpoint.step > latest.step:
+        job.restarts = 0
+    _retire(session, job.id, job_spec(job).checkpoints.keep)
+    record_event(session, job.id, "checkpoint", {"step": checkpoint.step, "attempt": attempt.number})
+
+
+def _retire(session: Session, job_id: str, keep: int) -> None:
+    """Drop all but the newest `keep` checkpoints; files that no other one refers to become garbage."""
+    found = repository.checkpoints(session, job_id)
+    kept = {key for checkpoint in found[:keep] for key in _keys(checkpoint)}
+    now = database_now(session)
+    for checkpoint in found[keep:]:
+        rows = [{"key": key, "created_at": now} for key in _keys(checkpoint) - kept]
+        upsert(session, Garbage, rows)
+        session.delete(checkpoint)
+
+
+def _keys(checkpoint: Checkpoint) -> set[str]:
+    return {ref["key"] for ref in checkpoint.manifest["files"].values()}

@@ -1,0 +1,161 @@
+"""Queries about jobs."""
+
+import base64
+import binascii
+import secrets
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session, selectinload
+
+from powermean.contracts.api import JobState
+from powermean.contracts.artefacts import Manifest
+from powermean.contracts.attempts import CheckpointCommit
+from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric, Outbox
+from server.db.session import changes
+from server.errors import InvalidInput, NotFound
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32 in the order of its characters
+_TIMED_STEPS = 10
+
+
+def new_job_id() -> str:
+    """An id that sorts by the time of its making: 50 bits of milliseconds, 30 random bits."""
+    number = (time.time_ns() // 1_000_000) << 30 | secrets.randbits(30)
+    return "job-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(75, -1, -5))
+
+
+def get_job(session: Session, job_id: str) -> Job:
+    """A job with its attempts.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    query = (
+        select(Job)
+        .where(Job.id == job_id)
+        .options(selectinload(Job.attempts).selectinload(Attempt.allocations))
+        .execution_options(populate_existing=True)
+    )
+    job = session.execute(query).scalar_one_or_none()
+    if job is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    return job
+
+
+def job_by_idempotency_key(session: Session, person_id: str, key: str) -> Job | None:
+    """The job that this person submitted under the key before."""
+    query = select(Job).where(Job.created_by == person_id, Job.idempotency_key == key)
+    return session.execute(query).scalar_one_or_none()
+
+
+def list_jobs(
+    session: Session,
+    *,
+    state: JobState | None,
+    name: str | None,
+    created_by: str | None,
+    cursor: str | None,
+    limit: int,
+) -> tuple[Sequence[Job], str | None]:
+    """Up to `limit` jobs, newest first, and the cursor of the next page.
+
+    Raises:
+        InvalidInput: the cursor is not one of ours.
+    """
+    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if state is not None:
+        query = query.where(Job.state == state)
+    if name is not None:
+        query = query.where(Job.name.icontains(name, autoescape=True))
+    if created_by is not None:
+        query = query.where(Job.created_by == created_by)
+    if cursor is not None:
+        query = query.where(Job.id < _read_cursor(cursor))
+    found = session.execute(query).scalars().all()
+    page = found[:limit]
+    return page, _write_cursor(page[-1].id) if len(found) > limit else None
+
+
+def _write_cursor(job_id: str) -> str:
+    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> str:
+    try:
+        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError) as error:
+        raise _bad_cursor() from error
+    if not job_id.startswith("job-"):
+        raise _bad_cursor()
+    return job_id
+
+
+def _bad_cursor() -> InvalidInput:
+    return InvalidInput.at("cursor", "not a cursor of this list", "Take it from `next` of the page before.")
+
+
+def get_dataset(session: Session, dataset_id: str) -> Dataset | None:
+    """An uploaded dataset."""
+    return session.get(Dataset, dataset_id)
+
+
+def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
+    """Where the job's next attempt goes on."""
+    query = (
+        select(Checkpoint)
+        .where(Checkpoint.job_id == job_id)
+        .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+        .limit(1)
+    )
+    return session.execute(query).scalar_one_or_none()
+
+
+def resume_point(session: Session, job_id: str) -> CheckpointCommit | None:
+    """The last committed checkpoint, as an attempt is told of it."""
+    checkpoint = latest_checkpoint(session, job_id)
+    if checkpoint is None:
+        return None
+    return CheckpointCommit(step=checkpoint.step, manifest=Manifest.model_validate(checkpoint.manifest))
+
+
+def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:
+    """The committed checkpoints, newest first."""
+    query = (
+        select(Checkpoint)
+        .where(Checkpoint.job_id == job_id)
+        .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    )
+    return session.execute(query).scalars().all()
+
+
+def seconds_left(session: Session, job: Job) -> float | None:
+    """Estimate from the median time of the last steps; None before the first step and after the end."""
+    if job.state != JobState.RUNNING:
+        return None
+    query = (
+        select(Metric.value)
+        .where(Metric.job_id == job.id, Metric.name == "time/step", Metric.value.is_not(None))
+        .order_by(Metric.step.desc(), Metric.attempt.desc())
+        .limit(_TIMED_STEPS)
+    )
+    times = [value for value in session.execute(query).scalars() if value is not None]
+    if not times:
+        return None
+    return statistics.median(times) * max(0, job.total_steps - job.step)
+
+
+def owe_message(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
+    """Owe a Celery message; the relay sends it after the commit, again and again until `settle_message`."""
+    session.add(Outbox(task=task, queue=queue, subject=subject, next_send_at=now, created_at=now))
+    changes(session).plan = True
+
+
+def settle_messages(session: Session, subject: str, now: datetime) -> None:
+    """Nothing more is to be sent about `subject`."""
+    session.execute(
+        update(Outbox).where(Outbox.subject == subject, Outbox.done_at.is_(None)).values(done_at=now)
+    )

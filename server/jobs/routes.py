@@ -1,0 +1,98 @@
+"""Jobs for people, and the check of a spec by a node."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response, status
+
+from powermean.contracts.api import Job, JobPage, JobState
+from powermean.contracts.attempts import ValidationResult, ValidationTask
+from powermean.contracts.job import JobSpec
+from server.db.session import RequestDatabase
+from server.identity.access import CurrentNode, CurrentPerson
+from server.jobs import service
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A repeated request with the same key and spec gets the first one's job.",
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Submit a job",
+    responses={200: {"model": Job, "description": "Submitted before under this Idempotency-Key."}},
+)
+def submit_job(
+    spec: JobSpec,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Accepted once it is stored; a node then checks what only a node can check, and the job is queued."""
+    with database.write() as session:
+        submitted = service.submit(session, person.key_id, spec, idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
+    if not submitted.new:
+        response.status_code = status.HTTP_200_OK
+    return submitted.job
+
+
+@router.get("", summary="List jobs")
+def list_jobs(
+    person: CurrentPerson,
+    database: RequestDatabase,
+    state: JobState | None = None,
+    name: Annotated[str | None, Query(min_length=1, max_length=120, description="Part of the name.")] = None,
+    created_by: Annotated[str | None, Query(max_length=32, description="Id of the submitter's key.")] = None,
+    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> JobPage:
+    """Newest first."""
+    with database.read() as session:
+        return service.page(
+            session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
+        )
+
+
+@router.get("/{job_id}", summary="Show a job")
+def get_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
+    """The job with its spec, attempts and result."""
+    with database.read() as session:
+        return service.show(session, job_id)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job")
+def cancel_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
+    """At once where nothing runs; a running job stops within a heartbeat or two. Again changes nothing."""
+    with database.write() as session:
+        return service.cancel(session, job_id)
+
+
+@router.get("/{job_id}/validation", tags=["nodes"], summary="What a node is to check")
+def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationTask:
+    """The spec and where its dataset lies."""
+    with database.read() as session:
+        return service.validation_task(session, job_id)
+
+
+@router.post(
+    "/{job_id}/validation",
+    status_code=status.HTTP_204_NO_CONTENT,
+    tags=["nodes"],
+    summary="What a node found",
+)
+def post_validation(
+    job_id: str, result: ValidationResult, node: CurrentNode, database: RequestDatabase
+) -> None:
+    """No errors: the job is queued. Else it fails with them."""
+    with database.write() as session:
+        service.accept_validation(session, job_id, result)

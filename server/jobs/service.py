@@ -1,0 +1,195 @@
+"""What people do with jobs, and the check of a spec by a node."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from powermean.contracts.api import Job as JobView
+from powermean.contracts.api import JobPage, JobState
+from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
+from powermean.contracts.data import JsonlSource
+from powermean.contracts.job import JobSpec
+from powermean.contracts.jsonl import TemplateError, template_fields
+from powermean.contracts.names import VALIDATE_TASK
+from server.db.models import Job
+from server.db.session import database_now
+from server.errors import Conflict, InvalidInput
+from server.jobs import attempts, repository
+from server.jobs.events import lock_job
+from server.jobs.states import change_state, record_state, state_of
+from server.jobs.views import job_spec, job_summary, job_view
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job, and whether this request made it (a repeated one did not)."""
+
+    job: JobView
+    new: bool
+
+
+def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str | None) -> Submitted:
+    """Accept a job, or find the one that the same person submitted under the same key.
+
+    Raises:
+        InvalidInput: the spec asks for a dataset that is not there or lacks a field.
+        Conflict: the key was used for another spec.
+    """
+    data = spec.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    if idempotency_key is not None:
+        earlier = repository.job_by_idempotency_key(session, person_id, idempotency_key)
+        if earlier is not None:
+            return _repeated(session, earlier, digest)
+    check_dataset(session, spec)
+    now = database_now(session)
+    job = Job(
+        id=repository.new_job_id(),
+        name=spec.name,
+        state=JobState.VALIDATING,
+        spec=data,
+        algorithm=spec.algorithm.name,
+        total_steps=spec.training.steps,
+        step=0,
+        phase="waiting for a node to check the spec",
+        seq=0,
+        attempt=0,
+        restarts=0,
+        cancel_requested=False,
+        idempotency_key=idempotency_key,
+        spec_sha256=digest,
+        created_by=person_id,
+        created_at=now,
+    )
+    try:
+        with session.begin_nested():
+            session.add(job)
+    except IntegrityError:
+        earlier = repository.job_by_idempotency_key(session, person_id, idempotency_key or "")
+        if earlier is None:
+            raise
+        return _repeated(session, earlier, digest)
+    repository.owe_message(session, VALIDATE_TASK, None, job.id, now)
+    record_state(session, job)
+    return Submitted(show(session, job.id), new=True)
+
+
+def _repeated(session: Session, earlier: Job, digest: str) -> Submitted:
+    if earlier.spec_sha256 != digest:
+        raise Conflict(
+            f"the Idempotency-Key was used for job {earlier.id} with another spec",
+            remedy="Send another key with another spec.",
+        )
+    return Submitted(show(session, earlier.id), new=False)
+
+
+def check_dataset(session: Session, spec: JobSpec) -> None:
+    """Check that the spec's dataset exists and that every row has the fields that the spec takes from it.
+
+    Raises:
+        InvalidInput: naming the field of the spec and the fields that there are.
+    """
+    if not isinstance(spec.data, JsonlSource):
+        return
+    dataset = repository.get_dataset(session, spec.data.dataset)
+    if dataset is None:
+        raise InvalidInput.at(
+            "data.dataset", f"no dataset {spec.data.dataset}", "GET /v1/datasets lists the datasets."
+        )
+    there = ", ".join(dataset.fields) or "none"
+    remedy = f"Fields that every row of the dataset has: {there}."
+    try:
+        wanted = template_fields(spec.data.prompt)
+    except TemplateError as error:
+        raise InvalidInput.at("data.prompt", str(error), "Write {{ and }} for literal braces.") from error
+    missing = sorted(wanted - set(dataset.fields))
+    if missing:
+        raise InvalidInput.at("data.prompt", f"the dataset has no field {', '.join(missing)}", remedy)
+    if spec.data.answer_field not in dataset.fields:
+        raise InvalidInput.at(
+            "data.answer_field", f"the dataset has no field {spec.data.answer_field}", remedy
+        )
+
+
+def show(session: Session, job_id: str) -> JobView:
+    """A job, whole."""
+    job = repository.get_job(session, job_id)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def page(
+    session: Session,
+    *,
+    state: JobState | None,
+    name: str | None,
+    created_by: str | None,
+    cursor: str | None,
+    limit: int,
+) -> JobPage:
+    """A page of jobs, newest first."""
+    jobs, following = repository.list_jobs(
+        session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
+    )
+    return JobPage(items=tuple(job_summary(job) for job in jobs), next=following)
+
+
+def cancel(session: Session, job_id: str) -> JobView:
+    """Stop a job: at once where nothing runs, else by an order that its next heartbeat brings."""
+    job = lock_job(session, job_id)
+    if not state_of(job).final and not job.cancel_requested:
+        job.cancel_requested = True
+        if state_of(job) is JobState.RUNNING:
+            attempts.order_cancel(session, job)
+            record_state(session, job)
+        else:
+            attempts.withdraw(session, job)
+            repository.settle_messages(session, job.id, database_now(session))
+            change_state(session, job, JobState.CANCELLED)
+    return show(session, job_id)
+
+
+def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
+    """Where the spec's uploaded dataset lies."""
+    if not isinstance(spec.data, JsonlSource):
+        return None
+    dataset = repository.get_dataset(session, spec.data.dataset)
+    return ArtefactRef.model_validate(dataset.artefact) if dataset is not None else None
+
+
+def validation_task(session: Session, job_id: str) -> ValidationTask:
+    """What a node is to check.
+
+    Raises:
+        Conflict: the job does not wait for a check (any more).
+    """
+    job = repository.get_job(session, job_id)
+    if state_of(job) is not JobState.VALIDATING:
+        raise Conflict(f"job {job_id} is {job.state}: there is nothing to check", remedy="Drop the task.")
+    spec = job_spec(job)
+    return ValidationTask(job_id=job_id, spec=spec, dataset=dataset_ref(session, spec))
+
+
+def accept_validation(session: Session, job_id: str, result: ValidationResult) -> None:
+    """Queue the job, or fail it for what the node found. A second result changes nothing."""
+    job = lock_job(session, job_id)
+    if state_of(job) is not JobState.VALIDATING:
+        return
+    repository.settle_messages(session, job_id, database_now(session))
+    if not result.errors:
+        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
+        return
+    job.error = _combined(result.errors).model_dump(mode="json")
+    change_state(session, job, JobState.FAILED)
+
+
+def _combined(errors: tuple[JobError, ...]) -> JobError:
+    """One error that says all of them; a job has one."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    lines = [f"{error.path}: {error.message}" if error.path else error.message for error in errors]
+    return JobError(code=first.code, message="\n".join(lines), path=first.path, remedy=first.remedy)

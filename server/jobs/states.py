@@ -1,0 +1,66 @@
+"""The life of a job as a table: what is not listed cannot happen."""
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from powermean.contracts.api import JobState
+from server.db.models import Job
+from server.db.session import changes, database_now
+from server.errors import Conflict
+from server.jobs.events import record_event
+from server.jobs.views import job_summary
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED}),
+    # back to queued: nobody claimed the attempt in time
+    JobState.STARTING: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED}),
+    # back to queued: the attempt ended and another one goes on from its last checkpoint
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.FINISHED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+def state_of(job: Job) -> JobState:
+    """The job's state as the contract's type."""
+    return JobState(job.state)
+
+
+def change_state(session: Session, job: Job, new: JobState, phase: str | None = None) -> None:
+    """Move a locked job to `new`, say what it waits for in `phase`, and tell whoever follows it.
+
+    Raises:
+        Conflict: the table has no such transition.
+    """
+    old = state_of(job)
+    if new not in TRANSITIONS[old]:
+        raise Conflict(f"job {job.id} is {old} and cannot become {new}")
+    job.state = new
+    job.phase = phase
+    now = database_now(session)
+    if new is JobState.RUNNING and job.started_at is None:
+        job.started_at = now
+    if new.final:
+        job.finished_at = now
+        job.not_before = None
+    record_state(session, job)
+
+
+def change_phase(session: Session, job: Job, phase: str) -> None:
+    """Say what a locked job is doing or waiting for, if that is news."""
+    if job.phase != phase:
+        job.phase = phase
+        record_event(session, job.id, "state", _summary_data(job))
+
+
+def record_state(session: Session, job: Job) -> None:
+    """Tell the job's followers, and the scheduler, how it stands now."""
+    changes(session).plan = True
+    record_event(session, job.id, "state", _summary_data(job))
+
+
+def _summary_data(job: Job) -> dict[str, Any]:
+    return job_summary(job).model_dump(mode="json")

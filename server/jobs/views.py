@@ -1,0 +1,67 @@
+"""Rows as the API shows them."""
+
+from powermean.contracts.api import AttemptView, JobState, JobSummary
+from powermean.contracts.api import Job as JobView
+from powermean.contracts.attempts import AllocationView, JobError, JobResult
+from powermean.contracts.job import JobSpec
+from server.db.models import Allocation, Attempt, Job
+
+
+def job_spec(job: Job) -> JobSpec:
+    """The spec as it was submitted, with its defaults."""
+    return JobSpec.model_validate(job.spec)
+
+
+def job_summary(job: Job) -> JobSummary:
+    """A job in a list."""
+    model = job.spec["model"]
+    return JobSummary(
+        id=job.id,
+        name=job.name,
+        state=JobState(job.state),
+        algorithm=job.algorithm,
+        model=model.get("name") or model["folder"],
+        step=job.step,
+        total_steps=job.total_steps,
+        last_reward=job.last_reward,
+        attempt=job.attempt,
+        cancel_requested=job.cancel_requested,
+        phase=job.phase,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        error=JobError.model_validate(job.error) if job.error else None,
+    )
+
+
+def allocation_view(allocation: Allocation) -> AllocationView:
+    """Part of an attempt's gang."""
+    return AllocationView.model_validate(
+        {"role": allocation.role, "node_id": allocation.node_id, "gpu_uuids": allocation.gpu_uuids}
+    )
+
+
+def attempt_view(attempt: Attempt) -> AttemptView:
+    """One attempt with its gang."""
+    return AttemptView(
+        id=attempt.id,
+        number=attempt.number,
+        state=attempt.state,
+        first_step=attempt.first_step,
+        allocations=tuple(allocation_view(allocation) for allocation in attempt.allocations),
+        created_at=attempt.created_at,
+        ended_at=attempt.ended_at,
+        error=JobError.model_validate(attempt.error) if attempt.error else None,
+    )
+
+
+def job_view(job: Job, seconds_left: float | None) -> JobView:
+    """A job, whole."""
+    return JobView(
+        **dict(job_summary(job)),
+        spec=job_spec(job),
+        result=JobResult.model_validate(job.result) if job.result else None,
+        attempts=tuple(attempt_view(attempt) for attempt in job.attempts),
+        seconds_left=seconds_left,
+        seq=job.seq,
+    )
