@@ -1,0 +1,6 @@
+"""Settings of the property tests: no deadline (machines are busy), the same examples in every run."""
+
+from hypothesis import settings
+
+settings.register_profile("laws", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("laws")
