@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from powermean.contracts.attempts import Claim, Finish
+from pydantic import ValidationError
+
+from powermean.contracts.attempts import Claim, Finish, JobError
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachable
@@ -127,6 +129,7 @@ class Supervisor:
         return Ended(
             stop=stop,
             model_code=model_code,
+            model_error=said_error(self._last_words()) if model_code is not None else None,
             engine_code=engine_code,
             trainer_code=trainer_code,
             last_words=self._last_words(),
@@ -248,6 +251,14 @@ class Supervisor:
         if time.monotonic() > deadline:
             raise AbandonedError("the server could not be reached")
         time.sleep(TICK_S)
+
+
+def said_error(words: str) -> JobError | None:
+    """The failure that a program printed as its last line, if it is one."""
+    try:
+        return JobError.model_validate_json(words.rpartition("\n")[2])
+    except ValidationError:
+        return None
 
 
 def say(text: str) -> None:
