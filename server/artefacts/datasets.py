@@ -1,0 +1,125 @@
+"""Uploaded JSONL datasets: checked line by line, stored once by content."""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.api import Dataset as DatasetView
+from powermean.contracts.api import FieldError
+from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.jsonl import JsonlError, check_line
+from server.db.models import Dataset
+from server.db.session import database_now, upsert
+from server.errors import InvalidInput, NotFound
+
+MAX_LINE = 4 * 2**20  # bytes
+MAX_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of a file whose every line is a row."""
+
+    rows: int
+    fields: tuple[str, ...]  # those that no row lacks, in the first row's order
+    sha256: str
+
+    @property
+    def dataset_id(self) -> str:
+        """The same content is the same dataset."""
+        return f"ds-{self.sha256[:24]}"
+
+
+def examine(path: Path, required: Collection[str] = ()) -> Examined:
+    """Read the file once, in bounded memory.
+
+    Raises InvalidInput naming the first lines that are not rows, or lack a field of `required`.
+    """
+    wrong: list[FieldError] = []
+    fields: dict[str, None] | None = None
+    digest, number = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE + 1):
+            digest.update(line)
+            number += 1
+            try:
+                row = _row(number, line, required)
+            except JsonlError as error:
+                wrong.append(FieldError(path=f"line {error.line}", message=error.message))
+                if len(wrong) == MAX_ERRORS:
+                    break
+                _skip_rest(file, line)
+                continue
+            there = [name for name, value in row.items() if value is not None]
+            fields = dict.fromkeys(
+                there if fields is None else (name for name in fields if name in set(there))
+            )
+    if wrong:
+        first = wrong[0]
+        raise InvalidInput(
+            f"{first.path}: {first.message}",
+            remedy="Each line must be one JSON object; nothing was stored.",
+            fields=wrong,
+        )
+    if not number:
+        raise InvalidInput.at("file", "the dataset has no rows", "Send one JSON object a line.")
+    return Examined(number, tuple(fields or ()), digest.hexdigest())
+
+
+def _row(number: int, line: bytes, required: Collection[str]) -> dict[str, object]:
+    if len(line) > MAX_LINE:
+        raise JsonlError(number, f"longer than {MAX_LINE} bytes")
+    return check_line(number, line, required)
+
+
+def _skip_rest(file: BinaryIO, line: bytes) -> None:
+    """Past the end of a line that is too long to be read at once."""
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MAX_LINE)
+
+
+def find(session: Session, dataset_id: str) -> DatasetView:
+    """One dataset. Raises NotFound."""
+    row = session.get(Dataset, dataset_id)
+    if row is None:
+        raise NotFound(f"no dataset {dataset_id}", remedy="GET /v1/datasets lists the datasets.")
+    return view(row)
+
+
+def newest(session: Session, offset: int, limit: int) -> list[DatasetView]:
+    """Datasets, newest first."""
+    query = select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id).offset(offset).limit(limit)
+    return [view(row) for row in session.scalars(query)]
+
+
+def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> DatasetView:
+    """The dataset of this content; one that is there already keeps its name."""
+    row = {
+        "id": found.dataset_id,
+        "name": name,
+        "rows": found.rows,
+        "fields": list(found.fields),
+        "artefact": ref.model_dump(mode="json"),
+        "created_at": database_now(session),
+    }
+    upsert(session, Dataset, [row])
+    return find(session, found.dataset_id)
+
+
+def view(row: Dataset) -> DatasetView:
+    """The dataset for people."""
+    ref = ArtefactRef.model_validate(row.artefact)
+    return DatasetView(
+        id=row.id,
+        name=row.name,
+        rows=row.rows,
+        fields=tuple(row.fields),
+        sha256=ref.sha256,
+        size=ref.size,
+        created_at=row.created_at,
+    )

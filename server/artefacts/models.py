@@ -1,0 +1,47 @@
+"""What a job has stored: its checkpoints and the files of its final model."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.api import CheckpointView
+from powermean.contracts.artefacts import ArtefactRef, Manifest
+from server.db.models import Checkpoint, Job
+from server.errors import NotFound
+
+
+def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
+    """Those that are kept, oldest first. Raises NotFound."""
+    job = _job(session, job_id)
+    rows = session.scalars(
+        select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step, Checkpoint.attempt)
+    )
+    return tuple(
+        CheckpointView(step=row.step, attempt=row.attempt, size=row.size, created_at=row.created_at)
+        for row in rows
+    )
+
+
+def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
+    """Relative path -> object of the final model. Raises NotFound, for a job without a model too."""
+    job = _job(session, job_id)
+    if not job.result:
+        raise NotFound(
+            f"{job_id} is {job.state}: it has no final model",
+            remedy="A finished job has one; its checkpoints are under /checkpoints.",
+        )
+    return Manifest.model_validate(job.result["model"]).files
+
+
+def model_file(session: Session, job_id: str, path: str) -> ArtefactRef:
+    """One file of the final model. Raises NotFound."""
+    ref = model_files(session, job_id).get(path)
+    if ref is None:
+        raise NotFound(f"the model of {job_id} has no such file", remedy="GET the folder to see its files.")
+    return ref
+
+
+def _job(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    return job

@@ -1,0 +1,187 @@
+"""Datasets, logs, checkpoints and the files of final models."""
+
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response, status
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.api import CheckpointList, Dataset, DatasetList, ErrorResponse, FileList, LogText
+from powermean.contracts.attempts import LogChunk
+from powermean.contracts.base import Name
+from server.artefacts import datasets, logs, models
+from server.artefacts.downloads import download
+from server.artefacts.store import RequestStore
+from server.artefacts.uploads import Upload, received
+from server.db.session import Database, RequestDatabase
+from server.errors import InvalidInput
+from server.identity.access import CurrentAttempt, CurrentPerson
+
+MAX_OFFSET = 2**63 - 2**31
+LOG_PART = 256 * 1024
+
+router = APIRouter(prefix="/v1")
+
+_DATASET_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSON lines."},
+                        "name": {"type": "string", "maxLength": 120, "description": "Default: the file's."},
+                    },
+                }
+            },
+            "application/x-ndjson": {"schema": {"type": "string"}},
+        },
+    }
+}
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.post(
+    "/datasets",
+    status_code=status.HTTP_201_CREATED,
+    tags=["datasets"],
+    summary="Upload a dataset",
+    openapi_extra=_DATASET_BODY,
+)
+async def create_dataset(
+    request: Request,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+    name: Annotated[
+        str | None, Query(description="Name of a dataset that is sent as the body itself.")
+    ] = None,
+    require: Annotated[list[str], Query(description="Fields that every row must have.", max_length=32)] = [],  # noqa: B006 - FastAPI copies it
+) -> Dataset:
+    """One JSON object a line, as a form's `file` or as the body; every line is checked, and the first wrong
+    ones are named. The same content again is the same dataset."""
+    async with received(request) as upload:
+        return await run_in_threadpool(_store_dataset, database, store, upload, name, require)
+
+
+def _store_dataset(
+    database: Database, store: ArtefactStore, upload: Upload, name: str | None, require: list[str]
+) -> Dataset:
+    chosen = _checked_name(name or upload.name or "dataset")
+    found = datasets.examine(upload.path, require)
+    ref = store.put_file(f"datasets/{found.dataset_id}", upload.path, "rows.jsonl")
+    with database.write() as session:
+        return datasets.add(session, chosen, found, ref)
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise InvalidInput.at("name", message, "Use 1 to 120 printable characters.") from error
+
+
+@router.get("/datasets", tags=["datasets"], summary="List datasets")
+def list_datasets(
+    person: CurrentPerson,
+    database: RequestDatabase,
+    offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> DatasetList:
+    """Newest first."""
+    with database.read() as session:
+        return DatasetList(items=tuple(datasets.newest(session, offset, limit)))
+
+
+@router.get("/datasets/{dataset_id}", tags=["datasets"], summary="Show a dataset")
+def get_dataset(dataset_id: str, person: CurrentPerson, database: RequestDatabase) -> Dataset:
+    """Its name, size and fields."""
+    with database.read() as session:
+        return datasets.find(session, dataset_id)
+
+
+@router.post(
+    "/attempts/{attempt_id}/logs",
+    status_code=status.HTTP_204_NO_CONTENT,
+    tags=["attempts"],
+    summary="Append to an attempt's log",
+)
+def post_log(
+    attempt_id: str,
+    chunk: LogChunk,
+    claims: CurrentAttempt,
+    database: RequestDatabase,
+    store: RequestStore,
+) -> None:
+    """Bytes that the log has already are passed over; a chunk that would leave a gap is refused with the
+    offset to go on from."""
+    data = chunk.text.encode()
+    with database.write() as session:
+        new = logs.missing_part(session, attempt_id, claims, chunk.offset, data)
+    if new:
+        ref = store.put_bytes(logs.owner_of(claims), "log", new)
+        with database.write() as session:
+            logs.append(session, attempt_id, claims, chunk.offset + len(data) - len(new), new, ref)
+
+
+@router.get("/jobs/{job_id}/logs", tags=["jobs"], summary="Part of an attempt's log")
+def get_logs(
+    job_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+    attempt: Annotated[
+        int | None, Query(ge=1, le=2**31 - 1, description="Number of the attempt; default: the current one.")
+    ] = None,
+    offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="First byte wanted.")] = 0,
+    limit: Annotated[int, Query(ge=16, le=2**20, description="Most bytes wanted.")] = LOG_PART,
+) -> LogText:
+    """Text from the offset on, never cut within a character; go on from `next_offset`."""
+    with database.read() as session:
+        found = logs.find_range(session, job_id, attempt, offset, limit)
+    return logs.read_text(found, store)
+
+
+@router.get("/jobs/{job_id}/checkpoints", tags=["jobs"], summary="A job's checkpoints")
+def get_checkpoints(job_id: str, person: CurrentPerson, database: RequestDatabase) -> CheckpointList:
+    """Those that are kept, oldest first."""
+    with database.read() as session:
+        return CheckpointList(items=models.checkpoints(session, job_id))
+
+
+@router.get("/jobs/{job_id}/files", tags=["jobs"], summary="Files of the final model")
+def get_files(job_id: str, person: CurrentPerson, database: RequestDatabase) -> FileList:
+    """A Hugging Face folder: relative path -> size and sha256."""
+    with database.read() as session:
+        return FileList(files=models.model_files(session, job_id))
+
+
+@router.get(
+    "/jobs/{job_id}/files/{path:path}",
+    tags=["jobs"],
+    summary="Download a file of the final model",
+    response_class=Response,
+    responses={
+        200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
+        206: {"description": "The range that was asked for.", "content": _FILE},
+        304: {"description": "As the client has it."},
+        416: {"model": ErrorResponse, "description": "The file ends before the range."},
+    },
+)
+def get_file(
+    job_id: str,
+    path: str,
+    request: Request,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+) -> Response:
+    """Takes Range (one range), If-Range and If-None-Match."""
+    with database.read() as session:
+        ref = models.model_file(session, job_id, path)
+    return download(request, store, ref, PurePosixPath(path).name)

@@ -1,0 +1,63 @@
+"""Request bodies too large for memory, on their way to a file."""
+
+import errno
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from server.errors import InvalidInput, Unavailable
+
+COPY = 1 << 20
+FORM = "multipart/form-data"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A body that lies in a file, and the name that came along in a form."""
+
+    path: Path
+    name: str | None
+
+
+@asynccontextmanager
+async def received(request: Request) -> AsyncIterator[Upload]:
+    """The body in a temporary file, which is gone afterwards: the form's field `file`, or the body itself.
+
+    Raises InvalidInput for a form without that field, Unavailable when the disk is full.
+    """
+    with tempfile.NamedTemporaryFile(prefix="powermean-upload-") as target:
+        try:
+            name = await _receive(request, target)
+            await run_in_threadpool(target.flush)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Unavailable("no space left on the server for the upload") from error
+            raise
+        yield Upload(Path(target.name), name)
+
+
+async def _receive(request: Request, target: IO[bytes]) -> str | None:
+    if not request.headers.get("content-type", "").startswith(FORM):
+        async for piece in request.stream():
+            await run_in_threadpool(target.write, piece)
+        return None
+    async with request.form(max_files=1, max_fields=4) as form:
+        file, name = form.get("file"), form.get("name")
+        if not isinstance(file, UploadFile):
+            raise InvalidInput.at(
+                "file", "the form has no file", "Send the dataset as the form's field `file`."
+            )
+        while piece := await file.read(COPY):
+            await run_in_threadpool(target.write, piece)
+        return name if isinstance(name, str) and name else _stem(file.filename)
+
+
+def _stem(filename: str | None) -> str | None:
+    return Path(filename).stem if filename else None
