@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from powermean.contracts.base import Contract
+from powermean.contracts.jsonl import template_fields
 
 
 class ArithmeticTask(Contract):
@@ -13,7 +14,9 @@ class ArithmeticTask(Contract):
     operator: Literal["+", "-", "*"] = Field(description="The operation asked for.")
     low: int = Field(ge=0, le=999, description="Smallest operand.")
     high: int = Field(ge=0, le=999, description="Largest operand.")
-    weight: float = Field(1.0, gt=0, le=1000, description="How often this task is drawn, relative to the others.")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="How often this task is drawn, relative to the others."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "ArithmeticTask":
@@ -47,12 +50,15 @@ class ArithmeticSource(Contract):
     )
     held_out: float = Field(0.25, gt=0, lt=1, description="Share of the problems kept for evaluation.")
 
-    @model_validator(mode="after")
-    def _fields(self) -> "ArithmeticSource":
-        missing = [f for f in ("{a}", "{op}", "{b}") if f not in self.prompt]
-        if missing:
-            raise ValueError(f"prompt lacks {', '.join(missing)}")
-        return self
+    @field_validator("prompt")
+    @classmethod
+    def _takes_a_problem(cls, value: str) -> str:
+        fields, known = template_fields(value), {"a", "op", "b"}
+        if missing := known - fields:
+            raise ValueError(f"prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}")
+        if unknown := fields - known:
+            raise ValueError(f"a problem has no {', '.join(sorted(unknown))}: use {{a}}, {{op}} and {{b}}")
+        return value
 
 
 class JsonlSource(Contract):
@@ -67,7 +73,16 @@ class JsonlSource(Contract):
     )
     answer_field: str = Field("answer", max_length=120, description="Field that holds the reference answer.")
     chat: bool = Field(False, description="Wrap the prompt as one user message in the model's chat template.")
-    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the rows kept for evaluation, by a hash of the row.")
+    held_out: float = Field(
+        0.1, gt=0, lt=1, description="Share of the rows kept for evaluation, by a hash of the prompt."
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if not template_fields(value):
+            raise ValueError("prompt takes no field of the row: every prompt would be the same")
+        return value
 
 
 DataSpec = Annotated[ArithmeticSource | JsonlSource, Field(discriminator="kind")]

@@ -61,7 +61,7 @@ def template_fields(template: str) -> set[str]:
 def render(template: str, row: Row) -> str:
     """The template with each {field} replaced by the row's value.
 
-    Strings are taken as they are, everything else as JSON. Raises TemplateError for a field that is not there.
+    Strings are taken as they are, everything else as JSON. Raises TemplateError for a missing field.
     """
     return "".join(_value(row, text) if is_field else text for is_field, text in _pieces(template))
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from powermean.contracts.base import Contract
 
@@ -29,6 +29,14 @@ class ExactMatch(Contract):
             except re.error as error:
                 raise ValueError(f"not a regular expression: {error}") from error
         return value
+
+    @model_validator(mode="after")
+    def _pattern_is_used(self) -> "ExactMatch":
+        if self.extract == "pattern" and self.pattern is None:
+            raise ValueError("extract is pattern: give the regular expression as pattern")
+        if self.extract != "pattern" and self.pattern is not None:
+            raise ValueError(f"pattern would not be used with extract {self.extract}: leave it out, or set extract: pattern")
+        return self
 
 
 class MathVerify(Contract):

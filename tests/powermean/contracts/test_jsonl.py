@@ -37,7 +37,7 @@ def test_a_bad_line_is_refused_by_its_number(raw: bytes, message: str) -> None:
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(JsonlError, match=r"^line 17: no field 'answer' \(the row has: question, x\)$"):
         check_line(17, '{"x": 1, "question": "?"}', required=("question", "answer"))
-    with pytest.raises(JsonlError, match="^line 3: null in field 'answer'"):
+    with pytest.raises(JsonlError, match=r"^line 3: null in field 'answer'"):
         check_line(3, '{"answer": null}', required=("answer",))
     assert check_line(3, '{"answer": 0}', required=("answer",)) == {"answer": 0}
 

@@ -1,0 +1,97 @@
+"""An uploaded dataset: one JSON object a line, read where it is needed and never held whole."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from powermean.contracts.data import JsonlSource
+from powermean.contracts.jsonl import JsonlError, Row, as_text, check_line, render, template_fields
+from trainer.data.problem import Problem, digest, generator, is_held_out, too_few_problems
+from trainer.failures import TrainingError
+
+_REMEDY = "upload more rows, or change data.held_out"
+
+
+class Jsonl:
+    """Rows by number: only the lines' offsets stay in memory.
+
+    A row is held out by a hash of its prompt, so equal prompts are all on one side. Training goes through the
+    rows in passes: each pass is a new random order, cut into whole batches (the rest waits for another pass).
+    """
+
+    def __init__(self, spec: JsonlSource, path: Path) -> None:
+        self._spec = spec
+        self._path = path
+        self._required = tuple(sorted({*template_fields(spec.prompt), spec.answer_field}))
+        self._offsets = array("Q")
+        self._training = array("Q")
+        held_out: list[tuple[int, int]] = []
+        with path.open("rb") as file:
+            for number, offset, line in _lines(file):
+                self._offsets.append(offset)
+                key = digest(self._problem(number, line).prompt)
+                if is_held_out(key, spec.held_out):
+                    held_out.append((key, number))
+                else:
+                    self._training.append(number)
+        self._held_out = array("Q", (number for _, number in sorted(held_out)))
+        for purpose, numbers in (("to train on", self._training), ("to evaluate on", self._held_out)):
+            if not numbers:
+                raise too_few_problems(purpose, _REMEDY)
+
+    def batch(self, step: int, count: int, seed: int) -> list[Problem]:
+        """See PromptSource."""
+        batches_a_pass = max(1, len(self._training) // count)
+        number_of_pass, place = divmod(step - 1, batches_a_pass)
+        order = _order(len(self._training), seed, number_of_pass)
+        wanted = (order[index % len(order)] for index in range(place * count, (place + 1) * count))
+        return self._read([self._training[index] for index in wanted])
+
+    def held_out(self, count: int) -> list[Problem]:
+        """See PromptSource."""
+        return self._read(self._held_out[:count])
+
+    def _read(self, numbers: Sequence[int]) -> list[Problem]:
+        problems = []
+        with self._path.open("rb") as file:
+            for number in numbers:
+                file.seek(self._offsets[number - 1])
+                problems.append(self._problem(number, file.readline()))
+        return problems
+
+    def _problem(self, number: int, line: bytes) -> Problem:
+        row = self._row(number, line)
+        return Problem(
+            id=f"line {number}",
+            prompt=render(self._spec.prompt, row),
+            answer=as_text(row[self._spec.answer_field]),
+            chat=self._spec.chat,
+        )
+
+    def _row(self, number: int, line: bytes) -> Row:
+        try:
+            return check_line(number, line, self._required)
+        except JsonlError as error:
+            raise TrainingError(
+                "bad_dataset",
+                str(error),
+                path="data.dataset",
+                remedy="upload a corrected file, or change data.prompt or data.answer_field",
+            ) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """(line's number from 1 on, its offset, the line)."""
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        yield number, offset, line
+        offset += len(line)
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, number_of_pass: int) -> "array[int]":
+    order = array("Q", range(size))
+    generator(seed, "pass", number_of_pass).shuffle(order)
+    return order

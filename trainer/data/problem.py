@@ -1,0 +1,61 @@
+"""What a prompt source gives, and the split between training and evaluation."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from trainer.failures import TrainingError
+
+_DIGEST_RANGE = 2**64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: its text and the reference answer. A chat problem's prompt is one user message."""
+
+    id: str
+    prompt: str
+    answer: str
+    chat: bool = False
+
+
+class PromptSource(Protocol):
+    """Problems by step. There is no cursor to save: the step is the cursor."""
+
+    def batch(self, step: int, count: int, seed: int) -> list[Problem]:
+        """Training problems of a step (from 1 on): a pure function of its arguments and the source.
+
+        No problem occurs twice in a batch, unless there are fewer than `count`.
+        """
+
+    def held_out(self, count: int) -> list[Problem]:
+        """The first `count` evaluation problems, or all there are, in an order that never changes.
+
+        None of them is ever in a training batch.
+        """
+
+
+def digest(text: str) -> int:
+    """A number in [0, 2**64) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def is_held_out(number: int, share: float) -> bool:
+    """Whether the problem with this digest is one of the `share` kept for evaluation."""
+    return number < share * _DIGEST_RANGE
+
+
+def generator(*parts: object) -> random.Random:
+    """A generator that depends on the parts alone."""
+    return random.Random(":".join(map(str, parts)))
+
+
+def too_few_problems(purpose: str, remedy: str) -> TrainingError:
+    """The error of a source that has nothing for `purpose`."""
+    return TrainingError(
+        "too_few_problems",
+        f"the data holds no problem {purpose} after the split by data.held_out",
+        path="data",
+        remedy=remedy,
+    )
