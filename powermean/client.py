@@ -29,7 +29,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.trajectories import TrajectoryPage
 from powermean.home import api_key, server_url
-from powermean.rest import Call, ServerUnreachable
+from powermean.rest import ApiError, Call, ServerUnreachable
 from powermean.sse import read_events
 
 T = TypeVar("T")
@@ -196,7 +196,7 @@ class Client(Connection):
         """What happens to a job after event number `after`, until the job has ended.
 
         Lost connections are taken up again after the last event seen, so that nothing is missed or given
-        twice. Raises ServerUnreachable when no connection succeeds for `patience_s` seconds.
+        twice. Raises when refused, or when no connection succeeds for `patience_s` seconds.
         """
         reached = time.monotonic()
         while True:
@@ -208,8 +208,9 @@ class Client(Connection):
                 job = self.get_job(job_id)
                 if job.state.final and job.seq <= after:
                     return
-            except ServerUnreachable:
-                if time.monotonic() - reached > patience_s:
+            except (ServerUnreachable, ApiError) as error:
+                lasting = isinstance(error, ApiError) and not error.temporary
+                if lasting or time.monotonic() - reached > patience_s:
                     raise
             time.sleep(RETRY_S)
 

@@ -53,6 +53,11 @@ class ApiError(Exception):
         self.status = status
         self.body = body
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the same request may well succeed later."""
+        return self.status >= 500 or self.status in (408, 425, 429)
+
 
 class Fenced(ApiError):  # noqa: N818
     """The attempt is not the job's current one any more: stop at once, write nothing."""

@@ -16,11 +16,6 @@ Order = Literal["continue", "checkpoint_and_exit", "cancel"]
 RETRY_S = 1.0
 SHIP_EVERY_S = 0.3
 LOG_CHUNK = 200_000  # bytes
-TEMPORARY = {408, 425, 429}  # and all of 5xx
-
-
-def temporary(error: ApiError) -> bool:
-    return error.status >= 500 or error.status in TEMPORARY
 
 
 class Heart(threading.Thread):
@@ -50,7 +45,7 @@ class Heart(threading.Thread):
         except ServerUnreachable:
             return False
         except ApiError as error:
-            if not temporary(error):
+            if not error.temporary:
                 self.refused = error
                 self._halt.set()
             return False
@@ -112,7 +107,7 @@ class Shipper(threading.Thread):
         except Fenced:
             return False  # the next heartbeat says so, too
         except ApiError as error:
-            if not temporary(error) and error.status != 401:
+            if not error.temporary and error.status != 401:
                 self._refuse(str(error))
             return False
         except SpoolError as error:

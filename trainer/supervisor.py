@@ -29,7 +29,7 @@ from powermean.rest import ApiError, ServerUnreachable
 from powermean.tether import adopt_orphans, tethered
 from trainer.attempt_dir import AttemptDir, prune
 from trainer.launcher import Command, Launcher, LocalLauncher
-from trainer.link import Heart, Shipper, temporary
+from trainer.link import Heart, Shipper
 from trainer.outcome import Ended, Stop, finish
 from trainer.settings import NodeSettings
 
@@ -238,7 +238,7 @@ class Supervisor:
         except ServerUnreachable:
             return False
         except ApiError as error:
-            if not temporary(error):
+            if not error.temporary:
                 raise AbandonedError(str(error)) from error
             return False
         return True

@@ -92,6 +92,9 @@ def look(client: Client, run: Run) -> None:
         run.job = client.get_job(run.job.id)
     except ServerUnreachable:
         return
+    except ApiError as error:
+        if not error.temporary:
+            raise
 
 
 def follow(client: Client, job: Job, console: Console) -> Run:

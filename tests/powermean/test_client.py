@@ -1,0 +1,201 @@
+"""The clients: what they send, how they read answers and refusals, and that streams are taken up again."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from powermean import ApiError, AsyncClient, Client, ServerUnreachable
+from powermean import client as client_module
+from powermean.contracts.api import JobState
+from powermean.node_client import AttemptClient
+from powermean.rest import Fenced
+from tests.powermean.sample_jobs import SPEC, job
+from tests.powermean.scripted_server import Answer, ScriptedServer
+
+JOB = job().model_dump_json().encode()
+ENDED = job(JobState.FINISHED, seq=3).model_dump_json().encode()
+REFUSAL = json.dumps(
+    {
+        "error": {
+            "code": "invalid",
+            "message": "The spec is not valid.",
+            "fields": [{"path": "rollout.group_size", "message": "must be at least 2", "remedy": "use 8"}],
+            "remedy": "See the docs.",
+        }
+    }
+).encode()
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer()
+    scripted.start()
+    yield scripted
+    scripted.stop()
+
+
+@pytest.fixture
+def client(server: ScriptedServer) -> Iterator[Client]:
+    with Client(server.url, "pm_key") as connected:
+        yield connected
+
+
+def frame(seq: int, kind: str, data: object) -> bytes:
+    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def state(seq: int, value: JobState) -> bytes:
+    summary = job(value).model_dump(
+        mode="json", exclude={"spec", "result", "attempts", "seconds_left", "seq"}
+    )
+    return frame(seq, "state", summary)
+
+
+def stream(*frames: bytes, cut: bool = False) -> Answer:
+    return Answer(body=b": hello\n\n" + b"".join(frames), kind="text/event-stream", cut=cut)
+
+
+def test_a_job_is_created_with_key_and_idempotency_key(server: ScriptedServer, client: Client) -> None:
+    server.on("POST /v1/jobs", Answer(202, JOB))
+    assert client.create_job(SPEC, idempotency_key="once") == job()
+    _, headers, body = server.requests[0]
+    assert headers["Authorization"] == "Bearer pm_key"
+    assert headers["Idempotency-Key"] == "once"
+    assert json.loads(body)["training"] == {"steps": 2}
+
+
+def test_a_refusal_reads_as_message_fields_and_remedy(server: ScriptedServer, client: Client) -> None:
+    server.on("POST /v1/jobs", Answer(422, REFUSAL))
+    with pytest.raises(ApiError) as refused:
+        client.create_job({})
+    assert str(refused.value) == (
+        "The spec is not valid.\n  rollout.group_size: must be at least 2 (use 8)\nSee the docs."
+    )
+    assert refused.value.status == 422
+
+
+def test_an_answer_of_another_program_is_named_as_such(server: ScriptedServer, client: Client) -> None:
+    server.on("GET /v1/jobs/job-a", Answer(502, b"<html>bad gateway</html>", "text/html"))
+    with pytest.raises(ApiError, match="answered 502"):
+        client.get_job("job-a")
+
+
+def test_nobody_there_is_unreachable(server: ScriptedServer) -> None:
+    server.stop()
+    with (
+        Client(server.url, "k") as client,
+        pytest.raises(ServerUnreachable, match=r"no answer from http://127"),
+    ):
+        client.nodes()
+
+
+def test_parameters_that_were_not_given_are_not_sent(server: ScriptedServer, client: Client) -> None:
+    server.on("GET /v1/jobs/job-a/metrics", Answer(body=b'{"series": [], "seq": 0}'))
+    client.metrics("job-a", ["reward", "p/mean"], from_step=2)
+    assert server.requests[0][0] == "GET /v1/jobs/job-a/metrics?name=reward&name=p%2Fmean&from_step=2"
+
+
+def test_ids_cannot_reach_other_paths(server: ScriptedServer, client: Client) -> None:
+    server.on("GET /v1/jobs/..%2Fnodes", Answer(404, REFUSAL))
+    with pytest.raises(ApiError):
+        client.get_job("../nodes")
+
+
+def test_events_go_on_after_a_lost_connection(
+    server: ScriptedServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "RETRY_S", 0.01)
+    rows = {"attempt": 1, "rows": []}
+    server.on(
+        "GET /v1/jobs/job-a/events",
+        stream(frame(1, "metrics", rows), b"id: 2\nevent: metr", cut=True),
+        Answer(503, REFUSAL.replace(b"invalid", b"unavailable")),
+        stream(frame(2, "metrics", rows), state(3, JobState.FINISHED)),
+    )
+    server.on("GET /v1/jobs/job-a", Answer(body=ENDED))
+    assert [event.seq for event in client.events("job-a")] == [1, 2, 3]
+    asked = [
+        h["Last-Event-Id" if "Last-Event-Id" in h else "Last-Event-ID"] for _, h, _ in server.requests[:3]
+    ]
+    assert asked == ["0", "1", "1"]
+
+
+def test_events_of_an_ended_job_end(server: ScriptedServer, client: Client) -> None:
+    server.on("GET /v1/jobs/job-a/events", Answer(204))
+    server.on("GET /v1/jobs/job-a", Answer(body=ENDED))
+    assert list(client.events("job-a", after=3)) == []
+
+
+def test_events_give_up_after_their_patience(server: ScriptedServer) -> None:
+    server.stop()
+    with Client(server.url, "k") as client, pytest.raises(ServerUnreachable):
+        list(client.events("job-a", patience_s=0))
+
+
+def test_a_refused_event_stream_is_an_error_at_once(server: ScriptedServer, client: Client) -> None:
+    server.on("GET /v1/jobs/job-a/events", Answer(404, REFUSAL))
+    with pytest.raises(ApiError):
+        next(client.events("job-a"))
+
+
+def test_a_download_is_whole_or_not_there(server: ScriptedServer, client: Client, tmp_path: Path) -> None:
+    content = b"weights" * 1000
+    file = "GET /v1/jobs/job-a/files/model.safetensors"
+    server.on(file, Answer(body=content, cut=True), Answer(body=content))
+    target = tmp_path / "m" / "model.safetensors"
+    with pytest.raises(ServerUnreachable):
+        client.download("job-a", "model.safetensors", target)
+    assert list(target.parent.iterdir()) == []
+    client.download("job-a", "model.safetensors", target)
+    assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(content).digest()
+
+
+def test_a_fenced_attempt_is_its_own_error(server: ScriptedServer) -> None:
+    body = b'{"error": {"code": "fenced", "message": "attempt 2 has taken over"}}'
+    server.on("POST /v1/attempts/job-a.1/heartbeat", Answer(409, body))
+    with AttemptClient(server.url, "job-a.1", "t") as attempt, pytest.raises(Fenced):
+        attempt.heartbeat("training")
+
+
+def test_a_conflict_is_not_a_fence(server: ScriptedServer) -> None:
+    body = b'{"error": {"code": "conflict", "message": "no"}}'
+    server.on("POST /v1/attempts/job-a.1/heartbeat", Answer(409, body))
+    with AttemptClient(server.url, "job-a.1", "t") as attempt, pytest.raises(ApiError) as refused:
+        attempt.heartbeat("training")
+    assert not isinstance(refused.value, Fenced)
+
+
+def test_the_asynchronous_client_forwards_a_browsers_session() -> None:
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=JOB)
+
+    async def cancel() -> None:
+        transport = httpx.MockTransport(answer)
+        async with AsyncClient("http://127.0.0.1:8700", cookies={"s": "1"}, transport=transport) as client:
+            assert await client.cancel_job("job-a") == job()
+
+    asyncio.run(cancel())
+    assert seen[0].headers["Cookie"] == "s=1"
+    assert seen[0].headers["Origin"] == "http://127.0.0.1:8700"
+
+
+def test_without_arguments_the_environment_and_then_the_folder_say_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERMEAN_HOME", str(tmp_path))
+    monkeypatch.delenv("POWERMEAN_URL", raising=False)
+    monkeypatch.delenv("POWERMEAN_API_KEY", raising=False)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "admin.key").write_text("pm_local\n")
+    (tmp_path / "server.url").write_text("http://127.0.0.1:9123\n")
+    assert Client().url == "http://127.0.0.1:9123"
+    monkeypatch.setenv("POWERMEAN_URL", "http://127.0.0.1:9999/")
+    assert Client().url == "http://127.0.0.1:9999"
