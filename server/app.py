@@ -16,6 +16,7 @@ from powermean import __version__
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import ErrorResponse
 from powermean.tokens import ensure_key_pair
+from server.artefacts import routes as artefact_routes
 from server.cluster import routes as cluster_routes
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
@@ -28,6 +29,7 @@ from server.jobs import routes as job_routes
 from server.metrics import routes as metric_routes
 from server.metrics.stream import EventHub
 from server.middleware import Gate
+from server.observability import install_observability
 from server.queue import CelerySender, Sender, celery_app
 from server.settings import Settings
 
@@ -84,8 +86,16 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
-    for routes in (identity_routes, job_routes, attempt_routes, cluster_routes, metric_routes):
+    for routes in (
+        identity_routes,
+        job_routes,
+        attempt_routes,
+        cluster_routes,
+        metric_routes,
+        artefact_routes,
+    ):
         app.include_router(routes.router)
+    install_observability(app)
     app.router.default = _Elsewhere(create_dashboard(app))
     install_error_handlers(app)
     app.add_middleware(

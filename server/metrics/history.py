@@ -12,8 +12,7 @@ from powermean.contracts.metrics import MetricsHistory, Point, Series
 from server.db.models import Job, Metric
 from server.errors import NotFound
 from server.metrics.counting import counts
-
-UPDATES = 1 << 20  # above any update of a step: (step, update) as one number keeps their order
+from server.metrics.ingest import UPDATES
 
 
 def metrics_history(

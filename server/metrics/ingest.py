@@ -32,6 +32,9 @@ from server.db.models import Attempt, Job, Metric, Trajectory, TrajectoryStep
 from server.errors import InvalidInput
 from server.jobs.events import fence, next_seq, record_event
 
+MAX_INDEX = 2**31 - 1
+UPDATES = 1 << 20  # more than any step has: history keeps (step, update) as one number
+
 _KEY = ("job_id", "attempt", "step", "update", "name")
 
 
@@ -40,12 +43,12 @@ def ingest_metrics(
 ) -> None:
     """Store the rows; the same rows again change nothing.
 
-    Raises Fenced when the attempt may not write any more, InvalidInput for a row before the attempt's first
-    step or a key that stands twice in the report.
+    Raises Fenced when the attempt may not write any more, InvalidInput for a row of a step that is not the
+    attempt's or a key that stands twice in the report.
     """
     attempt = fence(session, attempt_id, claims)
-    _check_rows(attempt, rows)
     job = session.get_one(Job, attempt.job_id)
+    _check_rows(job, attempt, rows)
     if not rows or not _upsert(session, attempt, job.seq + 1, rows):
         return
     _replace_completed_step(session, attempt, rows)
@@ -59,11 +62,11 @@ def ingest_trajectories(
 ) -> None:
     """Store a step's trajectories whole; the same batch again changes nothing, another one replaces it.
 
-    Raises Fenced, or InvalidInput for a step before the attempt's first, an index that stands twice or texts
+    Raises Fenced, or InvalidInput for a step that is not the attempt's, an index that stands twice or texts
     that are not the job's own.
     """
     attempt = fence(session, attempt_id, claims)
-    _check_batch(attempt, batch)
+    _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
     texts = batch.texts.model_dump(mode="json") if batch.texts is not None else None
     rows = {row.index: row.model_dump(mode="json") for row in batch.rows}
     if _stored_batch(session, attempt, batch.step) == (texts, rows):
@@ -82,12 +85,14 @@ def ingest_trajectories(
     record_event(session, attempt.job_id, "trajectories", {"step": batch.step, "count": len(rows)})
 
 
-def _check_rows(attempt: Attempt, rows: Sequence[MetricRow]) -> None:
+def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
     wrong = []
     seen = set()
     for place, row in enumerate(rows):
-        if problem := _too_early(attempt, row.step):
+        if problem := _foreign_step(job, attempt, row.step):
             wrong.append(FieldError(path=f"rows.{place}.step", message=problem))
+        if row.update >= UPDATES:
+            wrong.append(FieldError(path=f"rows.{place}.update", message=f"not below {UPDATES}"))
         key = (row.step, row.update, row.name)
         if key in seen:
             wrong.append(FieldError(path=f"rows.{place}", message=f"{key} stands twice in the report"))
@@ -96,12 +101,14 @@ def _check_rows(attempt: Attempt, rows: Sequence[MetricRow]) -> None:
         raise InvalidInput("the report was not stored: some rows are wrong", fields=wrong[:20])
 
 
-def _too_early(attempt: Attempt, step: int) -> str | None:
+def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
     """An attempt writes from its first step on, and may complete the step before: it may have lacked an
     evaluation when the earlier attempt ended."""
-    if step >= attempt.first_step - 1:
-        return None
-    return f"step {step} lies before the attempt's first step {attempt.first_step}"
+    if step > job.total_steps:
+        return f"step {step} lies after the job's last step {job.total_steps}"
+    if step < attempt.first_step - 1:
+        return f"step {step} lies before the attempt's first step {attempt.first_step}"
+    return None
 
 
 def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
@@ -176,11 +183,13 @@ def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
             job.step, job.last_reward = last.step, last.value
 
 
-def _check_batch(attempt: Attempt, batch: TrajectoryBatch) -> None:
-    if problem := _too_early(attempt, batch.step):
+def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
+    if problem := _foreign_step(job, attempt, batch.step):
         raise InvalidInput.at("step", problem)
     seen: set[int] = set()
     for place, row in enumerate(batch.rows):
+        if row.index > MAX_INDEX:
+            raise InvalidInput.at(f"rows.{place}.index", f"above {MAX_INDEX}")
         if row.index in seen:
             raise InvalidInput.at(f"rows.{place}.index", f"index {row.index} stands twice in the batch")
         seen.add(row.index)

@@ -14,6 +14,7 @@ from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.stream import EventHub, EventStream
 from server.metrics.trajectories import Sort, join_texts, read_trajectories
+from server.observability import RequestObservatory
 
 MAX_STEP = 2**31 - 1
 MAX_SEQ = 2**63 - 1
@@ -36,11 +37,16 @@ def _hub_of(request: Request) -> EventHub:
     summary="Report metrics",
 )
 def post_metrics(
-    attempt_id: str, report: MetricsReport, claims: CurrentAttempt, database: RequestDatabase
+    attempt_id: str,
+    report: MetricsReport,
+    claims: CurrentAttempt,
+    database: RequestDatabase,
+    observatory: RequestObservatory,
 ) -> None:
     """Stored exactly once: the same rows again change nothing."""
     with database.write() as session:
         ingest_metrics(session, attempt_id, claims, report.rows)
+    observatory.ingested.labels("metrics").inc(len(report.rows))
 
 
 @router.post(
@@ -49,11 +55,16 @@ def post_metrics(
     summary="Report a step's trajectories",
 )
 def post_trajectories(
-    attempt_id: str, batch: TrajectoryBatch, claims: CurrentAttempt, database: RequestDatabase
+    attempt_id: str,
+    batch: TrajectoryBatch,
+    claims: CurrentAttempt,
+    database: RequestDatabase,
+    observatory: RequestObservatory,
 ) -> None:
     """All of a step at once; the same batch again changes nothing."""
     with database.write() as session:
         ingest_trajectories(session, attempt_id, claims, batch)
+    observatory.ingested.labels("trajectories").inc(len(batch.rows))
 
 
 @router.get("/metric-names", summary="What the metrics mean")
