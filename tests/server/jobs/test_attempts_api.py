@@ -1,0 +1,285 @@
+"""The life of an attempt over REST: claim, heartbeats, checkpoints, the end, and what follows."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from service_driver import AttemptDriver, ServiceDriver, error_of, example_ref, example_result
+from sqlalchemy import select
+
+from powermean.contracts.api import JobState
+from powermean.tokens import sign_attempt_token
+from server.db.models import Checkpoint, Garbage, Metric
+
+WRITES = [
+    ("heartbeat", {"phase": "training"}),
+    ("metrics", {"rows": [{"step": 1, "name": "reward", "value": 0.5}]}),
+    ("trajectories", {"step": 1, "rows": []}),
+    ("checkpoints", {"step": 1, "manifest": {"files": {"a": example_ref("a")}}}),
+    ("finish", {"outcome": "failed"}),
+]
+
+
+def test_a_claim_brings_all_that_running_needs(service: ServiceDriver):
+    attempt = service.running()
+    claim = attempt.claim
+    assert claim.number == 1
+    assert claim.spec.name == "adding up"
+    assert {part.role for part in claim.allocations} == {"trainer", "rollout"}
+    assert {part.node_id for part in claim.allocations} == {"node-1"}
+    assert claim.resume is None
+    assert attempt.beat().status_code == 200
+    job = service.job(claim.job_id)
+    assert job.state is JobState.RUNNING
+    assert job.started_at is not None
+
+
+def test_of_many_claims_one_wins(service: ServiceDriver):
+    job_id = service.started()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: service.node.post(f"/v1/attempts/{job_id}.1/claim"), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+    assert {error_of(answer)["code"] for answer in answers if answer.status_code == 409} == {"fenced"}
+
+
+def test_claims_of_what_is_not_there(service: ServiceDriver):
+    job_id = service.queued()
+    for attempt_id in (f"{job_id}.1", "job-none.1", "nonsense"):
+        assert service.node.post(f"/v1/attempts/{attempt_id}/claim").status_code == 404
+
+
+def test_a_heartbeat_renews_lease_and_token_and_shows_the_phase(service: ServiceDriver):
+    attempt = service.running()
+    service.let_lease_run_out(attempt.id)
+    reply = attempt.beat("step 3: generate").json()
+    assert reply["order"] == "continue"
+    attempt.token = reply["token"]
+    service.scheduler.turn()
+    assert attempt.beat("step 3: generate").status_code == 200
+    assert service.job(attempt.claim.job_id).phase == "step 3: generate"
+    phases = [e.data["phase"] for e in service.events(attempt.claim.job_id) if e.kind == "state"]
+    assert phases.count("step 3: generate") == 1
+
+
+@pytest.mark.parametrize(("what", "body"), WRITES)
+def test_a_lapsed_attempt_writes_nothing(service: ServiceDriver, what, body):
+    attempt = service.running()
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    answer = attempt.post(what, body)
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "fenced"
+    with service.database.read() as session:
+        assert session.execute(select(Metric)).first() is None
+        assert session.execute(select(Checkpoint)).first() is None
+    assert service.job(attempt.claim.job_id).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("what", "body"), WRITES)
+def test_one_attempts_token_is_no_other_attempts(service: ServiceDriver, what, body):
+    attempt = service.running()
+    service.report("node-2")
+    other = service.running()
+    attempt.token = other.token
+    assert attempt.post(what, body).status_code == 403
+    attempt.token = "nonsense"
+    assert attempt.post(what, body).status_code == 401
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_token_signed_for_an_attempt_that_nobody_claimed_writes_nothing(service: ServiceDriver):
+    job_id = service.started()
+    token = sign_attempt_token(service.app.state.key_pair.private_pem, job_id, 1)
+    answer = service.client(token).post(f"/v1/attempts/{job_id}.1/heartbeat", json={"phase": "x"})
+    assert answer.status_code == 409
+
+
+def test_the_next_attempt_goes_on_from_the_last_checkpoint(service: ServiceDriver):
+    first = service.running()
+    job_id = first.claim.job_id
+    for step in (5, 10):
+        assert first.commit(step).status_code == 204
+    service.let_lease_run_out(first.id)
+    service.scheduler.turn()
+    service.report(running=())
+    service.scheduler.turn()
+    second = service.claim(f"{job_id}.2")
+    assert second.claim.resume is not None
+    assert second.claim.resume.step == 10
+    job = service.job(job_id)
+    assert [attempt.first_step for attempt in job.attempts] == [0, 11]
+    assert [attempt.state for attempt in job.attempts] == ["lapsed", "running"]
+    assert job.step == 10
+    rewinds = [event.data for event in service.events(job_id) if event.kind == "rewind"]
+    assert rewinds == [{"attempt": 2, "from_step": 11}]
+    assert first.commit(15).status_code == 409
+
+
+def test_committing_twice_is_committing_once(service: ServiceDriver):
+    attempt = service.running()
+    for _ in range(2):
+        assert attempt.commit(5).status_code == 204
+    with service.database.read() as session:
+        assert [c.step for c in session.execute(select(Checkpoint)).scalars()] == [5]
+    assert [e.data["step"] for e in service.events(attempt.claim.job_id) if e.kind == "checkpoint"] == [5]
+
+
+def test_a_late_repeat_of_an_older_commit_does_not_bring_it_back(service: ServiceDriver):
+    attempt = service.running(checkpoints={"every": 5, "keep": 1})
+    for step in (5, 10, 5):
+        assert attempt.commit(step).status_code == 204
+    with service.database.read() as session:
+        assert [c.step for c in session.execute(select(Checkpoint)).scalars()] == [10]
+
+
+def test_old_checkpoints_are_dropped_and_their_files_with_them(service: ServiceDriver):
+    attempt = service.running(checkpoints={"every": 1, "keep": 2})
+    store = service.scheduler.artefacts
+    shared = store.put_bytes("jobs/x/checkpoints", "tokenizer", b"same").model_dump()
+    own = [store.put_bytes(f"jobs/x/checkpoints/{i}", "weights", b"%d" % i).model_dump() for i in range(4)]
+    for step in range(4):
+        manifest = {"files": {"tokenizer": shared, "weights": own[step]}}
+        assert attempt.post("checkpoints", {"step": step + 1, "manifest": manifest}).status_code == 204
+    with service.database.read() as session:
+        assert sorted(c.step for c in session.execute(select(Checkpoint)).scalars()) == [3, 4]
+    service.scheduler.turn()
+    assert [ref.key for ref in store.list("jobs/x/checkpoints")] == sorted(
+        [shared["key"], own[2]["key"], own[3]["key"]]
+    )
+    with service.database.read() as session:
+        assert session.execute(select(Garbage)).first() is None
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("commit", "path"),
+    [
+        ({"step": 21, "manifest": {"files": {"a": example_ref("a")}}}, "step"),
+        ({"step": 2, "manifest": {"files": {}}}, "manifest.files"),
+        ({"step": -1, "manifest": {"files": {"a": example_ref("a")}}}, "step"),
+        ({"step": 1, "manifest": {"files": {"a": example_ref("../a")}}}, "manifest.files.a.key"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_is_refused(service: ServiceDriver, commit, path):
+    answer = service.running().post("checkpoints", commit)
+    assert answer.status_code == 422
+    assert error_of(answer)["fields"][0]["path"] == path
+
+
+def test_a_finished_job(service: ServiceDriver):
+    attempt = service.running()
+    for _ in range(2):  # the first answer may be lost
+        assert attempt.finish("finished", result=example_result()).status_code == 204
+    job = service.job(attempt.claim.job_id)
+    assert job.state is JobState.FINISHED
+    assert job.result is not None
+    assert job.result.reward_after == 0.8
+    assert (job.step, job.attempts[0].state) == (20, "ended")
+    assert attempt.beat().status_code == 409
+    assert service.person.post(f"/v1/jobs/{job.id}/cancel").json()["state"] == "finished"
+
+
+def test_a_job_that_trained_no_step_has_failed(service: ServiceDriver):
+    attempt = service.running()
+    assert attempt.finish("finished").status_code == 204
+    job = service.job(attempt.claim.job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.code == "no_steps"
+    assert attempt.finish("finished", result=example_result(0)).status_code == 422
+
+
+def fail(attempt: AttemptDriver, retryable: bool = True) -> None:
+    error = {"code": "trainer_killed", "message": "the trainer was killed by signal 9"}
+    assert attempt.finish("failed", retryable=retryable, error=error).status_code == 204
+
+
+def next_attempt(service: ServiceDriver, attempt: AttemptDriver) -> AttemptDriver:
+    service.scheduler.turn()
+    return service.claim(f"{attempt.claim.job_id}.{attempt.claim.number + 1}")
+
+
+def test_restarts_end_at_the_limit_with_the_reason(service: ServiceDriver):
+    attempt = service.running(max_restarts=2)
+    for _ in range(2):
+        fail(attempt)
+        job = service.job(attempt.claim.job_id)
+        assert job.state is JobState.QUEUED
+        assert "killed by signal 9" in str(job.phase)
+        attempt = next_attempt(service, attempt)
+    fail(attempt)
+    job = service.job(attempt.claim.job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.code == "trainer_killed"
+    assert "gave up after 2 restarts" in job.error.message
+    assert len(job.attempts) == 3
+
+
+def test_progress_earns_new_restarts(service: ServiceDriver):
+    attempt = service.running(max_restarts=1)
+    for step in range(1, 5):
+        attempt.commit(step)
+        fail(attempt)
+        attempt = next_attempt(service, attempt)
+    assert attempt.claim.number == 5
+    attempt.commit(4)  # no progress: this is where it went on
+    fail(attempt)
+    assert service.job(attempt.claim.job_id).state is JobState.FAILED
+
+
+def test_a_failure_of_its_own_making_is_not_tried_again(service: ServiceDriver):
+    attempt = service.running()
+    fail(attempt, retryable=False)
+    job = service.job(attempt.claim.job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.message == "the trainer was killed by signal 9"
+
+
+def test_a_checkpointed_attempt_goes_on_elsewhere_without_using_up_a_restart(service: ServiceDriver):
+    attempt = service.running(max_restarts=0)
+    attempt.commit(3)
+    assert attempt.finish("checkpointed").status_code == 204
+    attempt = next_attempt(service, attempt)
+    assert attempt.claim.resume is not None
+    assert attempt.claim.resume.step == 3
+
+
+@pytest.mark.parametrize("outcome", ["failed", "checkpointed", "cancelled"])
+def test_a_cancelled_job_is_cancelled_however_its_attempt_ends(service: ServiceDriver, outcome):
+    attempt = service.running()
+    service.person.post(f"/v1/jobs/{attempt.claim.job_id}/cancel")
+    attempt.finish(outcome, retryable=True)
+    assert service.job(attempt.claim.job_id).state is JobState.CANCELLED
+
+
+def test_a_cancelled_job_whose_attempt_falls_silent_is_cancelled(service: ServiceDriver):
+    attempt = service.running()
+    service.person.post(f"/v1/jobs/{attempt.claim.job_id}/cancel")
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    assert service.job(attempt.claim.job_id).state is JobState.CANCELLED
+
+
+def test_time_left_follows_the_last_steps(service: ServiceDriver):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    assert service.job(job_id).seconds_left is None
+    rows = [{"step": step, "name": "time/step", "value": 3.0} for step in range(1, 6)]
+    assert attempt.post("metrics", {"rows": rows}).status_code == 204
+    assert service.job(job_id).seconds_left == pytest.approx(3.0 * 15)
+
+
+def test_events_count_up_without_a_gap(service: ServiceDriver):
+    attempt = service.running()
+    attempt.commit(5)
+    attempt.post("metrics", {"rows": [{"step": 6, "name": "reward", "value": 1.0}]})
+    attempt.finish("finished", result=example_result())
+    job = service.job(attempt.claim.job_id)
+    with service.database.read() as session:
+        metric_seqs = set(session.execute(select(Metric.seq)).scalars())
+    numbers = [event.seq for event in service.events(job.id)]
+    assert numbers == sorted(numbers)
+    assert set(numbers) | metric_seqs == set(range(1, job.seq + 1))
+    assert not set(numbers) & metric_seqs

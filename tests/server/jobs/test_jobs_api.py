@@ -1,0 +1,208 @@
+"""Jobs over REST: submit, find, cancel, and the check by a node."""
+
+import pytest
+from service_driver import ServiceDriver, error_of, example_spec
+
+from powermean.contracts.api import JobState
+from server.db.models import Dataset
+from server.db.session import database_now
+
+BAD_SPECS = [
+    ({"training": {"steps": 0}}, "training.steps"),
+    ({"training": {"steps": 1, "prompts_per_step": 8, "minibatches": 3}}, "training"),
+    ({"rollout": {"group_size": 1}}, "rollout.group_size"),
+    ({"surprise": 1}, "surprise"),
+    ({"model": {"name": 3}}, "model.name"),
+    ({"model": {"name": "a", "folder": "b"}}, "model"),
+    ({"algorithm": {"name": "pmpo", "clip_lowest": 1}}, "algorithm.clip_lowest"),
+    ({"algorithm": {"name": "magic"}}, "algorithm"),
+    ({"data": {"kind": "arithmetic", "tasks": [{"operator": "+", "low": 3}]}}, "data.tasks.0.high"),
+    ({"data": {"kind": "arithmetic", "tasks": [{"operator": "+", "low": 3, "high": 1}]}}, "data.tasks.0"),
+    ({"seed": "x"}, "seed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "path"), BAD_SPECS)
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_bad_spec_is_refused_naming_the_field(service: ServiceDriver, changes, path):
+    answer = service.person.post("/v1/jobs", json=example_spec(**changes))
+    assert answer.status_code == 422
+    error = error_of(answer)
+    assert error["code"] == "invalid"
+    assert path in [field["path"] for field in error["fields"]]
+    assert service.person.get("/v1/jobs").json()["items"] == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_body_that_is_not_json_is_refused(service: ServiceDriver):
+    answer = service.person.post("/v1/jobs", content=b"{name:", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "JSON" in error_of(answer)["message"]
+
+
+def test_a_submitted_job_is_accepted_with_its_address(service: ServiceDriver):
+    answer = service.person.post("/v1/jobs", json=example_spec())
+    assert answer.status_code == 202
+    job = service.person.get(answer.headers["location"]).json()
+    assert job["state"] == "validating"
+    assert job["spec"]["algorithm"]["name"] == "pmpo"
+    assert job == answer.json()
+
+
+def test_one_key_is_one_job(service: ServiceDriver):
+    headers = {"Idempotency-Key": "once"}
+    first = service.person.post("/v1/jobs", json=example_spec(), headers=headers)
+    again = service.person.post("/v1/jobs", json=example_spec(), headers=headers)
+    other = service.person.post("/v1/jobs", json=example_spec(seed=1), headers=headers)
+    assert (first.status_code, again.status_code, other.status_code) == (202, 200, 409)
+    assert again.json() == first.json()
+    assert error_of(other)["code"] == "conflict"
+    assert len(service.person.get("/v1/jobs").json()["items"]) == 1
+
+
+def test_a_key_does_not_reach_into_other_peoples_jobs(service: ServiceDriver):
+    key = service.person.post("/v1/keys", json={"name": "somebody else", "role": "member"}).json()["key"]
+    headers = {"Idempotency-Key": "once"}
+    mine = service.person.post("/v1/jobs", json=example_spec(), headers=headers)
+    theirs = service.client(key).post("/v1/jobs", json=example_spec(), headers=headers)
+    assert theirs.status_code == 202
+    assert theirs.json()["id"] != mine.json()["id"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("method, path", [("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/nodes")])
+def test_nothing_without_a_key(service: ServiceDriver, method, path):
+    answer = service.anyone.request(method, path, json=example_spec())
+    assert answer.status_code == 401
+    assert error_of(answer)["code"] == "unauthenticated"
+
+
+def test_pages_hold_every_job_once_newest_first(service: ServiceDriver):
+    made = [service.submit(name=f"job {i}") for i in range(5)]
+    seen, cursor = [], None
+    while True:
+        params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = service.person.get("/v1/jobs", params=params).json()
+        seen += [item["id"] for item in page["items"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert sorted(seen) == sorted(made)
+    assert seen == sorted(made, reverse=True)
+
+
+def test_filters(service: ServiceDriver):
+    first = service.submit(name="50% off")
+    second = service.queued(name="Sorting")
+
+    def found(**params):
+        return [item["id"] for item in service.person.get("/v1/jobs", params=params).json()["items"]]
+
+    assert found(state="queued") == [second]
+    assert found(name="sort") == [second]
+    assert found(name="%") == [first]
+    assert found(created_by="nobody") == []
+    assert service.person.get("/v1/jobs", params={"state": "sleeping"}).status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("cursor", ["!", "AAAA", "é", "////"])
+def test_a_made_up_cursor_is_refused(service: ServiceDriver, cursor):
+    answer = service.person.get("/v1/jobs", params={"cursor": cursor})
+    assert answer.status_code == 422
+    assert error_of(answer)["fields"][0]["path"] == "cursor"
+
+
+def test_unknown_job(service: ServiceDriver):
+    for answer in (
+        service.person.get("/v1/jobs/job-none"),
+        service.person.post("/v1/jobs/job-none/cancel"),
+        service.node.get("/v1/jobs/job-none/validation"),
+    ):
+        assert answer.status_code == 404
+        assert error_of(answer)["code"] == "not_found"
+
+
+def test_a_node_checks_the_spec_and_the_job_is_queued(service: ServiceDriver):
+    job_id = service.submit()
+    task = service.node.get(f"/v1/jobs/{job_id}/validation").json()
+    assert task["spec"]["name"] == "adding up"
+    service.validate(job_id)
+    assert service.job(job_id).state is JobState.QUEUED
+    assert service.node.get(f"/v1/jobs/{job_id}/validation").status_code == 409
+
+
+def test_what_a_node_finds_fails_the_job_by_field(service: ServiceDriver):
+    job_id = service.submit()
+    finding = {"code": "unknown_model", "message": "no such model", "path": "model.name", "remedy": "name another"}
+    service.validate(job_id, finding)
+    service.validate(job_id)  # a second node's result comes too late
+    job = service.job(job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.model_dump() == finding
+    assert job.finished_at is not None
+
+
+def test_people_cannot_act_as_nodes_nor_nodes_as_people(service: ServiceDriver):
+    job_id = service.submit()
+    assert service.person.post(f"/v1/jobs/{job_id}/validation", json={"errors": []}).status_code == 403
+    assert service.node.post(f"/v1/jobs/{job_id}/cancel").status_code == 403
+
+
+def test_the_dataset_of_a_job_must_be_there_with_its_fields(service: ServiceDriver):
+    with service.database.write() as session:
+        session.add(
+            Dataset(
+                id="ds-1",
+                name="sums",
+                rows=2,
+                fields=["question", "answer"],
+                artefact={"key": "datasets/x", "sha256": "0" * 64, "size": 3},
+                created_at=database_now(session),
+            )
+        )
+
+    def submit(**data):
+        spec = example_spec(data={"kind": "jsonl", "dataset": "ds-1", **data})
+        return service.person.post("/v1/jobs", json=spec)
+
+    assert submit().status_code == 202
+    for wrong, path in [
+        ({"dataset": "ds-2"}, "data.dataset"),
+        ({"prompt": "{query}"}, "data.prompt"),
+        ({"prompt": "{question"}, "data.prompt"),
+        ({"answer_field": "solution"}, "data.answer_field"),
+    ]:
+        answer = submit(**wrong)
+        assert answer.status_code == 422
+        assert error_of(answer)["fields"][0]["path"] == path
+
+
+def test_a_waiting_job_is_cancelled_at_once(service: ServiceDriver):
+    for job_id in (service.submit(), service.queued(), service.started()):
+        answer = service.person.post(f"/v1/jobs/{job_id}/cancel")
+        assert answer.status_code == 200
+        assert answer.json()["state"] == "cancelled"
+        assert service.person.post(f"/v1/jobs/{job_id}/cancel").json() == answer.json()
+
+
+def test_cancelling_an_unclaimed_attempt_frees_its_place_and_fences_its_claim(service: ServiceDriver):
+    job_id = service.started()
+    service.person.post(f"/v1/jobs/{job_id}/cancel")
+    claim = service.node.post(f"/v1/attempts/{job_id}.1/claim")
+    assert claim.status_code == 409
+    assert error_of(claim)["code"] == "fenced"
+    other = service.started()
+    assert service.job(other).state is JobState.STARTING
+
+
+def test_a_running_job_is_cancelled_by_its_next_heartbeat(service: ServiceDriver):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    answer = service.person.post(f"/v1/jobs/{job_id}/cancel").json()
+    assert answer["state"] == "running"
+    assert answer["cancel_requested"]
+    assert attempt.beat().json()["order"] == "cancel"
+    attempt.finish("cancelled")
+    assert service.job(job_id).state is JobState.CANCELLED
