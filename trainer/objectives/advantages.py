@@ -30,8 +30,8 @@ def mean_centred(rewards: Tensor, group: Tensor) -> Tensor:
 def has_spread(rewards: Tensor, group: Tensor) -> Tensor:
     """Bool [N]: the completion's group has two different rewards (DAPO's filter, arXiv 2503.14476)."""
     index, count = _groups(rewards, group)
-    lowest = torch.zeros_like(count).index_reduce_(0, index, rewards, "amin", include_self=False)
-    highest = torch.zeros_like(count).index_reduce_(0, index, rewards, "amax", include_self=False)
+    lowest = torch.zeros_like(count).scatter_reduce_(0, index, rewards, "amin", include_self=False)
+    highest = torch.zeros_like(count).scatter_reduce_(0, index, rewards, "amax", include_self=False)
     return (highest > lowest)[index]
 
 

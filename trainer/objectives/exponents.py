@@ -26,6 +26,7 @@ class Situation:
     advantages: Tensor  # [B]
     fractions: ClipFractions  # by the loss's own range
     trained: Tensor  # [B] bool: has tokens and A != 0
+    varied: Tensor  # [B] bool: two of its clipped ratios differ
     progress: float  # share of the training done, in [0, 1]
     mean_reward: float | None
 
@@ -118,7 +119,7 @@ class ClipAware:
         driving = fractions.active if self.fraction == "active" else fractions.outside
         driving = torch.where(situation.trained, driving, torch.nan)
         effective = (driving / self.full).clamp(max=1.0)
-        varied = situation.trained & (situation.centred.z != 0).any(-1)
+        varied = situation.trained & situation.varied
         # sqrt(1 - f) is the answer where f is 0 or 1, the solver's start in between, and a rule of its own
         p = torch.where(varied, (1 - effective).sqrt(), torch.nan)
         target, at_1 = torch.full_like(p, torch.nan), torch.full_like(p, torch.nan)

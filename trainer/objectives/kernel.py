@@ -183,12 +183,15 @@ class Algorithm:
             raise ValueError("no trajectory of the minibatch has a token: there is no loss")
         work = torch.float64 if log_ratio.dtype == torch.float64 else torch.float32
         raw = log_ratio.detach().to(work).masked_fill(~mask, 0.0)
+        x = raw.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         tokens = mask.sum(-1)
         return MicroBatch(
             raw=raw,
-            x=raw.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT),
+            x=x,
             mask=mask,
             tokens=tokens,
+            lowest=torch.where(tokens > 0, x.masked_fill(~mask, torch.inf).amin(-1), 0.0),
+            highest=torch.where(tokens > 0, x.masked_fill(~mask, -torch.inf).amax(-1), 0.0),
             advantages=advantages.double(),
             weight=torch.where(tokens > 0, self.weight(tokens.double(), batch), 0.0),
             batch=batch,

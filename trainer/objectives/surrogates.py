@@ -34,6 +34,8 @@ class MicroBatch:
     x: Tensor  # [B, T] the same within +-20
     mask: Tensor  # [B, T] bool
     tokens: Tensor  # [B] int64
+    lowest: Tensor  # [B] smallest x of the trajectory's tokens, 0 without tokens
+    highest: Tensor  # [B] largest
     advantages: Tensor  # [B] float64
     weight: Tensor  # [B] w_i float64, 0 for a trajectory without tokens
     batch: BatchFacts
@@ -136,6 +138,7 @@ class PowerMeanSurrogate:
                 advantages=micro.advantages,
                 fractions=fractions,
                 trained=micro.trained,
+                varied=self._varied(micro, bounds),
                 progress=setting.progress,
                 mean_reward=setting.mean_reward,
             )
@@ -162,6 +165,13 @@ class PowerMeanSurrogate:
 
     def _clipped(self, micro: MicroBatch, bounds: ClipRange) -> Tensor:
         return micro.x if self.by_sequence else one_sided(micro.x, micro.advantages, bounds)
+
+    def _varied(self, micro: MicroBatch, bounds: ClipRange) -> Tensor:
+        """Bool [B]: two clipped ratios differ. The clip is monotone, so the extremes tell."""
+        if self.by_sequence:
+            return micro.highest > micro.lowest
+        held = [one_sided(end, micro.advantages, bounds) for end in (micro.lowest, micro.highest)]
+        return held[1] > held[0]
 
     def _mean(
         self, micro: MicroBatch, bounds: ClipRange, clipped: Tensor, centred: CentredTokens, p: Tensor
@@ -211,13 +221,13 @@ class DetachedRatioSurrogate:
     it. There is no power mean, so p and the ESS are undefined, and W_t is the share of min(r_t, cap).
     """
 
-    cap: float
+    cap: float  # above 1
 
     def __call__(self, micro: MicroBatch, setting: Setting) -> Term:
         ratio = micro.x.exp().clamp(max=self.cap) * micro.mask
         scale = (-micro.weight * micro.advantages / micro.tokens.clamp(min=1)).to(micro.x.dtype)[:, None]
         gradient = ratio * scale
-        bounds = ClipRange(low=torch.inf, high=log(self.cap)) if self.cap > 1 else ClipRange(torch.inf, 1e-12)
+        bounds = ClipRange(low=torch.inf, high=log(self.cap))
         fractions = clip_fractions(micro.x, micro.tokens, micro.advantages, bounds)
         undefined = torch.full_like(micro.weight, torch.nan)
         names = ("p", "ess", "ess_at_1", "ess_target", "log_mean")
@@ -239,15 +249,13 @@ class DetachedRatioSurrogate:
 def _ratio_records(micro: MicroBatch, fractions: ClipFractions) -> dict[str, Tensor]:
     """Clip fractions, and the extremes and mean of the ratio exp(x), x within +-20; NaN without tokens."""
     some = micro.tokens > 0
-    lowest = micro.x.masked_fill(~micro.mask, torch.inf).amin(-1).double().exp()
-    highest = micro.x.masked_fill(~micro.mask, -torch.inf).amax(-1).double().exp()
     mean = 1 + torch.expm1(micro.x).sum(-1).double() / micro.tokens  # padding has x = 0 and adds nothing
     return {
         "clip_fraction_low": fractions.low,
         "clip_fraction_high": fractions.high,
         "clip_fraction_active": fractions.active,
         "clip_fraction_outside": fractions.outside,
-        "ratio_min": torch.where(some, lowest, torch.nan),
+        "ratio_min": torch.where(some, micro.lowest.double().exp(), torch.nan),
         "ratio_mean": torch.where(some, mean, torch.nan),
-        "ratio_max": torch.where(some, highest, torch.nan),
+        "ratio_max": torch.where(some, micro.highest.double().exp(), torch.nan),
     }

@@ -1,5 +1,6 @@
 """Laws of the solver: the solved p meets its target, at every scale, alone or in a batch."""
 
+import itertools
 from math import atanh, sqrt
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_law_solved_p_reaches_its_target_from_float32(x: np.ndarray, fraction: f
 def test_law_more_clipping_never_raises_p(x: np.ndarray, rising: list[float]) -> None:
     assume(np.ptp(x) > 1e-5)
     found = [solve(x, f)[0] for f in rising]
-    assert all(later <= earlier + 1e-5 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later <= earlier + 1e-5 for earlier, later in itertools.pairwise(found))
 
 
 @given(st.floats(1e-6, 15.0), fractions)
@@ -76,9 +77,11 @@ def test_two_tokens_have_a_closed_form(half: float, fraction: float) -> None:
     p, target = solve(np.array([half, -half]), fraction)
     expected = atanh(sqrt(1 / target - 1)) / half if target < 1 else 0.0
     assume(expected > 1e-3)
-    assert p == pytest.approx(min(expected, 1.0), rel=2e-3, abs=1e-6) or abs(
-        1 / (1 + np.tanh(p * half) ** 2) - target
-    ) <= 1.01e-6 * (1 - 1 / (1 + np.tanh(half) ** 2)) + 1e-15
+    assert (
+        p == pytest.approx(min(expected, 1.0), rel=2e-3, abs=1e-6)
+        or abs(1 / (1 + np.tanh(p * half) ** 2) - target)
+        <= 1.01e-6 * (1 - 1 / (1 + np.tanh(half) ** 2)) + 1e-15
+    )
 
 
 @given(st.lists(st.tuples(trajectories, fractions), min_size=2, max_size=5))
@@ -86,7 +89,10 @@ def test_law_trajectories_solved_together_and_alone_agree(pairs: list[tuple[np.n
     pairs = [(x, f) for x, f in pairs if np.ptp(x) > 1e-5]
     assume(len(pairs) >= 2)
     width = max(len(x) for x, _ in pairs)
-    x, mask = torch.zeros(len(pairs), width, dtype=torch.float64), torch.zeros(len(pairs), width, dtype=torch.bool)
+    x, mask = (
+        torch.zeros(len(pairs), width, dtype=torch.float64),
+        torch.zeros(len(pairs), width, dtype=torch.bool),
+    )
     for row, (values, _) in enumerate(pairs):
         x[row, : len(values)], mask[row, : len(values)] = torch.from_numpy(values), True
     tokens = centre(x, mask)

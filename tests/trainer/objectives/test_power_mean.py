@@ -1,5 +1,7 @@
 """Laws of the power mean, its token weights and its effective sample size."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,14 +56,14 @@ def test_law_weights_are_the_gradient_of_log_mean_and_sum_to_1(batch: Batch, p: 
 def test_law_ess_lies_in_its_range_and_falls_with_p(x: np.ndarray, rising: list[float]) -> None:
     found = [of(x, p).ess.item() for p in rising]
     assert all(1 / len(x) - 1e-12 <= n <= 1 + 1e-12 for n in found)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(found))
     assert of(x, 0.0).ess.item() == 1.0
 
 
 @given(trajectories, st.lists(exponents, min_size=2, max_size=5).map(sorted))
 def test_law_the_power_mean_rises_with_p(x: np.ndarray, rising: list[float]) -> None:
     found = [of(x, p).log_mean.item() for p in rising]
-    assert all(later >= earlier - 1e-9 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(found))
 
 
 @given(trajectories, st.floats(-15, 15), st.floats(0, 1))
