@@ -167,7 +167,7 @@ class Cispo(_Objective):
 
     name: Literal["cispo"] = "cispo"
     ratio_cap: float = Field(
-        5.0, gt=0, le=1000, description="Largest importance ratio, absolute, not 1 + it."
+        5.0, gt=1, le=1000, description="Largest importance ratio, absolute, not 1 + it."
     )
 
 

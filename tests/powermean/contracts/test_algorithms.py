@@ -61,7 +61,7 @@ def test_unknown_fields_are_refused(name: str) -> None:
         ({"name": "holder", "clip_low": 0.4}, "clip_low"),
         ({"name": "gspo", "clip_high": 0.4}, "clip_high"),
         ({"name": "dapo", "overlong_buffer": -1}, "overlong_buffer"),
-        ({"name": "cispo", "ratio_cap": 0}, "ratio_cap"),
+        ({"name": "cispo", "ratio_cap": 1}, "ratio_cap"),
         ({"name": "apmpo", "delta": 0}, "delta"),
         ({"name": "grpo", "sampler_weight": "group"}, "sampler_weight"),
     ],

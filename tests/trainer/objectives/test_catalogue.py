@@ -100,7 +100,7 @@ def test_apmpo_follows_the_mean_reward(batch: Batch, reward: float) -> None:
     check(build("apmpo"), batch, loss, leaf, mean_reward=reward)
 
 
-@given(batches(), st.sampled_from([0.7, 1.3, 5.0]))
+@given(batches(), st.sampled_from([1.1, 1.3, 5.0]))
 def test_cispo_weighs_log_probs_by_a_detached_capped_ratio(batch: Batch, cap: float) -> None:
     leaf = leaf_of(batch)
     weight = leaf.exp().clamp(max=cap).detach() * batch.advantages[:, None] * batch.mask
