@@ -75,7 +75,7 @@ class Keeper(threading.Thread):
                     child.deaths, child.pause = 0, FIRST_PAUSE_S
                 return
             child.process, child.last_code = None, code
-            child.deaths += 1
+            child.deaths += child.wanted
             child.not_before = now + child.pause
             child.pause = min(child.pause * 2, LONGEST_PAUSE_S)
         if child.wanted and now >= child.not_before:

@@ -1,0 +1,147 @@
+"""The client side of the command line, against scripted answers."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from powermean.cli.main import app
+from powermean.contracts.api import JobPage, JobState, JobSummary
+from tests.powermean.sample_jobs import SPEC, job
+from tests.powermean.scripted_server import Answer, ScriptedServer
+
+COMMANDS = (
+    "up",
+    "demo",
+    "submit",
+    "validate",
+    "list",
+    "show",
+    "watch",
+    "cancel",
+    "logs",
+    "download",
+    "nodes",
+    "login",
+)
+ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer()
+    scripted.start()
+    monkeypatch.setenv("POWERMEAN_URL", scripted.url)
+    monkeypatch.setenv("POWERMEAN_API_KEY", "pm_key")
+    yield scripted
+    scripted.stop()
+
+
+def powermean(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def body(state: JobState, **changes: object) -> Answer:
+    return Answer(body=job(state, **changes).model_dump_json().encode())
+
+
+@pytest.mark.parametrize("command", [*[(c,) for c in COMMANDS], ("datasets", "upload"), ("datasets", "list")])
+def test_help_teaches_by_example(command: tuple[str, ...]) -> None:
+    result = powermean(*command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: powermean {' '.join(command)}" in result.output
+
+
+def test_list_shows_jobs(server: ScriptedServer) -> None:
+    summary = JobSummary.model_validate(job(last_reward=0.5).model_dump(include=set(JobSummary.model_fields)))
+    server.on("GET /v1/jobs", Answer(body=JobPage(items=(summary,)).model_dump_json().encode()))
+    result = powermean("list", "--state", "running")
+    assert "job-a" in result.output
+    assert "0.50" in result.output
+    assert server.requests[0][0] == "GET /v1/jobs?state=running&limit=20"
+
+
+def test_watch_ends_with_success_when_the_job_finished(server: ScriptedServer) -> None:
+    server.on("GET /v1/jobs/job-a", body(JobState.FINISHED))
+    server.on("GET /v1/jobs/job-a/metrics", Answer(body=b'{"series": [], "seq": 0}'))
+    server.on("GET /v1/jobs/job-a/events", Answer(204))
+    assert powermean("watch", "job-a").exit_code == 0
+
+
+def test_watch_ends_with_the_reason_when_the_job_failed(server: ScriptedServer) -> None:
+    server.on("GET /v1/jobs/job-a", body(JobState.FAILED, error=ERROR))
+    server.on("GET /v1/jobs/job-a/metrics", Answer(body=b'{"series": [], "seq": 0}'))
+    server.on("GET /v1/jobs/job-a/events", Answer(204))
+    result = powermean("watch", "job-a")
+    assert result.exit_code == 1
+    assert "out_of_memory: the model does not fit\ntake a smaller one" in result.stderr
+
+
+def test_submit_tells_the_servers_refusal_with_the_files_line(server: ScriptedServer, tmp_path: Path) -> None:
+    file = tmp_path / "spec.json"
+    file.write_text(SPEC.model_dump_json(exclude_unset=True, indent=1))
+    fields = [{"path": "model.name", "message": "unknown model"}]
+    refusal = {"error": {"code": "invalid", "message": "no", "fields": fields}}
+    server.on("POST /v1/jobs", Answer(422, json.dumps(refusal).encode()))
+    result = powermean("submit", str(file))
+    assert result.exit_code == 1
+    assert f"{file}:4: model.name: unknown model" in result.stderr
+
+
+def test_submit_does_not_send_what_cannot_be_right(server: ScriptedServer, tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("name: x\n")
+    assert powermean("submit", str(file)).exit_code == 1
+    assert server.requests == []
+
+
+def test_logs_prints_all_parts(server: ScriptedServer) -> None:
+    parts = [("one\n", 4), ("two\n", 8), ("", 8)]
+    answers = [{"attempt": 1, "offset": 0, "next_offset": n, "text": text} for text, n in parts]
+    server.on("GET /v1/jobs/job-a/logs", *[Answer(body=json.dumps(answer).encode()) for answer in answers])
+    assert powermean("logs", "job-a").stdout == "one\ntwo\n"
+
+
+def test_download_verifies(server: ScriptedServer, tmp_path: Path) -> None:
+    good = b"{}"
+    ref = {"key": "a", "sha256": hashlib.sha256(good).hexdigest(), "size": 2}
+    server.on("GET /v1/jobs/job-a/files", Answer(body=json.dumps({"files": {"config.json": ref}}).encode()))
+    server.on("GET /v1/jobs/job-a/files/config.json", Answer(body=b"[]"), Answer(body=good))
+    refused = powermean("download", "job-a", "--to", str(tmp_path))
+    assert refused.exit_code == 1
+    assert "damaged" in refused.stderr
+    assert not (tmp_path / "config.json").exists()
+    assert powermean("download", "job-a", "--to", str(tmp_path)).exit_code == 0
+    assert (tmp_path / "config.json").read_bytes() == good
+
+
+def test_download_stays_in_its_folder(server: ScriptedServer, tmp_path: Path) -> None:
+    ref = {"key": "a", "sha256": "0" * 64, "size": 2}
+    server.on("GET /v1/jobs/job-a/files", Answer(body=json.dumps({"files": {"../evil": ref}}).encode()))
+    result = powermean("download", "job-a", "--to", str(tmp_path / "model"))
+    assert result.exit_code == 1
+    assert "outside" in result.stderr
+
+
+def test_login_prints_a_link(server: ScriptedServer) -> None:
+    code = {"code": "abc", "expires_at": "2026-01-01T00:00:00Z"}
+    server.on("POST /v1/login-codes", Answer(body=json.dumps(code).encode()))
+    assert f"{server.url}/login/abc" in powermean("login").output
+
+
+def test_without_a_server_there_is_one_clear_remedy(server: ScriptedServer) -> None:
+    server.stop()
+    result = powermean("nodes")
+    assert result.exit_code == 1
+    assert "Start it with `powermean up`" in result.stderr
+
+
+def test_without_a_key_there_is_one_clear_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_HOME", str(tmp_path))
+    monkeypatch.delenv("POWERMEAN_API_KEY", raising=False)
+    result = powermean("nodes")
+    assert result.exit_code == 1
+    assert "POWERMEAN_API_KEY" in result.stderr
