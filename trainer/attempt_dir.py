@@ -8,7 +8,7 @@ spool/        records to post, in order of their names     trainer -> supervisor
 engine.json   where the engine serves                      engine -> trainer
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
-ended         the server has acknowledged the end          supervisor -> worker
+ended         nothing more will come of it                 supervisor, worker
 """
 
 import os
@@ -23,6 +23,7 @@ from powermean.contracts.attempts import Claim, SpoolRecord
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
 MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all that runs for an attempt
 
 
@@ -111,7 +112,11 @@ class AttemptDir:
     def write_supervisor(self, process: ProcessId) -> None:
         write_whole(self.path / "supervisor.json", process.model_dump_json())
 
-    def write_ended(self) -> None:
+    def close(self) -> None:
+        """The attempt is over: free what is large, keep the log and the like for people to look into."""
+        shutil.rmtree(self.path / "scratch", ignore_errors=True)
+        for weights in SHARED_MEMORY.glob(f"powermean-{self.attempt_id}.*"):
+            weights.unlink(missing_ok=True)
         write_whole(self.path / "ended", "")
 
     def spooled(self) -> list[Path]:

@@ -59,7 +59,7 @@ def _over(attempt: AttemptDir) -> bool:
         return False
     if end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0):
         return False
-    attempt.write_ended()
+    attempt.close()
     return True
 
 

@@ -287,7 +287,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, supervisor.stop)
         signal.signal(signal.SIGINT, supervisor.stop)
         told = supervisor.run()
-    attempt.write_ended()
+    attempt.close()
     prune(settings.data_dir)
     sys.exit(0 if told else 1)
 

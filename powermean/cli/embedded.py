@@ -22,7 +22,7 @@ from powermean.rest import ApiError, ServerUnreachable
 
 DEFAULT_PORT = 8700
 PORTS_TRIED = 50
-FREE_BYTES = 6 * 2**30
+FREE_BYTES = 2**30
 READY_S = 90.0
 POLL_S = 0.1
 NEEDED = {
