@@ -55,7 +55,9 @@ def _part_sections(name: str, given: dict[str, Any], root: dict[str, Any]) -> li
     tag = given.get("discriminator", {}).get("propertyName")
     if tag:
         variants = given["discriminator"]["mapping"].items()
-        return [_section(f"{name} · {tag}: {value}", _resolved({"$ref": ref}, root)) for value, ref in variants]
+        return [
+            _section(f"{name} · {tag}: {value}", _resolved({"$ref": ref}, root)) for value, ref in variants
+        ]
     inner = _resolved(given, root)
     return [_section(name, inner)] if "properties" in inner else []
 

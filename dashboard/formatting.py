@@ -85,7 +85,9 @@ def elapsed(started: datetime | None, finished: datetime | None, now: datetime |
     return duration(((finished or now or datetime.now(UTC)) - started).total_seconds())
 
 
-_INVISIBLE = re.compile(r"( +)|(\n)|(\t)|([\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff])")
+_INVISIBLE = re.compile(
+    r"( +)|(\n)|(\t)|([\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff])"
+)
 
 
 def visible(text: str) -> Markup:

@@ -66,7 +66,9 @@ async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents
     return value
 
 
-async def _exponents(request: Request, client: AsyncClient, jobs: Sequence[JobSummary]) -> dict[str, float | None]:
+async def _exponents(
+    request: Request, client: AsyncClient, jobs: Sequence[JobSummary]
+) -> dict[str, float | None]:
     state = request.app.state
     if not hasattr(state, "final_exponents"):
         state.final_exponents = _FinalExponents()

@@ -19,12 +19,16 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise UnreadableSpec(f"line {mark.line + 1}: anchors and aliases (& and *) are not taken: write it out")
+            raise UnreadableSpec(
+                f"line {mark.line + 1}: anchors and aliases (& and *) are not taken: write it out"
+            )
         return super().compose_node(parent, index)  # type: ignore[no-any-return, misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UnreadableSpec(f"line {key.start_mark.line + 1}: a field's name is a word")
             if key.value in seen:
                 raise UnreadableSpec(f"line {key.start_mark.line + 1}: '{key.value}' is there twice")
             seen.add(key.value)

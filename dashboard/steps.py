@@ -10,7 +10,9 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
+from powermean.client import AsyncClient
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.rest import ApiError
 
 PAGE_SIZE = 64
 SORTS = {
@@ -19,6 +21,8 @@ SORTS = {
     "-reward": "highest reward first",
     "advantage": "lowest advantage first",
     "-advantage": "highest advantage first",
+    "p": "lowest p first",
+    "-p": "highest p first",
 }
 
 
@@ -64,6 +68,19 @@ def _step(request: Request) -> int | None:
     return int(text)
 
 
+async def _trajectories(
+    client: AsyncClient, job_id: str, step: int | None, offset: int, sort: str
+) -> TrajectoryPage:
+    """The step's page; without rows, but with the steps that there are, where that step has none."""
+    try:
+        return await client.trajectories(job_id, step, offset, PAGE_SIZE, sort)
+    except ApiError as refused:
+        if refused.status != 404 or step is None:
+            raise
+    newest = await client.trajectories(job_id, limit=1)
+    return newest.model_copy(update={"step": step, "items": (), "total": 0})
+
+
 async def step_page(request: Request) -> Response:
     """GET /jobs/{id}/steps/{step}?sort=&offset=; `latest` goes to the newest recorded step."""
     job_id = request.path_params["job_id"]
@@ -74,7 +91,7 @@ async def step_page(request: Request) -> Response:
     offset = whole_number(request, "offset", least=0) or 0
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        found: TrajectoryPage = await client.trajectories(job_id, step, offset, PAGE_SIZE, sort)
+        found = await _trajectories(client, job_id, step, offset, sort)
     if step is None and found.steps:
         return RedirectResponse(f"/jobs/{job_id}/steps/{found.step}", status_code=303)
     before, after = neighbours(found.steps, found.step)
@@ -91,4 +108,5 @@ async def step_page(request: Request) -> Response:
         page_size=PAGE_SIZE,
         before=before,
         after=after,
+        status=200 if found.items or step is None else 404,
     )

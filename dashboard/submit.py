@@ -13,7 +13,7 @@ from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.rest import ApiError
 
-_STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
+STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
 
 
 def _form(request: Request, text: str, error: ErrorBody | None = None, status: int = 200) -> Response:
@@ -27,7 +27,7 @@ async def form_page(request: Request) -> Response:
     """GET /new?from=JOB: the starter spec, or another job's."""
     source = request.query_params.get("from")
     if not source:
-        return _form(request, _STARTER)
+        return _form(request, STARTER)
     async with api.client(request) as client:
         job = await client.get_job(source)
     return _form(request, specs.to_yaml(job.spec, changed_only=True))
@@ -40,11 +40,13 @@ async def submit(request: Request) -> Response:
     text, key = form.get("spec"), form.get("key")
     if not isinstance(text, str) or not isinstance(key, str) or not text.strip():
         empty = ErrorBody(code="empty_spec", message="The spec is empty.", remedy="Start from the example.")
-        return _form(request, _STARTER, empty, status=422)
+        return _form(request, STARTER, empty, status=422)
     try:
         spec = specs.parse(text)
     except specs.UnreadableSpec as error:
-        unreadable = ErrorBody(code="unreadable_spec", message=str(error), remedy="Mend the text and submit again.")
+        unreadable = ErrorBody(
+            code="unreadable_spec", message=str(error), remedy="Mend the text and submit again."
+        )
         return _form(request, text, unreadable, status=422)
     try:
         async with api.client(request) as client:

@@ -26,8 +26,8 @@ function aboutBox(chart, metrics) {
   for (const series of chart.series) {
     const info = metrics[series.name] ?? { meaning: "", unit: "" };
     list.append(
-      make("dt", { textContent: series.name }),
-      make("dd", { textContent: `${series.label}: ${info.meaning}${info.unit ? ` (${info.unit})` : ""}` }),
+      make("dt", {}, series.label, make("code", { textContent: series.name })),
+      make("dd", { textContent: `${info.meaning}${info.unit ? ` (${info.unit})` : ""}` }),
     );
   }
   return make("div", { className: "about", id: `about-${chart.id}`, popover: "auto" }, make("strong", { textContent: chart.title }), list);
@@ -37,14 +37,14 @@ export class Card {
   #plot = null;
   #data = [];
 
-  // page: { store, updatesPerStep, metrics, view, echarts, zoomTo }
+  // page: { store, metrics, view, echarts, zoomTo, final }
   constructor(chart, page) {
     this.chart = chart;
     this.page = page;
     this.tabular = Boolean(chart.counters) || !page.echarts;
     this.legend = make("ul", { className: "legend" });
     this.canvas = make("div", { className: "plot", role: "img" });
-    this.nothing = make("p", { className: "nothing", textContent: "No numbers yet." });
+    this.nothing = make("p", { className: "nothing", textContent: page.final ? "No numbers." : "No numbers yet." });
     this.table = make("div", { className: "data", tabIndex: 0, role: "region", ariaLabel: `${chart.title}: numbers` });
     this.toggle = make("button", { type: "button", textContent: "Table", className: "quiet", ariaPressed: "false" });
     this.toggle.setAttribute("aria-label", `${chart.title} as a table`);
@@ -72,8 +72,8 @@ export class Card {
   }
 
   draw() {
-    const { store, updatesPerStep, view } = this.page;
-    this.#data = chartData(this.chart, store, updatesPerStep, view.zoom);
+    const { store, view } = this.page;
+    this.#data = chartData(this.chart, store, view.updatesPerStep, view.zoom);
     const empty = this.#data.every((entry) => entry.points.length === 0);
     this.nothing.hidden = !empty || Boolean(this.chart.counters);
     this.table.hidden = !this.tabular || (empty && !this.chart.counters);

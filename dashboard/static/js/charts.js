@@ -24,8 +24,8 @@ export const CHARTS = [
       { name: "p/share_below_1", label: "share with p < 1", color: 7, style: "dashed" },
     ],
     lines: [
-      { value: 1, label: "p = 1 · GRPO", place: "below" },
-      { value: 0, label: "p = 0 · GMPO", place: "above" },
+      { value: 1, label: "GRPO, p = 1" },
+      { value: 0, label: "GMPO, p = 0" },
     ],
     y: { min: 0, max: 1 },
   },
@@ -34,7 +34,7 @@ export const CHARTS = [
     title: "Effective sample size by update",
     series: [
       { name: "ess/mean", label: "mean N(p)", color: 1 },
-      { name: "ess/q10", label: "10 % quantile", color: 4 },
+      { name: "ess/q10", label: "q10", color: 4 },
       { name: "ess/target", label: "target", color: 3, style: "dashed" },
       { name: "ess/at_1", label: "N(1)", color: 7 },
     ],
@@ -45,7 +45,7 @@ export const CHARTS = [
     title: "Clip fraction by update",
     series: [
       { name: "clip_fraction/mean", label: "mean", color: 1 },
-      { name: "clip_fraction/q90", label: "90 % quantile", color: 4 },
+      { name: "clip_fraction/q90", label: "q90", color: 4 },
       { name: "clip_ratio/low_mean", label: "low", color: 6, style: "dashed" },
       { name: "clip_ratio/high_mean", label: "high", color: 2, style: "dashed" },
     ],
@@ -87,7 +87,7 @@ export const CHARTS = [
       { name: "ratio/max", label: "largest", color: 2 },
       { name: "ratio/min", label: "smallest", color: 6 },
     ],
-    lines: [{ value: 1, label: "on-policy", place: "above" }],
+    lines: [{ value: 1, label: "on-policy" }],
   },
   {
     id: "learning_rate",

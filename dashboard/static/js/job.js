@@ -10,7 +10,7 @@ const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while
 
 const job = JSON.parse(document.getElementById("job-data").textContent);
 const store = new SeriesStore();
-const view = { from: 0, to: 1, zoom: null, smoothed: false };
+const view = { from: 0, to: 1, zoom: null, smoothed: false, updatesPerStep: job.updatesPerStep };
 const cards = [];
 
 async function loadEcharts() {
@@ -77,7 +77,6 @@ function follow() {
       if (kind === "rewind") rewind(data.from_step).catch((error) => console.warn(error)).then(drawSoon);
       drawSoon();
       tell(kind);
-      if (kind === "state" && ["finished", "failed", "cancelled"].includes(data.state)) stream.stop();
     },
   });
   stream.open();
@@ -136,7 +135,7 @@ function buildTools(zoomable) {
 
 function buildCards(echarts, zoomTo) {
   const grid = document.getElementById("grid");
-  const page = { store, view, echarts, zoomTo, updatesPerStep: job.updatesPerStep, metrics: job.metrics };
+  const page = { store, view, echarts, zoomTo, final: job.final, metrics: job.metrics };
   for (const chart of CHARTS) {
     if (chart.group) {
       const heading = document.createElement("h3");

@@ -2,8 +2,18 @@
 import { number, tick } from "./format.js";
 import { position, smooth } from "./store.js";
 
-export const SMOOTHING = 0.8;
+const SMOOTHING = 0.8; // weight that one step keeps in the next one's average
 const FEW = 80; // below that many points each gets a symbol
+
+// Between two steps the weights are published and ratios start at 1 again: no line joins them.
+function strokes(points, values) {
+  const data = [];
+  points.forEach((point, i) => {
+    if (i && point.update >= 0 && points[i - 1].step !== point.step) data.push([point.x, null]);
+    data.push([point.x, values[i]]);
+  });
+  return data;
+}
 
 // [{series, points: [{x, step, update, value, low, high}]}]: the numbers of a chart, for its plot and its table.
 export function chartData(chart, store, updatesPerStep, zoom) {
@@ -33,16 +43,17 @@ function filled(points, xs) {
   return xs.map((x) => [x, values.get(x) ?? 0]);
 }
 
-function lineSeries({ series, points }, palette, smoothed) {
+function lineSeries({ series, points }, palette, { smoothed, updatesPerStep }) {
   const color = palette.series[series.color - 1];
   const values = points.map((point) => point.value);
   const marks = series.style === "marks";
-  const drawn = smoothed && !marks ? smooth(values, SMOOTHING) : values;
+  const byUpdate = points.some((point) => point.update >= 0);
+  const drawn = smoothed && !marks ? smooth(values, byUpdate ? SMOOTHING ** (1 / updatesPerStep) : SMOOTHING) : values;
   const line = {
     type: "line",
     id: series.name,
     name: series.label,
-    data: points.map((point, i) => [point.x, drawn[i]]),
+    data: smoothed ? points.map((point, i) => [point.x, drawn[i]]) : strokes(points, drawn),
     color,
     showSymbol: marks || points.length <= FEW,
     symbol: "circle",
@@ -54,7 +65,7 @@ function lineSeries({ series, points }, palette, smoothed) {
   };
   if (marks) line.itemStyle = { color: palette.raised, borderColor: color, borderWidth: 2 };
   if (!smoothed || marks) return [line];
-  const raw = { ...line, id: `${series.name} raw`, data: points.map((point) => [point.x, point.value]), showSymbol: false, silent: true, z: 2 };
+  const raw = { ...line, id: `${series.name} raw`, data: strokes(points, values), showSymbol: false, silent: true, z: 2 };
   raw.lineStyle = { width: 1, opacity: 0.3 };
   return [raw, line];
 }
@@ -87,11 +98,8 @@ function referenceLines(chart, palette) {
       symbol: "none",
       animation: false,
       lineStyle: { color: palette.strong, width: 1, type: "solid" },
-      label: { color: palette.text, fontSize: 11 },
-      data: chart.lines.map((line) => ({
-        yAxis: line.value,
-        label: { formatter: line.label, position: line.place === "below" ? "insideStartBottom" : "insideStartTop" },
-      })),
+      label: { color: palette.text, fontSize: 11, position: "end", distance: 6 },
+      data: chart.lines.map((line) => ({ yAxis: line.value, label: { formatter: line.label } })),
     },
   };
 }
@@ -101,7 +109,7 @@ function yAxis(chart, palette) {
   const axis = {
     type: "value",
     scale: true,
-    splitNumber: 4,
+    splitNumber: ends.min === 0 && ends.max === 1 ? 5 : 4,
     axisLabel: { color: palette.text, fontSize: 11, formatter: tick },
     splitLine: { lineStyle: { color: palette.line } },
   };
@@ -147,12 +155,12 @@ export function plotOption(chart, data, view) {
   const xs = stacked ? [...new Set(data.flatMap((entry) => entry.points.map((point) => point.x)))].sort((a, b) => a - b) : [];
   const series = stacked
     ? data.map((entry) => stackSeries(entry, xs, palette))
-    : data.flatMap((entry) => lineSeries(entry, palette, view.smoothed));
+    : data.flatMap((entry) => lineSeries(entry, palette, view));
   if (chart.lines) series.push(referenceLines(chart, palette));
   return {
     animation: false,
     textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
-    grid: { left: 4, right: 10, top: 12, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+    grid: { left: 4, right: chart.lines ? 84 : 10, top: 12, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
     xAxis: {
       type: "value",
       min: view.from,

@@ -28,6 +28,7 @@ export class JobStream {
       this.handlers.status("live");
     };
     source.onerror = () => this.#lost(source);
+    source.addEventListener("end", () => this.stop()); // the job has ended, and everything has been told
     for (const kind of KINDS) source.addEventListener(kind, (message) => this.#take(kind, message));
   }
 

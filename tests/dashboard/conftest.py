@@ -1,0 +1,32 @@
+"""The dashboard over a stand-in API, and a browser-like client that is signed in."""
+
+from collections.abc import Iterator
+
+import pytest
+from fake_api import COOKIE, FakeApi, create_api
+from starlette.testclient import TestClient
+
+from dashboard.app import create_dashboard
+
+ORIGIN = "http://testserver"
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture
+def stranger(api: FakeApi) -> Iterator[TestClient]:
+    """A browser that has not signed in. It sends its own origin with every request."""
+    app = create_api(api)
+    app.mount("/", create_dashboard(app))
+    with TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(stranger: TestClient) -> TestClient:
+    """A browser that is signed in."""
+    stranger.cookies.set(COOKIE, "open", domain="testserver.local")
+    return stranger

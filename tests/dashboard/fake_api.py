@@ -1,0 +1,313 @@
+"""A stand-in for the REST API: jobs in memory, by the contracts, with a door through which tests feed them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
+
+from powermean.contracts.api import (
+    AttemptView,
+    CheckpointList,
+    CheckpointView,
+    ErrorBody,
+    ErrorResponse,
+    FieldError,
+    Job,
+    JobPage,
+    JobState,
+    JobSummary,
+    LogText,
+    NodeList,
+    NodeView,
+)
+from powermean.contracts.attempts import AllocationView
+from powermean.contracts.job import JobSpec
+from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+
+COOKIE = "powermean_session"
+KEY = "pm_key"
+CODE = "code-1"
+NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+
+SPEC: dict[str, Any] = {
+    "name": "sorting",
+    "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "data": {"kind": "arithmetic"},
+    "training": {"steps": 12},
+}
+
+
+class Refusal(Exception):  # noqa: N818 - an answer
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, body: ErrorBody) -> None:
+        super().__init__(body.message)
+        self.status = status
+        self.body = body
+
+
+@dataclass
+class FakeJob:
+    """One job and all that is known of it."""
+
+    job: Job
+    points: dict[tuple[str, int, int], float | None] = field(default_factory=dict)
+    events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    trajectories: dict[int, list[Trajectory]] = field(default_factory=dict)
+    checkpoints: list[CheckpointView] = field(default_factory=list)
+    logs: dict[int, str] = field(default_factory=dict)
+
+    def update(self, **changes: Any) -> None:
+        self.job = self.job.model_copy(update=changes)
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        self.update(seq=self.job.seq + 1)
+        self.events.append((self.job.seq, kind, data))
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Rows {step, update, name, value}, as an attempt reports them."""
+        for row in rows:
+            self.points[row["name"], row["step"], row["update"]] = row["value"]
+            if row["name"] == "reward":
+                self.update(step=row["step"], last_reward=row["value"])
+        self.event("metrics", {"attempt": self.job.attempt, "rows": rows})
+
+    def set_state(self, state: JobState, **changes: Any) -> None:
+        self.update(state=state, **changes)
+        summary = JobSummary(**{name: getattr(self.job, name) for name in JobSummary.model_fields})
+        self.event("state", summary.model_dump(mode="json"))
+
+    def rewind(self, from_step: int) -> None:
+        """A new attempt starts at `from_step`."""
+        number = self.job.attempt + 1
+        self.points = {key: value for key, value in self.points.items() if key[1] < from_step}
+        self.update(attempt=number, attempts=(*self.job.attempts, attempt(self.job.id, number, from_step)))
+        self.event("rewind", {"attempt": number, "from_step": from_step})
+
+    def history(self, names: list[str], from_step: int, to_step: int) -> MetricsHistory:
+        series = []
+        for name in names or sorted({key[0] for key in self.points}):
+            keys = sorted(key for key in self.points if key[0] == name and from_step <= key[1] <= to_step)
+            points = tuple(Point(step=s, update=u, value=self.points[n, s, u]) for n, s, u in keys)
+            series.append(Series(name=name, points=points))
+        return MetricsHistory(series=tuple(series), seq=self.job.seq)
+
+
+def attempt(job_id: str, number: int, first_step: int) -> AttemptView:
+    return AttemptView(
+        id=f"{job_id}.{number}",
+        number=number,
+        state="running",
+        first_step=first_step,
+        allocations=(AllocationView(role="trainer", node_id="node-a"),),
+        created_at=NOW,
+    )
+
+
+@dataclass
+class FakeApi:
+    """Everything behind the application that `app` builds."""
+
+    jobs: dict[str, FakeJob] = field(default_factory=dict)
+    nodes: list[NodeView] = field(default_factory=list)
+    keys_seen: list[str] = field(default_factory=list)
+    cut: int = 0  # raised to end all open event streams
+
+    def add_job(self, job_id: str = "job-a", spec: dict[str, Any] | None = None, **changes: Any) -> FakeJob:
+        checked = JobSpec.model_validate(spec or SPEC)
+        job = Job(
+            id=job_id,
+            name=checked.name,
+            state=JobState.RUNNING,
+            algorithm=checked.algorithm.name,
+            model=checked.model.name or checked.model.folder or "",
+            step=0,
+            total_steps=checked.training.steps,
+            attempt=1,
+            phase="sampling",
+            created_at=NOW,
+            started_at=NOW + timedelta(seconds=5),
+            spec=checked,
+            attempts=(attempt(job_id, 1, 0),),
+            seconds_left=75.0,
+        )
+        self.jobs[job_id] = FakeJob(job.model_copy(update=changes))
+        return self.jobs[job_id]
+
+    def find(self, job_id: str) -> FakeJob:
+        if job_id not in self.jobs:
+            raise Refusal(
+                404, ErrorBody(code="not_found", message=f"no job {job_id}", remedy="List the jobs.")
+            )
+        return self.jobs[job_id]
+
+
+def _refusal(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refusal)
+    return JSONResponse(ErrorResponse(error=error.body).model_dump(), status_code=error.status)
+
+
+def _signed_in(request: Request) -> None:
+    if request.cookies.get(COOKIE) != "open":
+        raise Refusal(401, ErrorBody(code="unauthenticated", message="this needs a key"))
+    if (
+        request.method != "GET"
+        and request.headers.get("origin", "").split("//")[-1] != request.headers["host"]
+    ):
+        raise Refusal(403, ErrorBody(code="forbidden", message="only from this service's own pages"))
+
+
+def create_api(api: FakeApi) -> FastAPI:
+    """The REST API over `api`."""
+    app = FastAPI()
+    app.add_exception_handler(Refusal, _refusal)
+    _sessions(app)
+    _jobs(app, api)
+    _records(app, api)
+    return app
+
+
+def _sessions(app: FastAPI) -> None:
+    @app.post("/v1/sessions", status_code=201)
+    async def open_session(request: Request, response: Response) -> dict[str, str]:
+        proof = await request.json()
+        if proof not in ({"key": KEY}, {"code": CODE}):
+            body = ErrorBody(code="unauthenticated", message="this key is not known", remedy="Ask for a key.")
+            raise Refusal(401, body)
+        response.set_cookie(COOKIE, "open", httponly=True, samesite="strict")
+        return {}
+
+    @app.delete("/v1/sessions", status_code=204)
+    def close_session(request: Request, response: Response) -> None:
+        _signed_in(request)
+        response.delete_cookie(COOKIE)
+
+
+def _jobs(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/jobs")
+    def list_jobs(
+        request: Request,
+        state: str | None = None,
+        name: str | None = None,
+        cursor: str = "0",
+        limit: int = 50,
+    ) -> JobPage:
+        _signed_in(request)
+        found = [fake.job for fake in api.jobs.values() if state in (None, fake.job.state)]
+        found = [job for job in found if name is None or name in job.name]
+        start = int(cursor)
+        items = tuple(
+            JobSummary(**{n: getattr(job, n) for n in JobSummary.model_fields})
+            for job in found[start : start + limit]
+        )
+        return JobPage(items=items, next=str(start + limit) if start + limit < len(found) else None)
+
+    @app.post("/v1/jobs", status_code=202)
+    async def create_job(request: Request) -> Job:
+        _signed_in(request)
+        try:
+            spec = JobSpec.model_validate(await request.json())
+        except ValidationError as error:
+            fields = tuple(
+                FieldError(path=".".join(map(str, e["loc"])), message=e["msg"], remedy="Mend it.")
+                for e in error.errors()
+            )
+            raise Refusal(422, ErrorBody(code="invalid", message=fields[0].message, fields=fields)) from error
+        key = request.headers["idempotency-key"]
+        if key not in api.keys_seen:
+            api.keys_seen.append(key)
+            api.add_job(f"job-new{len(api.keys_seen)}", spec.model_dump(mode="json"))
+        return api.jobs[f"job-new{api.keys_seen.index(key) + 1}"].job
+
+    @app.get("/v1/jobs/{job_id}")
+    def get_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        return api.find(job_id).job
+
+    @app.post("/v1/jobs/{job_id}/cancel")
+    def cancel_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(JobState.CANCELLED, cancel_requested=True, finished_at=NOW + timedelta(minutes=3))
+        return fake.job
+
+    @app.get("/v1/nodes")
+    def nodes(request: Request) -> NodeList:
+        _signed_in(request)
+        return NodeList(items=tuple(api.nodes))
+
+
+def _records(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/metric-names")
+    def metric_names(request: Request) -> dict[str, Any]:
+        _signed_in(request)
+        return {name: info.model_dump() for name, info in METRICS.items()}
+
+    @app.get("/v1/jobs/{job_id}/metrics")
+    def metrics(request: Request, job_id: str, from_step: int = 0, to_step: int = 2**31) -> MetricsHistory:
+        _signed_in(request)
+        return api.find(job_id).history(request.query_params.getlist("name"), from_step, to_step)
+
+    @app.get("/v1/jobs/{job_id}/trajectories")
+    def trajectories(
+        request: Request,
+        job_id: str,
+        step: int | None = None,
+        offset: int = 0,
+        limit: int = 64,
+        sort: str = "index",
+    ) -> TrajectoryPage:
+        _signed_in(request)
+        fake = api.find(job_id)
+        steps = tuple(sorted(fake.trajectories))
+        if step is None and not steps:
+            return TrajectoryPage(step=0, items=(), total=0, steps=())
+        chosen = steps[-1] if step is None else step
+        if chosen not in fake.trajectories:
+            raise Refusal(404, ErrorBody(code="not_found", message=f"step {chosen} has no trajectories"))
+        items = fake.trajectories[chosen]
+        if sort != "index":
+            items = sorted(items, key=lambda t: getattr(t, sort.lstrip("-")), reverse=sort.startswith("-"))
+        return TrajectoryPage(
+            step=chosen, items=tuple(items[offset : offset + limit]), total=len(items), steps=steps
+        )
+
+    @app.get("/v1/jobs/{job_id}/checkpoints")
+    def checkpoints(request: Request, job_id: str) -> CheckpointList:
+        _signed_in(request)
+        return CheckpointList(items=tuple(api.find(job_id).checkpoints))
+
+    @app.get("/v1/jobs/{job_id}/logs")
+    def logs(request: Request, job_id: str, attempt: int | None = None, offset: int = 0) -> LogText:
+        _signed_in(request)
+        fake = api.find(job_id)
+        number = attempt or fake.job.attempt
+        text = fake.logs.get(number, "")
+        return LogText(attempt=number, offset=offset, next_offset=len(text), text=text[offset:])
+
+    @app.get("/v1/jobs/{job_id}/events")
+    async def events(request: Request, job_id: str, after: int = 0) -> StreamingResponse:
+        _signed_in(request)
+        seq = int(request.headers.get("last-event-id", after))
+        return StreamingResponse(_frames(api, api.find(job_id), seq), media_type="text/event-stream")
+
+
+async def _frames(api: FakeApi, fake: FakeJob, seq: int) -> AsyncIterator[str]:
+    cut = api.cut
+    yield "retry: 500\n\n"
+    while api.cut == cut:
+        for number, kind, data in fake.events:
+            if number > seq:
+                seq = number
+                yield f"id: {number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+        if fake.job.state.final:
+            yield "event: end\ndata: {}\n\n"
+            return
+        await asyncio.sleep(0.05)

@@ -1,0 +1,60 @@
+import json
+
+from fake_api import SPEC, FakeApi
+from html_text import parse
+from starlette.testclient import TestClient
+
+
+def test_the_form_starts_from_an_example(browser: TestClient) -> None:
+    page = parse(browser.get("/new").text)
+    assert "name: arithmetic-smollm2" in page.one("textarea").text
+    assert "prompts_per_step" in page.one("aside").text
+
+
+def test_another_jobs_spec_can_be_the_start(browser: TestClient, api: FakeApi) -> None:
+    api.add_job("job-a", {**SPEC, "algorithm": {"name": "gmpo"}})
+    text = parse(browser.get("/new?from=job-a").text).one("textarea").text
+    assert "name: gmpo" in text
+    assert "max_restarts" not in text  # as it comes by itself
+
+
+def test_a_spec_becomes_a_job_once(browser: TestClient, api: FakeApi) -> None:
+    key = parse(browser.get("/new").text).one("input", name="key").attributes["value"]
+    form = {"spec": json.dumps(SPEC), "key": key}
+    first, again = browser.post("/new", data=form), browser.post("/new", data=form)
+    assert first.status_code == again.status_code == 303
+    assert first.headers["location"] == again.headers["location"] == "/jobs/job-new1"
+    assert list(api.jobs) == ["job-new1"]
+
+
+def test_wrong_fields_are_named_and_the_text_is_kept(browser: TestClient, api: FakeApi) -> None:
+    text = "name: <b>x</b>\nmodel: {name: a/b}\ndata: {kind: arithmetic}\ntraining: {steps: 0}\ncolour: red\n"
+    answer = browser.post("/new", data={"spec": text, "key": "k"})
+    assert answer.status_code == 422
+    page = parse(answer.text)
+    assert page.one("textarea").text.lstrip("\n") == text
+    named = [code.text for code in page.one("ul", **{"class": "fields"}).all("code")]
+    assert named == ["training.steps", "colour"]
+    assert "Mend it." in page.one("div", role="alert").words
+    assert page.one("input", name="key").attributes["value"] != "k"
+    assert api.jobs == {}
+
+
+def test_unreadable_text_says_the_line(browser: TestClient) -> None:
+    answer = browser.post("/new", data={"spec": "name: a\n  b: [", "key": "k"})
+    assert answer.status_code == 422
+    assert "line 2" in parse(answer.text).one("div", role="alert").words
+
+
+def test_an_empty_spec_is_refused(browser: TestClient) -> None:
+    assert "The spec is empty." in browser.post("/new", data={"spec": " ", "key": "k"}).text
+
+
+def test_strangers_and_other_sites_submit_nothing(
+    browser: TestClient, stranger: TestClient, api: FakeApi
+) -> None:
+    form = {"spec": json.dumps(SPEC), "key": "k"}
+    assert browser.post("/new", data=form, headers={"Origin": "https://evil.example"}).status_code == 403
+    stranger.cookies.clear()
+    assert stranger.post("/new", data=form).headers["location"] == "/login"
+    assert api.jobs == {}
