@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# Two test processes on two cores: more threads only make them wait for each other. Set before torch is imported.
+# More threads than cores only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -1,6 +1,6 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
-Relative links must lead somewhere, every `make` target and `powermean` command in the docs must exist, and the
+Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and the
 pages that follow from the code (docs/metrics.md, docs/settings.md) must do so. `--write` writes those anew.
 """
 
@@ -82,7 +82,7 @@ def metrics_page() -> str:
         "# Metrics",
         "",
         "Written by `python tools/check_docs.py --write` from `powermean/contracts/metrics.py`.",
-        "Names are TRL's where the meaning is the same. *update* metrics have a value for each optimiser step.",
+        "Names are TRL's where the meaning is the same. *update* metrics have a value per optimiser step.",
         "",
         "| name | level | unit | meaning |",
         "|---|---|---|---|",
