@@ -7,7 +7,13 @@ class TrainingError(Exception):
     """Ends the attempt with a typed error; `retryable` says that a new attempt may well succeed."""
 
     def __init__(
-        self, code: str, message: str, *, path: str | None = None, remedy: str | None = None, retryable: bool = False
+        self,
+        code: str,
+        message: str,
+        *,
+        path: str | None = None,
+        remedy: str | None = None,
+        retryable: bool = False,
     ) -> None:
         super().__init__(message)
         self.error = JobError(code=code, message=message, path=path, remedy=remedy)

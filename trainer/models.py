@@ -17,7 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from powermean.contracts.attempts import Claim
 from powermean.contracts.job import ModelSpec
@@ -85,7 +90,13 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
         try:
             folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local_only))
             return _checked(folder, "model.name")
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        except (
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            HfHubHTTPError,
+            HFValidationError,
+            OSError,
+        ) as error:
             reason = error
         except TrainingError:
             if not local_only:
@@ -119,7 +130,9 @@ def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) ->
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             raise TrainingError(
-                "disk_full", f"could not write {folder}: {error}", remedy="free space under POWERMEAN_DATA_DIR"
+                "disk_full",
+                f"could not write {folder}: {error}",
+                remedy="free space under POWERMEAN_DATA_DIR",
             ) from error
         part.rename(folder)
     return folder

@@ -1,8 +1,8 @@
 """Models that ship inside Python packages as GGUF files, turned once into plain Hugging Face folders.
 
 The conversion needs numpy, gguf and tokenizers only (no torch): 134 million weights take about ten seconds.
-Llama architectures are known. Names of tensors, and the order of the query and key rows that is undone here, are
-those of llama.cpp's converter.
+Llama architectures are known. Names of tensors, and the order of the query and key rows that is undone
+here, are those of llama.cpp's converter.
 """
 
 import importlib.util
@@ -146,9 +146,7 @@ def _generation_config(facts: Mapping[str, object], pad_token_id: int) -> dict[s
 
 
 def _write_tokenizer(facts: Mapping[str, object], pad_token_id: int, folder: Path) -> None:
-    tokens, kinds, merges = (
-        facts[f"tokenizer.ggml.{part}"] for part in ("tokens", "token_type", "merges")
-    )
+    tokens, kinds, merges = (facts[f"tokenizer.ggml.{part}"] for part in ("tokens", "token_type", "merges"))
     assert isinstance(tokens, list)
     assert isinstance(kinds, list)
     assert isinstance(merges, list)
@@ -163,7 +161,7 @@ def _write_tokenizer(facts: Mapping[str, object], pad_token_id: int, folder: Pat
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {
-        f"{role}_token": tokens[index]
+        f"{role}_token": tokens[int(str(index))]
         for role, index in (
             ("bos", facts["tokenizer.ggml.bos_token_id"]),
             ("eos", facts["tokenizer.ggml.eos_token_id"]),

@@ -1,0 +1,121 @@
+"""Rollout batches as tensors: groups stay together, from the whole batch down to one forward pass.
+
+K prompts (groups), G completions each, N = K G trajectories in order of group, T tokens at most.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from powermean.contracts.rollout import Completion
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """All that was sampled for one step. Row i * G + j is completion j of prompt i, padded on the right."""
+
+    prompts: tuple[tuple[int, ...], ...]  # K
+    tokens: Tensor  # [N, T] int64
+    mask: Tensor  # [N, T] bool: completion tokens, the terminating one included
+    sampler_log_probs: Tensor  # [N, T] float32, nats, of the engine
+    truncated: Tensor  # [N] bool: cut off by max_new_tokens
+    weight_version: Tensor  # [N] int64: oldest weights that made a token of it
+
+    @property
+    def group_size(self) -> int:
+        return self.tokens.shape[0] // len(self.prompts)
+
+    @property
+    def group(self) -> Tensor:
+        """Group of each trajectory [N] int64."""
+        return torch.arange(len(self.prompts)).repeat_interleave(self.group_size)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each completion [N] int64."""
+        return self.mask.sum(-1)
+
+    def rows(self, groups: Sequence[int]) -> Tensor:
+        """Row numbers of the groups' trajectories [len(groups) * G] int64, group by group."""
+        size = self.group_size
+        starts = torch.tensor(groups, dtype=torch.int64) * size
+        return (starts[:, None] + torch.arange(size)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Input of one forward pass. Prompts are padded on the left, so that completions follow at once."""
+
+    prompts: Tensor  # [K, P] int64
+    prompt_mask: Tensor  # [K, P] int64, 1 on tokens
+    tokens: Tensor  # [K * G, T] int64
+    mask: Tensor  # [K * G, T] bool
+    rows: Tensor  # [K * G] int64: rows in the rollout batch
+
+    @property
+    def group_size(self) -> int:
+        return self.tokens.shape[0] // self.prompts.shape[0]
+
+
+def collate(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Completion]], pad_token_id: int
+) -> Rollouts:
+    """Tensors of a response of the rollout service. completions[i][j] is the j-th of prompt i."""
+    flat = [completion for group in completions for completion in group]
+    longest = max(1, *(len(completion.token_ids) for completion in flat))
+    tokens = torch.full((len(flat), longest), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(flat), longest), dtype=torch.bool)
+    log_probs = torch.zeros((len(flat), longest), dtype=torch.float32)
+    for row, completion in enumerate(flat):
+        count = len(completion.token_ids)
+        tokens[row, :count] = torch.tensor(completion.token_ids, dtype=torch.int64)
+        log_probs[row, :count] = torch.tensor(completion.logprobs, dtype=torch.float32)
+        mask[row, :count] = True
+    return Rollouts(
+        prompts=tuple(tuple(prompt) for prompt in prompts),
+        tokens=tokens,
+        mask=mask,
+        sampler_log_probs=log_probs,
+        truncated=torch.tensor([completion.finish_reason == "length" for completion in flat]),
+        weight_version=torch.tensor(
+            [min((span.version for span in completion.weight_versions), default=0) for completion in flat]
+        ),
+    )
+
+
+def minibatches(groups: int, count: int, generator: torch.Generator) -> list[list[int]]:
+    """The numbers of `groups` groups, shuffled and dealt into `count` minibatches of equal size."""
+    order = torch.randperm(groups, generator=generator).tolist()
+    size = groups // count
+    return [sorted(order[start : start + size]) for start in range(0, groups, size)]
+
+
+def micro_batches(
+    rollouts: Rollouts, groups: Sequence[int], size: int, pad_token_id: int
+) -> Iterator[GroupBatch]:
+    """The groups, at most `size` at a time, cut to the longest prompt and completion among them."""
+    for start in range(0, len(groups), size):
+        yield group_batch(rollouts, groups[start : start + size], pad_token_id)
+
+
+def group_batch(rollouts: Rollouts, groups: Sequence[int], pad_token_id: int) -> GroupBatch:
+    """Some groups as the input of one forward pass."""
+    rows = rollouts.rows(groups)
+    mask = rollouts.mask[rows]
+    longest = max(1, int(mask.sum(-1).max()))
+    prompts = [rollouts.prompts[group] for group in groups]
+    width = max(len(prompt) for prompt in prompts)
+    padded = torch.full((len(prompts), width), pad_token_id, dtype=torch.int64)
+    prompt_mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        padded[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+        prompt_mask[row, width - len(prompt) :] = 1
+    return GroupBatch(
+        prompts=padded,
+        prompt_mask=prompt_mask,
+        tokens=rollouts.tokens[rows, :longest],
+        mask=mask[:, :longest],
+        rows=rows,
+    )

@@ -1,0 +1,295 @@
+"""Group-based reinforcement learning, one step after the other:
+
+    sample -> grade -> advantage -> several optimiser steps -> publish -> record
+
+Step 0 is the evaluation before training; step k leaves the weights of version k at the rollout service.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.job import JobSpec
+from powermean.contracts.rollout import Sampling
+from powermean.contracts.trajectories import TrajectoryBatch
+from trainer import checkpoint, probe
+from trainer.batching import Rollouts, minibatches
+from trainer.checkpoint import Progress
+from trainer.data import Problem, PromptSource
+from trainer.evaluation import evaluate
+from trainer.objectives import sampling_kl
+from trainer.publish import WeightWriter
+from trainer.recording import (
+    StepReport,
+    UpdateReport,
+    metric,
+    step_metrics,
+    text_segment,
+    time_metrics,
+    trajectory_rows,
+)
+from trainer.reporter import Reporter
+from trainer.rewards import Grade, Grader
+from trainer.sampling import Decode, Engine, sample, texts
+from trainer.seeds import derive_seed, generator
+from trainer.update import Learner, TrainingBatch
+
+Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
+PUBLISH_TIMEOUT_S = 300.0
+
+
+class Cancelled(Exception):  # noqa: N818 (an order obeyed, not an error)
+    """The supervisor ordered the attempt to stop without saving."""
+
+
+@dataclass
+class Run:
+    """All that a run works with. `progress` is the only part that is replaced on the way."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    learner: Learner
+    source: PromptSource
+    grader: Grader
+    engine: Engine
+    weights: WeightWriter
+    reporter: Reporter
+    store: ArtefactStore
+    scratch: Path
+    encode: Encode
+    decode: Decode
+    save_model: Callable[[Path], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def sampling(self, seed: int) -> Sampling:
+        rollout = self.spec.rollout
+        return Sampling(
+            temperature=rollout.temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            stop=rollout.stop,
+            seed=seed,
+        )
+
+
+class Stopwatch:
+    """Wall time by phase."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def stop(self) -> dict[str, float]:
+        """All phases, and the whole as `step`."""
+        return self.seconds | {"step": time.perf_counter() - self._started}
+
+
+def train(run: Run) -> Literal["finished", "checkpointed"]:
+    """Train from `run.progress` to the last step. `checkpointed`: stopped on order, to go on elsewhere.
+
+    Raises Cancelled, and TrainingError for what went wrong.
+    """
+    last = run.spec.training.steps
+    if run.progress.step == 0:
+        evaluate_now(run)
+    else:
+        publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
+    for step in range(run.progress.step + 1, last + 1):
+        watch = Stopwatch()
+        rollouts = train_step(run, step, watch)
+        every = run.spec.evaluation.every
+        if step == last or (every and step % every == 0):
+            evaluate_now(run)
+        leave = run.reporter.order() == "checkpoint_and_exit" and step < last
+        if leave or (step % run.spec.checkpoints.every == 0 and step < last):
+            with watch("checkpoint"):
+                save_checkpoint(run, rollouts)
+            run.reporter.metrics([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
+        if leave:
+            return "checkpointed"
+    return "finished"
+
+
+def train_step(run: Run, step: int, watch: Stopwatch) -> Rollouts:
+    """One rollout batch and all that is made of it."""
+    spec, name = run.spec, f"step {step} of {run.spec.training.steps}"
+    obey(run)
+    run.reporter.phase(f"{name}: sampling")
+    problems = run.source.batch(step, spec.training.prompts_per_step, spec.seed)
+    prompts = run.encode(problems)
+    with watch("generate"):
+        rollouts = sample(
+            run.engine,
+            prompts,
+            count=spec.rollout.group_size,
+            sampling=run.sampling(derive_seed(spec.seed, "rollout", step)),
+            pad_token_id=run.learner.pad_token_id,
+        )
+    with watch("grade"):
+        completions = texts(rollouts, run.decode)
+        grades = grade(run.grader, problems, completions)
+    batch = start_batch(run, step, rollouts, grades)
+    reports = update_policy(run, batch, watch)
+    with watch("publish"):
+        run.progress = run.progress.advanced(
+            step=step, updates=run.learner.updates, tokens=run.progress.tokens + int(rollouts.mask.sum())
+        )
+        run.reporter.phase(f"{name}: publishing weights")
+        difference = publish(run, prompts)
+    with watch("record"):
+        report = step_report(run, batch, rollouts, problems, completions, grades, reports, difference)
+        record(run, report)
+    run.reporter.metrics(time_metrics(step, watch.stop(), int(rollouts.mask.sum())))
+    return rollouts
+
+
+def grade(grader: Grader, problems: Sequence[Problem], completions: Sequence[str]) -> list[Grade]:
+    """A grade for each completion; problems are G completions apart."""
+    size = len(completions) // len(problems)
+    answers = [problem.answer for problem in problems for _ in range(size)]
+    return grader.grade(list(zip(completions, answers, strict=True)))
+
+
+def start_batch(run: Run, step: int, rollouts: Rollouts, grades: Sequence[Grade]) -> TrainingBatch:
+    """Rewards, advantages, and the groups that the algorithm keeps."""
+    algorithm, limit = run.learner.algorithm, run.spec.rollout.max_new_tokens
+    rewards = torch.tensor([grade.reward for grade in grades], dtype=torch.float64)
+    shaped = algorithm.shape_rewards(rewards, rollouts.lengths, limit)
+    return TrainingBatch.start(
+        step,
+        rollouts,
+        advantages=algorithm.advantages(shaped, rollouts.group),
+        kept=algorithm.keep(rewards, rollouts.group),
+        rewards=rewards,
+        progress=(step - 1) / max(1, run.spec.training.steps - 1),
+        max_new_tokens=limit,
+    )
+
+
+def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[UpdateReport]:
+    """Epochs over the rollout batch, an optimiser step per minibatch."""
+    training, learner, reports = run.spec.training, run.learner, list[UpdateReport]()
+    dealt = [
+        minibatches(
+            training.prompts_per_step,
+            training.minibatches,
+            generator(run.spec.seed, "minibatch", batch.step, epoch),
+        )
+        for epoch in range(training.epochs)
+    ]
+    run.reporter.phase(f"step {batch.step} of {training.steps}: scoring")
+    with watch("score"):
+        first = next((groups for groups in dealt[0] if learner.active(batch, groups)), None)
+        for groups in dealt[0]:
+            if groups is not first:  # the first one's own forward pass gives its pi_old
+                learner.score(batch, groups)
+            learner.score_reference(batch, groups)
+    run.reporter.phase(f"step {batch.step} of {training.steps}: updating")
+    with watch("update"):
+        for groups in (groups for epoch in dealt for groups in epoch):
+            reports.append(learner.update(batch, groups, len(reports)))
+            obey(run)
+    return reports
+
+
+def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
+    """Send the weights to the rollout service and compare log-probs: the largest difference in nats."""
+    version, policy = run.progress.step, run.learner.policy
+    try:
+        request = run.weights.write(policy.model, version)
+        run.engine.publish(request, PUBLISH_TIMEOUT_S)
+    finally:
+        run.weights.discard(version)
+    sampling = run.sampling(derive_seed(run.spec.seed, "probe", version))
+    difference = probe.probe(run.engine, policy, prompts, sampling, run.learner.pad_token_id)
+    probe.check(difference, run.spec.rollout.logprob_tolerance, policy.dtype, version)
+    return difference
+
+
+def step_report(
+    run: Run,
+    batch: TrainingBatch,
+    rollouts: Rollouts,
+    problems: Sequence[Problem],
+    completions: Sequence[str],
+    grades: Sequence[Grade],
+    reports: Sequence[UpdateReport],
+    difference: float,
+) -> StepReport:
+    """Bring together what is recorded of a step."""
+    scored = batch.rollouts.mask & ~batch.old_log_probs.isnan()
+    gap = torch.where(scored, batch.old_log_probs - rollouts.sampler_log_probs, 0.0).abs()
+    return StepReport(
+        step=batch.step,
+        rollouts=rollouts,
+        problems=problems,
+        texts=completions,
+        grades=grades,
+        advantages=batch.advantages,
+        usable=batch.usable,
+        entropy=batch.entropy,
+        sampling_kl=sampling_kl(batch.old_log_probs, rollouts.sampler_log_probs, scored),
+        logp_difference=float(gap.max()) if scored.any() else None,
+        updates=reports,
+        tokens_so_far=run.progress.tokens,
+        publish_difference=difference,
+    )
+
+
+def record(run: Run, report: StepReport) -> None:
+    """Spool metrics and trajectories; texts go to the artefact store."""
+    reference = None
+    if run.spec.record.texts:
+        owner = f"jobs/{run.job_id}/texts/{run.attempt}"
+        reference = run.store.put_bytes(owner, f"{report.step:08d}.jsonl.gz", text_segment(report))
+    run.reporter.metrics(step_metrics(report))
+    run.reporter.trajectories(
+        TrajectoryBatch(step=report.step, rows=tuple(trajectory_rows(report)), texts=reference)
+    )
+
+
+def evaluate_now(run: Run) -> None:
+    """Held-out reward under the present weights."""
+    step = run.progress.step
+    run.reporter.phase(f"step {step} of {run.spec.training.steps}: evaluating")
+    started = time.perf_counter()
+    problems = run.source.held_out(run.spec.evaluation.problems)
+    reward = evaluate(run.engine, run.grader, problems, run.encode(problems), run.decode, run.spec)
+    before = reward if step == 0 else run.progress.reward_before
+    run.progress = run.progress.advanced(reward_before=before, reward_after=reward)
+    seconds = time.perf_counter() - started
+    run.reporter.metrics([metric(step, "eval/reward", reward), metric(step, "eval/seconds", seconds)])
+
+
+def save_checkpoint(run: Run, rollouts: Rollouts) -> None:
+    """Store the run's state and spool its commit: from then on a new attempt goes on after this step."""
+    step = run.progress.step
+    run.reporter.phase(f"step {step} of {run.spec.training.steps}: saving a checkpoint")
+    folder = run.scratch / f"checkpoint-{step}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    checkpoint.save(folder, run.learner.policy.model, run.learner.optimizer, run.progress, rollouts)
+    owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
+    manifest = checkpoint.store_folder(run.store, owner, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    run.reporter.checkpoint(CheckpointCommit(step=step, manifest=manifest))
+
+
+def obey(run: Run) -> None:
+    """Raises Cancelled on that order. Checkpoint and exit waits for the end of the step."""
+    if run.reporter.order() == "cancel":
+        raise Cancelled

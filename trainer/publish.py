@@ -1,0 +1,161 @@
+"""New weights to the rollout service, and the proof that they arrived.
+
+The weights go into safetensors files in the host's shared memory (one host) or in the artefact store (any
+hosts), named by job, attempt and version, with their sha256. After the publish a probe batch is sampled and
+its log-probs are compared with the trainer's own.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.rollout import PublishRequest, WeightFile
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
+SHARD_BYTES = 96 << 20
+_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_HASHERS = 2
+
+
+@dataclass(frozen=True)
+class WeightWriter:
+    """Makes the files of a publish and removes them again."""
+
+    job_id: str
+    attempt: int
+    method: Literal["shm", "store"]
+    dtype: torch.dtype  # of the engine's weights
+    store: ArtefactStore
+    scratch: Path  # a folder of the attempt's own, on the store's file system where possible
+    shared_memory: Path = SHARED_MEMORY
+
+    def write(self, model: nn.Module, version: int) -> PublishRequest:
+        """Write the weights; the request that announces them."""
+        folder = self.shared_memory if self.method == "shm" else self.scratch
+        shards = list(_shards(unique_weights(model), self.dtype))
+        paths = [
+            folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
+            for i in range(len(shards))
+        ]
+        with ThreadPoolExecutor(_HASHERS) as pool:
+            written = list(pool.map(_write_shard, paths, shards, [self.dtype] * len(shards)))
+        files = [self._file(path, *facts, version) for path, facts in zip(paths, written, strict=True)]
+        return PublishRequest(
+            job_id=self.job_id, attempt=self.attempt, version=version, method=self.method, files=tuple(files)
+        )
+
+    def discard(self, version: int) -> None:
+        """Remove the files of a version; the engine has its own copy."""
+        if self.method == "store":
+            self.store.delete_prefix(self._owner(version))
+        for path in (
+            *self.shared_memory.glob(self._pattern(version)),
+            *self.scratch.glob(self._pattern(version)),
+        ):
+            path.unlink(missing_ok=True)
+
+    def _file(self, path: Path, sha256: str, size: int, version: int) -> WeightFile:
+        if self.method == "shm":
+            return WeightFile(uri=f"shm:{path.name}", sha256=sha256, size=size)
+        ref = self.store.put_file(self._owner(version), path, consume=True)
+        return WeightFile(uri=f"store:{ref.key}", sha256=ref.sha256, size=ref.size)
+
+    def _owner(self, version: int) -> str:
+        return f"jobs/{self.job_id}/weights/{self.attempt}.{version}"
+
+    def _pattern(self, version: int) -> str:
+        return f"{_prefix(self.job_id)}{self.attempt}.{version}.*.safetensors"
+
+
+def remove_stale(job_id: str, shared_memory: Path = SHARED_MEMORY) -> None:
+    """Remove what earlier attempts at the job left in this host's shared memory when they were killed."""
+    for path in shared_memory.glob(f"{_prefix(job_id)}*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def fits_shared_memory(model: nn.Module, dtype: torch.dtype, shared_memory: Path = SHARED_MEMORY) -> bool:
+    """Whether this host has room for one version of the weights in shared memory."""
+    if not shared_memory.is_dir():
+        return False
+    needed = sum(weight.numel() * dtype.itemsize for _, weight in unique_weights(model))
+    return shutil.disk_usage(shared_memory).free > 1.1 * needed
+
+
+def unique_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The model's state by name; weights that are tied appear once, under their first name."""
+    seen: set[tuple[int, torch.Size]] = set()
+    found = []
+    for name, weight in model.state_dict().items():
+        place = (weight.data_ptr(), weight.shape)
+        if weight.numel() and place in seen:
+            continue
+        seen.add(place)
+        found.append((name, weight))
+    return found
+
+
+def _prefix(job_id: str) -> str:
+    return f"powermean-{job_id}."
+
+
+def _shards(weights: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> Iterable[list[tuple[str, Tensor]]]:
+    """Cut into files of about SHARD_BYTES, so that both sides can hash several at once."""
+    shard: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, weight in weights:
+        shard.append((name, weight))
+        size += weight.numel() * dtype.itemsize
+        if size >= SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
+
+
+def _write_shard(path: Path, shard: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> tuple[str, int]:
+    """Write a safetensors file, hashed in the same pass: (sha256, bytes)."""
+    layout: dict[str, object] = {}
+    end = 0
+    for name, weight in shard:
+        kept = _stored(weight, dtype)
+        start, end = end, end + weight.numel() * kept.itemsize
+        layout[name] = {"dtype": _NAMES[kept], "shape": list(weight.shape), "data_offsets": [start, end]}
+    header = json.dumps(layout).encode()
+    header += b" " * (-len(header) % 8)
+    digest = hashlib.sha256()
+    path.unlink(missing_ok=True)
+    with path.open("xb", buffering=0) as file:
+        path.chmod(0o600)
+        lead = memoryview(len(header).to_bytes(8, "little") + header)
+        for view in (lead, *(_bytes(weight, dtype) for _, weight in shard)):
+            while view:
+                done = file.write(view[: 1 << 26])
+                digest.update(view[:done])
+                view = view[done:]
+    return digest.hexdigest(), 8 + len(header) + end
+
+
+def _stored(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Numbers take the engine's type; counters and masks keep their own."""
+    return dtype if weight.is_floating_point() else weight.dtype
+
+
+def _bytes(weight: Tensor, dtype: torch.dtype) -> memoryview:
+    flat = weight.detach().to(device="cpu", dtype=_stored(weight, dtype)).contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -1,0 +1,220 @@
+"""From the tensors of a step to the rows that are recorded: pure functions.
+
+A number that is undefined (a quantile of nothing) is left out; one that is not finite travels as null.
+"""
+
+import gzip
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
+from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate
+from trainer.batching import Rollouts
+from trainer.data import Problem
+from trainer.rewards import Grade
+
+_UPDATE_FIELDS = tuple(
+    name for name in TrajectoryUpdate.model_fields if name not in ("update", "p", "p_reason")
+)
+RECORDED = (*_UPDATE_FIELDS, "p", "overflow_tokens")  # of the objective's numbers per trajectory
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one optimiser step saw. `values` hold [N], NaN for trajectories that were not in the minibatch."""
+
+    update: int
+    rows: Tensor  # [n] int64: trajectories of the minibatch
+    values: Mapping[str, Tensor]  # name -> [N] float64
+    loss: float
+    grad_norm: float | None  # None: no trajectory had an advantage, so no optimiser step was taken
+    learning_rate: float
+    distance_to_grpo: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step gave, before it becomes rows. N trajectories in order of group."""
+
+    step: int
+    rollouts: Rollouts
+    problems: Sequence[Problem]
+    texts: Sequence[str]
+    grades: Sequence[Grade]
+    advantages: Tensor  # [N] float64
+    usable: Tensor  # [N] bool: False where log-probs are not finite
+    entropy: Tensor  # [N] mean token entropy, NaN where not computed
+    sampling_kl: Tensor  # [N], NaN where not computed
+    logp_difference: float | None  # largest |engine - trainer|
+    updates: Sequence[UpdateReport]
+    tokens_so_far: int
+    publish_difference: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rewards(self) -> Tensor:
+        """[N] float64, as graded."""
+        return torch.tensor([grade.reward for grade in self.grades], dtype=torch.float64)
+
+
+def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) -> MetricRow:
+    """A row of a known metric; a value that is not finite becomes null."""
+    assert name in METRICS, name
+    finite = value is not None and math.isfinite(value)
+    return MetricRow(step=step, update=update, name=name, value=value if finite else None)
+
+
+def step_metrics(report: StepReport) -> list[MetricRow]:
+    """All rows of the step and of its updates, but for times."""
+    lengths = report.rollouts.lengths
+    rewards = report.rewards.reshape(len(report.problems), -1)
+    values: dict[str, float | None] = {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(dim=1, correction=1).mean()),
+        "frac_reward_zero_std": float((rewards.amax(1) == rewards.amin(1)).double().mean()),
+        "completions/mean_length": float(lengths.double().mean()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(report.rollouts.truncated.double().mean()),
+        "num_tokens": float(report.tokens_so_far),
+        "grader/failures": float(sum(grade.error is not None for grade in report.grades)),
+        "trajectories/non_finite": float((~report.usable).sum()),
+        "trajectories/empty": float((lengths == 0).sum()),
+        "updates/skipped": float(sum(update.grad_norm is None for update in report.updates)),
+        "publish/logp_difference_max": report.publish_difference,
+    }
+    if report.logp_difference is not None:
+        known = ~report.sampling_kl.isnan()
+        weight = lengths[known].double()
+        values["sampling/logp_difference_max"] = report.logp_difference
+        values["sampling/kl"] = float((report.sampling_kl[known] * weight).sum() / weight.sum())
+        values["entropy"] = float((report.entropy[known] * weight).sum() / weight.sum())
+    rows = [metric(report.step, name, value) for name, value in values.items()]
+    for update in report.updates:
+        rows += update_metrics(report.step, update, lengths)
+    return rows
+
+
+def time_metrics(step: int, seconds: Mapping[str, float], tokens: int) -> list[MetricRow]:
+    """Rows of the times, by phase; `seconds` has "step", the whole."""
+    rows = [metric(step, f"time/{name}", value) for name, value in seconds.items()]
+    return [*rows, metric(step, "tokens_per_second", tokens / max(seconds["step"], 1e-9))]
+
+
+def update_metrics(step: int, report: UpdateReport, lengths: Tensor) -> list[MetricRow]:
+    """Rows of one optimiser step; none if it was skipped. lengths [N]."""
+    if report.grad_norm is None:
+        return []
+    of = {name: values[report.rows] for name, values in report.values.items()}
+    p, tokens = of["p"], lengths[report.rows].double()
+    defined = p[~p.isnan()]
+    values: dict[str, float | None] = {
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "learning_rate": report.learning_rate,
+        "p/undefined": float(p.isnan().sum()),
+        "ratio/overflow_tokens": float(of["overflow_tokens"].nansum()),
+        "clip_ratio/low_mean": _weighted(of["clip_fraction_low"], tokens),
+        "clip_ratio/high_mean": _weighted(of["clip_fraction_high"], tokens),
+        "ratio/min": _extreme(of["ratio_min"], "min"),
+        "ratio/max": _extreme(of["ratio_max"], "max"),
+        "distance_to_grpo": report.distance_to_grpo,
+        "kl": report.kl,
+        "clip_fraction/q90": _quantile(of["clip_fraction"], 0.9),
+        "ess/q10": _quantile(of["ess"], 0.1),
+        "p/q10": _quantile(p, 0.1),
+        "p/mean": _mean(defined),
+        "p/share_below_1": _mean((defined < 1).double()),
+        "p/share_below_0.95": _mean((defined < 0.95).double()),
+        "ess/mean": _mean(of["ess"]),
+        "ess/at_1": _mean(of["ess_at_1"]),
+        "ess/target": _mean(of["ess_target"]),
+        "clip_fraction/mean": _mean(of["clip_fraction"]),
+    }
+    known = {name: value for name, value in values.items() if value is not None}
+    return [metric(step, name, value, report.update) for name, value in known.items()]
+
+
+def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
+    """One row per trajectory, with what each optimiser step saw of it."""
+    seen: list[list[TrajectoryUpdate]] = [[] for _ in report.grades]
+    lengths = report.rollouts.lengths.tolist()
+    for update in report.updates:
+        fields = {name: update.values[name].tolist() for name in (*_UPDATE_FIELDS, "p")}
+        for row in update.rows.tolist():
+            numbers = {name: _or_none(values[row]) for name, values in fields.items()}
+            reason = None
+            if numbers["p"] is None:
+                reason = _why_undefined(bool(report.usable[row]), lengths[row], float(report.advantages[row]))
+            seen[row].append(TrajectoryUpdate(update=update.update, p_reason=reason, **numbers))
+    group = report.rollouts.group.tolist()
+    return [
+        TrajectoryRow(
+            index=row,
+            group=group[row],
+            problem=report.problems[group[row]].id,
+            reward=grade.reward,
+            advantage=float(report.advantages[row]),
+            length=lengths[row],
+            truncated=bool(report.rollouts.truncated[row]),
+            grader_error=grade.error[:500] if grade.error is not None else None,
+            entropy=_or_none(float(report.entropy[row])),
+            sampling_kl=_or_none(float(report.sampling_kl[row])),
+            weight_version=int(report.rollouts.weight_version[row]),
+            updates=tuple(seen[row]),
+        )
+        for row, grade in enumerate(report.grades)
+    ]
+
+
+def text_segment(report: StepReport) -> bytes:
+    """The texts as gzipped JSON lines, in order of index; equal texts give equal bytes."""
+    group = report.rollouts.group.tolist()
+    lines = [
+        TrajectoryText(
+            index=row,
+            prompt=report.problems[group[row]].prompt,
+            completion=text,
+            answer=report.problems[group[row]].answer,
+        ).model_dump_json()
+        for row, text in enumerate(report.texts)
+    ]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+
+
+def _why_undefined(usable: bool, length: int, advantage: float) -> str:
+    if not usable:
+        return "not finite"
+    if length == 0:
+        return "no tokens"
+    return "advantage 0" if advantage == 0 else "equal ratios"
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.mean()) if known.numel() else None
+
+
+def _quantile(values: Tensor, q: float) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.quantile(q)) if known.numel() else None
+
+
+def _extreme(values: Tensor, which: str) -> float | None:
+    known = values[~values.isnan()]
+    if not known.numel():
+        return None
+    return float(known.min() if which == "min" else known.max())
+
+
+def _weighted(values: Tensor, weights: Tensor) -> float | None:
+    known = ~values.isnan()
+    return float((values[known] * weights[known]).sum() / weights[known].sum()) if known.any() else None

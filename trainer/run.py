@@ -1,0 +1,265 @@
+"""The training process of an attempt: python -m trainer.run --attempt-dir DIR
+
+Wires the loop from the claim and runs it. However it ends, the last record of the spool says how. Exit
+status 0 says that such a record is there.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from rollout.client import RolloutClient, RolloutError
+from torch.utils import deterministic
+
+from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.contracts.attempts import Claim, Finish, JobError, JobResult
+from trainer import checkpoint
+from trainer.attempt_dir import AttemptDir
+from trainer.data import open_source
+from trainer.failures import TrainingError
+from trainer.final_model import save_model
+from trainer.loop import Cancelled, Run, train
+from trainer.models import resolve_model
+from trainer.objectives import build_algorithm
+from trainer.policy import Policy, load_policy, resolve_device, resolve_dtype
+from trainer.publish import WeightWriter, fits_shared_memory, remove_stale
+from trainer.reporter import Reporter
+from trainer.rewards import open_grader
+from trainer.sampling import Engine
+from trainer.settings import NodeSettings, NodeSettingsError
+from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
+from trainer.update import Learner, make_optimizer
+
+ENGINE_TIMEOUT_S = 900.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A rollout service to work with. On this host, weights can go through shared memory."""
+
+    engine: Engine
+    on_this_host: bool
+
+
+def main() -> int:
+    """Run the attempt in --attempt-dir."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=main.__doc__)
+    parser.add_argument("--attempt-dir", type=Path, required=True)
+    folder = parser.parse_args().attempt_dir
+    try:
+        settings = NodeSettings.read()
+    except NodeSettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    reporter = Reporter(folder)
+    finish = run_attempt(AttemptDir(folder), settings, reporter)
+    reporter.finish(finish)
+    return 0 if finish.outcome != "failed" else 1
+
+
+@contextmanager
+def connected(attempt: AttemptDir) -> Iterator[Connection]:
+    """The attempt's rollout service, once it serves."""
+    url = engine_url(attempt.engine_file)
+    with RolloutClient(url, attempt.token) as client:
+        yield Connection(client, on_this_host=urlsplit(url).hostname in LOOPBACK)
+
+
+Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
+
+
+def run_attempt(
+    attempt: AttemptDir, settings: NodeSettings, reporter: Reporter, connect: Connect = connected
+) -> Finish:
+    """Train, and say how it ended. This is the task's boundary: every failure becomes a typed error here."""
+    try:
+        claim = attempt.claim()
+        use_threads(settings.cpu_slots)
+        seed_all(claim.spec.seed)
+        with wired(attempt, claim, settings, reporter, connect) as run:
+            if train(run) == "checkpointed":
+                return Finish(outcome="checkpointed")
+            reporter.phase("saving the model")
+            return Finish(outcome="finished", result=result(run))
+    except Cancelled:
+        return Finish(outcome="cancelled")
+    except Exception as error:  # noqa: BLE001 (recorded, with its kind, as the attempt's end)
+        traceback.print_exc()
+        return failed(error)
+
+
+def failed(error: Exception) -> Finish:
+    """The typed failure that an exception stands for."""
+    retryable = False
+    match error:
+        case TrainingError():
+            described, retryable = error.error, error.retryable
+        case MemoryError() | torch.cuda.OutOfMemoryError():
+            described = JobError(
+                code="out_of_memory",
+                message=f"the trainer ran out of memory: {error}",
+                path="training.micro_batch_groups",
+                remedy="lower training.micro_batch_groups, or set training.gradient_checkpointing",
+            )
+        case RolloutError():
+            described, retryable = error.error, error.retryable
+        case ArtefactError():
+            described = JobError(code=error.code, message=str(error), remedy=error.remedy)
+        case _:
+            described = JobError(
+                code="trainer_error",
+                message=f"{type(error).__name__}: {error}"[:2000],
+                remedy="the attempt's log has the whole traceback",
+            )
+    return Finish(outcome="failed", error=described, retryable=retryable)
+
+
+def use_threads(cpu_slots: int) -> None:
+    """This job's share of the node's cores, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, cpu_slots)))
+
+
+def seed_all(seed: int) -> None:
+    """Every generator from the job's seed, and deterministic kernels where there are any."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time: nothing reads such memory
+
+
+@contextmanager
+def wired(
+    attempt: AttemptDir, claim: Claim, settings: NodeSettings, reporter: Reporter, connect: Connect
+) -> Iterator[Run]:
+    """The run of a claim, from its last checkpoint on."""
+    spec, store = claim.spec, ArtefactStore(settings.artefacts_url)
+    scratch = fresh(attempt.path / "scratch")
+    remove_stale(claim.job_id)
+    reporter.phase("loading the model")
+    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
+    tokenizer = load_tokenizer(folder)
+    learner = make_learner(folder, claim, pad_token_id(tokenizer))
+    progress = checkpoint.Progress()
+    if claim.resume is not None:
+        reporter.phase(f"loading the checkpoint of step {claim.resume.step}")
+        checkpoint.fetch_folder(store, claim.resume.manifest, scratch / "resume")
+        progress = checkpoint.load(scratch / "resume", learner.policy.model, learner.optimizer)
+        learner.updates = progress.updates
+        shutil.rmtree(scratch / "resume")
+    dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
+    source = open_source(spec.data, dataset)
+    reporter.phase("waiting for the rollout engine")
+    with open_grader(spec.reward) as grader, connect(attempt) as connection:
+        yield Run(
+            job_id=claim.job_id,
+            attempt=claim.number,
+            spec=spec,
+            learner=learner,
+            source=source,
+            grader=grader,
+            engine=connection.engine,
+            weights=weight_writer(connection, claim, learner.policy, store, scratch),
+            reporter=reporter,
+            store=store,
+            scratch=scratch,
+            encode=lambda problems: encode_prompts(tokenizer, problems),
+            decode=lambda ids: decode(tokenizer, ids),
+            save_model=lambda folder_: save_model(learner.policy, tokenizer, folder_),
+            progress=progress,
+        )
+
+
+def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
+    """The policy, its optimiser, and the frozen initial model where the objective has a KL term."""
+    spec = claim.spec
+    device = resolve_device(spec.model.device, spec.resources.gpus)
+
+    def load(gradient_checkpointing: bool) -> Policy:
+        return load_policy(
+            folder,
+            device=device,
+            dtype=resolve_dtype(spec.model.dtype, device),
+            temperature=spec.rollout.temperature,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    policy = load(spec.training.gradient_checkpointing)
+    return Learner(
+        policy=policy,
+        reference=load(False) if spec.algorithm.beta > 0 else None,
+        algorithm=build_algorithm(spec.algorithm),
+        spec=spec.optimizer,
+        optimizer=make_optimizer(policy.model, spec.optimizer),
+        micro_batch_groups=spec.training.micro_batch_groups,
+        pad_token_id=pad,
+    )
+
+
+def weight_writer(
+    connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
+) -> WeightWriter:
+    """Shared memory where the engine is on this host and there is room, else the artefact store."""
+    shared = connection.on_this_host and fits_shared_memory(policy.model, policy.dtype)
+    return WeightWriter(
+        job_id=claim.job_id,
+        attempt=claim.number,
+        method="shm" if shared else "store",
+        dtype=policy.dtype,
+        store=store,
+        scratch=scratch,
+    )
+
+
+def engine_url(ready_file: Path, timeout_s: float = ENGINE_TIMEOUT_S) -> str:
+    """Where the rollout engine serves, once it does. Raises TrainingError (engine_unreachable)."""
+    deadline = time.monotonic() + timeout_s
+    while not ready_file.is_file():
+        if time.monotonic() > deadline:
+            raise TrainingError(
+                "engine_unreachable",
+                f"the rollout engine did not start within {timeout_s:.0f} s",
+                remedy="the attempt's log says what it was doing",
+                retryable=True,
+            )
+        time.sleep(0.1)
+    return str(json.loads(ready_file.read_text())["url"])
+
+
+def result(run: Run) -> JobResult:
+    """Store the final model; what the finished job leaves."""
+    folder = fresh(run.scratch / "model")
+    run.save_model(folder)
+    progress = run.progress
+    return JobResult(
+        steps=progress.step,
+        reward_before=progress.reward_before,
+        reward_after=progress.reward_after,
+        tokens=progress.tokens,
+        model=checkpoint.store_folder(run.store, f"jobs/{run.job_id}/model", folder),
+    )
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""One optimiser step on a minibatch of groups, and the log-probs that it starts from.
+
+Groups in which no completion has an advantage cost no forward and no backward pass; they still count in the
+denominators. pi_old of a step's first minibatch comes free from its own first forward pass, when the
+weights are those that sampled it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from powermean.contracts.job import OptimizerSpec
+from trainer.batching import GroupBatch, Rollouts, group_batch, micro_batches
+from trainer.failures import TrainingError
+from trainer.objectives import (
+    Algorithm,
+    BatchFacts,
+    DistanceParts,
+    LossOutput,
+    batch_facts,
+    finite_rows,
+    kl_penalty,
+)
+from trainer.policy import Policy, Scores
+from trainer.recording import RECORDED, UpdateReport
+
+
+@dataclass
+class TrainingBatch:
+    """A step's rollout batch as the optimiser sees it: dropped trajectories have no tokens left."""
+
+    step: int
+    rollouts: Rollouts
+    advantages: Tensor  # [N] float64
+    progress: float  # of the training, in [0, 1]
+    max_new_tokens: int
+    mean_reward: float
+    reward_std: float
+    old_log_probs: Tensor  # [N, T] float32, NaN where not scored
+    reference_log_probs: Tensor  # [N, T] float32, NaN where not scored; of the initial model
+    entropy: Tensor  # [N] float64, mean over tokens, NaN where not scored
+    usable: Tensor  # [N] bool: log-probs are finite
+
+    @classmethod
+    def start(
+        cls,
+        step: int,
+        rollouts: Rollouts,
+        *,
+        advantages: Tensor,
+        kept: Tensor,
+        rewards: Tensor,
+        progress: float,
+        max_new_tokens: int,
+    ) -> "TrainingBatch":
+        """A batch nobody has scored yet. advantages, kept (bool), rewards: [N]; what isn't kept leaves it."""
+        return cls(
+            step=step,
+            rollouts=without(rollouts, (~kept).nonzero()[:, 0]),
+            advantages=advantages,
+            progress=progress,
+            max_new_tokens=max_new_tokens,
+            mean_reward=float(rewards.mean()),
+            reward_std=float(rewards.std()),
+            old_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
+            reference_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
+            entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64),
+            usable=torch.ones_like(advantages, dtype=torch.bool),
+        )
+
+    def drop(self, rows: Tensor) -> None:
+        """Take trajectories whose log-probs are not finite out of the batch and its denominators.
+
+        Raises TrainingError (non_finite_loss) when none is left.
+        """
+        self.usable[rows] = False
+        self.rollouts = without(self.rollouts, rows)
+        if not self.rollouts.mask.any():
+            raise non_finite(self.step, "the log-probs of all trajectories are not finite")
+
+    def scored(self, rows: Tensor) -> bool:
+        """Whether pi_old is known for all tokens of these rows."""
+        return not (self.old_log_probs[rows].isnan() & self.rollouts.mask[rows]).any()
+
+
+def without(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    """The rollouts with some trajectories [n] emptied: no token counts, none reaches the model."""
+    mask, tokens = rollouts.mask.clone(), rollouts.tokens.clone()
+    mask[rows] = False
+    tokens[rows] = 0
+    return replace(rollouts, mask=mask, tokens=tokens)
+
+
+def non_finite(step: int, what: str) -> TrainingError:
+    """The error of a run whose numbers have left the finite."""
+    return TrainingError(
+        "non_finite_loss",
+        f"step {step}: {what}",
+        path="optimizer.learning_rate",
+        remedy="lower optimizer.learning_rate or max_grad_norm, or raise optimizer.warmup_updates",
+    )
+
+
+@dataclass
+class Learner:
+    """The policy and how it is changed. `updates` counts the optimiser steps of the whole run."""
+
+    policy: Policy
+    reference: Policy | None  # the initial model, where the objective has a KL term
+    algorithm: Algorithm
+    spec: OptimizerSpec
+    optimizer: torch.optim.Optimizer
+    micro_batch_groups: int
+    pad_token_id: int
+    updates: int = 0
+
+    def active(self, batch: TrainingBatch, groups: Sequence[int]) -> list[int]:
+        """The groups that cost a forward and backward pass."""
+        trained = batch.rollouts.mask.any(-1)
+        if self.algorithm.beta == 0:
+            trained &= batch.advantages != 0
+        return [group for group in groups if trained[batch.rollouts.rows([group])].any()]
+
+    @torch.no_grad()
+    def score(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
+        """Fill in pi_old and the entropy of these groups, under the present weights."""
+        pending = self.active(batch, groups)
+        while pending:
+            some, pending = pending[: self.micro_batch_groups], pending[self.micro_batch_groups :]
+            micro = group_batch(batch.rollouts, some, self.pad_token_id)
+            try:
+                self._remember(batch, micro, self.policy.score(micro, entropy=True))
+            except _NonFiniteError as found:
+                batch.drop(found.rows)
+                pending = self.active(batch, some) + pending
+
+    @torch.no_grad()
+    def score_reference(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
+        """Fill in the initial model's log-probs, where the objective asks for them."""
+        if self.reference is None:
+            return
+        for micro in self._micro_batches(batch, self.active(batch, groups)):
+            log_probs = self.reference.score(micro).log_probs.cpu()
+            batch.reference_log_probs[micro.rows, : log_probs.shape[1]] = log_probs
+
+    def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
+        """One optimiser step on a minibatch; none if no trajectory in it has an advantage.
+
+        `number` is the update's place in the step. Raises TrainingError (non_finite_loss) naming the step.
+        """
+        while True:
+            try:
+                seen = self._accumulate(batch, groups)
+                break
+            except _NonFiniteError as found:
+                self.optimizer.zero_grad(set_to_none=True)
+                batch.drop(found.rows)
+        grad_norm = None
+        rate = learning_rate(self.spec, self.updates)
+        if seen.passes:
+            grad_norm = self._step(rate)
+            if grad_norm is None:
+                raise non_finite(batch.step, f"the gradient of update {number} is not finite")
+        return UpdateReport(
+            update=number,
+            rows=batch.rollouts.rows(groups),
+            values=seen.values,
+            loss=seen.loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            distance_to_grpo=seen.distance.value,
+            kl=seen.kl if self.reference is not None else None,
+        )
+
+    def _accumulate(self, batch: TrainingBatch, groups: Sequence[int]) -> "_Seen":
+        """Forward and backward over the minibatch: gradients of the whole minibatch's loss add up."""
+        facts = batch_facts(
+            batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
+        )
+        seen = _Seen(count=len(batch.advantages))
+        for micro in self._micro_batches(batch, self.active(batch, groups)):
+            scores = self.policy.score(micro, entropy=not batch.scored(micro.rows))
+            if not batch.scored(micro.rows):
+                self._remember(batch, micro, scores)
+            self._learn(batch, micro, scores.log_probs, facts, seen)
+        return seen
+
+    def _learn(
+        self, batch: TrainingBatch, micro: GroupBatch, log_probs: Tensor, facts: BatchFacts, seen: "_Seen"
+    ) -> None:
+        """Backward pass of one micro-batch. log_probs [B, T] with gradients."""
+        device, width = log_probs.device, log_probs.shape[1]
+        mask = micro.mask.to(device)
+        old = batch.old_log_probs[micro.rows, :width].to(device)
+        log_ratio = torch.where(mask, log_probs - old, 0.0)
+        finite = finite_rows(log_ratio.detach(), mask)
+        if not finite.all():
+            raise _NonFiniteError(micro.rows[~finite.cpu()])
+        advantages = batch.advantages[micro.rows].to(device)
+        sampled = batch.rollouts.sampler_log_probs[micro.rows, :width].to(device)
+        weight = self.algorithm.sampler_weight(old, sampled, mask)
+        output = self.algorithm.loss(
+            log_ratio,
+            mask,
+            advantages,
+            facts,
+            progress=batch.progress,
+            mean_reward=batch.mean_reward,
+            sampler_weight=weight,
+        )
+        loss, penalty = output.loss, 0.0
+        if self.reference is not None:
+            reference = batch.reference_log_probs[micro.rows, :width].to(device)
+            term = kl_penalty(log_probs, reference, mask, self.algorithm.beta, facts.tokens)
+            loss, penalty = loss + term, float(term.detach())
+        loss.backward()  # type: ignore[no-untyped-call]
+        seen.distance += self.algorithm.distance_to_grpo(
+            log_ratio.detach(), mask, advantages, facts, output.trajectories["p"], batch.mean_reward, weight
+        )
+        seen.add(micro.rows, output, penalty, self.algorithm.beta)
+
+    def _remember(self, batch: TrainingBatch, micro: GroupBatch, scores: Scores) -> None:
+        """Keep pi_old and the entropy. Raises if they are not finite."""
+        log_probs = scores.log_probs.detach().cpu()
+        finite = finite_rows(log_probs, micro.mask)
+        if not finite.all():
+            raise _NonFiniteError(micro.rows[~finite])
+        batch.old_log_probs[micro.rows, : log_probs.shape[1]] = log_probs
+        if scores.entropy is not None:
+            entropy = torch.where(micro.mask, scores.entropy.cpu(), 0.0).double()
+            batch.entropy[micro.rows] = entropy.sum(-1) / micro.mask.sum(-1)
+
+    def _step(self, rate: float) -> float | None:
+        """Clip the gradients, then step. Their norm before; None (and no step) if it is not finite."""
+        parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm))
+        if not math.isfinite(norm):
+            return None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        return norm
+
+    def _micro_batches(self, batch: TrainingBatch, groups: Sequence[int]) -> Iterator[GroupBatch]:
+        return micro_batches(batch.rollouts, groups, self.micro_batch_groups, self.pad_token_id)
+
+
+def learning_rate(spec: OptimizerSpec, updates: int) -> float:
+    """The rate of the next optimiser step after `updates` of them: a linear rise from 0, then constant."""
+    return spec.learning_rate * min(1.0, (updates + 1) / (spec.warmup_updates + 1))
+
+
+def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """AdamW; biases and norms don't decay."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": spec.weight_decay},
+        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        fused=True,
+    )
+
+
+class _NonFiniteError(Exception):
+    """Trajectories [n] of the rollout batch turned out not finite."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__(f"{len(rows)} trajectories are not finite")
+        self.rows = rows
+
+
+@dataclass
+class _Seen:
+    """What the micro-batches of one update add up to."""
+
+    count: int  # N
+    values: dict[str, Tensor] = field(default_factory=dict)  # [N] float64, NaN where not seen
+    loss: float = 0.0
+    kl: float = 0.0
+    passes: int = 0
+    distance: DistanceParts = field(default_factory=DistanceParts)
+
+    def __post_init__(self) -> None:
+        for name in RECORDED:
+            self.values[name] = torch.full((self.count,), torch.nan, dtype=torch.float64)
+
+    def add(self, rows: Tensor, output: LossOutput, penalty: float, beta: float) -> None:
+        for name in RECORDED:
+            self.values[name][rows] = output.trajectories[name].double().cpu()
+        self.loss += float(output.loss.detach()) + penalty
+        self.kl += penalty / beta if beta else 0.0
+        self.passes += 1
