@@ -108,13 +108,18 @@ def follow(client: Client, job: Job, console: Console) -> Run:
 
 
 def _follow_lines(client: Client, run: Run, console: Console) -> None:
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     said = ""
     for _ in ticks(client, run):
         for step in run.new_steps():
-            console.print(step_line(run, step), highlight=False, markup=False, soft_wrap=True)
+            line(step_line(run, step))
+        for step, value in run.new_evaluations():
+            line(f"held-out accuracy {number(value)} after step {step}")
         phase = headline(run)
         if phase != said and not run.steps:  # before the first step; then the steps speak
-            console.print(phase, highlight=False, markup=False, soft_wrap=True)
+            line(phase)
         said = phase
 
 

@@ -31,6 +31,7 @@ class Run:
     minibatches: int
     values: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     announced: int = 0  # the last step that has been shown
+    evaluated: int = -1  # the last evaluation that has been shown
 
     @classmethod
     def of(cls, job: Job) -> "Run":
@@ -54,6 +55,7 @@ class Run:
             for key in [key for key in self.values if key[0] >= from_step]:
                 del self.values[key]
             self.announced = min(self.announced, max(0, from_step - 1))
+            self.evaluated = min(self.evaluated, from_step - 1)
 
     def value(self, step: int, name: str) -> float | None:
         """A metric of the whole step."""
@@ -83,6 +85,13 @@ class Run:
     @property
     def evaluations(self) -> list[tuple[int, float]]:
         return sorted((s, v["eval/reward"]) for (s, _), v in self.values.items() if "eval/reward" in v)
+
+    def new_evaluations(self) -> list[tuple[int, float]]:
+        """Evaluations that were not announced yet; they are from now on."""
+        fresh = [(step, value) for step, value in self.evaluations if step > self.evaluated]
+        if fresh:
+            self.evaluated = fresh[-1][0]
+        return fresh
 
     @property
     def seconds_left(self) -> float | None:
@@ -132,8 +141,5 @@ def step_line(run: Run, step: int) -> str:
         f"{number(run.value(step, 'tokens_per_second'), 0)} tok/s",
         f"{number(run.value(step, 'time/step'), 1)} s",
     ]
-    accuracy = run.value(step, "eval/reward")
-    if accuracy is not None:
-        parts.append(f"held-out {number(accuracy)}")
     parts.append(f"left {clock(run.seconds_left)}")
     return "  ".join(parts)

@@ -1,0 +1,120 @@
+"""kill -9 in mid-run: the job goes on from its last checkpoint, no metric row is lost or doubled.
+
+What a killed run records is compared with what an undisturbed run of the same seed records: the same rows
+and, as a checkpoint holds every random state, the same numbers.
+"""
+
+import os
+import signal
+import time
+
+import pytest
+
+from powermean.contracts.api import Job
+from tests.integration.service import Service, learned, metric_rows, until
+from tests.tiny_model import tiny_spec
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+STEPS = 12
+SPEC = tiny_spec(
+    "tiny",
+    training={"steps": STEPS, "prompts_per_step": 64, "minibatches": 2, "epochs": 2, "micro_batch_groups": 8},
+    evaluation={"every": 4, "problems": 25},
+    checkpoints={"every": 3},
+)
+KILL_AT = 4  # the first checkpoint, of step 3, is committed by then
+
+
+@pytest.fixture(scope="module")
+def undisturbed(service: Service) -> dict[tuple[int, int, str], float | None]:
+    job = service.finished(service.client.create_job(SPEC).id)
+    return metric_rows(service.client, job.id)
+
+
+def run_to_the_kill(service: Service) -> str:
+    job_id = service.client.create_job(SPEC).id
+    service.at_step(job_id, KILL_AT)
+    return job_id
+
+
+def kill(pids: set[int]) -> None:
+    assert len(pids) == 1, pids
+    os.kill(pids.pop(), signal.SIGKILL)
+
+
+def same_rows(service: Service, job_id: str, undisturbed: dict[tuple[int, int, str], float | None]) -> Job:
+    job = service.finished(job_id)
+    rows = metric_rows(service.client, job_id)
+    assert set(rows) == set(undisturbed)
+    assert learned(rows) == learned(undisturbed)
+    return job
+
+
+def resumed(job: Job) -> None:
+    """In a second attempt, after the last checkpoint that was committed before the kill."""
+    assert [attempt.number for attempt in job.attempts] == [1, 2]
+    first_step = job.attempts[1].first_step
+    assert first_step > KILL_AT - 1
+    assert (first_step - 1) % 3 == 0
+
+
+def test_the_trainer(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+    job_id = run_to_the_kill(service)
+    kill(service.running("trainer.run"))
+    resumed(same_rows(service, job_id, undisturbed))
+
+
+def test_the_supervisor(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+    job_id = run_to_the_kill(service)
+    kill(service.running("trainer.supervisor"))
+    resumed(same_rows(service, job_id, undisturbed))
+
+
+def test_the_worker(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+    """The supervisor goes on without it: no new attempt."""
+    job_id = run_to_the_kill(service)
+    before = service.running("trainer.worker")
+    kill(set(before))
+    job = same_rows(service, job_id, undisturbed)
+    assert len(job.attempts) == 1
+    until(lambda: service.running("trainer.worker") - before, 30, "a new worker")
+
+
+def test_the_server(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+    """The trainer goes on without it, and what it recorded meanwhile is there afterwards."""
+    job_id = run_to_the_kill(service)
+    kill(service.running("server"))
+    same_rows(service, job_id, undisturbed)
+
+
+def test_redis(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+    """It comes back empty; nothing but wake-ups was in it."""
+    job_id = service.client.create_job(SPEC).id
+    kill({pid for pid in service.all_pids() if _is_redis(pid)})
+    same_rows(service, job_id, undisturbed)
+
+
+def test_the_whole_service(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+    """No process outlives it, and the next start goes on with the job."""
+    job_id = run_to_the_kill(service)
+    service.kill()
+    until(lambda: not service.all_pids(), 10, "all processes gone")
+    service.start()
+    resumed(same_rows(service, job_id, undisturbed))
+
+
+def test_stopping_in_order_in_mid_run(
+    service: Service, undisturbed: dict[tuple[int, int, str], float | None]
+) -> None:
+    job_id = run_to_the_kill(service)
+    began = time.monotonic()
+    assert service.interrupt() == 130
+    assert time.monotonic() - began < 30
+    assert service.all_pids() == set()
+    service.start()
+    resumed(same_rows(service, job_id, undisturbed))
+
+
+def _is_redis(pid: int) -> bool:
+    with open(f"/proc/{pid}/comm") as name:
+        return name.read().startswith("valkey")

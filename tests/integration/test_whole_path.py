@@ -1,0 +1,88 @@
+"""The whole path with a tiny model: REST, Celery over Redis, node, engine, trainer, records, model."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from powermean.cli.models import download_model
+from powermean.contracts.api import Job, JobState
+from tests.integration.service import Service, learned, metric_rows
+from tests.tiny_model import tiny_spec
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+STEPS = 4
+UPDATES = 4  # 2 minibatches x 2 epochs
+
+
+@pytest.fixture(scope="module")
+def job(service: Service) -> Job:
+    return service.finished(service.client.create_job(tiny_spec("tiny")).id)
+
+
+def test_it_finishes_in_one_attempt_with_a_result(job: Job) -> None:
+    assert (job.step, len(job.attempts)) == (STEPS, 1)
+    assert job.result is not None
+    assert job.result.steps == STEPS
+    assert job.result.tokens > 0
+    assert job.result.reward_before is not None
+
+
+def test_every_step_and_update_has_its_metrics(service: Service, job: Job) -> None:
+    rows = metric_rows(service.client, job.id)
+    for step in range(1, STEPS + 1):
+        assert (step, -1, "reward") in rows
+        assert (step, -1, "time/step") in rows
+        assert [u for u in range(UPDATES) if (step, u, "p/mean") in rows] == list(range(UPDATES))
+    assert {step for step, _, name in rows if name == "eval/reward"} == {0, 2, 4}
+
+
+def test_every_trajectory_is_there_with_its_text(service: Service, job: Job) -> None:
+    page = service.client.trajectories(job.id, step=STEPS, limit=200)
+    assert page.total == 16 * 8
+    assert page.steps == tuple(range(1, STEPS + 1))
+    assert all(item.prompt and item.prompt.endswith("=") for item in page.items)
+    assert any(update.p is not None for item in page.items for update in item.updates)
+
+
+def test_the_events_tell_the_same_as_the_history(service: Service, job: Job) -> None:
+    events = list(service.client.events(job.id))
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    told = {
+        (row["step"], row["update"], row["name"])
+        for event in events
+        if event.kind == "metrics"
+        for row in event.data["rows"]  # type: ignore[attr-defined]
+    }
+    assert told == set(metric_rows(service.client, job.id))
+
+
+def test_the_model_loads_as_a_hugging_face_folder(service: Service, job: Job, tmp_path: Path) -> None:
+    download_model(service.client, job.id, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.hidden_size == 64
+
+
+def test_the_log_and_checkpoints_are_there(service: Service, job: Job) -> None:
+    assert service.client.logs(job.id).attempt == 1
+    assert [found.step for found in service.client.checkpoints(job.id).items] == [2]
+
+
+def test_the_same_seed_gives_the_same_run_bit_by_bit(service: Service, job: Job) -> None:
+    again = service.finished(service.client.create_job(tiny_spec("tiny")).id)
+    client = service.client
+    assert learned(metric_rows(client, again.id)) == learned(metric_rows(client, job.id))
+
+
+def test_what_only_a_node_can_check_fails_with_the_field(service: Service) -> None:
+    job = service.ended(service.client.create_job(tiny_spec("no-such-model")).id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.path == "model.folder"
+
+
+def test_a_running_job_is_cancelled(service: Service) -> None:
+    training = {"steps": 10_000, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
+    job = service.client.create_job(tiny_spec("tiny", training=training))
+    service.at_step(job.id, 1)
+    service.client.cancel_job(job.id)
+    assert service.ended(job.id).state is JobState.CANCELLED

@@ -1,0 +1,177 @@
+"""The node's agent: what it reports, what it buries, and which command lines it makes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from powermean.contracts.attempts import Claim, ValidationTask
+from powermean.contracts.job import JobSpec
+from powermean.processes import ProcessId, end_all, marked
+from trainer import worker
+from trainer.attempt_dir import MARK, AttemptDir, attempt_dirs, prune
+from trainer.inventory import read_gpus, running
+from trainer.launcher import LocalLauncher
+from trainer.link import clean, complete
+from trainer.settings import NodeSettings
+
+SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+
+
+def claim(number: int = 1, gpus: tuple[str, ...] = ()) -> Claim:
+    spec = {
+        "name": "t",
+        "model": {"name": "m"},
+        "data": {"kind": "arithmetic"},
+        "training": {"steps": 1},
+        "resources": {"gpus": len(gpus)},
+    }
+    return Claim.model_validate(
+        {
+            "attempt_id": f"job-{os.getpid()}.{number}",
+            "job_id": f"job-{os.getpid()}",
+            "number": number,
+            "spec": spec,
+            "allocations": [{"role": "trainer", "node_id": "local", "gpu_uuids": gpus}],
+            "token": "t",
+            "lease_s": 60,
+            "beat_s": 10,
+        }
+    )
+
+
+def made(data_dir: Path, number: int = 1) -> AttemptDir:
+    (data_dir / "attempts").mkdir(parents=True, exist_ok=True)
+    taken = claim(number)
+    return AttemptDir.create(data_dir / "attempts" / taken.attempt_id, taken)
+
+
+def settings(tmp_path: Path) -> NodeSettings:
+    return NodeSettings(
+        artefacts_url="file:///artefacts",
+        data_dir=tmp_path,
+        attempt_public_key=Path("/keys/attempt_token.pub"),
+    )
+
+
+def option(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1]
+
+
+def test_gpus_are_read_as_nvidia_smi_lists_them() -> None:
+    cards = read_gpus("GPU-1, NVIDIA H200, 143771\nGPU-2, NVIDIA Jetson, [N/A]\n")
+    assert [(card.uuid, card.memory_mb) for card in cards] == [("GPU-1", 143771), ("GPU-2", 0)]
+
+
+def test_an_attempt_runs_as_long_as_its_supervisor(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    with subprocess.Popen(SLEEP) as supervisor:
+        attempt.write_supervisor(ProcessId.of(supervisor.pid))
+        assert running(tmp_path) == (attempt.attempt_id,)
+        supervisor.kill()
+        supervisor.wait()
+    assert running(tmp_path) == ()
+    assert attempt.ended
+
+
+def test_a_pid_that_came_round_again_is_no_supervisor(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    attempt.write_supervisor(ProcessId(pid=os.getpid(), started=ProcessId.own().started - 1))
+    assert running(tmp_path) == ()
+
+
+def test_what_a_dead_supervisor_left_is_ended_before_its_gpus_are_reported_free(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    left = subprocess.Popen(SLEEP, env={MARK: attempt.attempt_id}, start_new_session=True)
+    try:
+        assert running(tmp_path) == ()
+        assert left.wait(5) == -9
+    finally:
+        end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0)
+
+
+def test_a_closed_attempt_keeps_its_log_and_frees_what_is_large(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    (attempt.path / "scratch").mkdir()
+    (attempt.path / "scratch" / "weights").write_bytes(b"large")
+    attempt.log.write_text("why it failed")
+    attempt.close()
+    assert not (attempt.path / "scratch").exists()
+    assert attempt.log.read_text() == "why it failed"
+
+
+def test_the_last_few_attempts_are_kept(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        attempt = made(tmp_path, number)
+        attempt.close()
+        os.utime(attempt.path, (number, number))
+    alive = made(tmp_path, 6)
+    prune(tmp_path, keep=2)
+    assert [a.attempt_id.rpartition(".")[2] for a in attempt_dirs(tmp_path)] == ["4", "5", "6"]
+    assert not alive.ended
+
+
+def test_on_a_cpu_the_engine_gets_float32_and_no_gpu(tmp_path: Path) -> None:
+    command = LocalLauncher(settings(tmp_path)).engine(AttemptDir(tmp_path), claim(), Path("/model"))
+    assert option(command.argv, "--device") == "cpu"
+    assert option(command.argv, "--dtype") == "float32"
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_on_gpus_the_trainer_runs_a_rank_on_each_of_the_allocations(tmp_path: Path) -> None:
+    launcher = LocalLauncher(settings(tmp_path))
+    command = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1", "GPU-2")), Path("/model"))
+    assert option(command.argv, "--nproc-per-node") == "2"
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
+    one = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1",)), Path("/model"))
+    assert "--nproc-per-node" not in one.argv
+    assert option(one.argv, "-m") == "trainer.run"
+
+
+def test_the_nodes_token_reaches_no_training_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_TOKEN", "pmn_secret")
+    launcher = LocalLauncher(settings(tmp_path))
+    for command in (
+        launcher.prepare(AttemptDir(tmp_path), claim()),
+        launcher.engine(AttemptDir(tmp_path), claim(), Path("/model")),
+        launcher.trainer(AttemptDir(tmp_path), claim(), Path("/model")),
+    ):
+        assert "pmn_secret" not in command.environment.values()
+
+
+def test_checks_that_do_not_answer_fail_the_job_with_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [sys.executable, "-S", "-c", "import sys; sys.exit('no such module')"]
+    monkeypatch.setattr(worker, "tethered", lambda command: broken)
+    error = worker.check(ValidationTask(job_id="job-a", spec=claim().spec)).errors[0]
+    assert error.code == "validation_failed"
+    assert "no such module" in error.message
+
+
+def test_checks_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "tethered", lambda command: SLEEP)
+    monkeypatch.setattr(worker, "VALIDATE_S", 0.2)
+    spec = JobSpec.model_validate(claim().spec.model_dump())
+    error = worker.check(ValidationTask(job_id="job-a", spec=spec)).errors[0]
+    assert error.code == "validation_timeout"
+
+
+def test_a_log_that_is_not_text_keeps_its_offsets() -> None:
+    raw = b"ok \xff\xfe \xc3\xa9 end"
+    assert clean(raw) == "ok ?? é end"
+    assert len(clean(raw).encode()) == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "whole"),
+    [
+        (b"abc", b"abc"),
+        (b"ab\xc3", b"ab"),
+        ("é".encode(), "é".encode()),
+        (b"a\xf0\x9f\x98", b"a"),
+        (b"", b""),
+    ],
+)
+def test_half_a_character_waits_for_its_rest(raw: bytes, whole: bytes) -> None:
+    assert complete(raw) == whole
