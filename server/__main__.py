@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from server.app import create_app
 from server.db.migrate import migrate
+from server.request_log import configure_logging
 from server.settings import Settings
 from server.start import CannotStart, bind, open_database, prepare
 
@@ -37,9 +38,7 @@ def main(arguments: list[str]) -> int:
         "command", nargs="?", choices=["serve", "migrate"], default="serve", help="default: serve"
     )
     command = parser.parse_args(arguments).command
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure_logging()
     try:
         settings = Settings()
         if command == "migrate":

@@ -23,6 +23,7 @@ from server.db.models import Allocation, Attempt, Job
 from server.db.session import changes, database_now
 from server.errors import Conflict, Fenced, Forbidden, NotFound
 from server.jobs import repository
+from server.jobs.checkpoints import check_owner
 from server.jobs.events import FencingToken, fence, lock_job, record_event
 from server.jobs.states import change_phase, change_state
 from server.jobs.views import job_spec
@@ -141,6 +142,8 @@ def finish(session: Session, settings: Settings, attempt_id: str, claims: Fencin
         return
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
+    if word.result is not None:
+        check_owner(job.id, "result.model.files", word.result.model)
     now = database_now(session)
     error = _why(word)
     _end(session, attempt, "ended", now, outcome=word.outcome, error=error)

@@ -2,6 +2,7 @@
 
 from sqlalchemy.orm import Session
 
+from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
 from server.db.models import Checkpoint, Garbage
 from server.db.session import database_now, upsert
@@ -24,6 +25,7 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
         raise InvalidInput.at("step", f"{checkpoint.step} is above the job's {job.total_steps} steps")
     if not checkpoint.manifest.files:
         raise InvalidInput.at("manifest.files", "a checkpoint has files", "Store them first, then commit.")
+    check_owner(job.id, "manifest.files", checkpoint.manifest)
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
@@ -45,6 +47,20 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
         job.restarts = 0
     _retire(session, job.id, job_spec(job).checkpoints.keep)
     record_event(session, job.id, "checkpoint", {"step": checkpoint.step, "attempt": attempt.number})
+
+
+def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
+    """Refuse files that are not the job's own: retention would delete another job's.
+
+    Raises:
+        InvalidInput: naming the file.
+    """
+    own = f"jobs/{job_id}/"
+    for name, ref in manifest.files.items():
+        if not ref.key.startswith(own):
+            raise InvalidInput.at(
+                f"{path}.{name}.key", "not the job's own artefact", f"Store it below {own}."
+            )
 
 
 def _retire(session: Session, job_id: str, keep: int) -> None:

@@ -36,14 +36,20 @@ def example_spec(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def example_ref(name: str, owner: str = "jobs/x/checkpoints") -> dict[str, Any]:
+def example_ref(name: str, owner: str) -> dict[str, Any]:
     """A reference to an object of the artefact store (that need not be there)."""
     return {"key": f"{owner}/{name}", "sha256": "0" * 64, "size": 10}
 
 
-def example_result(steps: int = 20) -> dict[str, Any]:
+def example_checkpoint(job_id: str, step: int, *names: str) -> dict[str, Any]:
+    """A checkpoint with files of these names."""
+    owner = f"jobs/{job_id}/checkpoints/{step}"
+    return {"step": step, "manifest": {"files": {name: example_ref(name, owner) for name in names}}}
+
+
+def example_result(job_id: str, steps: int = 20) -> dict[str, Any]:
     """What a finished run leaves."""
-    model = {"files": {"config.json": example_ref("config.json")}}
+    model = {"files": {"config.json": example_ref("config.json", f"jobs/{job_id}/model")}}
     return {"steps": steps, "reward_before": 0.3, "reward_after": 0.8, "tokens": 1000, "model": model}
 
 
@@ -77,12 +83,8 @@ class AttemptDriver:
     def beat(self, phase: str = "training") -> Response:
         return self.post("heartbeat", {"phase": phase})
 
-    def commit(self, step: int, *names: str) -> Response:
-        names = names or (f"state-{step}",)
-        return self.post(
-            "checkpoints",
-            {"step": step, "manifest": {"files": {name: example_ref(name) for name in names}}},
-        )
+    def commit(self, step: int) -> Response:
+        return self.post("checkpoints", example_checkpoint(self.claim.job_id, step, "weights", "state"))
 
     def finish(self, outcome: str, **more: Any) -> Response:
         return self.post("finish", {"outcome": outcome, **more})

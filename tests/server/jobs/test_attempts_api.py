@@ -3,7 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from service_driver import AttemptDriver, ServiceDriver, error_of, example_ref, example_result
+from service_driver import (
+    AttemptDriver,
+    ServiceDriver,
+    error_of,
+    example_checkpoint,
+    example_ref,
+    example_result,
+)
 from sqlalchemy import select
 
 from powermean.contracts.api import JobState
@@ -14,7 +21,7 @@ WRITES = [
     ("heartbeat", {"phase": "training"}),
     ("metrics", {"rows": [{"step": 1, "name": "reward", "value": 0.5}]}),
     ("trajectories", {"step": 1, "rows": []}),
-    ("checkpoints", {"step": 1, "manifest": {"files": {"a": example_ref("a")}}}),
+    ("checkpoints", example_checkpoint("job-x", 1, "a")),
     ("finish", {"outcome": "failed"}),
 ]
 
@@ -135,17 +142,16 @@ def test_a_late_repeat_of_an_older_commit_does_not_bring_it_back(service: Servic
 def test_old_checkpoints_are_dropped_and_their_files_with_them(service: ServiceDriver):
     attempt = service.running(checkpoints={"every": 1, "keep": 2})
     store = service.scheduler.artefacts
-    shared = store.put_bytes("jobs/x/checkpoints", "tokenizer", b"same").model_dump()
-    own = [store.put_bytes(f"jobs/x/checkpoints/{i}", "weights", b"%d" % i).model_dump() for i in range(4)]
+    owner = f"jobs/{attempt.claim.job_id}/checkpoints"
+    shared = store.put_bytes(owner, "tokenizer", b"same").model_dump()
+    own = [store.put_bytes(f"{owner}/{i}", "weights", b"%d" % i).model_dump() for i in range(4)]
     for step in range(4):
         manifest = {"files": {"tokenizer": shared, "weights": own[step]}}
         assert attempt.post("checkpoints", {"step": step + 1, "manifest": manifest}).status_code == 204
     with service.database.read() as session:
         assert sorted(c.step for c in session.execute(select(Checkpoint)).scalars()) == [3, 4]
     service.scheduler.turn()
-    assert [ref.key for ref in store.list("jobs/x/checkpoints")] == sorted(
-        [shared["key"], own[2]["key"], own[3]["key"]]
-    )
+    assert [ref.key for ref in store.list(owner)] == sorted([shared["key"], own[2]["key"], own[3]["key"]])
     with service.database.read() as session:
         assert session.execute(select(Garbage)).first() is None
 
@@ -154,10 +160,11 @@ def test_old_checkpoints_are_dropped_and_their_files_with_them(service: ServiceD
 @pytest.mark.parametrize(
     ("commit", "path"),
     [
-        ({"step": 21, "manifest": {"files": {"a": example_ref("a")}}}, "step"),
-        ({"step": 2, "manifest": {"files": {}}}, "manifest.files"),
-        ({"step": -1, "manifest": {"files": {"a": example_ref("a")}}}, "step"),
-        ({"step": 1, "manifest": {"files": {"a": example_ref("../a")}}}, "manifest.files.a.key"),
+        (example_checkpoint("x", 21, "a"), "step"),
+        (example_checkpoint("x", 2), "manifest.files"),
+        (example_checkpoint("x", -1, "a"), "step"),
+        (example_checkpoint("another-job", 1, "a"), "manifest.files.a.key"),
+        ({"step": 1, "manifest": {"files": {"a": example_ref("a", "..")}}}, "manifest.files.a.key"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_is_refused(service: ServiceDriver, commit, path):
@@ -169,7 +176,7 @@ def test_a_checkpoint_that_cannot_be_is_refused(service: ServiceDriver, commit, 
 def test_a_finished_job(service: ServiceDriver):
     attempt = service.running()
     for _ in range(2):  # the first answer may be lost
-        assert attempt.finish("finished", result=example_result()).status_code == 204
+        assert attempt.finish("finished", result=example_result(attempt.claim.job_id)).status_code == 204
     job = service.job(attempt.claim.job_id)
     assert job.state is JobState.FINISHED
     assert job.result is not None
@@ -186,7 +193,7 @@ def test_a_job_that_trained_no_step_has_failed(service: ServiceDriver):
     assert job.state is JobState.FAILED
     assert job.error is not None
     assert job.error.code == "no_steps"
-    assert attempt.finish("finished", result=example_result(0)).status_code == 422
+    assert attempt.finish("finished", result=example_result(attempt.claim.job_id, 0)).status_code == 422
 
 
 def fail(attempt: AttemptDriver, retryable: bool = True) -> None:
@@ -267,6 +274,7 @@ def test_time_left_follows_the_last_steps(service: ServiceDriver):
     job_id = attempt.claim.job_id
     assert service.job(job_id).seconds_left is None
     rows = [{"step": step, "name": "time/step", "value": 3.0} for step in range(1, 6)]
+    rows.append({"step": 5, "name": "reward", "value": 0.5})
     assert attempt.post("metrics", {"rows": rows}).status_code == 204
     assert service.job(job_id).seconds_left == pytest.approx(3.0 * 15)
 
@@ -275,7 +283,7 @@ def test_events_count_up_without_a_gap(service: ServiceDriver):
     attempt = service.running()
     attempt.commit(5)
     attempt.post("metrics", {"rows": [{"step": 6, "name": "reward", "value": 1.0}]})
-    attempt.finish("finished", result=example_result())
+    attempt.finish("finished", result=example_result(attempt.claim.job_id))
     job = service.job(attempt.claim.job_id)
     with service.database.read() as session:
         metric_seqs = set(session.execute(select(Metric.seq)).scalars())

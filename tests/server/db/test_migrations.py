@@ -1,0 +1,63 @@
+"""The migrations make exactly the tables that the models name, on both databases."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.command import downgrade
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect
+
+from server.db.migrate import alembic_config, migrate, pending_revision
+from server.db.models import Base
+from server.db.session import Database
+
+
+@pytest.fixture
+def empty(empty_url: str) -> Iterator[Database]:
+    database = Database(empty_url)
+    yield database
+    database.close()
+
+
+def test_migrations_and_models_agree(empty: Database):
+    migrate(empty)
+    with empty.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_migrating_again_changes_nothing(empty: Database):
+    assert pending_revision(empty) is not None
+    for _ in range(2):
+        migrate(empty)
+        assert pending_revision(empty) is None
+
+
+def test_servers_that_start_together_take_turns(empty_url: str):
+    databases = [Database(empty_url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrate, databases))
+    assert pending_revision(databases[0]) is None
+    for database in databases:
+        database.close()
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: object, **keywords: object) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr("alembic.operations.Operations.create_index", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        migrate(empty)
+    assert inspect(empty.engine).get_table_names() == []
+
+
+def test_the_way_back(empty: Database):
+    migrate(empty)
+    config = alembic_config()
+    with empty.write() as session:
+        config.attributes["connection"] = session.connection()
+        downgrade(config, "base")
+    assert inspect(empty.engine).get_table_names() == ["alembic_version"]

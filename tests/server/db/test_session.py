@@ -1,0 +1,151 @@
+"""Transactions, the database's clock and the upsert, alike on both databases."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from server.db import session as sessions
+from server.db.models import Attempt, Leader, Node
+from server.db.session import Changes, Database, DatabaseBusy, changes, database_now, upsert
+
+
+def put(database: Database, *ids: str) -> None:
+    with database.write() as session:
+        now = database_now(session)
+        session.add_all(Node(id=node_id, report={}, seen_at=now) for node_id in ids)
+
+
+def ids(database: Database) -> list[str]:
+    with database.read() as session:
+        return list(session.execute(select(Node.id).order_by(Node.id)).scalars())
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database):
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        session.add(Node(id="a", report={}, seen_at=database_now(session)))
+        session.flush()
+        raise ZeroDivisionError
+    assert ids(database) == []
+
+
+def test_a_reader_neither_sees_nor_stops_an_open_writer(database: Database):
+    with database.write() as session:
+        session.add(Node(id="a", report={}, seen_at=database_now(session)))
+        session.flush()
+        assert ids(database) == []
+    assert ids(database) == ["a"]
+
+
+def test_reading_writes_nothing(database: Database):
+    with database.read() as session:
+        session.add(Node(id="a", report={}, seen_at=database_now(session)))
+        session.flush()
+    assert ids(database) == []
+
+
+def test_writers_in_a_crowd_lose_no_update(database: Database):
+    put(database, "counter")
+
+    def count(_: int) -> None:
+        with database.write() as session:
+            query = select(Node).where(Node.id == "counter").with_for_update()
+            node = session.execute(query).scalar_one()
+            node.report = {"n": node.report.get("n", 0) + 1}
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(40)))
+    with database.read() as session:
+        assert session.get_one(Node, "counter").report == {"n": 40}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_writer_gives_up_waiting_in_time(database: Database, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sessions, "BUSY_TIMEOUT_S", 0.05)
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database.write():
+            holding.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holding.wait(10)
+    with pytest.raises(DatabaseBusy), database.write():
+        pass
+    done.set()
+    thread.join(10)
+    put(database, "a")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_sqlite_is_set_up_to_keep_what_it_acknowledged(database: Database):
+    with database.read() as session:
+        found = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
+
+
+def test_foreign_keys_hold(database: Database):
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.add(
+            Attempt(id="x.1", job_id="x", number=1, state="starting", created_at=database_now(session))
+        )
+
+
+def test_the_databases_clock_is_utc_and_runs_within_a_transaction(database: Database):
+    with database.write() as session:
+        first = database_now(session)
+        assert abs(first - datetime.now(UTC)) < timedelta(minutes=1)
+        assert first.utcoffset() == timedelta(0)
+        while database_now(session) == first:
+            pass
+
+
+def test_moments_come_back_as_they_went_in(database: Database):
+    moment = datetime(2030, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+    with database.write() as session:
+        session.add(Leader(name="a", holder="b", expires_at=moment))
+    with database.read() as session:
+        assert session.get_one(Leader, "a").expires_at == moment
+
+
+def test_a_moment_without_a_zone_is_refused(database: Database):
+    with pytest.raises(StatementError, match="time zone"), database.write() as session:
+        session.add(Leader(name="a", holder="b", expires_at=datetime(2030, 1, 1)))
+
+
+def test_upsert_replaces_what_it_is_told_to(database: Database):
+    early, late = datetime(2030, 1, 1, tzinfo=UTC), datetime(2031, 1, 1, tzinfo=UTC)
+
+    def write(holder: str, at: datetime, *replace: str) -> tuple[str, datetime]:
+        with database.write() as session:
+            row = {"name": "a", "holder": holder, "expires_at": at}
+            upsert(session, Leader, [row], replace=replace)
+        with database.read() as session:
+            found = session.get_one(Leader, "a")
+            return found.holder, found.expires_at
+
+    assert write("one", early) == ("one", early)
+    assert write("two", late) == ("one", early)
+    assert write("two", late, "holder") == ("two", early)
+    assert write("three", late, "holder", "expires_at") == ("three", late)
+
+
+def test_listeners_hear_of_commits_alone(database: Database):
+    heard: list[Changes] = []
+    database.listen(heard.append)
+    put(database, "a")
+    with database.write() as session:
+        changes(session).jobs.add("job-1")
+        assert heard == []
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        changes(session).plan = True
+        raise ZeroDivisionError
+    assert heard == [Changes(jobs={"job-1"})]
