@@ -135,6 +135,7 @@ class Embedded:
         self.home.secrets.chmod(0o700)
         require_space(self.home.folder)
         self._take_lock()
+        self.home.address.unlink(missing_ok=True)  # of a run that was killed
         port = choose_port(*self._wanted)
         self.url = f"http://127.0.0.1:{port}"
         self._note_holder()

@@ -68,7 +68,8 @@ class Service:
     def _ready(self) -> bool:
         assert self.process
         assert self.process.poll() is None, (self.home.parent / "up.log").read_text()
-        return (self.home / "server.url").exists()
+        lock, address = self.home / "lock", self.home / "server.url"
+        return lock.exists() and f"process {self.pid}," in lock.read_text() and address.exists()
 
     @property
     def client(self) -> Client:
