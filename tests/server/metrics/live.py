@@ -1,0 +1,55 @@
+"""A real server on a real socket, and readers of its event streams that can be cut."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from powermean.contracts.api import Event
+from powermean.sse import read_events
+
+
+@contextmanager
+def listening(app: FastAPI, deadline_s: float = 20) -> Iterator[str]:
+    """The application behind uvicorn in a thread; its address."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(256)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        ends = time.monotonic() + deadline_s
+        while not server.started:
+            assert time.monotonic() < ends, "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        app.state.events.end_streams()
+        server.should_exit = True
+        thread.join(deadline_s)
+
+
+@contextmanager
+def stream(url: str, job_id: str, key: str, **headers: str) -> Iterator[httpx.Response]:
+    """An open event stream."""
+    with (
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
+        client.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response,
+    ):
+        yield response
+
+
+def read(response: httpx.Response, upto: int) -> list[Event]:
+    """Events up to the number `upto`, or to the end of the stream."""
+    found = []
+    for event in read_events(response.iter_lines()):
+        found.append(event)
+        if event.seq >= upto:
+            break
+    return found

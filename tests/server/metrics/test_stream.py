@@ -1,0 +1,217 @@
+"""Live events over a real connection: replayed, followed, resumed, without gap or double."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from live import listening, read, stream
+from reports import next_attempt, post_rows, row
+from service_driver import ADMIN_KEY
+
+from powermean.contracts.metrics import WHOLE_STEP
+from server.metrics import stream as stream_module
+from server.metrics.event_log import Frame, Page
+from server.metrics.stream import BACKLOG, Subscription
+
+
+def values(events):
+    """What a client knows after these events: (step, update, name) -> value, truncated by each rewind."""
+    known = {}
+    for event in events:
+        if event.kind == "metrics":
+            for item in event.data["rows"]:
+                known[item["step"], item["update"], item["name"]] = item["value"]
+        elif event.kind == "rewind":
+            known = {key: value for key, value in known.items() if key[0] < event.data["from_step"]}
+    return known
+
+
+def history(service, job_id):
+    """The same from the history."""
+    answer = service.person.get(f"/v1/jobs/{job_id}/metrics", params={"max_points": 10_000}).json()
+    return {
+        (point["step"], point["update"], series["name"]): point["value"]
+        for series in answer["series"]
+        for point in series["points"]
+    }
+
+
+def test_a_stream_replays_then_follows(service):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    post_rows(attempt, row(1))
+    with listening(service.app) as url, stream(url, job_id, ADMIN_KEY) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = read_in_background(response, upto=service.job(job_id).seq + 2)
+        for step in (2, 3):
+            post_rows(attempt, row(step))
+        found = events()
+    assert [event.seq for event in found] == list(range(1, service.job(job_id).seq + 1))
+    assert [key[0] for key in values(found)] == [1, 2, 3]
+
+
+def test_a_stream_that_is_cut_again_and_again_misses_and_repeats_nothing(service):
+    """Connections are cut in the middle while an attempt reports, fails, and another takes over."""
+    first = service.running()
+    job_id = first.claim.job_id
+    done = threading.Event()
+
+    def run():
+        for step in range(1, 20):
+            post_rows(first, row(step, value=step / 2), row(step, "loss", -step, update=0))
+        first.commit(7)
+        second = next_attempt(service, first)
+        for step in range(8, 21):
+            post_rows(second, row(step, value=step / 4))
+            time.sleep(0.02)
+        done.set()
+
+    found = []
+    with listening(service.app) as url:
+        runner = threading.Thread(target=run)
+        runner.start()
+        while not done.is_set() or found[-1].seq < service.job(job_id).seq:
+            after = found[-1].seq if found else 0
+            with stream(url, job_id, ADMIN_KEY, **{"Last-Event-ID": str(after)}) as response:
+                found += read(response, upto=after + 3)
+        runner.join()
+    assert [event.seq for event in found] == list(range(1, service.job(job_id).seq + 1))
+    assert "rewind" in {event.kind for event in found}
+    assert values(found) == history(service, job_id)
+
+
+def test_fifty_clients_get_the_same(service):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    last = service.job(job_id).seq + 20
+
+    async def follow(url, start):
+        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=60)) as client:
+            await asyncio.gather(*(one(client, url, start) for _ in range(50)))
+
+    bodies = []
+
+    async def one(client, url, start):
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        async with client.stream("GET", f"{url}/v1/jobs/{job_id}/events", headers=headers) as response:
+            body = b""
+            start.set()
+            async for piece in response.aiter_bytes():
+                body += piece
+                if f"id: {last}\n".encode() in body and body.endswith(b"\n\n"):
+                    break
+            bodies.append(body)
+
+    with listening(service.app) as url:
+        start = threading.Event()
+        clients = threading.Thread(target=lambda: asyncio.run(follow(url, start)))
+        clients.start()
+        assert start.wait(20)
+        for step in range(1, 21):
+            post_rows(attempt, row(step))
+        clients.join(30)
+    assert len(bodies) == 50
+    assert len({body.replace(stream_module.KEEP_ALIVE, b"") for body in bodies}) == 1
+
+
+def test_the_stream_of_a_job_that_ended_ends_and_then_is_empty(service):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    attempt.finish("failed", error={"code": "bad", "message": "bad"})
+    with listening(service.app) as url:
+        with stream(url, job_id, ADMIN_KEY) as response:
+            body = response.read()
+        assert body.endswith(b"event: end\ndata: {}\n\n")
+        assert b'"state":"failed"' in body
+        last = str(service.job(job_id).seq)
+        with stream(url, job_id, ADMIN_KEY, **{"Last-Event-ID": last}) as response:
+            assert response.status_code == 204
+
+
+def test_a_follower_is_told_of_the_end(service):
+    attempt = service.running()
+    with listening(service.app) as url, stream(url, attempt.claim.job_id, ADMIN_KEY) as response:
+        pieces = response.iter_bytes()
+        next(pieces)
+        attempt.finish("failed", error={"code": "bad", "message": "bad"})
+        assert b"".join(pieces).endswith(b"event: end\ndata: {}\n\n")
+
+
+def test_a_lost_wake_up_costs_a_poll(service, monkeypatch):
+    """As when another server took the report and Redis is down."""
+    attempt = service.running()
+    monkeypatch.setattr(service.app.state.events, "_spread", lambda job_ids: None)
+    last = service.job(attempt.claim.job_id).seq
+    with listening(service.app) as url, stream(url, attempt.claim.job_id, ADMIN_KEY) as response:
+        events = read_in_background(response, upto=last + 1)
+        time.sleep(0.3)
+        posted = time.monotonic()
+        post_rows(attempt, row(1))
+        assert events()[-1].seq == last + 1
+        assert time.monotonic() - posted < 5 * stream_module.POLL_S
+
+
+def test_a_silent_stream_is_kept_alive(service, monkeypatch):
+    monkeypatch.setattr(stream_module, "KEEP_ALIVE_S", 0.05)
+    attempt = service.running()
+    with listening(service.app) as url, stream(url, attempt.claim.job_id, ADMIN_KEY) as response:
+        assert any(piece == stream_module.KEEP_ALIVE for piece in response.iter_bytes())
+
+
+def test_a_position_of_another_database_starts_anew(service):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    last = service.job(job_id).seq
+    with (
+        listening(service.app) as url,
+        stream(url, job_id, ADMIN_KEY, **{"Last-Event-ID": "999"}) as response,
+    ):
+        assert [event.seq for event in read(response, last)] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("position", ["-1", "x", str(2**70)])
+def test_a_position_that_is_none_is_refused(service, position):
+    job_id = service.submit()
+    answer = service.person.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": position})
+    assert answer.status_code == 422
+
+
+def test_streams_need_a_key_and_a_job(service):
+    assert service.anyone.get("/v1/jobs/job-none/events").status_code == 401
+    with listening(service.app) as url, stream(url, "job-none", ADMIN_KEY) as response:
+        assert response.status_code == 404
+
+
+def test_a_client_too_far_behind_is_cut_off():
+    async def offers():
+        client = Subscription()
+        page = Page(0, 1, (Frame(1, b"x"),), 1, final=False)
+        accepted = [client.offer(page) for _ in range(BACKLOG + 1)]
+        return accepted, client.batches.qsize(), client.batches.get_nowait()
+
+    accepted, waiting, first = asyncio.run(offers())
+    assert accepted == [True] * BACKLOG + [False]
+    assert (waiting, first) == (1, None)
+
+
+def read_in_background(response, upto):
+    """Starts to read; the returned function waits for the events."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(read, response, upto)
+    pool.shutdown(wait=False)
+    return lambda: future.result(20)
+
+
+def test_whole_step_rows_travel_as_such(service):
+    attempt = service.running()
+    post_rows(attempt, row(1))
+    last = service.job(attempt.claim.job_id).seq
+    with listening(service.app) as url, stream(url, attempt.claim.job_id, ADMIN_KEY) as response:
+        event = read(response, last)[-1]
+    assert event.data == {
+        "attempt": 1,
+        "rows": [{"step": 1, "update": WHOLE_STEP, "name": "reward", "value": 0.5}],
+    }
