@@ -1,0 +1,108 @@
+"""The rollout service of one attempt: python -m rollout --engine transformers --model DIR ..."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.tether import PR_SET_PDEATHSIG, prctl
+from rollout.app import create_app
+from rollout.engine import Engine, EngineError, Fence
+from rollout.engines.transformers import load_engine
+from rollout.settings import RolloutSettings, parse_settings
+from rollout.weights import WeightSource
+
+STOP_TIMEOUT_S = 5
+
+
+class _Server(uvicorn.Server):
+    """Says where it serves once it does."""
+
+    def __init__(self, config: uvicorn.Config, url: str, ready_file: Path | None) -> None:
+        super().__init__(config)
+        self._url = url
+        self._ready_file = ready_file
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._ready_file is not None:
+            _write_whole(self._ready_file, json.dumps({"url": self._url}))
+
+
+def main() -> int:
+    """Serve until SIGTERM, or until the parent process is gone. 1, with one line on stderr, if that can't be."""
+    parent = os.getppid()
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return 1
+    settings = parse_settings()
+    try:
+        public_key = settings.public_key.read_text()
+        listener = _listen(settings)
+        engine = _load(settings)
+    except (EngineError, ArtefactError) as error:
+        print(f"error: {error}" + (f" {error.remedy}" if error.remedy else ""), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        create_app(engine, settings, public_key),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=STOP_TIMEOUT_S,
+    )
+    url = f"http://{_authority(settings.host)}:{listener.getsockname()[1]}"
+    _Server(config, url, settings.ready_file).run(sockets=[listener])
+    return 0
+
+
+def _load(settings: RolloutSettings) -> Engine:
+    store = ArtefactStore(settings.artefacts_url) if settings.artefacts_url else None
+    return load_engine(
+        settings.model,
+        device=settings.device,
+        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype],
+        fence=Fence(settings.job_id, settings.attempt, 0),
+        weights=WeightSource(store),
+        max_model_len=settings.max_model_len,
+        max_batch_tokens=settings.max_batch_tokens,
+    )
+
+
+def _listen(settings: RolloutSettings) -> socket.socket:
+    """A bound socket: a port that is taken is known before the model is loaded."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
+    return listener
+
+
+def _authority(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Readers see the whole file or none."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

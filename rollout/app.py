@@ -1,0 +1,166 @@
+"""The rollout service over HTTP: one engine, for one job."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from threading import Event
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
+from powermean.contracts.rollout import EngineState, GenerateRequest, PublishRequest
+from powermean.tokens import AttemptClaims, Verb
+from rollout.engine import CancelledError, Engine, EngineError
+from rollout.guard import CLAIMS, Guard, error_response
+from rollout.metrics import EngineMetrics
+from rollout.settings import RolloutSettings
+from rollout.turns import Result, Turns
+
+CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the numbers
+
+router = APIRouter()
+
+
+def create_app(engine: Engine, settings: RolloutSettings, public_key_pem: str) -> FastAPI:
+    """The service around an engine. The engine is called from one thread, one request at a time."""
+    turns = Turns(settings.max_waiting)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        turns.close()
+
+    app = FastAPI(
+        title="powermean rollout", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
+    )
+    app.state.engine = engine
+    app.state.turns = turns
+    app.state.metrics = EngineMetrics()
+    app.include_router(router)
+    app.add_exception_handler(EngineError, _engine_error)
+    app.add_exception_handler(CancelledError, _cancelled)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Guard, hosts=settings.hosts, public_key_pem=public_key_pem, max_body=settings.max_body)
+    return app
+
+
+@router.post("/v1/generate")
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """Complete prompts."""
+    engine = _engine_for(request, Verb.GENERATE)
+    response = await _in_turn(request, lambda cancelled: engine.generate(body, cancelled))
+    _metrics(request).generated(body, response)
+    return Response(response.model_dump_json(), media_type="application/json")
+
+
+@router.post("/v1/publish")
+async def publish(body: PublishRequest, request: Request) -> EngineState:
+    """Take new weights."""
+    engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
+    if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
+        raise EngineError(
+            403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
+        )
+    started = time.monotonic()
+    await _in_turn(request, lambda _cancelled: engine.publish(body))
+    _metrics(request).published(time.monotonic() - started)
+    return engine.state()
+
+
+@router.post("/v1/pause")
+async def pause(request: Request) -> EngineState:
+    """Refuse to generate until resumed; what is being generated is finished first."""
+    engine = _engine_for(request, Verb.PUBLISH)
+    await _in_turn(request, lambda _cancelled: engine.pause())
+    return engine.state()
+
+
+@router.post("/v1/resume")
+async def resume(request: Request) -> EngineState:
+    """Generate again."""
+    engine = _engine_for(request, Verb.PUBLISH)
+    await _in_turn(request, lambda _cancelled: engine.resume())
+    return engine.state()
+
+
+@router.get("/health")
+async def health(request: Request) -> JSONResponse:
+    """Whether the engine is ready; with a token, its whole state. 503 when it is not."""
+    state = request.app.state.engine.state()
+    content = state.model_dump(mode="json") if CLAIMS in request.scope["state"] else {"ready": state.ready}
+    return JSONResponse(content, 200 if state.ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    engine = _engine_for(request, Verb.GENERATE)
+    return _metrics(request).response(engine.state(), request.app.state.turns.taken)
+
+
+def _engine_for(request: Request, verb: Verb) -> Engine:
+    """The engine, if the request's token allows it. Raises EngineError (forbidden, other_job, fenced)."""
+    engine: Engine = request.app.state.engine
+    claims = _claims(request)
+    if not claims.allows(verb):
+        raise EngineError(403, "forbidden", f"the token does not allow {verb}")
+    engine.fence.check_attempt(claims.job_id, claims.attempt)
+    return engine
+
+
+async def _in_turn(request: Request, work: Callable[[Event], Result]) -> Result:
+    turns: Turns = request.app.state.turns
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return await turns.run(work, gone)
+
+
+def _claims(request: Request) -> AttemptClaims:
+    claims: AttemptClaims = request.scope["state"][CLAIMS]
+    return claims
+
+
+def _metrics(request: Request) -> EngineMetrics:
+    found: EngineMetrics = request.app.state.metrics
+    return found
+
+
+def _engine_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, EngineError)
+    return error_response(error)
+
+
+def _cancelled(_request: Request, _error: Exception) -> JSONResponse:
+    return error_response(EngineError(CLIENT_GONE, "cancelled", "the request was given up"))
+
+
+def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    fields = tuple(
+        FieldError(path=".".join(map(str, one["loc"][1:])) or "body", message=one["msg"])
+        for one in error.errors()[:20]
+    )
+    body = ErrorBody(code="invalid", message=f"{fields[0].path}: {fields[0].message}", fields=fields)
+    return JSONResponse(ErrorResponse(error=body).model_dump(mode="json"), 422)
+
+
+def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    return error_response(EngineError(error.status_code, code, str(error.detail)))
+
+
+def _unexpected(_request: Request, error: Exception) -> JSONResponse:
+    """The traceback goes to the log."""
+    kind = type(error).__name__
+    return error_response(
+        EngineError(500, "engine_error", f"{kind} in the engine", remedy="See the attempt's log.")
+    )

@@ -1,0 +1,140 @@
+"""The trainer's side of the rollout service. Imports no torch and no engine."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from powermean.contracts.api import ErrorResponse
+from powermean.contracts.attempts import JobError
+from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+
+CONNECT_TIMEOUT_S = 10.0
+CONTROL_TIMEOUT_S = 60.0  # of pause, resume and health; what is being generated is finished first
+_WORTH_ANOTHER_TRY = frozenset({401, 429, 499})
+
+Message = TypeVar("Message", bound=BaseModel)
+
+
+class RolloutError(Exception):
+    """The rollout service did not do what it was asked. `error` is what a failed job says of it."""
+
+    def __init__(self, code: str, message: str, *, remedy: str | None = None, retryable: bool) -> None:
+        super().__init__(message)
+        self.error = JobError(code=code, message=message, remedy=remedy)
+        self.retryable = retryable
+
+    @property
+    def code(self) -> str:
+        return self.error.code
+
+
+class EngineUnreachable(RolloutError):  # noqa: N818  (reads as a state, like ServerUnreachable)
+    """Nothing answers, or the connection broke in mid-request."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            "engine_unreachable", f"the rollout service at {url} is gone: {reason}", retryable=True
+        )
+
+
+class EngineTimeout(RolloutError):  # noqa: N818
+    """No answer in time."""
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        super().__init__(
+            "engine_timeout",
+            f"the rollout service did not answer {what} within {timeout_s:g} s",
+            remedy="see the attempt's log; lower rollout.max_new_tokens or training.prompts_per_step",
+            retryable=True,
+        )
+
+
+class EngineRefused(RolloutError):  # noqa: N818
+    """It answered that it won't. `status` is HTTP's."""
+
+    def __init__(self, status: int, code: str, message: str, remedy: str | None = None) -> None:
+        retryable = status >= 500 or status in _WORTH_ANOTHER_TRY
+        super().__init__(code, message, remedy=remedy, retryable=retryable)
+        self.status = status
+
+
+class RolloutClient:
+    """One rollout service. `token` gives the attempt's current token: it changes with every heartbeat.
+
+    Every call raises EngineUnreachable, EngineTimeout or EngineRefused, all of them RolloutError.
+    """
+
+    def __init__(self, url: str, token: Callable[[], str]) -> None:
+        self._url = url
+        self._token = token
+        self._http = httpx.Client(base_url=url, trust_env=False)
+
+    def __enter__(self) -> "RolloutClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._http.close()
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        """Complete prompts."""
+        content = self._call("POST", "/v1/generate", timeout_s, request)
+        return _parsed(GenerateResponse, content)
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> EngineState:
+        """Send new weights; they are in use when this returns."""
+        return _parsed(EngineState, self._call("POST", "/v1/publish", timeout_s, request))
+
+    def pause(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
+        """Let the engine refuse to generate until `resume`."""
+        return _parsed(EngineState, self._call("POST", "/v1/pause", timeout_s))
+
+    def resume(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
+        """Let the engine generate again."""
+        return _parsed(EngineState, self._call("POST", "/v1/resume", timeout_s))
+
+    def health(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
+        """The engine's state."""
+        return _parsed(EngineState, self._call("GET", "/health", timeout_s))
+
+    def _call(self, method: str, path: str, timeout_s: float, body: BaseModel | None = None) -> bytes:
+        """The answer's body. The answer comes in one piece, so its first byte is nearly its last."""
+        headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": "application/json"}
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        content = body.model_dump_json() if body is not None else None
+        try:
+            response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)
+        except httpx.ConnectTimeout as error:
+            raise EngineUnreachable(self._url, "no connection") from error
+        except httpx.TimeoutException as error:
+            raise EngineTimeout(f"{method} {path}", timeout_s) from error
+        except httpx.TransportError as error:
+            raise EngineUnreachable(self._url, str(error) or type(error).__name__) from error
+        if not response.is_success:
+            raise _refusal(response)
+        return response.content
+
+
+def _parsed(kind: type[Message], content: bytes) -> Message:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise EngineRefused(
+            502, "engine_answer", f"the rollout service's answer can't be read: {error}"
+        ) from error
+
+
+def _refusal(response: httpx.Response) -> EngineRefused:
+    try:
+        error = ErrorResponse.model_validate_json(response.content).error
+    except ValidationError:
+        return EngineRefused(response.status_code, "engine_error", f"HTTP {response.status_code}")
+    return EngineRefused(response.status_code, error.code, error.message, error.remedy)

@@ -1,0 +1,89 @@
+"""What a rollout engine is: one model that completes prompts and takes new weights."""
+
+from dataclasses import dataclass
+from threading import Event
+from typing import Protocol
+
+from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+
+
+class EngineError(Exception):
+    """Why an engine did not do what it was asked: `code` for programs, `remedy` for people."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, remedy: str | None = None, path: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.remedy = remedy
+        self.path = path  # field of the request at fault
+
+
+class CancelledError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The newest weights that an engine has seen: neither an attempt nor a version ever goes back."""
+
+    job_id: str
+    attempt: int
+    version: int
+
+    def check_attempt(self, job_id: str, attempt: int) -> None:
+        """Raises EngineError (other_job, fenced) unless the attempt may use the engine."""
+        if job_id != self.job_id:
+            raise EngineError(
+                403,
+                "other_job",
+                f"this engine serves job {self.job_id}, not {job_id}",
+                remedy="Ask the engine of your own attempt.",
+            )
+        if attempt < self.attempt:
+            raise EngineError(
+                409,
+                "fenced",
+                f"attempt {attempt} is over: the engine serves attempt {self.attempt}",
+                remedy="Stop: a newer attempt at the job has taken over.",
+            )
+
+    def advanced(self, request: PublishRequest) -> "Fence":
+        """The fence after this publish. Raises EngineError (other_job, fenced, stale_version).
+
+        A newer attempt goes on from its checkpoint, so it may start below the version that it found.
+        """
+        self.check_attempt(request.job_id, request.attempt)
+        if request.attempt == self.attempt and request.version <= self.version:
+            raise EngineError(
+                409,
+                "stale_version",
+                f"version {request.version} is not above version {self.version}, which the engine serves",
+                remedy="Publish each version once, in rising order.",
+                path="version",
+            )
+        return Fence(self.job_id, request.attempt, request.version)
+
+
+class Engine(Protocol):
+    """Calls come one at a time, from one thread; `state` from any."""
+
+    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+        """Complete prompts. Raises EngineError, or CancelledError soon after `cancelled` is set."""
+
+    def publish(self, request: PublishRequest) -> None:
+        """Take new weights. Raises EngineError: the engine then still serves the weights it had."""
+
+    def pause(self) -> None:
+        """Refuse to generate until `resume`."""
+
+    def resume(self) -> None:
+        """Generate again."""
+
+    @property
+    def fence(self) -> Fence:
+        """What the engine serves now."""
+
+    def state(self) -> EngineState:
+        """What /health says."""

@@ -1,0 +1,99 @@
+"""Who may speak to the service, before any of a request's body is read."""
+
+from http import HTTPStatus
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from powermean.contracts.api import ErrorBody, ErrorResponse
+from powermean.tokens import TokenError, TokenExpired, verify_attempt_token
+from rollout.engine import EngineError
+
+CLAIMS = "attempt_claims"  # key in the request's state
+_OPEN_PATHS = frozenset({"/health"})
+
+
+class Guard:
+    """Checks the Host header (against DNS rebinding), the attempt token and the body's size."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], public_key_pem: str, max_body: int) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._public_key_pem = public_key_pem
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            headers = Headers(scope=scope)
+            self._check_host(headers)
+            self._check_token(scope, headers)
+            self._check_size(headers)
+        except EngineError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, self._limited(receive), send)
+
+    def _check_host(self, headers: Headers) -> None:
+        host = headers.get("host", "").lower()
+        name = host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+        if name not in self._hosts:
+            raise EngineError(
+                400,
+                "unknown_host",
+                f"this service is not {name!r}",
+                remedy="Start it with --allowed-host NAME.",
+            )
+
+    def _check_token(self, scope: Scope, headers: Headers) -> None:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            if scope["path"] in _OPEN_PATHS:
+                return
+            raise _unauthenticated("this needs an attempt token", "Send it as `Authorization: Bearer TOKEN`.")
+        try:
+            claims = verify_attempt_token(token.strip(), self._public_key_pem)
+        except TokenExpired as error:
+            raise _unauthenticated(str(error), "Take the token of the last heartbeat reply.") from error
+        except TokenError as error:
+            raise _unauthenticated(str(error), "Take the token of the attempt's claim.") from error
+        scope.setdefault("state", {})[CLAIMS] = claims
+
+    def _check_size(self, headers: Headers) -> None:
+        announced = headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > self._max_body:
+            raise self._too_large()
+
+    def _limited(self, receive: Receive) -> Receive:
+        """`receive` for a body that announced no size."""
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_body:
+                raise self._too_large()
+            return message
+
+        return limited
+
+    def _too_large(self) -> EngineError:
+        return EngineError(
+            413, "too_large", f"the body exceeds {self._max_body} bytes", remedy="Split the request."
+        )
+
+
+def error_response(error: EngineError) -> JSONResponse:
+    """An error in the one shape of the project."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
+    message = f"{error.path}: {error}" if error.path else str(error)
+    body = ErrorBody(code=error.code, message=message, remedy=error.remedy)
+    return JSONResponse(ErrorResponse(error=body).model_dump(mode="json"), error.status, headers)
+
+
+def _unauthenticated(message: str, remedy: str) -> EngineError:
+    return EngineError(401, "unauthenticated", message, remedy=remedy)

@@ -1,0 +1,98 @@
+"""What `python -m rollout` is told on its command line."""
+
+import argparse
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from powermean.contracts.base import Contract
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
+class RolloutSettings(Contract):
+    """Settings of one rollout service. Every field is a command-line flag."""
+
+    engine: Literal["transformers"] = Field("transformers", description="Engine that serves the model.")
+    model: Path = Field(description="Folder of a Hugging Face causal language model.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field(
+        "cpu", description="cpu, cuda or cuda:N."
+    )
+    job_id: str = Field(min_length=1, description="Job that the engine serves; tokens of others are refused.")
+    attempt: int = Field(
+        1, ge=1, description="Number of the job's attempt; tokens of lower ones are refused."
+    )
+    public_key: Path = Field(description="Ed25519 public key (PEM) of the server that signs attempt tokens.")
+    artefacts_url: str | None = Field(
+        None, description="Artefact store that published weights are fetched from."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_host: tuple[str, ...] = Field(
+        (),
+        description="Host name by which clients reach the service (repeatable); loopback names always are.",
+    )
+    ready_file: Path | None = Field(None, description="Written with the service's address once it serves.")
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        description="Most tokens of prompt and completion together; the model's own limit if not given.",
+    )
+    max_batch_tokens: int = Field(
+        16384, ge=1, description="Most tokens sampled together, prompts included: bounds memory."
+    )
+    max_waiting: int = Field(16, ge=0, description="Requests that may wait for their turn; more are refused.")
+    max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "RolloutSettings":
+        if not is_loopback(self.host) and not self.allowed_host:
+            raise ValueError(
+                f"--host {self.host} is not loopback: name the hosts that clients use with --allowed-host"
+            )
+        if "*" in self.allowed_host:
+            raise ValueError("--allowed-host must name a host: '*' would let any web page reach the service")
+        return self
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names under which the service may be addressed, without ports, in lower case."""
+        return frozenset(name.lower() for name in (*LOOPBACK_NAMES, *self.allowed_host))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding to `host` is visible on this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_settings(arguments: Sequence[str] | None = None) -> RolloutSettings:
+    """Settings from the command line; exits with status 2 and one line for each flag that is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m rollout", description="Serve rollouts of one model.")
+    for name, field in RolloutSettings.model_fields.items():
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            action="append" if name == "allowed_host" else "store",
+            default=argparse.SUPPRESS,
+            required=field.is_required(),
+            metavar=name.upper(),
+            help=field.description,
+        )
+    try:
+        return RolloutSettings.model_validate(vars(parser.parse_args(arguments)))
+    except ValidationError as error:
+        lines = [f"{_flag(one['loc'])}{one['msg'].removeprefix('Value error, ')}" for one in error.errors()]
+        parser.error("; ".join(lines))
+
+
+def _flag(place: tuple[int | str, ...]) -> str:
+    return f"--{str(place[0]).replace('_', '-')}: " if place else ""
