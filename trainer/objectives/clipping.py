@@ -56,7 +56,7 @@ def one_sided(x: Tensor, advantages: Tensor, bounds: ClipRange | None) -> Tensor
     upper = limit if bounds is None else torch.where(negative, limit, min(bounds.high, LOG_RATIO_LIMIT))
     if x.dim() == 2:
         lower, upper = lower[:, None], upper[:, None]
-    return torch.clamp(x, lower, upper)
+    return torch.minimum(torch.maximum(x, lower), upper)  # faster than clamp with tensors
 
 
 def clip_fractions(x: Tensor, tokens: Tensor, advantages: Tensor, bounds: ClipRange) -> ClipFractions:
@@ -65,11 +65,14 @@ def clip_fractions(x: Tensor, tokens: Tensor, advantages: Tensor, bounds: ClipRa
     Shapes: x [B, T], tokens [B] (number of completion tokens), advantages [B].
     """
     count = torch.where(tokens > 0, tokens, torch.nan).double()
-    below = (x < -bounds.low).sum(-1) / count
-    above = (x > bounds.high).sum(-1) / count
+    # -1, 0 or 1 per token: floats, since counting booleans costs more than an exponential
+    side = torch.sign(x - x.clamp(-bounds.low, bounds.high))
+    outside = torch.linalg.vecdot(side, side).double()
+    above = ((outside + side.sum(-1).double()) / 2).round() / count
+    below = outside / count - above
     nothing = 0 / count  # keeps NaN where there are no tokens
     return ClipFractions(
         low=torch.where(advantages < 0, below, nothing),
         high=torch.where(advantages > 0, above, nothing),
-        outside=below + above,
+        outside=outside / count,
     )

@@ -16,6 +16,8 @@ from trainer.objectives.effective_sample_size import (
 )
 from trainer.objectives.power_mean import CentredTokens
 
+BLOCK = 2**17  # tokens solved at a time on a CPU
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -128,9 +130,9 @@ class ClipAware:
         unclipped = varied & (effective == 0)
         target[varied & (effective == 1)] = 1.0
         rows = (varied & (effective > 0) & (effective < 1)).nonzero()[:, 0]
-        if rows.numel():
-            centred = situation.centred.rows(rows)
-            p[rows], target[rows], at_1[rows] = self._solved(centred, effective[rows], p[rows])
+        z, tokens = situation.centred.z, situation.centred.tokens.double()
+        for block in _blocks(rows, z.shape[-1]) if rows.numel() else ():
+            p[block], target[block], at_1[block] = self._solved(z[block], tokens[block], effective[block])
         if self.target == "absolute":
             target = torch.where(unclipped, 1 / situation.centred.tokens.double(), target)
         return Exponents(p, driving, target, at_1, unclipped & torch.isnan(target))
@@ -139,16 +141,18 @@ class ClipAware:
         if self.measured_in is None:
             return situation.fractions
         centred = situation.centred
-        return clip_fractions(situation.x, centred.mask.sum(-1), situation.advantages, self.measured_in)
+        return clip_fractions(situation.x, centred.counts, situation.advantages, self.measured_in)
 
-    def _solved(
-        self, centred: CentredTokens, effective: Tensor, start: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _solved(self, z: Tensor, tokens: Tensor, effective: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p, N* and N(1) of trajectories with spread and 0 < f_eff < 1."""
-        tokens = centred.tokens.double()
-        at_1 = evaluate(centred.z.double(), tokens, torch.ones_like(tokens)).deficit
+        at_1 = evaluate(z, tokens, None)
         if self.target == "interpolate":
-            deficit = interpolated_deficit(effective, at_1)
+            deficit = interpolated_deficit(effective, at_1.deficit)
         else:
             deficit = absolute_deficit(effective, tokens)
-        return solve_exponent(centred, deficit, at_1, start), 1 - deficit, 1 - at_1
+        return solve_exponent(z, tokens, deficit, at_1), 1 - deficit, 1 - at_1.deficit
+
+
+def _blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Rows in blocks whose temporaries stay in a CPU's cache; a GPU takes them whole."""
+    return (rows,) if rows.is_cuda else torch.split(rows, max(1, BLOCK // max(width, 1)))

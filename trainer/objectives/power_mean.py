@@ -25,12 +25,13 @@ class CentredTokens:
 
     z: Tensor  # [B, T] x - mu on completion tokens, 0 elsewhere
     mu: Tensor  # [B] mean log-ratio
-    mask: Tensor  # [B, T] bool
-    tokens: Tensor  # [B] number of completion tokens T, at least 1 here so that it divides
+    mask: Tensor  # [B, T] 1.0 on completion tokens, 0.0 elsewhere
+    counts: Tensor  # [B] completion tokens, may be 0
 
-    def rows(self, index: Tensor) -> "CentredTokens":
-        """Only the trajectories of `index` [R]."""
-        return CentredTokens(self.z[index], self.mu[index], self.mask[index], self.tokens[index])
+    @property
+    def tokens(self) -> Tensor:
+        """[B] the counts, at least 1 so that they divide."""
+        return self.counts.clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class PowerMean:
     ess: Tensor  # [B] N(p) in [1/T, 1]
 
 
-def centre(x: Tensor, mask: Tensor) -> CentredTokens:
-    """Centre x [B, T] (finite where mask, 0 elsewhere) about each trajectory's mean over its own tokens."""
-    tokens = mask.sum(-1).clamp(min=1).to(x.dtype)
-    mu = x.sum(-1) / tokens
-    return CentredTokens(z=(x - mu[:, None]) * mask, mu=mu, mask=mask, tokens=tokens)
+def centre(x: Tensor, mask: Tensor, counts: Tensor) -> CentredTokens:
+    """Centre x [B, T] (finite, 0 on padding) about each trajectory's mean over its own tokens.
+
+    mask [B, T] is 1.0 or 0.0, counts [B] its sums, both of x's dtype.
+    """
+    mu = x.sum(-1) / counts.clamp(min=1)
+    return CentredTokens(z=(x - mu[:, None]).mul_(mask), mu=mu, mask=mask, counts=counts)
 
 
 def power_mean(centred: CentredTokens, p: Tensor, largest_p: float) -> PowerMean:
@@ -71,7 +74,7 @@ def power_mean(centred: CentredTokens, p: Tensor, largest_p: float) -> PowerMean
 def _by_deviations(centred: CentredTokens, p: Tensor) -> PowerMean:
     deviations = torch.expm1(centred.z * p[:, None])
     mean = deviations.sum(-1) / centred.tokens
-    ess = 1 / (1 + variation(mean, deviations.square().sum(-1) / centred.tokens))
+    ess = 1 / (1 + variation(mean, torch.linalg.vecdot(deviations, deviations) / centred.tokens))
     geometric = p.abs() < GEOMETRIC
     excess = torch.log1p(mean) / torch.where(geometric, 1.0, p)
     scale = 1 / (centred.tokens * (1 + mean))
@@ -88,7 +91,7 @@ def variation(mean: Tensor, mean_square: Tensor) -> Tensor:
 
 
 def _by_shift(centred: CentredTokens, p: Tensor) -> PowerMean:
-    exponent = (centred.z * p[:, None]).masked_fill(~centred.mask, -torch.inf)
+    exponent = (centred.z * p[:, None]).masked_fill(centred.mask == 0, -torch.inf)
     top = exponent.amax(-1).clamp(min=torch.finfo(exponent.dtype).min)  # an empty row has no maximum
     terms = torch.exp(exponent - top[:, None])
     total = terms.sum(-1).clamp(min=torch.finfo(exponent.dtype).tiny)

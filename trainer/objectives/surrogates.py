@@ -32,8 +32,8 @@ class MicroBatch:
 
     raw: Tensor  # [B, T] log-ratios, 0 on padding
     x: Tensor  # [B, T] the same within +-20
-    mask: Tensor  # [B, T] bool
-    tokens: Tensor  # [B] int64
+    mask: Tensor  # [B, T] 1.0 on completion tokens, 0.0 elsewhere
+    tokens: Tensor  # [B] completion tokens, of x's dtype
     lowest: Tensor  # [B] smallest x of the trajectory's tokens, 0 without tokens
     highest: Tensor  # [B] largest
     advantages: Tensor  # [B] float64
@@ -61,7 +61,7 @@ class Term:
     loss: Tensor  # [B] float64, weighted by w_i
     gradient: Tensor  # [B, T] d loss / d x
     weights: Tensor  # [B, T] W_t
-    clipped: Tensor  # [B, T] bool
+    passes: Tensor  # [B, T] I_t: 1.0 where the gradient passes, 0.0 where the clip took it away
     records: dict[str, Tensor]  # [B] float64
 
 
@@ -115,7 +115,7 @@ class _Mean:
     mean: PowerMean
     loss: Tensor  # [B]
     gradient: Tensor  # [B, T]
-    passes: Tensor  # [B, T] bool: tokens that keep their gradient (I_t)
+    passes: Tensor  # [B, T] I_t
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class PowerMeanSurrogate:
     def __call__(self, micro: MicroBatch, setting: Setting) -> Term:
         bounds = self.clip(micro.batch, setting)
         clipped = self._clipped(micro, bounds)
-        centred = centre(clipped, micro.mask)
+        centred = centre(clipped, micro.mask, micro.tokens)
         fractions = clip_fractions(micro.x, micro.tokens, micro.advantages, bounds)
         exponents = self.exponent(
             Situation(
@@ -153,7 +153,7 @@ class PowerMeanSurrogate:
             loss=result.loss,
             gradient=result.gradient,
             weights=result.mean.weights,
-            clipped=~result.passes & micro.mask,
+            passes=result.passes,
             records=self._records(micro, centred, used, exponents, fractions, result.mean),
         )
 
@@ -161,7 +161,7 @@ class PowerMeanSurrogate:
         """Gradient [B, T] of the loss with the exponents p [B] given."""
         bounds = self.clip(micro.batch, setting)
         clipped = self._clipped(micro, bounds)
-        return self._mean(micro, bounds, clipped, centre(clipped, micro.mask), p).gradient
+        return self._mean(micro, bounds, clipped, centre(clipped, micro.mask, micro.tokens), p).gradient
 
     def _clipped(self, micro: MicroBatch, bounds: ClipRange) -> Tensor:
         return micro.x if self.by_sequence else one_sided(micro.x, micro.advantages, bounds)
@@ -178,14 +178,14 @@ class PowerMeanSurrogate:
     ) -> _Mean:
         mean = power_mean(centred, p.to(clipped.dtype), max(self.exponent.largest, 1.0))
         log_mean = mean.log_mean.double()
-        passes = (clipped == micro.raw) & micro.mask
+        passes = 1 - torch.sign(micro.raw - clipped).abs_()
         if self.by_sequence:
             held = one_sided(log_mean, micro.advantages, bounds)
-            passes &= (held == log_mean)[:, None]
+            passes *= (held == log_mean)[:, None]
             log_mean = held
         loss = micro.weight * -micro.advantages * log_mean.exp()
-        scale = loss.to(clipped.dtype)[:, None]
-        return _Mean(mean=mean, loss=loss, gradient=mean.weights * scale * passes, passes=passes)
+        gradient = (mean.weights * loss.to(clipped.dtype)[:, None]).mul_(passes)
+        return _Mean(mean=mean, loss=loss, gradient=gradient, passes=passes)
 
     def _records(
         self,
@@ -200,8 +200,8 @@ class PowerMeanSurrogate:
         at_1 = torch.where(used == 1, ess, exponents.ess_at_1)
         rows = (micro.trained & torch.isnan(at_1)).nonzero()[:, 0]
         if rows.numel():
-            some = centred if rows.numel() == len(at_1) else centred.rows(rows)
-            at_1[rows] = 1 - evaluate(some.z, some.tokens, torch.ones_like(some.tokens)).deficit.double()
+            z = centred.z if rows.numel() == len(at_1) else centred.z[rows]
+            at_1[rows] = 1 - evaluate(z, centred.tokens[rows].double(), None).deficit
         undefined = torch.full_like(ess, torch.nan)
         return _ratio_records(micro, fractions) | {
             "p": exponents.p,
@@ -235,7 +235,7 @@ class DetachedRatioSurrogate:
             loss=(gradient * micro.x).sum(-1).double(),
             gradient=gradient,
             weights=ratio / ratio.sum(-1, keepdim=True).clamp(min=torch.finfo(ratio.dtype).tiny),
-            clipped=torch.zeros_like(micro.mask),
+            passes=torch.ones_like(micro.mask),
             records=_ratio_records(micro, fractions)
             | dict.fromkeys(names, undefined)
             | {"clip_fraction": torch.where(micro.trained, fractions.outside, undefined)},

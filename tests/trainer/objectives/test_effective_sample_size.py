@@ -13,34 +13,33 @@ from objective_batches import log_ratios, long_ess
 from scipy.optimize import brentq
 
 from trainer.objectives.effective_sample_size import (
+    Evaluation,
     absolute_deficit,
     evaluate,
     interpolated_deficit,
     solve_exponent,
 )
-from trainer.objectives.power_mean import CentredTokens, centre
+from trainer.objectives.power_mean import centre
 
 fractions = st.floats(1e-6, 1 - 1e-6)
 trajectories = hnp.arrays(np.float64, st.integers(2, 12), elements=log_ratios(20.0))
 float32_trajectories = hnp.arrays(np.float32, st.integers(2, 40), elements=st.floats(-20, 20, width=32))
 
 
-def centred(x: np.ndarray) -> CentredTokens:
-    tokens = torch.from_numpy(np.atleast_2d(x))
-    return centre(tokens, torch.ones_like(tokens, dtype=torch.bool))
-
-
-def deficit_at_1(tokens: CentredTokens) -> torch.Tensor:
-    count = tokens.tokens.double()
-    return evaluate(tokens.z.double(), count, torch.ones_like(count)).deficit
+def centred(x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """z [1, T] and T [1] of one trajectory."""
+    values = torch.from_numpy(np.atleast_2d(x))
+    ones = torch.ones_like(values)
+    found = centre(values, ones, ones.sum(-1))
+    return found.z, found.tokens.double()
 
 
 def solve(x: np.ndarray, fraction: float) -> tuple[float, float]:
     """p and N* for one trajectory by `interpolate`."""
-    tokens, f = centred(x), torch.tensor([fraction], dtype=torch.float64)
-    at_1 = deficit_at_1(tokens)
-    target = interpolated_deficit(f, at_1)
-    return solve_exponent(tokens, target, at_1, (1 - f).sqrt()).item(), 1 - target.item()
+    z, tokens = centred(x)
+    at_1 = evaluate(z, tokens, None)
+    target = interpolated_deficit(torch.tensor([fraction], dtype=torch.float64), at_1.deficit)
+    return solve_exponent(z, tokens, target, at_1).item(), 1 - target.item()
 
 
 def assert_on_target(x: np.ndarray, p: float, fraction: float, tolerance: float) -> None:
@@ -89,16 +88,14 @@ def test_law_trajectories_solved_together_and_alone_agree(pairs: list[tuple[np.n
     pairs = [(x, f) for x, f in pairs if np.ptp(x) > 1e-5]
     assume(len(pairs) >= 2)
     width = max(len(x) for x, _ in pairs)
-    x, mask = (
-        torch.zeros(len(pairs), width, dtype=torch.float64),
-        torch.zeros(len(pairs), width, dtype=torch.bool),
-    )
+    x = torch.zeros(len(pairs), width, dtype=torch.float64)
+    mask = torch.zeros_like(x)
     for row, (values, _) in enumerate(pairs):
-        x[row, : len(values)], mask[row, : len(values)] = torch.from_numpy(values), True
-    tokens = centre(x, mask)
+        x[row, : len(values)], mask[row, : len(values)] = torch.from_numpy(values), 1.0
+    found = centre(x, mask, mask.sum(-1))
     f = torch.tensor([fraction for _, fraction in pairs], dtype=torch.float64)
-    at_1 = deficit_at_1(tokens)
-    together = solve_exponent(tokens, interpolated_deficit(f, at_1), at_1, (1 - f).sqrt())
+    at_1 = evaluate(found.z, found.tokens, None)
+    together = solve_exponent(found.z, found.tokens, interpolated_deficit(f, at_1.deficit), at_1)
     for row, (values, fraction) in enumerate(pairs):
         assert_on_target(values, together[row].item(), fraction, 1.01e-6)
 
@@ -124,21 +121,36 @@ def test_agrees_with_a_scalar_root_finder(scale: float) -> None:
 @given(trajectories, st.floats(0.05, 0.95))
 def test_slope_is_the_derivative_of_log_n(x: np.ndarray, p: float) -> None:
     assume(np.ptp(x) > 1e-3)
-    tokens = centred(x)
-    found = evaluate(tokens.z, tokens.tokens, torch.tensor([p], dtype=torch.float64)).slope.item()
+    z, tokens = centred(x)
+    found = evaluate(z, tokens, torch.tensor([p], dtype=torch.float64)).slope.item()
     h = 1e-4
     higher, lower = np.log(long_ess(x, sqrt(p * p + h))), np.log(long_ess(x, sqrt(p * p - h)))
     assert found == pytest.approx(float((higher - lower) / (2 * h)), rel=1e-2, abs=1e-6)
 
 
 def test_a_target_below_n_at_1_leaves_p_at_1() -> None:
-    tokens = centred(np.array([0.3, -0.2, 0.1]))
-    at_1 = deficit_at_1(tokens)
-    for target in (at_1, at_1 * 1.5, absolute_deficit(torch.zeros(1, dtype=torch.float64), tokens.tokens)):
-        assert solve_exponent(tokens, target, at_1, torch.full((1,), 0.5, dtype=torch.float64)).item() == 1.0
+    z, tokens = centred(np.array([0.3, -0.2, 0.1]))
+    at_1 = evaluate(z, tokens, None)
+    nought = torch.zeros(1, dtype=torch.float64)
+    for target in (at_1.deficit, at_1.deficit * 1.5, absolute_deficit(nought, tokens)):
+        assert solve_exponent(z, tokens, target, at_1).item() == 1.0
 
 
 def test_no_trajectory_is_no_work() -> None:
     nothing = torch.zeros(0, dtype=torch.float64)
-    tokens = CentredTokens(torch.zeros(0, 3), nothing, torch.zeros(0, 3, dtype=torch.bool), nothing)
-    assert solve_exponent(tokens, nothing, nothing, nothing).numel() == 0
+    assert solve_exponent(torch.zeros(0, 3), nothing, nothing, Evaluation(nothing, nothing)).numel() == 0
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1, 0.4, 1.5, 5.0])
+@pytest.mark.parametrize("width", [64, 4096])
+def test_float32_log_ratios_keep_the_promise(scale: float, width: int) -> None:
+    generator = np.random.default_rng(width)
+    x = np.clip(generator.normal(size=(40, width)) * scale, -20, 20).astype(np.float32)
+    fractions = generator.uniform(0.01, 0.99, size=40)
+    values = torch.from_numpy(x)
+    found = centre(values, torch.ones_like(values), torch.full((40,), float(width)))
+    at_1 = evaluate(found.z, found.tokens.double(), None)
+    target = interpolated_deficit(torch.from_numpy(fractions), at_1.deficit)
+    solved = solve_exponent(found.z, found.tokens.double(), target, at_1)
+    for row, p in enumerate(solved.tolist()):
+        assert_on_target(x[row], p, fractions[row], 1e-6)

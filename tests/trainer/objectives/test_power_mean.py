@@ -19,8 +19,8 @@ trajectories = hnp.arrays(np.float64, st.integers(1, 12), elements=log_ratios(20
 
 def of(x: np.ndarray, p: float, dtype: torch.dtype = torch.float64, largest: float = LARGEST) -> PowerMean:
     tokens = torch.from_numpy(x).to(dtype)[None]
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    return power_mean(centre(tokens, mask), torch.tensor([p], dtype=dtype), largest)
+    mask = torch.ones_like(tokens)
+    return power_mean(centre(tokens, mask, mask.sum(-1)), torch.tensor([p], dtype=dtype), largest)
 
 
 @given(trajectories, exponents)
@@ -41,7 +41,10 @@ def test_law_p_1_is_the_arithmetic_and_p_0_the_geometric_mean(x: np.ndarray) -> 
 @given(batches(largest=25.0), exponents)
 def test_law_weights_are_the_gradient_of_log_mean_and_sum_to_1(batch: Batch, p: float) -> None:
     x = torch.where(batch.mask, batch.x.clamp(-20, 20), 0.0)
-    found = power_mean(centre(x, batch.mask), torch.full((len(x),), p, dtype=torch.float64), LARGEST)
+    inside = batch.mask.double()
+    found = power_mean(
+        centre(x, inside, inside.sum(-1)), torch.full((len(x),), p, dtype=torch.float64), LARGEST
+    )
     some = batch.mask.any(-1)
     torch.testing.assert_close(found.weights.sum(-1), some.double(), rtol=1e-12, atol=1e-12)
     assert (found.weights[~batch.mask] == 0).all()
