@@ -1,0 +1,118 @@
+"""The main job as a person runs it: `powermean demo` in a folder of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1500)]
+REPOSITORY = Path(__file__).parent.parent.parent
+POWERMEAN = Path(sys.executable).with_name("powermean")
+
+
+@dataclass(frozen=True)
+class Ran:
+    status: int
+    output: str
+    seconds: float
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    """One whole demo. The model's conversion is part of it, as on a new machine."""
+    home = tmp_path_factory.mktemp("demo") / "home"
+    started = time.monotonic()
+    done = subprocess.run(
+        [POWERMEAN, "demo", "--seed", "1"],
+        cwd=REPOSITORY,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    print(done.stdout)  # seen where a test fails
+    yield Ran(done.returncode, done.stdout + done.stderr, time.monotonic() - started, home)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """As a person's shell has it: no thread limits of the test run."""
+    kept = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and not k.startswith("POWERMEAN_")}
+    return kept | {"POWERMEAN_HOME": str(home)}
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Processes that were started for this home, by their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mine = str(home) in " ".join(process.environ().values()) + " ".join(process.cmdline())
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if mine and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def accuracies(output: str) -> tuple[float, float]:
+    found = re.search(r"Held-out accuracy: ([\d.]+) before, ([\d.]+) after", output)
+    assert found, output[-3000:]
+    return float(found[1]), float(found[2])
+
+
+def test_it_succeeds_within_the_time_allowed(ran: Ran) -> None:
+    assert ran.status == 0, ran.output[-3000:]
+    assert ran.seconds < 1200
+
+
+def test_the_model_learns_arithmetic_on_problems_it_never_saw(ran: Ran) -> None:
+    before, after = accuracies(ran.output)
+    assert before < 0.5
+    assert after >= 0.75
+
+
+def test_pmpo_shows_in_the_late_updates_of_a_step(ran: Ran) -> None:
+    found = re.search(r"p < 0\.95 for ([\d.]+) ?%", ran.output)
+    assert found, ran.output[-3000:]
+    assert float(found[1]) >= 10
+
+
+def test_it_says_where_the_model_lies_and_it_is_there(ran: Ran) -> None:
+    found = re.search(r"^Model: (\S+)", ran.output, re.MULTILINE)
+    assert found, ran.output[-3000:]
+    assert (Path(found[1]) / "model.safetensors").stat().st_size > 100e6
+
+
+def test_no_process_is_left(ran: Ran) -> None:
+    assert processes_of(ran.home) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_stopped_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [POWERMEAN, "demo"], cwd=REPOSITORY, env=environment(home), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:  # until the job is submitted
+            if line.startswith("Job "):
+                break
+        assert processes_of(home)
+        process.send_signal(how)
+        assert process.wait(timeout=60) != 0
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 30
+    while processes_of(home) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_of(home) == []
