@@ -39,7 +39,7 @@ def listening(app: FastAPI, deadline_s: float = 20) -> Iterator[str]:
 def stream(url: str, job_id: str, key: str, **headers: str) -> Iterator[httpx.Response]:
     """An open event stream."""
     with (
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=10) as client,
         client.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response,
     ):
         yield response

@@ -12,6 +12,7 @@ from reports import next_attempt, post_rows, row
 from service_driver import ADMIN_KEY
 
 from powermean.contracts.metrics import WHOLE_STEP
+from powermean.sse import read_events
 from server.metrics import stream as stream_module
 from server.metrics.event_log import Frame, Page
 from server.metrics.stream import BACKLOG, Subscription
@@ -57,7 +58,9 @@ def test_a_stream_that_is_cut_again_and_again_misses_and_repeats_nothing(service
     """Connections are cut in the middle while an attempt reports, fails, and another takes over."""
     first = service.running()
     job_id = first.claim.job_id
-    done = threading.Event()
+
+    def is_last(event):
+        return event.kind == "metrics" and event.data["rows"][0]["step"] == 20
 
     def run():
         for step in range(1, 20):
@@ -67,17 +70,18 @@ def test_a_stream_that_is_cut_again_and_again_misses_and_repeats_nothing(service
         for step in range(8, 21):
             post_rows(second, row(step, value=step / 4))
             time.sleep(0.02)
-        done.set()
 
     found = []
-    with listening(service.app) as url:
-        runner = threading.Thread(target=run)
-        runner.start()
-        while not done.is_set() or found[-1].seq < service.job(job_id).seq:
+    with listening(service.app) as url, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        while not (found and is_last(found[-1])):
             after = found[-1].seq if found else 0
             with stream(url, job_id, ADMIN_KEY, **{"Last-Event-ID": str(after)}) as response:
-                found += read(response, upto=after + 3)
-        runner.join()
+                for event in read_events(response.iter_lines()):
+                    found.append(event)
+                    if event.seq == after + 3 or is_last(event):
+                        break
+        running.result(10)
     assert [event.seq for event in found] == list(range(1, service.job(job_id).seq + 1))
     assert "rewind" in {event.kind for event in found}
     assert values(found) == history(service, job_id)
