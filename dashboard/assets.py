@@ -49,7 +49,7 @@ def _find(path: str) -> Path | None:
 
 
 async def static_file(request: Request) -> Response:
-    """GET /static/{path}. Versioned addresses never change; modules imported by plain name are revalidated."""
+    """GET /static/{path}. Versioned addresses never change; plain ones are asked for anew."""
     file = _find(request.path_params["path"])
     if file is None:
         return PlainTextResponse("no such file", status_code=404)

@@ -1,4 +1,4 @@
-"""The fields of a job spec with their meanings, read from the contract, for the page where specs are written."""
+"""The fields of a job spec with their meanings, read from the contract: shown beside the editor."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -19,7 +19,7 @@ class StepValue:
 
 @dataclass(frozen=True)
 class UpdateValues:
-    """A metric by update, in the order of `Latest.updates`; None where a number was not finite or is missing."""
+    """A metric by update, in the order of `Latest.updates`; None where a number is not finite or missing."""
 
     name: str
     info: MetricInfo

@@ -9,6 +9,7 @@ from starlette.responses import HTMLResponse
 
 from dashboard import assets, formatting
 
+FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -20,10 +21,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in (
-        "ago", "duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible",
-    ):  # fmt: skip
-        environment.filters[name] = getattr(formatting, name)
+    environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
     environment.globals["static"] = assets.address
     environment.globals["vendor"] = assets.vendor
     return environment

@@ -9,7 +9,7 @@ from powermean.contracts.job import JobSpec
 MAX_CHARACTERS = 500_000
 
 
-class UnreadableSpec(Exception):
+class UnreadableSpecError(Exception):
     """The text is not a spec; the message says where and why, for people."""
 
 
@@ -17,20 +17,20 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that drops nothing in silence: a repeated key is an error; on/off/yes/no are words."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise UnreadableSpec(
+            raise UnreadableSpecError(
                 f"line {mark.line + 1}: anchors and aliases (& and *) are not taken: write it out"
             )
-        return super().compose_node(parent, index)  # type: ignore[no-any-return, misc]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise UnreadableSpec(f"line {key.start_mark.line + 1}: a field's name is a word")
+                raise UnreadableSpecError(f"line {key.start_mark.line + 1}: a field's name is a word")
             if key.value in seen:
-                raise UnreadableSpec(f"line {key.start_mark.line + 1}: '{key.value}' is there twice")
+                raise UnreadableSpecError(f"line {key.start_mark.line + 1}: '{key.value}' is there twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -43,18 +43,20 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The mapping that the text stands for (JSON is YAML). Raises UnreadableSpec."""
+    """The mapping that the text stands for (JSON is YAML). Raises UnreadableSpecError."""
     if len(text) > MAX_CHARACTERS:
-        raise UnreadableSpec(f"the text has {len(text):,} characters; a spec may have {MAX_CHARACTERS:,}")
+        raise UnreadableSpecError(
+            f"the text has {len(text):,} characters; a spec may have {MAX_CHARACTERS:,}"
+        )
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UnreadableSpec(f"{where}{error.problem or error.context or 'not YAML'}") from error
+        raise UnreadableSpecError(f"{where}{error.problem or error.context or 'not YAML'}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UnreadableSpec(f"not YAML or JSON: {error}") from error
+        raise UnreadableSpecError(f"not YAML or JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UnreadableSpec("a spec is a mapping of fields to values, starting with `name: ...`")
+        raise UnreadableSpecError("a spec is a mapping of fields to values, starting with `name: ...`")
     return value
 
 

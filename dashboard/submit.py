@@ -17,7 +17,7 @@ STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
 
 
 def _form(request: Request, text: str, error: ErrorBody | None = None, status: int = 200) -> Response:
-    # A fresh key each time: a second click on the same form repeats the first submission, an edited form does not.
+    # A fresh key each time: a second click repeats the first submission, an edited form does not.
     return page(
         request, "new.html", status=status, text=text, error=error, key=uuid4().hex, sections=spec_sections()
     )
@@ -43,7 +43,7 @@ async def submit(request: Request) -> Response:
         return _form(request, STARTER, empty, status=422)
     try:
         spec = specs.parse(text)
-    except specs.UnreadableSpec as error:
+    except specs.UnreadableSpecError as error:
         unreadable = ErrorBody(
             code="unreadable_spec", message=str(error), remedy="Mend the text and submit again."
         )

@@ -1,4 +1,4 @@
-"""A stand-in for the REST API: jobs in memory, by the contracts, with a door through which tests feed them."""
+"""A stand-in for the REST API: jobs in memory, by the contracts, with a door for tests to feed them."""
 
 import asyncio
 import json

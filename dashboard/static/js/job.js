@@ -40,7 +40,9 @@ function lastStep() {
 }
 
 function draw() {
-  [view.from, view.to] = view.zoom ?? [0, lastStep() + 1];
+  const end = lastStep() + 1;
+  view.from = view.zoom ? view.zoom[0] : 0;
+  view.to = view.zoom && Number.isFinite(view.zoom[1]) ? view.zoom[1] : Math.max(end, view.from + 1);
   for (const card of cards) card.draw();
 }
 
@@ -104,16 +106,20 @@ function buildTools(zoomable) {
   const [fromLabel, from] = stepInput("from", "Steps");
   const [toLabel, to] = stepInput("to", "to");
   const reset = button("Whole run", null, () => zoomTo(null));
-  const zoomTo = (range) => {
+  const apply = (range) => {
     view.zoom = range && range[1] > range[0] ? [Math.max(0, range[0]), range[1]] : null;
-    from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
-    to.value = view.zoom ? +view.zoom[1].toFixed(2) : "";
     reset.disabled = !view.zoom;
     draw();
   };
+  const zoomTo = (range) => {
+    apply(range);
+    from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
+    to.value = view.zoom ? +view.zoom[1].toFixed(2) : "";
+  };
+  // An end that is left open follows the run.
   const typed = () => {
-    if (from.value === "" && to.value === "") return zoomTo(null);
-    return zoomTo([Number(from.value || 0), to.value === "" ? lastStep() + 1 : Number(to.value)]);
+    if (from.value === "" && to.value === "") return apply(null);
+    return apply([Number(from.value || 0), to.value === "" ? Infinity : Number(to.value)]);
   };
   for (const input of [from, to]) input.addEventListener("change", typed);
   reset.disabled = true;

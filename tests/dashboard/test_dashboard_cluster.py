@@ -8,13 +8,18 @@ from powermean.contracts.attempts import GpuInfo
 
 def test_nodes_with_what_they_have_and_hold(browser: TestClient, api: FakeApi) -> None:
     gpu = GpuInfo(uuid="GPU-1", name="H100", memory_mb=81_559)
-    api.nodes = [
-        NodeView(
-            id="node-a", hostname="<i>a</i>", gpus=(gpu,), cpu_slots=2, engines=("transformers",), version="0.1.0",
-            alive=True, seen_at=NOW, attempts=("job-a.2",),
-        ),
-        NodeView(id="node-b", hostname="b", gpus=(), cpu_slots=1, engines=(), version="0.1.0", alive=False, seen_at=NOW, attempts=()),
-    ]  # fmt: skip
+    node = NodeView(
+        id="node-a",
+        hostname="<i>a</i>",
+        gpus=(gpu,),
+        cpu_slots=2,
+        engines=("transformers",),
+        version="0.1.0",
+        alive=True,
+        seen_at=NOW,
+        attempts=("job-a.2",),
+    )
+    api.nodes = [node, node.model_copy(update={"id": "node-b", "alive": False, "attempts": ()})]
     page = browser.get("/cluster")
     rows = [row.words for row in parse(page.text).one("tbody").all("tr")]
     assert "<i>a</i>" not in page.text

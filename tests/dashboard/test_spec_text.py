@@ -51,7 +51,7 @@ def test_words_stay_words() -> None:
     ],
 )
 def test_unreadable_text_is_refused_with_the_place(text: str, said: str) -> None:
-    with pytest.raises(specs.UnreadableSpec, match=r".") as refused:
+    with pytest.raises(specs.UnreadableSpecError, match=r".") as refused:
         specs.parse(text)
     assert said in str(refused.value)
 

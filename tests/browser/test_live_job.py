@@ -1,0 +1,153 @@
+"""A job's page in a real browser: history at once, then live; nothing lost, nothing twice."""
+
+from browser_tabs import Tab, Tabs
+from real_service import UPDATES, Run, Service
+
+from dashboard.formatting import number
+
+
+def expected(run: Run, name: str) -> list[list[float]]:
+    """A metric's points as they should be plotted."""
+    return [
+        [step if update < 0 else step + update / UPDATES, value] for step, update, value in run.history(name)
+    ]
+
+
+def assert_plots_equal_history(tab: Tab, run: Run) -> None:
+    for chart, name in (
+        ("reward", "reward"),
+        ("reward", "eval/reward"),
+        ("p", "p/mean"),
+        ("ess", "ess/mean"),
+    ):
+        assert tab.plotted(chart, name) == expected(run, name), name
+
+
+def test_history_at_once_then_live(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(0, 1, 2, 3)
+    tab = tabs.open().open(run)
+    assert_plots_equal_history(tab, run)
+    tab.status("Live")
+
+    run.step(4, 5)
+    tab.wait_for_points("p", "p/mean", 6 * UPDATES)
+    assert_plots_equal_history(tab, run)
+    tab.shows("#job-header .progress", "5/20")
+    tab.shows("#latest caption", "step 5")
+    assert number(run.history("reward")[-1][2]) in tab.page.locator("#chart-reward .legend").inner_text()
+
+    run.finish(5)
+    tab.status("Ended")
+    tab.page.wait_for_selector("#job-header .state-finished")
+    assert tab.complaints == []
+
+
+def test_a_server_that_comes_back_leaves_no_gap_and_no_double(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(1, 2)
+    tab = tabs.open().open(run)
+    tab.status("Live")
+    run.step(3)
+    tab.wait_for_points("reward", "reward", 3)
+
+    service.stop()
+    tab.status("Reconnecting…")
+    service.start()
+    run.step(4, 5, 6)
+    tab.status("Live")
+    tab.wait_for_points("reward", "reward", 6)
+    run.step(7)
+    tab.wait_for_points("reward", "reward", 7)
+    assert_plots_equal_history(tab, run)
+
+
+def test_streams_that_the_server_ends_are_taken_up_again(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(1)
+    tab = tabs.open().open(run)
+    tab.status("Live")
+    for step in (2, 3, 4):
+        service.end_streams()
+        run.step(step)
+        tab.wait_for_points("reward", "reward", step)
+    assert_plots_equal_history(tab, run)
+
+
+def test_a_new_attempt_takes_the_lost_steps_back(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(1, 2, 3, 4)
+    run.checkpoint(4)
+    run.step(5, 6)
+    tab = tabs.open().open(run)
+    tab.status("Live")
+    assert len(tab.plotted("reward", "reward")) == 6
+
+    run.restart()
+    tab.until(lambda: len(tab.plotted("reward", "reward")) == 4, "the rewind")
+    run.step(5, shift=0.1)
+    tab.wait_for_points("p", "p/mean", 5 * UPDATES)
+    assert_plots_equal_history(tab, run)
+    tab.shows("#job-header", "1 restart")
+    tab.shows("#outcome", "trainer_killed")
+
+
+def test_the_table_holds_the_plotted_numbers(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(*range(6))
+    tab = tabs.open().open(run)
+    plotted = {name: dict(map(tuple, tab.plotted("p", name))) for name in ("p/mean", "p/q10")}
+    tab.page.get_by_label("Exponent p by update as a table").click()
+    rows = {step: cells for step, *cells in tab.table("p")}
+    assert len(rows) == len(plotted["p/mean"]) == 6 * UPDATES
+    for step in range(6):
+        for update in range(UPDATES):
+            cells = rows[f"{step}, update {update}"]
+            x = step + update / UPDATES
+            assert cells == [number(plotted["p/mean"][x]), number(plotted["p/q10"][x]), ""]
+
+    run.step(6)  # an open table follows, too
+    tab.until(lambda: len(tab.table("p")) == 7 * UPDATES, "the table's new rows")
+    tab.page.get_by_role("button", name="Tables", exact=True).click()
+    tab.page.wait_for_selector("#chart-reward .data tbody tr")
+    assert [row[0] for row in tab.table("reward")] == ["6", "5", "4", "3", "2", "1", "0"]
+    assert tab.table("time")[0][1:3] == ["5", ""]
+
+
+def test_zoom_is_shared_and_can_be_typed(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(*range(11))
+    tab = tabs.open().open(run)
+    tab.page.get_by_label("Steps", exact=True).fill("4")
+    tab.page.get_by_label("to", exact=True).fill("6")
+    tab.page.get_by_label("to", exact=True).press("Enter")
+    tab.until(lambda: [x for x, _ in tab.plotted("reward", "reward")] == [4, 5, 6], "the typed zoom")
+    assert min(x for x, _ in tab.plotted("p", "p/mean")) == 4
+    assert max(x for x, _ in tab.plotted("p", "p/mean")) == 6
+    tab.page.get_by_role("button", name="Whole run").click()
+    tab.wait_for_points("reward", "reward", 11)
+
+    box = tab.page.locator("#chart-p .plot").bounding_box()
+    assert box
+    tab.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 80)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 80, steps=4)
+    tab.page.mouse.up()
+    tab.until(lambda: len(tab.plotted("reward", "reward")) < 5, "the drawn zoom")
+    tab.page.get_by_role("button", name="Smooth").click()
+    assert tab.complaints == []
+
+
+def test_cancel_asks_first(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    tab = tabs.open().open(run)
+    tab.page.get_by_role("link", name="Cancel job").click()
+    tab.page.get_by_role("button", name="Keep it running").click()
+    assert run.job()["cancel_requested"] is False
+    tab.page.get_by_role("link", name="Cancel job").click()
+    tab.page.get_by_role("button", name="Cancel the job").click()
+    tab.page.wait_for_selector("#job-header .state:has-text('cancelling')")
+    assert run.job()["cancel_requested"] is True
+    run.post("finish", {"outcome": "cancelled"})
+    tab.page.wait_for_selector("#job-header .state-cancelled")
+    assert tab.complaints == []
