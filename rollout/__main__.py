@@ -37,7 +37,7 @@ class _Server(uvicorn.Server):
 
 
 def main() -> int:
-    """Serve until SIGTERM, or until the parent process is gone. 1, with one line on stderr, if that can't be."""
+    """Serve until SIGTERM or the parent's end. Returns 1, with one line on stderr, if it can't."""
     parent = os.getppid()
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

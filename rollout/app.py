@@ -92,7 +92,9 @@ async def resume(request: Request) -> EngineState:
 async def health(request: Request) -> JSONResponse:
     """Whether the engine is ready; with a token, its whole state. 503 when it is not."""
     state = request.app.state.engine.state()
-    content = state.model_dump(mode="json") if CLAIMS in request.scope["state"] else {"ready": state.ready}
+    content = (
+        state.model_dump(mode="json") if CLAIMS in request.scope.get("state", {}) else {"ready": state.ready}
+    )
     return JSONResponse(content, 200 if state.ready else 503)
 
 
@@ -154,7 +156,9 @@ def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
 
 def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
+        error.status_code, "bad_request"
+    )
     return error_response(EngineError(error.status_code, code, str(error.detail)))
 
 

@@ -4,6 +4,7 @@ from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from powermean.contracts.api import ErrorBody, ErrorResponse
@@ -75,8 +76,8 @@ class Guard:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_body:
-                raise self._too_large()
+            if read > self._max_body:  # FastAPI lets only its own kind through while it reads a body
+                raise HTTPException(413, str(self._too_large()))
             return message
 
         return limited

@@ -1,11 +1,11 @@
 """One request at a time, in order of arrival: an engine has one model and one thread."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rollout.engine import CancelledError, EngineError
 
@@ -26,7 +26,9 @@ class Turns:
         """Requests that run or wait."""
         return len(self._cancelled)
 
-    async def run(self, work: Callable[[Event], Result], gone: Callable[[], Awaitable[object]]) -> Result:
+    async def run(
+        self, work: Callable[[Event], Result], gone: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Result:
         """What `work` returns. `gone` returns when the caller has left; the work's event is set then.
 
         Raises EngineError (busy, stopping), CancelledError when the caller has left, and what `work` raises.
@@ -40,9 +42,10 @@ class Turns:
         cancelled = Event()
         self._cancelled.add(cancelled)
         turn = asyncio.get_running_loop().run_in_executor(self._thread, _unless_cancelled, work, cancelled)
-        watch = asyncio.ensure_future(gone())
+        watch = asyncio.create_task(gone())
         try:
-            await asyncio.wait({turn, watch}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {turn, watch}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not turn.done():
                 cancelled.set()
             return await turn
