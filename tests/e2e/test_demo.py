@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """One whole demo. The model's conversion is part of it, as on a new machine."""
     home = tmp_path_factory.mktemp("demo") / "home"
     started = time.monotonic()
@@ -40,7 +39,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         timeout=1200,
     )
     print(done.stdout)  # seen where a test fails
-    yield Ran(done.returncode, done.stdout + done.stderr, time.monotonic() - started, home)
+    return Ran(done.returncode, done.stdout + done.stderr, time.monotonic() - started, home)
 
 
 def environment(home: Path) -> dict[str, str]:
