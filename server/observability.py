@@ -98,7 +98,7 @@ class _Cluster(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         with self._database.read() as session:
-            states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+            states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
             oldest = database_now(session) - self._node_timeout
             alive = session.scalar(select(func.count()).where(Node.seen_at > oldest)) or 0
         jobs = GaugeMetricFamily("powermean_jobs", "Jobs by state.", labels=["state"])

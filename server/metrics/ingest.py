@@ -211,7 +211,7 @@ def _stored_batch(
             Trajectory.attempt == attempt.number,
         )
     )
-    return head.texts, dict(found.tuples().all())
+    return head.texts, dict(found.all())
 
 
 def _columns(row: TrajectoryRow) -> dict[str, Any]:

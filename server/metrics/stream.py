@@ -248,7 +248,7 @@ class EventHub:
     def _latest(self, job_ids: tuple[str, ...]) -> dict[str, int]:
         with self._database.read() as session:
             found = session.execute(select(Job.id, Job.seq).where(Job.id.in_(job_ids)))
-            return dict(found.tuples().all())
+            return dict(found.all())
 
 
 class EventStream(StreamingResponse):

@@ -96,7 +96,7 @@ def _attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
         .group_by(TrajectoryStep.step)
         .order_by(TrajectoryStep.step)
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def _order(session: Session, sort: Sort) -> tuple[ColumnElement[Any], ...]:
