@@ -1,0 +1,328 @@
+"""The rollout service as the node starts it: a process of its own, spoken to by the trainer's client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.rollout import GenerateRequest, PublishRequest, Sampling, WeightFile
+from powermean.processes import start_time
+from powermean.tokens import KeyPair, Verb, sign_attempt_token
+from rollout.client import EngineRefused, EngineTimeout, EngineUnreachable, RolloutClient
+from tests.rollout.tiny_engines import JOB, save_tiny_model
+
+START_S = 120.0
+REQUEST = GenerateRequest(prompts=((1, 10, 2), (4, 10)), n=3, sampling=Sampling(max_new_tokens=6, seed=0))
+LONG = GenerateRequest(prompts=((3,),) * 4096, n=64, sampling=Sampling(max_new_tokens=60, seed=0))
+
+pytestmark = pytest.mark.integration
+
+
+class Service:
+    """A running rollout service of attempt 2."""
+
+    def __init__(self, folder: Path, model: Path, keys: KeyPair) -> None:
+        self.store = ArtefactStore((folder / "artefacts").as_uri())
+        self.folder = folder
+        self._keys = keys
+        (folder / "key.pub").write_text(keys.public_pem)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "rollout", "--engine", "transformers", "--model", str(model)),
+                *("--dtype", "float32", "--device", "cpu", "--job-id", JOB, "--attempt", "2"),
+                *("--public-key", str(folder / "key.pub"), "--artefacts-url", self.store.url),
+                *("--host", "127.0.0.1", "--port", "0", "--ready-file", str(folder / "engine.json")),
+                *("--max-model-len", "64", "--max-waiting", "1", "--max-body", "200000"),
+            ],
+        )
+        self.url = self._wait_until_ready()
+
+    def _wait_until_ready(self) -> str:
+        deadline = time.monotonic() + START_S
+        path = self.folder / "engine.json"
+        while not path.exists():
+            assert self.process.poll() is None, "the service ended at start"
+            assert time.monotonic() < deadline, "the service did not start"
+            time.sleep(0.05)
+        return str(json.loads(path.read_text())["url"])
+
+    def token(
+        self,
+        attempt: int = 2,
+        job_id: str = JOB,
+        verbs: tuple[str, ...] = tuple(Verb),
+        lifetime_s: float = 900,
+    ) -> str:
+        return sign_attempt_token(self._keys.private_pem, job_id, attempt, verbs, lifetime_s)
+
+    def client(self, **claims: object) -> RolloutClient:
+        return RolloutClient(self.url, lambda: self.token(**claims))  # type: ignore[arg-type]
+
+    def publish_request(
+        self, weights: dict[str, torch.Tensor], version: int, attempt: int = 2
+    ) -> PublishRequest:
+        path = self.folder / "weights.safetensors"
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
+        ref = self.store.put_file(f"jobs/{JOB}/weights/{attempt}.{version}", path)
+        file = WeightFile(uri=f"store:{ref.key}", sha256=ref.sha256, size=ref.size)
+        return PublishRequest(job_id=JOB, attempt=attempt, version=version, method="store", files=(file,))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+StartService = Callable[[], Service]
+
+
+@pytest.fixture(scope="module")
+def start_service(
+    tiny_folder: Path, keys: KeyPair, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartService]:
+    started: list[Service] = []
+
+    def start() -> Service:
+        started.append(Service(tmp_path_factory.mktemp("service"), tiny_folder, keys))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(start_service: StartService) -> Service:
+    return start_service()
+
+
+def test_it_generates_over_http_as_in_process(service: Service) -> None:
+    with service.client() as client:
+        state = client.health()
+        assert (state.ready, state.engine, state.attempt, state.max_model_len) == (
+            True,
+            "transformers",
+            2,
+            64,
+        )
+        first = client.generate(REQUEST, 60)
+        assert first.completions == client.generate(REQUEST, 60).completions
+        assert [len(group) for group in first.completions] == [3, 3]
+
+
+def test_published_weights_change_what_is_generated(service: Service, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(save_tiny_model(tmp_path, seed=5))
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    with service.client() as client:
+        before = client.generate(REQUEST, 60).completions
+        version = client.health().version + 1
+        assert client.publish(service.publish_request(weights, version), 60).version == version
+        after = client.generate(REQUEST, 60).completions
+        assert after != before
+        assert after[0][0].weight_versions[0].version == version
+        with pytest.raises(EngineRefused) as refused:
+            client.publish(service.publish_request(weights, version), 60)
+        assert (refused.value.status, refused.value.code) == (409, "stale_version")
+        assert client.generate(REQUEST, 60).completions == after
+
+
+def test_a_lower_attempt_is_refused(service: Service) -> None:
+    with service.client(attempt=1) as client:
+        for call in (
+            lambda: client.generate(REQUEST, 60),
+            lambda: client.publish(service.publish_request({"x": torch.zeros(1)}, 9, attempt=1), 60),
+            client.pause,
+        ):
+            with pytest.raises(EngineRefused, match="attempt 1 is over") as refused:
+                call()
+            assert (refused.value.status, refused.value.code) == (409, "fenced")
+            assert refused.value.retryable is False
+
+
+def test_a_publish_needs_the_token_of_its_own_attempt(service: Service) -> None:
+    request = service.publish_request({"x": torch.zeros(1)}, 9, attempt=3)
+    with service.client() as client, pytest.raises(EngineRefused, match=r"job-1\.2") as refused:
+        client.publish(request, 60)
+    assert (refused.value.status, refused.value.code) == (403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("claims", "status", "code"),
+    [
+        ({"job_id": "job-2"}, 403, "other_job"),
+        ({"verbs": (Verb.REPORT,)}, 403, "forbidden"),
+        ({"verbs": (Verb.PUBLISH,)}, 403, "forbidden"),
+    ],
+)
+def test_a_token_allows_what_it_says(
+    service: Service, claims: dict[str, object], status: int, code: str
+) -> None:
+    with service.client(**claims) as client, pytest.raises(EngineRefused) as refused:
+        client.generate(REQUEST, 60)
+    assert (refused.value.status, refused.value.code) == (status, code)
+
+
+def test_nothing_but_readiness_is_told_without_a_token(service: Service) -> None:
+    with httpx.Client(base_url=service.url) as http:
+        assert http.get("/health").json() == {"ready": True}
+        for method, path in (
+            ("POST", "/v1/generate"),
+            ("POST", "/v1/publish"),
+            ("POST", "/v1/pause"),
+            ("POST", "/v1/resume"),
+            ("GET", "/metrics"),
+            ("GET", "/docs"),
+        ):
+            response = http.request(method, path)
+            assert response.status_code == 401, path
+            assert response.json()["error"]["code"] == "unauthenticated"
+        forged = http.get("/metrics", headers={"Authorization": "Bearer " + service.token()[:-4] + "AAAA"})
+        assert forged.status_code == 401
+
+
+def test_other_host_names_are_refused(service: Service) -> None:
+    headers = {"Host": "evil.example", "Authorization": f"Bearer {service.token()}"}
+    response = httpx.get(service.url + "/health", headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unknown_host")
+    local = httpx.get(service.url + "/health", headers={"Host": "localhost:1234"})
+    assert local.status_code == 200
+
+
+def test_bad_requests_name_the_field(service: Service) -> None:
+    headers = {"Authorization": f"Bearer {service.token()}"}
+    with httpx.Client(base_url=service.url, headers=headers) as http:
+        sampling = {"max_new_tokens": 4}
+        for body, path in (
+            ({"prompts": [[1]], "sampling": {"max_new_tokens": 0}}, "sampling.max_new_tokens"),
+            ({"prompts": [[1]], "sampling": sampling, "surprise": 1}, "surprise"),
+            ({"prompts": [[1], []], "sampling": sampling}, "prompts.1"),
+        ):
+            response = http.post("/v1/generate", json=body)
+            assert response.status_code == 422
+            assert response.json()["error"]["message"].startswith(path + ":")
+        assert http.post("/v1/nothing").json()["error"]["code"] == "not_found"
+        assert http.get("/v1/generate").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_large_bodies_are_refused_before_they_are_read(service: Service) -> None:
+    headers = {"Authorization": f"Bearer {service.token()}"}
+
+    def pieces() -> Iterator[bytes]:
+        yield b'{"prompts": [['
+        for _ in range(20):
+            yield b" " * 20_000
+
+    for content in (b" " * 300_000, pieces()):
+        response = httpx.post(service.url + "/v1/generate", content=content, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_paused_service_refuses_until_it_is_resumed(service: Service) -> None:
+    with service.client() as client:
+        assert client.pause().paused is True
+        with pytest.raises(EngineRefused) as refused:
+            client.generate(REQUEST, 60)
+        assert (refused.value.status, refused.value.code) == (409, "paused")
+        assert client.resume().paused is False
+        assert client.generate(REQUEST, 60).completions
+
+
+def test_it_counts_what_it_does(service: Service) -> None:
+    with service.client() as client:
+        client.generate(REQUEST, 60)
+    text = httpx.get(service.url + "/metrics", headers={"Authorization": f"Bearer {service.token()}"}).text
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(counts["powermean_rollout_completion_tokens_total"]) >= 6
+    assert float(counts["powermean_rollout_attempt"]) == 2
+    assert float(counts["powermean_rollout_generate_seconds_count"]) >= 1
+
+
+def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service: Service) -> None:
+    """The client gives up on an endless request; the next one does not wait for the rest of it."""
+    with service.client() as client:
+        with pytest.raises(EngineTimeout) as timeout:
+            client.generate(LONG, 1.0)
+        assert timeout.value.retryable
+        started = time.monotonic()
+        client.generate(REQUEST, 60)
+        assert time.monotonic() - started < 30
+
+    threads = [threading.Thread(target=_give_up_after, args=(service, 3.0)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)  # one runs, one waits
+    with service.client() as client, pytest.raises(EngineRefused, match="2 requests run or wait") as refused:
+        client.generate(REQUEST, 60)
+    assert (refused.value.status, refused.value.code, refused.value.retryable) == (503, "busy", True)
+    for thread in threads:
+        thread.join(30)
+
+
+def test_a_service_killed_in_mid_request_is_an_error_in_time(start_service: StartService) -> None:
+    service = start_service()
+    killer = threading.Timer(1.0, service.process.kill)
+    killer.start()
+    started = time.monotonic()
+    with service.client() as client:
+        with pytest.raises(EngineUnreachable, match="is gone") as error:
+            client.generate(LONG, 120)
+        assert time.monotonic() - started < 20
+        assert error.value.retryable
+        assert error.value.error.code == "engine_unreachable"
+        with pytest.raises(EngineUnreachable):
+            client.generate(REQUEST, 5)
+    killer.join()
+
+
+def test_it_stops_on_sigterm_in_mid_request(start_service: StartService) -> None:
+    service = start_service()
+    thread = threading.Thread(target=_give_up_after, args=(service, 60.0))
+    thread.start()
+    time.sleep(1.0)
+    service.process.send_signal(signal.SIGTERM)
+    service.process.wait(20)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_it_dies_with_its_parent(tiny_folder: Path, tmp_path: Path, keys: KeyPair) -> None:
+    (tmp_path / "key.pub").write_text(keys.public_pem)
+    arguments = ["--model", str(tiny_folder), "--job-id", JOB, "--public-key", str(tmp_path / "key.pub")]
+    script = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-m', 'rollout', *{arguments!r}, "
+        f"'--ready-file', {str(tmp_path / 'ready')!r}])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=os.getcwd())
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    deadline = time.monotonic() + START_S
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert start_time(child) is not None
+    parent.kill()
+    parent.wait(10)
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while start_time(child) is not None:
+        assert time.monotonic() < deadline, "the service outlived its parent"
+        time.sleep(0.05)
+
+
+def _give_up_after(service: Service, seconds: float) -> None:
+    with service.client() as client, pytest.raises((EngineTimeout, EngineUnreachable, EngineRefused)):
+        client.generate(LONG, seconds)
