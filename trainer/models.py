@@ -24,10 +24,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from powermean.contracts.attempts import Claim
+from powermean.contracts.attempts import Claim, Finish
 from powermean.contracts.job import ModelSpec
 from trainer.failures import TrainingError
 from trainer.packaged import PACKAGED_MODELS, PackagedModel, convert
+from trainer.reporter import Reporter
 from trainer.settings import NodeSettings, NodeSettingsError
 
 PREPARE_TIMEOUT_S = 600.0
@@ -107,7 +108,7 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
     raise TrainingError(
         "unknown_model",
         f"model {name!r} is neither packaged nor in the hub cache, and the hub did not give it: "
-        f"{str(reason).splitlines()[0]}",
+        f"{str(reason).split('. ')[0]}",
         path="model.name",
         remedy=remedy,
     )
@@ -163,7 +164,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Print the folder of a claim's model; 1 with the reason on stderr when there is none."""
+    """Print the folder of a claim's model. Status 1 when there is none: the attempt's spool says why."""
     parser = argparse.ArgumentParser(prog="python -m trainer.models", description=main.__doc__)
     parser.add_argument("--claim", type=Path, required=True, help="the attempt's claim.json")
     arguments = parser.parse_args()
@@ -172,7 +173,9 @@ def main() -> int:
         claim = Claim.model_validate_json(arguments.claim.read_bytes())
         print(resolve_model(claim.spec.model, settings.data_dir, settings.model_roots))
     except TrainingError as failure:
-        print(failure.error.model_dump_json(), file=sys.stderr)
+        print(f"error: {failure} {failure.error.remedy or ''}".strip(), file=sys.stderr)
+        finish = Finish(outcome="failed", error=failure.error, retryable=failure.retryable)
+        Reporter(arguments.claim.parent).finish(finish)
         return 1
     except NodeSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
