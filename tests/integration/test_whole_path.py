@@ -33,7 +33,8 @@ def test_every_step_and_update_has_its_metrics(service: Service, job: Job) -> No
     for step in range(1, STEPS + 1):
         assert (step, -1, "reward") in rows
         assert (step, -1, "time/step") in rows
-        assert [u for u in range(UPDATES) if (step, u, "p/mean") in rows] == list(range(UPDATES))
+        assert [u for u in range(UPDATES) if (step, u, "loss") in rows] == list(range(UPDATES))
+        assert (step, UPDATES - 1, "p/mean") in rows  # in the first update all ratios are 1: no p
     assert {step for step, _, name in rows if name == "eval/reward"} == {0, 2, 4}
 
 
