@@ -15,9 +15,11 @@ from torch import Tensor
 
 from trainer.objectives.power_mean import variation
 
-# On |N(p) - N*|, as a share of 1 - N(1). The promise is 1e-6; half of it is left to N(1) itself, and so to N*,
-# which float32 log-ratios give in float32.
+# On |N(p) - N*|, as a share of 1 - N(1). The promise is 1e-6; half of it is left to N(1) itself, and so
+# to N*, which float32 log-ratios give in float32.
 SOLVED_TO = 5e-7
+NEAR = 3e-4  # the same, where float32 hands over to float64
+MOST_FLOAT32_STEPS = 3
 MOST_ITERATIONS = 60  # bisection alone needs about 45
 
 
@@ -44,21 +46,24 @@ def absolute_deficit(fraction: Tensor, tokens: Tensor) -> Tensor:
     return (1 - fraction) * (1 - 1 / tokens)
 
 
-def evaluate(z: Tensor, tokens: Tensor, p: Tensor | None) -> Evaluation:
-    """N(p) and its slope for centred log-ratios z [R, T] (0 on padding), T [R] and 0 < p [R] <= 1; None is p
-    = 1.
+def evaluate(z: Tensor, tokens: Tensor, p: Tensor | None, slope: Tensor | None = None) -> Evaluation:
+    """N(p) and its slope for centred log-ratios z [R, T] (0 on padding), T [R] and 0 < p [R] <= 1.
+
+    p None is 1; a `slope` that is known well enough is not computed again. Tokens are worked in z's dtype,
+    their sums in float64. Padding adds 0 to every sum, as its z is 0.
 
     With K(p) = log mean exp(p z): log N = 2 K(p) - K(2p), so d log N / dp = 2 K'(p) - 2 K'(2p).
-    Tokens are worked in z's dtype, their sums in float64. Padding adds 0 to every sum, as its z is 0.
     """
     deviation = torch.expm1(z if p is None else z * p.to(z.dtype)[:, None])
-    weighted = deviation * z
     mean = deviation.sum(-1).double() / tokens
     mean_square = torch.linalg.vecdot(deviation, deviation).double() / tokens
-    first = weighted.sum(-1).double() / tokens  # mean of z e^{pz}, as z has mean 0
-    second = torch.linalg.vecdot(weighted, deviation).double() / tokens + 2 * first  # mean of z e^{2pz}
-    slope = first / (1 + mean) - second / (1 + 2 * mean + mean_square)
-    return Evaluation(variation=variation(mean, mean_square), slope=slope if p is None else slope / p)
+    if slope is None:
+        weighted = deviation * z
+        first = weighted.sum(-1).double() / tokens  # mean of z e^{pz}, as z has mean 0
+        second = torch.linalg.vecdot(weighted, deviation).double() / tokens + 2 * first  # of z e^{2pz}
+        slope = first / (1 + mean) - second / (1 + 2 * mean + mean_square)
+        slope = slope if p is None else slope / p
+    return Evaluation(variation=variation(mean, mean_square), slope=slope)
 
 
 @torch.no_grad()
@@ -66,7 +71,7 @@ def solve_exponent(z: Tensor, tokens: Tensor, target: Tensor, at_1: Evaluation) 
     """p [R] in [0, 1] with |N(p) - N*| <= 1e-6 (1 - N(1)), or the bound beyond which N* lies.
 
     Newton on log N against p^2 inside a bracket that every evaluation tightens; a step out of the bracket is
-    replaced by its middle. All trajectories at once; those that are done drop out. The first step may be
+    replaced by its middle. All trajectories at once; those that are done drop out. The first steps may be
     taken in float32 (z's dtype), the last evaluation is always in float64.
 
     z [R, T] centred log-ratios (0 on padding), each row with two different ones; tokens [R] float64; target
@@ -81,11 +86,18 @@ def solve_exponent(z: Tensor, tokens: Tensor, target: Tensor, at_1: Evaluation) 
         at_1 = Evaluation(at_1.variation[todo], at_1.slope[todo])
     allowed = SOLVED_TO * at_1.deficit
     search = _Search(_first_guess(z, tokens, target, at_1).square(), target)
-    if z.dtype != torch.float64:
-        search.step(evaluate(z, tokens, search.square.sqrt()))
+    slope = None
+    for _ in range(MOST_FLOAT32_STEPS if z.dtype != torch.float64 else 0):
+        near = evaluate(z, tokens, search.square.sqrt())
+        search.step(near)
+        slope = near.slope
+        # Newton squares the error, so from here one step lands on the target
+        if ((near.deficit - search.target).abs() <= NEAR * at_1.deficit).all():
+            break
     for _ in range(MOST_ITERATIONS):
         p = search.square.sqrt()
-        found = evaluate(z.double(), tokens, p)
+        found = evaluate(z.double(), tokens, p, slope)
+        slope = None
         answer[todo] = p
         left = ((found.deficit - search.target).abs() > allowed).nonzero()[:, 0]
         if not left.numel():

@@ -210,7 +210,7 @@ class Algorithm:
 
 
 def _without_padding(x: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
-    """x with 0 on padding. A product does it, at a tenth of a selection's cost, unless padding holds NaN or inf."""
+    """x with 0 on padding. A product does it at a tenth of a selection's cost if all is finite."""
     if x.device.type == "cpu" and torch.isfinite(x.sum()):
         return x * inside
     return torch.where(mask, x, 0.0)
