@@ -46,7 +46,7 @@ class Scheduler:
                 log.info("leading the scheduling as %s", self.holder)
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
-            start_waiting(session, self.settings, now)
+            start_waiting(session, self.settings, database_now(session))
         self._remove_garbage()
 
     def stop(self) -> None:

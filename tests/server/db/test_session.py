@@ -25,10 +25,14 @@ def ids(database: Database) -> list[str]:
 
 
 def test_a_failed_transaction_leaves_nothing(database: Database):
-    with pytest.raises(ZeroDivisionError), database.write() as session:
-        session.add(Node(id="a", report={}, seen_at=database_now(session)))
-        session.flush()
-        raise ZeroDivisionError
+    def fail() -> None:
+        with database.write() as session:
+            session.add(Node(id="a", report={}, seen_at=database_now(session)))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert ids(database) == []
 
 
@@ -140,12 +144,17 @@ def test_upsert_replaces_what_it_is_told_to(database: Database):
 
 def test_listeners_hear_of_commits_alone(database: Database):
     heard: list[Changes] = []
+
+    def fail() -> None:
+        with database.write() as session:
+            changes(session).plan = True
+            raise ZeroDivisionError
+
     database.listen(heard.append)
     put(database, "a")
     with database.write() as session:
         changes(session).jobs.add("job-1")
         assert heard == []
-    with pytest.raises(ZeroDivisionError), database.write() as session:
-        changes(session).plan = True
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert heard == [Changes(jobs={"job-1"})]

@@ -1,0 +1,181 @@
+"""The outbox: sent, sent again until somebody acts, and not lost with the broker."""
+
+import logging
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from service_driver import ServiceDriver
+from sqlalchemy import select, update
+
+from powermean.cli.embedded import valkey_program
+from powermean.contracts.names import START_TASK, VALIDATE_TASK, node_queue
+from server.cluster.relay import Relay
+from server.db.models import Outbox
+from server.db.session import database_now
+from server.queue import BrokerDown, CelerySender, celery_app
+
+
+def let_pauses_pass(service: ServiceDriver) -> None:
+    with service.database.write() as session:
+        session.execute(update(Outbox).values(next_send_at=database_now(session) - timedelta(seconds=1)))
+
+
+def pause_of(service: ServiceDriver, subject: str) -> float:
+    with service.database.read() as session:
+        row = session.execute(select(Outbox).where(Outbox.subject == subject)).scalar_one()
+        return (row.next_send_at - database_now(session)).total_seconds()
+
+
+def test_a_check_waits_for_a_node_and_goes_to_a_living_one(service: ServiceDriver):
+    job_id = service.submit()
+    service.relay.turn()
+    assert service.sender.sent == []
+    service.report("node-7")
+    let_pauses_pass(service)
+    service.relay.turn()
+    assert service.sender.sent == [(VALIDATE_TASK, node_queue("node-7"), job_id)]
+
+
+def test_a_check_that_nobody_does_is_sent_to_the_next_node(service: ServiceDriver):
+    service.report("node-1")
+    service.report("node-2")
+    service.submit()
+    for _ in range(4):
+        let_pauses_pass(service)
+        service.relay.turn()
+    queues = [queue for _, queue, _ in service.sender.sent]
+    assert sorted(queues) == [node_queue("node-1")] * 2 + [node_queue("node-2")] * 2
+    assert queues[0] != queues[1]
+
+
+def test_an_attempt_is_sent_to_its_node_until_it_is_claimed(service: ServiceDriver):
+    job_id = service.started()
+    start = (START_TASK, node_queue("node-1"), f"{job_id}.1")
+    pauses = []
+    for _ in range(3):
+        let_pauses_pass(service)
+        service.relay.turn()
+        service.relay.turn()  # the pause holds
+        pauses.append(pause_of(service, f"{job_id}.1"))
+    assert service.sender.sent == [start] * 3
+    first = service.settings.resend_s
+    assert pauses == pytest.approx([first, 2 * first, 4 * first], abs=2)
+    service.claim(f"{job_id}.1")
+    let_pauses_pass(service)
+    service.relay.turn()
+    assert service.sender.sent == [start] * 3
+
+
+def test_nothing_is_sent_about_a_cancelled_job(service: ServiceDriver):
+    job_id = service.submit()
+    service.report()
+    service.person.post(f"/v1/jobs/{job_id}/cancel")
+    service.relay.turn()
+    assert service.sender.sent == []
+
+
+def test_a_broker_that_is_down_is_survived(service: ServiceDriver, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    service.report()
+    jobs = [service.submit() for _ in range(3)]
+    service.sender.down = True
+    for _ in range(5):
+        let_pauses_pass(service)
+        service.relay.turn()
+    assert [r.levelname for r in caplog.records if "broker" in r.message] == ["ERROR"]
+    service.sender.down = False
+    let_pauses_pass(service)
+    service.relay.turn()
+    assert [subject for _, _, subject in service.sender.sent] == jobs
+    assert [r.levelname for r in caplog.records if "broker" in r.message] == ["ERROR", "INFO"]
+
+
+class Broker:
+    """A real Redis server on a port of its own, which can be killed and started again, empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        program = valkey_program()
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        self.process = subprocess.Popen([str(program), *options], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.ConnectionError:
+                    assert time.monotonic() < deadline, "the broker did not start"
+                    time.sleep(0.02)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(10)
+            self.process = None
+
+    def queued(self, queue: str) -> int:
+        with redis.Redis.from_url(self.url) as client:
+            return int(client.llen(queue))
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    made = Broker(tmp_path)
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_messages_that_the_broker_lost_are_sent_again(service: ServiceDriver, broker: Broker):
+    settings = service.settings.model_copy(update={"redis_url": broker.url})
+    sender = CelerySender(celery_app(settings))
+    relay = Relay(service.database, settings, sender)
+    service.started()
+    queue = node_queue("node-1")
+    relay.turn()
+    assert broker.queued(queue) == 1
+    broker.kill()
+    let_pauses_pass(service)
+    relay.turn()
+    assert relay.broker_down
+    broker.start()
+    assert broker.queued(queue) == 0
+    let_pauses_pass(service)
+    relay.turn()
+    assert not relay.broker_down
+    assert broker.queued(queue) == 1
+    sender.close()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_broker_that_is_not_there_is_an_error_in_time(service: ServiceDriver):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    sender = CelerySender(celery_app(service.settings.model_copy(update={"redis_url": url})))
+    started = time.monotonic()
+    with pytest.raises(BrokerDown):
+        sender.send(START_TASK, "node.x", "job.1", 60)
+    assert time.monotonic() - started < 15
+    sender.close()

@@ -1,0 +1,138 @@
+"""What the server checks before it takes a request; each failure is one line that says what to do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+from service_driver import ADMIN_KEY, NODE_TOKEN
+
+from server.db.migrate import pending_revision
+from server.db.session import Database
+from server.settings import Settings
+from server.start import CannotStart, bind, prepare
+
+
+def settings_for(url: str, folder: Path, **changes: object) -> Settings:
+    return Settings(
+        database_url=url,
+        artefacts_url=f"file://{folder / 'artefacts'}",
+        secrets_dir=folder / "secrets",
+        **changes,
+    )
+
+
+def test_a_database_that_was_not_migrated_is_refused_with_the_remedy(empty_url: str, tmp_path: Path):
+    with pytest.raises(CannotStart, match="python -m server migrate"):
+        prepare(settings_for(empty_url, tmp_path))
+
+
+def test_embedded_servers_migrate_themselves(empty_url: str, tmp_path: Path):
+    settings = settings_for(empty_url, tmp_path, migrate=True)
+    for _ in range(2):
+        prepare(settings)
+    database = Database(empty_url)
+    assert pending_revision(database) is None
+    database.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gpu-node.example.org"])
+def test_nothing_is_exposed_without_names_and_a_key(database_url: str, tmp_path: Path, host):
+    with pytest.raises(CannotStart, match="POWERMEAN_ALLOWED_HOSTS"):
+        prepare(settings_for(database_url, tmp_path, host=host))
+    with pytest.raises(CannotStart, match="POWERMEAN_BOOTSTRAP_ADMIN_KEY"):
+        prepare(settings_for(database_url, tmp_path, host=host, allowed_hosts="a.example.org"))
+    prepare(
+        settings_for(
+            database_url, tmp_path, host=host, allowed_hosts="a.example.org", bootstrap_admin_key=ADMIN_KEY
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_neither(database_url: str, tmp_path: Path, host):
+    prepare(settings_for(database_url, tmp_path, host=host))
+
+
+def test_a_database_that_is_not_there_is_one_line_without_the_password(tmp_path: Path):
+    url = "postgresql+psycopg://me:secret@127.0.0.1:1/nothing"
+    with pytest.raises(CannotStart, match="cannot use the database") as caught:
+        prepare(settings_for(url, tmp_path))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_busy_port_is_one_line():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(CannotStart, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            bind(Settings(port=port))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beat_s": 40.0}, "at most half of lease_s"),
+        ({"allowed_hosts": "*"}, "must name hosts"),
+        ({"port": 70000}, "65535"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        Settings(**changes)
+
+
+@pytest.mark.integration
+def test_serving_from_start_to_stop(tmp_path: Path):
+    """The program itself: it migrates, answers, refuses a second one on its port, and stops when told to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "POWERMEAN_DATABASE_URL": f"sqlite:///{tmp_path / 'new' / 'server.db'}",
+        "POWERMEAN_ARTEFACTS_URL": f"file://{tmp_path / 'artefacts'}",
+        "POWERMEAN_SECRETS_DIR": str(tmp_path / "secrets"),
+        "POWERMEAN_REDIS_URL": "redis://127.0.0.1:1/0",
+        "POWERMEAN_PORT": str(port),
+        "POWERMEAN_MIGRATE": "1",
+        "POWERMEAN_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY,
+        "POWERMEAN_BOOTSTRAP_NODE_TOKEN": NODE_TOKEN,
+    }
+    command = [sys.executable, "-m", "server"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stderr=log)
+    try:
+        await_health(f"http://127.0.0.1:{port}", server)
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers, trust_env=False)
+        assert answer.json() == {"items": [], "next": None}
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert second.stderr.count("\n") == 1
+        assert "Address already in use" in second.stderr
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) in (0, -signal.SIGTERM)
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def await_health(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        assert server.poll() is None, "the server ended early"
+        try:
+            if httpx.get(f"{url}/healthz", trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.1)
