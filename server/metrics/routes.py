@@ -112,8 +112,7 @@ def get_trajectories(
 @router.get(
     "/jobs/{job_id}/events",
     summary="A job's events, live",
-    status_code=status.HTTP_200_OK,
-    response_class=EventStream,
+    response_class=Response,  # its media type is that of errors, too
     responses={
         200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
         204: {"description": "The job has ended, and the client has everything."},
