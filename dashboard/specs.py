@@ -60,6 +60,24 @@ def parse(text: str) -> dict[str, Any]:
     return value
 
 
+def line_of(text: str, path: str) -> int | None:
+    """The line of the field at a dotted path, or of its nearest parent. `text` must parse."""
+    node = yaml.compose(text, Loader=_Loader)
+    line = None
+    for part in path.split("."):
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
 def to_yaml(spec: JobSpec, changed_only: bool = False) -> str:
     """The spec as YAML; `changed_only` leaves out what equals its default."""
     data = spec.model_dump(mode="json", exclude_defaults=changed_only)

@@ -23,6 +23,17 @@ def _form(request: Request, text: str, error: ErrorBody | None = None, status: i
     )
 
 
+def _with_lines(error: ErrorBody, text: str) -> ErrorBody:
+    """The fields' errors with the lines of the text that they are about."""
+    fields = []
+    for field in error.fields:
+        line = specs.line_of(text, field.path)
+        fields.append(
+            field if line is None else field.model_copy(update={"message": f"line {line}: {field.message}"})
+        )
+    return error.model_copy(update={"fields": tuple(fields)})
+
+
 async def form_page(request: Request) -> Response:
     """GET /new?from=JOB: the starter spec, or another job's."""
     source = request.query_params.get("from")
@@ -54,5 +65,5 @@ async def submit(request: Request) -> Response:
     except ApiError as refused:
         if refused.status == 401:
             raise
-        return _form(request, text, refused.body, status=refused.status)
+        return _form(request, text, _with_lines(refused.body, text), status=refused.status)
     return RedirectResponse(f"/jobs/{job.id}", status_code=303)

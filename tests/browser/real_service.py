@@ -196,7 +196,8 @@ class Run:
             "finish", {"outcome": "finished", "result": {"steps": steps, "tokens": 900, "model": model}}
         )
 
-    def history(self, name: str) -> list[tuple[int, int, float]]:
+    def history(self, name: str, **query: int) -> list[tuple[int, int, float]]:
         """The metric as the API gives it: (step, update, value)."""
-        answer = self.service.person.get(f"/v1{self.path}/metrics", params={"name": name}).raise_for_status()
+        answer = self.service.person.get(f"/v1{self.path}/metrics", params={"name": name, **query})
+        assert answer.is_success, answer.text
         return [(p["step"], p["update"], p["value"]) for p in answer.json()["series"][0]["points"]]

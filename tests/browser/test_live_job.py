@@ -6,11 +6,10 @@ from real_service import UPDATES, Run, Service
 from dashboard.formatting import number
 
 
-def expected(run: Run, name: str) -> list[list[float]]:
+def expected(run: Run, name: str, **query: int) -> list[list[float]]:
     """A metric's points as they should be plotted."""
-    return [
-        [step if update < 0 else step + update / UPDATES, value] for step, update, value in run.history(name)
-    ]
+    points = run.history(name, **query)
+    return [[step if update < 0 else step + update / UPDATES, value] for step, update, value in points]
 
 
 def assert_plots_equal_history(tab: Tab, run: Run) -> None:
@@ -90,6 +89,37 @@ def test_a_new_attempt_takes_the_lost_steps_back(service: Service, tabs: Tabs) -
     assert_plots_equal_history(tab, run)
     tab.shows("#job-header", "1 restart")
     tab.shows("#outcome", "trainer_killed")
+
+
+def test_a_long_run_is_thinned_and_still_rewinds_exactly(service: Service, tabs: Tabs) -> None:
+    run = service.running(training={"steps": 9000})
+    rows = [{"step": step, "name": "reward", "value": (step % 100) / 100} for step in range(1, 4001)]
+    run.post("metrics", {"rows": rows})
+    run.checkpoint(3000)
+    tab = tabs.open().open(run)
+    tab.status("Live")
+    thinned = expected(run, "reward", max_points=1500)
+    assert tab.plotted("reward", "reward") == thinned
+    assert 1000 < len(thinned) <= 1500
+
+    run.step(4001)
+    tab.wait_for_points("reward", "reward", len(thinned) + 1)
+    run.restart()
+    after = expected(run, "reward", max_points=1500)
+    assert after[-1][0] == 3000
+    tab.until(lambda: tab.plotted("reward", "reward") == after, "the history of what is left")
+    run.step(3001)
+    tab.until(lambda: tab.plotted("reward", "reward")[-1][0] == 3001, "the next step")
+    assert tab.complaints == []
+
+
+def test_what_went_wrong_is_counted(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    for step, failures in ((1, 3), (2, 0)):
+        run.post("metrics", {"rows": [{"step": step, "name": "grader/failures", "value": failures}]})
+    tab = tabs.open().open(run)
+    assert ["grader failures", "0", "3"] in tab.table("counters")
+    assert ["updates skipped", "–", "–"] in tab.table("counters")
 
 
 def test_the_table_holds_the_plotted_numbers(service: Service, tabs: Tabs) -> None:

@@ -34,6 +34,7 @@ from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 COOKIE = "powermean_session"
 KEY = "pm_key"
 CODE = "code-1"
+PART = 64 * 1024  # most of a log in one answer
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
 SPEC: dict[str, Any] = {
@@ -274,7 +275,7 @@ def _records(app: FastAPI, api: FakeApi) -> None:
             raise Refusal(404, ErrorBody(code="not_found", message=f"step {chosen} has no trajectories"))
         items = fake.trajectories[chosen]
         if sort != "index":
-            items = sorted(items, key=lambda t: getattr(t, sort.lstrip("-")), reverse=sort.startswith("-"))
+            items = sorted(items, key=lambda one: _rank(one, sort.lstrip("-")), reverse=sort.startswith("-"))
         return TrajectoryPage(
             step=chosen, items=tuple(items[offset : offset + limit]), total=len(items), steps=steps
         )
@@ -290,13 +291,20 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         fake = api.find(job_id)
         number = attempt or fake.job.attempt
         text = fake.logs.get(number, "")
-        return LogText(attempt=number, offset=offset, next_offset=len(text), text=text[offset:])
+        part = text[offset : offset + PART]
+        return LogText(attempt=number, offset=offset, next_offset=offset + len(part), text=part)
 
     @app.get("/v1/jobs/{job_id}/events")
     async def events(request: Request, job_id: str, after: int = 0) -> StreamingResponse:
         _signed_in(request)
         seq = int(request.headers.get("last-event-id", after))
         return StreamingResponse(_frames(api, api.find(job_id), seq), media_type="text/event-stream")
+
+
+def _rank(item: Trajectory, name: str) -> float:
+    if name == "p":
+        return next((u.p for u in reversed(item.updates) if u.p is not None), 2.0)
+    return float(getattr(item, name))
 
 
 async def _frames(api: FakeApi, fake: FakeJob, seq: int) -> AsyncIterator[str]:

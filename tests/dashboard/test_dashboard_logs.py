@@ -1,8 +1,12 @@
-from fake_api import FakeApi
+import asyncio
+
+import pytest
+from fake_api import PART, FakeApi
 from html_text import parse
 from starlette.testclient import TestClient
 
-from powermean.contracts.api import JobState
+from dashboard.logs import tail
+from powermean.contracts.api import JobState, LogText
 
 FRAGMENT = {"HX-Request": "true"}
 
@@ -23,10 +27,27 @@ def test_a_log_is_escaped_and_followed(browser: TestClient, api: FakeApi) -> Non
 
 def test_a_finished_log_is_read_to_its_end_and_then_rests(browser: TestClient, api: FakeApi) -> None:
     job = api.add_job(state=JobState.FINISHED)
-    job.logs[1] = "done\n"
-    first = parse(browser.get("/jobs/job-a/log").text).one("span", **{"class": "next"})
+    job.logs[1] = "x" * (PART + 5)
+    first = parse(browser.get("/jobs/job-a/log?offset=0").text).one("span", **{"class": "next"})
     last = parse(browser.get(first.attributes["hx-get"], headers=FRAGMENT).text)
+    assert last.all("span")[0].text == "xxxxx"
     assert not last.all("span", **{"class": "next"})
+
+
+@pytest.mark.parametrize("length", [0, 7, PART - 1, PART, PART + 1, 2 * PART, 5 * PART + 17, 40 * PART])
+def test_the_tail_of_a_log_of_any_length(length: int) -> None:
+    text = "".join(chr(97 + i % 26) for i in range(length))
+    reads = []
+
+    async def read(offset: int) -> LogText:
+        reads.append(offset)
+        part = text[offset : offset + PART]
+        return LogText(attempt=1, offset=offset, next_offset=offset + len(part), text=part)
+
+    found = asyncio.run(tail(read))
+    assert found.next_offset == length
+    assert found.text == text[found.offset :]
+    assert len(reads) < 16
 
 
 def test_attempts_can_be_chosen(browser: TestClient, api: FakeApi) -> None:

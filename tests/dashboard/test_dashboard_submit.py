@@ -35,6 +35,9 @@ def test_wrong_fields_are_named_and_the_text_is_kept(browser: TestClient, api: F
     assert page.one("textarea").text.lstrip("\n") == text
     named = [code.text for code in page.one("ul", **{"class": "fields"}).all("code")]
     assert named == ["training.steps", "colour"]
+    said = [item.words for item in page.one("ul", **{"class": "fields"}).all("li")]
+    assert said[0].startswith("training.steps line 4: ")
+    assert said[1].startswith("colour line 5: ")
     assert "Mend it." in page.one("div", role="alert").words
     assert page.one("input", name="key").attributes["value"] != "k"
     assert api.jobs == {}

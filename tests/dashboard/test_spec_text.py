@@ -56,6 +56,23 @@ def test_unreadable_text_is_refused_with_the_place(text: str, said: str) -> None
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("a", 1),
+        ("b.c", 3),
+        ("b.c.deeper", 3),
+        ("l.1", 6),
+        ("l.1.x", 6),
+        ("l.9", 4),
+        ("missing", None),
+        ("", None),
+    ],
+)
+def test_fields_are_found_in_the_text(path: str, line: int | None) -> None:
+    assert specs.line_of("a: 1\nb:\n  c: 2\nl:\n  - {x: 1}\n  - {x: 2}\n", path) == line
+
+
 def test_every_field_of_a_spec_is_explained() -> None:
     sections = {section.title: section for section in spec_sections()}
     assert {"top level", "training", "algorithm · name: pmpo", "data · kind: jsonl"} <= sections.keys()

@@ -24,11 +24,31 @@ async function loadEcharts() {
   }
 }
 
+let missed = null; // events that came while a history was on its way
+
+// The history again, with what the stream told meanwhile on top of it.
 async function loadHistory() {
+  missed = [];
+  try {
+    store.setHistory(await fetchHistory());
+    for (const { kind, data, seq } of missed) {
+      if (seq > store.seq) apply(kind, data);
+    }
+  } finally {
+    missed = null;
+  }
+}
+
+function apply(kind, data) {
+  if (kind === "metrics") store.addRows(data.rows);
+  if (kind === "rewind") store.rewind(data.from_step);
+}
+
+async function fetchHistory() {
   const query = new URLSearchParams([...metricNames().map((name) => ["name", name]), ["max_points", String(MAX_POINTS)]]);
   const answer = await fetch(`/v1/jobs/${encodeURIComponent(job.id)}/metrics?${query}`);
   if (!answer.ok) throw new Error(`history: ${answer.status}`);
-  store.setHistory(await answer.json());
+  return answer.json();
 }
 
 function lastStep() {
@@ -66,18 +86,19 @@ function showStatus(status) {
   element.className = `stream ${status}`;
 }
 
-async function rewind(step) {
-  store.rewind(step);
-  if (store.thinned) await loadHistory(); // merged points may span the cut
+// Merged points may span a rewind's cut, and a page left open for days collects more than can be drawn.
+function outgrown(kind) {
+  return (kind === "rewind" && store.thinned) || store.longest() > 4 * MAX_POINTS;
 }
 
 function follow() {
   const stream = new JobStream(job.id, store.seq, {
     status: showStatus,
-    event(kind, data) {
-      if (kind === "metrics") store.addRows(data.rows);
-      if (kind === "rewind") rewind(data.from_step).catch((error) => console.warn(error)).then(drawSoon);
+    event(kind, data, seq) {
+      missed?.push({ kind, data, seq });
+      apply(kind, data);
       drawSoon();
+      if (missed === null && outgrown(kind)) loadHistory().catch((error) => console.warn(error)).then(drawSoon);
       tell(kind);
     },
   });

@@ -23,6 +23,10 @@ export class SeriesStore {
     return this.series.get(name) ?? [];
   }
 
+  longest() {
+    return Math.max(0, ...[...this.series.values()].map((points) => points.length));
+  }
+
   setHistory(history) {
     this.series = new Map(history.series.map((series) => [series.name, [...series.points]]));
     this.thinned = history.series.some((series) => series.points.some((point) => point.low !== null && point.low !== undefined));
