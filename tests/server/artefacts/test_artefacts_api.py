@@ -1,0 +1,276 @@
+"""Datasets, logs, checkpoints and model files over REST."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reports import next_attempt
+from service_driver import ServiceDriver, error_of, example_result
+
+from powermean.artefacts import ArtefactStore
+from server.artefacts import datasets
+from server.artefacts.downloads import RangeNotSatisfiable, Span, requested_span
+from server.artefacts.logs import StoredChunk, StoredRange, read_text
+
+ROWS = b'{"question": "1+1", "answer": 2}\n{"answer": 4, "question": "2+2", "extra": null}\n'
+
+
+def upload(service, body, **query):
+    return service.person.post("/v1/datasets", content=body, params=query)
+
+
+def lines_of(answer):
+    assert answer.status_code == 422, answer.text
+    return {field["path"]: field["message"] for field in error_of(answer)["fields"]}
+
+
+def test_a_dataset_as_a_form_and_as_a_body_is_the_same(service):
+    form = service.person.post("/v1/datasets", files={"file": ("sums.jsonl", ROWS)}, data={"name": "Sums"})
+    assert form.status_code == 201, form.text
+    made = form.json()
+    assert (made["name"], made["rows"], made["fields"]) == ("Sums", 2, ["question", "answer"])
+    assert made["size"] == len(ROWS)
+    assert upload(service, ROWS, name="other").json() == made
+    assert service.person.get(f"/v1/datasets/{made['id']}").json() == made
+    assert service.person.get("/v1/datasets").json()["items"] == [made]
+
+
+def test_a_form_without_a_name_takes_the_files(service):
+    answer = service.person.post("/v1/datasets", files={"file": ("a/sums.jsonl", ROWS)})
+    assert answer.json()["name"] == "sums"
+
+
+def test_a_stored_dataset_is_what_was_sent(service):
+    made = upload(service, ROWS).json()
+    store = ArtefactStore(service.settings.artefacts_url)
+    (ref,) = store.list(f"datasets/{made['id']}")
+    assert store.get_bytes(ref) == ROWS
+
+
+def test_each_wrong_line_is_named_and_nothing_is_stored(service):
+    answer = upload(service, b'{"a": 1}\nnot json\n\n[1]\n{"a": NaN}\n\xff\n{"a": 1}')
+    assert set(lines_of(answer)) == {"line 2", "line 3", "line 4", "line 5", "line 6"}
+    assert service.person.get("/v1/datasets").json()["items"] == []
+
+
+def test_a_field_that_every_row_must_have_is_missed_by_line(service):
+    body = b'{"answer": 1}\n' * 16 + b'{"question": 1}\n'
+    assert "no field 'answer'" in lines_of(upload(service, body, require="answer"))["line 17"]
+    assert upload(service, body, require="question").status_code == 422
+
+
+def test_at_most_twenty_wrong_lines_are_named(service):
+    assert len(lines_of(upload(service, b"x\n" * 1000))) == 20
+
+
+@pytest.mark.parametrize("body", [b"", b"\n"])
+def test_an_empty_dataset_is_refused(service, body):
+    assert upload(service, body).status_code == 422
+
+
+def test_a_line_that_is_too_long_is_named_and_the_next_one_read(service, monkeypatch):
+    monkeypatch.setattr(datasets, "MAX_LINE", 20)
+    wrong = lines_of(upload(service, b'{"a": 1}\n{"a": "' + b"x" * 90 + b'"}\n{"a": 2}\nwrong\n'))
+    assert set(wrong) == {"line 2", "line 4"}
+
+
+def test_a_form_needs_its_file_and_a_name_that_can_be_shown(service):
+    answer = service.person.post("/v1/datasets", files={"other": ("x", ROWS)})
+    assert lines_of(answer).keys() == {"file"}
+    assert lines_of(upload(service, ROWS, name="a\nb")).keys() == {"name"}
+
+
+def test_a_dataset_above_the_limit_is_refused(settings):
+    service = ServiceDriver(settings.model_copy(update={"max_dataset": 2000}))
+    try:
+        pieces = iter([ROWS] * 100)
+        assert service.person.post("/v1/datasets", content=ROWS * 100).status_code == 413
+        assert service.person.post("/v1/datasets", content=pieces).status_code == 413
+    finally:
+        service.close()
+
+
+def test_a_log_is_stored_once_however_it_is_cut(service):
+    attempt = service.running()
+    text = "step 1: größer ✓\nstep 2: 😀\n"
+    data = text.encode()
+
+    def post(offset, part):
+        return attempt.post("logs", {"offset": offset, "text": part.decode(errors="strict")})
+
+    assert post(0, data[:8]).status_code == 204
+    assert post(0, data[:8]).status_code == 204
+    assert post(2, data[2:8]).status_code == 204
+    assert post(0, data).status_code == 204
+    assert post(len(data), b"").status_code == 204
+    answer = service.person.get(f"/v1/jobs/{attempt.claim.job_id}/logs").json()
+    assert answer == {"attempt": 1, "offset": 0, "next_offset": len(data), "text": text}
+
+
+def test_a_gap_in_a_log_is_refused_with_the_offset_to_go_on_from(service):
+    attempt = service.running()
+    attempt.post("logs", {"offset": 0, "text": "äb"})
+    answer = attempt.post("logs", {"offset": 4, "text": "x"})
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == "conflict"
+    assert "byte 3" in error_of(answer)["remedy"]
+
+
+def test_pieces_of_a_log_posted_at_the_same_time_are_stored_once(service):
+    attempt = service.running()
+    with ThreadPoolExecutor(6) as pool:
+        chunk = {"offset": 0, "text": "the same\n"}
+        answers = list(pool.map(lambda _: attempt.post("logs", chunk).status_code, range(6)))
+    assert answers == [204] * 6
+    assert service.person.get(f"/v1/jobs/{attempt.claim.job_id}/logs").json()["next_offset"] == 9
+
+
+def test_each_attempt_has_a_log_of_its_own(service):
+    first = service.running()
+    job_id = first.claim.job_id
+    first.post("logs", {"offset": 0, "text": "first"})
+    second = next_attempt(service, first)
+    assert first.post("logs", {"offset": 5, "text": "late"}).status_code == 409
+    assert service.person.get(f"/v1/jobs/{job_id}/logs").json()["text"] == ""
+    second.post("logs", {"offset": 0, "text": "second"})
+    assert service.person.get(f"/v1/jobs/{job_id}/logs").json()["text"] == "second"
+    assert service.person.get(f"/v1/jobs/{job_id}/logs", params={"attempt": 1}).json()["text"] == "first"
+    assert service.person.get(f"/v1/jobs/{job_id}/logs", params={"attempt": 3}).status_code == 404
+
+
+def test_a_job_without_an_attempt_has_an_empty_log(service):
+    answer = service.person.get(f"/v1/jobs/{service.submit()}/logs")
+    assert answer.json() == {"attempt": 0, "offset": 0, "next_offset": 0, "text": ""}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    parts=st.lists(st.text(st.sampled_from("aä✓😀\n"), min_size=1, max_size=12), min_size=1, max_size=5),
+    limit=st.integers(4, 20),
+)
+def test_a_log_read_in_small_parts_is_whole_text(tmp_path, parts, limit):
+    store = ArtefactStore(f"file://{tmp_path}/store")
+    chunks, length = [], 0
+    for part in parts:
+        data = part.encode()
+        chunks.append(StoredChunk(length, len(data), store.put_bytes("log", "log", data)))
+        length += len(data)
+    read, position = "", 0
+    while position < length:
+        end = min(position + limit, length)
+        found = tuple(c for c in chunks if c.offset < end and c.offset + c.size > position)
+        text = read_text(StoredRange(1, position, end, found), store)
+        assert text.offset == position
+        assert text.next_offset > position
+        read, position = read + text.text, text.next_offset
+    assert read == "".join(parts)
+
+
+def test_a_log_read_from_within_a_character_starts_at_the_next(service):
+    attempt = service.running()
+    attempt.post("logs", {"offset": 0, "text": "ä😀b"})
+    answer = service.person.get(f"/v1/jobs/{attempt.claim.job_id}/logs", params={"offset": 3}).json()
+    assert (answer["offset"], answer["text"]) == (6, "b")
+
+
+def test_committed_checkpoints_are_listed_oldest_first(service):
+    attempt = service.running()
+    for step in (3, 5):
+        assert attempt.commit(step).status_code == 204
+    items = service.person.get(f"/v1/jobs/{attempt.claim.job_id}/checkpoints").json()["items"]
+    assert [(item["step"], item["attempt"]) for item in items] == [(3, 1), (5, 1)]
+    assert service.person.get("/v1/jobs/job-none/checkpoints").status_code == 404
+
+
+@pytest.fixture
+def finished(service):
+    """A finished job whose model has two files, and their bytes."""
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    store = ArtefactStore(service.settings.artefacts_url)
+    contents = {"config.json": json.dumps({"a": 1}).encode(), "weights/ü 1.bin": bytes(range(256)) * 8}
+    files = {
+        name: store.put_bytes(f"jobs/{job_id}/model", name, data).model_dump()
+        for name, data in contents.items()
+    }
+    answer = attempt.finish("finished", result=example_result(job_id) | {"model": {"files": files}})
+    assert answer.status_code == 204, answer.text
+    return job_id, contents
+
+
+def test_the_final_models_files_are_listed_and_downloaded(service, finished):
+    job_id, contents = finished
+    listed = service.person.get(f"/v1/jobs/{job_id}/files").json()["files"]
+    assert {name: ref["size"] for name, ref in listed.items()} == {n: len(d) for n, d in contents.items()}
+    for name, data in contents.items():
+        answer = service.person.get(f"/v1/jobs/{job_id}/files/{name}")
+        assert (answer.status_code, answer.content) == (200, data)
+        assert answer.headers["content-disposition"].startswith("attachment; filename*=UTF-8''")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["etag"] == f'"{listed[name]["sha256"]}"'
+        again = service.person.get(
+            f"/v1/jobs/{job_id}/files/{name}", headers={"If-None-Match": answer.headers["etag"]}
+        )
+        assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    ("header", "start", "end"),
+    [("bytes=0-0", 0, 1), ("bytes=10-", 10, 2048), ("bytes=-5", 2043, 2048), ("bytes=2000-9999", 2000, 2048)],
+)
+def test_a_range_of_a_file(service, finished, header, start, end):
+    job_id, contents = finished
+    data = contents["weights/ü 1.bin"]
+    path = f"/v1/jobs/{job_id}/files/weights/ü 1.bin"
+    answer = service.person.get(path, headers={"Range": header})
+    assert (answer.status_code, answer.content) == (206, data[start:end])
+    assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/2048"
+    changed = service.person.get(path, headers={"Range": header, "If-Range": '"other"'})
+    assert (changed.status_code, changed.content) == (200, data)
+
+
+def test_a_range_past_the_end_is_refused(service, finished):
+    answer = service.person.get(
+        f"/v1/jobs/{finished[0]}/files/weights/ü 1.bin", headers={"Range": "bytes=2048-"}
+    )
+    assert answer.status_code == 416
+    assert error_of(answer)["code"] == "range_not_satisfiable"
+
+
+@given(header=st.from_regex(r"bytes=[0-9]{0,3}-[0-9]{0,3}", fullmatch=True), size=st.integers(0, 500))
+def test_a_requested_span_lies_within_the_file(header, size):
+    try:
+        span = requested_span(header, size)
+    except RangeNotSatisfiable:
+        return
+    assert span is None or 0 <= span.start < span.end <= size
+
+
+@pytest.mark.parametrize("header", ["", "bytes=-", "bytes=5-2", "bytes=1-2,4-5", "items=1-2", "bytes=a-b"])
+def test_what_is_no_single_range_is_answered_whole(header):
+    assert requested_span(header, 10) is None
+    assert requested_span("bytes=1-2", 10) == Span(1, 3)
+
+
+@pytest.mark.parametrize(
+    "path", ["../config.json", "..%2f..%2fsecrets%2fattempt_token.key", "/etc/passwd", "weights", "", "nope"]
+)
+def test_only_files_of_the_model_can_be_had(service, finished, path):
+    assert service.person.get(f"/v1/jobs/{finished[0]}/files/{path}").status_code == 404
+
+
+def test_a_job_that_has_not_finished_has_no_files(service):
+    answer = service.person.get(f"/v1/jobs/{service.submit()}/files")
+    assert answer.status_code == 404
+    assert "validating" in error_of(answer)["message"]
+
+
+def test_a_model_file_that_is_lost_is_said_to_be_missing(service, finished):
+    job_id, _ = finished
+    ArtefactStore(service.settings.artefacts_url).delete_prefix(f"jobs/{job_id}/model")
+    answer = service.person.get(f"/v1/jobs/{job_id}/files/config.json")
+    assert answer.status_code == 404
+    assert error_of(answer)["code"] == "artefact_missing"
