@@ -1,7 +1,6 @@
 """The rollout service as the node starts it: a process of its own, spoken to by the trainer's client."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import GenerateRequest, PublishRequest, Sampling, WeightFile
-from powermean.processes import start_time
+from powermean.processes import descendants, start_time
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.client import EngineRefused, EngineTimeout, EngineUnreachable, RolloutClient
 from tests.rollout.tiny_engines import JOB, save_tiny_model
@@ -31,15 +30,17 @@ pytestmark = pytest.mark.integration
 
 
 class Service:
-    """A running rollout service of attempt 2."""
+    """A rollout service of attempt 2; `process` is it, or a parent of it that does nothing but wait."""
 
-    def __init__(self, folder: Path, model: Path, keys: KeyPair) -> None:
+    def __init__(self, folder: Path, model: Path, keys: KeyPair, *, below_parent: bool = False) -> None:
         self.store = ArtefactStore((folder / "artefacts").as_uri())
         self.folder = folder
         self._keys = keys
         (folder / "key.pub").write_text(keys.public_pem)
+        waiting = (sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])")
         self.process = subprocess.Popen(
             [
+                *(waiting if below_parent else ()),
                 *(sys.executable, "-m", "rollout", "--engine", "transformers", "--model", str(model)),
                 *("--dtype", "float32", "--device", "cpu", "--job-id", JOB, "--attempt", "2"),
                 *("--public-key", str(folder / "key.pub"), "--artefacts-url", self.store.url),
@@ -84,7 +85,7 @@ class Service:
         self.process.wait(10)
 
 
-StartService = Callable[[], Service]
+StartService = Callable[..., Service]
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,9 @@ def start_service(
 ) -> Iterator[StartService]:
     started: list[Service] = []
 
-    def start() -> Service:
-        started.append(Service(tmp_path_factory.mktemp("service"), tiny_folder, keys))
+    def start(*, below_parent: bool = False) -> Service:
+        folder = tmp_path_factory.mktemp("service")
+        started.append(Service(folder, tiny_folder, keys, below_parent=below_parent))
         return started[-1]
 
     yield start
@@ -269,22 +271,6 @@ def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service:
         thread.join(30)
 
 
-def test_a_service_killed_in_mid_request_is_an_error_in_time(start_service: StartService) -> None:
-    service = start_service()
-    killer = threading.Timer(1.0, service.process.kill)
-    killer.start()
-    started = time.monotonic()
-    with service.client() as client:
-        with pytest.raises(EngineUnreachable, match="is gone") as error:
-            client.generate(LONG, 120)
-        assert time.monotonic() - started < 20
-        assert error.value.retryable
-        assert error.value.error.code == "engine_unreachable"
-        with pytest.raises(EngineUnreachable):
-            client.generate(REQUEST, 5)
-    killer.join()
-
-
 def test_it_stops_on_sigterm_in_mid_request(start_service: StartService) -> None:
     service = start_service()
     thread = threading.Thread(target=_give_up_after, args=(service, 60.0))
@@ -296,31 +282,22 @@ def test_it_stops_on_sigterm_in_mid_request(start_service: StartService) -> None
     assert not thread.is_alive()
 
 
-def test_it_dies_with_its_parent(tiny_folder: Path, tmp_path: Path, keys: KeyPair) -> None:
-    (tmp_path / "key.pub").write_text(keys.public_pem)
-    arguments = ["--model", str(tiny_folder), "--job-id", JOB, "--public-key", str(tmp_path / "key.pub")]
-    script = (
-        "import subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, '-m', 'rollout', *{arguments!r}, "
-        f"'--ready-file', {str(tmp_path / 'ready')!r}])\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=os.getcwd())
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    deadline = time.monotonic() + START_S
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert start_time(child) is not None
-    parent.kill()
-    parent.wait(10)
-    parent.stdout.close()
-    deadline = time.monotonic() + 10
-    while start_time(child) is not None:
-        assert time.monotonic() < deadline, "the service outlived its parent"
-        time.sleep(0.05)
+def test_it_dies_with_its_parent_and_the_client_knows_in_time(start_service: StartService) -> None:
+    service = start_service(below_parent=True)
+    (child,) = descendants(service.process.pid)
+    killer = threading.Timer(1.0, service.process.kill)
+    killer.start()
+    started = time.monotonic()
+    with service.client() as client:
+        with pytest.raises(EngineUnreachable, match="is gone") as error:
+            client.generate(LONG, 120)
+        assert time.monotonic() - started < 20
+        assert error.value.retryable
+        assert error.value.error.code == "engine_unreachable"
+        with pytest.raises(EngineUnreachable):
+            client.generate(REQUEST, 5)
+    assert start_time(child) is None
+    killer.join()
 
 
 def _give_up_after(service: Service, seconds: float) -> None:

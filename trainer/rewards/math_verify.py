@@ -17,7 +17,7 @@ class UnreadableAnswerError(ValueError):
 def grade(completion: str, answer: str) -> float:
     """1 when the completion's final expression equals the reference, else 0.
 
-    Raises UnreadableAnswerError when the reference can't be read. There is no time limit in here: math-verify's own
+    Raises UnreadableAnswerError. There is no time limit in here: math-verify's own
     needs SIGALRM and gives up silently.
     """
     reference = _parse_answer(answer)
