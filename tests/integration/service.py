@@ -17,8 +17,8 @@ from powermean.processes import descendants, marked
 
 T = TypeVar("T")
 QUICK = {
-    "POWERMEAN_LEASE_S": "3",
-    "POWERMEAN_BEAT_S": "0.3",
+    "POWERMEAN_LEASE_S": "5",
+    "POWERMEAN_BEAT_S": "0.5",
     "POWERMEAN_CLAIM_S": "10",
     "POWERMEAN_NODE_TIMEOUT_S": "10",
     "POWERMEAN_LEADER_LEASE_S": "2",
