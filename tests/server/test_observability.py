@@ -1,0 +1,94 @@
+"""Health, readiness, numbers, and the log of requests."""
+
+import json
+import logging
+import sys
+
+import pytest
+from reports import post_rows, row, trajectory
+from service_driver import error_of
+
+from powermean.artefacts import ArtefactStore, ArtefactStoreFull
+from server import observability
+from server.request_log import JsonFormatter, request_id
+
+
+@pytest.fixture
+def kind() -> str:
+    """What is seen from outside is the same on every database."""
+    return "sqlite"
+
+
+def sample(service, name):
+    """The value of one line of /metrics."""
+    text = service.person.get("/metrics").text
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+def test_health_needs_nothing(service):
+    service.database.close()
+    assert service.anyone.get("/healthz").json() == {"status": "ok"}
+
+
+def test_readiness_names_what_is_wrong(service, monkeypatch):
+    def full(store):
+        raise ArtefactStoreFull("no space left")
+
+    monkeypatch.setattr(ArtefactStore, "probe", full)
+    answer = service.anyone.get("/readyz")
+    assert answer.status_code == 503
+    wrong = {field["path"]: field["message"] for field in error_of(answer)["fields"]}
+    assert wrong == {"redis": "does not answer", "artefacts": "cannot be written (artefact_store_full)"}
+    assert "127.0.0.1" not in answer.text
+
+
+def test_readiness_is_checked_at_most_every_two_seconds(service, monkeypatch):
+    checks = []
+    monkeypatch.setattr(ArtefactStore, "probe", lambda store: checks.append(1))
+    monkeypatch.setattr(observability, "_check_redis", lambda url: None)
+    assert [service.anyone.get("/readyz").status_code for _ in range(3)] == [200] * 3
+    assert len(checks) == 1
+
+
+def test_numbers_for_prometheus(service):
+    attempt = service.running()
+    post_rows(attempt, row(1), row(2))
+    attempt.post("trajectories", {"step": 1, "rows": [trajectory(0)]})
+    assert sample(service, 'powermean_jobs{state="running"}') == 1
+    assert sample(service, 'powermean_jobs{state="failed"}') == 0
+    assert sample(service, "powermean_nodes_alive") == 1
+    assert sample(service, "powermean_event_streams") == 0
+    assert sample(service, 'powermean_ingested_rows_total{kind="metrics"}') == 2
+    assert sample(service, 'powermean_ingested_rows_total{kind="trajectories"}') == 1
+    route = 'method="POST",route="/v1/attempts/{attempt_id}/metrics",status="204"'
+    assert sample(service, f"powermean_request_seconds_count{{{route}}}") == 1
+
+
+def test_paths_that_are_no_route_make_one_series(service):
+    for path in ("/v1/nope", "/v1/nope/2"):
+        service.person.get(path)
+    assert sample(service, 'powermean_request_seconds_count{method="GET",route="none",status="404"}') == 2
+
+
+def test_requests_are_logged_with_their_id(service, caplog):
+    caplog.set_level(logging.INFO, logger="server.request_log")
+    seen = []
+    caplog.handler.addFilter(lambda record: seen.append(json.loads(JsonFormatter().format(record))) or True)
+    answer = service.person.get("/v1/nodes")
+    (line,) = [line for line in seen if line["logger"] == "server.request_log"]
+    assert line["message"] == "GET /v1/nodes 200"
+    assert line["request_id"] == answer.headers["x-request-id"]
+    assert line["status"] == 200
+    assert line["ms"] > 0
+    assert request_id.get() is None
+
+
+def test_an_exception_is_one_line_of_json():
+    try:
+        raise ValueError("bad\nvalue")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "failed %d", (3,), sys.exc_info())
+    text = JsonFormatter().format(record)
+    assert "\n" not in text
+    assert json.loads(text)["message"] == "failed 3"
+    assert "ValueError" in json.loads(text)["exception"]
