@@ -14,10 +14,10 @@ def store_texts(service, attempt, *indices):
     """A step's text segment, as a trainer writes it."""
     lines = [
         {
-            "index": index,
-            "prompt": f"{index} + 1 =",
-            "completion": f"<b>{index + 1}</b>",
-            "answer": str(index + 1),
+            "index": i,
+            "prompt": f"{i} + 1 =",
+            "completion": f"<b>{i + 1}</b>",
+            "answer": str(i + 1),
         }
         for i in indices
     ]
