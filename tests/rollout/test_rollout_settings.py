@@ -1,0 +1,56 @@
+"""The command line of the rollout service, and what its client drags in."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rollout.settings import parse_settings
+
+NEEDED = ["--model", "m", "--job-id", "job-1", "--public-key", "k.pub"]
+
+
+def test_the_nodes_command_line_is_understood() -> None:
+    flags = (
+        "--engine transformers --model /m --dtype bfloat16 --device cuda --job-id job-1 --attempt 3 "
+        "--public-key /k.pub --artefacts-url file:///a --host 127.0.0.1 --port 0 --ready-file /r.json "
+        "--max-model-len 512"
+    )
+    settings = parse_settings(flags.split())
+    assert (settings.attempt, settings.dtype, settings.max_model_len) == (3, "bfloat16", 512)
+    assert str(settings.ready_file) == "/r.json"
+    assert parse_settings(NEEDED).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "m", "--job-id", "j"], "--public-key"),
+        ([*NEEDED, "--attempt", "0"], "--attempt: "),
+        ([*NEEDED, "--device", "tpu"], "--device: "),
+        ([*NEEDED, "--max-batch-tokens", "many"], "--max-batch-tokens: "),
+        ([*NEEDED, "--host", "0.0.0.0"], "--allowed-host"),
+        ([*NEEDED, "--allowed-host", "*"], "must name a host"),
+        ([*NEEDED, "--surprise"], "--surprise"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_settings(flags)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_allowed_hosts_add_to_loopback() -> None:
+    settings = parse_settings(
+        [*NEEDED, "--host", "0.0.0.0", "--allowed-host", "Node-1", "--allowed-host", "n2"]
+    )
+    assert settings.hosts == {"127.0.0.1", "localhost", "[::1]", "node-1", "n2"}
+
+
+def test_the_client_needs_neither_torch_nor_an_engine() -> None:
+    script = (
+        "import sys, rollout.client\n"
+        "assert not {'torch', 'transformers', 'fastapi', 'rollout.engine'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
