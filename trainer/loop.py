@@ -117,8 +117,9 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
         leave = run.reporter.order() == "checkpoint_and_exit" and step < last
         if leave or (step % run.spec.checkpoints.every == 0 and step < last):
             with watch("checkpoint"):
-                save_checkpoint(run, rollouts)
+                commit = save_checkpoint(run, rollouts)
             run.reporter.metrics([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
+            run.reporter.checkpoint(commit)  # last: a new attempt goes on after it, so all before is complete
         if leave:
             return "checkpointed"
     return "finished"
@@ -275,8 +276,8 @@ def evaluate_now(run: Run) -> None:
     run.reporter.metrics([metric(step, "eval/reward", reward), metric(step, "eval/seconds", seconds)])
 
 
-def save_checkpoint(run: Run, rollouts: Rollouts) -> None:
-    """Store the run's state and spool its commit: from then on a new attempt goes on after this step."""
+def save_checkpoint(run: Run, rollouts: Rollouts) -> CheckpointCommit:
+    """Store the run's state: once it is committed, a new attempt goes on after this step."""
     step = run.progress.step
     run.reporter.phase(f"step {step} of {run.spec.training.steps}: saving a checkpoint")
     folder = run.scratch / f"checkpoint-{step}"
@@ -286,7 +287,7 @@ def save_checkpoint(run: Run, rollouts: Rollouts) -> None:
     owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
     manifest = checkpoint.store_folder(run.store, owner, folder)
     shutil.rmtree(folder, ignore_errors=True)
-    run.reporter.checkpoint(CheckpointCommit(step=step, manifest=manifest))
+    return CheckpointCommit(step=step, manifest=manifest)
 
 
 def obey(run: Run) -> None:
