@@ -19,7 +19,7 @@ from torch import Tensor
 from powermean.contracts.algorithms import Pmpo, PowerMean
 from trainer.objectives import Algorithm, BatchFacts, batch_facts, build_algorithm
 
-SHAPES = ((64, 512), (64, 4096), (512, 512), (512, 4096))
+SHAPES = ((32, 8), (64, 512), (64, 4096), (512, 512), (512, 4096))  # the first is the demo's micro-batch
 CLIP = 0.4
 SOLVED_BY_LOOP = 8  # trajectories that brentq solves; its time is scaled up to the batch
 
