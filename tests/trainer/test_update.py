@@ -1,0 +1,241 @@
+"""One optimiser step: exact however split, free for groups without spread, honest about broken numbers."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from powermean.contracts.algorithms import Cispo, Dapo, Grpo, Pmpo
+from powermean.contracts.job import OptimizerSpec
+from tests.tiny_model import tiny_config
+from trainer.batching import GroupBatch, Rollouts
+from trainer.failures import TrainingError
+from trainer.objectives import build_algorithm
+from trainer.policy import Policy, Scores, make_policy
+from trainer.update import Learner, TrainingBatch, learning_rate, make_optimizer, without
+
+GROUPS, SIZE, LONGEST = 4, 4, 5
+
+
+def rollouts() -> Rollouts:
+    """Prompts of 2 to 5 tokens, completions of 1 to 5."""
+    chance = torch.Generator().manual_seed(0)
+    count = GROUPS * SIZE
+    lengths = torch.randint(1, LONGEST + 1, (count,), generator=chance)
+    mask = torch.arange(LONGEST) < lengths[:, None]
+    return Rollouts(
+        prompts=tuple(tuple(torch.randint(0, 19, (n,), generator=chance).tolist()) for n in (2, 5, 3, 4)),
+        tokens=torch.randint(0, 19, (count, LONGEST), generator=chance) * mask,
+        mask=mask,
+        sampler_log_probs=-torch.rand(count, LONGEST, generator=chance) * mask,
+        truncated=torch.zeros(count, dtype=torch.bool),
+        weight_version=torch.zeros(count, dtype=torch.int64),
+    )
+
+
+def rewards() -> Tensor:
+    """Group 1 has no spread."""
+    given = torch.randint(0, 2, (GROUPS * SIZE,), generator=torch.Generator().manual_seed(3)).double()
+    given[0], given[1], given[4:8] = 0.0, 1.0, 1.0
+    return given
+
+
+def learner(algorithm: object = None, micro_batch_groups: int = 4, **changes: object) -> Learner:
+    torch.manual_seed(0)
+    policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
+    # A large eps: without it AdamW turns the rounding of a gradient near 0 into a whole step.
+    spec = OptimizerSpec(**({"learning_rate": 1e-2, "warmup_updates": 0, "eps": 1e-2} | changes))
+    built = build_algorithm(algorithm or Pmpo())
+    reference = None
+    if built.beta:
+        reference = replace(policy, model=deepcopy(policy.model))
+    return Learner(
+        policy=policy,
+        reference=reference,
+        algorithm=built,
+        spec=spec,
+        optimizer=make_optimizer(policy.model, spec),
+        micro_batch_groups=micro_batch_groups,
+        pad_token_id=0,
+    )
+
+
+def training_batch(algorithm: object, given: Rollouts | None = None) -> TrainingBatch:
+    given = given or rollouts()
+    return TrainingBatch.start(
+        7,
+        given,
+        advantages=algorithm.advantages(rewards(), given.group),
+        kept=algorithm.keep(rewards(), given.group),
+        rewards=rewards(),
+        progress=0.5,
+        max_new_tokens=LONGEST,
+    )
+
+
+def weights(of: Learner) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in of.policy.model.parameters()])
+
+
+def counted(of: Learner, monkeypatch: pytest.MonkeyPatch) -> list[GroupBatch]:
+    """All batches that go through the policy from now on."""
+    seen: list[GroupBatch] = []
+    score = Policy.score
+
+    def counting(self: Policy, batch: GroupBatch, *, entropy: bool = False) -> Scores:
+        seen.append(batch)
+        return score(self, batch, entropy=entropy)
+
+    monkeypatch.setattr(Policy, "score", counting)
+    return seen
+
+
+@pytest.mark.parametrize("algorithm", [Pmpo(), Grpo(), Dapo(), Cispo(), Pmpo(beta=0.1)], ids=lambda a: a.name)
+def test_micro_batches_add_up_to_the_minibatch(algorithm: object) -> None:
+    """Same weights after two epochs, same loss, same numbers of each trajectory."""
+    found = []
+    for size in (1, 2, 4):
+        one = learner(algorithm, micro_batch_groups=size)
+        batch = training_batch(one.algorithm)
+        one.score_reference(batch, range(GROUPS))
+        reports = [one.update(batch, [0, 1, 2, 3], number) for number in range(2)]
+        found.append((weights(one), reports))
+    for after, reports in found[1:]:
+        assert torch.allclose(after, found[0][0], atol=2e-5)
+        for report, expected in zip(reports, found[0][1], strict=True):
+            assert report.loss == pytest.approx(expected.loss, rel=1e-4, abs=1e-6)
+            assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-3)
+            assert report.kl == (expected.kl and pytest.approx(expected.kl, rel=1e-2, abs=1e-7))
+            for name, values in report.values.items():
+                assert torch.allclose(values, expected.values[name], atol=1e-4, equal_nan=True), name
+
+
+def test_groups_without_spread_cost_no_pass_but_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = learner()
+    batch = training_batch(one.algorithm)
+    seen = counted(one, monkeypatch)
+    report = one.update(batch, [0, 1], 0)
+    assert [given.rows.tolist() for given in seen] == [[0, 1, 2, 3]]
+    assert report.rows.tolist() == list(range(8))
+    # With all ratios 1 the loss is -(1/B) sum A over all 8 trajectories of the minibatch.
+    assert report.loss == pytest.approx(-float(batch.advantages[:8].sum()) / 8, abs=1e-6)
+
+
+def test_a_minibatch_without_spread_takes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = learner()
+    before, seen = weights(one), counted(one, monkeypatch)
+    report = one.update(training_batch(one.algorithm), [1], 0)
+    assert report.grad_norm is None
+    assert one.updates == 0
+    assert not seen
+    assert torch.equal(weights(one), before)
+
+
+def test_a_kl_term_trains_groups_without_spread_too() -> None:
+    one = learner(Pmpo(beta=0.1))
+    batch = training_batch(one.algorithm)
+    assert one.active(batch, range(GROUPS)) == [0, 1, 2, 3]
+    one.score_reference(batch, range(GROUPS))
+    assert one.update(batch, [0, 1, 2, 3], 0).kl == pytest.approx(0.0, abs=1e-7)
+    assert one.update(batch, [0, 1, 2, 3], 1).kl > 1e-6
+
+
+def test_dapo_drops_groups_without_spread_from_the_denominator() -> None:
+    one = learner(Dapo())
+    batch = training_batch(one.algorithm)
+    assert not batch.rollouts.mask[4:8].any()
+    tokens = batch.rollouts.mask.sum(-1).double()
+    report = one.update(batch, [0, 1], 0)
+    expected = -float((batch.advantages[:4] * tokens[:4]).sum() / tokens[:8].sum())
+    assert report.loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_first_forward_pass_gives_pi_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = learner(), learner()
+    batch, scored = training_batch(one.algorithm), training_batch(one.algorithm)
+    other.score(scored, [0, 2])
+    seen = counted(one, monkeypatch)
+    report = one.update(batch, [0, 2], 0)
+    assert len(seen) == 1
+    known = batch.rollouts.mask & ~batch.old_log_probs.isnan()
+    assert known.sum() == batch.rollouts.mask[[*range(4), *range(8, 12)]].sum()
+    assert torch.allclose(batch.old_log_probs[known], scored.old_log_probs[known], atol=1e-5)
+    assert torch.allclose(batch.entropy, scored.entropy, atol=1e-5, equal_nan=True)
+    assert report.values["ratio_max"][report.rows].nan_to_num(1.0).eq(1.0).all()
+
+
+def test_later_updates_see_ratios_away_from_one() -> None:
+    one = learner()
+    batch = training_batch(one.algorithm)
+    one.score(batch, [2, 3])
+    one.update(batch, [0, 1], 0)
+    second = one.update(batch, [2, 3], 1)
+    assert float(second.values["ratio_max"][8:].max()) > 1.001
+
+
+def poison(batch_rows: set[int], value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the log-probs of some rows come out as `value`, as long as they hold tokens."""
+    score = Policy.score
+
+    def broken(self: Policy, batch: GroupBatch, *, entropy: bool = False) -> Scores:
+        scores = score(self, batch, entropy=entropy)
+        hit = torch.tensor([row in batch_rows for row in batch.rows.tolist()])[:, None] & batch.mask
+        return replace(scores, log_probs=torch.where(hit, value, scores.log_probs))
+
+    monkeypatch.setattr(Policy, "score", broken)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("scored_first", [True, False])
+def test_non_finite_trajectories_leave_the_batch_and_its_denominators(
+    value: float, scored_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = learner()
+    expected_batch = training_batch(clean.algorithm, without(rollouts(), torch.tensor([0, 9])))
+    expected = clean.update(expected_batch, [0, 1, 2, 3], 0)
+    one = learner()
+    batch = training_batch(one.algorithm)
+    poison({0, 9}, value, monkeypatch)
+    if scored_first:
+        one.score(batch, [0, 1, 2, 3])
+    report = one.update(batch, [0, 1, 2, 3], 0)
+    assert (~batch.usable).nonzero()[:, 0].tolist() == [0, 9]
+    assert report.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert torch.allclose(weights(one), weights(clean), atol=1e-5)
+
+
+def test_a_batch_with_nothing_left_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = learner()
+    batch = training_batch(one.algorithm, without(rollouts(), torch.arange(4, 16)))
+    poison({0, 1, 2, 3}, float("nan"), monkeypatch)
+    with pytest.raises(TrainingError, match="step 7") as caught:
+        one.update(batch, [0], 0)
+    assert caught.value.error.code == "non_finite_loss"
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step() -> None:
+    one = learner()
+    weight = next(iter(one.policy.model.parameters()))
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(one)
+    with pytest.raises(TrainingError, match="step 7: the gradient of update 3"):
+        one.update(training_batch(one.algorithm), [0, 2], 3)
+    assert torch.equal(weights(one), before)
+
+
+def test_the_learning_rate_rises_linearly_and_stays() -> None:
+    spec = OptimizerSpec(learning_rate=4.0e-3, warmup_updates=3)
+    assert [learning_rate(spec, n) for n in range(5)] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
+    assert learning_rate(OptimizerSpec(learning_rate=1e-3, warmup_updates=0), 0) == 1e-3
+
+
+def test_weight_decay_spares_norms() -> None:
+    policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
+    groups = make_optimizer(policy.model, OptimizerSpec(weight_decay=0.1)).param_groups
+    assert {(weight.dim() >= 2, group["weight_decay"]) for group in groups for weight in group["params"]} == {
+        (True, 0.1),
+        (False, 0.0),
+    }
