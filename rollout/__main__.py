@@ -43,6 +43,7 @@ def main() -> int:
     if os.getppid() != parent:
         return 1
     settings = parse_settings()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU some sums depend on timing otherwise
     try:
         public_key = settings.public_key.read_text()
         listener = _listen(settings)

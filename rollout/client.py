@@ -70,7 +70,9 @@ class RolloutClient:
     def __init__(self, url: str, token: Callable[[], str]) -> None:
         self._url = url
         self._token = token
-        self._http = httpx.Client(base_url=url, trust_env=False)
+        # The server may close an idle connection at the moment of its next use: an error that isn't one.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(base_url=url, trust_env=False, limits=limits)
 
     def __enter__(self) -> "RolloutClient":
         return self

@@ -35,7 +35,7 @@ class ExactMatch(Contract):
         if self.extract == "pattern" and self.pattern is None:
             raise ValueError("extract is pattern: give the regular expression as pattern")
         if self.extract != "pattern" and self.pattern is not None:
-            raise ValueError(f"pattern would not be used with extract {self.extract}: leave it out, or set extract: pattern")
+            raise ValueError(f"pattern would not be used with extract {self.extract}: leave one of them out")
         return self
 
 

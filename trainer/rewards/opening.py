@@ -17,8 +17,8 @@ PATTERN_TIMEOUT_S = 2.0
 def open_grader(spec: RewardSpec) -> Iterator[Grader]:
     """The grader of a job; its process, where it has one, ends with the block.
 
-    What may run for ever (a user's regular expression, symbolic mathematics) runs in a process of its own. Open
-    it in a thread that lives as long as the program: that process is killed when its thread ends.
+    What may run for ever (a user's regular expression, symbolic mathematics) runs in a process of its own.
+    Open it in a thread that lives as long as the program: that process is killed when its thread ends.
     Raises TrainingError when that process can't start.
     """
     if isinstance(spec, MathVerify):

