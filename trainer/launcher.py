@@ -11,6 +11,11 @@ from trainer.attempt_dir import MARK, AttemptDir
 from trainer.settings import NodeSettings
 
 
+# Threads of a parallel region that wait for each other sleep instead of spinning. On a machine that does
+# anything else at the same time, spinning makes two threads many times slower than one.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 @dataclass(frozen=True)
 class Command:
     """A program with its arguments and its environment."""
@@ -84,12 +89,16 @@ class LocalLauncher:
     def _environment(self, attempt: AttemptDir, claim: Claim) -> dict[str, str]:
         """This process's environment, less the node's token, with the allocation's GPUs and no others."""
         environment = {k: v for k, v in os.environ.items() if k != "POWERMEAN_NODE_TOKEN"}
-        return environment | {
-            MARK: attempt.attempt_id,
-            "CUDA_VISIBLE_DEVICES": ",".join(self._gpus(claim)),
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
-            "PYTHONHASHSEED": "0",
-            "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "TQDM_DISABLE": "1",
-        }
+        return (
+            PATIENT
+            | environment
+            | {
+                MARK: attempt.attempt_id,
+                "CUDA_VISIBLE_DEVICES": ",".join(self._gpus(claim)),
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
+                "PYTHONHASHSEED": "0",
+                "PYTHONUNBUFFERED": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "TQDM_DISABLE": "1",
+            }
+        )

@@ -26,7 +26,7 @@ JobId = Annotated[str, typer.Argument(help="The job's id, as `powermean list` sh
 
 
 def validate(file: SpecFile) -> None:
-    """Check a spec without submitting it: every mistake with its line.
+    """Check a spec without submitting it: mistakes with their lines.
 
     Example: powermean validate examples/arithmetic-smollm2.yaml
     """
@@ -199,7 +199,9 @@ def download(
         Path | None, typer.Option(help="Folder; by default models/JOB in the service's folder.")
     ] = None,
 ) -> None:
-    """Download a finished job's model: a Hugging Face folder that from_pretrained loads.
+    """Download a finished job's model: a Hugging Face folder.
+
+    from_pretrained loads it.
 
     Example: powermean download job-abc --to my-model
     """

@@ -1,21 +1,65 @@
 """The `powermean` command."""
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from powermean import __version__
-from powermean.cli import cluster, demo, jobs, service
+
+# Name: where it is, and its line in the list of commands (the first of its help; a test compares them).
+COMMANDS = {
+    "up": ("powermean.cli.service:up", "Start the service on this machine and keep it up until Ctrl-C."),
+    "demo": ("powermean.cli.demo:demo", "Train a real model with PMPO on this machine, and watch it."),
+    "submit": ("powermean.cli.jobs:submit", "Submit a job."),
+    "validate": (
+        "powermean.cli.jobs:validate",
+        "Check a spec without submitting it: mistakes with their lines.",
+    ),
+    "list": ("powermean.cli.jobs:list_jobs", "List jobs, newest first."),
+    "show": ("powermean.cli.jobs:show", "Show a job: state, attempts, result, spec."),
+    "watch": ("powermean.cli.jobs:watch", "Follow a job until it has ended; exit status 0 if it finished."),
+    "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. What it has committed stays."),
+    "logs": ("powermean.cli.jobs:logs", "Print what the trainer and the engine printed."),
+    "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
+    "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
+    "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
+    "login": ("powermean.cli.cluster:login", "Print a link that opens the dashboard signed in, once."),
+}
+PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command when it is asked for: the list of them needs neither HTTP nor contracts."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        found = getattr(import_module(module), attribute)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(**PLAIN)  # type: ignore[arg-type]
+            alone.command(cmd_name)(found)
+            found = alone
+        return typer.main.get_command(found)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
 
 app = typer.Typer(
     name="powermean",
+    cls=LazyGroup,
     help="Train language models by group-based reinforcement learning, on a service of your own.\n\n"
     "powermean demo shows it all; powermean up starts the service to stay. The other commands talk to "
     "it, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    **PLAIN,  # type: ignore[arg-type]
 )
 
 
@@ -32,18 +76,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-app.command("up")(service.up)
-app.command("demo")(demo.demo)
-app.command("submit")(jobs.submit)
-app.command("validate")(jobs.validate)
-app.command("list")(jobs.list_jobs)
-app.command("show")(jobs.show)
-app.command("watch")(jobs.watch)
-app.command("cancel")(jobs.cancel)
-app.command("logs")(jobs.logs)
-app.command("download")(jobs.download)
-app.command("nodes")(cluster.nodes)
-app.command("login")(cluster.login)
-app.add_typer(cluster.datasets, name="datasets")

@@ -2,31 +2,19 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from powermean.cli.main import app
+from powermean.cli.main import COMMANDS, app
 from powermean.contracts.api import JobPage, JobState, JobSummary
 from tests.powermean.sample_jobs import SPEC, job
 from tests.powermean.scripted_server import Answer, ScriptedServer
 
-COMMANDS = (
-    "up",
-    "demo",
-    "submit",
-    "validate",
-    "list",
-    "show",
-    "watch",
-    "cancel",
-    "logs",
-    "download",
-    "nodes",
-    "login",
-)
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
 
 
@@ -48,11 +36,35 @@ def body(state: JobState, **changes: object) -> Answer:
     return Answer(body=job(state, **changes).model_dump_json().encode())
 
 
-@pytest.mark.parametrize("command", [*[(c,) for c in COMMANDS], ("datasets", "upload"), ("datasets", "list")])
+@pytest.mark.parametrize(
+    "command", [*[(c,) for c in COMMANDS if c != "datasets"], ("datasets", "upload"), ("datasets", "list")]
+)
 def test_help_teaches_by_example(command: tuple[str, ...]) -> None:
     result = powermean(*command, "--help")
     assert result.exit_code == 0
     assert f"Example: powermean {' '.join(command)}" in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_what_their_own_help_says(command: str) -> None:
+    assert " ".join(COMMANDS[command][1].split()) in " ".join(powermean(command, "--help").output.split())
+
+
+def test_help_imports_neither_http_nor_contracts_nor_a_room() -> None:
+    """It answers at once; and no room is ever imported here, they are started as processes."""
+    script = (
+        "import sys; sys.argv = ['powermean', '--help']\n"
+        "from powermean.cli.main import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'httpx', 'pydantic', 'server', 'trainer', 'rollout', 'dashboard', 'torch'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from powermean.cli import cluster, demo, jobs, service\n"
+        "assert not (heavy - {'httpx', 'pydantic'}) & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
 
 
 def test_list_shows_jobs(server: ScriptedServer) -> None:
