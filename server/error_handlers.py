@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -51,6 +51,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ArtefactError, _artefact_error)
+    app.add_exception_handler(DataError, _unstorable)
     for kind in (OperationalError, PoolTimeout, DatabaseBusy):
         app.add_exception_handler(kind, _database_error)
 
@@ -99,7 +100,7 @@ def _without_tags(parts: Sequence[Any], body: Any, missing: bool) -> list[str | 
 def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, f"http_{error.status_code}")
-    remedy = "The API is described in docs/api.md." if error.status_code in (404, 405) else None
+    remedy = "openapi.json describes the API." if error.status_code in (404, 405) else None
     return error_response(
         error.status_code, ErrorBody(code=code, message=str(error.detail), remedy=remedy), error.headers
     )
@@ -116,6 +117,17 @@ def _artefact_error(_request: Request, error: Exception) -> JSONResponse:
     if status >= 500:
         log.error("artefact store: %s", error)
     return error_response(status, ErrorBody(code=error.code, message=str(error), remedy=error.remedy))
+
+
+def _unstorable(_request: Request, error: Exception) -> JSONResponse:
+    """What is text or a number, but not for the database: a NUL character, an integer beyond 64 bits."""
+    log.warning("refused by the database: %s", error)
+    body = ErrorBody(
+        code="invalid",
+        message="the request holds a value that cannot be stored",
+        remedy="Leave out NUL characters and numbers beyond 64 bits.",
+    )
+    return error_response(422, body)
 
 
 def _database_error(_request: Request, error: Exception) -> JSONResponse:

@@ -57,7 +57,7 @@ class Gate:
 
         headers = Headers(scope=scope)
         limit = self._max_body_of.get(scope["path"], self._max_body)
-        refusal = self._refusal(headers, limit)
+        refusal = self._refusal(headers, limit) or _nul(scope)
         if refusal is not None:
             await error_response(*refusal)(scope, receive, send_on)
             return
@@ -81,6 +81,13 @@ class Gate:
         if not length.isdigit() or int(length) > limit:
             return 413, ErrorBody(code="too_large", message=_too_large(limit))
         return None
+
+
+def _nul(scope: Scope) -> tuple[int, ErrorBody] | None:
+    """A NUL character is part of no name here, and databases refuse it."""
+    if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+        return 400, ErrorBody(code="bad_request", message="the address holds a NUL character")
+    return None
 
 
 def _host_name(header: str) -> str:

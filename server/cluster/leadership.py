@@ -21,7 +21,9 @@ class Standing(StrEnum):
 
 
 def campaign(session: Session, holder: str, lease_s: float) -> Standing:
-    """Take or renew the scheduler's lease; its row stays locked until the commit, so no other leader acts.
+    """Take the scheduler's lease, or renew it in its second half.
+
+    Its row stays locked until the commit, so no other leader acts meanwhile.
 
     A leader whose own lease had run out counts as new: it did not keep watch in between.
     """
@@ -34,9 +36,9 @@ def campaign(session: Session, holder: str, lease_s: float) -> Standing:
     if valid and lease.holder != holder:
         return Standing.FOLLOWER
     standing = Standing.LEADER if valid and lease.holder == holder else Standing.NEW_LEADER
-    lease.holder = holder
-    lease.expires_at = now + timedelta(seconds=lease_s)
-    session.flush()
+    if standing is Standing.NEW_LEADER or lease.expires_at < now + timedelta(seconds=lease_s / 2):
+        lease.holder = holder
+        lease.expires_at = now + timedelta(seconds=lease_s)
     return standing
 
 

@@ -60,16 +60,16 @@ def plan(state: ClusterState) -> Plan:
     result = Plan()
     slots = {node.id: node.free_cpu_slots for node in state.nodes}
     gpus = {node.id: list(node.free_gpus) for node in state.nodes}
-    blocked_by: dict[bool, str] = {}
+    blocked: set[bool] = set()
     for job in state.waiting:
         needs_gpus = job.gpus > 0
         impossible = _never(job, state.nodes)
         if impossible is not None:
             result.why[job.id] = impossible
-        elif needs_gpus in blocked_by:
-            result.why[job.id] = f"waiting behind {blocked_by[needs_gpus]}"
+        elif needs_gpus in blocked:
+            result.why[job.id] = "waiting behind earlier jobs"
         elif (node_id := _choose(job, slots, gpus)) is None:
-            blocked_by[needs_gpus] = job.id
+            blocked.add(needs_gpus)
             result.why[job.id] = _busy(job)
         else:
             result.starts.append(_take(job, node_id, slots, gpus))

@@ -5,25 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from powermean.contracts.artefacts import ArtefactRef
 from server.cluster import nodes
+from server.cluster.garbage import remove_garbage
 from server.cluster.leadership import Standing, campaign, resign
 from server.cluster.planner import ClusterState, WaitingJob, plan
-from server.db.models import Allocation, Attempt, Garbage, Job
+from server.db.models import Allocation, Attempt, Job
 from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
-from server.jobs.states import change_phase
+from server.jobs.states import change_phase, state_of
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-
-_GARBAGE_A_TURN = 100
 
 
 @dataclass
@@ -47,28 +45,12 @@ class Scheduler:
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
             start_waiting(session, self.settings, database_now(session))
-        self._remove_garbage()
+        remove_garbage(self.database, self.artefacts)
 
     def stop(self) -> None:
         """Give up the lead."""
         with self.database.write() as session:
             resign(session, self.holder)
-
-    def _remove_garbage(self) -> None:
-        """Delete objects that nothing refers to; one that can't be deleted now is tried again next turn."""
-        with self.database.read() as session:
-            keys = session.execute(select(Garbage.key).limit(_GARBAGE_A_TURN)).scalars().all()
-        gone = []
-        for key in keys:
-            try:
-                self.artefacts.delete(ArtefactRef(key=key, sha256="0" * 64, size=0))
-                gone.append(key)
-            except ArtefactError as error:
-                log.warning("cannot delete %s: %s", key, error)
-                break
-        if gone:
-            with self.database.write() as session:
-                session.execute(delete(Garbage).where(Garbage.key.in_(gone)))
 
 
 def reap(session: Session, settings: Settings, now: datetime) -> None:
@@ -80,25 +62,34 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
 
 def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
     """Plan, start what can start, and tell the other jobs what they wait for."""
-    waiting = _waiting(session, now)
-    if not waiting:
+    jobs = {job.id: job for job in _queued(session, now)}
+    if not jobs:
         return
+    waiting = _as_waiting(session, list(jobs.values()))
     made = plan(ClusterState(nodes.capacities(session, settings, now), waiting))
     for start in made.starts:
-        attempts.start(session, settings, lock_job(session, start.job_id), start.allocations)
+        job = lock_job(session, start.job_id)
+        if state_of(job) is JobState.QUEUED:  # it may have been cancelled since it was read
+            attempts.start(session, settings, job, start.allocations)
     for job_id, reason in made.why.items():
-        change_phase(session, lock_job(session, job_id), reason)
+        if jobs[job_id].phase == reason:
+            continue
+        job = lock_job(session, job_id)
+        if state_of(job) is JobState.QUEUED:
+            change_phase(session, job, reason)
 
 
-def _waiting(session: Session, now: datetime) -> Sequence[WaitingJob]:
-    """Queued jobs whose pause is over, in the order of submission, locked until the commit."""
+def _queued(session: Session, now: datetime) -> Sequence[Job]:
+    """Queued jobs whose pause is over, in the order of submission; not locked, as there may be many."""
     query = (
         select(Job)
         .where(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
         .order_by(Job.id)
-        .with_for_update()
     )
-    jobs = session.execute(query.execution_options(populate_existing=True)).scalars().all()
+    return session.execute(query.execution_options(populate_existing=True)).scalars().all()
+
+
+def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
     avoid = _let_down(session, [f"{job.id}.{job.attempt}" for job in jobs if job.attempt])
     return [
         WaitingJob(

@@ -23,7 +23,7 @@ from server.db.models import Allocation, Attempt, Job
 from server.db.session import changes, database_now
 from server.errors import Conflict, Fenced, Forbidden, NotFound
 from server.jobs import repository
-from server.jobs.checkpoints import check_owner
+from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.events import FencingToken, fence, lock_job, record_event
 from server.jobs.states import change_phase, change_state
 from server.jobs.views import job_spec
@@ -143,6 +143,7 @@ def finish(session: Session, settings: Settings, attempt_id: str, claims: Fencin
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
     if word.result is not None:
+        check_step(job, "result.steps", word.result.steps)
         check_owner(job.id, "result.model.files", word.result.model)
     now = database_now(session)
     error = _why(word)
@@ -258,8 +259,10 @@ def release(session: Session, attempt_id: str, now: datetime, node_id: str | Non
 
 def overdue(session: Session, now: datetime) -> Sequence[str]:
     """Attempts whose lease, or time to be claimed, has run out."""
-    query = select(Attempt.id).where(
-        Attempt.state.in_(("starting", "running")), Attempt.lease_expires_at <= now
+    query = (
+        select(Attempt.id)
+        .where(Attempt.state.in_(("starting", "running")), Attempt.lease_expires_at <= now)
+        .order_by(Attempt.id)
     )
     return session.execute(query).scalars().all()
 

@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
-from server.db.models import Checkpoint, Garbage
+from server.db.models import Checkpoint, Garbage, Job
 from server.db.session import database_now, upsert
 from server.errors import InvalidInput
 from server.jobs import repository
@@ -21,11 +21,13 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
     """
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
-    if checkpoint.step > job.total_steps:
-        raise InvalidInput.at("step", f"{checkpoint.step} is above the job's {job.total_steps} steps")
+    check_step(job, "step", checkpoint.step)
     if not checkpoint.manifest.files:
         raise InvalidInput.at("manifest.files", "a checkpoint has files", "Store them first, then commit.")
     check_owner(job.id, "manifest.files", checkpoint.manifest)
+    size = sum(ref.size for ref in checkpoint.manifest.files.values())
+    if size >= 2**63:
+        raise InvalidInput.at("manifest.files", f"{size} bytes cannot be")
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
@@ -38,7 +40,7 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
                 "step": checkpoint.step,
                 "attempt": attempt.number,
                 "manifest": checkpoint.manifest.model_dump(mode="json"),
-                "size": sum(ref.size for ref in checkpoint.manifest.files.values()),
+                "size": size,
                 "created_at": database_now(session),
             }
         ],
@@ -47,6 +49,16 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
         job.restarts = 0
     _retire(session, job.id, job_spec(job).checkpoints.keep)
     record_event(session, job.id, "checkpoint", {"step": checkpoint.step, "attempt": attempt.number})
+
+
+def check_step(job: Job, path: str, step: int) -> None:
+    """Refuse a step that the job does not have.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if step > job.total_steps:
+        raise InvalidInput.at(path, f"{step} is above the job's {job.total_steps} steps")
 
 
 def check_owner(job_id: str, path: str, manifest: Manifest) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
-from server.db.models import Job
-from server.db.session import changes, database_now
+from server.db.models import Garbage, Job
+from server.db.session import changes, database_now, upsert
 from server.errors import Conflict
 from server.jobs.events import record_event
 from server.jobs.views import job_summary
@@ -46,6 +46,8 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
     if new.final:
         job.finished_at = now
         job.not_before = None
+        # what killed attempts left in the artefact store
+        upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
     record_state(session, job)
 
 

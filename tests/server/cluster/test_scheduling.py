@@ -190,14 +190,29 @@ def test_a_leader_that_slept_extends_leases_too(service: ServiceDriver):
 
 
 def test_standing(database: Database):
-    def standing(holder: str, lease_s: float = 60) -> Standing:
+    def standing(holder: str) -> Standing:
         with database.write() as session:
-            return campaign(session, holder, lease_s)
+            return campaign(session, holder, lease_s=60)
+
+    def time_left() -> float:
+        with database.read() as session:
+            return (session.get_one(Leader, "scheduler").expires_at - database_now(session)).total_seconds()
+
+    def let_pass(seconds: float) -> None:
+        with database.write() as session:
+            lease = session.get_one(Leader, "scheduler")
+            lease.expires_at -= timedelta(seconds=seconds)
 
     assert standing("a") is Standing.NEW_LEADER
     assert standing("a") is Standing.LEADER
     assert standing("b") is Standing.FOLLOWER
-    assert standing("a", lease_s=-1) is Standing.LEADER
+    let_pass(20)
+    assert standing("a") is Standing.LEADER
+    assert time_left() < 41  # renewed in the second half alone: each renewal is a write
+    let_pass(20)
+    assert standing("a") is Standing.LEADER
+    assert time_left() > 50
+    let_pass(61)
     assert standing("b") is Standing.NEW_LEADER
     assert standing("a") is Standing.FOLLOWER
 

@@ -1,5 +1,6 @@
 """The life of an attempt over REST: claim, heartbeats, checkpoints, the end, and what follows."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -156,19 +157,41 @@ def test_old_checkpoints_are_dropped_and_their_files_with_them(service: ServiceD
         assert session.execute(select(Garbage)).first() is None
 
 
+def test_what_killed_attempts_left_in_the_store_goes_when_the_job_is_over(service: ServiceDriver):
+    attempt = service.running()
+    store, owner = service.scheduler.artefacts, f"jobs/{attempt.claim.job_id}"
+    for name in ("weights/1.3", "checkpoints/1-10", "checkpoints/1-20", "model", "texts/1"):
+        store.put_bytes(f"{owner}/{name}", "data", b"x")
+    committed = store.list(f"{owner}/checkpoints/1-10")[0].model_dump()
+    attempt.post("checkpoints", {"step": 10, "manifest": {"files": {"data": committed}}})
+    attempt.finish("failed", error={"code": "x", "message": "y"})
+    service.scheduler.turn()
+    left = {ref.key.removeprefix(f"{owner}/").rpartition("/")[0] for ref in store.list(owner)}
+    assert left == {"checkpoints/1-10", "model", "texts/1"}
+
+
+def huge_checkpoint(job_id: str):
+    commit = example_checkpoint(job_id, 1, "a", "b")
+    for ref in commit["manifest"]["files"].values():
+        ref["size"] = 2**62
+    return commit
+
+
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("commit", "path"),
     [
-        (example_checkpoint("x", 21, "a"), "step"),
-        (example_checkpoint("x", 2), "manifest.files"),
-        (example_checkpoint("x", -1, "a"), "step"),
+        (example_checkpoint("JOB", 21, "a"), "step"),
+        (example_checkpoint("JOB", 2), "manifest.files"),
+        (example_checkpoint("JOB", -1, "a"), "step"),
         (example_checkpoint("another-job", 1, "a"), "manifest.files.a.key"),
+        (huge_checkpoint("JOB"), "manifest.files"),
         ({"step": 1, "manifest": {"files": {"a": example_ref("a", "..")}}}, "manifest.files.a.key"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_is_refused(service: ServiceDriver, commit, path):
-    answer = service.running().post("checkpoints", commit)
+    attempt = service.running()
+    answer = attempt.post("checkpoints", json.loads(json.dumps(commit).replace("JOB", attempt.claim.job_id)))
     assert answer.status_code == 422
     assert error_of(answer)["fields"][0]["path"] == path
 
@@ -194,6 +217,19 @@ def test_a_job_that_trained_no_step_has_failed(service: ServiceDriver):
     assert job.error is not None
     assert job.error.code == "no_steps"
     assert attempt.finish("finished", result=example_result(attempt.claim.job_id, 0)).status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_result_with_more_steps_than_the_job_has_is_refused(service: ServiceDriver):
+    attempt = service.running()
+    answer = attempt.finish("finished", result=example_result(attempt.claim.job_id, 21))
+    assert answer.status_code == 422
+    assert error_of(answer)["fields"][0]["path"] == "result.steps"
+
+
+def test_what_a_database_cannot_hold_is_no_accident(service: ServiceDriver, kind: str):
+    answer = service.running().beat("a\0b")
+    assert answer.status_code == (422 if kind == "postgres" else 200)
 
 
 def fail(attempt: AttemptDriver, retryable: bool = True) -> None:

@@ -1,0 +1,61 @@
+"""Objects of the artefact store that nothing refers to any more, and their removal.
+
+They are owed in the transaction that drops the last reference, and removed by the scheduler's leader: a store
+that is away, or a server that ends in between, only delays it.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.contracts.artefacts import ArtefactRef
+from server.db.models import Checkpoint, Garbage
+from server.db.session import Database
+
+log = logging.getLogger(__name__)
+
+_A_TURN = 100
+# What attempts that were killed may leave below jobs/<id>/: published weights, checkpoints never committed.
+_LEFTOVERS = ("weights", "checkpoints")
+
+
+def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
+    """Remove some of what is owed; what cannot be removed now is tried again next time."""
+    with database.read() as session:
+        keys = session.execute(select(Garbage.key).order_by(Garbage.key).limit(_A_TURN)).scalars().all()
+    gone = []
+    for key in keys:
+        try:
+            if key.endswith("/"):
+                _remove_leftovers(database, artefacts, key.rstrip("/"))
+            else:
+                _remove(artefacts, [key])
+        except ArtefactError as error:
+            log.warning("cannot remove %s: %s", key, error)
+            break
+        gone.append(key)
+    if gone:
+        with database.write() as session:
+            session.execute(delete(Garbage).where(Garbage.key.in_(gone)))
+
+
+def _remove_leftovers(database: Database, artefacts: ArtefactStore, owner: str) -> None:
+    """Of a job that is over (`owner`: jobs/<id>), remove what no committed checkpoint refers to."""
+    with database.read() as session:
+        kept = _checkpoint_keys(session, owner.rpartition("/")[2])
+    for name in _LEFTOVERS:
+        found = (ref.key for ref in artefacts.list(f"{owner}/{name}"))
+        _remove(artefacts, (key for key in found if key not in kept))
+
+
+def _checkpoint_keys(session: Session, job_id: str) -> set[str]:
+    manifests = session.execute(select(Checkpoint.manifest).where(Checkpoint.job_id == job_id)).scalars()
+    return {ref["key"] for manifest in manifests for ref in manifest["files"].values()}
+
+
+def _remove(artefacts: ArtefactStore, keys: Iterable[str]) -> None:
+    for key in keys:
+        artefacts.delete(ArtefactRef(key=key, sha256="0" * 64, size=0))  # a key alone says what to delete
