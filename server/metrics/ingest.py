@@ -68,7 +68,7 @@ def ingest_trajectories(
     attempt = fence(session, attempt_id, claims)
     _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
     texts = batch.texts.model_dump(mode="json") if batch.texts is not None else None
-    rows = {row.index: row.model_dump(mode="json") for row in batch.rows}
+    rows = {row.index: _storable(row) for row in batch.rows}
     if _stored_batch(session, attempt, batch.step) == (texts, rows):
         return
     for table in (Trajectory, TrajectoryStep):
@@ -81,7 +81,7 @@ def ingest_trajectories(
     session.add(TrajectoryStep(**place, count=len(rows), texts=texts))
     session.flush()
     if rows:
-        session.execute(Trajectory.__table__.insert(), [place | _columns(row) for row in batch.rows])  # type: ignore[attr-defined]
+        session.execute(Trajectory.__table__.insert(), [place | _columns(row) for row in rows.values()])  # type: ignore[attr-defined]
     record_event(session, attempt.job_id, "trajectories", {"step": batch.step, "count": len(rows)})
 
 
@@ -214,10 +214,17 @@ def _stored_batch(
     return head.texts, dict(found.all())
 
 
-def _columns(row: TrajectoryRow) -> dict[str, Any]:
-    return {
-        "index": row.index,
-        "reward": row.reward,
-        "advantage": row.advantage,
-        "row": row.model_dump(mode="json"),
-    }
+def _storable(row: TrajectoryRow) -> dict[str, Any]:
+    """The row as JSON. Postgres reads no JSON with NUL in it, and a grader's error may quote anything."""
+    found = row.model_dump(mode="json")
+    for name in ("problem", "grader_error"):
+        if found[name] is not None:
+            found[name] = found[name].replace("\0", "\ufffd")
+    for update in found["updates"]:
+        if update["p_reason"] is not None:
+            update["p_reason"] = update["p_reason"].replace("\0", "\ufffd")
+    return found
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("index", "reward", "advantage")} | {"row": row}
