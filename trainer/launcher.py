@@ -10,7 +10,6 @@ from powermean.contracts.attempts import Claim
 from trainer.attempt_dir import MARK, AttemptDir
 from trainer.settings import NodeSettings
 
-
 # Threads of a parallel region that wait for each other sleep instead of spinning. On a machine that does
 # anything else at the same time, spinning makes two threads many times slower than one.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
