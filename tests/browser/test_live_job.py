@@ -73,6 +73,24 @@ def test_streams_that_the_server_ends_are_taken_up_again(service: Service, tabs:
     assert_plots_equal_history(tab, run)
 
 
+def test_a_hidden_page_gives_its_connection_back(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(1)
+    tab = tabs.open().open(run)
+    tab.status("Live")
+    show = """(hidden) => {
+        Object.defineProperty(document, "hidden", { get: () => hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    tab.page.evaluate(show, True)
+    tab.status("Paused while hidden")
+    tab.until(lambda: service.app.state.events.clients == 0, "the stream's end")
+    run.step(2, 3)
+    tab.page.evaluate(show, False)
+    tab.wait_for_points("reward", "reward", 3)
+    assert_plots_equal_history(tab, run)
+
+
 def test_a_new_attempt_takes_the_lost_steps_back(service: Service, tabs: Tabs) -> None:
     run = service.running()
     run.step(1, 2, 3, 4)
