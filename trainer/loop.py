@@ -7,26 +7,19 @@ Step 0 is the evaluation before training; step k leaves the weights of version k
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import CheckpointCommit
-from powermean.contracts.job import JobSpec
-from powermean.contracts.rollout import Sampling
 from powermean.contracts.trajectories import TrajectoryBatch
 from trainer import checkpoint, probe
 from trainer.batching import Rollouts, minibatches
-from trainer.checkpoint import Progress
-from trainer.data import Problem, PromptSource
+from trainer.data import Problem
 from trainer.evaluation import evaluate
 from trainer.objectives import sampling_kl
-from trainer.publish import WeightWriter
+from trainer.parts import Run, Stopwatch
 from trainer.recording import (
     StepReport,
     UpdateReport,
@@ -36,66 +29,16 @@ from trainer.recording import (
     time_metrics,
     trajectory_rows,
 )
-from trainer.reporter import Reporter
 from trainer.rewards import Grade, Grader
-from trainer.sampling import Decode, Engine, sample, texts
+from trainer.sampling import sample, texts
 from trainer.seeds import derive_seed, generator
-from trainer.update import Learner, TrainingBatch
+from trainer.update import TrainingBatch
 
-Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
 PUBLISH_TIMEOUT_S = 300.0
 
 
 class Cancelled(Exception):  # noqa: N818 (an order obeyed, not an error)
     """The supervisor ordered the attempt to stop without saving."""
-
-
-@dataclass
-class Run:
-    """All that a run works with. `progress` is the only part that is replaced on the way."""
-
-    job_id: str
-    attempt: int
-    spec: JobSpec
-    learner: Learner
-    source: PromptSource
-    grader: Grader
-    engine: Engine
-    weights: WeightWriter
-    reporter: Reporter
-    store: ArtefactStore
-    scratch: Path
-    encode: Encode
-    decode: Decode
-    save_model: Callable[[Path], None]
-    progress: Progress = field(default_factory=Progress)
-
-    def sampling(self, seed: int) -> Sampling:
-        rollout = self.spec.rollout
-        return Sampling(
-            temperature=rollout.temperature,
-            max_new_tokens=rollout.max_new_tokens,
-            stop=rollout.stop,
-            seed=seed,
-        )
-
-
-class Stopwatch:
-    """Wall time by phase."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-    def stop(self) -> dict[str, float]:
-        """All phases, and the whole as `step`."""
-        return self.seconds | {"step": time.perf_counter() - self._started}
 
 
 def train(run: Run) -> Literal["finished", "checkpointed"]:

@@ -149,7 +149,7 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
             numbers = {name: _or_none(values[row]) for name, values in fields.items()}
             reason = None
             if numbers["p"] is None:
-                reason = _why_undefined(bool(report.usable[row]), lengths[row], float(report.advantages[row]))
+                reason = _why_undefined(report, row, numbers)
             seen[row].append(TrajectoryUpdate(update=update.update, p_reason=reason, **numbers))
     group = report.rollouts.group.tolist()
     return [
@@ -186,12 +186,14 @@ def text_segment(report: StepReport) -> bytes:
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
 
 
-def _why_undefined(usable: bool, length: int, advantage: float) -> str:
-    if not usable:
+def _why_undefined(report: StepReport, row: int, numbers: Mapping[str, float | None]) -> str:
+    if not report.usable[row]:
         return "not finite"
-    if length == 0:
+    if not report.rollouts.mask[row].any():
         return "no tokens"
-    return "advantage 0" if advantage == 0 else "equal ratios"
+    if report.advantages[row] == 0:
+        return "advantage 0"
+    return "equal ratios" if numbers["ratio_min"] == numbers["ratio_max"] else "objective without p"
 
 
 def _or_none(value: float) -> float | None:

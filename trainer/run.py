@@ -20,19 +20,20 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from rollout.client import RolloutClient, RolloutError
 from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobError, JobResult
+from rollout.client import RolloutClient, RolloutError
 from trainer import checkpoint
 from trainer.attempt_dir import AttemptDir
 from trainer.data import open_source
 from trainer.failures import TrainingError
 from trainer.final_model import save_model
-from trainer.loop import Cancelled, Run, train
+from trainer.loop import Cancelled, train
 from trainer.models import resolve_model
 from trainer.objectives import build_algorithm
+from trainer.parts import Run
 from trainer.policy import Policy, load_policy, resolve_device, resolve_dtype
 from trainer.publish import WeightWriter, fits_shared_memory, remove_stale
 from trainer.reporter import Reporter

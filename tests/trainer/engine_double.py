@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,7 +17,7 @@ from powermean.contracts.rollout import (
 
 
 class EngineDouble:
-    """Samples token by token from its own copy of the model, which a publish replaces."""
+    """Samples all completions together from its own copy of the model, which a publish replaces."""
 
     def __init__(self, folder: Path, shared_memory: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -39,29 +38,39 @@ class EngineDouble:
 
     @torch.no_grad()
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
-        chance = torch.Generator().manual_seed(request.sampling.seed or 0)
-        completions = tuple(
-            tuple(self._complete(prompt, request.sampling, chance) for _ in range(request.n))
-            for prompt in request.prompts
-        )
-        return GenerateResponse(completions=completions, seconds=0.0)
-
-    def _complete(self, prompt: tuple[int, ...], sampling: Any, chance: torch.Generator) -> Completion:
-        ids, log_probs, ended = list(prompt), [], False
-        while len(log_probs) < sampling.max_new_tokens and not ended:
-            logits = self.model(input_ids=torch.tensor([ids])).logits[0, -1]
-            log_softmax = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
-            token = int(log_softmax.argmax())
+        """All prompts must have the same number of tokens."""
+        sampling = request.sampling
+        chance = torch.Generator().manual_seed(sampling.seed or 0)
+        ids = torch.tensor(request.prompts).repeat_interleave(request.n, 0)
+        start, log_probs = ids.shape[1], torch.zeros(len(ids), 0)
+        ends = [-1] * len(ids)  # number of tokens of each completion, once it is over
+        while ids.shape[1] < start + sampling.max_new_tokens and min(ends) < 0:
+            logits = self.model(input_ids=ids).logits[:, -1] / (sampling.temperature or 1.0)
+            log_softmax = logits.log_softmax(-1)
+            chosen = log_softmax.argmax(-1, keepdim=True)
             if sampling.temperature:
-                token = int(torch.multinomial(log_softmax.exp(), 1, generator=chance))
-            ids.append(token)
-            log_probs.append(float(log_softmax[token]))
-            text = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
-            ended = token == self.tokenizer.eos_token_id or any(stop in text for stop in sampling.stop)
-        made = ids[len(prompt) :]
+                chosen = torch.multinomial(log_softmax.exp(), 1, generator=chance)
+            ids = torch.cat([ids, chosen], 1)
+            log_probs = torch.cat([log_probs, log_softmax.gather(1, chosen)], 1)
+            for row, made in enumerate(ids[:, start:].tolist()):
+                if ends[row] < 0 and self._over(made, sampling.stop):
+                    ends[row] = len(made)
+        rows = [
+            self._completion(ids[row, start:].tolist(), log_probs[row].tolist(), ends[row])
+            for row in range(len(ids))
+        ]
+        groups = zip(*[iter(rows)] * request.n, strict=True)
+        return GenerateResponse(completions=tuple(groups), seconds=0.0)
+
+    def _over(self, made: list[int], stops: tuple[str, ...]) -> bool:
+        text = self.tokenizer.decode(made, skip_special_tokens=True)
+        return made[-1] == self.tokenizer.eos_token_id or any(stop in text for stop in stops)
+
+    def _completion(self, tokens: list[int], log_probs: list[float], end: int) -> Completion:
+        length = len(tokens) if end < 0 else end
         return Completion(
-            token_ids=tuple(made),
-            logprobs=tuple(log_probs),
-            finish_reason="stop" if ended else "length",
-            weight_versions=(VersionSpan(version=self.version, start=0, end=len(made)),),
+            token_ids=tuple(tokens[:length]),
+            logprobs=tuple(log_probs[:length]),
+            finish_reason="length" if end < 0 else "stop",
+            weight_versions=(VersionSpan(version=self.version, start=0, end=length),),
         )

@@ -1,0 +1,68 @@
+"""What a run is made of, and the stopwatch of its steps."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.job import JobSpec
+from powermean.contracts.rollout import Sampling
+from trainer.checkpoint import Progress
+from trainer.data import Problem, PromptSource
+from trainer.publish import WeightWriter
+from trainer.reporter import Reporter
+from trainer.rewards import Grader
+from trainer.sampling import Decode, Engine
+from trainer.update import Learner
+
+Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
+
+
+@dataclass
+class Run:
+    """All that a run works with. `progress` is the only part that is replaced on the way."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    learner: Learner
+    source: PromptSource
+    grader: Grader
+    engine: Engine
+    weights: WeightWriter
+    reporter: Reporter
+    store: ArtefactStore
+    scratch: Path
+    encode: Encode
+    decode: Decode
+    save_model: Callable[[Path], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def sampling(self, seed: int) -> Sampling:
+        rollout = self.spec.rollout
+        return Sampling(
+            temperature=rollout.temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            stop=rollout.stop,
+            seed=seed,
+        )
+
+
+class Stopwatch:
+    """Wall time by phase."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def stop(self) -> dict[str, float]:
+        """All phases, and the whole as `step`."""
+        return self.seconds | {"step": time.perf_counter() - self._started}
