@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import uvicorn
+from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.tether import PR_SET_PDEATHSIG, prctl
@@ -44,6 +45,7 @@ def main() -> int:
         return 1
     settings = parse_settings()
     torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU some sums depend on timing otherwise
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads such memory
     try:
         public_key = settings.public_key.read_text()
         listener = _listen(settings)
@@ -74,7 +76,7 @@ def _load(settings: RolloutSettings) -> Engine:
         fence=Fence(settings.job_id, settings.attempt, 0),
         weights=WeightSource(store),
         max_model_len=settings.max_model_len,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=settings.batch_tokens,
     )
 
 

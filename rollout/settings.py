@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from powermean.contracts.base import Contract
 
+CPU_BATCH_TOKENS = 16384
+CUDA_BATCH_TOKENS = 131072
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -42,8 +44,11 @@ class RolloutSettings(Contract):
         ge=2,
         description="Most tokens of prompt and completion together; the model's own limit if not given.",
     )
-    max_batch_tokens: int = Field(
-        16384, ge=1, description="Most tokens sampled together, prompts included: bounds memory."
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens sampled together, prompts included: bounds memory. "
+        f"{CPU_BATCH_TOKENS} on a CPU and {CUDA_BATCH_TOKENS} on CUDA if not given.",
     )
     max_waiting: int = Field(16, ge=0, description="Requests that may wait for their turn; more are refused.")
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
@@ -57,6 +62,11 @@ class RolloutSettings(Contract):
         if "*" in self.allowed_host:
             raise ValueError("--allowed-host must name a host: '*' would let any web page reach the service")
         return self
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens sampled together, on this device."""
+        return self.max_batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else CUDA_BATCH_TOKENS)
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ from threading import Event
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
@@ -177,6 +178,44 @@ def test_a_damaged_file_changes_nothing(
         engine.publish(request)
     assert error.value.code == "artefact_missing"
     _assert_serves(engine, LlamaForCausalLM.from_pretrained(tiny_folder), version=0)
+
+
+class BreaksOff:
+    """A weight that can't be read any more."""
+
+    def __init__(self, path: Path, framework: str) -> None:
+        self._opened = safe_open(path, framework)
+
+    def __enter__(self) -> "BreaksOff":
+        self._file = self._opened.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.__exit__(*error)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        if name == "model.norm.weight":
+            raise OSError("the disk is gone")
+        return self._file.get_tensor(name)
+
+
+def test_a_model_of_mixed_versions_is_never_sampled(
+    tmp_path: Path, engine: TransformersEngine, stored_weights: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _other(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("rollout.engines.transformers.safe_open", BreaksOff)
+        with pytest.raises(OSError, match="the disk is gone"):
+            engine.publish(stored_weights(_weights(model), version=1))
+    assert not engine.state().ready
+    with pytest.raises(EngineError, match="broke off") as error:
+        engine.generate(REQUEST, Event())
+    assert error.value.code == "weights_incomplete"
+    engine.publish(stored_weights(_weights(model), version=1))
+    _assert_serves(engine, model, version=1)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def test_the_nodes_command_line_is_understood() -> None:
     assert (settings.attempt, settings.dtype, settings.max_model_len) == (3, "bfloat16", 512)
     assert str(settings.ready_file) == "/r.json"
     assert parse_settings(NEEDED).host == "127.0.0.1"
+    assert parse_settings(NEEDED).batch_tokens < settings.batch_tokens
+    assert parse_settings([*NEEDED, "--max-batch-tokens", "7"]).batch_tokens == 7
 
 
 @pytest.mark.parametrize(
