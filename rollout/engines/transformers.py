@@ -212,7 +212,17 @@ def load_engine(
     max_model_len: int | None,
     max_batch_tokens: int,
 ) -> TransformersEngine:
-    """The engine of a model folder. Raises EngineError (unknown_model, too_long) with the reason."""
+    """The engine of a model folder.
+
+    Raises EngineError (cuda_unavailable, unknown_model, out_of_memory, too_long) with the reason.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise EngineError(
+            500,
+            "cuda_unavailable",
+            f"the engine is to run on {device}, but PyTorch sees no CUDA device",
+            remedy="Use --device cpu, or install the CUDA build of PyTorch and the driver.",
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model: Model = AutoModelForCausalLM.from_pretrained(
@@ -230,7 +240,12 @@ def load_engine(
             f"the model in {folder} can't be loaded: {error}",
             remedy="It must be a causal language model that transformers knows, with safetensors weights.",
         ) from error
-    model = model.to(device)
+    try:
+        model = model.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineError(
+            500, "out_of_memory", f"the model in {folder} does not fit the memory of {device}"
+        ) from error
     context = context_length(model)
     if max_model_len is not None and context is not None and max_model_len > context:
         raise EngineError(
