@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Literal
 
+from pydantic import ValidationError
+
 from powermean.contracts.attempts import Finish, FinishRecord, JobError, LogChunk
 from powermean.node_client import AttemptClient
 from powermean.rest import ApiError, Fenced, ServerUnreachable
@@ -34,7 +36,12 @@ class Heart(threading.Thread):
 
     def run(self) -> None:
         while not self._halt.is_set():
-            self._halt.wait(self._beat_s if self._beat() else min(self._beat_s, RETRY_S))
+            try:
+                beaten = self._beat()
+            except (OSError, ValidationError) as error:  # a full disk, an answer that can't be read
+                say(f"heartbeat: {error}")
+                beaten = False
+            self._halt.wait(self._beat_s if beaten else min(self._beat_s, RETRY_S))
 
     def halt(self) -> None:
         self._halt.set()
@@ -56,6 +63,11 @@ class Heart(threading.Thread):
             self._attempt.write_order(reply.order)
             self.order = reply.order
         return True
+
+
+def say(text: str) -> None:
+    """Into supervisor.log, which the worker opened for us."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
 
 
 def clean(raw: bytes) -> str:
@@ -112,6 +124,9 @@ class Shipper(threading.Thread):
             return False
         except SpoolError as error:
             self._refuse(str(error))
+            return False
+        except OSError as error:
+            say(f"not sent: {error}")
             return False
 
     def _refuse(self, why: str) -> None:

@@ -29,7 +29,7 @@ from powermean.rest import ApiError, ServerUnreachable
 from powermean.tether import adopt_orphans, tethered
 from trainer.attempt_dir import AttemptDir, prune
 from trainer.launcher import Command, Launcher, LocalLauncher
-from trainer.link import Heart, Shipper
+from trainer.link import Heart, Shipper, say
 from trainer.outcome import Ended, Stop, finish
 from trainer.settings import NodeSettings
 
@@ -263,11 +263,6 @@ def said_error(words: str) -> JobError | None:
         return JobError.model_validate_json(words)
     except ValidationError:
         return None
-
-
-def say(text: str) -> None:
-    """Into supervisor.log, which the worker opened for us."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
 
 
 def main() -> None:

@@ -1,0 +1,63 @@
+"""What `watch`, `submit --watch` and `demo` show of a run, on a terminal and in a file."""
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from powermean import Client
+from powermean.cli.following import follow
+from powermean.contracts.api import JobState
+from tests.powermean.sample_jobs import job
+from tests.powermean.scripted_server import Answer, ScriptedServer
+
+SUMMARY = {"exclude": {"spec", "result", "attempts", "seconds_left", "seq"}, "mode": "json"}
+
+
+def rows(step: int) -> dict[str, object]:
+    values = {"reward": 0.25 * step, "time/step": 2.0, "eval/reward": 0.3 + step / 10}
+    found = [{"step": step, "update": -1, "name": name, "value": value} for name, value in values.items()]
+    return {"attempt": 1, "rows": [*found, {"step": step, "update": 3, "name": "p/mean", "value": 0.9}]}
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A run of two steps, the first of which is history already."""
+    server = ScriptedServer()
+    server.start()
+    ended = job(JobState.FINISHED, seq=3, step=2)
+    events = [("metrics", rows(2)), ("state", ended.model_dump(**SUMMARY))]  # type: ignore[arg-type]
+    frames = "".join(f"id: {n}\nevent: {k}\ndata: {json.dumps(d)}\n\n" for n, (k, d) in enumerate(events, 2))
+    point = {"step": 1, "update": -1, "value": 0.25}
+    history = [{"name": name, "points": [point]} for name in ("reward", "time/step")]
+    server.on("GET /v1/jobs/job-a/metrics", Answer(body=json.dumps({"series": history, "seq": 1}).encode()))
+    server.on("GET /v1/jobs/job-a/events", Answer(body=frames.encode(), kind="text/event-stream"))
+    server.on("GET /v1/jobs/job-a", Answer(body=ended.model_dump_json().encode()))
+    with Client(server.url, "k") as client:
+        yield client
+    server.stop()
+
+
+def test_in_a_file_every_step_is_a_line(client: Client) -> None:
+    out = io.StringIO()
+    run = follow(client, job(), Console(file=out))
+    lines = out.getvalue().splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split("  ")[:2] for line in steps] == [
+        ["step 1/2", "reward 0.25"],
+        ["step 2/2", "reward 0.50"],
+    ]
+    assert "p 0.900" in steps[1]
+    assert "held-out accuracy 0.50 after step 2" in lines
+    assert run.job.state is JobState.FINISHED
+
+
+def test_on_a_terminal_the_table_ends_complete(client: Client) -> None:
+    out = io.StringIO()
+    follow(client, job(), Console(file=out, force_terminal=True, width=120))
+    last = out.getvalue().rpartition("step 2/2")[2]
+    assert "held-out accuracy: 0.50 after step 2" in last
+    assert "0.900" in last
+    assert "finished" in last
