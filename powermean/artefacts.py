@@ -9,6 +9,8 @@ A folder (file:///...) is written directly, without a second copy of large files
 through its file system, whose writes must be atomic, as those of object stores are.
 """
 
+# ruff: noqa: N818 - named after what is the case, as `code` is
+
 import errno
 import hashlib
 import os

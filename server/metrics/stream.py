@@ -81,7 +81,7 @@ class EventHub:
 
     def __init__(self, database: Database, redis_url: str | None) -> None:
         self._database = database
-        self._wakeups = RedisWakeups(redis_url, self._wake) if redis_url else None
+        self._wakeups = RedisWakeups(redis_url, self._wake, self._wake_all) if redis_url else None
         self._channels: dict[str, Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: CapacityLimiter | None = None
@@ -90,8 +90,8 @@ class EventHub:
 
     @property
     def clients(self) -> int:
-        """Streams that are open."""
-        return sum(len(channel.clients) for channel in self._channels.values())
+        """Streams that are open; may be asked from any thread."""
+        return sum(len(channel.clients) for channel in tuple(self._channels.values()))
 
     async def start(self) -> None:
         """Begin to poll and to listen; call once, in the server's event loop."""
@@ -239,6 +239,9 @@ class EventHub:
         for job_id in job_ids:
             if channel := self._channels.get(job_id):
                 channel.wake.set()
+
+    def _wake_all(self) -> None:
+        self._wake(tuple(self._channels))
 
     def _spread(self, job_ids: frozenset[str]) -> None:
         self._wake(job_ids)

@@ -19,9 +19,13 @@ log = logging.getLogger(__name__)
 class RedisWakeups:
     """Publishes job ids and hears those of all servers. Lives in one event loop."""
 
-    def __init__(self, url: str, heard: Callable[[Iterable[str]], None]) -> None:
+    def __init__(
+        self, url: str, heard: Callable[[Iterable[str]], None], connected: Callable[[], None]
+    ) -> None:
+        """`connected` is called whenever listening begins: what was published before was not heard."""
         self._redis = redis.asyncio.from_url(url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S)
         self._heard = heard
+        self._connected = connected
         self._owed: set[str] = set()
         self._owing = asyncio.Event()
 
@@ -52,10 +56,12 @@ class RedisWakeups:
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(EVENTS_CHANNEL)
                     while True:
-                        message = await subscription.get_message(
-                            ignore_subscribe_messages=True, timeout=LISTEN_S
-                        )
-                        if message is not None:
+                        message = await subscription.get_message(timeout=LISTEN_S)
+                        if message is None:
+                            continue
+                        if message["type"] == "subscribe":
+                            self._connected()
+                        else:
                             self._heard([message["data"].decode()])
             except (RedisError, OSError) as error:
                 log.warning("not woken by other servers until Redis is back: %s", error)

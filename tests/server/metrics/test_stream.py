@@ -9,7 +9,7 @@ import httpx
 import pytest
 from live import listening, read, stream
 from reports import next_attempt, post_rows, row
-from service_driver import ADMIN_KEY
+from service_driver import ADMIN_KEY, ServiceDriver
 
 from powermean.contracts.metrics import WHOLE_STEP
 from powermean.sse import read_events
@@ -158,6 +158,26 @@ def test_a_lost_wake_up_costs_a_poll(service, monkeypatch):
         assert time.monotonic() - posted < 5 * stream_module.POLL_S
 
 
+def test_a_report_to_one_server_wakes_the_streams_of_another(settings, valkey_url, monkeypatch):
+    monkeypatch.setattr(stream_module, "POLL_S", 1000.0)
+    here, there = (ServiceDriver(settings.model_copy(update={"redis_url": valkey_url})) for _ in range(2))
+    attempt = here.running()
+    job_id = attempt.claim.job_id
+    last = here.job(job_id).seq
+    with (
+        listening(here.app) as near,
+        listening(there.app) as far,
+        httpx.Client(base_url=near, headers={"Authorization": f"Bearer {attempt.token}"}) as reporter,
+        stream(far, job_id, ADMIN_KEY) as response,
+    ):
+        events = read_in_background(response, upto=last + 1)
+        body = {"rows": [row(1)]}
+        assert reporter.post(f"/v1/attempts/{attempt.id}/metrics", json=body).status_code == 204
+        assert events()[-1].seq == last + 1
+    here.close()
+    there.close()
+
+
 def test_a_silent_stream_is_kept_alive(service, monkeypatch):
     monkeypatch.setattr(stream_module, "KEEP_ALIVE_S", 0.05)
     attempt = service.running()
@@ -187,6 +207,27 @@ def test_streams_need_a_key_and_a_job(service):
     assert service.anyone.get("/v1/jobs/job-none/events").status_code == 401
     with listening(service.app) as url, stream(url, "job-none", ADMIN_KEY) as response:
         assert response.status_code == 404
+
+
+def test_a_client_that_reads_slowly_is_cut_off_and_resumes_without_a_gap(service, monkeypatch):
+    monkeypatch.setattr(stream_module, "BACKLOG", 2)
+    monkeypatch.setattr(stream_module, "COALESCE_S", 0.01)
+    attempt = service.running(training={"steps": 1000})
+    job_id = attempt.claim.job_id
+    first = service.job(job_id).seq
+    with listening(service.app) as url:
+        with stream(url, job_id, ADMIN_KEY) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "retry: 2000"
+            for part in range(1, 17):
+                rows = [row(step, f"{part}-{'x' * 70}-{name}") for step in range(1000) for name in range(5)]
+                post_rows(attempt, *rows)
+            found = list(read_events(lines))
+        last = service.job(job_id).seq
+        assert first <= found[-1].seq < last, "it was not cut off"
+        with stream(url, job_id, ADMIN_KEY, **{"Last-Event-ID": str(found[-1].seq)}) as response:
+            found += read(response, last)
+    assert [event.seq for event in found] == list(range(1, last + 1))
 
 
 def test_a_client_too_far_behind_is_cut_off():
