@@ -1,0 +1,49 @@
+"""Several replicas of the server at once: what one of them decides or sends, no other does again."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+from service_driver import RecordingSender, ServiceDriver
+from sqlalchemy import select
+
+from powermean.contracts.api import JobState
+from powermean.contracts.names import START_TASK
+from server.cluster.relay import Relay
+from server.db.models import Allocation
+from server.db.session import Database
+
+REPLICAS = 4
+
+
+def test_schedulers_at_once_start_each_job_once(service: ServiceDriver):
+    jobs = [service.queued() for _ in range(6)]
+    service.report("node-1", cpu_slots=2)
+    service.report("node-2", cpu_slots=1)
+    replicas = [service.replica(f"replica-{i}") for i in range(REPLICAS)]
+    for replica in replicas:
+        replica.settings = service.settings.model_copy(update={"leader_lease_s": 0.001})  # all get to lead
+    with ThreadPoolExecutor(REPLICAS) as pool:
+        list(pool.map(lambda turn: replicas[turn % REPLICAS].turn(), range(20)))
+    found = [service.job(job_id) for job_id in jobs]
+    assert [job.state for job in found] == [JobState.STARTING] * 3 + [JobState.QUEUED] * 3
+    assert [job.attempt for job in found] == [1, 1, 1, 0, 0, 0]
+    with service.database.read() as session:
+        held = session.execute(select(Allocation.node_id).where(Allocation.role == "trainer")).scalars()
+        assert Counter(held) == {"node-1": 2, "node-2": 1}
+
+
+def test_relays_at_once_send_each_message_once(service: ServiceDriver):
+    service.report("node-1", cpu_slots=20)
+    jobs = [service.queued() for _ in range(10)]
+    service.scheduler.turn()
+    senders = [RecordingSender() for _ in range(REPLICAS)]
+    databases = [Database(service.settings.database_url) for _ in range(REPLICAS)]
+    relays = [
+        Relay(database, service.settings, sender) for database, sender in zip(databases, senders, strict=True)
+    ]
+    with ThreadPoolExecutor(REPLICAS) as pool:
+        list(pool.map(lambda turn: relays[turn % REPLICAS].turn(), range(REPLICAS * 3)))
+    sent = Counter(subject for sender in senders for task, _, subject in sender.sent if task == START_TASK)
+    assert sent == {f"{job_id}.1": 1 for job_id in jobs}
+    for database in databases:
+        database.close()

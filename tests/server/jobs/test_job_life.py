@@ -1,0 +1,227 @@
+"""Whatever nodes, people and the scheduler do, in whatever order: the promises about jobs hold."""
+
+import tempfile
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, ServiceDriver, example_result
+from sqlalchemy import select
+
+from powermean.contracts.api import Job as JobView
+from powermean.contracts.api import JobState
+from powermean.contracts.attempts import Claim
+from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
+from server.jobs.states import TRANSITIONS
+from server.settings import Settings
+
+SLOTS = {"node-1": 1, "node-2": 2}
+ERROR = {"code": "trainer_killed", "message": "killed"}
+
+
+class JobLife(RuleBasedStateMachine):
+    """A small cluster under arbitrary events."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        path = Path(self.folder.name)
+        self.service = ServiceDriver(
+            Settings(
+                database_url=f"sqlite:///{path / 'server.db'}",
+                artefacts_url=f"file://{path / 'artefacts'}",
+                secrets_dir=path / "secrets",
+                migrate=True,
+                scheduler=False,
+                restart_backoff_s=0,
+                bootstrap_admin_key=ADMIN_KEY,
+                bootstrap_node_token=NODE_TOKEN,
+            )
+        )
+        self.jobs: list[str] = []
+        self.attempts: dict[str, AttemptDriver] = {}  # claimed, whatever became of them
+        self.alive: set[str] = set()  # whose processes are still there
+        self.committed: dict[str, int] = defaultdict(int)
+        for node in SLOTS:
+            self.report(node)
+        for _ in range(2):
+            self.submit(restarts=2, checked=True)
+        self.schedule(claims=True)
+
+    def teardown(self) -> None:
+        if hasattr(self, "service"):
+            self.service.close()
+            self.folder.cleanup()
+
+    @precondition(lambda self: len(self.jobs) < 5)
+    @rule(restarts=st.integers(0, 2), checked=st.booleans())
+    def submit(self, restarts: int, checked: bool) -> None:
+        job_id = self.service.submit(max_restarts=restarts)
+        self.jobs.append(job_id)
+        if checked:
+            self.service.validate(job_id)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), good=st.sampled_from([True, True, True, False]))
+    def validate(self, data: st.DataObject, good: bool) -> None:
+        job_id = data.draw(st.sampled_from(self.jobs))
+        self.service.validate(job_id, *([] if good else [ERROR]))
+
+    @rule(node=st.sampled_from(sorted(SLOTS)))
+    def report(self, node: str) -> None:
+        self.service.report(node, cpu_slots=SLOTS[node], running=tuple(sorted(self.alive)))
+
+    @rule(claims=st.booleans())
+    def schedule(self, claims: bool) -> None:
+        self.service.scheduler.turn()
+        for job in [self.service.job(job_id) for job_id in self.jobs]:
+            if claims and job.state is JobState.STARTING:
+                self.claim_current(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def claim(self, data: st.DataObject) -> None:
+        self.claim_current(self.service.job(data.draw(st.sampled_from(self.jobs))))
+
+    def claim_current(self, job: JobView) -> None:
+        attempt_id = f"{job.id}.{job.attempt}"
+        answer = self.service.node.post(f"/v1/attempts/{attempt_id}/claim")
+        assert (answer.status_code == 200) == (job.state is JobState.STARTING)
+        if answer.status_code == 200:
+            assert attempt_id not in self.attempts
+            claim = Claim.model_validate_json(answer.content)
+            self.attempts[attempt_id] = AttemptDriver(self.service.anyone, claim)
+            self.alive.add(attempt_id)
+
+    def may_write(self, attempt: AttemptDriver) -> bool:
+        job = self.service.job(attempt.claim.job_id)
+        return job.state is JobState.RUNNING and job.attempt == attempt.claim.number
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data())
+    def beat(self, data: st.DataObject) -> None:
+        attempt = self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
+        expected = 200 if self.may_write(attempt) else 409
+        assert attempt.beat().status_code == expected
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), step=st.integers(1, 20))
+    def commit(self, data: st.DataObject, step: int) -> None:
+        attempt = self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
+        allowed = self.may_write(attempt)
+        assert attempt.commit(step).status_code == (204 if allowed else 409)
+        if allowed:
+            job_id = attempt.claim.job_id
+            self.committed[job_id] = max(self.committed[job_id], step)
+
+    @precondition(lambda self: self.attempts)
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(["finished", "failed", "retryable", "checkpointed", "cancelled"]),
+    )
+    def finish(self, data: st.DataObject, outcome: str) -> None:
+        attempt = self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
+        body: dict[str, object] = {}
+        if outcome == "finished":
+            body = {"result": example_result(attempt.claim.job_id)}
+        elif outcome in ("failed", "retryable"):
+            body = {"error": ERROR, "retryable": outcome == "retryable"}
+        allowed = self.may_write(attempt)
+        answer = attempt.finish("failed" if outcome == "retryable" else outcome, **body)
+        assert answer.status_code in ((204,) if allowed else (204, 409))  # 204: the same word again
+        self.alive.discard(attempt.id)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), dies=st.booleans())
+    def fall_silent(self, data: st.DataObject, dies: bool) -> None:
+        attempt_id = data.draw(st.sampled_from(sorted(self.alive)))
+        self.service.let_lease_run_out(attempt_id)
+        if dies:
+            self.alive.discard(attempt_id)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(self.jobs))
+        before = self.service.job(job_id).state
+        answer = self.service.person.post(f"/v1/jobs/{job_id}/cancel").json()
+        if before is JobState.RUNNING:
+            assert answer["cancel_requested"]
+        elif not before.final:
+            assert answer["state"] == "cancelled"
+        else:
+            assert answer["state"] == before
+
+    @invariant()
+    def promises_hold(self) -> None:
+        if not hasattr(self, "service"):
+            return
+        with self.service.database.read() as session:
+            jobs = {job.id: job for job in session.execute(select(Job)).scalars()}
+            attempts = list(session.execute(select(Attempt)).scalars())
+            held = list(session.execute(select(Allocation).where(Allocation.released_at.is_(None))).scalars())
+            owed = list(session.execute(select(Outbox).where(Outbox.done_at.is_(None))).scalars())
+            events = list(session.execute(select(JobEvent).order_by(JobEvent.seq)).scalars())
+            latest = defaultdict(int)
+            for checkpoint in session.execute(select(Checkpoint)).scalars():
+                latest[checkpoint.job_id] = max(latest[checkpoint.job_id], checkpoint.step)
+        assert set(jobs) == set(self.jobs), "no accepted job is lost"
+        self.check_attempts(jobs, attempts)
+        self.check_places(held)
+        self.check_messages(jobs, owed)
+        self.check_events(jobs, events)
+        assert {job: latest[job] for job in self.jobs} == {job: self.committed[job] for job in self.jobs}
+
+    @staticmethod
+    def check_attempts(jobs: dict[str, Job], attempts: list[Attempt]) -> None:
+        living = defaultdict(list)
+        for attempt in attempts:
+            if attempt.state in ("starting", "running"):
+                living[attempt.job_id].append(attempt)
+        for job in jobs.values():
+            state = JobState(job.state)
+            if state in (JobState.STARTING, JobState.RUNNING):
+                (current,) = living[job.id]
+                assert (current.number, current.state) == (job.attempt, job.state)
+            else:
+                assert living[job.id] == []
+            assert (job.finished_at is not None) == state.final
+            assert (job.error is not None) == (state is JobState.FAILED)
+            assert (job.result is not None) == (state is JobState.FINISHED)
+
+    def check_places(self, held: list[Allocation]) -> None:
+        on_node = defaultdict(set)
+        for allocation in held:
+            on_node[allocation.node_id].add(allocation.attempt_id)
+        for node, holders in on_node.items():
+            assert len(holders) <= SLOTS[node]
+        everywhere = set().union(*on_node.values())
+        assert self.alive <= everywhere, "what still runs keeps its place"
+
+    @staticmethod
+    def check_messages(jobs: dict[str, Job], owed: list[Outbox]) -> None:
+        subjects = sorted(message.subject for message in owed)
+        waiting = [job.id for job in jobs.values() if job.state == JobState.VALIDATING]
+        waiting += [f"{job.id}.{job.attempt}" for job in jobs.values() if job.state == JobState.STARTING]
+        assert subjects == sorted(waiting)
+
+    @staticmethod
+    def check_events(jobs: dict[str, Job], events: list[JobEvent]) -> None:
+        told = defaultdict(list)
+        for event in events:
+            told[event.job_id].append(event)
+        for job in jobs.values():
+            assert [event.seq for event in told[job.id]] == list(range(1, job.seq + 1))
+            states = [JobState(event.data["state"]) for event in told[job.id] if event.kind == "state"]
+            assert states[-1] == job.state
+            for before, after in pairwise(states):
+                assert after == before or after in TRANSITIONS[before]
+
+
+TestJobLife = JobLife.TestCase
+TestJobLife.settings = settings(
+    max_examples=10, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
