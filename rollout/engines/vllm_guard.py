@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from powermean.processes import Lifeline, descendants, end_all
 from powermean.tether import adopt_orphans, tethered
@@ -33,8 +34,17 @@ def main(arguments: Sequence[str]) -> int:
     with subprocess.Popen(tethered(command)) as program:
         while program.poll() is None and not parent.cut and not asked.is_set():
             asked.wait(_POLL_S)
-        end_all(lambda: descendants(os.getpid()), 0.0 if parent.cut else _GRACE_S)
+        if asked.is_set() and not parent.cut:
+            _stop(program)
+        end_all(lambda: descendants(os.getpid()), 0.0)
         return program.wait()
+
+
+def _stop(program: subprocess.Popen[bytes]) -> None:
+    """Ask the API server alone: it ends the others in order."""
+    program.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        program.wait(_GRACE_S)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Event, Thread
@@ -177,7 +178,7 @@ class VllmServer:
             ) from error
         except httpx.TransportError as error:
             raise self.died(step, error) from error
-        return _content(step, reply)
+        return content(step, reply)
 
     def died(self, step: str, error: Exception) -> EngineError:
         """What to raise when the connection broke."""
@@ -196,8 +197,7 @@ class VllmServer:
     def close(self) -> None:
         """End the process and remove its folder."""
         self._closing.set()
-        end_all(self._processes, grace_s=self.deadlines.stop)
-        self._keeper.join(timeout=self.deadlines.stop)
+        self._keeper.join(timeout=2 * self.deadlines.stop)
         self._move("closed")
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -278,8 +278,11 @@ class VllmServer:
             return False
 
     def _end(self, process: subprocess.Popen[str]) -> None:
-        """What is left of a server that ended or will not start."""
-        end_all(self._processes, grace_s=self.deadlines.stop if process.poll() is None else 0.0)
+        """End a server in order, or what is left of one that ended."""
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.deadlines.stop)
+        end_all(self._processes, grace_s=0.0)
         process.wait()
 
     def _move(self, phase: Phase, reason: str | None = None) -> None:
@@ -335,7 +338,8 @@ def _environment(options: VllmOptions) -> dict[str, str]:
     return found
 
 
-def _content(step: str, reply: httpx.Response) -> Any:
+def content(step: str, reply: httpx.Response) -> Any:
+    """The reply's JSON, or None. Raises EngineError (engine_error) for anything but success."""
     if reply.is_success:
         is_json = reply.headers.get("content-type", "").startswith("application/json")
         return reply.json() if is_json and reply.content else None
