@@ -18,7 +18,9 @@ from powermean.contracts.trajectories import TrajectoryBatch
 class JobError(Contract):
     """Why a job failed, for people: what, where, and what to do about it."""
 
-    code: str = Field(description="Stable machine-readable name, e.g. out_of_memory, unknown_model, trainer_killed.")
+    code: str = Field(
+        description="Stable machine-readable name, e.g. out_of_memory, unknown_model, trainer_killed."
+    )
     message: str
     path: str | None = Field(None, description="Field of the spec at fault, e.g. training.steps.")
     remedy: str | None = None
@@ -39,7 +41,9 @@ class NodeReport(Contract):
     gpus: tuple[GpuInfo, ...] = ()
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
-    running: tuple[str, ...] = Field((), description="Attempt ids whose processes are still alive on the node.")
+    running: tuple[str, ...] = Field(
+        (), description="Attempt ids whose processes are still alive on the node."
+    )
     version: str
 
 
@@ -128,7 +132,9 @@ class Finish(Contract):
 
     outcome: Literal["finished", "failed", "checkpointed", "cancelled"]
     error: JobError | None = None
-    retryable: bool = Field(False, description="Failed by circumstance (killed, node trouble): worth a new attempt.")
+    retryable: bool = Field(
+        False, description="Failed by circumstance (killed, node trouble): worth a new attempt."
+    )
     result: JobResult | None = None
 
 
@@ -160,8 +166,8 @@ class FinishRecord(Contract):
     body: Finish
 
 
-# What the trainer leaves in its spool, one file each, named by a growing number; the supervisor posts `body` to
-# /v1/attempts/{id}/{kind} in order and removes the file once it is acknowledged.
+# What the trainer leaves in its spool, one file each, named by a growing number; the supervisor posts `body`
+# to /v1/attempts/{id}/{kind} in order and removes the file once it is acknowledged.
 SpoolRecord = Annotated[
     MetricsRecord | TrajectoriesRecord | CheckpointRecord | FinishRecord, Field(discriminator="kind")
 ]

@@ -14,7 +14,8 @@ class ModelSpec(Contract):
     """A Hugging Face causal language model: by registry name, or a folder under a declared root."""
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = Field(
-        None, description="Registry name, e.g. HuggingFaceTB/SmolLM2-135M-Instruct. Packaged models need no network."
+        None,
+        description="Registry name, e.g. HuggingFaceTB/SmolLM2-135M-Instruct. Packaged ones need no network.",
     )
     folder: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         None, description="Folder of a model, relative to one of the node's declared model roots."
@@ -22,7 +23,9 @@ class ModelSpec(Contract):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights' type; auto is float32 on a CPU and bfloat16 on CUDA."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto takes CUDA where allocated.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto takes CUDA where allocated."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSpec":
@@ -37,8 +40,12 @@ class RolloutSpec(Contract):
     engine: Literal["auto", "transformers"] = Field(
         "auto", description="Rollout engine; auto takes the best one that the node has installed."
     )
-    group_size: int = Field(8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage.")
-    temperature: float = Field(1.0, ge=0.05, le=5.0, description="Sampling temperature; log-probs are of this distribution.")
+    group_size: int = Field(
+        8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage."
+    )
+    temperature: float = Field(
+        1.0, ge=0.05, le=5.0, description="Sampling temperature; log-probs are of this distribution."
+    )
     max_new_tokens: int = Field(64, ge=1, le=32768, description="Most tokens a completion may have.")
     stop: tuple[Annotated[str, Field(min_length=1, max_length=50)], ...] = Field(
         (), max_length=8, description="Stop strings; the token that completes one is the completion's last."
@@ -58,14 +65,17 @@ class TrainingSpec(Contract):
     prompts_per_step: int = Field(8, ge=1, le=65536, description="Prompts (groups) in a rollout batch.")
     minibatches: int = Field(2, ge=1, le=1024, description="Optimiser steps per pass over the rollout batch.")
     epochs: int = Field(2, ge=1, le=64, description="Passes over the rollout batch.")
-    micro_batch_groups: int = Field(4, ge=1, le=4096, description="Groups in one forward and backward pass; bounds memory.")
+    micro_batch_groups: int = Field(
+        4, ge=1, le=4096, description="Groups in one forward and backward pass; bounds memory."
+    )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory in the backward pass.")
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainingSpec":
         if self.prompts_per_step % self.minibatches:
             raise ValueError(
-                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of minibatches ({self.minibatches})"
+                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of "
+                f"minibatches ({self.minibatches})"
             )
         return self
 
@@ -80,15 +90,23 @@ class OptimizerSpec(Contract):
     eps: float = Field(1e-8, gt=0, le=1e-2, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, le=1.0, description="Decoupled weight decay.")
     warmup_updates: int = Field(3, ge=0, le=100_000, description="Updates over which the rate rises from 0.")
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down."
+    )
 
 
 class EvaluationSpec(Contract):
     """Held-out accuracy: the mean reward of one sampled completion per held-out problem."""
 
-    every: int = Field(10, ge=0, le=1_000_000, description="Steps between evaluations; 0 only before and after.")
-    problems: int = Field(128, ge=1, le=100_000, description="Held-out problems (or all there are, if fewer).")
-    temperature: float | None = Field(None, ge=0, le=5.0, description="Sampling temperature; null is the rollouts', 0 greedy.")
+    every: int = Field(
+        10, ge=0, le=1_000_000, description="Steps between evaluations; 0 only before and after."
+    )
+    problems: int = Field(
+        128, ge=1, le=100_000, description="Held-out problems (or all there are, if fewer)."
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=5.0, description="Sampling temperature; null is the rollouts', 0 greedy."
+    )
 
 
 class CheckpointSpec(Contract):
@@ -102,7 +120,9 @@ class ResourceSpec(Contract):
     """What the job occupies while it runs."""
 
     gpus: int = Field(0, ge=0, le=1024, description="GPUs for the trainer; 0 trains on a CPU slot.")
-    placement: Literal["colocated"] = Field("colocated", description="Trainer and engine share the allocation's GPUs.")
+    placement: Literal["colocated"] = Field(
+        "colocated", description="Trainer and engine share the allocation's GPUs."
+    )
 
 
 class RecordSpec(Contract):
@@ -127,7 +147,9 @@ class JobSpec(Contract):
     resources: ResourceSpec = Field(default_factory=ResourceSpec)
     record: RecordSpec = Field(default_factory=RecordSpec)
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random in the run.")
-    max_restarts: int = Field(3, ge=0, le=100, description="New attempts allowed in a row without a new checkpoint.")
+    max_restarts: int = Field(
+        3, ge=0, le=100, description="New attempts allowed in a row without a new checkpoint."
+    )
 
     @model_validator(mode="after")
     def _device_matches(self) -> "JobSpec":

@@ -31,7 +31,9 @@ METRICS: dict[str, MetricInfo] = {
     "frac_reward_zero_std": _step("share", "groups whose completions all have the same reward"),
     "eval/reward": _step("", "mean reward on held-out problems, one sampled completion each"),
     "eval/seconds": _step("s", "time of the evaluation"),
-    "entropy": _step("nats", "mean token entropy of the policy at the start of the step, over trained trajectories"),
+    "entropy": _step(
+        "nats", "mean token entropy of the policy at the start of the step, over trained trajectories"
+    ),
     "completions/mean_length": _step("tokens", "mean completion length"),
     "completions/max_length": _step("tokens", "longest completion"),
     "completions/clipped_ratio": _step("share", "completions cut off by max_new_tokens"),
@@ -77,7 +79,7 @@ METRICS: dict[str, MetricInfo] = {
 
 
 class MetricRow(Contract):
-    """One number. Key: (job, attempt, step, update, name). Non-finite values travel as null and are counted."""
+    """One number. Key: (job, attempt, step, update, name). A non-finite value travels as null."""
 
     step: int = Field(ge=0)
     update: int = Field(WHOLE_STEP, ge=-1)

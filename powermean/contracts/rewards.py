@@ -13,10 +13,13 @@ class ExactMatch(Contract):
 
     kind: Literal["exact_match"] = "exact_match"
     extract: Literal["all", "first_line", "last_line", "last_number", "pattern"] = Field(
-        "first_line", description="What of the completion is compared. `pattern` takes the last match of `pattern`."
+        "first_line",
+        description="What of the completion is compared. `pattern` takes the last match of `pattern`.",
     )
     pattern: str | None = Field(
-        None, max_length=500, description="Regular expression for `extract: pattern`; group 1 where it has one."
+        None,
+        max_length=500,
+        description="Regular expression for `extract: pattern`; group 1 where it has one.",
     )
     ignore_case: bool = Field(False, description="Compare without regard to case.")
 

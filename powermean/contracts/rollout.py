@@ -10,10 +10,14 @@ from powermean.contracts.base import Contract
 class Sampling(Contract):
     """Log-probs are those of logits / temperature over the whole vocabulary (top_p, top_k off)."""
 
-    temperature: float = Field(1.0, ge=0, le=5.0, description="0 is greedy; its log-probs are those at temperature 1.")
+    temperature: float = Field(
+        1.0, ge=0, le=5.0, description="0 is greedy; its log-probs are those at temperature 1."
+    )
     max_new_tokens: int = Field(ge=1, le=32768)
     stop: tuple[str, ...] = ()
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Same request, weights and seed: same completions.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Same request, weights and seed: same completions."
+    )
 
 
 class GenerateRequest(Contract):
@@ -51,18 +55,22 @@ class GenerateResponse(Contract):
 class WeightFile(Contract):
     """One safetensors file of a publish."""
 
-    uri: str = Field(description="store:<key> in the artefact store, or shm:<name> in the host's shared-memory folder.")
+    uri: str = Field(
+        description="store:<key> in the artefact store, or shm:<name> in the host's shared-memory folder."
+    )
     sha256: str
     size: int = Field(ge=0)
 
 
 class PublishRequest(Contract):
-    """New weights. An engine refuses an attempt below the one that it serves, and a version not above its own."""
+    """New weights. An engine refuses a lower attempt, and a version not above its own within one."""
 
     job_id: str
     attempt: int = Field(ge=1)
     version: int = Field(ge=0)
-    method: Literal["store", "shm"] = Field(description="store always works; shm is the short cut on one host.")
+    method: Literal["store", "shm"] = Field(
+        description="store always works; shm is the short cut on one host."
+    )
     files: tuple[WeightFile, ...] = Field(min_length=1)
 
 

@@ -11,7 +11,9 @@ class TrajectoryUpdate(Contract):
 
     update: int = Field(ge=0, description="epoch * minibatches + minibatch")
     p: float | None = None
-    p_reason: str | None = Field(None, description="Why p is null: advantage 0, equal ratios, no tokens, not finite.")
+    p_reason: str | None = Field(
+        None, description="Why p is null: advantage 0, equal ratios, no tokens, not finite."
+    )
     ess: float | None = None
     ess_at_1: float | None = None
     ess_target: float | None = None
@@ -28,7 +30,9 @@ class TrajectoryUpdate(Contract):
 class TrajectoryRow(Contract):
     """Scalars of one trajectory: they live in the database. Key: (job, attempt, step, index)."""
 
-    index: int = Field(ge=0, description="Place in the rollout batch; group * group_size + place in the group.")
+    index: int = Field(
+        ge=0, description="Place in the rollout batch; group * group_size + place in the group."
+    )
     group: int = Field(ge=0)
     problem: str = Field(max_length=200, description="Id of the problem in its source.")
     reward: float
