@@ -1,5 +1,7 @@
 """Failures that people can act on: what goes wrong in a node's processes, as the job's error."""
 
+from safetensors import SafetensorError
+
 from powermean.contracts.attempts import JobError
 
 
@@ -18,3 +20,16 @@ class TrainingError(Exception):
         super().__init__(message)
         self.error = JobError(code=code, message=message, path=path, remedy=remedy)
         self.retryable = retryable
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's error, CUDA's, or the RuntimeError of PyTorch's CPU allocator."""
+    kind = type(error).__name__
+    return (
+        isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a disk is full: Python's error, or one that a library made of it."""
+    return isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)

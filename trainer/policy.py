@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from trainer.batching import GroupBatch
-from trainer.failures import TrainingError
+from trainer.failures import TrainingError, is_out_of_memory
 
 # Largest log-prob difference between the two ways that rounding explains.
 _AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.25}
@@ -77,8 +78,8 @@ def load_policy(
             local_files_only=True,
             attn_implementation="sdpa",
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
             raise
         raise TrainingError(
             "unknown_model",

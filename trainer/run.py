@@ -28,7 +28,7 @@ from rollout.client import RolloutClient, RolloutError
 from trainer import checkpoint
 from trainer.attempt_dir import AttemptDir
 from trainer.data import open_source
-from trainer.failures import TrainingError
+from trainer.failures import TrainingError, is_disk_full, is_out_of_memory
 from trainer.final_model import save_model
 from trainer.loop import Cancelled, train
 from trainer.models import resolve_model
@@ -108,17 +108,23 @@ def failed(error: Exception) -> Finish:
     match error:
         case TrainingError():
             described, retryable = error.error, error.retryable
-        case MemoryError() | torch.cuda.OutOfMemoryError():
+        case RolloutError():
+            described, retryable = error.error, error.retryable
+        case ArtefactError():
+            described = JobError(code=error.code, message=str(error), remedy=error.remedy)
+        case _ if is_out_of_memory(error):
             described = JobError(
                 code="out_of_memory",
                 message=f"the trainer ran out of memory: {error}",
                 path="training.micro_batch_groups",
                 remedy="lower training.micro_batch_groups, or set training.gradient_checkpointing",
             )
-        case RolloutError():
-            described, retryable = error.error, error.retryable
-        case ArtefactError():
-            described = JobError(code=error.code, message=str(error), remedy=error.remedy)
+        case _ if is_disk_full(error):
+            described = JobError(
+                code="disk_full",
+                message=str(error),
+                remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
+            )
         case _:
             described = JobError(
                 code="trainer_error",

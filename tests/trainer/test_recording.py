@@ -1,0 +1,151 @@
+"""Numbers of a step become rows: undefined ones are left out, broken ones travel as null."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainer.batching import Rollouts
+from trainer.data import Problem
+from trainer.recording import (
+    RECORDED,
+    StepReport,
+    UpdateReport,
+    metric,
+    step_metrics,
+    text_segment,
+    time_metrics,
+    trajectory_rows,
+)
+from trainer.rewards import Grade
+
+NAN = float("nan")
+
+
+def values(**known: list[float]) -> dict[str, torch.Tensor]:
+    """[4] tensors, NaN where not given."""
+    blank = torch.full((4,), NAN, dtype=torch.float64)
+    return {
+        name: torch.tensor(known[name], dtype=torch.float64) if name in known else blank for name in RECORDED
+    }
+
+
+@pytest.fixture
+def report() -> StepReport:
+    """Two groups of two; the second has no spread. The second completion is empty."""
+    seen = values(
+        p=[0.5, NAN, NAN, NAN],
+        ess=[0.8, 1.0, NAN, NAN],
+        clip_fraction=[0.5, 0.0, NAN, NAN],
+        clip_fraction_low=[0.0, NAN, NAN, NAN],
+        clip_fraction_high=[0.5, NAN, NAN, NAN],
+        ratio_min=[0.5, 1.0, NAN, NAN],
+        ratio_max=[2.0, 1.0, NAN, NAN],
+        overflow_tokens=[0.0, 1.0, NAN, NAN],
+    )
+    update = UpdateReport(0, torch.arange(4), seen, 0.25, 3.0, 1e-3, None, None)
+    lengths = torch.tensor([2, 0, 4, 2])
+    mask = torch.arange(4) < lengths[:, None]
+    return StepReport(
+        step=5,
+        rollouts=Rollouts(
+            prompts=((1,), (2,)),
+            tokens=torch.ones(4, 4, dtype=torch.int64),
+            mask=mask,
+            sampler_log_probs=torch.zeros(4, 4),
+            truncated=torch.tensor([False, False, True, False]),
+            weight_version=torch.full((4,), 4),
+        ),
+        problems=[Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4")],
+        texts=["2", "", "4 é", "4"],
+        grades=[Grade(1.0), Grade(0.0, "it raised"), Grade(1.0), Grade(1.0)],
+        advantages=torch.tensor([0.7, -0.7, 0.0, 0.0]),
+        usable=torch.tensor([True, True, True, True]),
+        entropy=torch.tensor([0.5, NAN, NAN, NAN]),
+        sampling_kl=torch.tensor([0.1, NAN, NAN, NAN]),
+        logp_difference=2e-5,
+        updates=[update, replace(update, update=1, grad_norm=None)],
+        tokens_so_far=100,
+        publish_difference=1e-6,
+    )
+
+
+def test_step_numbers(report: StepReport) -> None:
+    found = {row.name: row.value for row in step_metrics(report) if row.update == -1}
+    assert found["reward"] == 0.75
+    assert found["reward_std"] == pytest.approx(0.5**0.5 / 2)
+    assert found["frac_reward_zero_std"] == 0.5
+    assert found["completions/mean_length"] == 2.0
+    assert found["completions/clipped_ratio"] == 0.25
+    assert found["trajectories/empty"] == 1
+    assert found["grader/failures"] == 1
+    assert found["updates/skipped"] == 1
+    assert found["entropy"] == pytest.approx(0.5)
+
+
+def test_update_numbers_are_of_defined_values_and_of_updates_that_were_made(report: StepReport) -> None:
+    rows = [row for row in step_metrics(report) if row.update >= 0]
+    assert {row.update for row in rows} == {0}
+    found = {row.name: row.value for row in rows}
+    assert found["p/mean"] == 0.5
+    assert found["p/share_below_0.95"] == 1.0
+    assert found["p/undefined"] == 3
+    assert found["clip_fraction/mean"] == 0.25
+    assert found["clip_ratio/high_mean"] == 0.5
+    assert (found["ratio/min"], found["ratio/max"]) == (0.5, 2.0)
+    assert "distance_to_grpo" not in found
+    assert "ess/target" not in found
+
+
+def test_trajectories_say_why_p_is_undefined(report: StepReport) -> None:
+    rows = trajectory_rows(replace(report, usable=torch.tensor([True, True, True, False])))
+    assert [row.updates[0].p for row in rows] == [0.5, None, None, None]
+    assert [row.updates[0].p_reason for row in rows] == [None, "no tokens", "advantage 0", "not finite"]
+    assert [row.group for row in rows] == [0, 0, 1, 1]
+    assert rows[1].grader_error == "it raised"
+    assert rows[0].entropy == 0.5
+    assert rows[2].truncated
+
+
+def test_equal_ratios_and_objectives_without_p_are_told_apart(report: StepReport) -> None:
+    full = replace(report.rollouts, mask=torch.ones(4, 4, dtype=torch.bool))
+    adv = torch.tensor([0.7, -0.7, 0.1, 0.0])
+    seen = values(ratio_min=[1, 1, 0.5, NAN], ratio_max=[1, 1, 2.0, NAN])
+    update = replace(report.updates[0], values=seen)
+    rows = trajectory_rows(replace(report, rollouts=full, advantages=adv, updates=[update]))
+    assert [row.updates[0].p_reason for row in rows] == [
+        "equal ratios",
+        "equal ratios",
+        "objective without p",
+        "advantage 0",
+    ]
+
+
+def test_a_step_in_which_nothing_was_scored_leaves_those_numbers_out(report: StepReport) -> None:
+    names = {row.name for row in step_metrics(replace(report, logp_difference=None, updates=[]))}
+    assert not names & {"entropy", "sampling/kl", "sampling/logp_difference_max", "p/mean"}
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf"), None])
+def test_numbers_that_are_not_finite_travel_as_null(value: float | None) -> None:
+    assert metric(1, "loss", value, update=2).value is None
+
+
+def test_names_outside_the_contract_are_a_mistake() -> None:
+    with pytest.raises(AssertionError):
+        metric(1, "los", 1.0)
+
+
+def test_times(report: StepReport) -> None:
+    found = {row.name: row.value for row in time_metrics(5, {"generate": 1.0, "step": 4.0}, tokens=8)}
+    assert found == {"time/generate": 1.0, "time/step": 4.0, "tokens_per_second": 2.0}
+
+
+def test_texts_are_the_same_bytes_each_time_and_whole(report: StepReport) -> None:
+    data = text_segment(report)
+    assert data == text_segment(report)
+    lines = [json.loads(line) for line in gzip.decompress(data).splitlines()]
+    assert lines[2] == {"index": 2, "prompt": "2+2=", "completion": "4 é", "answer": "4"}
+    assert len(lines) == 4

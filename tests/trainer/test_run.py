@@ -1,0 +1,100 @@
+"""However a run ends, its last record says how, in a typed error that people can act on."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from powermean.artefacts import ArtefactStoreFull
+from powermean.contracts.attempts import JobError
+from rollout.client import EngineUnreachable
+from tests.trainer.attempts import Stage
+from tests.trainer.engine_double import EngineDouble
+from trainer import run
+from trainer.failures import TrainingError
+from trainer.policy import load_policy, make_policy
+from trainer.run import Connection, engine_url, failed, weight_writer
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retryable"),
+    [
+        (TrainingError("unknown_model", "no", path="model.name"), "unknown_model", False),
+        (TrainingError("publish_mismatch", "no", retryable=True), "publish_mismatch", True),
+        (MemoryError(), "out_of_memory", False),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "out_of_memory", False),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
+        (OSError(28, "No space left on device"), "disk_full", False),
+        (EngineUnreachable("http://127.0.0.1:1", "refused"), "engine_unreachable", True),
+        (ArtefactStoreFull("no space"), "artefact_store_full", False),
+        (ZeroDivisionError("division by zero"), "trainer_error", False),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)[:30]),
+)
+def test_failures_are_typed(error: Exception, code: str, retryable: bool) -> None:
+    finish = failed(error)
+    assert finish.outcome == "failed"
+    assert finish.error is not None
+    assert finish.error.code == code
+    assert finish.retryable is retryable
+    assert finish.error.message
+
+
+def test_an_engine_that_never_starts_is_a_named_error(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(TrainingError) as caught:
+        engine_url(tmp_path / "engine.json", timeout_s=0.2)
+    assert caught.value.error.code == "engine_unreachable"
+    assert caught.value.retryable
+    assert time.monotonic() - started < 5
+    (tmp_path / "engine.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
+    assert engine_url(tmp_path / "engine.json", timeout_s=0.2) == "http://127.0.0.1:9"
+
+
+def test_an_unknown_model_fails_the_attempt_with_its_field(tmp_path: Path, model_root: Path) -> None:
+    finish = Stage(tmp_path, model_root).play(
+        engine=EngineDouble(model_root / "tiny", tmp_path), model={"folder": "none"}
+    )
+    assert finish.finish.outcome == "failed"
+    assert isinstance(finish.finish.error, JobError)
+    assert (finish.finish.error.code, finish.finish.error.path) == ("unknown_model", "model.folder")
+
+
+def test_a_model_that_is_damaged_is_an_unknown_model(tmp_path: Path, tiny_folder: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny_folder.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(TrainingError) as caught:
+        load_policy(broken, device=torch.device("cpu"), dtype=torch.float32, temperature=1.0)
+    assert caught.value.error.code == "unknown_model"
+
+
+def test_weights_go_through_the_store_where_the_engine_is_elsewhere(
+    tmp_path: Path, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    from tests.tiny_model import tiny_config
+
+    policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
+    played = Stage(tmp_path, model_root).play(order="cancel")
+    claim = run.AttemptDir(played.folder).claim()
+    engine = EngineDouble(model_root / "tiny", tmp_path)
+    for here, method in ((True, "shm"), (False, "store")):
+        made = weight_writer(
+            Connection(engine, here), claim, policy, run.ArtefactStore("memory://"), tmp_path
+        )
+        assert made.method == method
+
+
+def test_the_program_needs_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("POWERMEAN_DATA_DIR", raising=False)
+    monkeypatch.setattr("sys.argv", ["trainer.run", "--attempt-dir", str(tmp_path)])
+    assert run.main() == 2
+    assert "POWERMEAN_DATA_DIR" in capsys.readouterr().err
