@@ -60,6 +60,13 @@ def test_attempts_can_be_chosen(browser: TestClient, api: FakeApi) -> None:
     assert browser.get("/jobs/job-a/log?attempt=0").status_code == 400
 
 
+def test_an_empty_log_says_so(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    assert "Nothing written yet." in browser.get("/jobs/job-a/log").text
+    job.set_state(JobState.FAILED)
+    assert "Nothing was written." in browser.get("/jobs/job-a/log").text
+
+
 def test_no_log_yet(browser: TestClient, api: FakeApi) -> None:
     api.add_job(attempts=(), attempt=0)
     assert "No log yet." in browser.get("/jobs/job-a/log").text
