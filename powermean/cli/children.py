@@ -3,7 +3,7 @@
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +46,9 @@ class Keeper(threading.Thread):
     ends only after they were stopped, or with the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         super().__init__(name="keeper", daemon=True)
+        self._tell = tell
         self._children: list[Child] = []
         self._new: Queue[Child] = Queue()
         self._halt = threading.Event()
@@ -75,7 +76,9 @@ class Keeper(threading.Thread):
                     child.deaths, child.pause = 0, FIRST_PAUSE_S
                 return
             child.process, child.last_code = None, code
-            child.deaths += child.wanted
+            if child.wanted:
+                child.deaths += 1
+                self._tell(f"The {child.name} ended with status {code} and is started again: see {child.log}")
             child.not_before = now + child.pause
             child.pause = min(child.pause * 2, LONGEST_PAUSE_S)
         if child.wanted and now >= child.not_before:

@@ -12,7 +12,7 @@ from powermean.cli.following import follow
 from powermean.cli.jobs import finish_with
 from powermean.cli.models import download_model
 from powermean.cli.progress import TIMES, Run, clock, number, percent
-from powermean.cli.service import Port, running, stay
+from powermean.cli.service import Port, running, say, stay
 from powermean.cli.specs import Path_, load_spec
 from powermean.cli.terminal import console, plain_failures
 from powermean.client import Client
@@ -70,10 +70,6 @@ def demo(
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
 
 
 def overrides(seed: int | None, steps: int | None, engine: str | None) -> dict[Path_, Any]:

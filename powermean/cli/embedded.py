@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -123,11 +123,17 @@ def valkey_program() -> Path:
 class Embedded:
     """The service. `start` returns when it can work; neither `stop` nor kill -9 leaves a process behind."""
 
-    def __init__(self, home: Home, port: int = DEFAULT_PORT, next_port: bool = False) -> None:
+    def __init__(
+        self,
+        home: Home,
+        port: int = DEFAULT_PORT,
+        next_port: bool = False,
+        tell: Callable[[str], None] = print,
+    ) -> None:
         self.home = home
         self.url = ""
         self._wanted = (port, next_port)
-        self._keeper = Keeper()
+        self._keeper = Keeper(tell)
         self._lock: int | None = None
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for 
 def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
     """The embedded service and an administrator's client of it; stopped at the end, whatever happens."""
     raise_on_signals()
-    service = Embedded(Home.find(), port, next_port)
+    service = Embedded(Home.find(), port, next_port, tell=say)
     try:
         service.start()
         with Client(service.url, service.home.admin_key.read_text().strip()) as client:
@@ -34,13 +34,15 @@ def up(port: Port = DEFAULT_PORT) -> None:
     Example: powermean up --port 9000
     """
     with plain_failures():
-        console.print("Starting the service ...")
+        say("Starting the service ...")
         with running(port, next_port=False) as (service, client):
-            console.print(
-                f"Dashboard: {service.url}/login/{client.login_code().code}", markup=False, soft_wrap=True
-            )
-            console.print(f"Files: {service.home.folder}. Stop it with Ctrl-C.", markup=False, soft_wrap=True)
+            say(f"Dashboard: {service.url}/login/{client.login_code().code}")
+            say(f"Files: {service.home.folder}. Stop it with Ctrl-C.")
             stay()
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def stay() -> None:

@@ -6,6 +6,8 @@ and, as a checkpoint holds every random state, the same numbers.
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -81,10 +83,19 @@ def test_the_worker(service: Service, undisturbed: dict[tuple[int, int, str], fl
 
 
 def test_the_server(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
-    """The trainer goes on without it, and what it recorded meanwhile is there afterwards."""
+    """The trainer goes on without it, and whoever watches sees every step once all the same."""
     job_id = run_to_the_kill(service)
-    kill(service.running("server"))
-    same_rows(service, job_id, undisturbed)
+    environment = dict(os.environ) | {"POWERMEAN_HOME": str(service.home)}
+    command = [sys.executable, "-m", "powermean", "watch", job_id]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout
+        seen = [watching.stdout.readline()]  # it is connected
+        kill(service.running("server"))
+        same_rows(service, job_id, undisturbed)
+        seen += watching.communicate(timeout=60)[0].splitlines()
+    assert watching.returncode == 0
+    steps = [int(line.split("/")[0].removeprefix("step")) for line in seen if line.startswith("step ")]
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_redis(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:

@@ -70,7 +70,8 @@ def test_secrets_are_made_once_and_are_the_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_child_that_dies_is_started_again_and_one_that_was_stopped_is_not(tmp_path: Path) -> None:
-    keeper = Keeper()
+    told: list[str] = []
+    keeper = Keeper(told.append)
     keeper.start()
     child = Child(
         "sleeper", [sys.executable, "-S", "-c", "import time; time.sleep(60)"], {}, tmp_path / "log"
@@ -84,10 +85,11 @@ def test_a_child_that_dies_is_started_again_and_one_that_was_stopped_is_not(tmp_
     keeper.close()
     assert not second.alive
     assert child.deaths == 1
+    assert told == [f"The sleeper ended with status -9 and is started again: see {tmp_path / 'log'}"]
 
 
 def test_a_child_that_cannot_start_is_found_out_with_its_last_words(tmp_path: Path) -> None:
-    keeper = Keeper()
+    keeper = Keeper(print)
     keeper.start()
     keeper.add(
         Child("broken", [sys.executable, "-S", "-c", "raise SystemExit('no luck')"], {}, tmp_path / "log")

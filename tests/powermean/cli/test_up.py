@@ -13,7 +13,7 @@ import pytest
 from powermean.processes import end_all
 from tests.integration.service import Service, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture
