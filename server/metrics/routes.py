@@ -115,7 +115,7 @@ def get_trajectories(
     response_class=Response,  # its media type is that of errors, too
     responses={
         200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
-        204: {"description": "The job has ended, and the client has everything."},
+        204: {"description": "To Last-Event-ID: the job has ended, and the client has everything."},
     },
 )
 async def get_events(
@@ -135,6 +135,6 @@ async def get_events(
     """
     position = after if last_event_id is None else last_event_id
     first = await hub.first_page(job_id, position)
-    if first.ended and not first.frames and first.start == position > 0:
+    if last_event_id is not None and first.ended and first.start == first.upto == position > 0:
         return Response(status_code=status.HTTP_204_NO_CONTENT)
     return EventStream(hub.stream(job_id, first))

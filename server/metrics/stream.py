@@ -5,7 +5,8 @@ reads and encodes new events once and hands the same bytes to every client. Wake
 Redis for those of other servers) only make it quick; a slow poll finds what a lost wake-up did not tell.
 
 A client that falls behind is cut off and resumes where it was by Last-Event-ID. The stream of a job that has
-ended ends too, after `event: end`; asking again then is answered 204, at which browsers stop asking.
+ended ends too, after `event: end`; a browser that then reconnects by itself, with Last-Event-ID, is answered
+204, at which it stops.
 """
 
 import asyncio

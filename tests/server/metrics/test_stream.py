@@ -133,6 +133,9 @@ def test_the_stream_of_a_job_that_ended_ends_and_then_is_empty(service):
         last = str(service.job(job_id).seq)
         with stream(url, job_id, ADMIN_KEY, **{"Last-Event-ID": last}) as response:
             assert response.status_code == 204
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as client:
+            again = client.get(f"/v1/jobs/{job_id}/events", params={"after": last})
+        assert again.content == stream_module.HELLO + stream_module.END
 
 
 def test_a_follower_is_told_of_the_end(service):
