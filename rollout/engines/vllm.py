@@ -8,6 +8,7 @@ from threading import Event, Lock
 
 from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
 from rollout.engine import EngineError, Fence
+from rollout.engines.vllm_adapters import Adapters
 from rollout.engines.vllm_model import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.engines.vllm_requests import complete
 from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer
@@ -30,8 +31,10 @@ class VllmEngine:
         self._model = model
         self._fence = fence
         self._weights = weights
+        self.adapters = Adapters(server, weights)
         self._paused = False
         self._publishing = Lock()
+        self._published = False  # until then the folder's weights, which every start has, are the right ones
         self._served: int | None = None  # the server's start that has the fence's weights; None: no one has
         server.wait_ready()
         self._max_model_len = self._context()
@@ -70,6 +73,16 @@ class VllmEngine:
         completions = complete(self._server, request, self._model.end_tokens, cancelled)
         return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
 
+    def generate_with_adapter(
+        self, job_id: str, attempt: int, request: GenerateRequest, cancelled: Event
+    ) -> GenerateResponse:
+        """As `generate`, by the base model with the adapter that the job published last."""
+        self._check(request)
+        started = time.monotonic()
+        with self.adapters.in_use(job_id, attempt) as adapter:
+            completions = complete(self._server, request, self._model.end_tokens, cancelled, adapter=adapter)
+        return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
+
     def publish(self, request: PublishRequest) -> None:
         """See Engine. Nothing is changed before all files are verified and fit the model.
 
@@ -86,9 +99,16 @@ class VllmEngine:
         """End the server process."""
         self._server.close()
 
+    def _has_weights(self) -> bool:
+        """Whether the server, which may have been started anew, has the weights that the fence names."""
+        if not self._published and self._served != self._server.starts:
+            self._label(self._fence.version)
+            self._served = self._server.starts
+        return self._served == self._server.starts
+
     def _advanced(self, request: PublishRequest) -> Fence:
         same = (request.attempt, request.version) == (self._fence.attempt, self._fence.version)
-        if self._served != self._server.starts and same:
+        if same and not self._has_weights():
             self._fence.check_attempt(request.job_id, request.attempt)
             return self._fence
         return self._fence.advanced(request)
@@ -106,7 +126,7 @@ class VllmEngine:
         call, start = self._server.call, self._server.starts
         try:
             call("pause", "/pause", params={"mode": "keep", "clear_cache": "false"})
-            self._served = None
+            self._published, self._served = True, None
             load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}
             call("load weights", "/collective_rpc", body={"method": "powermean_load", "kwargs": load})
             self._label(fence.version)
@@ -130,7 +150,7 @@ class VllmEngine:
         if self._paused:
             raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
         self._server.check_ready()
-        if self._served != self._server.starts:
+        if not self._has_weights():
             raise EngineError(
                 503,
                 "weights_incomplete",

@@ -41,7 +41,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
             tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
             shapes=read_shapes(sorted(folder.glob("*.safetensors"))),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
             500,
             "unknown_model",

@@ -21,7 +21,7 @@ _FLOOR = -9000.0  # vLLM writes -9999 for what JSON has no number for
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of the completions of one prompt: vLLM samples at most max_num_seqs of one request."""
+    """Some of the completions of one prompt: vLLM takes at most max_num_seqs at once, greedy ones singly."""
 
     prompt: tuple[int, ...]
     n: int
@@ -39,10 +39,11 @@ def complete(
 
     Raises EngineError (engine_timeout, engine_died, engine_error, not_finite) and CancelledError.
     """
+    most = server.options.max_num_seqs if request.sampling.temperature else 1
     parts = [
-        _Part(prompt, min(server.options.max_num_seqs, request.n - start))
+        _Part(prompt, min(most, request.n - start))
         for prompt in request.prompts
-        for start in range(0, request.n, server.options.max_num_seqs)
+        for start in range(0, request.n, most)
     ]
     replies = asyncio.run(_ask_all(server, request, parts, end_tokens, cancelled, adapter))
     per_prompt = len(parts) // len(request.prompts)
@@ -71,6 +72,8 @@ async def _ask_all(
                 if cancelled.is_set():
                     raise CancelledError
             return [task.result() for task in tasks]
+    except BaseExceptionGroup as group_error:
+        raise _first(group_error) from group_error
     except TimeoutError as error:
         raise EngineError(
             504,
@@ -78,8 +81,6 @@ async def _ask_all(
             f"vLLM did not finish {len(parts)} requests within {limit:.0f} s",
             remedy="Ask for fewer or shorter completions at once.",
         ) from error
-    except BaseExceptionGroup as group_error:
-        raise _first(group_error) from group_error
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +89,10 @@ async def _client(server: VllmServer) -> AsyncIterator[httpx.AsyncClient]:
         uds=str(server.socket), limits=httpx.Limits(max_connections=_CONNECTIONS)
     )
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://vllm", headers=dict(server.headers), timeout=None
+        transport=transport,
+        base_url="http://vllm",
+        headers=dict(server.headers),
+        timeout=server.deadlines.generate + 1,
     ) as client:
         yield client
 
@@ -132,9 +136,7 @@ async def _ask(
 def _completion(choice: dict[str, Any], adapter: tuple[str, int] | None) -> Completion:
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
-        raise EngineError(
-            503, "engine_error", f"vLLM broke a completion off: {reason}", remedy="Ask again."
-        )
+        raise EngineError(503, "engine_error", f"vLLM broke a completion off: {reason}", remedy="Ask again.")
     log_probs = tuple(one["logprob"] for one in choice["logprobs"]["content"])
     if not all(math.isfinite(one) and one > _FLOOR for one in log_probs):
         raise EngineError(
