@@ -1,0 +1,103 @@
+"""Asking the rollout service: what is sent, what comes back, and held-out evaluation on top of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from powermean.contracts.job import JobSpec
+from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse, Sampling
+from tests.tiny_model import char_tokenizer, tiny_spec
+from trainer.data import Problem
+from trainer.evaluation import evaluate
+from trainer.failures import TrainingError
+from trainer.rewards import Grade
+from trainer.sampling import sample, texts, time_limit
+from trainer.seeds import derive_seed, generator
+from trainer.tokenizing import decode, encode_prompts, load_tokenizer
+
+SAMPLING = Sampling(max_new_tokens=4)
+
+
+class Recorder:
+    """Answers every prompt with `5` and a newline; remembers what was asked. `lost` groups are left out."""
+
+    def __init__(self, lost: int = 0) -> None:
+        self.asked: list[GenerateRequest] = []
+        self._lost = lost
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        self.asked.append(request)
+        one = Completion(token_ids=(13, 2), logprobs=(-1.0, -2.0), finish_reason="stop", weight_versions=())
+        groups = ((one,) * request.n,) * (len(request.prompts) - self._lost)
+        return GenerateResponse(completions=groups, seconds=0.0)
+
+    def publish(self, request: object, timeout_s: float) -> None:
+        raise NotImplementedError
+
+
+class Exact:
+    """1 for an equal text."""
+
+    def grade(self, items: Sequence[tuple[str, str]]) -> list[Grade]:
+        return [Grade(float(text.strip() == answer)) for text, answer in items]
+
+
+def test_an_answer_that_lacks_completions_is_refused() -> None:
+    with pytest.raises(TrainingError) as caught:
+        sample(Recorder(lost=1), [(1,), (2,)], count=3, sampling=SAMPLING, pad_token_id=0)
+    assert caught.value.error.code == "engine_answer"
+    assert caught.value.retryable
+
+
+def test_texts_hold_the_completions_own_tokens_only() -> None:
+    rollouts = sample(Recorder(), [(1,), (2,)], count=3, sampling=SAMPLING, pad_token_id=0)
+    tokenizer = char_tokenizer()
+    assert texts(rollouts, lambda ids: decode(tokenizer, ids)) == ["5\n"] * 6
+
+
+def test_the_time_limit_grows_with_the_work() -> None:
+    small = GenerateRequest(prompts=((1,),), n=1, sampling=SAMPLING)
+    assert time_limit(small) >= 60
+    assert time_limit(small.model_copy(update={"n": 1000})) > time_limit(small)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 0.7), (0.0, 0.0)])
+def test_evaluation_takes_one_completion_each_at_its_own_temperature(
+    given: float | None, used: float
+) -> None:
+    changes = {
+        "rollout": {"temperature": 0.7, "max_new_tokens": 4, "stop": ["\n"]},
+        "evaluation": {"every": 0, "problems": 2, "temperature": given},
+    }
+    spec = JobSpec.model_validate(tiny_spec("tiny", **changes))
+    engine, tokenizer = Recorder(), char_tokenizer()
+    problems = [Problem("a", "1+4=", "5"), Problem("b", "1+1=", "2")]
+    for _ in range(2):
+        prompts = encode_prompts(tokenizer, problems)
+        reward = evaluate(engine, Exact(), problems, prompts, lambda ids: decode(tokenizer, ids), spec)
+        assert reward == 0.5
+    first, second = engine.asked
+    assert first == second
+    assert (first.n, first.sampling.temperature, first.sampling.stop) == (1, used, ("\n",))
+
+
+def test_a_chat_problem_goes_through_the_chat_template() -> None:
+    tokenizer = char_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}={% endfor %}"
+    plain, chat = encode_prompts(tokenizer, [Problem("a", "1+1", "2"), Problem("a", "1+1", "2", chat=True)])
+    assert decode(tokenizer, plain) == "1+1"
+    assert decode(tokenizer, chat) == "1+1="
+
+
+def test_a_folder_without_a_tokenizer_is_an_unknown_model(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.error.code == "unknown_model"
+
+
+def test_seeds_differ_by_purpose_and_number_and_fit_the_wire() -> None:
+    seeds = [derive_seed(s, p, n) for s in (0, 1) for p in ("rollout", "probe") for n in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert generator(0, "minibatch", 1, 2).initial_seed() == generator(0, "minibatch", 1, 2).initial_seed()
