@@ -42,6 +42,7 @@ class Tab:
 
     def plotted(self, chart: str, series: str) -> list[list[float]]:
         """What ECharts draws of a series: [x, value], without the gaps between strokes."""
+        self.page.wait_for_selector("#grid[data-ready]", state="attached")
         drawn = """async ([chart, series]) => {
             const address = document.getElementById("job-script").dataset.echarts;
             const echarts = await import(address);

@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+# Playwright keeps an event loop running in this thread, where no test could then start one of its own:
+# it must be gone before the tests of other modules run.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
     """The system's Chromium; without it, or without the plotting library, tests are skipped and say why."""
     playwright = pytest.importorskip(
