@@ -1,6 +1,8 @@
-"""LoRA adapters of several jobs on one vLLM server.
+"""LoRA adapters of several jobs on one vLLM server: loaded and replaced while it runs, kept apart by name.
 
-They are loaded while it runs, replaced in place, and kept apart by name.
+vLLM reads an adapter's folder again whenever it was evicted, and with `load_inplace` at every step. So each
+version has a name and a folder of its own, which stays for as long as vLLM knows the adapter; cached keys and
+values go by both, and none of an older version is found.
 """
 
 import json
@@ -9,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -29,12 +31,16 @@ class AdapterShape:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """An adapter that vLLM holds since its start number `start`."""
+class _Adapter:
+    """A job's adapter. `start`: the start of the server that loaded it."""
 
-    name: str
-    version: int
+    fence: Fence
+    folder: Path
     start: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.fence.job_id}.{self.fence.attempt}.{self.fence.version}"
 
 
 class Adapters:
@@ -43,69 +49,61 @@ class Adapters:
     def __init__(self, server: VllmServer, weights: WeightSource) -> None:
         self._server = server
         self._weights = weights
-        self._fences: dict[str, Fence] = {}  # by job
-        self._loaded: dict[str, _Loaded] = {}  # by job
+        self._adapters: dict[str, _Adapter] = {}  # by job
         self._in_use: Counter[str] = Counter()  # by job
         self._lock = Lock()  # of what is in use
-        self._publishing = Lock()
+        self._changing = Lock()
 
     def publish(self, request: PublishRequest, shape: AdapterShape) -> None:
-        """Load a job's adapter, or replace it.
+        """Load a job's adapter, in the place of the one before.
 
         Raises EngineError: fenced, stale_version; adapter_rank, adapter_slots, adapter_busy; those of
-        WeightSource and VllmServer.
+        WeightSource and VllmServer. The adapter before is served on unless the server went away.
         """
-        with self._publishing:
+        with self._changing:
             self._server.check_ready()
-            fence = self._advanced(request)
+            old = self._adapters.get(request.job_id)
+            fence = Fence(request.job_id, request.attempt, request.version)
+            if old is not None:
+                fence = old.fence.advanced(request)
             self._check(request, shape)
             with self._weights.verified(request) as (path,), self._unused(request.job_id):
-                self._load(path, shape, fence)
-            self._fences[request.job_id] = fence
+                self._replace(old, self._written(path, shape, fence))
 
     @contextmanager
     def in_use(self, job_id: str, attempt: int) -> Iterator[tuple[str, int]]:
         """The (name, version) of a job's adapter, which is not replaced for as long as the block lasts.
 
-        Raises EngineError: fenced; weights_incomplete where the adapter is not loaded (any more).
+        After a restart of the server it is loaded again. Raises EngineError (adapter_missing, fenced).
         """
-        with self._lock:
-            if job_id in self._fences:
-                self._fences[job_id].check_attempt(job_id, attempt)
-            loaded = self._held(job_id)
-            if loaded is None or loaded.name != _name(job_id, attempt):
-                raise EngineError(
-                    503,
-                    "weights_incomplete",
-                    f"no adapter of attempt {attempt} at job {job_id} is loaded",
-                    remedy="Publish the adapter; after a restart the same version is taken.",
-                )
-            self._in_use[job_id] += 1
+        with self._changing:
+            adapter = self._current(job_id)
+            adapter.fence.check_attempt(job_id, attempt)
+            with self._lock:
+                self._in_use[job_id] += 1
         try:
-            yield loaded.name, loaded.version
+            yield adapter.name, adapter.fence.version
         finally:
             with self._lock:
                 self._in_use[job_id] -= 1
 
     def drop(self, job_id: str) -> None:
         """Free the slot of a job that is over; nothing happens where it has none."""
-        with self._publishing, self._unused(job_id):
-            if (loaded := self._held(job_id)) is not None:
-                self._unload(loaded)
-            self._loaded.pop(job_id, None)
+        with self._changing, self._unused(job_id):
+            adapter = self._adapters.pop(job_id, None)
+            if adapter is not None:
+                self._unload(adapter)
+                shutil.rmtree(adapter.folder)
 
-    def _held(self, job_id: str) -> _Loaded | None:
-        loaded = self._loaded.get(job_id)
-        return loaded if loaded is not None and loaded.start == self._server.starts else None
-
-    def _advanced(self, request: PublishRequest) -> Fence:
-        fence = self._fences.get(request.job_id)
-        if fence is None:
-            return Fence(request.job_id, request.attempt, request.version)
-        same = (request.attempt, request.version) == (fence.attempt, fence.version)
-        if same and self._held(request.job_id) is None:
-            return fence
-        return fence.advanced(request)
+    def _current(self, job_id: str) -> _Adapter:
+        adapter = self._adapters.get(job_id)
+        if adapter is None:
+            raise EngineError(
+                409, "adapter_missing", f"job {job_id} has no adapter here", remedy="Publish the adapter."
+            )
+        if adapter.start != self._server.starts:
+            adapter = self._adapters[job_id] = self._load(adapter)
+        return adapter
 
     def _check(self, request: PublishRequest, shape: AdapterShape) -> None:
         options = self._server.options
@@ -118,8 +116,7 @@ class Adapters:
             )
         if len(request.files) != 1:
             raise EngineError(422, "invalid", "an adapter is one safetensors file", path="files")
-        held = [job for job in self._loaded if job != request.job_id and self._held(job)]
-        if len(held) >= options.max_loras:
+        if len(self._adapters.keys() - {request.job_id}) >= options.max_loras:
             raise EngineError(
                 409,
                 "adapter_slots",
@@ -140,44 +137,43 @@ class Adapters:
                 )
             yield
 
-    def _load(self, path: Path, shape: AdapterShape, fence: Fence) -> None:
-        old, name = self._held(fence.job_id), _name(fence.job_id, fence.attempt)
-        replacing = old is not None and old.name == name
-        if old is not None and not replacing:
+    def _written(self, path: Path, shape: AdapterShape, fence: Fence) -> _Adapter:
+        """The adapter in a folder as peft writes them, not loaded yet."""
+        folders = self._server.folder / "adapters"
+        folders.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=folders))
+        shutil.copyfile(path, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(_peft_config(shape)))
+        return _Adapter(fence, folder, start=0)
+
+    def _replace(self, old: _Adapter | None, new: _Adapter) -> None:
+        """The old one first gives up its slot: vLLM would evict another job's."""
+        if old is not None:
             self._unload(old)
-        with tempfile.TemporaryDirectory(prefix="powermean-adapter-") as folder:
-            shutil.copyfile(path, Path(folder, "adapter_model.safetensors"))
-            Path(folder, "adapter_config.json").write_text(json.dumps(_peft_config(shape)))
-            body = {"lora_name": name, "lora_path": folder, "load_inplace": replacing}
-            self._call("load adapter", "/v1/load_lora_adapter", body)
-        if replacing:
-            self._forget_caches()
-        self._loaded[fence.job_id] = _Loaded(name, fence.version, self._server.starts)
-
-    def _forget_caches(self) -> None:
-        """Cached keys and values go by the adapter's name: those of its last version must not be found.
-
-        Other jobs' completions that are in flight are computed anew; their tokens stay.
-        """
-        self._call("pause", "/pause?mode=keep&clear_cache=false")
-        self._call("reset caches", "/reset_prefix_cache?reset_running_requests=true")
-        self._call("resume", "/resume")
-
-    def _unload(self, loaded: _Loaded) -> None:
-        self._call("unload adapter", "/v1/unload_lora_adapter", {"lora_name": loaded.name})
-
-    def _call(self, step: str, path: str, body: object = None) -> None:
-        """A refused adapter changes nothing; after any other failure the server's adapters are unknown."""
         try:
-            self._server.call(step, path, body=body)
+            self._adapters[new.fence.job_id] = self._load(new)
         except EngineError as error:
-            if step != "load adapter" or error.code != "engine_error":
-                self._server.kill(f"{step} failed: {error}")
+            shutil.rmtree(new.folder)
+            if old is not None and error.code == "engine_error":
+                self._adapters[old.fence.job_id] = self._load(old)
             raise
+        if old is not None:
+            shutil.rmtree(old.folder)
 
+    def _load(self, adapter: _Adapter) -> _Adapter:
+        start = self._server.starts
+        body = {"lora_name": adapter.name, "lora_path": str(adapter.folder)}
+        try:
+            self._server.call("load adapter", "/v1/load_lora_adapter", body=body)
+        except EngineError as error:
+            if error.code != "engine_error":  # not refused: nobody knows what the server holds now
+                self._server.kill(f"loading adapter {adapter.name} failed: {error}")
+            raise
+        return replace(adapter, start=start)
 
-def _name(job_id: str, attempt: int) -> str:
-    return f"{job_id}.{attempt}"
+    def _unload(self, adapter: _Adapter) -> None:
+        if adapter.start == self._server.starts:
+            self._server.call("unload adapter", "/v1/unload_lora_adapter", body={"lora_name": adapter.name})
 
 
 def _peft_config(shape: AdapterShape) -> dict[str, object]:

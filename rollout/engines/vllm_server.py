@@ -93,7 +93,7 @@ class VllmServer:
         self.options = options
         self.deadlines = deadlines or Deadlines()
         self._restarts = restarts or Restarts()
-        self._folder = Path(tempfile.mkdtemp(prefix="powermean-vllm-"))  # mode 0700
+        self.folder = Path(tempfile.mkdtemp(prefix="powermean-vllm-"))  # mode 0700; gone after close()
         self._key = secrets.token_urlsafe(32)
         self._mark = secrets.token_hex(16)
         self._lines: deque[str] = deque(maxlen=_REMEMBERED_LINES)
@@ -108,7 +108,7 @@ class VllmServer:
 
     @property
     def socket(self) -> Path:
-        return self._folder / "api.sock"
+        return self.folder / "api.sock"
 
     @property
     def phase(self) -> Phase:
@@ -199,7 +199,7 @@ class VllmServer:
         self._closing.set()
         self._keeper.join(timeout=2 * self.deadlines.stop)
         self._move("closed")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _processes(self) -> set[int]:
         return marked(_MARK, self._mark)

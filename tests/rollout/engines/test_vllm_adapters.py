@@ -148,9 +148,11 @@ def test_limits_and_fences_are_named(engine: VllmEngine, announce: Callable[...,
     assert _code(lambda: publish(announce(adapter, "job-3", 1), SHAPE)) == "adapter_slots"
     wide = AdapterShape(16, 8.0, SHAPE.target_modules)
     assert _code(lambda: publish(announce(adapter, "job-1", 3), wide)) == "adapter_rank"
-    assert _code(lambda: engine.generate_with_adapter("job-3", 1, REQUEST, Event())) == "weights_incomplete"
+    assert _code(lambda: engine.generate_with_adapter("job-3", 1, REQUEST, Event())) == "adapter_missing"
     with engine.adapters.in_use("job-1", 1):
         assert _code(lambda: publish(announce(adapter, "job-1", 3), SHAPE)) == "adapter_busy"
+    unfit = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 7)}
+    assert _code(lambda: publish(announce(unfit, "job-1", 3), SHAPE)) == "engine_error"
     _assert_serves(engine, "job-1", _merged(adapter), 2)
 
 

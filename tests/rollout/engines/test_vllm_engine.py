@@ -221,16 +221,17 @@ def test_a_publish_in_mid_generation_shows_in_the_spans(
     before = engine.state().version
     replies: list[GenerateResponse] = []
     asking = threading.Thread(
-        target=lambda: replies.append(_ask(engine, n=4, prompts=[PROMPTS[0]], max_new_tokens=600))
+        target=lambda: replies.append(_ask(engine, n=4, prompts=[PROMPTS[0]], max_new_tokens=1000))
     )
+    sampled = _sampled_tokens(engine)
     asking.start()
-    time.sleep(1.0)
+    _until(lambda: _sampled_tokens(engine) > sampled + 40)
     publish(before + 1)
     asking.join(200)
     (group,) = replies[0].completions
     for completion in group:
         assert [span.version for span in completion.weight_versions] == [before, before + 1]
-        assert len(completion.token_ids) == 600
+        assert len(completion.token_ids) == 1000
         _assert_agrees(PROMPTS[0], completion, models)
     _assert_serves(engine, models, before + 1)
 
@@ -297,6 +298,12 @@ def _worker(engine: VllmEngine) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 
     return max(_processes(engine), key=resident)
+
+
+def _sampled_tokens(engine: VllmEngine) -> float:
+    with engine._server._client(10.0) as client:
+        lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
 
 
 def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
