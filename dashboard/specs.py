@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from powermean.contracts.job import JobSpec
+from powermean.spec_yaml import SpecLoader
 
 MAX_CHARACTERS = 500_000
 
@@ -13,8 +14,8 @@ class UnreadableSpecError(Exception):
     """The text is not a spec; the message says where and why, for people."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that drops nothing in silence: a repeated key is an error; on/off/yes/no are words."""
+class _Loader(SpecLoader):
+    """YAML that drops nothing in silence: a repeated key is an error."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -35,13 +36,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def parse(text: str) -> dict[str, Any]:
     """The mapping that the text stands for (JSON is YAML). Raises UnreadableSpecError."""
     if len(text) > MAX_CHARACTERS:
@@ -49,7 +43,7 @@ def parse(text: str) -> dict[str, Any]:
             f"the text has {len(text):,} characters; a spec may have {MAX_CHARACTERS:,}"
         )
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (derived from SafeLoader)
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UnreadableSpecError(f"{where}{error.problem or error.context or 'not YAML'}") from error

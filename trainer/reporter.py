@@ -4,6 +4,7 @@ Records are made whole on disk before they are named, so a crash leaves none hal
 """
 
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,6 +22,8 @@ from powermean.contracts.attempts import (
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch
 from trainer.attempt_dir import AttemptDir, write_whole
+
+log = logging.getLogger(__name__)
 
 Order = Literal["continue", "checkpoint_and_exit", "cancel"]
 _ROWS_PER_RECORD = 20_000
@@ -51,7 +54,8 @@ class Reporter:
         self._write(FinishRecord(body=finish))
 
     def phase(self, text: str) -> None:
-        """Say what the trainer is doing, for people; at most 80 characters."""
+        """Say what the trainer is doing, for people; at most 80 characters. It goes into the log as well."""
+        log.info(text)
         write_whole(self._attempt.path / "phase", text[:80])
 
     def order(self) -> Order:

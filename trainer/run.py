@@ -6,6 +6,7 @@ status 0 says that such a record is there.
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -65,6 +66,7 @@ def main() -> int:
     except NodeSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
     reporter = Reporter(folder)
     finish = run_attempt(AttemptDir(folder), settings, reporter)
     reporter.finish(finish)

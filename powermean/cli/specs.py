@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
+from powermean.spec_yaml import SpecLoader
 
 MOST_BYTES = 1_000_000
 Path_ = tuple[str | int, ...]
@@ -34,11 +35,11 @@ def read_spec(file: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
             file, [(None, f"can't be read: {getattr(error, 'strerror', None) or error}")]
         ) from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=SpecLoader)
         lines: dict[Path_, int] = {}
         if root is not None:
             _note_lines(file, root, (), lines)
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=SpecLoader)  # noqa: S506 (derived from SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise SpecFileError(file, [(line, f"not YAML: {error.problem or error.context}")]) from error

@@ -27,6 +27,7 @@ class Examined:
 
     rows: int
     fields: tuple[str, ...]  # those that no row lacks, in the first row's order
+    lacking: dict[str, int]  # every other field -> the first line without it
     sha256: str
 
     @property
@@ -41,7 +42,7 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
     Raises InvalidInput naming the first lines that are not rows, or lack a field of `required`.
     """
     wrong: list[FieldError] = []
-    fields: dict[str, None] | None = None
+    seen: dict[str, int | None] = {}  # field -> the first line without it
     digest, number = hashlib.sha256(), 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE + 1):
@@ -55,10 +56,12 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
                     break
                 _skip_rest(file, line)
                 continue
-            there = [name for name, value in row.items() if value is not None]
-            fields = dict.fromkeys(
-                there if fields is None else (name for name in fields if name in set(there))
-            )
+            there = {name for name, value in row.items() if value is not None}
+            for name in row:
+                seen.setdefault(name, None if number == 1 else 1)
+            for name, lacking in seen.items():
+                if lacking is None and name not in there:
+                    seen[name] = number
     if wrong:
         first = wrong[0]
         raise InvalidInput(
@@ -68,7 +71,12 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
         )
     if not number:
         raise InvalidInput.at("file", "the dataset has no rows", "Send one JSON object a line.")
-    return Examined(number, tuple(fields or ()), digest.hexdigest())
+    return Examined(
+        rows=number,
+        fields=tuple(name for name, lacking in seen.items() if lacking is None),
+        lacking={name: lacking for name, lacking in seen.items() if lacking is not None},
+        sha256=digest.hexdigest(),
+    )
 
 
 def _row(number: int, line: bytes, required: Collection[str]) -> dict[str, object]:
@@ -104,6 +112,7 @@ def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> Datas
         "name": name,
         "rows": found.rows,
         "fields": list(found.fields),
+        "lacking": found.lacking,
         "artefact": ref.model_dump(mode="json"),
         "created_at": database_now(session),
     }

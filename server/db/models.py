@@ -250,6 +250,7 @@ class Dataset(Base):
     name: Mapped[str] = mapped_column(String(120))
     rows: Mapped[int]
     fields: Mapped[list[Any]]
+    lacking: Mapped[dict[str, Any]]  # field that some rows lack -> the first line without it
     artefact: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 

@@ -106,13 +106,11 @@ def check_dataset(session: Session, spec: JobSpec) -> None:
         wanted = template_fields(spec.data.prompt)
     except TemplateError as error:
         raise InvalidInput.at("data.prompt", str(error), "Write {{ and }} for literal braces.") from error
-    missing = sorted(wanted - set(dataset.fields))
-    if missing:
-        raise InvalidInput.at("data.prompt", f"the dataset has no field {', '.join(missing)}", remedy)
-    if spec.data.answer_field not in dataset.fields:
-        raise InvalidInput.at(
-            "data.answer_field", f"the dataset has no field {spec.data.answer_field}", remedy
-        )
+    for path, fields in (("data.prompt", sorted(wanted)), ("data.answer_field", [spec.data.answer_field])):
+        for field in fields:
+            if field not in dataset.fields:
+                line = dataset.lacking.get(field, 1)
+                raise InvalidInput.at(path, f"line {line}: no field {field!r}", remedy)
 
 
 def show(session: Session, job_id: str) -> JobView:

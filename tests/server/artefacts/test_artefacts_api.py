@@ -61,6 +61,14 @@ def test_a_field_that_every_row_must_have_is_missed_by_line(service):
     assert upload(service, body, require="question").status_code == 422
 
 
+def test_the_first_line_without_a_field_is_known(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1, "b": 2}\n{"a": 1, "b": null, "c": 3}\n{"a": 1, "c": 3}\n{"b": 1}\n')
+    found = datasets.examine(file)
+    assert found.fields == ()
+    assert found.lacking == {"a": 4, "b": 2, "c": 1}
+
+
 def test_at_most_twenty_wrong_lines_are_named(service):
     assert len(lines_of(upload(service, b"x\n" * 1000))) == 20
 

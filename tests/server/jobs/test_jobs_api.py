@@ -173,6 +173,7 @@ def test_the_dataset_of_a_job_must_be_there_with_its_fields(service: ServiceDriv
                 name="sums",
                 rows=2,
                 fields=["question", "answer"],
+                lacking={"hint": 17},
                 artefact={"key": "datasets/x", "sha256": "0" * 64, "size": 3},
                 created_at=database_now(session),
             )
@@ -183,15 +184,16 @@ def test_the_dataset_of_a_job_must_be_there_with_its_fields(service: ServiceDriv
         return service.person.post("/v1/jobs", json=spec)
 
     assert submit().status_code == 202
-    for wrong, path in [
-        ({"dataset": "ds-2"}, "data.dataset"),
-        ({"prompt": "{query}"}, "data.prompt"),
-        ({"prompt": "{question"}, "data.prompt"),
-        ({"answer_field": "solution"}, "data.answer_field"),
+    for wrong, path, said in [
+        ({"dataset": "ds-2"}, "data.dataset", "no dataset ds-2"),
+        ({"prompt": "{query}"}, "data.prompt", "line 1: no field 'query'"),
+        ({"prompt": "{question"}, "data.prompt", "{"),
+        ({"answer_field": "hint"}, "data.answer_field", "line 17: no field 'hint'"),
     ]:
         answer = submit(**wrong)
         assert answer.status_code == 422
         assert error_of(answer)["fields"][0]["path"] == path
+        assert said in error_of(answer)["fields"][0]["message"]
 
 
 def test_a_waiting_job_is_cancelled_at_once(service: ServiceDriver):

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=120), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("fields", sa.JSON(), nullable=False),
+        sa.Column("lacking", sa.JSON(), nullable=False),
         sa.Column("artefact", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_datasets"),
