@@ -11,9 +11,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
-from typer.main import get_command
 
-from powermean.cli.main import app
+from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
 from server.settings import Settings
 from trainer.settings import NodeSettings
@@ -96,7 +95,7 @@ def metrics_page() -> str:
 
 def unknown_commands() -> Iterator[str]:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    commands = set(getattr(get_command(app), "commands", {}))
+    commands = set(COMMANDS)
     for page in pages():
         code = "\n".join(re.findall(r"```(?:sh|bash|console)?\n(.*?)```", page.read_text(), re.DOTALL))
         code += "\n" + "\n".join(re.findall(r"`((?:make|powermean) [^`]*)`", page.read_text()))
