@@ -12,7 +12,7 @@ from powermean.cli.following import follow
 from powermean.cli.jobs import finish_with
 from powermean.cli.models import download_model
 from powermean.cli.progress import TIMES, Run, clock, number, percent
-from powermean.cli.service import Port, running, say, stay
+from powermean.cli.service import Port, dashboard_link, running, say, stay
 from powermean.cli.specs import Path_, load_spec
 from powermean.cli.terminal import console, plain_failures
 from powermean.client import Client
@@ -49,7 +49,7 @@ def demo(
         require_space(existing(Home.find().folder), FREE_BYTES)
         console.print("Starting the service: database, Redis, server, worker ...")
         with running(port, next_port=True) as (service, client):
-            say(f"Dashboard: {service.url}/login/{client.login_code().code}")
+            say(f"Dashboard: {dashboard_link(client)}")
             retire_unfinished(client, spec)
             job = client.create_job(spec, idempotency_key=uuid.uuid4().hex)
             training = spec.training

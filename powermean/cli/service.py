@@ -11,6 +11,7 @@ from powermean.cli.embedded import DEFAULT_PORT, Embedded, raise_on_signals
 from powermean.cli.terminal import console, plain_failures
 from powermean.client import Client
 from powermean.home import Home
+from powermean.rest import ServerUnreachable
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for REST API and dashboard.")]
 
@@ -36,9 +37,17 @@ def up(port: Port = DEFAULT_PORT) -> None:
     with plain_failures():
         say("Starting the service ...")
         with running(port, next_port=False) as (service, client):
-            say(f"Dashboard: {service.url}/login/{client.login_code().code}")
+            say(f"Dashboard: {dashboard_link(client)}")
             say(f"Files: {service.home.folder}. Stop it with Ctrl-C.")
             stay()
+
+
+def dashboard_link(client: Client) -> str:
+    """Signs the browser in, once. A server that is just starting again is no reason to end the service."""
+    try:
+        return f"{client.url}/login/{client.login_code().code}"
+    except ServerUnreachable:
+        return f"{client.url}, for a link that signs you in: powermean login"
 
 
 def say(text: str) -> None:
