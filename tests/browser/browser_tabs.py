@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from real_service import ADMIN_KEY, Service
+from tests.browser.real_service import ADMIN_KEY, Service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page

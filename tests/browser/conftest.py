@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browser_tabs import Tabs
-from real_service import Service
 
 from dashboard import assets
+from tests.browser.browser_tabs import Tabs
+from tests.browser.real_service import Service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,9 +1,8 @@
 """A job's page in a real browser: history at once, then live; nothing lost, nothing twice."""
 
-from browser_tabs import Tab, Tabs
-from real_service import UPDATES, Run, Service
-
 from dashboard.formatting import number
+from tests.browser.browser_tabs import Tab, Tabs
+from tests.browser.real_service import UPDATES, Run, Service
 
 
 def expected(run: Run, name: str, **query: int) -> list[list[float]]:

@@ -4,9 +4,9 @@ import random
 from typing import Any
 
 import pytest
-from browser_tabs import Tab, Tabs
 
 from dashboard import formatting
+from tests.browser.browser_tabs import Tab, Tabs
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from fake_api import COOKIE, FakeApi, create_api
 from starlette.testclient import TestClient
 
 from dashboard.app import create_dashboard
+from tests.dashboard.fake_api import COOKIE, FakeApi, create_api
 
 ORIGIN = "http://testserver"
 

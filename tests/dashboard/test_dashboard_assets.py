@@ -3,10 +3,10 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_api import FakeApi
 from starlette.testclient import TestClient
 
 from dashboard import assets
+from tests.dashboard.fake_api import FakeApi
 
 DASHBOARD = Path(assets.__file__).parent
 

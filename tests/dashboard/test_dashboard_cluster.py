@@ -1,9 +1,9 @@
-from fake_api import NOW, FakeApi
-from html_text import parse
 from starlette.testclient import TestClient
 
 from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import GpuInfo
+from tests.dashboard.fake_api import NOW, FakeApi
+from tests.dashboard.html_text import parse
 
 
 def test_nodes_with_what_they_have_and_hold(browser: TestClient, api: FakeApi) -> None:

@@ -1,11 +1,11 @@
 import pytest
-from fake_api import NOW, SPEC, FakeApi
-from html_text import parse
 from starlette.testclient import TestClient
 
 from powermean.contracts.api import CheckpointView, JobState
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.attempts import JobError, JobResult
+from tests.dashboard.fake_api import NOW, SPEC, FakeApi
+from tests.dashboard.html_text import parse
 
 HOSTILE = '<script>alert("x")</script>'
 

@@ -1,12 +1,12 @@
 import asyncio
 
 import pytest
-from fake_api import PART, FakeApi
-from html_text import parse
 from starlette.testclient import TestClient
 
 from dashboard.logs import tail
 from powermean.contracts.api import JobState, LogText
+from tests.dashboard.fake_api import PART, FakeApi
+from tests.dashboard.html_text import parse
 
 FRAGMENT = {"HX-Request": "true"}
 

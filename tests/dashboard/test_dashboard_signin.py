@@ -1,9 +1,9 @@
 import pytest
-from fake_api import CODE, COOKIE, KEY, FakeApi
-from html_text import parse
 from starlette.testclient import TestClient
 
 from dashboard.signin import safe_return
+from tests.dashboard.fake_api import CODE, COOKIE, KEY, FakeApi
+from tests.dashboard.html_text import parse
 
 PAGES = ["/", "/cluster", "/jobs/job-a", "/jobs/job-a/steps/3", "/jobs/job-a/log"]
 

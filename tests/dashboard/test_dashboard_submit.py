@@ -1,8 +1,9 @@
 import json
 
-from fake_api import SPEC, FakeApi
-from html_text import parse
 from starlette.testclient import TestClient
+
+from tests.dashboard.fake_api import SPEC, FakeApi
+from tests.dashboard.html_text import parse
 
 
 def test_the_form_starts_from_an_example(browser: TestClient) -> None:

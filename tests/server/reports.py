@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service_driver import AttemptDriver, ServiceDriver
+from tests.server.service_driver import AttemptDriver, ServiceDriver
 
 
 def row(step: int, name: str = "reward", value: float | None = 0.5, update: int = -1) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
-from service_driver import ServiceDriver, error_of, example_spec
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
@@ -14,6 +13,7 @@ from server.db.session import DatabaseBusy
 from server.error_handlers import install_error_handlers
 from server.errors import Conflict, Fenced, TooMany, Unauthenticated
 from server.middleware import Gate
+from tests.server.service_driver import ServiceDriver, error_of, example_spec
 
 on_sqlite = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 

@@ -1,7 +1,8 @@
 """Postgres stores no NUL in text: whoever sends one gets an answer, not a failure."""
 
 import pytest
-from reports import trajectory
+
+from tests.server.reports import trajectory
 
 
 @pytest.mark.parametrize(

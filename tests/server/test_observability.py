@@ -5,12 +5,12 @@ import logging
 import sys
 
 import pytest
-from reports import post_rows, row, trajectory
-from service_driver import error_of
 
 from powermean.artefacts import ArtefactStore, ArtefactStoreFull
 from server import observability
 from server.request_log import JsonFormatter, request_id
+from tests.server.reports import post_rows, row, trajectory
+from tests.server.service_driver import error_of
 
 
 @pytest.fixture

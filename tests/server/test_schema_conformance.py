@@ -5,9 +5,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
-from service_driver import ADMIN_KEY, NODE_TOKEN
 
 from server.openapi import schema
+from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN
 
 EXAMPLES = 6
 CHECKED = [

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import ValidationError
-from service_driver import ADMIN_KEY, NODE_TOKEN
 
 from server.db.migrate import pending_revision
 from server.db.session import Database
 from server.settings import Settings
 from server.start import CannotStart, bind, prepare
+from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN
 
 
 def settings_for(url: str, folder: Path, **changes: object) -> Settings:

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reports import next_attempt
-from service_driver import ServiceDriver, error_of, example_result
 
 from powermean.artefacts import ArtefactStore
 from server.artefacts import datasets
 from server.artefacts.downloads import RangeNotSatisfiable, Span, requested_span
 from server.artefacts.logs import StoredChunk, StoredRange, read_text
+from tests.server.reports import next_attempt
+from tests.server.service_driver import ServiceDriver, error_of, example_result
 
 ROWS = b'{"question": "1+1", "answer": 2}\n{"answer": 4, "question": "2+2", "extra": null}\n'
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import redis
-from service_driver import ServiceDriver
 from sqlalchemy import select, update
 
 from powermean.cli.embedded import valkey_program
@@ -20,6 +19,7 @@ from server.cluster.relay import Relay
 from server.db.models import Outbox
 from server.db.session import database_now
 from server.queue import BrokerDown, CelerySender, celery_app
+from tests.server.service_driver import ServiceDriver
 
 
 def let_pauses_pass(service: ServiceDriver) -> None:

@@ -3,7 +3,6 @@
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from service_driver import RecordingSender, ServiceDriver
 from sqlalchemy import select
 
 from powermean.contracts.api import JobState
@@ -11,6 +10,7 @@ from powermean.contracts.names import START_TASK
 from server.cluster.relay import Relay
 from server.db.models import Allocation
 from server.db.session import Database
+from tests.server.service_driver import RecordingSender, ServiceDriver
 
 REPLICAS = 4
 

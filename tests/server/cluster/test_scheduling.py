@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from service_driver import ServiceDriver, error_of
 from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
@@ -11,6 +10,7 @@ from powermean.contracts.names import START_TASK
 from server.cluster.leadership import Standing, campaign
 from server.db.models import Allocation, Attempt, Leader, Node, Outbox
 from server.db.session import Database, database_now
+from tests.server.service_driver import ServiceDriver, error_of
 
 
 def lease_of(service: ServiceDriver, attempt_id: str):

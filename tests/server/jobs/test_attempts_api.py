@@ -4,7 +4,12 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from service_driver import (
+from sqlalchemy import select
+
+from powermean.contracts.api import JobState
+from powermean.tokens import sign_attempt_token
+from server.db.models import Checkpoint, Garbage, Metric
+from tests.server.service_driver import (
     AttemptDriver,
     ServiceDriver,
     error_of,
@@ -12,11 +17,6 @@ from service_driver import (
     example_ref,
     example_result,
 )
-from sqlalchemy import select
-
-from powermean.contracts.api import JobState
-from powermean.tokens import sign_attempt_token
-from server.db.models import Checkpoint, Garbage, Metric
 
 WRITES = [
     ("heartbeat", {"phase": "training"}),

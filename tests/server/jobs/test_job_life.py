@@ -8,7 +8,6 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, ServiceDriver, example_result
 from sqlalchemy import select
 
 from powermean.contracts.api import Job as JobView
@@ -17,6 +16,7 @@ from powermean.contracts.attempts import Claim
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
+from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, ServiceDriver, example_result
 
 SLOTS = {"node-1": 1, "node-2": 2}
 ERROR = {"code": "trainer_killed", "message": "killed"}

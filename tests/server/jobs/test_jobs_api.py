@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from service_driver import ServiceDriver, error_of, example_spec
 
 from powermean.contracts.api import JobState
 from server.db.models import Dataset
 from server.db.session import database_now
+from tests.server.service_driver import ServiceDriver, error_of, example_spec
 
 BAD_SPECS = [
     ({"training": {"steps": 0}}, "training.steps"),

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reports import next_attempt, post_rows, row
-from service_driver import error_of
 
 from server.db.models import Attempt, Job, Metric
 from server.identity.keys import create_key
 from server.metrics.history import metrics_history
+from tests.server.reports import next_attempt, post_rows, row
+from tests.server.service_driver import error_of
 
 
 def get(service, attempt, **query):

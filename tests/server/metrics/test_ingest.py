@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from reports import next_attempt, post_rows, row, trajectory
-from service_driver import AttemptDriver, ServiceDriver, error_of
 from sqlalchemy import func, select
 
 from server.db.models import Metric, Trajectory
+from tests.server.reports import next_attempt, post_rows, row, trajectory
+from tests.server.service_driver import AttemptDriver, ServiceDriver, error_of
 
 
 def stored(service: ServiceDriver, attempt: AttemptDriver) -> dict[tuple[int, int, int, str], float | None]:

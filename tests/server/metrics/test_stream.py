@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from live import listening, read, stream
-from reports import next_attempt, post_rows, row
-from service_driver import ADMIN_KEY, ServiceDriver
 
 from powermean.contracts.metrics import WHOLE_STEP
 from powermean.sse import read_events
 from server.metrics import stream as stream_module
 from server.metrics.event_log import Frame, Page
 from server.metrics.stream import BACKLOG, Subscription
+from tests.server.live import listening, read, stream
+from tests.server.reports import next_attempt, post_rows, row
+from tests.server.service_driver import ADMIN_KEY, ServiceDriver
 
 
 def values(events):

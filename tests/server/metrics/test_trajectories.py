@@ -4,10 +4,10 @@ import gzip
 import json
 
 import pytest
-from reports import next_attempt, trajectory
-from service_driver import error_of
 
 from powermean.artefacts import ArtefactStore
+from tests.server.reports import next_attempt, trajectory
+from tests.server.service_driver import error_of
 
 
 def store_texts(service, attempt, *indices):

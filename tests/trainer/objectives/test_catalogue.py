@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from objective_batches import Batch, batches, run
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec
+from tests.trainer.objectives.objective_batches import Batch, batches, run
 from trainer.objectives import Algorithm, build_algorithm
 from trainer.objectives.advantages import mean_centred, standardised
 

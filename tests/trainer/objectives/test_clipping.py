@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from objective_batches import Batch, batches
 
+from tests.trainer.objectives.objective_batches import Batch, batches
 from trainer.objectives.clipping import ClipRange, clip_fractions, one_sided
 
 ranges = st.builds(ClipRange, low=st.floats(0.01, 3), high=st.floats(0.01, 3))

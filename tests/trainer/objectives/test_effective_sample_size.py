@@ -9,9 +9,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from objective_batches import log_ratios, long_ess
 from scipy.optimize import brentq
 
+from tests.trainer.objectives.objective_batches import log_ratios, long_ess
 from trainer.objectives.effective_sample_size import (
     Evaluation,
     absolute_deficit,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from objective_batches import Batch, batches, clipped, run, textbook_log_mean
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec, Gmpo, Grpo, Pmpo, PowerMean
+from tests.trainer.objectives.objective_batches import Batch, batches, clipped, run, textbook_log_mean
 from trainer.objectives import Algorithm, DistanceParts, batch_facts, build_algorithm, finite_rows
 from trainer.objectives.exponents import Exponents, Situation
 from trainer.objectives.surrogates import PowerMeanSurrogate

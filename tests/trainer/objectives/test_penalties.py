@@ -5,8 +5,8 @@ from math import exp
 import pytest
 import torch
 from hypothesis import given
-from objective_batches import Batch, batches
 
+from tests.trainer.objectives.objective_batches import Batch, batches
 from trainer.objectives import k3, kl_penalty, sampling_kl
 
 

@@ -8,8 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from objective_batches import Batch, batches, log_ratios, long_ess, long_log_mean, long_weights
 
+from tests.trainer.objectives.objective_batches import (
+    Batch,
+    batches,
+    log_ratios,
+    long_ess,
+    long_log_mean,
+    long_weights,
+)
 from trainer.objectives.power_mean import PowerMean, centre, power_mean
 
 LARGEST = 8.0

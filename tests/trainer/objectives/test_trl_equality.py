@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from objective_batches import Batch, batches
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec
+from tests.trainer.objectives.objective_batches import Batch, batches
 from trainer.objectives import batch_facts, build_algorithm, kl_penalty
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: its losses cannot be compared with")
