@@ -28,6 +28,7 @@ from rollout.engines.vllm_guard import guarded
 
 _MARK = "POWERMEAN_VLLM"  # in the environment of every process of one server
 _POLL_S = 0.25
+_LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
 _WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
@@ -220,11 +221,11 @@ class VllmServer:
             if self._became_ready(process):
                 self._starts += 1
                 self._move("ready")
+                while process.poll() is None and not self._closing.is_set():
+                    self._closing.wait(_POLL_S)
             elif self._starts == 0 and not self._closing.is_set():
                 self._end(process)
                 return self._move("failed", f"vLLM did not start:\n{self._last_lines()}")
-            while process.poll() is None and not self._closing.is_set():
-                self._closing.wait(_POLL_S)
             self._end(process)
             if self._closing.is_set():
                 break
@@ -261,7 +262,7 @@ class VllmServer:
             sys.stderr.write(line)
 
     def _became_ready(self, process: subprocess.Popen[str]) -> bool:
-        end = time.monotonic() + self.deadlines.start
+        end = time.monotonic() + self.deadlines.start + _LENIENCE_S
         while time.monotonic() < end and process.poll() is None and not self._closing.is_set():
             if self._answers():
                 return True

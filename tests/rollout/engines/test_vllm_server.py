@@ -86,7 +86,7 @@ def test_a_failed_start_tells_its_last_lines(make: Make) -> None:
 
 def test_a_start_has_a_deadline(make: Make) -> None:
     server = make("mute", deadlines=Deadlines(start=1.0, stop=1.0))
-    assert _error(server.wait_ready).code in {"engine_start_timeout", "engine_start_failed"}
+    assert _error(server.wait_ready).code == "engine_start_timeout"
     server.close()
     assert not server._processes()
 
@@ -107,6 +107,16 @@ def test_a_server_that_dies_is_reported_and_started_anew(make: Make) -> None:
     assert _error(server.check_ready).code == "engine_starting"
     _until(lambda: server.phase == "ready")
     assert server.starts == 2
+
+
+def test_one_that_does_not_come_back_stays_down(make: Make) -> None:
+    """Each start has its deadline, also one after a death."""
+    server = make(deadlines=Deadlines(start=6.0, stop=1.0), restarts=Restarts(most=1, window_s=60.0))
+    server.wait_ready()
+    make("mute")  # what is started from now on is mute
+    server.kill("for the test")
+    _until(lambda: server.phase == "failed", 30.0)
+    assert not server._processes()
 
 
 def test_one_that_dies_too_often_stays_down(make: Make) -> None:
