@@ -16,7 +16,8 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
 from rollout.engine import Engine, EngineError, Fence
-from rollout.engines.transformers import load_engine
+from rollout.engines import transformers, vllm
+from rollout.engines.vllm_server import VllmOptions
 from rollout.settings import RolloutSettings, parse_settings
 from rollout.weights import WeightSource
 
@@ -69,12 +70,16 @@ def main() -> int:
 
 def _load(settings: RolloutSettings) -> Engine:
     store = ArtefactStore(settings.artefacts_url) if settings.artefacts_url else None
-    return load_engine(
+    fence, weights = Fence(settings.job_id, settings.attempt, 0), WeightSource(store)
+    if settings.engine == vllm.NAME:
+        options = VllmOptions(settings.model, settings.dtype, max_model_len=settings.max_model_len)
+        return vllm.load_engine(options, fence=fence, weights=weights)
+    return transformers.load_engine(
         settings.model,
         device=settings.device,
         dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype],
-        fence=Fence(settings.job_id, settings.attempt, 0),
-        weights=WeightSource(store),
+        fence=fence,
+        weights=weights,
         max_model_len=settings.max_model_len,
         max_batch_tokens=settings.batch_tokens,
     )

@@ -18,7 +18,9 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 class RolloutSettings(Contract):
     """Settings of one rollout service. Every field is a command-line flag."""
 
-    engine: Literal["transformers"] = Field("transformers", description="Engine that serves the model.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="Engine that serves the model."
+    )
     model: Path = Field(description="Folder of a Hugging Face causal language model.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field(
