@@ -42,6 +42,14 @@ def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
             session.execute(delete(Garbage).where(Garbage.key.in_(gone)))
 
 
+def sweep(artefacts: ArtefactStore) -> None:
+    """Remove what writers that died left half-written."""
+    try:
+        artefacts.sweep()
+    except ArtefactError as error:
+        log.warning("cannot clean the artefact store: %s", error)
+
+
 def _remove_leftovers(database: Database, artefacts: ArtefactStore, owner: str) -> None:
     """Of a job that is over (`owner`: jobs/<id>), remove what no committed checkpoint refers to."""
     with database.read() as session:

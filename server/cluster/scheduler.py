@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
 from server.cluster import nodes
-from server.cluster.garbage import remove_garbage
+from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, campaign, resign
 from server.cluster.planner import ClusterState, WaitingJob, plan
 from server.db.models import Allocation, Attempt, Job
@@ -45,6 +45,8 @@ class Scheduler:
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
             start_waiting(session, self.settings, database_now(session))
+        if standing is Standing.NEW_LEADER:
+            sweep(self.artefacts)
         remove_garbage(self.database, self.artefacts)
 
     def stop(self) -> None:

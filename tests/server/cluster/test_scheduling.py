@@ -1,10 +1,13 @@
 """The scheduler's turns: what starts, what is given up, what is handed out again, and who leads."""
 
+import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
 
+from powermean.artefacts import TEMPORARY_FOLDER
 from powermean.contracts.api import JobState
 from powermean.contracts.names import START_TASK
 from server.cluster.leadership import Standing, campaign
@@ -230,3 +233,13 @@ def test_a_nodes_name_is_checked(service: ServiceDriver):
     answer = service.node.put("/v1/nodes/a%20b", json={"hostname": "x", "version": "0"})
     assert answer.status_code == 422
     assert error_of(answer)["fields"][0]["path"] == "node_id"
+
+
+def test_a_new_leader_sweeps_what_writers_left_half_written(service: ServiceDriver):
+    let_leader_lease_run_out(service)
+    folder = Path(service.settings.artefacts_url.removeprefix("file://")) / TEMPORARY_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "old").touch()
+    os.utime(folder / "old", (0, 0))
+    service.replica("second").turn()
+    assert not (folder / "old").exists()
