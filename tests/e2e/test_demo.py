@@ -73,8 +73,8 @@ def test_it_succeeds_within_the_time_allowed(ran: Ran) -> None:
 
 
 def test_the_model_learns_arithmetic_on_problems_it_never_saw(ran: Ran) -> None:
-    """docs/log.md has the 3 seeds. The bound leaves room for chance: one completion of each of 64 problems has a
-    standard error of 0.05, and another processor rounds otherwise."""
+    """docs/log.md has the 3 seeds. The bound leaves room for chance: one completion of each of 64 problems
+    has a standard error of 0.05, and another processor rounds otherwise."""
     before, after = accuracies(ran.output)
     assert before < 0.55
     assert after >= 0.65
