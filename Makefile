@@ -23,7 +23,7 @@ install-test:
 test: install-test ## all tests; prints how many were skipped and why
 	@$(BIN)/python -m pytest $(ARGS)
 
-fast: install-test ## the tests that take under two minutes
+fast: install-test ## the tests without the slow ones
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: install-test ## format, lint, types, import rules, API schema and docs in step
