@@ -3,10 +3,21 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # More threads than cores only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The same examples every time, and no verdict on the speed of a busy machine.
+settings.register_profile(
+    "powermean",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("powermean")
 
 
 @pytest.hookimpl(trylast=True)

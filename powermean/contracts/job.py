@@ -129,6 +129,11 @@ class RecordSpec(Contract):
     """What is kept of each trajectory beyond its scalars."""
 
     texts: bool = Field(True, description="Keep prompt and completion texts of every trajectory.")
+    tokens: Literal["all", "none"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        64,
+        description="Trajectories per step whose tokens are kept (log-ratio, weight and clip of each token "
+        "in each update): all, none, or a number, taken by whole groups.",
+    )
 
 
 class JobSpec(Contract):

@@ -4,12 +4,15 @@ from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.base import Contract
+from powermean.contracts.rollout import VersionSpan
 
 
 class TrajectoryUpdate(Contract):
     """What one optimiser step saw of a trajectory. None where undefined (`p_reason` says why)."""
 
     update: int = Field(ge=0, description="epoch * minibatches + minibatch")
+    epoch: int = Field(0, ge=0)
+    minibatch: int = Field(0, ge=0)
     p: float | None = None
     p_reason: str | None = Field(
         None, description="Why p is null: advantage 0, equal ratios, no tokens, not finite."
@@ -24,6 +27,9 @@ class TrajectoryUpdate(Contract):
     ratio_min: float | None = None
     ratio_mean: float | None = None
     ratio_max: float | None = None
+    ratio_clipped_min: float | None = Field(None, description="Smallest ratio after the one-sided clip.")
+    ratio_clipped_mean: float | None = None
+    ratio_clipped_max: float | None = None
     loss: float | None = None
 
 
@@ -36,13 +42,17 @@ class TrajectoryRow(Contract):
     group: int = Field(ge=0)
     problem: str = Field(max_length=200, description="Id of the problem in its source.")
     reward: float
+    reward_parts: dict[str, float] = Field(
+        {}, description="What the reward is made of: grade, and penalties where there are any."
+    )
     advantage: float
     length: int = Field(ge=0, description="Completion tokens.")
     truncated: bool
     grader_error: str | None = Field(None, max_length=500)
     entropy: float | None = None
     sampling_kl: float | None = Field(None, description="Mean token KL(rollout || trainer) estimate.")
-    weight_version: int = 0
+    weight_version: int = Field(0, description="Oldest weights that made a token of it.")
+    weight_versions: tuple[VersionSpan, ...] = Field((), description="Which weights made which tokens.")
     updates: tuple[TrajectoryUpdate, ...] = ()
 
 
@@ -61,6 +71,7 @@ class TrajectoryBatch(Contract):
     step: int = Field(ge=0)
     rows: tuple[TrajectoryRow, ...]
     texts: ArtefactRef | None = None
+    tokens: ArtefactRef | None = Field(None, description="Token records: powermean/token_segments.py.")
 
 
 class Trajectory(TrajectoryRow):
@@ -69,6 +80,7 @@ class Trajectory(TrajectoryRow):
     prompt: str | None = None
     completion: str | None = None
     answer: str | None = None
+    has_tokens: bool = Field(False, description="Its tokens were recorded.")
 
 
 class TrajectoryPage(Contract):

@@ -1,0 +1,55 @@
+"""What is recorded of a trajectory's tokens, and what a replay needs to compute its objective again."""
+
+from pydantic import Field
+
+from powermean.contracts.base import Contract
+
+
+class UpdateFacts(Contract):
+    """One optimiser step of a rollout batch, as its objective saw it."""
+
+    update: int = Field(ge=0, description="epoch * minibatches + minibatch")
+    epoch: int = Field(ge=0)
+    minibatch: int = Field(ge=0)
+    trajectories: int = Field(ge=0, description="Trajectories with tokens in the minibatch (B).")
+    tokens: int = Field(ge=0, description="Completion tokens in the minibatch.")
+
+
+class StepFacts(Contract):
+    """What the objectives of a step share: the first line of a token segment."""
+
+    step: int = Field(ge=0)
+    progress: float = Field(ge=0, le=1, description="Share of the training done before the step.")
+    mean_reward: float
+    reward_std: float
+    max_new_tokens: int = Field(ge=1)
+    updates: tuple[UpdateFacts, ...]
+
+
+class UpdateTokens(Contract):
+    """What one optimiser step saw of each completion token."""
+
+    update: int = Field(ge=0)
+    log_ratio: tuple[float, ...] = Field(description="log pi_theta - log pi_old, nats; not clipped.")
+    weight: tuple[float, ...] = Field(description="W_t(p), the token's share of the gradient; sums to 1.")
+    clipped: tuple[bool, ...] = Field(description="The clip, or the limit of 20, took the gradient away.")
+
+
+class TrajectoryTokens(Contract):
+    """A trajectory's tokens. Updates that did not train on it (advantage 0, dropped) are missing."""
+
+    index: int = Field(ge=0, description="Place in the rollout batch.")
+    token_ids: tuple[int, ...]
+    pieces: tuple[str, ...] = Field(description="Text of each token; together the completion.")
+    sampler_log_probs: tuple[float, ...] = Field(description="Of the rollout engine, nats.")
+    old_log_probs: tuple[float, ...] | None = Field(
+        None, description="Of the trainer at the start of the step, nats; null where not computed."
+    )
+    updates: tuple[UpdateTokens, ...] = ()
+
+
+class RecordedTokens(Contract):
+    """Answer to GET /v1/jobs/{id}/trajectories/{step}/{index}/tokens."""
+
+    facts: StepFacts
+    tokens: TrajectoryTokens
