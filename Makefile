@@ -7,14 +7,14 @@ BIN := .venv/bin
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-demo: install ## train a real model with PMPO on this machine, and watch it (ARGS="--seed 1")
-	@$(BIN)/powermean demo $(ARGS)
+demo: install ## train a real model with PMPO on this machine, and watch it (ARGS="--seed 1", ENGINE=vllm)
+	@$(BIN)/powermean demo $(if $(ENGINE),--engine $(ENGINE)) $(ARGS)
 
 up: install ## start the service to stay, on loopback
 	@$(BIN)/powermean up $(ARGS)
 
-install: ## set up .venv (a second time it does nothing)
-	@$(PYTHON) tools/install.py run
+install: ## set up .venv (a second time it does nothing); with ENGINE=vllm that engine as well
+	@$(PYTHON) tools/install.py $(if $(filter vllm,$(ENGINE)),run-vllm,run)
 
 .PHONY: install-test
 install-test:

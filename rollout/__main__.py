@@ -1,6 +1,5 @@
 """The rollout service of one attempt: python -m rollout --engine transformers --model DIR ..."""
 
-import json
 import os
 import secrets
 import signal
@@ -13,8 +12,10 @@ import uvicorn
 from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.contracts.attempts import EngineStart, JobError
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
+from rollout.choice import choose
 from rollout.engine import Engine, EngineError, Fence
 from rollout.engines import transformers, vllm
 from rollout.engines.vllm_server import VllmOptions
@@ -22,6 +23,7 @@ from rollout.settings import RolloutSettings, parse_settings
 from rollout.weights import WeightSource
 
 STOP_TIMEOUT_S = 5
+_PASSING = frozenset({"engine_start_timeout"})  # failures to start that another start may not see
 
 
 class _Server(uvicorn.Server):
@@ -35,11 +37,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._ready_file is not None:
-            _write_whole(self._ready_file, json.dumps({"url": self._url}))
+            _write_whole(self._ready_file, EngineStart(url=self._url))
 
 
 def main() -> int:
-    """Serve until SIGTERM or the parent's end. Returns 1, with one line on stderr, if it can't."""
+    """Serve until SIGTERM or the parent's end. Returns 1 if it can't; stderr and the ready file say why."""
     parent = os.getppid()
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -52,11 +54,13 @@ def main() -> int:
         listener = _listen(settings)
         engine = _load(settings)
     except (EngineError, ArtefactError) as error:
-        print(f"error: {error}" + (f" {error.remedy}" if error.remedy else ""), file=sys.stderr)
-        return 1
+        path = error.path if isinstance(error, EngineError) else None
+        why = JobError(code=error.code, message=str(error), path=path, remedy=error.remedy)
+        return _not_started(settings, why, retryable=error.code in _PASSING)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _not_started(
+            settings, JobError(code="engine_start_failed", message=str(error)), retryable=True
+        )
     config = uvicorn.Config(
         create_app(engine, settings, public_key),
         log_level="warning",
@@ -68,11 +72,25 @@ def main() -> int:
     return 0
 
 
+def _not_started(settings: RolloutSettings, error: JobError, *, retryable: bool) -> int:
+    print(f"error: {error.message}" + (f" {error.remedy}" if error.remedy else ""), file=sys.stderr)
+    if settings.ready_file is not None:
+        _write_whole(settings.ready_file, EngineStart(error=error, retryable=retryable))
+    return 1
+
+
 def _load(settings: RolloutSettings) -> Engine:
     store = ArtefactStore(settings.artefacts_url) if settings.artefacts_url else None
     fence, weights = Fence(settings.job_id, settings.attempt, 0), WeightSource(store)
-    if settings.engine == vllm.NAME:
-        options = VllmOptions(settings.model, settings.dtype, max_model_len=settings.max_model_len)
+    engine = choose(settings.engine, settings.model, on_gpu=settings.device != "cpu")
+    print(f"rollout: the engine is {engine}", file=sys.stderr)
+    if engine == vllm.NAME:
+        options = VllmOptions(
+            settings.model,
+            settings.dtype,
+            max_model_len=settings.max_model_len,
+            gpu_memory_share=settings.gpu_memory_share,
+        )
         return vllm.load_engine(options, fence=fence, weights=weights)
     return transformers.load_engine(
         settings.model,
@@ -105,10 +123,10 @@ def _authority(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, start: EngineStart) -> None:
     """Readers see the whole file or none."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    temporary.write_text(text)
+    temporary.write_text(start.model_dump_json(exclude_none=True))
     temporary.replace(path)
 
 

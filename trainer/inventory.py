@@ -15,6 +15,7 @@ from trainer.settings import NodeSettings
 
 QUERY = ("--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 LOOK_S = 10.0  # for nvidia-smi
+ENGINES = ("transformers", "vllm")  # their packages have the same names
 
 
 def gpus() -> tuple[GpuInfo, ...]:
@@ -40,7 +41,7 @@ def read_gpus(text: str) -> tuple[GpuInfo, ...]:
 
 def engines() -> tuple[str, ...]:
     """Rollout engines that are installed here."""
-    return ("transformers",) if importlib.util.find_spec("transformers") else ()
+    return tuple(name for name in ENGINES if importlib.util.find_spec(name))
 
 
 def running(data_dir: Path) -> tuple[str, ...]:

@@ -51,10 +51,9 @@ class LocalLauncher:
         dtype = claim.spec.model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
-        engine = claim.spec.rollout.engine
         argv = (
             *(sys.executable, "-m", "rollout"),
-            *("--engine", "transformers" if engine == "auto" else engine),
+            *("--engine", claim.spec.rollout.engine),
             *("--model", str(model)),
             *("--dtype", dtype),
             *("--device", "cuda" if on_gpu else "cpu"),

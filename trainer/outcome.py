@@ -4,7 +4,7 @@ import signal
 from dataclasses import dataclass
 from typing import Literal
 
-from powermean.contracts.attempts import Finish, JobError
+from powermean.contracts.attempts import EngineStart, Finish, JobError
 
 Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
 
@@ -19,6 +19,7 @@ class Ended:
     model_code: int | None = None  # exit status of preparing the model, where it failed
     model_error: JobError | None = None  # and what it said
     engine_code: int | None = None  # of an engine that ended before the trainer
+    engine_start: EngineStart | None = None  # what it said of its start
     trainer_code: int | None = None
     last_words: str = ""  # the log's last line
 
@@ -38,6 +39,9 @@ def finish(ended: Ended) -> Finish:
         return _failed(
             "trainer_stalled", "The trainer made no progress for too long and was stopped.", retry=True
         )
+    if ended.engine_start and ended.engine_start.error:
+        why = ended.engine_start
+        return Finish(outcome="failed", error=why.error, retryable=why.retryable)
     if ended.engine_code is not None:
         how = exit_text(ended.engine_code)
         return _failed(

@@ -5,7 +5,6 @@ status 0 says that such a record is there.
 """
 
 import argparse
-import json
 import logging
 import os
 import random
@@ -76,7 +75,7 @@ def main() -> int:
 @contextmanager
 def connected(attempt: AttemptDir) -> Iterator[Connection]:
     """The attempt's rollout service, once it serves."""
-    url = engine_url(attempt.engine_file)
+    url = engine_url(attempt)
     with RolloutClient(url, attempt.token) as client:
         yield Connection(client, on_this_host=urlsplit(url).hostname in LOOPBACK)
 
@@ -234,10 +233,13 @@ def weight_writer(
     )
 
 
-def engine_url(ready_file: Path, timeout_s: float = ENGINE_TIMEOUT_S) -> str:
-    """Where the rollout engine serves, once it does. Raises TrainingError (engine_unreachable)."""
+def engine_url(attempt: AttemptDir, timeout_s: float = ENGINE_TIMEOUT_S) -> str:
+    """Where the rollout engine serves, once it does.
+
+    Raises TrainingError: engine_unreachable, or why the engine did not start.
+    """
     deadline = time.monotonic() + timeout_s
-    while not ready_file.is_file():
+    while (start := attempt.engine_start()) is None:
         if time.monotonic() > deadline:
             raise TrainingError(
                 "engine_unreachable",
@@ -246,7 +248,13 @@ def engine_url(ready_file: Path, timeout_s: float = ENGINE_TIMEOUT_S) -> str:
                 retryable=True,
             )
         time.sleep(0.1)
-    return str(json.loads(ready_file.read_text())["url"])
+    if start.error is not None:
+        why = start.error
+        raise TrainingError(
+            why.code, why.message, path=why.path, remedy=why.remedy, retryable=start.retryable
+        )
+    assert start.url is not None
+    return start.url
 
 
 def result(run: Run) -> JobResult:

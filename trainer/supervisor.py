@@ -132,6 +132,7 @@ class Supervisor:
             model_code=model_code,
             model_error=said_error(self._last_words()) if model_code is not None else None,
             engine_code=engine_code,
+            engine_start=self._attempt.engine_start(),
             trainer_code=trainer_code,
             last_words=self._last_words(),
         )

@@ -9,6 +9,7 @@ import importlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
+from rollout.choice import choose, cpu_cache_tokens, vllm_objection
 from trainer.data import Problem, PromptSource, open_source
 from trainer.failures import TrainingError
 from trainer.models import context_length, resolve_model
@@ -58,6 +60,8 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     spec = task.spec
     _noted(found, lambda: check_devices(spec))
     folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, settings.model_roots))
+    if folder is not None:
+        _noted(found, lambda: check_engine(spec, folder))
     _noted(found, lambda: check_data(task, settings, folder))
     return ValidationResult(errors=tuple(found))
 
@@ -100,6 +104,15 @@ def check_devices(spec: JobSpec) -> None:
         )
 
 
+def check_engine(spec: JobSpec, folder: Path) -> None:
+    """Raises TrainingError (vllm_missing, vllm_model) where vLLM is asked for and can't serve the model."""
+    if spec.rollout.engine != "vllm":
+        return
+    objection = vllm_objection(folder, on_gpu=spec.resources.gpus > 0)
+    if objection is not None:
+        raise TrainingError(objection.code, objection.message, path="rollout.engine", remedy=objection.remedy)
+
+
 def fetch_dataset(dataset: ArtefactRef | None, settings: NodeSettings, scratch: Path) -> Path | None:
     """A local copy of the uploaded dataset. Raises TrainingError (dataset_missing)."""
     if dataset is None:
@@ -124,27 +137,29 @@ def problems_of(spec: JobSpec, source: PromptSource) -> list[Problem]:
 
 
 def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> None:
-    """Raises TrainingError (prompt_too_long) where prompt and completion pass the model's context."""
+    """Raises TrainingError (prompt_too_long) where prompt and completion pass what the engine takes."""
     lengths = count_tokens(folder, problems)
-    limit = context_length(folder)
-    if limit is None:
+    most = longest_sequence(spec, folder)
+    if most is None:
         return
+    limit = most.tokens
     longest = max(range(len(problems)), key=lengths.__getitem__)
     room = limit - spec.rollout.max_new_tokens
     if room < 1:
         raise TrainingError(
             "prompt_too_long",
-            f"max_new_tokens ({spec.rollout.max_new_tokens}) leaves no room in the model's {limit} tokens",
+            f"max_new_tokens ({spec.rollout.max_new_tokens}) leaves no room in {most.whose} {limit} tokens",
             path="rollout.max_new_tokens",
-            remedy=f"at most {limit - lengths[longest]} for the longest prompt ({lengths[longest]} tokens)",
+            remedy=f"at most {limit - lengths[longest]} for the longest prompt ({lengths[longest]} tokens)"
+            f"{most.way_out}",
         )
     if lengths[longest] > room:
         raise TrainingError(
             "prompt_too_long",
             f"the longest prompt (problem {problems[longest].id}) has {lengths[longest]} tokens; with "
-            f"max_new_tokens {spec.rollout.max_new_tokens} that passes the model's {limit}",
+            f"max_new_tokens {spec.rollout.max_new_tokens} that passes {most.whose} {limit}",
             path="data.prompt",
-            remedy=f"shorten it to {room} tokens or lower rollout.max_new_tokens",
+            remedy=f"shorten it to {room} tokens or lower rollout.max_new_tokens{most.way_out}",
         )
     if min(lengths) < 1:
         raise TrainingError(
@@ -153,6 +168,27 @@ def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> N
             path="data.prompt",
             remedy="a prompt needs at least one token to start from",
         )
+
+
+@dataclass(frozen=True)
+class Longest:
+    """Most tokens of prompt and completion together."""
+
+    tokens: int
+    whose: str  # limit that is
+    way_out: str = ""  # one more remedy
+
+
+def longest_sequence(spec: JobSpec, folder: Path) -> Longest | None:
+    """What model and engine take; None where nothing says."""
+    context = context_length(folder)
+    model = None if context is None else Longest(context, "the model's")
+    if spec.resources.gpus or choose(spec.rollout.engine, folder, on_gpu=False) != "vllm":
+        return model  # only vLLM on a CPU has a cache of a size that is known beforehand
+    cache = cpu_cache_tokens(folder, 2 if spec.model.dtype == "bfloat16" else 4)
+    if cache is None or (model is not None and model.tokens <= cache):
+        return model
+    return Longest(cache, "vLLM's key/value cache of", ", or set rollout.engine to transformers")
 
 
 def count_tokens(folder: Path, problems: Sequence[Problem]) -> list[int]:

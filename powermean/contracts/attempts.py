@@ -26,6 +26,14 @@ class JobError(Contract):
     remedy: str | None = None
 
 
+class EngineStart(Contract):
+    """How the start of a rollout service ended: exactly one of `url` and `error`."""
+
+    url: str | None = Field(None, description="Where it serves.")
+    error: JobError | None = Field(None, description="Why it does not.")
+    retryable: bool = Field(False, description="Whether another start may well succeed.")
+
+
 class GpuInfo(Contract):
     """One GPU of a node."""
 

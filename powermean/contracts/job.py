@@ -37,8 +37,10 @@ class ModelSpec(Contract):
 class RolloutSpec(Contract):
     """How completions are sampled. top_p and top_k are off in training by definition."""
 
-    engine: Literal["auto", "transformers"] = Field(
-        "auto", description="Rollout engine; auto takes the best one that the node has installed."
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="Rollout engine; auto takes vllm where the node has it and it serves the model, "
+        "else transformers.",
     )
     group_size: int = Field(
         8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage."

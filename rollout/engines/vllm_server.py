@@ -4,7 +4,6 @@ vLLM's development endpoints (pause, weight transfer, remote calls into the work
 server therefore listens on a socket file in a folder that only this user may enter, and on no port.
 """
 
-import importlib.util
 import os
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, Literal
 import httpx
 
 from powermean.processes import end_all, marked
+from rollout.choice import CPU_CACHE_GIB, vllm_installed
 from rollout.engine import EngineError
 from rollout.engines.vllm_guard import guarded
 
@@ -40,9 +40,9 @@ class VllmOptions:
 
     model: Path
     dtype: str  # as vLLM names it: float32, bfloat16
-    max_model_len: int | None = None  # None: what the model's config says
+    max_model_len: int | None = None  # None: what the model's config says, or less if the cache holds less
     max_num_seqs: int = 64  # completions that are sampled at once
-    kv_cache_gib: int = 1  # of the key/value cache on a CPU
+    kv_cache_gib: int = CPU_CACHE_GIB  # of the key/value cache on a CPU
     gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
     max_loras: int = 0  # adapters held at once; 0: no adapters
     max_lora_rank: int = 16
@@ -72,7 +72,7 @@ Phase = Literal["starting", "ready", "failed", "closed"]
 
 def require_vllm() -> None:
     """Raises EngineError (vllm_missing) where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
+    if not vllm_installed():
         raise EngineError(
             500,
             "vllm_missing",
@@ -306,11 +306,9 @@ def _command(options: VllmOptions, socket: Path) -> list[str]:
     command += ["--max-num-seqs", str(options.max_num_seqs), "--enable-scale-out", "--enable-prefix-caching"]
     command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization"]
     command += [str(options.gpu_memory_share), "--worker-extension-cls", _WORKER_EXTENSION]
-    command += ["--disable-uvicorn-access-log"]
+    command += ["--disable-uvicorn-access-log", "--max-model-len", str(options.max_model_len or "auto")]
     if options.dtype == "float32":
         command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
-    if options.max_model_len is not None:
-        command += ["--max-model-len", str(options.max_model_len)]
     if options.max_loras:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
         command += ["--max-lora-rank", str(options.max_lora_rank)]

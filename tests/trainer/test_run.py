@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from powermean.artefacts import ArtefactStoreFull
-from powermean.contracts.attempts import JobError
+from powermean.contracts.attempts import EngineStart, JobError
 from rollout.client import EngineUnreachable
 from tests.trainer.attempts import Stage
 from tests.trainer.engine_double import EngineDouble
 from trainer import run
+from trainer.attempt_dir import AttemptDir
 from trainer.failures import TrainingError
 from trainer.policy import load_policy, make_policy
 from trainer.run import Connection, engine_url, failed, weight_writer
@@ -45,12 +46,21 @@ def test_failures_are_typed(error: Exception, code: str, retryable: bool) -> Non
 def test_an_engine_that_never_starts_is_a_named_error(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(TrainingError) as caught:
-        engine_url(tmp_path / "engine.json", timeout_s=0.2)
+        engine_url(AttemptDir(tmp_path), timeout_s=0.2)
     assert caught.value.error.code == "engine_unreachable"
     assert caught.value.retryable
     assert time.monotonic() - started < 5
     (tmp_path / "engine.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
-    assert engine_url(tmp_path / "engine.json", timeout_s=0.2) == "http://127.0.0.1:9"
+    assert engine_url(AttemptDir(tmp_path), timeout_s=0.2) == "http://127.0.0.1:9"
+
+
+def test_an_engine_that_could_not_start_says_why(tmp_path: Path) -> None:
+    why = JobError(code="vllm_missing", message="no vLLM", path="rollout.engine", remedy="install it")
+    (tmp_path / "engine.json").write_text(EngineStart(error=why).model_dump_json())
+    with pytest.raises(TrainingError) as caught:
+        engine_url(AttemptDir(tmp_path), timeout_s=0.2)
+    assert caught.value.error == why
+    assert not caught.value.retryable
 
 
 def test_an_unknown_model_fails_the_attempt_with_its_field(tmp_path: Path, model_root: Path) -> None:

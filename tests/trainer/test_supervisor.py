@@ -174,6 +174,19 @@ def test_an_engine_that_dies_is_worth_another_attempt(case: Case) -> None:
     assert (end["error"]["code"], end["retryable"]) == ("engine_died", True)
 
 
+def test_an_engine_that_could_not_start_fails_the_job_with_its_own_words(case: Case) -> None:
+    start = {"error": {"code": "vllm_missing", "message": "no vLLM", "path": "rollout.engine"}}
+    text = json.dumps(json.dumps(start))
+    case.start(engine=f"import sys; open(sys.argv[1] + '/engine.json', 'w').write({text}); sys.exit(1)")
+    case.end()
+    end = case.server.finish
+    assert (end["error"]["code"], end["error"]["path"], end["retryable"]) == (
+        "vllm_missing",
+        "rollout.engine",
+        False,
+    )
+
+
 def test_cancel_gives_grace_and_then_kills_even_the_stubborn(case: Case) -> None:
     case.start(STUBBORN)
     until(lambda: len(case.running()) == 2)

@@ -11,6 +11,7 @@ import torch
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
+from rollout import choice
 from tests.tiny_model import tiny_spec
 from trainer import validate as module
 from trainer.settings import NodeSettings
@@ -98,6 +99,34 @@ def test_more_than_one_gpu_is_refused(settings: NodeSettings, monkeypatch: pytes
     assert errors(settings, resources={"gpus": 1}) == []
     (error,) = errors(settings, resources={"gpus": 2})
     assert (error.code, error.path) == ("too_many_gpus", "resources.gpus")
+
+
+def test_vllm_where_it_is_missing_or_does_not_serve_the_model(
+    settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tiny_spec("tiny")["rollout"] | {"engine": "vllm"}  # type: ignore[operator]
+    for installed, code in ((False, "vllm_missing"), (True, "vllm_model")):
+        monkeypatch.setattr(choice, "vllm_installed", lambda installed=installed: installed)
+        (error,) = errors(settings, rollout=asked)
+        assert (error.code, error.path) == (code, "rollout.engine")
+        assert error.remedy is not None
+        assert "rollout.engine" in error.remedy
+
+
+def test_what_exceeds_vllms_cache_is_that_limits_error(
+    settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "vllm_objection", lambda *_, **__: None)
+    monkeypatch.setattr(module, "cpu_cache_tokens", lambda *_: 32)
+    asked = tiny_spec("tiny")["rollout"] | {"max_new_tokens": 28}  # type: ignore[operator]
+    assert errors(settings, rollout=asked | {"engine": "vllm"}) == []
+    asked |= {"max_new_tokens": 29}
+    assert errors(settings, rollout=asked) == []  # the tiny model's heads: auto takes transformers
+    (error,) = errors(settings, rollout=asked | {"engine": "vllm"})
+    assert error.code == "prompt_too_long"
+    assert "vLLM's key/value cache of 32" in error.message
+    assert error.remedy is not None
+    assert "set rollout.engine to transformers" in error.remedy
 
 
 def test_a_tokenizer_without_a_chat_template(

@@ -1,0 +1,112 @@
+"""Which engine serves a model here, told from its folder and from what is installed.
+
+Imports neither PyTorch nor vLLM, so that a job can be checked before it is queued. The rollout service
+chooses by the same functions.
+"""
+
+import ast
+import importlib.util
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+EngineName = Literal["transformers", "vllm"]
+
+# get_supported_head_sizes in vllm/v1/attention/backends/cpu_attn.py of 0.32.0
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+CPU_CACHE_GIB = 1  # of vLLM's key/value cache on a CPU
+
+_REGISTRY = "model_executor/models/registry.py"
+_REGISTRY_TABLE = "_TEXT_GENERATION_MODELS"
+_CACHE_BLOCK = 128  # tokens by which vLLM cuts its cache on a CPU
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why vLLM can't serve a model here."""
+
+    code: Literal["vllm_missing", "vllm_model"]
+    message: str
+    remedy: str
+
+
+def choose(wanted: Literal["auto", "transformers", "vllm"], folder: Path, *, on_gpu: bool) -> EngineName:
+    """What was asked for; for `auto` vLLM where nothing speaks against it."""
+    if wanted != "auto":
+        return wanted
+    return "vllm" if vllm_objection(folder, on_gpu=on_gpu) is None else "transformers"
+
+
+def vllm_objection(folder: Path, *, on_gpu: bool) -> Objection | None:
+    """Why vLLM can't serve the model in `folder` on this machine; None where it should be able to."""
+    if not vllm_installed():
+        return Objection(
+            "vllm_missing",
+            "the vLLM engine is not installed on this node",
+            "install it (make demo ENGINE=vllm does, docs/vllm.md tells how), or set rollout.engine to auto",
+        )
+    remedy = "set rollout.engine to auto or transformers"
+    config = _config(folder)
+    served = served_architectures()
+    named = [str(one) for one in config.get("architectures") or ()]
+    if served is not None and not served.intersection(named):
+        what = ", ".join(named) or "a model whose config.json names no architecture"
+        return Objection("vllm_model", f"vLLM does not serve {what}", remedy)
+    size = _head_size(config)
+    if not on_gpu and size is not None and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        message = f"the model's attention heads are of size {size}; on a CPU vLLM takes {sizes}"
+        return Objection("vllm_model", message, remedy)
+    return None
+
+
+def vllm_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def cpu_cache_tokens(folder: Path, bytes_per_number: int) -> int | None:
+    """Tokens of one sequence that vLLM's cache on a CPU holds; None where the config doesn't say."""
+    config = _config(folder)
+    size, layers = _head_size(config), config.get("num_hidden_layers")
+    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    if size is None or not isinstance(layers, int) or not isinstance(heads, int):
+        return None
+    tokens = (CPU_CACHE_GIB << 30) // (2 * layers * heads * size * bytes_per_number)
+    return tokens // _CACHE_BLOCK * _CACHE_BLOCK
+
+
+@cache
+def served_architectures() -> frozenset[str] | None:
+    """Architectures of text models in the installed vLLM's own list; None where it isn't as expected.
+
+    Read from its source: to import it takes ten seconds and PyTorch.
+    """
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        return None
+    try:
+        tree = ast.parse((Path(vllm.origin).parent / _REGISTRY).read_text())
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _REGISTRY_TABLE:
+                return frozenset(ast.literal_eval(node.value))
+    except (OSError, ValueError, SyntaxError):
+        pass
+    return None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The text model's part of config.json, with the architectures of the whole; {} when it can't be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}  # the engine that loads the model says what is wrong with it
+    return {**config, **(config.get("text_config") or {}), "architectures": config.get("architectures")}
+
+
+def _head_size(config: dict[str, Any]) -> int | None:
+    if isinstance(config.get("head_dim"), int):
+        return int(config["head_dim"])
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None
