@@ -17,9 +17,8 @@ from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.rewards import Grade
 
-_UPDATE_FIELDS = tuple(
-    name for name in TrajectoryUpdate.model_fields if name not in ("update", "p", "p_reason")
-)
+_NOT_OBJECTIVES = ("update", "epoch", "minibatch", "p", "p_reason")
+_UPDATE_FIELDS = tuple(name for name in TrajectoryUpdate.model_fields if name not in _NOT_OBJECTIVES)
 RECORDED = (*_UPDATE_FIELDS, "p", "overflow_tokens")  # of the objective's numbers per trajectory
 
 
