@@ -40,6 +40,7 @@ from trainer.reporter import Reporter
 from trainer.rewards import open_grader
 from trainer.sampling import Engine
 from trainer.settings import NodeSettings, NodeSettingsError
+from trainer.steady_engine import SteadyEngine
 from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
 from trainer.update import Learner, make_optimizer
 
@@ -173,6 +174,7 @@ def wired(
     source = open_source(spec.data, dataset)
     reporter.phase("waiting for the rollout engine")
     with open_grader(spec.reward) as grader, connect(attempt) as connection:
+        weights = weight_writer(connection, claim, learner.policy, store, scratch)
         yield Run(
             job_id=claim.job_id,
             attempt=claim.number,
@@ -180,8 +182,8 @@ def wired(
             learner=learner,
             source=source,
             grader=grader,
-            engine=connection.engine,
-            weights=weight_writer(connection, claim, learner.policy, store, scratch),
+            engine=SteadyEngine(connection.engine, weights, learner.policy.model, reporter.phase),
+            weights=weights,
             reporter=reporter,
             store=store,
             scratch=scratch,
