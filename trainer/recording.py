@@ -17,8 +17,9 @@ from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.rewards import Grade
 
-_NOT_OBJECTIVES = ("update", "epoch", "minibatch", "p", "p_reason")
-_UPDATE_FIELDS = tuple(name for name in TrajectoryUpdate.model_fields if name not in _NOT_OBJECTIVES)
+_OTHERS = ("update", "epoch", "minibatch", "p", "p_reason")
+_UNTOLD = ("ratio_clipped_min", "ratio_clipped_mean", "ratio_clipped_max")  # by the objectives, so far
+_UPDATE_FIELDS = tuple(n for n in TrajectoryUpdate.model_fields if n not in (*_OTHERS, *_UNTOLD))
 RECORDED = (*_UPDATE_FIELDS, "p", "overflow_tokens")  # of the objective's numbers per trajectory
 
 
