@@ -8,6 +8,7 @@ from threading import Event
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
@@ -102,7 +103,8 @@ async def health(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     engine = _engine_for(request, Verb.GENERATE)
-    return _metrics(request).response(engine.state(), request.app.state.turns.taken)
+    own = await run_in_threadpool(engine.metrics)
+    return _metrics(request).response(engine.state(), request.app.state.turns.taken, own)
 
 
 def _engine_for(request: Request, verb: Verb) -> Engine:

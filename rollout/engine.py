@@ -87,3 +87,6 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """What /health says."""
+
+    def metrics(self) -> str:
+        """What the engine counts itself, as Prometheus text; empty where there is nothing. Never raises."""

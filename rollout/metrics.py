@@ -63,9 +63,11 @@ class EngineMetrics:
         """Count a publish that was taken."""
         self._publish_seconds.observe(seconds)
 
-    def response(self, state: EngineState, requests: int) -> Response:
-        """All of it, as of now."""
+    def response(self, state: EngineState, requests: int, engines_own: str) -> Response:
+        """All of it, as of now; `engines_own` is Prometheus text as well."""
         self._requests.set(requests)
         self._version.set(state.version)
         self._attempt.set(state.attempt)
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            generate_latest(self._registry) + engines_own.encode(), media_type=CONTENT_TYPE_LATEST
+        )

@@ -9,6 +9,7 @@ from threading import Event, Lock
 from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
 from rollout.engine import EngineError, Fence
 from rollout.engines.vllm_adapters import Adapters
+from rollout.engines.vllm_metrics import passed_on
 from rollout.engines.vllm_model import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.engines.vllm_requests import complete
 from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer
@@ -57,6 +58,13 @@ class VllmEngine:
             max_model_len=self._max_model_len,
             paused=self._paused,
         )
+
+    def metrics(self) -> str:
+        """See Engine. Empty while vLLM is down."""
+        try:
+            return passed_on(self._server.text("count", "/metrics"))
+        except EngineError:
+            return ""
 
     def pause(self) -> None:
         """See Engine."""

@@ -56,6 +56,7 @@ class Deadlines:
     start: float = 600.0
     generate: float = 3600.0
     sync_step: float = 180.0  # each step of a publish
+    page: float = 3.0  # of what it says of itself
     stop: float = 15.0
 
 
@@ -170,16 +171,22 @@ class VllmServer:
         `step` names it in errors. Raises EngineError: engine_timeout, engine_died, engine_error.
         """
         limit = deadline or self.deadlines.sync_step
+        return content(step, self._ask(step, limit, method, path, json=body, params=params))
+
+    def text(self, step: str, path: str) -> str:
+        """What a page of the process says. Raises EngineError: engine_timeout, engine_died."""
+        return self._ask(step, self.deadlines.page, "GET", path).text
+
+    def _ask(self, step: str, limit: float, method: str, path: str, **sent: Any) -> httpx.Response:
         try:
             with self._client(limit) as client:
-                reply = client.request(method, path, json=body, params=params)
+                return client.request(method, path, **sent)
         except httpx.TimeoutException as error:
             raise EngineError(
                 504, "engine_timeout", f"vLLM did not finish {step!r} within {limit:.0f} s"
             ) from error
         except httpx.TransportError as error:
             raise self.died(step, error) from error
-        return content(step, reply)
 
     def died(self, step: str, error: Exception) -> EngineError:
         """What to raise when the connection broke."""
