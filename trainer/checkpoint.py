@@ -1,6 +1,6 @@
 """Checkpoints: all that a run needs to go on as if nothing had happened, in safetensors and JSON, hashed.
 
-model.safetensors      weights, float32
+model.safetensors      the weights that are trained (all, or the adapter's), float32
 optimizer.safetensors  AdamW's moments and step counts, by number of the weight
 rollouts.safetensors   the last step's rollout batch
 random.safetensors     states of torch's random number generators
@@ -27,6 +27,7 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.artefacts import Manifest
 from trainer.batching import Rollouts
 from trainer.failures import TrainingError
+from trainer.lora import trained_state
 from trainer.publish import unique_weights
 
 FORMAT = 1
@@ -54,7 +55,8 @@ def save(
     rollouts: Rollouts | None,
 ) -> None:
     """Write a checkpoint into an empty folder."""
-    save_file({name: _plain(weight) for name, weight in unique_weights(model)}, folder / "model.safetensors")
+    weights = {name: _plain(weight) for name, weight in unique_weights(trained_state(model))}
+    save_file(weights, folder / "model.safetensors")
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     save_file(_random_tensors(), folder / "random.safetensors")
     if rollouts is not None:
@@ -129,7 +131,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
 
 
 def _load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    expected = {name for name, _ in unique_weights(model)}
+    expected = {name for name, _ in unique_weights(trained_state(model))}
     if expected != set(tensors):
         raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
     model.load_state_dict(dict(tensors), strict=False)  # names that are tied to another are not in it

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -39,9 +40,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model and how its completions are scored."""
+    """A causal language model, with an adapter or without, and how its completions are scored."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     temperature: float
     dtype: torch.dtype
     device: torch.device

@@ -8,7 +8,7 @@ its log-probs are compared with the trainer's own.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import PublishRequest, WeightFile
+from trainer.lora import served_state
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
 SHARD_BYTES = 96 << 20
@@ -48,7 +49,7 @@ class WeightWriter:
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; the request that announces them."""
         folder = self.shared_memory if self.method == "shm" else self.scratch
-        shards = list(_shards(unique_weights(model), self.dtype))
+        shards = list(_shards(unique_weights(served_state(model)), self.dtype))
         paths = [
             folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
             for i in range(len(shards))
@@ -93,15 +94,15 @@ def fits_shared_memory(model: nn.Module, dtype: torch.dtype, shared_memory: Path
     """Whether this host has room for one version of the weights in shared memory."""
     if not shared_memory.is_dir():
         return False
-    needed = sum(weight.numel() * dtype.itemsize for _, weight in unique_weights(model))
+    needed = sum(weight.numel() * dtype.itemsize for _, weight in unique_weights(served_state(model)))
     return shutil.disk_usage(shared_memory).free > 1.1 * needed
 
 
-def unique_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The model's state by name; weights that are tied appear once, under their first name."""
+def unique_weights(state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """A model's state by name; weights that are tied appear once, under their first name."""
     seen: set[tuple[int, torch.Size]] = set()
     found = []
-    for name, weight in model.state_dict().items():
+    for name, weight in state.items():
         place = (weight.data_ptr(), weight.shape)
         if weight.numel() and place in seen:
             continue

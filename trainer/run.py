@@ -14,12 +14,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
@@ -31,6 +32,7 @@ from trainer.data import open_source
 from trainer.failures import TrainingError, is_disk_full, is_out_of_memory
 from trainer.final_model import save_model
 from trainer.loop import Cancelled, train
+from trainer.lora import attach
 from trainer.models import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.parts import Run
@@ -209,6 +211,10 @@ def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
         )
 
     policy = load(spec.training.gradient_checkpointing)
+    if spec.model.lora is not None:
+        name = spec.model.name or spec.model.folder or ""
+        assert not isinstance(policy.model, PeftModel)
+        policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
     return Learner(
         policy=policy,
         reference=load(False) if spec.algorithm.beta > 0 else None,

@@ -10,6 +10,26 @@ from powermean.contracts.data import DataSpec
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 
 
+class LoraSpec(Contract):
+    """Train a low-rank adapter and leave the model's own weights as they are (arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=512, description="Rank r of the update of each weight.")
+    alpha: float = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / rank.")
+    target_modules: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w-]+$")], ...] = (
+        Field(
+            (),
+            max_length=64,
+            description="Linear layers to adapt, e.g. q_proj; empty is all but the output layer.",
+        )
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout before the adapter, in update passes only; it adds noise to ratios.",
+    )
+
+
 class ModelSpec(Contract):
     """A Hugging Face causal language model: by registry name, or a folder under a declared root."""
 
@@ -20,6 +40,7 @@ class ModelSpec(Contract):
     folder: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         None, description="Folder of a model, relative to one of the node's declared model roots."
     )
+    lora: LoraSpec | None = Field(None, description="Train an adapter; null trains all weights.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights' type; auto is float32 on a CPU and bfloat16 on CUDA."
     )

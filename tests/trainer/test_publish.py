@@ -117,6 +117,6 @@ def test_room_in_shared_memory(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_named_once() -> None:
-    names = [name for name, _ in unique_weights(model())]
+    names = [name for name, _ in unique_weights(model().state_dict())]
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names

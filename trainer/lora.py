@@ -1,0 +1,109 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: the base model stays frozen.
+
+An engine that serves whole models gets the merged weights W + (alpha / r) B A; checkpoints hold the adapter
+alone, the final model both.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from powermean.contracts.job import LoraSpec
+from trainer.failures import TrainingError
+
+_ADAPTER = "default"
+_PREFIX = "base_model.model."
+
+
+def attach(model: PreTrainedModel, spec: LoraSpec, name: str) -> PeftModel:
+    """The model with a new adapter, which changes nothing yet; `name` is the base model's, for the export.
+
+    Raises TrainingError (unknown_modules) where the model has no linear layers of these names.
+    """
+    linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
+    linear -= {"lm_head"}
+    unknown = sorted(set(spec.target_modules) - linear)
+    if unknown:
+        raise TrainingError(
+            "unknown_modules",
+            f"the model has no linear layers named {', '.join(unknown)}",
+            path="model.lora.target_modules",
+            remedy=f"choose among {', '.join(sorted(linear))}; an empty list takes them all",
+        )
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=spec.dropout,
+        target_modules=sorted(spec.target_modules or linear),
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    config.base_model_name_or_path = name  # peft takes the folder on this machine
+    return adapted
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether training passes are random: then pi_old has to come from a pass of its own."""
+    return any(True for _ in _dropouts(model))
+
+
+@contextmanager
+def dropping(model: nn.Module) -> Iterator[None]:
+    """The adapter's dropout is active for as long as the block lasts."""
+    layers = list(_dropouts(model))
+    for layer in layers:
+        layer.train(True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train(False)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name: the adapter's weights, or the whole state of a model without one."""
+    state = model.state_dict()
+    if not isinstance(model, PeftModel):
+        return state
+    return {name: weight for name, weight in state.items() if ".lora_" in name}
+
+
+@torch.no_grad()
+def served_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the plain model that an engine serves: merged, under the base model's names."""
+    if not isinstance(model, PeftModel):
+        return model.state_dict()
+    merged = {
+        path: _weight(layer.get_base_layer()) + layer.get_delta_weight(_ADAPTER)
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoraLinear)
+    }
+    served = {}
+    for name, weight in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        path, _, kind = name.rpartition(".base_layer.")
+        if path and kind == "weight":
+            weight = merged[path]
+        served[(f"{path}.{kind}" if path else name).removeprefix(_PREFIX)] = weight
+    return served
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _dropouts(model: nn.Module) -> Iterator[nn.Module]:
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            for part in layer.lora_dropout.values():
+                if isinstance(part, nn.Dropout) and part.p > 0:
+                    yield part
