@@ -1,6 +1,6 @@
 """The losses of TRL's own trainers on the same tensors: value and gradient, float64.
 
-TRL is not among the project's dependencies; install `trl==1.16.0` beside them to run these.
+TRL is in the `dev` extra: `make test` installs it. Its `_compute_loss` is called as it lies in the package.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from powermean.contracts.algorithms import AlgorithmSpec
 from tests.trainer.objectives.objective_batches import Batch, batches
 from trainer.objectives import batch_facts, build_algorithm, kl_penalty
 
-trl = pytest.importorskip("trl", reason="TRL is not installed: its losses cannot be compared with")
+trl = pytest.importorskip("trl", reason="TRL is not installed (the `dev` extra): nothing to compare with")
 
 LENGTH = 17  # TRL's max_completion_length
 # Irrational edges: the strategies' round numbers never sit on a kink, where subgradients may differ.
