@@ -27,6 +27,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import TrajectoryPage
 from powermean.home import api_key, server_url
 from powermean.rest import ApiError, Call, ServerUnreachable
@@ -127,6 +128,9 @@ class Client(Connection):
         sort: str | None = None,
     ) -> TrajectoryPage:
         return self._run(rest.trajectories(job_id, step, offset, limit, sort))
+
+    def trajectory_tokens(self, job_id: str, step: int, index: int) -> RecordedTokens:
+        return self._run(rest.trajectory_tokens(job_id, step, index))
 
     def logs(self, job_id: str, attempt: int | None = None, offset: int | None = None) -> LogText:
         return self._run(rest.logs(job_id, attempt, offset))
@@ -314,6 +318,9 @@ class AsyncClient:
         sort: str | None = None,
     ) -> TrajectoryPage:
         return await self._run(rest.trajectories(job_id, step, offset, limit, sort))
+
+    async def trajectory_tokens(self, job_id: str, step: int, index: int) -> RecordedTokens:
+        return await self._run(rest.trajectory_tokens(job_id, step, index))
 
     async def logs(self, job_id: str, attempt: int | None = None, offset: int | None = None) -> LogText:
         return await self._run(rest.logs(job_id, attempt, offset))

@@ -30,6 +30,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import TrajectoryPage
 
 T = TypeVar("T")
@@ -176,6 +177,11 @@ def trajectories(
 ) -> Call[TrajectoryPage]:
     chosen = params(step=step, offset=offset, limit=limit, sort=sort)
     return Call("GET", job_path(job_id, "/trajectories"), reads(TrajectoryPage), chosen)
+
+
+def trajectory_tokens(job_id: str, step: int, index: int) -> Call[RecordedTokens]:
+    path = job_path(job_id, f"/trajectories/{step}/{index}/tokens")
+    return Call("GET", path, reads(RecordedTokens))
 
 
 def logs(job_id: str, attempt: int | None, offset: int | None) -> Call[LogText]:

@@ -29,6 +29,7 @@ from powermean.contracts.api import (
 from powermean.contracts.attempts import AllocationView
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
+from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 
 COOKIE = "powermean_session"
@@ -62,6 +63,7 @@ class FakeJob:
     points: dict[tuple[str, int, int], float | None] = field(default_factory=dict)
     events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     trajectories: dict[int, list[Trajectory]] = field(default_factory=dict)
+    tokens: dict[tuple[int, int], RecordedTokens] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
     logs: dict[int, str] = field(default_factory=dict)
 
@@ -279,6 +281,14 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         return TrajectoryPage(
             step=chosen, items=tuple(items[offset : offset + limit]), total=len(items), steps=steps
         )
+
+    @app.get("/v1/jobs/{job_id}/trajectories/{step}/{index}/tokens")
+    def tokens(request: Request, job_id: str, step: int, index: int) -> RecordedTokens:
+        _signed_in(request)
+        fake = api.find(job_id)
+        if (step, index) not in fake.tokens:
+            raise Refusal(404, ErrorBody(code="not_found", message=f"no tokens of {step}/{index} are left"))
+        return fake.tokens[step, index]
 
     @app.get("/v1/jobs/{job_id}/checkpoints")
     def checkpoints(request: Request, job_id: str) -> CheckpointList:

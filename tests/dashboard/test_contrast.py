@@ -7,7 +7,8 @@ import pytest
 
 from dashboard import assets
 
-CSS = (Path(assets.__file__).parent / "static/css/base.css").read_text()
+STYLES = Path(assets.__file__).parent / "static/css"
+CSS = (STYLES / "base.css").read_text()
 SURFACES = ("--bg", "--bg-raised", "--bg-sunken")
 TEXTS = ("--text", "--text-2", "--accent", "--good", "--bad", "--warn")
 LINES = ("--line-strong", *(f"--s{n}" for n in range(1, 8)))
@@ -54,3 +55,28 @@ def test_text_and_lines_can_be_read(theme: dict[str, str]) -> None:
 
 def test_the_chosen_dark_theme_is_the_systems() -> None:
     assert _block(':root[data-theme="dark"] {') == _block(':root:not([data-theme="light"]) {')
+
+
+def _steps(scale: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Of each step of a scale: (background, text) in the light theme and in the dark one."""
+    colour = r"light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)"
+    rule = rf"^\.{scale}(\d) {{ background: {colour}; color: {colour}; }}$"
+    found = re.findall(rule, (STYLES / "tokens.css").read_text(), re.MULTILINE)
+    assert [int(number) for number, *_ in found] == list(range(9))
+    return [((light, light_text), (dark, dark_text)) for _, light, dark, light_text, dark_text in found]
+
+
+@pytest.mark.parametrize("scale", ["w", "x"])
+def test_tokens_can_be_read_on_every_step_of_a_scale(scale: str) -> None:
+    shown = [theme for step in _steps(scale) for theme in step]
+    assert {pair: round(contrast(*pair), 2) for pair in shown if contrast(*pair) < 4.5} == {}
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_heavier_tokens_stand_out_more(theme: int) -> None:
+    surface = (LIGHT, DARK)[theme]["--bg-raised"]
+    weights = [contrast(step[theme][0], surface) for step in _steps("w")]
+    assert weights == sorted(set(weights))  # each step differs, in order
+    ratios = [contrast(step[theme][0], surface) for step in _steps("x")]
+    assert ratios[:5] == sorted(set(ratios[:5]), reverse=True)
+    assert ratios[4:] == sorted(set(ratios[4:]))

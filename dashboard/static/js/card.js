@@ -2,6 +2,8 @@
 import { number } from "./format.js";
 import { chartData, plotOption, stepName } from "./plot.js";
 
+const DOUBLE_CLICK_MS = 300;
+
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -37,7 +39,7 @@ export class Card {
   #plot = null;
   #data = [];
 
-  // page: { store, metrics, view, echarts, zoomTo, final }
+  // page: { store, metrics, view, echarts, zoomTo, final, stepAddress }
   constructor(chart, page) {
     this.chart = chart;
     this.page = page;
@@ -122,7 +124,8 @@ export class Card {
     const body = table.createTBody();
     for (const [, { point, values }] of [...rows].sort(([a], [b]) => b - a)) {
       const row = body.insertRow();
-      row.append(make("th", { scope: "row", textContent: stepName(point) }));
+      const link = make("a", { href: this.page.stepAddress(point.step), textContent: stepName(point) });
+      row.append(make("th", { scope: "row" }, link));
       this.#data.forEach((_, column) => { row.insertCell().textContent = column in values ? number(values[column]) : ""; });
     }
     this.table.replaceChildren(table);
@@ -144,9 +147,19 @@ export class Card {
     this.table.replaceChildren(table);
   }
 
-  // Drag across a plot: all charts zoom to those steps. A double click shows everything again.
+  // The step of the drawn point that is nearest to a pixel from the left.
+  #stepAt(pixel) {
+    const x = this.#plot.convertFromPixel({ xAxisIndex: 0 }, pixel);
+    const distance = (point) => Math.abs(point.x - x);
+    const points = this.#data.flatMap((entry) => entry.points);
+    return points.reduce((best, point) => (distance(point) < distance(best) ? point : best)).step;
+  }
+
+  // Drag across a plot: all charts zoom to those steps. A double click shows everything again, a click opens
+  // the step that it is nearest to.
   #listenForZoom() {
     let start = null;
+    let opening = null;
     const mark = make("div", { className: "selection", hidden: true });
     const xOf = (event) => event.clientX - this.canvas.getBoundingClientRect().left;
     const stop = () => { start = null; mark.hidden = true; };
@@ -168,9 +181,18 @@ export class Card {
       if (start === null) return;
       const [left, right] = [start, xOf(event)].sort((a, b) => a - b);
       stop();
-      if (right - left < 6 || !this.#plot) return;
+      if (!this.#plot) return;
+      clearTimeout(opening);
+      if (right - left < 6) {
+        const step = this.#stepAt(left);
+        opening = setTimeout(() => location.assign(this.page.stepAddress(step)), DOUBLE_CLICK_MS);
+        return;
+      }
       this.page.zoomTo([left, right].map((x) => this.#plot.convertFromPixel({ xAxisIndex: 0 }, x)));
     });
-    this.canvas.addEventListener("dblclick", () => this.page.zoomTo(null));
+    this.canvas.addEventListener("dblclick", () => {
+      clearTimeout(opening);
+      this.page.zoomTo(null);
+    });
   }
 }

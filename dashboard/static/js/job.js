@@ -162,7 +162,8 @@ function buildTools(zoomable) {
 
 function buildCards(echarts, zoomTo) {
   const grid = document.getElementById("grid");
-  const page = { store, view, echarts, zoomTo, final: job.final, metrics: job.metrics };
+  const stepAddress = (step) => `/jobs/${encodeURIComponent(job.id)}/steps/${step}`;
+  const page = { store, view, echarts, zoomTo, stepAddress, final: job.final, metrics: job.metrics };
   for (const chart of CHARTS) {
     if (chart.group) {
       const heading = document.createElement("h3");

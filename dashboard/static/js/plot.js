@@ -138,7 +138,7 @@ function tooltip(data, hovered) {
   for (const { series, points } of data) {
     const point = points.find((candidate) => candidate.x === x);
     if (!point) continue;
-    heading = `step ${stepName(point)}`;
+    heading = `step ${stepName(point)}: click for its trajectories`;
     const row = table.insertRow();
     const name = row.insertCell();
     name.append(element("i", undefined, `c${series.color}`), series.label);

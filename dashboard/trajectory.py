@@ -1,0 +1,108 @@
+"""One trajectory: what each update made of it, and of each of its tokens."""
+
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dashboard import api
+from dashboard.parameters import whole_number
+from dashboard.rendering import page
+from dashboard.token_view import Colouring, legend, share, tokens_of
+from powermean.client import AsyncClient
+from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.rest import ApiError
+
+COLOURINGS = {
+    Colouring.WEIGHT: "token weight W",
+    Colouring.LOG_RATIO: "log-ratio x",
+}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A trajectory's record, or why there is none to show."""
+
+    record: TrajectoryTokens | None
+    missing: str | None = None
+
+
+def _colouring(request: Request) -> Colouring:
+    text = request.query_params.get("by") or Colouring.WEIGHT
+    try:
+        return Colouring(text)
+    except ValueError as error:
+        raise HTTPException(400, f"by must be one of {', '.join(Colouring)}") from error
+
+
+def _place(request: Request, name: str) -> int:
+    text = request.path_params[name]
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise HTTPException(404)
+    return int(text)
+
+
+def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens | None:
+    """The update asked for, else the last: the policy is farthest from the one that sampled there.
+
+    None where no update trained on the trajectory. Raises HTTPException 400, naming those that did.
+    """
+    if wanted is None:
+        return record.updates[-1] if record.updates else None
+    found = next((update for update in record.updates if update.update == wanted), None)
+    if found is None:
+        known = ", ".join(str(update.update) for update in record.updates) or "none"
+        raise HTTPException(400, f"update must be one that trained on the trajectory ({known}), not {wanted}")
+    return found
+
+
+async def _tokens(client: AsyncClient, job_id: str, step: int, item: Trajectory) -> Tokens:
+    """The record; where it cannot be read the rest of the page is still worth showing."""
+    if not item.has_tokens:
+        return Tokens(None)
+    try:
+        return Tokens((await client.trajectory_tokens(job_id, step, item.index)).tokens)
+    except ApiError as refused:
+        if refused.status == 401:
+            raise
+        return Tokens(None, str(refused))
+
+
+def _with_index(group: TrajectoryPage, index: int) -> Trajectory:
+    found = next((item for item in group.items if item.index == index), None)
+    if found is None:
+        raise HTTPException(404)
+    return found
+
+
+async def trajectory_page(request: Request) -> Response:
+    """GET /jobs/{id}/steps/{step}/trajectories/{index}?by=weight|log-ratio&update=."""
+    job_id = request.path_params["job_id"]
+    step, index = _place(request, "step"), _place(request, "index")
+    colouring, wanted = _colouring(request), whole_number(request, "update", least=0)
+    async with api.client(request) as client:
+        job = await client.get_job(job_id)
+        size = job.spec.rollout.group_size
+        group = await client.trajectories(job_id, step, index - index % size, size, "index")
+        item = _with_index(group, index)
+        found = await _tokens(client, job_id, step, item)
+    update = chosen_update(found.record, wanted) if found.record else None
+    tokens = tokens_of(found.record, update, colouring) if found.record else []
+    return page(
+        request,
+        "trajectory.html",
+        job=job,
+        step=step,
+        item=item,
+        group=group.items,
+        total=group.total,
+        found=found,
+        update=update,
+        tokens=tokens,
+        share=share(tokens),
+        steps=legend(colouring, tokens) if update else [],
+        colouring=colouring,
+        colourings=COLOURINGS,
+    )
