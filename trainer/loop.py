@@ -139,7 +139,7 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
     with watch("score"):
         first = next((groups for groups in dealt[0] if learner.active(batch, groups)), None)
         for groups in dealt[0]:
-            if groups is not first:  # the first one's own forward pass gives its pi_old
+            if groups is not first or not learner.first_pass_scores:
                 learner.score(batch, groups)
             learner.score_reference(batch, groups)
     run.reporter.phase(f"step {batch.step} of {training.steps}: updating")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from powermean.contracts.job import OptimizerSpec
 from trainer.batching import GroupBatch, Rollouts, group_batch, micro_batches
 from trainer.failures import TrainingError
+from trainer.lora import dropping, has_dropout
 from trainer.objectives import (
     Algorithm,
     BatchFacts,
@@ -124,6 +125,11 @@ class Learner:
             trained &= batch.advantages != 0
         return [group for group in groups if trained[batch.rollouts.rows([group])].any()]
 
+    @property
+    def first_pass_scores(self) -> bool:
+        """Whether the first minibatch's own forward pass gives its pi_old: not where dropout is at work."""
+        return not has_dropout(self.policy.model)
+
     @torch.no_grad()
     def score(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
         """Fill in pi_old and the entropy of these groups, under the present weights."""
@@ -182,7 +188,8 @@ class Learner:
         )
         seen = _Seen(count=len(batch.advantages))
         for micro in self._micro_batches(batch, self.active(batch, groups)):
-            scores = self.policy.score(micro, entropy=not batch.scored(micro.rows))
+            with dropping(self.policy.model):
+                scores = self.policy.score(micro, entropy=not batch.scored(micro.rows))
             if not batch.scored(micro.rows):
                 self._remember(batch, micro, scores)
             self._learn(batch, micro, scores.log_probs, facts, seen)
