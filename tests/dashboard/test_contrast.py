@@ -60,7 +60,7 @@ def test_the_chosen_dark_theme_is_the_systems() -> None:
 def _steps(scale: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """Of each step of a scale: (background, text) in the light theme and in the dark one."""
     colour = r"light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)"
-    rule = rf"^\.{scale}(\d) {{ background: {colour}; color: {colour}; }}$"
+    rule = rf"^\.{scale}(\d) {{ --fill: {colour}; --ink: {colour}; }}$"
     found = re.findall(rule, (STYLES / "tokens.css").read_text(), re.MULTILINE)
     assert [int(number) for number, *_ in found] == list(range(9))
     return [((light, light_text), (dark, dark_text)) for _, light, dark, light_text, dark_text in found]

@@ -9,7 +9,7 @@ function show(token) {
   token.removeAttribute("title"); // it would cover the tokens beside it
   const text = document.createElement("b");
   text.textContent = JSON.stringify(token.textContent);
-  told.replaceChildren(text, ` ${token.dataset.told}`);
+  told.replaceChildren(text, ` · ${token.dataset.told}`);
 }
 
 const tokenOf = (event) => event.target.closest("[data-tokens] > span");
