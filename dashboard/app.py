@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dashboard import assets, cluster, jobs, logs, signin, steps, submit, trajectory
+from dashboard import assets, cluster, group, jobs, logs, signin, steps, submit, trajectory
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, ErrorResponse
@@ -88,6 +88,7 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/jobs/{job_id}/part/{part}", jobs.job_part),
             Route("/jobs/{job_id}/cancel", jobs.cancel, methods=["GET", "POST"]),
             Route("/jobs/{job_id}/steps/{step}", steps.step_page),
+            Route("/jobs/{job_id}/steps/{step}/groups/{group}", group.group_page),
             Route("/jobs/{job_id}/steps/{step}/trajectories/{index}", trajectory.trajectory_page),
             Route("/jobs/{job_id}/log", logs.log_page),
             Route("/new", submit.form_page),

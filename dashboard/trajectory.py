@@ -29,7 +29,8 @@ class Tokens:
     missing: str | None = None
 
 
-def _colouring(request: Request) -> Colouring:
+def chosen_colouring(request: Request) -> Colouring:
+    """The parameter `by`; anything but a colouring is a 400."""
     text = request.query_params.get("by") or Colouring.WEIGHT
     try:
         return Colouring(text)
@@ -37,7 +38,8 @@ def _colouring(request: Request) -> Colouring:
         raise HTTPException(400, f"by must be one of {', '.join(Colouring)}") from error
 
 
-def _place(request: Request, name: str) -> int:
+def place(request: Request, name: str) -> int:
+    """A number in the path; anything else is no page."""
     text = request.path_params[name]
     if not text.isascii() or not text.isdigit() or len(text) > 15:
         raise HTTPException(404)
@@ -58,7 +60,7 @@ def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens 
     return found
 
 
-async def _tokens(client: AsyncClient, job_id: str, step: int, item: Trajectory) -> Tokens:
+async def recorded_tokens(client: AsyncClient, job_id: str, step: int, item: Trajectory) -> Tokens:
     """The record; where it cannot be read the rest of the page is still worth showing."""
     if not item.has_tokens:
         return Tokens(None)
@@ -80,14 +82,14 @@ def _with_index(group: TrajectoryPage, index: int) -> Trajectory:
 async def trajectory_page(request: Request) -> Response:
     """GET /jobs/{id}/steps/{step}/trajectories/{index}?by=weight|log-ratio&update=."""
     job_id = request.path_params["job_id"]
-    step, index = _place(request, "step"), _place(request, "index")
-    colouring, wanted = _colouring(request), whole_number(request, "update", least=0)
+    step, index = place(request, "step"), place(request, "index")
+    colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         size = job.spec.rollout.group_size
         group = await client.trajectories(job_id, step, index - index % size, size, "index")
         item = _with_index(group, index)
-        found = await _tokens(client, job_id, step, item)
+        found = await recorded_tokens(client, job_id, step, item)
     update = chosen_update(found.record, wanted) if found.record else None
     tokens = tokens_of(found.record, update, colouring) if found.record else []
     return page(
@@ -102,6 +104,7 @@ async def trajectory_page(request: Request) -> Response:
         update=update,
         tokens=tokens,
         share=share(tokens),
+        clipped=sum(token.clipped for token in tokens),
         steps=legend(colouring, tokens) if update else [],
         colouring=colouring,
         colourings=COLOURINGS,

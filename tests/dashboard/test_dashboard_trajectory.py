@@ -171,7 +171,10 @@ def test_neighbours_and_the_group(browser: TestClient, api: FakeApi) -> None:
     assert page.one("a", rel="prev").attributes["href"] == f"{base}/0?by=weight"
     assert page.one("a", rel="next").attributes["href"] == f"{base}/2?by=weight"
     group = page.one("nav", aria_label="Group 0")
-    assert [link.attributes["href"] for link in group.all("a")] == [f"{base}/0?by=weight"]
+    assert [link.attributes["href"] for link in group.all("a")] == [
+        "/jobs/job-a/steps/5/groups/0?by=weight",
+        f"{base}/0?by=weight",
+    ]
     assert not opened(browser, "0").all("a", rel="prev")
     assert not opened(browser, "3").all("a", rel="next")
     step = parse(browser.get("/jobs/job-a/steps/5").text)

@@ -1,10 +1,11 @@
 // What is known of the token under the pointer, or of the one that the keyboard is at, in a line below.
 // Without this, the same line is each token's title, and the table has all of them.
-const box = document.querySelector("[data-tokens]");
 const told = document.querySelector("[data-told]");
 
+const tokenOf = (event) => event.target.closest("[data-tokens] > span");
+
 function show(token) {
-  if (!token || token === box) return;
+  if (!token) return;
   token.dataset.told ??= token.title;
   token.removeAttribute("title"); // it would cover the tokens beside it
   const text = document.createElement("b");
@@ -12,12 +13,10 @@ function show(token) {
   told.replaceChildren(text, ` · ${token.dataset.told}`);
 }
 
-const tokenOf = (event) => event.target.closest("[data-tokens] > span");
-
-// One token at a time is in the tab order; the arrows move from there.
+// One token at a time is in the tab order of its completion; the arrows move from there.
 function moveTo(token) {
   if (!token) return;
-  box.querySelector("[tabindex]")?.removeAttribute("tabindex");
+  token.parentElement.querySelector("[tabindex]")?.removeAttribute("tabindex");
   token.tabIndex = 0;
   token.focus();
 }
@@ -25,12 +24,13 @@ function moveTo(token) {
 function target(token, key) {
   if (key === "ArrowRight") return token.nextElementSibling;
   if (key === "ArrowLeft") return token.previousElementSibling;
-  if (key === "Home") return box.firstElementChild;
-  if (key === "End") return box.lastElementChild;
+  if (key === "Home") return token.parentElement.firstElementChild;
+  if (key === "End") return token.parentElement.lastElementChild;
   return null;
 }
 
-if (box?.firstElementChild) {
+function setUp(box) {
+  if (!box.firstElementChild) return;
   box.firstElementChild.tabIndex = 0;
   told.hidden = false;
   told.textContent = "Point at a token, or move with the arrow keys.";
@@ -45,3 +45,5 @@ if (box?.firstElementChild) {
     moveTo(next);
   });
 }
+
+document.querySelectorAll("[data-tokens]").forEach(setUp);
