@@ -6,11 +6,11 @@ const tokenOf = (event) => event.target.closest("[data-tokens] > span");
 
 function show(token) {
   if (!token) return;
-  token.dataset.told ??= token.title;
+  token.dataset.numbers ??= token.title;
   token.removeAttribute("title"); // it would cover the tokens beside it
   const text = document.createElement("b");
   text.textContent = JSON.stringify(token.textContent);
-  told.replaceChildren(text, ` · ${token.dataset.told}`);
+  told.replaceChildren(text, ` · ${token.dataset.numbers}`);
 }
 
 // One token at a time is in the tab order of its completion; the arrows move from there.

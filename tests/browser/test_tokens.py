@@ -1,0 +1,153 @@
+"""Tokens in colour, in a real browser: pointing, the keyboard, themes, phones; and from a chart to a step.
+
+The token pages stand over the stand-in API: what they show is then exactly what the test wrote.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import uvicorn
+
+from dashboard.app import create_dashboard
+from powermean.contracts.token_records import UpdateTokens
+from tests.browser.browser_tabs import Tab, Tabs
+from tests.browser.real_service import Service, free_port, until
+from tests.dashboard.fake_api import COOKIE, FakeApi, create_api
+from tests.dashboard.test_dashboard_trajectory import PIECES, record, with_tokens
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+STEP = "/jobs/job-a/steps/5"
+PHONE = {"viewport": {"width": 390, "height": 844}}
+
+
+@dataclass
+class StandIn:
+    """Where the dashboard over the stand-in API listens."""
+
+    api: FakeApi
+    url: str
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    api = FakeApi()
+    app = create_api(api)
+    app.mount("/", create_dashboard(app))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the stand-in's start")
+    yield StandIn(api, f"http://127.0.0.1:{port}")
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def token_tabs(chromium: "Browser", stand_in: StandIn) -> Iterator[Tabs]:
+    opened = Tabs(chromium, stand_in)
+    yield opened
+    opened.close()
+
+
+def signed_in(tabs: Tabs, stand_in: StandIn, **options: object) -> Tab:
+    tab = tabs.stranger(**options)
+    tab.page.context.add_cookies([{"name": COOKIE, "value": "open", "url": stand_in.url}])
+    return tab
+
+
+@pytest.mark.parametrize("path", [f"{STEP}/trajectories/1", f"{STEP}/groups/0?by=log-ratio"])
+def test_pages_are_quiet_and_fit_a_phone(stand_in: StandIn, token_tabs: Tabs, path: str) -> None:
+    with_tokens(stand_in.api, record())
+    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE):
+        tab = signed_in(token_tabs, stand_in, **options)
+        tab.page.goto(path)
+        assert tab.page.locator("[data-tokens] > span").all_text_contents() == list(PIECES)
+        assert tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth") <= 0
+        assert tab.complaints == []
+
+
+def test_pointing_at_a_token_and_walking_with_the_keyboard(stand_in: StandIn, token_tabs: Tabs) -> None:
+    with_tokens(stand_in.api, record())
+    tab = signed_in(token_tabs, stand_in)
+    tab.page.goto(f"{STEP}/trajectories/1")
+    told, tokens = tab.page.locator("[data-told]"), tab.page.locator("[data-tokens] > span")
+    tokens.nth(0).hover()
+    assert told.inner_text().startswith('" 4" · token 0 · id 100 · log-ratio 0 · ratio 1 · W 0.2500')
+    tokens.nth(0).focus()
+    tab.page.keyboard.press("ArrowRight")
+    assert told.inner_text().startswith('"\\n" · token 1')
+    tab.page.keyboard.press("ArrowRight")
+    assert "<script>alert(1)</script>" in told.inner_text()
+    assert "clipped: no gradient" in told.inner_text()
+    tab.page.keyboard.press("End")
+    assert '"" · token 3' in told.inner_text()
+    assert tab.page.locator("[data-tokens] [tabindex]").count() == 1  # one stop for the tab key
+    assert tab.complaints == []
+
+
+def test_colours_are_drawn_and_can_be_chosen(stand_in: StandIn, token_tabs: Tabs) -> None:
+    with_tokens(stand_in.api, record())
+    tab = signed_in(token_tabs, stand_in, java_script_enabled=False, color_scheme="light")
+
+    def drawn(place: int) -> list[str]:
+        token = tab.page.locator("[data-tokens] > span").nth(place)
+        names = ("backgroundColor", "outlineStyle")
+        return [token.evaluate(f"(token) => getComputedStyle(token).{name}") for name in names]
+
+    tab.page.goto(f"{STEP}/trajectories/1")
+    assert drawn(0) == ["rgb(208, 223, 249)", "none"]  # uniform
+    assert drawn(2) == ["rgba(0, 0, 0, 0)", "dashed"]  # clipped: hollow
+    tab.page.get_by_role("link", name="log-ratio x").click()
+    assert drawn(1) == ["rgb(226, 146, 74)", "none"]  # less likely
+    assert drawn(2) == ["rgb(28, 68, 166)", "dashed"]
+    tab.page.locator("#tokens").get_by_role("link", name="1", exact=True).click()
+    assert tab.page.url.endswith("?by=log-ratio&update=1")
+    assert drawn(2) == ["rgb(255, 255, 255)", "none"]
+    tab.page.get_by_text("All 4 tokens as a table").click()
+    assert tab.page.locator(".token-table tbody tr").count() == 4
+
+
+def test_three_thousand_tokens_are_drawn_quickly(stand_in: StandIn, token_tabs: Tabs) -> None:
+    count = 3000
+    update = UpdateTokens(
+        update=0, log_ratio=(0.1,) * count, weight=(1 / count,) * count, clipped=(False,) * count
+    )
+    with_tokens(stand_in.api, record(tuple(f" word{i}" for i in range(count)), updates=(update,)))
+    tab = signed_in(token_tabs, stand_in)
+    started = time.monotonic()
+    tab.page.goto(f"{STEP}/trajectories/1")
+    tab.page.locator("[data-tokens] > span").last.scroll_into_view_if_needed()
+    tab.page.locator("[data-tokens] > span").last.hover()
+    tab.shows("[data-told]", "token 2999")
+    assert time.monotonic() - started < 10  # about 1 s on an idle machine
+
+
+def test_from_a_chart_to_a_step(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(*range(5))
+    tab = tabs.open().open(run)
+    tab.wait_for_points("reward", "reward", 5)
+    plot = tab.page.locator("#chart-reward .plot")
+    x = plot.evaluate(
+        """async (plot) => {
+            const echarts = await import(document.getElementById("job-script").dataset.echarts);
+            return echarts.getInstanceByDom(plot).convertToPixel({ xAxisIndex: 0 }, 3);
+        }"""
+    )
+    plot.dblclick(position={"x": x, "y": 60})  # shows the whole run, and stays
+    tab.page.wait_for_timeout(600)
+    assert tab.page.url.endswith(run.path)
+    plot.click(position={"x": x, "y": 60})
+    tab.page.wait_for_url(f"**{run.path}/steps/3")
+    tab.open(run)
+    tab.page.get_by_role("button", name="Reward as a table").click()
+    tab.page.locator("#chart-reward .data").get_by_role("link", name="2", exact=True).click()
+    tab.page.wait_for_url(f"**{run.path}/steps/2")
