@@ -177,8 +177,10 @@ def test_neighbours_and_the_group(browser: TestClient, api: FakeApi) -> None:
     ]
     assert not opened(browser, "0").all("a", rel="prev")
     assert not opened(browser, "3").all("a", rel="next")
-    step = parse(browser.get("/jobs/job-a/steps/5").text)
-    assert step.one("tbody", id="t1").one("th").one("a").attributes["href"] == f"{base}/1"
+    rows = parse(browser.get("/jobs/job-a/steps/5").text).all("tbody")
+    addresses = [{link.attributes["href"] for link in row.all("a")} for row in rows]
+    assert addresses == [{f"{base}/{index}"} for index in range(4)]
+    assert ["tokens in colour" in row.words for row in rows] == [False, True, False, False]
 
 
 def test_without_tokens_the_page_names_the_field_that_records_them(browser: TestClient, api: FakeApi) -> None:
