@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from powermean.contracts.rollout import Completion
+from powermean.contracts.rollout import Completion, VersionSpan
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Rollouts:
     sampler_log_probs: Tensor  # [N, T] float32, nats, of the engine
     truncated: Tensor  # [N] bool: cut off by max_new_tokens
     weight_version: Tensor  # [N] int64: oldest weights that made a token of it
+    versions: tuple[tuple[VersionSpan, ...], ...] = ()  # N: which weights made which tokens
 
     @property
     def group_size(self) -> int:
@@ -82,6 +83,7 @@ def collate(
         weight_version=torch.tensor(
             [min((span.version for span in completion.weight_versions), default=0) for completion in flat]
         ),
+        versions=tuple(completion.weight_versions for completion in flat),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.token_records import StepFacts, UpdateFacts
 from powermean.contracts.trajectories import TrajectoryBatch
 from trainer import checkpoint, probe
 from trainer.batching import Rollouts, minibatches
@@ -27,11 +28,13 @@ from trainer.recording import (
     step_metrics,
     text_segment,
     time_metrics,
+    token_segment,
     trajectory_rows,
 )
 from trainer.rewards import Grade, Grader
 from trainer.sampling import sample, texts
 from trainer.seeds import derive_seed, generator
+from trainer.token_recording import recorded_rows
 from trainer.update import TrainingBatch
 
 PUBLISH_TIMEOUT_S = 300.0
@@ -96,7 +99,7 @@ def train_step(run: Run, step: int, watch: Stopwatch) -> Rollouts:
         difference = publish(run, prompts)
     with watch("record"):
         report = step_report(run, batch, rollouts, problems, completions, grades, reports, difference)
-        record(run, report)
+        record(run, report, batch.recorded)
     run.reporter.metrics(time_metrics(step, watch.stop(), int(rollouts.mask.sum())))
     return rollouts
 
@@ -121,6 +124,7 @@ def start_batch(run: Run, step: int, rollouts: Rollouts, grades: Sequence[Grade]
         rewards=rewards,
         progress=(step - 1) / max(1, run.spec.training.steps - 1),
         max_new_tokens=limit,
+        recorded=recorded_rows(run.spec.record.tokens, len(rollouts.prompts), rollouts.group_size),
     )
 
 
@@ -176,6 +180,8 @@ def step_report(
 ) -> StepReport:
     """Bring together what is recorded of a step."""
     scored = batch.rollouts.mask & ~batch.old_log_probs.isnan()
+    rewards = torch.tensor([grade.reward for grade in grades], dtype=torch.float64)
+    shaped = run.learner.algorithm.shape_rewards(rewards, rollouts.lengths, batch.max_new_tokens)
     gap = torch.where(scored, batch.old_log_probs - rollouts.sampler_log_probs, 0.0).abs()
     return StepReport(
         step=batch.step,
@@ -191,18 +197,51 @@ def step_report(
         updates=reports,
         tokens_so_far=run.progress.tokens,
         publish_difference=difference,
+        penalties=shaped - rewards,
+        old_log_probs=batch.old_log_probs,
+        facts=step_facts(batch, reports, run.spec.training.minibatches),
     )
 
 
-def record(run: Run, report: StepReport) -> None:
-    """Spool metrics and trajectories; texts go to the artefact store."""
-    reference = None
+def step_facts(batch: TrainingBatch, reports: Sequence[UpdateReport], minibatches: int) -> StepFacts:
+    """What the objectives of the step's updates shared."""
+    return StepFacts(
+        step=batch.step,
+        progress=batch.progress,
+        mean_reward=batch.mean_reward,
+        reward_std=batch.reward_std,
+        max_new_tokens=batch.max_new_tokens,
+        updates=tuple(
+            UpdateFacts(
+                update=report.update,
+                epoch=report.update // minibatches,
+                minibatch=report.update % minibatches,
+                trajectories=report.trajectories,
+                tokens=report.tokens_trained,
+            )
+            for report in reports
+        ),
+    )
+
+
+def record(run: Run, report: StepReport, count: int) -> None:
+    """Spool metrics and trajectories; texts, and tokens of the first `count`, go to the artefact store."""
+    texts_at = tokens_at = None
+    name = f"{report.step:08d}.jsonl.gz"
     if run.spec.record.texts:
-        owner = f"jobs/{run.job_id}/texts/{run.attempt}"
-        reference = run.store.put_bytes(owner, f"{report.step:08d}.jsonl.gz", text_segment(report))
+        texts_at = run.store.put_bytes(f"jobs/{run.job_id}/texts/{run.attempt}", name, text_segment(report))
+    if count:
+        segment = token_segment(report, count, run.decode)
+        tokens_at = run.store.put_bytes(f"jobs/{run.job_id}/tokens/{run.attempt}", name, segment)
     run.reporter.metrics(step_metrics(report))
     run.reporter.trajectories(
-        TrajectoryBatch(step=report.step, rows=tuple(trajectory_rows(report)), texts=reference)
+        TrajectoryBatch(
+            step=report.step,
+            rows=tuple(trajectory_rows(report)),
+            texts=texts_at,
+            tokens=tokens_at,
+            token_rows=count,
+        )
     )
 
 

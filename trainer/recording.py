@@ -5,21 +5,23 @@ A number that is undefined (a quantile of nothing) is left out; one that is not 
 
 import gzip
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
+from powermean.contracts.token_records import StepFacts
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate
+from powermean.token_segments import write_segment
 from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.rewards import Grade
+from trainer.token_recording import SeenTokens, token_records
 
 _OTHERS = ("update", "epoch", "minibatch", "p", "p_reason")
-_UNTOLD = ("ratio_clipped_min", "ratio_clipped_mean", "ratio_clipped_max")  # by the objectives, so far
-_UPDATE_FIELDS = tuple(n for n in TrajectoryUpdate.model_fields if n not in (*_OTHERS, *_UNTOLD))
+_UPDATE_FIELDS = tuple(n for n in TrajectoryUpdate.model_fields if n not in _OTHERS)
 RECORDED = (*_UPDATE_FIELDS, "p", "overflow_tokens")  # of the objective's numbers per trajectory
 
 
@@ -35,6 +37,9 @@ class UpdateReport:
     learning_rate: float
     distance_to_grpo: float | None
     kl: float | None
+    trajectories: int  # with tokens, in the minibatch
+    tokens_trained: int  # completion tokens of the minibatch
+    tokens: Sequence[SeenTokens] = ()  # of the trajectories that are recorded token by token
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class StepReport:
     updates: Sequence[UpdateReport]
     tokens_so_far: int
     publish_difference: float
+    penalties: Tensor  # [N] float64: what the algorithm took off the rewards
+    old_log_probs: Tensor  # [N, T], NaN where not scored
+    facts: StepFacts
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -143,21 +151,33 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
     """One row per trajectory, with what each optimiser step saw of it."""
     seen: list[list[TrajectoryUpdate]] = [[] for _ in report.grades]
     lengths = report.rollouts.lengths.tolist()
+    places = {facts.update: facts for facts in report.facts.updates}
     for update in report.updates:
+        place = places[update.update]
         fields = {name: update.values[name].tolist() for name in (*_UPDATE_FIELDS, "p")}
         for row in update.rows.tolist():
             numbers = {name: _or_none(values[row]) for name, values in fields.items()}
             reason = None
             if numbers["p"] is None:
                 reason = _why_undefined(report, row, numbers)
-            seen[row].append(TrajectoryUpdate(update=update.update, p_reason=reason, **numbers))
+            seen[row].append(
+                TrajectoryUpdate(
+                    update=update.update,
+                    epoch=place.epoch,
+                    minibatch=place.minibatch,
+                    p_reason=reason,
+                    **numbers,
+                )
+            )
     group = report.rollouts.group.tolist()
+    versions = report.rollouts.versions or ((),) * len(group)
     return [
         TrajectoryRow(
             index=row,
             group=group[row],
             problem=report.problems[group[row]].id,
             reward=grade.reward,
+            reward_parts=_reward_parts(grade.reward, float(report.penalties[row])),
             advantage=float(report.advantages[row]),
             length=lengths[row],
             truncated=bool(report.rollouts.truncated[row]),
@@ -165,6 +185,7 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
             entropy=_or_none(float(report.entropy[row])),
             sampling_kl=_or_none(float(report.sampling_kl[row])),
             weight_version=int(report.rollouts.weight_version[row]),
+            weight_versions=versions[row],
             updates=tuple(seen[row]),
         )
         for row, grade in enumerate(report.grades)
@@ -184,6 +205,17 @@ def text_segment(report: StepReport) -> bytes:
         for row, text in enumerate(report.texts)
     ]
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+
+
+def token_segment(report: StepReport, count: int, decode: Callable[[Sequence[int]], str]) -> bytes:
+    """The token records of the first `count` trajectories as they are stored."""
+    seen = [(update.update, update.tokens) for update in report.updates]
+    records = token_records(report.rollouts, count, report.old_log_probs, seen, decode)
+    return write_segment(report.facts, records)
+
+
+def _reward_parts(grade: float, penalty: float) -> dict[str, float]:
+    return {"grade": grade} | ({"overlong_penalty": penalty} if penalty else {})
 
 
 def _why_undefined(report: StepReport, row: int, numbers: Mapping[str, float | None]) -> str:

@@ -27,6 +27,7 @@ from trainer.objectives import (
 )
 from trainer.policy import Policy, Scores
 from trainer.recording import RECORDED, UpdateReport
+from trainer.token_recording import SeenTokens
 
 
 @dataclass
@@ -44,6 +45,7 @@ class TrainingBatch:
     reference_log_probs: Tensor  # [N, T] float32, NaN where not scored; of the initial model
     entropy: Tensor  # [N] float64, mean over tokens, NaN where not scored
     usable: Tensor  # [N] bool: log-probs are finite
+    recorded: int  # trajectories, from the first on, whose tokens are recorded
 
     @classmethod
     def start(
@@ -56,6 +58,7 @@ class TrainingBatch:
         rewards: Tensor,
         progress: float,
         max_new_tokens: int,
+        recorded: int = 0,
     ) -> "TrainingBatch":
         """A batch nobody has scored yet. advantages, kept (bool), rewards: [N]; what isn't kept leaves it."""
         return cls(
@@ -70,6 +73,7 @@ class TrainingBatch:
             reference_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
             entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64),
             usable=torch.ones_like(advantages, dtype=torch.bool),
+            recorded=recorded,
         )
 
     def drop(self, rows: Tensor) -> None:
@@ -179,6 +183,9 @@ class Learner:
             learning_rate=rate,
             distance_to_grpo=seen.distance.value,
             kl=seen.kl if self.reference is not None else None,
+            trajectories=seen.facts.trajectories,
+            tokens_trained=seen.facts.tokens,
+            tokens=seen.tokens,
         )
 
     def _accumulate(self, batch: TrainingBatch, groups: Sequence[int]) -> "_Seen":
@@ -186,7 +193,7 @@ class Learner:
         facts = batch_facts(
             batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
         )
-        seen = _Seen(count=len(batch.advantages))
+        seen = _Seen(count=len(batch.advantages), facts=facts)
         for micro in self._micro_batches(batch, self.active(batch, groups)):
             with dropping(self.policy.model):
                 scores = self.policy.score(micro, entropy=not batch.scored(micro.rows))
@@ -228,6 +235,7 @@ class Learner:
             log_ratio.detach(), mask, advantages, facts, output.trajectories["p"], batch.mean_reward, weight
         )
         seen.add(micro.rows, output, penalty, self.algorithm.beta)
+        seen.record(micro.rows, log_ratio.detach(), output, batch.recorded)
 
     def _remember(self, batch: TrainingBatch, micro: GroupBatch, scores: Scores) -> None:
         """Keep pi_old and the entropy. Raises if they are not finite."""
@@ -291,11 +299,13 @@ class _Seen:
     """What the micro-batches of one update add up to."""
 
     count: int  # N
+    facts: BatchFacts
     values: dict[str, Tensor] = field(default_factory=dict)  # [N] float64, NaN where not seen
     loss: float = 0.0
     kl: float = 0.0
     passes: int = 0
     distance: DistanceParts = field(default_factory=DistanceParts)
+    tokens: list[SeenTokens] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in RECORDED:
@@ -307,3 +317,17 @@ class _Seen:
         self.loss += float(output.loss.detach()) + penalty
         self.kl += penalty / beta if beta else 0.0
         self.passes += 1
+
+    def record(self, rows: Tensor, log_ratio: Tensor, output: LossOutput, count: int) -> None:
+        """Keep the tokens of those rows that are among the first `count` trajectories and have tokens."""
+        kept = rows < count
+        if kept.any():
+            here = kept.to(log_ratio.device)
+            self.tokens.append(
+                SeenTokens(
+                    rows=rows[kept],
+                    log_ratio=log_ratio[here].float().cpu(),
+                    weight=output.token_weights[here].float().cpu(),
+                    clipped=output.clipped[here].cpu(),
+                )
+            )

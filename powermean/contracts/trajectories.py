@@ -72,6 +72,7 @@ class TrajectoryBatch(Contract):
     rows: tuple[TrajectoryRow, ...]
     texts: ArtefactRef | None = None
     tokens: ArtefactRef | None = Field(None, description="Token records: powermean/token_segments.py.")
+    token_rows: int = Field(0, ge=0, description="They hold trajectories 0 to token_rows - 1.")
 
 
 class Trajectory(TrajectoryRow):

@@ -65,16 +65,17 @@ def recorded_step(spec: AlgorithmSpec, patch: pytest.MonkeyPatch, seed: int = 0)
                     tokens=counts.tokens,
                 )
             )
+    shared = StepFacts(
+        step=7,
+        progress=0.5,
+        mean_reward=batch.mean_reward,
+        reward_std=batch.reward_std,
+        max_new_tokens=LONGEST,
+        updates=tuple(facts),
+    )
     return RecordedStep(
-        facts=StepFacts(
-            step=7,
-            progress=0.5,
-            mean_reward=batch.mean_reward,
-            reward_std=batch.reward_std,
-            max_new_tokens=LONGEST,
-            updates=tuple(facts),
-        ),
-        rows=tuple(trajectory_rows(_report(batch, given, rewards, reports))),
+        facts=shared,
+        rows=tuple(trajectory_rows(_report(batch, given, rewards, reports, shared))),
         tokens=caught.tokens(given),
         distances={r.update: r.distance_to_grpo for r in reports if r.distance_to_grpo is not None},
     )
@@ -151,7 +152,11 @@ def _rewards(seed: int) -> torch.Tensor:
 
 
 def _report(
-    batch: TrainingBatch, given: Rollouts, rewards: torch.Tensor, reports: list[UpdateReport]
+    batch: TrainingBatch,
+    given: Rollouts,
+    rewards: torch.Tensor,
+    reports: list[UpdateReport],
+    facts: StepFacts,
 ) -> StepReport:
     return StepReport(
         step=7,
@@ -167,4 +172,7 @@ def _report(
         updates=reports,
         tokens_so_far=0,
         publish_difference=0.0,
+        penalties=torch.zeros_like(rewards),
+        old_log_probs=batch.old_log_probs,
+        facts=facts,
     )

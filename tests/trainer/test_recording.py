@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from powermean.contracts.token_records import StepFacts, UpdateFacts
 from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.recording import (
@@ -45,7 +46,9 @@ def report() -> StepReport:
         ratio_max=[2.0, 1.0, NAN, NAN],
         overflow_tokens=[0.0, 1.0, NAN, NAN],
     )
-    update = UpdateReport(0, torch.arange(4), seen, 0.25, 3.0, 1e-3, None, None)
+    update = UpdateReport(
+        0, torch.arange(4), seen, 0.25, 3.0, 1e-3, None, None, trajectories=3, tokens_trained=8
+    )
     lengths = torch.tensor([2, 0, 4, 2])
     mask = torch.arange(4) < lengths[:, None]
     return StepReport(
@@ -69,6 +72,18 @@ def report() -> StepReport:
         updates=[update, replace(update, update=1, grad_norm=None)],
         tokens_so_far=100,
         publish_difference=1e-6,
+        penalties=torch.tensor([0.0, 0.0, -0.5, 0.0]),
+        old_log_probs=torch.full((4, 4), NAN),
+        facts=StepFacts(
+            step=5,
+            progress=0.5,
+            mean_reward=0.75,
+            reward_std=0.5,
+            max_new_tokens=4,
+            updates=tuple(
+                UpdateFacts(update=n, epoch=n, minibatch=0, trajectories=3, tokens=8) for n in (0, 1)
+            ),
+        ),
     )
 
 

@@ -154,7 +154,8 @@ class PowerMeanSurrogate:
             gradient=result.gradient,
             weights=result.mean.weights,
             passes=result.passes,
-            records=self._records(micro, centred, used, exponents, fractions, result.mean),
+            records=self._records(micro, centred, used, exponents, fractions, result.mean)
+            | _clipped_ratio_records(micro, clipped, self._extremes(micro, bounds)),
         )
 
     def at(self, p: Tensor, micro: MicroBatch, setting: Setting) -> Tensor:
@@ -168,10 +169,17 @@ class PowerMeanSurrogate:
 
     def _varied(self, micro: MicroBatch, bounds: ClipRange) -> Tensor:
         """Bool [B]: two clipped ratios differ. The clip is monotone, so the extremes tell."""
+        lowest, highest = self._extremes(micro, bounds)
+        return highest > lowest
+
+    def _extremes(self, micro: MicroBatch, bounds: ClipRange) -> tuple[Tensor, Tensor]:
+        """Smallest and largest x~ [B]."""
         if self.by_sequence:
-            return micro.highest > micro.lowest
-        held = [one_sided(end, micro.advantages, bounds) for end in (micro.lowest, micro.highest)]
-        return held[1] > held[0]
+            return micro.lowest, micro.highest
+        return (
+            one_sided(micro.lowest, micro.advantages, bounds),
+            one_sided(micro.highest, micro.advantages, bounds),
+        )
 
     def _mean(
         self, micro: MicroBatch, bounds: ClipRange, clipped: Tensor, centred: CentredTokens, p: Tensor
@@ -237,6 +245,11 @@ class DetachedRatioSurrogate:
             weights=ratio / ratio.sum(-1, keepdim=True).clamp(min=torch.finfo(ratio.dtype).tiny),
             passes=torch.ones_like(micro.mask),
             records=_ratio_records(micro, fractions)
+            | _clipped_ratio_records(
+                micro,
+                micro.x.clamp(max=bounds.high) * micro.mask,
+                (micro.lowest.clamp(max=bounds.high), micro.highest.clamp(max=bounds.high)),
+            )
             | dict.fromkeys(names, undefined)
             | {"clip_fraction": torch.where(micro.trained, fractions.outside, undefined)},
         )
@@ -258,4 +271,18 @@ def _ratio_records(micro: MicroBatch, fractions: ClipFractions) -> dict[str, Ten
         "ratio_min": torch.where(some, micro.lowest.double().exp(), torch.nan),
         "ratio_mean": torch.where(some, mean, torch.nan),
         "ratio_max": torch.where(some, micro.highest.double().exp(), torch.nan),
+    }
+
+
+def _clipped_ratio_records(
+    micro: MicroBatch, clipped: Tensor, extremes: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """The extremes and mean of exp(x~), x~ [B, T] after the token clip (a sequence clip changes no token)."""
+    some = micro.tokens > 0
+    mean = 1 + torch.expm1(clipped).sum(-1).double() / micro.tokens
+    lowest, highest = (end.double().exp() for end in extremes)
+    return {
+        "ratio_clipped_min": torch.where(some, lowest, torch.nan),
+        "ratio_clipped_mean": torch.where(some, mean, torch.nan),
+        "ratio_clipped_max": torch.where(some, highest, torch.nan),
     }

@@ -1,0 +1,119 @@
+"""Token records agree with the trajectory's numbers, and their pieces with its text."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from powermean.contracts.token_records import TrajectoryTokens
+from powermean.contracts.trajectories import TrajectoryRow
+from powermean.token_segments import read_facts, read_trajectories
+from tests.trainer.attempts import Stage
+from trainer.token_recording import pieces, recorded_rows
+
+TRAINING = {"prompts_per_step": 8, "minibatches": 2, "epochs": 2, "steps": 2}
+
+
+def segment(folder: Path, step: int) -> bytes:
+    (found,) = folder.glob(f"store/jobs/job-a/tokens/1/*-{step:08d}.jsonl.gz")
+    return found.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def step(
+    tmp_path_factory: pytest.TempPathFactory, model_root: Path
+) -> tuple[bytes, tuple[TrajectoryRow, ...]]:
+    folder = tmp_path_factory.mktemp("tokens")
+    played = Stage(folder, model_root).play(training=TRAINING, record={"tokens": "all"})
+    return segment(folder, 2), played.trajectories[2]
+
+
+@pytest.fixture(scope="module")
+def tokens(step: tuple[bytes, tuple[TrajectoryRow, ...]]) -> list[TrajectoryTokens]:
+    return list(read_trajectories(step[0]))
+
+
+def test_every_trajectory_is_there_with_its_tokens(
+    step: tuple[bytes, tuple[TrajectoryRow, ...]], tokens: list[TrajectoryTokens]
+) -> None:
+    rows = step[1]
+    assert [found.index for found in tokens] == [row.index for row in rows]
+    for row, found in zip(rows, tokens, strict=True):
+        assert len(found.token_ids) == len(found.pieces) == len(found.sampler_log_probs) == row.length
+        assert {seen.update for seen in found.updates} == {
+            seen.update for seen in row.updates if seen.ess is not None or found.updates
+        }
+
+
+def test_the_facts_are_those_of_the_updates(
+    step: tuple[bytes, tuple[TrajectoryRow, ...]], tokens: list[TrajectoryTokens]
+) -> None:
+    facts = read_facts(step[0])
+    assert facts.step == 2
+    assert [(u.update, u.epoch, u.minibatch) for u in facts.updates] == [
+        (0, 0, 0),
+        (1, 0, 1),
+        (2, 1, 0),
+        (3, 1, 1),
+    ]
+    assert [u.trajectories for u in facts.updates] == [32, 32, 32, 32]
+    halves = facts.updates[0].tokens + facts.updates[1].tokens
+    assert halves == sum(len(found.token_ids) for found in tokens)
+    assert {(s.epoch, s.minibatch) for row in step[1] for s in row.updates} == {
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    }
+
+
+def test_ratios_weights_and_clips_give_the_trajectorys_numbers(
+    step: tuple[bytes, tuple[TrajectoryRow, ...]], tokens: list[TrajectoryTokens]
+) -> None:
+    compared = clipped = 0
+    for row, found in zip(step[1], tokens, strict=True):
+        numbers = {seen.update: seen for seen in row.updates}
+        for seen in found.updates:
+            number = numbers[seen.update]
+            ratios = [math.exp(x) for x in seen.log_ratio]
+            assert min(ratios) == pytest.approx(number.ratio_min, rel=1e-6)
+            assert max(ratios) == pytest.approx(number.ratio_max, rel=1e-6)
+            assert sum(ratios) / len(ratios) == pytest.approx(number.ratio_mean, rel=1e-5)
+            assert number.ratio_min <= number.ratio_clipped_min
+            assert number.ratio_clipped_max <= number.ratio_max * (1 + 1e-12)
+            if number.ess is None:
+                continue
+            assert sum(seen.weight) == pytest.approx(1, abs=1e-6)
+            ess = 1 / sum(weight**2 for weight in seen.weight) / row.length
+            assert ess == pytest.approx(number.ess, abs=1e-6)
+            assert sum(seen.clipped) / row.length == pytest.approx(number.clip_fraction, abs=1e-12)
+            compared += 1
+            clipped += sum(seen.clipped)
+    assert compared > 20
+    assert clipped > 0
+
+
+def test_texts_of_tokens_make_the_completion(tokens: list[TrajectoryTokens]) -> None:
+    assert all("".join(found.pieces) for found in tokens if len(found.token_ids) > 1)
+    assert {piece for found in tokens for piece in found.pieces} <= set("0123456789+-*=? \n") | {""}
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("none", None), (1, 8), (15, 8), (16, 16), (10**6, 64)])
+def test_as_many_as_asked_by_whole_groups(
+    tmp_path: Path, model_root: Path, wanted: object, count: int | None
+) -> None:
+    if count is None:
+        Stage(tmp_path, model_root).play(training=TRAINING | {"steps": 1}, record={"tokens": wanted})
+        assert not list(tmp_path.glob("store/jobs/job-a/tokens/**/*.gz"))
+    else:
+        assert recorded_rows(int(str(wanted)), groups=8, group_size=8) == count
+
+
+def test_a_character_of_several_tokens_belongs_to_its_last_token() -> None:
+    data = "né!".encode()
+
+    def decode(ids: object) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    assert pieces(data, decode) == ["n", "", "é", "!"]
+    assert pieces(data[:2], decode) == ["n", "\ufffd"]
