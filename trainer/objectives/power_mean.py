@@ -38,7 +38,7 @@ class CentredTokens:
 class PowerMean:
     """The power mean of B trajectories at p [B]."""
 
-    log_mean: Tensor  # [B] log M_p
+    log_mean: Tensor  # [B] log M_p, float64: in float32 its own rounding at 20 would be the largest error
     weights: Tensor  # [B, T] W_t(p), 0 on padding, sums to 1
     ess: Tensor  # [B] N(p) in [1/T, 1]
 
@@ -76,10 +76,10 @@ def _by_deviations(centred: CentredTokens, p: Tensor) -> PowerMean:
     mean = deviations.sum(-1) / centred.tokens
     ess = 1 / (1 + variation(mean, torch.linalg.vecdot(deviations, deviations) / centred.tokens))
     geometric = p.abs() < GEOMETRIC
-    excess = torch.log1p(mean) / torch.where(geometric, 1.0, p)
+    excess = torch.log1p(mean.double()) / torch.where(geometric, 1.0, p.double())
     scale = 1 / (centred.tokens * (1 + mean))
     return PowerMean(
-        log_mean=centred.mu + torch.where(geometric, 0.0, excess),
+        log_mean=centred.mu.double() + torch.where(geometric, 0.0, excess),
         weights=deviations.add_(1).mul_(scale[:, None]).mul_(centred.mask),
         ess=ess,
     )
@@ -96,7 +96,8 @@ def _by_shift(centred: CentredTokens, p: Tensor) -> PowerMean:
     terms = torch.exp(exponent - top[:, None])
     total = terms.sum(-1).clamp(min=torch.finfo(exponent.dtype).tiny)
     return PowerMean(
-        log_mean=centred.mu + (top + torch.log(total / centred.tokens)) / torch.where(p == 0, 1.0, p),
+        log_mean=centred.mu.double()
+        + (top.double() + torch.log(total.double() / centred.tokens)) / torch.where(p == 0, 1.0, p.double()),
         weights=terms / total[:, None],
         ess=total.square()
         / (centred.tokens * terms.square().sum(-1)).clamp(min=torch.finfo(terms.dtype).tiny),
