@@ -182,7 +182,7 @@ class JobEvent(Base):
 
 
 class TrajectoryStep(Base):
-    """One attempt's trajectories of a step: where the texts lie."""
+    """One attempt's trajectories of a step: where their texts and tokens lie."""
 
     __tablename__ = "trajectory_steps"
 
@@ -191,6 +191,8 @@ class TrajectoryStep(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     count: Mapped[int]
     texts: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    tokens: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    token_rows: Mapped[int] = mapped_column(Integer, server_default="0")  # trajectories 0 to token_rows - 1
 
 
 class Trajectory(Base):

@@ -67,9 +67,13 @@ def ingest_trajectories(
     """
     attempt = fence(session, attempt_id, claims)
     _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
-    texts = batch.texts.model_dump(mode="json") if batch.texts is not None else None
+    head = {
+        "texts": batch.texts.model_dump(mode="json") if batch.texts is not None else None,
+        "tokens": batch.tokens.model_dump(mode="json") if batch.tokens is not None else None,
+        "token_rows": batch.token_rows,
+    }
     rows = {row.index: _storable(row) for row in batch.rows}
-    if _stored_batch(session, attempt, batch.step) == (texts, rows):
+    if _stored_batch(session, attempt, batch.step) == (head, rows):
         return
     for table in (Trajectory, TrajectoryStep):
         session.execute(
@@ -78,7 +82,7 @@ def ingest_trajectories(
             )
         )
     place = {"job_id": attempt.job_id, "step": batch.step, "attempt": attempt.number}
-    session.add(TrajectoryStep(**place, count=len(rows), texts=texts))
+    session.add(TrajectoryStep(**place, count=len(rows), **head))
     session.flush()
     if rows:
         session.execute(Trajectory.__table__.insert(), [place | _columns(row) for row in rows.values()])  # type: ignore[attr-defined]
@@ -194,13 +198,18 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
             raise InvalidInput.at(f"rows.{place}.index", f"index {row.index} stands twice in the batch")
         seen.add(row.index)
     own = f"jobs/{attempt.job_id}/"
-    if batch.texts is not None and not batch.texts.key.startswith(own):
-        raise InvalidInput.at("texts.key", "this artefact is not the job's own", f"Store texts below {own}.")
+    for name, ref in (("texts", batch.texts), ("tokens", batch.tokens)):
+        if ref is not None and not ref.key.startswith(own):
+            raise InvalidInput.at(
+                f"{name}.key", "this artefact is not the job's own", f"Store {name} below {own}."
+            )
+    if batch.token_rows > (len(batch.rows) if batch.tokens is not None else 0):
+        raise InvalidInput.at("token_rows", "more than there are trajectories with recorded tokens")
 
 
 def _stored_batch(
     session: Session, attempt: Attempt, step: int
-) -> tuple[dict[str, Any] | None, dict[int, dict[str, Any]]] | None:
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]] | None:
     head = session.get(TrajectoryStep, (attempt.job_id, step, attempt.number))
     if head is None:
         return None
@@ -211,7 +220,8 @@ def _stored_batch(
             Trajectory.attempt == attempt.number,
         )
     )
-    return head.texts, dict(found.all())
+    columns = {"texts": head.texts, "tokens": head.tokens, "token_rows": head.token_rows}
+    return columns, dict(found.all())
 
 
 def _storable(row: TrajectoryRow) -> dict[str, Any]:

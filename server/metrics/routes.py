@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, status
 
 from powermean.contracts.attempts import MetricsReport
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
+from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryPage
 from server.artefacts.store import RequestStore
 from server.db.session import RequestDatabase
@@ -13,6 +14,7 @@ from server.identity.access import CurrentAttempt, CurrentPerson
 from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.stream import EventHub, EventStream
+from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories
 from server.observability import RequestObservatory
 
@@ -107,6 +109,21 @@ def get_trajectories(
     with database.read() as session:
         page = read_trajectories(session, job_id, step, offset, limit, sort)
     return join_texts(page, store)
+
+
+@router.get("/jobs/{job_id}/trajectories/{step}/{index}/tokens", summary="A trajectory's tokens")
+def get_trajectory_tokens(
+    job_id: str,
+    step: Annotated[int, Path(ge=0, le=MAX_STEP)],
+    index: Annotated[int, Path(ge=0, le=MAX_STEP)],
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+) -> RecordedTokens:
+    """Each token with its log-ratio, weight W_t and clip in each update; `record.tokens` says how many."""
+    with database.read() as session:
+        stored = find_tokens(session, job_id, step, index)
+    return read_tokens(stored, store)
 
 
 @router.get(

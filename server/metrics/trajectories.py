@@ -31,6 +31,7 @@ class StoredPage:
     total: int
     steps: tuple[int, ...]
     texts: ArtefactRef | None
+    token_rows: int = 0  # the tokens of trajectories 0 to token_rows - 1 are recorded
 
 
 def read_trajectories(
@@ -40,17 +41,12 @@ def read_trajectories(
 
     Raises NotFound for an unknown job and for a step without trajectories, naming those that have some.
     """
-    if session.get(Job, job_id) is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
-    attempts = _attempts_by_step(session, job_id)
-    steps = tuple(attempts)
+    steps = tuple(_attempts_by_step(session, job_id))
     if step is None and not steps:
+        _check_job(session, job_id)
         return StoredPage(step=0, rows=(), total=0, steps=(), texts=None)
     chosen = steps[-1] if step is None else step
-    if chosen not in attempts:
-        known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any yet"
-        raise NotFound(f"step {chosen} of {job_id} has no trajectories", remedy=f"Ask for another: {known}.")
-    head = session.get_one(TrajectoryStep, (job_id, chosen, attempts[chosen]))
+    head = find_step(session, job_id, chosen)
     found = session.scalars(
         select(TrajectoryRecord.row)
         .where(
@@ -68,7 +64,19 @@ def read_trajectories(
         total=head.count,
         steps=steps,
         texts=ArtefactRef.model_validate(head.texts) if head.texts else None,
+        token_rows=head.token_rows,
     )
+
+
+def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
+    """The step's head in the attempt that counts. Raises NotFound, naming the steps that there are."""
+    _check_job(session, job_id)
+    attempts = _attempts_by_step(session, job_id)
+    if step not in attempts:
+        steps = tuple(attempts)
+        known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any yet"
+        raise NotFound(f"step {step} of {job_id} has no trajectories", remedy=f"Ask for another: {known}.")
+    return session.get_one(TrajectoryStep, (job_id, step, attempts[step]))
 
 
 def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
@@ -81,8 +89,13 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
     for row in page.rows:
         text = texts.get(row.index)
         found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer"})
-        items.append(Trajectory(**dict(row), **found))
+        items.append(Trajectory(**dict(row), **found, has_tokens=row.index < page.token_rows))
     return TrajectoryPage(step=page.step, items=tuple(items), total=page.total, steps=page.steps)
+
+
+def _check_job(session: Session, job_id: str) -> None:
+    if session.get(Job, job_id) is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
 
 
 def _attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
