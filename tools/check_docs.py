@@ -1,7 +1,8 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and the
-pages that follow from the code (docs/metrics.md, docs/settings.md) must do so. `--write` writes those anew.
+pages that follow from the code (docs/metrics.md, docs/settings.md,
+docs/trajectories.md) must do so. `--write` writes those anew.
 """
 
 import re
@@ -9,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic_settings import BaseSettings
 
 from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
+from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
+from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
 from server.settings import Settings
 from trainer.settings import NodeSettings
 
@@ -23,9 +26,38 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "A node (`python -m trainer.worker` and what it starts)": NodeSettings,
 }
 
+TRAJECTORIES: dict[str, type[BaseModel]] = {
+    "A trajectory": TrajectoryRow,
+    "What one optimiser step saw of it": TrajectoryUpdate,
+    "Its tokens": TrajectoryTokens,
+    "What one optimiser step saw of each token": UpdateTokens,
+    "What the updates of a step share": StepFacts,
+    "One update of the step": UpdateFacts,
+}
+TRAJECTORIES_INTRODUCTION = """\
+Written by `python tools/check_docs.py --write` from `powermean/contracts/trajectories.py` and
+`token_records.py`.
+
+Scalars of every trajectory are in the database: `GET /v1/jobs/{id}/trajectories?step=N`. Texts
+(`record.texts`) and tokens (`record.tokens`: `all`, `none`, or a number of trajectories per step, taken
+by whole groups; 64 unless said) are compressed segments in the artefact store, one per step. Tokens of
+one trajectory: `GET /v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
+`/jobs/{id}/steps/{step}/trajectories/{index}`, where they are coloured by W_t or by log-ratio. A number
+that is undefined is null; `p_reason` says why p is.
+
+![A trajectory's tokens, coloured by weight](images/token-view.png)
+
+A token segment is gzipped JSON lines: first the facts of the step, then a line per trajectory. Arrays of
+floats are base64 of little-endian float32 and `clipped` is a string of 0 and 1;
+`powermean/token_segments.py` reads and writes them. Symbols are those of [notation.md](notation.md)."""
+
 
 def main() -> int:
-    written = {"docs/metrics.md": metrics_page(), "docs/settings.md": settings_page()}
+    written = {
+        "docs/metrics.md": metrics_page(),
+        "docs/settings.md": settings_page(),
+        "docs/trajectories.md": trajectories_page(),
+    }
     if "--write" in sys.argv:
         for name, text in written.items():
             (ROOT / name).write_text(text)
@@ -73,6 +105,16 @@ def shown(default: object) -> str:
         or (isinstance(default, SecretStr) and not default.get_secret_value())
     )
     return "unset" if empty else str(default)
+
+
+def trajectories_page() -> str:
+    """The page of what is recorded per trajectory and per token, from the contracts."""
+    lines = ["# Trajectories", "", *TRAJECTORIES_INTRODUCTION.splitlines()]
+    for title, contract in TRAJECTORIES.items():
+        lines += ["", f"## {title}", "", "| field | meaning |", "|---|---|"]
+        for name, field in contract.model_fields.items():
+            lines.append(f"| `{name}` | {(field.description or '').replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
 
 
 def metrics_page() -> str:

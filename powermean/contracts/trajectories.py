@@ -11,26 +11,32 @@ class TrajectoryUpdate(Contract):
     """What one optimiser step saw of a trajectory. None where undefined (`p_reason` says why)."""
 
     update: int = Field(ge=0, description="epoch * minibatches + minibatch")
-    epoch: int = Field(0, ge=0)
-    minibatch: int = Field(0, ge=0)
-    p: float | None = None
+    epoch: int = Field(0, ge=0, description="Pass over the rollout batch, from 0.")
+    minibatch: int = Field(0, ge=0, description="Minibatch within the epoch, from 0.")
+    p: float | None = Field(None, description="Power-mean exponent.")
     p_reason: str | None = Field(
         None, description="Why p is null: advantage 0, equal ratios, no tokens, not finite."
     )
-    ess: float | None = None
-    ess_at_1: float | None = None
-    ess_target: float | None = None
-    clip_fraction: float | None = None
-    clip_fraction_low: float | None = None
-    clip_fraction_high: float | None = None
-    clip_fraction_outside: float | None = None
-    ratio_min: float | None = None
-    ratio_mean: float | None = None
-    ratio_max: float | None = None
+    ess: float | None = Field(None, description="Normalised effective sample size N(p), a share of T.")
+    ess_at_1: float | None = Field(None, description="N(1): what GRPO's weights would have.")
+    ess_target: float | None = Field(None, description="N*, the ESS that p was solved for.")
+    clip_fraction: float | None = Field(None, description="f, the share of tokens that drives p.")
+    clip_fraction_low: float | None = Field(
+        None, description="Share of tokens below the range, with a negative advantage."
+    )
+    clip_fraction_high: float | None = Field(
+        None, description="Share of tokens above the range, with a positive advantage."
+    )
+    clip_fraction_outside: float | None = Field(
+        None, description="Share of tokens outside the range on either side."
+    )
+    ratio_min: float | None = Field(None, description="Smallest importance ratio of a token.")
+    ratio_mean: float | None = Field(None, description="Mean ratio.")
+    ratio_max: float | None = Field(None, description="Largest ratio.")
     ratio_clipped_min: float | None = Field(None, description="Smallest ratio after the one-sided clip.")
-    ratio_clipped_mean: float | None = None
-    ratio_clipped_max: float | None = None
-    loss: float | None = None
+    ratio_clipped_mean: float | None = Field(None, description="Mean ratio after it.")
+    ratio_clipped_max: float | None = Field(None, description="Largest ratio after it.")
+    loss: float | None = Field(None, description="The trajectory's part of the minibatch's loss.")
 
 
 class TrajectoryRow(Contract):
@@ -39,21 +45,21 @@ class TrajectoryRow(Contract):
     index: int = Field(
         ge=0, description="Place in the rollout batch; group * group_size + place in the group."
     )
-    group: int = Field(ge=0)
+    group: int = Field(ge=0, description="Prompt within the rollout batch.")
     problem: str = Field(max_length=200, description="Id of the problem in its source.")
-    reward: float
+    reward: float = Field(description="As graded, in [0, 1].")
     reward_parts: dict[str, float] = Field(
         {}, description="What the reward is made of: grade, and penalties where there are any."
     )
-    advantage: float
+    advantage: float = Field(description="Of the shaped reward within the group.")
     length: int = Field(ge=0, description="Completion tokens.")
-    truncated: bool
-    grader_error: str | None = Field(None, max_length=500)
-    entropy: float | None = None
+    truncated: bool = Field(description="Cut off by max_new_tokens.")
+    grader_error: str | None = Field(None, max_length=500, description="Why the grader failed (reward 0).")
+    entropy: float | None = Field(None, description="Mean token entropy at the start of the step, nats.")
     sampling_kl: float | None = Field(None, description="Mean token KL(rollout || trainer) estimate.")
     weight_version: int = Field(0, description="Oldest weights that made a token of it.")
     weight_versions: tuple[VersionSpan, ...] = Field((), description="Which weights made which tokens.")
-    updates: tuple[TrajectoryUpdate, ...] = ()
+    updates: tuple[TrajectoryUpdate, ...] = Field((), description="One per optimiser step that had it.")
 
 
 class TrajectoryText(Contract):
