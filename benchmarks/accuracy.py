@@ -16,6 +16,7 @@ The bounds here are what docs/pmpo.md states and tests/trainer/objectives/test_a
 import argparse
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from trainer.objectives.effective_sample_size import evaluate, interpolated_deficit, solve_exponent
 from trainer.objectives.power_mean import centre, power_mean
 
-Wide = NDArray[np.longdouble]
+Wide = NDArray[Any]  # of np.longdouble, which NumPy's annotations lose in arithmetic
 
 ROWS = 16
 WIDTHS = (2, 8, 512, 4096)
@@ -87,7 +88,8 @@ def root(x: Wide, target: Wide) -> Wide:
         middle = (low + high) / 2
         too_even = definition(x, middle)[2] > target
         low, high = np.where(too_even, middle, low), np.where(too_even, high, middle)
-    return (low + high) / 2
+    root_: Wide = (low + high) / 2
+    return root_
 
 
 def errors(

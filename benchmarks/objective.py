@@ -3,7 +3,9 @@
 The isolated loss, forward and backward, of PMPO against (a) the same loss with p fixed at 1, recording the
 same numbers, (b) a bare p = 1 loss by autograd that records nothing, and the solver against (c) SciPy's
 brentq in a loop over trajectories. Every trajectory has clipped tokens, so every one is solved: the worst
-case. Rounds are interleaved and the median is taken; ratios hold better than times on a busy machine.
+case. Rounds are interleaved and the median is taken; ratios hold better than times on a busy machine. The
+last column is the solver's accuracy there: the worst |N(p) - N*| / (1 - N(1)), N by definition in float64.
+benchmarks/update_step.py measures the same cost inside a real update, benchmarks/accuracy.py all errors.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from trainer.objectives import Algorithm, BatchFacts, batch_facts, build_algorit
 
 SHAPES = ((32, 8), (64, 512), (64, 4096), (512, 512), (512, 4096))  # the first is the demo's micro-batch
 CLIP = 0.4
-SOLVED_BY_LOOP = 8  # trajectories that brentq solves; its time is scaled up to the batch
+SAMPLE = 8  # trajectories that brentq solves, its time scaled up to the batch; the accuracy is theirs too
 
 
 def data(rows: int, width: int, spread: float, device: str) -> tuple[Tensor, Tensor, Tensor, BatchFacts]:
@@ -54,23 +56,42 @@ def bare(rows: int, width: int, spread: float, device: str) -> Callable[[], None
         ratio = torch.exp(leaf)
         capped = torch.clamp(ratio, float(np.exp(-CLIP)), float(np.exp(CLIP)))
         per_token = -torch.min(ratio * a, capped * a) * mask
-        ((per_token.sum(-1) / tokens).sum() / facts.trajectories).backward()
+        ((per_token.sum(-1) / tokens).sum() / facts.trajectories).backward()  # type: ignore[no-untyped-call]
 
     return once
 
 
-def one_by_one(rows: int, width: int, spread: float) -> Callable[[], None]:
-    """brentq on N(p) = N*, trajectory by trajectory, in NumPy float64."""
+def clipped_tokens(rows: int, width: int, spread: float) -> list[tuple[np.ndarray, float]]:
+    """x~ and clip fraction of the first trajectories, in NumPy float64."""
     x, mask, advantages, _ = data(rows, width, spread, "cpu")
     cases = []
-    for row in range(min(SOLVED_BY_LOOP, rows)):
+    for row in range(min(SAMPLE, rows)):
         tokens, positive = x[row][mask[row]].double().numpy(), advantages[row] >= 0
         clipped = np.minimum(tokens, CLIP) if positive else np.maximum(tokens, -CLIP)
-        cases.append((clipped, (clipped != tokens).mean()))
+        cases.append((clipped, float((clipped != tokens).mean())))
+    return cases
 
-    def ess(p: float, values: np.ndarray) -> float:
-        weights = np.exp(p * (values - values.max()))
-        return float(weights.sum() ** 2 / (weights**2).sum() / len(values))
+
+def ess(p: float, values: np.ndarray) -> float:
+    """N(p) of one trajectory by its definition."""
+    weights = np.exp(p * (values - values.max()))
+    return float(weights.sum() ** 2 / (weights**2).sum() / len(values))
+
+
+def worst_miss(algorithm: Algorithm, rows: int, width: int, spread: float, device: str) -> float:
+    """Largest |N(p) - N*| / (1 - N(1)) at the batched solver's p."""
+    x, mask, advantages, facts = data(rows, width, spread, device)
+    solved = algorithm.loss(x, mask, advantages, facts).trajectories["p"].tolist()
+    misses = []
+    for p, (values, fraction) in zip(solved, clipped_tokens(rows, width, spread), strict=False):
+        at_1 = ess(1.0, values)
+        misses.append(abs(ess(p, values) - at_1 - fraction * (1 - at_1)) / (1 - at_1))
+    return max(misses)
+
+
+def one_by_one(rows: int, width: int, spread: float) -> Callable[[], None]:
+    """brentq on N(p) = N*, trajectory by trajectory."""
+    cases = clipped_tokens(rows, width, spread)
 
     def once() -> None:
         for values, fraction in cases:
@@ -107,7 +128,9 @@ def main() -> None:
     print(
         f"{options.device}, float32, {torch.get_num_threads()} thread(s), log-ratio spread {options.spread}"
     )
-    print("   B     T   p = 1 ms   pmpo ms   pmpo / p=1   pmpo / bare   (p=1 + brentq loop) / pmpo")
+    print(
+        "   B     T   p = 1 ms   pmpo ms   pmpo / p=1   pmpo / bare   (p=1 + brentq loop) / pmpo   worst miss"
+    )
     for rows, width in SHAPES:
         shape = (rows, width, options.spread)
         calls = {
@@ -118,10 +141,11 @@ def main() -> None:
         found = medians(calls, options.rounds, options.device)
         line = f"{rows:4d} {width:5d} {1e3 * found['fixed']:10.2f} {1e3 * found['pmpo']:9.2f}"
         line += f" {found['pmpo'] / found['fixed']:12.2f} {found['pmpo'] / found['bare']:13.2f}"
+        against_loop = "-"
         if not options.no_loop:
-            loop = medians({"loop": one_by_one(*shape)}, 3, "cpu")["loop"] * rows / min(SOLVED_BY_LOOP, rows)
-            line += f" {(found['fixed'] + loop) / found['pmpo']:28.1f}"
-        print(line, flush=True)
+            loop = medians({"loop": one_by_one(*shape)}, 3, "cpu")["loop"] * rows / min(SAMPLE, rows)
+            against_loop = f"{(found['fixed'] + loop) / found['pmpo']:.1f}"
+        print(f"{line} {against_loop:>28} {worst_miss(pmpo, *shape, options.device):12.1e}", flush=True)
 
 
 if __name__ == "__main__":

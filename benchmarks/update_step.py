@@ -47,14 +47,14 @@ class Timed(Algorithm):
 
     spent: list[float] = field(default_factory=list)
 
-    def loss(self, *args: object, **more: object) -> LossOutput:  # type: ignore[override]
+    def loss(self, *args: object, **more: object) -> LossOutput:
         """See Algorithm."""
         start = time.process_time()
         out = super().loss(*args, **more)  # type: ignore[arg-type]
         self.spent.append(time.process_time() - start)
         return out
 
-    def distance_to_grpo(self, *args: object, **more: object) -> DistanceParts:  # type: ignore[override]
+    def distance_to_grpo(self, *args: object, **more: object) -> DistanceParts:
         """See Algorithm."""
         start = time.process_time()
         out = super().distance_to_grpo(*args, **more)  # type: ignore[arg-type]
