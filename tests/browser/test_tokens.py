@@ -1,6 +1,6 @@
 """Tokens in colour, in a real browser: pointing, the keyboard, themes, phones; and from a chart to a step.
 
-The token pages stand over the stand-in API: what they show is then exactly what the test wrote.
+Most pages stand over the stand-in API: what they show is then exactly what the test wrote.
 """
 
 import threading
@@ -13,7 +13,9 @@ import pytest
 import uvicorn
 
 from dashboard.app import create_dashboard
-from powermean.contracts.token_records import UpdateTokens
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.token_records import StepFacts, UpdateTokens
+from powermean.token_segments import write_segment
 from tests.browser.browser_tabs import Tab, Tabs
 from tests.browser.real_service import Service, free_port, until
 from tests.dashboard.fake_api import COOKIE, FakeApi, create_api
@@ -128,6 +130,28 @@ def test_three_thousand_tokens_are_drawn_quickly(stand_in: StandIn, token_tabs: 
     tab.page.locator("[data-tokens] > span").last.hover()
     tab.shows("[data-told]", "token 2999")
     assert time.monotonic() - started < 10  # about 1 s on an idle machine
+
+
+def test_from_the_store_to_the_page(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    facts = StepFacts(step=4, progress=0, mean_reward=0.5, reward_std=0.5, max_new_tokens=8, updates=())
+    records = [record(index=index) for index in range(8)]
+    store = ArtefactStore(service.settings.artefacts_url)
+    kept = store.put_bytes(f"jobs/{run.job_id}/tokens", "4.jsonl.gz", write_segment(facts, records))
+    row = {"group": 0, "problem": "3+4", "reward": 1.0, "advantage": 0.5, "length": 4, "truncated": False}
+    rows = [row | {"index": index, "group": index // 8} for index in range(16)]
+    run.post("trajectories", {"step": 4, "rows": rows, "tokens": kept.model_dump(), "token_rows": 8})
+    tab = tabs.open()
+    tab.page.goto(f"{run.path}/steps/4")
+    assert tab.page.get_by_role("link", name="tokens in colour").count() == 8
+    tab.page.get_by_role("link", name="tokens in colour").first.click()
+    assert tab.page.locator("[data-tokens] > span").all_text_contents() == list(PIECES)
+    tab.page.get_by_role("link", name="Group 0").click()
+    tab.page.wait_for_url("**/steps/4/groups/0?by=weight")
+    assert tab.page.locator("[data-tokens]").count() == 8
+    tab.page.get_by_role("link", name="1 →").click()
+    tab.shows(".hint", "record.tokens")
+    assert tab.complaints == []
 
 
 def test_from_a_chart_to_a_step(service: Service, tabs: Tabs) -> None:
