@@ -16,6 +16,7 @@ from powermean.contracts.attempts import (
     ValidationResult,
     ValidationTask,
 )
+from powermean.contracts.replays import ReplayClaim, ReplayOutcome, ReplayTask
 from powermean.rest import Call, check, job_path, reads
 
 TIMEOUT = httpx.Timeout(30, connect=5)
@@ -44,9 +45,21 @@ class NodeClient(Connection):
     def post_validation(self, job_id: str, result: ValidationResult) -> None:
         self._run(Call("POST", job_path(job_id, "/validation"), _done, json=_body(result)))
 
+    def claim_replay(self, replay_id: str, node_id: str) -> ReplayTask:
+        """Take the replay; refused when it is over or another living node has it."""
+        body = _body(ReplayClaim(node_id=node_id))
+        return self._run(Call("POST", f"{_replay(replay_id)}/claim", reads(ReplayTask), json=body))
+
+    def post_replay(self, replay_id: str, outcome: ReplayOutcome) -> None:
+        self._run(Call("POST", f"{_replay(replay_id)}/outcome", _done, json=_body(outcome)))
+
     def claim(self, attempt_id: str) -> Claim:
         """Take the attempt; raises Fenced when it is not the job's current one or was claimed before."""
         return self._run(Call("POST", f"/v1/attempts/{quote(attempt_id, safe='')}/claim", reads(Claim)))
+
+
+def _replay(replay_id: str) -> str:
+    return f"/v1/replays/{quote(replay_id, safe='')}"
 
 
 class AttemptClient(Connection):

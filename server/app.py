@@ -31,6 +31,7 @@ from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import install_observability
 from server.queue import CelerySender, Sender, celery_app
+from server.replays import routes as replay_routes
 from server.settings import Settings
 
 # Anything may be malformed, unknown, in conflict or unavailable; the shape is always the same.
@@ -92,6 +93,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         attempt_routes,
         cluster_routes,
         metric_routes,
+        replay_routes,
         artefact_routes,
     ):
         app.include_router(routes.router)

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         5.0, gt=0, le=600, description="First pause before a message is re-sent; doubles."
     )
     restart_backoff_s: float = Field(2.0, ge=0, le=600, description="First pause before a restart; doubles.")
+    replay_s: float = Field(
+        600.0, gt=0, le=86_400, description="Time a replay may wait for a node, and then run."
+    )
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body, except for datasets.")
     max_dataset: int = Field(1 * 2**30, ge=1024, description="Largest uploaded dataset.")
     bootstrap_admin_key: SecretStr | None = Field(

@@ -19,7 +19,8 @@ from celery import Celery
 from pydantic import ValidationError
 
 from powermean.contracts.attempts import GpuInfo, JobError, ValidationResult, ValidationTask
-from powermean.contracts.names import START_TASK, VALIDATE_TASK, node_queue
+from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
+from powermean.contracts.replays import ReplayOutcome, ReplayTask
 from powermean.node_client import NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachable
@@ -32,6 +33,7 @@ log = logging.getLogger("powermean.worker")
 REPORT_S = 3.0
 LOOK_AT_GPUS_S = 60.0
 VALIDATE_S = 900.0  # a model may have to be fetched first
+REPLAY_S = 540.0  # the server waits a minute longer
 THREADS = 4
 
 
@@ -44,6 +46,7 @@ class Node:
         self._folders = (
             threading.Lock()
         )  # an attempt's folder without a supervisor is never seen by the report
+        self._replaying: set[str] = set()
         self._cards: tuple[GpuInfo, ...] = ()
         self._looked = float("-inf")
 
@@ -79,6 +82,21 @@ class Node:
             log.info("job %s needs no validation: %s", job_id, error)
         except ServerUnreachable as error:
             log.warning("job %s not validated, the server will ask again: %s", job_id, error)
+
+    def replay(self, replay_id: str) -> None:
+        """Compute a recorded step again, and tell the server. A message that comes twice runs once."""
+        if replay_id in self._replaying:
+            return
+        self._replaying.add(replay_id)
+        try:
+            task = self._client.claim_replay(replay_id, self._settings.node_id)
+            self._client.post_replay(replay_id, replayed(task))
+        except ApiError as error:
+            log.info("replay %s is not ours: %s", replay_id, error)
+        except ServerUnreachable as error:
+            log.warning("replay %s not done, the server will ask again: %s", replay_id, error)
+        finally:
+            self._replaying.discard(replay_id)
 
     def report_for_ever(self) -> None:
         """Tell the server what the node has and runs; go on through any loss of the server."""
@@ -121,6 +139,29 @@ def check(task: ValidationTask) -> ValidationResult:
         )
 
 
+def replayed(task: ReplayTask) -> ReplayOutcome:
+    """Run `python -m trainer.replay`, which reads the task and prints the outcome, with a deadline."""
+    try:
+        done = subprocess.run(
+            tethered([sys.executable, "-m", "trainer.replay"]),
+            input=task.model_dump_json(),
+            capture_output=True,
+            text=True,
+            timeout=REPLAY_S,
+        )
+    except subprocess.TimeoutExpired:
+        return _unreplayed("replay_timeout", f"The replay took longer than {REPLAY_S:.0f} s.")
+    try:
+        return ReplayOutcome.model_validate_json(done.stdout.strip().rpartition("\n")[2])
+    except ValidationError:
+        words = done.stderr.strip()[-600:]
+        return _unreplayed("replay_failed", f"The replay ended with status {done.returncode}. {words}")
+
+
+def _unreplayed(code: str, message: str) -> ReplayOutcome:
+    return ReplayOutcome(error=JobError(code=code, message=message))
+
+
 def _invalid(code: str, message: str) -> ValidationResult:
     return ValidationResult(errors=(JobError(code=code, message=message),))
 
@@ -147,6 +188,7 @@ def celery_app(settings: NodeSettings, node: Node) -> Celery:
     )
     app.task(name=START_TASK)(node.start)
     app.task(name=VALIDATE_TASK)(node.validate)
+    app.task(name=REPLAY_TASK)(node.replay)
     return app
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, JsonValue
 
@@ -16,6 +16,10 @@ from powermean.contracts.token_records import TrajectoryTokens
 from powermean.contracts.trajectories import TrajectoryRow
 
 TOLERANCE = 1e-6  # a replay of the recorded algorithm reproduces every recorded number to this
+# Every objective by its name.
+OBJECTIVES: dict[str, type[Contract]] = {
+    model.model_fields["name"].default: model for model in get_args(get_args(AlgorithmSpec)[0])
+}
 Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 

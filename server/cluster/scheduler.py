@@ -1,4 +1,4 @@
-"""The scheduler's turn: keep the lead, give up silent attempts, start waiting jobs, remove garbage."""
+"""The scheduler's turn: keep the lead, give up what is silent, start waiting jobs, remove garbage."""
 
 import logging
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
 from server.jobs.states import change_phase, state_of
+from server.replays import service as replays
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Scheduler:
                 log.info("leading the scheduling as %s", self.holder)
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
+            replays.reap(session, self.settings, now)
             start_waiting(session, self.settings, database_now(session))
         if standing is Standing.NEW_LEADER:
             sweep(self.artefacts)

@@ -209,6 +209,33 @@ class Trajectory(Base):
     row: Mapped[dict[str, Any]]
 
 
+class Replay(Base):
+    """A recorded step computed again; `digest` is the objective's: the same replay is made once."""
+
+    __tablename__ = "replays"
+    __table_args__ = (
+        Index("uq_replays_same", "job_id", "step", "attempt", "digest", unique=True),
+        Index("ix_replays_state", "state"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    attempt: Mapped[int]
+    algorithm: Mapped[dict[str, Any]]
+    digest: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))  # waiting, running, done, failed
+    node: Mapped[str | None] = mapped_column(String(64))
+    deadline_at: Mapped[datetime]  # of waiting, then of running
+    summary: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    tokens: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
 class Checkpoint(Base):
     """A committed checkpoint: the pointer that makes its files count."""
 

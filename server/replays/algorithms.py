@@ -1,0 +1,76 @@
+"""Which objective a replay asks for: a name and changed fields, made into a spec or refused by field."""
+
+from typing import Any
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from powermean.contracts.algorithms import AlgorithmSpec
+from powermean.contracts.api import FieldError
+from powermean.contracts.replays import OBJECTIVES, ReplayRequest
+from server.errors import InvalidInput
+
+_READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
+_CLIPS = (("clip_low", "clip_high"), ("epsilon_low", "epsilon_high"))
+_NO_REPLAY = ("name", "beta")
+
+
+def replayed_algorithm(recorded: AlgorithmSpec, request: ReplayRequest) -> AlgorithmSpec:
+    """The recorded objective, or another one's defaults, with the request's changes.
+
+    Raises:
+        InvalidInput: naming `algorithm` or `set.<field>`, and what there is instead.
+    """
+    name = request.algorithm or recorded.name
+    if name not in OBJECTIVES:
+        raise InvalidInput.at("algorithm", f"no objective {name!r}", f"One of {', '.join(OBJECTIVES)}.")
+    changed = _spelled_out(name, request.set)
+    start: dict[str, Any] = recorded.model_dump(mode="json") if name == recorded.name else {"name": name}
+    try:
+        return _READ.validate_python(start | changed)
+    except ValidationError as error:
+        raise _refused(name, error) from error
+
+
+def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The changes with `clip` as the two ends of the objective's range; an end that is given itself wins."""
+    fields = _fields(name)
+    unknown = [field for field in changes if field not in fields and field != "clip"]
+    if "beta" in changes:
+        message = "the KL penalty cannot be replayed: the reference's log-probs are not recorded"
+        raise InvalidInput.at("set.beta", message, f"Leave it out. {_known(name)}")
+    if unknown:
+        wrong = [
+            FieldError(path=f"set.{field}", message=f"{name} has no such field", remedy=_known(name))
+            for field in unknown
+        ]
+        raise InvalidInput(f"set.{unknown[0]}: {name} has no such field", remedy=_known(name), fields=wrong)
+    if "clip" not in changes:
+        return changes
+    ends = next((pair for pair in _CLIPS if pair[0] in fields), None)
+    if ends is None:
+        raise InvalidInput.at("set.clip", f"{name} has no clip range with two ends", _known(name))
+    given = {field: value for field, value in changes.items() if field != "clip"}
+    return dict.fromkeys(ends, changes["clip"]) | given
+
+
+def _fields(name: str) -> tuple[str, ...]:
+    return tuple(field for field in OBJECTIVES[name].model_fields if field not in _NO_REPLAY)
+
+
+def _known(name: str) -> str:
+    return f"Fields of {name}: {', '.join(_fields(name))}."
+
+
+def _refused(name: str, error: ValidationError) -> InvalidInput:
+    fields = []
+    for wrong in error.errors(include_url=False):
+        place = [str(part) for part in wrong["loc"][1:2]]  # the first part is the objective's name
+        missing = wrong["type"] == "missing" and len(wrong["loc"]) == 2
+        fields.append(
+            FieldError(
+                path=".".join(["set", *place]),
+                message=f"{name} needs it" if missing else wrong["msg"],
+                remedy=f"Give it a value, as in {place[0]}=0.5." if missing else _known(name),
+            )
+        )
+    return InvalidInput(f"{fields[0].path}: {fields[0].message}", remedy=fields[0].remedy, fields=fields)

@@ -1,0 +1,109 @@
+"""Queries about replays and the recorded steps that they start from."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.replays import ReplayState
+from powermean.contracts.trajectories import TrajectoryRow
+from server.db.models import Job, Metric, Replay, Trajectory, TrajectoryStep
+from server.errors import NotFound
+from server.metrics.counting import counts
+
+
+def get_job(session: Session, job_id: str) -> Job:
+    """The job alone. Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    return job
+
+
+def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
+    """Step -> the attempt whose records count there, for steps with recorded tokens, in order."""
+    found = session.execute(
+        select(TrajectoryStep.step, TrajectoryStep.attempt, TrajectoryStep.tokens)
+        .where(
+            TrajectoryStep.job_id == job_id,
+            counts(TrajectoryStep.job_id, TrajectoryStep.attempt, TrajectoryStep.step),
+        )
+        .order_by(TrajectoryStep.step, TrajectoryStep.attempt)
+    )
+    newest = {step: (attempt, tokens) for step, attempt, tokens in found}
+    return {step: attempt for step, (attempt, tokens) in newest.items() if tokens}
+
+
+def tokens_of(session: Session, replay: Replay) -> ArtefactRef | None:
+    """Where the step's token records lie; None if they are gone."""
+    head = session.get(TrajectoryStep, (replay.job_id, replay.step, replay.attempt))
+    return ArtefactRef.model_validate(head.tokens) if head is not None and head.tokens else None
+
+
+def rows_of(session: Session, replay: Replay) -> tuple[TrajectoryRow, ...]:
+    """All trajectories of the replayed step."""
+    found = session.scalars(
+        select(Trajectory.row)
+        .where(
+            Trajectory.job_id == replay.job_id,
+            Trajectory.step == replay.step,
+            Trajectory.attempt == replay.attempt,
+        )
+        .order_by(Trajectory.index)
+    )
+    return tuple(TrajectoryRow.model_validate(row) for row in found)
+
+
+def distances_of(session: Session, replay: Replay) -> dict[int, float]:
+    """Update -> the recorded distance to GRPO, where it is defined."""
+    found = session.execute(
+        select(Metric.update, Metric.value).where(
+            Metric.job_id == replay.job_id,
+            Metric.step == replay.step,
+            Metric.attempt == replay.attempt,
+            Metric.name == "distance_to_grpo",
+            Metric.value.is_not(None),
+        )
+    )
+    return {update: value for update, value in found if value is not None}
+
+
+def same_replay(session: Session, job_id: str, step: int, attempt: int, digest: str) -> Replay | None:
+    """The replay of the same records under the same objective, locked."""
+    query = select(Replay).where(
+        Replay.job_id == job_id, Replay.step == step, Replay.attempt == attempt, Replay.digest == digest
+    )
+    return session.execute(query.with_for_update()).scalar_one_or_none()
+
+
+def get_replay(session: Session, replay_id: str, job_id: str | None = None) -> Replay:
+    """A replay (of that job). Raises NotFound."""
+    replay = session.get(Replay, replay_id)
+    if replay is None or job_id not in (None, replay.job_id):
+        raise NotFound(f"no replay {replay_id}", remedy="GET /v1/jobs/{id}/replays lists a job's replays.")
+    return replay
+
+
+def lock_replay(session: Session, replay_id: str) -> Replay:
+    """The same, locked until the transaction ends. Raises NotFound."""
+    query = select(Replay).where(Replay.id == replay_id).with_for_update()
+    found = session.execute(query.execution_options(populate_existing=True)).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"no replay {replay_id}")
+    return found
+
+
+def list_replays(session: Session, job_id: str, step: int | None, limit: int) -> Sequence[Replay]:
+    """Newest first."""
+    query = select(Replay).where(Replay.job_id == job_id)
+    if step is not None:
+        query = query.where(Replay.step == step)
+    query = query.order_by(Replay.created_at.desc(), Replay.id).limit(limit)
+    return session.execute(query).scalars().all()
+
+
+def open_replays(session: Session) -> Sequence[str]:
+    """Those that wait or run."""
+    states = (ReplayState.WAITING, ReplayState.RUNNING)
+    return session.execute(select(Replay.id).where(Replay.state.in_(states))).scalars().all()

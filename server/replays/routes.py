@@ -1,0 +1,130 @@
+"""Replays of recorded steps: for people, and for the nodes that compute them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response, status
+from fastapi import Path as PathParameter
+
+from powermean.contracts.replays import (
+    Replay,
+    ReplayClaim,
+    ReplayedTokens,
+    ReplayList,
+    ReplayOutcome,
+    ReplayRequest,
+    ReplayResult,
+    ReplayTask,
+)
+from server.artefacts.store import RequestStore
+from server.db.session import RequestDatabase
+from server.identity.access import CurrentNode, CurrentPerson
+from server.metrics.routes import MAX_STEP
+from server.replays import service
+from server.replays.results import read_result, read_tokens
+from server.settings import RequestSettings
+
+router = APIRouter(prefix="/v1", tags=["replays"])
+
+Index = Annotated[int, PathParameter(ge=0, le=MAX_STEP, description="Place in the rollout batch.")]
+
+
+@router.post(
+    "/jobs/{job_id}/replays",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Replay a step",
+    responses={200: {"model": Replay, "description": "Asked for before: the stored replay."}},
+)
+def post_replay(
+    job_id: str,
+    request: ReplayRequest,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    settings: RequestSettings,
+    response: Response,
+) -> Replay:
+    """A node computes p, ESS, weights and losses of the recorded tokens again. A failed one is tried anew."""
+    with database.write() as session:
+        asked = service.ask(session, settings, person.key_id, job_id, request)
+    response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
+    if not asked.new:
+        response.status_code = status.HTTP_200_OK
+    return asked.replay
+
+
+@router.get("/jobs/{job_id}/replays", summary="List a job's replays")
+def list_replays(
+    job_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    settings: RequestSettings,
+    step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Only this step's.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> ReplayList:
+    """Newest first."""
+    with database.read() as session:
+        return ReplayList(items=service.page(session, settings, job_id, step, limit))
+
+
+@router.get("/jobs/{job_id}/replays/{replay_id}", summary="Show a replay")
+def get_replay(
+    job_id: str,
+    replay_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    settings: RequestSettings,
+) -> Replay:
+    """Its state, and once it is done what it found by update."""
+    with database.read() as session:
+        return service.show(session, settings, job_id, replay_id)
+
+
+@router.get("/jobs/{job_id}/replays/{replay_id}/result", summary="A replay's numbers")
+def get_result(
+    job_id: str, replay_id: str, person: CurrentPerson, database: RequestDatabase, store: RequestStore
+) -> ReplayResult:
+    """Every covered trajectory in every update, as recorded and as replayed."""
+    with database.read() as session:
+        ref = service.result_ref(session, job_id, replay_id)
+    return read_result(store, ref)
+
+
+@router.get("/jobs/{job_id}/replays/{replay_id}/tokens/{index}", summary="A trajectory's tokens")
+def get_tokens(
+    job_id: str,
+    replay_id: str,
+    index: Index,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+) -> ReplayedTokens:
+    """Weights and clips of one trajectory's tokens, as recorded and as replayed."""
+    with database.read() as session:
+        recorded, replayed = service.tokens_refs(session, job_id, replay_id)
+    return read_tokens(store, recorded, replayed, index)
+
+
+@router.post("/replays/{replay_id}/claim", tags=["nodes"], summary="Take a replay")
+def claim_replay(
+    replay_id: str,
+    claim: ReplayClaim,
+    node: CurrentNode,
+    database: RequestDatabase,
+    settings: RequestSettings,
+) -> ReplayTask:
+    """All that a node needs to compute it. Another node is refused while the one that took it is alive."""
+    with database.write() as session:
+        return service.claim(session, settings, replay_id, claim.node_id)
+
+
+@router.post(
+    "/replays/{replay_id}/outcome",
+    status_code=status.HTTP_204_NO_CONTENT,
+    tags=["nodes"],
+    summary="How a replay ended",
+)
+def post_outcome(
+    replay_id: str, outcome: ReplayOutcome, node: CurrentNode, database: RequestDatabase
+) -> None:
+    """The result, already in the artefact store, or the error."""
+    with database.write() as session:
+        service.accept(session, replay_id, outcome)

@@ -1,0 +1,259 @@
+"""The life of a replay: asked for once, claimed by a node, done or failed, never waiting for ever.
+
+A replay is known by what it computes (records and objective), so asking again gives the stored one; a failed
+one is tried anew. Its node is any living one; when that falls silent, another may claim it.
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.attempts import JobError
+from powermean.contracts.names import REPLAY_TASK
+from powermean.contracts.replays import Replay as ReplayView
+from powermean.contracts.replays import ReplayOutcome, ReplayRequest, ReplayState, ReplayTask
+from server.cluster import nodes
+from server.db.models import Replay
+from server.db.session import database_now
+from server.errors import Conflict, InvalidInput, NotFound
+from server.jobs import repository as jobs
+from server.jobs.views import job_spec
+from server.replays import repository
+from server.replays.algorithms import replayed_algorithm
+from server.replays.views import replay_view
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A replay, and whether this request made it (a repeated one did not)."""
+
+    replay: ReplayView
+    new: bool
+
+
+def ask(session: Session, settings: Settings, person_id: str, job_id: str, request: ReplayRequest) -> Asked:
+    """A replay of the step: the stored one, or a new one that waits for a node.
+
+    Raises:
+        NotFound: no such job, or no token records of the step (it says which steps have some).
+        InvalidInput: the objective is not one, or has no such field.
+    """
+    job = repository.get_job(session, job_id)
+    attempt = _attempt_of(session, job_id, request.step)
+    algorithm = replayed_algorithm(job_spec(job).algorithm, request).model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(algorithm, sort_keys=True).encode()).hexdigest()
+    now = database_now(session)
+    made = Replay(
+        id=f"replay-{secrets.token_hex(10)}",
+        job_id=job_id,
+        step=request.step,
+        attempt=attempt,
+        algorithm=algorithm,
+        digest=digest,
+        state=ReplayState.WAITING,
+        created_by=person_id,
+        created_at=now,
+        deadline_at=now,
+    )
+    replay = repository.same_replay(session, job_id, request.step, attempt, digest)
+    if replay is None:
+        try:
+            with session.begin_nested():
+                session.add(made)
+            replay = made
+        except IntegrityError:  # the same request, at the same time
+            replay = repository.same_replay(session, job_id, request.step, attempt, digest)
+            if replay is None:
+                raise
+    new = replay is made or replay.state == ReplayState.FAILED
+    if new:
+        _wait(replay, settings, now)
+        jobs.owe_message(session, REPLAY_TASK, None, replay.id, now)
+    return Asked(_view(session, settings, replay), new)
+
+
+def _attempt_of(session: Session, job_id: str, step: int) -> int:
+    recorded = repository.recorded_steps(session, job_id)
+    if step in recorded:
+        return recorded[step]
+    if not recorded:
+        raise NotFound(
+            f"{job_id} has no token records: there is nothing to replay",
+            remedy="Set record.tokens to all or to a number of trajectories, and train again.",
+        )
+    steps = list(recorded)
+    raise NotFound(
+        f"step {step} of {job_id} has no token records",
+        remedy=f"Ask for one of the {len(steps)} steps from {steps[0]} to {steps[-1]} that have some; "
+        "record.tokens says what a job keeps.",
+    )
+
+
+def _wait(replay: Replay, settings: Settings, now: datetime) -> None:
+    replay.state = ReplayState.WAITING
+    replay.node = replay.finished_at = replay.error = None
+    replay.deadline_at = now + timedelta(seconds=settings.replay_s)
+
+
+def show(session: Session, settings: Settings, job_id: str, replay_id: str) -> ReplayView:
+    """A replay. Raises NotFound."""
+    return _view(session, settings, repository.get_replay(session, replay_id, job_id))
+
+
+def page(
+    session: Session, settings: Settings, job_id: str, step: int | None, limit: int
+) -> tuple[ReplayView, ...]:
+    """A job's replays (of a step), newest first. Raises NotFound."""
+    job = repository.get_job(session, job_id)
+    alive = bool(nodes.living_nodes(session, settings, database_now(session)))
+    found = repository.list_replays(session, job_id, step, limit)
+    return tuple(replay_view(replay, job_spec(job).algorithm, alive) for replay in found)
+
+
+def result_ref(session: Session, job_id: str, replay_id: str) -> ArtefactRef:
+    """Where its numbers lie. Raises NotFound and Conflict (not done)."""
+    return ArtefactRef.model_validate(_done(session, job_id, replay_id).result)
+
+
+def tokens_refs(session: Session, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
+    """Where the recorded tokens and the replayed ones lie. Raises NotFound and Conflict (not done)."""
+    replay = _done(session, job_id, replay_id)
+    recorded = repository.tokens_of(session, replay)
+    if recorded is None:
+        raise NotFound(f"the token records of step {replay.step} are gone")
+    return recorded, ArtefactRef.model_validate(replay.tokens)
+
+
+def _done(session: Session, job_id: str, replay_id: str) -> Replay:
+    replay = repository.get_replay(session, replay_id, job_id)
+    if replay.state != ReplayState.DONE:
+        raise Conflict(f"replay {replay_id} is {replay.state}: it has no result", remedy="Look at it again.")
+    return replay
+
+
+def claim(session: Session, settings: Settings, replay_id: str, node_id: str) -> ReplayTask:
+    """The node takes the replay; the same node may do so again, another one once that is silent.
+
+    Raises:
+        NotFound: there is no such replay, or its records are gone.
+        Conflict: it is over, or a living node has it.
+    """
+    replay = repository.lock_replay(session, replay_id)
+    now = database_now(session)
+    if ReplayState(replay.state).final:
+        raise Conflict(f"replay {replay_id} is {replay.state}", remedy="Drop the task.")
+    if replay.node not in (None, node_id) and replay.node in _alive(session, settings, now):
+        raise Conflict(f"node {replay.node} runs replay {replay_id}", remedy="Drop the task.")
+    tokens = repository.tokens_of(session, replay)
+    if tokens is None:
+        raise NotFound(f"the token records of step {replay.step} are gone")
+    if replay.state == ReplayState.WAITING:
+        replay.deadline_at = now + timedelta(seconds=settings.replay_s)
+    replay.state, replay.node = ReplayState.RUNNING, node_id
+    return ReplayTask.model_validate(
+        {
+            "replay_id": replay.id,
+            "job_id": replay.job_id,
+            "recorded": job_spec(repository.get_job(session, replay.job_id)).algorithm,
+            "algorithm": replay.algorithm,
+            "rows": repository.rows_of(session, replay),
+            "tokens": tokens,
+            "distances": repository.distances_of(session, replay),
+        }
+    )
+
+
+def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
+    """Its result or its error. A second word changes nothing: any node's result is the same.
+
+    Raises:
+        NotFound: there is no such replay.
+        InvalidInput: neither a whole result nor an error, or files that are not the replay's own.
+    """
+    replay = repository.lock_replay(session, replay_id)
+    if outcome.error is None:
+        _check_whole(replay, outcome)
+    if ReplayState(replay.state).final:
+        return
+    now = database_now(session)
+    if outcome.error is not None:
+        _fail(session, replay, outcome.error, now)
+        return
+    replay.state, replay.finished_at = ReplayState.DONE, now
+    replay.summary = outcome.model_dump(mode="json")["summary"]
+    replay.result = outcome.model_dump(mode="json")["result"]
+    replay.tokens = outcome.model_dump(mode="json")["tokens"]
+    jobs.settle_messages(session, replay.id, now)
+
+
+def _check_whole(replay: Replay, outcome: ReplayOutcome) -> None:
+    own = f"jobs/{replay.job_id}/replays/{replay.id}/"
+    if outcome.summary is None:
+        raise InvalidInput.at("summary", "a result has one", "Send summary, result and tokens, or an error.")
+    for name, ref in (("result", outcome.result), ("tokens", outcome.tokens)):
+        if ref is None or not ref.key.startswith(own):
+            raise InvalidInput.at(f"{name}.key", "not the replay's own artefact", f"Store it below {own}.")
+
+
+def _fail(session: Session, replay: Replay, error: JobError, now: datetime) -> None:
+    replay.state, replay.finished_at = ReplayState.FAILED, now
+    # Postgres reads no JSON with NUL in it, and an error may quote anything
+    words = {"message": error.message.replace("\0", "\ufffd")}
+    replay.error = error.model_copy(update=words).model_dump(mode="json")
+    jobs.settle_messages(session, replay.id, now)
+
+
+def reap(session: Session, settings: Settings, now: datetime) -> None:
+    """Fail what has waited or run for too long; give back what a silent node has."""
+    alive: Sequence[str] | None = None
+    for replay_id in repository.open_replays(session):
+        alive = _alive(session, settings, now) if alive is None else alive
+        replay = repository.lock_replay(session, replay_id)
+        if ReplayState(replay.state).final:
+            continue
+        if replay.deadline_at <= now:
+            _fail(session, replay, _too_late(replay, settings, bool(alive)), now)
+            log.warning("gave up replay %s", replay_id)
+        elif replay.state == ReplayState.RUNNING and replay.node not in alive:
+            replay.state, replay.node = ReplayState.WAITING, None  # its message is still owed
+
+
+def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
+    limit = f"{settings.replay_s:.0f} s"
+    if replay.state == ReplayState.RUNNING:
+        return JobError(
+            code="replay_timeout",
+            message=f"node {replay.node} gave no result within {limit}",
+            remedy="Look at the log of its worker, and ask again.",
+        )
+    if not any_alive:
+        return JobError(
+            code="no_node",
+            message=f"no node was alive to run it within {limit}",
+            remedy="Start one with `powermean up` or `python -m trainer.worker`, and ask again.",
+        )
+    return JobError(
+        code="no_answer",
+        message=f"no node took it within {limit}",
+        remedy="Look at the logs of the nodes' workers and at Redis, and ask again.",
+    )
+
+
+def _alive(session: Session, settings: Settings, now: datetime) -> list[str]:
+    return [node.id for node in nodes.living_nodes(session, settings, now)]
+
+
+def _view(session: Session, settings: Settings, replay: Replay) -> ReplayView:
+    alive = bool(nodes.living_nodes(session, settings, database_now(session)))
+    return replay_view(replay, job_spec(repository.get_job(session, replay.job_id)).algorithm, alive)
