@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import JsonValue
 
 from powermean import rest
 from powermean.contracts.api import (
@@ -27,6 +28,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import TrajectoryPage
 from powermean.home import api_key, server_url
@@ -131,6 +133,31 @@ class Client(Connection):
 
     def trajectory_tokens(self, job_id: str, step: int, index: int) -> RecordedTokens:
         return self._run(rest.trajectory_tokens(job_id, step, index))
+
+    def replay(
+        self,
+        job_id: str,
+        step: int,
+        algorithm: str | None = None,
+        changes: Mapping[str, JsonValue] | None = None,
+    ) -> Replay:
+        """Compute a recorded step again, under its own or another objective; poll get_replay for the end.
+
+        `changes` are fields of the objective; the same question gives the stored replay.
+        """
+        return self._run(rest.replay(job_id, step, algorithm, changes))
+
+    def replays(self, job_id: str, step: int | None = None, limit: int | None = None) -> ReplayList:
+        return self._run(rest.replays(job_id, step, limit))
+
+    def get_replay(self, job_id: str, replay_id: str) -> Replay:
+        return self._run(rest.get_replay(job_id, replay_id))
+
+    def replay_result(self, job_id: str, replay_id: str) -> ReplayResult:
+        return self._run(rest.replay_result(job_id, replay_id))
+
+    def replay_tokens(self, job_id: str, replay_id: str, index: int) -> ReplayedTokens:
+        return self._run(rest.replay_tokens(job_id, replay_id, index))
 
     def logs(self, job_id: str, attempt: int | None = None, offset: int | None = None) -> LogText:
         return self._run(rest.logs(job_id, attempt, offset))
@@ -321,6 +348,27 @@ class AsyncClient:
 
     async def trajectory_tokens(self, job_id: str, step: int, index: int) -> RecordedTokens:
         return await self._run(rest.trajectory_tokens(job_id, step, index))
+
+    async def replay(
+        self,
+        job_id: str,
+        step: int,
+        algorithm: str | None = None,
+        changes: Mapping[str, JsonValue] | None = None,
+    ) -> Replay:
+        return await self._run(rest.replay(job_id, step, algorithm, changes))
+
+    async def replays(self, job_id: str, step: int | None = None, limit: int | None = None) -> ReplayList:
+        return await self._run(rest.replays(job_id, step, limit))
+
+    async def get_replay(self, job_id: str, replay_id: str) -> Replay:
+        return await self._run(rest.get_replay(job_id, replay_id))
+
+    async def replay_result(self, job_id: str, replay_id: str) -> ReplayResult:
+        return await self._run(rest.replay_result(job_id, replay_id))
+
+    async def replay_tokens(self, job_id: str, replay_id: str, index: int) -> ReplayedTokens:
+        return await self._run(rest.replay_tokens(job_id, replay_id, index))
 
     async def logs(self, job_id: str, attempt: int | None = None, offset: int | None = None) -> LogText:
         return await self._run(rest.logs(job_id, attempt, offset))

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from powermean.contracts.api import (
     CheckpointList,
@@ -30,6 +30,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayRequest, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import TrajectoryPage
 
@@ -205,6 +206,33 @@ def events(job_id: str, after: int) -> Call[None]:
     """The event stream: text/event-stream, from the event after `after` on."""
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
     return Call("GET", job_path(job_id, "/events"), _nothing, params(after=after), headers=headers)
+
+
+def replay(
+    job_id: str, step: int, algorithm: str | None, changes: Mapping[str, JsonValue] | None
+) -> Call[Replay]:
+    body = ReplayRequest(step=step, algorithm=algorithm, set=dict(changes or {})).model_dump(mode="json")
+    return Call("POST", job_path(job_id, "/replays"), reads(Replay), json=body)
+
+
+def replays(job_id: str, step: int | None, limit: int | None) -> Call[ReplayList]:
+    return Call("GET", job_path(job_id, "/replays"), reads(ReplayList), params(step=step, limit=limit))
+
+
+def get_replay(job_id: str, replay_id: str) -> Call[Replay]:
+    return Call("GET", _replay_path(job_id, replay_id), reads(Replay))
+
+
+def replay_result(job_id: str, replay_id: str) -> Call[ReplayResult]:
+    return Call("GET", _replay_path(job_id, replay_id, "/result"), reads(ReplayResult))
+
+
+def replay_tokens(job_id: str, replay_id: str, index: int) -> Call[ReplayedTokens]:
+    return Call("GET", _replay_path(job_id, replay_id, f"/tokens/{index}"), reads(ReplayedTokens))
+
+
+def _replay_path(job_id: str, replay_id: str, rest: str = "") -> str:
+    return job_path(job_id, f"/replays/{quote(replay_id, safe='')}{rest}")
 
 
 def datasets() -> Call[DatasetList]:

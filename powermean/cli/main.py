@@ -22,6 +22,10 @@ COMMANDS = {
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it has ended; exit status 0 if it finished."),
     "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. What it has committed stays."),
     "logs": ("powermean.cli.jobs:logs", "Print what the trainer and the engine printed."),
+    "replay": (
+        "powermean.cli.replay:replay",
+        "Why this p? Compute a recorded step again, under its own or another objective.",
+    ),
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
