@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dashboard import assets, cluster, group, jobs, logs, signin, steps, submit, trajectory
+from dashboard import assets, cluster, group, jobs, logs, replays, signin, steps, submit, trajectory
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, ErrorResponse
@@ -90,6 +90,9 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/jobs/{job_id}/steps/{step}", steps.step_page),
             Route("/jobs/{job_id}/steps/{step}/groups/{group}", group.group_page),
             Route("/jobs/{job_id}/steps/{step}/trajectories/{index}", trajectory.trajectory_page),
+            Route("/jobs/{job_id}/steps/{step}/replays", replays.form_page),
+            Route("/jobs/{job_id}/steps/{step}/replays", replays.ask, methods=["POST"]),
+            Route("/jobs/{job_id}/replays/{replay_id}", replays.replay_page),
             Route("/jobs/{job_id}/log", logs.log_page),
             Route("/new", submit.form_page),
             Route("/new", submit.submit, methods=["POST"]),

@@ -11,6 +11,7 @@ from dashboard import api
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
 from powermean.client import AsyncClient
+from powermean.contracts.replays import OBJECTIVES
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.rest import ApiError
 
@@ -102,6 +103,8 @@ async def step_page(request: Request) -> Response:
         found=found,
         groups=grouped(found.items),
         by_group=sort == "index",
+        replayable=any(item.has_tokens for item in found.items),
+        objectives=tuple(OBJECTIVES),
         sorts=SORTS,
         sort=sort,
         offset=offset,

@@ -29,6 +29,7 @@ from powermean.contracts.api import (
 from powermean.contracts.attempts import AllocationView
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
+from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 
@@ -120,6 +121,9 @@ class FakeApi:
 
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     nodes: list[NodeView] = field(default_factory=list)
+    replays: dict[str, Replay] = field(default_factory=dict)
+    results: dict[str, ReplayResult] = field(default_factory=dict)  # of the replays that are done
+    asked: list[dict[str, Any]] = field(default_factory=list)  # replays asked for
     keys_seen: list[str] = field(default_factory=list)
     cut: int = 0  # raised to end all open event streams
 
@@ -174,6 +178,7 @@ def create_api(api: FakeApi) -> FastAPI:
     _sessions(app)
     _jobs(app, api)
     _records(app, api)
+    _replays(app, api)
     return app
 
 
@@ -309,6 +314,36 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         _signed_in(request)
         seq = int(request.headers.get("last-event-id", after))
         return StreamingResponse(_frames(api, api.find(job_id), seq), media_type="text/event-stream")
+
+
+def _replays(app: FastAPI, api: FakeApi) -> None:
+    @app.post("/v1/jobs/{job_id}/replays", status_code=202)
+    async def ask(request: Request, job_id: str) -> Replay:
+        _signed_in(request)
+        api.find(job_id)
+        api.asked.append(await request.json())
+        if api.asked[-1]["algorithm"] == "nonsense":
+            wrong = FieldError(path="algorithm", message="no objective 'nonsense'", remedy="One of pmpo.")
+            raise Refusal(422, ErrorBody(code="invalid", message=wrong.message, fields=(wrong,)))
+        return next(iter(api.replays.values()))
+
+    @app.get("/v1/jobs/{job_id}/replays")
+    def list_replays(request: Request, job_id: str, step: int | None = None) -> ReplayList:
+        _signed_in(request)
+        found = [one for one in api.replays.values() if one.job_id == job_id and step in (None, one.step)]
+        return ReplayList(items=tuple(found))
+
+    @app.get("/v1/jobs/{job_id}/replays/{replay_id}")
+    def get_replay(request: Request, job_id: str, replay_id: str) -> Replay:
+        _signed_in(request)
+        if replay_id not in api.replays:
+            raise Refusal(404, ErrorBody(code="not_found", message=f"no replay {replay_id}"))
+        return api.replays[replay_id]
+
+    @app.get("/v1/jobs/{job_id}/replays/{replay_id}/result")
+    def get_result(request: Request, job_id: str, replay_id: str) -> ReplayResult:
+        _signed_in(request)
+        return api.results[replay_id]
 
 
 def _rank(item: Trajectory, name: str) -> float:
