@@ -314,7 +314,7 @@ class _Seen:
     def add(self, rows: Tensor, output: LossOutput, penalty: float, beta: float) -> None:
         for name in RECORDED:
             self.values[name][rows] = output.trajectories[name].double().cpu()
-        self.loss += float(output.loss.detach()) + penalty
+        self.loss += float(output.recorded_loss) + penalty
         self.kl += penalty / beta if beta else 0.0
         self.passes += 1
 

@@ -54,7 +54,7 @@ METRICS: dict[str, MetricInfo] = {
     "time/record": _step("s", "metrics, trajectories"),
     "time/checkpoint": _step("s", "saving a checkpoint"),
     "time/step": _step("s", "the whole step"),
-    "loss": _update("", "objective value of the update"),
+    "loss": _update("", "objective value of the update, without trajectories that have overflow tokens"),
     "grad_norm": _update("", "gradient norm before clipping"),
     "learning_rate": _update("", "learning rate of the update"),
     "p/mean": _update("", "mean power-mean exponent of the trajectories with a defined p"),

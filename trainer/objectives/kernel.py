@@ -47,6 +47,11 @@ class LossOutput:
     passes: Tensor  # [B, T] I_t, 1.0 or 0.0
 
     @property
+    def recorded_loss(self) -> Tensor:
+        """The loss [] float64 without trajectories that have overflow tokens: one near 5e8 would hide all."""
+        return self.trajectories["loss"][self.trajectories["overflow_tokens"] == 0].nansum()
+
+    @property
     def clipped(self) -> Tensor:
         """Bool [B, T]: completion tokens whose gradient the clip, or the limit of 20, took away."""
         return self.passes == 0
@@ -140,9 +145,7 @@ class Algorithm:
             value = term.loss.sum().to(micro.x.dtype)
             records = term.records | {
                 "loss": torch.where(micro.tokens > 0, term.loss, torch.nan),
-                "overflow_tokens": ((micro.raw > LOG_RATIO_LIMIT) & (advantages < 0)[:, None])
-                .sum(-1)
-                .double(),
+                "overflow_tokens": _overflow(micro),
             }
             gradient = term.gradient.to(log_ratio.dtype)
         loss = _ClosedForm.apply(log_ratio, value, gradient)  # type: ignore[no-untyped-call]

@@ -326,6 +326,8 @@ def test_an_overflowing_token_is_counted_and_has_no_gradient() -> None:
     assert gradient[0, 0] == 0
     assert out.clipped.tolist() == [[True, False], [True, False]]
     assert out.trajectories["loss"][0].item() == pytest.approx((exp(20) + 1) / 4)
+    # the number that is plotted leaves it out, and keeps -(1.2 + 1) / 4 of the other trajectory
+    assert out.recorded_loss.item() == pytest.approx(-0.55)
 
 
 def test_trajectories_without_tokens_or_advantage() -> None:
