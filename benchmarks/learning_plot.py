@@ -43,7 +43,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
         _differences(axes[1][column], panel)
     axes[0][0].set_ylabel(f"reward, mean over seeds and {SMOOTHED} steps")
     axes[0][0].legend(frameon=False, fontsize=8)
-    axes[1][0].legend(frameon=False, fontsize=8, loc="lower left")
+    axes[1][0].legend(frameon=False, fontsize=8, loc="upper left")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -50,6 +50,7 @@ class Interval:
 
 
 Value = Callable[[Record], float]
+HELD_OUT = ("sampled_reward", "sampled_exact", "greedy_exact")
 # What is judged, higher is better.
 OUTCOMES: dict[str, Value] = {
     "area": lambda record: record.area,
@@ -137,6 +138,9 @@ def _learned(records: Sequence[Record], comparison: Comparison, condition: Condi
         "| held-out accuracy | - GRPO | greedy accuracy | - GRPO |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    start = [run.held_out_before for run in _of(records, BASELINE, condition.name)]
+    before = [bootstrap([values[name] for values in start]).text(".3f") for name in HELD_OUT]
+    lines.append(f"| before training | | {len(start)} | | | {' | | '.join(before)} | |")
     for arm in _shown(comparison):
         runs = _of(records, arm.name, condition.name)
         if not runs:
