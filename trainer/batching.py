@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from powermean.contracts.rollout import Completion, VersionSpan
 
@@ -43,6 +44,19 @@ class Rollouts:
         size = self.group_size
         starts = torch.tensor(groups, dtype=torch.int64) * size
         return (starts[:, None] + torch.arange(size)).reshape(-1)
+
+    def select(self, groups: Sequence[int]) -> "Rollouts":
+        """These groups alone, in this order."""
+        rows = self.rows(groups)
+        return Rollouts(
+            prompts=tuple(self.prompts[group] for group in groups),
+            tokens=self.tokens[rows],
+            mask=self.mask[rows],
+            sampler_log_probs=self.sampler_log_probs[rows],
+            truncated=self.truncated[rows],
+            weight_version=self.weight_version[rows],
+            versions=tuple(self.versions[row] for row in rows.tolist()) if self.versions else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,25 @@ def collate(
             [min((span.version for span in completion.weight_versions), default=0) for completion in flat]
         ),
         versions=tuple(completion.weight_versions for completion in flat),
+    )
+
+
+def joined(parts: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
+    """Several batches with the same G as one, padded to the longest completion."""
+    longest = max(part.tokens.shape[1] for part in parts)
+
+    def rows(name: str, value: float) -> Tensor:
+        wide = [getattr(part, name) for part in parts]
+        return torch.cat([pad(one, (0, longest - one.shape[1]), value=value) for one in wide])
+
+    return Rollouts(
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        tokens=rows("tokens", pad_token_id),
+        mask=rows("mask", False),
+        sampler_log_probs=rows("sampler_log_probs", 0.0),
+        truncated=torch.cat([part.truncated for part in parts]),
+        weight_version=torch.cat([part.weight_version for part in parts]),
+        versions=tuple(version for part in parts for version in part.versions),
     )
 
 

@@ -17,8 +17,9 @@ from powermean.contracts.token_records import StepFacts, UpdateFacts
 from powermean.contracts.trajectories import TrajectoryBatch
 from trainer import checkpoint, probe
 from trainer.batching import Rollouts, minibatches
-from trainer.data import Problem
+from trainer.dynamic_sampling import GradedRollouts, SamplingFacts, sample_step
 from trainer.evaluation import evaluate
+from trainer.failures import TrainingError
 from trainer.objectives import sampling_kl
 from trainer.parts import Run, Stopwatch
 from trainer.recording import (
@@ -31,7 +32,6 @@ from trainer.recording import (
     token_segment,
     trajectory_rows,
 )
-from trainer.rewards import Grade, Grader
 from trainer.sampling import sample, texts
 from trainer.seeds import derive_seed, generator
 from trainer.token_recording import recorded_rows
@@ -47,7 +47,7 @@ class Cancelled(Exception):  # noqa: N818 (an order obeyed, not an error)
 def train(run: Run) -> Literal["finished", "checkpointed"]:
     """Train from `run.progress` to the last step. `checkpointed`: stopped on order, to go on elsewhere.
 
-    Raises Cancelled, and TrainingError for what went wrong.
+    Raises Cancelled, and TrainingError for what went wrong; a run without one optimiser step has gone wrong.
     """
     last = run.spec.training.steps
     if run.progress.step == 0:
@@ -68,53 +68,70 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
             run.reporter.checkpoint(commit)  # last: a new attempt goes on after it, so all before is complete
         if leave:
             return "checkpointed"
+    if run.progress.updates == 0:
+        raise no_updates(last)
     return "finished"
+
+
+def no_updates(steps: int) -> TrainingError:
+    """The error of a run that ends with the weights it started from."""
+    return TrainingError(
+        "no_updates",
+        f"not one optimiser step was taken in {steps} steps: in every group all rewards were the same",
+        path="data",
+        remedy="choose problems that the model solves sometimes (the metric `reward` says how often it did), "
+        "or raise rollout.group_size",
+    )
 
 
 def train_step(run: Run, step: int, watch: Stopwatch) -> Rollouts:
     """One rollout batch and all that is made of it."""
-    spec, name = run.spec, f"step {step} of {run.spec.training.steps}"
+    learner = run.learner
+    graded, facts = sample_step(
+        lambda number: sample_round(run, step, number, watch), learner.algorithm, learner.pad_token_id
+    )
+    batch = start_batch(run, step, graded)
+    reports = update_policy(run, batch, watch)
+    with watch("publish"):
+        run.progress = run.progress.advanced(
+            step=step, updates=learner.updates, tokens=run.progress.tokens + facts.tokens
+        )
+        run.reporter.phase(f"step {step} of {run.spec.training.steps}: publishing weights")
+        difference = publish(run, graded.rollouts.prompts)
+    with watch("record"):
+        report = step_report(run, batch, graded, facts, reports, difference)
+        record(run, report, batch.recorded)
+    run.reporter.metrics(time_metrics(step, watch.stop(), facts.tokens))
+    return graded.rollouts
+
+
+def sample_round(run: Run, step: int, number: int, watch: Stopwatch) -> GradedRollouts:
+    """Completions of a round of the step's prompts, graded. Every algorithm has round 0."""
+    spec = run.spec
     obey(run)
-    run.reporter.phase(f"{name}: sampling")
-    problems = run.source.batch(step, spec.training.prompts_per_step, spec.seed)
-    prompts = run.encode(problems)
+    further = f" (round {number + 1})" if number else ""
+    run.reporter.phase(f"step {step} of {spec.training.steps}: sampling{further}")
+    problems = run.source.batch(step, spec.training.prompts_per_step, spec.seed, number)
+    place = (step, number) if number else (step,)
     with watch("generate"):
         rollouts = sample(
             run.engine,
-            prompts,
+            run.encode(problems),
             count=spec.rollout.group_size,
-            sampling=run.sampling(derive_seed(spec.seed, "rollout", step)),
+            sampling=run.sampling(derive_seed(spec.seed, "rollout", *place)),
             pad_token_id=run.learner.pad_token_id,
         )
     with watch("grade"):
         completions = texts(rollouts, run.decode)
-        grades = grade(run.grader, problems, completions)
-    batch = start_batch(run, step, rollouts, grades)
-    reports = update_policy(run, batch, watch)
-    with watch("publish"):
-        run.progress = run.progress.advanced(
-            step=step, updates=run.learner.updates, tokens=run.progress.tokens + int(rollouts.mask.sum())
-        )
-        run.reporter.phase(f"{name}: publishing weights")
-        difference = publish(run, prompts)
-    with watch("record"):
-        report = step_report(run, batch, rollouts, problems, completions, grades, reports, difference)
-        record(run, report, batch.recorded)
-    run.reporter.metrics(time_metrics(step, watch.stop(), int(rollouts.mask.sum())))
-    return rollouts
+        answers = [problem.answer for problem in problems for _ in range(rollouts.group_size)]
+        grades = run.grader.grade(list(zip(completions, answers, strict=True)))
+    return GradedRollouts(tuple(problems), rollouts, tuple(completions), tuple(grades))
 
 
-def grade(grader: Grader, problems: Sequence[Problem], completions: Sequence[str]) -> list[Grade]:
-    """A grade for each completion; problems are G completions apart."""
-    size = len(completions) // len(problems)
-    answers = [problem.answer for problem in problems for _ in range(size)]
-    return grader.grade(list(zip(completions, answers, strict=True)))
-
-
-def start_batch(run: Run, step: int, rollouts: Rollouts, grades: Sequence[Grade]) -> TrainingBatch:
+def start_batch(run: Run, step: int, graded: GradedRollouts) -> TrainingBatch:
     """Rewards, advantages, and the groups that the algorithm keeps."""
     algorithm, limit = run.learner.algorithm, run.spec.rollout.max_new_tokens
-    rewards = torch.tensor([grade.reward for grade in grades], dtype=torch.float64)
+    rollouts, rewards = graded.rollouts, graded.rewards
     shaped = algorithm.shape_rewards(rewards, rollouts.lengths, limit)
     return TrainingBatch.start(
         step,
@@ -171,24 +188,23 @@ def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
 def step_report(
     run: Run,
     batch: TrainingBatch,
-    rollouts: Rollouts,
-    problems: Sequence[Problem],
-    completions: Sequence[str],
-    grades: Sequence[Grade],
+    graded: GradedRollouts,
+    facts: SamplingFacts,
     reports: Sequence[UpdateReport],
     difference: float,
 ) -> StepReport:
     """Bring together what is recorded of a step."""
+    rollouts = graded.rollouts
     scored = batch.rollouts.mask & ~batch.old_log_probs.isnan()
-    rewards = torch.tensor([grade.reward for grade in grades], dtype=torch.float64)
-    shaped = run.learner.algorithm.shape_rewards(rewards, rollouts.lengths, batch.max_new_tokens)
+    shaped = run.learner.algorithm.shape_rewards(graded.rewards, rollouts.lengths, batch.max_new_tokens)
     gap = torch.where(scored, batch.old_log_probs - rollouts.sampler_log_probs, 0.0).abs()
     return StepReport(
         step=batch.step,
         rollouts=rollouts,
-        problems=problems,
-        texts=completions,
-        grades=grades,
+        sampling=facts,
+        problems=graded.problems,
+        texts=graded.texts,
+        grades=graded.grades,
         advantages=batch.advantages,
         usable=batch.usable,
         entropy=batch.entropy,
@@ -197,7 +213,7 @@ def step_report(
         updates=reports,
         tokens_so_far=run.progress.tokens,
         publish_difference=difference,
-        penalties=shaped - rewards,
+        penalties=shaped - graded.rewards,
         old_log_probs=batch.old_log_probs,
         facts=step_facts(batch, reports, run.spec.training.minibatches),
     )

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
@@ -17,6 +16,7 @@ from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, Traj
 from powermean.token_segments import write_segment
 from trainer.batching import Rollouts
 from trainer.data import Problem
+from trainer.dynamic_sampling import SamplingFacts
 from trainer.rewards import Grade
 from trainer.token_recording import SeenTokens, token_records
 
@@ -48,6 +48,7 @@ class StepReport:
 
     step: int
     rollouts: Rollouts
+    sampling: SamplingFacts
     problems: Sequence[Problem]
     texts: Sequence[str]
     grades: Sequence[Grade]
@@ -64,11 +65,6 @@ class StepReport:
     facts: StepFacts
     seconds: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def rewards(self) -> Tensor:
-        """[N] float64, as graded."""
-        return torch.tensor([grade.reward for grade in self.grades], dtype=torch.float64)
-
 
 def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) -> MetricRow:
     """A row of a known metric; a value that is not finite becomes null."""
@@ -80,7 +76,7 @@ def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) 
 def step_metrics(report: StepReport) -> list[MetricRow]:
     """All rows of the step and of its updates, but for times."""
     lengths = report.rollouts.lengths
-    rewards = report.rewards.reshape(len(report.problems), -1)
+    rewards = report.sampling.rewards  # of all rounds: a batch without its groups of 0 or 1 says little
     values: dict[str, float | None] = {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std(dim=1, correction=1).mean()),
@@ -89,6 +85,8 @@ def step_metrics(report: StepReport) -> list[MetricRow]:
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(report.rollouts.truncated.double().mean()),
         "num_tokens": float(report.tokens_so_far),
+        "sampling/rounds": float(report.sampling.rounds),
+        "sampling/groups_dropped": float(report.sampling.groups_dropped),
         "grader/failures": float(sum(grade.error is not None for grade in report.grades)),
         "trajectories/non_finite": float((~report.usable).sum()),
         "trajectories/empty": float((lengths == 0).sum()),

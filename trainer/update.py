@@ -79,11 +79,11 @@ class TrainingBatch:
     def drop(self, rows: Tensor) -> None:
         """Take trajectories whose log-probs are not finite out of the batch and its denominators.
 
-        Raises TrainingError (non_finite_loss) when none is left.
+        Raises TrainingError (non_finite_loss) when none with an advantage is left: others were never scored.
         """
         self.usable[rows] = False
         self.rollouts = without(self.rollouts, rows)
-        if not self.rollouts.mask.any():
+        if not (self.rollouts.mask.any(-1) & (self.advantages != 0)).any():
             raise non_finite(self.step, "the log-probs of all trajectories are not finite")
 
     def scored(self, rows: Tensor) -> bool:
@@ -235,7 +235,8 @@ class Learner:
             log_ratio.detach(), mask, advantages, facts, output.trajectories["p"], batch.mean_reward, weight
         )
         seen.add(micro.rows, output, penalty, self.algorithm.beta)
-        seen.record(micro.rows, log_ratio.detach(), output, batch.recorded)
+        trained = micro.mask.any(-1) & (batch.advantages[micro.rows] != 0)
+        seen.record(micro.rows, trained & (micro.rows < batch.recorded), log_ratio.detach(), output)
 
     def _remember(self, batch: TrainingBatch, micro: GroupBatch, scores: Scores) -> None:
         """Keep pi_old and the entropy. Raises if they are not finite."""
@@ -318,9 +319,8 @@ class _Seen:
         self.kl += penalty / beta if beta else 0.0
         self.passes += 1
 
-    def record(self, rows: Tensor, log_ratio: Tensor, output: LossOutput, count: int) -> None:
-        """Keep the tokens of those rows that are among the first `count` trajectories and have tokens."""
-        kept = rows < count
+    def record(self, rows: Tensor, kept: Tensor, log_ratio: Tensor, output: LossOutput) -> None:
+        """Copy to the CPU what the objective saw of the tokens of those rows [B] that are `kept` [B] bool."""
         if kept.any():
             here = kept.to(log_ratio.device)
             self.tokens.append(

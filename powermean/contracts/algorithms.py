@@ -151,6 +151,13 @@ class Dapo(_RatioClipped):
 
     name: Literal["dapo"] = "dapo"
     epsilon_high: HighEpsilon = Field(0.28, description="Upper end of the ratio's range is 1 + epsilon_high.")
+    sampling_rounds: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="Most rounds of prompts_per_step prompts that a step samples until as many groups have "
+        "spread (verl's max_num_gen_batches: 10); 1 samples once and only drops the others.",
+    )
     overlong_buffer: int = Field(
         0,
         ge=0,

@@ -26,9 +26,13 @@ def _update(unit: str, meaning: str) -> MetricInfo:
 
 
 METRICS: dict[str, MetricInfo] = {
-    "reward": _step("", "mean reward of the rollout batch"),
-    "reward_std": _step("", "mean over groups of the reward's standard deviation within the group"),
-    "frac_reward_zero_std": _step("share", "groups whose completions all have the same reward"),
+    "reward": _step("", "mean reward of all completions sampled in the step"),
+    "reward_std": _step(
+        "", "mean over all sampled groups of the reward's standard deviation within the group"
+    ),
+    "frac_reward_zero_std": _step(
+        "share", "sampled groups whose completions all have the same reward, also those of further rounds"
+    ),
     "eval/reward": _step("", "mean reward on held-out problems, one sampled completion each"),
     "eval/seconds": _step("s", "time of the evaluation"),
     "entropy": _step(
@@ -39,6 +43,10 @@ METRICS: dict[str, MetricInfo] = {
     "completions/clipped_ratio": _step("share", "completions cut off by max_new_tokens"),
     "num_tokens": _step("tokens", "completion tokens sampled so far"),
     "tokens_per_second": _step("tokens/s", "completion tokens of the step over its wall time"),
+    "sampling/rounds": _step("count", "rounds of prompts sampled for the step's batch (dapo: up to a limit)"),
+    "sampling/groups_dropped": _step(
+        "count", "sampled groups that the algorithm's filter took out of the update, or that were too many"
+    ),
     "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
     "sampling/logp_difference_max": _step("nats", "largest |log-prob difference| between engine and trainer"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),

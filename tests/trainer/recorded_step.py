@@ -12,6 +12,7 @@ from tests.trainer.test_update import learner
 from trainer import update
 from trainer.batching import Rollouts
 from trainer.data import Problem
+from trainer.dynamic_sampling import SamplingFacts
 from trainer.objectives import Algorithm, LossOutput, batch_facts
 from trainer.recording import StepReport, UpdateReport, trajectory_rows
 from trainer.rewards import Grade
@@ -161,6 +162,7 @@ def _report(
     return StepReport(
         step=7,
         rollouts=given,
+        sampling=SamplingFacts(1, 0, rewards.reshape(GROUPS, SIZE), int(given.mask.sum())),
         problems=[Problem(id=str(group), prompt="", answer="") for group in range(GROUPS)],
         texts=[""] * (GROUPS * SIZE),
         grades=[Grade(reward) for reward in rewards.tolist()],

@@ -10,6 +10,7 @@ import torch
 from powermean.contracts.token_records import StepFacts, UpdateFacts
 from trainer.batching import Rollouts
 from trainer.data import Problem
+from trainer.dynamic_sampling import SamplingFacts
 from trainer.recording import (
     RECORDED,
     StepReport,
@@ -60,6 +61,9 @@ def report() -> StepReport:
             sampler_log_probs=torch.zeros(4, 4),
             truncated=torch.tensor([False, False, True, False]),
             weight_version=torch.full((4,), 4),
+        ),
+        sampling=SamplingFacts(
+            rounds=1, groups_dropped=0, rewards=torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double(), tokens=8
         ),
         problems=[Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4")],
         texts=["2", "", "4 é", "4"],

@@ -32,10 +32,11 @@ class Arithmetic:
             if next(self._distinct(generator(purpose), held_out), None) is None:
                 raise too_few_problems(purpose, _REMEDY)
 
-    def batch(self, step: int, count: int, seed: int) -> list[Problem]:
+    def batch(self, step: int, count: int, seed: int, round_number: int = 0) -> list[Problem]:
         """See PromptSource."""
-        problems = list(islice(self._distinct(generator(seed, step), held_out=False), count))
-        return list(islice(cycle(problems), count))
+        start, end = round_number * count, (round_number + 1) * count
+        problems = list(islice(self._distinct(generator(seed, step), held_out=False), end))
+        return list(islice(cycle(problems), start, end))
 
     def held_out(self, count: int) -> list[Problem]:
         """See PromptSource."""

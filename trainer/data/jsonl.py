@@ -41,10 +41,14 @@ class Jsonl:
             if not numbers:
                 raise too_few_problems(purpose, _REMEDY)
 
-    def batch(self, step: int, count: int, seed: int) -> list[Problem]:
-        """See PromptSource."""
+    def batch(self, step: int, count: int, seed: int, round_number: int = 0) -> list[Problem]:
+        """See PromptSource. Later rounds take other batches of the pass, in an order of the step's own."""
         batches_a_pass = max(1, len(self._training) // count)
         number_of_pass, place = divmod(step - 1, batches_a_pass)
+        if round_number:
+            others = [other for other in range(batches_a_pass) if other != place]
+            generator(seed, "rounds", step).shuffle(others)
+            place = [place, *others][round_number % batches_a_pass]
         order = _order(len(self._training), seed, number_of_pass)
         wanted = (order[index % len(order)] for index in range(place * count, (place + 1) * count))
         return self._read([self._training[index] for index in wanted])

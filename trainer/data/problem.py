@@ -23,10 +23,11 @@ class Problem:
 class PromptSource(Protocol):
     """Problems by step. There is no cursor to save: the step is the cursor."""
 
-    def batch(self, step: int, count: int, seed: int) -> list[Problem]:
+    def batch(self, step: int, count: int, seed: int, round_number: int = 0) -> list[Problem]:
         """Training problems of a step (from 1 on): a pure function of its arguments and the source.
 
-        No problem occurs twice in a batch, unless there are fewer than `count`.
+        Round 0 is the step's batch; each later round has `count` other problems for the same step. None
+        occurs twice in a round unless there are fewer than `count`, nor in two rounds while others are left.
         """
 
     def held_out(self, count: int) -> list[Problem]:

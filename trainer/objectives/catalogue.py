@@ -101,6 +101,7 @@ def build_algorithm(spec: AlgorithmSpec) -> Algorithm:
                 surrogate=PowerMeanSurrogate(Fixed(1.0), _ratio_clip(spec)),
                 weight=per_token,
                 keep_group=has_spread,
+                sampling_rounds=spec.sampling_rounds,
                 overlong_buffer=spec.overlong_buffer,
                 overlong_penalty=spec.overlong_penalty,
             )

@@ -96,6 +96,7 @@ class Algorithm:
     advantage: Callable[[Tensor, Tensor], Tensor]  # rewards [N], group [N] -> [N]
     weight: Callable[[Tensor, BatchFacts], Tensor]  # tokens [B] -> w_i [B] float64
     keep_group: Callable[[Tensor, Tensor], Tensor]  # rewards [N], group [N] -> bool [N]
+    sampling_rounds: int = 1  # most rounds of prompts per step, until enough groups are kept
     overlong_buffer: int = 0
     overlong_penalty: float = 0.0
     beta: float = 0.0

@@ -95,3 +95,13 @@ def _operands(task: ArithmeticTask) -> range:
 
 def _share(problems: list[Problem], sign: str) -> float:
     return sum(f" {sign} " in problem.id for problem in problems) / len(problems)
+
+
+def test_later_rounds_of_a_step_bring_other_problems_until_all_were_there() -> None:
+    source = open_source(DEMO, None)
+    rounds = [source.batch(4, 20, seed=0, round_number=number) for number in range(5)]
+    assert rounds[0] == source.batch(4, 20, seed=0)
+    assert len({problem for round_ in rounds for problem in round_}) == 100
+    everything = set(source.batch(1, 2000, seed=0))
+    far = source.batch(4, len(everything), seed=0, round_number=1)
+    assert len(far) == len(set(far)) == len(everything)

@@ -125,3 +125,13 @@ def test_a_last_line_without_its_end_counts(tmp_path: Path) -> None:
     source = open_source(SPEC, path)
     ids = {problem.id for problem in [*source.held_out(30), *source.batch(1, 30, seed=0)]}
     assert ids == {f"line {number}" for number in range(1, 31)}
+
+
+def test_later_rounds_of_a_step_bring_other_rows_until_all_were_there(tmp_path: Path) -> None:
+    source = _source(tmp_path, _rows(60))
+    batches = (60 - len(source.held_out(60))) // 5
+    rounds = [source.batch(3, 5, seed=0, round_number=number) for number in range(batches)]
+    assert rounds[0] == source.batch(3, 5, seed=0)
+    assert len({problem for round_ in rounds for problem in round_}) == batches * 5
+    assert source.batch(3, 5, seed=0, round_number=batches) == rounds[0]
+    assert rounds[1] != source.batch(4, 5, seed=0, round_number=1)
