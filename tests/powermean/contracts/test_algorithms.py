@@ -49,7 +49,9 @@ def test_unknown_fields_are_refused(name: str) -> None:
         ({"name": "pmpo", "ess_target": "linear"}, "ess_target"),
         ({"name": "pmpo", "ess_clip_range": [0.2]}, "ess_clip_range"),
         ({"name": "pmpo", "ess_clip_range": [0.2, -0.2]}, "ess_clip_range"),
-        ({"name": "pmpo", "epsilon_low": 0.2}, "epsilon_low"),
+        ({"name": "pmpo", "ess_clip_range": [0.2, 21]}, "ess_clip_range"),
+        ({"name": "pmpo", "clip_fraction": "both"}, "clip_fraction"),
+        ({"name": "pmpo", "p": 0.5}, "p"),
         ({"name": "gmpo", "clip_low": "wide"}, "clip_low"),
         ({"name": "grpo", "epsilon_low": 1.0}, "epsilon_low"),
         ({"name": "grpo", "epsilon_high": float("inf")}, "epsilon_high"),
@@ -57,12 +59,14 @@ def test_unknown_fields_are_refused(name: str) -> None:
         ({"name": "power_mean"}, "p"),
         ({"name": "power_mean", "p": 9}, "p"),
         ({"name": "power_mean", "p": float("nan")}, "p"),
+        ({"name": "power_mean", "p": "half"}, "p"),
         ({"name": "holder", "p_start": -20}, "p_start"),
-        ({"name": "holder", "clip_low": 0.4}, "clip_low"),
-        ({"name": "gspo", "clip_high": 0.4}, "clip_high"),
+        ({"name": "holder", "p_end": 8.1}, "p_end"),
+        ({"name": "holder", "p_end": float("-inf")}, "p_end"),
         ({"name": "dapo", "overlong_buffer": -1}, "overlong_buffer"),
         ({"name": "cispo", "ratio_cap": 1}, "ratio_cap"),
         ({"name": "apmpo", "delta": 0}, "delta"),
+        ({"name": "apmpo", "reward_decay": -0.8}, "reward_decay"),
         ({"name": "grpo", "sampler_weight": "group"}, "sampler_weight"),
     ],
 )
@@ -70,6 +74,28 @@ def test_out_of_bounds_names_the_field(spec: dict[str, object], field: str) -> N
     with pytest.raises(ValidationError) as caught:
         SPEC.validate_python(spec)
     assert any(field in error["loc"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(
+            (name, field)
+            for name in ("pmpo", "gmpo", "power_mean")
+            for field in ("epsilon_low", "epsilon_high")
+        ),
+        *((name, field) for name in ("holder", "gspo") for field in ("clip_low", "clip_high")),
+        ("apmpo", "epsilon_high"),
+        ("cispo", "epsilon_high"),
+    ],
+)
+def test_the_clip_of_another_kind_is_refused(name: str, field: str) -> None:
+    """A range of ratios, as sequence clips have, means nothing to a token clip in log space; nor back."""
+    with pytest.raises(ValidationError) as caught:
+        SPEC.validate_python(minimal(name) | {field: 0.2})
+    assert [(error["loc"], error["type"]) for error in caught.value.errors()] == [
+        ((name, field), "extra_forbidden")
+    ]
 
 
 def test_an_unknown_algorithm_lists_the_known_ones() -> None:

@@ -70,8 +70,11 @@ def held_at(built: Algorithm, p: Tensor) -> Algorithm:
 # Special cases
 
 
-@given(batches(largest=0.39))
+@given(batches(largest=3.0))
 def test_law_pmpo_without_clipping_is_seq_mean_token_mean_grpo(batch: Batch) -> None:
+    # nothing binds; on the other side, where no clip acts, ratios are as they come
+    positive = (batch.advantages >= 0)[:, None]
+    batch = replace(batch, x=torch.where(positive, batch.x.clamp(max=0.39), batch.x.clamp(min=-0.39)))
     value, gradient = textbook(batch, torch.ones_like(batch.advantages), 0.4, 0.4)
     out, found = run(algorithm("pmpo"), batch)
     same(out.loss, value)
@@ -79,6 +82,18 @@ def test_law_pmpo_without_clipping_is_seq_mean_token_mean_grpo(batch: Batch) -> 
     grpo, grpo_gradient = run(algorithm("grpo", epsilon_low=1 - exp(-0.4), epsilon_high=exp(0.4) - 1), batch)
     same(out.loss, grpo.loss)
     same(found, grpo_gradient)
+
+
+@given(batches())
+def test_law_pmpo_is_gmpo_where_all_that_may_be_clipped_is(batch: Batch) -> None:
+    built = algorithm("pmpo", clip_fraction_full=1e-9)  # one clipped token is as good as all
+    out, found = run(built, batch)
+    p, f = out.trajectories["p"], out.trajectories["clip_fraction"]
+    assert (p[(f > 0) & ~p.isnan()] == 0).all()
+    assert (p[(f == 0) & ~p.isnan()] == 1).all()
+    gmpo, gmpo_gradient = run(algorithm("gmpo"), batch)
+    same(found[f > 0], gmpo_gradient[f > 0])
+    same(out.trajectories["loss"][f > 0], gmpo.trajectories["loss"][f > 0])
 
 
 @given(batches())
