@@ -54,7 +54,9 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
 
 
 def _fields(name: str) -> tuple[str, ...]:
-    return tuple(field for field in OBJECTIVES[name].model_fields if field not in _NO_REPLAY)
+    """What may be changed, the objective's own fields first."""
+    fields = [field for field in OBJECTIVES[name].model_fields if field not in _NO_REPLAY]
+    return tuple(sorted(fields, key=lambda field: field.startswith("sampler_")))
 
 
 def _known(name: str) -> str:
