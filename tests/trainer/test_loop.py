@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.metrics import METRICS
-from powermean.contracts.rollout import GenerateRequest, GenerateResponse
+from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse
 from tests.trainer.attempts import Played, Stage
 from tests.trainer.engine_double import EngineDouble
+from trainer.batching import GroupBatch
+from trainer.policy import Policy, Scores
 
 TRAINING = {"prompts_per_step": 16, "minibatches": 2, "epochs": 2}
 TIMES = ("seconds", "time/", "tokens_per_second")
@@ -197,3 +200,103 @@ def test_other_weights_than_those_sent_fail_the_run_loudly(stage: Stage, tiny_fo
     assert finish.error is not None
     assert finish.error.code == "publish_mismatch"
     assert finish.retryable
+
+
+DAPO = {
+    "algorithm": {"name": "dapo", "sampling_rounds": 4},
+    "rollout": {"group_size": 2, "max_new_tokens": 4, "stop": ["\n"]},
+    "training": {"steps": 3, "prompts_per_step": 8, "minibatches": 2, "epochs": 1},
+}
+
+
+def test_dapo_samples_until_every_group_has_spread_and_counts_what_it_dropped(stage: Stage) -> None:
+    """At 1/3 right answers and G = 2 fewer than half of the groups have spread. A resumed run is the same."""
+    played = stage.play(**DAPO)
+    rounds, dropped = played.series("sampling/rounds"), played.series("sampling/groups_dropped")
+    assert max(rounds) > 1
+    assert min(rounds) >= 1
+    assert max(rounds) <= 4
+    sampled = 0.0
+    for step, rows in played.trajectories.items():
+        kept = [group for group in range(8) if len({row.reward for row in rows if row.group == group}) == 2]
+        assert len(rows) == 16
+        assert len({row.problem for row in rows}) == 8
+        assert dropped[step - 1] == 8 * rounds[step - 1] - len(kept)
+        assert len(kept) == 8 or rounds[step - 1] == 4
+        flat = 8 * rounds[step - 1] * played.metrics[step, -1, "frac_reward_zero_std"]
+        assert flat == pytest.approx(round(flat))
+        assert 0 < flat <= dropped[step - 1]
+        sampled += sum(row.length for row in rows)
+    assert played.metrics[3, -1, "num_tokens"] > sampled
+
+    first = stage.play(2, order="checkpoint_and_exit", **DAPO)
+    second = stage.play(3, resume=first.checkpoints[0], **DAPO)
+    assert second.finish.outcome == "finished"
+    assert numbers(second, 2) == numbers(played, 2)
+    assert second.trajectories == {step: played.trajectories[step] for step in (2, 3)}
+
+
+class Changed(EngineDouble):
+    """An engine that answers in its own way: greedily, or with an empty completion first in each group."""
+
+    def __init__(self, folder: Path, *, greedy: bool = False, empty: bool = False) -> None:
+        super().__init__(folder, Path("/dev/shm"))
+        self._greedy, self._empty = greedy, empty
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        if self._greedy:
+            sampling = request.sampling.model_copy(update={"temperature": 0.0})
+            request = request.model_copy(update={"sampling": sampling})
+        response = super().generate(request, timeout_s)
+        if not self._empty or request.n == 1:
+            return response
+        nothing = Completion(token_ids=(), logprobs=(), finish_reason="stop", weight_versions=())
+        return response.model_copy(
+            update={"completions": tuple((nothing, *group[1:]) for group in response.completions)}
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["pmpo", "dapo"])
+def test_a_run_without_one_optimiser_step_is_no_success(
+    stage: Stage, tiny_folder: Path, algorithm: str
+) -> None:
+    training = {"steps": 2, "prompts_per_step": 4, "minibatches": 2, "epochs": 1}
+    played = stage.play(
+        engine=Changed(tiny_folder, greedy=True), algorithm={"name": algorithm}, training=training
+    )
+    finish = played.finish
+    assert (finish.outcome, finish.retryable, finish.result) == ("failed", False, None)
+    assert finish.error is not None
+    assert (finish.error.code, finish.error.path) == ("no_updates", "data")
+    assert "group_size" in (finish.error.remedy or "")
+    assert played.series("updates/skipped") == [2, 2]
+    assert played.series("frac_reward_zero_std") == [1, 1]
+    assert played.series("sampling/rounds") == ([10, 10] if algorithm == "dapo" else [1, 1])
+
+
+def test_empty_completions_are_counted_and_train_nothing(stage: Stage, tiny_folder: Path) -> None:
+    training = {"steps": 1, "prompts_per_step": 4, "minibatches": 2, "epochs": 1}
+    played = stage.play(engine=Changed(tiny_folder, empty=True), training=training)
+    assert played.finish.outcome == "finished"
+    assert played.series("trajectories/empty") == [4]
+    empty = [row for row in played.trajectories[1] if row.length == 0]
+    assert [row.index for row in empty] == [0, 8, 16, 24]
+    assert {seen.p_reason for row in empty for seen in row.updates} == {"no tokens"}
+
+
+def test_a_batch_without_a_finite_trajectory_fails_the_run_and_names_the_step(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups without spread are never scored: that they may be finite does not make it a quiet step."""
+    score = Policy.score
+
+    def broken(self: Policy, batch: GroupBatch, *, entropy: bool = False) -> Scores:
+        scores = score(self, batch, entropy=entropy)
+        return replace(scores, log_probs=scores.log_probs * torch.nan)
+
+    monkeypatch.setattr(Policy, "score", broken)
+    played = stage.play(training=TRAINING | {"steps": 1})
+    assert played.finish.error is not None
+    assert played.finish.error.code == "non_finite_loss"
+    assert played.finish.error.message.startswith("step 1: the log-probs of all trajectories")
+    assert not played.trajectories
