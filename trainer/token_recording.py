@@ -10,6 +10,8 @@ from torch import Tensor
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
 from trainer.batching import Rollouts
 
+LONGEST_CHARACTER = 4  # bytes of UTF-8, each a token of its own at worst
+
 
 @dataclass(frozen=True)
 class SeenTokens:
@@ -73,12 +75,17 @@ def token_records(
 
 
 def pieces(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """The text of each token; of a character that several tokens make together, the last one gets all."""
+    """The text of each token; of a character that several tokens make together, the last one gets all.
+
+    Bytes that are no UTF-8 come out as U+FFFD. Nothing is held back longer than a character may take, so that
+    the time is linear whatever the policy says.
+    """
     found = []
     start = read = 0  # decoding goes on from the last token that was whole, so that spaces come out right
     for end in range(1, len(token_ids) + 1):
         before, text = decode(token_ids[start:read]), decode(token_ids[start:end])
-        if text.endswith("\ufffd") and end < len(token_ids):
+        unfinished = text.endswith("\ufffd") and end - read < LONGEST_CHARACTER
+        if unfinished and end < len(token_ids):
             found.append("")
             continue
         found.append(text[len(before) :])

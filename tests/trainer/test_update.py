@@ -207,6 +207,26 @@ def test_non_finite_trajectories_leave_the_batch_and_its_denominators(
     assert torch.allclose(weights(one), weights(clean), atol=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", [Pmpo(), Grpo(), Pmpo(beta=0.1)], ids=["pmpo", "grpo", "pmpo with kl"])
+def test_tokens_are_recorded_of_what_an_update_trained_on(
+    algorithm: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a trajectory that was dropped, nor of one without advantage, nor beyond the recorded rows."""
+    one = learner(algorithm, micro_batch_groups=2)
+    batch = replace(training_batch(one.algorithm), recorded=12)
+    batch.advantages[2] = 0.0
+    poison({0, 9}, float("nan"), monkeypatch)
+    one.score_reference(batch, range(GROUPS))
+    tokens = one.update(batch, [0, 1, 2, 3], 0).tokens
+    assert [row for part in tokens for row in part.rows.tolist()] == [1, 3, 8, 10, 11]
+    for part in tokens:
+        assert torch.allclose(part.weight.sum(-1), torch.ones(len(part.rows)), atol=1e-6)
+        assert part.weight.shape == part.log_ratio.shape == part.clipped.shape
+        assert part.weight.shape[1] >= int(rollouts().lengths[part.rows].max())
+        assert not part.log_ratio.requires_grad
+        assert not part.weight.requires_grad
+
+
 def test_a_batch_with_nothing_left_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     one = learner()
     batch = training_batch(one.algorithm, without(rollouts(), torch.arange(4, 16)))
