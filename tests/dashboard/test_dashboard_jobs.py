@@ -94,7 +94,7 @@ def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
     values = page.one("section", id="latest").words
     assert "By update within step 2" in values
     assert "p/mean 1 0.8750 mean power-mean exponent" in values
-    assert "reward 0.5000 2 mean reward of the rollout batch" in values
+    assert "reward 0.5000 2 mean reward of all completions sampled in the step" in values
     outcome = page.one("section", id="outcome").words
     assert "1.6 GB" in outcome
     assert "trainer on node-a, CPU" in outcome

@@ -175,6 +175,10 @@ def test_neighbours_and_the_group(browser: TestClient, api: FakeApi) -> None:
         "/jobs/job-a/steps/5/groups/0?by=weight",
         f"{base}/0?by=weight",
     ]
+    assert page.one("nav", aria_label="Trajectories").all("a")[-1].attributes["href"] == (
+        "/jobs/job-a/steps/5/replays"
+    )
+    assert "Replay" not in opened(browser, "0").one("nav", aria_label="Trajectories").words
     assert not opened(browser, "0").all("a", rel="prev")
     assert not opened(browser, "3").all("a", rel="next")
     rows = parse(browser.get("/jobs/job-a/steps/5").text).all("tbody")
