@@ -26,6 +26,7 @@ from powermean.contracts.api import (
     LogText,
     NodeList,
 )
+from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
@@ -120,6 +121,10 @@ class Client(Connection):
         max_points: int | None = None,
     ) -> MetricsHistory:
         return self._run(rest.metrics(job_id, names, from_step, to_step, max_points))
+
+    def health(self, job_id: str) -> JobHealth:
+        """What the last steps say about the run, the worst first."""
+        return self._run(rest.health(job_id))
 
     def trajectories(
         self,
@@ -335,6 +340,9 @@ class AsyncClient:
         max_points: int | None = None,
     ) -> MetricsHistory:
         return await self._run(rest.metrics(job_id, names, from_step, to_step, max_points))
+
+    async def health(self, job_id: str) -> JobHealth:
+        return await self._run(rest.health(job_id))
 
     async def trajectories(
         self,

@@ -28,6 +28,7 @@ from powermean.contracts.api import (
     LogText,
     NodeList,
 )
+from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayRequest, ReplayResult
@@ -171,6 +172,10 @@ def metrics(
     chosen = tuple(("name", name) for name in names)
     chosen += params(from_step=from_step, to_step=to_step, max_points=max_points)
     return Call("GET", job_path(job_id, "/metrics"), reads(MetricsHistory), chosen)
+
+
+def health(job_id: str) -> Call[JobHealth]:
+    return Call("GET", job_path(job_id, "/health"), reads(JobHealth))
 
 
 def trajectories(

@@ -1,8 +1,8 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and the
-pages that follow from the code (docs/metrics.md, docs/settings.md,
-docs/trajectories.md) must do so. `--write` writes those anew.
+pages that follow from the code (docs/health.md, docs/metrics.md,
+docs/settings.md, docs/trajectories.md) must do so. `--write` writes those anew.
 """
 
 import re
@@ -17,6 +17,7 @@ from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
+from powermean.health import RECENT, THRESHOLDS, WINDOW
 from server.settings import Settings
 from trainer.settings import NodeSettings
 
@@ -54,6 +55,7 @@ floats are base64 of little-endian float32 and `clipped` is a string of 0 and 1;
 
 def main() -> int:
     written = {
+        "docs/health.md": health_page(),
         "docs/metrics.md": metrics_page(),
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
@@ -114,6 +116,33 @@ def trajectories_page() -> str:
         lines += ["", f"## {title}", "", "| field | meaning |", "|---|---|"]
         for name, field in contract.model_fields.items():
             lines.append(f"| `{name}` | {(field.description or '').replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def health_page() -> str:
+    """The page of the health line's thresholds, from the code."""
+    lines = [
+        "# Health",
+        "",
+        "Written by `python tools/check_docs.py --write` from `powermean/health.py`.",
+        "",
+        f"A job's last {WINDOW} steps are judged by the thresholds below: `GET /v1/jobs/{{id}}/health`.",
+        f"A finding is about the newest {RECENT} steps; it has the numbers and what to change in the spec.",
+        "Measures: *mean* and *peak* (the worst) of those steps; *fall*, their mean over that of the",
+        f"window's first {RECENT}; *spike*, the worst over the window's median; *steps*, how many have any.",
+        "A metric by update enters with its mean after the first pass over the batch, or for a peak or",
+        f"spike with its largest. Before there are {RECENT} steps, only peaks and steps speak.",
+        "",
+        "| finding | metric | measure | watch | bad | why | remedy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rule in THRESHOLDS:
+        only = f" ({', '.join(rule.algorithms)})" if rule.algorithms else ""
+        sign = "≥" if rule.side == "above" else "≤"
+        lines.append(
+            f"| `{rule.code}`{only} | `{rule.metric}` | {rule.measure} | {sign} {rule.watch:g} "
+            f"| {sign} {rule.bad:g} | {rule.reason} | {rule.remedy} |"
+        )
     return "\n".join(lines) + "\n"
 
 

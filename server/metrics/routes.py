@@ -5,12 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, status
 
 from powermean.contracts.attempts import MetricsReport
+from powermean.contracts.health import JobHealth
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryPage
 from server.artefacts.store import RequestStore
 from server.db.session import RequestDatabase
 from server.identity.access import CurrentAttempt, CurrentPerson
+from server.metrics.health import job_health
 from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.stream import EventHub, EventStream
@@ -90,6 +92,13 @@ def get_metrics(
     """Thinned out in the server; points that stand for several carry their extremes."""
     with database.read() as session:
         return metrics_history(session, job_id, name, from_step, to_step, max_points)
+
+
+@router.get("/jobs/{job_id}/health", summary="What a job's numbers say")
+def get_health(job_id: str, person: CurrentPerson, database: RequestDatabase) -> JobHealth:
+    """The last steps judged by named thresholds, in plain words, the worst first; docs/health.md has them."""
+    with database.read() as session:
+        return job_health(session, job_id)
 
 
 @router.get("/jobs/{job_id}/trajectories", summary="A step's trajectories")

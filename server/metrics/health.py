@@ -1,0 +1,52 @@
+"""A job's health, from one look at its last steps."""
+
+from collections import defaultdict
+from statistics import fmean
+
+from sqlalchemy.orm import Session
+
+from powermean.contracts.health import JobHealth
+from powermean.contracts.job import JobSpec
+from powermean.contracts.metrics import Point, Series
+from powermean.health import NAMES, PEAKS, WINDOW, StepValues, health
+from server.db.models import Job
+from server.errors import NotFound
+from server.metrics.history import metrics_history
+
+MAX_POINTS = 4096  # of a series; beyond that points merge, and a peak is their extreme
+
+
+def job_health(session: Session, job_id: str) -> JobHealth:
+    """The findings over the newest trained steps.
+
+    Raises NotFound when there is no such job.
+    """
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    spec = JobSpec.model_validate(job.spec)
+    history = metrics_history(session, job_id, NAMES, max(1, job.step - WINDOW + 1), None, MAX_POINTS)
+    by_step = {one.name: _by_step(one, spec.training.minibatches) for one in history.series}
+    return health(by_step, spec.algorithm.name)
+
+
+def _by_step(series: Series, minibatches: int) -> StepValues:
+    """One value a step: of a peak the largest, else the mean over the updates after the first pass."""
+    points: dict[int, list[Point]] = defaultdict(list)
+    for point in series.points:
+        if point.value is not None:
+            points[point.step].append(point)
+    if series.name in PEAKS:
+        return {step: max(_highest(point) for point in found) for step, found in points.items()}
+    return {step: _late(found, minibatches) for step, found in points.items()}
+
+
+def _highest(point: Point) -> float:
+    assert point.value is not None
+    return point.value if point.high is None else point.high
+
+
+def _late(points: list[Point], minibatches: int) -> float:
+    """As in `powermean watch`; a metric of the whole step has its one value."""
+    late = [point for point in points if point.update >= minibatches]
+    return fmean(point.value for point in late or points if point.value is not None)
