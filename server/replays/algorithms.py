@@ -11,7 +11,10 @@ from server.errors import InvalidInput
 
 _READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
 _CLIPS = (("clip_low", "clip_high"), ("epsilon_low", "epsilon_high"))
-_NO_REPLAY = ("name", "beta")
+_NO_REPLAY = {
+    "beta": "the KL penalty cannot be replayed: the reference's log-probs are not recorded",
+    "sampling_rounds": "a replay samples nothing: the step's trajectories are those that were recorded",
+}
 
 
 def replayed_algorithm(recorded: AlgorithmSpec, request: ReplayRequest) -> AlgorithmSpec:
@@ -35,9 +38,9 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
     """The changes with `clip` as the two ends of the objective's range; an end that is given itself wins."""
     fields = _fields(name)
     unknown = [field for field in changes if field not in fields and field != "clip"]
-    if "beta" in changes:
-        message = "the KL penalty cannot be replayed: the reference's log-probs are not recorded"
-        raise InvalidInput.at("set.beta", message, f"Leave it out. {_known(name)}")
+    for field in unknown:
+        if field in OBJECTIVES[name].model_fields and field in _NO_REPLAY:
+            raise InvalidInput.at(f"set.{field}", _NO_REPLAY[field], f"Leave it out. {_known(name)}")
     if unknown:
         wrong = [
             FieldError(path=f"set.{field}", message=f"{name} has no such field", remedy=_known(name))
@@ -55,7 +58,7 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
 
 def _fields(name: str) -> tuple[str, ...]:
     """What may be changed, the objective's own fields first."""
-    fields = [field for field in OBJECTIVES[name].model_fields if field not in _NO_REPLAY]
+    fields = [field for field in OBJECTIVES[name].model_fields if field not in (*_NO_REPLAY, "name")]
     return tuple(sorted(fields, key=lambda field: field.startswith("sampler_")))
 
 

@@ -269,6 +269,7 @@ def test_the_attempt_that_counts_is_replayed(
         ({"algorithm": "power_mean"}, "set.p", "p=0.5"),
         ({"algorithm": "apmpo", "set": {"epsilon_amplitude": 0.5}}, "set", "epsilon_base"),
         ({"set": {"beta": 0.1}}, "set.beta", "not recorded"),
+        ({"algorithm": "dapo", "set": {"sampling_rounds": 2}}, "set.sampling_rounds", "samples nothing"),
         ({"set": {"name": "grpo"}}, "set.name", "no such field"),
         ({"set": {"ess_clip_range": [0.1]}}, "set.ess_clip_range", "Field required"),
     ],
