@@ -7,7 +7,7 @@ docs/pmpo.md explains each field, its source, and which choices are the paper's 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictInt, model_validator
 
 from powermean.contracts.base import Contract
 
@@ -151,14 +151,14 @@ class Dapo(_RatioClipped):
 
     name: Literal["dapo"] = "dapo"
     epsilon_high: HighEpsilon = Field(0.28, description="Upper end of the ratio's range is 1 + epsilon_high.")
-    sampling_rounds: int = Field(
+    sampling_rounds: StrictInt = Field(
         10,
         ge=1,
         le=100,
         description="Most rounds of prompts_per_step prompts that a step samples until as many groups have "
         "spread (verl's max_num_gen_batches: 10); 1 samples once and only drops the others.",
     )
-    overlong_buffer: int = Field(
+    overlong_buffer: StrictInt = Field(
         0,
         ge=0,
         le=32768,

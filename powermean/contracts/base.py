@@ -2,13 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class Contract(BaseModel):
     """A message or a piece of a job spec. Unknown fields are an error that names them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def conflict(field: tuple[str, ...], why: str, value: object) -> ValidationError:
+    """The error of two fields that don't go together, at one of them: raise it in a model's validator."""
+    kind = PydanticCustomError("conflict", "{why}", {"why": why})
+    return ValidationError.from_exception_data(
+        ".".join(field), [InitErrorDetails(type=kind, loc=field, input=value)]
+    )
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]

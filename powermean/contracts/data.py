@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 
 from powermean.contracts.base import Contract
 from powermean.contracts.jsonl import template_fields
@@ -12,8 +12,8 @@ class ArithmeticTask(Contract):
     """One kind of problem: `a op b` with both operands drawn from [low, high]."""
 
     operator: Literal["+", "-", "*"] = Field(description="The operation asked for.")
-    low: int = Field(ge=0, le=999, description="Smallest operand.")
-    high: int = Field(ge=0, le=999, description="Largest operand.")
+    low: StrictInt = Field(ge=0, le=999, description="Smallest operand.")
+    high: StrictInt = Field(ge=0, le=999, description="Largest operand.")
     weight: float = Field(
         1.0, gt=0, le=1000, description="How often this task is drawn, relative to the others."
     )
@@ -72,7 +72,9 @@ class JsonlSource(Contract):
         description="Prompt template; {field} takes a field of the row, {{ and }} are literal braces.",
     )
     answer_field: str = Field("answer", max_length=120, description="Field that holds the reference answer.")
-    chat: bool = Field(False, description="Wrap the prompt as one user message in the model's chat template.")
+    chat: StrictBool = Field(
+        False, description="Wrap the prompt as one user message in the model's chat template."
+    )
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the rows kept for evaluation, by a hash of the prompt."
     )

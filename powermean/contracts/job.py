@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from powermean.contracts.algorithms import AlgorithmSpec, Pmpo
-from powermean.contracts.base import Contract, Name
+from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
+from powermean.contracts.base import Contract, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 
@@ -13,7 +13,7 @@ from powermean.contracts.rewards import ExactMatch, RewardSpec
 class LoraSpec(Contract):
     """Train a low-rank adapter and leave the model's own weights as they are (arXiv 2106.09685)."""
 
-    rank: int = Field(16, ge=1, le=512, description="Rank r of the update of each weight.")
+    rank: StrictInt = Field(16, ge=1, le=512, description="Rank r of the update of each weight.")
     alpha: float = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / rank.")
     target_modules: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w-]+$")], ...] = (
         Field(
@@ -63,13 +63,13 @@ class RolloutSpec(Contract):
         description="Rollout engine; auto takes vllm where the node has it and it serves the model, "
         "else transformers.",
     )
-    group_size: int = Field(
+    group_size: StrictInt = Field(
         8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage."
     )
     temperature: float = Field(
         1.0, ge=0.05, le=5.0, description="Sampling temperature; log-probs are of this distribution."
     )
-    max_new_tokens: int = Field(64, ge=1, le=32768, description="Most tokens a completion may have.")
+    max_new_tokens: StrictInt = Field(64, ge=1, le=32768, description="Most tokens a completion may have.")
     stop: tuple[Annotated[str, Field(min_length=1, max_length=50)], ...] = Field(
         (), max_length=8, description="Stop strings; the token that completes one is the completion's last."
     )
@@ -84,14 +84,18 @@ class RolloutSpec(Contract):
 class TrainingSpec(Contract):
     """How many rollout batches, and how each is turned into optimiser steps."""
 
-    steps: int = Field(ge=1, le=1_000_000, description="Rollout batches to train on.")
-    prompts_per_step: int = Field(8, ge=1, le=65536, description="Prompts (groups) in a rollout batch.")
-    minibatches: int = Field(2, ge=1, le=1024, description="Optimiser steps per pass over the rollout batch.")
-    epochs: int = Field(2, ge=1, le=64, description="Passes over the rollout batch.")
-    micro_batch_groups: int = Field(
+    steps: StrictInt = Field(ge=1, le=1_000_000, description="Rollout batches to train on.")
+    prompts_per_step: StrictInt = Field(8, ge=1, le=65536, description="Prompts (groups) in a rollout batch.")
+    minibatches: StrictInt = Field(
+        2, ge=1, le=1024, description="Optimiser steps per pass over the rollout batch."
+    )
+    epochs: StrictInt = Field(2, ge=1, le=64, description="Passes over the rollout batch.")
+    micro_batch_groups: StrictInt = Field(
         4, ge=1, le=4096, description="Groups in one forward and backward pass; bounds memory."
     )
-    gradient_checkpointing: bool = Field(False, description="Trade compute for memory in the backward pass.")
+    gradient_checkpointing: StrictBool = Field(
+        False, description="Trade compute for memory in the backward pass."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainingSpec":
@@ -112,7 +116,9 @@ class OptimizerSpec(Contract):
     )
     eps: float = Field(1e-8, gt=0, le=1e-2, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, le=1.0, description="Decoupled weight decay.")
-    warmup_updates: int = Field(3, ge=0, le=100_000, description="Updates over which the rate rises from 0.")
+    warmup_updates: StrictInt = Field(
+        3, ge=0, le=100_000, description="Updates over which the rate rises from 0."
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down."
     )
@@ -121,10 +127,10 @@ class OptimizerSpec(Contract):
 class EvaluationSpec(Contract):
     """Held-out accuracy: the mean reward of one sampled completion per held-out problem."""
 
-    every: int = Field(
+    every: StrictInt = Field(
         10, ge=0, le=1_000_000, description="Steps between evaluations; 0 only before and after."
     )
-    problems: int = Field(
+    problems: StrictInt = Field(
         128, ge=1, le=100_000, description="Held-out problems (or all there are, if fewer)."
     )
     temperature: float | None = Field(
@@ -135,14 +141,14 @@ class EvaluationSpec(Contract):
 class CheckpointSpec(Contract):
     """When the run is saved so that another attempt can go on from there."""
 
-    every: int = Field(10, ge=1, le=1_000_000, description="Steps between checkpoints.")
-    keep: int = Field(2, ge=1, le=100, description="Newest checkpoints to keep.")
+    every: StrictInt = Field(10, ge=1, le=1_000_000, description="Steps between checkpoints.")
+    keep: StrictInt = Field(2, ge=1, le=100, description="Newest checkpoints to keep.")
 
 
 class ResourceSpec(Contract):
     """What the job occupies while it runs."""
 
-    gpus: int = Field(0, ge=0, le=1024, description="GPUs for the trainer; 0 trains on a CPU slot.")
+    gpus: StrictInt = Field(0, ge=0, le=1024, description="GPUs for the trainer; 0 trains on a CPU slot.")
     placement: Literal["colocated"] = Field(
         "colocated", description="Trainer and engine share the allocation's GPUs."
     )
@@ -151,8 +157,8 @@ class ResourceSpec(Contract):
 class RecordSpec(Contract):
     """What is kept of each trajectory beyond its scalars."""
 
-    texts: bool = Field(True, description="Keep prompt and completion texts of every trajectory.")
-    tokens: Literal["all", "none"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+    texts: StrictBool = Field(True, description="Keep prompt and completion texts of every trajectory.")
+    tokens: Literal["all", "none"] | Annotated[StrictInt, Field(ge=1, le=1_000_000)] = Field(
         64,
         description="Trajectories per step whose tokens are kept (log-ratio, weight and clip of each token "
         "in each update): all, none, or a number, taken by whole groups.",
@@ -174,15 +180,27 @@ class JobSpec(Contract):
     checkpoints: CheckpointSpec = Field(default_factory=CheckpointSpec)
     resources: ResourceSpec = Field(default_factory=ResourceSpec)
     record: RecordSpec = Field(default_factory=RecordSpec)
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random in the run.")
-    max_restarts: int = Field(
+    seed: StrictInt = Field(0, ge=0, lt=2**31, description="Seed of everything random in the run.")
+    max_restarts: StrictInt = Field(
         3, ge=0, le=100, description="New attempts allowed in a row without a new checkpoint."
     )
 
     @model_validator(mode="after")
     def _device_matches(self) -> "JobSpec":
-        if self.model.device == "cuda" and self.resources.gpus == 0:
-            raise ValueError("model.device is cuda but resources.gpus is 0: ask for at least 1 GPU")
-        if self.model.device == "cpu" and self.resources.gpus > 0:
-            raise ValueError("model.device is cpu but resources.gpus is above 0: set it to 0")
+        gpus = self.resources.gpus
+        if self.model.device == "cuda" and gpus == 0:
+            why = "model.device is cuda but resources.gpus is 0: ask for at least 1 GPU"
+            raise conflict(("resources", "gpus"), why, gpus)
+        if self.model.device == "cpu" and gpus > 0:
+            why = "model.device is cpu but resources.gpus is above 0: set it to 0"
+            raise conflict(("resources", "gpus"), why, gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _penalty_leaves_room(self) -> "JobSpec":
+        if isinstance(self.algorithm, Dapo):
+            buffer, most = self.algorithm.overlong_buffer, self.rollout.max_new_tokens
+            if buffer >= most:
+                why = f"must stay below rollout.max_new_tokens ({most}), or every completion is overlong"
+                raise conflict(("algorithm", "overlong_buffer"), why, buffer)
         return self

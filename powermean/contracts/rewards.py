@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from powermean.contracts.base import Contract
 
@@ -21,7 +21,7 @@ class ExactMatch(Contract):
         max_length=500,
         description="Regular expression for `extract: pattern`; group 1 where it has one.",
     )
-    ignore_case: bool = Field(False, description="Compare without regard to case.")
+    ignore_case: StrictBool = Field(False, description="Compare without regard to case.")
 
     @field_validator("pattern")
     @classmethod

@@ -24,7 +24,12 @@ BAD_SPECS = [
     ({"algorithm": {"name": "pmpo", "epsilon_high": 4e-4}}, "algorithm.epsilon_high"),
     ({"data": {"kind": "arithmetic", "tasks": [{"operator": "+", "low": 3}]}}, "data.tasks.0.high"),
     ({"data": {"kind": "arithmetic", "tasks": [{"operator": "+", "low": 3, "high": 1}]}}, "data.tasks.0"),
+    ({"algorithm": {"name": "dapo", "sampling_rounds": 0}}, "algorithm.sampling_rounds"),
+    ({"algorithm": {"name": "dapo", "overlong_buffer": 64}}, "algorithm.overlong_buffer"),
     ({"seed": "x"}, "seed"),
+    ({"seed": "1"}, "seed"),
+    ({"seed": True}, "seed"),
+    ({"record": {"texts": 1}}, "record.texts"),
 ]
 
 

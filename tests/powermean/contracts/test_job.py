@@ -1,0 +1,46 @@
+"""The job spec: what fits together, and what YAML and JSON may write for it."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from powermean.contracts.job import JobSpec
+from tests.tiny_model import tiny_spec
+
+
+def faults(**changes: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """Where and what of each error of the tiny spec with these parts replaced."""
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate(tiny_spec("tiny", **changes))
+    return [(error["loc"], error["msg"]) for error in caught.value.errors()]
+
+
+@pytest.mark.parametrize("buffer", [64, 65])
+def test_a_length_penalty_must_leave_room_below_it(buffer: int) -> None:
+    algorithm, rollout = {"name": "dapo", "overlong_buffer": buffer}, {"max_new_tokens": 64}
+    ((path, message),) = faults(algorithm=algorithm, rollout=rollout)
+    assert path == ("algorithm", "overlong_buffer")
+    assert "rollout.max_new_tokens (64)" in message
+    fits = tiny_spec("tiny", algorithm=algorithm, rollout={"max_new_tokens": buffer + 1})
+    assert JobSpec.model_validate(fits).rollout.max_new_tokens == buffer + 1
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1)])
+def test_a_device_needs_the_resources_for_it(device: str, gpus: int) -> None:
+    ((path, message),) = faults(model={"folder": "tiny", "device": device}, resources={"gpus": gpus})
+    assert path == ("resources", "gpus")
+    assert device in message
+
+
+@pytest.mark.parametrize("value", ["3", True, 3.5])
+def test_a_count_is_a_number_and_nothing_like_it(value: object) -> None:
+    assert [path for path, _ in faults(training={"steps": value})] == [("training", "steps")]
+
+
+def test_numbers_as_people_write_them_in_yaml_are_taken() -> None:
+    """YAML reads 1e-6 (without a point) as text, lists for pairs, and whole numbers for fractions."""
+    spec = JobSpec.model_validate(
+        tiny_spec("tiny", optimizer={"learning_rate": "1e-6", "betas": [0, 0.95], "max_grad_norm": 1})
+    )
+    assert (spec.optimizer.learning_rate, spec.optimizer.betas) == (1e-6, (0.0, 0.95))
