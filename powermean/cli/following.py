@@ -15,12 +15,15 @@ from rich.text import Text
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
 from powermean.client import Client
 from powermean.contracts.api import Event, Job
+from powermean.contracts.health import Level
 from powermean.contracts.metrics import MetricRow
+from powermean.health import sentence
 from powermean.rest import ApiError, ServerUnreachable
 
 TICK_S = 0.25
 LOOK_S = 2.0  # between looks at the job's phase
 ROWS = 12
+COLOURS: dict[Level, str] = {"ok": "green", "watch": "yellow", "bad": "red"}
 COLUMNS = ("step", "reward", "p", "p q10", "p < 0.95", "ESS", "clip", "tok/s", "s", "held-out")
 
 
@@ -87,9 +90,12 @@ def ticks(client: Client, run: Run) -> Iterator[None]:
 
 
 def look(client: Client, run: Run) -> None:
-    """Phases change without an event; a server that restarts is looked at again later."""
+    """Phases and health change without an event; a server that restarts is looked at again later."""
     try:
         run.job = client.get_job(run.job.id)
+        last = run.steps[-1] if run.steps else None
+        if run.health is None or run.health.last_step != last:
+            run.health = client.health(run.job.id)
     except ServerUnreachable:
         return
     except ApiError as error:
@@ -117,6 +123,9 @@ def _follow_lines(client: Client, run: Run, console: Console) -> None:
             line(step_line(run, step))
         for step, value in run.new_evaluations():
             line(f"held-out accuracy {number(value)} after step {step}")
+        if health := run.new_health():
+            for finding in health.findings:
+                line(sentence(finding))
         phase = headline(run)
         if phase != said and not run.steps:  # before the first step; then the steps speak
             line(phase)
@@ -152,6 +161,8 @@ def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
         parts.append(Text(f"held-out accuracy: {points}"))
     if run.steps:
         parts.append(_table(run))
+    if run.health:
+        parts += [Text(sentence(one), style=COLOURS[one.level]) for one in run.health.findings]
     parts.append(Text(headline(run)) if run.job.state.final else spinner)
     return Group(*parts)
 

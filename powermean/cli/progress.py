@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from powermean.contracts.api import Event, Job, JobSummary
+from powermean.contracts.health import JobHealth, Level
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
+from powermean.health import verdict
 
 TIMES = ("generate", "score", "grade", "update", "publish", "record", "checkpoint")
 SHOWN = (
@@ -32,6 +34,8 @@ class Run:
     values: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     announced: int = 0  # the last step that has been shown
     evaluated: int = -1  # the last evaluation that has been shown
+    health: JobHealth | None = None
+    told: frozenset[tuple[str, Level]] = frozenset({("too_few_steps", "ok")})  # the verdict last shown
 
     @classmethod
     def of(cls, job: Job) -> "Run":
@@ -92,6 +96,13 @@ class Run:
         if fresh:
             self.evaluated = fresh[-1][0]
         return fresh
+
+    def new_health(self) -> JobHealth | None:
+        """The health when its verdict is another than the one shown last; it is shown from now on."""
+        if self.health is None or verdict(self.health) == self.told:
+            return None
+        self.told = verdict(self.health)
+        return self.health
 
     @property
     def seconds_left(self) -> float | None:

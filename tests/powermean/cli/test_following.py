@@ -10,10 +10,15 @@ from rich.console import Console
 from powermean import Client
 from powermean.cli.following import follow
 from powermean.contracts.api import JobState
+from powermean.contracts.health import Finding, JobHealth
 from tests.powermean.sample_jobs import job
 from tests.powermean.scripted_server import Answer, ScriptedServer
 
 SUMMARY = {"exclude": {"spec", "result", "attempts", "seconds_left", "seq"}, "mode": "json"}
+
+CLIPPING = Finding(code="clipping", level="watch", message="12 % of tokens [b]clipped", remedy="Lower x.")
+SPREAD = Finding(code="no_spread", level="bad", message="95 % of groups had equal rewards")
+HEALTH = JobHealth(level="bad", first_step=1, last_step=2, findings=(SPREAD, CLIPPING))
 
 
 def rows(step: int) -> dict[str, object]:
@@ -35,6 +40,7 @@ def client() -> Iterator[Client]:
     server.on("GET /v1/jobs/job-a/metrics", Answer(body=json.dumps({"series": history, "seq": 1}).encode()))
     server.on("GET /v1/jobs/job-a/events", Answer(body=frames.encode(), kind="text/event-stream"))
     server.on("GET /v1/jobs/job-a", Answer(body=ended.model_dump_json().encode()))
+    server.on("GET /v1/jobs/job-a/health", Answer(body=HEALTH.model_dump_json().encode()))
     with Client(server.url, "k") as client:
         yield client
     server.stop()
@@ -51,6 +57,10 @@ def test_in_a_file_every_step_is_a_line(client: Client) -> None:
     ]
     assert "p 0.900" in steps[1]
     assert "held-out accuracy 0.50 after step 2" in lines
+    assert lines[-2:] == [
+        "bad: 95 % of groups had equal rewards.",
+        "watch: 12 % of tokens [b]clipped. Lower x.",
+    ]
     assert run.job.state is JobState.FINISHED
 
 
@@ -60,4 +70,6 @@ def test_on_a_terminal_the_table_ends_complete(client: Client) -> None:
     last = out.getvalue().rpartition("step 2/2")[2]
     assert "held-out accuracy: 0.50 after step 2" in last
     assert "0.900" in last
+    assert "bad: 95 % of groups had equal rewards." in last
+    assert "watch: 12 % of tokens [b]clipped. Lower x." in last
     assert "finished" in last

@@ -2,6 +2,7 @@
 
 from powermean.cli.progress import Run, clock, step_line
 from powermean.contracts.api import Event
+from powermean.contracts.health import Finding, JobHealth, Level
 from powermean.contracts.metrics import MetricRow
 from tests.powermean.sample_jobs import job
 
@@ -65,3 +66,29 @@ def test_not_finite_values_are_left_out() -> None:
 
 def test_clock() -> None:
     assert [clock(s) for s in (0, 59.6, 187, 3723)] == ["0:00", "1:00", "3:07", "1:02:03"]
+
+
+def health_of(*findings: tuple[str, Level, str]) -> JobHealth:
+    told = tuple(Finding(code=code, level=level, message=message) for code, level, message in findings)
+    return JobHealth(level=told[0].level, first_step=1, last_step=9, findings=told)
+
+
+def test_health_is_news_when_a_finding_comes_goes_or_changes_its_level_not_with_every_number() -> None:
+    following = run()
+    assert following.new_health() is None  # nothing is known yet
+    news = []
+    for health in (
+        health_of(("too_few_steps", "ok", "2 of 5")),
+        health_of(("healthy", "ok", "p 0.97")),
+        health_of(("healthy", "ok", "p 0.96")),
+        health_of(("clipping", "watch", "12 %")),
+        health_of(("clipping", "watch", "13 %")),
+        health_of(("clipping", "bad", "40 %")),
+        health_of(("clipping", "bad", "41 %"), ("cut_off", "watch", "31 %")),
+        health_of(("healthy", "ok", "p 0.97")),
+    ):
+        following.health = health
+        shown = following.new_health()
+        news.append(shown.findings[0].message if shown else None)
+        assert following.new_health() is None
+    assert news == [None, "p 0.97", None, "12 %", None, "40 %", "41 %", "p 0.97"]
