@@ -26,6 +26,7 @@ NO_EXPONENT = {"cispo"}
 _REMEMBERED = 2000
 PARTS = {
     "header": "fragments/job_header.html",
+    "health": "fragments/health.html",
     "latest": "fragments/latest.html",
     "outcome": "fragments/outcome.html",
 }
@@ -127,13 +128,16 @@ async def job_page(request: Request) -> Response:
     job_id = request.path_params["job_id"]
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        values, checkpoints = await asyncio.gather(_latest(client, job), client.checkpoints(job_id))
+        values, checkpoints, health = await asyncio.gather(
+            _latest(client, job), client.checkpoints(job_id), client.health(job_id)
+        )
     return page(
         request,
         "job.html",
         job=job,
         latest=values,
         checkpoints=checkpoints.items,
+        health=health,
         spec=to_yaml(job.spec),
         script_data=_script_data(job),
         install=assets.INSTALL,
@@ -141,7 +145,7 @@ async def job_page(request: Request) -> Response:
 
 
 async def job_part(request: Request) -> Response:
-    """GET /jobs/{id}/part/{header | latest | outcome}: what htmx swaps while the job runs."""
+    """GET /jobs/{id}/part/{header | health | latest | outcome}: what htmx swaps while the job runs."""
     job_id, part = request.path_params["job_id"], request.path_params["part"]
     if part not in PARTS:
         raise HTTPException(404)
@@ -150,6 +154,8 @@ async def job_part(request: Request) -> Response:
         context: dict[str, Any] = {}
         if part == "latest":
             context["latest"] = await _latest(client, job)
+        elif part == "health":
+            context["health"] = await client.health(job_id)
         elif part == "outcome":
             context["checkpoints"] = (await client.checkpoints(job_id)).items
     return page(request, PARTS[part], job=job, **context)

@@ -27,6 +27,7 @@ from powermean.contracts.api import (
     NodeView,
 )
 from powermean.contracts.attempts import AllocationView
+from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
@@ -37,6 +38,7 @@ COOKIE = "powermean_session"
 KEY = "pm_key"
 CODE = "code-1"
 PART = 64 * 1024  # most of a log in one answer
+TOO_EARLY = Finding(code="too_few_steps", level="ok", message="0 of the 5 steps")
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
 SPEC: dict[str, Any] = {
@@ -67,6 +69,7 @@ class FakeJob:
     tokens: dict[tuple[int, int], RecordedTokens] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
     logs: dict[int, str] = field(default_factory=dict)
+    finding: Finding = TOO_EARLY
 
     def update(self, **changes: Any) -> None:
         self.job = self.job.model_copy(update=changes)
@@ -262,6 +265,12 @@ def _records(app: FastAPI, api: FakeApi) -> None:
     def metrics(request: Request, job_id: str, from_step: int = 0, to_step: int = 2**31) -> MetricsHistory:
         _signed_in(request)
         return api.find(job_id).history(request.query_params.getlist("name"), from_step, to_step)
+
+    @app.get("/v1/jobs/{job_id}/health")
+    def health(request: Request, job_id: str) -> JobHealth:
+        _signed_in(request)
+        found = api.find(job_id).finding
+        return JobHealth(level=found.level, first_step=None, last_step=None, findings=(found,))
 
     @app.get("/v1/jobs/{job_id}/trajectories")
     def trajectories(

@@ -4,6 +4,7 @@ from starlette.testclient import TestClient
 from powermean.contracts.api import CheckpointView, JobState
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.attempts import JobError, JobResult
+from powermean.contracts.health import Finding
 from tests.dashboard.fake_api import NOW, SPEC, FakeApi
 from tests.dashboard.html_text import parse
 
@@ -140,7 +141,7 @@ def test_a_job_without_numbers_says_so(browser: TestClient, api: FakeApi) -> Non
     assert "the job waits for a node" in page.text
 
 
-@pytest.mark.parametrize("part", ["header", "latest", "outcome"])
+@pytest.mark.parametrize("part", ["header", "health", "latest", "outcome"])
 def test_parts_are_what_the_page_holds(browser: TestClient, api: FakeApi, part: str) -> None:
     api.add_job()
     identity = {"header": "job-header"}.get(part, part)
@@ -148,6 +149,16 @@ def test_parts_are_what_the_page_holds(browser: TestClient, api: FakeApi, part: 
     assert answer.status_code == 200
     assert parse(answer.text).one("section", id=identity)
     assert "<html" not in answer.text
+
+
+def test_health_is_told_in_words_and_escaped(browser: TestClient, api: FakeApi) -> None:
+    fake = api.add_job()
+    assert "Too early to say" in parse(browser.get("/jobs/job-a").text).one("section", id="health").words
+    fake.finding = Finding(code="clipping", level="bad", message="12 % of <b>tokens</b>", remedy="Lower it.")
+    health = parse(browser.get("/jobs/job-a/part/health").text).one("section", id="health")
+    assert health.words == "Bad: 12 % of <b>tokens</b>. Lower it."
+    assert health.one("p", class_="health-bad")
+    assert health.attributes["hx-get"] == "/jobs/job-a/part/health"
 
 
 def test_cancel_asks_and_then_cancels(browser: TestClient, api: FakeApi) -> None:
