@@ -31,7 +31,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
-from powermean.contracts.trajectories import TrajectoryPage
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.home import api_key, server_url
 from powermean.rest import ApiError, Call, ServerUnreachable
 from powermean.sse import read_events
@@ -135,6 +135,9 @@ class Client(Connection):
         sort: str | None = None,
     ) -> TrajectoryPage:
         return self._run(rest.trajectories(job_id, step, offset, limit, sort))
+
+    def trajectory(self, job_id: str, step: int, index: int) -> Trajectory:
+        return self._run(rest.trajectory(job_id, step, index))
 
     def trajectory_tokens(self, job_id: str, step: int, index: int) -> RecordedTokens:
         return self._run(rest.trajectory_tokens(job_id, step, index))
@@ -353,6 +356,9 @@ class AsyncClient:
         sort: str | None = None,
     ) -> TrajectoryPage:
         return await self._run(rest.trajectories(job_id, step, offset, limit, sort))
+
+    async def trajectory(self, job_id: str, step: int, index: int) -> Trajectory:
+        return await self._run(rest.trajectory(job_id, step, index))
 
     async def trajectory_tokens(self, job_id: str, step: int, index: int) -> RecordedTokens:
         return await self._run(rest.trajectory_tokens(job_id, step, index))

@@ -33,7 +33,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayRequest, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
-from powermean.contracts.trajectories import TrajectoryPage
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -183,6 +183,10 @@ def trajectories(
 ) -> Call[TrajectoryPage]:
     chosen = params(step=step, offset=offset, limit=limit, sort=sort)
     return Call("GET", job_path(job_id, "/trajectories"), reads(TrajectoryPage), chosen)
+
+
+def trajectory(job_id: str, step: int, index: int) -> Call[Trajectory]:
+    return Call("GET", job_path(job_id, f"/trajectories/{step}/{index}"), reads(Trajectory))
 
 
 def trajectory_tokens(job_id: str, step: int, index: int) -> Call[RecordedTokens]:

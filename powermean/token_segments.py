@@ -43,13 +43,37 @@ def read_facts(data: bytes) -> StepFacts:
 
 def read_trajectories(data: bytes) -> Iterator[TrajectoryTokens]:
     """The trajectories, one after the other. Raises SegmentCorrupt."""
+    for record in _records(data):
+        yield _trajectory(record)
+
+
+def read_trajectory(data: bytes, index: int) -> TrajectoryTokens | None:
+    """One trajectory, unpacked alone; None if the segment lacks it. Raises SegmentCorrupt."""
+    for record in _records(data):
+        if record.get("index") == index:
+            return _trajectory(record)
+    return None
+
+
+def _records(data: bytes) -> Iterator[dict[str, Any]]:
+    """The trajectories as they are packed."""
     lines = _lines(data)
     next(lines, None)
     for line in lines:
         try:
-            yield TrajectoryTokens.model_validate(_unpacked(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValidationError is a ValueError
+            record = json.loads(line)
+        except ValueError as error:
             raise SegmentCorrupt(f"no tokens of a trajectory: {error}") from error
+        if not isinstance(record, dict):
+            raise SegmentCorrupt("no tokens of a trajectory: not an object")
+        yield record
+
+
+def _trajectory(record: dict[str, Any]) -> TrajectoryTokens:
+    try:
+        return TrajectoryTokens.model_validate(_unpacked(record))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValidationError is a ValueError
+        raise SegmentCorrupt(f"no tokens of a trajectory: {error}") from error
 
 
 def _lines(data: bytes) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from powermean.contracts.attempts import MetricsReport
 from powermean.contracts.health import JobHealth
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
 from powermean.contracts.token_records import RecordedTokens
-from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryPage
+from powermean.contracts.trajectories import Trajectory, TrajectoryBatch, TrajectoryPage
 from server.artefacts.store import RequestStore
 from server.db.session import RequestDatabase
 from server.identity.access import CurrentAttempt, CurrentPerson
@@ -17,7 +17,7 @@ from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.stream import EventHub, EventStream
 from server.metrics.token_records import find_tokens, read_tokens
-from server.metrics.trajectories import Sort, join_texts, read_trajectories
+from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
 from server.observability import RequestObservatory
 
 MAX_STEP = 2**31 - 1
@@ -118,6 +118,21 @@ def get_trajectories(
     with database.read() as session:
         page = read_trajectories(session, job_id, step, offset, limit, sort)
     return join_texts(page, store)
+
+
+@router.get("/jobs/{job_id}/trajectories/{step}/{index}", summary="One trajectory")
+def get_trajectory(
+    job_id: str,
+    step: Annotated[int, Path(ge=0, le=MAX_STEP)],
+    index: Annotated[int, Path(ge=0, le=MAX_STEP)],
+    person: CurrentPerson,
+    database: RequestDatabase,
+    store: RequestStore,
+) -> Trajectory:
+    """Its scalars, with its texts where they were recorded."""
+    with database.read() as session:
+        page = read_trajectory(session, job_id, step, index)
+    return join_texts(page, store).items[0]
 
 
 @router.get("/jobs/{job_id}/trajectories/{step}/{index}/tokens", summary="A trajectory's tokens")

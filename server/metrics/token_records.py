@@ -7,9 +7,9 @@ from sqlalchemy.orm import Session
 from powermean.artefacts import ArtefactCorrupt, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.token_records import RecordedTokens
-from powermean.token_segments import SegmentCorrupt, read_facts, read_trajectories
+from powermean.token_segments import SegmentCorrupt, read_facts, read_trajectory
 from server.errors import NotFound
-from server.metrics.trajectories import find_step
+from server.metrics.trajectories import find_step, no_trajectory
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,7 @@ def find_tokens(session: Session, job_id: str, step: int, index: int) -> StoredT
     """Raises NotFound for an unknown job, step or trajectory, and where its tokens were not recorded."""
     head = find_step(session, job_id, step)
     if index >= head.count:
-        raise NotFound(
-            f"step {step} of {job_id} has no trajectory {index}",
-            remedy=f"Its trajectories are 0 to {head.count - 1}.",
-        )
+        raise no_trajectory(head, index)
     if head.tokens is None or index >= head.token_rows:
         recorded = f"those of 0 to {head.token_rows - 1} were" if head.token_rows else "none of the step were"
         raise NotFound(
@@ -41,9 +38,9 @@ def read_tokens(stored: StoredTokens, store: ArtefactStore) -> RecordedTokens:
     """The record, read with no transaction open. Raises ArtefactMissing or ArtefactCorrupt."""
     data = store.get_bytes(stored.segment)
     try:
-        for found in read_trajectories(data):
-            if found.index == stored.index:
-                return RecordedTokens(facts=read_facts(data), tokens=found)
+        facts, tokens = read_facts(data), read_trajectory(data, stored.index)
     except SegmentCorrupt as error:
         raise ArtefactCorrupt(f"artefact {stored.segment.key} is no token segment: {error}") from error
-    raise ArtefactCorrupt(f"artefact {stored.segment.key} lacks trajectory {stored.index}")
+    if tokens is None:
+        raise ArtefactCorrupt(f"artefact {stored.segment.key} lacks trajectory {stored.index}")
+    return RecordedTokens(facts=facts, tokens=tokens)

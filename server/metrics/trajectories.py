@@ -68,6 +68,28 @@ def read_trajectories(
     )
 
 
+def read_trajectory(session: Session, job_id: str, step: int, index: int) -> StoredPage:
+    """One trajectory, as a page that holds it alone. Raises NotFound, naming what there is."""
+    head = find_step(session, job_id, step)
+    found = session.get(TrajectoryRecord, (job_id, step, head.attempt, index))
+    if found is None:
+        raise no_trajectory(head, index)
+    return StoredPage(
+        step=step,
+        rows=(TrajectoryRow.model_validate(found.row),),
+        total=head.count,
+        steps=(step,),
+        texts=ArtefactRef.model_validate(head.texts) if head.texts else None,
+        token_rows=head.token_rows,
+    )
+
+
+def no_trajectory(head: TrajectoryStep, index: int) -> NotFound:
+    """The step has no trajectory of that number."""
+    there = f"Its trajectories are 0 to {head.count - 1}." if head.count else "It has none at all."
+    return NotFound(f"step {head.step} of {head.job_id} has no trajectory {index}", remedy=there)
+
+
 def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
     """The step's head in the attempt that counts. Raises NotFound, naming the steps that there are."""
     _check_job(session, job_id)

@@ -12,6 +12,8 @@ import pytest
 from powermean import ApiError, AsyncClient, Client, ServerUnreachable
 from powermean import client as client_module
 from powermean.contracts.api import JobState
+from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens
+from powermean.contracts.trajectories import Trajectory
 from powermean.node_client import AttemptClient
 from powermean.rest import Fenced
 from tests.powermean.sample_jobs import SPEC, job
@@ -185,6 +187,38 @@ def test_the_asynchronous_client_forwards_a_browsers_session() -> None:
     asyncio.run(cancel())
     assert seen[0].headers["Cookie"] == "s=1"
     assert seen[0].headers["Origin"] == "http://127.0.0.1:8700"
+
+
+def test_one_trajectory_and_its_tokens() -> None:
+    found = Trajectory(
+        index=7, group=0, problem="a", reward=1.0, advantage=0.5, length=1, truncated=False, has_tokens=True
+    )
+    facts = StepFacts(step=3, progress=0, mean_reward=1, reward_std=0, max_new_tokens=4, updates=())
+    tokens = TrajectoryTokens(index=7, token_ids=(5,), pieces=("<b>",), sampler_log_probs=(-0.5,))
+    recorded = RecordedTokens(facts=facts, tokens=tokens)
+    answers = {
+        "/v1/jobs/job-a/trajectories/3/7": found.model_dump_json(),
+        "/v1/jobs/job-a/trajectories/3/7/tokens": recorded.model_dump_json(),
+    }
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=answers[request.url.path]))
+
+    async def both() -> tuple[Trajectory, RecordedTokens]:
+        async with AsyncClient("http://127.0.0.1:8700", transport=transport) as client:
+            return await client.trajectory("job-a", 3, 7), await client.trajectory_tokens("job-a", 3, 7)
+
+    assert asyncio.run(both()) == (found, recorded)
+
+
+def test_one_trajectory_and_its_tokens_without_asyncio(server: ScriptedServer, client: Client) -> None:
+    path = "GET /v1/jobs/job-a/trajectories/3/7"
+    for request, ask in (
+        (path, client.trajectory),
+        (f"{path}/tokens", client.trajectory_tokens),
+    ):
+        server.on(request, Answer(404, REFUSAL))
+        with pytest.raises(ApiError):
+            ask("job-a", 3, 7)
+        assert server.requests[-1][0] == request
 
 
 def test_without_arguments_the_environment_and_then_the_folder_say_where(

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
-from powermean.token_segments import SegmentCorrupt, read_facts, read_trajectories, write_segment
+from powermean.token_segments import (
+    SegmentCorrupt,
+    read_facts,
+    read_trajectories,
+    read_trajectory,
+    write_segment,
+)
 
 FACTS = StepFacts(
     step=3,
@@ -53,6 +59,23 @@ def test_a_float_keeps_its_bits() -> None:
     record = TrajectoryTokens(index=0, token_ids=(1,), pieces=("a",), sampler_log_probs=(value,))
     (found,) = read_trajectories(write_segment(FACTS, [record]))
     assert found.sampler_log_probs == (value,)
+
+
+def test_one_trajectory_is_read_alone() -> None:
+    records = [
+        TrajectoryTokens(index=index, token_ids=(index,), pieces=("a",), sampler_log_probs=(-0.5,))
+        for index in (0, 2, 10)
+    ]
+    data = write_segment(FACTS, records)
+    assert [read_trajectory(data, record.index) for record in records] == records
+    assert read_trajectory(data, 1) is None
+
+
+@pytest.mark.parametrize("line", ['{"index": 1, "weight": "***"}', "[1]", "{"])
+def test_a_broken_trajectory_is_refused_when_it_is_asked_for_alone(line: str) -> None:
+    data = gzip.compress(f"{FACTS.model_dump_json()}\n{line}\n".encode())
+    with pytest.raises(SegmentCorrupt, match="tokens"):
+        read_trajectory(data, 1)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,44 @@ def test_a_page_joins_scalars_and_texts(service):
     assert page["items"][0]["updates"][1]["p"] == 0.5
 
 
+def test_one_trajectory_is_given_as_the_page_gives_it(service):
+    attempt = service.running()
+    post_step(attempt, 2, *(trajectory(i, p=0.5) for i in range(3)), texts=store_texts(service, attempt, 1))
+    listed = get(service, attempt, step=2)["items"]
+    path = f"/v1/jobs/{attempt.claim.job_id}/trajectories/2"
+    assert [service.person.get(f"{path}/{index}").json() for index in range(3)] == listed
+    assert listed[1]["completion"] == "<b>2</b>"
+
+
+@pytest.mark.parametrize(
+    ("place", "message", "remedy"),
+    [
+        ("1/3", "no trajectory 3", "0 to 2"),
+        ("2/0", "no trajectory 0", "none at all"),
+        ("9/0", "step 9", "1 to 2"),
+    ],
+)
+def test_one_that_is_not_there_is_named(service, place, message, remedy):
+    attempt = service.running()
+    post_step(attempt, 1, *map(trajectory, range(3)))
+    post_step(attempt, 2)
+    answer = service.person.get(f"/v1/jobs/{attempt.claim.job_id}/trajectories/{place}")
+    assert answer.status_code == 404
+    assert message in error_of(answer)["message"]
+    assert remedy in error_of(answer)["remedy"]
+
+
+def test_one_trajectory_that_a_later_attempt_repeats_does_not_count(service):
+    first = service.running()
+    post_step(first, 1, trajectory(0, reward=1.0), trajectory(1))
+    second = next_attempt(service, first)
+    path = f"/v1/jobs/{first.claim.job_id}/trajectories/1"
+    assert service.person.get(f"{path}/0").status_code == 404
+    post_step(second, 1, trajectory(0, reward=0.5))
+    assert service.person.get(f"{path}/0").json()["reward"] == 0.5
+    assert service.person.get(f"{path}/1").status_code == 404
+
+
 def test_without_a_step_the_newest_is_given(service):
     attempt = service.running()
     assert get(service, attempt) == {"step": 0, "items": [], "total": 0, "steps": []}
