@@ -96,9 +96,10 @@ THRESHOLDS = (
         "entropy",
         "fall",
         "below",
-        0.5,
         0.25,
-        "a policy that loses half of its entropy within the window soon samples one completion each time",
+        0.1,
+        "reward is bought with entropy (arXiv 2505.22617): a fall to a third is what learning looks like; a "
+        "policy that gives up more within the window soon samples one completion each time",
         "Lower optimizer.learning_rate, or raise algorithm.beta.",
     ),
     Threshold(
@@ -120,7 +121,7 @@ THRESHOLDS = (
         0.9,
         "a group whose rewards are all equal has advantage 0; from half on, most of the sampling is wasted",
         "Choose data that the model solves sometimes: harder where the reward is high, easier where it is "
-        "low; or raise rollout.group_size.",
+        "low. Where training brought it that low, lower optimizer.learning_rate.",
     ),
     Threshold(
         "mismatch_kl",
@@ -129,7 +130,8 @@ THRESHOLDS = (
         "above",
         0.01,
         0.1,
-        "engine and trainer in one precision stay near 0.001 nats; at 0.1 the data is another policy's",
+        "the transformers engine and the trainer, both in float32, agree to 1e-5 nats; at 0.1 the data is "
+        "another policy's",
         "Set algorithm.sampler_weight to token, set model.dtype to float32, or set rollout.engine to "
         "transformers.",
     ),
