@@ -122,7 +122,8 @@ def show(found: Replay, result: ReplayResult, top: int) -> None:
 def headline(found: Replay, summary: ReplaySummary) -> str:
     largest = max(summary.largest_difference.items(), key=lambda item: item[1], default=("", 0.0))
     lines = [
-        f"step {found.step} of {found.job_id}: {found.recorded.name} -> {found.algorithm.name}",
+        f"step {found.step} of {found.job_id}: {found.recorded.name} -> "
+        f"{found.algorithm.name} {found.settings}".rstrip(),
         f"covers {summary.covered} of {summary.trajectories} trajectories that could be learnt from",
     ]
     if summary.reproduces is not None:

@@ -144,6 +144,23 @@ class Replay(Contract):
     created_at: datetime
     finished_at: datetime | None = None
 
+    @property
+    def changes(self) -> dict[str, JsonValue]:
+        """Fields that are not the recorded ones, or not the defaults where the objective is another one."""
+        fields: dict[str, JsonValue] = self.algorithm.model_dump(mode="json")
+        if self.algorithm.name == self.recorded.name:
+            start = self.recorded.model_dump(mode="json")
+        else:
+            start = {name: field.default for name, field in type(self.algorithm).model_fields.items()}
+        return {name: value for name, value in fields.items() if value != start[name]}
+
+    @property
+    def settings(self) -> str:
+        """The changes as people type them: parse_settings reads them back."""
+        return " ".join(
+            f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in self.changes.items()
+        )
+
 
 class ReplayList(Contract):
     """Replays of a job, newest first."""

@@ -4,6 +4,7 @@ import json
 
 from starlette.testclient import TestClient
 
+from powermean.contracts.algorithms import Gmpo
 from powermean.contracts.attempts import JobError
 from powermean.contracts.replays import ReplayState
 from tests.dashboard.fake_api import FakeApi
@@ -46,8 +47,10 @@ def test_what_is_wrong_is_said_beside_the_form(browser: TestClient, api: FakeApi
 
 def test_while_it_runs_the_page_refreshes_itself(browser: TestClient, api: FakeApi) -> None:
     api.add_job()
-    api.replays["replay-1"] = sample_replay(ReplayState.WAITING)
+    api.replays["replay-1"] = sample_replay(ReplayState.WAITING, algorithm=Gmpo(clip_low=0.1))
     page = parse(browser.get("/jobs/job-a/replays/replay-1").text)
+    assert page.one("input", name="set").attributes["value"] == "clip_low=0.1"
+    assert page.one("option", selected="").words == "gmpo"
     assert page.one("meta", http_equiv="refresh").attributes["content"] == "2"
     assert "waiting for a node" in page.one("p", role="status").words
 

@@ -69,7 +69,8 @@ def post_step(service: ServiceDriver, attempt, step: RecordedStep) -> None:
     owner = f"jobs/{attempt.claim.job_id}/tokens/1"
     tokens = store.put_bytes(owner, "7.jsonl.gz", write_segment(step.facts, step.tokens))
     rows = [row.model_dump(mode="json") for row in step.rows]
-    answer = attempt.post("trajectories", {"step": STEP, "rows": rows, "tokens": tokens.model_dump()})
+    batch = {"step": STEP, "rows": rows, "tokens": tokens.model_dump(), "token_rows": len(rows)}
+    answer = attempt.post("trajectories", batch)
     assert answer.status_code == 204, answer.text
     post_rows(
         attempt, *(row(STEP, "distance_to_grpo", value, update) for update, value in step.distances.items())
@@ -89,9 +90,9 @@ def test_the_recorded_objective_comes_out_again(job_id: str) -> None:
 
 
 def test_another_objective_is_shown_beside_it(job_id: str) -> None:
-    result = replay(job_id, "--step", "7", "--algorithm", "grpo", "--set", "clip=0.2", "--top", "3")
+    result = replay(job_id, "--step", "7", "--algorithm", "grpo", "--set", "epsilon_high=0.25", "--top", "3")
     assert result.exit_code == 0, result.output
-    assert "pmpo -> grpo" in result.output
+    assert "pmpo -> grpo epsilon_high=0.25" in result.output
     assert "-> 1 " in result.output  # p, in the updates where ratios differ
     assert "-> 0" in result.output  # the distance to GRPO
     assert len(result.output.partition("most changed")[2].strip().splitlines()) == 2 + 3
