@@ -230,6 +230,9 @@ def _storable(row: TrajectoryRow) -> dict[str, Any]:
     for name in ("problem", "grader_error"):
         if found[name] is not None:
             found[name] = found[name].replace("\0", "\ufffd")
+    found["reward_parts"] = {
+        name.replace("\0", "\ufffd"): value for name, value in found["reward_parts"].items()
+    }
     for update in found["updates"]:
         if update["p_reason"] is not None:
             update["p_reason"] = update["p_reason"].replace("\0", "\ufffd")

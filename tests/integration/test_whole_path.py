@@ -1,10 +1,12 @@
 """The whole path with a tiny model: REST, Celery over Redis, node, engine, trainer, records, model."""
 
+import math
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from powermean import ApiError
 from powermean.cli.models import download_model
 from powermean.contracts.api import Job, JobState
 from tests.integration.service import Service, learned, metric_rows
@@ -44,6 +46,29 @@ def test_every_trajectory_is_there_with_its_text(service: Service, job: Job) -> 
     assert page.steps == tuple(range(1, STEPS + 1))
     assert all(item.prompt and item.prompt.endswith("=") for item in page.items)
     assert any(update.p is not None for item in page.items for update in item.updates)
+
+
+def test_the_tokens_of_the_first_groups_are_there_and_agree_with_the_scalars(
+    service: Service, job: Job
+) -> None:
+    """Of 128 trajectories the default records 64."""
+    page = service.client.trajectories(job.id, step=STEPS, limit=200)
+    assert [item.index for item in page.items if item.has_tokens] == list(range(64))
+    trained = [item for item in page.items if item.has_tokens and item.advantage]
+    assert trained
+    for item in trained[:: max(1, len(trained) // 8)]:
+        assert service.client.trajectory(job.id, STEPS, item.index) == item
+        recorded = service.client.trajectory_tokens(job.id, STEPS, item.index)
+        assert [seen.update for seen in recorded.facts.updates] == list(range(UPDATES))
+        assert "".join(recorded.tokens.pieces) == item.completion
+        assert len(recorded.tokens.token_ids) == item.length
+        for seen, scalars in zip(recorded.tokens.updates, item.updates, strict=True):
+            assert seen.update == scalars.update
+            assert max(map(math.exp, seen.log_ratio)) == pytest.approx(scalars.ratio_max, rel=1e-6)
+            assert sum(seen.weight) == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ApiError, match="were not recorded") as refused:
+        service.client.trajectory_tokens(job.id, STEPS, 64)
+    assert refused.value.status == 404
 
 
 def test_the_events_tell_the_same_as_the_history(service: Service, job: Job) -> None:

@@ -23,7 +23,7 @@ def test_in_addresses(service, path):
 
 def test_in_bodies(service):
     attempt = service.running()
-    rows = [trajectory(0, problem="a\0b", grader_error="\0")]
+    rows = [trajectory(0, problem="a\0b", grader_error="\0", reward_parts={"c\0d": 1.0})]
     assert attempt.post("trajectories", {"step": 1, "rows": rows}).status_code == 204
     assert attempt.post("logs", {"offset": 0, "text": "a\0b"}).status_code == 204
     assert attempt.beat("a\0b").status_code in (200, 422)
@@ -32,3 +32,4 @@ def test_in_bodies(service):
     assert service.person.post("/v1/datasets", content=b'{"a\\u0000": "\\u0000"}').status_code in (201, 422)
     shown = service.person.get(f"/v1/jobs/{attempt.claim.job_id}/trajectories?sort=p")
     assert shown.json()["items"][0]["problem"] == "a\ufffdb"
+    assert shown.json()["items"][0]["reward_parts"] == {"c\ufffdd": 1.0}

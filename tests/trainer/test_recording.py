@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from powermean.contracts.rollout import VersionSpan
 from powermean.contracts.token_records import StepFacts, UpdateFacts
 from trainer.batching import Rollouts
 from trainer.data import Problem
@@ -126,6 +127,23 @@ def test_trajectories_say_why_p_is_undefined(report: StepReport) -> None:
     assert rows[1].grader_error == "it raised"
     assert rows[0].entropy == 0.5
     assert rows[2].truncated
+
+
+def test_trajectories_say_what_their_reward_is_made_of_and_which_weights_made_them(
+    report: StepReport,
+) -> None:
+    spans = (VersionSpan(version=3, start=0, end=1), VersionSpan(version=4, start=1, end=2))
+    versions = (spans, (), spans[:1], spans[1:])
+    rows = trajectory_rows(replace(report, rollouts=replace(report.rollouts, versions=versions)))
+    assert [row.reward_parts for row in rows] == [
+        {"grade": 1.0},
+        {"grade": 0.0},
+        {"grade": 1.0, "overlong_penalty": -0.5},
+        {"grade": 1.0},
+    ]
+    assert tuple(row.weight_versions for row in rows) == versions
+    assert [row.weight_versions for row in trajectory_rows(report)] == [()] * 4
+    assert [(seen.epoch, seen.minibatch) for seen in rows[0].updates] == [(0, 0), (1, 0)]
 
 
 def test_equal_ratios_and_objectives_without_p_are_told_apart(report: StepReport) -> None:

@@ -3,20 +3,23 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.token_records import TrajectoryTokens
-from powermean.contracts.trajectories import TrajectoryRow
+from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.token_segments import read_facts, read_trajectories
 from tests.trainer.attempts import Stage
+from trainer.attempt_dir import AttemptDir, read_record
 from trainer.token_recording import pieces, recorded_rows
 
 TRAINING = {"prompts_per_step": 8, "minibatches": 2, "epochs": 2, "steps": 2}
 
 
-def segment(folder: Path, step: int) -> bytes:
-    (found,) = folder.glob(f"store/jobs/job-a/tokens/1/*-{step:08d}.jsonl.gz")
+def segment(folder: Path, step: int, attempt: int = 1) -> bytes:
+    (found,) = folder.glob(f"store/jobs/job-a/tokens/{attempt}/*-{step:08d}.jsonl.gz")
     return found.read_bytes()
 
 
@@ -96,15 +99,42 @@ def test_texts_of_tokens_make_the_completion(tokens: list[TrajectoryTokens]) -> 
     assert {piece for found in tokens for piece in found.pieces} <= set("0123456789+-*=? \n") | {""}
 
 
-@pytest.mark.parametrize(("wanted", "count"), [("none", None), (1, 8), (15, 8), (16, 16), (10**6, 64)])
-def test_as_many_as_asked_by_whole_groups(
-    tmp_path: Path, model_root: Path, wanted: object, count: int | None
+@pytest.mark.parametrize(
+    ("wanted", "count"), [("none", 0), (1, 8), (15, 8), (16, 16), (63, 56), (10**6, 64), ("all", 64)]
+)
+def test_as_many_as_asked_by_whole_groups(wanted: Literal["all", "none"] | int, count: int) -> None:
+    assert recorded_rows(wanted, groups=8, group_size=8) == count
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("none", 0), (23, 16)])
+def test_a_run_stores_as_many_as_asked_and_says_so(
+    tmp_path: Path, model_root: Path, wanted: str | int, count: int
 ) -> None:
-    if count is None:
-        Stage(tmp_path, model_root).play(training=TRAINING | {"steps": 1}, record={"tokens": wanted})
+    played = Stage(tmp_path, model_root).play(training=TRAINING | {"steps": 1}, record={"tokens": wanted})
+    (batch,) = (
+        record.body
+        for record in map(read_record, AttemptDir(played.folder).spooled())
+        if isinstance(record.body, TrajectoryBatch)
+    )
+    assert batch.token_rows == count
+    if not count:
+        assert batch.tokens is None
         assert not list(tmp_path.glob("store/jobs/job-a/tokens/**/*.gz"))
     else:
-        assert recorded_rows(int(str(wanted)), groups=8, group_size=8) == count
+        assert batch.tokens is not None
+        assert batch.tokens.key.startswith("jobs/job-a/tokens/1/")
+        found = ArtefactStore(f"file://{tmp_path}/store").get_bytes(batch.tokens)
+        assert [one.index for one in read_trajectories(found)] == list(range(count))
+
+
+def test_an_attempt_that_goes_on_records_the_same_bytes(
+    tmp_path: Path, model_root: Path, step: tuple[bytes, tuple[TrajectoryRow, ...]]
+) -> None:
+    spec = {"training": TRAINING, "record": {"tokens": "all"}}
+    stage = Stage(tmp_path, model_root)
+    first = stage.play(1, order="checkpoint_and_exit", **spec)
+    stage.play(2, resume=first.checkpoints[0], **spec)
+    assert segment(tmp_path, 2, attempt=2) == step[0]
 
 
 def test_a_character_of_several_tokens_belongs_to_its_last_token() -> None:
