@@ -149,6 +149,7 @@ export const CHARTS = [
       { name: "trajectories/non_finite", label: "dropped, not finite" },
       { name: "trajectories/empty", label: "empty" },
       { name: "frac_reward_zero_std", label: "groups without spread (share)" },
+      { name: "sampling/groups_dropped", label: "groups sampled, then dropped" },
       { name: "updates/skipped", label: "updates skipped" },
       { name: "ratio/overflow_tokens", label: "tokens above ratio e^20" },
     ],
