@@ -58,6 +58,7 @@ def main() -> int:
     except (NodeSettingsError, ValidationError, ArtefactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    torch.set_num_threads(1)  # the node may be training
     outcome = run(task, store, lambda line: print(line, file=sys.stderr, flush=True)).model_dump_json()
     if arguments.out:
         arguments.out.write_text(outcome + "\n")
@@ -204,6 +205,10 @@ def _replay_chunk(
         step.facts.mean_reward,
         _sampler_weight(step.recorded, [one for one, _ in present], mask),
     )
+    weights_then, _ = _padded([seen.weight for _, seen in present])
+    clipped_then, _ = _padded([seen.clipped for _, seen in present])
+    found.compare("weight", 0.0, _apart(weights_then, output.token_weights, mask))
+    found.compare("clipped", 0.0, _apart(clipped_then, output.clipped.float(), mask))
     columns = {name: output.trajectories[name].tolist() for name in NAMES}
     for row, (one, seen) in enumerate(present):
         length = len(seen.log_ratio)
@@ -219,8 +224,6 @@ def _replay_chunk(
         found.trajectories[one.index].append(ReplayedUpdate(update=update, recorded=old, replayed=new))
         for name in NAMES:
             found.compare(name, getattr(old, name), getattr(new, name))
-        found.compare("weight", 0.0, _apart(seen.weight, replayed.weight))
-        found.compare("clipped", 0.0, _apart(seen.clipped, replayed.clipped))
         if step.trained(one.index, update):
             found.covered.add((one.index, update))
             found.recorded[update].numbers.append(old)
@@ -266,6 +269,7 @@ def _usable(step: RecordedStep, one: TrajectoryTokens, seen: UpdateTokens) -> bo
     return (
         (one.index, seen.update) in step.seen
         and 0 < len(seen.log_ratio) == step.rows[one.index].length
+        and len(seen.weight) == len(seen.clipped) == len(seen.log_ratio)
         and not (needs_old and one.old_log_probs is None)
     )
 
@@ -283,15 +287,13 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     values = torch.zeros(mask.shape)
-    values[mask] = torch.tensor([value for row in rows for value in row])
+    values[mask] = torch.tensor([value for row in rows for value in row], dtype=values.dtype)
     return values, mask
 
 
-def _apart(recorded: Sequence[float], replayed: Sequence[float]) -> float | None:
-    """The largest difference; None where the lengths differ."""
-    if len(recorded) != len(replayed):
-        return None
-    return max((abs(a - b) for a, b in zip(recorded, replayed, strict=True)), default=0.0)
+def _apart(recorded: Tensor, replayed: Tensor, mask: Tensor) -> float:
+    """The largest difference on completion tokens."""
+    return float(torch.where(mask, recorded - replayed, 0.0).abs().max())
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -85,6 +85,17 @@ def test_a_changed_record_is_found(step: RecordedStep) -> None:
     assert summary.reproduces is False
 
 
+def test_a_changed_weight_or_clip_is_found(step: RecordedStep) -> None:
+    first, *others = step.tokens
+    last = first.updates[-1]
+    for name, value in (("weight", last.weight[0] + 2e-6), ("clipped", not last.clipped[0])):
+        spoilt = last.model_copy(update={name: (value, *getattr(last, name)[1:])})
+        broken = first.model_copy(update={"updates": (*first.updates[:-1], spoilt)})
+        summary = replayed(changed(step, tokens=(broken, *others)), TIGHT, TIGHT).summary
+        assert summary.reproduces is False
+        assert summary.largest_difference[name] > 1e-6
+
+
 def test_another_algorithm_is_the_kernel_on_the_same_log_ratios(step: RecordedStep) -> None:
     """GMPO, called by hand on each trajectory alone."""
     spec = Gmpo(clip_low=0.03, clip_high=0.2)
