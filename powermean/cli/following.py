@@ -123,9 +123,8 @@ def _follow_lines(client: Client, run: Run, console: Console) -> None:
             line(step_line(run, step))
         for step, value in run.new_evaluations():
             line(f"held-out accuracy {number(value)} after step {step}")
-        if health := run.new_health():
-            for finding in health.findings:
-                line(sentence(finding))
+        for finding in run.new_findings():
+            line(sentence(finding))
         phase = headline(run)
         if phase != said and not run.steps:  # before the first step; then the steps speak
             line(phase)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from powermean.contracts.api import Event, Job, JobSummary
-from powermean.contracts.health import JobHealth, Level
+from powermean.contracts.health import Finding, JobHealth, Level
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.health import verdict
 
@@ -35,7 +35,7 @@ class Run:
     announced: int = 0  # the last step that has been shown
     evaluated: int = -1  # the last evaluation that has been shown
     health: JobHealth | None = None
-    told: frozenset[tuple[str, Level]] = frozenset({("too_few_steps", "ok")})  # the verdict last shown
+    told: frozenset[tuple[str, Level]] = frozenset({("too_few_steps", "ok")})  # the verdict when last asked
 
     @classmethod
     def of(cls, job: Job) -> "Run":
@@ -97,12 +97,12 @@ class Run:
             self.evaluated = fresh[-1][0]
         return fresh
 
-    def new_health(self) -> JobHealth | None:
-        """The health when its verdict is another than the one shown last; it is shown from now on."""
-        if self.health is None or verdict(self.health) == self.told:
-            return None
-        self.told = verdict(self.health)
-        return self.health
+    def new_findings(self) -> list[Finding]:
+        """Findings that were not there, or at another level, when last asked."""
+        if self.health is None:
+            return []
+        before, self.told = self.told, verdict(self.health)
+        return [one for one in self.health.findings if (one.code, one.level) not in before]
 
     @property
     def seconds_left(self) -> float | None:

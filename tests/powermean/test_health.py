@@ -79,6 +79,36 @@ def test_a_healthy_run_has_one_finding_with_its_numbers() -> None:
     ]
 
 
+def test_entropy_spent_on_a_rising_reward_is_no_collapse() -> None:
+    entropy = [*[0.5] * 5, *[0.1] * 5]
+    assert "entropy_fall" in found({"entropy": entropy, "reward": [0.4] * 5 + [0.43] * 5})
+    assert "entropy_fall" not in found({"entropy": entropy, "reward": [0.4] * 5 + [0.45] * 5})
+    assert "entropy_fall" not in found({"entropy": entropy, "reward": [0.0] * 5 + [0.1] * 5})
+    assert "entropy_fall" in found({"entropy": entropy, "reward": [0.0] * 10})
+    assert "entropy_fall" in found({"entropy": entropy, "reward": [-1.0] * 5 + [-1.2] * 5})
+
+
+# Ten steps of examples/arithmetic-smollm2.yaml on two CPU cores, as recorded.
+DEMO = {
+    "reward": [0.39, 0.55, 0.58, 0.73, 0.67, 0.80, 0.66, 0.94, 0.86, 0.83],
+    "clip_fraction/mean": [0.048, 0.087, 0.113, 0.138, 0.078, 0.021, 0.062, 0.031, 0.031, 0.047],
+    "p/mean": [0.972, 0.948, 0.933, 0.918, 0.953, 0.987, 0.968, 0.981, 0.981, 0.972],
+    "ess/mean": [0.985, 0.990, 0.990, 0.987, 0.994, 0.995, 0.973, 0.997, 0.998, 0.994],
+    "entropy": [0.534] * 5 + [0.171] * 5,  # means of five steps
+}
+
+
+def test_a_real_run_that_learns_is_healthy_until_its_problems_are_solved() -> None:
+    assert {verdict(judged({name: values[:n] for name, values in DEMO.items()})) for n in (5, 8, 10)} == {
+        frozenset({("healthy", "ok")})
+    }
+    solved = judged({**DEMO, "frac_reward_zero_std": [0.3] * 5 + [0.78] * 5})
+    assert [sentence(one).partition(":")[0] for one in solved.findings] == ["watch"]
+    assert "78 % of groups had equal rewards over 5 steps (6 to 10) at a mean reward of 0.82" in sentence(
+        solved.findings[0]
+    )
+
+
 @pytest.mark.parametrize("steps", [0, RECENT - 1])
 def test_too_few_steps_say_so(steps: int) -> None:
     state = judged({"clip_fraction/mean": [0.9] * steps})
