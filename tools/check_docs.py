@@ -41,8 +41,9 @@ Written by `python tools/check_docs.py --write` from `powermean/contracts/trajec
 
 Scalars of every trajectory are in the database: `GET /v1/jobs/{id}/trajectories?step=N`, and one alone at
 `GET /v1/jobs/{id}/trajectories/{step}/{index}`. Texts (`record.texts`) and tokens (`record.tokens`: `all`,
-`none`, or a number of trajectories per step, taken by whole groups; 64 unless said) are compressed segments in the artefact store, one per step. Tokens of
-one trajectory: `GET /v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
+`none`, or a number of trajectories per step, taken by whole groups; 64 unless said) are compressed segments
+in the artefact store, one per step. Tokens of one trajectory: `GET
+/v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
 `/jobs/{id}/steps/{step}/trajectories/{index}`, where they are coloured by W_t or by log-ratio. A number
 that is undefined is null; `p_reason` says why p is.
 
