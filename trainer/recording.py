@@ -223,7 +223,8 @@ def _why_undefined(report: StepReport, row: int, numbers: Mapping[str, float | N
         return "no tokens"
     if report.advantages[row] == 0:
         return "advantage 0"
-    return "equal ratios" if numbers["ratio_min"] == numbers["ratio_max"] else "objective without p"
+    equal = numbers["ratio_clipped_min"] == numbers["ratio_clipped_max"]
+    return "equal ratios" if equal else "objective without p"
 
 
 def _or_none(value: float) -> float | None:

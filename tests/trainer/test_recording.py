@@ -46,6 +46,8 @@ def report() -> StepReport:
         clip_fraction_high=[0.5, NAN, NAN, NAN],
         ratio_min=[0.5, 1.0, NAN, NAN],
         ratio_max=[2.0, 1.0, NAN, NAN],
+        ratio_clipped_min=[0.5, 1.0, NAN, NAN],
+        ratio_clipped_max=[1.5, 1.0, NAN, NAN],
         overflow_tokens=[0.0, 1.0, NAN, NAN],
     )
     update = UpdateReport(
@@ -149,7 +151,7 @@ def test_trajectories_say_what_their_reward_is_made_of_and_which_weights_made_th
 def test_equal_ratios_and_objectives_without_p_are_told_apart(report: StepReport) -> None:
     full = replace(report.rollouts, mask=torch.ones(4, 4, dtype=torch.bool))
     adv = torch.tensor([0.7, -0.7, 0.1, 0.0])
-    seen = values(ratio_min=[1, 1, 0.5, NAN], ratio_max=[1, 1, 2.0, NAN])
+    seen = values(ratio_clipped_min=[1, 1, 0.5, NAN], ratio_clipped_max=[1, 1, 2.0, NAN])
     update = replace(report.updates[0], values=seen)
     rows = trajectory_rows(replace(report, rollouts=full, advantages=adv, updates=[update]))
     assert [row.updates[0].p_reason for row in rows] == [
