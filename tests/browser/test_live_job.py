@@ -27,12 +27,14 @@ def test_history_at_once_then_live(service: Service, tabs: Tabs) -> None:
     tab = tabs.open().open(run)
     assert_plots_equal_history(tab, run)
     tab.status("Live")
+    tab.shows("#health", "Too early to say: 3 of the 5 steps")
 
     run.step(4, 5)
     tab.wait_for_points("p", "p/mean", 6 * UPDATES)
     assert_plots_equal_history(tab, run)
     tab.shows("#job-header .progress", "5/20")
     tab.shows("#latest caption", "step 5")
+    tab.shows("#health", "Healthy: 6.2 % of tokens clipped")
     assert number(run.history("reward")[-1][2]) in tab.page.locator("#chart-reward .legend").inner_text()
 
     run.finish(5)

@@ -12,6 +12,7 @@ import pytest
 from powermean import ApiError, AsyncClient, Client, ServerUnreachable
 from powermean import client as client_module
 from powermean.contracts.api import JobState
+from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens
 from powermean.contracts.trajectories import Trajectory
 from powermean.node_client import AttemptClient
@@ -219,6 +220,18 @@ def test_one_trajectory_and_its_tokens_without_asyncio(server: ScriptedServer, c
         with pytest.raises(ApiError):
             ask("job-a", 3, 7)
         assert server.requests[-1][0] == request
+
+
+def test_a_jobs_health_of_both_clients(server: ScriptedServer, client: Client) -> None:
+    finding = Finding(code="clipping", level="watch", message="12 % of tokens clipped", remedy="Lower it.")
+    found = JobHealth(level="watch", first_step=1, last_step=9, findings=(finding,))
+    server.on("GET /v1/jobs/job-a/health", Answer(body=found.model_dump_json().encode()))
+
+    async def asynchronously() -> JobHealth:
+        async with AsyncClient(server.url, "pm_key") as connected:
+            return await connected.health("job-a")
+
+    assert client.health("job-a") == found == asyncio.run(asynchronously())
 
 
 def test_without_arguments_the_environment_and_then_the_folder_say_where(
