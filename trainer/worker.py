@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 from pydantic import ValidationError
 
 from powermean.contracts.attempts import GpuInfo, JobError, ValidationResult, ValidationTask
+from powermean.contracts.base import Contract
 from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
 from powermean.contracts.replays import ReplayOutcome, ReplayTask
 from powermean.node_client import NodeClient
@@ -28,6 +30,8 @@ from powermean.tether import tethered
 from trainer.attempt_dir import AttemptDir, prune
 from trainer.inventory import gpus, report
 from trainer.settings import NodeSettings, NodeSettingsError
+
+Answer = TypeVar("Answer", bound=Contract)
 
 log = logging.getLogger("powermean.worker")
 REPORT_S = 3.0
@@ -119,43 +123,42 @@ class Node:
 
 
 def check(task: ValidationTask) -> ValidationResult:
-    """Run `python -m trainer.validate`, which reads the task and prints the result, with a deadline."""
-    try:
-        done = subprocess.run(
-            tethered([sys.executable, "-m", "trainer.validate"]),
-            input=task.model_dump_json(),
-            capture_output=True,
-            text=True,
-            timeout=VALIDATE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return _invalid("validation_timeout", f"The node's checks took longer than {VALIDATE_S:.0f} s.")
-    try:
-        return ValidationResult.model_validate_json(done.stdout.strip().rpartition("\n")[2])
-    except ValidationError:
-        words = done.stderr.strip()[-600:]
-        return _invalid(
-            "validation_failed", f"The node's checks ended with status {done.returncode}. {words}"
-        )
+    """What `python -m trainer.validate` finds, or that it found nothing in time."""
+    return _answer(
+        "trainer.validate", task, ValidationResult, VALIDATE_S, _invalid, "validation", "node's checks"
+    )
 
 
 def replayed(task: ReplayTask) -> ReplayOutcome:
-    """Run `python -m trainer.replay`, which reads the task and prints the outcome, with a deadline."""
+    """What `python -m trainer.replay` makes of it, or that it made nothing in time."""
+    return _answer("trainer.replay", task, ReplayOutcome, REPLAY_S, _unreplayed, "replay", "replay")
+
+
+def _answer(
+    module: str,
+    task: Contract,
+    answer: type[Answer],
+    deadline_s: float,
+    failed: Callable[[str, str], Answer],
+    code: str,
+    name: str,
+) -> Answer:
+    """Run a program that reads a task and prints its answer as its last line, with a deadline."""
     try:
         done = subprocess.run(
-            tethered([sys.executable, "-m", "trainer.replay"]),
+            tethered([sys.executable, "-m", module]),
             input=task.model_dump_json(),
             capture_output=True,
             text=True,
-            timeout=REPLAY_S,
+            timeout=deadline_s,
         )
     except subprocess.TimeoutExpired:
-        return _unreplayed("replay_timeout", f"The replay took longer than {REPLAY_S:.0f} s.")
+        return failed(f"{code}_timeout", f"The {name} took longer than {deadline_s:.0f} s.")
     try:
-        return ReplayOutcome.model_validate_json(done.stdout.strip().rpartition("\n")[2])
+        return answer.model_validate_json(done.stdout.strip().rpartition("\n")[2])
     except ValidationError:
         words = done.stderr.strip()[-600:]
-        return _unreplayed("replay_failed", f"The replay ended with status {done.returncode}. {words}")
+        return failed(f"{code}_failed", f"The {name} ended with status {done.returncode}. {words}")
 
 
 def _unreplayed(code: str, message: str) -> ReplayOutcome:
