@@ -13,14 +13,16 @@ demo: install ## train a real model with PMPO on this machine, and watch it (ARG
 up: install ## start the service to stay, on loopback
 	@$(BIN)/powermean up $(ARGS)
 
+WITH_VLLM := $(if $(filter vllm,$(ENGINE)),-vllm)
+
 install: ## set up .venv (a second time it does nothing); with ENGINE=vllm that engine as well
-	@$(PYTHON) tools/install.py $(if $(filter vllm,$(ENGINE)),run-vllm,run)
+	@$(PYTHON) tools/install.py run$(WITH_VLLM)
 
 .PHONY: install-test
 install-test:
-	@$(PYTHON) tools/install.py test
+	@$(PYTHON) tools/install.py test$(WITH_VLLM)
 
-test: install-test ## all tests; prints how many were skipped and why
+test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's as well)
 	@$(BIN)/python -m pytest $(ARGS)
 
 fast: install-test ## the tests without the slow ones

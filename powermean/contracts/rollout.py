@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from powermean.contracts.base import Contract
 
@@ -62,16 +62,74 @@ class WeightFile(Contract):
     size: int = Field(ge=0)
 
 
+class WeightTensor(Contract):
+    """One tensor that comes through a channel."""
+
+    name: str = Field(min_length=1, max_length=500, description="As in the model's folder.")
+    dtype: Literal["float32", "bfloat16"]
+    shape: tuple[int, ...]
+
+
+class AdapterShape(Contract):
+    """What a LoRA adapter's weights mean; as in peft's LoraConfig."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    target_modules: tuple[str, ...] = Field(min_length=1)
+
+
+FileMethod = Literal["store", "shm"]
+ChannelMethod = Literal["gloo", "nccl", "ipc"]
+PublishMethod = FileMethod | ChannelMethod
+
+
+class ChannelRequest(Contract):
+    """Meet the trainer at an address, to take weights from it directly from then on (POST /v1/channel)."""
+
+    job_id: str
+    attempt: int = Field(ge=1)
+    method: ChannelMethod
+    host: str = Field(description="Where the trainer waits.")
+    port: int = Field(ge=1, le=65535)
+
+
 class PublishRequest(Contract):
-    """New weights. An engine refuses a lower attempt, and a version not above its own within one."""
+    """New weights. An engine refuses a lower attempt, and a version not above its own within one.
+
+    The manifest: `files` of the methods store and shm; `tensors`, in the order in which they come, and the
+    `sha256` of all their bytes, of a channel.
+    """
 
     job_id: str
     attempt: int = Field(ge=1)
     version: int = Field(ge=0)
-    method: Literal["store", "shm"] = Field(
-        description="store always works; shm is the short cut on one host."
+    method: PublishMethod = Field(
+        description="store always works; shm is the short cut on one host; gloo, nccl and ipc send the "
+        "weights through a channel that was opened before."
     )
-    files: tuple[WeightFile, ...] = Field(min_length=1)
+    files: tuple[WeightFile, ...] = ()
+    tensors: tuple[WeightTensor, ...] = ()
+    sha256: str | None = Field(None, description="Of a channel's tensors; null where the method can't tell.")
+    adapter: AdapterShape | None = Field(
+        None, description="The one file is a LoRA adapter of this shape; null: the whole model's weights."
+    )
+
+    @model_validator(mode="after")
+    def _has_manifest(self) -> "PublishRequest":
+        by_file = self.method in ("store", "shm")
+        if by_file != bool(self.files) or by_file == bool(self.tensors):
+            raise ValueError("methods store and shm announce files, the others tensors")
+        if self.adapter is not None and len(self.files) != 1:
+            raise ValueError("an adapter is one safetensors file")
+        return self
+
+
+class AdapterSlots(Contract):
+    """What an engine has for LoRA adapters."""
+
+    slots: int = Field(description="Jobs that can have an adapter here at once.")
+    taken: int
+    max_rank: int
 
 
 class EngineState(Contract):
@@ -84,3 +142,9 @@ class EngineState(Contract):
     attempt: int
     max_model_len: int
     paused: bool
+    methods: tuple[PublishMethod, ...] = Field(
+        ("store", "shm"), description="Ways in which it takes weights."
+    )
+    adapters: AdapterSlots | None = Field(
+        None, description="It takes LoRA adapters, one a job, instead of whole weights."
+    )

@@ -15,19 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from powermean.contracts.rollout import PublishRequest
+from powermean.contracts.rollout import AdapterShape, PublishRequest
 from rollout.engine import EngineError, Fence
 from rollout.engines.vllm_server import VllmServer
 from rollout.weights import WeightSource
-
-
-@dataclass(frozen=True)
-class AdapterShape:
-    """What an adapter's weights mean; as in peft's LoraConfig."""
-
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,16 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.rollout import Completion, GenerateRequest, PublishRequest, Sampling, WeightFile
+from powermean.contracts.rollout import (
+    AdapterShape,
+    Completion,
+    GenerateRequest,
+    PublishRequest,
+    Sampling,
+    WeightFile,
+)
 from rollout.engine import EngineError, Fence
 from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_adapters import AdapterShape
 from rollout.engines.vllm_server import Deadlines, VllmOptions
 from rollout.weights import WeightSource
 from tests.tiny_model import char_tokenizer, tiny_config
