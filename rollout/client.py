@@ -95,6 +95,10 @@ class RolloutClient:
         """Send new weights; they are in use when this returns."""
         return _parsed(EngineState, self._call("POST", "/v1/publish", timeout_s, request))
 
+    def drop_adapter(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
+        """Give up the job's adapter and its slot."""
+        return _parsed(EngineState, self._call("DELETE", "/v1/adapter", timeout_s))
+
     def pause(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
         """Let the engine refuse to generate until `resume`."""
         return _parsed(EngineState, self._call("POST", "/v1/pause", timeout_s))

@@ -31,6 +31,7 @@ _POLL_S = 0.25
 _LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py of 0.32.0
 _WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
 
 
@@ -44,8 +45,8 @@ class VllmOptions:
     max_num_seqs: int = 64  # completions that are sampled at once
     kv_cache_gib: int = CPU_CACHE_GIB  # of the key/value cache on a CPU
     gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
-    max_loras: int = 0  # adapters held at once; 0: no adapters
-    max_lora_rank: int = 16
+    max_loras: int = 0  # adapters that it computes with at once; 0: no adapters
+    max_lora_rank: int = 16  # of these; vLLM makes room for the next of the ranks that it knows
     transfer: str | None = None  # weight-transfer back end: powermean_gloo, nccl, ipc
 
 
@@ -318,7 +319,7 @@ def _command(options: VllmOptions, socket: Path) -> list[str]:
         command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
     if options.max_loras:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
-        command += ["--max-lora-rank", str(options.max_lora_rank)]
+        command += ["--max-lora-rank", str(min(r for r in _LORA_RANKS if r >= options.max_lora_rank))]
     if options.transfer is not None:
         command += ["--weight-transfer-config", f'{{"backend": "{options.transfer}"}}']
     return command

@@ -20,8 +20,8 @@ from powermean.contracts.rollout import (
     Sampling,
     WeightFile,
 )
-from rollout.engine import EngineError, Fence
-from rollout.engines.vllm import VllmEngine, load_engine
+from rollout.engine import EngineError
+from rollout.engines.vllm_adapter_engine import AdapterEngine, load_adapter_engine
 from rollout.engines.vllm_server import Deadlines, VllmOptions
 from rollout.weights import WeightSource
 from tests.tiny_model import char_tokenizer, tiny_config
@@ -82,13 +82,13 @@ def store(room: Path) -> ArtefactStore:
 
 
 @pytest.fixture(scope="module")
-def engine(room: Path, store: ArtefactStore) -> Iterator[VllmEngine]:
+def engine(room: Path, store: ArtefactStore) -> Iterator[AdapterEngine]:
     folder = room / "model"
     _base().save_pretrained(folder)
     char_tokenizer().save_pretrained(folder)
-    started = load_engine(
-        VllmOptions(folder, "float32", max_num_seqs=16, max_loras=2, max_lora_rank=8),
-        fence=Fence("shared", 1, 0),
+    started = load_adapter_engine(
+        VllmOptions(folder, "float32", max_num_seqs=16, max_lora_rank=8),
+        slots=2,
         weights=WeightSource(store, room),
         deadlines=Deadlines(start=500, generate=200, sync_step=120),
     )
@@ -123,9 +123,9 @@ def _distance(model: LlamaForCausalLM, prompt: tuple[int, ...], completion: Comp
 
 
 def _assert_serves(
-    engine: VllmEngine, job: str, model: LlamaForCausalLM, version: int, attempt: int = 1
+    engine: AdapterEngine, job: str, model: LlamaForCausalLM, version: int, attempt: int = 1
 ) -> None:
-    response = engine.generate_with_adapter(job, attempt, REQUEST, Event())
+    response = engine.serving(job, attempt).generate(REQUEST, Event())
     for prompt, group in zip(REQUEST.prompts, response.completions, strict=True):
         for completion in group:
             assert [span.version for span in completion.weight_versions] == [version]
@@ -133,21 +133,19 @@ def _assert_serves(
 
 
 def test_adapters_of_two_jobs_stay_apart_and_are_replaced_in_place(
-    engine: VllmEngine, announce: Callable[..., PublishRequest]
+    engine: AdapterEngine, announce: Callable[..., PublishRequest]
 ) -> None:
     one, two, newer = _adapter(1), _adapter(2), _adapter(3)
-    engine.adapters.publish(announce(one, "job-1", 1), SHAPE)
-    engine.adapters.publish(announce(two, "job-2", 5), SHAPE)
+    _publish(engine, announce(one, "job-1", 1))
+    _publish(engine, announce(two, "job-2", 5))
     _assert_serves(engine, "job-1", _merged(one), 1)
     _assert_serves(engine, "job-2", _merged(two), 5)
-    engine.adapters.publish(announce(newer, "job-1", 2), SHAPE)
+    _publish(engine, announce(newer, "job-1", 2))
     _assert_serves(engine, "job-1", _merged(newer), 2)
     _assert_serves(engine, "job-2", _merged(two), 5)
-    for prompt, group in zip(REQUEST.prompts, engine.generate(REQUEST, Event()).completions, strict=True):
-        assert _distance(_base(), prompt, group[0]) < TOLERANCE
 
 
-def test_limits_and_fences_are_named(engine: VllmEngine, announce: Callable[..., PublishRequest]) -> None:
+def test_limits_and_fences_are_named(engine: AdapterEngine, announce: Callable[..., PublishRequest]) -> None:
     adapter = _adapter(3)
     publish = engine.adapters.publish
     assert _code(lambda: publish(announce(adapter, "job-1", 2), SHAPE)) == "stale_version"
@@ -163,19 +161,19 @@ def test_limits_and_fences_are_named(engine: VllmEngine, announce: Callable[...,
 
 
 def test_a_new_attempt_takes_over_and_the_old_one_is_fenced(
-    engine: VllmEngine, announce: Callable[..., PublishRequest]
+    engine: AdapterEngine, announce: Callable[..., PublishRequest]
 ) -> None:
     adapter = _adapter(4)
-    engine.adapters.publish(announce(adapter, "job-1", 1, attempt=2), SHAPE)
+    _publish(engine, announce(adapter, "job-1", 1, attempt=2))
     _assert_serves(engine, "job-1", _merged(adapter), 1, attempt=2)
     assert _code(lambda: engine.generate_with_adapter("job-1", 1, REQUEST, Event())) == "fenced"
     assert _code(lambda: engine.adapters.publish(announce(adapter, "job-1", 9), SHAPE)) == "fenced"
 
 
 def test_a_job_that_is_over_frees_its_slot(
-    engine: VllmEngine, announce: Callable[..., PublishRequest]
+    engine: AdapterEngine, announce: Callable[..., PublishRequest]
 ) -> None:
     engine.adapters.drop("job-2")
     adapter = _adapter(5)
-    engine.adapters.publish(announce(adapter, "job-3", 1), SHAPE)
+    _publish(engine, announce(adapter, "job-3", 1))
     _assert_serves(engine, "job-3", _merged(adapter), 1)
