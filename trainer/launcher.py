@@ -64,6 +64,7 @@ class LocalLauncher:
             *("--host", "127.0.0.1"),
             *("--port", "0"),
             *("--ready-file", str(attempt.engine_file)),
+            *_adapter_flags(claim),
         )
         return Command(argv, self._environment(attempt, claim) | {"HF_HUB_OFFLINE": "1"})
 
@@ -100,3 +101,11 @@ class LocalLauncher:
                 "TQDM_DISABLE": "1",
             }
         )
+
+
+def _adapter_flags(claim: Claim) -> tuple[str, ...]:
+    """A LoRA job's own vLLM takes its adapter; the transformers engine takes merged weights."""
+    lora = claim.spec.model.lora
+    if lora is None or claim.spec.rollout.engine == "transformers":
+        return ()
+    return ("--max-adapters", "1", "--max-lora-rank", str(lora.rank))

@@ -50,10 +50,10 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
     Raises Cancelled, and TrainingError for what went wrong; a run without one optimiser step has gone wrong.
     """
     last = run.spec.training.steps
+    if run.progress.step > 0 or run.weights.adapter_alone:  # what the engine does not have of itself
+        publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
     if run.progress.step == 0:
         evaluate_now(run)
-    else:
-        publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
     for step in range(run.progress.step + 1, last + 1):
         watch = Stopwatch()
         rollouts = train_step(run, step, watch)

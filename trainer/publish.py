@@ -1,8 +1,8 @@
 """New weights to the rollout service, and the proof that they arrived.
 
-The weights go into safetensors files in the host's shared memory (one host) or in the artefact store (any
-hosts), named by job, attempt and version, with their sha256. After the publish a probe batch is sampled and
-its log-probs are compared with the trainer's own.
+The weights, or an adapter alone, go into safetensors files in the host's shared memory (one host) or in the
+artefact store (any hosts), named by job, attempt and version, with their sha256. After the publish a probe
+batch is sampled and its log-probs are compared with the trainer's own.
 """
 
 import hashlib
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import PublishRequest, WeightFile
-from trainer.lora import served_state
+from trainer.lora import adapter_shape, adapter_state, served_state
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
 SHARD_BYTES = 96 << 20
@@ -45,11 +46,17 @@ class WeightWriter:
     store: ArtefactStore
     scratch: Path  # a folder of the attempt's own, on the store's file system where possible
     shared_memory: Path = SHARED_MEMORY
+    adapter_alone: bool = False  # for an engine that takes LoRA adapters
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; the request that announces them."""
         folder = self.shared_memory if self.method == "shm" else self.scratch
-        shards = list(_shards(unique_weights(served_state(model)), self.dtype))
+        shape = None
+        if self.adapter_alone:
+            assert isinstance(model, PeftModel)
+            shape, shards = adapter_shape(model), [list(adapter_state(model).items())]
+        else:
+            shards = list(_shards(unique_weights(served_state(model)), self.dtype))
         paths = [
             folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
             for i in range(len(shards))
@@ -58,7 +65,12 @@ class WeightWriter:
             written = list(pool.map(_write_shard, paths, shards, [self.dtype] * len(shards)))
         files = [self._file(path, *facts, version) for path, facts in zip(paths, written, strict=True)]
         return PublishRequest(
-            job_id=self.job_id, attempt=self.attempt, version=version, method=self.method, files=tuple(files)
+            job_id=self.job_id,
+            attempt=self.attempt,
+            version=version,
+            method=self.method,
+            files=tuple(files),
+            adapter=shape,
         )
 
     def discard(self, version: int) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobError, JobResult
+from powermean.contracts.rollout import EngineState
 from rollout.client import RolloutClient, RolloutError
 from trainer import checkpoint
 from trainer.attempt_dir import AttemptDir
@@ -47,15 +48,21 @@ from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token
 from trainer.update import Learner, make_optimizer
 
 ENGINE_TIMEOUT_S = 900.0
+LEAVE_TIMEOUT_S = 10.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A rollout service to work with. On this host, weights can go through shared memory."""
+    """A rollout service to work with. On this host, weights can go through shared memory.
+
+    `adapters`: it takes LoRA adapters. `shared`: others use it too, and it outlives the attempt.
+    """
 
     engine: Engine
     on_this_host: bool
+    adapters: bool = False
+    shared: bool = False
 
 
 def main() -> int:
@@ -80,7 +87,25 @@ def connected(attempt: AttemptDir) -> Iterator[Connection]:
     """The attempt's rollout service, once it serves."""
     url = engine_url(attempt)
     with RolloutClient(url, attempt.token) as client:
-        yield Connection(client, on_this_host=urlsplit(url).hostname in LOOPBACK)
+        adapters = ready_state(client).adapters is not None
+        try:
+            yield Connection(client, urlsplit(url).hostname in LOOPBACK, adapters)
+        finally:
+            if adapters:
+                with suppress(RolloutError):  # else the slot is free once the node no longer lists the job
+                    client.drop_adapter(LEAVE_TIMEOUT_S)
+
+
+def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> EngineState:
+    """What a service says of itself once its engine is ready. Raises RolloutError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return client.health()
+        except RolloutError as error:
+            if not error.retryable or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
@@ -184,7 +209,13 @@ def wired(
             learner=learner,
             source=source,
             grader=grader,
-            engine=SteadyEngine(connection.engine, weights, learner.policy.model, reporter.phase),
+            engine=SteadyEngine(
+                connection.engine,
+                weights,
+                learner.policy.model,
+                reporter.phase,
+                comes_back=connection.shared,
+            ),
             weights=weights,
             reporter=reporter,
             store=store,
@@ -229,7 +260,17 @@ def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
 def weight_writer(
     connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
 ) -> WeightWriter:
-    """Shared memory where the engine is on this host and there is room, else the artefact store."""
+    """Shared memory where the engine is on this host and there is room, else the artefact store.
+
+    An engine that takes adapters gets the adapter alone. Raises TrainingError (adapters_only) without one.
+    """
+    if connection.adapters and claim.spec.model.lora is None:
+        raise TrainingError(
+            "adapters_only",
+            "the job trains all weights, and its rollout engine serves LoRA adapters of one base model",
+            path="model.lora",
+            remedy="train an adapter, or give the job an engine of its own (rollout.sharing: own)",
+        )
     shared = connection.on_this_host and fits_shared_memory(policy.model, policy.dtype)
     return WeightWriter(
         job_id=claim.job_id,
@@ -238,6 +279,7 @@ def weight_writer(
         dtype=policy.dtype,
         store=store,
         scratch=scratch,
+        adapter_alone=connection.adapters,
     )
 
 
