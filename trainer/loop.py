@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
 from powermean.contracts.attempts import CheckpointCommit
 from powermean.contracts.token_records import StepFacts, UpdateFacts
 from powermean.contracts.trajectories import TrajectoryBatch
@@ -20,7 +18,7 @@ from trainer.batching import Rollouts, minibatches
 from trainer.dynamic_sampling import GradedRollouts, SamplingFacts, sample_step
 from trainer.evaluation import evaluate
 from trainer.failures import TrainingError
-from trainer.objectives import sampling_kl
+from trainer.objectives import mismatch
 from trainer.parts import Run, Stopwatch
 from trainer.recording import (
     StepReport,
@@ -142,6 +140,7 @@ def start_batch(run: Run, step: int, graded: GradedRollouts) -> TrainingBatch:
         progress=(step - 1) / max(1, run.spec.training.steps - 1),
         max_new_tokens=limit,
         recorded=recorded_rows(run.spec.record.tokens, len(rollouts.prompts), rollouts.group_size),
+        old_policy=run.spec.rollout.old_policy,
     )
 
 
@@ -194,10 +193,8 @@ def step_report(
     difference: float,
 ) -> StepReport:
     """Bring together what is recorded of a step."""
-    rollouts = graded.rollouts
-    scored = batch.rollouts.mask & ~batch.old_log_probs.isnan()
-    shaped = run.learner.algorithm.shape_rewards(graded.rewards, rollouts.lengths, batch.max_new_tokens)
-    gap = torch.where(scored, batch.old_log_probs - rollouts.sampler_log_probs, 0.0).abs()
+    rollouts, algorithm = graded.rollouts, run.learner.algorithm
+    shaped = algorithm.shape_rewards(graded.rewards, rollouts.lengths, batch.max_new_tokens)
     return StepReport(
         step=batch.step,
         rollouts=rollouts,
@@ -208,8 +205,13 @@ def step_report(
         advantages=batch.advantages,
         usable=batch.usable,
         entropy=batch.entropy,
-        sampling_kl=sampling_kl(batch.old_log_probs, rollouts.sampler_log_probs, scored),
-        logp_difference=float(gap.max()) if scored.any() else None,
+        mismatch=mismatch(
+            batch.start_log_probs,
+            rollouts.sampler_log_probs,
+            batch.rollouts.mask,
+            algorithm.sampler_weight_kind,
+            algorithm.sampler_weight_cap,
+        ),
         updates=reports,
         tokens_so_far=run.progress.tokens,
         publish_difference=difference,

@@ -92,7 +92,8 @@ class RolloutSpec(Contract):
     old_policy: Literal["trainer", "sampler"] = Field(
         "trainer",
         description="pi_old of the importance ratio: the trainer's own log-probs at the start of the update, "
-        "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS.",
+        "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS "
+        "(algorithm.sampler_weight is then off: pi_old and pi_rollout are the same).",
     )
     logprob_tolerance: float = Field(
         1e-3,
@@ -215,6 +216,17 @@ class JobSpec(Contract):
         if self.model.device == "cpu" and gpus > 0:
             why = "model.device is cpu but resources.gpus is above 0: set it to 0"
             raise conflict(("resources", "gpus"), why, gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> "JobSpec":
+        given = self.algorithm.sampler_weight
+        if self.rollout.old_policy == "sampler" and given != "off":
+            why = (
+                "rollout.old_policy is sampler: the ratio holds the difference between engine and trainer "
+                "already, and every weight would be 1; set one of the two back to its default"
+            )
+            raise conflict(("algorithm", "sampler_weight"), why, given)
         return self
 
     @model_validator(mode="after")
