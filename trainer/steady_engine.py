@@ -1,7 +1,8 @@
 """An engine that outlives its own server: a restart is waited out, and the weights are sent again.
 
 vLLM may die in mid-run. The rollout service starts it anew, with the weights of the model's folder, and
-refuses what it is asked meanwhile. That needs no new attempt: the trainer has the weights.
+refuses what it is asked meanwhile. That needs no new attempt: the trainer has the weights. An engine service
+may lose its whole process: its node starts it anew at the same address, without the adapters of its jobs.
 """
 
 import time
@@ -12,7 +13,7 @@ from typing import TypeVar
 from torch import nn
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
-from rollout.client import EngineRefused
+from rollout.client import EngineRefused, EngineUnreachable
 from trainer.failures import TrainingError
 from trainer.publish import WeightWriter
 from trainer.sampling import Engine
@@ -23,7 +24,7 @@ RESTART_S = 900.0  # the rollout service itself gives vLLM 600 s to start
 PUBLISH_TIMEOUT_S = 300.0
 _POLL_S = 1.0
 _DOWN = frozenset({"engine_died", "engine_starting"})
-_EMPTY = "weights_incomplete"
+_EMPTY = frozenset({"weights_incomplete", "adapter_missing"})
 # How a death often shows first; but what comes again and again is no death.
 _SUSPECT = frozenset({"engine_error", "engine_timeout"})
 _SUSPECT_TRIES = 3
@@ -42,6 +43,7 @@ class SteadyEngine:
     tell: Callable[[str], None]  # people what it waits for
     restart_s: float = RESTART_S
     poll_s: float = _POLL_S
+    kept_by_node: bool = False  # an engine service: that nothing answers passes, too
     _version: int | None = field(default=None, init=False)  # published last
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
@@ -64,7 +66,7 @@ class SteadyEngine:
                     self._publish_again()
                     incomplete = False
                 return ask()
-            except EngineRefused as refusal:
+            except (EngineRefused, EngineUnreachable) as refusal:
                 suspects += refusal.code in _SUSPECT
                 if not self._may_pass(refusal) or suspects > _SUSPECT_TRIES:
                     raise
@@ -73,11 +75,13 @@ class SteadyEngine:
                     self.tell(f"waiting for the rollout engine to come back ({refusal.code})")
                 elif time.monotonic() > deadline:
                     raise _not_back(refusal, self.restart_s) from refusal
-                incomplete = incomplete or refusal.code == _EMPTY
+                incomplete = incomplete or refusal.code in _EMPTY
             time.sleep(self.poll_s)
 
-    def _may_pass(self, refusal: EngineRefused) -> bool:
-        if refusal.code == _EMPTY:
+    def _may_pass(self, refusal: EngineRefused | EngineUnreachable) -> bool:
+        if isinstance(refusal, EngineUnreachable):
+            return self.kept_by_node
+        if refusal.code in _EMPTY:
             return self._version is not None
         return refusal.status >= 500 and refusal.code in _DOWN | _SUSPECT
 
@@ -91,7 +95,7 @@ class SteadyEngine:
             self.weights.discard(self._version)
 
 
-def _not_back(refusal: EngineRefused, waited_s: float) -> TrainingError:
+def _not_back(refusal: EngineRefused | EngineUnreachable, waited_s: float) -> TrainingError:
     return TrainingError(
         "engine_not_back",
         f"the rollout engine did not come back within {waited_s:.0f} s; it said last: {refusal}",

@@ -54,6 +54,7 @@ class EngineReport(Contract):
     mode: Literal["adapters"] = "adapters"
     max_model_len: int | None = Field(None, description="Most tokens of prompt and completion together.")
     adapters: AdapterSlots | None = Field(None, description="Capacity, and how much of it is taken.")
+    requests: int | None = Field(None, ge=0, description="Requests that it works on.")
     restarts: int = Field(0, ge=0, description="Times that its process was started again.")
     error: JobError | None = Field(None, description="Why it failed, or why it was started again.")
 

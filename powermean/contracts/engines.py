@@ -1,4 +1,4 @@
-"""Engine services: rollout engines that an administrator declares, shared by LoRA jobs on their base model."""
+"""Engine services: rollout engines that an administrator declares, for LoRA jobs on one base model."""
 
 from datetime import datetime
 from typing import Annotated, Literal

@@ -85,9 +85,7 @@ def remove(session: Session, engine_id: str) -> EngineView:
     return _view(row, jobs)
 
 
-def accept_reports(
-    session: Session, node_id: str, reports: Iterable[EngineReport], now: datetime
-) -> None:
+def accept_reports(session: Session, node_id: str, reports: Iterable[EngineReport], now: datetime) -> None:
     """Take a node's word on the services that are its own; forget those that are to go and are gone."""
     said = {(report.id, report.generation): report for report in reports}
     rows = _locked(session, EngineService.node == node_id)

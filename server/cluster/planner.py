@@ -1,7 +1,7 @@
-"""Which engine services run where, and which waiting jobs start where: a pure function of the cluster's state.
+"""Which engine services run where, and which waiting jobs start where: a pure function of a cluster's state.
 
-Engine services come first: what an administrator declared has its GPUs before any job. A job is planned as one
-gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready engine
+Engine services come first: what an administrator declared has its GPUs before any job. A job is planned as
+one gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready engine
 service of its base model where it may and can; else it gets an engine of its own.
 
 Whatever waits for GPUs or slots that exist but are taken keeps the nodes that it could use from those behind
@@ -80,7 +80,7 @@ class SharedEngine:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """All that a plan depends on: living nodes, engine services, and queued jobs in the order of submission."""
+    """All that a plan depends on: living nodes, queued jobs in the order of submission, engine services."""
 
     nodes: Sequence[NodeCapacity]
     waiting: Sequence[WaitingJob]
@@ -218,9 +218,7 @@ def _with_own_engine(job: WaitingJob, nodes: Sequence[NodeCapacity], free: _Free
     return Start(job.id, (trainer, rollout))
 
 
-def _on_shared_engine(
-    job: WaitingJob, need: AdapterNeed, state: ClusterState, free: _Free
-) -> Start | _Wait:
+def _on_shared_engine(job: WaitingJob, need: AdapterNeed, state: ClusterState, free: _Free) -> Start | _Wait:
     of_model = [e for e in state.engines if (e.model, e.dtype) == (need.model, need.dtype)]
     if not of_model:
         return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
@@ -232,7 +230,9 @@ def _on_shared_engine(
         return _Wait(f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
     with_slot = [e for e in ready if len(free.jobs[e.id] - {job.id}) < e.max_adapters]
     if not with_slot:
-        return _Wait(f"waiting for a free slot of engine {ready[0].name}: its {ready[0].max_adapters} are taken")
+        return _Wait(
+            f"waiting for a free slot of engine {ready[0].name}: its {ready[0].max_adapters} are taken"
+        )
     wanted: frozenset[str] = frozenset()
     for engine in sorted(with_slot, key=lambda e: (e.node in job.avoid, len(free.jobs[e.id]), e.id)):
         possible = _holding(job, [node for node in state.nodes if engine.reach in (None, node.id)])

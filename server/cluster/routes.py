@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Request
 from powermean.contracts.api import NodeList
 from powermean.contracts.attempts import NodeReport
 from powermean.contracts.engines import NodeOrders
-from powermean.tokens import sign_attempt_token
+from powermean.tokens import Verb, sign_attempt_token
 from server.cluster import engines, nodes
 from server.db.session import RequestDatabase
 from server.identity.access import CurrentNode, CurrentPerson
@@ -33,8 +33,8 @@ def put_node(
     private_key = request.app.state.key_pair.private_pem
 
     def sign(engine_id: str, generation: int) -> str:
-        """For the engine's state alone: it allows nothing else."""
-        return sign_attempt_token(private_key, engine_id, generation, verbs=())
+        """For the engine's state and numbers; the engine's id is no job's, so it publishes nothing."""
+        return sign_attempt_token(private_key, engine_id, generation, verbs=(Verb.GENERATE,))
 
     with database.write() as session:
         nodes.accept_report(session, node_id, report)
