@@ -230,6 +230,18 @@ class JobSpec(Contract):
         return self
 
     @model_validator(mode="after")
+    def _shared_engines_serve_adapters(self) -> "JobSpec":
+        rollout = self.rollout
+        if rollout.sharing == "shared":
+            if self.model.lora is None:
+                why = "only LoRA jobs share an engine: give model.lora, or set it to auto or own"
+                raise conflict(("rollout", "sharing"), why, rollout.sharing)
+            if rollout.engine == "transformers":
+                why = "shared engines run vLLM, but rollout.engine is transformers: set that to auto or vllm"
+                raise conflict(("rollout", "sharing"), why, rollout.sharing)
+        return self
+
+    @model_validator(mode="after")
     def _penalty_leaves_room(self) -> "JobSpec":
         if isinstance(self.algorithm, Dapo):
             buffer, most = self.algorithm.overlong_buffer, self.rollout.max_new_tokens
