@@ -22,7 +22,7 @@ from typing import Any, Literal
 import httpx
 
 from powermean.processes import end_all, marked
-from rollout.choice import CPU_CACHE_GIB, vllm_installed
+from rollout.choice import CPU_CACHE_GIB, lora_capacity, vllm_installed
 from rollout.engine import EngineError
 from rollout.engines.vllm_guard import guarded
 
@@ -45,7 +45,7 @@ class VllmOptions:
     kv_cache_gib: int = CPU_CACHE_GIB  # of the key/value cache on a CPU
     gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
     max_loras: int = 0  # adapters held at once; 0: no adapters
-    max_lora_rank: int = 16
+    max_lora_rank: int = 16  # or the next one that vLLM has
     transfer: str | None = None  # weight-transfer back end: powermean_gloo, nccl, ipc
 
 
@@ -318,7 +318,7 @@ def _command(options: VllmOptions, socket: Path) -> list[str]:
         command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
     if options.max_loras:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
-        command += ["--max-lora-rank", str(options.max_lora_rank)]
+        command += ["--max-lora-rank", str(lora_capacity(options.max_lora_rank) or options.max_lora_rank)]
     if options.transfer is not None:
         command += ["--weight-transfer-config", f'{{"backend": "{options.transfer}"}}']
     return command
