@@ -17,6 +17,7 @@ EngineName = Literal["transformers", "vllm"]
 # get_supported_head_sizes in vllm/v1/attention/backends/cpu_attn.py of 0.32.0
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CPU_CACHE_GIB = 1  # of vLLM's key/value cache on a CPU
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py of 0.32.0
 
 _REGISTRY = "model_executor/models/registry.py"
 _REGISTRY_TABLE = "_TEXT_GENERATION_MODELS"
@@ -75,6 +76,11 @@ def cpu_cache_tokens(folder: Path, bytes_per_number: int) -> int | None:
         return None
     tokens = (CPU_CACHE_GIB << 30) // (2 * layers * heads * size * bytes_per_number)
     return tokens // _CACHE_BLOCK * _CACHE_BLOCK
+
+
+def lora_capacity(rank: int) -> int | None:
+    """The least `--max-lora-rank` of vLLM's with which it takes adapters of a rank; None: it never does."""
+    return next((capacity for capacity in LORA_RANKS if capacity >= rank), None)
 
 
 @cache

@@ -23,6 +23,7 @@ from powermean.contracts.job import JobSpec
 from rollout.choice import choose, cpu_cache_tokens, vllm_objection
 from trainer.data import Problem, PromptSource, open_source
 from trainer.failures import TrainingError
+from trainer.limits import check_memory, check_modules
 from trainer.models import context_length, resolve_model
 from trainer.settings import NodeSettings, NodeSettingsError
 
@@ -62,6 +63,8 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, settings.model_roots))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
+        _noted(found, lambda: check_memory(spec, folder))
+        _noted(found, lambda: check_modules(spec, folder))
     _noted(found, lambda: check_data(task, settings, folder))
     return ValidationResult(errors=tuple(found))
 

@@ -177,7 +177,7 @@ def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int)
                 422,
                 "too_long",
                 f"a prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
-                f"exceed the context of {max_model_len}",
+                f"exceed the context of {max_model_len} (the model's, or what the key/value cache holds)",
                 remedy="Shorten the prompt or lower sampling.max_new_tokens.",
                 path=path,
             )

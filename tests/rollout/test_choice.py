@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout import choice
-from rollout.choice import choose, cpu_cache_tokens, vllm_objection
+from rollout.choice import choose, cpu_cache_tokens, lora_capacity, vllm_objection
 
 Folder = Callable[..., Path]
 
@@ -103,3 +103,10 @@ def test_the_cache_is_counted_in_tokens(folder: Folder) -> None:
     assert cpu_cache_tokens(where, 4) == (1 << 30) // 512
     assert cpu_cache_tokens(where, 2) == (1 << 30) // 256
     assert cpu_cache_tokens(folder(), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("rank", "capacity"), [(1, 1), (2, 8), (8, 8), (9, 16), (129, 256), (257, 320), (512, 512), (513, None)]
+)
+def test_vllm_takes_few_ranks_as_its_most(rank: int, capacity: int | None) -> None:
+    assert lora_capacity(rank) == capacity
