@@ -99,7 +99,7 @@ class TrainingBatch:
             raise non_finite(self.step, "the log-probs of all trajectories are not finite")
 
     def pending(self, rows: Tensor) -> bool:
-        """Whether the next forward pass over these rows gives the trainer's log-probs at the start of the step.
+        """Whether the next pass over these rows gives the trainer's log-probs at the start of the step.
 
         Where they are pi_old, whatever comes first must do; else only what the weights of the start give.
         """
@@ -215,9 +215,7 @@ class Learner:
         )
         seen = _Seen(count=len(batch.advantages), facts=facts)
         for micro in self._micro_batches(batch, self.active(batch, groups)):
-            remember = batch.pending(micro.rows) and (
-                batch.old_policy == "trainer" or self.first_pass_scores
-            )
+            remember = batch.pending(micro.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
             with dropping(self.policy.model):
                 scores = self.policy.score(micro, entropy=remember)
             if remember:

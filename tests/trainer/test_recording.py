@@ -173,9 +173,7 @@ def test_equal_ratios_and_objectives_without_p_are_told_apart(report: StepReport
 
 
 def test_a_step_in_which_nothing_was_scored_leaves_those_numbers_out(report: StepReport) -> None:
-    nothing = replace(
-        report, mismatch=compared([False] * 4), entropy=torch.full((4,), NAN), updates=[]
-    )
+    nothing = replace(report, mismatch=compared([False] * 4), entropy=torch.full((4,), NAN), updates=[])
     names = {row.name for row in step_metrics(nothing)}
     assert not names & {"entropy", "p/mean"}
     assert {name for name in names if name.startswith("sampling/")} == {

@@ -207,7 +207,8 @@ def test_on_policy_the_samplers_log_probs_give_the_same_updates(spec: object) ->
     for trainers, samplers in zip(found[0][1], found[1][1], strict=True):
         assert samplers.loss == pytest.approx(trainers.loss, abs=1e-4)
         for name in ("ess", "clip_fraction", "ratio_min", "ratio_max"):
-            assert torch.allclose(samplers.values[name], trainers.values[name], atol=1e-4, equal_nan=True), name
+            seen = samplers.values[name]
+            assert torch.allclose(seen, trainers.values[name], atol=1e-4, equal_nan=True), name
 
 
 def test_with_the_samplers_log_probs_staleness_is_in_the_first_updates_ratios() -> None:

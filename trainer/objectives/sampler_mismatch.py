@@ -61,7 +61,7 @@ class Mismatch:
     kl_truncated: Tensor  # [N] nats, with token weights held at the cap
     token_weight: Tensor  # [N] mean of its tokens' raw weights
     sequence_weight: Tensor  # [N] raw, of the whole sequence
-    applied: Tensor  # [N] truncated weight that acts on the trajectory, or the mean of its tokens'; NaN if off
+    applied: Tensor  # [N] truncated weight that acts, or the mean of its tokens'; NaN if off
     metrics: Mapping[str, float]  # of the batch, by name; empty where nothing is known
 
 
@@ -97,7 +97,8 @@ def mismatch(
         }
         for level, weights in raw.items():
             assert weights is not None
-            metrics |= _described(IMPORTANCE_RATIOS[level], weights[mask if weights.dim() == 2 else known], cap)
+            present = weights[mask if weights.dim() == 2 else known]
+            metrics |= _described(IMPORTANCE_RATIOS[level], present, cap)
     return Mismatch(
         kl=kl,
         kl_truncated=kl_truncated,
