@@ -18,6 +18,7 @@ from rollout.app import create_app
 from rollout.choice import choose
 from rollout.engine import Engine, EngineError, Fence
 from rollout.engines import transformers, vllm
+from rollout.engines.vllm_channel import offered
 from rollout.engines.vllm_server import VllmOptions
 from rollout.settings import RolloutSettings, parse_settings
 from rollout.weights import WeightSource
@@ -90,6 +91,7 @@ def _load(settings: RolloutSettings) -> Engine:
             settings.dtype,
             max_model_len=settings.max_model_len,
             gpu_memory_share=settings.gpu_memory_share,
+            transfer=offered(settings.transfer, on_gpu=settings.device != "cpu"),
         )
         return vllm.load_engine(options, fence=fence, weights=weights)
     return transformers.load_engine(

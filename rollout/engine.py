@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishMethod,
+    PublishRequest,
+)
 
 
 class EngineError(Exception):
@@ -66,6 +73,18 @@ class Fence:
         return Fence(self.job_id, request.attempt, request.version)
 
 
+def check_method(method: PublishMethod, state: EngineState) -> None:
+    """Raises EngineError (method_unsupported) unless the engine takes weights in this way."""
+    if method not in state.methods:
+        raise EngineError(
+            409,
+            "method_unsupported",
+            f"the {state.engine} engine takes no weights by {method}, only by {', '.join(state.methods)}",
+            remedy="Set rollout.publish to auto; docs/vllm.md says what each way needs.",
+            path="method",
+        )
+
+
 class Engine(Protocol):
     """Calls come one at a time, from one thread; `state` from any."""
 
@@ -74,6 +93,9 @@ class Engine(Protocol):
 
     def publish(self, request: PublishRequest) -> None:
         """Take new weights. Raises EngineError: the engine then still serves the weights it had."""
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """Meet the trainer, for publishes by a channel that `state` offers. Raises EngineError."""
 
     def pause(self) -> None:
         """Refuse to generate until `resume`."""

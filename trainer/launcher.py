@@ -51,6 +51,7 @@ class LocalLauncher:
         dtype = claim.spec.model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
+        publish = claim.spec.rollout.publish
         argv = (
             *(sys.executable, "-m", "rollout"),
             *("--engine", claim.spec.rollout.engine),
@@ -64,6 +65,7 @@ class LocalLauncher:
             *("--host", "127.0.0.1"),
             *("--port", "0"),
             *("--ready-file", str(attempt.engine_file)),
+            *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
         )
         return Command(argv, self._environment(attempt, claim) | {"HF_HUB_OFFLINE": "1"})
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from powermean.contracts.rollout import (
+    ChannelRequest,
     Completion,
     EngineState,
     GenerateRequest,
@@ -20,7 +21,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
-from rollout.engine import EngineError, Fence
+from rollout.engine import EngineError, Fence, check_method
 from rollout.engines.decoding import Model, Sampled, is_plain, sample_batch
 from rollout.engines.stopping import Decoder, Stopping
 from rollout.weights import WeightSource
@@ -84,6 +85,10 @@ class TransformersEngine:
     def metrics(self) -> str:
         """See Engine: the service counts all there is."""
         return ""
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. There is none."""
+        check_method(request.method, self.state())
 
     def pause(self) -> None:
         """See Engine."""
