@@ -19,6 +19,7 @@ from rollout.choice import choose
 from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
 from rollout.engines.vllm_adapter_engine import load_adapter_engine
+from rollout.engines.vllm_channel import offered
 from rollout.engines.vllm_server import VllmOptions
 from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, parse_settings
@@ -94,6 +95,7 @@ def _load(settings: RolloutSettings) -> EngineHost:
             max_model_len=settings.max_model_len,
             gpu_memory_share=settings.gpu_memory_share,
             max_lora_rank=settings.max_lora_rank,
+            transfer=offered(settings.transfer, on_gpu=settings.device != "cpu"),
         )
         if settings.max_adapters:
             listed = settings.jobs_file

@@ -13,12 +13,12 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from powermean.contracts.rollout import EngineState, GenerateRequest, PublishRequest
+from powermean.contracts.rollout import ChannelRequest, EngineState, GenerateRequest, PublishRequest
 from powermean.tokens import AttemptClaims, Verb
-from rollout.engine import CancelledError, Engine, EngineError, EngineHost
+from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
-from rollout.settings import RolloutSettings
+from rollout.settings import RolloutSettings, is_loopback
 from rollout.turns import Result, Turns
 
 CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the numbers
@@ -44,6 +44,7 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
     app.state.turns = turns
     app.state.control = control
     app.state.metrics = EngineMetrics()
+    app.state.on_loopback = is_loopback(settings.host)
     app.include_router(router)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(CancelledError, _cancelled)
@@ -68,11 +69,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 @router.post("/v1/publish")
 async def publish(body: PublishRequest, request: Request) -> EngineState:
     """Take new weights, or an adapter in the place of the one that the job had."""
-    engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
-    if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
-        raise EngineError(
-            403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
-        )
+    engine = _publishing_engine(request, body)
     started = time.monotonic()
     await _control(request, lambda: engine.publish(body))
     _metrics(request).published(time.monotonic() - started)
@@ -84,6 +81,22 @@ async def drop_adapter(request: Request) -> EngineState:
     """Give up the job's adapter, so that another job can have its slot."""
     engine = _engine_for(request, Verb.PUBLISH)
     await _control(request, engine.drop_adapter)
+    return engine.state()
+
+
+@router.post("/v1/channel")
+async def channel(body: ChannelRequest, request: Request) -> EngineState:
+    """Meet the trainer that waits at an address. Its weights come by this way from then on."""
+    engine = _publishing_engine(request, body)
+    if request.app.state.on_loopback and body.host is not None and not is_loopback(body.host):
+        raise EngineError(
+            422,
+            "invalid",
+            f"an engine that listens on loopback meets no trainer at {body.host}",
+            remedy="Wait at a loopback address.",
+            path="host",
+        )
+    await _control(request, lambda: engine.open_channel(body))
     return engine.state()
 
 
@@ -132,6 +145,17 @@ def _engine_for(request: Request, verb: Verb) -> Engine:
 
 async def _control(request: Request, work: Callable[[], None]) -> None:
     await _in_turn(request, request.app.state.control, lambda _cancelled: work())
+
+
+def _publishing_engine(request: Request, body: PublishRequest | ChannelRequest) -> Engine:
+    """The engine, if the token is the attempt's that the body names and the engine takes its method."""
+    engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
+    if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
+        raise EngineError(
+            403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
+        )
+    check_method(body.method, engine.state())
+    return engine
 
 
 async def _in_turn(request: Request, turns: Turns, work: Callable[[Event], Result]) -> Result:

@@ -9,7 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 from powermean.contracts.api import ErrorResponse
 from powermean.contracts.attempts import JobError
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
 
 CONNECT_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 60.0  # of pause, resume and health; what is being generated is finished first
@@ -98,6 +104,10 @@ class RolloutClient:
     def drop_adapter(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
         """Give up the job's adapter and its slot."""
         return _parsed(EngineState, self._call("DELETE", "/v1/adapter", timeout_s))
+
+    def open_channel(self, request: ChannelRequest, timeout_s: float) -> EngineState:
+        """Let the engine meet us; both sides have done so when this returns."""
+        return _parsed(EngineState, self._call("POST", "/v1/channel", timeout_s, request))
 
     def pause(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
         """Let the engine refuse to generate until `resume`."""

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishMethod,
+    PublishRequest,
+)
 
 
 class EngineError(Exception):
@@ -66,6 +73,18 @@ class Fence:
         return Fence(self.job_id, request.attempt, request.version)
 
 
+def check_method(method: PublishMethod, state: EngineState) -> None:
+    """Raises EngineError (method_unsupported) unless the engine takes weights in this way."""
+    if method not in state.methods:
+        raise EngineError(
+            409,
+            "method_unsupported",
+            f"the {state.engine} engine takes no weights by {method}, only by {', '.join(state.methods)}",
+            remedy="Set rollout.publish to auto; docs/vllm.md says what each way needs.",
+            path="method",
+        )
+
+
 class Engine(Protocol):
     """What one job asks of an engine. As many calls at once as its host takes; `state` at any time."""
 
@@ -77,6 +96,9 @@ class Engine(Protocol):
 
     def drop_adapter(self) -> None:
         """Give up the job's adapter and its slot. Raises EngineError (adapters_off) where there are none."""
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """Meet the trainer, for publishes by a channel that `state` offers. Raises EngineError."""
 
     def pause(self) -> None:
         """Refuse to generate until `resume`."""

@@ -71,6 +71,11 @@ class RolloutSettings(Contract):
         None,
         description="JSON list of the jobs that are not over: where slots are short, adapters of others go.",
     )
+    transfer: Literal["auto", "nccl", "ipc"] = Field(
+        "auto",
+        description="Channel by which vLLM takes weights from the trainer, beside files; "
+        "auto is gloo on a CPU and none on CUDA.",
+    )
     max_waiting: int = Field(16, ge=0, description="Requests that may wait for their turn; more are refused.")
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
 

@@ -57,6 +57,7 @@ class LocalLauncher:
         dtype = claim.spec.model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
+        publish = claim.spec.rollout.publish
         argv = (
             *(sys.executable, "-m", "rollout"),
             *("--engine", claim.spec.rollout.engine),
@@ -71,6 +72,7 @@ class LocalLauncher:
             *("--port", "0"),
             *("--ready-file", str(attempt.engine_file)),
             *_adapter_flags(claim),
+            *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
         )
         return Command(argv, self._environment(attempt, claim) | {"HF_HUB_OFFLINE": "1"})
 

@@ -11,7 +11,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import Sampling
 from trainer.checkpoint import Progress
 from trainer.data import Problem, PromptSource
-from trainer.publish import WeightWriter
+from trainer.publish import Publisher
 from trainer.reporter import Reporter
 from trainer.rewards import Grader
 from trainer.sampling import Decode, Engine
@@ -31,7 +31,7 @@ class Run:
     source: PromptSource
     grader: Grader
     engine: Engine
-    weights: WeightWriter
+    weights: Publisher
     reporter: Reporter
     store: ArtefactStore
     scratch: Path

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.rollout import PublishRequest, WeightFile
+from powermean.contracts.rollout import ChannelRequest, PublishRequest, WeightFile
 from trainer.lora import adapter_shape, adapter_state, served_state
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
@@ -35,9 +35,33 @@ _NAMES = {
 _HASHERS = 2
 
 
+class Target(Protocol):
+    """A rollout service that takes weights (rollout.client.RolloutClient is one)."""
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
+
+    def open_channel(self, request: ChannelRequest, timeout_s: float) -> object: ...
+
+
+class Publisher(Protocol):
+    """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`."""
+
+    def write(self, model: nn.Module, version: int) -> PublishRequest:
+        """Make ready what is to be sent; the request that announces it."""
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Send what was written last. Raises RolloutError and TrainingError (transfer_failed)."""
+
+    def discard(self, version: int) -> None:
+        """Let go of what was written."""
+
+    def close(self) -> None:
+        """Let go of the way."""
+
+
 @dataclass(frozen=True)
 class WeightWriter:
-    """Makes the files of a publish and removes them again."""
+    """See Publisher. Makes the files of a publish and removes them again."""
 
     job_id: str
     attempt: int
@@ -72,6 +96,13 @@ class WeightWriter:
             files=tuple(files),
             adapter=shape,
         )
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Announce the files."""
+        return target.publish(request, timeout_s)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def discard(self, version: int) -> None:
         """Remove the files of a version; the engine has its own copy."""

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,8 +27,10 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobError, JobResult
 from powermean.contracts.rollout import EngineState
 from rollout.client import RolloutClient, RolloutError
+from rollout.gloo import address_towards
 from trainer import checkpoint
 from trainer.attempt_dir import AttemptDir
+from trainer.channel import ChannelWriter, connector
 from trainer.data import open_source
 from trainer.failures import TrainingError, is_disk_full, is_out_of_memory
 from trainer.final_model import save_model
@@ -38,12 +40,11 @@ from trainer.models import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.parts import Run
 from trainer.policy import Policy, load_policy, resolve_device, resolve_dtype
-from trainer.publish import WeightWriter, fits_shared_memory, remove_stale
+from trainer.publish import Publisher, WeightWriter, fits_shared_memory, remove_stale
 from trainer.reporter import Reporter
 from trainer.rewards import open_grader
-from trainer.sampling import Engine
 from trainer.settings import NodeSettings, NodeSettingsError
-from trainer.steady_engine import SteadyEngine
+from trainer.steady_engine import Service, SteadyEngine
 from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
 from trainer.update import Learner, make_optimizer
 
@@ -59,8 +60,9 @@ class Connection:
     `adapters`: it takes LoRA adapters. `shared`: others use it too, and it outlives the attempt.
     """
 
-    engine: Engine
+    engine: Service
     on_this_host: bool
+    address: str = LOOPBACK[0]  # where the service reaches this process
     adapters: bool = False
     shared: bool = False
 
@@ -86,10 +88,19 @@ def main() -> int:
 def connected(attempt: AttemptDir) -> Iterator[Connection]:
     """The attempt's rollout service, once it serves."""
     url = engine_url(attempt)
+    place = urlsplit(url)
+    host = place.hostname or LOOPBACK[0]
     with RolloutClient(url, attempt.token) as client:
         adapters = ready_state(client).adapters is not None
+        on_this_host = host in LOOPBACK
         try:
-            yield Connection(client, urlsplit(url).hostname in LOOPBACK, adapters)
+            yield Connection(
+                client,
+                on_this_host=on_this_host,
+                address=LOOPBACK[0] if on_this_host else address_towards(host, place.port or 80),
+                adapters=adapters,
+                shared=attempt.claim().engine is not None,
+            )
         finally:
             if adapters:
                 with suppress(RolloutError):  # else the slot is free once the node no longer lists the job
@@ -200,8 +211,11 @@ def wired(
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source = open_source(spec.data, dataset)
     reporter.phase("waiting for the rollout engine")
-    with open_grader(spec.reward) as grader, connect(attempt) as connection:
-        weights = weight_writer(connection, claim, learner.policy, store, scratch)
+    with (
+        open_grader(spec.reward) as grader,
+        connect(attempt) as connection,
+        closing(publisher(connection, claim, learner.policy, store, scratch)) as weights,
+    ):
         yield Run(
             job_id=claim.job_id,
             attempt=claim.number,
@@ -257,12 +271,13 @@ def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
     )
 
 
-def weight_writer(
+def publisher(
     connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
-) -> WeightWriter:
-    """Shared memory where the engine is on this host and there is room, else the artefact store.
+) -> Publisher:
+    """What rollout.publish says; auto is shared memory on one host with room, else the artefact store.
 
-    An engine that takes adapters gets the adapter alone. Raises TrainingError (adapters_only) without one.
+    An engine that takes adapters gets the adapter alone. Raises TrainingError: adapters_only for a job
+    without one, no_shared_memory where shm was asked for and can't be.
     """
     if connection.adapters and claim.spec.model.lora is None:
         raise TrainingError(
@@ -271,11 +286,22 @@ def weight_writer(
             path="model.lora",
             remedy="train an adapter, or give the job an engine of its own (rollout.sharing: own)",
         )
+    method = claim.spec.rollout.publish
+    if method in ("gloo", "nccl", "ipc"):
+        connect = connector(method, connection.address)
+        return ChannelWriter(claim.job_id, claim.number, method, policy.dtype, connect)
     shared = connection.on_this_host and fits_shared_memory(policy.model, policy.dtype)
+    if method == "shm" and not shared:
+        raise TrainingError(
+            "no_shared_memory",
+            "the rollout engine is on another host, or /dev/shm has no room for the weights",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto or store",
+        )
     return WeightWriter(
         job_id=claim.job_id,
         attempt=claim.number,
-        method="shm" if shared else "store",
+        method="shm" if shared and method != "store" else "store",
         dtype=policy.dtype,
         store=store,
         scratch=scratch,

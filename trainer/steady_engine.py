@@ -8,14 +8,14 @@ That needs no new attempt: the trainer has the weights.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import nn
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
 from rollout.client import EngineRefused, EngineUnreachable, RolloutError
 from trainer.failures import TrainingError
-from trainer.publish import WeightWriter
+from trainer.publish import Publisher, Target
 from trainer.sampling import Engine
 
 Result = TypeVar("Result")
@@ -30,6 +30,10 @@ _SUSPECT = frozenset({"engine_error", "engine_timeout"})
 _SUSPECT_TRIES = 3
 
 
+class Service(Engine, Target, Protocol):
+    """A rollout service (rollout.client.RolloutClient is one)."""
+
+
 @dataclass
 class SteadyEngine:
     """See trainer.sampling.Engine: both calls raise what `engine` does, and TrainingError (engine_not_back).
@@ -37,8 +41,8 @@ class SteadyEngine:
     The model must have the weights of the version that was published last whenever `generate` is called.
     """
 
-    engine: Engine
-    weights: WeightWriter
+    engine: Service
+    weights: Publisher
     model: nn.Module
     tell: Callable[[str], None]  # people what it waits for
     restart_s: float = RESTART_S
@@ -51,8 +55,8 @@ class SteadyEngine:
         return self._through_restarts(lambda: self.engine.generate(request, timeout_s))
 
     def publish(self, request: PublishRequest, timeout_s: float) -> object:
-        """Send weights. Their files must be there until this returns."""
-        answer = self._through_restarts(lambda: self.engine.publish(request, timeout_s))
+        """Send the weights that were written last. They must be there until this returns."""
+        answer = self._through_restarts(lambda: self.weights.publish(self.engine, request, timeout_s))
         self._version = request.version
         return answer
 
@@ -90,7 +94,7 @@ class SteadyEngine:
         self.tell(f"publishing version {self._version} again")
         try:
             request = self.weights.write(self.model, self._version)
-            self.engine.publish(request, PUBLISH_TIMEOUT_S)
+            self.weights.publish(self.engine, request, PUBLISH_TIMEOUT_S)
         finally:
             self.weights.discard(self._version)
 

@@ -76,7 +76,8 @@ class RolloutSpec(Contract):
     publish: Literal["auto", "store", "shm", "gloo", "nccl", "ipc"] = Field(
         "auto",
         description="How new weights reach the engine: store through the artefact store, shm through the "
-        "host's shared memory, gloo, nccl and ipc directly into vLLM; auto takes the fastest that fits.",
+        "host's shared memory, gloo (CPUs), nccl and ipc (GPUs) straight into vLLM; auto is shm on one host "
+        "with room, else store.",
     )
     sharing: Literal["auto", "own", "shared"] = Field(
         "auto",
@@ -239,6 +240,27 @@ class JobSpec(Contract):
             if rollout.engine == "transformers":
                 why = "shared engines run vLLM, but rollout.engine is transformers: set that to auto or vllm"
                 raise conflict(("rollout", "sharing"), why, rollout.sharing)
+        return self
+
+    @model_validator(mode="after")
+    def _channel_fits(self) -> "JobSpec":
+        """gloo, nccl and ipc send whole weights into the memory of vLLM, between devices of one kind."""
+        method, gpus = self.rollout.publish, self.resources.gpus
+        if method not in ("gloo", "nccl", "ipc"):
+            return self
+        why = None
+        if self.rollout.engine == "transformers":
+            why = f"{method} sends into vLLM, and rollout.engine is transformers: use auto, shm or store"
+        elif self.model.lora is not None:
+            why = f"{method} sends whole weights, and model.lora trains an adapter: use auto, shm or store"
+        elif method == "gloo" and gpus > 0:
+            why = "gloo is for CPUs and resources.gpus is above 0: use auto, shm, store or ipc"
+        elif method != "gloo" and gpus == 0:
+            why = f"{method} is for GPUs and resources.gpus is 0: use auto, shm, store or gloo"
+        elif method == "nccl":
+            why = "nccl needs GPUs of the engine's own, and resources.placement is colocated: use ipc"
+        if why is not None:
+            raise conflict(("rollout", "publish"), why, method)
         return self
 
     @model_validator(mode="after")

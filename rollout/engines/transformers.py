@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from powermean.contracts.rollout import (
+    ChannelRequest,
     Completion,
     EngineState,
     GenerateRequest,
@@ -20,7 +21,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
-from rollout.engine import EngineError, Fence, adapters_off
+from rollout.engine import EngineError, Fence, adapters_off, check_method
 from rollout.engines.decoding import Model, Sampled, is_plain, sample_batch
 from rollout.engines.stopping import Decoder, Stopping
 from rollout.weights import WeightSource
@@ -90,6 +91,10 @@ class TransformersEngine:
     def drop_adapter(self) -> None:
         """See Engine."""
         raise adapters_off()
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. There is none."""
+        check_method(request.method, self.state())
 
     def pause(self) -> None:
         """See Engine."""

@@ -2,12 +2,19 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock
 
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
 from rollout.engine import EngineError, Fence, adapters_off
+from rollout.engines.vllm_channel import Channel
 from rollout.engines.vllm_metrics import vllms_own
 from rollout.engines.vllm_model import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.engines.vllm_requests import complete
@@ -34,6 +41,7 @@ class VllmEngine:
         self._model = model
         self._fence = fence
         self._weights = weights
+        self._channel = Channel(server, model)
         self._paused = False
         self._publishing = Lock()
         self._published = False  # until then the folder's weights, which every start has, are the right ones
@@ -58,6 +66,7 @@ class VllmEngine:
             attempt=self._fence.attempt,
             max_model_len=self._max_model_len,
             paused=self._paused,
+            methods=("store", "shm", *([self._channel.method] if self._channel.method else [])),
         )
 
     def metrics(self) -> str:
@@ -84,7 +93,7 @@ class VllmEngine:
         return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
 
     def publish(self, request: PublishRequest) -> None:
-        """See Engine. Nothing is changed before all files are verified and fit the model.
+        """See Engine. Nothing is changed before all files are verified and all tensors fit the model.
 
         After a restart, or a publish that broke off, the version that was served may be published again.
         """
@@ -93,9 +102,20 @@ class VllmEngine:
         with self._publishing:
             self._server.check_ready()
             fence = self._advanced(request)
+            if request.tensors:
+                update = self._channel.update(request)
+                self._transfer(fence, lambda: self._channel.receive(update))
+                return
             with self._weights.verified(request) as paths:
                 changed = self._renames(paths)
-                self._transfer(paths, changed, fence)
+                self._transfer(fence, lambda: self._load(paths, changed, fence.version))
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. A channel ends with vLLM's process."""
+        with self._publishing:
+            self._server.check_ready()
+            self._fence.check_attempt(request.job_id, request.attempt)
+            self._channel.open(request)
 
     def close(self) -> None:
         """End the server process."""
@@ -123,15 +143,13 @@ class VllmEngine:
                 409, "weights_mismatch", str(error), remedy="Publish safetensors files, each tensor once."
             ) from error
 
-    def _transfer(self, paths: Sequence[Path], changed: dict[str, str], fence: Fence) -> None:
-        """Freeze what is in flight, load, name the version, drop caches of old weights, go on."""
+    def _transfer(self, fence: Fence, load: Callable[[], None]) -> None:
+        """Freeze what is in flight, load and name the version, drop caches of old weights, go on."""
         call, start = self._server.call, self._server.starts
         try:
             call("pause", "/pause", params={"mode": "keep", "clear_cache": "false"})
             self._published, self._served = True, None
-            load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}
-            call("load weights", "/collective_rpc", body={"method": "powermean_load", "kwargs": load})
-            self._label(fence.version)
+            load()
             call("reset caches", "/reset_prefix_cache", params={"reset_running_requests": "true"})
             call("resume", "/resume")
         except EngineError as error:
@@ -140,6 +158,12 @@ class VllmEngine:
             raise
         self._fence = fence
         self._served = start
+
+    def _load(self, paths: Sequence[Path], changed: dict[str, str], version: int) -> None:
+        load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}
+        call = self._server.call
+        call("load weights", "/collective_rpc", body={"method": "powermean_load", "kwargs": load})
+        self._label(version)
 
     def _label(self, version: int) -> None:
         self._server.call("name the version", "/update_weight_version", body={"new_version": str(version)})

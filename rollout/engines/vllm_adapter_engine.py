@@ -5,8 +5,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from threading import Event
 
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
-from rollout.engine import EngineError, Fence
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
+from rollout.engine import EngineError, Fence, check_method
 from rollout.engines.vllm import NAME, check_prompts, context_length
 from rollout.engines.vllm_adapters import Adapters
 from rollout.engines.vllm_metrics import vllms_own
@@ -110,6 +116,10 @@ class JobEngine:
                 path="adapter",
             )
         self.engine.adapters.publish(request, request.adapter)
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. There is none: an adapter is a file."""
+        check_method(request.method, self.state())
 
     def drop_adapter(self) -> None:
         """See Engine."""
