@@ -15,18 +15,21 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import EngineStart, JobError
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
-from rollout.choice import choose
+from rollout.choice import EngineName, choose
 from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
 from rollout.engines.vllm_adapter_engine import load_adapter_engine
 from rollout.engines.vllm_channel import offered
 from rollout.engines.vllm_server import VllmOptions
+from rollout.memory import engine_bytes, free_bytes, gib
 from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, parse_settings
 from rollout.weights import WeightSource
 
 STOP_TIMEOUT_S = 5
-_PASSING = frozenset({"engine_start_timeout"})  # failures to start that another start may not see
+_PASSING = frozenset(
+    {"engine_start_timeout", "engine_memory"}
+)  # failures to start that another start may not see
 
 
 class _Server(uvicorn.Server):
@@ -88,6 +91,8 @@ def _load(settings: RolloutSettings) -> EngineHost:
     fence = Fence(settings.job_id, settings.attempt, 0) if settings.job_id is not None else None
     engine = choose(settings.engine, settings.model, on_gpu=settings.device != "cpu")
     print(f"rollout: the engine is {engine}", file=sys.stderr)
+    if settings.device == "cpu":
+        check_memory(engine, settings.model, settings.dtype)
     if engine == vllm.NAME:
         options = VllmOptions(
             settings.model,
@@ -115,6 +120,18 @@ def _load(settings: RolloutSettings) -> EngineHost:
         max_model_len=settings.max_model_len,
         max_batch_tokens=settings.batch_tokens,
     )
+
+
+def check_memory(engine: EngineName, model: Path, dtype: str) -> None:
+    """Raises EngineError (engine_memory) where a CPU's memory can't hold the engine now."""
+    needed, free = engine_bytes(engine, model, 2 if dtype == "bfloat16" else 4), free_bytes()
+    if free is not None and needed > free:
+        raise EngineError(
+            507,
+            "engine_memory",
+            f"the {engine} engine needs at least {gib(needed)} for {model.name}, {gib(free)} are free",
+            remedy="Free memory on the node, or take a smaller model or bfloat16.",
+        )
 
 
 def _listen(settings: RolloutSettings) -> socket.socket:

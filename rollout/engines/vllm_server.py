@@ -23,7 +23,7 @@ import httpx
 
 from powermean.contracts.rollout import ChannelMethod
 from powermean.processes import end_all, marked
-from rollout.choice import CPU_CACHE_GIB, vllm_installed
+from rollout.choice import CPU_CACHE_GIB, lora_capacity, vllm_installed
 from rollout.engine import EngineError
 from rollout.engines.vllm_guard import guarded
 from rollout.vllm_plugin import GLOO_BACK_END
@@ -33,7 +33,6 @@ _POLL_S = 0.25
 _LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py of 0.32.0
 _WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
 _BACK_ENDS: Mapping[ChannelMethod, str] = {"gloo": GLOO_BACK_END, "nccl": "nccl", "ipc": "ipc"}
 
@@ -322,7 +321,7 @@ def _command(options: VllmOptions, socket: Path) -> list[str]:
         command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
     if options.max_loras:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
-        command += ["--max-lora-rank", str(min(r for r in _LORA_RANKS if r >= options.max_lora_rank))]
+        command += ["--max-lora-rank", str(lora_capacity(options.max_lora_rank) or options.max_lora_rank)]
     if options.transfer is not None:
         command += ["--weight-transfer-config", f'{{"backend": "{_BACK_ENDS[options.transfer]}"}}']
     return command
