@@ -40,7 +40,7 @@ from trainer.policy import Policy, load_policy, resolve_device, resolve_dtype
 from trainer.publish import WeightWriter, fits_shared_memory, remove_stale
 from trainer.reporter import Reporter
 from trainer.rewards import open_grader
-from trainer.sampling import Engine
+from trainer.sampling import Engine, sharing_limit
 from trainer.settings import NodeSettings, NodeSettingsError
 from trainer.steady_engine import SteadyEngine
 from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
@@ -184,7 +184,9 @@ def wired(
             learner=learner,
             source=source,
             grader=grader,
-            engine=SteadyEngine(connection.engine, weights, learner.policy.model, reporter.phase),
+            engine=SteadyEngine(
+                connection.engine, weights, learner.policy.model, reporter.phase, sharing_limit(spec)
+            ),
             weights=weights,
             reporter=reporter,
             store=store,

@@ -87,7 +87,8 @@ class RolloutSpec(Contract):
         0,
         ge=0,
         le=64,
-        description="Weight versions by which sampling may run ahead of training; 0 is strictly on-policy.",
+        description="Weight versions by which sampling may run ahead of training, below training.steps; 0 is "
+        "strictly on-policy. Above 0 equal seeds do not give equal runs.",
     )
     old_policy: Literal["trainer", "sampler"] = Field(
         "trainer",
@@ -215,6 +216,14 @@ class JobSpec(Contract):
         if self.model.device == "cpu" and gpus > 0:
             why = "model.device is cpu but resources.gpus is above 0: set it to 0"
             raise conflict(("resources", "gpus"), why, gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_to_run_ahead(self) -> "JobSpec":
+        staleness, steps = self.rollout.max_staleness, self.training.steps
+        if staleness >= steps:
+            why = f"must stay below training.steps ({steps}): there are no more batches to sample ahead"
+            raise conflict(("rollout", "max_staleness"), why, staleness)
         return self
 
     @model_validator(mode="after")
