@@ -14,7 +14,8 @@ from trainer.data import Problem, PromptSource
 from trainer.publish import Publisher
 from trainer.reporter import Reporter
 from trainer.rewards import Grader
-from trainer.sampling import Decode, Engine
+from trainer.sampling import Decode
+from trainer.steady_engine import SteadyEngine
 from trainer.update import Learner
 
 Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
@@ -30,7 +31,7 @@ class Run:
     learner: Learner
     source: PromptSource
     grader: Grader
-    engine: Engine
+    engine: SteadyEngine
     weights: Publisher
     reporter: Reporter
     store: ArtefactStore

@@ -43,6 +43,7 @@ from trainer.policy import Policy, load_policy, resolve_device, resolve_dtype
 from trainer.publish import Publisher, WeightWriter, fits_shared_memory, remove_stale
 from trainer.reporter import Reporter
 from trainer.rewards import open_grader
+from trainer.sampling import sharing_limit
 from trainer.settings import NodeSettings, NodeSettingsError
 from trainer.steady_engine import Service, SteadyEngine
 from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
@@ -103,8 +104,9 @@ def connected(attempt: AttemptDir) -> Iterator[Connection]:
             )
         finally:
             if adapters:
-                with suppress(RolloutError):  # else the slot is free once the node no longer lists the job
-                    client.drop_adapter(LEAVE_TIMEOUT_S)
+                # Else the slot is free once the node no longer lists the job. This client may be closed.
+                with suppress(RolloutError), RolloutClient(url, attempt.token) as parting:
+                    parting.drop_adapter(LEAVE_TIMEOUT_S)
 
 
 def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> EngineState:
@@ -228,6 +230,7 @@ def wired(
                 weights,
                 learner.policy.model,
                 reporter.phase,
+                sharing_limit(spec),
                 comes_back=connection.shared,
             ),
             weights=weights,

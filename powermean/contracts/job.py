@@ -88,7 +88,8 @@ class RolloutSpec(Contract):
         0,
         ge=0,
         le=64,
-        description="Weight versions by which sampling may run ahead of training; 0 is strictly on-policy.",
+        description="Weight versions by which sampling may run ahead of training, below training.steps; 0 is "
+        "strictly on-policy. Above 0 equal seeds do not give equal runs.",
     )
     old_policy: Literal["trainer", "sampler"] = Field(
         "trainer",
@@ -261,6 +262,14 @@ class JobSpec(Contract):
             why = "nccl needs GPUs of the engine's own, and resources.placement is colocated: use ipc"
         if why is not None:
             raise conflict(("rollout", "publish"), why, method)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_to_run_ahead(self) -> "JobSpec":
+        staleness, steps = self.rollout.max_staleness, self.training.steps
+        if staleness >= steps:
+            why = f"must stay below training.steps ({steps}): there are no more batches to sample ahead"
+            raise conflict(("rollout", "max_staleness"), why, staleness)
         return self
 
     @model_validator(mode="after")

@@ -72,6 +72,9 @@ METRICS: dict[str, MetricInfo] = {
     "sampling/groups_dropped": _step(
         "count", "sampled groups that the algorithm's filter took out of the update, or that were too many"
     ),
+    "sampling/queued": _step(
+        "count", "batches sampled ahead that were ready when training asked for its own"
+    ),
     "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
     "sampling/kl_truncated": _step("nats", "the same with token weights held at sampler_weight_cap"),
     "sampling/sampling_logp_difference/mean": _step(
@@ -89,9 +92,13 @@ METRICS: dict[str, MetricInfo] = {
     "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
     "trajectories/empty": _step("count", "completions without a token"),
     "updates/skipped": _step("count", "optimiser steps not taken because no trajectory had an advantage"),
-    "time/generate": _step("s", "sampling"),
+    "time/wait": _step(
+        "s",
+        "training without a batch to train on: all of generate and grade, unless batches are sampled ahead",
+    ),
+    "time/generate": _step("s", "sampling of the step's batch, also where that was ahead of the step"),
     "time/score": _step("s", "log-probs under the trainer's weights at the start of the update"),
-    "time/grade": _step("s", "rewards"),
+    "time/grade": _step("s", "rewards of the step's batch, also where that was ahead of the step"),
     "time/update": _step("s", "forward, backward and optimiser"),
     "time/publish": _step("s", "new weights to the rollout service, and the probe"),
     "time/record": _step("s", "metrics, trajectories"),
