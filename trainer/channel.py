@@ -50,6 +50,7 @@ class ChannelWriter:
     method: ChannelMethod
     dtype: torch.dtype  # of the engine's weights
     connect: Callable[[], Peer]
+    adapter_alone: bool = field(default=False, init=False)  # whole weights only
     _weights: Weights = field(default=(), init=False)
     _peer: Peer | None = field(default=None, init=False)
 

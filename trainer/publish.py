@@ -46,6 +46,10 @@ class Target(Protocol):
 class Publisher(Protocol):
     """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`."""
 
+    @property
+    def adapter_alone(self) -> bool:
+        """Whether the adapter alone is sent: of itself the engine has the base model only."""
+
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Make ready what is to be sent; the request that announces it."""
 
