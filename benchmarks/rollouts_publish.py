@@ -91,6 +91,7 @@ def publish_table(models: Models, names: Sequence[str], engines: Sequence[str], 
     table = Table(
         "A publish of float32 weights, from the trainer's memory until the engine samples with them",
         ("model", "engine", "way", "MB", "written s", "taken s", "s", f"/ {BASE}"),
+        left=3,
     )
     for name in names:
         for engine in engines:
