@@ -132,8 +132,8 @@ def update(
         rewards=batch.rewards,
         progress=(step - 1) / max(1, plan.steps - 1),
         max_new_tokens=plan.task.length,
+        old_policy="sampler",
     )
-    training.old_log_probs = rollouts.sampler_log_probs.clone()
     reports = []
     for epoch in range(condition.epochs):
         dealt = minibatches(plan.prompts, condition.minibatches, generator(seed, "minibatch", step, epoch))

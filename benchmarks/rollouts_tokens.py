@@ -198,7 +198,7 @@ def tokens_table(models: Models, name: str, engines: Sequence[str], rounds: int)
             try:
                 service = stack.enter_context(serving(engine, folder))
             except NotStarted as why:
-                table.notes.append(f"{engine} engine: {why}")
+                table.notes.append(str(why))
                 continue
             peers.append(Peer(f"{engine} engine", partial(through, service), service))
         tokenizer = load_tokenizer(folder)

@@ -28,6 +28,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
+from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
@@ -125,6 +126,16 @@ class Client(Connection):
     def health(self, job_id: str) -> JobHealth:
         """What the last steps say about the run, the worst first."""
         return self._run(rest.health(job_id))
+
+    def lag(
+        self,
+        job_id: str,
+        steps: int | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> JobLag:
+        """p, ESS and mismatch by lag, over the newest `steps` steps or a range of them."""
+        return self._run(rest.lag(job_id, steps, from_step, to_step))
 
     def trajectories(
         self,
@@ -346,6 +357,15 @@ class AsyncClient:
 
     async def health(self, job_id: str) -> JobHealth:
         return await self._run(rest.health(job_id))
+
+    async def lag(
+        self,
+        job_id: str,
+        steps: int | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> JobLag:
+        return await self._run(rest.lag(job_id, steps, from_step, to_step))
 
     async def trajectories(
         self,

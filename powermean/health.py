@@ -140,7 +140,7 @@ THRESHOLDS = (
     ),
     Threshold(
         "mismatch_token",
-        "sampling/logp_difference_max",
+        "sampling/sampling_logp_difference/max",
         "peak",
         "above",
         1.0,

@@ -16,6 +16,7 @@ from powermean.contracts.attempts import (
     ValidationResult,
     ValidationTask,
 )
+from powermean.contracts.engines import NodeOrders
 from powermean.contracts.replays import ReplayClaim, ReplayOutcome, ReplayTask
 from powermean.rest import Call, check, job_path, reads
 
@@ -36,8 +37,10 @@ class NodeClient(Connection):
     def __init__(self, url: str, token: str) -> None:
         super().__init__(url, token, TIMEOUT)
 
-    def put_node(self, node_id: str, report: NodeReport) -> None:
-        self._run(Call("PUT", f"/v1/nodes/{quote(node_id, safe='')}", _done, json=_body(report)))
+    def put_node(self, node_id: str, report: NodeReport) -> NodeOrders:
+        """Report; the answer says which engine services the node is to run."""
+        path = f"/v1/nodes/{quote(node_id, safe='')}"
+        return self._run(Call("PUT", path, reads(NodeOrders), json=_body(report)))
 
     def validation(self, job_id: str) -> ValidationTask:
         return self._run(Call("GET", job_path(job_id, "/validation"), reads(ValidationTask)))

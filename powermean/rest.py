@@ -30,6 +30,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
+from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayRequest, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
@@ -176,6 +177,11 @@ def metrics(
 
 def health(job_id: str) -> Call[JobHealth]:
     return Call("GET", job_path(job_id, "/health"), reads(JobHealth))
+
+
+def lag(job_id: str, steps: int | None, from_step: int | None, to_step: int | None) -> Call[JobLag]:
+    chosen = params(steps=steps, from_step=from_step, to_step=to_step)
+    return Call("GET", job_path(job_id, "/lag"), reads(JobLag), chosen)
 
 
 def trajectories(

@@ -1,4 +1,4 @@
-"""The rollout service of one attempt: python -m rollout --engine transformers --model DIR ..."""
+"""The rollout service, of one attempt or shared: python -m rollout --engine transformers --model DIR ..."""
 
 import os
 import secrets
@@ -16,10 +16,13 @@ from powermean.contracts.attempts import EngineStart, JobError
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
 from rollout.choice import EngineName, choose
-from rollout.engine import Engine, EngineError, Fence
+from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
+from rollout.engines.vllm_adapter_engine import load_adapter_engine
+from rollout.engines.vllm_channel import offered
 from rollout.engines.vllm_server import VllmOptions
 from rollout.memory import engine_bytes, free_bytes, gib
+from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, parse_settings
 from rollout.weights import WeightSource
 
@@ -82,9 +85,10 @@ def _not_started(settings: RolloutSettings, error: JobError, *, retryable: bool)
     return 1
 
 
-def _load(settings: RolloutSettings) -> Engine:
+def _load(settings: RolloutSettings) -> EngineHost:
     store = ArtefactStore(settings.artefacts_url) if settings.artefacts_url else None
-    fence, weights = Fence(settings.job_id, settings.attempt, 0), WeightSource(store)
+    weights = WeightSource(store)
+    fence = Fence(settings.job_id, settings.attempt, 0) if settings.job_id is not None else None
     engine = choose(settings.engine, settings.model, on_gpu=settings.device != "cpu")
     print(f"rollout: the engine is {engine}", file=sys.stderr)
     if settings.device == "cpu":
@@ -95,8 +99,18 @@ def _load(settings: RolloutSettings) -> Engine:
             settings.dtype,
             max_model_len=settings.max_model_len,
             gpu_memory_share=settings.gpu_memory_share,
+            max_lora_rank=settings.max_lora_rank,
+            transfer=offered(settings.transfer, on_gpu=settings.device != "cpu"),
         )
+        if settings.max_adapters:
+            listed = settings.jobs_file
+            running = (lambda: read_running_jobs(listed)) if listed is not None else None
+            return load_adapter_engine(
+                options, slots=settings.max_adapters, weights=weights, only=fence, running=running
+            )
+        assert fence is not None  # see RolloutSettings
         return vllm.load_engine(options, fence=fence, weights=weights)
+    assert fence is not None
     return transformers.load_engine(
         settings.model,
         device=settings.device,

@@ -1,4 +1,4 @@
-"""The rollout service over HTTP: one engine, for one job."""
+"""The rollout service over HTTP: one engine, for one job or for adapters of several."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -9,15 +9,16 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from powermean.contracts.rollout import EngineState, GenerateRequest, PublishRequest
+from powermean.contracts.rollout import ChannelRequest, EngineState, GenerateRequest, PublishRequest
 from powermean.tokens import AttemptClaims, Verb
-from rollout.engine import CancelledError, Engine, EngineError
+from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
-from rollout.settings import RolloutSettings
+from rollout.settings import RolloutSettings, is_loopback
 from rollout.turns import Result, Turns
 
 CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the numbers
@@ -25,21 +26,25 @@ CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the number
 router = APIRouter()
 
 
-def create_app(engine: Engine, settings: RolloutSettings, public_key_pem: str) -> FastAPI:
-    """The service around an engine. The engine is called from one thread, one request at a time."""
-    turns = Turns(settings.max_waiting)
+def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str) -> FastAPI:
+    """The service around an engine. Weights wait for completions where it takes one call at once."""
+    turns = Turns(host.calls_at_once, settings.max_waiting)
+    control = turns if host.calls_at_once == 1 else Turns(1, settings.max_waiting)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         turns.close()
+        control.close()
 
     app = FastAPI(
         title="powermean rollout", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
     )
-    app.state.engine = engine
+    app.state.host = host
     app.state.turns = turns
+    app.state.control = control
     app.state.metrics = EngineMetrics()
+    app.state.on_loopback = is_loopback(settings.host)
     app.include_router(router)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(CancelledError, _cancelled)
@@ -54,30 +59,52 @@ def create_app(engine: Engine, settings: RolloutSettings, public_key_pem: str) -
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Complete prompts."""
     engine = _engine_for(request, Verb.GENERATE)
-    response = await _in_turn(request, lambda cancelled: engine.generate(body, cancelled))
+    response = await _in_turn(
+        request, request.app.state.turns, lambda cancelled: engine.generate(body, cancelled)
+    )
     _metrics(request).generated(body, response)
     return Response(response.model_dump_json(), media_type="application/json")
 
 
 @router.post("/v1/publish")
 async def publish(body: PublishRequest, request: Request) -> EngineState:
-    """Take new weights."""
-    engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
-    if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
-        raise EngineError(
-            403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
-        )
+    """Take new weights, or an adapter in the place of the one that the job had."""
+    engine = _publishing_engine(request, body)
     started = time.monotonic()
-    await _in_turn(request, lambda _cancelled: engine.publish(body))
+    await _control(request, lambda: engine.publish(body))
     _metrics(request).published(time.monotonic() - started)
+    return engine.state()
+
+
+@router.delete("/v1/adapter")
+async def drop_adapter(request: Request) -> EngineState:
+    """Give up the job's adapter, so that another job can have its slot."""
+    engine = _engine_for(request, Verb.PUBLISH)
+    await _control(request, engine.drop_adapter)
+    return engine.state()
+
+
+@router.post("/v1/channel")
+async def channel(body: ChannelRequest, request: Request) -> EngineState:
+    """Meet the trainer that waits at an address. Its weights come by this way from then on."""
+    engine = _publishing_engine(request, body)
+    if request.app.state.on_loopback and body.host is not None and not is_loopback(body.host):
+        raise EngineError(
+            422,
+            "invalid",
+            f"an engine that listens on loopback meets no trainer at {body.host}",
+            remedy="Wait at a loopback address.",
+            path="host",
+        )
+    await _control(request, lambda: engine.open_channel(body))
     return engine.state()
 
 
 @router.post("/v1/pause")
 async def pause(request: Request) -> EngineState:
-    """Refuse to generate until resumed; what is being generated is finished first."""
+    """Refuse to generate for the job until resumed; what is being generated is finished."""
     engine = _engine_for(request, Verb.PUBLISH)
-    await _in_turn(request, lambda _cancelled: engine.pause())
+    await _control(request, engine.pause)
     return engine.state()
 
 
@@ -85,17 +112,16 @@ async def pause(request: Request) -> EngineState:
 async def resume(request: Request) -> EngineState:
     """Generate again."""
     engine = _engine_for(request, Verb.PUBLISH)
-    await _in_turn(request, lambda _cancelled: engine.resume())
+    await _control(request, engine.resume)
     return engine.state()
 
 
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
     """Whether the engine is ready; with a token, its whole state. 503 when it is not."""
-    state = request.app.state.engine.state()
-    content = (
-        state.model_dump(mode="json") if CLAIMS in request.scope.get("state", {}) else {"ready": state.ready}
-    )
+    claims: AttemptClaims | None = request.scope.get("state", {}).get(CLAIMS)
+    state = _host(request).state(claims.job_id if claims else None)
+    content = state.model_dump(mode="json") if claims else {"ready": state.ready}
     return JSONResponse(content, 200 if state.ready else 503)
 
 
@@ -103,28 +129,46 @@ async def health(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     engine = _engine_for(request, Verb.GENERATE)
-    own = await run_in_threadpool(engine.metrics)
-    return _metrics(request).response(engine.state(), request.app.state.turns.taken, own)
+    own = await run_in_threadpool(_host(request).metrics)
+    found: State = request.app.state
+    requests = found.turns.taken + (found.control.taken if found.control is not found.turns else 0)
+    return _metrics(request).response(engine.state(), requests, own)
 
 
 def _engine_for(request: Request, verb: Verb) -> Engine:
     """The engine, if the request's token allows it. Raises EngineError (forbidden, other_job, fenced)."""
-    engine: Engine = request.app.state.engine
     claims = _claims(request)
     if not claims.allows(verb):
         raise EngineError(403, "forbidden", f"the token does not allow {verb}")
-    engine.fence.check_attempt(claims.job_id, claims.attempt)
+    return _host(request).serving(claims.job_id, claims.attempt)
+
+
+async def _control(request: Request, work: Callable[[], None]) -> None:
+    await _in_turn(request, request.app.state.control, lambda _cancelled: work())
+
+
+def _publishing_engine(request: Request, body: PublishRequest | ChannelRequest) -> Engine:
+    """The engine, if the token is the attempt's that the body names and the engine takes its method."""
+    engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
+    if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
+        raise EngineError(
+            403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
+        )
+    check_method(body.method, engine.state())
     return engine
 
 
-async def _in_turn(request: Request, work: Callable[[Event], Result]) -> Result:
-    turns: Turns = request.app.state.turns
-
+async def _in_turn(request: Request, turns: Turns, work: Callable[[Event], Result]) -> Result:
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     return await turns.run(work, gone)
+
+
+def _host(request: Request) -> EngineHost:
+    host: EngineHost = request.app.state.host
+    return host
 
 
 def _claims(request: Request) -> AttemptClaims:

@@ -1,15 +1,24 @@
 """The trainer's side of the rollout service. Imports no torch and no engine."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from powermean.contracts.api import ErrorResponse
 from powermean.contracts.attempts import JobError
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
 
 CONNECT_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 60.0  # of pause, resume and health; what is being generated is finished first
@@ -64,7 +73,8 @@ class EngineRefused(RolloutError):  # noqa: N818
 class RolloutClient:
     """One rollout service. `token` gives the attempt's current token: it changes with every heartbeat.
 
-    Every call raises EngineUnreachable, EngineTimeout or EngineRefused, all of them RolloutError.
+    Every call raises EngineUnreachable, EngineTimeout or EngineRefused, all of them RolloutError. Calls may
+    come from several threads at once, each on a connection of its own.
     """
 
     def __init__(self, url: str, token: Callable[[], str]) -> None:
@@ -73,6 +83,9 @@ class RolloutClient:
         # The server may close an idle connection at the moment of its next use: an error that isn't one.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.Client(base_url=url, trust_env=False, limits=limits)
+        self._sockets: set[socket.socket] = set()  # of calls in flight
+        self._lock = Lock()  # of these
+        self._closed = False
 
     def __enter__(self) -> "RolloutClient":
         return self
@@ -83,7 +96,11 @@ class RolloutClient:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Break off the calls in flight, in whichever thread: EngineUnreachable, as for all after that."""
+        with self._lock:
+            self._closed = True
+            for one in self._sockets:
+                _hang_up(one)
         self._http.close()
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
@@ -94,6 +111,14 @@ class RolloutClient:
     def publish(self, request: PublishRequest, timeout_s: float) -> EngineState:
         """Send new weights; they are in use when this returns."""
         return _parsed(EngineState, self._call("POST", "/v1/publish", timeout_s, request))
+
+    def drop_adapter(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
+        """Give up the job's adapter and its slot."""
+        return _parsed(EngineState, self._call("DELETE", "/v1/adapter", timeout_s))
+
+    def open_channel(self, request: ChannelRequest, timeout_s: float) -> EngineState:
+        """Let the engine meet us; both sides have done so when this returns."""
+        return _parsed(EngineState, self._call("POST", "/v1/channel", timeout_s, request))
 
     def pause(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
         """Let the engine refuse to generate until `resume`."""
@@ -113,7 +138,10 @@ class RolloutClient:
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
         content = body.model_dump_json() if body is not None else None
         try:
-            response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)
+            with self._breakable() as extensions:
+                response = self._http.request(
+                    method, path, content=content, headers=headers, timeout=timeout, extensions=extensions
+                )
         except httpx.ConnectTimeout as error:
             raise EngineUnreachable(self._url, "no connection") from error
         except httpx.TimeoutException as error:
@@ -123,6 +151,37 @@ class RolloutClient:
         if not response.is_success:
             raise _refusal(response)
         return response.content
+
+    @contextmanager
+    def _breakable(self) -> Iterator[dict[str, Any]]:
+        """The request extensions with which `close` finds the connection of a call.
+
+        A thread that waits for an answer is woken by the end of its connection, not by a closed file.
+        """
+        own: list[socket.socket] = []
+
+        def trace(event: str, info: dict[str, Any]) -> None:
+            if event != "connection.connect_tcp.complete":
+                return
+            connected: socket.socket = info["return_value"].get_extra_info("socket")
+            own.append(connected)
+            with self._lock:
+                self._sockets.add(connected)
+                if self._closed:
+                    _hang_up(connected)
+
+        if self._closed:
+            raise EngineUnreachable(self._url, "the client was closed")
+        try:
+            yield {"trace": trace}
+        finally:
+            with self._lock:
+                self._sockets.difference_update(own)
+
+
+def _hang_up(one: socket.socket) -> None:
+    with suppress(OSError):  # the other side was faster
+        one.shutdown(socket.SHUT_RDWR)
 
 
 def _parsed(kind: type[Message], content: bytes) -> Message:

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishMethod,
+    PublishRequest,
+)
 
 
 class EngineError(Exception):
@@ -66,8 +73,20 @@ class Fence:
         return Fence(self.job_id, request.attempt, request.version)
 
 
+def check_method(method: PublishMethod, state: EngineState) -> None:
+    """Raises EngineError (method_unsupported) unless the engine takes weights in this way."""
+    if method not in state.methods:
+        raise EngineError(
+            409,
+            "method_unsupported",
+            f"the {state.engine} engine takes no weights by {method}, only by {', '.join(state.methods)}",
+            remedy="Set rollout.publish to auto; docs/vllm.md says what each way needs.",
+            path="method",
+        )
+
+
 class Engine(Protocol):
-    """Calls come one at a time, from one thread; `state` from any."""
+    """What one job asks of an engine. As many calls at once as its host takes; `state` at any time."""
 
     def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
         """Complete prompts. Raises EngineError, or CancelledError soon after `cancelled` is set."""
@@ -75,18 +94,46 @@ class Engine(Protocol):
     def publish(self, request: PublishRequest) -> None:
         """Take new weights. Raises EngineError: the engine then still serves the weights it had."""
 
+    def drop_adapter(self) -> None:
+        """Give up the job's adapter and its slot. Raises EngineError (adapters_off) where there are none."""
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """Meet the trainer, for publishes by a channel that `state` offers. Raises EngineError."""
+
     def pause(self) -> None:
         """Refuse to generate until `resume`."""
 
     def resume(self) -> None:
         """Generate again."""
 
-    @property
-    def fence(self) -> Fence:
-        """What the engine serves now."""
-
     def state(self) -> EngineState:
-        """What /health says."""
+        """What /health says to the job."""
+
+
+class EngineHost(Protocol):
+    """What the service runs: the engine of one job, or one that holds an adapter for each of several.
+
+    `calls_at_once`: calls of `generate` that may run together; where it is 1, nothing runs beside one.
+    """
+
+    calls_at_once: int
+
+    def serving(self, job_id: str, attempt: int) -> Engine:
+        """The engine as this attempt may use it. Raises EngineError (other_job, fenced)."""
+
+    def state(self, job_id: str | None = None) -> EngineState:
+        """What /health says, to a job or to anybody."""
 
     def metrics(self) -> str:
         """What the engine counts itself, as Prometheus text; empty where there is nothing. Never raises."""
+
+
+def adapters_off() -> EngineError:
+    """What an engine of whole weights answers to those who come with an adapter."""
+    return EngineError(
+        409,
+        "adapters_off",
+        "this engine takes whole weights, not adapters",
+        remedy="Publish merged weights, or start the service with --engine vllm --max-adapters N.",
+        path="adapter",
+    )

@@ -26,7 +26,12 @@ class RolloutSettings(Contract):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field(
         "cpu", description="cpu, cuda or cuda:N."
     )
-    job_id: str = Field(min_length=1, description="Job that the engine serves; tokens of others are refused.")
+    job_id: str | None = Field(
+        None,
+        min_length=1,
+        description="Job that the engine serves; tokens of others are refused. Without it LoRA jobs share "
+        "the engine, each with its own adapter (needs --engine vllm and --max-adapters).",
+    )
     attempt: int = Field(
         1, ge=1, description="Number of the job's attempt; tokens of lower ones are refused."
     )
@@ -58,6 +63,19 @@ class RolloutSettings(Contract):
         le=0.95,
         description="Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest.",
     )
+    max_adapters: int = Field(
+        0, ge=0, le=64, description="Jobs that can have a LoRA adapter here at once; 0 serves whole weights."
+    )
+    max_lora_rank: int = Field(16, ge=1, le=512, description="Highest rank of an adapter.")
+    jobs_file: Path | None = Field(
+        None,
+        description="JSON list of the jobs that are not over: where slots are short, adapters of others go.",
+    )
+    transfer: Literal["auto", "nccl", "ipc"] = Field(
+        "auto",
+        description="Channel by which vLLM takes weights from the trainer, beside files; "
+        "auto is gloo on a CPU and none on CUDA.",
+    )
     max_waiting: int = Field(16, ge=0, description="Requests that may wait for their turn; more are refused.")
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
 
@@ -69,6 +87,17 @@ class RolloutSettings(Contract):
             )
         if "*" in self.allowed_host:
             raise ValueError("--allowed-host must name a host: '*' would let any web page reach the service")
+        return self
+
+    @model_validator(mode="after")
+    def _serves_somebody(self) -> "RolloutSettings":
+        if self.max_adapters and self.engine == "transformers":
+            raise ValueError("--max-adapters needs the vllm engine: transformers takes merged weights")
+        if self.job_id is None and (self.engine != "vllm" or not self.max_adapters):
+            raise ValueError(
+                "--job-id is needed; without it jobs share the engine, "
+                "which takes --engine vllm and --max-adapters of 1 or more"
+            )
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""One request at a time, in order of arrival: an engine has one model and one thread."""
+"""Requests in order of arrival, as many at once as the engine takes; a bounded number of others wait."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,11 +13,11 @@ Result = TypeVar("Result")
 
 
 class Turns:
-    """Runs work for requests one after the other; drops the work of those that nobody waits for any more."""
+    """Runs the work of `at_once` requests together; drops that of those that nobody waits for any more."""
 
-    def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+    def __init__(self, at_once: int, max_waiting: int) -> None:
+        self._most = at_once + max_waiting
+        self._threads = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="engine")
         self._cancelled: set[Event] = set()
         self._closed = False
 
@@ -35,13 +35,13 @@ class Turns:
         """
         if self._closed:
             raise EngineError(503, "stopping", "the rollout service is stopping")
-        if self.taken > self._max_waiting:
+        if self.taken >= self._most:
             raise EngineError(
                 503, "busy", f"{self.taken} requests run or wait already", remedy="Ask again in a while."
             )
         cancelled = Event()
         self._cancelled.add(cancelled)
-        turn = asyncio.get_running_loop().run_in_executor(self._thread, _unless_cancelled, work, cancelled)
+        turn = asyncio.get_running_loop().run_in_executor(self._threads, _unless_cancelled, work, cancelled)
         watch = asyncio.create_task(gone())
         try:
             either: set[asyncio.Future[Any]] = {turn, watch}
@@ -61,7 +61,7 @@ class Turns:
         self._closed = True
         for cancelled in self._cancelled:
             cancelled.set()
-        self._thread.shutdown(wait=False, cancel_futures=False)
+        self._threads.shutdown(wait=False, cancel_futures=False)
 
 
 def _unless_cancelled(work: Callable[[Event], Result], cancelled: Event) -> Result:

@@ -17,6 +17,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import ErrorResponse
 from powermean.tokens import ensure_key_pair
 from server.artefacts import routes as artefact_routes
+from server.cluster import engine_routes
 from server.cluster import routes as cluster_routes
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
@@ -92,6 +93,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         job_routes,
         attempt_routes,
         cluster_routes,
+        engine_routes,
         metric_routes,
         replay_routes,
         artefact_routes,

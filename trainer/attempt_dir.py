@@ -5,7 +5,7 @@ token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
-engine.json   where the engine serves, or why it doesn't   engine -> trainer, supervisor
+engine.json   where the engine serves, or why it doesn't   engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
 ended         nothing more will come of it                 supervisor, worker
@@ -65,6 +65,10 @@ class AttemptDir:
             return EngineStart.model_validate_json(self.engine_file.read_bytes())
         except FileNotFoundError:
             return None
+
+    def write_engine_start(self, start: EngineStart) -> None:
+        """Where to sample, when no engine of the attempt's own says so."""
+        write_whole(self.engine_file, start.model_dump_json(exclude_none=True))
 
     @property
     def log(self) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from powermean import __version__
-from powermean.contracts.attempts import GpuInfo, NodeReport
+from powermean.contracts.attempts import EngineReport, GpuInfo, NodeReport
 from powermean.processes import end_all, marked
 from trainer.attempt_dir import MARK, AttemptDir, attempt_dirs
 from trainer.settings import NodeSettings
@@ -64,13 +64,16 @@ def _over(attempt: AttemptDir) -> bool:
     return True
 
 
-def report(settings: NodeSettings, cards: tuple[GpuInfo, ...]) -> NodeReport:
-    """The node's report; `cards` are its GPUs."""
+def report(
+    settings: NodeSettings, cards: tuple[GpuInfo, ...], services: tuple[EngineReport, ...]
+) -> NodeReport:
+    """The node's report; `cards` are its GPUs, `services` what it says of its engine services."""
     return NodeReport(
         hostname=socket.gethostname(),
         gpus=cards,
         cpu_slots=settings.cpu_slots,
         engines=engines(),
         running=running(settings.data_dir),
+        services=services,
         version=__version__,
     )

@@ -1,4 +1,7 @@
-"""How an attempt's programs are started: the one place to change for another way of placing processes."""
+"""How the programs of an attempt and of an engine service are started.
+
+The one place to change for another way of placing processes.
+"""
 
 import os
 import sys
@@ -7,12 +10,15 @@ from pathlib import Path
 from typing import Protocol
 
 from powermean.contracts.attempts import Claim
+from powermean.contracts.engines import EngineOrder
 from trainer.attempt_dir import MARK, AttemptDir
 from trainer.settings import NodeSettings
 
 # Threads of a parallel region that wait for each other sleep instead of spinning. On a machine that does
 # anything else at the same time, spinning makes two threads many times slower than one.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all that runs for an engine service
+OWN_GPU_SHARE = "0.9"  # of a GPU's memory, where no trainer shares it
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class LocalLauncher:
         dtype = claim.spec.model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
+        publish = claim.spec.rollout.publish
         argv = (
             *(sys.executable, "-m", "rollout"),
             *("--engine", claim.spec.rollout.engine),
@@ -64,6 +71,8 @@ class LocalLauncher:
             *("--host", "127.0.0.1"),
             *("--port", "0"),
             *("--ready-file", str(attempt.engine_file)),
+            *_adapter_flags(claim),
+            *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
         )
         return Command(argv, self._environment(attempt, claim) | {"HF_HUB_OFFLINE": "1"})
 
@@ -85,18 +94,80 @@ class LocalLauncher:
         )
 
     def _environment(self, attempt: AttemptDir, claim: Claim) -> dict[str, str]:
-        """This process's environment, less the node's token, with the allocation's GPUs and no others."""
-        environment = {k: v for k, v in os.environ.items() if k != "POWERMEAN_NODE_TOKEN"}
-        return (
-            PATIENT
-            | environment
-            | {
-                MARK: attempt.attempt_id,
-                "CUDA_VISIBLE_DEVICES": ",".join(self._gpus(claim)),
-                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
-                "PYTHONHASHSEED": "0",
-                "PYTHONUNBUFFERED": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-                "TQDM_DISABLE": "1",
-            }
-        )
+        return _environment(self._gpus(claim)) | {
+            MARK: attempt.attempt_id,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
+            "PYTHONHASHSEED": "0",
+        }
+
+
+class EngineLauncher(Protocol):
+    """Knows the command lines of an engine service's programs; its keeper runs and watches them."""
+
+    def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
+        """Makes the model ready; its last line of output is the model's folder, or a JobError as JSON."""
+
+    def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
+        """The rollout service; it writes `engine.json` in `folder` once it serves."""
+
+
+class LocalEngineLauncher:
+    """Runs it on this node, on the GPUs of the order."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+
+    def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
+        argv = (sys.executable, "-m", "trainer.models", "--engine", str(spec_file))
+        return Command(argv, _environment(()) | {ENGINE_MARK: order.id})
+
+    def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
+        spec, settings = order.spec, self._settings
+        on_gpu = bool(order.gpu_uuids)
+        dtype = spec.dtype if spec.dtype != "auto" else "bfloat16" if on_gpu else "float32"
+        argv = [
+            *(sys.executable, "-m", "rollout"),
+            *("--engine", "vllm"),
+            *("--model", str(model)),
+            *("--dtype", dtype),
+            *("--device", "cuda" if on_gpu else "cpu"),
+            *("--max-adapters", str(spec.max_adapters)),
+            *("--max-lora-rank", str(spec.max_lora_rank)),
+            *("--jobs-file", str(folder / "jobs.json")),
+            *("--public-key", str(settings.attempt_public_key)),
+            *("--artefacts-url", settings.artefacts_url),
+            *("--host", settings.engine_host or "127.0.0.1"),
+            *("--port", str(port)),
+            *("--ready-file", str(folder / "engine.json")),
+        ]
+        if settings.engine_host is not None:
+            argv += ["--allowed-host", settings.engine_host]
+        if spec.max_model_len is not None:
+            argv += ["--max-model-len", str(spec.max_model_len)]
+        if on_gpu:
+            argv += ["--gpu-memory-share", OWN_GPU_SHARE]
+        environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id, "HF_HUB_OFFLINE": "1"}
+        return Command(tuple(argv), environment)
+
+
+def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
+    """This process's environment, less the node's token, with these GPUs and no others."""
+    environment = {k: v for k, v in os.environ.items() if k != "POWERMEAN_NODE_TOKEN"}
+    return (
+        PATIENT
+        | environment
+        | {
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            "PYTHONUNBUFFERED": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",
+        }
+    )
+
+
+def _adapter_flags(claim: Claim) -> tuple[str, ...]:
+    """A LoRA job's own vLLM takes its adapter; the transformers engine takes merged weights."""
+    lora = claim.spec.model.lora
+    if lora is None or claim.spec.rollout.engine == "transformers":
+        return ()
+    return ("--max-adapters", "1", "--max-lora-rank", str(lora.rank))

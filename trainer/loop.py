@@ -3,14 +3,14 @@
     sample -> grade -> advantage -> several optimiser steps -> publish -> record
 
 Step 0 is the evaluation before training; step k leaves the weights of version k at the rollout service.
+With rollout.max_staleness a thread samples and grades coming steps' batches meanwhile (docs/overlap.md).
 """
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
-
-import torch
 
 from powermean.contracts.attempts import CheckpointCommit
 from powermean.contracts.token_records import StepFacts, UpdateFacts
@@ -20,7 +20,7 @@ from trainer.batching import Rollouts, minibatches
 from trainer.dynamic_sampling import GradedRollouts, SamplingFacts, sample_step
 from trainer.evaluation import evaluate
 from trainer.failures import TrainingError
-from trainer.objectives import sampling_kl
+from trainer.objectives import mismatch
 from trainer.parts import Run, Stopwatch
 from trainer.recording import (
     StepReport,
@@ -32,16 +32,26 @@ from trainer.recording import (
     token_segment,
     trajectory_rows,
 )
-from trainer.sampling import sample, texts
+from trainer.sampling import PUBLISH_TIMEOUT_S, Completes, sample, texts
+from trainer.sampling_ahead import Batches, SamplingAhead, SamplingInTurn
 from trainer.seeds import derive_seed, generator
 from trainer.token_recording import recorded_rows
 from trainer.update import TrainingBatch
 
-PUBLISH_TIMEOUT_S = 300.0
+BeginRound = Callable[[int, int], None]  # step, round: raises when it is not to be sampled
 
 
 class Cancelled(Exception):  # noqa: N818 (an order obeyed, not an error)
     """The supervisor ordered the attempt to stop without saving."""
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """A step's rollout batch, and what making it took."""
+
+    graded: GradedRollouts
+    facts: SamplingFacts
+    seconds: Mapping[str, float]  # by phase
 
 
 def train(run: Run) -> Literal["finished", "checkpointed"]:
@@ -50,24 +60,26 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
     Raises Cancelled, and TrainingError for what went wrong; a run without one optimiser step has gone wrong.
     """
     last = run.spec.training.steps
+    if run.progress.step > 0 or run.weights.adapter_alone:  # what the engine does not have of itself
+        publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
     if run.progress.step == 0:
         evaluate_now(run)
-    else:
-        publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
-    for step in range(run.progress.step + 1, last + 1):
-        watch = Stopwatch()
-        rollouts = train_step(run, step, watch)
-        every = run.spec.evaluation.every
-        if step == last or (every and step % every == 0):
-            evaluate_now(run)
-        leave = run.reporter.order() == "checkpoint_and_exit" and step < last
-        if leave or (step % run.spec.checkpoints.every == 0 and step < last):
-            with watch("checkpoint"):
-                commit = save_checkpoint(run, rollouts)
-            run.reporter.metrics([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
-            run.reporter.checkpoint(commit)  # last: a new attempt goes on after it, so all before is complete
-        if leave:
-            return "checkpointed"
+    with sampled_batches(run) as batches:
+        for step in range(run.progress.step + 1, last + 1):
+            watch = Stopwatch()
+            rollouts = train_step(run, batches, step, watch)
+            every = run.spec.evaluation.every
+            if step == last or (every and step % every == 0):
+                evaluate_now(run)
+            leave = run.reporter.order() == "checkpoint_and_exit" and step < last
+            if leave or (step % run.spec.checkpoints.every == 0 and step < last):
+                with watch("checkpoint"):
+                    commit = save_checkpoint(run, rollouts)
+                run.reporter.metrics([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
+                # Last: a new attempt goes on after it, so all before is complete.
+                run.reporter.checkpoint(commit)
+            if leave:
+                return "checkpointed"
     if run.progress.updates == 0:
         raise no_updates(last)
     return "finished"
@@ -84,12 +96,39 @@ def no_updates(steps: int) -> TrainingError:
     )
 
 
-def train_step(run: Run, step: int, watch: Stopwatch) -> Rollouts:
-    """One rollout batch and all that is made of it."""
-    learner = run.learner
-    graded, facts = sample_step(
-        lambda number: sample_round(run, step, number, watch), learner.algorithm, learner.pad_token_id
+def sampled_batches(run: Run) -> Batches[SampledBatch]:
+    """The rollout batches of the steps to come, sampled when they are needed or ahead of that."""
+    steps = range(run.progress.step + 1, run.spec.training.steps + 1)
+    staleness = run.spec.rollout.max_staleness
+
+    def begin(step: int, number: int) -> None:
+        obey(run)
+        if number:
+            run.reporter.phase(f"step {step} of {steps.stop - 1}: sampling (round {number + 1})")
+
+    def while_waiting() -> None:
+        obey(run)
+        run.engine.restore()
+
+    if staleness == 0:
+        return SamplingInTurn(lambda step: sample_batch(run, run.engine, step, begin))
+    beside = run.engine.beside()
+    return SamplingAhead(
+        lambda step, go_on: sample_batch(run, beside, step, lambda _step, _number: go_on()),
+        steps,
+        staleness,
+        while_waiting=while_waiting,
+        break_off=run.engine.close,
     )
+
+
+def train_step(run: Run, batches: Batches[SampledBatch], step: int, watch: Stopwatch) -> Rollouts:
+    """One rollout batch and all that is made of it."""
+    learner, ready = run.learner, batches.ready
+    run.reporter.phase(f"step {step} of {run.spec.training.steps}: sampling")
+    with watch("wait"):
+        sampled = batches.take(step)
+    graded, facts = sampled.graded, sampled.facts
     batch = start_batch(run, step, graded)
     reports = update_policy(run, batch, watch)
     with watch("publish"):
@@ -98,24 +137,37 @@ def train_step(run: Run, step: int, watch: Stopwatch) -> Rollouts:
         )
         run.reporter.phase(f"step {step} of {run.spec.training.steps}: publishing weights")
         difference = publish(run, graded.rollouts.prompts)
+    batches.published(step)
     with watch("record"):
         report = step_report(run, batch, graded, facts, reports, difference)
         record(run, report, batch.recorded)
-    run.reporter.metrics(time_metrics(step, watch.stop(), facts.tokens))
+    times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
+    run.reporter.metrics([*times, metric(step, "sampling/queued", ready)])
     return graded.rollouts
 
 
-def sample_round(run: Run, step: int, number: int, watch: Stopwatch) -> GradedRollouts:
+def sample_batch(run: Run, engine: Completes, step: int, begin: BeginRound) -> SampledBatch:
+    """The step's completions, graded."""
+    watch, algorithm = Stopwatch(), run.learner.algorithm
+    graded, facts = sample_step(
+        lambda number: sample_round(run, engine, step, number, watch, begin),
+        algorithm,
+        run.learner.pad_token_id,
+    )
+    return SampledBatch(graded, facts, watch.seconds)
+
+
+def sample_round(
+    run: Run, engine: Completes, step: int, number: int, watch: Stopwatch, begin: BeginRound
+) -> GradedRollouts:
     """Completions of a round of the step's prompts, graded. Every algorithm has round 0."""
     spec = run.spec
-    obey(run)
-    further = f" (round {number + 1})" if number else ""
-    run.reporter.phase(f"step {step} of {spec.training.steps}: sampling{further}")
+    begin(step, number)
     problems = run.source.batch(step, spec.training.prompts_per_step, spec.seed, number)
     place = (step, number) if number else (step,)
     with watch("generate"):
         rollouts = sample(
-            run.engine,
+            engine,
             run.encode(problems),
             count=spec.rollout.group_size,
             sampling=run.sampling(derive_seed(spec.seed, "rollout", *place)),
@@ -142,6 +194,7 @@ def start_batch(run: Run, step: int, graded: GradedRollouts) -> TrainingBatch:
         progress=(step - 1) / max(1, run.spec.training.steps - 1),
         max_new_tokens=limit,
         recorded=recorded_rows(run.spec.record.tokens, len(rollouts.prompts), rollouts.group_size),
+        old_policy=run.spec.rollout.old_policy,
     )
 
 
@@ -194,10 +247,8 @@ def step_report(
     difference: float,
 ) -> StepReport:
     """Bring together what is recorded of a step."""
-    rollouts = graded.rollouts
-    scored = batch.rollouts.mask & ~batch.old_log_probs.isnan()
-    shaped = run.learner.algorithm.shape_rewards(graded.rewards, rollouts.lengths, batch.max_new_tokens)
-    gap = torch.where(scored, batch.old_log_probs - rollouts.sampler_log_probs, 0.0).abs()
+    rollouts, algorithm = graded.rollouts, run.learner.algorithm
+    shaped = algorithm.shape_rewards(graded.rewards, rollouts.lengths, batch.max_new_tokens)
     return StepReport(
         step=batch.step,
         rollouts=rollouts,
@@ -208,8 +259,13 @@ def step_report(
         advantages=batch.advantages,
         usable=batch.usable,
         entropy=batch.entropy,
-        sampling_kl=sampling_kl(batch.old_log_probs, rollouts.sampler_log_probs, scored),
-        logp_difference=float(gap.max()) if scored.any() else None,
+        mismatch=mismatch(
+            batch.start_log_probs,
+            rollouts.sampler_log_probs,
+            batch.rollouts.mask,
+            algorithm.sampler_weight_kind,
+            algorithm.sampler_weight_cap,
+        ),
         updates=reports,
         tokens_so_far=run.progress.tokens,
         publish_difference=difference,

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) through peft: the base model stays frozen.
 
-An engine that serves whole models gets the merged weights W + (alpha / r) B A; checkpoints hold the adapter
-alone, the final model both.
+An engine that serves whole models gets the merged weights W + (alpha / r) B A, one that takes adapters B and
+A alone; checkpoints hold the adapter alone, the final model both.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from powermean.contracts.job import LoraSpec
+from powermean.contracts.rollout import AdapterShape
 from trainer.failures import TrainingError
 
 _ADAPTER = "default"
@@ -72,6 +73,21 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(model, PeftModel):
         return state
     return {name: weight for name, weight in state.items() if ".lora_" in name}
+
+
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    """The adapter's weights under the names of peft's own files."""
+    return {name.replace(f".{_ADAPTER}.", "."): weight for name, weight in trained_state(model).items()}
+
+
+def adapter_shape(model: PeftModel) -> AdapterShape:
+    """What these weights mean."""
+    config = model.peft_config[_ADAPTER]
+    assert isinstance(config, LoraConfig)
+    assert config.target_modules is not None
+    return AdapterShape(
+        rank=config.r, alpha=config.lora_alpha, target_modules=tuple(sorted(config.target_modules))
+    )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """From a job's model spec to a plain Hugging Face folder on this node.
 
     python -m trainer.models --claim FILE     prints the folder of the claim's model
+    python -m trainer.models --engine FILE    prints that of an engine service
 
 Only safetensors are loaded and no code from a model's folder is ever run.
 """
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
 )
 
 from powermean.contracts.attempts import Claim, Finish
+from powermean.contracts.engines import EngineSpec
 from powermean.contracts.job import ModelSpec
 from trainer.failures import TrainingError
 from trainer.packaged import PACKAGED_MODELS, PackagedModel, convert
@@ -164,23 +166,38 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Print the folder of a claim's model. Status 1 when there is none: the attempt's spool says why."""
+    """Print a model's folder. Status 1 when there is none: stderr says why, and so does an attempt's spool,
+    or the last line of output for an engine service."""
     parser = argparse.ArgumentParser(prog="python -m trainer.models", description=main.__doc__)
-    parser.add_argument("--claim", type=Path, required=True, help="the attempt's claim.json")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--claim", type=Path, help="the attempt's claim.json")
+    source.add_argument("--engine", type=Path, help="the engine service's spec, as JSON")
     arguments = parser.parse_args()
     try:
         settings = NodeSettings.read()
-        claim = Claim.model_validate_json(arguments.claim.read_bytes())
-        print(resolve_model(claim.spec.model, settings.data_dir, settings.model_roots))
+        spec = _of_claim(arguments.claim) if arguments.claim else _of_engine(arguments.engine)
+        print(resolve_model(spec, settings.data_dir, settings.model_roots))
     except TrainingError as failure:
         print(f"error: {failure} {failure.error.remedy or ''}".strip(), file=sys.stderr)
-        finish = Finish(outcome="failed", error=failure.error, retryable=failure.retryable)
-        Reporter(arguments.claim.parent).finish(finish)
+        if arguments.claim:
+            finish = Finish(outcome="failed", error=failure.error, retryable=failure.retryable)
+            Reporter(arguments.claim.parent).finish(finish)
+        else:
+            print(failure.error.model_dump_json())
         return 1
     except NodeSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _of_claim(file: Path) -> ModelSpec:
+    return Claim.model_validate_json(file.read_bytes()).spec.model
+
+
+def _of_engine(file: Path) -> ModelSpec:
+    model = EngineSpec.model_validate_json(file.read_bytes()).model
+    return ModelSpec(name=model.name, folder=model.folder)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import Sampling
 from trainer.checkpoint import Progress
 from trainer.data import Problem, PromptSource
-from trainer.publish import WeightWriter
+from trainer.publish import Publisher
 from trainer.reporter import Reporter
 from trainer.rewards import Grader
-from trainer.sampling import Decode, Engine
+from trainer.sampling import Decode
+from trainer.steady_engine import SteadyEngine
 from trainer.update import Learner
 
 Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
@@ -30,8 +31,8 @@ class Run:
     learner: Learner
     source: PromptSource
     grader: Grader
-    engine: Engine
-    weights: WeightWriter
+    engine: SteadyEngine
+    weights: Publisher
     reporter: Reporter
     store: ArtefactStore
     scratch: Path

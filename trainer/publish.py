@@ -1,8 +1,8 @@
 """New weights to the rollout service, and the proof that they arrived.
 
-The weights go into safetensors files in the host's shared memory (one host) or in the artefact store (any
-hosts), named by job, attempt and version, with their sha256. After the publish a probe batch is sampled and
-its log-probs are compared with the trainer's own.
+The weights, or an adapter alone, go into safetensors files in the host's shared memory (one host) or in the
+artefact store (any hosts), named by job, attempt and version, with their sha256. After the publish a probe
+batch is sampled and its log-probs are compared with the trainer's own.
 """
 
 import hashlib
@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.rollout import PublishRequest, WeightFile
-from trainer.lora import served_state
+from powermean.contracts.rollout import ChannelRequest, PublishRequest, WeightFile
+from trainer.lora import adapter_shape, adapter_state, served_state
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
 SHARD_BYTES = 96 << 20
@@ -34,9 +35,33 @@ _NAMES = {
 _HASHERS = 2
 
 
+class Target(Protocol):
+    """A rollout service that takes weights (rollout.client.RolloutClient is one)."""
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
+
+    def open_channel(self, request: ChannelRequest, timeout_s: float) -> object: ...
+
+
+class Publisher(Protocol):
+    """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`."""
+
+    def write(self, model: nn.Module, version: int) -> PublishRequest:
+        """Make ready what is to be sent; the request that announces it."""
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Send what was written last. Raises RolloutError and TrainingError (transfer_failed)."""
+
+    def discard(self, version: int) -> None:
+        """Let go of what was written."""
+
+    def close(self) -> None:
+        """Let go of the way."""
+
+
 @dataclass(frozen=True)
 class WeightWriter:
-    """Makes the files of a publish and removes them again."""
+    """See Publisher. Makes the files of a publish and removes them again."""
 
     job_id: str
     attempt: int
@@ -45,11 +70,17 @@ class WeightWriter:
     store: ArtefactStore
     scratch: Path  # a folder of the attempt's own, on the store's file system where possible
     shared_memory: Path = SHARED_MEMORY
+    adapter_alone: bool = False  # for an engine that takes LoRA adapters
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; the request that announces them."""
         folder = self.shared_memory if self.method == "shm" else self.scratch
-        shards = list(_shards(unique_weights(served_state(model)), self.dtype))
+        shape = None
+        if self.adapter_alone:
+            assert isinstance(model, PeftModel)
+            shape, shards = adapter_shape(model), [list(adapter_state(model).items())]
+        else:
+            shards = list(_shards(unique_weights(served_state(model)), self.dtype))
         paths = [
             folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
             for i in range(len(shards))
@@ -58,8 +89,20 @@ class WeightWriter:
             written = list(pool.map(_write_shard, paths, shards, [self.dtype] * len(shards)))
         files = [self._file(path, *facts, version) for path, facts in zip(paths, written, strict=True)]
         return PublishRequest(
-            job_id=self.job_id, attempt=self.attempt, version=version, method=self.method, files=tuple(files)
+            job_id=self.job_id,
+            attempt=self.attempt,
+            version=version,
+            method=self.method,
+            files=tuple(files),
+            adapter=shape,
         )
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Announce the files."""
+        return target.publish(request, timeout_s)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def discard(self, version: int) -> None:
         """Remove the files of a version; the engine has its own copy."""

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
 from powermean.contracts.token_records import StepFacts
-from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate
+from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate, lag
 from powermean.token_segments import write_segment
 from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.dynamic_sampling import SamplingFacts
+from trainer.objectives import Mismatch
 from trainer.rewards import Grade
 from trainer.token_recording import SeenTokens, token_records
 
@@ -55,13 +56,12 @@ class StepReport:
     advantages: Tensor  # [N] float64
     usable: Tensor  # [N] bool: False where log-probs are not finite
     entropy: Tensor  # [N] mean token entropy, NaN where not computed
-    sampling_kl: Tensor  # [N], NaN where not computed
-    logp_difference: float | None  # largest |engine - trainer|
+    mismatch: Mismatch
     updates: Sequence[UpdateReport]
     tokens_so_far: int
     publish_difference: float
     penalties: Tensor  # [N] float64: what the algorithm took off the rewards
-    old_log_probs: Tensor  # [N, T], NaN where not scored
+    old_log_probs: Tensor  # [N, T] pi_old, NaN where not scored
     facts: StepFacts
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -93,16 +93,28 @@ def step_metrics(report: StepReport) -> list[MetricRow]:
         "updates/skipped": float(sum(update.grad_norm is None for update in report.updates)),
         "publish/logp_difference_max": report.publish_difference,
     }
-    if report.logp_difference is not None:
-        known = ~report.sampling_kl.isnan()
-        weight = lengths[known].double()
-        values["sampling/logp_difference_max"] = report.logp_difference
-        values["sampling/kl"] = float((report.sampling_kl[known] * weight).sum() / weight.sum())
-        values["entropy"] = float((report.entropy[known] * weight).sum() / weight.sum())
+    entropy = _weighted(report.entropy, lengths.double())
+    if entropy is not None:
+        values["entropy"] = entropy
+    values |= report.mismatch.metrics
+    values |= staleness(report.step, report.rollouts)
     rows = [metric(report.step, name, value) for name, value in values.items()]
     for update in report.updates:
         rows += update_metrics(report.step, update, lengths)
     return rows
+
+
+def staleness(step: int, rollouts: Rollouts) -> dict[str, float]:
+    """How far behind the weights were that made the trajectories; nothing of those without tokens."""
+    made = rollouts.mask.any(-1)
+    lags = [lag(step, version) for version in rollouts.weight_version[made].tolist()]
+    if not lags:
+        return {}
+    return {
+        "staleness/mean": sum(lags) / len(lags),
+        "staleness/max": float(max(lags)),
+        "staleness/share_mixed": sum(len(spans) > 1 for spans in rollouts.versions) / len(lags),
+    }
 
 
 def time_metrics(step: int, seconds: Mapping[str, float], tokens: int) -> list[MetricRow]:
@@ -181,7 +193,11 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
             truncated=bool(report.rollouts.truncated[row]),
             grader_error=grade.error[:500] if grade.error is not None else None,
             entropy=_or_none(float(report.entropy[row])),
-            sampling_kl=_or_none(float(report.sampling_kl[row])),
+            sampling_kl=_or_none(float(report.mismatch.kl[row])),
+            sampling_kl_truncated=_or_none(float(report.mismatch.kl_truncated[row])),
+            token_weight=_or_none(float(report.mismatch.token_weight[row])),
+            sequence_weight=_or_none(float(report.mismatch.sequence_weight[row])),
+            sampler_weight=_or_none(float(report.mismatch.applied[row])),
             weight_version=int(report.rollouts.weight_version[row]),
             weight_versions=versions[row],
             updates=tuple(seen[row]),

@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Literal, get_args
 
 from powermean.contracts.attempts import (
@@ -37,6 +38,7 @@ class Reporter:
         self._attempt.spool.mkdir(parents=True, exist_ok=True)
         written = [int(path.stem) for path in self._attempt.spooled()]
         self._numbers = itertools.count(max(written, default=0) + 1)
+        self._telling = Lock()
 
     def metrics(self, rows: Sequence[MetricRow]) -> None:
         for start in range(0, len(rows), _ROWS_PER_RECORD):
@@ -54,9 +56,13 @@ class Reporter:
         self._write(FinishRecord(body=finish))
 
     def phase(self, text: str) -> None:
-        """Say what the trainer is doing, for people; at most 80 characters. It goes into the log as well."""
+        """Say what the trainer is doing, for people; at most 80 characters. It goes into the log as well.
+
+        The thread that samples ahead may have something to say too.
+        """
         log.info(text)
-        write_whole(self._attempt.path / "phase", text[:80])
+        with self._telling:
+            write_whole(self._attempt.path / "phase", text[:80])
 
     def order(self) -> Order:
         """What the supervisor wants; no order or one not known means to go on."""

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,12 @@ from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobError, JobResult
+from powermean.contracts.rollout import EngineState
 from rollout.client import RolloutClient, RolloutError
+from rollout.gloo import address_towards
 from trainer import checkpoint
 from trainer.attempt_dir import AttemptDir
+from trainer.channel import ChannelWriter, connector
 from trainer.data import open_source
 from trainer.failures import TrainingError, is_disk_full, is_out_of_memory
 from trainer.final_model import save_model
@@ -38,26 +41,33 @@ from trainer.models import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.parts import Run
 from trainer.policy import Policy, load_policy, resolve_device, resolve_dtype
-from trainer.publish import WeightWriter, fits_shared_memory, remove_stale
+from trainer.publish import Publisher, WeightWriter, fits_shared_memory, remove_stale
 from trainer.reporter import Reporter
 from trainer.rewards import open_grader
-from trainer.sampling import Engine
+from trainer.sampling import sharing_limit
 from trainer.settings import NodeSettings, NodeSettingsError
-from trainer.steady_engine import SteadyEngine
+from trainer.steady_engine import Service, SteadyEngine
 from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
 from trainer.update import Learner, make_optimizer
 
 ENGINE_TIMEOUT_S = 900.0
+LEAVE_TIMEOUT_S = 10.0
 _TELL_EVERY_S = 15.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A rollout service to work with. On this host, weights can go through shared memory."""
+    """A rollout service to work with. On this host, weights can go through shared memory.
 
-    engine: Engine
+    `adapters`: it takes LoRA adapters. `shared`: others use it too, and it outlives the attempt.
+    """
+
+    engine: Service
     on_this_host: bool
+    address: str = LOOPBACK[0]  # where the service reaches this process
+    adapters: bool = False
+    shared: bool = False
 
 
 def main() -> int:
@@ -81,8 +91,36 @@ def main() -> int:
 def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Connection]:
     """The attempt's rollout service, once it serves; people are told how long that takes."""
     url = engine_url(attempt, tell=tell)
+    place = urlsplit(url)
+    host = place.hostname or LOOPBACK[0]
     with RolloutClient(url, attempt.token) as client:
-        yield Connection(client, on_this_host=urlsplit(url).hostname in LOOPBACK)
+        adapters = ready_state(client).adapters is not None
+        on_this_host = host in LOOPBACK
+        try:
+            yield Connection(
+                client,
+                on_this_host=on_this_host,
+                address=LOOPBACK[0] if on_this_host else address_towards(host, place.port or 80),
+                adapters=adapters,
+                shared=attempt.claim().engine is not None,
+            )
+        finally:
+            if adapters:
+                # Else the slot is free once the node no longer lists the job. This client may be closed.
+                with suppress(RolloutError), RolloutClient(url, attempt.token) as parting:
+                    parting.drop_adapter(LEAVE_TIMEOUT_S)
+
+
+def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> EngineState:
+    """What a service says of itself once its engine is ready. Raises RolloutError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return client.health()
+        except RolloutError as error:
+            if not error.retryable or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
@@ -175,8 +213,11 @@ def wired(
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source = open_source(spec.data, dataset)
     reporter.phase("waiting for the rollout engine")
-    with open_grader(spec.reward) as grader, connect(attempt) as connection:
-        weights = weight_writer(connection, claim, learner.policy, store, scratch)
+    with (
+        open_grader(spec.reward) as grader,
+        connect(attempt) as connection,
+        closing(publisher(connection, claim, learner.policy, store, scratch)) as weights,
+    ):
         yield Run(
             job_id=claim.job_id,
             attempt=claim.number,
@@ -184,7 +225,14 @@ def wired(
             learner=learner,
             source=source,
             grader=grader,
-            engine=SteadyEngine(connection.engine, weights, learner.policy.model, reporter.phase),
+            engine=SteadyEngine(
+                connection.engine,
+                weights,
+                learner.policy.model,
+                reporter.phase,
+                sharing_limit(spec),
+                comes_back=connection.shared,
+            ),
             weights=weights,
             reporter=reporter,
             store=store,
@@ -226,18 +274,41 @@ def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
     )
 
 
-def weight_writer(
+def publisher(
     connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
-) -> WeightWriter:
-    """Shared memory where the engine is on this host and there is room, else the artefact store."""
+) -> Publisher:
+    """What rollout.publish says; auto is shared memory on one host with room, else the artefact store.
+
+    An engine that takes adapters gets the adapter alone. Raises TrainingError: adapters_only for a job
+    without one, no_shared_memory where shm was asked for and can't be.
+    """
+    if connection.adapters and claim.spec.model.lora is None:
+        raise TrainingError(
+            "adapters_only",
+            "the job trains all weights, and its rollout engine serves LoRA adapters of one base model",
+            path="model.lora",
+            remedy="train an adapter, or give the job an engine of its own (rollout.sharing: own)",
+        )
+    method = claim.spec.rollout.publish
+    if method in ("gloo", "nccl", "ipc"):
+        connect = connector(method, connection.address)
+        return ChannelWriter(claim.job_id, claim.number, method, policy.dtype, connect)
     shared = connection.on_this_host and fits_shared_memory(policy.model, policy.dtype)
+    if method == "shm" and not shared:
+        raise TrainingError(
+            "no_shared_memory",
+            "the rollout engine is on another host, or /dev/shm has no room for the weights",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto or store",
+        )
     return WeightWriter(
         job_id=claim.job_id,
         attempt=claim.number,
-        method="shm" if shared else "store",
+        method="shm" if shared and method != "store" else "store",
         dtype=policy.dtype,
         store=store,
         scratch=scratch,
+        adapter_alone=connection.adapters,
     )
 
 

@@ -3,26 +3,52 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest, Sampling
 from trainer.batching import Rollouts, collate
 from trainer.failures import TrainingError
 
+PUBLISH_TIMEOUT_S = 300.0
 
-class Engine(Protocol):
-    """What the trainer asks of a rollout service (rollout.client.RolloutClient is one)."""
+
+class Completes(Protocol):
+    """What sampling asks of a rollout service."""
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse: ...
 
+
+class Engine(Completes, Protocol):
+    """What the trainer asks of a rollout service (rollout.client.RolloutClient is one), from any thread."""
+
     def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
+
+    def close(self) -> None:
+        """Break off the calls that are in flight: they raise soon. No others are made."""
 
 
 def time_limit(request: GenerateRequest) -> float:
     """Seconds after which no answer is expected any more: a minute, and 20 ms a token."""
-    return 60.0 + 0.02 * len(request.prompts) * request.n * request.sampling.max_new_tokens
+    return _time_limit(len(request.prompts) * request.n * request.sampling.max_new_tokens)
+
+
+def sharing_limit(spec: JobSpec) -> float:
+    """Seconds by which a call may take longer where training and sampling use the engine at once.
+
+    An engine that takes one call at a time makes a call wait for one of the other side's at most: a rollout
+    batch, an evaluation or a publish. One that takes several slows each down by no more than those take.
+    """
+    if spec.rollout.max_staleness == 0:
+        return 0.0
+    batch = spec.training.prompts_per_step * spec.rollout.group_size
+    return PUBLISH_TIMEOUT_S + _time_limit(max(batch, spec.evaluation.problems) * spec.rollout.max_new_tokens)
+
+
+def _time_limit(tokens: int) -> float:
+    return 60.0 + 0.02 * tokens
 
 
 def sample(
-    engine: Engine,
+    engine: Completes,
     prompts: Sequence[tuple[int, ...]],
     *,
     count: int,

@@ -33,6 +33,14 @@ class NodeSettings(BaseSettings):
         (), description="Folders that hold models for model.folder, separated by colons."
     )
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
+    engine_host: str | None = Field(
+        None,
+        min_length=1,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9.:-]+$",
+        description="Name or address of this node under which trainers on other nodes reach its engine "
+        "services, in a network that you trust (plain HTTP); unset: only those on this node do.",
+    )
     lifeline_pid: int | None = Field(
         None, gt=1, description="Supervisors stop when this process is gone; unset: they outlive the worker."
     )

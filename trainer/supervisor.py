@@ -7,7 +7,8 @@ made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for
 killed at once and nobody is told, because the attempt may be somebody else's by now. *Failed*: a process
 died or a record was refused; `outcome.finish` says what that means.
 
-The engine and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind.
+The engine and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind. An
+attempt that has a slot of an engine service starts no engine: it tells the trainer where that serves.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from powermean.contracts.attempts import Claim, Finish, JobError
+from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachable
@@ -115,8 +116,7 @@ class Supervisor:
         try:
             model_code, model = self._prepare()
             if model is not None:
-                self._heart.phase = "starting the engine and the trainer"
-                engine = self._start(self._launcher.engine(self._attempt, self._claim, model))
+                engine = self._own_engine(model)
                 trainer = self._start(self._launcher.trainer(self._attempt, self._claim, model))
                 self._watch(engine, trainer)
         except StopError as why:
@@ -124,8 +124,10 @@ class Supervisor:
         if engine:
             engine_code = engine.poll()  # that it ended before it was told to is a failure
         end_all(self._descendants, self._limits.grace_s)
-        reaped = [p.wait() for p in (engine, trainer) if p]
-        trainer_code = reaped[1] if len(reaped) > 1 else None
+        if engine:
+            engine.wait()
+        if trainer:
+            trainer_code = trainer.wait()
         reap()
         return Ended(
             stop=stop,
@@ -136,6 +138,15 @@ class Supervisor:
             trainer_code=trainer_code,
             last_words=self._last_words(),
         )
+
+    def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
+        """Start the attempt's engine; None where it samples from an engine service."""
+        if self._claim.engine is not None:
+            self._heart.phase = "starting the trainer"
+            self._attempt.write_engine_start(EngineStart(url=self._claim.engine.url))
+            return None
+        self._heart.phase = "starting the engine and the trainer"
+        return self._start(self._launcher.engine(self._attempt, self._claim, model))
 
     def _prepare(self) -> tuple[int | None, Path | None]:
         """The model's folder, or the exit status of the program that should have made it ready."""
@@ -154,13 +165,17 @@ class Supervisor:
             return code, None
         return None, Path(lines[-2])
 
-    def _watch(self, engine: subprocess.Popen[bytes], trainer: subprocess.Popen[bytes]) -> None:
-        """Until the trainer has ended, or the engine before it, or a record was refused."""
-        while trainer.poll() is None and engine.poll() is None and self._shipper.refused is None:
+    def _watch(self, engine: subprocess.Popen[bytes] | None, trainer: subprocess.Popen[bytes]) -> None:
+        """Until the trainer has ended, or its own engine before it, or a record was refused."""
+
+        def lost() -> bool:
+            return engine is not None and engine.poll() is not None
+
+        while trainer.poll() is None and not lost() and self._shipper.refused is None:
             self._check()
             self._check_progress()
             time.sleep(TICK_S)
-        if engine.poll() is not None and trainer.poll() is None:
+        if lost() and trainer.poll() is None:
             self._await_exit(trainer)  # what it says of the lost engine is worth having
 
     def _await_exit(self, process: subprocess.Popen[bytes]) -> None:

@@ -2,12 +2,13 @@
 
 Groups in which no completion has an advantage cost no forward and no backward pass; they still count in the
 denominators. pi_old of a step's first minibatch comes free from its own first forward pass, when the
-weights are those that sampled it.
+weights are those at the start of the step. Where the sampler's log-probs are pi_old nothing is scored at all.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,14 @@ class TrainingBatch:
     max_new_tokens: int
     mean_reward: float
     reward_std: float
-    old_log_probs: Tensor  # [N, T] float32, NaN where not scored
+    old_policy: Literal["trainer", "sampler"]
+    old_log_probs: Tensor  # [N, T] float32, pi_old; NaN where not scored
+    start_log_probs: Tensor  # [N, T] float32, of the trainer at the start of the step; NaN where not computed
     reference_log_probs: Tensor  # [N, T] float32, NaN where not scored; of the initial model
     entropy: Tensor  # [N] float64, mean over tokens, NaN where not scored
     usable: Tensor  # [N] bool: log-probs are finite
     recorded: int  # trajectories, from the first on, whose tokens are recorded
+    moved: bool = False  # an optimiser step was taken: the weights are not those of the start any more
 
     @classmethod
     def start(
@@ -59,8 +63,14 @@ class TrainingBatch:
         progress: float,
         max_new_tokens: int,
         recorded: int = 0,
+        old_policy: Literal["trainer", "sampler"] = "trainer",
     ) -> "TrainingBatch":
-        """A batch nobody has scored yet. advantages, kept (bool), rewards: [N]; what isn't kept leaves it."""
+        """A batch nobody has scored yet. advantages, kept (bool), rewards: [N]; what isn't kept leaves it.
+
+        pi_old is the trainer's own, still to be scored, or that of the weights which sampled each token.
+        """
+        start = torch.full(rollouts.tokens.shape, torch.nan)
+        sampled = torch.where(rollouts.mask, rollouts.sampler_log_probs, torch.nan)
         return cls(
             step=step,
             rollouts=without(rollouts, (~kept).nonzero()[:, 0]),
@@ -69,7 +79,9 @@ class TrainingBatch:
             max_new_tokens=max_new_tokens,
             mean_reward=float(rewards.mean()),
             reward_std=float(rewards.std()),
-            old_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
+            old_policy=old_policy,
+            old_log_probs=start if old_policy == "trainer" else sampled,
+            start_log_probs=start,
             reference_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
             entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64),
             usable=torch.ones_like(advantages, dtype=torch.bool),
@@ -86,9 +98,13 @@ class TrainingBatch:
         if not (self.rollouts.mask.any(-1) & (self.advantages != 0)).any():
             raise non_finite(self.step, "the log-probs of all trajectories are not finite")
 
-    def scored(self, rows: Tensor) -> bool:
-        """Whether pi_old is known for all tokens of these rows."""
-        return not (self.old_log_probs[rows].isnan() & self.rollouts.mask[rows]).any()
+    def pending(self, rows: Tensor) -> bool:
+        """Whether the next pass over these rows gives the trainer's log-probs at the start of the step.
+
+        Where they are pi_old, whatever comes first must do; else only what the weights of the start give.
+        """
+        unknown = (self.start_log_probs[rows].isnan() & self.rollouts.mask[rows]).any()
+        return bool(unknown) and not (self.moved and self.old_policy == "sampler")
 
 
 def without(rollouts: Rollouts, rows: Tensor) -> Rollouts:
@@ -136,8 +152,11 @@ class Learner:
 
     @torch.no_grad()
     def score(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
-        """Fill in pi_old and the entropy of these groups, under the present weights."""
-        pending = self.active(batch, groups)
+        """Fill in pi_old and the entropy of these groups, under the present weights.
+
+        Nothing to do where pi_old came with the rollouts.
+        """
+        pending = self.active(batch, groups) if batch.old_policy == "trainer" else []
         while pending:
             some, pending = pending[: self.micro_batch_groups], pending[self.micro_batch_groups :]
             micro = group_batch(batch.rollouts, some, self.pad_token_id)
@@ -174,6 +193,7 @@ class Learner:
             grad_norm = self._step(rate)
             if grad_norm is None:
                 raise non_finite(batch.step, f"the gradient of update {number} is not finite")
+            batch.moved = True
         return UpdateReport(
             update=number,
             rows=batch.rollouts.rows(groups),
@@ -195,9 +215,10 @@ class Learner:
         )
         seen = _Seen(count=len(batch.advantages), facts=facts)
         for micro in self._micro_batches(batch, self.active(batch, groups)):
+            remember = batch.pending(micro.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
             with dropping(self.policy.model):
-                scores = self.policy.score(micro, entropy=not batch.scored(micro.rows))
-            if not batch.scored(micro.rows):
+                scores = self.policy.score(micro, entropy=remember)
+            if remember:
                 self._remember(batch, micro, scores)
             self._learn(batch, micro, scores.log_probs, facts, seen)
         return seen
@@ -239,12 +260,15 @@ class Learner:
         seen.record(micro.rows, trained & (micro.rows < batch.recorded), log_ratio.detach(), output)
 
     def _remember(self, batch: TrainingBatch, micro: GroupBatch, scores: Scores) -> None:
-        """Keep pi_old and the entropy. Raises if they are not finite."""
+        """Keep the trainer's log-probs (pi_old, unless the sampler's are) and the entropy.
+
+        Raises if they are not finite.
+        """
         log_probs = scores.log_probs.detach().cpu()
         finite = finite_rows(log_probs, micro.mask)
         if not finite.all():
             raise _NonFiniteError(micro.rows[~finite])
-        batch.old_log_probs[micro.rows, : log_probs.shape[1]] = log_probs
+        batch.start_log_probs[micro.rows, : log_probs.shape[1]] = log_probs
         if scores.entropy is not None:
             entropy = torch.where(micro.mask, scores.entropy.cpu(), 0.0).double()
             batch.entropy[micro.rows] = entropy.sum(-1) / micro.mask.sum(-1)

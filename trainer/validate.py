@@ -108,12 +108,24 @@ def check_devices(spec: JobSpec) -> None:
 
 
 def check_engine(spec: JobSpec, folder: Path) -> None:
-    """Raises TrainingError (vllm_missing, vllm_model) where vLLM is asked for and can't serve the model."""
-    if spec.rollout.engine != "vllm":
+    """Raises TrainingError (vllm_missing, vllm_model) where vLLM is needed and can't serve the model.
+
+    It is needed where the spec asks for it, or for a way of publishing that only vLLM has.
+    """
+    by_channel = spec.rollout.publish in ("gloo", "nccl", "ipc")
+    if spec.rollout.engine != "vllm" and not by_channel:
         return
     objection = vllm_objection(folder, on_gpu=spec.resources.gpus > 0)
-    if objection is not None:
+    if objection is None:
+        return
+    if spec.rollout.engine == "vllm":
         raise TrainingError(objection.code, objection.message, path="rollout.engine", remedy=objection.remedy)
+    raise TrainingError(
+        objection.code,
+        f"rollout.publish {spec.rollout.publish} needs the vLLM engine: {objection.message}",
+        path="rollout.publish",
+        remedy="set rollout.publish to auto, shm or store",
+    )
 
 
 def fetch_dataset(dataset: ArtefactRef | None, settings: NodeSettings, scratch: Path) -> Path | None:

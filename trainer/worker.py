@@ -2,7 +2,8 @@
 
 It consumes the node's own Celery queue, which only wakes it: what to do it asks the server. Tasks are short:
 to start an attempt is to claim it, write its folder and spawn its supervisor, which outlives this process.
-Beside that it reports every few seconds what the node has and what still runs on it.
+Beside that it reports every few seconds what the node has and what still runs on it; the answer says which
+engine services it is to keep running.
 """
 
 import fcntl
@@ -28,7 +29,9 @@ from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachable
 from powermean.tether import tethered
 from trainer.attempt_dir import AttemptDir, prune
+from trainer.engines import Engines
 from trainer.inventory import gpus, report
+from trainer.launcher import LocalEngineLauncher
 from trainer.settings import NodeSettings, NodeSettingsError
 
 Answer = TypeVar("Answer", bound=Contract)
@@ -51,6 +54,8 @@ class Node:
             threading.Lock()
         )  # an attempt's folder without a supervisor is never seen by the report
         self._replaying: set[str] = set()
+        self._engines = Engines(settings.data_dir, LocalEngineLauncher(settings))
+        self._reporting = threading.Lock()  # orders are followed in the sequence in which they were given
         self._cards: tuple[GpuInfo, ...] = ()
         self._looked = float("-inf")
 
@@ -76,6 +81,8 @@ class Node:
                 )
             attempt.write_supervisor(ProcessId.of(process.pid))
         log.info("attempt %s started, supervisor %d", attempt_id, process.pid)
+        if claim.engine is not None:
+            self.report()  # the answer tells the engine about its new job, and who has left
 
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""
@@ -112,14 +119,18 @@ class Node:
             time.sleep(REPORT_S)
 
     def report(self) -> None:
-        if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
-            self._cards, self._looked = gpus(), time.monotonic()
-        with self._folders:
-            now = report(self._settings, self._cards)
-        try:
-            self._client.put_node(self._settings.node_id, now)
-        except (ApiError, ServerUnreachable) as error:
-            log.warning("not reported: %s", error)
+        """Report once, and follow the orders that come back."""
+        with self._reporting:
+            if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
+                self._cards, self._looked = gpus(), time.monotonic()
+            with self._folders:
+                now = report(self._settings, self._cards, self._engines.reports())
+            try:
+                orders = self._client.put_node(self._settings.node_id, now)
+            except (ApiError, ServerUnreachable) as error:
+                log.warning("not reported: %s", error)
+                return
+            self._engines.follow(orders)
 
 
 def check(task: ValidationTask) -> ValidationResult:

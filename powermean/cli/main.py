@@ -22,6 +22,10 @@ COMMANDS = {
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it has ended; exit status 0 if it finished."),
     "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. What it has committed stays."),
     "logs": ("powermean.cli.jobs:logs", "Print what the trainer and the engine printed."),
+    "lag": (
+        "powermean.cli.lag:lag",
+        "p and ESS by lag: what the objective makes of stale trajectories.",
+    ),
     "replay": (
         "powermean.cli.replay:replay",
         "Why this p? Compute a recorded step again, under its own or another objective.",

@@ -12,6 +12,7 @@ from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
+from powermean.contracts.rollout import AdapterSlots
 from powermean.contracts.trajectories import TrajectoryBatch
 
 
@@ -42,6 +43,22 @@ class GpuInfo(Contract):
     memory_mb: int
 
 
+class EngineReport(Contract):
+    """What a node says of an engine service that it runs: this registers it with the server."""
+
+    id: str
+    generation: int = Field(ge=1, description="Of the order that it runs by.")
+    state: Literal["starting", "ready", "failed", "stopping"]
+    gpu_uuids: tuple[str, ...] = Field((), description="Held as long as the node reports the engine.")
+    url: str | None = Field(None, description="Where it serves; the same after a restart.")
+    mode: Literal["adapters"] = "adapters"
+    max_model_len: int | None = Field(None, description="Most tokens of prompt and completion together.")
+    adapters: AdapterSlots | None = Field(None, description="Capacity, and how much of it is taken.")
+    requests: int | None = Field(None, ge=0, description="Requests that it works on.")
+    restarts: int = Field(0, ge=0, description="Times that its process was started again.")
+    error: JobError | None = Field(None, description="Why it failed, or why it was started again.")
+
+
 class NodeReport(Contract):
     """A node's inventory and what still runs there (PUT /v1/nodes/{id}, with the node's token)."""
 
@@ -52,6 +69,7 @@ class NodeReport(Contract):
     running: tuple[str, ...] = Field(
         (), description="Attempt ids whose processes are still alive on the node."
     )
+    services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")
     version: str
 
 
@@ -61,6 +79,16 @@ class AllocationView(Contract):
     role: Literal["trainer", "rollout"]
     node_id: str
     gpu_uuids: tuple[str, ...] = ()
+    engine_id: str | None = Field(
+        None, description="A slot of this engine service, which has the GPUs; null: an engine of its own."
+    )
+
+
+class ClaimedEngine(Contract):
+    """The engine service that an attempt samples from."""
+
+    id: str
+    url: str
 
 
 class CheckpointCommit(Contract):
@@ -83,6 +111,9 @@ class Claim(Contract):
     beat_s: float
     resume: CheckpointCommit | None = None
     dataset: ArtefactRef | None = None
+    engine: ClaimedEngine | None = Field(
+        None, description="Engine service to sample from; null: the attempt starts an engine of its own."
+    )
 
 
 class ValidationTask(Contract):
@@ -97,6 +128,9 @@ class ValidationResult(Contract):
     """Outcome of the node's checks (POST /v1/jobs/{id}/validation): no errors means queue it."""
 
     errors: tuple[JobError, ...] = ()
+    tokens: int | None = Field(
+        None, ge=1, description="Prompt and completion together, at most, where that is known."
+    )
 
 
 class Heartbeat(Contract):

@@ -76,7 +76,8 @@ class RolloutSpec(Contract):
     publish: Literal["auto", "store", "shm", "gloo", "nccl", "ipc"] = Field(
         "auto",
         description="How new weights reach the engine: store through the artefact store, shm through the "
-        "host's shared memory, gloo, nccl and ipc directly into vLLM; auto takes the fastest that fits.",
+        "host's shared memory, gloo (CPUs), nccl and ipc (GPUs) straight into vLLM; auto is shm on one host "
+        "with room, else store.",
     )
     sharing: Literal["auto", "own", "shared"] = Field(
         "auto",
@@ -87,12 +88,14 @@ class RolloutSpec(Contract):
         0,
         ge=0,
         le=64,
-        description="Weight versions by which sampling may run ahead of training; 0 is strictly on-policy.",
+        description="Weight versions by which sampling may run ahead of training, below training.steps; 0 is "
+        "strictly on-policy. Above 0 equal seeds do not give equal runs.",
     )
     old_policy: Literal["trainer", "sampler"] = Field(
         "trainer",
         description="pi_old of the importance ratio: the trainer's own log-probs at the start of the update, "
-        "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS.",
+        "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS "
+        "(algorithm.sampler_weight is then off: pi_old and pi_rollout are the same).",
     )
     logprob_tolerance: float = Field(
         1e-3,
@@ -215,6 +218,58 @@ class JobSpec(Contract):
         if self.model.device == "cpu" and gpus > 0:
             why = "model.device is cpu but resources.gpus is above 0: set it to 0"
             raise conflict(("resources", "gpus"), why, gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> "JobSpec":
+        given = self.algorithm.sampler_weight
+        if self.rollout.old_policy == "sampler" and given != "off":
+            why = (
+                "rollout.old_policy is sampler: the ratio holds the difference between engine and trainer "
+                "already, and every weight would be 1; set one of the two back to its default"
+            )
+            raise conflict(("algorithm", "sampler_weight"), why, given)
+        return self
+
+    @model_validator(mode="after")
+    def _shared_engines_serve_adapters(self) -> "JobSpec":
+        rollout = self.rollout
+        if rollout.sharing == "shared":
+            if self.model.lora is None:
+                why = "only LoRA jobs share an engine: give model.lora, or set it to auto or own"
+                raise conflict(("rollout", "sharing"), why, rollout.sharing)
+            if rollout.engine == "transformers":
+                why = "shared engines run vLLM, but rollout.engine is transformers: set that to auto or vllm"
+                raise conflict(("rollout", "sharing"), why, rollout.sharing)
+        return self
+
+    @model_validator(mode="after")
+    def _channel_fits(self) -> "JobSpec":
+        """gloo, nccl and ipc send whole weights into the memory of vLLM, between devices of one kind."""
+        method, gpus = self.rollout.publish, self.resources.gpus
+        if method not in ("gloo", "nccl", "ipc"):
+            return self
+        why = None
+        if self.rollout.engine == "transformers":
+            why = f"{method} sends into vLLM, and rollout.engine is transformers: use auto, shm or store"
+        elif self.model.lora is not None:
+            why = f"{method} sends whole weights, and model.lora trains an adapter: use auto, shm or store"
+        elif method == "gloo" and gpus > 0:
+            why = "gloo is for CPUs and resources.gpus is above 0: use auto, shm, store or ipc"
+        elif method != "gloo" and gpus == 0:
+            why = f"{method} is for GPUs and resources.gpus is 0: use auto, shm, store or gloo"
+        elif method == "nccl":
+            why = "nccl needs GPUs of the engine's own, and resources.placement is colocated: use ipc"
+        if why is not None:
+            raise conflict(("rollout", "publish"), why, method)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_to_run_ahead(self) -> "JobSpec":
+        staleness, steps = self.rollout.max_staleness, self.training.steps
+        if staleness >= steps:
+            why = f"must stay below training.steps ({steps}): there are no more batches to sample ahead"
+            raise conflict(("rollout", "max_staleness"), why, staleness)
         return self
 
     @model_validator(mode="after")

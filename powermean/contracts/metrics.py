@@ -25,6 +25,31 @@ def _update(unit: str, meaning: str) -> MetricInfo:
     return MetricInfo(level="update", unit=unit, meaning=meaning)
 
 
+# Importance weights trainer/engine by level. The token's has TRL's name (its mode token_truncate).
+IMPORTANCE_RATIOS = {
+    "token": "sampling/importance_sampling_ratio",
+    "sequence": "sampling/sequence_importance_ratio",
+    "sequence_mean": "sampling/sequence_mean_importance_ratio",
+}
+_WEIGHTS = {
+    "token": "importance weight pi_old / pi_rollout of a token",
+    "sequence": "importance weight of a sequence (exp of its summed difference)",
+    "sequence_mean": "importance weight of a sequence (exp of its mean difference)",
+}
+
+
+def _importance_ratios() -> dict[str, MetricInfo]:
+    found = {}
+    for level, name in IMPORTANCE_RATIOS.items():
+        what = _WEIGHTS[level]
+        for which, word in (("min", "smallest"), ("mean", "mean"), ("max", "largest")):
+            found[f"{name}/{which}"] = _step("", f"{word} {what}, truncated at sampler_weight_cap")
+            found[f"{name}/raw_{which}"] = _step("", f"{word} {what}, before truncation")
+        of = "tokens" if level == "token" else "trajectories"
+        found[f"{name}/share_truncated"] = _step("share", f"{of} whose weight the cap holds")
+    return found
+
+
 METRICS: dict[str, MetricInfo] = {
     "reward": _step("", "mean reward of all completions sampled in the step"),
     "reward_std": _step(
@@ -47,16 +72,33 @@ METRICS: dict[str, MetricInfo] = {
     "sampling/groups_dropped": _step(
         "count", "sampled groups that the algorithm's filter took out of the update, or that were too many"
     ),
+    "sampling/queued": _step(
+        "count", "batches sampled ahead that were ready when training asked for its own"
+    ),
     "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
-    "sampling/logp_difference_max": _step("nats", "largest |log-prob difference| between engine and trainer"),
+    "sampling/kl_truncated": _step("nats", "the same with token weights held at sampler_weight_cap"),
+    "sampling/sampling_logp_difference/mean": _step(
+        "nats", "mean |log-prob difference| between engine and trainer, over tokens"
+    ),
+    "sampling/sampling_logp_difference/max": _step(
+        "nats", "largest |log-prob difference| between engine and trainer"
+    ),
+    **_importance_ratios(),
+    "staleness/mean": _step("updates", "mean lag of the trajectories: weight versions behind the step's own"),
+    "staleness/max": _step("updates", "largest lag"),
+    "staleness/share_mixed": _step("share", "trajectories whose tokens several weight versions made"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
     "grader/failures": _step("count", "completions whose grader raised or ran out of time (reward 0)"),
     "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
     "trajectories/empty": _step("count", "completions without a token"),
     "updates/skipped": _step("count", "optimiser steps not taken because no trajectory had an advantage"),
-    "time/generate": _step("s", "sampling"),
+    "time/wait": _step(
+        "s",
+        "training without a batch to train on: all of generate and grade, unless batches are sampled ahead",
+    ),
+    "time/generate": _step("s", "sampling of the step's batch, also where that was ahead of the step"),
     "time/score": _step("s", "log-probs under the trainer's weights at the start of the update"),
-    "time/grade": _step("s", "rewards"),
+    "time/grade": _step("s", "rewards of the step's batch, also where that was ahead of the step"),
     "time/update": _step("s", "forward, backward and optimiser"),
     "time/publish": _step("s", "new weights to the rollout service, and the probe"),
     "time/record": _step("s", "metrics, trajectories"),

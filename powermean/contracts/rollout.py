@@ -89,8 +89,27 @@ class ChannelRequest(Contract):
     job_id: str
     attempt: int = Field(ge=1)
     method: ChannelMethod
-    host: str = Field(description="Where the trainer waits.")
-    port: int = Field(ge=1, le=65535)
+    host: str | None = Field(None, max_length=253, description="Where the trainer waits; ipc needs no place.")
+    port: int | None = Field(None, ge=1, le=65535)
+
+    @model_validator(mode="after")
+    def _has_place(self) -> "ChannelRequest":
+        if (self.method == "ipc") == (self.host is not None) or (self.host is None) != (self.port is None):
+            raise ValueError("gloo and nccl meet at a host and a port, ipc at none")
+        return self
+
+
+class IpcBuffer(Contract):
+    """GPU memory of the trainer that holds a publish's tensors, one after the other: CUDA's handles to it."""
+
+    gpu: str = Field(description="UUID of the GPU.")
+    size: int = Field(ge=1, description="Bytes.")
+    memory: str = Field(description="Handle of the allocation, base64.")
+    offset: int = Field(ge=0, description="Of the buffer in the allocation.")
+    counter: str = Field(description="Name of the reference counter, base64.")
+    counter_offset: int = Field(ge=0)
+    event: str = Field(description="Handle of the event to wait for, base64.")
+    wait: bool = Field(description="Whether to wait for the event.")
 
 
 class PublishRequest(Contract):
@@ -109,7 +128,8 @@ class PublishRequest(Contract):
     )
     files: tuple[WeightFile, ...] = ()
     tensors: tuple[WeightTensor, ...] = ()
-    sha256: str | None = Field(None, description="Of a channel's tensors; null where the method can't tell.")
+    sha256: str | None = Field(None, description="Of the bytes of gloo's tensors; null for nccl and ipc.")
+    buffer: IpcBuffer | None = Field(None, description="Where the tensors of method ipc are.")
     adapter: AdapterShape | None = Field(
         None, description="The one file is a LoRA adapter of this shape; null: the whole model's weights."
     )
@@ -119,6 +139,10 @@ class PublishRequest(Contract):
         by_file = self.method in ("store", "shm")
         if by_file != bool(self.files) or by_file == bool(self.tensors):
             raise ValueError("methods store and shm announce files, the others tensors")
+        if (self.method == "gloo") != (self.sha256 is not None):
+            raise ValueError("method gloo, and no other, announces the sha256 of its tensors")
+        if self.buffer is not None and self.method != "ipc":
+            raise ValueError("no method but ipc has a buffer")
         if self.adapter is not None and len(self.files) != 1:
             raise ValueError("an adapter is one safetensors file")
         return self

@@ -43,7 +43,9 @@ class TrajectoryTokens(Contract):
     pieces: tuple[str, ...] = Field(description="Text of each token; together the completion.")
     sampler_log_probs: tuple[float, ...] = Field(description="Of the rollout engine, nats.")
     old_log_probs: tuple[float, ...] | None = Field(
-        None, description="Of the trainer at the start of the step, nats; null where not computed."
+        None,
+        description="pi_old, nats: of the trainer at the start of the step, or with `old_policy: sampler` "
+        "the engine's; null where not computed.",
     )
     updates: tuple[UpdateTokens, ...] = Field((), description="What each update saw of them.")
 

@@ -7,6 +7,14 @@ from powermean.contracts.base import Contract
 from powermean.contracts.rollout import VersionSpan
 
 
+def lag(step: int, weight_version: int) -> int:
+    """Weight versions by which what was trained on in `step` is behind: 0 if the newest weights made it.
+
+    Step k trains the weights of version k - 1; `weight_version` is the oldest that made a token.
+    """
+    return step - 1 - weight_version
+
+
 class TrajectoryUpdate(Contract):
     """What one optimiser step saw of a trajectory. None where undefined (`p_reason` says why)."""
 
@@ -57,6 +65,22 @@ class TrajectoryRow(Contract):
     grader_error: str | None = Field(None, max_length=500, description="Why the grader failed (reward 0).")
     entropy: float | None = Field(None, description="Mean token entropy at the start of the step, nats.")
     sampling_kl: float | None = Field(None, description="Mean token KL(rollout || trainer) estimate.")
+    sampling_kl_truncated: float | None = Field(
+        None, description="The same with token weights held at `sampler_weight_cap`."
+    )
+    token_weight: float | None = Field(
+        None, description="Mean importance weight pi_old / pi_rollout of its tokens, before truncation."
+    )
+    sequence_weight: float | None = Field(
+        None,
+        description="Importance weight of the whole: exp of the summed difference (held in e^-20 to e^20), "
+        "before truncation.",
+    )
+    sampler_weight: float | None = Field(
+        None,
+        description="The truncated weight that scaled its loss, or the mean of those that scaled its tokens' "
+        "gradients; null with `sampler_weight: off`.",
+    )
     weight_version: int = Field(0, description="Oldest weights that made a token of it.")
     weight_versions: tuple[VersionSpan, ...] = Field((), description="Which weights made which tokens.")
     updates: tuple[TrajectoryUpdate, ...] = Field((), description="One per optimiser step that had it.")
@@ -88,6 +112,9 @@ class Trajectory(TrajectoryRow):
     completion: str | None = None
     answer: str | None = None
     has_tokens: bool = Field(False, description="Its tokens were recorded.")
+    lag: int | None = Field(
+        None, description="Weight versions that it is behind the step's own; null without tokens."
+    )
 
 
 class TrajectoryPage(Contract):

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from powermean.contracts.rollout import (
+    ChannelRequest,
     Completion,
     EngineState,
     GenerateRequest,
@@ -20,7 +21,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
-from rollout.engine import EngineError, Fence
+from rollout.engine import EngineError, Fence, adapters_off, check_method
 from rollout.engines.decoding import Model, Sampled, is_plain, sample_batch
 from rollout.engines.stopping import Decoder, Stopping
 from rollout.weights import WeightSource
@@ -40,7 +41,9 @@ class Limits:
 
 
 class TransformersEngine:
-    """One model, sampled and updated in place; see Engine."""
+    """One model, sampled and updated in place; see Engine and EngineHost."""
+
+    calls_at_once = 1
 
     def __init__(
         self,
@@ -64,12 +67,12 @@ class TransformersEngine:
         self._paused = False
         self._whole = True  # False while weights of two versions are mixed
 
-    @property
-    def fence(self) -> Fence:
-        """See Engine."""
-        return self._fence
+    def serving(self, job_id: str, attempt: int) -> "TransformersEngine":
+        """See EngineHost."""
+        self._fence.check_attempt(job_id, attempt)
+        return self
 
-    def state(self) -> EngineState:
+    def state(self, _job_id: str | None = None) -> EngineState:
         """See Engine."""
         return EngineState(
             ready=self._whole,
@@ -82,8 +85,16 @@ class TransformersEngine:
         )
 
     def metrics(self) -> str:
-        """See Engine: the service counts all there is."""
+        """See EngineHost: the service counts all there is."""
         return ""
+
+    def drop_adapter(self) -> None:
+        """See Engine."""
+        raise adapters_off()
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. There is none."""
+        check_method(request.method, self.state())
 
     def pause(self) -> None:
         """See Engine."""
@@ -111,6 +122,8 @@ class TransformersEngine:
 
     def publish(self, request: PublishRequest) -> None:
         """See Engine. Nothing is changed before all files are verified and fit the model."""
+        if request.adapter is not None:
+            raise adapters_off()
         fence = self._fence.advanced(request)
         with self._weights.verified(request) as paths:
             self._load(paths)

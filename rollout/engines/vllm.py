@@ -2,29 +2,38 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock
 
-from powermean.contracts.rollout import EngineState, GenerateRequest, GenerateResponse, PublishRequest
-from rollout.engine import EngineError, Fence
-from rollout.engines.vllm_adapters import Adapters
-from rollout.engines.vllm_metrics import passed_on
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
+from rollout.engine import EngineError, Fence, adapters_off
+from rollout.engines.vllm_channel import Channel
+from rollout.engines.vllm_metrics import vllms_own
 from rollout.engines.vllm_model import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.engines.vllm_requests import complete
 from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer
 from rollout.weights import WeightSource
 
 NAME = "vllm"
+CALLS_AT_ONCE = 8  # a call is many completions, which vLLM batches with those of the others
 
 
 class VllmEngine:
-    """See Engine; `publish` may also come while another thread is in `generate`.
+    """See Engine and EngineHost; `publish` may also come while other threads are in `generate`.
 
     Completions that are in flight then go on with the new weights, their cache computed anew, and tell by
     their spans which weights made which token. `sampling.seed` has no effect, because a request's seed can
     bring vLLM down on a CPU: runs on this engine are *not* bit-identical.
     """
+
+    calls_at_once = CALLS_AT_ONCE
 
     def __init__(self, server: VllmServer, model: ModelFolder, fence: Fence, weights: WeightSource) -> None:
         """Raises EngineError when the server does not become ready."""
@@ -32,22 +41,22 @@ class VllmEngine:
         self._model = model
         self._fence = fence
         self._weights = weights
-        self.adapters = Adapters(server, weights)
+        self._channel = Channel(server, model)
         self._paused = False
         self._publishing = Lock()
         self._published = False  # until then the folder's weights, which every start has, are the right ones
         self._served: int | None = None  # the server's start that has the fence's weights; None: no one has
         server.wait_ready()
-        self._max_model_len = self._context()
+        self._max_model_len = context_length(server)
         self._label(fence.version)
         self._served = server.starts
 
-    @property
-    def fence(self) -> Fence:
-        """See Engine."""
-        return self._fence
+    def serving(self, job_id: str, attempt: int) -> "VllmEngine":
+        """See EngineHost."""
+        self._fence.check_attempt(job_id, attempt)
+        return self
 
-    def state(self) -> EngineState:
+    def state(self, _job_id: str | None = None) -> EngineState:
         """See Engine. Ready also while weights are awaited after a restart: a publish is what is needed."""
         return EngineState(
             ready=self._server.phase == "ready",
@@ -57,14 +66,16 @@ class VllmEngine:
             attempt=self._fence.attempt,
             max_model_len=self._max_model_len,
             paused=self._paused,
+            methods=("store", "shm", *([self._channel.method] if self._channel.method else [])),
         )
 
     def metrics(self) -> str:
-        """See Engine. Empty while vLLM is down."""
-        try:
-            return passed_on(self._server.text("count", "/metrics"))
-        except EngineError:
-            return ""
+        """See EngineHost. Empty while vLLM is down."""
+        return vllms_own(self._server)
+
+    def drop_adapter(self) -> None:
+        """See Engine."""
+        raise adapters_off()
 
     def pause(self) -> None:
         """See Engine."""
@@ -81,27 +92,30 @@ class VllmEngine:
         completions = complete(self._server, request, self._model.end_tokens, cancelled)
         return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
 
-    def generate_with_adapter(
-        self, job_id: str, attempt: int, request: GenerateRequest, cancelled: Event
-    ) -> GenerateResponse:
-        """As `generate`, by the base model with the adapter that the job published last."""
-        self._check(request)
-        started = time.monotonic()
-        with self.adapters.in_use(job_id, attempt) as adapter:
-            completions = complete(self._server, request, self._model.end_tokens, cancelled, adapter=adapter)
-        return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
-
     def publish(self, request: PublishRequest) -> None:
-        """See Engine. Nothing is changed before all files are verified and fit the model.
+        """See Engine. Nothing is changed before all files are verified and all tensors fit the model.
 
         After a restart, or a publish that broke off, the version that was served may be published again.
         """
+        if request.adapter is not None:
+            raise adapters_off()
         with self._publishing:
             self._server.check_ready()
             fence = self._advanced(request)
+            if request.tensors:
+                update = self._channel.update(request)
+                self._transfer(fence, lambda: self._channel.receive(update))
+                return
             with self._weights.verified(request) as paths:
                 changed = self._renames(paths)
-                self._transfer(paths, changed, fence)
+                self._transfer(fence, lambda: self._load(paths, changed, fence.version))
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. A channel ends with vLLM's process."""
+        with self._publishing:
+            self._server.check_ready()
+            self._fence.check_attempt(request.job_id, request.attempt)
+            self._channel.open(request)
 
     def close(self) -> None:
         """End the server process."""
@@ -129,15 +143,13 @@ class VllmEngine:
                 409, "weights_mismatch", str(error), remedy="Publish safetensors files, each tensor once."
             ) from error
 
-    def _transfer(self, paths: Sequence[Path], changed: dict[str, str], fence: Fence) -> None:
-        """Freeze what is in flight, load, name the version, drop caches of old weights, go on."""
+    def _transfer(self, fence: Fence, load: Callable[[], None]) -> None:
+        """Freeze what is in flight, load and name the version, drop caches of old weights, go on."""
         call, start = self._server.call, self._server.starts
         try:
             call("pause", "/pause", params={"mode": "keep", "clear_cache": "false"})
             self._published, self._served = True, None
-            load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}
-            call("load weights", "/collective_rpc", body={"method": "powermean_load", "kwargs": load})
-            self._label(fence.version)
+            load()
             call("reset caches", "/reset_prefix_cache", params={"reset_running_requests": "true"})
             call("resume", "/resume")
         except EngineError as error:
@@ -147,25 +159,34 @@ class VllmEngine:
         self._fence = fence
         self._served = start
 
+    def _load(self, paths: Sequence[Path], changed: dict[str, str], version: int) -> None:
+        load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}
+        call = self._server.call
+        call("load weights", "/collective_rpc", body={"method": "powermean_load", "kwargs": load})
+        self._label(version)
+
     def _label(self, version: int) -> None:
         self._server.call("name the version", "/update_weight_version", body={"new_version": str(version)})
-
-    def _context(self) -> int:
-        models = self._server.call("describe", "/v1/models", method="GET")
-        return int(models["data"][0]["max_model_len"])
 
     def _check(self, request: GenerateRequest) -> None:
         if self._paused:
             raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
-        self._server.check_ready()
-        if not self._has_weights():
-            raise EngineError(
-                503,
-                "weights_incomplete",
-                f"vLLM was started anew and has not the weights of version {self._fence.version}",
-                remedy="Publish them again; the same version is taken.",
-            )
+        with self._publishing:  # what comes during a publish begins after it
+            self._server.check_ready()
+            if not self._has_weights():
+                raise EngineError(
+                    503,
+                    "weights_incomplete",
+                    f"vLLM was started anew and has not the weights of version {self._fence.version}",
+                    remedy="Publish them again; the same version is taken.",
+                )
         check_prompts(request, self._max_model_len, self._model.vocabulary)
+
+
+def context_length(server: VllmServer) -> int:
+    """Most tokens of prompt and completion together, as a ready server says."""
+    models = server.call("describe", "/v1/models", method="GET")
+    return int(models["data"][0]["max_model_len"])
 
 
 def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int) -> None:

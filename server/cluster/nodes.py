@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import NodeReport
+from server.cluster import engines
 from server.cluster.planner import NodeCapacity
 from server.db.models import Allocation, Attempt, Node
 from server.db.session import changes, database_now, upsert
@@ -17,7 +18,10 @@ from server.settings import Settings
 
 
 def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
-    """Store a node's report, and hand back what ended attempts held there once their processes are gone."""
+    """Store a node's report, and hand back what ended attempts held there once their processes are gone.
+
+    Its word on engine services is taken, too.
+    """
     now = database_now(session)
     data = report.model_dump(mode="json")
     known = session.get(Node, node_id)
@@ -42,6 +46,7 @@ def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
     for attempt_id in session.execute(held).scalars().all():
         if attempt_id not in report.running:
             attempts.release(session, attempt_id, now, node_id=node_id)
+    engines.accept_reports(session, node_id, report.services, now)
 
 
 def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
@@ -60,7 +65,7 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
             **{
                 name: value
                 for name, value in dict(NodeReport.model_validate(node.report)).items()
-                if name != "running"
+                if name not in ("running", "services")
             },
         )
         for node in session.execute(select(Node).order_by(Node.id)).scalars()
@@ -79,10 +84,12 @@ def living_nodes(session: Session, settings: Settings, now: datetime) -> Sequenc
 
 
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
-    """What the living nodes have, and what of it no attempt holds."""
-    gpus_held: dict[str, set[str]] = defaultdict(set)
+    """What the living nodes have, and what of it no attempt and no engine service holds."""
+    gpus_held = engines.gpus_held(session)
     slots_held: dict[str, set[str]] = defaultdict(set)
     for allocation in _held(session):
+        if allocation.engine_id is not None:
+            continue  # a slot of an engine service, which holds what there is to hold
         if allocation.gpu_uuids:
             gpus_held[allocation.node_id].update(allocation.gpu_uuids)
         else:
@@ -90,6 +97,8 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
     found = []
     for node in living_nodes(session, settings, now):
         report = NodeReport.model_validate(node.report)
+        for service in report.services:  # also those that nobody wants any more, until they are gone
+            gpus_held[node.id].update(service.gpu_uuids)
         found.append(
             NodeCapacity(
                 id=node.id,
@@ -97,6 +106,7 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
                 gpus=len(report.gpus),
                 free_cpu_slots=max(0, report.cpu_slots - len(slots_held[node.id])),
                 free_gpus=tuple(gpu.uuid for gpu in report.gpus if gpu.uuid not in gpus_held[node.id]),
+                engines=report.engines,
             )
         )
     return found

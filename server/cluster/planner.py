@@ -1,14 +1,21 @@
-"""Which waiting jobs start where: a pure function of the cluster's state.
+"""Which engine services run where, and which waiting jobs start where: a pure function of a cluster's state.
 
-A job is planned as one gang (its trainer and its engine) and in the order of submission. A job that waits for
-GPUs that exist but are taken holds the ones behind it back, so that small jobs cannot starve a large one; CPU
-jobs and GPU jobs wait in lines of their own. A job that no living node could ever hold blocks nobody.
+Engine services come first: what an administrator declared has its GPUs before any job. A job is planned as
+one gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready engine
+service of its base model where it may and can; else it gets an engine of its own.
+
+Whatever waits for GPUs or slots that exist but are taken keeps the nodes that it could use from those behind
+it, so that small jobs cannot starve a large one; CPU jobs and GPU jobs wait in lines of their own. A job that
+no living node could ever hold blocks nobody, and so does one that waits for an engine service.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from powermean.contracts.attempts import AllocationView
+
+VLLM = "vllm"
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,18 @@ class NodeCapacity:
     gpus: int
     free_cpu_slots: int
     free_gpus: tuple[str, ...]
+    engines: tuple[str, ...] = ()  # installed there
+
+
+@dataclass(frozen=True)
+class AdapterNeed:
+    """What a LoRA job that may share an engine asks of it."""
+
+    model: str
+    dtype: str
+    rank: int
+    tokens: int  # prompt and completion together, at most
+    required: bool  # no engine of its own instead
 
 
 @dataclass(frozen=True)
@@ -29,14 +48,44 @@ class WaitingJob:
     id: str
     gpus: int
     avoid: frozenset[str] = frozenset()
+    vllm: bool = False  # its own engine has to be vLLM
+    adapter: AdapterNeed | None = None  # None: it gets an engine of its own
+
+
+@dataclass(frozen=True)
+class WaitingEngine:
+    """An engine service without a node. `gpus` 0 serves on the CPU, and takes no slot."""
+
+    id: str
+    gpus: int
+    node: str | None = None  # the only one that may run it
+
+
+@dataclass(frozen=True)
+class SharedEngine:
+    """An engine service, as jobs see it."""
+
+    id: str
+    name: str
+    model: str
+    dtype: str
+    state: str  # `ready` only on a living node
+    max_adapters: int
+    max_lora_rank: int
+    max_tokens: int | None = None
+    node: str | None = None
+    reach: str | None = None  # the only node whose trainers reach it; None: all
+    jobs: frozenset[str] = frozenset()  # that have a slot
 
 
 @dataclass(frozen=True)
 class ClusterState:
-    """All that a plan depends on: living nodes, and queued jobs in the order of submission."""
+    """All that a plan depends on: living nodes, queued jobs in the order of submission, engine services."""
 
     nodes: Sequence[NodeCapacity]
     waiting: Sequence[WaitingJob]
+    engines: Sequence[SharedEngine] = ()
+    unplaced: Sequence[WaitingEngine] = ()
 
 
 @dataclass(frozen=True)
@@ -47,77 +96,192 @@ class Start:
     allocations: tuple[AllocationView, ...]
 
 
+@dataclass(frozen=True)
+class Placement:
+    """An engine service and what it gets."""
+
+    engine_id: str
+    node_id: str
+    gpu_uuids: tuple[str, ...]
+
+
 @dataclass
 class Plan:
     """What to start, and for people why the others wait."""
 
     starts: list[Start] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
+    placements: list[Placement] = field(default_factory=list)
+    engines_why: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """Why something waits, and the nodes that are kept for it meanwhile."""
+
+    why: str
+    nodes: frozenset[str] = frozenset()
+
+
+class _Free:
+    """What is left of the cluster in the course of a plan."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
+        self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
+        self.kept: dict[bool, set[str]] = {True: set(), False: set()}  # by line: does it need GPUs?
+        self.jobs = {engine.id: set(engine.jobs) for engine in state.engines}
+        self.engines = Counter(engine.node for engine in state.engines)
+
+    def choose(self, gpus: int, nodes: Iterable[str], avoid: frozenset[str] = frozenset()) -> str | None:
+        """The node that fits most tightly, so that large gaps stay large; nodes to avoid come last.
+
+        CPU jobs share a node's cores: they are spread.
+        """
+        free = {id_: len(self.gpus[id_]) if gpus else self.slots[id_] for id_ in nodes}
+        fitting = [id_ for id_, amount in free.items() if amount >= max(1, gpus)]
+        tight = 1 if gpus else -1
+        return min(fitting, key=lambda id_: (id_ in avoid, tight * free[id_], id_), default=None)
+
+    def take(self, node_id: str, gpus: int) -> tuple[str, ...]:
+        """GPUs of the node, or (0) one of its CPU slots."""
+        if not gpus:
+            self.slots[node_id] -= 1
+            return ()
+        taken = tuple(self.gpus[node_id][:gpus])
+        del self.gpus[node_id][:gpus]
+        return taken
 
 
 def plan(state: ClusterState) -> Plan:
-    """Place waiting jobs first come, first served. Never gives a slot or a GPU out twice."""
-    result = Plan()
-    slots = {node.id: node.free_cpu_slots for node in state.nodes}
-    gpus = {node.id: list(node.free_gpus) for node in state.nodes}
-    blocked: set[bool] = set()
-    for job in state.waiting:
-        needs_gpus = job.gpus > 0
-        impossible = _never(job, state.nodes)
-        if impossible is not None:
-            result.why[job.id] = impossible
-        elif needs_gpus in blocked:
-            result.why[job.id] = "waiting behind earlier jobs"
-        elif (node_id := _choose(job, slots, gpus)) is None:
-            blocked.add(needs_gpus)
-            result.why[job.id] = _busy(job)
+    """Place engine services, then jobs first come, first served. Never gives anything out twice."""
+    result, free = Plan(), _Free(state)
+    for engine in state.unplaced:
+        placed = _place(engine, state.nodes, free)
+        if isinstance(placed, Placement):
+            result.placements.append(placed)
         else:
-            result.starts.append(_take(job, node_id, slots, gpus))
+            result.engines_why[engine.id] = placed.why
+            free.kept[True] |= placed.nodes
+    for job in state.waiting:
+        found = _find(job, state, free)
+        if isinstance(found, Start):
+            result.starts.append(found)
+        else:
+            result.why[job.id] = found.why
+            free.kept[job.gpus > 0] |= found.nodes
     return result
 
 
-def _never(job: WaitingJob, nodes: Sequence[NodeCapacity]) -> str | None:
-    """Why no living node could hold the job even if it were empty, or None."""
+def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) -> Placement | _Wait:
+    allowed = [node for node in nodes if engine.node in (None, node.id)]
+    if not allowed:
+        return _Wait(f"waiting for {f'node {engine.node}' if engine.node else 'a node'} to connect")
+    fitting = [node for node in allowed if VLLM in node.engines and node.gpus >= engine.gpus]
+    if not fitting:
+        needs = f"vLLM and {engine.gpus} GPUs" if engine.gpus else "vLLM"
+        if engine.node:
+            return _Wait(f"waiting for node {engine.node} to have {needs}")
+        return _Wait(f"waiting for a node with {needs}: none of those connected has that")
+    if not engine.gpus:
+        spread = min(fitting, key=lambda node: (free.engines[node.id], -node.cpu_slots, node.id))
+        free.engines[spread.id] += 1
+        return Placement(engine.id, spread.id, ())
+    possible = frozenset(node.id for node in fitting)
+    node_id = free.choose(engine.gpus, sorted(possible))
+    if node_id is None:
+        return _Wait(f"waiting for {engine.gpus} free GPUs on a node with vLLM", possible)
+    return Placement(engine.id, node_id, free.take(node_id, engine.gpus))
+
+
+def _find(job: WaitingJob, state: ClusterState, free: _Free) -> Start | _Wait:
+    if job.adapter is not None:
+        shared = _on_shared_engine(job, job.adapter, state, free)
+        if isinstance(shared, Start) or job.adapter.required:
+            return shared
+    return _with_own_engine(job, state.nodes, free)
+
+
+def _with_own_engine(job: WaitingJob, nodes: Sequence[NodeCapacity], free: _Free) -> Start | _Wait:
+    able = [node for node in nodes if not job.vllm or VLLM in node.engines]
+    if nodes and not able:
+        return _Wait("waiting for a node with vLLM: none of those connected has it")
+    possible = _holding(job, able)
+    if not possible:
+        return _Wait(_never(job, able))
+    node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid)
+    if node_id is None:
+        return _Wait(_busy(job, possible, free), possible)
+    taken = free.take(node_id, job.gpus)  # placement: colocated
+    trainer = AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken)
+    rollout = AllocationView(role="rollout", node_id=node_id, gpu_uuids=taken)
+    return Start(job.id, (trainer, rollout))
+
+
+def _on_shared_engine(job: WaitingJob, need: AdapterNeed, state: ClusterState, free: _Free) -> Start | _Wait:
+    of_model = [e for e in state.engines if (e.model, e.dtype) == (need.model, need.dtype)]
+    if not of_model:
+        return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
+    serving = [e for e in of_model if _serves(e, need)]
+    if not serving:
+        return _Wait(f"waiting for an engine that takes it: {_limits(of_model[0], need)}")
+    ready = [e for e in serving if e.state == "ready"]
+    if not ready:
+        return _Wait(f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
+    with_slot = [e for e in ready if len(free.jobs[e.id] - {job.id}) < e.max_adapters]
+    if not with_slot:
+        return _Wait(
+            f"waiting for a free slot of engine {ready[0].name}: its {ready[0].max_adapters} are taken"
+        )
+    wanted: frozenset[str] = frozenset()
+    for engine in sorted(with_slot, key=lambda e: (e.node in job.avoid, len(free.jobs[e.id]), e.id)):
+        possible = _holding(job, [node for node in state.nodes if engine.reach in (None, node.id)])
+        node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid)
+        if node_id is not None:
+            return _share(job, node_id, engine, free)
+        wanted |= possible
+    if not wanted:
+        return _Wait(f"waiting for engine {with_slot[0].name} on a node that can hold the trainer")
+    return _Wait(_busy(job, wanted, free), wanted)
+
+
+def _share(job: WaitingJob, node_id: str, engine: SharedEngine, free: _Free) -> Start:
+    assert engine.node is not None
+    free.jobs[engine.id].add(job.id)
+    trainer = AllocationView(role="trainer", node_id=node_id, gpu_uuids=free.take(node_id, job.gpus))
+    rollout = AllocationView(role="rollout", node_id=engine.node, engine_id=engine.id)
+    return Start(job.id, (trainer, rollout))
+
+
+def _serves(engine: SharedEngine, need: AdapterNeed) -> bool:
+    fits = engine.max_tokens is None or engine.max_tokens >= need.tokens
+    return fits and engine.max_lora_rank >= need.rank
+
+
+def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
+    if engine.max_lora_rank < need.rank:
+        return f"{engine.name} takes ranks up to {engine.max_lora_rank}, the job has {need.rank}"
+    return f"{engine.name} takes {engine.max_tokens} tokens, the job has up to {need.tokens}"
+
+
+def _holding(job: WaitingJob, nodes: Iterable[NodeCapacity]) -> frozenset[str]:
+    """The nodes that could hold the job's trainer if they were empty."""
+    return frozenset(n.id for n in nodes if (n.gpus >= job.gpus if job.gpus else n.cpu_slots > 0))
+
+
+def _never(job: WaitingJob, nodes: Sequence[NodeCapacity]) -> str:
+    """Why none of the nodes could hold the job even if it were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
-    most = max(node.gpus for node in nodes) if job.gpus else max(node.cpu_slots for node in nodes)
-    if job.gpus > most:
+    if job.gpus:
+        most = max(node.gpus for node in nodes)
         return f"waiting for a node with {job.gpus} GPUs: the largest one connected has {most}"
-    if not most:
-        return "waiting for a node with CPU slots: none of those connected has any"
-    return None
+    return "waiting for a node with CPU slots: none of those connected has any"
 
 
-def _busy(job: WaitingJob) -> str:
+def _busy(job: WaitingJob, possible: frozenset[str], free: _Free) -> str:
+    if possible <= free.kept[job.gpus > 0]:
+        return "waiting behind earlier jobs"
     if job.gpus:
         return f"waiting for {job.gpus} free GPUs on one node"
     return "waiting for a free CPU slot"
-
-
-def _choose(job: WaitingJob, slots: dict[str, int], gpus: dict[str, list[str]]) -> str | None:
-    """The node that fits most tightly, so that large gaps stay large; nodes to avoid come last."""
-    free = {id_: len(uuids) for id_, uuids in gpus.items()} if job.gpus else slots
-    fitting = [id_ for id_, amount in free.items() if amount >= max(1, job.gpus)]
-    if not fitting:
-        return None
-    if job.gpus:
-        return min(fitting, key=lambda id_: (id_ in job.avoid, free[id_], id_))
-    # CPU jobs share a node's cores: spread them
-    return min(fitting, key=lambda id_: (id_ in job.avoid, -free[id_], id_))
-
-
-def _take(job: WaitingJob, node_id: str, slots: dict[str, int], gpus: dict[str, list[str]]) -> Start:
-    """Trainer and engine share what the job gets (placement: colocated)."""
-    if job.gpus:
-        taken = tuple(gpus[node_id][: job.gpus])
-        del gpus[node_id][: job.gpus]
-    else:
-        taken = ()
-        slots[node_id] -= 1
-    return Start(
-        job.id,
-        (
-            AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken),
-            AllocationView(role="rollout", node_id=node_id, gpu_uuids=taken),
-        ),
-    )

@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, status
+from fastapi import APIRouter, Path, Request
 
 from powermean.contracts.api import NodeList
 from powermean.contracts.attempts import NodeReport
-from server.cluster import nodes
+from powermean.contracts.engines import NodeOrders
+from powermean.tokens import Verb, sign_attempt_token
+from server.cluster import engines, nodes
 from server.db.session import RequestDatabase
 from server.identity.access import CurrentNode, CurrentPerson
 from server.settings import RequestSettings
@@ -23,8 +25,18 @@ def list_nodes(person: CurrentPerson, database: RequestDatabase, settings: Reque
         return NodeList(items=tuple(nodes.list_nodes(session, settings)))
 
 
-@router.put("/{node_id}", status_code=status.HTTP_204_NO_CONTENT, summary="Report a node")
-def put_node(node_id: NodeId, report: NodeReport, node: CurrentNode, database: RequestDatabase) -> None:
-    """Sent every few seconds: the node's inventory, and the attempts whose processes are alive there."""
+@router.put("/{node_id}", summary="Report a node")
+def put_node(
+    node_id: NodeId, report: NodeReport, node: CurrentNode, request: Request, database: RequestDatabase
+) -> NodeOrders:
+    """Sent every few seconds: the node's inventory, and what runs there. The answer says what is to run."""
+    private_key = request.app.state.key_pair.private_pem
+
+    def sign(engine_id: str, generation: int) -> str:
+        """For the engine's state and numbers; the engine's id is no job's, so it publishes nothing."""
+        return sign_attempt_token(private_key, engine_id, generation, verbs=(Verb.GENERATE,))
+
     with database.write() as session:
         nodes.accept_report(session, node_id, report)
+        session.flush()
+        return engines.orders(session, node_id, sign)

@@ -10,15 +10,16 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import nodes
+from server.cluster import engines, nodes
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, campaign, resign
-from server.cluster.planner import ClusterState, WaitingJob, plan
+from server.cluster.planner import AdapterNeed, ClusterState, WaitingJob, plan
 from server.db.models import Allocation, Attempt, Job
 from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
 from server.jobs.states import change_phase, state_of
+from server.jobs.views import job_spec
 from server.replays import service as replays
 from server.settings import Settings
 
@@ -46,7 +47,9 @@ class Scheduler:
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
             replays.reap(session, self.settings, now)
-            start_waiting(session, self.settings, database_now(session))
+            now = database_now(session)
+            engines.reap(session, [node.id for node in nodes.living_nodes(session, self.settings, now)])
+            start_waiting(session, self.settings, now)
         if standing is Standing.NEW_LEADER:
             sweep(self.artefacts)
         remove_garbage(self.database, self.artefacts)
@@ -65,17 +68,23 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
 
 
 def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
-    """Plan, start what can start, and tell the other jobs what they wait for."""
+    """Plan, place and start what can be, and tell the others what they wait for."""
     jobs = {job.id: job for job in _queued(session, now)}
-    if not jobs:
+    session.flush()
+    unplaced = engines.unplaced(session)
+    if not jobs and not unplaced:
         return
     waiting = _as_waiting(session, list(jobs.values()))
-    made = plan(ClusterState(nodes.capacities(session, settings, now), waiting))
+    capacities = nodes.capacities(session, settings, now)
+    shared = engines.shared(session, [node.id for node in capacities])
+    made = plan(ClusterState(capacities, waiting, shared, unplaced))
+    engines.place(session, made.placements, made.engines_why)
     for start in made.starts:
         job = lock_job(session, start.job_id)
         if state_of(job) is JobState.QUEUED:  # it may have been cancelled since it was read
             attempts.start(session, settings, job, start.allocations)
     for job_id, reason in made.why.items():
+        reason = reason[:200]
         if jobs[job_id].phase == reason:
             continue
         job = lock_job(session, job_id)
@@ -100,9 +109,25 @@ def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
             job.id,
             gpus=int(job.spec["resources"]["gpus"]),
             avoid=frozenset(avoid.get(f"{job.id}.{job.attempt}", ())),
+            vllm=job.spec["rollout"]["engine"] == "vllm",
+            adapter=_adapter_need(job),
         )
         for job in jobs
     ]
+
+
+def _adapter_need(job: Job) -> AdapterNeed | None:
+    """What the job asks of a shared engine; None: it is not to have one."""
+    spec = job_spec(job)
+    if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
+        return None
+    return AdapterNeed(
+        model=engines.model_key(spec.model.name, spec.model.folder),
+        dtype=engines.resolved_dtype(spec.model.dtype, spec.resources.gpus),
+        rank=spec.model.lora.rank,
+        tokens=job.longest_sequence or spec.rollout.max_new_tokens + 1,
+        required=spec.rollout.sharing == "shared",
+    )
 
 
 def _let_down(session: Session, attempt_ids: Sequence[str]) -> dict[str, set[str]]:

@@ -75,6 +75,7 @@ class Job(Base):
     restarts: Mapped[int] = mapped_column(Integer, default=0)  # since the last new checkpoint
     not_before: Mapped[datetime | None]  # a restart waits until then
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
+    longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node found them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
@@ -120,9 +121,32 @@ class Allocation(Base):
     role: Mapped[str] = mapped_column(String(16))
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
     gpu_uuids: Mapped[list[Any]]
+    engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # no key: outlives the engine
     released_at: Mapped[datetime | None]
 
     attempt: Mapped[Attempt] = relationship(back_populates="allocations")
+
+
+class EngineService(Base):
+    """A rollout engine that an administrator declared, with its own allocation, and its node's last word."""
+
+    __tablename__ = "engines"
+    __table_args__ = (Index("uq_engines_name", "name", unique=True),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))  # waiting, starting, ready, failed, stopping
+    node: Mapped[str | None] = mapped_column(String(64))
+    gpu_uuids: Mapped[list[Any]]
+    url: Mapped[str | None] = mapped_column(String(300))
+    generation: Mapped[int] = mapped_column(Integer, default=0)  # of its placement
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    why: Mapped[str | None] = mapped_column(String(200))  # it waits, for people
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[datetime]
+    seen_at: Mapped[datetime | None]
 
 
 class Node(Base):

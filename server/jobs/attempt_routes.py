@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, status
 
 from powermean.contracts.attempts import CheckpointCommit, Claim, Finish, Heartbeat, HeartbeatReply
 from powermean.tokens import sign_attempt_token
+from server.cluster import engines
 from server.db.session import RequestDatabase
 from server.identity.access import CurrentAttempt, CurrentNode
 from server.jobs import attempts, checkpoints, repository, service
@@ -37,6 +38,7 @@ def claim_attempt(
             beat_s=settings.beat_s,
             resume=repository.resume_point(session, job.id),
             dataset=service.dataset_ref(session, spec),
+            engine=engines.claimed(session, claimed.allocations),
         )
 
 

@@ -53,7 +53,11 @@ def start(session: Session, settings: Settings, job: Job, allocations: Sequence[
     for part in allocations:
         session.add(
             Allocation(
-                attempt_id=attempt.id, role=part.role, node_id=part.node_id, gpu_uuids=list(part.gpu_uuids)
+                attempt_id=attempt.id,
+                role=part.role,
+                node_id=part.node_id,
+                gpu_uuids=list(part.gpu_uuids),
+                engine_id=part.engine_id,
             )
         )
     leader = next(part.node_id for part in allocations if part.role == "trainer")

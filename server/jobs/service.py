@@ -178,6 +178,7 @@ def accept_validation(session: Session, job_id: str, result: ValidationResult) -
         return
     repository.settle_messages(session, job_id, database_now(session))
     if not result.errors:
+        job.longest_sequence = result.tokens
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
         return
     job.error = _combined(result.errors).model_dump(mode="json")

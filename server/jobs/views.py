@@ -37,7 +37,12 @@ def job_summary(job: Job) -> JobSummary:
 def allocation_view(allocation: Allocation) -> AllocationView:
     """Part of an attempt's gang."""
     return AllocationView.model_validate(
-        {"role": allocation.role, "node_id": allocation.node_id, "gpu_uuids": allocation.gpu_uuids}
+        {
+            "role": allocation.role,
+            "node_id": allocation.node_id,
+            "gpu_uuids": allocation.gpu_uuids,
+            "engine_id": allocation.engine_id,
+        }
     )
 
 

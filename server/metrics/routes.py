@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, 
 
 from powermean.contracts.attempts import MetricsReport
 from powermean.contracts.health import JobHealth
+from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryBatch, TrajectoryPage
@@ -15,6 +16,7 @@ from server.identity.access import CurrentAttempt, CurrentPerson
 from server.metrics.health import job_health
 from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
+from server.metrics.lag import MAX_STEPS, job_lag
 from server.metrics.stream import EventHub, EventStream
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
@@ -99,6 +101,24 @@ def get_health(job_id: str, person: CurrentPerson, database: RequestDatabase) ->
     """The last steps judged by named thresholds, in plain words, the worst first; docs/health.md has them."""
     with database.read() as session:
         return job_health(session, job_id)
+
+
+@router.get("/jobs/{job_id}/lag", summary="p and ESS by lag")
+def get_lag(
+    job_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    steps: Annotated[int, Query(ge=1, le=MAX_STEPS, description="Newest steps to look at.")] = 20,
+    from_step: Annotated[
+        int | None, Query(ge=0, le=MAX_STEP, description="First step, in place of `steps`.")
+    ] = None,
+    to_step: Annotated[
+        int | None, Query(ge=0, le=MAX_STEP, description="Last step; default: the newest.")
+    ] = None,
+) -> JobLag:
+    """What the objective makes of trajectories by how many weight versions they are behind."""
+    with database.read() as session:
+        return job_lag(session, job_id, steps, from_step, to_step)
 
 
 @router.get("/jobs/{job_id}/trajectories", summary="A step's trajectories")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactCorrupt, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryText
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryText, lag
 from server.db.models import Job, TrajectoryStep
 from server.db.models import Trajectory as TrajectoryRecord
 from server.errors import NotFound
@@ -41,9 +41,9 @@ def read_trajectories(
 
     Raises NotFound for an unknown job and for a step without trajectories, naming those that have some.
     """
-    steps = tuple(_attempts_by_step(session, job_id))
+    steps = tuple(attempts_by_step(session, job_id))
     if step is None and not steps:
-        _check_job(session, job_id)
+        check_job(session, job_id)
         return StoredPage(step=0, rows=(), total=0, steps=(), texts=None)
     chosen = steps[-1] if step is None else step
     head = find_step(session, job_id, chosen)
@@ -92,8 +92,8 @@ def no_trajectory(head: TrajectoryStep, index: int) -> NotFound:
 
 def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
     """The step's head in the attempt that counts. Raises NotFound, naming the steps that there are."""
-    _check_job(session, job_id)
-    attempts = _attempts_by_step(session, job_id)
+    check_job(session, job_id)
+    attempts = attempts_by_step(session, job_id)
     if step not in attempts:
         steps = tuple(attempts)
         known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any yet"
@@ -111,16 +111,18 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
     for row in page.rows:
         text = texts.get(row.index)
         found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer"})
-        items.append(Trajectory(**dict(row), **found, has_tokens=row.index < page.token_rows))
+        behind = lag(page.step, row.weight_version) if row.length else None
+        items.append(Trajectory(**dict(row), **found, has_tokens=row.index < page.token_rows, lag=behind))
     return TrajectoryPage(step=page.step, items=tuple(items), total=page.total, steps=page.steps)
 
 
-def _check_job(session: Session, job_id: str) -> None:
+def check_job(session: Session, job_id: str) -> None:
+    """Raises NotFound when there is no such job."""
     if session.get(Job, job_id) is None:
         raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
 
 
-def _attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
+def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
     """Step -> the attempt whose trajectories count there, in order of step."""
     rows = session.execute(
         select(TrajectoryStep.step, func.max(TrajectoryStep.attempt))
@@ -141,16 +143,18 @@ def _order(session: Session, sort: Sort) -> tuple[ColumnElement[Any], ...]:
     column: ColumnElement[Any] = {
         "reward": TrajectoryRecord.reward.expression,
         "advantage": TrajectoryRecord.advantage.expression,
-        "p": _last_p(session),
+        "p": of_last_update(session, "p"),
     }[name]
     return ((column.desc() if sort.startswith("-") else column.asc()).nulls_last(),)
 
 
-def _last_p(session: Session) -> ColumnElement[Any]:
+def of_last_update(session: Session, name: str) -> ColumnElement[Any]:
+    """A number as the last update of a trajectory saw it."""
     if session.get_bind().dialect.name == "sqlite":
-        in_sqlite: ColumnElement[Any] = func.json_extract(TrajectoryRecord.row, "$.updates[#-1].p")
+        in_sqlite: ColumnElement[Any] = func.json_extract(TrajectoryRecord.row, f"$.updates[#-1].{name}")
         return in_sqlite
-    in_postgres: ColumnElement[Any] = TrajectoryRecord.row[("updates", "-1", "p")].as_float()
+    # Step by step: in one path of json, Postgres counts -1 from the end of an array that comes earlier.
+    in_postgres: ColumnElement[Any] = TrajectoryRecord.row["updates"][-1][name].as_float()
     return in_postgres
 
 

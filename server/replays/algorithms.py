@@ -6,6 +6,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.api import FieldError
+from powermean.contracts.job import JobSpec
 from powermean.contracts.replays import OBJECTIVES, ReplayRequest
 from server.errors import InvalidInput
 
@@ -17,21 +18,29 @@ _NO_REPLAY = {
 }
 
 
-def replayed_algorithm(recorded: AlgorithmSpec, request: ReplayRequest) -> AlgorithmSpec:
-    """The recorded objective, or another one's defaults, with the request's changes.
+def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
+    """The objective of the job's spec, or another one's defaults, with the request's changes.
 
     Raises:
         InvalidInput: naming `algorithm` or `set.<field>`, and what there is instead.
     """
+    recorded = spec.algorithm
     name = request.algorithm or recorded.name
     if name not in OBJECTIVES:
         raise InvalidInput.at("algorithm", f"no objective {name!r}", f"One of {', '.join(OBJECTIVES)}.")
     changed = _spelled_out(name, request.set)
     start: dict[str, Any] = recorded.model_dump(mode="json") if name == recorded.name else {"name": name}
     try:
-        return _READ.validate_python(start | changed)
+        found = _READ.validate_python(start | changed)
     except ValidationError as error:
         raise _refused(name, error) from error
+    if spec.rollout.old_policy == "sampler" and found.sampler_weight != "off":
+        raise InvalidInput.at(
+            "set.sampler_weight",
+            "the job's rollout.old_policy is sampler: pi_old and pi_rollout are the same, every weight is 1",
+            "Leave it out.",
+        )
+    return found
 
 
 def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -51,7 +51,7 @@ def ask(session: Session, settings: Settings, person_id: str, job_id: str, reque
     """
     job = repository.get_job(session, job_id)
     attempt = _attempt_of(session, job_id, request.step)
-    algorithm = replayed_algorithm(job_spec(job).algorithm, request).model_dump(mode="json")
+    algorithm = replayed_algorithm(job_spec(job), request).model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(algorithm, sort_keys=True).encode()).hexdigest()
     now = database_now(session)
     made = Replay(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rollouts_models import Models, job
-from rollouts_publish import NOT_OFFERED, Sent, by_files
+from rollouts_publish import ADAPTER_WAYS, NOT_OFFERED, WAYS, Sent
 from rollouts_publish import cells as publish_cells
 from rollouts_service import counted
 from rollouts_steps import Ran, a_step, job_spec
@@ -14,7 +14,7 @@ from rollouts_steps import cells as step_cells
 from rollouts_table import Table, ratio
 from rollouts_tokens import Measured, Plain, Workload, sampled, turned, workloads
 
-from powermean.contracts.rollout import EngineState
+from powermean.contracts.rollout import AdapterSlots, EngineState
 from powermean.processes import marked
 from trainer.tokenizing import load_tokenizer
 
@@ -93,7 +93,7 @@ def test_plain_generate_stops_at_the_stop_string(models: Models) -> None:
     assert Plain(folder).complete(request) <= 3 * 2
 
 
-def test_what_an_engine_does_not_offer_is_said(models: Models) -> None:
+def test_what_an_engine_does_not_offer_is_said() -> None:
     state = EngineState(
         ready=True,
         engine="vllm",
@@ -104,11 +104,16 @@ def test_what_an_engine_does_not_offer_is_said(models: Models) -> None:
         paused=False,
         methods=("store",),
     )
-    assert [way.offered(state) for way in (by_files("store"), by_files("shm"))] == [True, False]
+    assert [way.offered(state) for way in WAYS] == [True, False, False]
+    assert not any(way.offered(state) for way in ADAPTER_WAYS)
+    adapters = AdapterSlots(slots=1, taken=0, max_rank=16)
+    state = state.model_copy(update={"methods": ("store", "shm"), "adapters": adapters})
+    assert not any(way.offered(state) for way in WAYS)
+    assert all(way.offered(state) for way in ADAPTER_WAYS)
     found = {"store": [Sent(1.0, 2.0, 2_000_000), Sent(2.0, 3.0, 2_000_000)], "shm": [Sent(1.0, 1.0, 1)]}
-    assert publish_cells(found, "store") == ("2.0", "1.500", "2.500", "4.000", "1.00")
-    assert publish_cells(found, "shm")[-2:] == ("2.000", "0.50")
-    assert NOT_OFFERED in publish_cells(found, "gloo")
+    assert publish_cells(found, "store", "store") == ("2.0", "1.500", "2.500", "4.000", "1.00")
+    assert publish_cells(found, "shm", "store")[-2:] == ("2.000", "0.50")
+    assert NOT_OFFERED in publish_cells(found, "gloo", "store")
 
 
 def test_steps_are_timed_from_arrival_to_arrival() -> None:
@@ -146,7 +151,6 @@ def test_a_tiny_run_prints_all_tables_and_leaves_nothing_behind(tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-3000:]
     for title in ("Tokens a second", "A publish of float32 weights", "The main job on tiny"):
         assert title in done.stdout
-    assert NOT_OFFERED not in done.stdout
     assert "failed" not in done.stdout
     assert list((tmp_path / "tmp").glob("powermean-*")) == []
     assert marked("POWERMEAN_TEST_RUN", str(tmp_path)) == set()

@@ -13,11 +13,13 @@ from powermean import ApiError, AsyncClient, Client, ServerUnreachable
 from powermean import client as client_module
 from powermean.contracts.api import JobState
 from powermean.contracts.health import Finding, JobHealth
+from powermean.contracts.lag import JobLag
 from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens
 from powermean.contracts.trajectories import Trajectory
 from powermean.node_client import AttemptClient
 from powermean.rest import Fenced
 from tests.powermean.sample_jobs import SPEC, job
+from tests.powermean.sample_lag import sample_lag
 from tests.powermean.scripted_server import Answer, ScriptedServer
 
 JOB = job().model_dump_json().encode()
@@ -232,6 +234,19 @@ def test_a_jobs_health_of_both_clients(server: ScriptedServer, client: Client) -
             return await connected.health("job-a")
 
     assert client.health("job-a") == found == asyncio.run(asynchronously())
+
+
+def test_a_jobs_lag_of_both_clients(server: ScriptedServer, client: Client) -> None:
+    found = sample_lag()
+    server.on("GET /v1/jobs/job-a/lag", Answer(body=found.model_dump_json().encode()))
+
+    async def asynchronously() -> JobLag:
+        async with AsyncClient(server.url, "pm_key") as connected:
+            return await connected.lag("job-a", from_step=3, to_step=9)
+
+    assert client.lag("job-a", steps=5) == found == asyncio.run(asynchronously())
+    asked = [request for request, *_ in server.requests]
+    assert asked == ["GET /v1/jobs/job-a/lag?steps=5", "GET /v1/jobs/job-a/lag?from_step=3&to_step=9"]
 
 
 def test_without_arguments_the_environment_and_then_the_folder_say_where(

@@ -118,7 +118,7 @@ def test_too_few_steps_say_so(steps: int) -> None:
 
 
 def test_a_peak_speaks_from_the_first_step() -> None:
-    assert verdict(judged({"sampling/logp_difference_max": [5.0]})) == {("mismatch_token", "bad")}
+    assert verdict(judged({"sampling/sampling_logp_difference/max": [5.0]})) == {("mismatch_token", "bad")}
 
 
 def test_the_worst_finding_is_first_and_gives_the_level() -> None:

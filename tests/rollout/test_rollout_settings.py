@@ -34,6 +34,11 @@ def test_the_nodes_command_line_is_understood() -> None:
         ([*NEEDED, "--host", "0.0.0.0"], "--allowed-host"),
         ([*NEEDED, "--allowed-host", "*"], "must name a host"),
         ([*NEEDED, "--surprise"], "--surprise"),
+        (["--model", "m", "--public-key", "k"], "--job-id is needed"),
+        (["--model", "m", "--public-key", "k", "--engine", "vllm"], "--max-adapters of 1 or more"),
+        (["--model", "m", "--public-key", "k", "--max-adapters", "2"], "--engine vllm"),
+        ([*NEEDED, "--engine", "transformers", "--max-adapters", "1"], "takes merged weights"),
+        ([*NEEDED, "--max-lora-rank", "513"], "--max-lora-rank: "),
     ],
 )
 def test_a_wrong_flag_is_named(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +46,15 @@ def test_a_wrong_flag_is_named(flags: list[str], message: str, capsys: pytest.Ca
         parse_settings(flags)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_a_job_the_service_is_shared() -> None:
+    settings = parse_settings(
+        ["--model", "m", "--public-key", "k", "--engine", "vllm", "--max-adapters", "2", "--jobs-file", "j"]
+    )
+    assert (settings.job_id, settings.max_adapters, str(settings.jobs_file)) == (None, 2, "j")
+    private = parse_settings([*NEEDED, "--max-adapters", "1", "--max-lora-rank", "32"])
+    assert (private.job_id, private.engine, private.max_lora_rank) == ("job-1", "auto", 32)
 
 
 def test_allowed_hosts_add_to_loopback() -> None:

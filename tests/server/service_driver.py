@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import Event, Job
 from powermean.contracts.attempts import Claim
+from powermean.contracts.engines import NodeOrders
 from server.app import create_app
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
@@ -144,8 +145,10 @@ class ServiceDriver:
         cpu_slots: int = 1,
         gpus: int = 0,
         running: tuple[str, ...] = (),
-    ) -> None:
-        """A node's report."""
+        engines: tuple[str, ...] = ("transformers",),
+        services: tuple[dict[str, Any], ...] = (),
+    ) -> NodeOrders:
+        """A node's report; the answer."""
         answer = self.node.put(
             f"/v1/nodes/{node_id}",
             json={
@@ -155,10 +158,13 @@ class ServiceDriver:
                     {"uuid": f"{node_id}-gpu-{i}", "name": "H200", "memory_mb": 140_000} for i in range(gpus)
                 ],
                 "running": running,
+                "engines": engines,
+                "services": services,
                 "version": "0",
             },
         )
-        assert answer.status_code == 204, answer.text
+        assert answer.status_code == 200, answer.text
+        return NodeOrders.model_validate(answer.json())
 
     def queued(self, **changes: Any) -> str:
         """A job that waits for the scheduler."""

@@ -11,7 +11,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryRow
 from tests.tiny_model import tiny_spec
-from tests.trainer.engine_double import EngineDouble
+from tests.trainer.engine_double import AdapterDouble, EngineDouble
 from trainer.attempt_dir import AttemptDir, read_record
 from trainer.reporter import Reporter
 from trainer.run import Connection, run_attempt
@@ -71,7 +71,7 @@ class Stage:
 
         @contextmanager
         def connect(_: AttemptDir) -> Iterator[Connection]:
-            yield Connection(serving, on_this_host=True)
+            yield Connection(serving, on_this_host=True, adapters=isinstance(serving, AdapterDouble))
 
         reporter = Reporter(path)
         finish = run_attempt(attempt, self.settings, reporter, connect)

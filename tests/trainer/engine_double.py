@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,6 +15,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
+from rollout.client import EngineRefused
 
 
 class EngineDouble:
@@ -28,6 +30,7 @@ class EngineDouble:
 
     def publish(self, request: PublishRequest, timeout_s: float) -> None:
         assert request.version > self.version
+        assert request.adapter is None
         for file in request.files:
             path = self._shared_memory / file.uri.removeprefix("shm:")
             assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
@@ -74,3 +77,34 @@ class EngineDouble:
             finish_reason="length" if end < 0 else "stop",
             weight_versions=(VersionSpan(version=self.version, start=0, end=length),),
         )
+
+
+class AdapterDouble(EngineDouble):
+    """Takes LoRA adapters, as a shared engine does; before the first one it completes nothing."""
+
+    def __init__(self, folder: Path, shared_memory: Path) -> None:
+        super().__init__(folder, shared_memory)
+        self.version = -1
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> None:
+        assert request.version > self.version
+        assert request.adapter is not None
+        if not isinstance(self.model, PeftModel):
+            config = LoraConfig(
+                r=request.adapter.rank,
+                lora_alpha=request.adapter.alpha,  # type: ignore[arg-type]
+                target_modules=list(request.adapter.target_modules),
+            )
+            self.model = get_peft_model(self.model, config).eval()
+        (file,) = request.files
+        path = self._shared_memory / file.uri.removeprefix("shm:")
+        found = set_peft_model_state_dict(self.model, load_file(path))
+        assert not found.unexpected_keys
+        assert not [name for name in found.missing_keys if "lora_" in name]
+        self.version = request.version
+        self.published.append(request)
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        if self.version < 0:
+            raise EngineRefused(409, "adapter_missing", "the job has no adapter here")
+        return super().generate(request, timeout_s)

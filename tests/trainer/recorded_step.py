@@ -1,6 +1,7 @@
 """A step that the real Learner trained with a tiny random model, with the records of all tokens."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from trainer import update
 from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.dynamic_sampling import SamplingFacts
-from trainer.objectives import Algorithm, LossOutput, batch_facts
+from trainer.objectives import Algorithm, LossOutput, batch_facts, mismatch
 from trainer.recording import StepReport, UpdateReport, trajectory_rows
 from trainer.rewards import Grade
 from trainer.update import TrainingBatch
@@ -32,7 +33,12 @@ class RecordedStep:
     distances: dict[int, float]
 
 
-def recorded_step(spec: AlgorithmSpec, patch: pytest.MonkeyPatch, seed: int = 0) -> RecordedStep:
+def recorded_step(
+    spec: AlgorithmSpec,
+    patch: pytest.MonkeyPatch,
+    seed: int = 0,
+    old_policy: Literal["trainer", "sampler"] = "trainer",
+) -> RecordedStep:
     """Five updates of 4 groups of 8; group 1 has no spread of rewards."""
     given, rewards = _rollouts(seed), _rewards(seed)
     # micro-batches of one group: the replay's own ones are others
@@ -46,6 +52,7 @@ def recorded_step(spec: AlgorithmSpec, patch: pytest.MonkeyPatch, seed: int = 0)
         rewards=rewards,
         progress=0.5,
         max_new_tokens=LONGEST,
+        old_policy=old_policy,
     )
     one.score(batch, range(GROUPS))
     one.score_reference(batch, range(GROUPS))
@@ -169,8 +176,7 @@ def _report(
         advantages=batch.advantages,
         usable=batch.usable,
         entropy=batch.entropy,
-        sampling_kl=batch.entropy,
-        logp_difference=None,
+        mismatch=mismatch(given.sampler_log_probs, given.sampler_log_probs, given.mask, "off", 2.0),
         updates=reports,
         tokens_so_far=0,
         publish_difference=0.0,

@@ -90,7 +90,7 @@ def test_pmpo_shows_from_the_second_update_on(whole: Played) -> None:
 
 def test_the_engine_serves_the_trainers_weights(whole: Played) -> None:
     assert max(whole.series("publish/logp_difference_max")) < 1e-4
-    assert max(whole.series("sampling/logp_difference_max")) < 1e-4
+    assert max(whole.series("sampling/sampling_logp_difference/max")) < 1e-4
     versions = {step: {row.weight_version for row in rows} for step, rows in whole.trajectories.items()}
     assert versions == {step: {step - 1} for step in range(1, 7)}
     assert not list(Path("/dev/shm").glob("powermean-job-a.*"))

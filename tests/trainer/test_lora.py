@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from powermean.contracts.job import LoraSpec, OptimizerSpec
@@ -13,7 +14,15 @@ from trainer import checkpoint
 from trainer.checkpoint import Progress
 from trainer.failures import TrainingError
 from trainer.final_model import ADAPTER_FOLDER, save_model
-from trainer.lora import attach, dropping, has_dropout, served_state, trained_state
+from trainer.lora import (
+    adapter_shape,
+    adapter_state,
+    attach,
+    dropping,
+    has_dropout,
+    served_state,
+    trained_state,
+)
 from trainer.policy import make_policy
 from trainer.update import make_optimizer
 
@@ -65,6 +74,17 @@ def test_what_is_served_is_the_merged_model_under_the_base_models_names() -> Non
     assert (missing, unexpected) == ([], [])
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
     assert (logits(model) - logits(base())).abs().max() > 0.1
+
+
+def test_the_adapter_alone_is_what_peft_would_save(tmp_path: Path) -> None:
+    model = attach(base(), LoraSpec(rank=4, alpha=8, target_modules=("v_proj", "q_proj")), "some/model")
+    model.save_pretrained(str(tmp_path))
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert saved.keys() == adapter_state(model).keys()
+    for name, weight in adapter_state(model).items():
+        assert torch.equal(weight, saved[name]), name
+    shape = adapter_shape(model)
+    assert (shape.rank, shape.alpha, shape.target_modules) == (4, 8.0, ("q_proj", "v_proj"))
 
 
 def test_a_plain_model_is_served_as_it_is() -> None:

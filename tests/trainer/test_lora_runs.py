@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from powermean.artefacts import ArtefactStore
 from tests.trainer.attempts import Played, Stage
+from tests.trainer.engine_double import AdapterDouble
 
 TRAINING = {"prompts_per_step": 16, "minibatches": 2, "epochs": 2}
 OPTIMIZER = {"learning_rate": 3e-3, "warmup_updates": 3}
@@ -40,6 +41,38 @@ def test_an_adapter_learns_and_a_resumed_run_ends_bit_identical(tmp_path: Path, 
     expected = adapter(whole, tmp_path / "whole", tmp_path)
     for name, weight in adapter(second, tmp_path / "broken", tmp_path).items():
         assert torch.equal(weight, expected[name]), name
+
+
+def test_an_engine_of_adapters_gets_nothing_else_and_has_one_before_the_first_evaluation(
+    tmp_path: Path, model_root: Path
+) -> None:
+    spec = {"model": lora(), "optimizer": OPTIMIZER, "training": TRAINING | {"steps": 3}}
+    engine = AdapterDouble(model_root / "tiny", Path("/dev/shm"))
+    first = Stage(tmp_path, model_root).play(1, order="checkpoint_and_exit", engine=engine, **spec)
+    assert first.finish.outcome == "checkpointed", first.finish.error
+    assert first.series("eval/reward")
+    assert [request.version for request in engine.published] == [0, 1]
+    assert max(first.series("publish/logp_difference_max")) < 1e-4
+
+    engine = AdapterDouble(model_root / "tiny", Path("/dev/shm"))
+    again = Stage(tmp_path, model_root).play(2, resume=first.checkpoints[0], engine=engine, **spec)
+    assert again.finish.outcome == "finished", again.finish.error
+    assert [request.version for request in engine.published] == [1, 2, 3]
+    for request in engine.published:
+        assert request.adapter is not None
+        assert (request.adapter.rank, request.adapter.alpha) == (8, 16)
+        assert sum(file.size for file in request.files) < 200_000
+    assert max(again.series("publish/logp_difference_max")) < 1e-4
+
+
+def test_without_an_adapter_a_job_is_refused_by_an_engine_of_adapters(
+    tmp_path: Path, model_root: Path
+) -> None:
+    engine = AdapterDouble(model_root / "tiny", Path("/dev/shm"))
+    played = Stage(tmp_path, model_root).play(engine=engine, training=TRAINING | {"steps": 1})
+    assert played.finish.error is not None
+    assert played.finish.error.code == "adapters_only"
+    assert played.finish.error.path == "model.lora"
 
 
 def test_with_dropout_pi_old_has_a_pass_of_its_own(tmp_path: Path, model_root: Path) -> None:

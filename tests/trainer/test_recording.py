@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,13 @@ from powermean.contracts.token_records import StepFacts, UpdateFacts
 from trainer.batching import Rollouts
 from trainer.data import Problem
 from trainer.dynamic_sampling import SamplingFacts
+from trainer.objectives import Mismatch, mismatch
 from trainer.recording import (
     RECORDED,
     StepReport,
     UpdateReport,
     metric,
+    staleness,
     step_metrics,
     text_segment,
     time_metrics,
@@ -33,6 +36,14 @@ def values(**known: list[float]) -> dict[str, torch.Tensor]:
     return {
         name: torch.tensor(known[name], dtype=torch.float64) if name in known else blank for name in RECORDED
     }
+
+
+def compared(known: list[bool]) -> Mismatch:
+    """Engine and trainer over 4 trajectories of which some are known: token weights of 4 and 0.4, cap 2."""
+    lengths = torch.tensor([2, 0, 4, 2])
+    mask = (torch.arange(4) < lengths[:, None]) & torch.tensor(known)[:, None]
+    trainer = torch.tensor([math.log(4.0), math.log(0.4), 0.0, 0.0]).repeat(4, 1)
+    return mismatch(trainer, torch.zeros(4, 4), mask, "token", 2.0)
 
 
 @pytest.fixture
@@ -74,8 +85,7 @@ def report() -> StepReport:
         advantages=torch.tensor([0.7, -0.7, 0.0, 0.0]),
         usable=torch.tensor([True, True, True, True]),
         entropy=torch.tensor([0.5, NAN, NAN, NAN]),
-        sampling_kl=torch.tensor([0.1, NAN, NAN, NAN]),
-        logp_difference=2e-5,
+        mismatch=compared([True, False, False, False]),
         updates=[update, replace(update, update=1, grad_norm=None)],
         tokens_so_far=100,
         publish_difference=1e-6,
@@ -163,8 +173,57 @@ def test_equal_ratios_and_objectives_without_p_are_told_apart(report: StepReport
 
 
 def test_a_step_in_which_nothing_was_scored_leaves_those_numbers_out(report: StepReport) -> None:
-    names = {row.name for row in step_metrics(replace(report, logp_difference=None, updates=[]))}
-    assert not names & {"entropy", "sampling/kl", "sampling/logp_difference_max", "p/mean"}
+    nothing = replace(report, mismatch=compared([False] * 4), entropy=torch.full((4,), NAN), updates=[])
+    names = {row.name for row in step_metrics(nothing)}
+    assert not names & {"entropy", "p/mean"}
+    assert {name for name in names if name.startswith("sampling/")} == {
+        "sampling/rounds",
+        "sampling/groups_dropped",
+    }
+
+
+def test_engine_and_trainer_are_compared_raw_and_truncated(report: StepReport) -> None:
+    found = {row.name: row.value for row in step_metrics(report) if row.update == -1}
+    token = "sampling/importance_sampling_ratio"
+    assert [found[f"{token}/raw_{which}"] for which in ("min", "mean", "max")] == pytest.approx([0.4, 2.2, 4])
+    assert [found[f"{token}/{which}"] for which in ("min", "mean", "max")] == pytest.approx([0.4, 1.2, 2])
+    assert found[f"{token}/share_truncated"] == 0.5
+    sequence = "sampling/sequence_importance_ratio"
+    assert found[f"{sequence}/raw_mean"] == pytest.approx(1.6)  # 4 times 0.4
+    assert found[f"{sequence}/share_truncated"] == 0
+    assert found["sampling/sequence_mean_importance_ratio/mean"] == pytest.approx(1.6**0.5)
+    assert found["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(4))
+    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx(math.log(10) / 2)
+    low = 0.4 - 1 - math.log(0.4)
+    assert found["sampling/kl"] == pytest.approx((3 - math.log(4) + low) / 2)
+    assert found["sampling/kl_truncated"] == pytest.approx((1 - math.log(2) + low) / 2)
+    rows = trajectory_rows(report)
+    assert rows[0].token_weight == pytest.approx(2.2)
+    assert rows[0].sequence_weight == pytest.approx(1.6)
+    assert rows[0].sampler_weight == pytest.approx(1.2)
+    assert rows[0].sampling_kl == pytest.approx(found["sampling/kl"])
+    assert rows[0].sampling_kl_truncated == pytest.approx(found["sampling/kl_truncated"])
+    assert {(row.token_weight, row.sequence_weight, row.sampler_weight) for row in rows[1:]} == {
+        (None, None, None)
+    }
+
+
+def test_lag_counts_from_the_oldest_weights_and_leaves_empty_completions_out(report: StepReport) -> None:
+    """Step 5 trains version 4. The second completion has no token, so no weights made one."""
+    mixed = (VersionSpan(version=2, start=0, end=1), VersionSpan(version=4, start=1, end=2))
+    whole = (VersionSpan(version=4, start=0, end=4),)
+    rollouts = replace(
+        report.rollouts,
+        weight_version=torch.tensor([2, 0, 4, 3]),
+        versions=(mixed, (), whole, whole),
+    )
+    assert staleness(5, rollouts) == {
+        "staleness/mean": 1.0,
+        "staleness/max": 2.0,
+        "staleness/share_mixed": pytest.approx(1 / 3),
+    }
+    empty = replace(rollouts, mask=torch.zeros(4, 4, dtype=torch.bool))
+    assert staleness(5, empty) == {}
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), None])

@@ -76,6 +76,15 @@ def test_the_recorded_algorithm_reproduces_the_recorded_numbers(
     assert [update.covered for update in summary.updates] == [8, 16, 16, 8, 24]
 
 
+@pytest.mark.parametrize("spec", [TIGHT, Pmpo(), Grpo(), Cispo()], ids=lambda spec: spec.name)
+def test_a_step_whose_pi_old_is_the_samplers_is_reproduced(
+    spec: AlgorithmSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = recorded_step(spec, monkeypatch, old_policy="sampler")
+    assert all(one.old_log_probs == one.sampler_log_probs for one in step.tokens)
+    assert replayed(step, spec, spec).summary.reproduces
+
+
 def test_a_changed_record_is_found(step: RecordedStep) -> None:
     first, *others = step.tokens
     ratios = first.updates[-1].log_ratio

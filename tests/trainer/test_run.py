@@ -16,7 +16,7 @@ from trainer import run
 from trainer.attempt_dir import AttemptDir
 from trainer.failures import TrainingError
 from trainer.policy import load_policy, make_policy
-from trainer.run import Connection, engine_url, failed, weight_writer
+from trainer.run import Connection, engine_url, failed, publisher
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,7 @@ def test_weights_go_through_the_store_where_the_engine_is_elsewhere(
     claim = run.AttemptDir(played.folder).claim()
     engine = EngineDouble(model_root / "tiny", tmp_path)
     for here, method in ((True, "shm"), (False, "store")):
-        made = weight_writer(
-            Connection(engine, here), claim, policy, run.ArtefactStore("memory://"), tmp_path
-        )
+        made = publisher(Connection(engine, here), claim, policy, run.ArtefactStore("memory://"), tmp_path)
         assert made.method == method
 
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from transformers import LlamaForCausalLM
 from powermean.contracts.algorithms import Cispo, Dapo, Grpo, Pmpo
 from powermean.contracts.job import OptimizerSpec
 from tests.tiny_model import tiny_config
-from trainer.batching import GroupBatch, Rollouts
+from trainer.batching import GroupBatch, Rollouts, group_batch
 from trainer.failures import TrainingError
-from trainer.objectives import build_algorithm
+from trainer.objectives import build_algorithm, mismatch
 from trainer.policy import Policy, Scores, make_policy
 from trainer.update import Learner, TrainingBatch, learning_rate, make_optimizer, without
 
@@ -63,7 +64,11 @@ def learner(algorithm: object = None, micro_batch_groups: int = 4, **changes: ob
     )
 
 
-def training_batch(algorithm: object, given: Rollouts | None = None) -> TrainingBatch:
+def training_batch(
+    algorithm: object,
+    given: Rollouts | None = None,
+    old_policy: Literal["trainer", "sampler"] = "trainer",
+) -> TrainingBatch:
     given = given or rollouts()
     return TrainingBatch.start(
         7,
@@ -73,7 +78,18 @@ def training_batch(algorithm: object, given: Rollouts | None = None) -> Training
         rewards=rewards(),
         progress=0.5,
         max_new_tokens=LONGEST,
+        old_policy=old_policy,
     )
+
+
+def sampled_by(policy: Policy) -> Rollouts:
+    """The rollouts with the log-probs of that policy as the engine's."""
+    given = rollouts()
+    with torch.no_grad():
+        found = policy.score(group_batch(given, range(GROUPS), 0)).log_probs
+    log_probs = torch.zeros_like(given.sampler_log_probs)
+    log_probs[:, : found.shape[1]] = torch.where(given.mask[:, : found.shape[1]], found, 0.0)
+    return replace(given, sampler_log_probs=log_probs)
 
 
 def weights(of: Learner) -> Tensor:
@@ -174,6 +190,98 @@ def test_later_updates_see_ratios_away_from_one() -> None:
     one.update(batch, [0, 1], 0)
     second = one.update(batch, [2, 3], 1)
     assert float(second.values["ratio_max"][8:].max()) > 1.001
+
+
+@pytest.mark.parametrize("spec", [Pmpo(), Grpo(), Cispo(), Pmpo(beta=0.1)], ids=lambda s: f"{s.name}{s.beta}")
+def test_on_policy_the_samplers_log_probs_give_the_same_updates(spec: object) -> None:
+    """Two minibatches, two epochs; in float32 engine and trainer agree."""
+    found = []
+    for old_policy in ("trainer", "sampler"):
+        one = learner(spec)
+        batch = training_batch(one.algorithm, sampled_by(one.policy), old_policy)
+        one.score(batch, [2, 3])
+        one.score_reference(batch, range(GROUPS))
+        reports = [one.update(batch, groups, n) for n, groups in enumerate([[0, 1], [2, 3]] * 2)]
+        found.append((weights(one), reports))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
+    for trainers, samplers in zip(found[0][1], found[1][1], strict=True):
+        assert samplers.loss == pytest.approx(trainers.loss, abs=1e-4)
+        for name in ("ess", "clip_fraction", "ratio_min", "ratio_max"):
+            seen = samplers.values[name]
+            assert torch.allclose(seen, trainers.values[name], atol=1e-4, equal_nan=True), name
+
+
+def test_with_the_samplers_log_probs_staleness_is_in_the_first_updates_ratios() -> None:
+    """The rollouts are of weights some updates ago: p sees it, while the trainer's own pi_old hides it."""
+    spec = Pmpo(clip_low=0.02, clip_high=0.02)
+    found = {}
+    for old_policy in ("trainer", "sampler"):
+        one = learner(spec)
+        given = sampled_by(one.policy)
+        moved = training_batch(one.algorithm, given)
+        for number in range(3):
+            one.update(moved, range(GROUPS), number)
+        found[old_policy] = one.update(training_batch(one.algorithm, given, old_policy), range(GROUPS), 0)
+    ratios, p = found["sampler"].values["ratio_max"], found["sampler"].values["p"]
+    assert float(ratios.nan_to_num(1.0).max()) > 1.02
+    clipped = found["sampler"].values["clip_fraction"] > 0
+    assert clipped.any()
+    assert (p[clipped & ~p.isnan()] < 1).all()
+    assert (p[clipped & ~p.isnan()] < 1).any()
+    assert found["trainer"].values["ratio_max"].nan_to_num(1.0).eq(1.0).all()
+    assert found["trainer"].values["p"].isnan().all()  # all ratios are equal
+
+
+def test_nothing_is_scored_for_the_samplers_log_probs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass an update. Entropy and the trainer's log-probs come with the passes before the first step."""
+    one = learner()
+    batch = training_batch(one.algorithm, old_policy="sampler")
+    start = training_batch(one.algorithm)
+    one.score(start, range(GROUPS))
+    seen = counted(one, monkeypatch)
+    one.score(batch, range(GROUPS))
+    assert not seen
+    for number, groups in enumerate([[1], [0, 2], [3], [0, 2]]):
+        one.update(batch, groups, number)
+    assert len(seen) == 3  # group 1 has no spread
+    first = torch.zeros(GROUPS * SIZE, dtype=torch.bool)
+    first[[*range(4), *range(8, 12)]] = True
+    assert torch.equal(batch.entropy.isnan(), ~first)
+    assert torch.allclose(batch.entropy[first], start.entropy[first], atol=1e-5)
+    known = batch.rollouts.mask & first[:, None]
+    assert torch.equal(batch.rollouts.mask & ~batch.start_log_probs.isnan(), known)
+    assert torch.allclose(batch.start_log_probs[known], start.start_log_probs[known], atol=1e-5)
+    mask = batch.rollouts.mask
+    assert torch.equal(batch.old_log_probs[mask], rollouts().sampler_log_probs[mask])
+
+
+@pytest.mark.parametrize("kind", ["off", "token", "sequence", "sequence_mean"])
+def test_the_engines_log_probs_never_reach_what_drives_p(kind: str) -> None:
+    """However far off they are: p, ESS, clips and ratios stay the same."""
+    seen = []
+    for shift in (0.0, 0.7):
+        one = learner(Pmpo(clip_low=0.02, clip_high=0.02, sampler_weight=kind))
+        given = rollouts()
+        batch = training_batch(
+            one.algorithm, replace(given, sampler_log_probs=given.sampler_log_probs - shift * given.mask)
+        )
+        one.score(batch, range(GROUPS))
+        with torch.no_grad():  # as if an update had moved the policy, the same one both times
+            for weight in one.policy.model.parameters():
+                weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        seen.append((batch, one.update(batch, range(GROUPS), 0)))
+    (_, plain), (_, shifted) = seen
+    assert (plain.values["p"] < 1).any()
+    for name in ("p", "ess", "ess_at_1", "ess_target", "clip_fraction", "ratio_min", "ratio_max"):
+        assert torch.equal(plain.values[name].nan_to_num(-1), shifted.values[name].nan_to_num(-1)), name
+    if kind != "off":
+        assert plain.grad_norm != pytest.approx(shifted.grad_norm, rel=1e-3)
+    compared = [
+        mismatch(b.start_log_probs, b.rollouts.sampler_log_probs, b.rollouts.mask, kind, 2.0) for b, _ in seen
+    ]
+    ratio = compared[1].token_weight / compared[0].token_weight
+    known = ~plain.values["p"].isnan()
+    assert torch.allclose(ratio[known], torch.full_like(ratio[known], 0.7).exp(), rtol=1e-4)
 
 
 def poison(batch_rows: set[int], value: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.attempts import Claim, ValidationTask
-from powermean.contracts.job import JobSpec
+from powermean.contracts.job import JobSpec, LoraSpec
 from powermean.processes import ProcessId, end_all, marked
 from trainer import worker
 from trainer.attempt_dir import MARK, AttemptDir, attempt_dirs, prune
@@ -118,6 +118,24 @@ def test_on_a_cpu_the_engine_gets_float32_and_no_gpu(tmp_path: Path) -> None:
     assert option(command.argv, "--device") == "cpu"
     assert option(command.argv, "--dtype") == "float32"
     assert command.environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags"),
+    [("auto", ("--max-adapters", "1", "--max-lora-rank", "24")), ("transformers", ())],
+)
+def test_a_lora_jobs_own_vllm_takes_its_adapter(tmp_path: Path, engine: str, flags: tuple[str, ...]) -> None:
+    plain = claim()
+    model = plain.spec.model.model_copy(update={"lora": LoraSpec(rank=24)})
+    rollout = plain.spec.rollout.model_copy(update={"engine": engine})
+    spec = plain.spec.model_copy(update={"model": model, "rollout": rollout})
+    launcher = LocalLauncher(settings(tmp_path))
+    commands = [
+        launcher.engine(AttemptDir(tmp_path), one, Path("/model"))
+        for one in (plain, plain.model_copy(update={"spec": spec}))
+    ]
+    assert "--max-adapters" not in commands[0].argv
+    assert commands[1].argv[-len(flags) :] == flags if flags else "--max-adapters" not in commands[1].argv
 
 
 def test_on_gpus_the_trainer_runs_a_rank_on_each_of_the_allocations(tmp_path: Path) -> None:

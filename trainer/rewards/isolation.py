@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +39,7 @@ class IsolatedGrader:
         self._command = (sys.executable, "-m", module, *arguments)
         self._timeout_s = timeout_s
         self._process: _LineProcess | None = None
+        self._one_at_a_time = Lock()  # evaluations come beside what is sampled ahead
 
     def __enter__(self) -> "IsolatedGrader":
         self._process = self._start()
@@ -50,7 +52,11 @@ class IsolatedGrader:
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         """See Grader. Raises TrainingError (grader_unavailable) when a new process can't start."""
-        return [self._grade_one(*item) for item in items]
+        grades = []
+        for item in items:
+            with self._one_at_a_time:
+                grades.append(self._grade_one(*item))
+        return grades
 
     def _grade_one(self, completion: str, answer: str) -> Grade:
         if self._process is None:

@@ -134,7 +134,7 @@ export const CHARTS = [
     id: "logp_difference",
     title: "Engine and trainer: log-probs",
     series: [
-      { name: "sampling/logp_difference_max", label: "largest difference, sampling", color: 1 },
+      { name: "sampling/sampling_logp_difference/max", label: "largest difference, sampling", color: 1 },
       { name: "publish/logp_difference_max", label: "after publish", color: 2, style: "dashed" },
     ],
     y: { min: 0 },

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from powermean.cli.main import COMMANDS, app
 from powermean.contracts.api import JobPage, JobState, JobSummary
 from tests.powermean.sample_jobs import SPEC, job
+from tests.powermean.sample_lag import sample_lag
 from tests.powermean.scripted_server import Answer, ScriptedServer
 
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
@@ -157,3 +158,19 @@ def test_without_a_key_there_is_one_clear_remedy(tmp_path: Path, monkeypatch: py
     result = powermean("nodes")
     assert result.exit_code == 1
     assert "POWERMEAN_API_KEY" in result.stderr
+
+
+def test_lag_is_a_table_by_lag(server: ScriptedServer) -> None:
+    server.on("GET /v1/jobs/job-a/lag", Answer(body=sample_lag().model_dump_json().encode()))
+    result = powermean("lag", "job-a", "--steps", "50")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert lines[0] == "steps 3 to 9"
+    assert lines[1].split()[:3] == ["lag", "n", "mixed"]
+    assert [line.split()[:6] for line in lines[2:]] == [
+        ["0", "32", "0", "-", "0.90", "0.80"],
+        ["1", "32", "1", "0.85", "0.70", "0.60"],
+        ["2", "32", "2", "0.75", "0.50", "0.40"],
+    ]
+    assert server.requests[0][0] == "GET /v1/jobs/job-a/lag?steps=50"
+    assert json.loads(powermean("lag", "job-a", "--json").output) == sample_lag().model_dump(mode="json")

@@ -33,6 +33,15 @@ def test_a_device_needs_the_resources_for_it(device: str, gpus: int) -> None:
     assert device in message
 
 
+@pytest.mark.parametrize("kind", ["token", "sequence", "sequence_mean"])
+def test_a_ratio_that_holds_the_engines_difference_needs_no_weight_for_it(kind: str) -> None:
+    rollout = {"old_policy": "sampler"}
+    ((path, message),) = faults(algorithm={"name": "pmpo", "sampler_weight": kind}, rollout=rollout)
+    assert path == ("algorithm", "sampler_weight")
+    assert "rollout.old_policy" in message
+    assert JobSpec.model_validate(tiny_spec("tiny", rollout=rollout)).algorithm.sampler_weight == "off"
+
+
 @pytest.mark.parametrize("value", ["3", True, 3.5])
 def test_a_count_is_a_number_and_nothing_like_it(value: object) -> None:
     assert [path for path, _ in faults(training={"steps": value})] == [("training", "steps")]

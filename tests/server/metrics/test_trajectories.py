@@ -110,15 +110,19 @@ def test_without_a_step_the_newest_is_given(service):
     ],
 )
 def test_orders(service, sort, order):
-    """p is that of the last update; where it is not defined the trajectory comes last either way."""
+    """p is that of the last update; where it is not defined the trajectory comes last either way.
+
+    Postgres once counted from the end of the weight versions instead of the updates.
+    """
     attempt = service.running()
+    made = {"weight_versions": [{"version": 0, "start": 0, "end": 3}]}
     post_step(
         attempt,
         1,
-        trajectory(0, 0.5, p=0.5),
-        trajectory(1, 0.0),
-        trajectory(2, 1.0, p=-0.25),
-        trajectory(3, 0.0, p=1.0),
+        trajectory(0, 0.5, p=0.5, **made),
+        trajectory(1, 0.0, **made),
+        trajectory(2, 1.0, p=-0.25, **made),
+        trajectory(3, 0.0, p=1.0, **made),
     )
     assert [item["index"] for item in get(service, attempt, sort=sort)["items"]] == order
 

@@ -318,3 +318,14 @@ def test_only_nodes_compute_and_only_people_ask(service: ServiceDriver, ask: Cal
     assert service.person.post(f"/v1/replays/{replay['id']}/claim", json={"node_id": "n"}).status_code == 403
     assert service.person.post(f"/v1/replays/{replay['id']}/outcome", json={}).status_code == 403
     assert service.person.get(f"/v1/jobs/{service.submit()}/replays/{replay['id']}").status_code == 404
+
+
+def test_a_weight_for_what_the_ratio_holds_already_is_refused(service: ServiceDriver) -> None:
+    attempt = service.running(rollout={"old_policy": "sampler"})
+    record(service, attempt, 3)
+    path = f"/v1/jobs/{attempt.claim.job_id}/replays"
+    refused = service.person.post(path, json={"step": 3, "set": {"sampler_weight": "token"}})
+    assert refused.status_code == 422
+    assert error_of(refused)["fields"][0]["path"] == "set.sampler_weight"
+    assert "rollout.old_policy" in error_of(refused)["message"]
+    assert service.person.post(path, json={"step": 3, "algorithm": "grpo"}).status_code == 202

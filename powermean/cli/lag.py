@@ -1,0 +1,57 @@
+"""`powermean lag`: what the objective makes of trajectories by how many weight versions they are behind."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from powermean.cli.progress import number, percent
+from powermean.cli.terminal import connected, console
+from powermean.contracts.lag import JobLag
+
+COLUMNS = ("lag", "n", "mixed", "first p", "p", "q10", "q90", "N(p)", "N(1)", "clipped", "KL", "w")
+
+
+def lag(
+    job_id: Annotated[
+        str, typer.Argument(help="The job's id, as `powermean list` shows it.", show_default=False)
+    ],
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Newest steps to look at.")] = 20,
+    from_step: Annotated[
+        int | None, typer.Option("--from", min=0, help="First step, in place of --steps.")
+    ] = None,
+    to_step: Annotated[
+        int | None, typer.Option("--to", min=0, help="Last step; default: the newest.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
+) -> None:
+    """p and ESS by lag: what the objective makes of stale trajectories.
+
+    n trajectories, of which several weight versions made the mixed ones. Means are of their last update (first
+    p: of their first); w is the raw importance weight of a token.
+
+    Example: powermean lag job-abc --steps 50
+    """
+    with connected() as client:
+        found = client.lag(job_id, steps, from_step, to_step)
+    if json_:
+        console.print_json(found.model_dump_json())
+    elif not found.rows:
+        console.print("No trajectories in these steps.")
+    else:
+        console.print(f"steps {found.first_step} to {found.last_step}")
+        console.print(table(found))
+
+
+def table(found: JobLag) -> Table:
+    """A row a lag."""
+    made = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        made.add_column(column, no_wrap=True, justify="right")
+    for row in found.rows:
+        counts = (str(row.lag), str(row.trajectories), str(row.mixed))
+        p = (number(value) for value in (row.first.p, row.last.p, row.last.p_q10, row.last.p_q90))
+        ess = (number(value, 3) for value in (row.last.ess, row.last.ess_at_1))
+        apart = (number(row.sampling_kl, 4), number(row.token_weight, 3))
+        made.add_row(*counts, *p, *ess, percent(row.last.clip_fraction, 1), *apart)
+    return made

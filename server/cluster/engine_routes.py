@@ -1,0 +1,42 @@
+"""Engine services that LoRA jobs share: declared by administrators, shown to everyone."""
+
+from fastapi import APIRouter, Response, status
+
+from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
+from server.cluster import engines
+from server.db.session import RequestDatabase
+from server.identity.access import CurrentAdmin, CurrentPerson
+
+router = APIRouter(prefix="/v1/engines", tags=["engines"])
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, summary="Declare an engine")
+def create_engine(
+    spec: EngineSpec, admin: CurrentAdmin, database: RequestDatabase, response: Response
+) -> EngineService:
+    """A node with vLLM keeps it running from now on; LoRA jobs on its model share it. Administrators only."""
+    with database.write() as session:
+        made = engines.create(session, admin.key_id, spec)
+    response.headers["Location"] = f"/v1/engines/{made.id}"
+    return made
+
+
+@router.get("", summary="List the engines")
+def list_engines(person: CurrentPerson, database: RequestDatabase) -> EngineServiceList:
+    """By name: where each runs, its state and load, and the jobs that sample from it."""
+    with database.read() as session:
+        return EngineServiceList(items=tuple(engines.list_engines(session)))
+
+
+@router.get("/{engine_id}", summary="Show an engine")
+def get_engine(engine_id: str, person: CurrentPerson, database: RequestDatabase) -> EngineService:
+    """One of them."""
+    with database.read() as session:
+        return engines.show(session, engine_id)
+
+
+@router.delete("/{engine_id}", status_code=status.HTTP_202_ACCEPTED, summary="Remove an engine")
+def remove_engine(engine_id: str, admin: CurrentAdmin, database: RequestDatabase) -> EngineService:
+    """It takes no new jobs, and is gone when its present ones have ended. Administrators only."""
+    with database.write() as session:
+        return engines.remove(session, engine_id)

@@ -1,0 +1,288 @@
+"""Engine services: declared by an administrator, placed by the scheduler, run and reported by a node.
+
+A service belongs to one node at a time; `generation` counts its placements, so that what a node says of an
+earlier one changes nothing. Its node is told what to run in the answer to each report, and keeps at it: no
+message can get lost. Jobs have slots by their allocations, so a slot is free when the allocation is.
+"""
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from powermean.contracts.attempts import ClaimedEngine, EngineReport, JobError
+from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
+from powermean.contracts.engines import EngineService as EngineView
+from server.cluster.planner import Placement, SharedEngine, WaitingEngine
+from server.db.models import Allocation, Attempt, EngineService
+from server.db.session import changes, database_now
+from server.errors import Conflict, NotFound
+from server.settings import is_loopback
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
+    """Declare an engine service; the scheduler finds it a node.
+
+    Raises:
+        Conflict: there is one of this name.
+    """
+    row = EngineService(
+        id="engine-" + "".join(secrets.choice(_ALPHABET) for _ in range(12)),
+        name=spec.name,
+        spec=spec.model_dump(mode="json"),
+        state="waiting",
+        gpu_uuids=[],
+        generation=0,
+        why="waiting for the scheduler",
+        created_by=person_id,
+        created_at=database_now(session),
+    )
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError as error:
+        raise Conflict(
+            f"there is an engine named {spec.name}",
+            remedy="Take another name, or remove that one first (its jobs finish before it goes).",
+        ) from error
+    changes(session).plan = True
+    return _view(row, ())
+
+
+def list_engines(session: Session) -> list[EngineView]:
+    """All of them, by name."""
+    rows = session.execute(select(EngineService).order_by(EngineService.name)).scalars().all()
+    jobs = _jobs(session, rows)
+    return [_view(row, jobs[row.id]) for row in rows]
+
+
+def show(session: Session, engine_id: str) -> EngineView:
+    """One of them. Raises NotFound."""
+    row = session.get(EngineService, engine_id)
+    if row is None:
+        raise _unknown(engine_id)
+    return _view(row, _jobs(session, [row])[row.id])
+
+
+def remove(session: Session, engine_id: str) -> EngineView:
+    """Take no new jobs, and go when the present ones have ended. Raises NotFound."""
+    found = _locked(session, EngineService.id == engine_id)
+    if not found:
+        raise _unknown(engine_id)
+    row, jobs = found[0], _jobs(session, found)[engine_id]
+    if row.node is None:
+        session.delete(row)
+    row.state = "stopping"
+    row.why = f"{len(jobs)} jobs still sample from it" if jobs else None
+    changes(session).plan = True
+    return _view(row, jobs)
+
+
+def accept_reports(session: Session, node_id: str, reports: Iterable[EngineReport], now: datetime) -> None:
+    """Take a node's word on the services that are its own; forget those that are to go and are gone."""
+    said = {(report.id, report.generation): report for report in reports}
+    rows = _locked(session, EngineService.node == node_id)
+    jobs = _jobs(session, rows)
+    for row in rows:
+        before = row.state
+        report = said.get((row.id, row.generation))
+        if report is not None:
+            row.report = report.model_dump(mode="json")
+            row.url = report.url or row.url  # it stays where it was through a restart
+            row.error = report.error.model_dump(mode="json") if report.error else None
+            row.seen_at = now
+        if row.state == "stopping":
+            if report is None and not jobs[row.id]:
+                session.delete(row)
+                changes(session).plan = True
+            continue
+        row.state = report.state if report is not None and report.state != "stopping" else "starting"
+        if row.state != before:
+            changes(session).plan = True
+
+
+def orders(session: Session, node_id: str, sign: Callable[[str, int], str]) -> NodeOrders:
+    """What the node is to run. `sign` makes the token for a service's state, from its id and generation."""
+    query = select(EngineService).where(EngineService.node == node_id).order_by(EngineService.id)
+    rows = session.execute(query).scalars().all()
+    jobs = _jobs(session, rows)
+    return NodeOrders(
+        engines=tuple(
+            EngineOrder(
+                id=row.id,
+                generation=row.generation,
+                spec=EngineSpec.model_validate(row.spec),
+                gpu_uuids=tuple(row.gpu_uuids),
+                jobs=jobs[row.id],
+                token=sign(row.id, row.generation),
+            )
+            for row in rows
+            if row.state != "stopping" or jobs[row.id]
+        )
+    )
+
+
+def reap(session: Session, living: Iterable[str]) -> None:
+    """Take services from nodes that are silent, so that they start elsewhere.
+
+    Not while an attempt that samples from one may live: a node that is back soon goes on with both. A GPU
+    that is given up here is still not free: its node is silent, and reports what it runs when it is back.
+    """
+    alive = set(living)
+    for row in _locked(session, EngineService.node.is_not(None)):
+        if row.node in alive or _in_use(session, row):
+            continue
+        if row.state == "stopping":
+            session.delete(row)
+            continue
+        row.state, row.why = "waiting", f"node {row.node} is silent"
+        row.node = row.url = row.report = row.error = None
+        row.gpu_uuids = []
+
+
+def place(session: Session, placements: Sequence[Placement], why: Mapping[str, str]) -> None:
+    """Carry out a plan: services that got a node, and what the others wait for."""
+    chosen = {placement.engine_id: placement for placement in placements}
+    for row in _locked(session, EngineService.state == "waiting"):
+        if placement := chosen.get(row.id):
+            row.state, row.why = "starting", None
+            row.node, row.gpu_uuids = placement.node_id, list(placement.gpu_uuids)
+            row.generation += 1
+        elif row.id in why:
+            row.why = why[row.id][:200]
+
+
+def unplaced(session: Session) -> list[WaitingEngine]:
+    """Services without a node, the oldest first."""
+    query = select(EngineService).where(EngineService.state == "waiting")
+    rows = session.execute(query.order_by(EngineService.created_at, EngineService.id)).scalars()
+    return [WaitingEngine(row.id, row.spec["gpus"], row.spec["node"]) for row in rows]
+
+
+def shared(session: Session, living: Iterable[str]) -> list[SharedEngine]:
+    """Services that take jobs, or will."""
+    alive = set(living)
+    query = select(EngineService).where(EngineService.state != "stopping").order_by(EngineService.id)
+    rows = session.execute(query.execution_options(populate_existing=True)).scalars().all()
+    jobs = _jobs(session, rows)
+    return [_as_shared(row, jobs[row.id], row.node is None or row.node in alive) for row in rows]
+
+
+def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngine | None:
+    """The service that an attempt has a slot of, if it does.
+
+    Raises:
+        Conflict: it is gone; the attempt is planned again when nobody has claimed it in time.
+    """
+    for part in allocations:
+        if part.engine_id is None:
+            continue
+        row = session.get(EngineService, part.engine_id)
+        if row is None or row.url is None or row.node != part.node_id:
+            raise Conflict(f"engine {part.engine_id} is not there any more", remedy="Drop the task.")
+        return ClaimedEngine(id=row.id, url=row.url)
+    return None
+
+
+def gpus_held(session: Session) -> dict[str, set[str]]:
+    """GPUs of services by node."""
+    held: dict[str, set[str]] = defaultdict(set)
+    for row in session.execute(select(EngineService).where(EngineService.node.is_not(None))).scalars():
+        held[row.node or ""].update(row.gpu_uuids)
+    return held
+
+
+def model_key(name: str | None, folder: str | None) -> str:
+    """One text for a model, however it is named."""
+    return name or f"folder {folder}"
+
+
+def resolved_dtype(dtype: str, gpus: int) -> str:
+    """What `auto` stands for."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if gpus else "float32"
+
+
+def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEngine:
+    spec = EngineSpec.model_validate(row.spec)
+    said = row.report["max_model_len"] if row.report else None
+    return SharedEngine(
+        id=row.id,
+        name=row.name,
+        model=model_key(spec.model.name, spec.model.folder),
+        dtype=resolved_dtype(spec.dtype, spec.gpus),
+        state=row.state if alive else "its node is silent",
+        max_adapters=spec.max_adapters,
+        max_lora_rank=spec.max_lora_rank,
+        max_tokens=said or spec.max_model_len,
+        node=row.node,
+        reach=row.node if row.url is None or is_loopback(urlsplit(row.url).hostname or "") else None,
+        jobs=frozenset(jobs),
+    )
+
+
+def _jobs(session: Session, rows: Sequence[EngineService]) -> dict[str, tuple[str, ...]]:
+    """Jobs with a slot of each service, where it runs now."""
+    query = (
+        select(Allocation.engine_id, Allocation.node_id, Attempt.job_id)
+        .join(Attempt, Attempt.id == Allocation.attempt_id)
+        .where(Allocation.engine_id.in_([row.id for row in rows]), Allocation.released_at.is_(None))
+        .order_by(Attempt.job_id)
+        .distinct()
+    )
+    found: dict[str, list[str]] = defaultdict(list)
+    if rows:
+        where = {row.id: row.node for row in rows}
+        for engine_id, node_id, job_id in session.execute(query):
+            if where[engine_id] == node_id:
+                found[engine_id].append(job_id)
+    return defaultdict(tuple, {engine_id: tuple(jobs) for engine_id, jobs in found.items()})
+
+
+def _in_use(session: Session, row: EngineService) -> bool:
+    query = (
+        select(Attempt.id)
+        .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .where(Allocation.engine_id == row.id, Attempt.state.in_(("starting", "running")))
+        .limit(1)
+    )
+    return session.execute(query).first() is not None
+
+
+def _locked(session: Session, *which: object) -> Sequence[EngineService]:
+    """Services, freshly read and locked, by id: whoever locks several never waits for another who does."""
+    query = select(EngineService).where(*which).order_by(EngineService.id)  # type: ignore[arg-type]
+    locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    return session.execute(locked).scalars().all()
+
+
+def _unknown(engine_id: str) -> NotFound:
+    return NotFound(f"no engine {engine_id}", remedy="GET /v1/engines lists the engines.")
+
+
+def _view(row: EngineService, jobs: Iterable[str]) -> EngineView:
+    return EngineView.model_validate(
+        {
+            "id": row.id,
+            "spec": row.spec,
+            "state": row.state,
+            "node": row.node,
+            "gpu_uuids": row.gpu_uuids,
+            "url": row.url,
+            "generation": row.generation,
+            "error": JobError.model_validate(row.error) if row.error else None,
+            "why": row.why,
+            "report": EngineReport.model_validate(row.report) if row.report else None,
+            "jobs": tuple(jobs),
+            "created_at": row.created_at,
+            "seen_at": row.seen_at,
+        }
+    )

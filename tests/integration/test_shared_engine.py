@@ -1,0 +1,312 @@
+"""LoRA jobs on one real vLLM: `python -m rollout` without a job of its own. One start, one death."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.attempts import Claim, EngineStart, SpoolRecord
+from powermean.contracts.job import JobSpec, LoraSpec
+from powermean.contracts.rollout import Sampling
+from powermean.processes import descendants
+from powermean.tokens import KeyPair, ensure_key_pair, sign_attempt_token
+from rollout.client import EngineRefused, RolloutClient
+from tests.tiny_model import build_tiny_model, tiny_spec
+from tests.trainer.attempts import Played, played
+from trainer.attempt_dir import AttemptDir, read_record
+from trainer.lora import attach
+from trainer.policy import Policy, make_policy
+from trainer.probe import probe
+from trainer.publish import WeightWriter
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.integration,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+START_S = 500.0
+RUN_S = 600.0
+TOLERANCE = 1e-3
+SLOTS = 2
+PROMPTS = ((9, 4, 10, 7), (12, 4, 13, 7))
+SAMPLING = Sampling(max_new_tokens=8)
+
+
+class Service:
+    """The rollout service, shared by the jobs that `jobs.json` lists."""
+
+    def __init__(self, folder: Path, model: Path, keys: KeyPair) -> None:
+        self.folder = folder
+        self.model = model
+        self.keys = keys
+        self.store = ArtefactStore((folder / "store").as_uri())
+        self.list_jobs()
+        (folder / "key.pub").write_text(keys.public_pem)
+        ready = folder / "engine.json"
+        with (folder / "log.txt").open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "rollout", "--engine", "vllm", "--model", str(model)),
+                    *("--public-key", str(folder / "key.pub"), "--artefacts-url", self.store.url),
+                    *("--max-adapters", str(SLOTS), "--max-lora-rank", "8", "--ready-file", str(ready)),
+                    *("--jobs-file", str(folder / "jobs.json")),
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        _until(lambda: ready.exists() or self.process.poll() is not None, START_S)
+        start = EngineStart.model_validate_json(ready.read_bytes())
+        assert start.url is not None, start.error
+        self.url = start.url
+
+    def list_jobs(self, *jobs: str) -> None:
+        (self.folder / "jobs.json").write_text(json.dumps(jobs))
+
+    def token(self, job: str, attempt: int = 1) -> str:
+        return sign_attempt_token(self.keys.private_pem, job, attempt, lifetime_s=3600)
+
+    def client(self, job: str, attempt: int = 1) -> RolloutClient:
+        return RolloutClient(self.url, lambda: self.token(job, attempt))
+
+    def kill_vllm(self) -> None:
+        """End the process that holds the model: the one with the most memory."""
+        family = descendants(self.process.pid)
+        resident = {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in family}
+        os.kill(max(family, key=lambda pid: resident[pid]), signal.SIGKILL)
+
+    def stop(self) -> None:
+        family = descendants(self.process.pid)
+        self.process.terminate()
+        self.process.wait(60)
+        _until(lambda: not any(_runs(pid) for pid in family), 30)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A job's policy and its way to the service: what a training run does, without learning anything."""
+
+    service: Service
+    job: str
+    policy: Policy
+    attempt: int = 1
+
+    @classmethod
+    def of(cls, service: Service, job: str, seed: int, rank: int = 4) -> "Trainer":
+        plain = make_policy(
+            AutoModelForCausalLM.from_pretrained(service.model), dtype=torch.float32, temperature=1.0
+        )
+        model = attach(plain.model, LoraSpec(rank=rank, alpha=8), "tiny")  # type: ignore[arg-type]
+        trainer = cls(service, job, replace(plain, model=model))
+        trainer.move(seed)
+        return trainer
+
+    @torch.no_grad()
+    def move(self, seed: int) -> None:
+        """Other weights, by which every log-prob changes."""
+        chance = torch.Generator().manual_seed(seed)
+        for name, weight in self.policy.model.named_parameters():
+            if ".lora_" in name:
+                weight.copy_(0.15 * torch.randn(weight.shape, generator=chance))
+
+    def publish(self, version: int, *, token_of: str | None = None) -> None:
+        folder = self.service.folder
+        writer = WeightWriter(
+            self.job, self.attempt, "shm", torch.float32, self.service.store, folder, adapter_alone=True
+        )
+        with self.service.client(token_of or self.job, self.attempt) as client:
+            try:
+                client.publish(writer.write(self.policy.model, version), 120)
+            finally:
+                writer.discard(version)
+
+    def assert_served(self) -> None:
+        """The engine's log-probs are those of this policy."""
+        with self.service.client(self.job, self.attempt) as client:
+            assert probe(client, self.policy, PROMPTS, SAMPLING, 0) < TOLERANCE
+
+    def drop(self) -> None:
+        with self.service.client(self.job, self.attempt) as client:
+            client.drop_adapter()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The model has heads that vLLM takes on a CPU; its output layer is tied to its embedding."""
+    folder = tmp_path_factory.mktemp("shared")
+    model = build_tiny_model(folder / "models" / "tiny", num_attention_heads=2, num_key_value_heads=1)
+    started = Service(folder, model, ensure_key_pair(folder / "secrets"))
+    yield started
+    started.stop()
+
+
+def _refused(call: Callable[[], object]) -> str:
+    with pytest.raises(EngineRefused) as caught:
+        call()
+    return caught.value.code
+
+
+def test_two_jobs_publish_and_sample_at_once_and_each_is_served_its_own_adapter(service: Service) -> None:
+    jobs = [Trainer.of(service, "job-1", seed=1), Trainer.of(service, "job-2", seed=2)]
+    failures: list[BaseException] = []
+
+    def work(trainer: Trainer, seed: int) -> None:
+        try:
+            for version in range(4):
+                trainer.move(seed + version)
+                trainer.publish(version)
+                trainer.assert_served()
+        except BaseException as error:  # noqa: BLE001  (raised below, in the test's own thread)
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(job, 10 * i)) for i, job in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(200)
+    assert failures == []
+    for job in jobs:
+        job.assert_served()
+        with service.client(job.job) as client:
+            state = client.health()
+            assert (state.version, state.attempt) == (3, 1)
+            assert state.adapters is not None
+            assert (state.adapters.slots, state.adapters.taken) == (SLOTS, SLOTS)
+
+
+def test_jobs_are_kept_apart_and_limits_are_named(service: Service) -> None:
+    """Goes on from the test before: both slots are taken."""
+    one, two = Trainer.of(service, "job-1", seed=3), Trainer.of(service, "job-2", seed=13)
+    one.assert_served()
+    assert _refused(lambda: one.publish(9, token_of="job-2")) == "forbidden"
+    assert _refused(lambda: one.publish(3)) == "stale_version"
+    service.list_jobs("job-1", "job-2", "job-3")
+    third = Trainer.of(service, "job-3", seed=30)
+    assert _refused(lambda: third.publish(0)) == "adapter_slots"
+    assert _refused(third.assert_served) == "adapter_missing"
+    assert _refused(lambda: Trainer.of(service, "job-1", seed=1, rank=9).publish(9)) == "adapter_rank"
+    service.list_jobs("job-1", "job-3")
+    third.publish(0)
+    third.assert_served()
+    assert _refused(two.assert_served) == "adapter_missing"
+    again = replace(one, attempt=2)
+    again.move(31)
+    again.publish(1)
+    again.assert_served()
+    assert _refused(lambda: one.publish(10)) == "fenced"
+    assert _refused(one.assert_served) == "fenced"
+    again.drop()
+    third.drop()
+
+
+class Training:
+    """A training process of its own on the service, as the node starts it: `python -m trainer.run`."""
+
+    def __init__(self, service: Service, job: str, **spec: object) -> None:
+        folder = service.folder / "node"
+        (folder / "attempts").mkdir(parents=True, exist_ok=True)
+        claim = Claim(
+            attempt_id=f"{job}.1",
+            job_id=job,
+            number=1,
+            spec=JobSpec.model_validate(
+                tiny_spec("tiny", model={"folder": "tiny", "lora": {"rank": 8, "alpha": 16}}, **spec)
+            ),
+            allocations=(),
+            token=service.token(job),
+            lease_s=60,
+            beat_s=10,
+        )
+        self.attempt = AttemptDir.create(folder / "attempts" / claim.attempt_id, claim)
+        self.attempt.engine_file.write_text(EngineStart(url=service.url).model_dump_json())
+        settings = {
+            "POWERMEAN_ARTEFACTS_URL": service.store.url,
+            "POWERMEAN_DATA_DIR": str(folder),
+            "POWERMEAN_MODEL_ROOTS": str(service.model.parent),
+        }
+        with self.attempt.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.run", "--attempt-dir", str(self.attempt.path)],
+                env=os.environ | settings,
+                stdout=log,
+                stderr=log,
+            )
+
+    def step(self) -> int:
+        """The step that it works on."""
+        assert self.process.poll() is None, self.attempt.log.read_text()[-2000:]
+        words = self.attempt.phase("").split()
+        return int(words[1]) if words[:1] == ["step"] else 0
+
+    def ended(self) -> Played:
+        """Wait for the end, which must be a good one."""
+        self.process.wait(RUN_S)
+        records: list[SpoolRecord] = [read_record(path) for path in self.attempt.spooled()]
+        assert records[-1].kind == "finish"
+        finish = records[-1].body
+        assert finish.outcome == "finished", (finish.error, self.attempt.log.read_text()[-2000:])
+        return played(finish, self.attempt)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+OPTIMIZER = {"learning_rate": 3e-3, "warmup_updates": 3}
+
+
+def _spec(steps: int, seed: int) -> dict[str, object]:
+    training = {"prompts_per_step": 16, "minibatches": 2, "epochs": 2, "steps": steps}
+    return {"optimizer": OPTIMIZER, "training": training, "seed": seed}
+
+
+@pytest.mark.slow
+def test_two_jobs_that_train_on_one_engine_both_learn_also_when_it_dies(service: Service) -> None:
+    """Each publish is proven by the probe; after vLLM's death both adapters come back without their help."""
+    service.list_jobs("job-4", "job-5")
+    trainings = [Training(service, f"job-{4 + seed}", **_spec(8, seed)) for seed in (0, 1)]
+    try:
+        _until(lambda: all(one.step() >= 3 for one in trainings), RUN_S)
+        service.kill_vllm()
+        ends = [one.ended() for one in trainings]
+    finally:
+        for one in trainings:
+            one.kill()
+    for end, training in zip(ends, trainings, strict=True):
+        rewards = end.series("reward")
+        assert len(rewards) == 8
+        assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
+        assert max(end.series("publish/logp_difference_max")) < TOLERANCE
+        assert "waiting for the rollout engine" in training.attempt.log.read_text()
+    with service.client("job-9") as client:
+        state = client.health()
+        assert state.adapters is not None
+        assert state.adapters.taken == 0  # who is finished leaves no adapter
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
