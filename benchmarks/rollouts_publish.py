@@ -4,13 +4,15 @@ Written: the trainer's part, hashes included. Taken: from the request to the ans
 Rounds go over the ways in an order that turns; medians over rounds.
 """
 
-import statistics
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
+from typing import Literal
 
 import torch
 from rollouts_models import Models
@@ -20,8 +22,11 @@ from rollouts_tokens import turned
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from powermean.contracts.job import LoraSpec
 from powermean.contracts.rollout import EngineState, PublishRequest
-from trainer.publish import WeightWriter
+from trainer.channel import ChannelWriter, connector
+from trainer.lora import attach
+from trainer.publish import Publisher, WeightWriter
 
 TIMEOUT_S = 300.0
 BASE = "store"  # the way that ratios are to, because it works everywhere
@@ -37,110 +42,148 @@ class Sent:
     size: int  # bytes
 
 
-Publish = Callable[[int], Sent]  # of a version
+Found = dict[str, list[Sent]]  # by way
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way for weights. `open` gives what publishes a version, for as long as its block lasts."""
+    """A way for weights. `sender` gives the trainer's side of it."""
 
     name: str
     offered: Callable[[EngineState], bool]
-    open: Callable[[Service, nn.Module], AbstractContextManager[Publish]]
+    sender: Callable[[Service], Publisher]
 
 
-def by_files(method: str) -> Way:
-    """Whole weights as safetensors files."""
+def by_files(method: Literal["store", "shm"], *, adapter: bool = False) -> Way:
+    """Safetensors files, of the whole weights or of an adapter alone."""
 
-    @contextmanager
-    def opened(service: Service, model: nn.Module) -> Iterator[Publish]:
-        writer = WeightWriter(
+    def sender(service: Service) -> Publisher:
+        return WeightWriter(
             job_id=JOB,
             attempt=1,
-            method=method,  # type: ignore[arg-type]
+            method=method,
             dtype=torch.float32,
             store=service.store,
             scratch=service.folder,
+            adapter_alone=adapter,
         )
 
-        def publish(version: int) -> Sent:
-            try:
-                return timed(service, lambda: writer.write(model, version))
-            finally:
-                writer.discard(version)
-
-        yield publish
-
-    return Way(method, lambda state: method in state.methods, opened)
+    name = f"{method}, adapter" if adapter else method
+    return Way(
+        name, lambda state: method in state.methods and (state.adapters is not None) == adapter, sender
+    )
 
 
-def timed(service: Service, write: Callable[[], PublishRequest]) -> Sent:
-    """Write and publish."""
-    start = time.perf_counter()
-    request = write()
-    written = time.perf_counter()
-    service.client.publish(request, TIMEOUT_S)
-    return Sent(written - start, time.perf_counter() - written, sum(file.size for file in request.files))
+def by_gloo() -> Way:
+    """Straight into the memory of vLLM's worker."""
+
+    def sender(_service: Service) -> Publisher:
+        return ChannelWriter(JOB, 1, "gloo", torch.float32, connector("gloo", "127.0.0.1"))
+
+    return Way("gloo", lambda state: "gloo" in state.methods, sender)
 
 
-WAYS = (by_files("store"), by_files("shm"))
+WAYS = (by_files("store"), by_files("shm"), by_gloo())
+ADAPTER_WAYS = (by_files("store", adapter=True), by_files("shm", adapter=True))
+ADAPTER = LoraSpec()  # of all linear layers, rank 16
+ADAPTER_FLAGS = ("--max-adapters", "1", "--max-lora-rank", str(ADAPTER.rank))
 
 
 def publish_table(models: Models, names: Sequence[str], engines: Sequence[str], rounds: int) -> Table:
-    """All ways into all engines, of all models."""
+    """All ways into all engines, of all models; an adapter of the first one."""
     table = Table(
         "A publish of float32 weights, from the trainer's memory until the engine samples with them",
         ("model", "engine", "way", "MB", "written s", "taken s", "s", f"/ {BASE}"),
+        left=3,
     )
     for name in names:
+        folder = models.folder(name)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for engine in engines:
-            add_rows(table, name, engine, models.folder(name), rounds)
+            found = sent(table, serving(engine, folder), model, WAYS, rounds)
+            add_rows(table, (name, engine), WAYS, found, BASE)
+            if name != names[0]:
+                continue
+            more: Found = {}
+            if engine == "vllm":
+                adapted = attach(deepcopy(model), ADAPTER, name)
+                more = sent(table, serving(engine, folder, *ADAPTER_FLAGS), adapted, ADAPTER_WAYS, rounds)
+            add_rows(table, (name, engine), ADAPTER_WAYS, found | more, BASE)
     return table
 
 
-def add_rows(table: Table, name: str, engine: str, folder: Path, rounds: int) -> None:
-    """The rows of one model and engine."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def sent(
+    table: Table,
+    started: AbstractContextManager[Service],
+    model: nn.Module,
+    ways: Sequence[Way],
+    rounds: int,
+) -> Found:
+    """The rounds of one service; a note in the table where it did not start."""
     try:
-        with serving(engine, folder) as service:
-            found = measure(service, model, WAYS, rounds)
+        with started as service:
+            return measure(service, model, ways, rounds)
     except NotStarted as why:
-        table.notes.append(f"{engine} engine on {name}: {why}")
-        return
-    for way in WAYS:
-        table.add(name, engine, way.name, *cells(found, way.name))
+        table.notes.append(str(why))
+        return {}
 
 
-def measure(service: Service, model: nn.Module, ways: Sequence[Way], rounds: int) -> dict[str, list[Sent]]:
+def add_rows(table: Table, place: tuple[str, str], ways: Sequence[Way], found: Found, base: str) -> None:
+    """A row for each way."""
+    for way in ways:
+        table.add(*place, way.name, *cells(found, way.name, base))
+
+
+def measure(service: Service, model: nn.Module, ways: Sequence[Way], rounds: int) -> Found:
     """Rounds over the ways that the engine offers; one more round before them warms up."""
     state = service.client.health()
-    found: dict[str, list[Sent]] = defaultdict(list)
     version = state.version
-    for number in range(rounds + 1):
-        for way in turned([way for way in ways if way.offered(state)], number):
-            version += 1
-            with way.open(service, model) as publish:
-                sent = publish(version)
-            told(f"publish to {service.engine}: {way.name} {sent.written:.2f} + {sent.taken:.2f} s")
-            if number:
-                found[way.name].append(sent)
+    found: Found = defaultdict(list)
+    with ExitStack() as stack:
+        offered = [way for way in ways if way.offered(state)]
+        senders = {way.name: stack.enter_context(closing(way.sender(service))) for way in offered}
+        for number in range(rounds + 1):
+            for name, sender in turned(list(senders.items()), number):
+                version += 1
+                one = timed(service, sender, model, version)
+                told(f"publish to {service.engine}: {name} {one.written:.2f} + {one.taken:.2f} s")
+                if number:
+                    found[name].append(one)
     return found
 
 
-def cells(found: dict[str, list[Sent]], way: str) -> tuple[str, ...]:
+def timed(service: Service, sender: Publisher, model: nn.Module, version: int) -> Sent:
+    """Write and publish one version."""
+    try:
+        start = time.perf_counter()
+        request = sender.write(model, version)
+        written = time.perf_counter()
+        sender.publish(service.client, request, TIMEOUT_S)
+        return Sent(written - start, time.perf_counter() - written, size(request))
+    finally:
+        sender.discard(version)
+
+
+def size(request: PublishRequest) -> int:
+    """Bytes of a publish."""
+    tensors = sum(math.prod(one.shape) * (4 if one.dtype == "float32" else 2) for one in request.tensors)
+    return tensors + sum(file.size for file in request.files)
+
+
+def cells(found: Found, way: str, base: str) -> tuple[str, ...]:
     """Medians of a way, and the ratio to the base."""
     if not found.get(way):
         return ("", "", "", NOT_OFFERED, "")
     rounds = found[way]
     return (
         f"{rounds[0].size / 1e6:.1f}",
-        f"{statistics.median(one.written for one in rounds):.3f}",
-        f"{statistics.median(one.taken for one in rounds):.3f}",
+        f"{median(one.written for one in rounds):.3f}",
+        f"{median(one.taken for one in rounds):.3f}",
         f"{whole(rounds):.3f}",
-        ratio(whole(rounds), whole(found[BASE])) if found.get(BASE) else "-",
+        ratio(whole(rounds), whole(found[base])) if found.get(base) else "-",
     )
 
 
 def whole(rounds: Sequence[Sent]) -> float:
     """Seconds of a publish, the median."""
-    return statistics.median(one.written + one.taken for one in rounds)
+    return median(one.written + one.taken for one in rounds)

@@ -25,7 +25,7 @@ STOP_S = 30.0
 
 
 class NotStarted(Exception):  # noqa: N818  (says what is the case)
-    """The service ended, or did not serve in time. The message has its reason or its last lines."""
+    """The service ended, or did not serve in time. The message has its reason and its last lines."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def serving(engine: str, model: Path, *flags: str) -> Iterator[Service]:
                 command, cwd=ROOT, env=PATIENT | environ | {"HF_HUB_OFFLINE": "1"}, stdout=out, stderr=out
             )
         try:
-            url = _url(process, ready, log)
+            url = _url(process, ready, log, f"the {engine} engine did not start on {model.name}")
             token = sign_attempt_token(keys.private_pem, JOB, 1, lifetime_s=86_400)
             with RolloutClient(url, lambda: token) as client:
                 yield Service(engine, url, client, token, store, folder)
@@ -79,15 +79,16 @@ def serving(engine: str, model: Path, *flags: str) -> Iterator[Service]:
             _end(process)
 
 
-def _url(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
+def _url(process: subprocess.Popen[bytes], ready: Path, log: Path, failed: str) -> str:
     deadline = time.monotonic() + START_S
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise NotStarted("\n".join(log.read_text(errors="replace").splitlines()[-15:]))
+            lines = log.read_text(errors="replace").splitlines()[-15:]
+            raise NotStarted("\n".join([f"{failed}; its last lines:", *lines]))
         time.sleep(0.1)
     start = EngineStart.model_validate_json(ready.read_bytes())
     if start.error is not None or start.url is None:
-        raise NotStarted(start.error.message if start.error else "it gave no address")
+        raise NotStarted(f"{failed}: {start.error.message if start.error else 'it gave no address'}")
     return start.url
 
 

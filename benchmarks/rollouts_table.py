@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Table:
-    """Rows of text under a title; the first two columns are aligned left, the others right."""
+    """Rows of text under a title; the first `left` columns are aligned left, the others right."""
 
     title: str
     columns: tuple[str, ...]
+    left: int = 2
     rows: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -20,25 +21,17 @@ class Table:
 
     def text(self) -> str:
         """As Markdown, which docs take as it is."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(line[place]) for line in lines) for place in range(len(self.columns))]
-        rule = (
-            "|"
-            + "|".join(
-                "-" * (width + 2) if i < 2 else "-" * (width + 1) + ":" for i, width in enumerate(widths)
-            )
-            + "|"
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        rule = ["-" * (width + 1) + ("-" if place < self.left else ":") for place, width in enumerate(widths)]
+        head, *rows = (self._line(cells, widths) for cells in (self.columns, *self.rows))
+        return "\n".join([f"{self.title}:", "", head, f"|{'|'.join(rule)}|", *rows, *self.notes])
+
+    def _line(self, cells: tuple[str, ...], widths: list[int]) -> str:
+        padded = (
+            cell.ljust(width) if place < self.left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-        printed = [_line(line, widths) for line in lines]
-        return "\n".join([f"{self.title}:", "", printed[0], rule, *printed[1:], *self.notes])
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    padded = [
-        cell.ljust(width) if place < 2 else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "| " + " | ".join(padded) + " |"
+        return f"| {' | '.join(padded)} |"
 
 
 def ratio(value: float, base: float) -> str:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -51,6 +52,7 @@ from trainer.update import Learner, make_optimizer
 
 ENGINE_TIMEOUT_S = 900.0
 LEAVE_TIMEOUT_S = 10.0
+_TELL_EVERY_S = 15.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -80,15 +82,15 @@ def main() -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
     reporter = Reporter(folder)
-    finish = run_attempt(AttemptDir(folder), settings, reporter)
+    finish = run_attempt(AttemptDir(folder), settings, reporter, partial(connected, tell=reporter.phase))
     reporter.finish(finish)
     return 0 if finish.outcome != "failed" else 1
 
 
 @contextmanager
-def connected(attempt: AttemptDir) -> Iterator[Connection]:
-    """The attempt's rollout service, once it serves."""
-    url = engine_url(attempt)
+def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Connection]:
+    """The attempt's rollout service, once it serves; people are told how long that takes."""
+    url = engine_url(attempt, tell=tell)
     place = urlsplit(url)
     host = place.hostname or LOOPBACK[0]
     with RolloutClient(url, attempt.token) as client:
@@ -124,9 +126,7 @@ def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> E
 Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
 
 
-def run_attempt(
-    attempt: AttemptDir, settings: NodeSettings, reporter: Reporter, connect: Connect = connected
-) -> Finish:
+def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter, connect: Connect) -> Finish:
     """Train, and say how it ended. This is the task's boundary: every failure becomes a typed error here."""
     try:
         claim = attempt.claim()
@@ -312,14 +312,23 @@ def publisher(
     )
 
 
-def engine_url(attempt: AttemptDir, timeout_s: float = ENGINE_TIMEOUT_S) -> str:
-    """Where the rollout engine serves, once it does.
+def engine_url(
+    attempt: AttemptDir,
+    timeout_s: float = ENGINE_TIMEOUT_S,
+    tell: Callable[[str], None] = logging.info,
+    tell_every_s: float = _TELL_EVERY_S,
+) -> str:
+    """Where the rollout engine serves, once it does; `tell` is told every now and then how long it has been.
 
     Raises TrainingError: engine_unreachable, or why the engine did not start.
     """
-    deadline = time.monotonic() + timeout_s
+    began = told = time.monotonic()
     while (start := attempt.engine_start()) is None:
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > told + tell_every_s:
+            told = now
+            tell(f"waiting for the rollout engine, {now - began:.0f} s so far; vLLM takes 1 to 3 minutes")
+        if now > began + timeout_s:
             raise TrainingError(
                 "engine_unreachable",
                 f"the rollout engine did not start within {timeout_s:.0f} s",

@@ -109,6 +109,7 @@ def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> No
     size = download_model(client, job.id, folder)
     assert job.result is not None  # a finished job has one
     split = ", ".join(f"{part} {number(run.mean(f'time/{part}') or 0, 1)}" for part in TIMES)
+    saved = run.mean("time/checkpoint")
     late = run.minibatches + 1
     say("")
     say(
@@ -120,6 +121,9 @@ def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> No
         f"trajectories, ESS {number(run.late_mean('ess/mean'), 3)}, "
         f"{percent(run.late_mean('clip_fraction/mean'), 1)} of tokens clipped."
     )
-    say(f"Time: {clock(seconds)} in all; {number(run.mean('time/step'), 1)} s a step ({split}).")
+    say(
+        f"Time: {clock(seconds)} in all; {number(run.mean('time/step'), 1)} s a step ({split})"
+        + ("." if saved is None else f"; {number(saved, 1)} s a checkpoint.")
+    )
     say(f"Model: {folder} ({size / 1e6:.0f} MB), loads with from_pretrained.")
     say(f"Look again: powermean up, then powermean login and powermean show {job.id}.")

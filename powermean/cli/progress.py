@@ -10,13 +10,13 @@ from powermean.contracts.health import Finding, JobHealth, Level
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.health import verdict
 
-TIMES = ("generate", "score", "grade", "update", "publish", "record", "checkpoint")
+TIMES = ("generate", "score", "grade", "update", "publish", "record")
 SHOWN = (
     "reward",
     "eval/reward",
     "tokens_per_second",
     "time/step",
-    *(f"time/{part}" for part in TIMES),
+    *(f"time/{part}" for part in (*TIMES, "checkpoint")),
     "p/mean",
     "p/q10",
     "p/share_below_0.95",
@@ -142,15 +142,20 @@ def clock(seconds: float | None) -> str:
 def step_line(run: Run, step: int) -> str:
     """A step in one line, as plain text."""
     total = run.job.total_steps
-    parts = [
-        f"step {step:>{len(str(total))}}/{total}",
-        f"reward {number(run.value(step, 'reward'))}",
+    objective = [
         f"p {number(run.late(step, 'p/mean'), 3)} (q10 {number(run.late(step, 'p/q10'))},"
         f" {percent(run.late(step, 'p/share_below_0.95'))} below 0.95)",
         f"ESS {number(run.late(step, 'ess/mean'), 3)}",
         f"clip {percent(run.late(step, 'clip_fraction/mean'), 1)}",
+    ]
+    if all(run.late(step, name) is None for name in ("p/mean", "ess/mean", "clip_fraction/mean")):
+        objective = ["no update: equal rewards in every group"]
+    parts = [
+        f"step {step:>{len(str(total))}}/{total}",
+        f"reward {number(run.value(step, 'reward'))}",
+        *objective,
         f"{number(run.value(step, 'tokens_per_second'), 0)} tok/s",
         f"{number(run.value(step, 'time/step'), 1)} s",
+        f"left {clock(run.seconds_left)}",
     ]
-    parts.append(f"left {clock(run.seconds_left)}")
     return "  ".join(parts)

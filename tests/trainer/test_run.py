@@ -54,6 +54,15 @@ def test_an_engine_that_never_starts_is_a_named_error(tmp_path: Path) -> None:
     assert engine_url(AttemptDir(tmp_path), timeout_s=0.2) == "http://127.0.0.1:9"
 
 
+def test_people_are_told_how_long_the_engine_has_been_starting(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(TrainingError):
+        engine_url(AttemptDir(tmp_path), timeout_s=1.2, tell=said.append, tell_every_s=0.05)
+    assert said[0].startswith("waiting for the rollout engine, 0 s so far")
+    assert said[-1].startswith("waiting for the rollout engine, 1 s so far")
+    assert all(len(text) <= 80 for text in said)  # as much as a phase holds
+
+
 def test_an_engine_that_could_not_start_says_why(tmp_path: Path) -> None:
     why = JobError(code="vllm_missing", message="no vLLM", path="rollout.engine", remedy="install it")
     (tmp_path / "engine.json").write_text(EngineStart(error=why).model_dump_json())

@@ -58,6 +58,14 @@ def test_a_line_holds_what_was_asked_for_and_dashes_for_what_is_missing() -> Non
     assert line.endswith("left 0:20")
 
 
+def test_a_step_without_an_update_says_so_in_place_of_dashes() -> None:
+    following = run()
+    following.add([row(3, "reward", 0.75), row(3, "time/step", 4.0)])
+    line = step_line(following, 3)
+    assert line.startswith("step 3/4  reward 0.75  no update: equal rewards in every group")
+    assert "p -" not in line
+
+
 def test_not_finite_values_are_left_out() -> None:
     following = run()
     following.add([row(2, "ess/mean", None, 3)])
