@@ -15,7 +15,7 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import EngineStart, JobError
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
-from rollout.choice import choose
+from rollout.choice import choose, takes_adapters
 from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
 from rollout.engines.vllm_adapter_engine import load_adapter_engine
@@ -95,7 +95,7 @@ def _load(settings: RolloutSettings) -> EngineHost:
             gpu_memory_share=settings.gpu_memory_share,
             max_lora_rank=settings.max_lora_rank,
         )
-        if settings.max_adapters:
+        if settings.max_adapters and _adapters_work(settings):
             listed = settings.jobs_file
             running = (lambda: read_running_jobs(listed)) if listed is not None else None
             return load_adapter_engine(
@@ -112,6 +112,20 @@ def _load(settings: RolloutSettings) -> EngineHost:
         weights=weights,
         max_model_len=settings.max_model_len,
         max_batch_tokens=settings.batch_tokens,
+    )
+
+
+def _adapters_work(settings: RolloutSettings) -> bool:
+    """False: the job sends merged weights. Raises EngineError (adapters_unsupported) if jobs are to share."""
+    if takes_adapters(settings.model):
+        return True
+    if settings.job_id is not None:
+        return False
+    raise EngineError(
+        500,
+        "adapters_unsupported",
+        f"vLLM takes no LoRA adapters for the model in {settings.model}, so that jobs can't share it",
+        remedy="Give each job an engine of its own: LoRA jobs publish merged weights there.",
     )
 
 
