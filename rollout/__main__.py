@@ -15,7 +15,7 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import EngineStart, JobError
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
-from rollout.choice import EngineName, choose
+from rollout.choice import EngineName, choose, takes_adapters
 from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
 from rollout.engines.vllm_adapter_engine import load_adapter_engine
@@ -102,7 +102,7 @@ def _load(settings: RolloutSettings) -> EngineHost:
             max_lora_rank=settings.max_lora_rank,
             transfer=offered(settings.transfer, on_gpu=settings.device != "cpu"),
         )
-        if settings.max_adapters:
+        if settings.max_adapters and _adapters_work(settings):
             listed = settings.jobs_file
             running = (lambda: read_running_jobs(listed)) if listed is not None else None
             return load_adapter_engine(
@@ -132,6 +132,20 @@ def check_memory(engine: EngineName, model: Path, dtype: str) -> None:
             f"the {engine} engine needs at least {gib(needed)} for {model.name}, {gib(free)} are free",
             remedy="Free memory on the node, or take a smaller model or bfloat16.",
         )
+
+
+def _adapters_work(settings: RolloutSettings) -> bool:
+    """False: the job sends merged weights. Raises EngineError (adapters_unsupported) if jobs are to share."""
+    if takes_adapters(settings.model):
+        return True
+    if settings.job_id is not None:
+        return False
+    raise EngineError(
+        500,
+        "adapters_unsupported",
+        f"vLLM takes no LoRA adapters for the model in {settings.model}, so that jobs can't share it",
+        remedy="Give each job an engine of its own: LoRA jobs publish merged weights there.",
+    )
 
 
 def _listen(settings: RolloutSettings) -> socket.socket:

@@ -19,8 +19,10 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CPU_CACHE_GIB = 1  # of vLLM's key/value cache on a CPU
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py of 0.32.0
 
-_REGISTRY = "model_executor/models/registry.py"
+_MODELS = "vllm.model_executor.models"
+_REGISTRY = f"{_MODELS}.registry"
 _REGISTRY_TABLE = "_TEXT_GENERATION_MODELS"
+_LORA = "SupportsLoRA"
 _CACHE_BLOCK = 128  # tokens by which vLLM cuts its cache on a CPU
 
 
@@ -83,23 +85,66 @@ def lora_capacity(rank: int) -> int | None:
     return next((capacity for capacity in LORA_RANKS if capacity >= rank), None)
 
 
-@cache
-def served_architectures() -> frozenset[str] | None:
-    """Architectures of text models in the installed vLLM's own list; None where it isn't as expected.
+def takes_adapters(folder: Path) -> bool:
+    """Whether vLLM's class for the model takes LoRA adapters; also True where its source doesn't tell."""
+    registered = _registered() or {}
+    found = [registered[name] for name in _config(folder).get("architectures") or () if name in registered]
+    return all(_is_adaptable(f"{_MODELS}.{module}", name) is not False for module, name in found)
 
-    Read from its source: to import it takes ten seconds and PyTorch.
-    """
-    vllm = importlib.util.find_spec("vllm")
-    if vllm is None or vllm.origin is None:
-        return None
+
+def served_architectures() -> frozenset[str] | None:
+    """Architectures of text models in the installed vLLM's own list; None where it isn't as expected."""
+    registered = _registered()
+    return None if registered is None else frozenset(registered)
+
+
+def _registered() -> dict[str, tuple[str, str]] | None:
+    """vLLM's list: module and class by architecture. Read from source: an import takes 10 s and PyTorch."""
+    return _registered_at(_source(_REGISTRY)) if vllm_installed() else None
+
+
+@cache
+def _registered_at(source: Path) -> dict[str, tuple[str, str]] | None:
     try:
-        tree = ast.parse((Path(vllm.origin).parent / _REGISTRY).read_text())
-        for node in tree.body:
+        for node in ast.parse(source.read_text()).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _REGISTRY_TABLE:
-                return frozenset(ast.literal_eval(node.value))
+                return dict(ast.literal_eval(node.value))
     except (OSError, ValueError, SyntaxError):
         pass
     return None
+
+
+@cache
+def _is_adaptable(module: str, name: str) -> bool | None:
+    """Whether a class, or one that it is derived from, declares SupportsLoRA; None where it isn't found."""
+    try:
+        tree = ast.parse(_source(module).read_text())
+    except (OSError, SyntaxError):
+        return None
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if name not in classes:
+        return None
+    bases = [ast.unparse(base).partition("[")[0] for base in classes[name].bases]
+    if _LORA in bases:
+        return True
+    imported = {
+        alias.asname or alias.name: (
+            f"{_MODELS}.{node.module}" if node.level else str(node.module),
+            alias.name,
+        )
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return any(_is_adaptable(*imported.get(base, (module, base))) for base in bases)
+
+
+def _source(module: str) -> Path:
+    """The file of a module of vLLM, which is installed, by its dotted name."""
+    package = importlib.util.find_spec("vllm")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent.parent / f"{module.replace('.', '/')}.py"
 
 
 def _config(folder: Path) -> dict[str, Any]:

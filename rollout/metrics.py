@@ -49,6 +49,9 @@ class EngineMetrics:
         self._requests = Gauge("powermean_rollout_requests", "Requests that run or wait.", registry=registry)
         self._version = Gauge("powermean_rollout_weight_version", "Version served.", registry=registry)
         self._attempt = Gauge("powermean_rollout_attempt", "Attempt served.", registry=registry)
+        self._adapters = Gauge(
+            "powermean_rollout_adapters", "Jobs that have a LoRA adapter here.", registry=registry
+        )
 
     def generated(self, request: GenerateRequest, response: GenerateResponse) -> None:
         """Count a request that was answered."""
@@ -68,6 +71,7 @@ class EngineMetrics:
         self._requests.set(requests)
         self._version.set(state.version)
         self._attempt.set(state.attempt)
+        self._adapters.set(state.adapters.taken if state.adapters is not None else 0)
         return Response(
             generate_latest(self._registry) + engines_own.encode(), media_type=CONTENT_TYPE_LATEST
         )

@@ -82,19 +82,44 @@ def test_the_list_of_models_is_read_from_vllms_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without importing it."""
-    registry = tmp_path / "vllm" / choice._REGISTRY
-    registry.parent.mkdir(parents=True)
-    (tmp_path / "vllm" / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
+    registry = _source_of_vllm(tmp_path, monkeypatch) / "registry.py"
     for text, found in (
         ('import torch\n_TEXT_GENERATION_MODELS = {\n  # a\n  "A": ("a", "A"),\n}\n', frozenset({"A"})),
         ("_TEXT_GENERATION_MODELS = table()\n", None),
         ("x = 1\n", None),
     ):
         registry.write_text(text)
-        choice.served_architectures.cache_clear()
+        choice._registered.cache_clear()
         assert choice.served_architectures() == found
-    choice.served_architectures.cache_clear()
+    choice._registered.cache_clear()
+
+
+def test_whether_a_model_takes_adapters_is_read_from_vllms_source(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also through base classes, of the same module or another."""
+    models = _source_of_vllm(tmp_path, monkeypatch)
+    registered = {"A": ("a", "A"), "B": ("a", "B"), "C": ("c", "C"), "D": ("c", "D"), "E": ("gone", "E")}
+    (models / "registry.py").write_text(f"_TEXT_GENERATION_MODELS = {registered}\n")
+    (models / "a.py").write_text("class A(nn.Module, SupportsLoRA): ...\nclass B(nn.Module): ...\n")
+    (models / "c.py").write_text(
+        "from .a import A as Base\nclass C(Base): ...\nclass D(nn.Module, Other[int]): ...\n"
+    )
+    choice._registered.cache_clear()
+    choice._is_adaptable.cache_clear()
+    told = {name: choice.takes_adapters(folder(architectures=[name])) for name in "ABCDEF"}
+    choice._registered.cache_clear()
+    choice._is_adaptable.cache_clear()
+    assert told == {"A": True, "B": False, "C": True, "D": False, "E": True, "F": True}
+
+
+def _source_of_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of its models; its package can't be imported."""
+    models = tmp_path / choice._MODELS.replace(".", "/")
+    models.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    return models
 
 
 def test_the_cache_is_counted_in_tokens(folder: Folder) -> None:

@@ -212,6 +212,20 @@ def test_publishes_pass_completions_under_way_which_keep_their_version(service: 
         time.sleep(0.01)
 
 
+def test_the_numbers_of_one_job_and_of_the_whole_engine(service: Service) -> None:
+    with service.client("a") as a, service.client("b") as b:
+        a.publish(service.request("a", 4), 30)
+        b.publish(service.request("b", 9), 30)
+        _version(a)
+    token = sign_attempt_token(service.keys.private_pem, "a", 1, tuple(Verb))
+    text = httpx.get(service.url + "/metrics", headers={"Authorization": f"Bearer {token}"}).text
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(counts["powermean_rollout_weight_version"]) == 4
+    assert float(counts["powermean_rollout_adapters"]) == 2
+    assert float(counts["powermean_rollout_publish_seconds_count"]) == 2
+    assert float(counts["powermean_rollout_requests"]) == 0
+
+
 def test_more_calls_than_the_slots_account_for_are_refused_and_publishes_are_not(service: Service) -> None:
     with service.client("a") as a:
         a.publish(service.request("a", 1), 30)
