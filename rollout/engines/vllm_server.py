@@ -201,9 +201,10 @@ class VllmServer:
         )
 
     def kill(self, reason: str) -> None:
-        """End the process at once; the keeper starts it anew."""
-        self._reason = reason
-        end_all(self._processes, grace_s=0.0)
+        """End the process at once; the keeper starts it anew, if it has not done so already."""
+        if self._phase == "ready":
+            self._reason = reason
+            end_all(self._processes, grace_s=0.0)
 
     def close(self) -> None:
         """End the process and remove its folder."""

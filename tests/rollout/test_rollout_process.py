@@ -16,7 +16,13 @@ from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.rollout import GenerateRequest, PublishRequest, Sampling, WeightFile
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    GenerateRequest,
+    PublishRequest,
+    Sampling,
+    WeightFile,
+)
 from powermean.processes import descendants, start_time
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.client import EngineRefused, EngineTimeout, EngineUnreachable, RolloutClient
@@ -175,12 +181,26 @@ def test_a_token_allows_what_it_says(
     assert (refused.value.status, refused.value.code) == (status, code)
 
 
+def test_a_channel_is_opened_to_the_current_attempt_by_an_engine_that_has_it(service: Service) -> None:
+    def opened(attempt: int, **claims: object) -> str:
+        request = ChannelRequest(job_id=JOB, attempt=attempt, method="gloo", host="127.0.0.1", port=9)
+        with service.client(**claims) as client, pytest.raises(EngineRefused) as refused:
+            client.open_channel(request, 10)
+        return refused.value.code
+
+    assert opened(1, attempt=1) == "fenced"
+    assert opened(3) == "forbidden"
+    assert opened(2, verbs=(Verb.GENERATE,)) == "forbidden"
+    assert opened(2) == "method_unsupported"
+
+
 def test_nothing_but_readiness_is_told_without_a_token(service: Service) -> None:
     with httpx.Client(base_url=service.url) as http:
         assert http.get("/health").json() == {"ready": True}
         for method, path in (
             ("POST", "/v1/generate"),
             ("POST", "/v1/publish"),
+            ("POST", "/v1/channel"),
             ("POST", "/v1/pause"),
             ("POST", "/v1/resume"),
             ("GET", "/metrics"),

@@ -92,7 +92,7 @@ def test_a_model_that_is_damaged_is_an_unknown_model(tmp_path: Path, tiny_folder
     assert caught.value.error.code == "unknown_model"
 
 
-def test_weights_go_through_the_store_where_the_engine_is_elsewhere(
+def test_weights_go_the_way_that_is_asked_for_or_fits(
     tmp_path: Path, model_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import LlamaForCausalLM
@@ -103,9 +103,23 @@ def test_weights_go_through_the_store_where_the_engine_is_elsewhere(
     played = Stage(tmp_path, model_root).play(order="cancel")
     claim = run.AttemptDir(played.folder).claim()
     engine = EngineDouble(model_root / "tiny", tmp_path)
-    for here, method in ((True, "shm"), (False, "store")):
-        made = publisher(Connection(engine, here), claim, policy, run.ArtefactStore("memory://"), tmp_path)
+    store = run.ArtefactStore("memory://")
+    for asked, here, method in (
+        ("auto", True, "shm"),
+        ("auto", False, "store"),
+        ("store", True, "store"),
+        ("shm", True, "shm"),
+        ("gloo", True, "gloo"),
+    ):
+        asking = claim.spec.rollout.model_copy(update={"publish": asked})
+        told = claim.model_copy(update={"spec": claim.spec.model_copy(update={"rollout": asking})})
+        made = publisher(Connection(engine, here), told, policy, store, tmp_path)
         assert made.method == method
+    asking = claim.spec.rollout.model_copy(update={"publish": "shm"})
+    told = claim.model_copy(update={"spec": claim.spec.model_copy(update={"rollout": asking})})
+    with pytest.raises(TrainingError) as caught:
+        publisher(Connection(engine, False), told, policy, store, tmp_path)
+    assert (caught.value.error.code, caught.value.error.path) == ("no_shared_memory", "rollout.publish")
 
 
 def test_the_program_needs_its_settings(

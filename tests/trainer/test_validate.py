@@ -113,6 +113,17 @@ def test_vllm_where_it_is_missing_or_does_not_serve_the_model(
         assert "rollout.engine" in error.remedy
 
 
+def test_a_way_of_publishing_that_only_vllm_has_needs_vllm(
+    settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tiny_spec("tiny")["rollout"] | {"publish": "gloo"}  # type: ignore[operator]
+    monkeypatch.setattr(choice, "vllm_installed", lambda: False)
+    (error,) = errors(settings, rollout=asked)
+    assert (error.code, error.path) == ("vllm_missing", "rollout.publish")
+    assert error.remedy is not None
+    assert "shm or store" in error.remedy
+
+
 def test_what_exceeds_vllms_cache_is_that_limits_error(
     settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,31 @@ def test_a_length_penalty_must_leave_room_below_it(buffer: int) -> None:
     assert JobSpec.model_validate(fits).rollout.max_new_tokens == buffer + 1
 
 
+@pytest.mark.parametrize(
+    ("publish", "spec", "why"),
+    [
+        ("gloo", {"rollout": {"engine": "transformers"}}, "rollout.engine is transformers"),
+        ("ipc", {"rollout": {"engine": "transformers"}, "resources": {"gpus": 1}}, "is transformers"),
+        ("gloo", {"model": {"folder": "tiny", "lora": {}}}, "model.lora trains an adapter"),
+        ("gloo", {"resources": {"gpus": 1}}, "gloo is for CPUs"),
+        ("nccl", {}, "nccl is for GPUs and resources.gpus is 0"),
+        ("ipc", {}, "ipc is for GPUs and resources.gpus is 0"),
+        ("nccl", {"resources": {"gpus": 1}}, "placement is colocated: use ipc"),
+    ],
+)
+def test_a_channel_fits_what_it_goes_between(publish: str, spec: dict[str, object], why: str) -> None:
+    rollout = spec.get("rollout", {}) | {"publish": publish}  # type: ignore[operator]
+    ((path, message),) = faults(**spec | {"rollout": rollout})
+    assert path == ("rollout", "publish")
+    assert why in message
+
+
+@pytest.mark.parametrize(("publish", "gpus"), [("gloo", 0), ("ipc", 1), ("shm", 1), ("store", 0)])
+def test_ways_of_publishing_that_fit_are_taken(publish: str, gpus: int) -> None:
+    fits = tiny_spec("tiny", rollout={"publish": publish}, resources={"gpus": gpus})
+    assert JobSpec.model_validate(fits).rollout.publish == publish
+
+
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1)])
 def test_a_device_needs_the_resources_for_it(device: str, gpus: int) -> None:
     ((path, message),) = faults(model={"folder": "tiny", "device": device}, resources={"gpus": gpus})

@@ -109,6 +109,17 @@ def test_a_server_that_dies_is_reported_and_started_anew(make: Make) -> None:
     assert server.starts == 2
 
 
+def test_what_was_started_anew_already_is_not_ended_for_its_predecessors_faults(make: Make) -> None:
+    server = make()
+    server.wait_ready()
+    make("mute")  # what is started from now on is mute
+    server.kill("for the test")
+    _until(lambda: server.phase == "starting" and len(server._processes()) == 3)
+    family = server._processes()
+    server.kill("said too late")
+    assert server._processes() == family
+
+
 def test_one_that_does_not_come_back_stays_down(make: Make) -> None:
     """Each start has its deadline, also one after a death."""
     server = make(deadlines=Deadlines(start=6.0, stop=1.0), restarts=Restarts(most=1, window_s=60.0))
