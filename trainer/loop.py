@@ -40,7 +40,6 @@ from trainer.seeds import derive_seed, generator
 from trainer.token_recording import recorded_rows
 from trainer.update import TrainingBatch
 
-
 BeginRound = Callable[[int, int], None]  # step, round: raises when it is not to be sampled
 
 
