@@ -1,7 +1,8 @@
 """The rollout batches of coming steps: made when they are asked for, or ahead in a thread of their own.
 
 Batch s is trained on top of weights s - 1. With staleness k it may be begun as soon as version s - 1 - k is
-published, so at most k batches are ready, and no token is made by weights older than that.
+published: no token is made by older weights, and besides the batch that is trained on at most k wait for
+their turn.
 """
 
 import logging

@@ -39,6 +39,9 @@ class EngineDouble:
         self.version = request.version
         self.published.append(request)
 
+    def close(self) -> None:
+        """Nothing is ever in flight when training ends."""
+
     @torch.no_grad()
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
         """All prompts must have the same number of tokens."""

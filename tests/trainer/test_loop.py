@@ -52,6 +52,13 @@ def numbers(played: Played, first_step: int = 0) -> dict[tuple[int, int, str], f
     }
 
 
+def test_on_policy_training_waits_for_every_batch(whole: Played) -> None:
+    assert whole.series("sampling/queued") == [0] * 6
+    for step in range(1, 7):
+        of = {name: value for (at, _, name), value in whole.metrics.items() if at == step}
+        assert of["time/wait"] >= of["time/generate"] + of["time/grade"]
+
+
 def test_it_learns_and_says_so(whole: Played) -> None:
     result = whole.finish.result
     assert whole.finish.outcome == "finished"

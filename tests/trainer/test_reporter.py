@@ -1,5 +1,6 @@
 """Records appear whole, in order, under names that are never used twice."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,10 @@ def test_orders(tmp_path: Path, text: str, expected: str) -> None:
 def test_the_phase_is_for_people_and_short(tmp_path: Path) -> None:
     Reporter(tmp_path).phase("x" * 200)
     assert (tmp_path / "phase").read_text() == "x" * 80
+
+
+def test_two_threads_may_tell_at_once(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(reporter.phase, ["sampling", "updating"] * 100))
+    assert (tmp_path / "phase").read_text() in ("sampling", "updating")

@@ -12,7 +12,7 @@ from trainer.data import Problem
 from trainer.evaluation import evaluate
 from trainer.failures import TrainingError
 from trainer.rewards import Grade
-from trainer.sampling import sample, texts, time_limit
+from trainer.sampling import PUBLISH_TIMEOUT_S, sample, sharing_limit, texts, time_limit
 from trainer.seeds import derive_seed, generator
 from trainer.tokenizing import decode, encode_prompts, load_tokenizer
 
@@ -60,6 +60,18 @@ def test_the_time_limit_grows_with_the_work() -> None:
     small = GenerateRequest(prompts=((1,),), n=1, sampling=SAMPLING)
     assert time_limit(small) >= 60
     assert time_limit(small.model_copy(update={"n": 1000})) > time_limit(small)
+
+
+def test_calls_that_share_the_engine_have_time_for_the_longest_of_the_other_side() -> None:
+    rollout = {"group_size": 8, "max_new_tokens": 4}
+    alone, shared = (
+        JobSpec.model_validate(tiny_spec("tiny", rollout=rollout | {"max_staleness": k})) for k in (0, 1)
+    )
+    assert sharing_limit(alone) == 0
+    batch = GenerateRequest(prompts=((1,),) * 16, n=8, sampling=SAMPLING)
+    assert sharing_limit(shared) == PUBLISH_TIMEOUT_S + time_limit(batch)
+    evaluation = shared.evaluation.model_copy(update={"problems": 1000})
+    assert sharing_limit(shared.model_copy(update={"evaluation": evaluation})) > sharing_limit(shared)
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, 0.7), (0.0, 0.0)])

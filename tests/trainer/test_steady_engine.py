@@ -1,7 +1,10 @@
 """A restart of the engine's server in mid-run is waited out, and the weights are sent again."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -30,6 +33,9 @@ class Scripted:
         self.folder = folder
         self.script: Iterator[RolloutError | None] = iter(script)
         self.calls: list[str] = []
+
+    def close(self) -> None:
+        pass
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
         self._next("generate")
@@ -135,3 +141,132 @@ def test_the_wait_has_a_deadline_and_a_name(tmp_path: Path) -> None:
     assert caught.value.error.code == "engine_not_back"
     assert caught.value.retryable
     assert "soon" in str(caught.value)
+
+
+class Losing:
+    """Loses its weights on demand, and takes no version twice unless it has lost them."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.has_weights = True
+        self.published: list[int] = []
+        self.refusals = 0
+        self.limits: list[float] = []
+        self.closed = False
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        self.limits.append(timeout_s)
+        if not self.has_weights:
+            self.refusals += 1
+            raise EMPTY
+        return ANSWER
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> None:
+        self.limits.append(timeout_s)
+        if request.version <= self.version and self.has_weights:
+            raise EngineRefused(409, "stale_version", "not above")
+        self.version, self.has_weights = request.version, True
+        self.published.append(request.version)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Beside:
+    """A thread that asks for completions while the test trains."""
+
+    def __init__(self, folder: Path, share_s: float = 0.0) -> None:
+        self.stage = Stage(folder, [])
+        self.engine = self.stage.steady.engine = Losing()
+        self.stage.steady.poll_s = 0.01
+        self.stage.steady.share_s = share_s
+        self.stage.publish(1)
+
+    def asks(self, pool: ThreadPoolExecutor) -> Future[GenerateResponse]:
+        """Its question, which has been refused more than once for want of weights."""
+        self.engine.has_weights = False
+        answer = pool.submit(self.stage.steady.beside().generate, REQUEST, 1.0)
+        until(lambda: self.engine.refusals > 2)
+        assert not answer.done()
+        assert self.engine.published == [1]  # it does not publish what the model has by now
+        return answer
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_thread_beside_waits_for_weights_until_training_restores_them(tmp_path: Path) -> None:
+    beside = Beside(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        answer = beside.asks(pool)
+        beside.stage.steady.restore()
+        assert answer.result(10) is ANSWER
+    beside.stage.steady.restore()  # nothing is missing
+    assert beside.engine.published == [1, 1]
+
+
+def test_the_next_version_brings_what_a_thread_beside_waits_for(tmp_path: Path) -> None:
+    beside = Beside(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        answer = beside.asks(pool)
+        beside.stage.publish(2)
+        assert answer.result(10) is ANSWER
+    beside.stage.steady.restore()
+    assert beside.engine.published == [1, 2]
+
+
+def test_a_refusal_that_a_publish_overtook_restores_nothing(tmp_path: Path) -> None:
+    """The engine takes no version twice: a restore in vain would end the run."""
+    beside, late = Beside(tmp_path), Event()
+    generate = beside.engine.generate
+
+    def overtaken(request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        try:
+            return generate(request, timeout_s)
+        except EngineRefused:
+            beside.stage.publish(2)
+            raise
+        finally:
+            late.set()
+
+    beside.engine.generate = overtaken  # type: ignore[method-assign]
+    beside.engine.has_weights = False
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(beside.stage.steady.beside().generate, REQUEST, 1.0)
+        assert late.wait(10)
+        while not answer.done():
+            beside.stage.steady.restore()
+    assert answer.result(10) is ANSWER
+    assert beside.engine.published == [1, 2]
+
+
+def test_close_ends_every_wait(tmp_path: Path) -> None:
+    beside = Beside(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        answer = beside.asks(pool)
+        beside.stage.steady.close()
+        assert answer.exception(10) is EMPTY
+    assert beside.engine.closed
+    starting = Stage(tmp_path, [STARTING] * 3)
+    starting.steady.poll_s = 60.0
+    starting.steady.close()
+    with pytest.raises(EngineRefused):
+        starting.steady.generate(REQUEST, 1.0)
+
+
+def test_before_the_first_publish_a_thread_beside_has_nothing_to_wait_for(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [EMPTY])
+    with pytest.raises(EngineRefused) as caught:
+        stage.steady.beside().generate(REQUEST, 1.0)
+    assert caught.value is EMPTY
+
+
+def test_calls_that_share_the_engine_have_more_time(tmp_path: Path) -> None:
+    beside = Beside(tmp_path, share_s=100.0)
+    beside.stage.steady.generate(REQUEST, 1.0)
+    beside.stage.steady.beside().generate(REQUEST, 2.0)
+    assert beside.engine.limits == [101.0, 101.0, 102.0]

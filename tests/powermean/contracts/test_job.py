@@ -51,6 +51,15 @@ def test_ways_of_publishing_that_fit_are_taken(publish: str, gpus: int) -> None:
     assert JobSpec.model_validate(fits).rollout.publish == publish
 
 
+@pytest.mark.parametrize("staleness", [4, 5])
+def test_sampling_runs_ahead_of_no_more_steps_than_there_are(staleness: int) -> None:
+    ((path, message),) = faults(rollout={"max_staleness": staleness}, training={"steps": 4})
+    assert path == ("rollout", "max_staleness")
+    assert "training.steps (4)" in message
+    fits = tiny_spec("tiny", rollout={"max_staleness": 3}, training={"steps": 4})
+    assert JobSpec.model_validate(fits).rollout.max_staleness == 3
+
+
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1)])
 def test_a_device_needs_the_resources_for_it(device: str, gpus: int) -> None:
     ((path, message),) = faults(model={"folder": "tiny", "device": device}, resources={"gpus": gpus})

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -89,3 +90,12 @@ def test_grader_processes_end_with_their_parent() -> None:
     while start_time(child) is not None:
         assert time.monotonic() < deadline, "the grader process outlived its parent"
         time.sleep(0.05)
+
+
+def test_two_threads_may_grade_at_once() -> None:
+    """An evaluation comes beside what is sampled ahead; replies never go to the wrong one."""
+    rewards = [0.0, 0.25, 0.5, 1.0] * 50
+    with IsolatedGrader(HOSTILE, (), timeout_s=10.0) as grader, ThreadPoolExecutor(2) as pool:
+        orders = (rewards, rewards[::-1])
+        graded = pool.map(lambda order: grader.grade([(str(reward), "") for reward in order]), orders)
+        assert [[grade.reward for grade in grades] for grades in graded] == list(orders)
