@@ -242,7 +242,7 @@ def _jobs(session: Session, rows: Sequence[EngineService]) -> dict[str, tuple[st
     if rows:
         where = {row.id: row.node for row in rows}
         for engine_id, node_id, job_id in session.execute(query):
-            if where[engine_id] == node_id:
+            if engine_id is not None and where[engine_id] == node_id:
                 found[engine_id].append(job_id)
     return defaultdict(tuple, {engine_id: tuple(jobs) for engine_id, jobs in found.items()})
 

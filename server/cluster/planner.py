@@ -1,8 +1,8 @@
 """Which engine services run where, and which waiting jobs start where: a pure function of a cluster's state.
 
 Engine services come first: what an administrator declared has its GPUs before any job. A job is planned as
-one gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready engine
-service of its base model where it may and can; else it gets an engine of its own.
+one gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready
+engine service of its base model where it may and can; else it gets an engine of its own.
 
 Whatever waits for GPUs or slots that exist but are taken keeps the nodes that it could use from those behind
 it, so that small jobs cannot starve a large one; CPU jobs and GPU jobs wait in lines of their own. A job that

@@ -1,15 +1,31 @@
 """The planner's laws, for any cluster and any line of jobs."""
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.cluster.planner import ClusterState, NodeCapacity, WaitingJob, plan
+from server.cluster.planner import (
+    AdapterNeed,
+    ClusterState,
+    NodeCapacity,
+    SharedEngine,
+    Start,
+    WaitingEngine,
+    WaitingJob,
+    plan,
+)
 
 
 def node(
-    node_id: str, *, slots: int = 0, gpus: int = 0, free_slots: int | None = None, free: int | None = None
+    node_id: str,
+    *,
+    slots: int = 0,
+    gpus: int = 0,
+    free_slots: int | None = None,
+    free: int | None = None,
+    vllm: bool = False,
 ):
     uuids = tuple(f"{node_id}-{i}" for i in range(gpus))
     return NodeCapacity(
@@ -18,7 +34,18 @@ def node(
         gpus=gpus,
         free_cpu_slots=slots if free_slots is None else free_slots,
         free_gpus=uuids if free is None else uuids[:free],
+        engines=("transformers", "vllm") if vllm else ("transformers",),
     )
+
+
+def engine(name: str, node_id: str | None = "a", **changes: Any) -> SharedEngine:
+    made: dict[str, Any] = {"model": "m", "dtype": "float32", "state": "ready", "max_adapters": 2}
+    made |= {"max_lora_rank": 16, "reach": node_id}
+    return SharedEngine(id=name, name=name, node=node_id, **(made | changes))
+
+
+def lora(name: str, *, rank: int = 8, tokens: int = 100, required: bool = False, gpus: int = 0) -> WaitingJob:
+    return WaitingJob(name, gpus, adapter=AdapterNeed("m", "float32", rank, tokens, required))
 
 
 @st.composite
@@ -27,8 +54,41 @@ def nodes(draw: st.DrawFn) -> list[NodeCapacity]:
     for number in range(draw(st.integers(0, 5))):
         slots, gpus = draw(st.integers(0, 4)), draw(st.integers(0, 8))
         free_slots, free = draw(st.integers(0, slots)), draw(st.integers(0, gpus))
-        made.append(node(f"n{number}", slots=slots, gpus=gpus, free_slots=free_slots, free=free))
+        vllm = draw(st.booleans())
+        made.append(node(f"n{number}", slots=slots, gpus=gpus, free_slots=free_slots, free=free, vllm=vllm))
     return made
+
+
+@st.composite
+def engines(draw: st.DrawFn, found: list[NodeCapacity]) -> list[SharedEngine]:
+    made = []
+    for number in range(draw(st.integers(0, 3)) if found else 0):
+        on = draw(st.sampled_from([n.id for n in found]))
+        taken = draw(
+            st.sets(st.sampled_from([f"job{i}" for i in range(4)] + ["other1", "other2"]), max_size=3)
+        )
+        made.append(
+            engine(
+                f"engine{number}",
+                on,
+                model=draw(st.sampled_from(["m", "other"])),
+                state=draw(st.sampled_from(["ready", "ready", "starting", "failed"])),
+                max_adapters=draw(st.integers(max(1, len(taken)), 4)),
+                max_lora_rank=draw(st.sampled_from([8, 16])),
+                max_tokens=draw(st.sampled_from([None, 50, 200])),
+                reach=draw(st.sampled_from([on, None])),
+                jobs=frozenset(taken),
+            )
+        )
+    return made
+
+
+@st.composite
+def needs(draw: st.DrawFn) -> AdapterNeed | None:
+    if draw(st.booleans()):
+        return None
+    dtype, rank = draw(st.sampled_from(["float32", "bfloat16"])), draw(st.sampled_from([4, 8, 16, 32]))
+    return AdapterNeed("m", dtype, rank, draw(st.sampled_from([40, 100, 300])), draw(st.booleans()))
 
 
 @st.composite
@@ -39,10 +99,33 @@ def states(draw: st.DrawFn) -> ClusterState:
             f"job{number}",
             gpus=draw(st.integers(0, 9)),
             avoid=frozenset(draw(st.sets(st.sampled_from(["n0", "n1", "n2"])))),
+            vllm=draw(st.booleans()),
+            adapter=draw(needs()),
         )
         for number in range(draw(st.integers(0, 12)))
     ]
-    return ClusterState(found, jobs)
+    unplaced = [
+        WaitingEngine(
+            f"new{number}",
+            gpus=draw(st.integers(0, 2)),
+            node=draw(st.sampled_from([None, None, "n0", "n9"])),
+        )
+        for number in range(draw(st.integers(0, 3)))
+    ]
+    return ClusterState(found, jobs, draw(engines(found)), unplaced)
+
+
+def on_engine(start: Start) -> str | None:
+    return start.allocations[1].engine_id
+
+
+def could_use(state: ClusterState, job: WaitingJob) -> set[str]:
+    """Nodes that could hold the job with an engine of its own, if they were empty."""
+    return {
+        n.id
+        for n in state.nodes
+        if (n.gpus >= job.gpus if job.gpus else n.cpu_slots > 0) and (not job.vllm or "vllm" in n.engines)
+    }
 
 
 @given(states())
@@ -54,15 +137,28 @@ def test_every_job_starts_or_is_told_why_not(state: ClusterState):
 
 
 @given(states())
+def test_every_engine_gets_a_node_or_is_told_why_not(state: ClusterState):
+    made = plan(state)
+    placed = [placement.engine_id for placement in made.placements]
+    assert Counter([*placed, *made.engines_why]) == Counter(e.id for e in state.unplaced)
+    assert all(made.engines_why.values())
+
+
+@given(states())
 def test_nothing_is_given_out_twice_or_that_is_not_free(state: ClusterState):
     made = plan(state)
     wanted = {job.id: job.gpus for job in state.waiting}
-    gpus: Counter[tuple[str, str]] = Counter()
+    gpus: Counter[tuple[str, str]] = Counter(
+        (p.node_id, uuid) for p in made.placements for uuid in p.gpu_uuids
+    )
     slots: Counter[str] = Counter()
     for start in made.starts:
         trainer, rollout = start.allocations
         assert (trainer.role, rollout.role) == ("trainer", "rollout")
-        assert (trainer.node_id, trainer.gpu_uuids) == (rollout.node_id, rollout.gpu_uuids)
+        if on_engine(start) is None:
+            assert (trainer.node_id, trainer.gpu_uuids) == (rollout.node_id, rollout.gpu_uuids)
+        else:
+            assert rollout.gpu_uuids == ()
         assert len(set(trainer.gpu_uuids)) == wanted[start.job_id]
         gpus.update((trainer.node_id, uuid) for uuid in trainer.gpu_uuids)
         if not trainer.gpu_uuids:
@@ -74,26 +170,68 @@ def test_nothing_is_given_out_twice_or_that_is_not_free(state: ClusterState):
 
 
 @given(states())
-def test_nobody_is_overtaken_by_a_job_of_its_line(state: ClusterState):
-    """Once a job that could run on some node waits, none behind it in the same line (CPU, GPU) starts."""
-    started = {start.job_id for start in plan(state).starts}
-    for needs_gpus in (False, True):
-        waits = False
-        for job in state.waiting:
-            if (job.gpus > 0) != needs_gpus:
-                continue
-            possible = any(n.gpus >= job.gpus if needs_gpus else n.cpu_slots > 0 for n in state.nodes)
-            waits = waits or (possible and job.id not in started)
-            assert not (waits and job.id in started)
+def test_engines_get_what_they_were_declared_with(state: ClusterState):
+    found = {n.id: n for n in state.nodes}
+    declared = {e.id: e for e in state.unplaced}
+    for placement in plan(state).placements:
+        one = declared[placement.engine_id]
+        assert one.node in (None, placement.node_id)
+        assert "vllm" in found[placement.node_id].engines
+        assert len(set(placement.gpu_uuids)) == one.gpus
 
 
 @given(states())
-def test_no_capacity_idles_that_the_first_of_a_line_could_use(state: ClusterState):
+def test_an_engine_never_has_more_jobs_than_slots_and_only_such_as_it_serves(state: ClusterState):
+    jobs = {job.id: job for job in state.waiting}
+    found = {e.id: e for e in state.engines}
+    on: dict[str, set[str]] = {e.id: set(e.jobs) for e in state.engines}
+    for start in plan(state).starts:
+        if (engine_id := on_engine(start)) is None:
+            continue
+        one, need = found[engine_id], jobs[start.job_id].adapter
+        assert need is not None
+        assert (one.state, one.model, one.dtype) == ("ready", need.model, need.dtype)
+        assert one.max_lora_rank >= need.rank
+        assert one.max_tokens is None or one.max_tokens >= need.tokens
+        assert start.allocations[1].node_id == one.node
+        assert one.reach in (None, start.allocations[0].node_id)
+        on[engine_id].add(start.job_id)
+    assert all(len(on[e.id]) <= e.max_adapters for e in state.engines)
+
+
+@given(states())
+def test_engines_of_their_own_are_of_the_kind_that_jobs_demand(state: ClusterState):
+    jobs = {job.id: job for job in state.waiting}
+    found = {n.id: n for n in state.nodes}
+    for start in plan(state).starts:
+        job = jobs[start.job_id]
+        if on_engine(start) is None:
+            assert job.adapter is None or not job.adapter.required
+            assert not job.vllm or "vllm" in found[start.allocations[1].node_id].engines
+
+
+@given(states())
+def test_nobody_is_overtaken_on_a_node_that_would_do(state: ClusterState):
+    """Once a job waits, none behind it in its line (CPU, GPU) starts on a node that could have held it."""
+    trainers = {start.job_id: start.allocations[0].node_id for start in plan(state).starts}
+    for needs_gpus in (False, True):
+        kept: set[str] = set()
+        for job in state.waiting:
+            if (job.gpus > 0) != needs_gpus:
+                continue
+            assert trainers.get(job.id) not in kept
+            if job.id not in trainers and not (job.adapter and job.adapter.required):
+                kept |= could_use(state, job)
+
+
+@given(states())
+def test_no_capacity_idles_that_a_waiting_job_could_use(state: ClusterState):
     made = plan(state)
-    used = Counter(part.node_id for s in made.starts for part in s.allocations[:1] if not part.gpu_uuids)
+    used = Counter(s.allocations[0].node_id for s in made.starts if not s.allocations[0].gpu_uuids)
     for job in state.waiting:
-        if job.id in made.why and job.gpus == 0:
-            assert all(n.free_cpu_slots == used[n.id] for n in state.nodes)
+        if job.id in made.why and job.gpus == 0 and not (job.adapter and job.adapter.required):
+            usable = could_use(state, job)
+            assert all(n.free_cpu_slots == used[n.id] for n in state.nodes if n.id in usable)
 
 
 @given(states())
@@ -144,3 +282,82 @@ def test_a_node_that_let_the_job_down_comes_last_but_is_not_ruled_out():
 
 def test_without_nodes_the_reason_is_that():
     assert plan(ClusterState([], [WaitingJob("j", 0)])).why == {"j": "waiting for a node: none is connected"}
+
+
+def shared_on(state: ClusterState) -> dict[str, str | None]:
+    return {start.job_id: on_engine(start) for start in plan(state).starts}
+
+
+def test_lora_jobs_share_an_engine_as_long_as_it_has_slots_and_then_wait_or_get_their_own():
+    jobs = [lora("j1"), lora("j2"), lora("j3"), lora("j4", required=True)]
+    state = ClusterState([node("a", slots=8)], jobs, [engine("e")])
+    assert shared_on(state) == {"j1": "e", "j2": "e", "j3": None}
+    assert plan(state).why == {"j4": "waiting for a free slot of engine e: its 2 are taken"}
+
+
+def test_a_job_that_has_a_slot_still_needs_no_second_one():
+    full = engine("e", jobs=frozenset({"j", "k"}))
+    assert shared_on(ClusterState([node("a", slots=1)], [lora("j", required=True)], [full])) == {"j": "e"}
+
+
+def test_the_trainer_goes_where_it_reaches_the_engine():
+    both = [node("a", slots=1), node("b", slots=4)]
+    trainers = started_on(ClusterState(both, [lora("j", required=True)], [engine("e")]))
+    assert trainers == {"j": "a"}
+    anywhere = started_on(ClusterState(both, [lora("j", required=True)], [engine("e", reach=None)]))
+    assert anywhere == {"j": "b"}
+
+
+def test_what_a_job_that_must_share_waits_for():
+    def why(*there: SharedEngine, rank: int = 8, slots: int = 1, free: int = 1) -> str:
+        cluster = [node("a", slots=slots, free_slots=free), node("b", slots=1)]
+        return plan(ClusterState(cluster, [lora("j", rank=rank, required=True)], there)).why["j"]
+
+    assert why() == "waiting for an engine to be declared for m in float32"
+    assert why(engine("e", model="other")) == why()
+    assert why(engine("e", state="starting")) == "waiting for engine e to be ready (starting)"
+    assert "takes ranks up to 16, the job has 32" in why(engine("e"), rank=32)
+    assert "takes 50 tokens, the job has up to 100" in why(engine("e", max_tokens=50))
+    assert why(engine("e"), free=0) == "waiting for a free CPU slot"
+    assert why(engine("e"), slots=0, free=0) == "waiting for engine e on a node that can hold the trainer"
+
+
+def test_a_job_that_waits_for_an_engine_blocks_nobody():
+    state = ClusterState([node("a", slots=1)], [lora("j", required=True), WaitingJob("k", 0)])
+    assert started_on(state) == {"k": "a"}
+
+
+def test_a_job_that_demands_vllm_goes_where_it_is():
+    both = [node("a", slots=4), node("b", slots=1, vllm=True)]
+    jobs = [WaitingJob("j", 0, vllm=True), WaitingJob("k", 0, vllm=True), WaitingJob("l", 0)]
+    assert started_on(ClusterState(both, jobs)) == {"j": "b", "l": "a"}
+    why = plan(ClusterState(both[:1], jobs[:1])).why
+    assert why == {"j": "waiting for a node with vLLM: none of those connected has it"}
+
+
+def test_an_engine_has_its_gpu_before_any_job_and_is_not_starved():
+    one = WaitingEngine("e", gpus=1)
+    made = plan(ClusterState([node("a", gpus=1, vllm=True)], [WaitingJob("j", 1)], (), [one]))
+    assert [(p.engine_id, p.gpu_uuids) for p in made.placements] == [("e", ("a-0",))]
+    assert made.why == {"j": "waiting for 1 free GPUs on one node"}
+    two = WaitingEngine("e", gpus=2)
+    busy = ClusterState([node("a", gpus=2, free=1, vllm=True)], [WaitingJob("j", 1)], (), [two])
+    assert plan(busy).engines_why == {"e": "waiting for 2 free GPUs on a node with vLLM"}
+    assert plan(busy).why == {"j": "waiting behind earlier jobs"}
+
+
+def test_an_engine_on_the_cpu_takes_no_slot():
+    made = plan(
+        ClusterState([node("a", slots=1, vllm=True)], [WaitingJob("j", 0)], (), [WaitingEngine("e", 0)])
+    )
+    assert len(made.placements) == len(made.starts) == 1
+
+
+def test_why_an_engine_waits():
+    def why(wanted: WaitingEngine, *there: NodeCapacity) -> str:
+        return plan(ClusterState(there, (), (), [wanted])).engines_why["e"]
+
+    assert why(WaitingEngine("e", 0)) == "waiting for a node to connect"
+    assert why(WaitingEngine("e", 0, "b"), node("a", vllm=True)) == "waiting for node b to connect"
+    assert why(WaitingEngine("e", 0, "a"), node("a")) == "waiting for node a to have vLLM"
+    assert "none of those connected has that" in why(WaitingEngine("e", 1), node("a", vllm=True))
