@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -98,7 +98,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
                 VllmOptions(tmp_path / "model", "float32", transfer=method),
                 fence=Fence(JOB, 1, 0),
                 weights=WeightSource(None),
-                deadlines=Deadlines(start=20.0, sync_step=1.0, stop=3.0),
+                deadlines=Deadlines(start=30.0, sync_step=30.0, stop=3.0),
             )
             stack.callback(engine.close)
             return Stage(engine, script)
@@ -138,7 +138,7 @@ def test_vllm_is_told_step_by_step(make: Make, method: ChannelMethod) -> None:
     calls = stage.calls()[-7:]
     assert [path for path, _ in calls] == ["/init_weight_transfer_engine", *STEPS, *LAST_STEPS]
     meeting = {
-        "gloo": {"host": "127.0.0.1", "port": 7, "timeout_s": 1.0},
+        "gloo": {"host": "127.0.0.1", "port": 7, "timeout_s": 30.0},
         "nccl": {
             **{"master_address": "127.0.0.1", "master_port": 7},
             **{"rank_offset": 1, "world_size": 2, "packed": True},
@@ -240,6 +240,8 @@ def test_each_step_has_a_deadline_and_what_hangs_is_ended(make: Make, step: str)
     if step != "/init_weight_transfer_engine":
         stage.open()
     stage.say("hang", step)
+    server = stage.engine._server
+    server.deadlines = replace(server.deadlines, sync_step=1.0)
     act = stage.open if step == "/init_weight_transfer_engine" else lambda: stage.engine.publish(_request())
     error = _error(act)
     assert (error.status, error.code) == (504, "engine_timeout")
@@ -336,7 +338,7 @@ def test_what_is_offered_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> No
     assert _error(lambda: vllm_channel.offered("nccl", on_gpu=False)).code == "channel_unsupported"
 
 
-def _await(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def _await(condition: Callable[[], bool], seconds: float = 40.0) -> None:
     done = Event()
     for _ in range(int(seconds / 0.02)):
         if condition():
