@@ -110,6 +110,19 @@ def test_what_does_not_pass_is_not_waited_out(tmp_path: Path, error: RolloutErro
     assert caught.value is error
 
 
+def test_an_engine_service_whose_process_is_gone_is_waited_for_and_gets_its_adapter_again(
+    tmp_path: Path,
+) -> None:
+    gone = EngineUnreachable("http://127.0.0.1:1", "refused")
+    bare = EngineRefused(409, "adapter_missing", "job job-a has no adapter here")
+    stage = Stage(tmp_path, [None, gone, gone, STARTING, bare, gone, None, None])
+    stage.steady.kept_by_node = True
+    stage.publish(3)
+    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.engine.calls == ["publish 3", *["generate"] * 4, *["publish 3"] * 2, "generate"]
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
 def test_an_error_that_comes_again_and_again_is_raised(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [BROKEN] * 10)
     with pytest.raises(EngineRefused) as caught:
