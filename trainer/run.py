@@ -189,7 +189,7 @@ def wired(
                 weights,
                 learner.policy.model,
                 reporter.phase,
-                kept_by_node=claim.engine is not None,
+                comes_back=claim.engine is not None,
             ),
             weights=weights,
             reporter=reporter,

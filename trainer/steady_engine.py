@@ -1,8 +1,8 @@
 """An engine that outlives its own server: a restart is waited out, and the weights are sent again.
 
 vLLM may die in mid-run. The rollout service starts it anew, with the weights of the model's folder, and
-refuses what it is asked meanwhile. That needs no new attempt: the trainer has the weights. An engine service
-may lose its whole process: its node starts it anew at the same address, without the adapters of its jobs.
+refuses what it is asked meanwhile. A shared service may itself be started anew, by those who declared it.
+That needs no new attempt: the trainer has the weights.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import nn
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
-from rollout.client import EngineRefused, EngineUnreachable
+from rollout.client import EngineRefused, EngineUnreachable, RolloutError
 from trainer.failures import TrainingError
 from trainer.publish import WeightWriter
 from trainer.sampling import Engine
@@ -43,7 +43,7 @@ class SteadyEngine:
     tell: Callable[[str], None]  # people what it waits for
     restart_s: float = RESTART_S
     poll_s: float = _POLL_S
-    kept_by_node: bool = False  # an engine service: that nothing answers passes, too
+    comes_back: bool = False  # also when its service itself is gone: a private one ends with the attempt
     _version: int | None = field(default=None, init=False)  # published last
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
@@ -80,7 +80,7 @@ class SteadyEngine:
 
     def _may_pass(self, refusal: EngineRefused | EngineUnreachable) -> bool:
         if isinstance(refusal, EngineUnreachable):
-            return self.kept_by_node
+            return self.comes_back
         if refusal.code in _EMPTY:
             return self._version is not None
         return refusal.status >= 500 and refusal.code in _DOWN | _SUSPECT
@@ -95,7 +95,7 @@ class SteadyEngine:
             self.weights.discard(self._version)
 
 
-def _not_back(refusal: EngineRefused | EngineUnreachable, waited_s: float) -> TrainingError:
+def _not_back(refusal: RolloutError, waited_s: float) -> TrainingError:
     return TrainingError(
         "engine_not_back",
         f"the rollout engine did not come back within {waited_s:.0f} s; it said last: {refusal}",

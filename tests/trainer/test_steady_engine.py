@@ -17,6 +17,8 @@ from trainer.steady_engine import SteadyEngine
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
 ANSWER = GenerateResponse(completions=((),), seconds=0.0)
 DIED, STARTING = EngineRefused(503, "engine_died", "gone"), EngineRefused(503, "engine_starting", "soon")
+GONE = EngineUnreachable("http://127.0.0.1:1", "refused")
+NO_ADAPTER = EngineRefused(409, "adapter_missing", "the job has no adapter here")
 EMPTY = EngineRefused(503, "weights_incomplete", "started anew")
 BROKEN = EngineRefused(500, "engine_error", "EngineDeadError")
 
@@ -79,6 +81,14 @@ def test_after_a_restart_the_last_version_is_published_again(tmp_path: Path) -> 
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
+def test_a_shared_service_that_was_started_anew_gets_the_adapter_again(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [None, GONE, GONE, NO_ADAPTER, None, None])
+    stage.steady.comes_back = True
+    stage.publish(1)
+    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.engine.calls == ["publish 1", *["generate"] * 3, "publish 1", "generate"]
+
+
 def test_before_the_first_publish_the_models_own_weights_will_do(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [DIED, STARTING, None])
     assert stage.steady.generate(REQUEST, 1.0) is ANSWER
@@ -98,7 +108,7 @@ def test_a_publish_that_broke_off_is_made_again(tmp_path: Path) -> None:
         EngineRefused(503, "engine_failed", "died too often"),
         EngineRefused(422, "too_long", "a prompt"),
         EngineRefused(409, "engine_error", "vLLM refused"),
-        EngineUnreachable("http://127.0.0.1:1", "refused"),
+        GONE,
         EMPTY,  # nothing was published that could be sent again
     ],
     ids=lambda error: error.code,
@@ -108,19 +118,6 @@ def test_what_does_not_pass_is_not_waited_out(tmp_path: Path, error: RolloutErro
     with pytest.raises(type(error)) as caught:
         stage.steady.generate(REQUEST, 1.0)
     assert caught.value is error
-
-
-def test_an_engine_service_whose_process_is_gone_is_waited_for_and_gets_its_adapter_again(
-    tmp_path: Path,
-) -> None:
-    gone = EngineUnreachable("http://127.0.0.1:1", "refused")
-    bare = EngineRefused(409, "adapter_missing", "job job-a has no adapter here")
-    stage = Stage(tmp_path, [None, gone, gone, STARTING, bare, gone, None, None])
-    stage.steady.kept_by_node = True
-    stage.publish(3)
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
-    assert stage.engine.calls == ["publish 3", *["generate"] * 4, *["publish 3"] * 2, "generate"]
-    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 def test_an_error_that_comes_again_and_again_is_raised(tmp_path: Path) -> None:
