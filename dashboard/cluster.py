@@ -1,4 +1,6 @@
-"""The cluster's page: nodes, what they have and what runs there."""
+"""The cluster's page: nodes, what they have and what runs there; engines that jobs share."""
+
+import asyncio
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,6 +13,6 @@ from dashboard.rendering import page
 async def cluster_page(request: Request) -> Response:
     """GET /cluster."""
     async with api.client(request) as client:
-        nodes = (await client.nodes()).items
+        nodes, engines = await asyncio.gather(client.nodes(), client.engines())
     template = "fragments/nodes.html" if is_fragment(request) else "cluster.html"
-    return page(request, template, nodes=nodes)
+    return page(request, template, nodes=nodes.items, engines=engines.items)

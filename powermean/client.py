@@ -26,6 +26,7 @@ from powermean.contracts.api import (
     LogText,
     NodeList,
 )
+from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.lag import JobLag
@@ -195,6 +196,20 @@ class Client(Connection):
 
     def nodes(self) -> NodeList:
         return self._run(rest.nodes())
+
+    def engines(self) -> EngineServiceList:
+        return self._run(rest.engines())
+
+    def get_engine(self, engine_id: str) -> EngineService:
+        return self._run(rest.get_engine(engine_id))
+
+    def create_engine(self, spec: EngineSpec) -> EngineService:
+        """Declare an engine that LoRA jobs on its model share. For administrators."""
+        return self._run(rest.create_engine(spec))
+
+    def remove_engine(self, engine_id: str) -> EngineService:
+        """Let it take no new jobs, and go when its present ones have ended. For administrators."""
+        return self._run(rest.remove_engine(engine_id))
 
     def metric_names(self) -> dict[str, MetricInfo]:
         return self._run(rest.metric_names())
@@ -421,6 +436,18 @@ class AsyncClient:
 
     async def nodes(self) -> NodeList:
         return await self._run(rest.nodes())
+
+    async def engines(self) -> EngineServiceList:
+        return await self._run(rest.engines())
+
+    async def get_engine(self, engine_id: str) -> EngineService:
+        return await self._run(rest.get_engine(engine_id))
+
+    async def create_engine(self, spec: EngineSpec) -> EngineService:
+        return await self._run(rest.create_engine(spec))
+
+    async def remove_engine(self, engine_id: str) -> EngineService:
+        return await self._run(rest.remove_engine(engine_id))
 
     async def metric_names(self) -> dict[str, MetricInfo]:
         return await self._run(rest.metric_names())

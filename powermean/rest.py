@@ -28,6 +28,7 @@ from powermean.contracts.api import (
     LogText,
     NodeList,
 )
+from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.lag import JobLag
@@ -265,6 +266,23 @@ def upload_dataset() -> Call[Dataset]:
 
 def nodes() -> Call[NodeList]:
     return Call("GET", "/v1/nodes", reads(NodeList))
+
+
+def engines() -> Call[EngineServiceList]:
+    return Call("GET", "/v1/engines", reads(EngineServiceList))
+
+
+def get_engine(engine_id: str) -> Call[EngineService]:
+    return Call("GET", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
+
+
+def create_engine(spec: EngineSpec) -> Call[EngineService]:
+    body = spec.model_dump(mode="json")
+    return Call("POST", "/v1/engines", reads(EngineService), json=body)
+
+
+def remove_engine(engine_id: str) -> Call[EngineService]:
+    return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
 
 
 def metric_names() -> Call[dict[str, MetricInfo]]:

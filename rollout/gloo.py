@@ -18,7 +18,7 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
-from torch.distributed import Store, TCPStore
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch has stubs for few of these
 from torch.distributed.distributed_c10d import ProcessGroupGloo
 
 _TRAINER, _WORKER = 0, 1
@@ -77,7 +77,7 @@ class Sender:
         try:
             for place, tensor in enumerate(tensors):
                 if tensor.numel():
-                    self._group.send([_bytes(tensor)], _WORKER, place).wait()
+                    self._group.send([_bytes(tensor)], _WORKER, place).wait()  # type: ignore[attr-defined]
         except RuntimeError as error:
             raise TransferError(f"vLLM's worker took no more weights: {_reason(error)}") from error
 
@@ -116,7 +116,7 @@ class Receiver:
             for place, one in enumerate(announced):
                 tensor = torch.empty(one.shape, dtype=one.dtype)
                 if tensor.numel():
-                    self._group.recv([_bytes(tensor)], _TRAINER, place).wait()
+                    self._group.recv([_bytes(tensor)], _TRAINER, place).wait()  # type: ignore[attr-defined]
                     digest.update(_bytes(tensor).numpy().data)
                 yield one.name, tensor
         except RuntimeError as error:
@@ -146,7 +146,7 @@ def address_towards(host: str, port: int) -> str:
 
 
 def _group(store: Store, rank: int, address: str, timeout: timedelta) -> ProcessGroupGloo:
-    options = ProcessGroupGloo._Options()
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timeout
     try:

@@ -65,17 +65,19 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
         _noted(found, lambda: check_engine(spec, folder))
         _noted(found, lambda: check_memory(spec, folder))
         _noted(found, lambda: check_modules(spec, folder))
-    _noted(found, lambda: check_data(task, settings, folder))
-    return ValidationResult(errors=tuple(found))
+    longest = _noted(found, lambda: check_data(task, settings, folder))
+    return ValidationResult(errors=tuple(found), tokens=longest)
 
 
-def check_data(task: ValidationTask, settings: NodeSettings, folder: Path | None) -> None:
-    """Raises TrainingError for what is wrong with the prompts; their lengths need the model's `folder`."""
+def check_data(task: ValidationTask, settings: NodeSettings, folder: Path | None) -> int | None:
+    """Tokens of the longest prompt with its completion; they need the model's `folder`.
+
+    Raises TrainingError for what is wrong with the prompts.
+    """
     with tempfile.TemporaryDirectory(prefix="powermean-validate-") as scratch:
         source = open_source(task.spec.data, fetch_dataset(task.dataset, settings, Path(scratch)))
         problems = problems_of(task.spec, source)
-        if folder is not None:
-            check_lengths(task.spec, folder, problems)
+        return check_lengths(task.spec, folder, problems) if folder is not None else None
 
 
 def check_devices(spec: JobSpec) -> None:
@@ -151,14 +153,18 @@ def problems_of(spec: JobSpec, source: PromptSource) -> list[Problem]:
     return list(seen.values())
 
 
-def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> None:
-    """Raises TrainingError (prompt_too_long) where prompt and completion pass what the engine takes."""
+def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> int:
+    """Tokens of the longest prompt with its completion.
+
+    Raises TrainingError (prompt_too_long) where that passes what the engine takes.
+    """
     lengths = count_tokens(folder, problems)
+    longest = max(range(len(problems)), key=lengths.__getitem__)
+    tokens = lengths[longest] + spec.rollout.max_new_tokens
     most = longest_sequence(spec, folder)
     if most is None:
-        return
+        return tokens
     limit = most.tokens
-    longest = max(range(len(problems)), key=lengths.__getitem__)
     room = limit - spec.rollout.max_new_tokens
     if room < 1:
         raise TrainingError(
@@ -183,6 +189,7 @@ def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> N
             path="data.prompt",
             remedy="a prompt needs at least one token to start from",
         )
+    return tokens
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ COMMANDS = {
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
+    "engine": (
+        "powermean.cli.engine:engine",
+        "Engines that LoRA jobs on one base model share; for administrators.",
+    ),
     "login": ("powermean.cli.cluster:login", "Print a link that opens the dashboard signed in, once."),
 }
 PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}

@@ -27,6 +27,7 @@ from powermean.contracts.api import (
     NodeView,
 )
 from powermean.contracts.attempts import AllocationView
+from powermean.contracts.engines import EngineService, EngineServiceList
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
@@ -124,6 +125,7 @@ class FakeApi:
 
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     nodes: list[NodeView] = field(default_factory=list)
+    engines: list[EngineService] = field(default_factory=list)
     replays: dict[str, Replay] = field(default_factory=dict)
     results: dict[str, ReplayResult] = field(default_factory=dict)  # of the replays that are done
     asked: list[dict[str, Any]] = field(default_factory=list)  # replays asked for
@@ -253,6 +255,11 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
     def nodes(request: Request) -> NodeList:
         _signed_in(request)
         return NodeList(items=tuple(api.nodes))
+
+    @app.get("/v1/engines")
+    def engines(request: Request) -> EngineServiceList:
+        _signed_in(request)
+        return EngineServiceList(items=tuple(api.engines))
 
 
 def _records(app: FastAPI, api: FakeApi) -> None:

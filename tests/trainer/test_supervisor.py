@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from powermean.contracts.attempts import Claim
+from powermean.contracts.attempts import Claim, ClaimedEngine
 from powermean.contracts.job import JobSpec
 from powermean.processes import end_all, marked
 from tests.trainer.node_server import NodeServer
@@ -329,3 +329,17 @@ def _cmdline(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+def test_an_attempt_with_a_slot_of_an_engine_service_starts_no_engine(case: Case) -> None:
+    claim = case.attempt.claim().model_copy(
+        update={"engine": ClaimedEngine(id="engine-1", url="http://127.0.0.1:4711")}
+    )
+    case.attempt.claim_file.write_text(claim.model_dump_json())
+    say = "print((folder / 'engine.json').read_text(), flush=True)"
+    case.start(SPOOL + f"{say}; spool(1, 'finish', {FINISHED})", engine="print('an engine of its own')")
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "finished"
+    log = case.attempt.log.read_text()
+    assert '"url":"http://127.0.0.1:4711"' in log
+    assert "an engine of its own" not in log

@@ -179,4 +179,6 @@ def test_the_program_reads_a_task_and_prints_a_result_without_pytorch(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert ValidationResult.model_validate_json(done.stdout).errors == ()
+    result = ValidationResult.model_validate_json(done.stdout)
+    assert result.errors == ()
+    assert result.tokens == 4 + 4  # the prompt `a+b=` and max_new_tokens

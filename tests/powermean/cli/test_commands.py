@@ -38,7 +38,12 @@ def body(state: JobState, **changes: object) -> Answer:
 
 
 @pytest.mark.parametrize(
-    "command", [*[(c,) for c in COMMANDS if c != "datasets"], ("datasets", "upload"), ("datasets", "list")]
+    "command",
+    [
+        *[(c,) for c in COMMANDS if c not in ("datasets", "engine")],
+        *[("datasets", c) for c in ("upload", "list")],
+        *[("engine", c) for c in ("add", "list", "remove")],
+    ],
 )
 def test_help_teaches_by_example(command: tuple[str, ...]) -> None:
     result = powermean(*command, "--help")

@@ -1,0 +1,108 @@
+"""Commands about engine services: declared once, shared by LoRA jobs on their base model."""
+
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.table import Table
+
+from powermean.cli.terminal import FAILED, complain, connected, console
+from powermean.client import Client
+from powermean.contracts.engines import EngineService, EngineSpec
+
+engine = typer.Typer(
+    help="Engines that LoRA jobs on one base model share; for administrators.", no_args_is_help=True
+)
+
+
+@engine.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="What people call it.")],
+    model: Annotated[
+        str | None, typer.Option(help="Registry name of the base model, as in model.name of the jobs.")
+    ] = None,
+    folder: Annotated[str | None, typer.Option(help="Or its folder, as in model.folder of the jobs.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16; jobs must have the same.")] = "auto",
+    gpus: Annotated[int, typer.Option(help="GPUs that it has for itself; 0 serves on the CPU.")] = 0,
+    max_adapters: Annotated[int, typer.Option(help="LoRA jobs that it serves at once.")] = 4,
+    max_lora_rank: Annotated[int, typer.Option(help="Largest rank of their adapters.")] = 16,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Most tokens of prompt and completion; the model's own if not given.")
+    ] = None,
+    node: Annotated[str | None, typer.Option(help="The node that is to run it; any if not given.")] = None,
+) -> None:
+    """Declare an engine: a node with vLLM keeps it running, and LoRA jobs on its model share it.
+
+    A job takes a slot by itself (rollout.sharing: auto), waits for one (shared), or never does (own).
+
+    Example: powermean engine add smol --model HuggingFaceTB/SmolLM2-135M-Instruct --max-adapters 4
+    """
+    given = {
+        "name": name,
+        "model": {key: value for key, value in (("name", model), ("folder", folder)) if value is not None},
+        "dtype": dtype,
+        "gpus": gpus,
+        "max_adapters": max_adapters,
+        "max_lora_rank": max_lora_rank,
+        "max_model_len": max_model_len,
+        "node": node,
+    }
+    try:
+        spec = EngineSpec.model_validate(given)
+    except ValidationError as error:
+        for one in error.errors():
+            complain(f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}")
+        raise typer.Exit(FAILED) from error
+    with connected() as client:
+        made = client.create_engine(spec)
+    console.print(f"{made.id}  {made.spec.name}: {made.why or made.state}", markup=False)
+
+
+@engine.command("list")
+def list_engines() -> None:
+    """List the engines: state, where each runs, and its jobs.
+
+    Example: powermean engine list
+    """
+    with connected() as client:
+        found = client.engines().items
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "name", "model", "state", "node", "slots", "jobs"):
+        table.add_column(column)
+    for one in found:
+        model = one.spec.model.name or one.spec.model.folder or ""
+        slots = f"{len(one.jobs)} of {one.spec.max_adapters}"
+        table.add_row(one.id, one.spec.name, model, one.state, one.node or "", slots, ", ".join(one.jobs))
+    console.print(table)
+    for one in found:
+        if why := reason(one):
+            console.print(f"{one.spec.name}: {why}", markup=False)
+
+
+@engine.command("remove")
+def remove(
+    engine_or_name: Annotated[str, typer.Argument(metavar="ENGINE", help="Its id or its name.")],
+) -> None:
+    """Remove an engine: it takes no new jobs, and is gone when its present ones have ended.
+
+    Example: powermean engine remove smol
+    """
+    with connected() as client:
+        gone = client.remove_engine(engine_id(client, engine_or_name))
+    after = f", after {', '.join(gone.jobs)}" if gone.jobs else ""
+    console.print(f"{gone.spec.name} stops{after}", markup=False)
+
+
+def reason(one: EngineService) -> str | None:
+    """What is to be said of its state, for people."""
+    if one.error is not None:
+        return f"{one.error.message} {one.error.remedy or ''}".strip()
+    return one.why
+
+
+def engine_id(client: Client, engine_or_name: str) -> str:
+    """The id of the engine that has this name, or else what was given."""
+    for one in client.engines().items:
+        if one.spec.name == engine_or_name:
+            return one.id
+    return engine_or_name
