@@ -167,7 +167,7 @@ def connector(method: ChannelMethod, address: str) -> Callable[[], Peer]:
     if method == "gloo":
         return lambda: GlooPeer(address)
     senders = importlib.import_module("trainer.vllm_senders")
-    return lambda: senders.VllmPeer(method, address)  # type: ignore[no-any-return]
+    return lambda: senders.VllmPeer(method, address)
 
 
 def _awaited(condition: Callable[[], bool], answered: Callable[[], bool], timeout_s: float) -> bool:
