@@ -82,7 +82,7 @@ SUMS = {
         "tasks": [{"operator": "+", "low": 0, "high": 4}],
         "prompt": "{a}{op}{b}=",
     },
-    "reward": {"kind": "exact_match", "extract": "pattern", "pattern": r"^\\d"},
+    "reward": {"kind": "exact_match", "extract": "pattern", "pattern": r"^\d"},
     "training": {"steps": 3, "prompts_per_step": 16, "minibatches": 2, "epochs": 2},
     "optimizer": {"learning_rate": 1e-2, "warmup_updates": 0},
 }
