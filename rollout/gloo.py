@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch has stubs for few of these
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import ProcessGroupGloo
 
 _TRAINER, _WORKER = 0, 1
@@ -56,7 +57,7 @@ class Sender:
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-        self._group: ProcessGroupGloo | None = None
+        self._group: Any = None
 
     def is_met(self) -> bool:
         """Whether the worker has come, so that `meet` can be called."""
@@ -100,9 +101,7 @@ class Receiver:
             self._store.set(_HERE, "1")
         except RuntimeError as error:
             raise TransferError(f"no trainer waits at {host}:{port}: {_reason(error)}") from error
-        self._group: ProcessGroupGloo | None = _group(
-            self._store, _WORKER, address_towards(host, port), timeout
-        )
+        self._group: Any = _group(self._store, _WORKER, address_towards(host, port), timeout)
 
     def receive(
         self, version: int, announced: Sequence[Announced], sha256: str
@@ -145,7 +144,8 @@ def address_towards(host: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
-def _group(store: Store, rank: int, address: str, timeout: timedelta) -> ProcessGroupGloo:
+def _group(store: Store, rank: int, address: str, timeout: timedelta) -> Any:
+    """A ProcessGroupGloo of two; torch's type stubs know neither its options nor its send and recv."""
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timeout

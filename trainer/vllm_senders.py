@@ -110,7 +110,8 @@ class _Client:
     def start_weight_update(self) -> None:
         """Part of the publish."""
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        assert isinstance(update_info, dict)  # a list is for several workers
         publish, handles = self.publish, update_info.get("ipc_handles")
         assert publish is not None
         self._ask(lambda: publish(_buffer(handles) if handles is not None else None))

@@ -67,7 +67,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
         announced = [Announced(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in told]
         coming = self._receiver.receive(update_info.version, announced, update_info.sha256)
         try:
-            self.model.load_weights(coming)
+            model: Any = self.model  # every vLLM model has it
+            model.load_weights(coming)
             for name, _ in coming:  # the end of what comes is where its hash is checked
                 raise RuntimeError(f"the model did not take {name}")
         except BaseException:
@@ -75,7 +76,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
             raise
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         refresh_packed_heads(self.model)
 
     def shutdown(self) -> None:

@@ -21,8 +21,7 @@ from rollout.engine import Fence
 from rollout.engines.vllm import load_engine
 from rollout.engines.vllm_server import Deadlines, VllmOptions
 from rollout.weights import WeightSource
-from tests.rollout.served import TrainerEnd, channel_writer, served, tied_policy
-from tests.rollout.tiny_engines import JOB
+from tests.rollout.served import JOB, TrainerEnd, channel_writer, served, tied_policy
 from tests.tiny_model import char_tokenizer
 from trainer.failures import TrainingError
 from trainer.policy import Policy

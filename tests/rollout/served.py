@@ -19,7 +19,6 @@ from rollout.client import EngineRefused, RolloutClient
 from rollout.engines import vllm_server
 from rollout.engines.vllm import VllmEngine
 from rollout.settings import RolloutSettings
-from tests.rollout.tiny_engines import JOB
 from tests.tiny_model import tiny_config
 from trainer.channel import ChannelWriter, connector
 from trainer.policy import Policy, make_policy
@@ -29,17 +28,20 @@ from trainer.steady_engine import SteadyEngine
 
 PROMPTS = ((9, 4, 10, 7), (12, 5, 8))
 LOOPBACK = "127.0.0.1"
+JOB = "job-a"  # as in tests.trainer.attempts
 
 
 def tied_policy(
-    seed: int, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **changed: int
+    seed: int, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **changed: float
 ) -> Policy:
     """A tiny model whose output layer is its embedding, with heads of a size that vLLM takes."""
     torch.manual_seed(seed)
     config = tiny_config(
-        **({"num_attention_heads": 2, "num_key_value_heads": 1} | changed),
-        initializer_range=0.3,
-        tie_word_embeddings=True,
+        **(
+            {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+            | {"tie_word_embeddings": True}
+            | changed
+        )
     )
     return make_policy(LlamaForCausalLM(config).to(device), dtype=dtype, temperature=1.0)
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from rollout.engines.vllm import load_engine
 from rollout.engines.vllm_channel import offered
 from rollout.engines.vllm_server import Deadlines, VllmOptions
 from rollout.weights import WeightSource
-from tests.rollout.served import TrainerEnd, channel_writer, refused, served, tied_policy
-from tests.rollout.tiny_engines import JOB
+from tests.rollout.served import JOB, TrainerEnd, channel_writer, refused, served, tied_policy
 from tests.tiny_model import char_tokenizer
+from tests.trainer.attempts import Stage
 
 pytestmark = [
     pytest.mark.vllm,
@@ -33,19 +34,25 @@ SOON_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory, keys: KeyPair) -> Iterator[TrainerEnd]:
-    room = tmp_path_factory.mktemp("vllm-gloo")
-    tied_policy(0).model.save_pretrained(room / "model")
-    char_tokenizer().save_pretrained(room / "model")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the engine's model, which guesses: so a job on it finds something to learn."""
+    folder = tmp_path_factory.mktemp("vllm-gloo")
+    tied_policy(0, initializer_range=0.12).model.save_pretrained(folder / "tiny")
+    char_tokenizer().save_pretrained(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainer(room: Path, keys: KeyPair) -> Iterator[TrainerEnd]:
     transfer = offered("auto", on_gpu=False)
     assert transfer == "gloo", "install the package: its entry point vllm.general_plugins is missing"
     engine = load_engine(
-        VllmOptions(room / "model", "float32", max_num_seqs=16, transfer=transfer),
+        VllmOptions(room / "tiny", "float32", max_num_seqs=16, transfer=transfer),
         fence=Fence(JOB, 1, 0),
         weights=WeightSource(ArtefactStore((room / "artefacts").as_uri()), room),
         deadlines=Deadlines(start=500, generate=200, sync_step=60),
     )
-    with served(engine, room / "model", keys) as client:
+    with served(engine, room / "tiny", keys) as client:
         made = TrainerEnd(engine, client, channel_writer("gloo"))
         yield made
         made.writer.close()
@@ -69,10 +76,35 @@ def _at_tensor(monkeypatch: pytest.MonkeyPatch, place: int, act: Callable[[], No
     return at
 
 
+SUMS = {
+    "data": {
+        "kind": "arithmetic",
+        "tasks": [{"operator": "+", "low": 0, "high": 4}],
+        "prompt": "{a}{op}{b}=",
+    },
+    "reward": {"kind": "exact_match", "extract": "pattern", "pattern": r"^\d"},
+    "training": {"steps": 3, "prompts_per_step": 16, "minibatches": 2, "epochs": 2},
+    "optimizer": {"learning_rate": 1e-2, "warmup_updates": 0},
+}
+
+
+def test_a_job_trains_with_weights_that_go_by_gloo(trainer: TrainerEnd, room: Path) -> None:
+    """First of all, because a job's versions start at 1. It asks for a probe after each of its publishes."""
+    rollout = {"group_size": 8, "max_new_tokens": 4, "stop": ["\n"], "publish": "gloo"}
+    stage = Stage(room, room)
+    played = stage.play(engine=trainer.client, rollout=rollout, **SUMS)  # type: ignore[arg-type]
+    assert played.finish.outcome == "finished", played.finish
+    differences = played.series("publish/logp_difference_max")
+    assert len(differences) == 3
+    assert all(one is not None and one < TOLERANCE for one in differences)
+    assert trainer.client.health().version == 3
+
+
 def test_after_each_publish_log_probs_are_the_new_models(trainer: TrainerEnd) -> None:
     """Over one channel; the output layer follows the embedding that it is tied to."""
-    assert trainer.client.health().methods == ("store", "shm", "gloo")
-    for version in (1, 2):
+    state = trainer.client.health()
+    assert state.methods == ("store", "shm", "gloo")
+    for version in (state.version + 1, state.version + 2):
         policy = tied_policy(version)
         assert trainer.difference(policy) > 0.1
         trainer.publish(policy, version)
