@@ -78,7 +78,7 @@ class Sender:
         try:
             for place, tensor in enumerate(tensors):
                 if tensor.numel():
-                    self._group.send([_bytes(tensor)], _WORKER, place).wait()  # type: ignore[attr-defined]
+                    self._group.send([_bytes(tensor)], _WORKER, place).wait()
         except RuntimeError as error:
             raise TransferError(f"vLLM's worker took no more weights: {_reason(error)}") from error
 
@@ -115,7 +115,7 @@ class Receiver:
             for place, one in enumerate(announced):
                 tensor = torch.empty(one.shape, dtype=one.dtype)
                 if tensor.numel():
-                    self._group.recv([_bytes(tensor)], _TRAINER, place).wait()  # type: ignore[attr-defined]
+                    self._group.recv([_bytes(tensor)], _TRAINER, place).wait()
                     digest.update(_bytes(tensor).numpy().data)
                 yield one.name, tensor
         except RuntimeError as error:
