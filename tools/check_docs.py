@@ -45,7 +45,8 @@ Scalars of every trajectory are in the database: `GET /v1/jobs/{id}/trajectories
 in the artefact store, one per step. Tokens of one trajectory: `GET
 /v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
 `/jobs/{id}/steps/{step}/trajectories/{index}`, where they are coloured by W_t or by log-ratio. A number
-that is undefined is null; `p_reason` says why p is.
+that is undefined is null; `p_reason` says why p is. The API adds `lag`, how many weight versions the
+trajectory is behind its step's own, and gives p and ESS by lag: `GET /v1/jobs/{id}/lag` ([pmpo.md](pmpo.md)).
 
 ![A trajectory's tokens, coloured by weight](images/token-view.png)
 

@@ -27,8 +27,8 @@ def lag(
 ) -> None:
     """p and ESS by lag: what the objective makes of stale trajectories.
 
-    n trajectories, of which several weight versions made the mixed ones. Means are of their last update (first
-    p: of their first); w is the raw importance weight of a token.
+    n trajectories, of which several weight versions made the mixed ones. Means are of their last update
+    (first p: of their first); w is the raw importance weight of a token.
 
     Example: powermean lag job-abc --steps 50
     """

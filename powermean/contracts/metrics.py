@@ -84,8 +84,10 @@ METRICS: dict[str, MetricInfo] = {
         "nats", "largest |log-prob difference| between engine and trainer"
     ),
     **_importance_ratios(),
-    "staleness/mean": _step("updates", "mean lag of the trajectories: weight versions behind the step's own"),
-    "staleness/max": _step("updates", "largest lag"),
+    "staleness/mean": _step(
+        "versions", "mean lag of the trajectories: weight versions behind the step's own"
+    ),
+    "staleness/max": _step("versions", "largest lag"),
     "staleness/share_mixed": _step("share", "trajectories whose tokens several weight versions made"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
     "grader/failures": _step("count", "completions whose grader raised or ran out of time (reward 0)"),

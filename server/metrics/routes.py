@@ -85,7 +85,7 @@ def get_metrics(
     person: CurrentPerson,
     database: RequestDatabase,
     name: Annotated[
-        list[str], Query(description="Series wanted, one parameter each; none gives all.", max_length=64)
+        list[str], Query(description="Series wanted, one parameter each; none gives all.", max_length=200)
     ] = [],  # noqa: B006 - FastAPI copies it
     from_step: Step = None,
     to_step: Step = None,

@@ -30,6 +30,7 @@ from powermean.contracts.attempts import AllocationView
 from powermean.contracts.engines import EngineService, EngineServiceList
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
+from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
@@ -40,6 +41,7 @@ KEY = "pm_key"
 CODE = "code-1"
 PART = 64 * 1024  # most of a log in one answer
 TOO_EARLY = Finding(code="too_few_steps", level="ok", message="0 of the 5 steps")
+NO_LAG = JobLag(first_step=None, last_step=None, rows=())
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
 SPEC: dict[str, Any] = {
@@ -71,6 +73,7 @@ class FakeJob:
     checkpoints: list[CheckpointView] = field(default_factory=list)
     logs: dict[int, str] = field(default_factory=dict)
     finding: Finding = TOO_EARLY
+    lag: JobLag = NO_LAG
 
     def update(self, **changes: Any) -> None:
         self.job = self.job.model_copy(update=changes)
@@ -278,6 +281,11 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         _signed_in(request)
         found = api.find(job_id).finding
         return JobHealth(level=found.level, first_step=None, last_step=None, findings=(found,))
+
+    @app.get("/v1/jobs/{job_id}/lag")
+    def lag(request: Request, job_id: str) -> JobLag:
+        _signed_in(request)
+        return api.find(job_id).lag
 
     @app.get("/v1/jobs/{job_id}/trajectories")
     def trajectories(

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse
+from tests.tiny_model import tiny_spec
 from tests.trainer.attempts import Played, Stage
 from tests.trainer.engine_double import EngineDouble
 from trainer.batching import GroupBatch
@@ -101,6 +102,23 @@ def test_the_engine_serves_the_trainers_weights(whole: Played) -> None:
     versions = {step: {row.weight_version for row in rows} for step, rows in whole.trajectories.items()}
     assert versions == {step: {step - 1} for step in range(1, 7)}
     assert not list(Path("/dev/shm").glob("powermean-job-a.*"))
+
+
+def test_pi_old_may_be_the_samplers(whole: Played, stage: Stage) -> None:
+    """On-policy it is the same run; what is known of the trainer is what the first minibatch gave."""
+    rollout = tiny_spec("tiny")["rollout"] | {"old_policy": "sampler"}
+    found = stage.play(training=TRAINING | {"steps": 2}, rollout=rollout)
+    assert found.finish.outcome == "finished"
+    assert set(METRICS) - {name for _, _, name in found.metrics} == {"kl", "time/checkpoint"}
+    for name in ("p/share_below_0.95", "ess/mean", "ratio/max"):
+        for update in (2, 3):
+            key = (1, update, name)
+            assert found.metrics[key] == pytest.approx(whole.metrics[key], abs=1e-4), key
+    for rows in found.trajectories.values():
+        entropy = {row.updates[0].update: row.entropy is not None for row in rows if row.advantage}
+        assert entropy == {0: True, 1: False}
+        assert all((row.entropy is None) == (row.sampling_kl is None) for row in rows)
+    assert max(found.series("staleness/max")) == 0
 
 
 def test_trajectories_are_recorded_with_what_each_update_saw(whole: Played) -> None:

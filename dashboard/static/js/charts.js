@@ -128,7 +128,10 @@ export const CHARTS = [
   {
     id: "sampling_kl",
     title: "Engine and trainer: KL",
-    series: [{ name: "sampling/kl", label: "KL(rollout ‖ trainer)", color: 1 }],
+    series: [
+      { name: "sampling/kl", label: "KL(rollout ‖ trainer)", color: 1 },
+      { name: "sampling/kl_truncated", label: "truncated", color: 7, style: "dashed" },
+    ],
   },
   {
     id: "logp_difference",
@@ -136,6 +139,27 @@ export const CHARTS = [
     series: [
       { name: "sampling/sampling_logp_difference/max", label: "largest difference, sampling", color: 1 },
       { name: "publish/logp_difference_max", label: "after publish", color: 2, style: "dashed" },
+    ],
+    y: { min: 0 },
+  },
+  {
+    id: "importance_weight",
+    title: "Engine and trainer: weights",
+    series: [
+      { name: "sampling/importance_sampling_ratio/raw_max", label: "token, largest", color: 2 },
+      { name: "sampling/importance_sampling_ratio/raw_mean", label: "mean", color: 1 },
+      { name: "sampling/importance_sampling_ratio/raw_min", label: "smallest", color: 6 },
+      { name: "sampling/sequence_importance_ratio/raw_mean", label: "sequence, mean", color: 4, style: "dashed" },
+    ],
+    lines: [{ value: 1, label: "equal" }],
+  },
+  {
+    id: "staleness",
+    title: "Lag of trajectories",
+    series: [
+      { name: "staleness/mean", label: "mean", color: 1 },
+      { name: "staleness/max", label: "largest", color: 7, style: "dashed" },
+      { name: "staleness/share_mixed", label: "share of several versions", color: 2, style: "dashed" },
     ],
     y: { min: 0 },
   },
