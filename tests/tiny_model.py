@@ -52,12 +52,12 @@ def tiny_config(**changes: object) -> LlamaConfig:
     return LlamaConfig(**(settings | changes))
 
 
-def build_tiny_model(folder: Path, updates: int = 150, seed: int = 0, **config: object) -> Path:
-    """Train it (about ten CPU seconds) and save it as a Hugging Face folder."""
+def build_tiny_model(folder: Path, updates: int = 150, seed: int = 0, **changes: object) -> Path:
+    """Train it (about ten CPU seconds) and save it as a Hugging Face folder. `changes` go to its config."""
     torch.manual_seed(seed)
     chance = random.Random(seed)
     tokenizer = char_tokenizer()
-    model = LlamaForCausalLM(tiny_config(**config))
+    model = LlamaForCausalLM(tiny_config(**changes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(updates):
         ids, mask = _lesson(tokenizer, chance, 128)

@@ -122,6 +122,8 @@ export const CHARTS = [
       { name: "time/publish", label: "publish", color: 4, style: "stack" },
       { name: "time/record", label: "record", color: 5, style: "stack" },
       { name: "time/checkpoint", label: "checkpoint", color: 7, style: "stack" },
+      { name: "time/step", label: "whole step", color: 2 },
+      { name: "time/wait", label: "wait for a batch", color: 1, style: "dashed" },
     ],
     y: { min: 0 },
   },
