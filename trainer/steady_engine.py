@@ -29,7 +29,7 @@ _POLL_S = 1.0
 _DOWN = frozenset({"engine_died", "engine_starting"})
 _EMPTY = frozenset({"weights_incomplete", "adapter_missing"})
 # How a death often shows first; but what comes again and again is no death.
-_SUSPECT = frozenset({"engine_error", "engine_timeout"})
+_SUSPECT = frozenset({"engine_error", "engine_timeout", "channel_failed"})
 _SUSPECT_TRIES = 3
 
 

@@ -202,9 +202,10 @@ class VllmServer:
 
     def kill(self, reason: str) -> None:
         """End the process at once; the keeper starts it anew, if it has not done so already."""
+        mark = self._mark  # the keeper may start the next one while this one's processes are being ended
         if self._phase == "ready":
             self._reason = reason
-            end_all(self._processes, grace_s=0.0)
+            end_all(lambda: marked(_MARK, mark), grace_s=0.0)
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -251,6 +252,7 @@ class VllmServer:
         return None
 
     def _spawn(self) -> subprocess.Popen[str]:
+        self._mark = secrets.token_hex(16)
         self.socket.unlink(missing_ok=True)
         self._lines.clear()
         process = subprocess.Popen(

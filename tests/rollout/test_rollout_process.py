@@ -182,7 +182,7 @@ def test_a_token_allows_what_it_says(
 
 
 def test_a_channel_is_opened_to_the_current_attempt_by_an_engine_that_has_it(service: Service) -> None:
-    def opened(attempt: int, **claims: object) -> str:
+    def opened(attempt: int, /, **claims: object) -> str:
         request = ChannelRequest(job_id=JOB, attempt=attempt, method="gloo", host="127.0.0.1", port=9)
         with service.client(**claims) as client, pytest.raises(EngineRefused) as refused:
             client.open_channel(request, 10)

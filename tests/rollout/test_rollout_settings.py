@@ -30,6 +30,7 @@ def test_the_nodes_command_line_is_understood() -> None:
         (["--model", "m", "--job-id", "j"], "--public-key"),
         ([*NEEDED, "--attempt", "0"], "--attempt: "),
         ([*NEEDED, "--device", "tpu"], "--device: "),
+        ([*NEEDED, "--transfer", "gloo"], "--transfer: "),
         ([*NEEDED, "--max-batch-tokens", "many"], "--max-batch-tokens: "),
         ([*NEEDED, "--host", "0.0.0.0"], "--allowed-host"),
         ([*NEEDED, "--allowed-host", "*"], "must name a host"),

@@ -185,9 +185,12 @@ def test_the_steady_engine_publishes_again_over_a_new_channel(
 ) -> None:
     model, told = _model(), list[str]()
     steady = SteadyEngine(service, writer, model, told.append, poll_s=0.0)  # type: ignore[arg-type]
-    service.script = [None, DIED, EngineRefused(503, "engine_starting", "soon")]
+    service.script = [
+        *(None, DIED),
+        *(EngineRefused(503, "channel_failed", "dead"), EngineRefused(503, "engine_starting", "soon")),
+    ]
     steady.publish(writer.write(model, 4), 10.0)
-    assert service.calls == ["open", "publish 4", "open", "open", "publish 4"]
+    assert service.calls == ["open", "publish 4", *["open"] * 3, "publish 4"]
     assert "engine_died" in told[0]
 
 

@@ -138,6 +138,14 @@ def test_a_lora_jobs_own_vllm_takes_its_adapter(tmp_path: Path, engine: str, fla
     assert commands[1].argv[-len(flags) :] == flags if flags else "--max-adapters" not in commands[1].argv
 
 
+def test_vllm_is_started_with_the_gpu_channel_that_the_job_asks_for(tmp_path: Path) -> None:
+    launcher, plain = LocalLauncher(settings(tmp_path)), claim(gpus=("GPU-1",))
+    rollout = plain.spec.rollout.model_copy(update={"publish": "ipc"})
+    asked = plain.model_copy(update={"spec": plain.spec.model_copy(update={"rollout": rollout})})
+    assert option(launcher.engine(AttemptDir(tmp_path), asked, Path("/model")).argv, "--transfer") == "ipc"
+    assert "--transfer" not in launcher.engine(AttemptDir(tmp_path), plain, Path("/model")).argv
+
+
 def test_on_gpus_the_trainer_runs_a_rank_on_each_of_the_allocations(tmp_path: Path) -> None:
     launcher = LocalLauncher(settings(tmp_path))
     command = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1", "GPU-2")), Path("/model"))
