@@ -13,9 +13,8 @@ from vllm.lora.punica_wrapper import punica_cpu
 def install() -> None:
     """Put these in the place of vLLM's, in this process. Its sgmv_* functions call them too."""
     for module in (lora_ops, punica_cpu):
-        module.bgmv_shrink = bgmv_shrink
-        module.bgmv_expand = bgmv_expand
-        module.bgmv_expand_slice = bgmv_expand_slice
+        for product in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
+            setattr(module, product.__name__, product)
 
 
 def bgmv_shrink(
@@ -55,7 +54,7 @@ def bgmv_expand_slice(
 def _products(inputs: Tensor, weights: Tensor, adapters: Tensor, dtype: torch.dtype) -> Tensor:
     """[T, out]: weights[adapters[t]] inputs[t]."""
     inputs, weights = inputs.to(dtype), weights.flatten(0, -3)
-    present = adapters.unique().tolist()
+    present = sorted(set(adapters.tolist()))
     if len(present) == 1 and present[0] >= 0:
         return inputs @ weights[present[0]].to(dtype).T
     products = inputs.new_zeros(inputs.shape[0], weights.shape[-2])
