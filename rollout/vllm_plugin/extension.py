@@ -13,6 +13,11 @@ from safetensors import safe_open
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
+from rollout.vllm_plugin import lora_products
+
+if current_platform.is_cpu():  # vLLM imports this file before it loads the model, and offers no other place
+    lora_products.install()
+
 
 class WorkerExtension:
     """Loads published weights into the running model."""
