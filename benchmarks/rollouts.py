@@ -19,6 +19,7 @@ from rollouts_steps import steps_table
 from rollouts_table import Table
 from rollouts_tokens import tokens_table
 
+from powermean.cli.embedded import raise_on_signals
 from powermean.home import Home
 from rollout.choice import vllm_installed
 from trainer.launcher import PATIENT
@@ -63,6 +64,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, and the engines have it, too
         os.execve(sys.executable, [sys.executable, *sys.argv], PATIENT | os.environ)
     options = parsed()
+    raise_on_signals()  # what was started is ended and what was written removed, also on SIGTERM
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads each, {load()} at the start")
     with tempfile.TemporaryDirectory(prefix="powermean-benchmark-models-") as scratch:
         for table in tables(options, Path(scratch)):
