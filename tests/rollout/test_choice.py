@@ -89,9 +89,9 @@ def test_the_list_of_models_is_read_from_vllms_source(
         ("x = 1\n", None),
     ):
         registry.write_text(text)
-        choice._registered.cache_clear()
+        choice._registered_at.cache_clear()
         assert choice.served_architectures() == found
-    choice._registered.cache_clear()
+    choice._registered_at.cache_clear()
 
 
 def test_whether_a_model_takes_adapters_is_read_from_vllms_source(
@@ -105,10 +105,10 @@ def test_whether_a_model_takes_adapters_is_read_from_vllms_source(
     (models / "c.py").write_text(
         "from .a import A as Base\nclass C(Base): ...\nclass D(nn.Module, Other[int]): ...\n"
     )
-    choice._registered.cache_clear()
+    choice._registered_at.cache_clear()
     choice._is_adaptable.cache_clear()
     told = {name: choice.takes_adapters(folder(architectures=[name])) for name in "ABCDEF"}
-    choice._registered.cache_clear()
+    choice._registered_at.cache_clear()
     choice._is_adaptable.cache_clear()
     assert told == {"A": True, "B": False, "C": True, "D": False, "E": True, "F": True}
 
