@@ -235,6 +235,9 @@ def hold(data_dir: Path) -> int:
 def main(argv: list[str] | None = None) -> Any:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # With setproctitle, which vLLM brings, Celery names the process; that must not overwrite its environment,
+    # by which processes of ours are found.
+    os.environ["SPT_NOENV"] = "1"
     try:
         settings = NodeSettings.read()
     except NodeSettingsError as error:

@@ -97,7 +97,7 @@ class Service:
 
     def running(self, module: str) -> set[int]:
         """Processes of the service that run a module, e.g. trainer.run."""
-        return {pid for pid in self.all_pids() if module in command_line(pid)}
+        return {pid for pid in self.all_pids() if runs(module, command_line(pid))}
 
     def at_step(self, job_id: str, step: int) -> Job:
         """Wait until the job has trained so far; fails when it ends before."""
@@ -128,6 +128,12 @@ class Service:
         job = self.ended(job_id)
         assert job.state is JobState.FINISHED, f"{job.state}: {job.error}\n{self.client.logs(job_id).text}"
         return job
+
+
+def runs(module: str, arguments: list[str]) -> bool:
+    """Whether this is a module's command line. Celery names its process where setproctitle is installed."""
+    named = module == "trainer.worker" and arguments[:1] != [] and arguments[0].startswith("[celeryd")
+    return named or module in arguments
 
 
 def command_line(pid: int) -> list[str]:
