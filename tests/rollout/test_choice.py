@@ -1,6 +1,7 @@
 """Which engine serves a model, with a stand-in for the installed vLLM; the real one is asked in engines/."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def _source_of_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     models.mkdir(parents=True)
     (tmp_path / "vllm" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)  # another test may have imported the real one
     return models
 
 
