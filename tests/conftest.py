@@ -2,9 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from rollout.engines.own_folder import remove_abandoned
 
 # More threads than cores only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,3 +32,10 @@ settings.load_profile("powermean")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A failure in a quick test should not wait for the slow ones."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_folders_of_killed_engines() -> Iterator[None]:
+    """Some tests kill rollout services, whose folders are otherwise removed by the next service."""
+    yield
+    remove_abandoned()

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from powermean.contracts.attempts import Claim
 from powermean.contracts.engines import EngineOrder
@@ -50,14 +50,16 @@ class LocalLauncher:
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         argv = (sys.executable, "-m", "trainer.models", "--claim", str(attempt.claim_file))
-        return Command(argv, self._environment(attempt, claim))
+        return Command(argv, self._environment(attempt, ()))
 
     def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        on_gpu = bool(self._gpus(claim))
+        gpus = self._gpus(claim, "rollout")
+        on_gpu = bool(gpus)
         dtype = claim.spec.model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
         publish = claim.spec.rollout.publish
+        split = claim.spec.resources.placement == "split"
         argv = (
             *(sys.executable, "-m", "rollout"),
             *("--engine", claim.spec.rollout.engine),
@@ -73,28 +75,29 @@ class LocalLauncher:
             *("--ready-file", str(attempt.engine_file)),
             *_adapter_flags(claim),
             *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
+            *(("--gpu-memory-share", OWN_GPU_SHARE) if split else ()),
         )
-        return Command(argv, self._environment(attempt, claim) | {"HF_HUB_OFFLINE": "1"})
+        return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        ranks = len(self._gpus(claim))
+        gpus = self._gpus(claim, "trainer")
         start: tuple[str, ...] = (sys.executable, "-m")
-        if ranks > 1:
-            start += ("torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m")
+        if len(gpus) > 1:
+            start += ("torch.distributed.run", "--standalone", "--nproc-per-node", str(len(gpus)), "-m")
         argv = (*start, "trainer.run", "--attempt-dir", str(attempt.path))
-        return Command(argv, self._environment(attempt, claim) | {"HF_HUB_OFFLINE": "1"})
+        return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
 
-    def _gpus(self, claim: Claim) -> tuple[str, ...]:
+    def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:
         here = self._settings.node_id
         return tuple(
             uuid
             for part in claim.allocations
-            if part.node_id == here and part.role == "trainer"
+            if part.node_id == here and part.role == role
             for uuid in part.gpu_uuids
         )
 
-    def _environment(self, attempt: AttemptDir, claim: Claim) -> dict[str, str]:
-        return _environment(self._gpus(claim)) | {
+    def _environment(self, attempt: AttemptDir, gpus: tuple[str, ...]) -> dict[str, str]:
+        return _environment(gpus) | {
             MARK: attempt.attempt_id,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
             "PYTHONHASHSEED": "0",

@@ -100,12 +100,13 @@ def check_devices(spec: JobSpec) -> None:
             path="resources.gpus",
             remedy="set resources.gpus to 1",
         )
-    if torch.cuda.device_count() < spec.resources.gpus:
+    wanted = spec.resources.gpus + spec.resources.rollout_gpus
+    if torch.cuda.device_count() < wanted:
         raise TrainingError(
             "too_few_gpus",
-            f"the job asks for {spec.resources.gpus} GPUs, this node has {torch.cuda.device_count()}",
-            path="resources.gpus",
-            remedy="ask for no more GPUs than a node has",
+            f"the job asks for {wanted} GPUs with its engine's, this node has {torch.cuda.device_count()}",
+            path="resources.placement" if spec.resources.rollout_gpus else "resources.gpus",
+            remedy="ask for no more GPUs than a node has (placement: split takes one more)",
         )
 
 

@@ -173,9 +173,23 @@ class ResourceSpec(Contract):
     """What the job occupies while it runs."""
 
     gpus: StrictInt = Field(0, ge=0, le=1024, description="GPUs for the trainer; 0 trains on a CPU slot.")
-    placement: Literal["colocated"] = Field(
-        "colocated", description="Trainer and engine share the allocation's GPUs."
+    placement: Literal["colocated", "split"] = Field(
+        "colocated",
+        description="colocated: trainer and engine share their GPUs; split: the engine has one more GPU of "
+        "the same node for itself. A shared engine has its own in any case.",
     )
+
+    @property
+    def rollout_gpus(self) -> int:
+        """GPUs of the engine's own, beside the trainer's."""
+        return 1 if self.placement == "split" else 0
+
+    @model_validator(mode="after")
+    def _split_on_gpus(self) -> "ResourceSpec":
+        if self.placement == "split" and self.gpus == 0:
+            why = "split is for GPUs and gpus is 0: set gpus to 1, or leave placement at colocated"
+            raise conflict(("placement",), why, self.placement)
+        return self
 
 
 class RecordSpec(Contract):
@@ -258,8 +272,10 @@ class JobSpec(Contract):
             why = "gloo is for CPUs and resources.gpus is above 0: use auto, shm, store or ipc"
         elif method != "gloo" and gpus == 0:
             why = f"{method} is for GPUs and resources.gpus is 0: use auto, shm, store or gloo"
-        elif method == "nccl":
-            why = "nccl needs GPUs of the engine's own, and resources.placement is colocated: use ipc"
+        elif method == "nccl" and self.resources.placement == "colocated":
+            why = "nccl needs a GPU of the engine's own: set resources.placement to split, or use ipc"
+        elif method == "ipc" and self.resources.placement == "split":
+            why = "ipc stays within a GPU, and resources.placement is split: use nccl"
         if why is not None:
             raise conflict(("rollout", "publish"), why, method)
         return self

@@ -6,10 +6,8 @@ server therefore listens on a socket file in a folder that only this user may en
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from powermean.contracts.rollout import ChannelMethod
 from powermean.processes import end_all, marked
 from rollout.choice import CPU_CACHE_GIB, lora_capacity, vllm_installed
 from rollout.engine import EngineError
+from rollout.engines.own_folder import OwnFolder
 from rollout.engines.vllm_guard import guarded
 from rollout.vllm_plugin import GLOO_BACK_END
 
@@ -98,7 +97,7 @@ class VllmServer:
         self.options = options
         self.deadlines = deadlines or Deadlines()
         self._restarts = restarts or Restarts()
-        self.folder = Path(tempfile.mkdtemp(prefix="powermean-vllm-"))  # mode 0700; gone after close()
+        self._folder = OwnFolder()
         self._key = secrets.token_urlsafe(32)
         self._mark = secrets.token_hex(16)
         self._lines: deque[str] = deque(maxlen=_REMEMBERED_LINES)
@@ -110,6 +109,11 @@ class VllmServer:
         # The keeper starts the process: it must live as long, see powermean.tether.
         self._keeper = Thread(target=self._keep, name="vllm-keeper", daemon=True)
         self._keeper.start()
+
+    @property
+    def folder(self) -> Path:
+        """That only this user may enter; gone after close()."""
+        return self._folder.path
 
     @property
     def socket(self) -> Path:
@@ -212,7 +216,7 @@ class VllmServer:
         self._closing.set()
         self._keeper.join(timeout=2 * self.deadlines.stop)
         self._move("closed")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._folder.remove()
 
     def _processes(self) -> set[int]:
         return marked(_MARK, self._mark)

@@ -46,7 +46,8 @@ class WaitingJob:
     """A queued job. `gpus` 0 asks for a CPU slot; `avoid` are nodes that let it down just now."""
 
     id: str
-    gpus: int
+    gpus: int  # of the trainer
+    rollout_gpus: int = 0  # of an engine of its own; 0: that shares the trainer's
     avoid: frozenset[str] = frozenset()
     vllm: bool = False  # its own engine has to be vLLM
     adapter: AdapterNeed | None = None  # None: it gets an engine of its own
@@ -206,15 +207,17 @@ def _with_own_engine(job: WaitingJob, nodes: Sequence[NodeCapacity], free: _Free
     able = [node for node in nodes if not job.vllm or VLLM in node.engines]
     if nodes and not able:
         return _Wait("waiting for a node with vLLM: none of those connected has it")
-    possible = _holding(job, able)
+    gpus = job.gpus + job.rollout_gpus
+    possible = _holding(gpus, able)
     if not possible:
-        return _Wait(_never(job, able))
-    node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid)
+        return _Wait(_never(gpus, able))
+    node_id = free.choose(gpus, possible - free.kept[gpus > 0], job.avoid)
     if node_id is None:
-        return _Wait(_busy(job, possible, free), possible)
-    taken = free.take(node_id, job.gpus)  # placement: colocated
-    trainer = AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken)
-    rollout = AllocationView(role="rollout", node_id=node_id, gpu_uuids=taken)
+        return _Wait(_busy(gpus, possible, free), possible)
+    taken = free.take(node_id, gpus)
+    engines = taken[job.gpus :] if job.rollout_gpus else taken
+    trainer = AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken[: job.gpus])
+    rollout = AllocationView(role="rollout", node_id=node_id, gpu_uuids=engines)
     return Start(job.id, (trainer, rollout))
 
 
@@ -235,14 +238,14 @@ def _on_shared_engine(job: WaitingJob, need: AdapterNeed, state: ClusterState, f
         )
     wanted: frozenset[str] = frozenset()
     for engine in sorted(with_slot, key=lambda e: (e.node in job.avoid, len(free.jobs[e.id]), e.id)):
-        possible = _holding(job, [node for node in state.nodes if engine.reach in (None, node.id)])
+        possible = _holding(job.gpus, [node for node in state.nodes if engine.reach in (None, node.id)])
         node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid)
         if node_id is not None:
             return _share(job, node_id, engine, free)
         wanted |= possible
     if not wanted:
         return _Wait(f"waiting for engine {with_slot[0].name} on a node that can hold the trainer")
-    return _Wait(_busy(job, wanted, free), wanted)
+    return _Wait(_busy(job.gpus, wanted, free), wanted)
 
 
 def _share(job: WaitingJob, node_id: str, engine: SharedEngine, free: _Free) -> Start:
@@ -264,24 +267,24 @@ def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
     return f"{engine.name} takes {engine.max_tokens} tokens, the job has up to {need.tokens}"
 
 
-def _holding(job: WaitingJob, nodes: Iterable[NodeCapacity]) -> frozenset[str]:
-    """The nodes that could hold the job's trainer if they were empty."""
-    return frozenset(n.id for n in nodes if (n.gpus >= job.gpus if job.gpus else n.cpu_slots > 0))
+def _holding(gpus: int, nodes: Iterable[NodeCapacity]) -> frozenset[str]:
+    """The nodes that could hold so many GPUs, or (0) a job on a CPU slot, if they were empty."""
+    return frozenset(n.id for n in nodes if (n.gpus >= gpus if gpus else n.cpu_slots > 0))
 
 
-def _never(job: WaitingJob, nodes: Sequence[NodeCapacity]) -> str:
+def _never(gpus: int, nodes: Sequence[NodeCapacity]) -> str:
     """Why none of the nodes could hold the job even if it were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
-    if job.gpus:
+    if gpus:
         most = max(node.gpus for node in nodes)
-        return f"waiting for a node with {job.gpus} GPUs: the largest one connected has {most}"
+        return f"waiting for a node with {gpus} GPUs: the largest one connected has {most}"
     return "waiting for a node with CPU slots: none of those connected has any"
 
 
-def _busy(job: WaitingJob, possible: frozenset[str], free: _Free) -> str:
-    if possible <= free.kept[job.gpus > 0]:
+def _busy(gpus: int, possible: frozenset[str], free: _Free) -> str:
+    if possible <= free.kept[gpus > 0]:
         return "waiting behind earlier jobs"
-    if job.gpus:
-        return f"waiting for {job.gpus} free GPUs on one node"
+    if gpus:
+        return f"waiting for {gpus} free GPUs on one node"
     return "waiting for a free CPU slot"

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
+from powermean.contracts.job import JobSpec
 from server.cluster import engines, nodes
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, campaign, resign
@@ -104,21 +105,22 @@ def _queued(session: Session, now: datetime) -> Sequence[Job]:
 
 def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
     avoid = _let_down(session, [f"{job.id}.{job.attempt}" for job in jobs if job.attempt])
-    return [
-        WaitingJob(
-            job.id,
-            gpus=int(job.spec["resources"]["gpus"]),
-            avoid=frozenset(avoid.get(f"{job.id}.{job.attempt}", ())),
-            vllm=job.spec["rollout"]["engine"] == "vllm",
-            adapter=_adapter_need(job),
-        )
-        for job in jobs
-    ]
+    return [_waiting(job, job_spec(job), avoid.get(f"{job.id}.{job.attempt}", set())) for job in jobs]
 
 
-def _adapter_need(job: Job) -> AdapterNeed | None:
+def _waiting(job: Job, spec: JobSpec, avoid: set[str]) -> WaitingJob:
+    return WaitingJob(
+        job.id,
+        gpus=spec.resources.gpus,
+        rollout_gpus=spec.resources.rollout_gpus,
+        avoid=frozenset(avoid),
+        vllm=spec.rollout.engine == "vllm",
+        adapter=_adapter_need(job, spec),
+    )
+
+
+def _adapter_need(job: Job, spec: JobSpec) -> AdapterNeed | None:
     """What the job asks of a shared engine; None: it is not to have one."""
-    spec = job_spec(job)
     if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
         return None
     return AdapterNeed(

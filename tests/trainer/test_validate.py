@@ -101,6 +101,14 @@ def test_more_than_one_gpu_is_refused(settings: NodeSettings, monkeypatch: pytes
     assert (error.code, error.path) == ("too_many_gpus", "resources.gpus")
 
 
+def test_a_split_job_needs_a_second_gpu(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert errors(settings, resources={"gpus": 1}) == []
+    (error,) = errors(settings, resources={"gpus": 1, "placement": "split"})
+    assert (error.code, error.path) == ("too_few_gpus", "resources.placement")
+
+
 def test_vllm_where_it_is_missing_or_does_not_serve_the_model(
     settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

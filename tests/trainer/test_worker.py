@@ -34,7 +34,9 @@ def claim(number: int = 1, gpus: tuple[str, ...] = ()) -> Claim:
             "job_id": f"job-{os.getpid()}",
             "number": number,
             "spec": spec,
-            "allocations": [{"role": "trainer", "node_id": "local", "gpu_uuids": gpus}],
+            "allocations": [
+                {"role": role, "node_id": "local", "gpu_uuids": gpus} for role in ("trainer", "rollout")
+            ],
             "token": "t",
             "lease_s": 60,
             "beat_s": 10,
@@ -154,6 +156,28 @@ def test_on_gpus_the_trainer_runs_a_rank_on_each_of_the_allocations(tmp_path: Pa
     one = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1",)), Path("/model"))
     assert "--nproc-per-node" not in one.argv
     assert option(one.argv, "-m") == "trainer.run"
+
+
+def test_split_on_two_gpus_trainer_and_engine_see_one_each(tmp_path: Path) -> None:
+    launcher, plain = LocalLauncher(settings(tmp_path)), claim(gpus=("GPU-1",))
+    trainer, rollout = plain.allocations
+    split = plain.spec.model_copy(
+        update={"resources": plain.spec.resources.model_copy(update={"placement": "split"})}
+    )
+    apart = plain.model_copy(
+        update={
+            "spec": split,
+            "allocations": (trainer, rollout.model_copy(update={"gpu_uuids": ("GPU-2",)})),
+        }
+    )
+    engine = launcher.engine(AttemptDir(tmp_path), apart, Path("/model"))
+    assert engine.environment["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    assert option(engine.argv, "--gpu-memory-share") == "0.9"
+    own = launcher.trainer(AttemptDir(tmp_path), apart, Path("/model"))
+    assert own.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    together = launcher.engine(AttemptDir(tmp_path), plain, Path("/model"))
+    assert together.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert "--gpu-memory-share" not in together.argv  # half of the GPU is the trainer's
 
 
 def test_the_nodes_token_reaches_no_training_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

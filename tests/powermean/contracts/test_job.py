@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from powermean.contracts.job import JobSpec
+from powermean.contracts.job import JobSpec, ResourceSpec
 from tests.tiny_model import tiny_spec
 
 
@@ -35,7 +35,8 @@ def test_a_length_penalty_must_leave_room_below_it(buffer: int) -> None:
         ("gloo", {"resources": {"gpus": 1}}, "gloo is for CPUs"),
         ("nccl", {}, "nccl is for GPUs and resources.gpus is 0"),
         ("ipc", {}, "ipc is for GPUs and resources.gpus is 0"),
-        ("nccl", {"resources": {"gpus": 1}}, "placement is colocated: use ipc"),
+        ("nccl", {"resources": {"gpus": 1}}, "set resources.placement to split, or use ipc"),
+        ("ipc", {"resources": {"gpus": 1, "placement": "split"}}, "placement is split: use nccl"),
     ],
 )
 def test_a_channel_fits_what_it_goes_between(publish: str, spec: dict[str, object], why: str) -> None:
@@ -45,10 +46,28 @@ def test_a_channel_fits_what_it_goes_between(publish: str, spec: dict[str, objec
     assert why in message
 
 
-@pytest.mark.parametrize(("publish", "gpus"), [("gloo", 0), ("ipc", 1), ("shm", 1), ("store", 0)])
-def test_ways_of_publishing_that_fit_are_taken(publish: str, gpus: int) -> None:
-    fits = tiny_spec("tiny", rollout={"publish": publish}, resources={"gpus": gpus})
+@pytest.mark.parametrize(
+    ("publish", "resources"),
+    [
+        ("gloo", {"gpus": 0}),
+        ("ipc", {"gpus": 1}),
+        ("nccl", {"gpus": 1, "placement": "split"}),
+        ("shm", {"gpus": 1}),
+        ("shm", {"gpus": 1, "placement": "split"}),
+        ("store", {"gpus": 0}),
+    ],
+)
+def test_ways_of_publishing_that_fit_are_taken(publish: str, resources: dict[str, object]) -> None:
+    fits = tiny_spec("tiny", rollout={"publish": publish}, resources=resources)
     assert JobSpec.model_validate(fits).rollout.publish == publish
+
+
+def test_only_gpus_are_split_between_trainer_and_engine() -> None:
+    ((path, message),) = faults(resources={"placement": "split"})
+    assert path == ("resources", "placement")
+    assert "set gpus to 1" in message
+    assert ResourceSpec(gpus=1, placement="split").rollout_gpus == 1
+    assert ResourceSpec(gpus=1).rollout_gpus == 0
 
 
 @pytest.mark.parametrize("staleness", [4, 5])

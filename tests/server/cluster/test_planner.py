@@ -97,7 +97,8 @@ def states(draw: st.DrawFn) -> ClusterState:
     jobs = [
         WaitingJob(
             f"job{number}",
-            gpus=draw(st.integers(0, 9)),
+            gpus=(gpus := draw(st.integers(0, 9))),
+            rollout_gpus=draw(st.integers(0, 2)) if gpus else 0,
             avoid=frozenset(draw(st.sets(st.sampled_from(["n0", "n1", "n2"])))),
             vllm=draw(st.booleans()),
             adapter=draw(needs()),
@@ -121,10 +122,11 @@ def on_engine(start: Start) -> str | None:
 
 def could_use(state: ClusterState, job: WaitingJob) -> set[str]:
     """Nodes that could hold the job with an engine of its own, if they were empty."""
+    gpus = job.gpus + job.rollout_gpus
     return {
         n.id
         for n in state.nodes
-        if (n.gpus >= job.gpus if job.gpus else n.cpu_slots > 0) and (not job.vllm or "vllm" in n.engines)
+        if (n.gpus >= gpus if gpus else n.cpu_slots > 0) and (not job.vllm or "vllm" in n.engines)
     }
 
 
@@ -147,7 +149,7 @@ def test_every_engine_gets_a_node_or_is_told_why_not(state: ClusterState):
 @given(states())
 def test_nothing_is_given_out_twice_or_that_is_not_free(state: ClusterState):
     made = plan(state)
-    wanted = {job.id: job.gpus for job in state.waiting}
+    wanted = {job.id: job for job in state.waiting}
     gpus: Counter[tuple[str, str]] = Counter(
         (p.node_id, uuid) for p in made.placements for uuid in p.gpu_uuids
     )
@@ -155,11 +157,16 @@ def test_nothing_is_given_out_twice_or_that_is_not_free(state: ClusterState):
     for start in made.starts:
         trainer, rollout = start.allocations
         assert (trainer.role, rollout.role) == ("trainer", "rollout")
-        if on_engine(start) is None:
-            assert (trainer.node_id, trainer.gpu_uuids) == (rollout.node_id, rollout.gpu_uuids)
-        else:
+        job = wanted[start.job_id]
+        if on_engine(start) is not None:
             assert rollout.gpu_uuids == ()
-        assert len(set(trainer.gpu_uuids)) == wanted[start.job_id]
+        elif job.rollout_gpus:
+            assert trainer.node_id == rollout.node_id
+            assert len(set(rollout.gpu_uuids)) == job.rollout_gpus
+            gpus.update((rollout.node_id, uuid) for uuid in rollout.gpu_uuids)
+        else:
+            assert (trainer.node_id, trainer.gpu_uuids) == (rollout.node_id, rollout.gpu_uuids)
+        assert len(set(trainer.gpu_uuids)) == job.gpus
         gpus.update((trainer.node_id, uuid) for uuid in trainer.gpu_uuids)
         if not trainer.gpu_uuids:
             slots[trainer.node_id] += 1
@@ -361,3 +368,19 @@ def test_why_an_engine_waits():
     assert why(WaitingEngine("e", 0, "b"), node("a", vllm=True)) == "waiting for node b to connect"
     assert why(WaitingEngine("e", 0, "a"), node("a")) == "waiting for node a to have vLLM"
     assert "none of those connected has that" in why(WaitingEngine("e", 1), node("a", vllm=True))
+
+
+def test_a_split_job_gets_its_gpus_and_its_engines_on_one_node_or_waits_for_them() -> None:
+    job = WaitingJob("j", gpus=1, rollout_gpus=1)
+    (start,) = plan(ClusterState([node("a", gpus=1), node("b", gpus=2)], [job])).starts
+    assert [(p.role, p.node_id, p.gpu_uuids) for p in start.allocations] == [
+        ("trainer", "b", ("b-0",)),
+        ("rollout", "b", ("b-1",)),
+    ]
+    assert plan(ClusterState([node("a", gpus=2, free=1)], [job])).why == {
+        "j": "waiting for 2 free GPUs on one node"
+    }
+    assert (
+        "with 2 GPUs: the largest one connected has 1"
+        in plan(ClusterState([node("a", gpus=1)], [job])).why["j"]
+    )
