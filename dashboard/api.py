@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from powermean.client import AsyncClient
+from powermean.async_client import AsyncClient
 
 # A page waits this long for the API: longer than its slowest query, shorter than people's patience.
 TIMEOUT_S = 30.0

@@ -14,7 +14,7 @@ from dashboard.api import is_fragment, require_same_origin
 from dashboard.latest import EVALUATION, Latest, latest
 from dashboard.rendering import page
 from dashboard.specs import to_yaml
-from powermean.client import AsyncClient
+from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, JobState, JobSummary
 from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS

@@ -9,7 +9,7 @@ from dashboard import api
 from dashboard.api import is_fragment
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
-from powermean.client import AsyncClient
+from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, LogText
 
 # A part at least this long (bytes) is taken as cut off by the API's limit: there may be more behind it.

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
-from powermean.client import AsyncClient
+from powermean.async_client import AsyncClient
 from powermean.contracts.replays import OBJECTIVES
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.rest import ApiError

@@ -10,7 +10,7 @@ from dashboard import api
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
 from dashboard.token_view import Colouring, legend, share, tokens_of
-from powermean.client import AsyncClient
+from powermean.async_client import AsyncClient
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.rest import ApiError

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from powermean.client import AsyncClient as AsyncClient
+    from powermean.async_client import AsyncClient as AsyncClient
     from powermean.client import Client as Client
     from powermean.rest import ApiError as ApiError
     from powermean.rest import ServerUnreachable as ServerUnreachable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncClient": "powermean.client",
+    "AsyncClient": "powermean.async_client",
     "Client": "powermean.client",
     "ApiError": "powermean.rest",
     "ServerUnreachable": "powermean.rest",

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from powermean.client import Connection
+from powermean.connection import Connection
 from powermean.contracts.attempts import (
     Claim,
     Finish,
