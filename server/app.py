@@ -5,8 +5,9 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -88,17 +89,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
-    for routes in (
-        identity_routes,
-        job_routes,
-        attempt_routes,
-        cluster_routes,
-        engine_routes,
-        metric_routes,
-        replay_routes,
-        artefact_routes,
-    ):
-        app.include_router(routes.router)
+    app.router.routes.extend(_api().routes)
     install_observability(app)
     app.router.default = _Elsewhere(create_dashboard(app))
     install_error_handlers(app)
@@ -109,6 +100,24 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         max_body_of={"/v1/datasets": settings.max_dataset},
     )
     return app
+
+
+@cache
+def _api() -> APIRouter:
+    """All routes, which know of no app: made once for a process, as that takes longer than many a test."""
+    api = APIRouter(responses=_ERRORS, redirect_slashes=False)
+    for routes in (
+        identity_routes,
+        job_routes,
+        attempt_routes,
+        cluster_routes,
+        engine_routes,
+        metric_routes,
+        replay_routes,
+        artefact_routes,
+    ):
+        api.include_router(routes.router)
+    return api
 
 
 class _Elsewhere:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,9 +28,13 @@ settings.register_profile(
 settings.load_profile("powermean")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A failure in a quick test should not wait for the slow ones."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """A failure in a quick test should not wait for the slow ones, as all that start vLLM are."""
+    for item in items:
+        if item.get_closest_marker("vllm") is not None:
+            item.add_marker(pytest.mark.slow)  # before `-m` chooses
+    yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
