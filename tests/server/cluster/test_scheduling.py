@@ -59,6 +59,19 @@ def test_a_gpu_job_gets_its_gpus_and_nobody_elses(service: ServiceDriver):
     assert service.job(jobs[2]).attempts == ()
 
 
+def test_a_split_job_holds_its_engines_gpu_as_well(service: ServiceDriver):
+    service.report(gpus=3, cpu_slots=0)
+    split, other = (service.queued(resources={"gpus": 1, "placement": "split"}) for _ in range(2))
+    service.scheduler.turn()
+    trainer, rollout = service.job(split).attempts[0].allocations
+    assert len({*trainer.gpu_uuids, *rollout.gpu_uuids}) == 2
+    assert service.job(other).phase == "waiting for 2 free GPUs on one node"
+    service.claim(f"{split}.1").finish("failed", error={"code": "x", "message": "y"})
+    service.report(gpus=3, cpu_slots=0)
+    service.scheduler.turn()
+    assert service.job(other).state is JobState.STARTING
+
+
 def test_a_waiting_job_says_what_it_waits_for_once(service: ServiceDriver):
     job_id = service.queued(resources={"gpus": 2})
     service.report()
