@@ -129,7 +129,7 @@ class RolloutClient:
         return _parsed(EngineState, self._call("POST", "/v1/resume", timeout_s))
 
     def health(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
-        """The engine's state."""
+        """The state of an engine that is ready. Raises EngineRefused (503) while it is not."""
         return _parsed(EngineState, self._call("GET", "/health", timeout_s))
 
     def _call(self, method: str, path: str, timeout_s: float, body: BaseModel | None = None) -> bytes:

@@ -177,7 +177,9 @@ def test_split_on_two_gpus_trainer_and_engine_see_one_each(tmp_path: Path) -> No
     assert own.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
     together = launcher.engine(AttemptDir(tmp_path), plain, Path("/model"))
     assert together.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
-    assert "--gpu-memory-share" not in together.argv  # half of the GPU is the trainer's
+    assert (
+        "--gpu-memory-share" not in together.argv
+    )  # the rollout service's own share leaves room for the trainer
 
 
 def test_the_nodes_token_reaches_no_training_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
