@@ -17,7 +17,7 @@ from tests.integration.service import Service, learned, metric_rows, until
 from tests.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
-STEPS = 12
+STEPS = 24  # what is left after the kill outlasts an orderly stop, which ends the worker before the trainer
 SPEC = tiny_spec(
     "tiny",
     training={"steps": STEPS, "prompts_per_step": 64, "minibatches": 2, "epochs": 2, "micro_batch_groups": 8},

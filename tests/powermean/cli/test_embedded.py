@@ -3,6 +3,7 @@
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,10 @@ def running(child: Child, unlike: ProcessId | None = None) -> ProcessId:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         assert time.monotonic() < deadline
-        if child.process and child.process.poll() is None:
-            found = ProcessId.of(child.process.pid)
-            if found != unlike:
-                return found
+        process = child.process
+        if process and process.poll() is None:
+            with suppress(ProcessLookupError):  # killed, and not yet found out by poll
+                found = ProcessId.of(process.pid)
+                if found != unlike:
+                    return found
         time.sleep(0.02)
