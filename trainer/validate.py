@@ -100,7 +100,8 @@ def check_devices(spec: JobSpec) -> None:
             path="resources.gpus",
             remedy="set resources.gpus to 1",
         )
-    wanted = spec.resources.gpus + spec.resources.rollout_gpus
+    own = spec.rollout.sharing != "shared"  # an engine that the administrator declared has GPUs of its own
+    wanted = spec.resources.gpus + (spec.resources.rollout_gpus if own else 0)
     if torch.cuda.device_count() < wanted:
         raise TrainingError(
             "too_few_gpus",
@@ -115,8 +116,7 @@ def check_engine(spec: JobSpec, folder: Path) -> None:
 
     It is needed where the spec asks for it, or for a way of publishing that only vLLM has.
     """
-    by_channel = spec.rollout.publish in ("gloo", "nccl", "ipc")
-    if spec.rollout.engine != "vllm" and not by_channel:
+    if not spec.rollout.needs_vllm:
         return
     objection = vllm_objection(folder, on_gpu=spec.resources.gpus > 0)
     if objection is None:

@@ -104,6 +104,11 @@ class RolloutSpec(Contract):
         description="Largest log-prob difference between engine and trainer that a publish may show.",
     )
 
+    @property
+    def needs_vllm(self) -> bool:
+        """Whether no other engine would do: it is asked for, or a way of publishing that only vLLM has."""
+        return self.engine == "vllm" or self.publish in ("gloo", "nccl", "ipc")
+
 
 class TrainingSpec(Contract):
     """How many rollout batches, and how each is turned into optimiser steps."""

@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Response, status
 
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
-from server.cluster import engines
+from server.cluster import engines, nodes
 from server.db.session import RequestDatabase
 from server.identity.access import CurrentAdmin, CurrentPerson
+from server.settings import RequestSettings
 
 router = APIRouter(prefix="/v1/engines", tags=["engines"])
 
@@ -22,21 +23,29 @@ def create_engine(
 
 
 @router.get("", summary="List the engines")
-def list_engines(person: CurrentPerson, database: RequestDatabase) -> EngineServiceList:
+def list_engines(
+    person: CurrentPerson, database: RequestDatabase, settings: RequestSettings
+) -> EngineServiceList:
     """By name: where each runs, its state and load, and the jobs that sample from it."""
     with database.read() as session:
-        return EngineServiceList(items=tuple(engines.list_engines(session)))
+        return EngineServiceList(
+            items=tuple(engines.list_engines(session, nodes.living_ids(session, settings)))
+        )
 
 
 @router.get("/{engine_id}", summary="Show an engine")
-def get_engine(engine_id: str, person: CurrentPerson, database: RequestDatabase) -> EngineService:
+def get_engine(
+    engine_id: str, person: CurrentPerson, database: RequestDatabase, settings: RequestSettings
+) -> EngineService:
     """One of them."""
     with database.read() as session:
-        return engines.show(session, engine_id)
+        return engines.show(session, engine_id, nodes.living_ids(session, settings))
 
 
 @router.delete("/{engine_id}", status_code=status.HTTP_202_ACCEPTED, summary="Remove an engine")
-def remove_engine(engine_id: str, admin: CurrentAdmin, database: RequestDatabase) -> EngineService:
+def remove_engine(
+    engine_id: str, admin: CurrentAdmin, database: RequestDatabase, settings: RequestSettings
+) -> EngineService:
     """It takes no new jobs, and is gone when its present ones have ended. Administrators only."""
     with database.write() as session:
-        return engines.remove(session, engine_id)
+        return engines.remove(session, engine_id, nodes.living_ids(session, settings))

@@ -7,7 +7,7 @@ message can get lost. Jobs have slots by their allocations, so a slot is free wh
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -56,22 +56,22 @@ def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
     return _view(row, ())
 
 
-def list_engines(session: Session) -> list[EngineView]:
-    """All of them, by name."""
+def list_engines(session: Session, living: Collection[str]) -> list[EngineView]:
+    """All of them, by name; `living` are the nodes that reported lately."""
     rows = session.execute(select(EngineService).order_by(EngineService.name)).scalars().all()
     jobs = _jobs(session, rows)
-    return [_view(row, jobs[row.id]) for row in rows]
+    return [_view(row, jobs[row.id], living) for row in rows]
 
 
-def show(session: Session, engine_id: str) -> EngineView:
+def show(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
     """One of them. Raises NotFound."""
     row = session.get(EngineService, engine_id)
     if row is None:
         raise _unknown(engine_id)
-    return _view(row, _jobs(session, [row])[row.id])
+    return _view(row, _jobs(session, [row])[row.id], living)
 
 
-def remove(session: Session, engine_id: str) -> EngineView:
+def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
     """Take no new jobs, and go when the present ones have ended. Raises NotFound."""
     found = _locked(session, EngineService.id == engine_id)
     if not found:
@@ -80,9 +80,9 @@ def remove(session: Session, engine_id: str) -> EngineView:
     if row.node is None:
         session.delete(row)
     row.state = "stopping"
-    row.why = f"{len(jobs)} jobs still sample from it" if jobs else None
+    row.why = None
     changes(session).plan = True
-    return _view(row, jobs)
+    return _view(row, jobs, living)
 
 
 def accept_reports(session: Session, node_id: str, reports: Iterable[EngineReport], now: datetime) -> None:
@@ -268,7 +268,15 @@ def _unknown(engine_id: str) -> NotFound:
     return NotFound(f"no engine {engine_id}", remedy="GET /v1/engines lists the engines.")
 
 
-def _view(row: EngineService, jobs: Iterable[str]) -> EngineView:
+def _why(row: EngineService, jobs: int, silent: bool) -> str | None:
+    if silent:
+        return f"node {row.node} is silent: what it said last is shown"
+    if row.state == "stopping" and jobs:
+        return f"{jobs} job{'s' if jobs > 1 else ''} still sample{'s' if jobs == 1 else ''} from it"
+    return row.why
+
+
+def _view(row: EngineService, jobs: Sequence[str], living: Collection[str] = ()) -> EngineView:
     return EngineView.model_validate(
         {
             "id": row.id,
@@ -279,9 +287,9 @@ def _view(row: EngineService, jobs: Iterable[str]) -> EngineView:
             "url": row.url,
             "generation": row.generation,
             "error": JobError.model_validate(row.error) if row.error else None,
-            "why": row.why,
+            "why": _why(row, len(jobs), silent=row.node is not None and row.node not in living),
             "report": EngineReport.model_validate(row.report) if row.report else None,
-            "jobs": tuple(jobs),
+            "jobs": jobs,
             "created_at": row.created_at,
             "seen_at": row.seen_at,
         }

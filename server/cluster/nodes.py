@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -64,7 +65,7 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
             attempts=tuple(held[node.id]),
             **{
                 name: value
-                for name, value in dict(NodeReport.model_validate(node.report)).items()
+                for name, value in dict(_report(node)).items()
                 if name not in ("running", "services")
             },
         )
@@ -83,6 +84,11 @@ def living_nodes(session: Session, settings: Settings, now: datetime) -> Sequenc
     return session.execute(select(Node).where(Node.seen_at > since).order_by(Node.id)).scalars().all()
 
 
+def living_ids(session: Session, settings: Settings) -> frozenset[str]:
+    """The ids of the nodes that reported lately."""
+    return frozenset(node.id for node in living_nodes(session, settings, database_now(session)))
+
+
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
     """What the living nodes have, and what of it no attempt and no engine service holds."""
     gpus_held = engines.gpus_held(session)
@@ -96,22 +102,37 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
             slots_held[allocation.node_id].add(allocation.attempt_id)
     found = []
     for node in living_nodes(session, settings, now):
-        report = NodeReport.model_validate(node.report)
-        for service in report.services:  # also those that nobody wants any more, until they are gone
+        for service in _report(node).services:  # also those that nobody wants any more, until they are gone
             gpus_held[node.id].update(service.gpu_uuids)
+        whole = empty(node)
         found.append(
-            NodeCapacity(
-                id=node.id,
-                cpu_slots=report.cpu_slots,
-                gpus=len(report.gpus),
-                free_cpu_slots=max(0, report.cpu_slots - len(slots_held[node.id])),
-                free_gpus=tuple(gpu.uuid for gpu in report.gpus if gpu.uuid not in gpus_held[node.id]),
-                engines=report.engines,
+            replace(
+                whole,
+                free_cpu_slots=max(0, whole.cpu_slots - len(slots_held[node.id])),
+                free_gpus=tuple(uuid for uuid in whole.free_gpus if uuid not in gpus_held[node.id]),
             )
         )
     return found
 
 
+def empty(node: Node) -> NodeCapacity:
+    """What the node would have if nothing ran there."""
+    report = _report(node)
+    return NodeCapacity(
+        id=node.id,
+        cpu_slots=report.cpu_slots,
+        gpus=len(report.gpus),
+        free_cpu_slots=report.cpu_slots,
+        free_gpus=tuple(gpu.uuid for gpu in report.gpus),
+        engines=report.engines,
+    )
+
+
+def _report(node: Node) -> NodeReport:
+    return NodeReport.model_validate(node.report)
+
+
 def _held(session: Session) -> Sequence[Allocation]:
-    query = select(Allocation).where(Allocation.released_at.is_(None)).order_by(Allocation.id)
-    return session.execute(query).scalars().all()
+    query = select(Allocation).where(Allocation.released_at.is_(None))
+    found = session.execute(query).scalars().all()
+    return sorted(found, key=lambda part: part.id)  # the database would read all that ever was, in this order

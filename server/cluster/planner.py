@@ -39,6 +39,7 @@ class AdapterNeed:
     rank: int
     tokens: int  # prompt and completion together, at most
     required: bool  # no engine of its own instead
+    same_host: bool = False  # as the trainer's
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,14 @@ def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) ->
     return Placement(engine.id, node_id, free.take(node_id, engine.gpus))
 
 
+def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
+    """Whether the node, were it empty, could hold the job: with an engine of its own, unless it has to share
+    one."""
+    if job.adapter is not None and job.adapter.required:
+        return bool(_holding(job.gpus, [node]))
+    return bool(_holding(job.gpus + job.rollout_gpus, [node])) and (not job.vllm or VLLM in node.engines)
+
+
 def _find(job: WaitingJob, state: ClusterState, free: _Free) -> Start | _Wait:
     if job.adapter is not None:
         shared = _on_shared_engine(job, job.adapter, state, free)
@@ -258,13 +267,16 @@ def _share(job: WaitingJob, node_id: str, engine: SharedEngine, free: _Free) -> 
 
 def _serves(engine: SharedEngine, need: AdapterNeed) -> bool:
     fits = engine.max_tokens is None or engine.max_tokens >= need.tokens
-    return fits and engine.max_lora_rank >= need.rank
+    near = not need.same_host or engine.reach is not None
+    return fits and near and engine.max_lora_rank >= need.rank
 
 
 def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
     if engine.max_lora_rank < need.rank:
         return f"{engine.name} takes ranks up to {engine.max_lora_rank}, the job has {need.rank}"
-    return f"{engine.name} takes {engine.max_tokens} tokens, the job has up to {need.tokens}"
+    if engine.max_tokens is not None and engine.max_tokens < need.tokens:
+        return f"{engine.name} takes {engine.max_tokens} tokens, the job has up to {need.tokens}"
+    return f"{engine.name} may be on another host, where shm does not reach (set rollout.publish to auto)"
 
 
 def _holding(gpus: int, nodes: Iterable[NodeCapacity]) -> frozenset[str]:

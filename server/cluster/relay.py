@@ -1,15 +1,16 @@
 """Sends what the outbox owes, and sends it again, with growing pauses, until somebody has acted on it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from powermean.contracts.names import node_queue
-from server.cluster import nodes
-from server.db.models import Outbox
+from powermean.contracts.names import VALIDATE_TASK, node_queue
+from server.cluster import demand, nodes
+from server.db.models import Job, Node, Outbox
 from server.db.session import Database, database_now
 from server.queue import BrokerDown, Sender
 from server.settings import Settings
@@ -64,13 +65,11 @@ class Relay:
             .with_for_update(skip_locked=True)
         )
         rows = session.execute(due).scalars().all()
-        alive = [node.id for node in nodes.living_nodes(session, self.settings, now)]
+        living = nodes.living_nodes(session, self.settings, now)
         taken = []
         for row in rows:
-            queue = row.queue
-            if queue is None and alive:
-                queue = node_queue(alive[(row.id + row.sends) % len(alive)])
-            if queue is None:  # any node would do, but there is none
+            queue = row.queue or _any_queue(session, row, living)
+            if queue is None:  # there is no node that would do
                 row.next_send_at = now + timedelta(seconds=self.settings.poll_s)
                 continue
             row.next_send_at = now + self._pause(row.sends)
@@ -92,6 +91,14 @@ class Relay:
             ).scalars():
                 row.sends -= 1
                 row.next_send_at = again_at
+
+
+def _any_queue(session: Session, message: Outbox, living: Sequence[Node]) -> str | None:
+    """The queue of a node that can act on a message to any; the next one each time."""
+    able = [node.id for node in living]
+    if message.task == VALIDATE_TASK and (job := session.get(Job, message.subject)) is not None:
+        able = demand.checkers(session, job, living)
+    return node_queue(able[(message.id + message.sends) % len(able)]) if able else None
 
 
 def _any_due(session: Session) -> bool:

@@ -3,28 +3,29 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from powermean.contracts.job import JobSpec
-from server.cluster import engines, nodes
+from server.cluster import demand, engines, nodes
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, campaign, resign
-from server.cluster.planner import AdapterNeed, ClusterState, WaitingJob, plan
-from server.db.models import Allocation, Attempt, Job
+from server.cluster.planner import ClusterState, WaitingJob, plan
+from server.db.models import Allocation, Attempt, Job, Node
 from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
-from server.jobs.states import change_phase, state_of
-from server.jobs.views import job_spec
+from server.jobs.states import CHECKING, change_phase, state_of
 from server.replays import service as replays
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
+NEVER = datetime.min.replace(tzinfo=UTC)
+NO_NODE = "waiting for a node to check the spec: none is connected"
+NO_CHECKER = "waiting for a node that can check the spec: those that could are silent"
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Scheduler:
     settings: Settings
     artefacts: ArtefactStore
     holder: str
+    leads_since: datetime = NEVER  # nodes could not report before, perhaps: silence counts from here
 
     def turn(self) -> None:
         """One look at everything. The leader's decisions and its lease are one transaction."""
@@ -45,11 +47,15 @@ class Scheduler:
             now = database_now(session)
             if standing is Standing.NEW_LEADER:
                 log.info("leading the scheduling as %s", self.holder)
+                self.leads_since = now
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
             replays.reap(session, self.settings, now)
             now = database_now(session)
-            engines.reap(session, [node.id for node in nodes.living_nodes(session, self.settings, now)])
+            living = nodes.living_nodes(session, self.settings, now)
+            if now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
+                engines.reap(session, [node.id for node in living])
+            tell_unchecked(session, living)
             start_waiting(session, self.settings, now)
         if standing is Standing.NEW_LEADER:
             sweep(self.artefacts)
@@ -66,6 +72,15 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
     for attempt_id in attempts.overdue(session, now):
         if attempts.lapse(session, settings, attempt_id):
             log.warning("gave up attempt %s: not heard of in time", attempt_id)
+
+
+def tell_unchecked(session: Session, living: Sequence[Node]) -> None:
+    """Tell jobs that no node can check for now what they wait for."""
+    query = select(Job).where(Job.state == JobState.VALIDATING).order_by(Job.id)
+    for job in session.execute(query.execution_options(populate_existing=True)).scalars().all():
+        phase = CHECKING if demand.checkers(session, job, living) else NO_CHECKER if living else NO_NODE
+        if job.phase != phase and state_of(lock_job(session, job.id)) is JobState.VALIDATING:
+            change_phase(session, job, phase)
 
 
 def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
@@ -105,31 +120,7 @@ def _queued(session: Session, now: datetime) -> Sequence[Job]:
 
 def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
     avoid = _let_down(session, [f"{job.id}.{job.attempt}" for job in jobs if job.attempt])
-    return [_waiting(job, job_spec(job), avoid.get(f"{job.id}.{job.attempt}", set())) for job in jobs]
-
-
-def _waiting(job: Job, spec: JobSpec, avoid: set[str]) -> WaitingJob:
-    return WaitingJob(
-        job.id,
-        gpus=spec.resources.gpus,
-        rollout_gpus=spec.resources.rollout_gpus,
-        avoid=frozenset(avoid),
-        vllm=spec.rollout.engine == "vllm",
-        adapter=_adapter_need(job, spec),
-    )
-
-
-def _adapter_need(job: Job, spec: JobSpec) -> AdapterNeed | None:
-    """What the job asks of a shared engine; None: it is not to have one."""
-    if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
-        return None
-    return AdapterNeed(
-        model=engines.model_key(spec.model.name, spec.model.folder),
-        dtype=engines.resolved_dtype(spec.model.dtype, spec.resources.gpus),
-        rank=spec.model.lora.rank,
-        tokens=job.longest_sequence or spec.rollout.max_new_tokens + 1,
-        required=spec.rollout.sharing == "shared",
-    )
+    return [demand.waiting_job(job, frozenset(avoid.get(f"{job.id}.{job.attempt}", ()))) for job in jobs]
 
 
 def _let_down(session: Session, attempt_ids: Sequence[str]) -> dict[str, set[str]]:

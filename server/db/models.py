@@ -16,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     String,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -115,6 +116,16 @@ class Allocation(Base):
     """What an attempt holds on a node, until `released_at`: set when its processes are known to be gone."""
 
     __tablename__ = "allocations"
+    __table_args__ = (
+        Index(
+            "ix_allocations_held",
+            "node_id",
+            "engine_id",
+            "attempt_id",
+            postgresql_where=text("released_at IS NULL"),
+            sqlite_where=text("released_at IS NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), index=True)

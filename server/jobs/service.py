@@ -20,7 +20,7 @@ from server.db.session import database_now
 from server.errors import Conflict, InvalidInput
 from server.jobs import attempts, repository
 from server.jobs.events import lock_job
-from server.jobs.states import change_state, record_state, state_of
+from server.jobs.states import CHECKING, change_state, record_state, state_of
 from server.jobs.views import job_spec, job_summary, job_view
 
 
@@ -55,7 +55,7 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
         algorithm=spec.algorithm.name,
         total_steps=spec.training.steps,
         step=0,
-        phase="waiting for a node to check the spec",
+        phase=CHECKING,
         seq=0,
         attempt=0,
         restarts=0,

@@ -11,6 +11,8 @@ from server.errors import Conflict
 from server.jobs.events import record_event
 from server.jobs.views import job_summary
 
+CHECKING = "waiting for a node to check the spec"  # the phase while validating
+
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED}),

@@ -240,6 +240,31 @@ def test_an_engine_of_a_silent_node_moves_once_no_attempt_may_use_it(service: Se
     assert service.job(job).attempts[-1].allocations[0].node_id == "node-2"
 
 
+def test_a_new_leader_leaves_engines_where_they_are_until_nodes_had_time_to_report(service: ServiceDriver):
+    order = ready(service)
+    silence_node(service, "node-1")  # as all nodes are after a time without a server
+    service.scheduler.stop()
+    service.scheduler.turn()
+    now = shown(service, order.id)
+    assert (now.state, now.node, now.generation) == ("ready", "node-1", order.generation)
+    assert now.why == "node node-1 is silent: what it said last is shown"
+    (still,) = service.report(cpu_slots=4, engines=VLLM, services=(said(order),)).engines
+    assert still.generation == order.generation
+    assert shown(service, order.id).why is None
+
+
+def test_a_job_that_publishes_through_shared_memory_shares_no_engine_of_another_host(service: ServiceDriver):
+    declared(service)
+    order = placed(service, cpu_slots=4)
+    service.report(cpu_slots=4, engines=VLLM, services=(said(order, url="http://node-1.example:4711"),))
+    own, must = lora_job(), lora_job("shared")
+    own["rollout"]["publish"] = must["rollout"]["publish"] = "shm"
+    jobs = service.queued(**own), service.queued(**must)
+    service.scheduler.turn()
+    assert engine_of(service, jobs[0]) is None
+    assert "rollout.publish to auto" in (service.job(jobs[1]).phase or "")
+
+
 def test_an_engine_that_other_nodes_reach_serves_their_trainers(service: ServiceDriver):
     declared(service)
     order = placed(service, cpu_slots=0)

@@ -16,9 +16,12 @@ from sqlalchemy import select, update
 from powermean.cli.embedded import valkey_program
 from powermean.contracts.names import START_TASK, VALIDATE_TASK, node_queue
 from server.cluster.relay import Relay
+from server.cluster.scheduler import NO_CHECKER
 from server.db.models import Outbox
 from server.db.session import database_now
+from server.jobs.states import CHECKING
 from server.queue import BrokerDown, CelerySender, celery_app
+from tests.server.cluster.test_scheduling import silence_node
 from tests.server.service_driver import ServiceDriver
 
 
@@ -53,6 +56,49 @@ def test_a_check_that_nobody_does_is_sent_to_the_next_node(service: ServiceDrive
     queues = [queue for _, queue, _ in service.sender.sent]
     assert sorted(queues) == [node_queue("node-1")] * 2 + [node_queue("node-2")] * 2
     assert queues[0] != queues[1]
+
+
+@pytest.mark.parametrize(
+    ("needs", "able"),
+    [
+        ({"resources": {"gpus": 1}}, ["gpu", "gpus"]),
+        ({"resources": {"gpus": 1, "placement": "split"}}, ["gpus"]),
+        ({"rollout": {"engine": "vllm"}}, ["cpu-vllm"]),
+        ({"rollout": {"publish": "gloo"}}, ["cpu-vllm"]),
+        ({}, ["cpu", "cpu-vllm"]),
+        (
+            {"resources": {"gpus": 1}, "rollout": {"engine": "vllm"}},
+            ["cpu", "cpu-vllm", "gpu", "gpus"],
+        ),  # none
+    ],
+)
+def test_a_check_goes_to_nodes_that_could_run_the_job_if_there_are_any(service: ServiceDriver, needs, able):
+    service.report("cpu")
+    service.report("cpu-vllm", engines=("transformers", "vllm"))
+    service.report("gpu", cpu_slots=0, gpus=1)
+    service.report("gpus", cpu_slots=0, gpus=2)
+    service.submit(**needs)
+    for _ in range(8):
+        let_pauses_pass(service)
+        service.relay.turn()
+    assert {queue for _, queue, _ in service.sender.sent} == {node_queue(name) for name in able}
+
+
+def test_a_check_waits_for_the_silent_node_that_alone_could_run_the_job_and_says_so(service: ServiceDriver):
+    service.report("gpu", gpus=1)
+    silence_node(service, "gpu")
+    service.report("cpu")
+    job_id = service.submit(resources={"gpus": 1})
+    service.relay.turn()
+    service.scheduler.turn()
+    assert service.sender.sent == []
+    assert service.job(job_id).phase == NO_CHECKER
+    service.report("gpu", gpus=1)
+    service.scheduler.turn()
+    assert service.job(job_id).phase == CHECKING
+    let_pauses_pass(service)
+    service.relay.turn()
+    assert service.sender.sent == [(VALIDATE_TASK, node_queue("gpu"), job_id)]
 
 
 def test_an_attempt_is_sent_to_its_node_until_it_is_claimed(service: ServiceDriver):

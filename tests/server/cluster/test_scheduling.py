@@ -11,6 +11,7 @@ from powermean.artefacts import TEMPORARY_FOLDER
 from powermean.contracts.api import JobState
 from powermean.contracts.names import START_TASK
 from server.cluster.leadership import Standing, campaign
+from server.cluster.scheduler import NEVER
 from server.db.models import Allocation, Attempt, Leader, Node, Outbox
 from server.db.session import Database, database_now
 from tests.server.service_driver import ServiceDriver, error_of
@@ -33,6 +34,8 @@ def let_leader_lease_run_out(service: ServiceDriver) -> None:
 
 
 def silence_node(service: ServiceDriver, node_id: str) -> None:
+    """As if it had been silent for an hour, and the scheduler had led for long."""
+    service.scheduler.leads_since = NEVER
     with service.database.write() as session:
         seen_at = database_now(session) - timedelta(hours=1)
         session.execute(update(Node).where(Node.id == node_id).values(seen_at=seen_at))
@@ -57,6 +60,14 @@ def test_a_gpu_job_gets_its_gpus_and_nobody_elses(service: ServiceDriver):
     given = [uuid for job in jobs[:2] for uuid in service.job(job).attempts[0].allocations[0].gpu_uuids]
     assert sorted(given) == [f"node-1-gpu-{i}" for i in range(4)]
     assert service.job(jobs[2]).attempts == ()
+
+
+def test_a_job_that_publishes_as_only_vllm_can_goes_where_vllm_is(service: ServiceDriver):
+    job_id = service.queued(rollout={"engine": "auto", "publish": "gloo"})
+    service.report("node-1", cpu_slots=4)
+    service.report("node-2", cpu_slots=1, engines=("transformers", "vllm"))
+    service.scheduler.turn()
+    assert {part.node_id for part in service.job(job_id).attempts[0].allocations} == {"node-2"}
 
 
 def test_a_split_job_holds_its_engines_gpu_as_well(service: ServiceDriver):

@@ -1,0 +1,55 @@
+"""What a job asks of the cluster, and which nodes could give it."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.job import JobSpec
+from server.cluster import engines, nodes
+from server.cluster.planner import AdapterNeed, WaitingJob, could_run
+from server.db.models import Job, Node
+from server.jobs.views import job_spec
+
+
+def waiting_job(job: Job, avoid: frozenset[str] = frozenset()) -> WaitingJob:
+    """The job as the planner sees it; `avoid` are nodes that let it down just now."""
+    spec = job_spec(job)
+    return WaitingJob(
+        job.id,
+        gpus=spec.resources.gpus,
+        rollout_gpus=spec.resources.rollout_gpus,
+        avoid=avoid,
+        vllm=spec.rollout.needs_vllm,
+        adapter=_adapter_need(job, spec),
+    )
+
+
+def checkers(session: Session, job: Job, living: Sequence[Node]) -> list[str]:
+    """Of the living nodes those that may check the job: what is missing on one may be there on another.
+
+    They are those that could run it. While the only ones that could are silent there are none; where no node
+    ever could, any of them says best what is missing.
+    """
+    asked = waiting_job(job)
+    able = [node.id for node in living if could_run(asked, nodes.empty(node))]
+    if able:
+        return able
+    known = session.execute(select(Node)).scalars().all()
+    if any(could_run(asked, nodes.empty(node)) for node in known):
+        return []
+    return [node.id for node in living]
+
+
+def _adapter_need(job: Job, spec: JobSpec) -> AdapterNeed | None:
+    """What the job asks of a shared engine; None: it is not to have one."""
+    if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
+        return None
+    return AdapterNeed(
+        model=engines.model_key(spec.model.name, spec.model.folder),
+        dtype=engines.resolved_dtype(spec.model.dtype, spec.resources.gpus),
+        rank=spec.model.lora.rank,
+        tokens=job.longest_sequence or spec.rollout.max_new_tokens + 1,
+        required=spec.rollout.sharing == "shared",
+        same_host=spec.rollout.publish == "shm",
+    )
