@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from threading import Thread
 
 import torch
 import uvicorn
@@ -18,7 +19,7 @@ from rollout.app import create_app
 from rollout.choice import EngineName, choose, takes_adapters
 from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
-from rollout.engines.vllm_adapter_engine import load_adapter_engine
+from rollout.engines.vllm_adapter_engine import AdapterEngine, load_adapter_engine
 from rollout.engines.vllm_channel import offered
 from rollout.engines.vllm_server import VllmOptions
 from rollout.memory import engine_bytes, free_bytes, gib
@@ -39,6 +40,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._url = url
         self._ready_file = ready_file
+        self.given_up = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -74,8 +76,19 @@ def main() -> int:
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
     url = f"http://{_authority(settings.host)}:{listener.getsockname()[1]}"
-    _Server(config, url, settings.ready_file).run(sockets=[listener])
-    return 0
+    server = _Server(config, url, settings.ready_file)
+    if settings.jobs_file is not None and isinstance(engine, AdapterEngine):
+        Thread(target=end_when_given_up, args=(engine, server), name="end-with-vllm", daemon=True).start()
+    server.run(sockets=[listener])
+    return 1 if server.given_up else 0
+
+
+def end_when_given_up(engine: AdapterEngine, server: _Server) -> None:
+    """End a shared service whose vLLM died too often: whoever keeps the service starts it anew."""
+    if (why := engine.wait_given_up()) is None:
+        return
+    server.given_up = server.should_exit = True
+    print("error: vLLM was given up:", " | ".join(why.split("\n")), file=sys.stderr, flush=True)
 
 
 def _not_started(settings: RolloutSettings, error: JobError, *, retryable: bool) -> int:

@@ -158,10 +158,11 @@ class EngineKeeper(threading.Thread):
         if code == 0:
             return Path(last)
         try:
-            raise _Down(JobError.model_validate_json(last), lasting=True)
+            start = EngineStart.model_validate_json(last)
         except ValidationError:
             words = f"Preparing the model {exit_text(code)}. {self._last_words()}"
             raise _Down(_error("model_error", words)) from None
+        raise _Down(start.error or _error("model_error", last), lasting=not start.retryable)
 
     def _await_start(self, process: subprocess.Popen[bytes], ready: Path) -> str:
         deadline = time.monotonic() + self._patience.start_s

@@ -108,7 +108,7 @@ class EngineLauncher(Protocol):
     """Knows the command lines of an engine service's programs; its keeper runs and watches them."""
 
     def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
-        """Makes the model ready; its last line of output is the model's folder, or a JobError as JSON."""
+        """Makes the model ready; its last line of output is its folder, or an EngineStart with an error."""
 
     def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
         """The rollout service; it writes `engine.json` in `folder` once it serves."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -25,7 +26,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from powermean.contracts.attempts import Claim, Finish
+from powermean.contracts.attempts import Claim, EngineStart, Finish
 from powermean.contracts.engines import EngineSpec
 from powermean.contracts.job import ModelSpec
 from trainer.failures import TrainingError
@@ -113,7 +114,15 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
         f"{str(reason).split('. ')[0]}",
         path="model.name",
         remedy=remedy,
+        retryable=_may_pass(reason),
     )
+
+
+def _may_pass(reason: Exception) -> bool:
+    """Whether the hub may give next time what it did not give now."""
+    if HF_HUB_OFFLINE or isinstance(reason, HFValidationError):
+        return False
+    return not isinstance(reason, HfHubHTTPError) or reason.response.status_code >= 500
 
 
 def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) -> Path:
@@ -136,6 +145,7 @@ def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) ->
                 "disk_full",
                 f"could not write {folder}: {error}",
                 remedy="free space under POWERMEAN_DATA_DIR",
+                retryable=True,
             ) from error
         part.rename(folder)
     return folder
@@ -183,7 +193,7 @@ def main() -> int:
             finish = Finish(outcome="failed", error=failure.error, retryable=failure.retryable)
             Reporter(arguments.claim.parent).finish(finish)
         else:
-            print(failure.error.model_dump_json())
+            print(EngineStart(error=failure.error, retryable=failure.retryable).model_dump_json())
         return 1
     except NodeSettingsError as error:
         print(f"error: {error}", file=sys.stderr)

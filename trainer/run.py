@@ -68,6 +68,7 @@ class Connection:
     address: str = LOOPBACK[0]  # where the service reaches this process
     adapters: bool = False
     shared: bool = False
+    other_jobs: int = 0  # that may use it at the same time, at most
 
 
 def main() -> int:
@@ -94,7 +95,8 @@ def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Conn
     place = urlsplit(url)
     host = place.hostname or LOOPBACK[0]
     with RolloutClient(url, attempt.token) as client:
-        adapters = ready_state(client).adapters is not None
+        slots = ready_state(client).adapters
+        adapters = slots is not None
         on_this_host = host in LOOPBACK
         try:
             yield Connection(
@@ -103,6 +105,7 @@ def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Conn
                 address=LOOPBACK[0] if on_this_host else address_towards(host, place.port or 80),
                 adapters=adapters,
                 shared=attempt.claim().engine is not None,
+                other_jobs=slots.slots - 1 if slots is not None else 0,
             )
         finally:
             if adapters:
@@ -230,7 +233,7 @@ def wired(
                 weights,
                 learner.policy.model,
                 reporter.phase,
-                sharing_limit(spec),
+                sharing_limit(spec, connection.other_jobs),
                 comes_back=connection.shared,
             ),
             weights=weights,

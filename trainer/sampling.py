@@ -9,6 +9,7 @@ from trainer.batching import Rollouts, collate
 from trainer.failures import TrainingError
 
 PUBLISH_TIMEOUT_S = 300.0
+MOST_SHARING_S = 1800.0  # well below what the supervisor takes for a stall
 
 
 class Completes(Protocol):
@@ -31,16 +32,19 @@ def time_limit(request: GenerateRequest) -> float:
     return _time_limit(len(request.prompts) * request.n * request.sampling.max_new_tokens)
 
 
-def sharing_limit(spec: JobSpec) -> float:
-    """Seconds by which a call may take longer where training and sampling use the engine at once.
+def sharing_limit(spec: JobSpec, other_jobs: int = 0) -> float:
+    """Seconds by which a call may take longer because it shares the engine.
+
+    It does so with the job's other calls, where training and sampling use it at once, and with other jobs.
 
     An engine that takes one call at a time makes a call wait for one of the other side's at most: a rollout
-    batch, an evaluation or a publish. One that takes several slows each down by no more than those take.
+    batch, an evaluation or a publish. One that takes several slows each down by no more than those take. Of
+    other jobs nothing is known: they are taken to ask for as much as this one.
     """
-    if spec.rollout.max_staleness == 0:
-        return 0.0
     batch = spec.training.prompts_per_step * spec.rollout.group_size
-    return PUBLISH_TIMEOUT_S + _time_limit(max(batch, spec.evaluation.problems) * spec.rollout.max_new_tokens)
+    longest = _time_limit(max(batch, spec.evaluation.problems) * spec.rollout.max_new_tokens)
+    beside = 0.0 if spec.rollout.max_staleness == 0 else PUBLISH_TIMEOUT_S + longest
+    return beside + min(other_jobs * longest, MOST_SHARING_S)
 
 
 def _time_limit(tokens: int) -> float:

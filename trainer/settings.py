@@ -48,7 +48,9 @@ class NodeSettings(BaseSettings):
         900.0, gt=0, description="Seconds for which an attempt trains on while the server can't be reached."
     )
     attempt_public_key: Path | None = Field(
-        None, description="PEM file of the key with which rollout services verify attempt tokens."
+        None,
+        description="PEM file of the key with which rollout services verify attempt tokens. "
+        "The worker needs it.",
     )
 
     @field_validator("model_roots", mode="before")

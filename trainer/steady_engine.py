@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 RESTART_S = 900.0  # the rollout service itself gives vLLM 600 s to start
 _POLL_S = 1.0
-_DOWN = frozenset({"engine_died", "engine_starting"})
+_PASSING = frozenset({"engine_died", "engine_starting", "busy"})  # busy: many come back at once
 _EMPTY = frozenset({"weights_incomplete", "adapter_missing"})
 # How a death often shows first; but what comes again and again is no death.
 _SUSPECT = frozenset({"engine_error", "engine_timeout", "channel_failed"})
@@ -103,7 +103,7 @@ class SteadyEngine:
 
     def _through_restarts(self, ask: Callable[[], Result], may_publish: bool = True) -> Result:
         """What `ask` returns, asked again until the engine is up and has its weights."""
-        suspects, incomplete = 0, False
+        suspects, incomplete, lost = 0, False, False
         deadline: float | None = None
         while True:
             try:
@@ -112,6 +112,9 @@ class SteadyEngine:
                     incomplete = False
                 return ask()
             except (EngineRefused, EngineUnreachable) as refusal:
+                if lost and refusal.code == "stale_version":
+                    raise _answer_lost(refusal) from refusal
+                lost = lost or isinstance(refusal, EngineUnreachable)
                 suspects += refusal.code in _SUSPECT
                 if not self._may_pass(refusal, may_publish) or suspects > _SUSPECT_TRIES:
                     raise
@@ -129,7 +132,9 @@ class SteadyEngine:
             return self.comes_back and not self._closed.is_set()
         if refusal.code in _EMPTY:
             return may_publish and self._version is not None
-        return refusal.status >= 500 and refusal.code in _DOWN | _SUSPECT
+        if refusal.code == "engine_failed":  # such a service ends, and is started anew where it was declared
+            return self.comes_back and not self._closed.is_set()
+        return refusal.status >= 500 and refusal.code in _PASSING | _SUSPECT
 
     def _publish_again(self) -> None:
         assert self._version is not None
@@ -156,6 +161,15 @@ class _Beside:
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
         """Complete prompts, by weights that have been published."""
         return self.steady.generate_beside(request, timeout_s)
+
+
+def _answer_lost(refusal: RolloutError) -> TrainingError:
+    return TrainingError(
+        "publish_answer_lost",
+        f"the connection to the rollout engine broke while it took weights, and it has them now: {refusal}",
+        remedy="nothing: the next attempt publishes anew",
+        retryable=True,
+    )
 
 
 def _not_back(refusal: RolloutError, waited_s: float) -> TrainingError:

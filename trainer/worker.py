@@ -1,7 +1,8 @@
 """A node's agent: `python -m trainer.worker`.
 
-It consumes the node's own Celery queue, which only wakes it: what to do it asks the server. Tasks are short:
-to start an attempt is to claim it, write its folder and spawn its supervisor, which outlives this process.
+It consumes the node's own Celery queue, which only wakes it: what to do it asks the server. To start an
+attempt is to claim it, write its folder and spawn its supervisor, which outlives this process. Checks and
+replays may take minutes: they run beside Celery's threads, few at once.
 Beside that it reports every few seconds what the node has and what still runs on it; the answer says which
 engine services it is to keep running.
 """
@@ -9,6 +10,7 @@ engine services it is to keep running.
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +34,8 @@ from trainer.attempt_dir import AttemptDir, prune
 from trainer.engines import Engines
 from trainer.inventory import gpus, report
 from trainer.launcher import LocalEngineLauncher
+from trainer.long_tasks import LongTasks
+from trainer.outcome import exit_text
 from trainer.settings import NodeSettings, NodeSettingsError
 
 Answer = TypeVar("Answer", bound=Contract)
@@ -42,6 +46,11 @@ LOOK_AT_GPUS_S = 60.0
 VALIDATE_S = 900.0  # a model may have to be fetched first
 REPLAY_S = 540.0  # the server waits a minute longer
 THREADS = 4
+LONG_TASKS = 2  # at once
+_REMEDY = (
+    "Try again; if it comes back, look at the node's memory, and whether it can fetch what the job names."
+)
+_STOPPED = (-signal.SIGTERM, -signal.SIGINT)  # how programs end that are stopped with this one
 
 
 class Node:
@@ -53,7 +62,6 @@ class Node:
         self._folders = (
             threading.Lock()
         )  # an attempt's folder without a supervisor is never seen by the report
-        self._replaying: set[str] = set()
         self._engines = Engines(settings.data_dir, LocalEngineLauncher(settings))
         self._reporting = threading.Lock()  # orders are followed in the sequence in which they were given
         self._cards: tuple[GpuInfo, ...] = ()
@@ -88,26 +96,23 @@ class Node:
         """Check what only a node can check, and tell the server."""
         try:
             result = check(self._client.validation(job_id))
-            self._client.post_validation(job_id, result)
+            if result is not None:
+                self._client.post_validation(job_id, result)
         except ApiError as error:
             log.info("job %s needs no validation: %s", job_id, error)
         except ServerUnreachable as error:
             log.warning("job %s not validated, the server will ask again: %s", job_id, error)
 
     def replay(self, replay_id: str) -> None:
-        """Compute a recorded step again, and tell the server. A message that comes twice runs once."""
-        if replay_id in self._replaying:
-            return
-        self._replaying.add(replay_id)
+        """Compute a recorded step again, and tell the server."""
         try:
-            task = self._client.claim_replay(replay_id, self._settings.node_id)
-            self._client.post_replay(replay_id, replayed(task))
+            outcome = replayed(self._client.claim_replay(replay_id, self._settings.node_id))
+            if outcome is not None:
+                self._client.post_replay(replay_id, outcome)
         except ApiError as error:
             log.info("replay %s is not ours: %s", replay_id, error)
         except ServerUnreachable as error:
             log.warning("replay %s not done, the server will ask again: %s", replay_id, error)
-        finally:
-            self._replaying.discard(replay_id)
 
     def report_for_ever(self) -> None:
         """Tell the server what the node has and runs; go on through any loss of the server."""
@@ -133,15 +138,15 @@ class Node:
             self._engines.follow(orders)
 
 
-def check(task: ValidationTask) -> ValidationResult:
-    """What `python -m trainer.validate` finds, or that it found nothing in time."""
+def check(task: ValidationTask) -> ValidationResult | None:
+    """What `python -m trainer.validate` finds, or that it found nothing in time; None: it was stopped."""
     return _answer(
         "trainer.validate", task, ValidationResult, VALIDATE_S, _invalid, "validation", "node's checks"
     )
 
 
-def replayed(task: ReplayTask) -> ReplayOutcome:
-    """What `python -m trainer.replay` makes of it, or that it made nothing in time."""
+def replayed(task: ReplayTask) -> ReplayOutcome | None:
+    """What `python -m trainer.replay` makes of it, or that it made nothing in time; None: it was stopped."""
     return _answer("trainer.replay", task, ReplayOutcome, REPLAY_S, _unreplayed, "replay", "replay")
 
 
@@ -153,8 +158,11 @@ def _answer(
     failed: Callable[[str, str], Answer],
     code: str,
     name: str,
-) -> Answer:
-    """Run a program that reads a task and prints its answer as its last line, with a deadline."""
+) -> Answer | None:
+    """Run a program that reads a task and prints its answer as its last line, with a deadline.
+
+    None: it was stopped, as the worker may be, and says nothing of the task; the server asks again.
+    """
     try:
         done = subprocess.run(
             tethered([sys.executable, "-m", module]),
@@ -165,19 +173,21 @@ def _answer(
         )
     except subprocess.TimeoutExpired:
         return failed(f"{code}_timeout", f"The {name} took longer than {deadline_s:.0f} s.")
+    if done.returncode in _STOPPED:
+        return None
     try:
         return answer.model_validate_json(done.stdout.strip().rpartition("\n")[2])
     except ValidationError:
         words = done.stderr.strip()[-600:]
-        return failed(f"{code}_failed", f"The {name} ended with status {done.returncode}. {words}")
+        return failed(f"{code}_failed", f"The {name} {exit_text(done.returncode)}. {words}".strip())
 
 
 def _unreplayed(code: str, message: str) -> ReplayOutcome:
-    return ReplayOutcome(error=JobError(code=code, message=message))
+    return ReplayOutcome(error=JobError(code=code, message=message, remedy=_REMEDY))
 
 
 def _invalid(code: str, message: str) -> ValidationResult:
-    return ValidationResult(errors=(JobError(code=code, message=message),))
+    return ValidationResult(errors=(JobError(code=code, message=message, remedy=_REMEDY),))
 
 
 def celery_app(settings: NodeSettings, node: Node) -> Celery:
@@ -201,8 +211,16 @@ def celery_app(settings: NodeSettings, node: Node) -> Celery:
         },
     )
     app.task(name=START_TASK)(node.start)
-    app.task(name=VALIDATE_TASK)(node.validate)
-    app.task(name=REPLAY_TASK)(node.replay)
+    later = LongTasks(LONG_TASKS)
+
+    def validate(job_id: str) -> None:
+        later.put(job_id, node.validate)
+
+    def replay(replay_id: str) -> None:
+        later.put(replay_id, node.replay)
+
+    app.task(name=VALIDATE_TASK)(validate)
+    app.task(name=REPLAY_TASK)(replay)
     return app
 
 
@@ -242,6 +260,11 @@ def main(argv: list[str] | None = None) -> Any:
         settings = NodeSettings.read()
     except NodeSettingsError as error:
         sys.exit(f"worker: {error}")
+    if settings.attempt_public_key is None:
+        sys.exit(
+            "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: give it the file attempt_token.pub, which the "
+            "server made in POWERMEAN_SECRETS_DIR; without it no rollout engine starts"
+        )
     hold(settings.data_dir)
     prune(settings.data_dir)
     node = Node(settings)

@@ -66,6 +66,10 @@ class AdapterEngine:
         """See EngineHost. Empty while vLLM is down."""
         return vllms_own(self._server)
 
+    def wait_given_up(self) -> str | None:
+        """See VllmServer."""
+        return self._server.wait_given_up()
+
     def close(self) -> None:
         """End the server process."""
         self._server.close()

@@ -149,6 +149,12 @@ class VllmServer:
             )
         raise EngineError(500, "engine_start_failed", self._reason, remedy=_start_remedy(self._reason))
 
+    def wait_given_up(self) -> str | None:
+        """Wait until the process is started no more: why, or None where the server was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._phase in ("failed", "closed"))
+            return self._reason if self._phase == "failed" else None
+
     def check_ready(self) -> None:
         """Raises EngineError (engine_starting, engine_failed) unless the process serves."""
         if self._phase == "ready":

@@ -183,13 +183,27 @@ def test_what_another_start_cannot_mend_is_tried_once(stage: Stage) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(stage: Stage) -> None:
-    error = {"code": "unknown_model", "message": "no model tiny/model", "path": "model.name"}
-    stage.launcher.prepares = f"import sys; print({json.dumps(error)!r}); sys.exit(1)"
+    stage.launcher.prepares = unprepared(retryable=False)
     stage.follow(order("a"))
     report = stage.until_state("failed")
     assert report.error is not None
     assert (report.error.code, report.error.path) == ("unknown_model", "model.name")
-    assert stage.launcher.ports == []
+    assert (stage.launcher.ports, report.restarts) == ([], 0)
+
+
+def test_a_model_that_may_be_there_later_is_asked_for_again(stage: Stage) -> None:
+    stage.launcher.prepares = unprepared(retryable=True)
+    stage.follow(order("a"))
+    until(lambda: stage.report().restarts == 1, "the second try")
+    stage.launcher.prepares = StandIn().prepares
+    stage.until_state("ready")
+
+
+def unprepared(*, retryable: bool) -> str:
+    """A program that says why there is no model."""
+    error = {"code": "unknown_model", "message": "no model tiny/model", "path": "model.name"}
+    said = json.dumps({"error": error, "retryable": retryable})
+    return f"import sys; print({said!r}); sys.exit(1)"
 
 
 def test_an_engine_that_is_never_ready_is_started_again_and_then_given_up(tmp_path: Path) -> None:

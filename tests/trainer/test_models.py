@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from powermean.contracts.attempts import Claim
 from powermean.contracts.job import JobSpec, ModelSpec
@@ -140,6 +142,30 @@ def test_the_context_is_read_from_the_config(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert context_length(tmp_path) == expected
+
+
+def test_what_the_hub_may_give_later_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(error: Exception) -> bool:
+        def away(*_: object, local_files_only: bool, **__: object) -> str:
+            raise LocalEntryNotFoundError("not here") if local_files_only else error
+
+        monkeypatch.setattr(models, "snapshot_download", away)
+        with pytest.raises(TrainingError) as caught:
+            resolve_model(ModelSpec(name="some/model"), tmp_path, ())
+        assert caught.value.error.code == "unknown_model"
+        return caught.value.retryable
+
+    def status(code: int) -> HfHubHTTPError:
+        return HfHubHTTPError("no", response=httpx.Response(code, request=httpx.Request("GET", "http://hub")))
+
+    monkeypatch.setattr(models, "HF_HUB_OFFLINE", False)
+    assert asked(ConnectionError("no route"))
+    assert asked(status(502))
+    assert not asked(status(404))
+    monkeypatch.setattr(models, "HF_HUB_OFFLINE", True)
+    assert not asked(LocalEntryNotFoundError("offline"))
 
 
 @pytest.mark.parametrize(("folder", "status"), [("tiny", 0), ("none", 1)])

@@ -70,6 +70,8 @@ def test_calls_that_share_the_engine_have_time_for_the_longest_of_the_other_side
     assert sharing_limit(alone) == 0
     batch = GenerateRequest(prompts=((1,),) * 16, n=8, sampling=SAMPLING)
     assert sharing_limit(shared) == PUBLISH_TIMEOUT_S + time_limit(batch)
+    assert sharing_limit(alone, other_jobs=3) == 3 * time_limit(batch)
+    assert sharing_limit(shared, other_jobs=1) == PUBLISH_TIMEOUT_S + 2 * time_limit(batch)
     evaluation = shared.evaluation.model_copy(update={"problems": 1000})
     assert sharing_limit(shared.model_copy(update={"evaluation": evaluation})) > sharing_limit(shared)
 

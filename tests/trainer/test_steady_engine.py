@@ -95,6 +95,32 @@ def test_a_shared_service_that_was_started_anew_gets_the_adapter_again(tmp_path:
     assert stage.engine.calls == ["publish 1", *["generate"] * 3, "publish 1", "generate"]
 
 
+@pytest.mark.parametrize(
+    "passing", [EngineRefused(503, "engine_failed", "died too often"), EngineRefused(503, "busy", "full")]
+)
+def test_a_shared_service_that_ends_or_is_crowded_is_waited_for(
+    tmp_path: Path, passing: RolloutError
+) -> None:
+    stage = Stage(tmp_path, [None, passing, None])
+    stage.steady.comes_back = True
+    stage.publish(1)
+    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+
+
+def test_a_publish_whose_answer_was_lost_is_worth_another_attempt(tmp_path: Path) -> None:
+    """The engine has the version, and takes none twice: what else it has is not known."""
+    stale = EngineRefused(409, "stale_version", "version 1 is not above 1")
+    stage = Stage(tmp_path, [GONE, stale])
+    stage.steady.comes_back = True
+    with pytest.raises(TrainingError) as caught:
+        stage.publish(1)
+    assert caught.value.error.code == "publish_answer_lost"
+    assert caught.value.retryable
+    stage = Stage(tmp_path, [stale])
+    with pytest.raises(EngineRefused):  # nothing was lost: this is a mistake
+        stage.publish(1)
+
+
 def test_before_the_first_publish_the_models_own_weights_will_do(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [DIED, STARTING, None])
     assert stage.steady.generate(REQUEST, 1.0) is ANSWER

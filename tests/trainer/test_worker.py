@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from powermean.contracts.attempts import Claim, ValidationTask
+from powermean.contracts.attempts import Claim, JobError, ValidationTask
 from powermean.contracts.job import JobSpec, LoraSpec
 from powermean.processes import ProcessId, end_all, marked
 from trainer import worker
@@ -193,10 +193,16 @@ def test_the_nodes_token_reaches_no_training_process(tmp_path: Path, monkeypatch
         assert "pmn_secret" not in command.environment.values()
 
 
+def checked(task: ValidationTask) -> JobError:
+    found = worker.check(task)
+    assert found is not None
+    return found.errors[0]
+
+
 def test_checks_that_do_not_answer_fail_the_job_with_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [sys.executable, "-S", "-c", "import sys; sys.exit('no such module')"]
     monkeypatch.setattr(worker, "tethered", lambda command: broken)
-    error = worker.check(ValidationTask(job_id="job-a", spec=claim().spec)).errors[0]
+    error = checked(ValidationTask(job_id="job-a", spec=claim().spec))
     assert error.code == "validation_failed"
     assert "no such module" in error.message
 
@@ -205,8 +211,25 @@ def test_checks_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "tethered", lambda command: SLEEP)
     monkeypatch.setattr(worker, "VALIDATE_S", 0.2)
     spec = JobSpec.model_validate(claim().spec.model_dump())
-    error = worker.check(ValidationTask(job_id="job-a", spec=spec)).errors[0]
+    error = checked(ValidationTask(job_id="job-a", spec=spec))
     assert error.code == "validation_timeout"
+
+
+def test_checks_that_are_stopped_with_the_worker_say_nothing_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = [sys.executable, "-S", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"]
+    monkeypatch.setattr(worker, "tethered", lambda command: stopped)
+    assert worker.check(ValidationTask(job_id="job-a", spec=claim().spec)) is None
+
+
+def test_a_worker_without_the_key_that_engines_need_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERMEAN_ARTEFACTS_URL", f"file://{tmp_path}")
+    monkeypatch.setenv("POWERMEAN_DATA_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: .*attempt_token\.pub"):
+        worker.main()
 
 
 def test_a_log_that_is_not_text_keeps_its_offsets() -> None:

@@ -137,7 +137,10 @@ def test_one_that_dies_too_often_stays_down(make: Make) -> None:
         _until(lambda starts=starts: server.starts == starts and server.phase == "ready")
         server.kill("for the test")
         _until(lambda: server.phase != "ready")
-    _until(lambda: server.phase == "failed")
+    why = server.wait_given_up()
+    assert why is not None
+    assert "ended with status -9" in why
+    assert server.phase == "failed"
     assert _error(server.check_ready).code == "engine_failed"
 
 
