@@ -34,11 +34,12 @@ _PASSING = frozenset(
 
 
 class _Server(uvicorn.Server):
-    """Says where it serves once it does."""
+    """Says where it serves once it does, and closes the engine when it has served."""
 
-    def __init__(self, config: uvicorn.Config, url: str, ready_file: Path | None) -> None:
+    def __init__(self, config: uvicorn.Config, url: str, engine: EngineHost, ready_file: Path | None) -> None:
         super().__init__(config)
         self._url = url
+        self._engine = engine
         self._ready_file = ready_file
         self.given_up = False
 
@@ -46,6 +47,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self._ready_file is not None:
             _write_whole(self._ready_file, EngineStart(url=self._url))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._engine.close()  # here: after this, uvicorn ends the process by the signal that it caught
 
 
 def main() -> int:
@@ -76,7 +81,7 @@ def main() -> int:
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
     url = f"http://{_authority(settings.host)}:{listener.getsockname()[1]}"
-    server = _Server(config, url, settings.ready_file)
+    server = _Server(config, url, engine, settings.ready_file)
     if settings.jobs_file is not None and isinstance(engine, AdapterEngine):
         Thread(target=end_when_given_up, args=(engine, server), name="end-with-vllm", daemon=True).start()
     server.run(sockets=[listener])

@@ -92,7 +92,10 @@ class Engine(Protocol):
         """Complete prompts. Raises EngineError, or CancelledError soon after `cancelled` is set."""
 
     def publish(self, request: PublishRequest) -> None:
-        """Take new weights. Raises EngineError: the engine then still serves the weights it had."""
+        """Take new weights.
+
+        Raises EngineError: the engine then serves the weights it had, or none until it has been given all.
+        """
 
     def drop_adapter(self) -> None:
         """Give up the job's adapter and its slot. Raises EngineError (adapters_off) where there are none."""
@@ -126,6 +129,9 @@ class EngineHost(Protocol):
 
     def metrics(self) -> str:
         """What the engine counts itself, as Prometheus text; empty where there is nothing. Never raises."""
+
+    def close(self) -> None:
+        """End what runs for it, and remove its files."""
 
 
 def adapters_off() -> EngineError:

@@ -107,8 +107,10 @@ class RolloutSettings(Contract):
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Names under which the service may be addressed, without ports, in lower case."""
-        return frozenset(name.lower() for name in (*LOOPBACK_NAMES, *self.allowed_host))
+        """Names under which the service may be addressed, as Host headers have them: without ports, in lower
+        case, addresses of IPv6 in brackets."""
+        allowed = (f"[{name}]" if ":" in name else name for name in self.allowed_host)
+        return frozenset(name.lower() for name in (*LOOPBACK_NAMES, *allowed))
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.artefacts import ArtefactError, ArtefactStore, ArtefactStoreUnavailable
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.rollout import PublishRequest, WeightFile
 from rollout.engine import EngineError
@@ -92,7 +92,8 @@ class WeightSource:
         try:
             return self.store.local_path(ref) or self.store.local_copy(ref, target)
         except ArtefactError as error:
-            raise EngineError(409, error.code, str(error), remedy=error.remedy, path=field) from error
+            status = 503 if isinstance(error, ArtefactStoreUnavailable) else 409
+            raise EngineError(status, error.code, str(error), remedy=error.remedy, path=field) from error
 
 
 def _verify(path: Path, file: WeightFile) -> None:
@@ -101,7 +102,7 @@ def _verify(path: Path, file: WeightFile) -> None:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest() if size == file.size else "unknown"
     if size != file.size or sha256 != file.sha256:
         raise EngineError(
-            409,
+            503,
             "weights_corrupt",
             f"{file.uri} is not what was announced: {size} bytes with sha256 {sha256}",
             remedy="Publish again: the file was changed or cut off on its way.",

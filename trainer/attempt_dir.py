@@ -13,6 +13,7 @@ ended         nothing more will come of it                 supervisor, worker
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class SpoolError(Exception):
 
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace the file: a reader sees the old text or the new, never a part."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
         out.write(text)
         out.flush()

@@ -62,7 +62,7 @@ class ChannelWriter:
         device = torch.device("cpu") if self.method == "gloo" else None
         self._weights = [
             (name, _ready(name, weight, self.dtype, device))
-            for name, weight in unique_weights(served_state(model))
+            for name, weight in unique_weights(served_state(model, device))
         ]
         return PublishRequest(
             job_id=self.job_id,
@@ -168,7 +168,7 @@ def connector(method: ChannelMethod, address: str) -> Callable[[], Peer]:
     if method == "gloo":
         return lambda: GlooPeer(address)
     senders = importlib.import_module("trainer.vllm_senders")
-    return lambda: senders.VllmPeer(method, address)
+    return lambda: senders.VllmPeer(method)
 
 
 def _awaited(condition: Callable[[], bool], answered: Callable[[], bool], timeout_s: float) -> bool:

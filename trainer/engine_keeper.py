@@ -86,9 +86,9 @@ class EngineKeeper(threading.Thread):
 
     def follow(self, order: EngineOrder) -> None:
         """The same service: a fresh token, and perhaps other jobs."""
-        before, self._order = self._order, order
-        if order.jobs != before.jobs:
-            self._write_jobs()
+        if order.jobs != self._order.jobs:
+            self._write_jobs(order.jobs)  # if that fails, the next order is news again
+        self._order = order
 
     def halt(self) -> None:
         """End the service, and then this thread."""
@@ -97,7 +97,7 @@ class EngineKeeper(threading.Thread):
     def run(self) -> None:
         try:
             self._end()  # what an earlier worker's left
-            self._write_jobs()
+            self._write_jobs(self._order.jobs)
             write_whole(self._folder / "spec.json", self._order.spec.model_dump_json())
             self._keep()
         except _Halted:
@@ -265,10 +265,10 @@ class EngineKeeper(threading.Thread):
     def _say(self, **changes: object) -> None:
         self.report = self.report.model_copy(update=changes)
 
-    def _write_jobs(self) -> None:
+    def _write_jobs(self, jobs: tuple[str, ...]) -> None:
         with self._writing:  # the worker's threads and this one
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_whole(self._folder / "jobs.json", _JOBS.dump_json(self._order.jobs).decode())
+            write_whole(self._folder / "jobs.json", _JOBS.dump_json(jobs).decode())
 
     def _died(self, code: int) -> _Down:
         return _Down(_error("engine_died", f"The engine {exit_text(code)}. {self._last_words()}".strip()))

@@ -1,12 +1,16 @@
 """The trained model as a Hugging Face folder that from_pretrained loads, tokenizer included."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trainer.lora import served_state
 from trainer.policy import Policy
+from trainer.publish import CPU
 from trainer.tokenizing import Tokenizer
 
 ADAPTER_FOLDER = "adapter"
@@ -18,10 +22,7 @@ def save_model(policy: Policy, tokenizer: Tokenizer, folder: Path) -> None:
     With an adapter these are the merged weights, and the folder `adapter` in it holds the adapter as peft
     and vLLM load it.
     """
-    state = {
-        name: weight.to(policy.dtype) if weight.is_floating_point() else weight
-        for name, weight in served_state(policy.model).items()
-    }
+    state = _copied(served_state(policy.model, CPU), policy.dtype)
     model = policy.model
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
@@ -34,3 +35,13 @@ def save_model(policy: Policy, tokenizer: Tokenizer, folder: Path) -> None:
     finally:
         model.config.dtype = kept
     tokenizer.save_pretrained(folder)
+
+
+def _copied(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """In the host's memory: a GPU need not have room for a second copy. What is tied stays so."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for weight in state.values():
+        place = (weight.data_ptr(), weight.shape)
+        if place not in copies:
+            copies[place] = weight.to(device=CPU, dtype=dtype if weight.is_floating_point() else weight.dtype)
+    return {name: copies[weight.data_ptr(), weight.shape] for name, weight in state.items()}

@@ -91,12 +91,16 @@ def adapter_shape(model: PeftModel) -> AdapterShape:
 
 
 @torch.no_grad()
-def served_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of the plain model that an engine serves: merged, under the base model's names."""
+def served_state(model: nn.Module, merged_on: torch.device | None = None) -> dict[str, Tensor]:
+    """The weights of the plain model that an engine serves: merged, under the base model's names.
+
+    Merged layers are copies. They go to the device `merged_on` one by one, so that those of a GPU need not
+    have room there all at once.
+    """
     if not isinstance(model, PeftModel):
         return model.state_dict()
     merged = {
-        path: _weight(layer.get_base_layer()) + layer.get_delta_weight(_ADAPTER)
+        path: (_weight(layer.get_base_layer()) + layer.get_delta_weight(_ADAPTER)).to(merged_on)
         for path, layer in model.named_modules()
         if isinstance(layer, LoraLinear)
     }

@@ -7,6 +7,7 @@ batch is sampled and its log-probs are compared with the trainer's own.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from trainer.lora import adapter_shape, adapter_state, served_state
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
 SHARD_BYTES = 96 << 20
+CPU = torch.device("cpu")
 _NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -84,7 +86,7 @@ class WeightWriter:
             assert isinstance(model, PeftModel)
             shape, shards = adapter_shape(model), [list(adapter_state(model).items())]
         else:
-            shards = list(_shards(unique_weights(served_state(model)), self.dtype))
+            shards = list(_shards(unique_weights(served_state(model, CPU)), self.dtype))
         paths = [
             folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
             for i in range(len(shards))
@@ -137,11 +139,19 @@ def remove_stale(job_id: str, shared_memory: Path = SHARED_MEMORY) -> None:
         path.unlink(missing_ok=True)
 
 
-def fits_shared_memory(model: nn.Module, dtype: torch.dtype, shared_memory: Path = SHARED_MEMORY) -> bool:
-    """Whether this host has room for one version of the weights in shared memory."""
+def fits_shared_memory(
+    model: nn.Module, dtype: torch.dtype, shared_memory: Path = SHARED_MEMORY, *, adapter_alone: bool = False
+) -> bool:
+    """Whether this host has room in shared memory for one version of what is sent.
+
+    Merged weights are as large as the base model's own: nothing is merged to know that.
+    """
     if not shared_memory.is_dir():
         return False
-    needed = sum(weight.numel() * dtype.itemsize for _, weight in unique_weights(served_state(model)))
+    weights = {
+        name: weight for name, weight in model.state_dict().items() if (".lora_" in name) is adapter_alone
+    }
+    needed = sum(weight.numel() * dtype.itemsize for _, weight in unique_weights(weights))
     return shutil.disk_usage(shared_memory).free > 1.1 * needed
 
 
@@ -188,8 +198,7 @@ def _write_shard(path: Path, shard: Sequence[tuple[str, Tensor]], dtype: torch.d
     header += b" " * (-len(header) % 8)
     digest = hashlib.sha256()
     path.unlink(missing_ok=True)
-    with path.open("xb", buffering=0) as file:
-        path.chmod(0o600)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
         lead = memoryview(len(header).to_bytes(8, "little") + header)
         for view in (lead, *(_bytes(weight, dtype) for _, weight in shard)):
             while view:

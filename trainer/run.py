@@ -24,7 +24,7 @@ import torch
 from peft import PeftModel
 from torch.utils import deterministic
 
-from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.artefacts import ArtefactError, ArtefactStore, ArtefactStoreUnavailable
 from powermean.contracts.attempts import Claim, Finish, JobError, JobResult
 from powermean.contracts.rollout import EngineState
 from rollout.client import RolloutClient, RolloutError
@@ -157,6 +157,7 @@ def failed(error: Exception) -> Finish:
             described, retryable = error.error, error.retryable
         case ArtefactError():
             described = JobError(code=error.code, message=str(error), remedy=error.remedy)
+            retryable = isinstance(error, ArtefactStoreUnavailable)
         case _ if is_out_of_memory(error):
             described = JobError(
                 code="out_of_memory",
@@ -170,6 +171,7 @@ def failed(error: Exception) -> Finish:
                 message=str(error),
                 remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
             )
+            retryable = True  # others may have let go of it by then
         case _:
             described = JobError(
                 code="trainer_error",
@@ -202,6 +204,9 @@ def wired(
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url)
     scratch = fresh(attempt.path / "scratch")
     remove_stale(claim.job_id)
+    if spec.resources.gpus and spec.resources.placement == "colocated":
+        # While vLLM measures what of the GPU is left for its cache, it counts what others take as its own.
+        engine_url(attempt, tell=reporter.phase)
     reporter.phase("loading the model")
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
     tokenizer = load_tokenizer(folder)
@@ -296,7 +301,9 @@ def publisher(
     if method in ("gloo", "nccl", "ipc"):
         connect = connector(method, connection.address)
         return ChannelWriter(claim.job_id, claim.number, method, policy.dtype, connect)
-    shared = connection.on_this_host and fits_shared_memory(policy.model, policy.dtype)
+    shared = connection.on_this_host and fits_shared_memory(
+        policy.model, policy.dtype, adapter_alone=connection.adapters
+    )
     if method == "shm" and not shared:
         raise TrainingError(
             "no_shared_memory",

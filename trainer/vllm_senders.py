@@ -5,17 +5,19 @@ alone speaks to vLLM, and makes of one POST /v1/publish all that vLLM has to be 
 """
 
 import base64
-import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Thread
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_common import uid_init_process_group
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
 from powermean.contracts.rollout import ChannelRequest, IpcBuffer, PublishRequest
 from trainer.channel import Weights
@@ -23,29 +25,30 @@ from trainer.failures import TrainingError
 from trainer.publish import Target
 
 _POLL_S = 0.02
+_REFUSAL_S = 1.0  # within which a service that won't open a channel has said so
 
 
 class VllmPeer:
     """See trainer.channel.Peer."""
 
-    def __init__(self, method: Literal["nccl", "ipc"], address: str) -> None:
+    def __init__(self, method: Literal["nccl", "ipc"]) -> None:
         self._method = method
-        self._address = address
         self._source = _Source()
         self._client: _Client | None = None
         self._sender: Any = None
 
     def open(self, target: Target, job_id: str, attempt: int, timeout_s: float) -> None:
-        place: tuple[str, int] | tuple[None, None] = (None, None)
-        if self._method == "nccl":
-            place = (self._address, _free_port(self._address))
+        nccl_id = _new_nccl_id() if self._method == "nccl" else None
         request = ChannelRequest(
-            job_id=job_id, attempt=attempt, method=self._method, host=place[0], port=place[1]
+            job_id=job_id,
+            attempt=attempt,
+            method=self._method,
+            nccl_id=base64.b64encode(nccl_id).decode() if nccl_id is not None else None,
         )
         client = self._client = _Client(lambda: target.open_channel(request, timeout_s))
 
         def meet() -> None:
-            self._sender = _sender(place, client, self._source)
+            self._sender = _sender(nccl_id, client, self._source)
 
         self._bounded(meet, timeout_s)
 
@@ -55,6 +58,8 @@ class VllmPeer:
         self._client.publish = lambda buffer: target.publish(
             request.model_copy(update={"buffer": buffer}), timeout_s
         )
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()  # NCCL's sender reads on streams that wait for nothing
         if self._method == "ipc":  # all of it at once: one publish is one update
             size = sum(weight.numel() * weight.itemsize for _, weight in weights)
             self._sender.packed_buffer_size_bytes = size
@@ -139,17 +144,29 @@ class _Source(WeightSource):
         return iter(self.weights)
 
 
-def _sender(place: tuple[str, int] | tuple[None, None], client: _Client, source: _Source) -> Any:
-    """Rank 0 of a group of two; the other is vLLM's one worker."""
-    if place[0] is None:
+def _sender(nccl_id: bytes | None, client: _Client, source: _Source) -> Any:
+    """vLLM's sender: through CUDA IPC, or as rank 0 of an NCCL group of two; the other is vLLM's one worker.
+
+    The two meet by an id that the service passes on. vLLM's other meeting place is a store that asks for no
+    key, from which its worker would unpickle what it finds.
+    """
+    if nccl_id is None:
         return IPCTrainerWeightTransferEngine.trainer_init(
             IPCTrainerInitInfo(rank=0, packed=True), client=client, source=source
         )
-    return NCCLTrainerWeightTransferEngine.trainer_init(
-        NCCLTrainerInitInfo(rank=0, master_address=place[0], master_port=place[1], world_size=2, packed=True),
-        client=client,
-        source=source,
-    )
+    sender = NCCLTrainerWeightTransferEngine(client=client, source=source, packed=True)
+    with ThreadPoolExecutor(1) as beside:
+        joined = beside.submit(client.init_weight_transfer_engine, {})
+        if wait([joined], timeout=_REFUSAL_S).done:  # without a peer, NCCL's call would never return
+            joined.result()
+        device = torch.accelerator.current_device_index()
+        sender.model_update_group = uid_init_process_group(nccl_id, 0, 2, device)
+        joined.result()
+    return sender
+
+
+def _new_nccl_id() -> bytes:
+    return bytes(NCCLLibrary().ncclGetUniqueId())
 
 
 def _buffer(handles: dict[str, tuple[Any, ...]]) -> IpcBuffer:
@@ -166,12 +183,6 @@ def _buffer(handles: dict[str, tuple[Any, ...]]) -> IpcBuffer:
         event=base64.b64encode(event).decode(),
         wait=bool(wait),
     )
-
-
-def _free_port(address: str) -> int:
-    """vLLM's sender binds it itself."""
-    with socket.create_server((address, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _failed(method: str, why: str) -> TrainingError:

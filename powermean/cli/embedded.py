@@ -151,7 +151,9 @@ class Embedded:
         for child in self._children(port):
             self._keeper.add(child)
         self._await_ready()
-        self.home.address.write_text(self.url + "\n")
+        part = self.home.address.with_name(f".{self.home.address.name}.part")
+        part.write_text(self.url + "\n")
+        part.replace(self.home.address)  # whoever reads it finds all of it
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.home.lock, os.O_RDWR | os.O_CREAT, 0o600)

@@ -89,13 +89,18 @@ class ChannelRequest(Contract):
     job_id: str
     attempt: int = Field(ge=1)
     method: ChannelMethod
-    host: str | None = Field(None, max_length=253, description="Where the trainer waits; ipc needs no place.")
+    host: str | None = Field(None, max_length=253, description="Where the trainer waits, for gloo.")
     port: int | None = Field(None, ge=1, le=65535)
+    nccl_id: str | None = Field(
+        None, max_length=200, repr=False, description="NCCL's unique id of their group, base64, for nccl."
+    )
 
     @model_validator(mode="after")
     def _has_place(self) -> "ChannelRequest":
-        if (self.method == "ipc") == (self.host is not None) or (self.host is None) != (self.port is None):
-            raise ValueError("gloo and nccl meet at a host and a port, ipc at none")
+        if {self.host is not None, self.port is not None} != {self.method == "gloo"}:
+            raise ValueError("gloo, and no other, meets at a host and a port")
+        if (self.nccl_id is not None) != (self.method == "nccl"):
+            raise ValueError("nccl, and no other, meets by a unique id")
         return self
 
 

@@ -88,6 +88,9 @@ class TransformersEngine:
         """See EngineHost: the service counts all there is."""
         return ""
 
+    def close(self) -> None:
+        """See EngineHost: all of it is in this process."""
+
     def drop_adapter(self) -> None:
         """See Engine."""
         raise adapters_off()

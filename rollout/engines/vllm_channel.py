@@ -116,7 +116,7 @@ class Channel:
             if _CORRUPT not in str(error):
                 raise
             remedy = "Publish again: they were changed on their way."
-            raise EngineError(409, _CORRUPT, str(error), remedy=remedy) from error
+            raise EngineError(503, _CORRUPT, str(error), remedy=remedy) from error
         call("finish the update", "/finish_weight_update", body={"weight_version": str(update.version)})
 
     def _meeting(self, request: ChannelRequest) -> dict[str, Any]:
@@ -124,8 +124,12 @@ class Channel:
             limit = self._server.deadlines.sync_step
             return {"host": request.host, "port": request.port, "timeout_s": limit}
         if request.method == "nccl":  # the trainer is rank 0, the one worker rank 1
-            place = {"master_address": request.host, "master_port": request.port}
-            return place | {"rank_offset": 1, "world_size": 2, "packed": True}
+            return {
+                "nccl_unique_id_b64": request.nccl_id,
+                "rank_offset": 1,
+                "world_size": 2,
+                "packed": True,
+            }
         return {"packed": True}
 
 

@@ -1,7 +1,7 @@
 """Runs vLLM and ends all of its processes when the rollout service is gone.
 
 vLLM is several processes, and its engine outlives an API server that is killed. This one stands between it
-and the service: it adopts orphans, watches both sides and ends what is left.
+and the service: it adopts orphans, watches both sides, ends what is left and removes its shared memory.
 """
 
 import os
@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from powermean.processes import Lifeline, descendants, end_all
 from powermean.tether import adopt_orphans, tethered
+from rollout.engines.left_memory import mapped, remove
 
 _POLL_S = 0.2
 _GRACE_S = 5.0
+_LOOK_S = 5.0  # between looks at the shared memory in use: who is killed leaves no list
 
 
 def guarded(command: Sequence[str]) -> list[str]:
@@ -32,11 +36,18 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides
     adopt_orphans()
     with subprocess.Popen(tethered(command)) as program:
+        memory: set[Path] = set()
+        look_again = 0.0
         while program.poll() is None and not parent.cut and not asked.is_set():
+            if time.monotonic() > look_again:
+                memory |= mapped(descendants(os.getpid()))
+                look_again = time.monotonic() + _LOOK_S
             asked.wait(_POLL_S)
+        memory |= mapped(descendants(os.getpid()))
         if asked.is_set() and not parent.cut:
             _stop(program)
         end_all(lambda: descendants(os.getpid()), 0.0)
+        remove(memory)
         return program.wait()
 
 

@@ -4,10 +4,12 @@ vLLM's development endpoints (pause, weight transfer, remote calls into the work
 server therefore listens on a socket file in a folder that only this user may enter, and on no port.
 """
 
+import getpass
 import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -106,6 +108,7 @@ class VllmServer:
         self._phase: Phase = "starting"
         self._starts = 0
         self._reason = ""
+        self._killed_for: str | None = None
         self._closing = Event()
         # The keeper starts the process: it must live as long, see powermean.tether.
         self._keeper = Thread(target=self._keep, name="vllm-keeper", daemon=True)
@@ -215,13 +218,14 @@ class VllmServer:
         """End the process at once; the keeper starts it anew, if it has not done so already."""
         mark = self._mark  # the keeper may start the next one while this one's processes are being ended
         if self._phase == "ready":
-            self._reason = reason
+            self._killed_for = reason
             end_all(lambda: marked(_MARK, mark), grace_s=0.0)
 
     def close(self) -> None:
         """End the process and remove its folder."""
         self._closing.set()
         self._keeper.join(timeout=2 * self.deadlines.stop)
+        end_all(self._processes, grace_s=0.0)  # what a keeper that is late has not ended
         self._move("closed")
         self._folder.remove()
 
@@ -256,7 +260,10 @@ class VllmServer:
             deaths.append(now)
             while deaths[0] < now - self._restarts.window_s:
                 deaths.popleft()
+            killed_for, self._killed_for = self._killed_for, None
             reason = f"vLLM ended with status {process.returncode}; its last lines:\n{self._last_lines()}"
+            if killed_for is not None:
+                reason = f"{killed_for}; vLLM was ended. Its last lines:\n{self._last_lines()}"
             if len(deaths) > self._restarts.most:
                 return self._move("failed", reason)
             self._move("starting", reason)
@@ -266,9 +273,10 @@ class VllmServer:
         self._mark = secrets.token_hex(16)
         self.socket.unlink(missing_ok=True)
         self._lines.clear()
+        own = {"VLLM_API_KEY": self._key, _MARK: self._mark}
         process = subprocess.Popen(
             guarded(_command(self.options, self.socket)),
-            env=os.environ | _environment(self.options) | {"VLLM_API_KEY": self._key, _MARK: self._mark},
+            env=os.environ | _environment(self.options) | _places(self.folder) | own,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -362,6 +370,13 @@ def _environment(options: VllmOptions) -> dict[str, str]:
             "TORCHDYNAMO_DISABLE": "1",  # else the first log-prob waits a minute for a C++ compiler
         }
     return found
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Its temporary files go with the folder, whose sockets nobody else may enter; compiled code is kept."""
+    compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": kept}
 
 
 def content(step: str, reply: httpx.Response) -> Any:

@@ -38,6 +38,27 @@ def test_the_store_keeps_each_key_once_in_order_whatever_comes_when(tab: Tab) ->
     assert tab.page.evaluate(run, log) == [[*key, expected[key]] for key in sorted(expected)]
 
 
+def test_events_are_told_at_once_and_again_when_their_period_ends(tab: Tab) -> None:
+    """The last one counts, also for who did not listen when it came."""
+    run = """async () => {
+        const { paced } = await import("/static/js/pace.js");
+        const told = [];
+        const tell = paced((name) => told.push(name), () => 200);
+        const rest = (ms) => new Promise((done) => setTimeout(done, ms));
+        tell("once");
+        for (let count = 0; count < 20; count++) tell("many");
+        const atOnce = [...told];
+        await rest(700);
+        const inAll = [...told];
+        tell("once");
+        return [atOnce, inAll.sort(), told.at(-1)];
+    }"""
+    at_once, in_all, last = tab.page.evaluate(run)
+    assert at_once == ["once", "many"]
+    assert in_all == ["many", "many", "once", "once"]
+    assert last == "once"
+
+
 def test_a_history_replaces_what_was_known(tab: Tab) -> None:
     run = """async () => {
         const { SeriesStore } = await import("/static/js/store.js");

@@ -122,6 +122,7 @@ def test_a_job_is_submitted_after_its_mistakes_are_shown(service: Service, tabs:
     text = editor.input_value()
     editor.fill(text.replace("steps: 20", "steps: 0").replace("group_size: 8", "group_size: 1"))
     tab.page.get_by_role("button", name="Submit").click()
+    tab.page.locator("ul.fields code").nth(1).wait_for()
     named = tab.page.locator("ul.fields code").all_inner_texts()
     assert sorted(named) == ["rollout.group_size", "training.steps"]
     assert "steps: 0" in editor.input_value()

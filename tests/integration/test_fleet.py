@@ -88,10 +88,11 @@ def engine_process(fleet: Service) -> int:
 
 def test_two_lora_jobs_at_once_on_one_engine_both_learn(fleet: Service, engine: EngineService) -> None:
     jobs = [submit(fleet, seed) for seed in (1, 2)]
+    # Slots are held from the start on; the first job may have ended when the second one reports a step.
+    until(lambda: fleet.client.get_engine(engine.id).jobs == tuple(sorted(jobs)), 60, "both have a slot")
     for job_id in jobs:
         fleet.at_step(job_id, 1)
     assert engine_process(fleet)
-    assert fleet.client.get_engine(engine.id).jobs == tuple(sorted(jobs))
     for job_id in jobs:
         learned_on(fleet, engine, fleet.finished(job_id))
     until(lambda: fleet.client.get_engine(engine.id).jobs == (), 30, "the slots are free")

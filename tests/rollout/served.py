@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,9 +70,20 @@ class TrainerEnd:
         return probe(self.client, policy, PROMPTS, Sampling(max_new_tokens=8), pad_token_id=0)
 
     def worker(self) -> int:
-        """The process that holds the model: the one with the most memory."""
-        pids = marked(vllm_server._MARK, self.engine._server._mark)
-        return max(pids, key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
+        """The process that holds the model."""
+        return largest(marked(vllm_server._MARK, self.engine._server._mark))
+
+
+def largest(pids: Iterable[int]) -> int:
+    """The process with the most memory: of vLLM's, the one that holds the model."""
+
+    def resident(pid: int) -> int:
+        try:
+            return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            return 0
+
+    return max(pids, key=resident)
 
 
 def channel_writer(method: ChannelMethod, dtype: torch.dtype = torch.float32) -> ChannelWriter:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -85,6 +86,12 @@ class Service:
         ref = self.store.put_file(f"jobs/{JOB}/weights/{attempt}.{version}", path)
         file = WeightFile(uri=f"store:{ref.key}", sha256=ref.sha256, size=ref.size)
         return PublishRequest(job_id=JOB, attempt=attempt, version=version, method="store", files=(file,))
+
+    def counts(self) -> dict[str, float]:
+        """What /metrics says."""
+        text = httpx.get(self.url + "/metrics", headers={"Authorization": f"Bearer {self.token()}"}).text
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
 
     def stop(self) -> None:
         self.process.kill()
@@ -263,11 +270,10 @@ def test_a_paused_service_refuses_until_it_is_resumed(service: Service) -> None:
 def test_it_counts_what_it_does(service: Service) -> None:
     with service.client() as client:
         client.generate(REQUEST, 60)
-    text = httpx.get(service.url + "/metrics", headers={"Authorization": f"Bearer {service.token()}"}).text
-    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(counts["powermean_rollout_completion_tokens_total"]) >= 6
-    assert float(counts["powermean_rollout_attempt"]) == 2
-    assert float(counts["powermean_rollout_generate_seconds_count"]) >= 1
+    counts = service.counts()
+    assert counts["powermean_rollout_completion_tokens_total"] >= 6
+    assert counts["powermean_rollout_attempt"] == 2
+    assert counts["powermean_rollout_generate_seconds_count"] >= 1
 
 
 def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service: Service) -> None:
@@ -280,13 +286,18 @@ def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service:
         client.generate(REQUEST, 60)
         assert time.monotonic() - started < 30
 
-    threads = [threading.Thread(target=_give_up_after, args=(service, 3.0)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.0)  # one runs, one waits
-    with service.client() as client, pytest.raises(EngineRefused, match="2 requests run or wait") as refused:
-        client.generate(REQUEST, 60)
-    assert (refused.value.status, refused.value.code, refused.value.retryable) == (503, "busy", True)
+    with ExitStack() as stack:
+        endless = [stack.enter_context(service.client()) for _ in range(2)]
+        threads = [threading.Thread(target=_until_broken_off, args=(one,)) for one in endless]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while service.counts()["powermean_rollout_requests"] < 2:  # one runs, one waits
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with service.client() as client, pytest.raises(EngineRefused, match="2 requests run or") as refused:
+            client.generate(REQUEST, 60)
+        assert (refused.value.status, refused.value.code, refused.value.retryable) == (503, "busy", True)
     for thread in threads:
         thread.join(30)
 
@@ -318,6 +329,11 @@ def test_it_dies_with_its_parent_and_the_client_knows_in_time(start_service: Sta
             client.generate(REQUEST, 5)
     assert start_time(child) is None
     killer.join()
+
+
+def _until_broken_off(client: RolloutClient) -> None:
+    with pytest.raises((EngineUnreachable, EngineRefused)):
+        client.generate(LONG, 120.0)
 
 
 def _give_up_after(service: Service, seconds: float) -> None:

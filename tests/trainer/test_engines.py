@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_new_worker_ends_what_the_old_one_left_and_keeps_the_port(stage: Stage
     stage.follow(order("a"))
     url = stage.until_state("ready").url
     left = stage.pids()
-    again = Stage(stage.data_dir)
+    again = Stage(stage.data_dir, replace(QUICK, restarts=50))  # the old worker's keeper still fights for it
     again.follow(order("a"))
     until(lambda: again.pids() and not again.pids() & left, "the old process is gone")
     assert stage.engines.halt(DEADLINE_S)  # which ends the new one's process, too: it has the same mark

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
+from powermean.contracts.job import LoraSpec
 from tests.tiny_model import tiny_config
 from trainer import publish
+from trainer.lora import adapter_state, attach
 from trainer.publish import WeightWriter, fits_shared_memory, remove_stale, unique_weights
 
 
@@ -114,6 +117,24 @@ def test_counters_keep_their_own_type(tmp_path: Path) -> None:
 def test_room_in_shared_memory(tmp_path: Path) -> None:
     assert fits_shared_memory(model(), torch.float32, tmp_path)
     assert not fits_shared_memory(model(), torch.float32, tmp_path / "none")
+
+
+def test_of_a_lora_job_either_the_adapter_or_the_merged_weights_have_to_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room(size: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=size)
+        monkeypatch.setattr("trainer.publish.shutil.disk_usage", lambda _folder: usage)
+
+    plain = sum(4 * weight.numel() for _, weight in unique_weights(model().state_dict()))
+    with_adapter = attach(model(), LoraSpec(rank=2), "tiny")
+    adapter = sum(4 * weight.numel() for weight in adapter_state(with_adapter).values())
+    assert adapter < plain
+    for alone, size in ((True, adapter), (False, plain)):
+        room(int(1.2 * size))
+        assert fits_shared_memory(with_adapter, torch.float32, tmp_path, adapter_alone=alone)
+        room(size)
+        assert not fits_shared_memory(with_adapter, torch.float32, tmp_path, adapter_alone=alone)
 
 
 def test_tied_weights_are_named_once() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from powermean.artefacts import ArtefactStoreFull
+from powermean.artefacts import ArtefactStoreFull, ArtefactStoreUnavailable
 from powermean.contracts.attempts import EngineStart, JobError
 from rollout.client import EngineUnreachable
 from tests.trainer.attempts import Stage
@@ -27,9 +27,10 @@ from trainer.run import Connection, engine_url, failed, publisher
         (MemoryError(), "out_of_memory", False),
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "out_of_memory", False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
-        (OSError(28, "No space left on device"), "disk_full", False),
+        (OSError(28, "No space left on device"), "disk_full", True),
         (EngineUnreachable("http://127.0.0.1:1", "refused"), "engine_unreachable", True),
         (ArtefactStoreFull("no space"), "artefact_store_full", False),
+        (ArtefactStoreUnavailable("no answer"), "artefact_store_unavailable", True),
         (ZeroDivisionError("division by zero"), "trainer_error", False),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)[:30]),
@@ -54,12 +55,30 @@ def test_an_engine_that_never_starts_is_a_named_error(tmp_path: Path) -> None:
     assert engine_url(AttemptDir(tmp_path), timeout_s=0.2) == "http://127.0.0.1:9"
 
 
-def test_people_are_told_how_long_the_engine_has_been_starting(tmp_path: Path) -> None:
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_people_are_told_how_long_the_engine_has_been_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
+    monkeypatch.setattr("trainer.run.time", Clock())
     with pytest.raises(TrainingError):
-        engine_url(AttemptDir(tmp_path), timeout_s=1.2, tell=said.append, tell_every_s=0.05)
-    assert said[0].startswith("waiting for the rollout engine, 0 s so far")
-    assert said[-1].startswith("waiting for the rollout engine, 1 s so far")
+        engine_url(AttemptDir(tmp_path), timeout_s=61.0, tell=said.append, tell_every_s=15.0)
+    seconds = [
+        int(text.removeprefix("waiting for the rollout engine, ").split(" s so far")[0]) for text in said
+    ]
+    assert seconds == [15, 30, 45, 60]
     assert all(len(text) <= 80 for text in said)  # as much as a phase holds
 
 

@@ -185,10 +185,15 @@ def test_no_part_of_a_batch_is_begun_after_the_end() -> None:
 
 
 def test_a_sampler_that_hangs_does_not_hold_training_up(caplog: pytest.LogCaptureFixture) -> None:
-    hung = Event()
+    began, hung = Event(), Event()
     rollouts = Rollouts()
+
+    def hang(step: int, go_on: object) -> bool:
+        began.set()
+        return hung.wait(WAIT_S)
+
     batches = SamplingAhead(
-        lambda step, go_on: hung.wait(WAIT_S),
+        hang,
         range(1, 3),
         1,
         while_waiting=nothing,
@@ -196,7 +201,7 @@ def test_a_sampler_that_hangs_does_not_hold_training_up(caplog: pytest.LogCaptur
         stop_s=0.05,
     )
     with batches:
-        pass
+        assert began.wait(WAIT_S)
     assert "did not stop" in caplog.text
     hung.set()
     until(lambda: not sampler_threads())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ if importlib.util.find_spec("vllm") is not None:
     from trainer import vllm_senders
 
 FLAT = (torch.Tensor, torch.Size([64]), (1,), 0, torch.storage.TypedStorage, torch.uint8, 0)
+NCCL_ID = bytes(range(128))
 ARGUMENTS = (*FLAT, b"memory", 64, 512, False, b"counter", 3, b"event", True)
 
 
@@ -80,11 +82,12 @@ class Sender:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Sender]:
     senders: list[Sender] = []
 
-    def make(place: tuple[object, object], client: object, source: object) -> Sender:
-        senders.append(Sender(client, source, "ipc" if place[0] is None else "nccl"))
+    def make(nccl_id: bytes | None, client: object, source: object) -> Sender:
+        senders.append(Sender(client, source, "ipc" if nccl_id is None else "nccl"))
         return senders[-1]
 
     monkeypatch.setattr(vllm_senders, "_sender", make)
+    monkeypatch.setattr(vllm_senders, "_new_nccl_id", lambda: NCCL_ID)
     return senders
 
 
@@ -108,7 +111,8 @@ def test_one_publish_is_all_that_the_service_is_told(made: list[Sender], method:
     for version in (1, 2):
         assert writer.publish(service, writer.write(model, version), 5.0) == "taken"
     (opened,) = service.opened
-    assert (opened.method, opened.host) == (method, "127.0.0.1" if method == "nccl" else None)
+    nccl_id = base64.b64encode(NCCL_ID).decode() if method == "nccl" else None
+    assert (opened.method, opened.host, opened.nccl_id) == (method, None, nccl_id)
     assert [request.version for request in service.published] == [1, 2]
     for request in service.published:
         assert request.sha256 is None
@@ -134,6 +138,18 @@ def test_a_refusal_is_raised_though_nccl_waits_for_its_peer(made: list[Sender]) 
     service.refusal = None
     assert writer.publish(service, writer.write(_model(), 2), 5.0) == "taken"
     assert len(made) == 2
+
+
+def test_a_service_that_opens_no_channel_is_not_waited_for_in_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call never returns without a peer, and each would keep a thread and sockets."""
+    monkeypatch.setattr(vllm_senders, "_new_nccl_id", lambda: NCCL_ID)
+    joined: list[bytes] = []
+    monkeypatch.setattr(vllm_senders, "uid_init_process_group", lambda nccl_id, *_: joined.append(nccl_id))
+    service, writer = Service(), _writer("nccl")
+    refusal = EngineRefused(503, "engine_starting", "vLLM is being started")
+    monkeypatch.setattr(service, "open_channel", Mock(side_effect=refusal))
+    assert _code(lambda: writer.publish(service, writer.write(_model(), 1), 5.0)) == "engine_starting"
+    assert joined == []
 
 
 def test_what_hangs_ends_at_the_deadline(made: list[Sender]) -> None:

@@ -1,11 +1,13 @@
 // A job's page: history first, then the stream; every change is drawn at most a few times a second.
 import { Card } from "./card.js";
 import { CHARTS, metricNames } from "./charts.js";
+import { paced } from "./pace.js";
 import { SeriesStore } from "./store.js";
 import { JobStream } from "./stream.js";
 
 const MAX_POINTS = 1500;
 const DRAW_EVERY_MS = 250;
+const TELL_EVERY_MS = { metrics: 2000, trajectories: 5000 };
 const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while hidden", ended: "Ended" };
 
 const job = JSON.parse(document.getElementById("job-data").textContent);
@@ -75,9 +77,10 @@ function drawSoon() {
 }
 
 // Parts of the page that the server renders listen for these (hx-trigger).
-function tell(name) {
-  document.body.dispatchEvent(new CustomEvent(`job:${name}`));
-}
+const tell = paced(
+  (name) => document.body.dispatchEvent(new CustomEvent(`job:${name}`)),
+  (name) => TELL_EVERY_MS[name] ?? 500,
+);
 
 function showStatus(status) {
   const element = document.getElementById("stream");

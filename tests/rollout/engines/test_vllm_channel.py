@@ -1,6 +1,7 @@
 """What vLLM is told when weights come by a channel, and what is refused before it is told anything."""
 
 import base64
+import importlib
 import json
 import pickle
 import sys
@@ -27,6 +28,7 @@ from powermean.contracts.rollout import (
 )
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.app import create_app
+from rollout.choice import vllm_installed
 from rollout.engine import EngineError, Fence
 from rollout.engines import vllm_channel, vllm_server
 from rollout.engines.vllm import VllmEngine, load_engine
@@ -37,6 +39,7 @@ from tests.tiny_model import tiny_config
 from trainer.publish import unique_weights
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
+NCCL_ID = base64.b64encode(bytes(range(128))).decode()
 JOB = "job-1"
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
 BUFFER = IpcBuffer(
@@ -73,7 +76,8 @@ class Stage:
 
     def open(self, attempt: int = 1, **place: object) -> None:
         method = self.engine._channel.method
-        place = {} if method == "ipc" else {"host": "127.0.0.1", "port": 7} | place
+        meeting = {"gloo": {"host": "127.0.0.1", "port": 7}, "nccl": {"nccl_id": NCCL_ID}, "ipc": {}}
+        place = meeting[method] | place
         self.engine.open_channel(
             ChannelRequest.model_validate({"job_id": JOB, "attempt": attempt, "method": method} | place)
         )
@@ -140,12 +144,15 @@ def test_vllm_is_told_step_by_step(make: Make, method: ChannelMethod) -> None:
     meeting = {
         "gloo": {"host": "127.0.0.1", "port": 7, "timeout_s": 30.0},
         "nccl": {
-            **{"master_address": "127.0.0.1", "master_port": 7},
+            "nccl_unique_id_b64": NCCL_ID,
             **{"rank_offset": 1, "world_size": 2, "packed": True},
         },
         "ipc": {"packed": True},
     }
     assert calls[0][1] == {"init_info": meeting[method]}
+    if method == "nccl" and vllm_installed():
+        nccl = importlib.import_module("vllm.distributed.weight_transfer.nccl_common")
+        assert nccl.NCCLWeightTransferInitInfo(**meeting[method]).nccl_unique_id_bytes == bytes(range(128))
     update = calls[3][1]["update_info"]
     assert isinstance(update, dict)
     assert update["names"] == [one.name for one in _tensors()]

@@ -22,6 +22,7 @@ from rollout.engines import vllm_server
 from rollout.engines.vllm import VllmEngine, load_engine
 from rollout.engines.vllm_server import Deadlines, VllmOptions
 from rollout.weights import WeightSource
+from tests.rollout.served import largest
 from tests.tiny_model import char_tokenizer, tiny_config
 from trainer.publish import WeightWriter
 
@@ -292,12 +293,8 @@ def test_a_publish_to_an_engine_that_hangs_ends_with_a_named_error(
 
 
 def _worker(engine: VllmEngine) -> int:
-    """The process that holds the model: the one with the most memory."""
-
-    def resident(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-
-    return max(_processes(engine), key=resident)
+    """The process that holds the model."""
+    return largest(_processes(engine))
 
 
 def _sampled_tokens(engine: VllmEngine) -> float:

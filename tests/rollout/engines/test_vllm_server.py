@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmSe
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 ROOT = Path(__file__).parents[3]
-QUICK = Deadlines(start=20.0, sync_step=0.5, stop=3.0)
+QUICK = Deadlines(start=20.0, sync_step=10.0, stop=3.0)
 Make = Callable[..., VllmServer]
 
 
@@ -85,14 +86,14 @@ def test_a_failed_start_tells_its_last_lines(make: Make) -> None:
 
 
 def test_a_start_has_a_deadline(make: Make) -> None:
-    server = make("mute", deadlines=Deadlines(start=1.0, stop=1.0))
+    server = make("mute", deadlines=Deadlines(start=1.0, stop=3.0))
     assert _error(server.wait_ready).code == "engine_start_timeout"
     server.close()
     assert not server._processes()
 
 
 def test_a_step_has_a_deadline(make: Make) -> None:
-    server = make()
+    server = make(deadlines=replace(QUICK, sync_step=0.5))
     server.wait_ready()
     error = _error(lambda: server.call("load weights", "/collective_rpc"))
     assert (error.status, error.code) == (504, "engine_timeout")
@@ -102,11 +103,13 @@ def test_a_step_has_a_deadline(make: Make) -> None:
 def test_a_server_that_dies_is_reported_and_started_anew(make: Make) -> None:
     server = make()
     server.wait_ready()
+    make("mute")  # so that its successor is not there before anybody looks
     server.kill("for the test")
     _until(lambda: server.phase == "starting")
     assert _error(server.check_ready).code == "engine_starting"
-    _until(lambda: server.phase == "ready")
-    assert server.starts == 2
+    make("serve")
+    server.kill("for the test")
+    _until(lambda: server.starts == 2 and server.phase == "ready", 60.0)
 
 
 def test_what_was_started_anew_already_is_not_ended_for_its_predecessors_faults(make: Make) -> None:
@@ -136,10 +139,10 @@ def test_one_that_dies_too_often_stays_down(make: Make) -> None:
     for starts in (1, 2):
         _until(lambda starts=starts: server.starts == starts and server.phase == "ready")
         server.kill("for the test")
-        _until(lambda: server.phase != "ready")
+        _until(lambda starts=starts: server.phase == "failed" or server.starts > starts)
     why = server.wait_given_up()
     assert why is not None
-    assert "ended with status -9" in why
+    assert why.startswith("for the test; vLLM was ended.")
     assert server.phase == "failed"
     assert _error(server.check_ready).code == "engine_failed"
 
