@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = "/dev/shm/"  # noqa: S108 (where the kernel has it)
-# Of vLLM's message queues, Python's locks and Intel's OpenMP. Weights (powermean-*) are others' to remove.
-_KINDS = ("psm_", "sem.mp-", "__KMP_REGISTERED_LIB_")
+_KINDS = ("psm_", "sem.mp-")  # of vLLM's message queues and Python's locks; weights are others' to remove
 
 
-def mapped(pids: Iterable[int]) -> set[Path]:
-    """Files of these kinds in shared memory that the processes use now."""
+def used_by(pids: Iterable[int]) -> set[Path]:
+    """Files in shared memory that the processes use now, or that bear their names."""
     found = set()
     for pid in pids:
+        found.add(Path(_FOLDER, f"__KMP_REGISTERED_LIB_{pid}_{os.getuid()}"))  # Intel's OpenMP
         with suppress(OSError):  # it may be gone
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
                 _, _, name = line.partition(_FOLDER)

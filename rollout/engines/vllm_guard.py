@@ -16,11 +16,11 @@ from pathlib import Path
 
 from powermean.processes import Lifeline, descendants, end_all
 from powermean.tether import adopt_orphans, tethered
-from rollout.engines.left_memory import mapped, remove
+from rollout.engines.left_memory import remove, used_by
 
 _POLL_S = 0.2
 _GRACE_S = 5.0
-_LOOK_S = 5.0  # between looks at the shared memory in use: who is killed leaves no list
+_LOOK_S = 1.0  # between looks at the shared memory in use: who is killed leaves no list
 
 
 def guarded(command: Sequence[str]) -> list[str]:
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str]) -> int:
         look_again = 0.0
         while program.poll() is None and not parent.cut and not asked.is_set():
             if time.monotonic() > look_again:
-                memory |= mapped(descendants(os.getpid()))
+                memory |= used_by(descendants(os.getpid()))
                 look_again = time.monotonic() + _LOOK_S
             asked.wait(_POLL_S)
-        memory |= mapped(descendants(os.getpid()))
+        memory |= used_by(descendants(os.getpid()))
         if asked.is_set() and not parent.cut:
             _stop(program)
         end_all(lambda: descendants(os.getpid()), 0.0)
