@@ -11,6 +11,7 @@ from pathlib import Path
 
 FOLDER_PREFIX = "powermean-vllm-"
 _LOCK = "owner.lock"
+_MOST_CHARACTERS = 45  # a socket's path has 107 at most: this, the folder's name and vLLM's, of 36
 
 
 class OwnFolder:
@@ -18,7 +19,7 @@ class OwnFolder:
 
     def __init__(self) -> None:
         remove_abandoned()
-        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_root()))
         made = self.path / "new.lock"
         self._lock = made.open("xb")  # programs that the owner starts do not inherit it
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -30,9 +31,15 @@ class OwnFolder:
         self._lock.close()
 
 
+def _root() -> Path:
+    """The temporary folder, unless its own name leaves no room for that of a socket."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= _MOST_CHARACTERS else Path("/tmp")  # noqa: S108 (mkdtemp's are private)
+
+
 def remove_abandoned() -> None:
     """Remove the folders of owners that ended without removing them."""
-    for lock_file in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{_LOCK}"):
+    for lock_file in _root().glob(f"{FOLDER_PREFIX}*/{_LOCK}"):
         # It may be another user's, locked, or just removed.
         with suppress(OSError), lock_file.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -87,6 +87,7 @@ def test_a_broken_trajectory_is_refused_when_it_is_asked_for_alone(line: str) ->
         gzip.compress(b'{"index": 1}'),
         write_segment(FACTS, [])[:-12],
     ],
+    ids=["nothing", "not gzip", "no facts", "a line of another kind", "cut off"],
 )
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(SegmentCorrupt):

@@ -20,6 +20,7 @@ from rollout.engines import vllm_server
 from rollout.engines.vllm import VllmEngine
 from rollout.settings import RolloutSettings
 from tests.tiny_model import tiny_config
+from tests.trainer.attempts import JOB
 from trainer.channel import ChannelWriter, connector
 from trainer.policy import Policy, make_policy
 from trainer.probe import probe
@@ -28,7 +29,6 @@ from trainer.steady_engine import SteadyEngine
 
 PROMPTS = ((9, 4, 10, 7), (12, 5, 8))
 LOOPBACK = "127.0.0.1"
-JOB = "job-a"  # as in tests.trainer.attempts
 
 
 def tied_policy(

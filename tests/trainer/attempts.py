@@ -1,6 +1,7 @@
 """Attempts at a job in the test's own process, with an engine beside them."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from trainer.attempt_dir import AttemptDir, read_record
 from trainer.reporter import Reporter
 from trainer.run import Connection, run_attempt
 from trainer.settings import NodeSettings
+
+JOB = f"job-{os.getpid()}"  # it names files in /dev/shm, which all test runs of this machine share
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Stage:
     ) -> Played:
         """Run an attempt to its end. `spec` replaces parts of the tiny spec."""
         claim = Claim(
-            attempt_id=f"job-a.{number}",
-            job_id="job-a",
+            attempt_id=f"{JOB}.{number}",
+            job_id=JOB,
             number=number,
             spec=JobSpec.model_validate(tiny_spec("tiny", **spec)),
             allocations=(),

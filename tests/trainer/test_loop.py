@@ -14,7 +14,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse
 from tests.tiny_model import tiny_spec
-from tests.trainer.attempts import Played, Stage
+from tests.trainer.attempts import JOB, Played, Stage
 from tests.trainer.engine_double import EngineDouble
 from trainer.batching import GroupBatch
 from trainer.policy import Policy, Scores
@@ -101,7 +101,7 @@ def test_the_engine_serves_the_trainers_weights(whole: Played) -> None:
     assert max(whole.series("sampling/sampling_logp_difference/max")) < 1e-4
     versions = {step: {row.weight_version for row in rows} for step, rows in whole.trajectories.items()}
     assert versions == {step: {step - 1} for step in range(1, 7)}
-    assert not list(Path("/dev/shm").glob("powermean-job-a.*"))
+    assert not list(Path("/dev/shm").glob(f"powermean-{JOB}.*"))
 
 
 def test_pi_old_may_be_the_samplers(whole: Played, stage: Stage) -> None:
@@ -147,7 +147,7 @@ def test_the_final_model_loads_and_is_the_one_the_engine_serves(
 
 
 def test_texts_are_kept_as_a_compressed_segment(whole: Played) -> None:
-    found = sorted(whole.folder.parents[2].glob("store/jobs/job-a/texts/1/*-00000002.jsonl.gz"))
+    found = sorted(whole.folder.parents[2].glob(f"store/jobs/{JOB}/texts/1/*-00000002.jsonl.gz"))
     lines = [json.loads(line) for line in gzip.decompress(found[0].read_bytes()).splitlines()]
     assert [line["index"] for line in lines] == list(range(128))
     assert all(line["prompt"].endswith("=") and line["answer"].isdigit() for line in lines)

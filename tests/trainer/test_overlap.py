@@ -9,7 +9,7 @@ import pytest
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
 from rollout.client import EngineRefused, EngineUnreachable
-from tests.trainer.attempts import Played, Stage
+from tests.trainer.attempts import JOB, Played, Stage
 from tests.trainer.engine_double import EngineDouble
 from trainer.attempt_dir import AttemptDir
 
@@ -98,12 +98,12 @@ def stage(tmp_path: Path, model_root: Path) -> Stage:
 def play(stage: Stage, engine: EngineDouble, number: int = 1, **more: object) -> Played:
     played = stage.play(number, engine=engine, **({"training": TRAINING, "rollout": ROLLOUT} | more))
     assert not [thread for thread in threading.enumerate() if thread.name == "sampler"]
-    assert not list(Path("/dev/shm").glob("powermean-job-a.*"))
+    assert not list(Path("/dev/shm").glob(f"powermean-{JOB}.*"))
     return played
 
 
 def order(stage: Stage, text: str) -> None:
-    AttemptDir(stage.settings.attempt_dir("job-a.1")).write_order(text)
+    AttemptDir(stage.settings.attempt_dir(f"{JOB}.1")).write_order(text)
 
 
 def code(played: Played) -> str:

@@ -27,7 +27,7 @@ from rollout.engines.vllm_server import Deadlines, VllmOptions
 from rollout.settings import RolloutSettings
 from rollout.weights import WeightSource
 from tests.tiny_model import build_tiny_model
-from tests.trainer.attempts import Played, Stage
+from tests.trainer.attempts import JOB, Played, Stage
 from trainer.objectives import build_algorithm
 from trainer.policy import Policy, load_policy
 from trainer.publish import WeightWriter
@@ -41,7 +41,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-JOB = "job-a"  # as Stage plays it
 CONTEXT = 1024
 LONGEST = 1000  # new tokens
 TOLERANCE = 1e-3

@@ -12,7 +12,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.token_records import TrajectoryTokens
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow, TrajectoryText
 from powermean.token_segments import read_facts, read_trajectories
-from tests.trainer.attempts import Stage
+from tests.trainer.attempts import JOB, Stage
 from trainer.attempt_dir import AttemptDir, read_record
 from trainer.token_recording import pieces, recorded_rows
 
@@ -20,7 +20,7 @@ TRAINING = {"prompts_per_step": 8, "minibatches": 2, "epochs": 2, "steps": 2}
 
 
 def segment(folder: Path, step: int, attempt: int = 1) -> bytes:
-    (found,) = folder.glob(f"store/jobs/job-a/tokens/{attempt}/*-{step:08d}.jsonl.gz")
+    (found,) = folder.glob(f"store/jobs/{JOB}/tokens/{attempt}/*-{step:08d}.jsonl.gz")
     return found.read_bytes()
 
 
@@ -119,10 +119,10 @@ def test_a_run_stores_as_many_as_asked_and_says_so(
     assert batch.token_rows == count
     if not count:
         assert batch.tokens is None
-        assert not list(tmp_path.glob("store/jobs/job-a/tokens/**/*.gz"))
+        assert not list(tmp_path.glob(f"store/jobs/{JOB}/tokens/**/*.gz"))
     else:
         assert batch.tokens is not None
-        assert batch.tokens.key.startswith("jobs/job-a/tokens/1/")
+        assert batch.tokens.key.startswith(f"jobs/{JOB}/tokens/1/")
         assert batch.texts is not None
         store = ArtefactStore(f"file://{tmp_path}/store")
         found = list(read_trajectories(store.get_bytes(batch.tokens)))

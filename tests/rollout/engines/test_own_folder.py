@@ -1,8 +1,10 @@
 """Folders of the living are kept, those of the killed are removed."""
 
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,11 @@ time.sleep(60)
 
 
 @pytest.fixture(autouse=True)
-def _room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 def test_a_killed_owners_folder_goes_when_the_next_one_comes() -> None:
@@ -40,8 +44,22 @@ def test_a_killed_owners_folder_goes_when_the_next_one_comes() -> None:
     assert not made.path.exists()
 
 
-def test_folders_without_an_owners_lock_are_left(tmp_path: Path) -> None:
+def test_folders_without_an_owners_lock_are_left(room: Path) -> None:
     """They may be another's, or just being made."""
-    (tmp_path / f"{FOLDER_PREFIX}x").mkdir()
+    (room / f"{FOLDER_PREFIX}x").mkdir()
     remove_abandoned()
-    assert (tmp_path / f"{FOLDER_PREFIX}x").is_dir()
+    assert (room / f"{FOLDER_PREFIX}x").is_dir()
+
+
+def test_a_sockets_path_fits_also_where_the_temporary_folder_is_deep(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = room / ("deep" * 20)
+    deep.mkdir()
+    for folder, where in ((room, room), (deep, Path("/tmp"))):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        made = OwnFolder()
+        assert made.path.parent == where
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(made.path / ("x" * 36)))
+        made.remove()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from powermean.processes import descendants
+from powermean.processes import descendants, end_all
 from rollout.engine import EngineError
 from rollout.engines import vllm_server
 from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer, require_vllm
@@ -108,7 +108,7 @@ def test_a_server_that_dies_is_reported_and_started_anew(make: Make) -> None:
     _until(lambda: server.phase == "starting")
     assert _error(server.check_ready).code == "engine_starting"
     make("serve")
-    server.kill("for the test")
+    end_all(server._processes, grace_s=0.0)
     _until(lambda: server.starts == 2 and server.phase == "ready", 60.0)
 
 
