@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from powermean.artefacts import ArtefactError, ArtefactStore, ArtefactStoreUnava
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.rollout import PublishRequest, WeightFile
 from rollout.engine import EngineError
+from rollout.own_folder import OwnFolder
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (only our own files with our own names are read, by hash)
 
@@ -38,7 +38,7 @@ class WeightSource:
         Raises EngineError: weights_unavailable, weights_corrupt or invalid.
         """
         with (
-            tempfile.TemporaryDirectory(prefix="powermean-weights-") as scratch,
+            OwnFolder() as scratch,
             ThreadPoolExecutor(_READERS) as readers,
         ):
             fetched = [

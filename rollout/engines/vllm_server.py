@@ -25,8 +25,8 @@ from powermean.contracts.rollout import ChannelMethod
 from powermean.processes import end_all, marked
 from rollout.choice import CPU_CACHE_BLOCK, CPU_CACHE_GIB, lora_capacity, vllm_installed
 from rollout.engine import EngineError
-from rollout.engines.own_folder import OwnFolder
 from rollout.engines.vllm_guard import guarded
+from rollout.own_folder import OwnFolder
 from rollout.vllm_plugin import GLOO_BACK_END
 
 _MARK = "POWERMEAN_VLLM"  # in the environment of every process of one server

@@ -1,4 +1,4 @@
-"""A server's temporary folder that is removed even when its owner is killed: by the next that makes one.
+"""A temporary folder that is removed even when its owner is killed: by the next that makes one.
 
 The owner holds a lock on a file in it. The kernel lets go of that when the owner ends, in whatever way.
 """
@@ -9,9 +9,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-FOLDER_PREFIX = "powermean-vllm-"
+FOLDER_PREFIX = "powermean-rollout-"
 _LOCK = "owner.lock"
-_MOST_CHARACTERS = 45  # a socket's path has 107 at most: this, the folder's name and vLLM's, of 36
+_MOST_CHARACTERS = 42  # a socket's path has 107 at most: this, the folder's name and vLLM's, of 36
 
 
 class OwnFolder:
@@ -24,6 +24,12 @@ class OwnFolder:
         self._lock = made.open("xb")  # programs that the owner starts do not inherit it
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         made.rename(self.path / _LOCK)  # locked from the moment that others see it
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def remove(self) -> None:
         """May be called again."""

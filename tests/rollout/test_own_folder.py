@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rollout.engines.own_folder import FOLDER_PREFIX, OwnFolder, remove_abandoned
+from rollout.own_folder import FOLDER_PREFIX, OwnFolder, remove_abandoned
 
 OWNER = """
 import sys, time
-from rollout.engines.own_folder import OwnFolder
+from rollout.own_folder import OwnFolder
 folder = OwnFolder()
 print(folder.path, flush=True)
 time.sleep(60)
