@@ -11,15 +11,21 @@ _KINDS = ("psm_", "sem.mp-")  # of vLLM's message queues and Python's locks; wei
 
 def used_by(pids: Iterable[int]) -> set[Path]:
     """Files in shared memory that the processes use now, or that bear their names."""
-    found = set()
+    found, mapped = set(), set()
     for pid in pids:
         found.add(Path(_FOLDER, f"__KMP_REGISTERED_LIB_{pid}_{os.getuid()}"))  # Intel's OpenMP
-        with suppress(OSError):  # it may be gone
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                _, _, name = line.partition(_FOLDER)
-                if name.startswith(_KINDS) and not name.endswith(" (deleted)"):
-                    found.add(Path(_FOLDER, name))
+        mapped |= _mapped(pid)
+    with os.scandir(_FOLDER) as entries:
+        found |= {Path(e) for e in entries if e.name.startswith(_KINDS) and e.inode() in mapped}
     return found
+
+
+def _mapped(pid: int) -> set[int]:
+    """Inodes of mapped files in shared memory. A lock's name there is one that it had for a moment only."""
+    with suppress(OSError):  # the process may be gone
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {int(line.split(maxsplit=5)[4]) for line in lines if _FOLDER in line}
+    return set()
 
 
 def remove(files: Iterable[Path]) -> None:

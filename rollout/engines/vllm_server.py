@@ -103,6 +103,7 @@ class VllmServer:
         self._folder = OwnFolder()
         self._key = secrets.token_urlsafe(32)
         self._mark = secrets.token_hex(16)
+        self._guard = 0
         self._lines: deque[str] = deque(maxlen=_REMEMBERED_LINES)
         self._changed = Condition()
         self._phase: Phase = "starting"
@@ -216,10 +217,13 @@ class VllmServer:
 
     def kill(self, reason: str) -> None:
         """End the process at once; the keeper starts it anew, if it has not done so already."""
-        mark = self._mark  # the keeper may start the next one while this one's processes are being ended
+        # The keeper may start the next one while this one's processes are being ended.
+        mark, guard = self._mark, self._guard
         if self._phase == "ready":
             self._killed_for = reason
-            end_all(lambda: marked(_MARK, mark), grace_s=0.0)
+            end_all(
+                lambda: marked(_MARK, mark) - {guard}, grace_s=0.0
+            )  # it removes what they leave, and ends
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -283,6 +287,7 @@ class VllmServer:
             text=True,
             errors="replace",
         )
+        self._guard = process.pid
         Thread(target=self._relay, args=(process,), name="vllm-log", daemon=True).start()
         return process
 

@@ -13,15 +13,24 @@ from powermean.processes import descendants, start_time
 from rollout.engines.left_memory import remove, used_by
 from rollout.engines.vllm_guard import guarded
 
-# What vLLM's processes do: a block that stays mapped, named as Python names it.
+# What vLLM's processes do: a block and a lock, with names of their own that stay.
 PROGRAM = """
-import sys, time
-from multiprocessing import resource_tracker, shared_memory
-made = shared_memory.SharedMemory(create=True, size=4096)
-resource_tracker.unregister(made._name, "shared_memory")
-print(made.name, flush=True)
+import time
+from multiprocessing import get_context, resource_tracker, shared_memory
+block = shared_memory.SharedMemory(create=True, size=4096)
+resource_tracker.unregister(block._name, "shared_memory")
+lock = get_context("spawn").Lock()
+resource_tracker.unregister(lock._semlock.name, "semaphore")
+print(block.name, "sem." + lock._semlock.name.strip("/"), flush=True)
 time.sleep(600)
 """
+
+
+def made_by(process: subprocess.Popen[str]) -> list[Path]:
+    assert process.stdout
+    files = [Path("/dev/shm", name) for name in process.stdout.readline().split()]
+    assert [file.exists() for file in files] == [True, True]
+    return files
 
 
 @pytest.fixture
@@ -34,15 +43,13 @@ def others() -> Iterator[Path]:
 
 def test_what_a_killed_process_had_is_removed(others: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        file = Path("/dev/shm", process.stdout.readline().strip())
+        files = made_by(process)
         found = used_by([process.pid])
         process.kill()
-    assert file.exists()
-    assert file in found
+    assert all(file.exists() and file in found for file in files)
     assert others not in found
     remove(found)
-    assert not file.exists()
+    assert not any(file.exists() for file in files)
     remove(found)  # nothing is left to remove
 
 
@@ -50,13 +57,11 @@ def test_the_guard_removes_it_when_its_service_is_killed() -> None:
     script = f"import subprocess; subprocess.run({guarded([sys.executable, '-c', PROGRAM])[:3]!r} + "
     script += f"[str(__import__('os').getpid()), {sys.executable!r}, '-c', {PROGRAM!r}])"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as service:
-        assert service.stdout
-        file = Path("/dev/shm", service.stdout.readline().strip())
-        assert file.exists()
+        files = made_by(service)
         family = descendants(service.pid)
         assert len(family) >= 2
         service.kill()
     deadline = time.monotonic() + 20
-    while file.exists() or any(start_time(pid) for pid in family):
+    while any(file.exists() for file in files) or any(start_time(pid) for pid in family):
         assert time.monotonic() < deadline
         time.sleep(0.05)
