@@ -221,9 +221,8 @@ class VllmServer:
         mark, guard = self._mark, self._guard
         if self._phase == "ready":
             self._killed_for = reason
-            end_all(
-                lambda: marked(_MARK, mark) - {guard}, grace_s=0.0
-            )  # it removes what they leave, and ends
+            # Not the guard, which removes what the others leave and then ends.
+            end_all(lambda: marked(_MARK, mark) - {guard}, grace_s=0.0)
 
     def close(self) -> None:
         """End the process and remove its folder."""
