@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
@@ -94,6 +95,22 @@ def test_sqlite_is_set_up_to_keep_what_it_acknowledged(database: Database):
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
+
+
+def test_servers_that_make_a_new_sqlite_file_together_wait_for_each_other(tmp_path: Path):
+    """Setting its journal mode is refused at once while another does, whatever the busy timeout."""
+    for number in range(30):
+        together = threading.Barrier(8)
+
+        def use_it(url: str, together: threading.Barrier = together) -> None:
+            opened = Database(url)
+            together.wait(10)
+            with opened.write() as session:
+                session.execute(text("SELECT 1"))
+            opened.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(use_it, [f"sqlite:///{tmp_path}/{number}.db"] * 8))
 
 
 def test_foreign_keys_hold(database: Database):
