@@ -21,7 +21,7 @@ from rollout.engine import EngineError, EngineHost, Fence
 from rollout.engines import transformers, vllm
 from rollout.engines.vllm_adapter_engine import AdapterEngine, load_adapter_engine
 from rollout.engines.vllm_channel import offered
-from rollout.engines.vllm_server import VllmOptions
+from rollout.engines.vllm_command import VllmOptions
 from rollout.memory import engine_bytes, free_bytes, gib
 from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, parse_settings

@@ -15,10 +15,11 @@ from powermean.contracts.rollout import (
 )
 from rollout.engine import EngineError, Fence, adapters_off
 from rollout.engines.vllm_channel import Channel
+from rollout.engines.vllm_command import VllmOptions
 from rollout.engines.vllm_metrics import vllms_own
 from rollout.engines.vllm_model import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.engines.vllm_requests import complete
-from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer
+from rollout.engines.vllm_server import Deadlines, Restarts, VllmServer
 from rollout.weights import WeightSource
 
 NAME = "vllm"

@@ -15,10 +15,11 @@ from powermean.contracts.rollout import (
 from rollout.engine import EngineError, Fence, check_method
 from rollout.engines.vllm import NAME, check_prompts, context_length
 from rollout.engines.vllm_adapters import Adapters
+from rollout.engines.vllm_command import VllmOptions
 from rollout.engines.vllm_metrics import vllms_own
 from rollout.engines.vllm_model import ModelFolder, read_model_folder
 from rollout.engines.vllm_requests import complete
-from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer
+from rollout.engines.vllm_server import Deadlines, Restarts, VllmServer
 from rollout.weights import WeightSource
 
 CALLS_PER_SLOT = 4  # that a job may be expected to have under way: it samples ahead, evaluates and probes

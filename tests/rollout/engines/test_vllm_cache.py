@@ -15,7 +15,8 @@ from rollout.choice import CPU_CACHE_BLOCK
 from rollout.engine import EngineError, Fence
 from rollout.engines import vllm_server
 from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.weights import WeightSource
 from tests.rollout.served import JOB, tied_policy
 from tests.tiny_model import char_tokenizer
@@ -42,10 +43,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory, policy: Policy) -> Iterator
     room = tmp_path_factory.mktemp("vllm-cache")
     policy.model.save_pretrained(room / "model")
     char_tokenizer().save_pretrained(room / "model")
-    command = vllm_server._command
+    command = vllm_server.server_command
     with pytest.MonkeyPatch.context() as patched:  # as if memory held no more
         small = ["--num-gpu-blocks-override", str(BLOCKS)]
-        patched.setattr(vllm_server, "_command", lambda *given: [*command(*given), *small])
+        patched.setattr(vllm_server, "server_command", lambda *given: [*command(*given), *small])
         started = load_engine(
             VllmOptions(room / "model", "float32", max_num_seqs=16),
             fence=Fence(JOB, 1, 0),

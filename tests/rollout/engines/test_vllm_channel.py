@@ -32,7 +32,8 @@ from rollout.choice import vllm_installed
 from rollout.engine import EngineError, Fence
 from rollout.engines import vllm_channel, vllm_server
 from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_server import Deadlines, VllmOptions, _command, _environment
+from rollout.engines.vllm_command import VllmOptions, server_command, server_environment
+from rollout.engines.vllm_server import Deadlines
 from rollout.settings import RolloutSettings
 from rollout.weights import WeightSource
 from tests.tiny_model import tiny_config
@@ -93,7 +94,9 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
     script = tmp_path / "script"
     script.mkdir()
     monkeypatch.setattr(
-        vllm_server, "_command", lambda _options, path: [sys.executable, str(FAKE), str(path), str(script)]
+        vllm_server,
+        "server_command",
+        lambda _options, path: [sys.executable, str(FAKE), str(path), str(script)],
     )
     with ExitStack() as stack:
 
@@ -330,10 +333,12 @@ def test_on_loopback_no_trainer_elsewhere_is_met(make: Make, keys: KeyPair, tmp_
 def test_vllm_is_started_with_the_back_end_of_the_channel(tmp_path: Path) -> None:
     for method, back_end in (("gloo", "powermean_gloo"), ("nccl", "nccl"), ("ipc", "ipc")):
         options = VllmOptions(tmp_path, "float32", transfer=method)  # type: ignore[arg-type]
-        command = _command(options, tmp_path)
+        command = server_command(options, tmp_path)
         assert command[command.index("--weight-transfer-config") + 1] == f'{{"backend": "{back_end}"}}'
-        assert ("VLLM_ALLOW_INSECURE_SERIALIZATION" in _environment(options)) == (method == "ipc")
-    assert "--weight-transfer-config" not in _command(VllmOptions(tmp_path, "float32"), tmp_path)
+        assert ("VLLM_ALLOW_INSECURE_SERIALIZATION" in server_environment(options, tmp_path)) == (
+            method == "ipc"
+        )
+    assert "--weight-transfer-config" not in server_command(VllmOptions(tmp_path, "float32"), tmp_path)
 
 
 def test_what_is_offered_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

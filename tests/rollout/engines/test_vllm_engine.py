@@ -20,7 +20,8 @@ from powermean.processes import marked
 from rollout.engine import CancelledError, EngineError, Fence
 from rollout.engines import vllm_server
 from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.weights import WeightSource
 from tests.rollout.served import largest
 from tests.tiny_model import char_tokenizer, tiny_config

@@ -14,7 +14,8 @@ from powermean.contracts.job import LoraSpec
 from powermean.contracts.rollout import Sampling
 from rollout.engine import Fence
 from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.weights import WeightSource
 from tests.rollout.test_trainer_publishes import InProcess
 from tests.tiny_model import char_tokenizer, tiny_config

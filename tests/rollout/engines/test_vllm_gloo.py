@@ -17,7 +17,8 @@ from rollout import gloo
 from rollout.engine import Fence
 from rollout.engines.vllm import load_engine
 from rollout.engines.vllm_channel import offered
-from rollout.engines.vllm_server import Deadlines, VllmOptions
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines
 from rollout.weights import WeightSource
 from tests.rollout.served import JOB, TrainerEnd, channel_writer, refused, served, tied_policy
 from tests.tiny_model import char_tokenizer

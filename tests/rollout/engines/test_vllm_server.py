@@ -14,7 +14,8 @@ import pytest
 from powermean.processes import descendants, end_all
 from rollout.engine import EngineError
 from rollout.engines import vllm_server
-from rollout.engines.vllm_server import Deadlines, Restarts, VllmOptions, VllmServer, require_vllm
+from rollout.engines.vllm_command import VllmOptions
+from rollout.engines.vllm_server import Deadlines, Restarts, VllmServer, require_vllm
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 ROOT = Path(__file__).parents[3]
@@ -29,7 +30,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
 
     def start(mode: str = "serve", **settings: object) -> VllmServer:
         monkeypatch.setattr(
-            vllm_server, "_command", lambda _options, path: [sys.executable, str(FAKE), str(path), mode]
+            vllm_server, "server_command", lambda _options, path: [sys.executable, str(FAKE), str(path), mode]
         )
         settings = {"deadlines": QUICK} | settings
         made.append(VllmServer(VllmOptions(tmp_path, "float32"), **settings))  # type: ignore[arg-type]
@@ -154,7 +155,7 @@ def test_a_killed_service_leaves_no_process(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from rollout.engines import vllm_server as s\n"
         "s.require_vllm = lambda: None\n"
-        f"s._command = lambda o, path: [sys.executable, {str(FAKE)!r}, str(path), 'serve']\n"
+        f"s.server_command = lambda o, path: [sys.executable, {str(FAKE)!r}, str(path), 'serve']\n"
         "server = s.VllmServer(s.VllmOptions(Path('.'), 'float32'))\n"
         "server.wait_ready()\n"
         "print('ready', server.socket, flush=True)\n"
