@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.job import OptimizerSpec
-from trainer.batching import Rollouts, minibatches
+from trainer.learner.learner import Learner, make_optimizer
+from trainer.learner.policy import make_policy
+from trainer.learner.training_batch import TrainingBatch
+from trainer.learner.update_report import UpdateReport
 from trainer.objectives import build_algorithm
-from trainer.policy import make_policy
-from trainer.recording import UpdateReport
+from trainer.rollouts.batching import Rollouts, minibatches
 from trainer.seeds import generator
-from trainer.update import Learner, TrainingBatch, make_optimizer
 
 MEASURED = ("p", "clip_fraction", "ess", "ess_at_1")  # docs/metrics.md
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from rollout.engines.token_choice import choose
+from rollout.transformers.token_choice import choose
 
 SEPARATOR = 0
 

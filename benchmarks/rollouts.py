@@ -20,9 +20,9 @@ from rollouts_table import Table
 from rollouts_tokens import tokens_table
 
 from powermean.cli.embedded import raise_on_signals
+from powermean.engine_selection import vllm_installed
 from powermean.home import Home
-from rollout.choice import vllm_installed
-from trainer.launcher import PATIENT
+from worker.launcher import PATIENT
 
 PARTS = ("tokens", "publish", "steps")
 

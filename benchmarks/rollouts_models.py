@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from powermean.contracts.job import JobSpec
-from trainer.models import resolve_model
+from trainer.models.resolve import resolve_model
 
 JOB = Path(__file__).resolve().parent.parent / "examples" / "arithmetic-smollm2.yaml"
 MODELS = ("smollm2", "tiny")

@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM
 
 from powermean.contracts.job import LoraSpec
 from powermean.contracts.rollout import EngineState, PublishRequest
-from trainer.channel import ChannelWriter, connector
-from trainer.lora import attach
-from trainer.publish import Publisher, WeightWriter
+from trainer.learner.lora import attach
+from trainer.weights.channel import ChannelWriter, connector
+from trainer.weights.files import Publisher, WeightWriter
 
 TIMEOUT_S = 300.0
 BASE = "store"  # the way that ratios are to, because it works everywhere

@@ -16,7 +16,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import EngineStart
 from powermean.tokens import ensure_key_pair, sign_attempt_token
 from rollout.client import RolloutClient
-from trainer.launcher import PATIENT
+from worker.launcher import PATIENT
 
 JOB = "benchmark"
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from powermean.contracts.rollout import GenerateRequest, Sampling
 from trainer.data.problem import Problem
 from trainer.data.source import open_source
-from trainer.sampling import time_limit
-from trainer.tokenizing import encode_prompts, load_tokenizer, pad_token_id
+from trainer.learner.tokenizing import encode_prompts, load_tokenizer, pad_token_id
+from trainer.rollouts.sampling import time_limit
 
 Thing = TypeVar("Thing")
 

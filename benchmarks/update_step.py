@@ -27,16 +27,17 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import GenerateRequest, Sampling
 from powermean.home import Home
 from rollout.engine import Fence
-from rollout.engines.transformers import Limits, TransformersEngine
-from trainer.batching import Rollouts, collate, minibatches
+from rollout.transformers.engine import Limits, TransformersEngine
 from trainer.data.source import open_source
-from trainer.models import resolve_model
+from trainer.learner.learner import Learner, make_optimizer
+from trainer.learner.policy import Policy, load_policy
+from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
+from trainer.learner.training_batch import TrainingBatch
+from trainer.models.resolve import resolve_model
 from trainer.objectives import Algorithm, DistanceParts, LossOutput, build_algorithm
-from trainer.policy import Policy, load_policy
 from trainer.rewards import open_grader
+from trainer.rollouts.batching import Rollouts, collate, minibatches
 from trainer.seeds import generator
-from trainer.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
-from trainer.update import Learner, TrainingBatch, make_optimizer
 
 JOB = Path(__file__).parent.parent / "examples" / "arithmetic-smollm2.yaml"
 

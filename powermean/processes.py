@@ -128,6 +128,16 @@ def end_all(find: Callable[[], set[int]], grace_s: float, deadline_s: float = 10
     return left
 
 
+def exit_text(code: int) -> str:
+    """`was killed by SIGSEGV`, `failed with exit status 3`."""
+    if code >= 0:
+        return f"failed with exit status {code}" if code else "ended"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
 class Lifeline:
     """Tells when another process is gone, without asking about a pid that may have come round again."""
 

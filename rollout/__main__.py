@@ -14,17 +14,18 @@ from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import EngineStart, JobError
+from powermean.engine_selection import EngineName, choose, takes_adapters
+from powermean.memory import engine_bytes, free_bytes, gib
 from powermean.tether import PR_SET_PDEATHSIG, prctl
 from rollout.app import create_app
-from rollout.choice import EngineName, choose, takes_adapters
 from rollout.engine import EngineError, EngineHost, Fence
-from rollout.engines import transformers, vllm
-from rollout.engines.vllm_adapter_engine import AdapterEngine, load_adapter_engine
-from rollout.engines.vllm_channel import offered
-from rollout.engines.vllm_command import VllmOptions
-from rollout.memory import engine_bytes, free_bytes, gib
 from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, parse_settings
+from rollout.transformers import engine as transformers
+from rollout.vllm import engine as vllm
+from rollout.vllm.adapter_engine import AdapterEngine, load_adapter_engine
+from rollout.vllm.channel import offered
+from rollout.vllm.command import VllmOptions
 from rollout.weights import WeightSource
 
 STOP_TIMEOUT_S = 5

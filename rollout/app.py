@@ -18,8 +18,8 @@ from powermean.tokens import AttemptClaims, Verb
 from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
+from rollout.request_queue import Result, Turns
 from rollout.settings import RolloutSettings, is_loopback
-from rollout.turns import Result, Turns
 
 CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the numbers
 

@@ -10,12 +10,12 @@ import yaml
 from pydantic_settings import BaseSettings
 
 from server.settings import Settings
-from trainer.settings import NodeSettings
+from worker.settings import NodeSettings
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
-ROOMS: dict[str, type[BaseSettings]] = {"server": Settings, "trainer": NodeSettings}
+ROOMS: dict[str, type[BaseSettings]] = {"server": Settings, "worker": NodeSettings}
 
 
 def room(service: dict[str, Any]) -> str:

@@ -19,12 +19,12 @@ from powermean.contracts.token_records import StepFacts, TrajectoryTokens, Updat
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
 from powermean.health import RECENT, THRESHOLDS, WINDOW
 from server.settings import Settings
-from trainer.settings import NodeSettings
+from worker.settings import NodeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, type[BaseSettings]] = {
     "The server (`python -m server`)": Settings,
-    "A node (`python -m trainer.worker` and what it starts)": NodeSettings,
+    "A node (`python -m worker` and what it starts)": NodeSettings,
 }
 
 TRAJECTORIES: dict[str, type[BaseModel]] = {

@@ -2,7 +2,9 @@
 
 from safetensors import SafetensorError
 
-from powermean.contracts.attempts import JobError
+from powermean.artefacts import ArtefactError, ArtefactStoreUnavailable
+from powermean.contracts.attempts import Finish, JobError
+from rollout.client import RolloutError
 
 
 class TrainingError(Exception):
@@ -22,6 +24,21 @@ class TrainingError(Exception):
         self.retryable = retryable
 
 
+class Cancelled(Exception):  # noqa: N818 (an order obeyed, not an error)
+    """The supervisor ordered the attempt to stop without saving."""
+
+
+def no_updates(steps: int) -> TrainingError:
+    """The error of a run that ends with the weights it started from."""
+    return TrainingError(
+        "no_updates",
+        f"not one optimiser step was taken in {steps} steps: in every group all rewards were the same",
+        path="data",
+        remedy="choose problems that the model solves sometimes (the metric `reward` says how often it did), "
+        "or raise rollout.group_size",
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: Python's error, CUDA's, or the RuntimeError of PyTorch's CPU allocator."""
     kind = type(error).__name__
@@ -33,3 +50,37 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_disk_full(error: Exception) -> bool:
     """Whether a disk is full: Python's error, or one that a library made of it."""
     return isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)
+
+
+def failed(error: Exception) -> Finish:
+    """The typed failure that an exception stands for."""
+    retryable = False
+    match error:
+        case TrainingError():
+            described, retryable = error.error, error.retryable
+        case RolloutError():
+            described, retryable = error.error, error.retryable
+        case ArtefactError():
+            described = JobError(code=error.code, message=str(error), remedy=error.remedy)
+            retryable = isinstance(error, ArtefactStoreUnavailable)
+        case _ if is_out_of_memory(error):
+            described = JobError(
+                code="out_of_memory",
+                message=f"the trainer ran out of memory: {error}",
+                path="training.micro_batch_groups",
+                remedy="lower training.micro_batch_groups, or set training.gradient_checkpointing",
+            )
+        case _ if is_disk_full(error):
+            described = JobError(
+                code="disk_full",
+                message=str(error),
+                remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
+            )
+            retryable = True  # others may have let go of it by then
+        case _:
+            described = JobError(
+                code="trainer_error",
+                message=f"{type(error).__name__}: {error}"[:2000],
+                remedy="the attempt's log has the whole traceback",
+            )
+    return Finish(outcome="failed", error=described, retryable=retryable)

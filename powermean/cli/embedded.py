@@ -208,7 +208,7 @@ class Embedded:
         return [
             Child("redis", [str(valkey_program()), str(config)], everywhere, home.logs / "redis.log"),
             Child("server", [python, "-m", "server"], server, home.logs / "server.log"),
-            Child("worker", [python, "-m", "trainer.worker"], worker, home.logs / "worker.log"),
+            Child("worker", [python, "-m", "worker"], worker, home.logs / "worker.log"),
         ]
 
     def _await_ready(self) -> None:
@@ -242,7 +242,7 @@ class Embedded:
 
     def _supervisors(self) -> set[int]:
         """Supervisors of this service; they end their own engines and trainers."""
-        return {pid for pid in marked(MARK, str(os.getpid())) if runs(pid, "trainer.supervisor")}
+        return {pid for pid in marked(MARK, str(os.getpid())) if runs(pid, "worker.attempt.supervisor")}
 
 
 def runs(pid: int, module: str) -> bool:

@@ -133,6 +133,9 @@ class ValidationResult(Contract):
     )
 
 
+Order = Literal["continue", "checkpoint_and_exit", "cancel"]
+
+
 class Heartbeat(Contract):
     """The supervisor is alive."""
 
@@ -142,7 +145,7 @@ class Heartbeat(Contract):
 class HeartbeatReply(Contract):
     """Orders, and a fresh token."""
 
-    order: Literal["continue", "checkpoint_and_exit", "cancel"]
+    order: Order
     token: str
 
 

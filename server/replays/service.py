@@ -241,7 +241,7 @@ def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
         return JobError(
             code="no_node",
             message=f"no node was alive to run it within {limit}",
-            remedy="Start one with `powermean up` or `python -m trainer.worker`, and ask again.",
+            remedy="Start one with `powermean up` or `python -m worker`, and ask again.",
         )
     return JobError(
         code="no_answer",

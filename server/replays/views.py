@@ -34,4 +34,4 @@ def _phase(replay: Replay, any_node: bool) -> str | None:
         return None
     if any_node:
         return "waiting for a node to take it"
-    return "no node is alive: start one with `powermean up` or `python -m trainer.worker`"
+    return "no node is alive: start one with `powermean up` or `python -m worker`"

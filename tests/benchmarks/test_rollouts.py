@@ -16,7 +16,7 @@ from rollouts_tokens import Measured, Plain, Workload, sampled, turned, workload
 
 from powermean.contracts.rollout import AdapterSlots, EngineState
 from powermean.processes import marked
-from trainer.tokenizing import load_tokenizer
+from trainer.learner.tokenizing import load_tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "rollouts.py"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dashboard import assets
-from tests.browser.browser_tabs import Tabs
-from tests.browser.real_service import Service
+from tests.support.browser_tabs import Tabs
+from tests.support.real_service import Service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -3,10 +3,10 @@
 from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import GpuInfo
 from powermean.contracts.engines import EngineService
-from tests.browser.browser_tabs import Tabs
 from tests.browser.test_tokens import PHONE, StandIn, signed_in, stand_in, token_tabs
-from tests.dashboard.fake_api import NOW
 from tests.dashboard.test_dashboard_cluster import engine
+from tests.support.browser_tabs import Tabs
+from tests.support.fake_api import NOW
 
 __all__ = ["stand_in", "token_tabs"]  # fixtures
 

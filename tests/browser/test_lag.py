@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tests.browser.browser_tabs import Tab, Tabs
 from tests.browser.test_tokens import PHONE, StandIn, signed_in, stand_in, token_tabs
 from tests.dashboard.test_dashboard_lag import stale_job
-from tests.powermean.sample_lag import sample_lag
+from tests.support.browser_tabs import Tab, Tabs
+from tests.support.sample_lag import sample_lag
 
 __all__ = ["stand_in", "token_tabs"]  # fixtures
 

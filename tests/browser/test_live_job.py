@@ -1,8 +1,8 @@
 """A job's page in a real browser: history at once, then live; nothing lost, nothing twice."""
 
 from dashboard.formatting import number
-from tests.browser.browser_tabs import Tab, Tabs
-from tests.browser.real_service import UPDATES, Run, Service
+from tests.support.browser_tabs import Tab, Tabs
+from tests.support.real_service import UPDATES, Run, Service
 
 
 def expected(run: Run, name: str, **query: int) -> list[list[float]]:

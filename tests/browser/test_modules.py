@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dashboard import formatting
-from tests.browser.browser_tabs import Tab, Tabs
+from tests.support.browser_tabs import Tab, Tabs
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from powermean.artefacts import ArtefactStore
-from tests.browser.browser_tabs import Tab, Tabs
-from tests.browser.real_service import ADMIN_KEY, Run, Service
+from tests.support.browser_tabs import Tab, Tabs
+from tests.support.real_service import ADMIN_KEY, Run, Service
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\n\t done"
 PHONE = {"viewport": {"width": 390, "height": 844}}

@@ -1,9 +1,9 @@
 """From the form to a replay's plot, in a real browser over the stand-in API."""
 
 from powermean.contracts.replays import ReplayState
-from tests.browser.browser_tabs import Tabs
 from tests.browser.test_tokens import PHONE, StandIn, signed_in, stand_in, token_tabs
-from tests.powermean.sample_replays import replay_result, sample_replay
+from tests.support.browser_tabs import Tabs
+from tests.support.sample_replays import replay_result, sample_replay
 
 __all__ = ["stand_in", "token_tabs"]  # fixtures
 

@@ -16,10 +16,10 @@ from dashboard.app import create_dashboard
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.token_records import StepFacts, UpdateTokens
 from powermean.token_segments import write_segment
-from tests.browser.browser_tabs import Tab, Tabs
-from tests.browser.real_service import Service, free_port, until
-from tests.dashboard.fake_api import COOKIE, FakeApi, create_api
 from tests.dashboard.test_dashboard_trajectory import PIECES, record, with_tokens
+from tests.support.browser_tabs import Tab, Tabs
+from tests.support.fake_api import COOKIE, FakeApi, create_api
+from tests.support.real_service import Service, free_port, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -15,8 +15,8 @@ from contextlib import suppress
 import pytest
 
 from powermean.contracts.api import Job
-from tests.integration.service import Service, learned, metric_rows, until
-from tests.tiny_model import tiny_spec
+from tests.support.embedded_service import Service, learned, metric_rows, until
+from tests.support.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 STEPS = 12
@@ -70,18 +70,18 @@ def test_the_trainer(service: Service, undisturbed: dict[tuple[int, int, str], f
 
 def test_the_supervisor(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
     job_id = run_to_the_kill(service)
-    kill(service.running("trainer.supervisor"))
+    kill(service.running("worker.attempt.supervisor"))
     resumed(same_rows(service, job_id, undisturbed))
 
 
 def test_the_worker(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
     """The supervisor goes on without it: no new attempt."""
     job_id = run_to_the_kill(service)
-    before = service.running("trainer.worker")
+    before = service.running("worker")
     kill(set(before))
     job = same_rows(service, job_id, undisturbed)
     assert len(job.attempts) == 1
-    until(lambda: service.running("trainer.worker") - before, 30, "a new worker")
+    until(lambda: service.running("worker") - before, 30, "a new worker")
 
 
 def test_the_server(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
@@ -125,7 +125,7 @@ def test_stopping_in_order_in_mid_run(
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         interrupted = pool.submit(service.interrupt)
-        until(lambda: not service.running("trainer.worker"), 30, "the worker, which ends first, is gone")
+        until(lambda: not service.running("worker"), 30, "the worker, which ends first, is gone")
         os.kill(trainer, signal.SIGCONT)
         assert interrupted.result() == 130
     assert time.monotonic() - began < 30

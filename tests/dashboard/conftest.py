@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from dashboard.app import create_dashboard
-from tests.dashboard.fake_api import COOKIE, FakeApi, create_api
+from tests.support.fake_api import COOKIE, FakeApi, create_api
 
 ORIGIN = "http://testserver"
 

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from dashboard import assets
-from tests.dashboard.fake_api import FakeApi
+from tests.support.fake_api import FakeApi
 
 DASHBOARD = Path(assets.__file__).parent
 

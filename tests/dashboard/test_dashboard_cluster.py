@@ -3,8 +3,8 @@ from starlette.testclient import TestClient
 from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import AllocationView, GpuInfo
 from powermean.contracts.engines import EngineService
-from tests.dashboard.fake_api import NOW, FakeApi
-from tests.dashboard.html_text import parse
+from tests.support.fake_api import NOW, FakeApi
+from tests.support.html_text import parse
 
 
 def test_nodes_with_what_they_have_and_hold(browser: TestClient, api: FakeApi) -> None:

@@ -4,9 +4,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from powermean.contracts.token_records import UpdateTokens
-from tests.dashboard.fake_api import FakeApi
-from tests.dashboard.html_text import Element, parse
 from tests.dashboard.test_dashboard_trajectory import HOSTILE, record, trajectory, with_tokens
+from tests.support.fake_api import FakeApi
+from tests.support.html_text import Element, parse
 
 
 def opened(browser: TestClient, path: str = "0", status: int = 200) -> Element:

@@ -5,8 +5,8 @@ from powermean.contracts.api import CheckpointView, JobState
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.attempts import JobError, JobResult
 from powermean.contracts.health import Finding
-from tests.dashboard.fake_api import NOW, SPEC, FakeApi
-from tests.dashboard.html_text import parse
+from tests.support.fake_api import NOW, SPEC, FakeApi
+from tests.support.html_text import parse
 
 HOSTILE = '<script>alert("x")</script>'
 

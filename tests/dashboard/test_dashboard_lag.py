@@ -5,10 +5,10 @@ import json
 from starlette.testclient import TestClient
 
 from powermean.contracts.rollout import VersionSpan
-from tests.dashboard.fake_api import SPEC, FakeApi, FakeJob
-from tests.dashboard.html_text import parse
 from tests.dashboard.test_dashboard_steps import trajectory
-from tests.powermean.sample_lag import sample_lag
+from tests.support.fake_api import SPEC, FakeApi, FakeJob
+from tests.support.html_text import parse
+from tests.support.sample_lag import sample_lag
 
 STALE = {**SPEC, "rollout": {"max_staleness": 2}}
 PART = "/jobs/job-a/part/lag"

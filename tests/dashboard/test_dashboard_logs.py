@@ -5,8 +5,8 @@ from starlette.testclient import TestClient
 
 from dashboard.logs import tail
 from powermean.contracts.api import JobState, LogText
-from tests.dashboard.fake_api import PART, FakeApi
-from tests.dashboard.html_text import parse
+from tests.support.fake_api import PART, FakeApi
+from tests.support.html_text import parse
 
 FRAGMENT = {"HX-Request": "true"}
 

@@ -7,10 +7,10 @@ from starlette.testclient import TestClient
 from powermean.contracts.algorithms import Gmpo
 from powermean.contracts.attempts import JobError
 from powermean.contracts.replays import ReplayState
-from tests.dashboard.fake_api import FakeApi
-from tests.dashboard.html_text import parse
 from tests.dashboard.test_dashboard_steps import trajectory
-from tests.powermean.sample_replays import replay_result, sample_replay
+from tests.support.fake_api import FakeApi
+from tests.support.html_text import parse
+from tests.support.sample_replays import replay_result, sample_replay
 
 HOSTILE = "<script>alert(1)</script>"
 FORM = "/jobs/job-a/steps/5/replays"

@@ -2,8 +2,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from dashboard.signin import safe_return
-from tests.dashboard.fake_api import CODE, COOKIE, KEY, FakeApi
-from tests.dashboard.html_text import parse
+from tests.support.fake_api import CODE, COOKIE, KEY, FakeApi
+from tests.support.html_text import parse
 
 PAGES = ["/", "/cluster", "/jobs/job-a", "/jobs/job-a/steps/3", "/jobs/job-a/log"]
 

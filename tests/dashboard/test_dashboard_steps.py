@@ -4,8 +4,8 @@ from starlette.testclient import TestClient
 
 from dashboard.steps import grouped, neighbours
 from powermean.contracts.trajectories import Trajectory, TrajectoryUpdate
-from tests.dashboard.fake_api import FakeApi
-from tests.dashboard.html_text import parse
+from tests.support.fake_api import FakeApi
+from tests.support.html_text import parse
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 

@@ -2,8 +2,8 @@ import json
 
 from starlette.testclient import TestClient
 
-from tests.dashboard.fake_api import SPEC, FakeApi
-from tests.dashboard.html_text import parse
+from tests.support.fake_api import SPEC, FakeApi
+from tests.support.html_text import parse
 
 
 def test_the_form_starts_from_an_example(browser: TestClient) -> None:

@@ -11,8 +11,8 @@ from dashboard.token_view import EDGES, Colouring, legend, share, tokens_of
 from powermean.contracts.rollout import VersionSpan
 from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryUpdate
-from tests.dashboard.fake_api import SPEC, FakeApi, FakeJob
-from tests.dashboard.html_text import Element, parse
+from tests.support.fake_api import SPEC, FakeApi, FakeJob
+from tests.support.html_text import Element, parse
 
 HOSTILE = "<script>alert(1)</script>"
 SPEC_OF_PAIRS = SPEC | {"rollout": {"group_size": 2}}

@@ -18,16 +18,16 @@ from powermean.contracts.rollout import PublishMethod
 from powermean.tokens import KeyPair, ensure_key_pair
 from rollout.client import EngineRefused
 from rollout.engine import Fence
-from rollout.engines.vllm import load_engine
-from rollout.engines.vllm_command import VllmOptions
-from rollout.engines.vllm_server import Deadlines
+from rollout.vllm.command import VllmOptions
+from rollout.vllm.engine import load_engine
+from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
-from tests.rollout.served import JOB, TrainerEnd, channel_writer, served, tied_policy
-from tests.tiny_model import char_tokenizer
+from tests.support.served_vllm import JOB, TrainerEnd, channel_writer, served, tied_policy
+from tests.support.tiny_model import char_tokenizer
 from trainer.failures import TrainingError
-from trainer.policy import Policy
-from trainer.probe import BFLOAT16_TOLERANCE
-from trainer.publish import Publisher, WeightWriter
+from trainer.learner.policy import Policy
+from trainer.weights.files import Publisher, WeightWriter
+from trainer.weights.probe import BFLOAT16_TOLERANCE
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from powermean.processes import end_all
-from tests.integration.service import Service
-from tests.tiny_model import build_tiny_model
+from tests.support.embedded_service import Service
+from tests.support.tiny_model import build_tiny_model
 
 
 @pytest.fixture(scope="session")

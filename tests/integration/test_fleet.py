@@ -11,8 +11,8 @@ import pytest
 from powermean.contracts.api import Job
 from powermean.contracts.engines import EngineService, EngineSpec
 from powermean.processes import end_all
-from tests.integration.service import Service, metric_rows, until
-from tests.tiny_model import build_tiny_model, tiny_spec
+from tests.support.embedded_service import Service, metric_rows, until
+from tests.support.tiny_model import build_tiny_model, tiny_spec
 
 pytestmark = [
     pytest.mark.vllm,

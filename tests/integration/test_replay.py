@@ -4,8 +4,8 @@ import pytest
 
 from powermean.contracts.api import Job
 from powermean.contracts.replays import Replay, ReplayState
-from tests.integration.service import Service, until
-from tests.tiny_model import tiny_spec
+from tests.support.embedded_service import Service, until
+from tests.support.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -23,14 +23,14 @@ from powermean.contracts.rollout import Sampling
 from powermean.processes import descendants
 from powermean.tokens import KeyPair, ensure_key_pair, sign_attempt_token
 from rollout.client import EngineRefused, RolloutClient
-from tests.rollout.served import largest
-from tests.tiny_model import build_tiny_model, tiny_spec
-from tests.trainer.attempts import Played, played
-from trainer.attempt_dir import AttemptDir, read_record
-from trainer.lora import attach
-from trainer.policy import Policy, make_policy
-from trainer.probe import probe
-from trainer.publish import WeightWriter
+from tests.support.attempts import Played, played
+from tests.support.served_vllm import largest
+from tests.support.tiny_model import build_tiny_model, tiny_spec
+from trainer.learner.lora import attach
+from trainer.learner.policy import Policy, make_policy
+from trainer.weights.files import WeightWriter
+from trainer.weights.probe import probe
+from worker.attempt_dir import AttemptDir, read_record
 
 pytestmark = [
     pytest.mark.vllm,

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from powermean import ApiError
 from powermean.cli.models import download_model
 from powermean.contracts.api import Job, JobState
-from tests.integration.service import Service, learned, metric_rows
-from tests.tiny_model import tiny_spec
+from tests.support.embedded_service import Service, learned, metric_rows
+from tests.support.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STEPS = 4

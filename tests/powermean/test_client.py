@@ -18,9 +18,9 @@ from powermean.contracts.token_records import RecordedTokens, StepFacts, Traject
 from powermean.contracts.trajectories import Trajectory
 from powermean.node_client import AttemptClient
 from powermean.rest import Fenced
-from tests.powermean.sample_jobs import SPEC, job
-from tests.powermean.sample_lag import sample_lag
-from tests.powermean.scripted_server import Answer, ScriptedServer
+from tests.support.sample_jobs import SPEC, job
+from tests.support.sample_lag import sample_lag
+from tests.support.scripted_server import Answer, ScriptedServer
 
 JOB = job().model_dump_json().encode()
 ENDED = job(JobState.FINISHED, seq=3).model_dump_json().encode()

@@ -11,9 +11,9 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import PublishRequest, WeightFile
 from powermean.tokens import KeyPair, ensure_key_pair
 from rollout.engine import Fence
-from rollout.engines.transformers import TransformersEngine, load_engine
+from rollout.transformers.engine import TransformersEngine, load_engine
 from rollout.weights import WeightSource
-from tests.rollout.tiny_engines import JOB, MakeEngine, Publish, save_tiny_model
+from tests.support.tiny_engines import JOB, MakeEngine, Publish, save_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 
 from rollout import __main__ as program
 from rollout.engine import EngineError
-from rollout.engines.transformers import TransformersEngine
 from rollout.settings import parse_settings
+from rollout.transformers.engine import TransformersEngine
 
 
 class Started:

@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import Completion, GenerateRequest, PublishRequest, Sampling, WeightFile
 from rollout.engine import EngineError
-from rollout.engines.transformers import TransformersEngine
-from tests.rollout.tiny_engines import JOB, MakeEngine, Publish, save_tiny_model
+from rollout.transformers.engine import TransformersEngine
+from tests.support.tiny_engines import JOB, MakeEngine, Publish, save_tiny_model
 
 REQUEST = GenerateRequest(prompts=((1, 10, 2, 13), (4, 10)), n=3, sampling=Sampling(max_new_tokens=6, seed=0))
 
@@ -207,7 +207,7 @@ def test_a_model_of_mixed_versions_is_never_sampled(
 ) -> None:
     model = _other(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("rollout.engines.transformers.safe_open", BreaksOff)
+        patch.setattr("rollout.transformers.engine.safe_open", BreaksOff)
         with pytest.raises(OSError, match="the disk is gone"):
             engine.publish(stored_weights(_weights(model), version=1))
     assert not engine.state().ready

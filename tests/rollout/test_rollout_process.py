@@ -27,7 +27,7 @@ from powermean.contracts.rollout import (
 from powermean.processes import descendants, start_time
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.client import EngineRefused, EngineTimeout, EngineUnreachable, RolloutClient
-from tests.rollout.tiny_engines import JOB, save_tiny_model
+from tests.support.tiny_engines import JOB, save_tiny_model
 
 START_S = 120.0
 REQUEST = GenerateRequest(prompts=((1, 10, 2), (4, 10)), n=3, sampling=Sampling(max_new_tokens=6, seed=0))

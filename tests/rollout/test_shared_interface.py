@@ -27,13 +27,13 @@ from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.app import create_app
 from rollout.client import EngineRefused, RolloutClient
 from rollout.engine import Fence
-from rollout.engines import vllm_adapter_engine
-from rollout.engines.vllm_adapter_engine import AdapterEngine
-from rollout.engines.vllm_adapters import Adapters
-from rollout.engines.vllm_model import ModelFolder
 from rollout.settings import RolloutSettings
+from rollout.vllm import adapter_engine as vllm_adapter_engine
+from rollout.vllm.adapter_engine import AdapterEngine
+from rollout.vllm.adapters import Adapters
+from rollout.vllm.model_folder import ModelFolder
 from rollout.weights import WeightSource
-from tests.rollout.engines.fake_adapter_server import FakeAdapterServer
+from tests.support.fake_adapter_server import FakeAdapterServer
 
 REQUEST = GenerateRequest(prompts=((1, 2),), sampling=Sampling(max_new_tokens=4))
 SLOW = GenerateRequest(prompts=((3, 3),), sampling=Sampling(max_new_tokens=4))

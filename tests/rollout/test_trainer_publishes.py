@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest, Sampling
-from rollout.engines.transformers import TransformersEngine
-from tests.rollout.tiny_engines import JOB, MakeEngine, save_tiny_model
-from trainer.policy import make_policy
-from trainer.probe import probe
-from trainer.publish import WeightWriter
+from rollout.transformers.engine import TransformersEngine
+from tests.support.tiny_engines import JOB, MakeEngine, save_tiny_model
+from trainer.learner.policy import make_policy
+from trainer.weights.files import WeightWriter
+from trainer.weights.probe import probe
 
 PROMPTS = ((10, 4, 11, 7), (9, 5))
 

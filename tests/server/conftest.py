@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, make_url, text
 from server.db.migrate import migrate
 from server.db.session import Database
 from server.settings import Settings
-from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
 
 STARTS = 4
 _names = itertools.count(1)

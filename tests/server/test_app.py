@@ -13,7 +13,7 @@ from server.db.session import DatabaseBusy
 from server.error_handlers import install_error_handlers
 from server.errors import Conflict, Fenced, TooMany, Unauthenticated
 from server.middleware import Gate
-from tests.server.service_driver import ServiceDriver, error_of, example_spec
+from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
 on_sqlite = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.server.reports import trajectory
+from tests.support.reports import trajectory
 
 
 @pytest.mark.parametrize(

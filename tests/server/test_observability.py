@@ -9,8 +9,8 @@ import pytest
 from powermean.artefacts import ArtefactStore, ArtefactStoreFull
 from server import observability
 from server.request_log import JsonFormatter, request_id
-from tests.server.reports import post_rows, row, trajectory
-from tests.server.service_driver import error_of
+from tests.support.reports import post_rows, row, trajectory
+from tests.support.service_driver import error_of
 
 
 @pytest.fixture

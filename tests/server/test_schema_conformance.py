@@ -7,7 +7,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
 from server.openapi import schema
-from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
 
 EXAMPLES = 6
 CHECKED = [

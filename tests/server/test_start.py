@@ -16,7 +16,7 @@ from server.db.migrate import pending_revision
 from server.db.session import Database
 from server.settings import Settings
 from server.start import CannotStart, bind, prepare
-from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
 
 
 def settings_for(url: str, folder: Path, **changes: object) -> Settings:

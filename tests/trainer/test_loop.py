@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse
-from tests.tiny_model import tiny_spec
-from tests.trainer.attempts import JOB, Played, Stage
-from tests.trainer.engine_double import EngineDouble
-from trainer.batching import GroupBatch
-from trainer.policy import Policy, Scores
+from tests.support.attempts import JOB, Played, Stage
+from tests.support.fake_engine import FakeEngine
+from tests.support.tiny_model import tiny_spec
+from trainer.learner.policy import Policy, Scores
+from trainer.rollouts.batching import GroupBatch
 
 TRAINING = {"prompts_per_step": 16, "minibatches": 2, "epochs": 2}
 TIMES = ("seconds", "time/", "tokens_per_second")
@@ -135,7 +135,7 @@ def test_trajectories_are_recorded_with_what_each_update_saw(whole: Played) -> N
 def test_the_final_model_loads_and_is_the_one_the_engine_serves(
     tmp_path: Path, model_root: Path, stage: Stage
 ) -> None:
-    engine = EngineDouble(model_root / "tiny", Path("/dev/shm"))
+    engine = FakeEngine(model_root / "tiny", Path("/dev/shm"))
     result = stage.play(engine=engine, training=TRAINING | {"steps": 1}).finish.result
     assert result is not None
     for name, ref in result.model.files.items():
@@ -193,7 +193,7 @@ def test_cancel_stops_before_the_next_update(stage: Stage) -> None:
     assert not played.trajectories
 
 
-class Broken(EngineDouble):
+class Broken(FakeEngine):
     """An engine that dies after its first answers, or serves other weights than it was sent."""
 
     def __init__(self, folder: Path, answers: int, keep_weights: bool = False) -> None:
@@ -261,7 +261,7 @@ def test_dapo_samples_until_every_group_has_spread_and_counts_what_it_dropped(st
     assert second.trajectories == {step: played.trajectories[step] for step in (2, 3)}
 
 
-class Changed(EngineDouble):
+class Changed(FakeEngine):
     """An engine that answers in its own way: greedily, or with an empty completion first in each group."""
 
     def __init__(self, folder: Path, *, greedy: bool = False, empty: bool = False) -> None:

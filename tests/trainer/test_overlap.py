@@ -9,9 +9,9 @@ import pytest
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
 from rollout.client import EngineRefused, EngineUnreachable
-from tests.trainer.attempts import JOB, Played, Stage
-from tests.trainer.engine_double import EngineDouble
-from trainer.attempt_dir import AttemptDir
+from tests.support.attempts import JOB, Played, Stage
+from tests.support.fake_engine import FakeEngine
+from worker.attempt_dir import AttemptDir
 
 WAIT_S = 60.0
 PROMPTS, GROUP, STEPS = 16, 8, 6
@@ -19,7 +19,7 @@ ROLLOUT = {"group_size": GROUP, "max_new_tokens": 4, "stop": ["\n"], "max_stalen
 TRAINING = {"steps": STEPS, "prompts_per_step": PROMPTS, "minibatches": 2, "epochs": 2}
 
 
-class SharedDouble(EngineDouble):
+class SharedDouble(FakeEngine):
     """Serves two threads, one call at a time. Hooks may stand in the way of a call."""
 
     def __init__(
@@ -76,7 +76,7 @@ class SharedDouble(EngineDouble):
     def lose_weights(self) -> None:
         """As after a restart: the model is the folder's again."""
         with self._turn:
-            self.model = EngineDouble(self._folder, Path("/dev/shm")).model
+            self.model = FakeEngine(self._folder, Path("/dev/shm")).model
             self._empty = True
 
     def hang(self) -> None:
@@ -95,7 +95,7 @@ def stage(tmp_path: Path, model_root: Path) -> Stage:
     return Stage(tmp_path, model_root)
 
 
-def play(stage: Stage, engine: EngineDouble, number: int = 1, **more: object) -> Played:
+def play(stage: Stage, engine: FakeEngine, number: int = 1, **more: object) -> Played:
     played = stage.play(number, engine=engine, **({"training": TRAINING, "rollout": ROLLOUT} | more))
     assert not [thread for thread in threading.enumerate() if thread.name == "sampler"]
     assert not list(Path("/dev/shm").glob(f"powermean-{JOB}.*"))

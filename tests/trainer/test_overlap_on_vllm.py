@@ -22,19 +22,19 @@ from powermean.tokens import Verb, ensure_key_pair, sign_attempt_token
 from rollout.app import create_app
 from rollout.client import RolloutClient
 from rollout.engine import Fence
-from rollout.engines.vllm import VllmEngine, load_engine
-from rollout.engines.vllm_command import VllmOptions
-from rollout.engines.vllm_server import Deadlines
 from rollout.settings import RolloutSettings
+from rollout.vllm.command import VllmOptions
+from rollout.vllm.engine import VllmEngine, load_engine
+from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
-from tests.tiny_model import build_tiny_model
-from tests.trainer.attempts import JOB, Played, Stage
+from tests.support.attempts import JOB, Played, Stage
+from tests.support.tiny_model import build_tiny_model
+from trainer.learner.learner import Learner, TrainingBatch, make_optimizer
+from trainer.learner.policy import Policy, load_policy
 from trainer.objectives import build_algorithm
-from trainer.policy import Policy, load_policy
-from trainer.publish import WeightWriter
-from trainer.sampling import Engine, sample
-from trainer.steady_engine import SteadyEngine
-from trainer.update import Learner, TrainingBatch, make_optimizer
+from trainer.rollouts.sampling import Engine, complete_prompts
+from trainer.weights.files import WeightWriter
+from trainer.weights.steady_engine import SteadyEngine
 
 pytestmark = [
     pytest.mark.vllm,
@@ -162,7 +162,9 @@ def test_trajectories_of_two_versions_are_scored_anew_and_trained_on(
         ThreadPoolExecutor(1) as pool,
     ):
         sampled = _sampled_tokens(engine)
-        asked = pool.submit(sample, steady.beside(), prompts, count=4, sampling=sampling, pad_token_id=0)
+        asked = pool.submit(
+            complete_prompts, steady.beside(), prompts, count=4, sampling=sampling, pad_token_id=0
+        )
         _until(lambda: _sampled_tokens(engine) > sampled + 80)
         with torch.no_grad():
             for weight in policy.model.parameters():

@@ -10,13 +10,13 @@ import torch
 from powermean.artefacts import ArtefactStoreFull, ArtefactStoreUnavailable
 from powermean.contracts.attempts import EngineStart, JobError
 from rollout.client import EngineUnreachable
-from tests.trainer.attempts import Stage
-from tests.trainer.engine_double import EngineDouble
+from tests.support.attempts import Stage
+from tests.support.fake_engine import FakeEngine
 from trainer import run
-from trainer.attempt_dir import AttemptDir
-from trainer.failures import TrainingError
-from trainer.policy import load_policy, make_policy
-from trainer.run import Connection, engine_url, failed, publisher
+from trainer.engine_connection import Connection, engine_url, publisher
+from trainer.failures import TrainingError, failed
+from trainer.learner.policy import load_policy, make_policy
+from worker.attempt_dir import AttemptDir
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_people_are_told_how_long_the_engine_has_been_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("trainer.run.time", Clock())
+    monkeypatch.setattr("trainer.engine_connection.time", Clock())
     with pytest.raises(TrainingError):
         engine_url(AttemptDir(tmp_path), timeout_s=61.0, tell=said.append, tell_every_s=15.0)
     seconds = [
@@ -93,7 +93,7 @@ def test_an_engine_that_could_not_start_says_why(tmp_path: Path) -> None:
 
 def test_an_unknown_model_fails_the_attempt_with_its_field(tmp_path: Path, model_root: Path) -> None:
     finish = Stage(tmp_path, model_root).play(
-        engine=EngineDouble(model_root / "tiny", tmp_path), model={"folder": "none"}
+        engine=FakeEngine(model_root / "tiny", tmp_path), model={"folder": "none"}
     )
     assert finish.finish.outcome == "failed"
     assert isinstance(finish.finish.error, JobError)
@@ -116,12 +116,12 @@ def test_weights_go_the_way_that_is_asked_for_or_fits(
 ) -> None:
     from transformers import LlamaForCausalLM
 
-    from tests.tiny_model import tiny_config
+    from tests.support.tiny_model import tiny_config
 
     policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
     played = Stage(tmp_path, model_root).play(order="cancel")
     claim = run.AttemptDir(played.folder).claim()
-    engine = EngineDouble(model_root / "tiny", tmp_path)
+    engine = FakeEngine(model_root / "tiny", tmp_path)
     store = run.ArtefactStore("memory://")
     for asked, here, method in (
         ("auto", True, "shm"),

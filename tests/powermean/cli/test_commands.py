@@ -12,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 from powermean.cli.main import COMMANDS, app
 from powermean.contracts.api import JobPage, JobState, JobSummary
-from tests.powermean.sample_jobs import SPEC, job
-from tests.powermean.sample_lag import sample_lag
-from tests.powermean.scripted_server import Answer, ScriptedServer
+from tests.support.sample_jobs import SPEC, job
+from tests.support.sample_lag import sample_lag
+from tests.support.scripted_server import Answer, ScriptedServer
 
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from powermean.cli.main import app
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
-from tests.powermean.scripted_server import Answer, ScriptedServer
+from tests.support.scripted_server import Answer, ScriptedServer
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from powermean import Client
 from powermean.cli.following import follow
 from powermean.contracts.api import JobState
 from powermean.contracts.health import Finding, JobHealth
-from tests.powermean.sample_jobs import job
-from tests.powermean.scripted_server import Answer, ScriptedServer
+from tests.support.sample_jobs import job
+from tests.support.scripted_server import Answer, ScriptedServer
 
 SUMMARY = {"exclude": {"spec", "result", "attempts", "seconds_left", "seq"}, "mode": "json"}
 

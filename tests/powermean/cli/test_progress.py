@@ -4,7 +4,7 @@ from powermean.cli.progress import Run, clock, step_line
 from powermean.contracts.api import Event
 from powermean.contracts.health import Finding, JobHealth, Level
 from powermean.contracts.metrics import MetricRow
-from tests.powermean.sample_jobs import job
+from tests.support.sample_jobs import job
 
 
 def row(step: int, name: str, value: float | None, update: int = -1) -> MetricRow:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from powermean.processes import end_all
-from tests.integration.service import Service, until
+from tests.support.embedded_service import Service, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from powermean.contracts.job import JobSpec, ResourceSpec
-from tests.tiny_model import tiny_spec
+from tests.support.tiny_model import tiny_spec
 
 
 def faults(**changes: Any) -> list[tuple[tuple[str | int, ...], str]]:

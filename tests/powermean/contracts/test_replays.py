@@ -4,7 +4,7 @@ import pytest
 
 from powermean.contracts.algorithms import Grpo, Pmpo, PowerMean
 from powermean.contracts.replays import OBJECTIVES, parse_settings
-from tests.powermean.sample_replays import sample_replay
+from tests.support.sample_replays import sample_replay
 
 
 def test_values_are_json_or_else_text() -> None:

@@ -11,8 +11,8 @@ from powermean.artefacts import ArtefactStore
 from server.artefacts import datasets
 from server.artefacts.downloads import RangeNotSatisfiable, Span, requested_span
 from server.artefacts.logs import StoredChunk, StoredRange, read_text
-from tests.server.reports import next_attempt
-from tests.server.service_driver import ServiceDriver, error_of, example_result
+from tests.support.reports import next_attempt
+from tests.support.service_driver import ServiceDriver, error_of, example_result
 
 ROWS = b'{"question": "1+1", "answer": 2}\n{"answer": 4, "question": "2+2", "extra": null}\n'
 

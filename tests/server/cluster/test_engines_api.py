@@ -8,7 +8,7 @@ from powermean.contracts.api import JobState
 from powermean.contracts.engines import EngineOrder, EngineService
 from powermean.tokens import verify_attempt_token
 from tests.server.cluster.test_scheduling import silence_node
-from tests.server.service_driver import ADMIN_KEY, ServiceDriver, error_of
+from tests.support.service_driver import ADMIN_KEY, ServiceDriver, error_of
 
 SPEC = {"name": "smol", "model": {"name": "tiny/model"}, "max_adapters": 2, "max_lora_rank": 8}
 VLLM = ("transformers", "vllm")

@@ -22,7 +22,7 @@ from server.db.session import database_now
 from server.jobs.states import CHECKING
 from server.queue import BrokerDown, CelerySender, celery_app
 from tests.server.cluster.test_scheduling import silence_node
-from tests.server.service_driver import ServiceDriver
+from tests.support.service_driver import ServiceDriver
 
 
 def let_pauses_pass(service: ServiceDriver) -> None:

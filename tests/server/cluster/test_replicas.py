@@ -10,7 +10,7 @@ from powermean.contracts.names import START_TASK
 from server.cluster.relay import Relay
 from server.db.models import Allocation
 from server.db.session import Database
-from tests.server.service_driver import RecordingSender, ServiceDriver
+from tests.support.service_driver import RecordingSender, ServiceDriver
 
 REPLICAS = 4
 

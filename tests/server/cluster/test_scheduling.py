@@ -14,7 +14,7 @@ from server.cluster.leadership import Standing, campaign
 from server.cluster.scheduler import NEVER
 from server.db.models import Allocation, Attempt, Leader, Node, Outbox
 from server.db.session import Database, database_now
-from tests.server.service_driver import ServiceDriver, error_of
+from tests.support.service_driver import ServiceDriver, error_of
 
 
 def lease_of(service: ServiceDriver, attempt_id: str):

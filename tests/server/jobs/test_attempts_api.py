@@ -9,7 +9,7 @@ from sqlalchemy import select
 from powermean.contracts.api import JobState
 from powermean.tokens import sign_attempt_token
 from server.db.models import Checkpoint, Garbage, Metric
-from tests.server.service_driver import (
+from tests.support.service_driver import (
     AttemptDriver,
     ServiceDriver,
     error_of,

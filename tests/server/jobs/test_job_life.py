@@ -16,7 +16,7 @@ from powermean.contracts.attempts import Claim
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
-from tests.server.service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, ServiceDriver, example_result
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, ServiceDriver, example_result
 
 SLOTS = {"node-1": 1, "node-2": 2}
 ERROR = {"code": "trainer_killed", "message": "killed"}

@@ -7,7 +7,7 @@ import pytest
 from powermean.contracts.api import JobState
 from server.db.models import Dataset
 from server.db.session import database_now
-from tests.server.service_driver import ServiceDriver, error_of, example_spec
+from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
 BAD_SPECS = [
     ({"training": {"steps": 0}}, "training.steps"),

@@ -2,8 +2,8 @@
 
 from powermean.contracts.health import JobHealth
 from powermean.health import WINDOW
-from tests.server.reports import next_attempt, post_rows, row
-from tests.server.service_driver import error_of
+from tests.support.reports import next_attempt, post_rows, row
+from tests.support.service_driver import error_of
 
 
 def health_of(service, attempt):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from server.db.models import Attempt, Job, Metric
 from server.identity.keys import create_key
 from server.metrics.history import metrics_history
-from tests.server.reports import next_attempt, post_rows, row
-from tests.server.service_driver import error_of
+from tests.support.reports import next_attempt, post_rows, row
+from tests.support.service_driver import error_of
 
 
 def get(service, attempt, **query):

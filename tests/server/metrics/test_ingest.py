@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import func, select
 
 from server.db.models import Metric, Trajectory
-from tests.server.reports import next_attempt, post_rows, row, trajectory
-from tests.server.service_driver import AttemptDriver, ServiceDriver, error_of
+from tests.support.reports import next_attempt, post_rows, row, trajectory
+from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
 
 
 def stored(service: ServiceDriver, attempt: AttemptDriver) -> dict[tuple[int, int, int, str], float | None]:

@@ -3,8 +3,8 @@
 import pytest
 
 from powermean.contracts.lag import JobLag
-from tests.server.reports import next_attempt, trajectory
-from tests.server.service_driver import error_of
+from tests.support.reports import next_attempt, trajectory
+from tests.support.service_driver import error_of
 
 
 def post_step(attempt, step, *rows):

@@ -13,9 +13,9 @@ from powermean.sse import read_events
 from server.metrics import stream as stream_module
 from server.metrics.event_log import Frame, Page
 from server.metrics.stream import BACKLOG, Subscription
-from tests.server.live import listening, read, stream
-from tests.server.reports import next_attempt, post_rows, row
-from tests.server.service_driver import ADMIN_KEY, ServiceDriver
+from tests.support.live_server import listening, read, stream
+from tests.support.reports import next_attempt, post_rows, row
+from tests.support.service_driver import ADMIN_KEY, ServiceDriver
 
 
 def values(events):

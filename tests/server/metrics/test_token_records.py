@@ -5,8 +5,8 @@ import pytest
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.token_segments import write_segment
-from tests.server.reports import next_attempt, trajectory
-from tests.server.service_driver import error_of
+from tests.support.reports import next_attempt, trajectory
+from tests.support.service_driver import error_of
 
 FACTS = StepFacts(
     step=1,

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from powermean.artefacts import ArtefactStore
-from tests.server.reports import next_attempt, trajectory
-from tests.server.service_driver import error_of
+from tests.support.reports import next_attempt, trajectory
+from tests.support.service_driver import error_of
 
 
 def store_texts(service, attempt, *indices):

@@ -13,11 +13,11 @@ from powermean.client import Client
 from powermean.contracts.algorithms import Pmpo
 from powermean.contracts.replays import ReplayTask
 from powermean.token_segments import write_segment
-from tests.server.live import listening
-from tests.server.reports import post_rows, row
-from tests.server.service_driver import ADMIN_KEY, ServiceDriver
-from tests.trainer.recorded_step import RecordedStep, recorded_step
-from trainer.replay import run
+from tests.support.live_server import listening
+from tests.support.recorded_step import RecordedStep, recorded_step
+from tests.support.reports import post_rows, row
+from tests.support.service_driver import ADMIN_KEY, ServiceDriver
+from trainer.replay.run import run
 
 SPEC = Pmpo(clip_low=0.05, clip_high=0.05)
 STEP = 7

@@ -15,8 +15,8 @@ from powermean.contracts.token_records import StepFacts, TrajectoryTokens, Updat
 from powermean.token_segments import write_segment
 from server.db.models import Node, Outbox, Replay
 from server.db.session import database_now
-from tests.server.reports import next_attempt, post_rows, row, trajectory
-from tests.server.service_driver import AttemptDriver, ServiceDriver, error_of
+from tests.support.reports import next_attempt, post_rows, row, trajectory
+from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
 
 FACTS = StepFacts(
     step=3,

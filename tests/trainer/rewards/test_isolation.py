@@ -14,7 +14,7 @@ from trainer.failures import TrainingError
 from trainer.rewards import Grade
 from trainer.rewards.isolation import IsolatedGrader
 
-HOSTILE = "tests.trainer.rewards.hostile_grader"
+HOSTILE = "tests.support.hostile_grader"
 GONE_S = 10.0
 
 

@@ -1,0 +1,337 @@
+"""The transformers engine: any Hugging Face causal model, on a CPU or one GPU."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    Completion,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+    VersionSpan,
+)
+from rollout.engine import EngineError, Fence, adapters_off, check_method
+from rollout.transformers.decoding import Model, Sampled, is_plain, sample_batch
+from rollout.transformers.stopping import Decoder, Stopping
+from rollout.weights import WeightSource
+
+NAME = "transformers"
+DEFAULT_CONTEXT = 2048  # of a model whose config names none
+
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds memory: prompt and completion of one row, and of all rows that are sampled together."""
+
+    max_model_len: int
+    max_batch_tokens: int
+
+
+class TransformersEngine:
+    """One model, sampled and updated in place; see Engine and EngineHost."""
+
+    calls_at_once = 1
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Decoder,
+        fence: Fence,
+        weights: WeightSource,
+        limits: Limits,
+        name: str = "",
+    ) -> None:
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._fence = fence
+        self._weights = weights
+        self._limits = limits
+        self._name = name
+        self._device = next(model.parameters()).device
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self._end_tokens = _end_tokens(model)
+        self._plain = is_plain(model)
+        self._paused = False
+        self._whole = True  # False while weights of two versions are mixed
+
+    def serving(self, job_id: str, attempt: int) -> "TransformersEngine":
+        """See EngineHost."""
+        self._fence.check_attempt(job_id, attempt)
+        return self
+
+    def state(self, _job_id: str | None = None) -> EngineState:
+        """See Engine."""
+        return EngineState(
+            ready=self._whole,
+            engine=NAME,
+            model=self._name,
+            version=self._fence.version,
+            attempt=self._fence.attempt,
+            max_model_len=self._limits.max_model_len,
+            paused=self._paused,
+        )
+
+    def metrics(self) -> str:
+        """See EngineHost: the service counts all there is."""
+        return ""
+
+    def close(self) -> None:
+        """See EngineHost: all of it is in this process."""
+
+    def drop_adapter(self) -> None:
+        """See Engine."""
+        raise adapters_off()
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. There is none."""
+        check_method(request.method, self.state())
+
+    def pause(self) -> None:
+        """See Engine."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See Engine."""
+        self._paused = False
+
+    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+        """See Engine. With a seed the completions are a function of request and weights, bit for bit."""
+        self._check(request)
+        started = time.monotonic()
+        sampled: list[Sampled] = []
+        for prompts, draws in self._batches(request):
+            sampled += self._sample(prompts, draws, request, cancelled)
+        completions = [self._completion(one) for one in sampled]
+        return GenerateResponse(
+            completions=tuple(
+                tuple(completions[start : start + request.n])
+                for start in range(0, len(completions), request.n)
+            ),
+            seconds=time.monotonic() - started,
+        )
+
+    def publish(self, request: PublishRequest) -> None:
+        """See Engine. Nothing is changed before all files are verified and fit the model."""
+        if request.adapter is not None:
+            raise adapters_off()
+        fence = self._fence.advanced(request)
+        with self._weights.verified(request) as paths:
+            self._load(paths)
+        self._fence = fence
+
+    def _check(self, request: GenerateRequest) -> None:
+        if self._paused:
+            raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
+        if not self._whole:
+            raise EngineError(
+                503, "weights_incomplete", "the last publish broke off in mid-copy", remedy="Publish again."
+            )
+        room = self._limits.max_model_len - request.sampling.max_new_tokens
+        for place, prompt in enumerate(request.prompts):
+            path = f"prompts.{place}"
+            if not prompt:
+                raise EngineError(422, "invalid", "the prompt has no token", path=path)
+            if len(prompt) > room:
+                raise EngineError(
+                    422,
+                    "too_long",
+                    f"a prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
+                    f"exceed the context of {self._limits.max_model_len}",
+                    remedy="Shorten the prompt or lower sampling.max_new_tokens.",
+                    path=path,
+                )
+            if not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
+                raise EngineError(
+                    422, "invalid", f"token ids must be in 0..{self._vocabulary - 1}", path=path
+                )
+
+    def _batches(self, request: GenerateRequest) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
+        """(prompt of each row, its draws): rows in order, cut where memory or the model demands it."""
+        new = request.sampling.max_new_tokens
+        generator = torch.Generator()
+        if request.sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(request.sampling.seed)
+        rows: list[tuple[int, ...]] = []
+        width = 0
+        for prompt in (prompt for prompt in request.prompts for _ in range(request.n)):
+            wider = max(width, len(prompt))
+            too_many = (len(rows) + 1) * (wider + new) > self._limits.max_batch_tokens
+            if rows and (too_many or (wider != len(rows[0]) and not self._plain)):
+                yield rows, self._draws(len(rows), new, generator)
+                rows, wider = [], len(prompt)
+            rows.append(prompt)
+            width = wider
+        yield rows, self._draws(len(rows), new, generator)
+
+    def _draws(self, rows: int, new: int, generator: torch.Generator) -> Tensor:
+        """On the CPU, where a generator's numbers are the same on every machine and however they are cut."""
+        return torch.rand(rows, new, generator=generator, dtype=torch.float64).to(self._device)
+
+    def _sample(
+        self, prompts: Sequence[tuple[int, ...]], draws: Tensor, request: GenerateRequest, cancelled: Event
+    ) -> list[Sampled]:
+        stopping = Stopping(self._tokenizer, self._end_tokens, request.sampling.stop)
+        temperature = request.sampling.temperature
+        try:
+            return sample_batch(
+                self._model, prompts, draws, temperature, stopping, cancelled, plain=self._plain
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise EngineError(
+                503,
+                "out_of_memory",
+                f"{len(prompts)} rows of this request do not fit the GPU's memory",
+                remedy="Lower max_new_tokens, or start the engine with a smaller --max-batch-tokens.",
+            ) from error
+
+    def _completion(self, sampled: Sampled) -> Completion:
+        size = len(sampled.token_ids)
+        return Completion(
+            token_ids=tuple(sampled.token_ids),
+            logprobs=tuple(sampled.log_probs),
+            finish_reason="stop" if sampled.stopped else "length",
+            weight_versions=(VersionSpan(version=self._fence.version, start=0, end=size),),
+        )
+
+    @torch.no_grad()
+    def _load(self, paths: Sequence[Path]) -> None:
+        """Copy the files' tensors into the model. Weights that are tied may come under any of their names."""
+        state = self._model.state_dict()
+        where = _tensors(paths)
+        _check_fit(state, where)
+        self._whole = False
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  (not a mapping)
+                    state[name].copy_(file.get_tensor(name))
+        self._whole = True
+
+
+def load_engine(
+    folder: Path,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    fence: Fence,
+    weights: WeightSource,
+    max_model_len: int | None,
+    max_batch_tokens: int,
+) -> TransformersEngine:
+    """The engine of a model folder.
+
+    Raises EngineError (cuda_unavailable, unknown_model, out_of_memory, too_long) with the reason.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise EngineError(
+            500,
+            "cuda_unavailable",
+            f"the engine is to run on {device}, but PyTorch sees no CUDA device",
+            remedy="Use --device cpu, or install the CUDA build of PyTorch and the driver.",
+        )
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(
+            500,
+            "unknown_model",
+            f"the model in {folder} can't be loaded: {error}",
+            remedy="It must be a causal language model that transformers knows, with safetensors weights.",
+        ) from error
+    try:
+        model = model.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineError(
+            500, "out_of_memory", f"the model in {folder} does not fit the memory of {device}"
+        ) from error
+    context = context_length(model)
+    if max_model_len is not None and context is not None and max_model_len > context:
+        raise EngineError(
+            500, "too_long", f"--max-model-len {max_model_len} exceeds the model's context of {context}"
+        )
+    limits = Limits(max_model_len or context or DEFAULT_CONTEXT, max_batch_tokens)
+    return TransformersEngine(model, tokenizer, fence, weights, limits, folder.name)
+
+
+def context_length(model: Model) -> int | None:
+    """The most tokens that prompt and completion may have together, where the config says so."""
+    config = model.config.get_text_config()
+    for field in _CONTEXT_FIELDS:
+        if isinstance(value := getattr(config, field, None), int):
+            return value
+    return None
+
+
+def _end_tokens(model: Model) -> frozenset[int]:
+    """Tokens that end a text, as the model's generation config (else its config) says."""
+    found: Any = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = getattr(model.config.get_text_config(), "eos_token_id", None)
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
+
+
+def _tensors(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in the files. Raises EngineError (weights_mismatch) for one in two files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _mismatch(f"{path.name} is not a safetensors file: {error}") from error
+        if twice := shapes.keys() & found.keys():
+            raise _mismatch(f"{min(twice)} is in two files")
+        shapes |= found
+    return shapes
+
+
+def _check_fit(state: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises EngineError (weights_mismatch) unless every weight of the model is there once, in its shape."""
+    if unknown := found.keys() - state.keys():
+        raise _mismatch(f"the model has no weight {min(unknown)}")
+    given = {_place(state[name]) for name in found}
+    if len(given) < len(found):
+        raise _mismatch("weights that are tied are there under two names")
+    if missing := [name for name, weight in state.items() if _place(weight) not in given]:
+        raise _mismatch(f"weight {missing[0]} is missing ({len(missing)} in all)")
+    for name, shape in found.items():
+        if shape != tuple(state[name].shape):
+            raise _mismatch(f"{name} has shape {list(shape)}, the model's is {list(state[name].shape)}")
+
+
+def _place(weight: Tensor) -> tuple[object, ...]:
+    """Tells tied weights, which are one tensor under several names."""
+    return weight.data_ptr(), weight.shape, weight.stride()
+
+
+def _mismatch(message: str) -> EngineError:
+    return EngineError(
+        409,
+        "weights_mismatch",
+        message,
+        remedy="Publish the whole state of the model that the engine was started with.",
+    )

@@ -1,0 +1,231 @@
+"""The vLLM engine: one vLLM server process behind the rollout service, on a CPU or on GPUs."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event, Lock
+
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
+from rollout.engine import EngineError, Fence, adapters_off
+from rollout.vllm.channel import Channel
+from rollout.vllm.command import VllmOptions
+from rollout.vllm.metrics import vllms_own
+from rollout.vllm.model_folder import ModelFolder, read_model_folder, read_shapes, renames
+from rollout.vllm.requests import complete
+from rollout.vllm.server import Deadlines, Restarts, VllmServer
+from rollout.weights import WeightSource
+
+NAME = "vllm"
+CALLS_AT_ONCE = 8  # a call is many completions, which vLLM batches with those of the others
+
+
+class VllmEngine:
+    """See Engine and EngineHost; `publish` may also come while other threads are in `generate`.
+
+    Completions that are in flight then go on with the new weights, their cache computed anew, and tell by
+    their spans which weights made which token. `sampling.seed` has no effect, because a request's seed can
+    bring vLLM down on a CPU: runs on this engine are *not* bit-identical.
+    """
+
+    calls_at_once = CALLS_AT_ONCE
+
+    def __init__(self, server: VllmServer, model: ModelFolder, fence: Fence, weights: WeightSource) -> None:
+        """Raises EngineError when the server does not become ready."""
+        self._server = server
+        self._model = model
+        self._fence = fence
+        self._weights = weights
+        self._channel = Channel(server, model)
+        self._paused = False
+        self._publishing = Lock()
+        self._published = False  # until then the folder's weights, which every start has, are the right ones
+        self._served: int | None = None  # the server's start that has the fence's weights; None: no one has
+        server.wait_ready()
+        self._max_model_len = context_length(server)
+        self._label(fence.version)
+        self._served = server.starts
+
+    def serving(self, job_id: str, attempt: int) -> "VllmEngine":
+        """See EngineHost."""
+        self._fence.check_attempt(job_id, attempt)
+        return self
+
+    def state(self, _job_id: str | None = None) -> EngineState:
+        """See Engine. Ready also while weights are awaited after a restart: a publish is what is needed."""
+        return EngineState(
+            ready=self._server.phase == "ready",
+            engine=NAME,
+            model=self._model.name,
+            version=self._fence.version,
+            attempt=self._fence.attempt,
+            max_model_len=self._max_model_len,
+            paused=self._paused,
+            methods=("store", "shm", *([self._channel.method] if self._channel.method else [])),
+        )
+
+    def metrics(self) -> str:
+        """See EngineHost. Empty while vLLM is down."""
+        return vllms_own(self._server)
+
+    def drop_adapter(self) -> None:
+        """See Engine."""
+        raise adapters_off()
+
+    def pause(self) -> None:
+        """See Engine."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See Engine."""
+        self._paused = False
+
+    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+        """See Engine. Tokens differ from run to run, whatever the seed."""
+        self._check(request)
+        started = time.monotonic()
+        completions = complete(self._server, request, self._model.end_tokens, cancelled)
+        return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
+
+    def publish(self, request: PublishRequest) -> None:
+        """See Engine. Nothing is changed before all files are verified and all tensors fit the model.
+
+        After a restart, or a publish that broke off, the version that was served may be published again.
+        """
+        if request.adapter is not None:
+            raise adapters_off()
+        with self._publishing:
+            self._server.check_ready()
+            fence = self._advanced(request)
+            if request.tensors:
+                update = self._channel.update(request)
+                self._transfer(fence, lambda: self._channel.receive(update))
+                return
+            with self._weights.verified(request) as paths:
+                changed = self._renames(paths)
+                self._transfer(fence, lambda: self._load(paths, changed, fence.version))
+
+    def open_channel(self, request: ChannelRequest) -> None:
+        """See Engine. A channel ends with vLLM's process."""
+        with self._publishing:
+            self._server.check_ready()
+            self._fence.check_attempt(request.job_id, request.attempt)
+            self._channel.open(request)
+
+    def close(self) -> None:
+        """End the server process."""
+        self._server.close()
+
+    def _has_weights(self) -> bool:
+        """Whether the server, which may have been started anew, has the weights that the fence names."""
+        if not self._published and self._served != self._server.starts:
+            self._label(self._fence.version)
+            self._served = self._server.starts
+        return self._served == self._server.starts
+
+    def _advanced(self, request: PublishRequest) -> Fence:
+        same = (request.attempt, request.version) == (self._fence.attempt, self._fence.version)
+        if same and not self._has_weights():
+            self._fence.check_attempt(request.job_id, request.attempt)
+            return self._fence
+        return self._fence.advanced(request)
+
+    def _renames(self, paths: Sequence[Path]) -> dict[str, str]:
+        try:
+            return renames(self._model, read_shapes(paths))
+        except ValueError as error:
+            raise EngineError(
+                409, "weights_mismatch", str(error), remedy="Publish safetensors files, each tensor once."
+            ) from error
+
+    def _transfer(self, fence: Fence, load: Callable[[], None]) -> None:
+        """Freeze what is in flight, load and name the version, drop caches of old weights, go on."""
+        call, start = self._server.call, self._server.starts
+        try:
+            call("pause", "/pause", params={"mode": "keep", "clear_cache": "false"})
+            self._published, self._served = True, None
+            load()
+            call("reset caches", "/reset_prefix_cache", params={"reset_running_requests": "true"})
+            call("resume", "/resume")
+        except EngineError as error:
+            # Frozen, or with weights of two versions: nothing that this process still does can be trusted.
+            self._server.kill(f"publishing version {fence.version} failed: {error}")
+            raise
+        self._fence = fence
+        self._served = start
+
+    def _load(self, paths: Sequence[Path], changed: dict[str, str], version: int) -> None:
+        load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}
+        call = self._server.call
+        call("load weights", "/collective_rpc", body={"method": "powermean_load", "kwargs": load})
+        self._label(version)
+
+    def _label(self, version: int) -> None:
+        self._server.call("name the version", "/update_weight_version", body={"new_version": str(version)})
+
+    def _check(self, request: GenerateRequest) -> None:
+        if self._paused:
+            raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
+        with self._publishing:  # what comes during a publish begins after it
+            self._server.check_ready()
+            if not self._has_weights():
+                raise EngineError(
+                    503,
+                    "weights_incomplete",
+                    f"vLLM was started anew and has not the weights of version {self._fence.version}",
+                    remedy="Publish them again; the same version is taken.",
+                )
+        check_prompts(request, self._max_model_len, self._model.vocabulary)
+
+
+def context_length(server: VllmServer) -> int:
+    """Most tokens of prompt and completion together, as a ready server says."""
+    models = server.call("describe", "/v1/models", method="GET")
+    return int(models["data"][0]["max_model_len"])
+
+
+def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int) -> None:
+    """Raises EngineError (invalid, too_long) that names the prompt."""
+    room = max_model_len - request.sampling.max_new_tokens
+    for place, prompt in enumerate(request.prompts):
+        path = f"prompts.{place}"
+        if not prompt:
+            raise EngineError(422, "invalid", "the prompt has no token", path=path)
+        if len(prompt) > room:
+            raise EngineError(
+                422,
+                "too_long",
+                f"a prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
+                f"exceed the context of {max_model_len} (the model's, or what the key/value cache holds)",
+                remedy="Shorten the prompt or lower sampling.max_new_tokens.",
+                path=path,
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise EngineError(422, "invalid", f"token ids must be in 0..{vocabulary - 1}", path=path)
+
+
+def load_engine(
+    options: VllmOptions,
+    *,
+    fence: Fence,
+    weights: WeightSource,
+    deadlines: Deadlines | None = None,
+    restarts: Restarts | None = None,
+) -> VllmEngine:
+    """Start vLLM on a model folder and wait for it.
+
+    Raises EngineError: vllm_missing, unknown_model, engine_start_failed, engine_start_timeout.
+    """
+    model = read_model_folder(options.model)
+    server = VllmServer(options, deadlines, restarts)
+    try:
+        return VllmEngine(server, model, fence, weights)
+    except EngineError:
+        server.close()
+        raise

@@ -1,0 +1,58 @@
+"""Methods that vLLM's workers get from us (`--worker-extension-cls`), called by remote call.
+
+vLLM makes the class below a base of its worker class, so `self` is that worker. Arguments come as strings.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import current_platform
+
+from rollout.vllm.plugin import lora_products
+
+if current_platform.is_cpu():  # vLLM imports this file before it loads the model, and offers no other place
+    lora_products.install()
+
+
+class WorkerExtension:
+    """Loads published weights into the running model."""
+
+    reload_weights: Callable[..., None]
+    get_model: Callable[[], torch.nn.Module]
+
+    @torch.no_grad()
+    def powermean_load(self, paths: str, renamed: str) -> dict[str, float]:
+        """Load safetensors files, whose names and shapes have been checked, in place.
+
+        `paths`: JSON list; `renamed`: JSON object, name in the files to the model's own. Returns the seconds
+        that it took. An exception leaves the model with weights of both versions.
+        """
+        started = time.monotonic()
+        self.reload_weights(weights_iterator=_tensors(json.loads(paths), json.loads(renamed)))
+        refresh_packed_heads(self.get_model())
+        return {"seconds": time.monotonic() - started}
+
+
+def refresh_packed_heads(model: Any) -> None:
+    """Pack output layers anew.
+
+    On a CPU they compute with a packed copy of their weight. One that is tied to the embedding loads nothing
+    itself, so vLLM's reload keeps its old copy, and log-probs are those of mixed weights without any error.
+    """
+    if not current_platform.is_cpu():
+        return
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+
+
+def _tensors(paths: Sequence[str], renamed: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                yield renamed.get(name, name), file.get_tensor(name)

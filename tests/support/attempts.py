@@ -1,0 +1,110 @@
+"""Attempts at a job in the test's own process, with an engine beside them."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from powermean.contracts.attempts import CheckpointCommit, Claim, Finish
+from powermean.contracts.job import JobSpec
+from powermean.contracts.metrics import MetricRow
+from powermean.contracts.trajectories import TrajectoryRow
+from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
+from tests.support.tiny_model import tiny_spec
+from trainer.run import Connection, run_attempt
+from worker.attempt_dir import AttemptDir, read_record
+from worker.reporter import Reporter
+from worker.settings import NodeSettings
+
+JOB = f"job-{os.getpid()}"  # it names files in /dev/shm, which all test runs of this machine share
+
+
+@dataclass(frozen=True)
+class Played:
+    """How an attempt ended and what it left in its spool."""
+
+    finish: Finish
+    metrics: dict[tuple[int, int, str], float | None]
+    trajectories: dict[int, tuple[TrajectoryRow, ...]]
+    checkpoints: list[CheckpointCommit]
+    kinds: list[str]
+    folder: Path
+
+    def series(self, name: str) -> list[float | None]:
+        return [value for (_, _, found), value in sorted(self.metrics.items()) if found == name]
+
+
+class Stage:
+    """Where attempts run: one node, one store, one model root."""
+
+    def __init__(self, folder: Path, model_root: Path) -> None:
+        self.folder = folder
+        self.settings = NodeSettings(
+            artefacts_url=f"file://{folder}/store", data_dir=folder / "node", model_roots=(model_root,)
+        )
+        self._model = model_root / "tiny"
+
+    def play(
+        self,
+        number: int = 1,
+        resume: CheckpointCommit | None = None,
+        order: str = "continue",
+        engine: FakeEngine | None = None,
+        **spec: object,
+    ) -> Played:
+        """Run an attempt to its end. `spec` replaces parts of the tiny spec."""
+        claim = Claim(
+            attempt_id=f"{JOB}.{number}",
+            job_id=JOB,
+            number=number,
+            spec=JobSpec.model_validate(tiny_spec("tiny", **spec)),
+            allocations=(),
+            token="secret",
+            lease_s=60,
+            beat_s=10,
+            resume=resume,
+        )
+        path = self.settings.attempt_dir(claim.attempt_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        attempt = AttemptDir.create(path, claim)
+        attempt.write_order(order)
+        serving = engine or FakeEngine(self._model, Path("/dev/shm"))
+
+        @contextmanager
+        def connect(_: AttemptDir) -> Iterator[Connection]:
+            yield Connection(serving, on_this_host=True, adapters=isinstance(serving, FakeAdapterEngine))
+
+        reporter = Reporter(path)
+        finish = run_attempt(attempt, self.settings, reporter, connect)
+        return played(finish, attempt)
+
+
+def played(finish: Finish, attempt: AttemptDir) -> Played:
+    """Read the attempt's spool."""
+    metrics: dict[tuple[int, int, str], float | None] = {}
+    trajectories: dict[int, tuple[TrajectoryRow, ...]] = {}
+    checkpoints, kinds = [], []
+    for path in attempt.spooled():
+        record = read_record(path)
+        kinds.append(record.kind)
+        match record.kind:
+            case "metrics":
+                for row in record.body.rows:
+                    assert _key(row) not in metrics, f"{_key(row)} was reported twice"
+                    metrics[_key(row)] = row.value
+            case "trajectories":
+                trajectories[record.body.step] = record.body.rows
+            case "checkpoints":
+                checkpoints.append(record.body)
+    return Played(finish, metrics, trajectories, checkpoints, kinds, attempt.path)
+
+
+def _key(row: MetricRow) -> tuple[int, int, str]:
+    return row.step, row.update, row.name
+
+
+def error_of(finish: Finish) -> dict[str, object]:
+    assert finish.error is not None
+    return json.loads(finish.error.model_dump_json())

@@ -1,0 +1,109 @@
+"""Small learners with tiny random models, and batches for them."""
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from powermean.contracts.algorithms import Pmpo
+from powermean.contracts.job import OptimizerSpec
+from tests.support.tiny_model import tiny_config
+from trainer.learner.learner import Learner, make_optimizer
+from trainer.learner.policy import Policy, Scores, make_policy
+from trainer.learner.training_batch import TrainingBatch
+from trainer.objectives import build_algorithm
+from trainer.rollouts.batching import GroupBatch, Rollouts, group_batch
+
+GROUPS, SIZE, LONGEST = 4, 4, 5
+
+
+def rollouts() -> Rollouts:
+    """Prompts of 2 to 5 tokens, completions of 1 to 5."""
+    chance = torch.Generator().manual_seed(0)
+    count = GROUPS * SIZE
+    lengths = torch.randint(1, LONGEST + 1, (count,), generator=chance)
+    mask = torch.arange(LONGEST) < lengths[:, None]
+    return Rollouts(
+        prompts=tuple(tuple(torch.randint(0, 19, (n,), generator=chance).tolist()) for n in (2, 5, 3, 4)),
+        tokens=torch.randint(0, 19, (count, LONGEST), generator=chance) * mask,
+        mask=mask,
+        sampler_log_probs=-torch.rand(count, LONGEST, generator=chance) * mask,
+        truncated=torch.zeros(count, dtype=torch.bool),
+        weight_version=torch.zeros(count, dtype=torch.int64),
+    )
+
+
+def rewards() -> Tensor:
+    """Group 1 has no spread."""
+    given = torch.randint(0, 2, (GROUPS * SIZE,), generator=torch.Generator().manual_seed(3)).double()
+    given[0], given[1], given[4:8] = 0.0, 1.0, 1.0
+    return given
+
+
+def learner(algorithm: object = None, micro_batch_groups: int = 4, **changes: object) -> Learner:
+    torch.manual_seed(0)
+    policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
+    # A large eps: without it AdamW turns the rounding of a gradient near 0 into a whole step.
+    spec = OptimizerSpec(**({"learning_rate": 1e-2, "warmup_updates": 0, "eps": 1e-2} | changes))
+    built = build_algorithm(algorithm or Pmpo())
+    reference = None
+    if built.beta:
+        reference = replace(policy, model=deepcopy(policy.model))
+    return Learner(
+        policy=policy,
+        reference=reference,
+        algorithm=built,
+        spec=spec,
+        optimizer=make_optimizer(policy.model, spec),
+        micro_batch_groups=micro_batch_groups,
+        pad_token_id=0,
+    )
+
+
+def training_batch(
+    algorithm: object,
+    given: Rollouts | None = None,
+    old_policy: Literal["trainer", "sampler"] = "trainer",
+) -> TrainingBatch:
+    given = given or rollouts()
+    return TrainingBatch.start(
+        7,
+        given,
+        advantages=algorithm.advantages(rewards(), given.group),
+        kept=algorithm.keep(rewards(), given.group),
+        rewards=rewards(),
+        progress=0.5,
+        max_new_tokens=LONGEST,
+        old_policy=old_policy,
+    )
+
+
+def sampled_by(policy: Policy) -> Rollouts:
+    """The rollouts with the log-probs of that policy as the engine's."""
+    given = rollouts()
+    with torch.no_grad():
+        found = policy.score(group_batch(given, range(GROUPS), 0)).log_probs
+    log_probs = torch.zeros_like(given.sampler_log_probs)
+    log_probs[:, : found.shape[1]] = torch.where(given.mask[:, : found.shape[1]], found, 0.0)
+    return replace(given, sampler_log_probs=log_probs)
+
+
+def weights(of: Learner) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in of.policy.model.parameters()])
+
+
+def counted(of: Learner, monkeypatch: pytest.MonkeyPatch) -> list[GroupBatch]:
+    """All batches that go through the policy from now on."""
+    seen: list[GroupBatch] = []
+    score = Policy.score
+
+    def counting(self: Policy, batch: GroupBatch, *, entropy: bool = False) -> Scores:
+        seen.append(batch)
+        return score(self, batch, entropy=entropy)
+
+    monkeypatch.setattr(Policy, "score", counting)
+    return seen

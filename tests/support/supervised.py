@@ -1,0 +1,56 @@
+"""Runs the real supervisor with programs that a test wrote: `python supervised.py OPTIONS` (JSON)."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from powermean.contracts.attempts import Claim
+from powermean.node_client import AttemptClient
+from powermean.processes import Lifeline, ProcessId
+from powermean.tether import adopt_orphans
+from worker.attempt.supervisor import Limits, Supervisor
+from worker.attempt_dir import MARK, AttemptDir
+from worker.launcher import Command
+
+
+@dataclass
+class ScriptLauncher:
+    """Each program is a Python text, run with the attempt's folder as its argument."""
+
+    programs: dict[str, str]
+
+    def _command(self, name: str, attempt: AttemptDir) -> Command:
+        argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path))
+        return Command(argv, dict(os.environ) | {MARK: attempt.attempt_id})
+
+    def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
+        return self._command("prepare", attempt)
+
+    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
+        return self._command("engine", attempt)
+
+    def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
+        return self._command("trainer", attempt)
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    attempt = AttemptDir(Path(options["attempt_dir"]))
+    adopt_orphans()
+    attempt.write_supervisor(ProcessId.own())
+    claim = attempt.claim()
+    lifeline = Lifeline(options["lifeline"]) if options.get("lifeline") else None
+    with AttemptClient(options["url"], attempt.attempt_id, attempt.token()) as client:
+        supervisor = Supervisor(
+            attempt, claim, ScriptLauncher(options["programs"]), client, Limits(**options["limits"]), lifeline
+        )
+        signal.signal(signal.SIGTERM, supervisor.stop)
+        told = supervisor.run()
+    sys.exit(0 if told else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""The supervisor with real processes: how each way of ending is told, and that nothing is left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from powermean.contracts.attempts import Claim, ClaimedEngine
+from powermean.contracts.job import JobSpec
+from powermean.processes import end_all, marked
+from tests.support.fake_server import NodeServer
+from worker.attempt_dir import MARK, AttemptDir
+
+DEADLINE_S = 20.0
+PREPARE = "print('/some/model')"
+WAIT = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+SPOOL = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+def spool(number, kind, body):
+    path = folder / "spool" / f"{number:08d}.json"
+    part = path.with_name("." + path.name)
+    part.write_text(json.dumps({"kind": kind, "body": body}))
+    part.rename(path)
+def rows(step):
+    return {"rows": [{"step": step, "update": -1, "name": "reward", "value": 0.5}]}
+"""
+MODEL = {"files": {}}
+FINISHED = {"outcome": "finished", "result": {"steps": 2, "tokens": 10, "model": MODEL}}
+
+
+@dataclass
+class Case:
+    """One attempt under a supervisor."""
+
+    server: NodeServer
+    attempt: AttemptDir
+    programs: dict[str, str] = field(
+        default_factory=lambda: {"prepare": PREPARE, "engine": WAIT, "trainer": WAIT}
+    )
+    limits: dict[str, float] = field(default_factory=lambda: {"grace_s": 1.0, "stopping_s": 1.0})
+    lifeline: int | None = None
+    process: subprocess.Popen[str] | None = None
+
+    def start(self, trainer: str | None = None, **programs: str) -> None:
+        self.programs |= programs | ({"trainer": trainer} if trainer else {})
+        options = {
+            "attempt_dir": str(self.attempt.path),
+            "url": self.server.url,
+            "programs": self.programs,
+            "limits": self.limits,
+            "lifeline": self.lifeline,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.supervised", json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self) -> int:
+        """Its exit status; fails when anything of the attempt still runs then."""
+        assert self.process
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        assert marked(MARK, self.attempt.attempt_id) == set(), output
+        return self.process.returncode
+
+    def running(self) -> set[int]:
+        return marked(MARK, self.attempt.attempt_id)
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, "not within the deadline"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def case(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
+    spec = JobSpec.model_validate(
+        {
+            "name": "test",
+            "model": {"name": "some/model"},
+            "data": {"kind": "arithmetic"},
+            "training": {"steps": 2},
+        }
+    )
+    attempt_id = f"job-{os.getpid()}-{abs(hash(request.node.name))}.1"
+    claim = Claim(
+        attempt_id=attempt_id,
+        job_id=attempt_id[:-2],
+        number=1,
+        spec=spec,
+        allocations=(),
+        token="token-0",
+        lease_s=1.0,
+        beat_s=0.1,
+    )
+    (tmp_path / "attempts").mkdir()
+    server = NodeServer()
+    server.start()
+    case = Case(server, AttemptDir.create(tmp_path / "attempts" / attempt_id, claim))
+    yield case
+    if case.process and case.process.poll() is None:
+        case.process.kill()
+    end_all(case.running, grace_s=0)
+    server.stop()
+
+
+def test_a_finished_run_ships_its_records_in_order_and_then_the_end(case: Case) -> None:
+    text = f"spool(1, 'metrics', rows(1)); spool(2, 'metrics', rows(2)); spool(3, 'finish', {FINISHED})"
+    case.start(SPOOL + "print('step one'); " + text)
+    assert case.end() == 0
+    assert case.server.kinds() == ["metrics", "metrics", "finish"]
+    assert [body["rows"][0]["step"] for kind, body in case.server.posts if kind == "metrics"] == [1, 2]
+    assert case.server.finish["outcome"] == "finished"
+    assert any("step one" in body["text"] for kind, body in case.server.posts if kind == "logs")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "code", "retryable"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "trainer_killed", True),
+        ("import os; os.kill(os.getpid(), 11)", "trainer_killed", True),
+        ("raise ValueError('bad luck')", "trainer_error", False),
+        ("pass", "trainer_silent", False),
+    ],
+)
+def test_a_trainer_without_a_last_word_is_judged_by_its_exit(
+    case: Case, trainer: str, code: str, retryable: bool
+) -> None:
+    case.start(trainer)
+    assert case.end() == 0
+    end = case.server.finish
+    assert (end["outcome"], end["error"]["code"], end["retryable"]) == ("failed", code, retryable)
+
+
+def test_an_error_quotes_the_end_of_the_log(case: Case) -> None:
+    case.start("raise ValueError('bad luck')")
+    case.end()
+    assert "ValueError: bad luck" in case.server.finish["error"]["message"]
+
+
+def test_the_trainers_own_word_counts_before_its_exit_status(case: Case) -> None:
+    own = {"outcome": "failed", "error": {"code": "out_of_memory", "message": "too big"}}
+    case.start(SPOOL + f"spool(1, 'finish', {own}); sys.exit(3)")
+    case.end()
+    assert case.server.finish["error"]["code"] == "out_of_memory"
+    assert case.server.finish["retryable"] is False
+
+
+def test_a_model_that_cannot_be_had_fails_with_the_reason_given(case: Case) -> None:
+    error = {"code": "unknown_model", "message": "no such model", "path": "model.name"}
+    case.start(prepare=f"import sys; sys.exit(print({json.dumps(json.dumps(error))}, file=sys.stderr) or 1)")
+    case.end()
+    assert case.server.finish["error"] == {**error, "remedy": None}
+
+
+def test_an_engine_that_dies_is_worth_another_attempt(case: Case) -> None:
+    case.start(engine="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)")
+    case.end()
+    end = case.server.finish
+    assert (end["error"]["code"], end["retryable"]) == ("engine_died", True)
+
+
+def test_an_engine_that_could_not_start_fails_the_job_with_its_own_words(case: Case) -> None:
+    start = {"error": {"code": "vllm_missing", "message": "no vLLM", "path": "rollout.engine"}}
+    text = json.dumps(json.dumps(start))
+    case.start(engine=f"import sys; open(sys.argv[1] + '/engine.json', 'w').write({text}); sys.exit(1)")
+    case.end()
+    end = case.server.finish
+    assert (end["error"]["code"], end["error"]["path"], end["retryable"]) == (
+        "vllm_missing",
+        "rollout.engine",
+        False,
+    )
+
+
+def test_cancel_gives_grace_and_then_kills_even_the_stubborn(case: Case) -> None:
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    case.server.order = "cancel"
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "cancelled"
+
+
+def test_grandchildren_that_left_the_process_group_are_ended_too(case: Case, tmp_path: Path) -> None:
+    escape = (
+        "import subprocess, sys, time;"
+        f"subprocess.Popen([sys.executable, '-S', '-c', {STUBBORN!r}], start_new_session=True, env={{}});"
+        "open(sys.argv[1] + '/phase', 'w').write('escaped')\n"
+        "while not __import__('os').path.exists(sys.argv[1] + '/go'): time.sleep(0.02)"
+    )
+    case.start(escape)
+    until(lambda: case.attempt.phase("") == "escaped")
+    assert case.process
+    family = {pid for pid in _below(case.process.pid) if b"SIG_IGN" in _cmdline(pid)}
+    escaped = {pid for pid in family if b"/phase" not in _cmdline(pid)}  # the trainer has both in its own
+    assert len(escaped) == 1
+    (case.attempt.path / "go").touch()
+    case.end()
+    assert not [pid for pid in escaped if b"SIG_IGN" in _cmdline(pid)]
+
+
+def test_fenced_kills_at_once_and_tells_nobody(case: Case) -> None:
+    case.limits["grace_s"] = 15.0
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    case.server.status["heartbeat"] = 409
+    began = time.monotonic()
+    assert case.end() == 1
+    assert time.monotonic() - began < 5
+    assert case.server.finish is None
+
+
+def test_a_server_that_comes_back_gets_everything_in_order(case: Case) -> None:
+    trainer = SPOOL + (
+        "import time; spool(1, 'metrics', rows(1))\n"
+        "while not (folder / 'go').exists(): time.sleep(0.02)\n"
+        f"spool(2, 'metrics', rows(2)); spool(3, 'finish', {FINISHED})"
+    )
+    case.start(trainer)
+    until(lambda: case.server.kinds() == ["metrics"])
+    case.server.stop()
+    (case.attempt.path / "go").touch()
+    time.sleep(0.5)
+    assert case.process
+    assert case.process.poll() is None
+    case.server.start()
+    assert case.end() == 0
+    assert case.server.kinds() == ["metrics", "metrics", "finish"]
+
+
+def test_a_server_that_stays_away_ends_the_attempt_after_the_grace(case: Case) -> None:
+    case.limits["partition_s"] = 3.0
+    case.start()
+    until(lambda: len(case.running()) == 2)
+    case.server.stop()
+    assert case.end() == 1
+
+
+def test_a_server_error_is_tried_again(case: Case) -> None:
+    case.server.status["metrics"] = 503
+    case.start(SPOOL + f"spool(1, 'metrics', rows(1)); spool(2, 'finish', {FINISHED})")
+    time.sleep(0.7)
+    assert case.server.kinds() == []
+    del case.server.status["metrics"]
+    assert case.end() == 0
+    assert case.server.kinds() == ["metrics", "finish"]
+
+
+def test_a_refused_record_fails_the_attempt_loudly(case: Case) -> None:
+    case.server.status["metrics"] = 422
+    case.start(SPOOL + "spool(1, 'metrics', rows(1)); import time; time.sleep(60)")
+    assert case.end() == 0
+    assert case.server.finish["error"]["code"] == "record_refused"
+
+
+def test_checkpoint_and_exit_is_the_trainers_to_do(case: Case) -> None:
+    stop = {"outcome": "checkpointed"}
+    case.start(
+        SPOOL
+        + "import time\nwhile (folder / 'order').read_text() != 'checkpoint_and_exit': time.sleep(0.02)\n"
+        f"spool(1, 'finish', {stop})"
+    )
+    until(lambda: len(case.running()) == 2)
+    case.server.order = "checkpoint_and_exit"
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "checkpointed"
+
+
+def test_a_hung_trainer_is_named_as_such(case: Case) -> None:
+    case.limits["stall_s"] = 0.5
+    case.start()
+    assert case.end() == 0
+    assert case.server.finish["error"]["code"] == "trainer_stalled"
+
+
+def test_when_the_node_stops_the_job_can_go_on_elsewhere(case: Case) -> None:
+    case.start()
+    until(lambda: len(case.running()) == 2)
+    assert case.process
+    case.process.terminate()
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "checkpointed"
+
+
+def test_nothing_outlives_the_lifeline(case: Case) -> None:
+    life = subprocess.Popen([sys.executable, "-S", "-c", WAIT])
+    case.lifeline = life.pid
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    life.kill()
+    life.wait()
+    assert case.end() == 1
+
+
+def test_programs_die_with_a_killed_supervisor(case: Case) -> None:
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    assert case.process
+    os.kill(case.process.pid, signal.SIGKILL)
+    until(lambda: not case.running())
+
+
+def test_fresh_tokens_are_used_and_handed_to_the_trainer(case: Case) -> None:
+    case.start()
+    until(lambda: case.attempt.token() != "token-0")
+    until(lambda: "Bearer token-1" in case.server.tokens)
+    assert (case.attempt.path / "token").stat().st_mode & 0o777 == 0o600
+
+
+def _below(pid: int) -> set[int]:
+    from powermean.processes import descendants
+
+    return descendants(pid)
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_an_attempt_with_a_slot_of_an_engine_service_starts_no_engine(case: Case) -> None:
+    claim = case.attempt.claim().model_copy(
+        update={"engine": ClaimedEngine(id="engine-1", url="http://127.0.0.1:4711")}
+    )
+    case.attempt.claim_file.write_text(claim.model_dump_json())
+    say = "print((folder / 'engine.json').read_text(), flush=True)"
+    case.start(SPOOL + f"{say}; spool(1, 'finish', {FINISHED})", engine="print('an engine of its own')")
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "finished"
+    log = case.attempt.log.read_text()
+    assert '"url":"http://127.0.0.1:4711"' in log
+    assert "an engine of its own" not in log

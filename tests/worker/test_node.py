@@ -1,0 +1,253 @@
+"""The node's agent: what it reports, what it buries, and which command lines it makes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from powermean.contracts.attempts import Claim, JobError, ValidationTask
+from powermean.contracts.job import JobSpec, LoraSpec
+from powermean.processes import ProcessId, end_all, marked
+from worker import programs
+from worker.__main__ import main
+from worker.attempt.shipper import clean, complete
+from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, prune
+from worker.inventory import read_gpus, running
+from worker.launcher import LocalLauncher
+from worker.settings import NodeSettings
+
+SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+
+
+def claim(number: int = 1, gpus: tuple[str, ...] = ()) -> Claim:
+    spec = {
+        "name": "t",
+        "model": {"name": "m"},
+        "data": {"kind": "arithmetic"},
+        "training": {"steps": 1},
+        "resources": {"gpus": len(gpus)},
+    }
+    return Claim.model_validate(
+        {
+            "attempt_id": f"job-{os.getpid()}.{number}",
+            "job_id": f"job-{os.getpid()}",
+            "number": number,
+            "spec": spec,
+            "allocations": [
+                {"role": role, "node_id": "local", "gpu_uuids": gpus} for role in ("trainer", "rollout")
+            ],
+            "token": "t",
+            "lease_s": 60,
+            "beat_s": 10,
+        }
+    )
+
+
+def made(data_dir: Path, number: int = 1) -> AttemptDir:
+    (data_dir / "attempts").mkdir(parents=True, exist_ok=True)
+    taken = claim(number)
+    return AttemptDir.create(data_dir / "attempts" / taken.attempt_id, taken)
+
+
+def settings(tmp_path: Path) -> NodeSettings:
+    return NodeSettings(
+        artefacts_url="file:///artefacts",
+        data_dir=tmp_path,
+        attempt_public_key=Path("/keys/attempt_token.pub"),
+    )
+
+
+def option(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1]
+
+
+def test_gpus_are_read_as_nvidia_smi_lists_them() -> None:
+    cards = read_gpus("GPU-1, NVIDIA H200, 143771\nGPU-2, NVIDIA Jetson, [N/A]\n")
+    assert [(card.uuid, card.memory_mb) for card in cards] == [("GPU-1", 143771), ("GPU-2", 0)]
+
+
+def test_an_attempt_runs_as_long_as_its_supervisor(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    with subprocess.Popen(SLEEP) as supervisor:
+        attempt.write_supervisor(ProcessId.of(supervisor.pid))
+        assert running(tmp_path) == (attempt.attempt_id,)
+        supervisor.kill()
+        supervisor.wait()
+    assert running(tmp_path) == ()
+    assert attempt.ended
+
+
+def test_a_pid_that_came_round_again_is_no_supervisor(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    attempt.write_supervisor(ProcessId(pid=os.getpid(), started=ProcessId.own().started - 1))
+    assert running(tmp_path) == ()
+
+
+def test_what_a_dead_supervisor_left_is_ended_before_its_gpus_are_reported_free(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    left = subprocess.Popen(SLEEP, env={MARK: attempt.attempt_id}, start_new_session=True)
+    try:
+        assert running(tmp_path) == ()
+        assert left.wait(5) == -9
+    finally:
+        end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0)
+
+
+def test_a_closed_attempt_keeps_its_log_and_frees_what_is_large(tmp_path: Path) -> None:
+    attempt = made(tmp_path)
+    (attempt.path / "scratch").mkdir()
+    (attempt.path / "scratch" / "weights").write_bytes(b"large")
+    attempt.log.write_text("why it failed")
+    attempt.close()
+    assert not (attempt.path / "scratch").exists()
+    assert attempt.log.read_text() == "why it failed"
+
+
+def test_the_last_few_attempts_are_kept(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        attempt = made(tmp_path, number)
+        attempt.close()
+        os.utime(attempt.path, (number, number))
+    alive = made(tmp_path, 6)
+    prune(tmp_path, keep=2)
+    assert [a.attempt_id.rpartition(".")[2] for a in attempt_dirs(tmp_path)] == ["4", "5", "6"]
+    assert not alive.ended
+
+
+def test_on_a_cpu_the_engine_gets_float32_and_no_gpu(tmp_path: Path) -> None:
+    command = LocalLauncher(settings(tmp_path)).engine(AttemptDir(tmp_path), claim(), Path("/model"))
+    assert option(command.argv, "--device") == "cpu"
+    assert option(command.argv, "--dtype") == "float32"
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags"),
+    [("auto", ("--max-adapters", "1", "--max-lora-rank", "24")), ("transformers", ())],
+)
+def test_a_lora_jobs_own_vllm_takes_its_adapter(tmp_path: Path, engine: str, flags: tuple[str, ...]) -> None:
+    plain = claim()
+    model = plain.spec.model.model_copy(update={"lora": LoraSpec(rank=24)})
+    rollout = plain.spec.rollout.model_copy(update={"engine": engine})
+    spec = plain.spec.model_copy(update={"model": model, "rollout": rollout})
+    launcher = LocalLauncher(settings(tmp_path))
+    commands = [
+        launcher.engine(AttemptDir(tmp_path), one, Path("/model"))
+        for one in (plain, plain.model_copy(update={"spec": spec}))
+    ]
+    assert "--max-adapters" not in commands[0].argv
+    assert commands[1].argv[-len(flags) :] == flags if flags else "--max-adapters" not in commands[1].argv
+
+
+def test_vllm_is_started_with_the_gpu_channel_that_the_job_asks_for(tmp_path: Path) -> None:
+    launcher, plain = LocalLauncher(settings(tmp_path)), claim(gpus=("GPU-1",))
+    rollout = plain.spec.rollout.model_copy(update={"publish": "ipc"})
+    asked = plain.model_copy(update={"spec": plain.spec.model_copy(update={"rollout": rollout})})
+    assert option(launcher.engine(AttemptDir(tmp_path), asked, Path("/model")).argv, "--transfer") == "ipc"
+    assert "--transfer" not in launcher.engine(AttemptDir(tmp_path), plain, Path("/model")).argv
+
+
+def test_on_gpus_the_trainer_runs_a_rank_on_each_of_the_allocations(tmp_path: Path) -> None:
+    launcher = LocalLauncher(settings(tmp_path))
+    command = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1", "GPU-2")), Path("/model"))
+    assert option(command.argv, "--nproc-per-node") == "2"
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
+    one = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1",)), Path("/model"))
+    assert "--nproc-per-node" not in one.argv
+    assert option(one.argv, "-m") == "trainer.run"
+
+
+def test_split_on_two_gpus_trainer_and_engine_see_one_each(tmp_path: Path) -> None:
+    launcher, plain = LocalLauncher(settings(tmp_path)), claim(gpus=("GPU-1",))
+    trainer, rollout = plain.allocations
+    split = plain.spec.model_copy(
+        update={"resources": plain.spec.resources.model_copy(update={"placement": "split"})}
+    )
+    apart = plain.model_copy(
+        update={
+            "spec": split,
+            "allocations": (trainer, rollout.model_copy(update={"gpu_uuids": ("GPU-2",)})),
+        }
+    )
+    engine = launcher.engine(AttemptDir(tmp_path), apart, Path("/model"))
+    assert engine.environment["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    assert option(engine.argv, "--gpu-memory-share") == "0.9"
+    own = launcher.trainer(AttemptDir(tmp_path), apart, Path("/model"))
+    assert own.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    together = launcher.engine(AttemptDir(tmp_path), plain, Path("/model"))
+    assert together.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert (
+        "--gpu-memory-share" not in together.argv
+    )  # the rollout service's own share leaves room for the trainer
+
+
+def test_the_nodes_token_reaches_no_training_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_TOKEN", "pmn_secret")
+    launcher = LocalLauncher(settings(tmp_path))
+    for command in (
+        launcher.prepare(AttemptDir(tmp_path), claim()),
+        launcher.engine(AttemptDir(tmp_path), claim(), Path("/model")),
+        launcher.trainer(AttemptDir(tmp_path), claim(), Path("/model")),
+    ):
+        assert "pmn_secret" not in command.environment.values()
+
+
+def checked(task: ValidationTask) -> JobError:
+    found = programs.check(task)
+    assert found is not None
+    return found.errors[0]
+
+
+def test_checks_that_do_not_answer_fail_the_job_with_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [sys.executable, "-S", "-c", "import sys; sys.exit('no such module')"]
+    monkeypatch.setattr(programs, "tethered", lambda command: broken)
+    error = checked(ValidationTask(job_id="job-a", spec=claim().spec))
+    assert error.code == "validation_failed"
+    assert "no such module" in error.message
+
+
+def test_checks_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "tethered", lambda command: SLEEP)
+    monkeypatch.setattr(programs, "VALIDATE_S", 0.2)
+    spec = JobSpec.model_validate(claim().spec.model_dump())
+    error = checked(ValidationTask(job_id="job-a", spec=spec))
+    assert error.code == "validation_timeout"
+
+
+def test_checks_that_are_stopped_with_the_worker_say_nothing_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = [sys.executable, "-S", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"]
+    monkeypatch.setattr(programs, "tethered", lambda command: stopped)
+    assert programs.check(ValidationTask(job_id="job-a", spec=claim().spec)) is None
+
+
+def test_a_worker_without_the_key_that_engines_need_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERMEAN_ARTEFACTS_URL", f"file://{tmp_path}")
+    monkeypatch.setenv("POWERMEAN_DATA_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: .*attempt_token\.pub"):
+        main()
+
+
+def test_a_log_that_is_not_text_keeps_its_offsets() -> None:
+    raw = b"ok \xff\xfe \xc3\xa9 end"
+    assert clean(raw) == "ok ?? é end"
+    assert len(clean(raw).encode()) == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "whole"),
+    [
+        (b"abc", b"abc"),
+        (b"ab\xc3", b"ab"),
+        ("é".encode(), "é".encode()),
+        (b"a\xf0\x9f\x98", b"a"),
+        (b"", b""),
+    ],
+)
+def test_half_a_character_waits_for_its_rest(raw: bytes, whole: bytes) -> None:
+    assert complete(raw) == whole

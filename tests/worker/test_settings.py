@@ -1,0 +1,46 @@
+"""A node's settings come from the environment, once, with errors that name the variable."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.settings import NodeSettings, NodeSettingsError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POWERMEAN_ARTEFACTS_URL", "file:///store")
+    monkeypatch.setenv("POWERMEAN_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("POWERMEAN_MODEL_ROOTS", raising=False)
+
+
+def test_defaults_and_derived_places(tmp_path: Path) -> None:
+    settings = NodeSettings.read()
+    assert settings.model_roots == ()
+    assert settings.partition_grace_s == 900
+    assert settings.attempt_dir("job-a.1") == tmp_path / "data" / "attempts" / "job-a.1"
+
+
+def test_model_roots_are_split_at_colons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_MODEL_ROOTS", "/srv/models:/opt/../data::")
+    assert NodeSettings.read().model_roots == (Path("/srv/models"), Path("/data"))
+
+
+def test_the_token_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_TOKEN", "pmn_secret")
+    settings = NodeSettings.read()
+    assert "pmn_secret" not in repr(settings)
+    assert settings.node_token.get_secret_value() == "pmn_secret"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("DATA_DIR", None), ("CPU_SLOTS", "-1"), ("PARTITION_GRACE_S", "soon"), ("NODE_ID", "a/b")],
+)
+def test_errors_name_the_variable(variable: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv(f"POWERMEAN_{variable}")
+    else:
+        monkeypatch.setenv(f"POWERMEAN_{variable}", value)
+    with pytest.raises(NodeSettingsError, match=f"POWERMEAN_{variable}"):
+        NodeSettings.read()

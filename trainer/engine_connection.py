@@ -1,0 +1,152 @@
+"""The attempt's rollout service: waiting for it, and the way of weights to it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.attempts import Claim
+from powermean.contracts.rollout import EngineState
+from rollout.client import RolloutClient, RolloutError
+from rollout.gloo import address_towards
+from trainer.failures import TrainingError
+from trainer.learner.policy import Policy
+from trainer.weights.channel import ChannelWriter, connector
+from trainer.weights.files import Publisher, WeightWriter, fits_shared_memory
+from trainer.weights.steady_engine import Service
+from worker.attempt_dir import AttemptDir
+
+ENGINE_TIMEOUT_S = 900.0
+LEAVE_TIMEOUT_S = 10.0
+_TELL_EVERY_S = 15.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A rollout service to work with. On this host, weights can go through shared memory.
+
+    `adapters`: it takes LoRA adapters. `shared`: others use it too, and it outlives the attempt.
+    """
+
+    engine: Service
+    on_this_host: bool
+    address: str = LOOPBACK[0]  # where the service reaches this process
+    adapters: bool = False
+    shared: bool = False
+    other_jobs: int = 0  # that may use it at the same time, at most
+
+
+@contextmanager
+def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Connection]:
+    """The attempt's rollout service, once it serves; people are told how long that takes."""
+    url = engine_url(attempt, tell=tell)
+    place = urlsplit(url)
+    host = place.hostname or LOOPBACK[0]
+    with RolloutClient(url, attempt.token) as client:
+        slots = ready_state(client).adapters
+        adapters = slots is not None
+        on_this_host = host in LOOPBACK
+        try:
+            yield Connection(
+                client,
+                on_this_host=on_this_host,
+                address=LOOPBACK[0] if on_this_host else address_towards(host, place.port or 80),
+                adapters=adapters,
+                shared=attempt.claim().engine is not None,
+                other_jobs=slots.slots - 1 if slots is not None else 0,
+            )
+        finally:
+            if adapters:
+                # Else the slot is free once the node no longer lists the job. This client may be closed.
+                with suppress(RolloutError), RolloutClient(url, attempt.token) as parting:
+                    parting.drop_adapter(LEAVE_TIMEOUT_S)
+
+
+def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> EngineState:
+    """What a service says of itself once its engine is ready. Raises RolloutError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return client.health()
+        except RolloutError as error:
+            if not error.retryable or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
+
+
+def engine_url(
+    attempt: AttemptDir,
+    timeout_s: float = ENGINE_TIMEOUT_S,
+    tell: Callable[[str], None] = logging.info,
+    tell_every_s: float = _TELL_EVERY_S,
+) -> str:
+    """Where the rollout engine serves, once it does; `tell` is told every now and then how long it has been.
+
+    Raises TrainingError: engine_unreachable, or why the engine did not start.
+    """
+    began = told = time.monotonic()
+    while (start := attempt.engine_start()) is None:
+        now = time.monotonic()
+        if now > told + tell_every_s:
+            told = now
+            tell(f"waiting for the rollout engine, {now - began:.0f} s so far; vLLM takes 1 to 3 minutes")
+        if now > began + timeout_s:
+            raise TrainingError(
+                "engine_unreachable",
+                f"the rollout engine did not start within {timeout_s:.0f} s",
+                remedy="the attempt's log says what it was doing",
+                retryable=True,
+            )
+        time.sleep(0.1)
+    if start.error is not None:
+        why = start.error
+        raise TrainingError(
+            why.code, why.message, path=why.path, remedy=why.remedy, retryable=start.retryable
+        )
+    assert start.url is not None
+    return start.url
+
+
+def publisher(
+    connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
+) -> Publisher:
+    """What rollout.publish says; auto is shared memory on one host with room, else the artefact store.
+
+    An engine that takes adapters gets the adapter alone. Raises TrainingError: adapters_only for a job
+    without one, no_shared_memory where shm was asked for and can't be.
+    """
+    if connection.adapters and claim.spec.model.lora is None:
+        raise TrainingError(
+            "adapters_only",
+            "the job trains all weights, and its rollout engine serves LoRA adapters of one base model",
+            path="model.lora",
+            remedy="train an adapter, or give the job an engine of its own (rollout.sharing: own)",
+        )
+    method = claim.spec.rollout.publish
+    if method in ("gloo", "nccl", "ipc"):
+        connect = connector(method, connection.address)
+        return ChannelWriter(claim.job_id, claim.number, method, policy.dtype, connect)
+    shared = connection.on_this_host and fits_shared_memory(
+        policy.model, policy.dtype, adapter_alone=connection.adapters
+    )
+    if method == "shm" and not shared:
+        raise TrainingError(
+            "no_shared_memory",
+            "the rollout engine is on another host, or /dev/shm has no room for the weights",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto or store",
+        )
+    return WeightWriter(
+        job_id=claim.job_id,
+        attempt=claim.number,
+        method="shm" if shared and method != "store" else "store",
+        dtype=policy.dtype,
+        store=store,
+        scratch=scratch,
+        adapter_alone=connection.adapters,
+    )

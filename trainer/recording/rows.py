@@ -1,0 +1,221 @@
+"""From the tensors of a step to the rows that are recorded: pure functions.
+
+A number that is undefined (a quantile of nothing) is left out; one that is not finite travels as null.
+"""
+
+import gzip
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
+from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate, lag
+from powermean.token_segments import write_segment
+from trainer.learner.update_report import UPDATE_FIELDS, UpdateReport
+from trainer.recording.report import StepReport
+from trainer.recording.tokens import token_records
+from trainer.rollouts.batching import Rollouts
+
+
+def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) -> MetricRow:
+    """A row of a known metric; a value that is not finite becomes null."""
+    assert name in METRICS, name
+    finite = value is not None and math.isfinite(value)
+    return MetricRow(step=step, update=update, name=name, value=value if finite else None)
+
+
+def step_metrics(report: StepReport) -> list[MetricRow]:
+    """All rows of the step and of its updates, but for times."""
+    lengths = report.rollouts.lengths
+    rewards = report.sampling.rewards  # of all rounds: a batch without its groups of 0 or 1 says little
+    values: dict[str, float | None] = {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(dim=1, correction=1).mean()),
+        "frac_reward_zero_std": float((rewards.amax(1) == rewards.amin(1)).double().mean()),
+        "completions/mean_length": float(lengths.double().mean()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(report.rollouts.truncated.double().mean()),
+        "num_tokens": float(report.tokens_so_far),
+        "sampling/rounds": float(report.sampling.rounds),
+        "sampling/groups_dropped": float(report.sampling.groups_dropped),
+        "grader/failures": float(sum(grade.error is not None for grade in report.grades)),
+        "trajectories/non_finite": float((~report.usable).sum()),
+        "trajectories/empty": float((lengths == 0).sum()),
+        "updates/skipped": float(sum(update.grad_norm is None for update in report.updates)),
+        "publish/logp_difference_max": report.publish_difference,
+    }
+    entropy = _weighted(report.entropy, lengths.double())
+    if entropy is not None:
+        values["entropy"] = entropy
+    values |= report.mismatch.metrics
+    values |= staleness(report.step, report.rollouts)
+    rows = [metric(report.step, name, value) for name, value in values.items()]
+    for update in report.updates:
+        rows += update_metrics(report.step, update, lengths)
+    return rows
+
+
+def staleness(step: int, rollouts: Rollouts) -> dict[str, float]:
+    """How far behind the weights were that made the trajectories; nothing of those without tokens."""
+    made = rollouts.mask.any(-1)
+    lags = [lag(step, version) for version in rollouts.weight_version[made].tolist()]
+    if not lags:
+        return {}
+    return {
+        "staleness/mean": sum(lags) / len(lags),
+        "staleness/max": float(max(lags)),
+        "staleness/share_mixed": sum(len(spans) > 1 for spans in rollouts.versions) / len(lags),
+    }
+
+
+def time_metrics(step: int, seconds: Mapping[str, float], tokens: int) -> list[MetricRow]:
+    """Rows of the times, by phase; `seconds` has "step", the whole."""
+    rows = [metric(step, f"time/{name}", value) for name, value in seconds.items()]
+    return [*rows, metric(step, "tokens_per_second", tokens / max(seconds["step"], 1e-9))]
+
+
+def update_metrics(step: int, report: UpdateReport, lengths: Tensor) -> list[MetricRow]:
+    """Rows of one optimiser step; none if it was skipped. lengths [N]."""
+    if report.grad_norm is None:
+        return []
+    of = {name: values[report.rows] for name, values in report.values.items()}
+    p, tokens = of["p"], lengths[report.rows].double()
+    defined = p[~p.isnan()]
+    values: dict[str, float | None] = {
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "learning_rate": report.learning_rate,
+        "p/undefined": float(p.isnan().sum()),
+        "ratio/overflow_tokens": float(of["overflow_tokens"].nansum()),
+        "clip_ratio/low_mean": _weighted(of["clip_fraction_low"], tokens),
+        "clip_ratio/high_mean": _weighted(of["clip_fraction_high"], tokens),
+        "ratio/min": _extreme(of["ratio_min"], "min"),
+        "ratio/max": _extreme(of["ratio_max"], "max"),
+        "distance_to_grpo": report.distance_to_grpo,
+        "kl": report.kl,
+        "clip_fraction/q90": _quantile(of["clip_fraction"], 0.9),
+        "ess/q10": _quantile(of["ess"], 0.1),
+        "p/q10": _quantile(p, 0.1),
+        "p/mean": _mean(defined),
+        "p/share_below_1": _mean((defined < 1).double()),
+        "p/share_below_0.95": _mean((defined < 0.95).double()),
+        "ess/mean": _mean(of["ess"]),
+        "ess/at_1": _mean(of["ess_at_1"]),
+        "ess/target": _mean(of["ess_target"]),
+        "clip_fraction/mean": _mean(of["clip_fraction"]),
+    }
+    known = {name: value for name, value in values.items() if value is not None}
+    return [metric(step, name, value, report.update) for name, value in known.items()]
+
+
+def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
+    """One row per trajectory, with what each optimiser step saw of it."""
+    seen: list[list[TrajectoryUpdate]] = [[] for _ in report.grades]
+    lengths = report.rollouts.lengths.tolist()
+    places = {facts.update: facts for facts in report.facts.updates}
+    for update in report.updates:
+        place = places[update.update]
+        fields = {name: update.values[name].tolist() for name in (*UPDATE_FIELDS, "p")}
+        for row in update.rows.tolist():
+            numbers = {name: _or_none(values[row]) for name, values in fields.items()}
+            reason = None
+            if numbers["p"] is None:
+                reason = _why_undefined(report, row, numbers)
+            seen[row].append(
+                TrajectoryUpdate(
+                    update=update.update,
+                    epoch=place.epoch,
+                    minibatch=place.minibatch,
+                    p_reason=reason,
+                    **numbers,
+                )
+            )
+    group = report.rollouts.group.tolist()
+    versions = report.rollouts.versions or ((),) * len(group)
+    return [
+        TrajectoryRow(
+            index=row,
+            group=group[row],
+            problem=report.problems[group[row]].id,
+            reward=grade.reward,
+            reward_parts=_reward_parts(grade.reward, float(report.penalties[row])),
+            advantage=float(report.advantages[row]),
+            length=lengths[row],
+            truncated=bool(report.rollouts.truncated[row]),
+            grader_error=grade.error[:500] if grade.error is not None else None,
+            entropy=_or_none(float(report.entropy[row])),
+            sampling_kl=_or_none(float(report.mismatch.kl[row])),
+            sampling_kl_truncated=_or_none(float(report.mismatch.kl_truncated[row])),
+            token_weight=_or_none(float(report.mismatch.token_weight[row])),
+            sequence_weight=_or_none(float(report.mismatch.sequence_weight[row])),
+            sampler_weight=_or_none(float(report.mismatch.applied[row])),
+            weight_version=int(report.rollouts.weight_version[row]),
+            weight_versions=versions[row],
+            updates=tuple(seen[row]),
+        )
+        for row, grade in enumerate(report.grades)
+    ]
+
+
+def text_segment(report: StepReport) -> bytes:
+    """The texts as gzipped JSON lines, in order of index; equal texts give equal bytes."""
+    group = report.rollouts.group.tolist()
+    lines = [
+        TrajectoryText(
+            index=row,
+            prompt=report.problems[group[row]].prompt,
+            completion=text,
+            answer=report.problems[group[row]].answer,
+        ).model_dump_json()
+        for row, text in enumerate(report.texts)
+    ]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+
+
+def token_segment(report: StepReport, count: int, decode: Callable[[Sequence[int]], str]) -> bytes:
+    """The token records of the first `count` trajectories as they are stored."""
+    seen = [(update.update, update.tokens) for update in report.updates]
+    records = token_records(report.rollouts, count, report.old_log_probs, seen, decode)
+    return write_segment(report.facts, records)
+
+
+def _reward_parts(grade: float, penalty: float) -> dict[str, float]:
+    return {"grade": grade} | ({"overlong_penalty": penalty} if penalty else {})
+
+
+def _why_undefined(report: StepReport, row: int, numbers: Mapping[str, float | None]) -> str:
+    if not report.usable[row]:
+        return "not finite"
+    if not report.rollouts.mask[row].any():
+        return "no tokens"
+    if report.advantages[row] == 0:
+        return "advantage 0"
+    equal = numbers["ratio_clipped_min"] == numbers["ratio_clipped_max"]
+    return "equal ratios" if equal else "objective without p"
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.mean()) if known.numel() else None
+
+
+def _quantile(values: Tensor, q: float) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.quantile(q)) if known.numel() else None
+
+
+def _extreme(values: Tensor, which: str) -> float | None:
+    known = values[~values.isnan()]
+    if not known.numel():
+        return None
+    return float(known.min() if which == "min" else known.max())
+
+
+def _weighted(values: Tensor, weights: Tensor) -> float | None:
+    known = ~values.isnan()
+    return float((values[known] * weights[known]).sum() / weights[known].sum()) if known.any() else None

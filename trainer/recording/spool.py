@@ -1,0 +1,27 @@
+"""Hands a step's report to the supervisor and to the artefact store."""
+
+from powermean.contracts.trajectories import TrajectoryBatch
+from trainer.recording.report import StepReport
+from trainer.recording.rows import step_metrics, text_segment, token_segment, trajectory_rows
+from trainer.run_context import Run
+
+
+def record(run: Run, report: StepReport, count: int) -> None:
+    """Spool metrics and trajectories; texts, and tokens of the first `count`, go to the artefact store."""
+    texts_at = tokens_at = None
+    name = f"{report.step:08d}.jsonl.gz"
+    if run.spec.record.texts:
+        texts_at = run.store.put_bytes(f"jobs/{run.job_id}/texts/{run.attempt}", name, text_segment(report))
+    if count:
+        segment = token_segment(report, count, run.decode)
+        tokens_at = run.store.put_bytes(f"jobs/{run.job_id}/tokens/{run.attempt}", name, segment)
+    run.reporter.metrics(step_metrics(report))
+    run.reporter.trajectories(
+        TrajectoryBatch(
+            step=report.step,
+            rows=tuple(trajectory_rows(report)),
+            texts=texts_at,
+            tokens=tokens_at,
+            token_rows=count,
+        )
+    )

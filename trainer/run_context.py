@@ -1,0 +1,69 @@
+"""What a run is made of, and the stopwatch of its steps."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.job import JobSpec
+from powermean.contracts.rollout import Sampling
+from trainer.data import Problem, PromptSource
+from trainer.learner.checkpoint import Progress
+from trainer.learner.learner import Learner
+from trainer.rewards import Grader
+from trainer.rollouts.sampling import Decode
+from trainer.weights.files import Publisher
+from trainer.weights.steady_engine import SteadyEngine
+from worker.reporter import Reporter
+
+Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
+
+
+@dataclass
+class Run:
+    """All that a run works with. `progress` is the only part that is replaced on the way."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    learner: Learner
+    source: PromptSource
+    grader: Grader
+    engine: SteadyEngine
+    weights: Publisher
+    reporter: Reporter
+    store: ArtefactStore
+    scratch: Path
+    encode: Encode
+    decode: Decode
+    save_model: Callable[[Path], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def sampling(self, seed: int) -> Sampling:
+        rollout = self.spec.rollout
+        return Sampling(
+            temperature=rollout.temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            stop=rollout.stop,
+            seed=seed,
+        )
+
+
+class Stopwatch:
+    """Wall time by phase."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def stop(self) -> dict[str, float]:
+        """All phases, and the whole as `step`."""
+        return self.seconds | {"step": time.perf_counter() - self._started}

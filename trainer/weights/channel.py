@@ -1,0 +1,186 @@
+"""New weights straight into the engine's memory: gloo on CPUs; NCCL and CUDA IPC by vLLM's own senders.
+
+Both sides of a channel work at the same time: the rollout service is asked to take the weights in one thread,
+while they are sent in another. What the service says counts; no wait is longer than the given time.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from powermean.contracts.rollout import ChannelMethod, ChannelRequest, PublishRequest, WeightTensor
+from rollout.client import EngineRefused
+from rollout.gloo import Sender, TransferError, tensors_sha256
+from trainer.failures import TrainingError
+from trainer.learner.lora import served_state
+from trainer.learner.model_state import unique_weights
+from trainer.weights.files import Target
+from trainer.weights.peer import Peer, Weights
+
+POLL_S = 0.005
+_CLOSED = "channel_closed"
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class ChannelWriter:
+    """See trainer.weights.files.Publisher. The channel stays open; a broken one is replaced."""
+
+    job_id: str
+    attempt: int
+    method: ChannelMethod
+    dtype: torch.dtype  # of the engine's weights
+    connect: Callable[[], Peer]
+    adapter_alone: bool = field(default=False, init=False)  # whole weights only
+    _weights: Weights = field(default=(), init=False)
+    _peer: Peer | None = field(default=None, init=False)
+
+    def write(self, model: nn.Module, version: int) -> PublishRequest:
+        """Hold the weights, copied only where the engine's type or gloo need another form of them.
+
+        Raises TrainingError (publish_dtype) for a weight that is no floating-point number.
+        """
+        device = torch.device("cpu") if self.method == "gloo" else None
+        self._weights = [
+            (name, _ready(name, weight, self.dtype, device))
+            for name, weight in unique_weights(served_state(model, device))
+        ]
+        return PublishRequest(
+            job_id=self.job_id,
+            attempt=self.attempt,
+            version=version,
+            method=self.method,
+            tensors=tuple(
+                WeightTensor(name=name, dtype=_type_name(self.dtype), shape=tuple(weight.shape))
+                for name, weight in self._weights
+            ),
+            sha256=tensors_sha256(weight for _, weight in self._weights) if self.method == "gloo" else None,
+        )
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Send the weights; opens the channel where none is open, or the engine knows of none any more."""
+        known = self._peer is not None
+        try:
+            return self._send(target, request, timeout_s)
+        except EngineRefused as refusal:
+            if not known or refusal.code != _CLOSED:
+                raise
+            return self._send(target, request, timeout_s)
+
+    def discard(self, version: int) -> None:
+        """Let go of the weights."""
+        self._weights = ()
+
+    def close(self) -> None:
+        """Close the channel."""
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            peer.close()
+
+    def _send(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        try:
+            if self._peer is None:
+                self._peer = self.connect()
+                self._peer.open(target, self.job_id, self.attempt, timeout_s)
+            return self._peer.publish(target, request, self._weights, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+
+class GlooPeer:
+    """Weights over TCP between CPUs."""
+
+    def __init__(self, address: str) -> None:
+        """`address`: this host's, as the engine reaches it; the only one that is listened at."""
+        self._address = address
+        self._sender: Sender | None = None
+
+    def open(self, target: Target, job_id: str, attempt: int, timeout_s: float) -> None:
+        sender = self._sender = Sender(self._address, timeout_s)
+        request = ChannelRequest(
+            job_id=job_id, attempt=attempt, method="gloo", host=self._address, port=sender.port
+        )
+
+        def meet(answered: Callable[[], bool]) -> None:
+            if _awaited(sender.is_met, answered, timeout_s):
+                sender.meet()
+
+        self._beside(lambda: target.open_channel(request, timeout_s), meet)
+
+    def publish(self, target: Target, request: PublishRequest, weights: Weights, timeout_s: float) -> object:
+        sender = self._sender
+        assert sender is not None
+
+        def send(answered: Callable[[], bool]) -> None:
+            if _awaited(lambda: sender.is_awaited(request.version), answered, timeout_s):
+                sender.send(weight for _, weight in weights)
+
+        return self._beside(lambda: target.publish(request, timeout_s), send)
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+
+    def _beside(self, ask: Callable[[], Result], act: Callable[[Callable[[], bool]], None]) -> Result:
+        """What `ask` returns or raises, while `act` does our part; it is told when `ask` has ended."""
+        with ThreadPoolExecutor(1, "publish") as pool:
+            answer = pool.submit(ask)
+            try:
+                act(answer.done)
+            except TransferError as error:
+                self.close()  # so that the other side does not wait for us
+                answer.result()  # why, if the service knows
+                raise TrainingError(
+                    "transfer_failed",
+                    f"the weights did not get through the gloo channel: {error}",
+                    path="rollout.publish",
+                    remedy="set rollout.publish to store if it happens again",
+                    retryable=True,
+                ) from error
+            return answer.result()
+
+
+def connector(method: ChannelMethod, address: str) -> Callable[[], Peer]:
+    """Makes ends of a channel. `address`: this host's, as the engine reaches it.
+
+    vLLM is imported only where its own senders are needed: it takes ten seconds.
+    """
+    if method == "gloo":
+        return lambda: GlooPeer(address)
+    senders = importlib.import_module("trainer.weights.vllm_senders")
+    return lambda: senders.VllmPeer(method)
+
+
+def _awaited(condition: Callable[[], bool], answered: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether the condition came true; not so where the service has answered, so it refused."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if answered():
+            return False
+        if time.monotonic() > end:
+            raise TransferError(f"vLLM's worker was not ready within {timeout_s:.0f} s")
+        time.sleep(POLL_S)
+    return True
+
+
+def _ready(name: str, weight: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    if not weight.is_floating_point():
+        raise TrainingError(
+            "publish_dtype",
+            f"{name} is {weight.dtype}: a channel takes weights of type float32 and bfloat16 only",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto, shm or store",
+        )
+    return weight.detach().to(device=device, dtype=dtype)
+
+
+def _type_name(dtype: torch.dtype) -> Literal["float32", "bfloat16"]:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"

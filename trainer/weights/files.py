@@ -1,0 +1,205 @@
+"""New weights to the rollout service, and the proof that they arrived.
+
+The weights, or an adapter alone, go into safetensors files in the host's shared memory (one host) or in the
+artefact store (any hosts), named by job, attempt and version, with their sha256. After the publish a probe
+batch is sampled and its log-probs are compared with the trainer's own.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.rollout import ChannelRequest, PublishRequest, WeightFile
+from trainer.learner.lora import adapter_shape, adapter_state, served_state
+from trainer.learner.model_state import CPU, unique_weights
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
+SHARD_BYTES = 96 << 20
+_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_HASHERS = 2
+
+
+class Target(Protocol):
+    """A rollout service that takes weights (rollout.client.RolloutClient is one)."""
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
+
+    def open_channel(self, request: ChannelRequest, timeout_s: float) -> object: ...
+
+
+class Publisher(Protocol):
+    """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`."""
+
+    @property
+    def adapter_alone(self) -> bool:
+        """Whether the adapter alone is sent: of itself the engine has the base model only."""
+
+    def write(self, model: nn.Module, version: int) -> PublishRequest:
+        """Make ready what is to be sent; the request that announces it."""
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Send what was written last. Raises RolloutError and TrainingError (transfer_failed)."""
+
+    def discard(self, version: int) -> None:
+        """Let go of what was written."""
+
+    def close(self) -> None:
+        """Let go of the way."""
+
+
+@dataclass(frozen=True)
+class WeightWriter:
+    """See Publisher. Makes the files of a publish and removes them again."""
+
+    job_id: str
+    attempt: int
+    method: Literal["shm", "store"]
+    dtype: torch.dtype  # of the engine's weights
+    store: ArtefactStore
+    scratch: Path  # a folder of the attempt's own, on the store's file system where possible
+    shared_memory: Path = SHARED_MEMORY
+    adapter_alone: bool = False  # for an engine that takes LoRA adapters
+
+    def write(self, model: nn.Module, version: int) -> PublishRequest:
+        """Write the weights; the request that announces them."""
+        folder = self.shared_memory if self.method == "shm" else self.scratch
+        shape = None
+        if self.adapter_alone:
+            assert isinstance(model, PeftModel)
+            shape, shards = adapter_shape(model), [list(adapter_state(model).items())]
+        else:
+            shards = list(_shards(unique_weights(served_state(model, CPU)), self.dtype))
+        paths = [
+            folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
+            for i in range(len(shards))
+        ]
+        with ThreadPoolExecutor(_HASHERS) as pool:
+            written = list(pool.map(_write_shard, paths, shards, [self.dtype] * len(shards)))
+        files = [self._file(path, *facts, version) for path, facts in zip(paths, written, strict=True)]
+        return PublishRequest(
+            job_id=self.job_id,
+            attempt=self.attempt,
+            version=version,
+            method=self.method,
+            files=tuple(files),
+            adapter=shape,
+        )
+
+    def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Announce the files."""
+        return target.publish(request, timeout_s)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def discard(self, version: int) -> None:
+        """Remove the files of a version; the engine has its own copy."""
+        if self.method == "store":
+            self.store.delete_prefix(self._owner(version))
+        for path in (
+            *self.shared_memory.glob(self._pattern(version)),
+            *self.scratch.glob(self._pattern(version)),
+        ):
+            path.unlink(missing_ok=True)
+
+    def _file(self, path: Path, sha256: str, size: int, version: int) -> WeightFile:
+        if self.method == "shm":
+            return WeightFile(uri=f"shm:{path.name}", sha256=sha256, size=size)
+        ref = self.store.put_file(self._owner(version), path, consume=True)
+        return WeightFile(uri=f"store:{ref.key}", sha256=ref.sha256, size=ref.size)
+
+    def _owner(self, version: int) -> str:
+        return f"jobs/{self.job_id}/weights/{self.attempt}.{version}"
+
+    def _pattern(self, version: int) -> str:
+        return f"{_prefix(self.job_id)}{self.attempt}.{version}.*.safetensors"
+
+
+def remove_stale(job_id: str, shared_memory: Path = SHARED_MEMORY) -> None:
+    """Remove what earlier attempts at the job left in this host's shared memory when they were killed."""
+    for path in shared_memory.glob(f"{_prefix(job_id)}*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def fits_shared_memory(
+    model: nn.Module, dtype: torch.dtype, shared_memory: Path = SHARED_MEMORY, *, adapter_alone: bool = False
+) -> bool:
+    """Whether this host has room in shared memory for one version of what is sent.
+
+    Merged weights are as large as the base model's own: nothing is merged to know that.
+    """
+    if not shared_memory.is_dir():
+        return False
+    weights = {
+        name: weight for name, weight in model.state_dict().items() if (".lora_" in name) is adapter_alone
+    }
+    needed = sum(weight.numel() * dtype.itemsize for _, weight in unique_weights(weights))
+    return shutil.disk_usage(shared_memory).free > 1.1 * needed
+
+
+def _prefix(job_id: str) -> str:
+    return f"powermean-{job_id}."
+
+
+def _shards(weights: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> Iterable[list[tuple[str, Tensor]]]:
+    """Cut into files of about SHARD_BYTES, so that both sides can hash several at once."""
+    shard: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, weight in weights:
+        shard.append((name, weight))
+        size += weight.numel() * dtype.itemsize
+        if size >= SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
+
+
+def _write_shard(path: Path, shard: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> tuple[str, int]:
+    """Write a safetensors file, hashed in the same pass: (sha256, bytes)."""
+    layout: dict[str, object] = {}
+    end = 0
+    for name, weight in shard:
+        kept = _stored(weight, dtype)
+        start, end = end, end + weight.numel() * kept.itemsize
+        layout[name] = {"dtype": _NAMES[kept], "shape": list(weight.shape), "data_offsets": [start, end]}
+    header = json.dumps(layout).encode()
+    header += b" " * (-len(header) % 8)
+    digest = hashlib.sha256()
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+        lead = memoryview(len(header).to_bytes(8, "little") + header)
+        for view in (lead, *(_bytes(weight, dtype) for _, weight in shard)):
+            while view:
+                done = file.write(view[: 1 << 26])
+                digest.update(view[:done])
+                view = view[done:]
+    return digest.hexdigest(), 8 + len(header) + end
+
+
+def _stored(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Numbers take the engine's type; counters and masks keep their own."""
+    return dtype if weight.is_floating_point() else weight.dtype
+
+
+def _bytes(weight: Tensor, dtype: torch.dtype) -> memoryview:
+    flat = weight.detach().to(device="cpu", dtype=_stored(weight, dtype)).contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -1,0 +1,182 @@
+"""An engine that outlives its own server: a restart is waited out, and the weights are sent again.
+
+vLLM may die in mid-run. The rollout service starts it anew, with the weights of the model's folder, and
+refuses what it is asked meanwhile. A shared service may itself be started anew, by those who declared it.
+That needs no new attempt: the trainer has the weights.
+
+Only the thread that trains knows when the model has the weights that were published last, so only it
+publishes. A thread that samples beside it waits until it has.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Protocol, TypeVar
+
+from torch import nn
+
+from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
+from rollout.client import EngineRefused, EngineUnreachable, RolloutError
+from trainer.failures import TrainingError
+from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, Engine
+from trainer.weights.files import Publisher, Target
+
+Result = TypeVar("Result")
+
+RESTART_S = 900.0  # the rollout service itself gives vLLM 600 s to start
+_POLL_S = 1.0
+_PASSING = frozenset({"engine_died", "engine_starting", "busy"})  # busy: many come back at once
+_EMPTY = frozenset({"weights_incomplete", "adapter_missing"})
+# How a death often shows first; but what comes again and again is no death.
+_SUSPECT = frozenset({"engine_error", "engine_timeout", "channel_failed"})
+_SUSPECT_TRIES = 3
+
+
+class Service(Engine, Target, Protocol):
+    """A rollout service (rollout.client.RolloutClient is one)."""
+
+
+@dataclass
+class SteadyEngine:
+    """See trainer.rollouts.sampling.Engine: both calls raise what `engine` does, and TrainingError
+    (engine_not_back).
+
+    For the thread that trains. The model must have the weights of the version that was published last
+    whenever `generate` or `restore` is called. Another thread may sample through `beside`.
+    """
+
+    engine: Service
+    weights: Publisher
+    model: nn.Module
+    tell: Callable[[str], None]  # people what it waits for
+    share_s: float = 0.0  # by which a call may take longer because another thread's comes first or beside it
+    restart_s: float = RESTART_S
+    poll_s: float = _POLL_S
+    comes_back: bool = False  # also when its service itself is gone: a private one ends with the attempt
+    _version: int | None = field(default=None, init=False)  # published last
+    _publishes: int = field(default=0, init=False)  # that succeeded
+    _empty: bool = field(default=False, init=False)  # the engine has lost the weights of the last of these
+    _lock: Lock = field(default_factory=Lock, init=False)  # of these two
+    _closed: Event = field(default_factory=Event, init=False)
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        """Complete prompts, by the weights that were published last."""
+        return self._through_restarts(lambda: self.engine.generate(request, timeout_s + self.share_s))
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> object:
+        """Send the weights that were written last. They must be there until this returns."""
+        answer = self._through_restarts(lambda: self._publish(request, timeout_s))
+        self._version = request.version
+        return answer
+
+    def beside(self) -> Completes:
+        """The engine for a thread that samples while this one trains."""
+        return _Beside(self)
+
+    def restore(self) -> None:
+        """Publish once more what a thread beside this one found missing, if it did."""
+        if self._empty:
+            self._through_restarts(self._publish_again)
+
+    def close(self) -> None:
+        """See Engine. Waits for a restart end as well."""
+        self._closed.set()
+        self.engine.close()
+
+    def generate_beside(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        """`generate` for a thread that can't publish: while weights are missing it waits for `restore`."""
+        while True:
+            with self._lock:
+                publishes = self._publishes
+            try:
+                return self._through_restarts(
+                    lambda: self.engine.generate(request, timeout_s + self.share_s), may_publish=False
+                )
+            except EngineRefused as refusal:
+                if refusal.code not in _EMPTY or self._version is None:
+                    raise
+                with self._lock:
+                    # A publish since then may have brought them: the same version would not be taken twice.
+                    self._empty = self._empty or publishes == self._publishes
+                if self._closed.wait(self.poll_s):
+                    raise
+
+    def _through_restarts(self, ask: Callable[[], Result], may_publish: bool = True) -> Result:
+        """What `ask` returns, asked again until the engine is up and has its weights."""
+        suspects, incomplete, lost = 0, False, False
+        deadline: float | None = None
+        while True:
+            try:
+                if incomplete:
+                    self._publish_again()
+                    incomplete = False
+                return ask()
+            except (EngineRefused, EngineUnreachable) as refusal:
+                if lost and refusal.code == "stale_version":
+                    raise _answer_lost(refusal) from refusal
+                lost = lost or isinstance(refusal, EngineUnreachable)
+                suspects += refusal.code in _SUSPECT
+                if not self._may_pass(refusal, may_publish) or suspects > _SUSPECT_TRIES:
+                    raise
+                if deadline is None:
+                    deadline = time.monotonic() + self.restart_s
+                    self.tell(f"waiting for the rollout engine to come back ({refusal.code})")
+                elif time.monotonic() > deadline:
+                    raise _not_back(refusal, self.restart_s) from refusal
+                incomplete = incomplete or refusal.code in _EMPTY
+                if self._closed.wait(self.poll_s):
+                    raise
+
+    def _may_pass(self, refusal: EngineRefused | EngineUnreachable, may_publish: bool) -> bool:
+        if isinstance(refusal, EngineUnreachable):
+            return self.comes_back and not self._closed.is_set()
+        if refusal.code in _EMPTY:
+            return may_publish and self._version is not None
+        if refusal.code == "engine_failed":  # such a service ends, and is started anew where it was declared
+            return self.comes_back and not self._closed.is_set()
+        return refusal.status >= 500 and refusal.code in _PASSING | _SUSPECT
+
+    def _publish_again(self) -> None:
+        assert self._version is not None
+        self.tell(f"publishing version {self._version} again")
+        try:
+            self._publish(self.weights.write(self.model, self._version), PUBLISH_TIMEOUT_S)
+        finally:
+            self.weights.discard(self._version)
+
+    def _publish(self, request: PublishRequest, timeout_s: float) -> object:
+        answer = self.weights.publish(self.engine, request, timeout_s + self.share_s)
+        with self._lock:
+            self._publishes += 1
+            self._empty = False
+        return answer
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """See SteadyEngine.beside."""
+
+    steady: SteadyEngine
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        """Complete prompts, by weights that have been published."""
+        return self.steady.generate_beside(request, timeout_s)
+
+
+def _answer_lost(refusal: RolloutError) -> TrainingError:
+    return TrainingError(
+        "publish_answer_lost",
+        f"the connection to the rollout engine broke while it took weights, and it has them now: {refusal}",
+        remedy="nothing: the next attempt publishes anew",
+        retryable=True,
+    )
+
+
+def _not_back(refusal: RolloutError, waited_s: float) -> TrainingError:
+    return TrainingError(
+        "engine_not_back",
+        f"the rollout engine did not come back within {waited_s:.0f} s; it said last: {refusal}",
+        remedy="the attempt's log has the engine's last lines",
+        retryable=True,
+    )

@@ -1,0 +1,110 @@
+"""A node's agent: `python -m worker`.
+
+It consumes the node's own Celery queue. Checks and replays may take minutes: they run beside Celery's
+threads, few at once.
+"""
+
+import fcntl
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
+from worker.attempt_dir import prune
+from worker.long_tasks import LongTasks
+from worker.node import Node
+from worker.settings import NodeSettings, NodeSettingsError
+
+THREADS = 4
+LONG_TASKS = 2  # at once
+
+
+def celery_app(settings: NodeSettings, node: Node) -> Celery:
+    """Celery only wakes, the database is the truth: no results, no late acknowledgement, no retry."""
+    app = Celery("powermean.node", broker=settings.redis_url)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_acks_late=False,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "visibility_timeout": 600,
+            "health_check_interval": 10,
+        },
+    )
+    app.task(name=START_TASK)(node.start)
+    later = LongTasks(LONG_TASKS)
+
+    def validate(job_id: str) -> None:
+        later.put(job_id, node.validate)
+
+    def replay(replay_id: str) -> None:
+        later.put(replay_id, node.replay)
+
+    app.task(name=VALIDATE_TASK)(validate)
+    app.task(name=REPLAY_TASK)(replay)
+    return app
+
+
+def arguments(settings: NodeSettings) -> list[str]:
+    """Threads, not forks: the tasks only wait for the server and start programs."""
+    return [
+        "worker",
+        "--pool=threads",
+        f"--concurrency={THREADS}",
+        f"--queues={node_queue(settings.node_id)}",
+        f"--hostname={settings.node_id}@%h",
+        "--without-gossip",
+        "--without-mingle",
+        "--without-heartbeat",
+        "--loglevel=INFO",
+    ]
+
+
+def hold(data_dir: Path) -> int:
+    """Lock the node's folder for this process's life; exits when another worker has it."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    handle = os.open(data_dir / "worker.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another worker runs on {data_dir}: give this one its own POWERMEAN_DATA_DIR")
+    return handle
+
+
+def main(argv: list[str] | None = None) -> Any:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # With setproctitle, which vLLM brings, Celery names the process; that must not overwrite its environment,
+    # by which processes of ours are found.
+    os.environ["SPT_NOENV"] = "1"
+    try:
+        settings = NodeSettings.read()
+    except NodeSettingsError as error:
+        sys.exit(f"worker: {error}")
+    if settings.attempt_public_key is None:
+        sys.exit(
+            "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: give it the file attempt_token.pub, which the "
+            "server made in POWERMEAN_SECRETS_DIR; without it no rollout engine starts"
+        )
+    hold(settings.data_dir)
+    prune(settings.data_dir)
+    node = Node(settings)
+    threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
+    return celery_app(settings, node).worker_main(argv or arguments(settings))
+
+
+if __name__ == "__main__":
+    main()

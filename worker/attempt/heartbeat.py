@@ -1,0 +1,59 @@
+"""Heartbeats to the server, on a thread of their own: they keep the lease and bring orders and tokens."""
+
+import threading
+import time
+
+from pydantic import ValidationError
+
+from powermean.contracts.attempts import Order
+from powermean.node_client import AttemptClient
+from powermean.rest import ApiError, ServerUnreachable
+from worker.attempt.supervisor_log import say
+from worker.attempt_dir import AttemptDir
+
+RETRY_S = 1.0
+
+
+class Heartbeat(threading.Thread):
+    """Heartbeats: keeps the lease, brings orders and fresh tokens."""
+
+    def __init__(self, client: AttemptClient, attempt: AttemptDir, beat_s: float) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._client = client
+        self._attempt = attempt
+        self._beat_s = beat_s
+        self._halt = threading.Event()
+        self.phase = "preparing the model"
+        self.order: Order = "continue"
+        self.refused: ApiError | None = None  # the attempt is not ours any more
+        self.answered = time.monotonic()
+
+    def run(self) -> None:
+        while not self._halt.is_set():
+            try:
+                beaten = self._beat()
+            except (OSError, ValidationError) as error:  # a full disk, an answer that can't be read
+                say(f"heartbeat: {error}")
+                beaten = False
+            self._halt.wait(self._beat_s if beaten else min(self._beat_s, RETRY_S))
+
+    def halt(self) -> None:
+        self._halt.set()
+
+    def _beat(self) -> bool:
+        try:
+            reply = self._client.heartbeat(self._attempt.phase(self.phase))
+        except ServerUnreachable:
+            return False
+        except ApiError as error:
+            if not error.temporary:
+                self.refused = error
+                self._halt.set()
+            return False
+        self.answered = time.monotonic()
+        self._client.renew(reply.token)
+        self._attempt.write_token(reply.token)
+        if reply.order != self.order:
+            self._attempt.write_order(reply.order)
+            self.order = reply.order
+        return True

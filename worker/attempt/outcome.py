@@ -1,0 +1,77 @@
+"""How an attempt ended, told from what its processes left: a pure function."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from powermean.contracts.attempts import EngineStart, Finish, JobError
+from powermean.processes import exit_text
+
+Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is known once all processes are gone."""
+
+    record: Finish | None = None  # the trainer's own word
+    refused: JobError | None = None  # what the server would not take of its records
+    stop: Stop | None = None  # why the supervisor stopped it, if it did
+    model_code: int | None = None  # exit status of preparing the model, where it failed
+    model_error: JobError | None = None  # and what it said
+    engine_code: int | None = None  # of an engine that ended before the trainer
+    engine_start: EngineStart | None = None  # what it said of its start
+    trainer_code: int | None = None
+    last_words: str = ""  # the log's last line
+
+
+def finish(ended: Ended) -> Finish:
+    """The attempt's end, as the server is told."""
+    record = ended.record
+    if ended.refused:
+        return Finish(outcome="failed", error=ended.refused)
+    if record and record.outcome in ("finished", "checkpointed"):
+        return record
+    if ended.stop == "cancel":
+        return Finish(outcome="cancelled")
+    if ended.stop in ("node_stopping", "order_ignored"):
+        return Finish(outcome="checkpointed")  # goes on from its last commit
+    if ended.stop == "stalled":
+        return _failed(
+            "trainer_stalled", "The trainer made no progress for too long and was stopped.", retry=True
+        )
+    if ended.engine_start and ended.engine_start.error:
+        why = ended.engine_start
+        return Finish(outcome="failed", error=why.error, retryable=why.retryable)
+    if ended.engine_code is not None:
+        how = exit_text(ended.engine_code)
+        return _failed(
+            "engine_died", f"The rollout engine {how} in mid-run. {ended.last_words}".strip(), retry=True
+        )
+    if record:
+        return record
+    if ended.model_error:
+        return Finish(outcome="failed", error=ended.model_error)
+    if ended.model_code is not None:
+        return _without_record("model", "Preparing the model", ended.model_code, ended.last_words)
+    if ended.trainer_code is not None:
+        return _without_record("trainer", "The trainer", ended.trainer_code, ended.last_words)
+    return _failed("trainer_lost", "The trainer was never started.", retry=True)
+
+
+def _without_record(what: str, who: str, code: int, last_words: str) -> Finish:
+    if code < 0:
+        remedy = (
+            "If it was the kernel's out-of-memory killer: lower training.micro_batch_groups."
+            if code == -9
+            else None
+        )
+        return _failed(f"{what}_killed", f"{who} {exit_text(code)}.", retry=True, remedy=remedy)
+    if code == 0:
+        return _failed(f"{what}_silent", f"{who} ended without saying how.", retry=False)
+    message = f"{who} {exit_text(code)}. {last_words}".strip()
+    return _failed(f"{what}_error", message, retry=False, remedy="The attempt's log has the whole story.")
+
+
+def _failed(code: str, message: str, retry: bool, remedy: str | None = None) -> Finish:
+    error = JobError(code=code, message=message, remedy=remedy)
+    return Finish(outcome="failed", error=error, retryable=retry)

@@ -1,0 +1,102 @@
+"""Ships the attempt's records and log to the server, on a thread of its own."""
+
+import threading
+
+from powermean.contracts.attempts import Finish, FinishRecord, JobError, LogChunk
+from powermean.node_client import AttemptClient
+from powermean.rest import ApiError, Fenced, ServerUnreachable
+from worker.attempt.supervisor_log import say
+from worker.attempt_dir import AttemptDir, SpoolError, read_record
+
+SHIP_EVERY_S = 0.3
+LOG_CHUNK = 200_000  # bytes
+
+
+def clean(raw: bytes) -> str:
+    """Text of the same length in bytes: what is not UTF-8 becomes question marks, so that offsets hold."""
+    text = raw.decode(errors="surrogateescape")
+    return "".join("?" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def complete(raw: bytes) -> bytes:
+    """`raw` without a character at its end whose last bytes are not there yet."""
+    for back in range(1, min(4, len(raw)) + 1):
+        byte = raw[-back]
+        if byte & 0xC0 == 0xC0:  # the first byte of a longer character
+            wanted = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return raw[:-back] if wanted > back else raw
+        if byte < 0x80:
+            return raw
+    return raw
+
+
+class Shipper(threading.Thread):
+    """Posts the spool's records in order, each until it is acknowledged, and what the log gained."""
+
+    def __init__(self, client: AttemptClient, attempt: AttemptDir) -> None:
+        super().__init__(name="shipper", daemon=True)
+        self._client = client
+        self._attempt = attempt
+        self._halt = threading.Event()
+        self._log_offset = 0
+        self.finish: Finish | None = None  # the trainer's last word, kept for the supervisor
+        self.refused: JobError | None = None  # a record that the server will never take
+
+    def run(self) -> None:
+        while not self._halt.wait(SHIP_EVERY_S):
+            self.ship()
+
+    def halt(self) -> None:
+        """Returns when no post is under way."""
+        self._halt.set()
+        if self.is_alive():
+            self.join()
+
+    def ship(self) -> bool:
+        """Send what there is. True when nothing is left to send."""
+        try:
+            return self._ship_spool() and self._ship_log()
+        except ServerUnreachable:
+            return False
+        except Fenced:
+            return False  # the next heartbeat says so, too
+        except ApiError as error:
+            if not error.temporary and error.status != 401:
+                self._refuse(str(error))
+            return False
+        except SpoolError as error:
+            self._refuse(str(error))
+            return False
+        except OSError as error:
+            say(f"not sent: {error}")
+            return False
+
+    def _refuse(self, why: str) -> None:
+        self.refused = JobError(
+            code="record_refused",
+            message=f"What the trainer reported was refused: {why}",
+            remedy="Server and node must run the same version.",
+        )
+
+    def _ship_spool(self) -> bool:
+        for path in self._attempt.spooled():
+            record = read_record(path)
+            if isinstance(record, FinishRecord):
+                self.finish = record.body
+                return True
+            self._client.post_record(record.kind, record.body)
+            path.unlink()
+        return True
+
+    def _ship_log(self) -> bool:
+        """At most one chunk, so that records never wait for a long log."""
+        if not self._attempt.log.exists():
+            return True
+        with self._attempt.log.open("rb") as log:
+            log.seek(self._log_offset)
+            raw = complete(log.read(LOG_CHUNK))
+        if not raw:
+            return True
+        self._client.post_log(LogChunk(offset=self._log_offset, text=clean(raw)))
+        self._log_offset += len(raw)
+        return len(raw) < LOG_CHUNK - 4

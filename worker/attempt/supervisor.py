@@ -1,0 +1,313 @@
+"""Owns one attempt on its node: `python -m worker.attempt.supervisor --attempt-dir D`.
+
+    preparing the model -> engine and trainer run -> all processes gone -> records sent -> `finish` posted
+
+It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
+made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for too long): everything is
+killed at once and nobody is told, because the attempt may be somebody else's by now. *Failed*: a process
+died or a record was refused; `outcome.finish` says what that means.
+
+The engine and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind. An
+attempt that has a slot of an engine service starts no engine: it tells the trainer where that serves.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
+from powermean.node_client import AttemptClient
+from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
+from powermean.rest import ApiError, ServerUnreachable
+from powermean.tether import adopt_orphans, tethered
+from worker.attempt.heartbeat import Heartbeat
+from worker.attempt.outcome import Ended, Stop, finish
+from worker.attempt.shipper import Shipper
+from worker.attempt.supervisor_log import say
+from worker.attempt_dir import AttemptDir, prune
+from worker.launcher import Command, Launcher, LocalLauncher
+from worker.settings import NodeSettings
+
+TICK_S = 0.1
+LOG_END = 20_000  # bytes in which the log's last line is looked for
+LAST_WORDS = 400  # most characters of it in an error
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the supervisor waits, in seconds."""
+
+    partition_s: float = 900.0  # for a server that can't be reached
+    prepare_s: float = 3600.0  # for the model to be ready
+    grace_s: float = 10.0  # between SIGTERM and SIGKILL
+    order_s: float = 900.0  # for a trainer to checkpoint and exit
+    stall_s: float = 3600.0  # without a sign of progress
+    stopping_s: float = 5.0  # for the last posts when the node stops
+
+
+class AbandonedError(Exception):
+    """The attempt is not ours to end: kill, tell nobody."""
+
+
+class StopError(Exception):
+    """The attempt is to end, and the end to be told."""
+
+    def __init__(self, why: Stop) -> None:
+        super().__init__(why)
+        self.why: Stop = why
+
+
+class Supervisor:
+    """Runs one attempt from its claim to the acknowledged end."""
+
+    def __init__(
+        self,
+        attempt: AttemptDir,
+        claim: Claim,
+        launcher: Launcher,
+        client: AttemptClient,
+        limits: Limits,
+        lifeline: Lifeline | None,
+    ) -> None:
+        self._attempt = attempt
+        self._claim = claim
+        self._launcher = launcher
+        self._client = client
+        self._limits = limits
+        self._lifeline = lifeline
+        self._heartbeat = Heartbeat(client, attempt, claim.beat_s)
+        self._shipper = Shipper(client, attempt)
+        self._stopping = False
+        self._ordered_at: float | None = None
+        self._signs: tuple[object, ...] = ()  # of progress
+        self._progress_at = time.monotonic()
+
+    def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
+        """Signal handler: the node stops."""
+        self._stopping = True
+
+    def run(self) -> bool:
+        """True when the end was told to the server."""
+        self._heartbeat.start()
+        self._shipper.start()
+        try:
+            ended = self._processes()
+            self._heartbeat.phase = "sending the last records"
+            return self._tell(ended)
+        except AbandonedError as why:
+            say(f"abandoned: {why}")
+            end_all(self._descendants, grace_s=0)
+            return False
+        finally:
+            self._heartbeat.halt()
+            self._shipper.halt()
+
+    def _processes(self) -> Ended:
+        """Run the attempt's programs. When this returns, all of them are gone."""
+        stop: Stop | None = None
+        model_code = engine_code = trainer_code = None
+        engine = trainer = None
+        try:
+            model_code, model = self._prepare()
+            if model is not None:
+                engine = self._own_engine(model)
+                trainer = self._start(self._launcher.trainer(self._attempt, self._claim, model))
+                self._watch(engine, trainer)
+        except StopError as why:
+            stop = why.why
+        if engine:
+            engine_code = engine.poll()  # that it ended before it was told to is a failure
+        end_all(self._descendants, self._limits.grace_s)
+        if engine:
+            engine.wait()
+        if trainer:
+            trainer_code = trainer.wait()
+        reap()
+        return Ended(
+            stop=stop,
+            model_code=model_code,
+            model_error=said_error(self._last_words()) if model_code is not None else None,
+            engine_code=engine_code,
+            engine_start=self._attempt.engine_start(),
+            trainer_code=trainer_code,
+            last_words=self._last_words(),
+        )
+
+    def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
+        """Start the attempt's engine; None where it samples from an engine service."""
+        if self._claim.engine is not None:
+            self._heartbeat.phase = "starting the trainer"
+            self._attempt.write_engine_start(EngineStart(url=self._claim.engine.url))
+            return None
+        self._heartbeat.phase = "starting the engine and the trainer"
+        return self._start(self._launcher.engine(self._attempt, self._claim, model))
+
+    def _prepare(self) -> tuple[int | None, Path | None]:
+        """The model's folder, or the exit status of the program that should have made it ready."""
+        command = self._launcher.prepare(self._attempt, self._claim)
+        answer = self._attempt.path / "model"
+        with answer.open("wb") as out:
+            process = self._start(command, out.fileno())
+        deadline = time.monotonic() + self._limits.prepare_s
+        while (code := process.poll()) is None:
+            self._check()
+            if time.monotonic() > deadline:
+                raise StopError("stalled")
+            time.sleep(TICK_S)
+        lines = answer.read_text().split("\n")
+        if code != 0 or len(lines) < 2:
+            return code, None
+        return None, Path(lines[-2])
+
+    def _watch(self, engine: subprocess.Popen[bytes] | None, trainer: subprocess.Popen[bytes]) -> None:
+        """Until the trainer has ended, or its own engine before it, or a record was refused."""
+
+        def lost() -> bool:
+            return engine is not None and engine.poll() is not None
+
+        while trainer.poll() is None and not lost() and self._shipper.refused is None:
+            self._check()
+            self._check_progress()
+            time.sleep(TICK_S)
+        if lost() and trainer.poll() is None:
+            self._await_exit(trainer)  # what it says of the lost engine is worth having
+
+    def _await_exit(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._limits.grace_s
+        while process.poll() is None and time.monotonic() < deadline:
+            self._check()
+            time.sleep(TICK_S)
+
+    def _check(self) -> None:
+        """Raise when the attempt has to end for a reason outside its processes."""
+        if self._heartbeat.refused:
+            raise AbandonedError(str(self._heartbeat.refused))
+        if self._lifeline and self._lifeline.cut:
+            raise AbandonedError("the service that this node belongs to is gone")
+        if time.monotonic() - self._heartbeat.answered > self._limits.partition_s:
+            raise AbandonedError(f"the server could not be reached for {self._limits.partition_s:.0f} s")
+        if self._stopping:
+            raise StopError("node_stopping")
+        if self._heartbeat.order == "cancel":
+            raise StopError("cancel")
+        if self._heartbeat.order == "checkpoint_and_exit":
+            self._ordered_at = self._ordered_at or time.monotonic()
+            if time.monotonic() - self._ordered_at > self._limits.order_s:
+                raise StopError("order_ignored")
+
+    def _check_progress(self) -> None:
+        log = self._attempt.log
+        signs = (
+            self._attempt.phase(""),
+            log.stat().st_size if log.exists() else 0,
+            [path.name for path in self._attempt.spooled()[-1:]],
+        )
+        if signs != self._signs:
+            self._signs, self._progress_at = signs, time.monotonic()
+        elif time.monotonic() - self._progress_at > self._limits.stall_s:
+            raise StopError("stalled")
+
+    def _start(self, command: Command, stdout: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a program tied to this process's life, its output in the attempt's log."""
+        with self._attempt.log.open("ab") as log:
+            return subprocess.Popen(
+                tethered(command.argv),
+                env=command.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log if stdout is None else stdout,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _descendants(self) -> set[int]:
+        return descendants(os.getpid())
+
+    def _last_words(self) -> str:
+        """The last line of the log."""
+        if not self._attempt.log.exists():
+            return ""
+        with self._attempt.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_END))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:LAST_WORDS] for line in reversed(lines) if line.strip()), "")
+
+    def _tell(self, ended: Ended) -> bool:
+        """Send what is left of spool and log, then the end; raises AbandonedError when that can't be done."""
+        self._shipper.halt()
+        deadline = time.monotonic() + (
+            self._limits.stopping_s if ended.stop == "node_stopping" else self._limits.partition_s
+        )
+        while not self._shipper.ship() and self._shipper.refused is None:
+            self._pause(deadline)
+        end = finish(replace(ended, record=self._shipper.finish, refused=self._shipper.refused))
+        while not self._post(end):
+            self._pause(deadline)
+        self._heartbeat.halt()
+        say(f"{end.outcome}" + (f": {end.error.code}: {end.error.message}" if end.error else ""))
+        return True
+
+    def _post(self, end: Finish) -> bool:
+        try:
+            self._client.finish(end)
+        except ServerUnreachable:
+            return False
+        except ApiError as error:
+            if not error.temporary:
+                raise AbandonedError(str(error)) from error
+            return False
+        return True
+
+    def _pause(self, deadline: float) -> None:
+        if self._heartbeat.refused:
+            raise AbandonedError(str(self._heartbeat.refused))
+        if self._lifeline and self._lifeline.cut:
+            raise AbandonedError("the service that this node belongs to is gone")
+        if time.monotonic() > deadline:
+            raise AbandonedError("the server could not be reached")
+        time.sleep(TICK_S)
+
+
+def said_error(words: str) -> JobError | None:
+    """The failure that a program printed as its last line, if it is one."""
+    try:
+        return JobError.model_validate_json(words)
+    except ValidationError:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Supervise one attempt at a job.")
+    parser.add_argument("--attempt-dir", type=Path, required=True)
+    attempt = AttemptDir(parser.parse_args().attempt_dir.resolve())
+    settings = NodeSettings.read()
+    adopt_orphans()
+    attempt.write_supervisor(ProcessId.own())
+    claim = attempt.claim()
+    lifeline = Lifeline(settings.lifeline_pid) if settings.lifeline_pid else None
+    with AttemptClient(settings.server_url, attempt.attempt_id, attempt.token()) as client:
+        supervisor = Supervisor(
+            attempt,
+            claim,
+            LocalLauncher(settings),
+            client,
+            Limits(partition_s=settings.partition_grace_s),
+            lifeline,
+        )
+        signal.signal(signal.SIGTERM, supervisor.stop)
+        signal.signal(signal.SIGINT, supervisor.stop)
+        told = supervisor.run()
+    attempt.close()
+    prune(settings.data_dir)
+    sys.exit(0 if told else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a node has and what still runs on it."""
+
+import importlib.metadata
+import importlib.util
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from powermean import __version__
+from powermean.contracts.attempts import EngineReport, GpuInfo, NodeReport
+from powermean.processes import end_all, marked
+from worker.attempt_dir import MARK, AttemptDir, attempt_dirs
+from worker.settings import NodeSettings
+
+QUERY = ("--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
+LOOK_S = 10.0  # for nvidia-smi
+ENGINES = ("transformers", "vllm")  # their packages have the same names
+
+
+def gpus() -> tuple[GpuInfo, ...]:
+    """The node's GPUs as nvidia-smi lists them; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        answer = subprocess.run([program, *QUERY], capture_output=True, text=True, timeout=LOOK_S, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return ()
+    return read_gpus(answer.stdout)
+
+
+def read_gpus(text: str) -> tuple[GpuInfo, ...]:
+    """Lines of `uuid, name, MiB`."""
+    rows = [line.split(", ") for line in text.splitlines() if line.strip()]
+    return tuple(
+        GpuInfo(uuid=uuid, name=name, memory_mb=int(memory) if memory.isdigit() else 0)
+        for uuid, name, memory in rows
+    )
+
+
+def engines() -> tuple[str, ...]:
+    """Rollout engines that are installed here."""
+    return tuple(name for name in ENGINES if importlib.util.find_spec(name))
+
+
+def running(data_dir: Path) -> tuple[str, ...]:
+    """Attempts whose processes are still alive.
+
+    What an attempt's dead supervisor left behind is ended first: the report says whether its GPUs are free.
+    """
+    return tuple(
+        attempt.attempt_id for attempt in attempt_dirs(data_dir) if not attempt.ended and not _over(attempt)
+    )
+
+
+def _over(attempt: AttemptDir) -> bool:
+    process = attempt.supervisor()
+    if process and process.alive:
+        return False
+    if end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0):
+        return False
+    attempt.close()
+    return True
+
+
+def report(
+    settings: NodeSettings, cards: tuple[GpuInfo, ...], services: tuple[EngineReport, ...]
+) -> NodeReport:
+    """The node's report; `cards` are its GPUs, `services` what it says of its engine services."""
+    return NodeReport(
+        hostname=socket.gethostname(),
+        gpus=cards,
+        cpu_slots=settings.cpu_slots,
+        engines=engines(),
+        running=running(settings.data_dir),
+        services=services,
+        version=__version__,
+    )

@@ -1,0 +1,176 @@
+"""How the programs of an attempt and of an engine service are started.
+
+The one place to change for another way of placing processes.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from powermean.contracts.attempts import Claim
+from powermean.contracts.engines import EngineOrder
+from worker.attempt_dir import MARK, AttemptDir
+from worker.settings import NodeSettings
+
+# Threads of a parallel region that wait for each other sleep instead of spinning. On a machine that does
+# anything else at the same time, spinning makes two threads many times slower than one.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all that runs for an engine service
+OWN_GPU_SHARE = "0.9"  # of a GPU's memory, where no trainer shares it
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program with its arguments and its environment."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Launcher(Protocol):
+    """Knows the command lines of an attempt's programs; the supervisor runs and watches them."""
+
+    def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
+        """Makes the model ready on this node; its last line of output is the model's folder."""
+
+    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
+        """The rollout service; it writes `engine_file` once it serves."""
+
+    def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
+        """The training process."""
+
+
+class LocalLauncher:
+    """Runs everything on this node, on the GPUs of the allocation."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+
+    def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
+        argv = (sys.executable, "-m", "trainer.models", "--claim", str(attempt.claim_file))
+        return Command(argv, self._environment(attempt, ()))
+
+    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
+        gpus = self._gpus(claim, "rollout")
+        on_gpu = bool(gpus)
+        dtype = claim.spec.model.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if on_gpu else "float32"
+        publish = claim.spec.rollout.publish
+        split = claim.spec.resources.placement == "split"
+        argv = (
+            *(sys.executable, "-m", "rollout"),
+            *("--engine", claim.spec.rollout.engine),
+            *("--model", str(model)),
+            *("--dtype", dtype),
+            *("--device", "cuda" if on_gpu else "cpu"),
+            *("--job-id", claim.job_id),
+            *("--attempt", str(claim.number)),
+            *("--public-key", str(self._settings.attempt_public_key)),
+            *("--artefacts-url", self._settings.artefacts_url),
+            *("--host", "127.0.0.1"),
+            *("--port", "0"),
+            *("--ready-file", str(attempt.engine_file)),
+            *_adapter_flags(claim),
+            *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
+            *(("--gpu-memory-share", OWN_GPU_SHARE) if split else ()),
+        )
+        return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
+
+    def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
+        gpus = self._gpus(claim, "trainer")
+        start: tuple[str, ...] = (sys.executable, "-m")
+        if len(gpus) > 1:
+            start += ("torch.distributed.run", "--standalone", "--nproc-per-node", str(len(gpus)), "-m")
+        argv = (*start, "trainer.run", "--attempt-dir", str(attempt.path))
+        return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
+
+    def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:
+        here = self._settings.node_id
+        return tuple(
+            uuid
+            for part in claim.allocations
+            if part.node_id == here and part.role == role
+            for uuid in part.gpu_uuids
+        )
+
+    def _environment(self, attempt: AttemptDir, gpus: tuple[str, ...]) -> dict[str, str]:
+        return _environment(gpus) | {
+            MARK: attempt.attempt_id,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
+            "PYTHONHASHSEED": "0",
+        }
+
+
+class EngineLauncher(Protocol):
+    """Knows the command lines of an engine service's programs; its keeper runs and watches them."""
+
+    def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
+        """Makes the model ready; its last line of output is its folder, or an EngineStart with an error."""
+
+    def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
+        """The rollout service; it writes `engine.json` in `folder` once it serves."""
+
+
+class LocalEngineLauncher:
+    """Runs it on this node, on the GPUs of the order."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+
+    def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
+        argv = (sys.executable, "-m", "trainer.models", "--engine", str(spec_file))
+        return Command(argv, _environment(()) | {ENGINE_MARK: order.id})
+
+    def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
+        spec, settings = order.spec, self._settings
+        on_gpu = bool(order.gpu_uuids)
+        dtype = spec.dtype if spec.dtype != "auto" else "bfloat16" if on_gpu else "float32"
+        argv = [
+            *(sys.executable, "-m", "rollout"),
+            *("--engine", "vllm"),
+            *("--model", str(model)),
+            *("--dtype", dtype),
+            *("--device", "cuda" if on_gpu else "cpu"),
+            *("--max-adapters", str(spec.max_adapters)),
+            *("--max-lora-rank", str(spec.max_lora_rank)),
+            *("--jobs-file", str(folder / "jobs.json")),
+            *("--public-key", str(settings.attempt_public_key)),
+            *("--artefacts-url", settings.artefacts_url),
+            *("--host", settings.engine_host or "127.0.0.1"),
+            *("--port", str(port)),
+            *("--ready-file", str(folder / "engine.json")),
+        ]
+        if settings.engine_host is not None:
+            argv += ["--allowed-host", settings.engine_host]
+        if spec.max_model_len is not None:
+            argv += ["--max-model-len", str(spec.max_model_len)]
+        if on_gpu:
+            argv += ["--gpu-memory-share", OWN_GPU_SHARE]
+        environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id, "HF_HUB_OFFLINE": "1"}
+        return Command(tuple(argv), environment)
+
+
+def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
+    """This process's environment, less the node's token, with these GPUs and no others."""
+    environment = {k: v for k, v in os.environ.items() if k != "POWERMEAN_NODE_TOKEN"}
+    return (
+        PATIENT
+        | environment
+        | {
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            "PYTHONUNBUFFERED": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",
+        }
+    )
+
+
+def _adapter_flags(claim: Claim) -> tuple[str, ...]:
+    """A LoRA job's own vLLM takes its adapter; the transformers engine takes merged weights."""
+    lora = claim.spec.model.lora
+    if lora is None or claim.spec.rollout.engine == "transformers":
+        return ()
+    return ("--max-adapters", "1", "--max-lora-rank", str(lora.rank))

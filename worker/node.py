@@ -1,0 +1,111 @@
+"""What a node does: it starts attempts, checks jobs, replays steps, and reports what it has and runs.
+
+A Celery message only wakes it; what to do it asks the server. To start an attempt is to claim it, write its
+folder and spawn its supervisor, which outlives this process. The answer to each report says which engine
+services the node is to keep running.
+"""
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+
+from powermean.contracts.attempts import GpuInfo
+from powermean.node_client import NodeClient
+from powermean.processes import ProcessId
+from powermean.rest import ApiError, ServerUnreachable
+from worker.attempt_dir import AttemptDir
+from worker.engines.services import Engines
+from worker.inventory import gpus, report
+from worker.launcher import LocalEngineLauncher
+from worker.programs import check, replayed
+from worker.settings import NodeSettings
+
+log = logging.getLogger("powermean.worker")
+REPORT_S = 3.0
+LOOK_AT_GPUS_S = 60.0
+
+
+class Node:
+    """What the tasks do."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._client = NodeClient(settings.server_url, settings.node_token.get_secret_value())
+        # an attempt's folder without a supervisor is never seen by the report
+        self._folders = threading.Lock()
+        self._engines = Engines(settings.data_dir, LocalEngineLauncher(settings))
+        self._reporting = threading.Lock()  # orders are followed in the sequence in which they were given
+        self._cards: tuple[GpuInfo, ...] = ()
+        self._looked = float("-inf")
+
+    def start(self, attempt_id: str) -> None:
+        """Claim the attempt and spawn its supervisor. When the claim is refused there is nothing to do."""
+        try:
+            claim = self._client.claim(attempt_id)
+        except ApiError as error:
+            log.info("attempt %s is not ours to start: %s", attempt_id, error)
+            return
+        except ServerUnreachable as error:
+            log.warning("attempt %s not claimed, the server will ask again: %s", attempt_id, error)
+            return
+        with self._folders:
+            attempt = AttemptDir.create(self._settings.attempt_dir(attempt_id), claim)
+            with (attempt.path / "supervisor.log").open("ab") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            attempt.write_supervisor(ProcessId.of(process.pid))
+        log.info("attempt %s started, supervisor %d", attempt_id, process.pid)
+        if claim.engine is not None:
+            self.report()  # the answer tells the engine about its new job, and who has left
+
+    def validate(self, job_id: str) -> None:
+        """Check what only a node can check, and tell the server."""
+        try:
+            result = check(self._client.validation(job_id))
+            if result is not None:
+                self._client.post_validation(job_id, result)
+        except ApiError as error:
+            log.info("job %s needs no validation: %s", job_id, error)
+        except ServerUnreachable as error:
+            log.warning("job %s not validated, the server will ask again: %s", job_id, error)
+
+    def replay(self, replay_id: str) -> None:
+        """Compute a recorded step again, and tell the server."""
+        try:
+            outcome = replayed(self._client.claim_replay(replay_id, self._settings.node_id))
+            if outcome is not None:
+                self._client.post_replay(replay_id, outcome)
+        except ApiError as error:
+            log.info("replay %s is not ours: %s", replay_id, error)
+        except ServerUnreachable as error:
+            log.warning("replay %s not done, the server will ask again: %s", replay_id, error)
+
+    def report_for_ever(self) -> None:
+        """Tell the server what the node has and runs; go on through any loss of the server."""
+        while True:
+            try:
+                self.report()
+            except Exception:  # the thread goes on: a node that stops reporting is lost
+                log.exception("not reported")
+            time.sleep(REPORT_S)
+
+    def report(self) -> None:
+        """Report once, and follow the orders that come back."""
+        with self._reporting:
+            if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
+                self._cards, self._looked = gpus(), time.monotonic()
+            with self._folders:
+                now = report(self._settings, self._cards, self._engines.reports())
+            try:
+                orders = self._client.put_node(self._settings.node_id, now)
+            except (ApiError, ServerUnreachable) as error:
+                log.warning("not reported: %s", error)
+                return
+            self._engines.follow(orders)

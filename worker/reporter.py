@@ -1,0 +1,76 @@
+"""What the trainer and its supervisor tell each other by files: records to post, the phase, orders.
+
+Records are made whole on disk before they are named, so a crash leaves none half-written.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import get_args
+
+from powermean.contracts.attempts import (
+    CheckpointCommit,
+    CheckpointRecord,
+    Finish,
+    FinishRecord,
+    MetricsRecord,
+    MetricsReport,
+    Order,
+    SpoolRecord,
+    TrajectoriesRecord,
+)
+from powermean.contracts.metrics import MetricRow
+from powermean.contracts.trajectories import TrajectoryBatch
+from worker.attempt_dir import AttemptDir, write_whole
+
+log = logging.getLogger(__name__)
+
+_ROWS_PER_RECORD = 20_000
+
+
+class Reporter:
+    """Writes the attempt's spool. One process per attempt writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._attempt = AttemptDir(folder)
+        self._attempt.spool.mkdir(parents=True, exist_ok=True)
+        written = [int(path.stem) for path in self._attempt.spooled()]
+        self._numbers = itertools.count(max(written, default=0) + 1)
+        self._telling = Lock()
+
+    def metrics(self, rows: Sequence[MetricRow]) -> None:
+        for start in range(0, len(rows), _ROWS_PER_RECORD):
+            part = tuple(rows[start : start + _ROWS_PER_RECORD])
+            self._write(MetricsRecord(body=MetricsReport(rows=part)))
+
+    def trajectories(self, batch: TrajectoryBatch) -> None:
+        self._write(TrajectoriesRecord(body=batch))
+
+    def checkpoint(self, commit: CheckpointCommit) -> None:
+        self._write(CheckpointRecord(body=commit))
+
+    def finish(self, finish: Finish) -> None:
+        """The last record."""
+        self._write(FinishRecord(body=finish))
+
+    def phase(self, text: str) -> None:
+        """Say what the trainer is doing, for people; at most 80 characters. It goes into the log as well.
+
+        The thread that samples ahead may have something to say too.
+        """
+        log.info(text)
+        with self._telling:
+            write_whole(self._attempt.path / "phase", text[:80])
+
+    def order(self) -> Order:
+        """What the supervisor wants; no order or one not known means to go on."""
+        try:
+            text = (self._attempt.path / "order").read_text().strip()
+        except FileNotFoundError:
+            return "continue"
+        return next((order for order in get_args(Order) if order == text), "continue")
+
+    def _write(self, record: SpoolRecord) -> None:
+        write_whole(self._attempt.spool / f"{next(self._numbers):08d}.json", record.model_dump_json())
