@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from rollouts_models import Models
-from rollouts_service import JOB, NotStarted, Service, serving, told
+from rollouts_service import JOB, NotStartedError, Service, serving, told
 from rollouts_table import Table, ratio
 from rollouts_tokens import turned
 from torch import nn
@@ -123,7 +123,7 @@ def sent(
     try:
         with started as service:
             return measure(service, model, ways, rounds)
-    except NotStarted as why:
+    except NotStartedError as why:
         table.notes.append(str(why))
         return {}
 

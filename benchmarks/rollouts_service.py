@@ -24,7 +24,7 @@ START_S = 900.0
 STOP_S = 30.0
 
 
-class NotStarted(Exception):  # noqa: N818  (says what is the case)
+class NotStartedError(Exception):
     """The service ended, or did not serve in time. The message has its reason and its last lines."""
 
 
@@ -54,7 +54,10 @@ def counted(page: str, name: str) -> float:
 
 @contextmanager
 def serving(engine: str, model: Path, *flags: str) -> Iterator[Service]:
-    """The service, ready; ended with the block. `flags` are more of its command line. Raises NotStarted."""
+    """The service, ready; ended with the block.
+
+    `flags` are more of its command line. Raises NotStartedError.
+    """
     with tempfile.TemporaryDirectory(prefix="powermean-benchmark-") as scratch:
         folder = Path(scratch)
         keys = ensure_key_pair(folder / "secrets")
@@ -84,11 +87,11 @@ def _url(process: subprocess.Popen[bytes], ready: Path, log: Path, failed: str) 
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").splitlines()[-15:]
-            raise NotStarted("\n".join([f"{failed}; its last lines:", *lines]))
+            raise NotStartedError("\n".join([f"{failed}; its last lines:", *lines]))
         time.sleep(0.1)
     start = EngineStart.model_validate_json(ready.read_bytes())
     if start.error is not None or start.url is None:
-        raise NotStarted(f"{failed}: {start.error.message if start.error else 'it gave no address'}")
+        raise NotStartedError(f"{failed}: {start.error.message if start.error else 'it gave no address'}")
     return start.url
 
 

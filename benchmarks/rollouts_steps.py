@@ -57,7 +57,7 @@ def service(models: Models) -> Iterator[Client]:
             embedded.stop()
 
 
-class JobFailed(Exception):  # noqa: N818
+class JobFailedError(Exception):
     """The job did not finish; the message says why."""
 
 
@@ -74,7 +74,7 @@ class Ran:
 
 
 def run(client: Client, spec: JobSpec) -> Ran:
-    """Raises JobFailed."""
+    """Raises JobFailedError."""
     sent = client.create_job(spec)
     came: dict[int, float] = {}
     late = Timer(JOB_S, lambda: client.cancel_job(sent.id))
@@ -92,7 +92,7 @@ def run(client: Client, spec: JobSpec) -> Ran:
     end = client.get_job(sent.id)
     if end.state != "finished":
         why = end.error.message if end.error else f"not over within {JOB_S:.0f} s"
-        raise JobFailed(f"{spec.name} {end.state}: {why}")
+        raise JobFailedError(f"{spec.name} {end.state}: {why}")
     past = client.metrics(sent.id, [f"time/{part}" for part in PARTS])
     means = {
         one.name.removeprefix("time/"): fmean(
@@ -116,7 +116,7 @@ def steps_table(models: Models, name: str, engines: Sequence[str], steps: int) -
             for staleness in (*STALENESS, *reversed(STALENESS)):
                 try:
                     found[staleness].append(run(client, job_spec(name, engine, staleness, steps)))
-                except JobFailed as why:
+                except JobFailedError as why:
                     table.notes.append(str(why))
             for staleness in sorted(found):
                 table.add(engine, str(staleness), *cells(found, staleness))

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 from rollouts_models import Models, main_job
-from rollouts_service import NotStarted, Service, serving, told
+from rollouts_service import NotStartedError, Service, serving, told
 from rollouts_table import Table, ratio
 from transformers import AutoModelForCausalLM
 
@@ -197,7 +197,7 @@ def tokens_table(models: Models, name: str, engines: Sequence[str], rounds: int)
         for engine in engines:
             try:
                 service = stack.enter_context(serving(engine, folder))
-            except NotStarted as why:
+            except NotStartedError as why:
                 table.notes.append(str(why))
                 continue
             peers.append(Peer(f"{engine} engine", partial(through, service), service))

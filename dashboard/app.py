@@ -13,7 +13,7 @@ from dashboard import assets, cluster, group, jobs, logs, replays, signin, steps
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, ErrorResponse
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -107,7 +107,7 @@ def create_dashboard(api: ASGIApp) -> Starlette:
         middleware=[Middleware(SecurityHeaders)],
         exception_handlers={
             ApiError: _refused,
-            ServerUnreachable: _unanswered,
+            ServerUnreachableError: _unanswered,
             HTTPException: _http_error,
         },
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from powermean.async_client import AsyncClient as AsyncClient
     from powermean.client import Client as Client
     from powermean.rest import ApiError as ApiError
-    from powermean.rest import ServerUnreachable as ServerUnreachable
+    from powermean.rest import ServerUnreachableError as ServerUnreachableError
 
 __version__ = "0.1.0"
 
@@ -20,9 +20,9 @@ _HOMES = {
     "AsyncClient": "powermean.async_client",
     "Client": "powermean.client",
     "ApiError": "powermean.rest",
-    "ServerUnreachable": "powermean.rest",
+    "ServerUnreachableError": "powermean.rest",
 }
-__all__ = ["ApiError", "AsyncClient", "Client", "ServerUnreachable"]
+__all__ = ["ApiError", "AsyncClient", "Client", "ServerUnreachableError"]
 
 
 def __getattr__(name: str) -> Any:

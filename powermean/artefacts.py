@@ -9,8 +9,6 @@ A folder (file:///...) is written directly, without a second copy of large files
 through its file system, whose writes must be atomic, as those of object stores are.
 """
 
-# ruff: noqa: N818 - named after what is the case, as `code` is
-
 import errno
 import hashlib
 import os
@@ -43,33 +41,33 @@ class ArtefactError(Exception):
     remedy: str | None = None
 
 
-class ArtefactKeyInvalid(ArtefactError):
+class ArtefactKeyInvalidError(ArtefactError):
     """An owner or key that names nothing inside the store."""
 
     code = "artefact_key_invalid"
 
 
-class ArtefactMissing(ArtefactError):
+class ArtefactMissingError(ArtefactError):
     """No such object: deleted by retention, or never put."""
 
     code = "artefact_missing"
 
 
-class ArtefactCorrupt(ArtefactError):
+class ArtefactCorruptError(ArtefactError):
     """The object's bytes are not those that were put."""
 
     code = "artefact_corrupt"
     remedy = "restore the object from a backup, or go on from another checkpoint"
 
 
-class ArtefactStoreFull(ArtefactError):
+class ArtefactStoreFullError(ArtefactError):
     """No space left."""
 
     code = "artefact_store_full"
     remedy = "free space in the artefact store, or keep fewer checkpoints"
 
 
-class ArtefactStoreUnavailable(ArtefactError):
+class ArtefactStoreUnavailableError(ArtefactError):
     """The store can't be reached, or refuses."""
 
     code = "artefact_store_unavailable"
@@ -99,7 +97,7 @@ class ArtefactStore:
         try:
             found, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError, OSError) as error:
-            raise ArtefactStoreUnavailable(f"cannot use the artefact store {url}: {error}") from error
+            raise ArtefactStoreUnavailableError(f"cannot use the artefact store {url}: {error}") from error
         self._fs: _FileSystem = found
         self._prefix = str(root).rstrip("/")
         self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
@@ -157,7 +155,8 @@ class ArtefactStore:
     def chunks(self, ref: ArtefactRef, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Bytes [start, end) in pieces of at most 1 MiB, not verified.
 
-        A missing object raises at once, not at the first piece. One that ends early raises ArtefactCorrupt.
+        A missing object raises at once, not at the first piece. One that ends early raises
+        ArtefactCorruptError.
         """
         file = self.open(ref)
         return _pieces(file, ref, start, ref.size if end is None else min(end, ref.size))
@@ -181,11 +180,11 @@ class ArtefactStore:
             return None
         path = self._path(ref.key)
         if not path.is_file():
-            raise ArtefactMissing(f"no artefact {ref.key}")
+            raise ArtefactMissingError(f"no artefact {ref.key}")
         return path
 
     def verify(self, ref: ArtefactRef) -> None:
-        """Raises ArtefactMissing or ArtefactCorrupt unless the object is there and as it was put."""
+        """Raises ArtefactMissingError or ArtefactCorruptError unless the object is there and as it was put."""
         with self.open(ref) as file, _translated(ref.key):
             _check(ref, *_hash(file))
 
@@ -303,7 +302,7 @@ class ArtefactStore:
         assert self._folder is not None
         path = self._folder / check_key(key)
         if not path.resolve().is_relative_to(self._folder):
-            raise ArtefactKeyInvalid(f"artefact {key} lies outside the store")
+            raise ArtefactKeyInvalidError(f"artefact {key} lies outside the store")
         return path
 
     def _remote(self, key: str) -> str:
@@ -313,17 +312,17 @@ class ArtefactStore:
 
 
 def check_key(key: str) -> str:
-    """The key, if it can only name something inside the store; else ArtefactKeyInvalid."""
+    """The key, if it can only name something inside the store; else ArtefactKeyInvalidError."""
     if len(key) > 500 or not all(_PART.fullmatch(part) for part in key.split("/")):
-        raise ArtefactKeyInvalid(f"not an artefact key: {key[:100]!r}")
+        raise ArtefactKeyInvalidError(f"not an artefact key: {key[:100]!r}")
     return key
 
 
 def check_owner(owner: str) -> str:
-    """The owner, if it leaves room for the hash and the name in a key; else ArtefactKeyInvalid."""
+    """The owner, if it leaves room for the hash and the name in a key; else ArtefactKeyInvalidError."""
     check_key(owner)
     if len(owner) > 300:
-        raise ArtefactKeyInvalid(f"owner longer than 300 characters: {owner[:100]!r}")
+        raise ArtefactKeyInvalidError(f"owner longer than 300 characters: {owner[:100]!r}")
     return owner
 
 
@@ -337,7 +336,7 @@ def _ref(owner: str, sha256: str, name: str, size: int) -> ArtefactRef:
 
 def _check(ref: ArtefactRef, size: int, sha256: str) -> None:
     if size != ref.size or sha256 != ref.sha256:
-        raise ArtefactCorrupt(f"artefact {ref.key} is damaged: {size} bytes with sha256 {sha256}")
+        raise ArtefactCorruptError(f"artefact {ref.key} is damaged: {size} bytes with sha256 {sha256}")
 
 
 def _hash(file: IO[bytes]) -> tuple[int, str]:
@@ -370,7 +369,7 @@ def _pieces(file: BinaryIO, ref: ArtefactRef, start: int, end: int) -> Iterator[
             with _translated(ref.key):
                 piece = file.read(min(CHUNK, left))
             if not piece:
-                raise ArtefactCorrupt(f"artefact {ref.key} ends {left} bytes early")
+                raise ArtefactCorruptError(f"artefact {ref.key} ends {left} bytes early")
             left -= len(piece)
             yield piece
 
@@ -379,7 +378,7 @@ def _pieces(file: BinaryIO, ref: ArtefactRef, start: int, end: int) -> Iterator[
 def _reading_source(path: Path) -> Iterator[None]:
     """A source that is not there is the caller's mistake, not the store's."""
     if not path.is_file():
-        raise ArtefactMissing(f"no file {path} to store")
+        raise ArtefactMissingError(f"no file {path} to store")
     yield
 
 
@@ -388,8 +387,8 @@ def _translated(key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ArtefactMissing(f"no artefact {key}") from error
+        raise ArtefactMissingError(f"no artefact {key}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ArtefactStoreFull(f"no space left to store {key}") from error
-        raise ArtefactStoreUnavailable(f"the artefact store failed at {key}: {error}") from error
+            raise ArtefactStoreFullError(f"no space left to store {key}") from error
+        raise ArtefactStoreUnavailableError(f"the artefact store failed at {key}: {error}") from error

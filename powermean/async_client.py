@@ -29,7 +29,7 @@ from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
-from powermean.rest import Call, ServerUnreachable
+from powermean.rest import Call, ServerUnreachableError
 
 
 class AsyncClient:
@@ -70,7 +70,7 @@ class AsyncClient:
         try:
             response = await self._http.send(self._http.build_request(**call.keywords()))
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise ServerUnreachableError(self.url, error) from error
         return call.parse(response)
 
     async def create_job(self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Job:

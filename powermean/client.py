@@ -33,7 +33,7 @@ from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, Repl
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.home import api_key, server_url
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 from powermean.sse import read_events
 
 EVENT_SILENCE_S = 60.0  # the server sends a comment more often than that: silence is a dead connection
@@ -41,7 +41,8 @@ RETRY_S = 1.0
 
 
 class Client(Connection):
-    """A synchronous client. Every method raises ApiError when refused, ServerUnreachable when unanswered.
+    """A synchronous client. Every method raises ApiError when refused, ServerUnreachableError when
+    unanswered.
 
     Without arguments it talks to POWERMEAN_URL with POWERMEAN_API_KEY, or else to the service that
     `powermean up` runs in this folder.
@@ -209,7 +210,7 @@ class Client(Connection):
                 response.close()
             part.replace(target)
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise ServerUnreachableError(self.url, error) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -229,7 +230,7 @@ class Client(Connection):
                 job = self.get_job(job_id)
                 if job.state.final and job.seq <= after:
                     return
-            except (ServerUnreachable, ApiError) as error:
+            except (ServerUnreachableError, ApiError) as error:
                 lasting = isinstance(error, ApiError) and not error.temporary
                 if lasting or time.monotonic() - reached > patience_s:
                     raise
@@ -254,4 +255,4 @@ class Client(Connection):
             finally:
                 response.close()
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise ServerUnreachableError(self.url, error) from error

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from powermean.rest import Call, ServerUnreachable
+from powermean.rest import Call, ServerUnreachableError
 
 T = TypeVar("T")
 TIMEOUT = httpx.Timeout(60, connect=5)
@@ -49,5 +49,5 @@ class Connection:
         try:
             response = self._http.send(self._http.build_request(**call.keywords(), **extra))
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise ServerUnreachableError(self.url, error) from error
         return call.parse(response)

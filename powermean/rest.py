@@ -42,7 +42,7 @@ M = TypeVar("M", bound=BaseModel)
 Params = tuple[tuple[str, str], ...]
 
 
-class ServerUnreachable(Exception):  # noqa: N818
+class ServerUnreachableError(Exception):
     """No answer from the server: not running, not reachable, or too slow."""
 
     def __init__(self, url: str, cause: Exception | str) -> None:
@@ -64,7 +64,7 @@ class ApiError(Exception):
         return self.status >= 500 or self.status in (408, 425, 429)
 
 
-class Fenced(ApiError):  # noqa: N818
+class FencedError(ApiError):
     """The attempt is not the job's current one any more: stop at once, write nothing."""
 
 
@@ -112,7 +112,7 @@ def check(response: httpx.Response) -> httpx.Response:
             "not in this service's form",
             remedy="Is the address that of a powermean server?",
         )
-    kind = Fenced if response.status_code == 409 and body.code == "fenced" else ApiError
+    kind = FencedError if response.status_code == 409 and body.code == "fenced" else ApiError
     raise kind(response.status_code, body)
 
 

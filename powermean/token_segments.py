@@ -22,7 +22,7 @@ MAX_LINE = 64 * 2**20  # bytes of one trajectory, unpacked
 _FLOATS = ("sampler_log_probs", "old_log_probs", "log_ratio", "weight")
 
 
-class SegmentCorrupt(Exception):  # noqa: N818 (named like ArtefactCorrupt)
+class SegmentCorruptError(Exception):
     """The bytes are no token segment, or only a part of one."""
 
 
@@ -34,21 +34,21 @@ def write_segment(facts: StepFacts, trajectories: Sequence[TrajectoryTokens]) ->
 
 
 def read_facts(data: bytes) -> StepFacts:
-    """The step's facts. Raises SegmentCorrupt."""
+    """The step's facts. Raises SegmentCorruptError."""
     try:
         return StepFacts.model_validate_json(next(_lines(data)))
     except (StopIteration, ValidationError) as error:
-        raise SegmentCorrupt(f"no facts of a step: {error}") from error
+        raise SegmentCorruptError(f"no facts of a step: {error}") from error
 
 
 def read_trajectories(data: bytes) -> Iterator[TrajectoryTokens]:
-    """The trajectories, one after the other. Raises SegmentCorrupt."""
+    """The trajectories, one after the other. Raises SegmentCorruptError."""
     for record in _records(data):
         yield _trajectory(record)
 
 
 def read_trajectory(data: bytes, index: int) -> TrajectoryTokens | None:
-    """One trajectory, unpacked alone; None if the segment lacks it. Raises SegmentCorrupt."""
+    """One trajectory, unpacked alone; None if the segment lacks it. Raises SegmentCorruptError."""
     for record in _records(data):
         if record.get("index") == index:
             return _trajectory(record)
@@ -63,9 +63,9 @@ def _records(data: bytes) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise SegmentCorrupt(f"no tokens of a trajectory: {error}") from error
+            raise SegmentCorruptError(f"no tokens of a trajectory: {error}") from error
         if not isinstance(record, dict):
-            raise SegmentCorrupt("no tokens of a trajectory: not an object")
+            raise SegmentCorruptError("no tokens of a trajectory: not an object")
         yield record
 
 
@@ -73,7 +73,7 @@ def _trajectory(record: dict[str, Any]) -> TrajectoryTokens:
     try:
         return TrajectoryTokens.model_validate(_unpacked(record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValidationError is a ValueError
-        raise SegmentCorrupt(f"no tokens of a trajectory: {error}") from error
+        raise SegmentCorruptError(f"no tokens of a trajectory: {error}") from error
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
@@ -81,10 +81,10 @@ def _lines(data: bytes) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as lines:
             while line := lines.readline(MAX_LINE):
                 if not line.endswith(b"\n"):
-                    raise SegmentCorrupt("a line is cut off or longer than allowed")
+                    raise SegmentCorruptError("a line is cut off or longer than allowed")
                 yield line
     except (OSError, EOFError, zlib.error) as error:
-        raise SegmentCorrupt(f"not gzip: {error}") from error
+        raise SegmentCorruptError(f"not gzip: {error}") from error
 
 
 def _packed(record: dict[str, Any]) -> dict[str, Any]:

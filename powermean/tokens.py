@@ -5,8 +5,6 @@ key. The attempt's number is the fencing token of the job: whoever checks a toke
 that it knows.
 """
 
-# ruff: noqa: N818 - named after what is the case
-
 import os
 import secrets
 from collections.abc import Iterable
@@ -44,11 +42,11 @@ class TokenError(Exception):
     """The token proves nothing."""
 
 
-class TokenInvalid(TokenError):
+class TokenInvalidError(TokenError):
     """Not signed by this server, or not an attempt token."""
 
 
-class TokenExpired(TokenError):
+class TokenExpiredError(TokenError):
     """It was good once; the next heartbeat reply brings a fresh one."""
 
 
@@ -113,7 +111,7 @@ def sign_attempt_token(
 def verify_attempt_token(token: str, public_key_pem: str) -> AttemptClaims:
     """What the token says, if the server of this public key signed it and it is still good.
 
-    Raises TokenExpired, TokenInvalid, or TokenKeyError when the key is unusable.
+    Raises TokenExpiredError, TokenInvalidError, or TokenKeyError when the key is unusable.
     """
     try:
         claims = jwt.decode(
@@ -126,11 +124,11 @@ def verify_attempt_token(token: str, public_key_pem: str) -> AttemptClaims:
             options={"require": ["exp", "iat", "sub", "aud", "iss"]},
         )
     except jwt.ExpiredSignatureError as error:
-        raise TokenExpired("the attempt token has expired") from error
+        raise TokenExpiredError("the attempt token has expired") from error
     except jwt.InvalidKeyError as error:
         raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
     except jwt.InvalidTokenError as error:
-        raise TokenInvalid(f"not a valid attempt token: {error}") from error
+        raise TokenInvalidError(f"not a valid attempt token: {error}") from error
     except (UnsupportedAlgorithm, ValueError, TypeError) as error:
         raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
     return _claims(claims)
@@ -139,9 +137,9 @@ def verify_attempt_token(token: str, public_key_pem: str) -> AttemptClaims:
 def _claims(claims: dict[str, object]) -> AttemptClaims:
     job_id, attempt, verbs = claims["sub"], claims.get("attempt"), claims.get("verbs")
     if not isinstance(job_id, str) or type(attempt) is not int or attempt < 1:
-        raise TokenInvalid("not an attempt token: it names no attempt")
+        raise TokenInvalidError("not an attempt token: it names no attempt")
     if not isinstance(verbs, list) or not all(isinstance(verb, str) for verb in verbs):
-        raise TokenInvalid("not an attempt token: it names no verbs")
+        raise TokenInvalidError("not an attempt token: it names no verbs")
     return AttemptClaims(job_id, attempt, frozenset(verbs))
 
 

@@ -18,7 +18,7 @@ from powermean.tokens import AttemptClaims, Verb
 from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
-from rollout.request_queue import Result, Turns
+from rollout.request_queue import RequestQueue, Result
 from rollout.settings import RolloutSettings, is_loopback
 
 CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the numbers
@@ -28,8 +28,8 @@ router = APIRouter()
 
 def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str) -> FastAPI:
     """The service around an engine. Weights wait for completions where it takes one call at once."""
-    turns = Turns(host.calls_at_once, settings.max_waiting)
-    control = turns if host.calls_at_once == 1 else Turns(1, settings.max_waiting)
+    turns = RequestQueue(host.calls_at_once, settings.max_waiting)
+    control = turns if host.calls_at_once == 1 else RequestQueue(1, settings.max_waiting)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -158,7 +158,7 @@ def _publishing_engine(request: Request, body: PublishRequest | ChannelRequest) 
     return engine
 
 
-async def _in_turn(request: Request, turns: Turns, work: Callable[[Event], Result]) -> Result:
+async def _in_turn(request: Request, turns: RequestQueue, work: Callable[[Event], Result]) -> Result:
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass

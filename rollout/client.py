@@ -40,7 +40,7 @@ class RolloutError(Exception):
         return self.error.code
 
 
-class EngineUnreachable(RolloutError):  # noqa: N818  (reads as a state, like ServerUnreachable)
+class EngineUnreachableError(RolloutError):
     """Nothing answers, or the connection broke in mid-request."""
 
     def __init__(self, url: str, reason: str) -> None:
@@ -49,7 +49,7 @@ class EngineUnreachable(RolloutError):  # noqa: N818  (reads as a state, like Se
         )
 
 
-class EngineTimeout(RolloutError):  # noqa: N818
+class EngineTimeoutError(RolloutError):
     """No answer in time."""
 
     def __init__(self, what: str, timeout_s: float) -> None:
@@ -61,7 +61,7 @@ class EngineTimeout(RolloutError):  # noqa: N818
         )
 
 
-class EngineRefused(RolloutError):  # noqa: N818
+class EngineRefusedError(RolloutError):
     """It answered that it won't. `status` is HTTP's."""
 
     def __init__(self, status: int, code: str, message: str, remedy: str | None = None) -> None:
@@ -73,8 +73,8 @@ class EngineRefused(RolloutError):  # noqa: N818
 class RolloutClient:
     """One rollout service. `token` gives the attempt's current token: it changes with every heartbeat.
 
-    Every call raises EngineUnreachable, EngineTimeout or EngineRefused, all of them RolloutError. Calls may
-    come from several threads at once, each on a connection of its own.
+    Every call raises EngineUnreachableError, EngineTimeoutError or EngineRefusedError, all of them
+    RolloutError. Calls may come from several threads at once, each on a connection of its own.
     """
 
     def __init__(self, url: str, token: Callable[[], str]) -> None:
@@ -96,7 +96,7 @@ class RolloutClient:
         self.close()
 
     def close(self) -> None:
-        """Break off the calls in flight, in whichever thread: EngineUnreachable, as for all after that."""
+        """Break off the calls in flight, in whichever thread: EngineUnreachableError, as for all after that."""
         with self._lock:
             self._closed = True
             for one in self._sockets:
@@ -129,7 +129,7 @@ class RolloutClient:
         return _parsed(EngineState, self._call("POST", "/v1/resume", timeout_s))
 
     def health(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
-        """The state of an engine that is ready. Raises EngineRefused (503) while it is not."""
+        """The state of an engine that is ready. Raises EngineRefusedError (503) while it is not."""
         return _parsed(EngineState, self._call("GET", "/health", timeout_s))
 
     def _call(self, method: str, path: str, timeout_s: float, body: BaseModel | None = None) -> bytes:
@@ -143,11 +143,11 @@ class RolloutClient:
                     method, path, content=content, headers=headers, timeout=timeout, extensions=extensions
                 )
         except httpx.ConnectTimeout as error:
-            raise EngineUnreachable(self._url, "no connection") from error
+            raise EngineUnreachableError(self._url, "no connection") from error
         except httpx.TimeoutException as error:
-            raise EngineTimeout(f"{method} {path}", timeout_s) from error
+            raise EngineTimeoutError(f"{method} {path}", timeout_s) from error
         except httpx.TransportError as error:
-            raise EngineUnreachable(self._url, str(error) or type(error).__name__) from error
+            raise EngineUnreachableError(self._url, str(error) or type(error).__name__) from error
         if not response.is_success:
             raise _refusal(response)
         return response.content
@@ -171,7 +171,7 @@ class RolloutClient:
                     _hang_up(connected)
 
         if self._closed:
-            raise EngineUnreachable(self._url, "the client was closed")
+            raise EngineUnreachableError(self._url, "the client was closed")
         try:
             yield {"trace": trace}
         finally:
@@ -188,14 +188,14 @@ def _parsed(kind: type[Message], content: bytes) -> Message:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise EngineRefused(
+        raise EngineRefusedError(
             502, "engine_answer", f"the rollout service's answer can't be read: {error}"
         ) from error
 
 
-def _refusal(response: httpx.Response) -> EngineRefused:
+def _refusal(response: httpx.Response) -> EngineRefusedError:
     try:
         error = ErrorResponse.model_validate_json(response.content).error
     except ValidationError:
-        return EngineRefused(response.status_code, "engine_error", f"HTTP {response.status_code}")
-    return EngineRefused(response.status_code, error.code, error.message, error.remedy)
+        return EngineRefusedError(response.status_code, "engine_error", f"HTTP {response.status_code}")
+    return EngineRefusedError(response.status_code, error.code, error.message, error.remedy)

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from powermean.contracts.api import ErrorBody, ErrorResponse
-from powermean.tokens import TokenError, TokenExpired, verify_attempt_token
+from powermean.tokens import TokenError, TokenExpiredError, verify_attempt_token
 from rollout.engine import EngineError
 
 CLAIMS = "attempt_claims"  # key in the request's state
@@ -57,7 +57,7 @@ class Guard:
             raise _unauthenticated("this needs an attempt token", "Send it as `Authorization: Bearer TOKEN`.")
         try:
             claims = verify_attempt_token(token.strip(), self._public_key_pem)
-        except TokenExpired as error:
+        except TokenExpiredError as error:
             raise _unauthenticated(str(error), "Take the token of the last heartbeat reply.") from error
         except TokenError as error:
             raise _unauthenticated(str(error), "Take the token of the attempt's claim.") from error

@@ -12,7 +12,7 @@ from rollout.engine import CancelledError, EngineError
 Result = TypeVar("Result")
 
 
-class Turns:
+class RequestQueue:
     """Runs the work of `at_once` requests together; drops that of those that nobody waits for any more."""
 
     def __init__(self, at_once: int, max_waiting: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from powermean.artefacts import ArtefactError, ArtefactStore, ArtefactStoreUnavailable
+from powermean.artefacts import ArtefactError, ArtefactStore, ArtefactStoreUnavailableError
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.rollout import PublishRequest, WeightFile
 from rollout.engine import EngineError
@@ -92,7 +92,7 @@ class WeightSource:
         try:
             return self.store.local_path(ref) or self.store.local_copy(ref, target)
         except ArtefactError as error:
-            status = 503 if isinstance(error, ArtefactStoreUnavailable) else 409
+            status = 503 if isinstance(error, ArtefactStoreUnavailableError) else 409
             raise EngineError(status, error.code, str(error), remedy=error.remedy, path=field) from error
 
 

@@ -11,9 +11,14 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from powermean.artefacts import ArtefactError, ArtefactMissing, ArtefactStoreFull, ArtefactStoreUnavailable
+from powermean.artefacts import (
+    ArtefactError,
+    ArtefactMissingError,
+    ArtefactStoreFullError,
+    ArtefactStoreUnavailableError,
+)
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from server.db.session import DatabaseBusy
+from server.db.session import DatabaseBusyError
 from server.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -52,7 +57,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ArtefactError, _artefact_error)
     app.add_exception_handler(DataError, _unstorable)
-    for kind in (OperationalError, PoolTimeout, DatabaseBusy):
+    for kind in (OperationalError, PoolTimeout, DatabaseBusyError):
         app.add_exception_handler(kind, _database_error)
 
 
@@ -108,9 +113,9 @@ def _http_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _artefact_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ArtefactError)
-    if isinstance(error, ArtefactMissing):
+    if isinstance(error, ArtefactMissingError):
         status = 404
-    elif isinstance(error, ArtefactStoreUnavailable | ArtefactStoreFull):
+    elif isinstance(error, ArtefactStoreUnavailableError | ArtefactStoreFullError):
         status = 503
     else:
         status = 500

@@ -1,7 +1,5 @@
 """Named failures of the service, and the one shape in which every one of them is answered."""
 
-# ruff: noqa: N818 - named after what is the case, as the answer's code is
-
 from collections.abc import Sequence
 
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
@@ -26,14 +24,14 @@ class ServiceError(Exception):
         )
 
 
-class InvalidInput(ServiceError):
+class InvalidInputError(ServiceError):
     """The request can be read, but asks for something that cannot be (`fields` says what)."""
 
     status = 422
     code = "invalid"
 
     @classmethod
-    def at(cls, path: str, message: str, remedy: str | None = None) -> "InvalidInput":
+    def at(cls, path: str, message: str, remedy: str | None = None) -> "InvalidInputError":
         """One field is at fault."""
         return cls(
             f"{path}: {message}",
@@ -42,55 +40,55 @@ class InvalidInput(ServiceError):
         )
 
 
-class Unauthenticated(ServiceError):
+class UnauthenticatedError(ServiceError):
     """No credential, or one that is not valid (any more)."""
 
     status = 401
     code = "unauthenticated"
 
 
-class Forbidden(ServiceError):
+class ForbiddenError(ServiceError):
     """Known, but not allowed to do this."""
 
     status = 403
     code = "forbidden"
 
 
-class NotFound(ServiceError):
+class NotFoundError(ServiceError):
     """There is no such thing."""
 
     status = 404
     code = "not_found"
 
 
-class Conflict(ServiceError):
+class ConflictError(ServiceError):
     """It cannot be done in the state that the thing is in."""
 
     status = 409
     code = "conflict"
 
 
-class Fenced(Conflict):
+class FencedError(ConflictError):
     """The attempt is not the job's current one, or its lease has lapsed: it must stop and write no more."""
 
     code = "fenced"
 
 
-class TooLarge(ServiceError):
+class TooLargeError(ServiceError):
     """The request's body is above the limit."""
 
     status = 413
     code = "too_large"
 
 
-class TooMany(ServiceError):
+class TooManyError(ServiceError):
     """The caller, or everyone together, asks for more at once than the service allows."""
 
     status = 429
     code = "too_many"
 
 
-class Unavailable(ServiceError):
+class UnavailableError(ServiceError):
     """Something that the service needs is not there right now; the same request may succeed later."""
 
     status = 503

@@ -24,7 +24,7 @@ from powermean.contracts.api import FieldError, JobState
 from powermean.contracts.base import Contract
 from server.db.models import Job, Node
 from server.db.session import Database, database_now
-from server.errors import Unavailable
+from server.errors import UnavailableError
 from server.identity.access import CurrentPerson
 from server.metrics.stream import EventHub
 from server.request_log import RequestLog
@@ -166,7 +166,7 @@ def healthz() -> Health:
 def readyz(observatory: RequestObservatory) -> Readiness:
     """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
     if wrong := observatory.wrong():
-        raise Unavailable(
+        raise UnavailableError(
             f"not ready: {', '.join(error.path for error in wrong)}",
             remedy="The server's log says more.",
             fields=wrong,

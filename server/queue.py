@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from server.settings import Settings
 
 
-class BrokerDown(Exception):  # noqa: N818 - a condition
+class BrokerDownError(Exception):
     """The broker did not take the message."""
 
 
@@ -22,7 +22,7 @@ class Sender(Protocol):
         """Send `task(subject)` to `queue`; a worker drops it after `expires_s` seconds.
 
         Raises:
-            BrokerDown: it could not be sent.
+            BrokerDownError: it could not be sent.
         """
         ...
 
@@ -58,7 +58,7 @@ class CelerySender:
         try:
             self._app.send_task(task, args=[subject], queue=queue, expires=expires_s, ignore_result=True)
         except (BrokerError, OSError) as error:
-            raise BrokerDown(str(error)) from error
+            raise BrokerDownError(str(error)) from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -10,11 +10,11 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from server.db.migrate import migrate, pending_revision
 from server.db.models import ApiKey
 from server.db.session import Database
-from server.identity.keys import WeakBootstrapKey, bootstrap_keys
+from server.identity.keys import WeakBootstrapKeyError, bootstrap_keys
 from server.settings import Settings, is_loopback
 
 
-class CannotStart(Exception):  # noqa: N818 - a condition
+class CannotStartError(Exception):
     """The message says what is wrong and what to do."""
 
 
@@ -22,14 +22,14 @@ def prepare(settings: Settings) -> None:
     """Bring the database up to date (or refuse), accept the settings' keys, and check what is exposed.
 
     Raises:
-        CannotStart: with one line for people.
+        CannotStartError: with one line for people.
     """
     database = open_database(settings)
     try:
         if settings.migrate:
             migrate(database)
         elif pending_revision(database) is not None:
-            raise CannotStart(
+            raise CannotStartError(
                 "the database is not at this version's revision: run `python -m server migrate`, "
                 "or set POWERMEAN_MIGRATE=1"
             )
@@ -37,15 +37,15 @@ def prepare(settings: Settings) -> None:
             bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
         check_exposure(settings, database)
     except OperationalError as error:
-        raise CannotStart(f"cannot use the database {_shown(settings)}: {error.orig}") from error
-    except WeakBootstrapKey as error:
-        raise CannotStart(str(error)) from error
+        raise CannotStartError(f"cannot use the database {_shown(settings)}: {error.orig}") from error
+    except WeakBootstrapKeyError as error:
+        raise CannotStartError(str(error)) from error
     finally:
         database.close()
     try:
         ArtefactStore(settings.artefacts_url)
     except ArtefactError as error:
-        raise CannotStart(f"{error} ({error.remedy})") from error
+        raise CannotStartError(f"{error} ({error.remedy})") from error
 
 
 def open_database(settings: Settings) -> Database:
@@ -59,7 +59,7 @@ def open_database(settings: Settings) -> Database:
 def make_database_folder(file: str | None) -> None:
     """Make the folder in which a SQLite file is to lie."""
     if not file or file == ":memory:":
-        raise CannotStart("POWERMEAN_DATABASE_URL must name a file: sqlite:////folder/server.db")
+        raise CannotStartError("POWERMEAN_DATABASE_URL must name a file: sqlite:////folder/server.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
@@ -68,14 +68,14 @@ def check_exposure(settings: Settings, database: Database) -> None:
     if is_loopback(settings.host):
         return
     if not settings.allowed_hosts:
-        raise CannotStart(
+        raise CannotStartError(
             f"POWERMEAN_HOST={settings.host} is reachable from other machines: set POWERMEAN_ALLOWED_HOSTS "
             "to the names under which people reach it"
         )
     with database.read() as session:
         query = select(func.count()).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None))
         if not session.scalar(query):
-            raise CannotStart(
+            raise CannotStartError(
                 f"POWERMEAN_HOST={settings.host} is reachable from other machines, but there is no "
                 "administrator's key: set POWERMEAN_BOOTSTRAP_ADMIN_KEY"
             )
@@ -85,7 +85,7 @@ def bind(settings: Settings) -> socket.socket:
     """The listening socket, so that a port in use is found before anything is started.
 
     Raises:
-        CannotStart: the address cannot be had.
+        CannotStartError: the address cannot be had.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -95,7 +95,7 @@ def bind(settings: Settings) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise CannotStart(
+        raise CannotStartError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
             "stop what uses it, or set POWERMEAN_PORT to another port"
         ) from error

@@ -2,7 +2,7 @@
 
 from safetensors import SafetensorError
 
-from powermean.artefacts import ArtefactError, ArtefactStoreUnavailable
+from powermean.artefacts import ArtefactError, ArtefactStoreUnavailableError
 from powermean.contracts.attempts import Finish, JobError
 from rollout.client import RolloutError
 
@@ -24,7 +24,7 @@ class TrainingError(Exception):
         self.retryable = retryable
 
 
-class Cancelled(Exception):  # noqa: N818 (an order obeyed, not an error)
+class CancelledError(Exception):
     """The supervisor ordered the attempt to stop without saving."""
 
 
@@ -62,7 +62,7 @@ def failed(error: Exception) -> Finish:
             described, retryable = error.error, error.retryable
         case ArtefactError():
             described = JobError(code=error.code, message=str(error), remedy=error.remedy)
-            retryable = isinstance(error, ArtefactStoreUnavailable)
+            retryable = isinstance(error, ArtefactStoreUnavailableError)
         case _ if is_out_of_memory(error):
             described = JobError(
                 code="out_of_memory",

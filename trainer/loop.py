@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from powermean.contracts.attempts import CheckpointCommit
-from trainer.failures import Cancelled, no_updates
+from trainer.failures import CancelledError, no_updates
 from trainer.learner import checkpoint
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
@@ -44,7 +44,8 @@ class StepBatch:
 def train(run: Run) -> Literal["finished", "checkpointed"]:
     """Train from `run.progress` to the last step. `checkpointed`: stopped on order, to go on elsewhere.
 
-    Raises Cancelled, and TrainingError for what went wrong; a run without one optimiser step has gone wrong.
+    Raises CancelledError, and TrainingError for what went wrong; a run without one optimiser step has gone
+    wrong.
     """
     last = run.spec.training.steps
     if run.progress.step > 0 or run.weights.adapter_alone:  # what the engine does not have of itself
@@ -226,6 +227,6 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
 
 
 def obey(run: Run) -> None:
-    """Raises Cancelled on that order. Checkpoint and exit waits for the end of the step."""
+    """Raises CancelledError on that order. Checkpoint and exit waits for the end of the step."""
     if run.reporter.order() == "cancel":
-        raise Cancelled
+        raise CancelledError

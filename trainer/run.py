@@ -26,7 +26,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
 from trainer.data import open_source
 from trainer.engine_connection import Connection, connected, engine_url, publisher
-from trainer.failures import Cancelled, failed
+from trainer.failures import CancelledError, failed
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model
 from trainer.learner.learner import Learner, make_optimizer
@@ -77,7 +77,7 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
                 return Finish(outcome="checkpointed")
             reporter.phase("saving the model")
             return Finish(outcome="finished", result=result(run))
-    except Cancelled:
+    except CancelledError:
         return Finish(outcome="cancelled")
     except Exception as error:  # noqa: BLE001 (recorded, with its kind, as the attempt's end)
         traceback.print_exc()

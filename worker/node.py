@@ -14,7 +14,7 @@ import time
 from powermean.contracts.attempts import GpuInfo
 from powermean.node_client import NodeClient
 from powermean.processes import ProcessId
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt_dir import AttemptDir
 from worker.engines.services import Engines
 from worker.inventory import gpus, report
@@ -47,7 +47,7 @@ class Node:
         except ApiError as error:
             log.info("attempt %s is not ours to start: %s", attempt_id, error)
             return
-        except ServerUnreachable as error:
+        except ServerUnreachableError as error:
             log.warning("attempt %s not claimed, the server will ask again: %s", attempt_id, error)
             return
         with self._folders:
@@ -73,7 +73,7 @@ class Node:
                 self._client.post_validation(job_id, result)
         except ApiError as error:
             log.info("job %s needs no validation: %s", job_id, error)
-        except ServerUnreachable as error:
+        except ServerUnreachableError as error:
             log.warning("job %s not validated, the server will ask again: %s", job_id, error)
 
     def replay(self, replay_id: str) -> None:
@@ -84,7 +84,7 @@ class Node:
                 self._client.post_replay(replay_id, outcome)
         except ApiError as error:
             log.info("replay %s is not ours: %s", replay_id, error)
-        except ServerUnreachable as error:
+        except ServerUnreachableError as error:
             log.warning("replay %s not done, the server will ask again: %s", replay_id, error)
 
     def report_for_ever(self) -> None:
@@ -105,7 +105,7 @@ class Node:
                 now = report(self._settings, self._cards, self._engines.reports())
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
-            except (ApiError, ServerUnreachable) as error:
+            except (ApiError, ServerUnreachableError) as error:
                 log.warning("not reported: %s", error)
                 return
             self._engines.follow(orders)

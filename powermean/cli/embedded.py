@@ -18,7 +18,7 @@ from powermean.cli.children import Child, Keeper
 from powermean.client import Client
 from powermean.home import Home
 from powermean.processes import end_all, marked
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 
 DEFAULT_PORT = 8700
 PORTS_TRIED = 50
@@ -257,7 +257,7 @@ def ready(client: Client) -> bool:
     try:
         client.ready()
         return any(node.alive for node in client.nodes().items)
-    except (ApiError, ServerUnreachable):
+    except (ApiError, ServerUnreachableError):
         return False
 
 

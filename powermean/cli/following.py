@@ -18,7 +18,7 @@ from powermean.contracts.api import Event, Job
 from powermean.contracts.health import Level
 from powermean.contracts.metrics import MetricRow
 from powermean.health import sentence
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 
 TICK_S = 0.25
 LOOK_S = 2.0  # between looks at the job's phase
@@ -42,7 +42,7 @@ class Feed(threading.Thread):
         try:
             for event in self._client.events(self._job_id, self._after):
                 self._events.put(event)
-        except (ApiError, ServerUnreachable) as error:
+        except (ApiError, ServerUnreachableError) as error:
             self.error = error
 
     def next(self, timeout_s: float) -> Event | None:
@@ -70,7 +70,7 @@ def history(client: Client, run: Run) -> int:
 def ticks(client: Client, run: Run) -> Iterator[None]:
     """Keep the run up to date until the job has ended; yields whenever it may have changed.
 
-    Raises ApiError or ServerUnreachable when the job can't be followed any more.
+    Raises ApiError or ServerUnreachableError when the job can't be followed any more.
     """
     feed = Feed(client, run.job.id, history(client, run))
     feed.start()
@@ -96,7 +96,7 @@ def look(client: Client, run: Run) -> None:
         last = run.steps[-1] if run.steps else None
         if run.health is None or run.health.last_step != last:
             run.health = client.health(run.job.id)
-    except ServerUnreachable:
+    except ServerUnreachableError:
         return
     except ApiError as error:
         if not error.temporary:

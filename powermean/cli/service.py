@@ -11,7 +11,7 @@ from powermean.cli.embedded import DEFAULT_PORT, Embedded, raise_on_signals
 from powermean.cli.terminal import console, plain_failures
 from powermean.client import Client
 from powermean.home import Home
-from powermean.rest import ServerUnreachable
+from powermean.rest import ServerUnreachableError
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for REST API and dashboard.")]
 
@@ -46,7 +46,7 @@ def dashboard_link(client: Client) -> str:
     """Signs the browser in, once. A server that is just starting again is no reason to end the service."""
     try:
         return f"{client.url}/login/{client.login_code().code}"
-    except ServerUnreachable:
+    except ServerUnreachableError:
         return f"{client.url}, for a link that signs you in: powermean login"
 
 

@@ -11,7 +11,7 @@ from powermean.cli.embedded import EmbeddedError, EndedBySignalError
 from powermean.cli.specs import SpecFileError
 from powermean.client import Client
 from powermean.home import NoServerError
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 
 FAILED = 1
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ def plain_failures() -> Iterator[None]:
     """Turn expected failures into a clear line and an exit status."""
     try:
         yield
-    except ServerUnreachable as error:
+    except ServerUnreachableError as error:
         complain(f"{error}\nIs the service running? Start it with `powermean up`, or set POWERMEAN_URL.")
         raise typer.Exit(FAILED) from error
     except (ApiError, NoServerError, SpecFileError, EmbeddedError) as error:

@@ -15,7 +15,7 @@ from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.jsonl import JsonlError, check_line
 from server.db.models import Dataset
 from server.db.session import database_now, upsert
-from server.errors import InvalidInput, NotFound
+from server.errors import InvalidInputError, NotFoundError
 
 MAX_LINE = 4 * 2**20  # bytes
 MAX_ERRORS = 20
@@ -39,7 +39,7 @@ class Examined:
 def examine(path: Path, required: Collection[str] = ()) -> Examined:
     """Read the file once, in bounded memory.
 
-    Raises InvalidInput naming the first lines that are not rows, or lack a field of `required`.
+    Raises InvalidInputError naming the first lines that are not rows, or lack a field of `required`.
     """
     wrong: list[FieldError] = []
     seen: dict[str, int | None] = {}  # field -> the first line without it
@@ -64,13 +64,13 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
                     seen[name] = number
     if wrong:
         first = wrong[0]
-        raise InvalidInput(
+        raise InvalidInputError(
             f"{first.path}: {first.message}",
             remedy="Each line must be one JSON object; nothing was stored.",
             fields=wrong,
         )
     if not number:
-        raise InvalidInput.at("file", "the dataset has no rows", "Send one JSON object a line.")
+        raise InvalidInputError.at("file", "the dataset has no rows", "Send one JSON object a line.")
     return Examined(
         rows=number,
         fields=tuple(name for name, lacking in seen.items() if lacking is None),
@@ -92,10 +92,10 @@ def _skip_rest(file: BinaryIO, line: bytes) -> None:
 
 
 def find(session: Session, dataset_id: str) -> DatasetView:
-    """One dataset. Raises NotFound."""
+    """One dataset. Raises NotFoundError."""
     row = session.get(Dataset, dataset_id)
     if row is None:
-        raise NotFound(f"no dataset {dataset_id}", remedy="GET /v1/datasets lists the datasets.")
+        raise NotFoundError(f"no dataset {dataset_id}", remedy="GET /v1/datasets lists the datasets.")
     return view(row)
 
 

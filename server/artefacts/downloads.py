@@ -14,7 +14,7 @@ from server.errors import ServiceError
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.IGNORECASE)
 
 
-class RangeNotSatisfiable(ServiceError):  # noqa: N818 - named as the status
+class RangeNotSatisfiableError(ServiceError):
     """The file ends before the range begins."""
 
     status = 416
@@ -32,7 +32,7 @@ class Span:
 def download(request: Request, store: ArtefactStore, ref: ArtefactRef, name: str) -> Response:
     """The answer to a GET of the artefact under a file name: 200, 206, or 304.
 
-    Raises RangeNotSatisfiable, and ArtefactMissing before anything is sent.
+    Raises RangeNotSatisfiableError, and ArtefactMissingError before anything is sent.
     """
     tag = f'"{ref.sha256}"'
     headers = {
@@ -60,7 +60,7 @@ def download(request: Request, store: ArtefactStore, ref: ArtefactRef, name: str
 def requested_span(header: str, size: int) -> Span | None:
     """The single range that a Range header asks for; None (all) for none, several or what is no range.
 
-    Raises RangeNotSatisfiable.
+    Raises RangeNotSatisfiableError.
     """
     match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
@@ -73,5 +73,5 @@ def requested_span(header: str, size: int) -> Span | None:
     else:
         span = Span(max(size - int(last), 0), size)
     if span.start >= size or span.start == span.end:
-        raise RangeNotSatisfiable(f"the file has {size} bytes", remedy="Ask for a range within them.")
+        raise RangeNotSatisfiableError(f"the file has {size} bytes", remedy="Ask for a range within them.")
     return span

@@ -11,7 +11,7 @@ from powermean.contracts.api import FieldError, LogText
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, Job, LogChunk
-from server.errors import Conflict, NotFound
+from server.errors import ConflictError, NotFoundError
 from server.jobs.events import fence
 
 OWNER = "jobs/{job_id}/logs/{attempt}"
@@ -44,12 +44,12 @@ def owner_of(claims: AttemptClaims) -> str:
 def missing_part(session: Session, attempt_id: str, claims: AttemptClaims, offset: int, data: bytes) -> bytes:
     """The end of `data` that the log does not have yet; empty for a repeat.
 
-    Raises Fenced, and Conflict when bytes before `offset` are missing.
+    Raises FencedError, and ConflictError when bytes before `offset` are missing.
     """
     fence(session, attempt_id, claims)
     length = _length(session, claims.job_id, claims.attempt)
     if offset > length:
-        raise Conflict(
+        raise ConflictError(
             f"the log has {length} bytes: a chunk at {offset} would leave a gap",
             remedy=f"Send the log from byte {length} on.",
             fields=[FieldError(path="offset", message=f"expected at most {length}")],
@@ -69,14 +69,16 @@ def append(
 def find_range(session: Session, job_id: str, attempt: int | None, offset: int, limit: int) -> StoredRange:
     """Where bytes [offset, offset + limit) of an attempt's log lie; without `attempt`, of the current one.
 
-    Raises NotFound for an unknown job or attempt.
+    Raises NotFoundError for an unknown job or attempt.
     """
     job = session.get(Job, job_id)
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     number = job.attempt if attempt is None else attempt
     if attempt is not None and session.get(Attempt, f"{job_id}.{attempt}") is None:
-        raise NotFound(f"{job_id} has no attempt {attempt}", remedy=f"Its attempts are 1 to {job.attempt}.")
+        raise NotFoundError(
+            f"{job_id} has no attempt {attempt}", remedy=f"Its attempts are 1 to {job.attempt}."
+        )
     end = min(offset + limit, _length(session, job_id, number))
     rows = session.scalars(
         select(LogChunk)

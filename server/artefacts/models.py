@@ -6,11 +6,11 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import CheckpointView
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from server.db.models import Checkpoint, Job
-from server.errors import NotFound
+from server.errors import NotFoundError
 
 
 def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
-    """Those that are kept, oldest first. Raises NotFound."""
+    """Those that are kept, oldest first. Raises NotFoundError."""
     job = _job(session, job_id)
     rows = session.scalars(
         select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step, Checkpoint.attempt)
@@ -22,10 +22,10 @@ def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
 
 
 def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
-    """Relative path -> object of the final model. Raises NotFound, for a job without a model too."""
+    """Relative path -> object of the final model. Raises NotFoundError, for a job without a model too."""
     job = _job(session, job_id)
     if not job.result:
-        raise NotFound(
+        raise NotFoundError(
             f"{job_id} is {job.state}: it has no final model",
             remedy="A finished job has one; its checkpoints are under /checkpoints.",
         )
@@ -33,15 +33,17 @@ def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
 
 
 def model_file(session: Session, job_id: str, path: str) -> ArtefactRef:
-    """One file of the final model. Raises NotFound."""
+    """One file of the final model. Raises NotFoundError."""
     ref = model_files(session, job_id).get(path)
     if ref is None:
-        raise NotFound(f"the model of {job_id} has no such file", remedy="GET the folder to see its files.")
+        raise NotFoundError(
+            f"the model of {job_id} has no such file", remedy="GET the folder to see its files."
+        )
     return ref
 
 
 def _job(session: Session, job_id: str) -> Job:
     job = session.get(Job, job_id)
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     return job

@@ -16,7 +16,7 @@ from server.artefacts.downloads import download
 from server.artefacts.store import RequestStore
 from server.artefacts.uploads import Upload, received
 from server.db.session import Database, RequestDatabase
-from server.errors import InvalidInput
+from server.errors import InvalidInputError
 from server.identity.access import CurrentAttempt, CurrentPerson
 
 MAX_OFFSET = 2**63 - 2**31
@@ -83,7 +83,7 @@ def _checked_name(name: str) -> str:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
-        raise InvalidInput.at("name", message, "Use 1 to 120 printable characters.") from error
+        raise InvalidInputError.at("name", message, "Use 1 to 120 printable characters.") from error
 
 
 @router.get("/datasets", tags=["datasets"], summary="List datasets")

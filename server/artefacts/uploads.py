@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from server.errors import InvalidInput, Unavailable
+from server.errors import InvalidInputError, UnavailableError
 
 COPY = 1 << 20
 FORM = "multipart/form-data"
@@ -30,7 +30,7 @@ class Upload:
 async def received(request: Request) -> AsyncIterator[Upload]:
     """The body in a temporary file, which is gone afterwards: the form's field `file`, or the body itself.
 
-    Raises InvalidInput for a form without that field, Unavailable when the disk is full.
+    Raises InvalidInputError for a form without that field, UnavailableError when the disk is full.
     """
     with tempfile.NamedTemporaryFile(prefix="powermean-upload-") as target:
         try:
@@ -38,7 +38,7 @@ async def received(request: Request) -> AsyncIterator[Upload]:
             await run_in_threadpool(target.flush)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Unavailable("no space left on the server for the upload") from error
+                raise UnavailableError("no space left on the server for the upload") from error
             raise
         yield Upload(Path(target.name), name)
 
@@ -51,7 +51,7 @@ async def _receive(request: Request, target: IO[bytes]) -> str | None:
     async with request.form(max_files=1, max_fields=4) as form:
         file, name = form.get("file"), form.get("name")
         if not isinstance(file, UploadFile):
-            raise InvalidInput.at(
+            raise InvalidInputError.at(
                 "file", "the form has no file", "Send the dataset as the form's field `file`."
             )
         while piece := await file.read(COPY):

@@ -21,7 +21,7 @@ from powermean.contracts.engines import EngineService as EngineView
 from server.cluster.planner import Placement, SharedEngine, WaitingEngine
 from server.db.models import Allocation, Attempt, EngineService
 from server.db.session import changes, database_now
-from server.errors import Conflict, NotFound
+from server.errors import ConflictError, NotFoundError
 from server.settings import is_loopback
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -31,7 +31,7 @@ def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
     """Declare an engine service; the scheduler finds it a node.
 
     Raises:
-        Conflict: there is one of this name.
+        ConflictError: there is one of this name.
     """
     row = EngineService(
         id="engine-" + "".join(secrets.choice(_ALPHABET) for _ in range(12)),
@@ -48,7 +48,7 @@ def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
         with session.begin_nested():
             session.add(row)
     except IntegrityError as error:
-        raise Conflict(
+        raise ConflictError(
             f"there is an engine named {spec.name}",
             remedy="Take another name, or remove that one first (its jobs finish before it goes).",
         ) from error
@@ -64,7 +64,7 @@ def list_engines(session: Session, living: Collection[str]) -> list[EngineView]:
 
 
 def show(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
-    """One of them. Raises NotFound."""
+    """One of them. Raises NotFoundError."""
     row = session.get(EngineService, engine_id)
     if row is None:
         raise _unknown(engine_id)
@@ -72,7 +72,7 @@ def show(session: Session, engine_id: str, living: Collection[str]) -> EngineVie
 
 
 def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
-    """Take no new jobs, and go when the present ones have ended. Raises NotFound."""
+    """Take no new jobs, and go when the present ones have ended. Raises NotFoundError."""
     found = _locked(session, EngineService.id == engine_id)
     if not found:
         raise _unknown(engine_id)
@@ -179,14 +179,14 @@ def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngin
     """The service that an attempt has a slot of, if it does.
 
     Raises:
-        Conflict: it is gone; the attempt is planned again when nobody has claimed it in time.
+        ConflictError: it is gone; the attempt is planned again when nobody has claimed it in time.
     """
     for part in allocations:
         if part.engine_id is None:
             continue
         row = session.get(EngineService, part.engine_id)
         if row is None or row.url is None or row.node != part.node_id:
-            raise Conflict(f"engine {part.engine_id} is not there any more", remedy="Drop the task.")
+            raise ConflictError(f"engine {part.engine_id} is not there any more", remedy="Drop the task.")
         return ClaimedEngine(id=row.id, url=row.url)
     return None
 
@@ -264,8 +264,8 @@ def _locked(session: Session, *which: object) -> Sequence[EngineService]:
     return session.execute(locked).scalars().all()
 
 
-def _unknown(engine_id: str) -> NotFound:
-    return NotFound(f"no engine {engine_id}", remedy="GET /v1/engines lists the engines.")
+def _unknown(engine_id: str) -> NotFoundError:
+    return NotFoundError(f"no engine {engine_id}", remedy="GET /v1/engines lists the engines.")
 
 
 def _why(row: EngineService, jobs: int, silent: bool) -> str | None:

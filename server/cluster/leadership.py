@@ -20,7 +20,7 @@ class Standing(StrEnum):
     FOLLOWER = "follower"
 
 
-def campaign(session: Session, holder: str, lease_s: float) -> Standing:
+def acquire_lead(session: Session, holder: str, lease_s: float) -> Standing:
     """Take the scheduler's lease, or renew it in its second half.
 
     Its row stays locked until the commit, so no other leader acts meanwhile.

@@ -12,7 +12,7 @@ from powermean.contracts.names import VALIDATE_TASK, node_queue
 from server.cluster import demand, nodes
 from server.db.models import Job, Node, Outbox
 from server.db.session import Database, database_now
-from server.queue import BrokerDown, Sender
+from server.queue import BrokerDownError, Sender
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Relay:
         for number, message in enumerate(messages):
             try:
                 self.sender.send(message.task, message.queue, message.subject, _LONGEST_PAUSE_S)
-            except BrokerDown as error:
+            except BrokerDownError as error:
                 self._put_back(messages[number:], error)
                 return
             if self.broker_down:
@@ -80,7 +80,7 @@ class Relay:
     def _pause(self, sends: int) -> timedelta:
         return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), _LONGEST_PAUSE_S))
 
-    def _put_back(self, messages: list[_Message], error: BrokerDown) -> None:
+    def _put_back(self, messages: list[_Message], error: BrokerDownError) -> None:
         if not self.broker_down:
             log.error("cannot send to the broker, and keep trying: %s", error)
             self.broker_down = True

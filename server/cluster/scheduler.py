@@ -12,7 +12,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
 from server.cluster import demand, engines, nodes
 from server.cluster.garbage import remove_garbage, sweep
-from server.cluster.leadership import Standing, campaign, resign
+from server.cluster.leadership import Standing, acquire_lead, resign
 from server.cluster.planner import ClusterState, WaitingJob, plan
 from server.db.models import Allocation, Attempt, Job, Node
 from server.db.session import Database, database_now
@@ -41,7 +41,7 @@ class Scheduler:
     def turn(self) -> None:
         """One look at everything. The leader's decisions and its lease are one transaction."""
         with self.database.write() as session:
-            standing = campaign(session, self.holder, self.settings.leader_lease_s)
+            standing = acquire_lead(session, self.holder, self.settings.leader_lease_s)
             if standing is Standing.FOLLOWER:
                 return
             now = database_now(session)

@@ -33,7 +33,7 @@ _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
 
 
-class DatabaseBusy(Exception):  # noqa: N818 - a condition, answered with 503
+class DatabaseBusyError(Exception):
     """The database's write lock could not be had in time."""
 
 
@@ -70,7 +70,7 @@ class Database:
         """A transaction that may write: committed at the end, rolled back on an exception.
 
         Raises:
-            DatabaseBusy: SQLite's write lock was not free within BUSY_TIMEOUT_S.
+            DatabaseBusyError: SQLite's write lock was not free within BUSY_TIMEOUT_S.
         """
         with self._sole_writer(), Session(self._writing_engine, expire_on_commit=False) as session:
             with session.begin():
@@ -93,7 +93,7 @@ class Database:
             yield
             return
         if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
-            raise DatabaseBusy(f"another writer held the database for {BUSY_TIMEOUT_S:.0f} s")
+            raise DatabaseBusyError(f"another writer held the database for {BUSY_TIMEOUT_S:.0f} s")
         try:
             yield
         finally:

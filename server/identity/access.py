@@ -14,10 +14,10 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from powermean.contracts.identity import Role
-from powermean.tokens import AttemptClaims, KeyPair, TokenError, TokenExpired, Verb, verify_attempt_token
+from powermean.tokens import AttemptClaims, KeyPair, TokenError, TokenExpiredError, Verb, verify_attempt_token
 from server.db.models import ApiKey
 from server.db.session import RequestDatabase
-from server.errors import Forbidden, Unauthenticated
+from server.errors import ForbiddenError, UnauthenticatedError
 from server.identity.keys import find_key
 from server.identity.sessions import find_session
 
@@ -65,55 +65,59 @@ class NodeIdentity:
 def require_person(
     request: Request, database: RequestDatabase, bearer: _Bearer, cookie: SessionSecret
 ) -> Person:
-    """Whoever asks, by key or by browser session; Unauthenticated or Forbidden otherwise."""
+    """Whoever asks, by key or by browser session; UnauthenticatedError or ForbiddenError otherwise."""
     if bearer is not None:
         key = _key_of(database, bearer.credentials)
     elif cookie is not None:
         check_origin(request)
         key = _signed_in(database, cookie)
     else:
-        raise Unauthenticated(
+        raise UnauthenticatedError(
             "this needs a key", remedy="Send `Authorization: Bearer <key>`, or sign in at /login."
         )
     if key.role == "node":
-        raise Forbidden("a node's token is for its worker alone", remedy="Use a person's key.")
+        raise ForbiddenError("a node's token is for its worker alone", remedy="Use a person's key.")
     return Person(key.id, key.name, cast(Role, key.role))
 
 
 def require_admin(person: Annotated[Person, Depends(require_person)]) -> Person:
     """An administrator."""
     if person.role != "admin":
-        raise Forbidden("only an administrator may do this", remedy="Use an administrator's key.")
+        raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
     return person
 
 
 def require_node(database: RequestDatabase, bearer: _Bearer) -> NodeIdentity:
     """A node, by its token."""
     if bearer is None:
-        raise Unauthenticated("this needs a node's token", remedy="Set POWERMEAN_NODE_TOKEN for the worker.")
+        raise UnauthenticatedError(
+            "this needs a node's token", remedy="Set POWERMEAN_NODE_TOKEN for the worker."
+        )
     key = _key_of(database, bearer.credentials)
     if key.role != "node":
-        raise Forbidden("this is for nodes alone", remedy="Use a node's token (pmn_...).")
+        raise ForbiddenError("this is for nodes alone", remedy="Use a node's token (pmn_...).")
     return NodeIdentity(key.id, key.name)
 
 
 def require_attempt(attempt_id: str, request: Request, bearer: _AttemptBearer) -> AttemptClaims:
     """The attempt of the path, by its token. Whether it may still write is for the fence to say."""
     if bearer is None:
-        raise Unauthenticated("this needs an attempt's token", remedy="It comes with the attempt's claim.")
+        raise UnauthenticatedError(
+            "this needs an attempt's token", remedy="It comes with the attempt's claim."
+        )
     keys: KeyPair = request.app.state.key_pair
     try:
         claims = verify_attempt_token(bearer.credentials, keys.public_pem)
-    except TokenExpired as error:
-        raise Unauthenticated(
+    except TokenExpiredError as error:
+        raise UnauthenticatedError(
             str(error), remedy="Heartbeat in time: each reply brings a new token."
         ) from error
     except TokenError as error:
-        raise Unauthenticated("this is not a token of an attempt at this service") from error
+        raise UnauthenticatedError("this is not a token of an attempt at this service") from error
     if not claims.allows(Verb.REPORT):
-        raise Forbidden("this token is not for reporting to the server")
+        raise ForbiddenError("this token is not for reporting to the server")
     if claims.attempt_id != attempt_id:
-        raise Forbidden(f"the token is not one of attempt {attempt_id}")
+        raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
     return claims
 
 
@@ -128,7 +132,7 @@ def check_origin(request: Request) -> None:
     origin = urlsplit(request.headers.get("origin", ""))
     same_host = origin.netloc.lower() == request.headers.get("host", "").lower() != ""
     if not (same_host and origin.scheme in ("https", request.url.scheme)):
-        raise Forbidden(
+        raise ForbiddenError(
             "a browser session may only change things from this service's own pages",
             remedy="Send an Origin header of this service, or use a bearer key.",
         )
@@ -138,7 +142,7 @@ def _key_of(database: RequestDatabase, secret: str) -> ApiKey:
     with database.read() as session:
         key = find_key(session, secret)
     if key is None:
-        raise Unauthenticated(
+        raise UnauthenticatedError(
             "this key is not known or was revoked", remedy="Ask an administrator for a key."
         )
     return key
@@ -148,7 +152,7 @@ def _signed_in(database: RequestDatabase, secret: str) -> ApiKey:
     with database.read() as session:
         key = find_session(session, secret)
     if key is None:
-        raise Unauthenticated("the browser session is over", remedy="Sign in again at /login.")
+        raise UnauthenticatedError("the browser session is over", remedy="Sign in again at /login.")
     return key
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.identity import KeyView, NewKey, Role
 from server.db.models import ApiKey, BrowserSession
 from server.db.session import database_now, upsert
-from server.errors import Conflict, NotFound
+from server.errors import ConflictError, NotFoundError
 
 PREFIXES: dict[Role, str] = {"admin": "pm_", "member": "pm_", "node": "pmn_"}
 SECRET_BYTES = 32
@@ -24,7 +24,7 @@ MIN_BOOTSTRAP_LENGTH = 16
 log = logging.getLogger(__name__)
 
 
-class WeakBootstrapKey(Exception):  # noqa: N818 - a condition of the settings
+class WeakBootstrapKeyError(Exception):
     """A key of the settings is too short to keep anybody out."""
 
 
@@ -63,18 +63,19 @@ def list_keys(session: Session) -> list[KeyView]:
 def revoke_key(session: Session, key_id: str) -> None:
     """End a key and the browser sessions that it opened; once revoked, again is no error.
 
-    Raises NotFound, or Conflict for the last administrator's key: nobody could let anyone in any more.
+    Raises NotFoundError, or ConflictError for the last administrator's key: nobody could let anyone in any
+    more.
     """
     admins = session.scalars(
         select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).with_for_update()
     ).all()
     row = session.get(ApiKey, key_id)
     if row is None:
-        raise NotFound(f"no key {key_id}", remedy="GET /v1/keys lists the keys.")
+        raise NotFoundError(f"no key {key_id}", remedy="GET /v1/keys lists the keys.")
     if row.revoked_at is not None:
         return
     if list(admins) == [key_id]:
-        raise Conflict("this is the last administrator's key", remedy="Create another one first.")
+        raise ConflictError("this is the last administrator's key", remedy="Create another one first.")
     row.revoked_at = database_now(session)
     for browser in session.scalars(select(BrowserSession).where(BrowserSession.key_id == key_id)):
         session.delete(browser)
@@ -83,7 +84,7 @@ def revoke_key(session: Session, key_id: str) -> None:
 def bootstrap_keys(session: Session, admin_key: SecretStr | None, node_token: SecretStr | None) -> None:
     """Accept the keys of the settings. One that was revoked since stays revoked.
 
-    Raises WeakBootstrapKey for a key of fewer than 16 characters.
+    Raises WeakBootstrapKeyError for a key of fewer than 16 characters.
     """
     wanted: list[tuple[str, Role, SecretStr | None]] = [
         ("bootstrap_admin_key", "admin", admin_key),
@@ -96,7 +97,7 @@ def bootstrap_keys(session: Session, admin_key: SecretStr | None, node_token: Se
 
 def _bootstrap(session: Session, setting: str, role: Role, secret: str) -> None:
     if len(secret) < MIN_BOOTSTRAP_LENGTH:
-        raise WeakBootstrapKey(
+        raise WeakBootstrapKeyError(
             f"POWERMEAN_{setting.upper()} has fewer than {MIN_BOOTSTRAP_LENGTH} characters: use a random one"
         )
     sha256 = digest(secret)
@@ -108,7 +109,7 @@ def _bootstrap(session: Session, setting: str, role: Role, secret: str) -> None:
         upsert(session, ApiKey, [row])
     stored = session.scalars(select(ApiKey).where(ApiKey.key_sha256 == sha256)).one()
     if stored.role != role:
-        raise Conflict(f"the key of POWERMEAN_{setting.upper()} is known as one of role {stored.role}")
+        raise ConflictError(f"the key of POWERMEAN_{setting.upper()} is known as one of role {stored.role}")
     if stored.revoked_at is not None:
         log.warning("the key of POWERMEAN_%s was revoked and is not accepted", setting.upper())
 

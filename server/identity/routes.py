@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response, status
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import KeyList, KeyRequest, NewKey, Role, SessionRequest, SessionView
 from server.db.session import RequestDatabase
-from server.errors import Unauthenticated
+from server.errors import UnauthenticatedError
 from server.identity import keys, sessions
 from server.identity.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
 
@@ -84,7 +84,7 @@ def close_session(
 ) -> None:
     """Ends this browser's session."""
     if cookie is None:
-        raise Unauthenticated("there is no browser session to end")
+        raise UnauthenticatedError("there is no browser session to end")
     check_origin(request)
     with database.write() as session:
         sessions.close_session(session, cookie)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import LoginCode
 from server.db.models import ApiKey, BrowserSession
 from server.db.session import database_now
-from server.errors import Unauthenticated
+from server.errors import UnauthenticatedError
 from server.identity.keys import digest, find_key
 
 CODE_LIFETIME = timedelta(minutes=10)
@@ -28,7 +28,7 @@ def create_code(session: Session, key_id: str) -> LoginCode:
 def redeem_code(session: Session, code: str) -> ApiKey:
     """The key behind a code, which is spent by this.
 
-    Raises Unauthenticated for a code that is unknown, spent or too old.
+    Raises UnauthenticatedError for a code that is unknown, spent or too old.
     """
     spent = session.execute(
         delete(BrowserSession)
@@ -39,7 +39,7 @@ def redeem_code(session: Session, code: str) -> ApiKey:
         None if spent is None or spent.expires_at <= database_now(session) else _living(session, spent.key_id)
     )
     if key is None:
-        raise Unauthenticated(
+        raise UnauthenticatedError(
             "this sign-in code is unknown, used or older than ten minutes",
             remedy="Ask for a new one: `powermean login`, or POST /v1/login-codes.",
         )
@@ -47,10 +47,13 @@ def redeem_code(session: Session, code: str) -> ApiKey:
 
 
 def redeem_key(session: Session, secret: str) -> ApiKey:
-    """The person's key that the secret is. Raises Unauthenticated for anything else, a node's token too."""
+    """The person's key that the secret is.
+
+    Raises UnauthenticatedError for anything else, a node's token too.
+    """
     key = find_key(session, secret)
     if key is None or key.role == "node":
-        raise Unauthenticated("this key is not known", remedy="Ask an administrator for a key.")
+        raise UnauthenticatedError("this key is not known", remedy="Ask an administrator for a key.")
     return key
 
 

@@ -21,7 +21,7 @@ from powermean.contracts.attempts import (
 from powermean.contracts.names import START_TASK, node_queue
 from server.db.models import Allocation, Attempt, Job
 from server.db.session import changes, database_now
-from server.errors import Conflict, Fenced, Forbidden, NotFound
+from server.errors import ConflictError, FencedError, ForbiddenError, NotFoundError
 from server.jobs import repository
 from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.events import FencingToken, fence, lock_job, record_event
@@ -81,8 +81,8 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
     """Make the attempt the caller's: exactly one claim of an attempt succeeds.
 
     Raises:
-        NotFound: there is no such attempt.
-        Fenced: it was claimed before, given up, or is not the job's current one.
+        NotFoundError: there is no such attempt.
+        FencedError: it was claimed before, given up, or is not the job's current one.
     """
     job = lock_job(session, attempt_id.rpartition(".")[0])
     now = database_now(session)
@@ -99,9 +99,9 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
     ).scalar_one_or_none()
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     if attempt is None:
-        raise NotFound(f"no attempt {attempt_id}")
+        raise NotFoundError(f"no attempt {attempt_id}")
     if taken is None:
-        raise Fenced(
+        raise FencedError(
             f"attempt {attempt_id} ({attempt.state}) cannot be claimed: job {job.id} is {job.state}"
             f" at attempt {job.attempt}",
             remedy="Drop the task: somebody else has it, or nobody needs it any more.",
@@ -142,7 +142,7 @@ def finish(session: Session, settings: Settings, attempt_id: str, claims: Fencin
     told = session.get(Attempt, attempt_id)
     if told is not None and told.state == "ended" and told.outcome == word.outcome:
         if attempt_id != f"{claims.job_id}.{claims.attempt}":
-            raise Forbidden(f"the token is not one of attempt {attempt_id}")
+            raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
         return
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
@@ -247,7 +247,7 @@ def _exhausted(error: JobError | None, restarts: int) -> JobError:
 def fail(session: Session, job: Job, error: JobError | None) -> None:
     """End a locked job with the reason."""
     if error is None:
-        raise Conflict(f"job {job.id} cannot fail without a reason")
+        raise ConflictError(f"job {job.id} cannot fail without a reason")
     job.error = error.model_dump(mode="json")
     change_state(session, job, JobState.FAILED)
 

@@ -6,7 +6,7 @@ from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
 from server.db.models import Checkpoint, Garbage, Job
 from server.db.session import database_now, upsert
-from server.errors import InvalidInput
+from server.errors import InvalidInputError
 from server.jobs import repository
 from server.jobs.events import FencingToken, fence, lock_job, record_event
 from server.jobs.views import job_spec
@@ -16,18 +16,20 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
     """Move the job's resume point to this checkpoint; the same commit again changes nothing.
 
     Raises:
-        Fenced: the attempt may not write any more.
-        InvalidInput: the job has no such step, or the manifest is empty.
+        FencedError: the attempt may not write any more.
+        InvalidInputError: the job has no such step, or the manifest is empty.
     """
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
     check_step(job, "step", checkpoint.step)
     if not checkpoint.manifest.files:
-        raise InvalidInput.at("manifest.files", "a checkpoint has files", "Store them first, then commit.")
+        raise InvalidInputError.at(
+            "manifest.files", "a checkpoint has files", "Store them first, then commit."
+        )
     check_owner(job.id, "manifest.files", checkpoint.manifest)
     size = sum(ref.size for ref in checkpoint.manifest.files.values())
     if size >= 2**63:
-        raise InvalidInput.at("manifest.files", f"{size} bytes cannot be")
+        raise InvalidInputError.at("manifest.files", f"{size} bytes cannot be")
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
@@ -55,22 +57,22 @@ def check_step(job: Job, path: str, step: int) -> None:
     """Refuse a step that the job does not have.
 
     Raises:
-        InvalidInput: naming the field.
+        InvalidInputError: naming the field.
     """
     if step > job.total_steps:
-        raise InvalidInput.at(path, f"{step} is above the job's {job.total_steps} steps")
+        raise InvalidInputError.at(path, f"{step} is above the job's {job.total_steps} steps")
 
 
 def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
     """Refuse files that are not the job's own: retention would delete another job's.
 
     Raises:
-        InvalidInput: naming the file.
+        InvalidInputError: naming the file.
     """
     own = f"jobs/{job_id}/"
     for name, ref in manifest.files.items():
         if not ref.key.startswith(own):
-            raise InvalidInput.at(
+            raise InvalidInputError.at(
                 f"{path}.{name}.key", "not the job's own artefact", f"Store it below {own}."
             )
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from server.db.models import Attempt, Job, JobEvent
 from server.db.session import changes, database_now
-from server.errors import Fenced, Forbidden, NotFound
+from server.errors import FencedError, ForbiddenError, NotFoundError
 
 EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
 
@@ -30,12 +30,12 @@ def lock_job(session: Session, job_id: str) -> Job:
     """The job, freshly read and locked until the end of the transaction.
 
     Raises:
-        NotFound: there is no such job.
+        NotFoundError: there is no such job.
     """
     query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
     job = session.execute(query).scalar_one_or_none()
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     return job
 
 
@@ -43,7 +43,7 @@ def next_seq(session: Session, job_id: str) -> int:
     """Lock the job and take its next sequence number; whoever follows the job is woken after the commit.
 
     Raises:
-        NotFound: there is no such job.
+        NotFoundError: there is no such job.
     """
     job = lock_job(session, job_id)
     job.seq += 1
@@ -66,16 +66,16 @@ def fence(session: Session, attempt_id: str, claims: FencingToken) -> Attempt:
     the scheduler decides when an attempt is given up, and from then on its writes end here.
 
     Raises:
-        Forbidden: the token is of another attempt.
-        Fenced: the attempt has ended, lapsed, was not claimed, or is not the job's current one.
+        ForbiddenError: the token is of another attempt.
+        FencedError: the attempt has ended, lapsed, was not claimed, or is not the job's current one.
     """
     if attempt_id != f"{claims.job_id}.{claims.attempt}":
-        raise Forbidden(f"the token is not one of attempt {attempt_id}")
+        raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
     job = lock_job(session, claims.job_id)
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     if attempt is None or attempt.number != job.attempt or attempt.state != "running":
         state = "unknown" if attempt is None else attempt.state
-        raise Fenced(
+        raise FencedError(
             f"attempt {attempt_id} ({state}) may not write any more: the job is at attempt {job.attempt}",
             remedy="Stop the attempt's processes; the service goes on from the last committed checkpoint.",
         )

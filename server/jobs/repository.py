@@ -16,7 +16,7 @@ from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
 from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric, Outbox
 from server.db.session import changes
-from server.errors import InvalidInput, NotFound
+from server.errors import InvalidInputError, NotFoundError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32 in the order of its characters
 _TIMED_STEPS = 10
@@ -32,7 +32,7 @@ def get_job(session: Session, job_id: str) -> Job:
     """A job with its attempts.
 
     Raises:
-        NotFound: there is no such job.
+        NotFoundError: there is no such job.
     """
     query = (
         select(Job)
@@ -42,7 +42,7 @@ def get_job(session: Session, job_id: str) -> Job:
     )
     job = session.execute(query).scalar_one_or_none()
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     return job
 
 
@@ -64,7 +64,7 @@ def list_jobs(
     """Up to `limit` jobs, newest first, and the cursor of the next page.
 
     Raises:
-        InvalidInput: the cursor is not one of ours.
+        InvalidInputError: the cursor is not one of ours.
     """
     query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
     if state is not None:
@@ -94,8 +94,10 @@ def _read_cursor(cursor: str) -> str:
     return job_id
 
 
-def _bad_cursor() -> InvalidInput:
-    return InvalidInput.at("cursor", "not a cursor of this list", "Take it from `next` of the page before.")
+def _bad_cursor() -> InvalidInputError:
+    return InvalidInputError.at(
+        "cursor", "not a cursor of this list", "Take it from `next` of the page before."
+    )
 
 
 def get_dataset(session: Session, dataset_id: str) -> Dataset | None:

@@ -17,7 +17,7 @@ from powermean.contracts.jsonl import TemplateError, template_fields
 from powermean.contracts.names import VALIDATE_TASK
 from server.db.models import Job
 from server.db.session import database_now
-from server.errors import Conflict, InvalidInput
+from server.errors import ConflictError, InvalidInputError
 from server.jobs import attempts, repository
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, change_state, record_state, state_of
@@ -36,8 +36,8 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
     """Accept a job, or find the one that the same person submitted under the same key.
 
     Raises:
-        InvalidInput: the spec asks for a dataset that is not there or lacks a field.
-        Conflict: the key was used for another spec.
+        InvalidInputError: the spec asks for a dataset that is not there or lacks a field.
+        ConflictError: the key was used for another spec.
     """
     data = spec.model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -80,7 +80,7 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
 
 def _repeated(session: Session, earlier: Job, digest: str) -> Submitted:
     if earlier.spec_sha256 != digest:
-        raise Conflict(
+        raise ConflictError(
             f"the Idempotency-Key was used for job {earlier.id} with another spec",
             remedy="Send another key with another spec.",
         )
@@ -91,13 +91,13 @@ def check_dataset(session: Session, spec: JobSpec) -> None:
     """Check that the spec's dataset exists and that every row has the fields that the spec takes from it.
 
     Raises:
-        InvalidInput: naming the field of the spec and the fields that there are.
+        InvalidInputError: naming the field of the spec and the fields that there are.
     """
     if not isinstance(spec.data, JsonlSource):
         return
     dataset = repository.get_dataset(session, spec.data.dataset)
     if dataset is None:
-        raise InvalidInput.at(
+        raise InvalidInputError.at(
             "data.dataset", f"no dataset {spec.data.dataset}", "GET /v1/datasets lists the datasets."
         )
     there = ", ".join(dataset.fields) or "none"
@@ -105,12 +105,14 @@ def check_dataset(session: Session, spec: JobSpec) -> None:
     try:
         wanted = template_fields(spec.data.prompt)
     except TemplateError as error:
-        raise InvalidInput.at("data.prompt", str(error), "Write {{ and }} for literal braces.") from error
+        raise InvalidInputError.at(
+            "data.prompt", str(error), "Write {{ and }} for literal braces."
+        ) from error
     for path, fields in (("data.prompt", sorted(wanted)), ("data.answer_field", [spec.data.answer_field])):
         for field in fields:
             if field not in dataset.fields:
                 line = dataset.lacking.get(field, 1)
-                raise InvalidInput.at(path, f"line {line}: no field {field!r}", remedy)
+                raise InvalidInputError.at(path, f"line {line}: no field {field!r}", remedy)
 
 
 def show(session: Session, job_id: str) -> JobView:
@@ -162,11 +164,13 @@ def validation_task(session: Session, job_id: str) -> ValidationTask:
     """What a node is to check.
 
     Raises:
-        Conflict: the job does not wait for a check (any more).
+        ConflictError: the job does not wait for a check (any more).
     """
     job = repository.get_job(session, job_id)
     if state_of(job) is not JobState.VALIDATING:
-        raise Conflict(f"job {job_id} is {job.state}: there is nothing to check", remedy="Drop the task.")
+        raise ConflictError(
+            f"job {job_id} is {job.state}: there is nothing to check", remedy="Drop the task."
+        )
     spec = job_spec(job)
     return ValidationTask(job_id=job_id, spec=spec, dataset=dataset_ref(session, spec))
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.db.models import Garbage, Job
 from server.db.session import changes, database_now, upsert
-from server.errors import Conflict
+from server.errors import ConflictError
 from server.jobs.events import record_event
 from server.jobs.views import job_summary
 
@@ -35,11 +35,11 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
     """Move a locked job to `new`, say what it waits for in `phase`, and tell whoever follows it.
 
     Raises:
-        Conflict: the table has no such transition.
+        ConflictError: the table has no such transition.
     """
     old = state_of(job)
     if new not in TRANSITIONS[old]:
-        raise Conflict(f"job {job.id} is {old} and cannot become {new}")
+        raise ConflictError(f"job {job.id} is {old} and cannot become {new}")
     job.state = new
     job.phase = phase
     now = database_now(session)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.db.models import Job, JobEvent, Metric
-from server.errors import NotFound
+from server.errors import NotFoundError
 
 PAGE = 64  # sequence numbers read at once
 
@@ -60,11 +60,11 @@ def read_page(session: Session, job_id: str, after: int) -> Page:
     """The next events after number `after`.
 
     A number that the job has not reached comes from another database: the events start anew then.
-    Raises NotFound when there is no such job.
+    Raises NotFoundError when there is no such job.
     """
     job = session.execute(select(Job.seq, Job.state).where(Job.id == job_id)).one_or_none()
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     if after > job.seq:
         after = 0
     upto = min(after + PAGE, job.seq)

@@ -10,7 +10,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import Point, Series
 from powermean.health import NAMES, PEAKS, WINDOW, StepValues, health
 from server.db.models import Job
-from server.errors import NotFound
+from server.errors import NotFoundError
 from server.metrics.history import metrics_history
 
 MAX_POINTS = 4096  # of a series; beyond that points merge, and a peak is their extreme
@@ -19,11 +19,11 @@ MAX_POINTS = 4096  # of a series; beyond that points merge, and a peak is their 
 def job_health(session: Session, job_id: str) -> JobHealth:
     """The findings over the newest trained steps.
 
-    Raises NotFound when there is no such job.
+    Raises NotFoundError when there is no such job.
     """
     job = session.get(Job, job_id)
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     spec = JobSpec.model_validate(job.spec)
     history = metrics_history(session, job_id, NAMES, max(1, job.step - WINDOW + 1), None, MAX_POINTS)
     by_step = {one.name: _by_step(one, spec.training.minibatches) for one in history.series}

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.metrics import MetricsHistory, Point, Series
 from server.db.models import Job, Metric
-from server.errors import NotFound
+from server.errors import NotFoundError
 from server.metrics.counting import counts
 from server.metrics.ingest import UPDATES
 
@@ -29,11 +29,11 @@ def metrics_history(
     high; a series' last point is never merged, so that what follows joins it exactly. Complete up to `seq`,
     which is read first: what is newer may be there too, and comes again in the stream.
 
-    Raises NotFound when there is no such job.
+    Raises NotFoundError when there is no such job.
     """
     seq = session.scalar(select(Job.seq).where(Job.id == job_id))
     if seq is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     rows = session.execute(_thinned(_chosen(job_id, names, from_step, to_step), max_points)).all()
     found = {name: tuple(map(_point, group)) for name, group in groupby(rows, key=attrgetter("name"))}
     wanted = dict.fromkeys(names or sorted(found))

@@ -29,7 +29,7 @@ from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, Job, Metric, Trajectory, TrajectoryStep
-from server.errors import InvalidInput
+from server.errors import InvalidInputError
 from server.jobs.events import fence, next_seq, record_event
 
 MAX_INDEX = 2**31 - 1
@@ -43,8 +43,8 @@ def ingest_metrics(
 ) -> None:
     """Store the rows; the same rows again change nothing.
 
-    Raises Fenced when the attempt may not write any more, InvalidInput for a row of a step that is not the
-    attempt's or a key that stands twice in the report.
+    Raises FencedError when the attempt may not write any more, InvalidInputError for a row of a step that is
+    not the attempt's or a key that stands twice in the report.
     """
     attempt = fence(session, attempt_id, claims)
     job = session.get_one(Job, attempt.job_id)
@@ -62,8 +62,8 @@ def ingest_trajectories(
 ) -> None:
     """Store a step's trajectories whole; the same batch again changes nothing, another one replaces it.
 
-    Raises Fenced, or InvalidInput for a step that is not the attempt's, an index that stands twice or texts
-    that are not the job's own.
+    Raises FencedError, or InvalidInputError for a step that is not the attempt's, an index that stands twice
+    or texts that are not the job's own.
     """
     attempt = fence(session, attempt_id, claims)
     _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
@@ -102,7 +102,7 @@ def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
             wrong.append(FieldError(path=f"rows.{place}", message=f"{key} stands twice in the report"))
         seen.add(key)
     if wrong:
-        raise InvalidInput("the report was not stored: some rows are wrong", fields=wrong[:20])
+        raise InvalidInputError("the report was not stored: some rows are wrong", fields=wrong[:20])
 
 
 def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
@@ -189,22 +189,22 @@ def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
 
 def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
     if problem := _foreign_step(job, attempt, batch.step):
-        raise InvalidInput.at("step", problem)
+        raise InvalidInputError.at("step", problem)
     seen: set[int] = set()
     for place, row in enumerate(batch.rows):
         if row.index > MAX_INDEX:
-            raise InvalidInput.at(f"rows.{place}.index", f"above {MAX_INDEX}")
+            raise InvalidInputError.at(f"rows.{place}.index", f"above {MAX_INDEX}")
         if row.index in seen:
-            raise InvalidInput.at(f"rows.{place}.index", f"index {row.index} stands twice in the batch")
+            raise InvalidInputError.at(f"rows.{place}.index", f"index {row.index} stands twice in the batch")
         seen.add(row.index)
     own = f"jobs/{attempt.job_id}/"
     for name, ref in (("texts", batch.texts), ("tokens", batch.tokens)):
         if ref is not None and not ref.key.startswith(own):
-            raise InvalidInput.at(
+            raise InvalidInputError.at(
                 f"{name}.key", "this artefact is not the job's own", f"Store {name} below {own}."
             )
     if batch.token_rows > (len(batch.rows) if batch.tokens is not None else 0):
-        raise InvalidInput.at("token_rows", "more than there are trajectories with recorded tokens")
+        raise InvalidInputError.at("token_rows", "more than there are trajectories with recorded tokens")
 
 
 def _stored_batch(

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.lag import JobLag, LagNumbers, LagRow
 from powermean.contracts.trajectories import lag
 from server.db.models import Trajectory
-from server.errors import InvalidInput
+from server.errors import InvalidInputError
 from server.metrics.trajectories import attempts_by_step, check_job, of_last_update
 
 MAX_STEPS = 1000  # of one window
@@ -22,7 +22,7 @@ _WHOLE = ("sampling_kl", "token_weight", "sampler_weight")
 def job_lag(session: Session, job_id: str, steps: int, from_step: int | None, to_step: int | None) -> JobLag:
     """The last `steps` steps up to `to_step` (default: the newest), or those from `from_step` on.
 
-    Raises NotFound when there is no such job, and InvalidInput for a window of more than MAX_STEPS.
+    Raises NotFoundError when there is no such job, and InvalidInputError for a window of more than MAX_STEPS.
     """
     check_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
@@ -30,7 +30,7 @@ def job_lag(session: Session, job_id: str, steps: int, from_step: int | None, to
     first = last - steps + 1 if from_step is None else from_step
     window = {step: attempt for step, attempt in attempts.items() if first <= step <= last}
     if len(window) > MAX_STEPS:
-        raise InvalidInput.at(
+        raise InvalidInputError.at(
             "from_step", f"the window has {len(window)} steps", f"Ask for at most {MAX_STEPS} at once."
         )
     if not window:

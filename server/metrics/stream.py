@@ -24,7 +24,7 @@ from starlette.types import Message, Send
 
 from server.db.models import Job
 from server.db.session import Changes, Database
-from server.errors import NotFound, Unavailable
+from server.errors import NotFoundError, UnavailableError
 from server.metrics.event_log import Page, read_page
 from server.metrics.wakeups import RedisWakeups
 
@@ -128,11 +128,16 @@ class EventHub:
         loop.call_soon_threadsafe(self._spread, frozenset(changed.jobs))
 
     async def first_page(self, job_id: str, after: int) -> Page:
-        """What a stream starts with. Raises NotFound, or Unavailable when there are too many streams."""
+        """What a stream starts with.
+
+        Raises NotFoundError, or UnavailableError when there are too many streams.
+        """
         if self._readers is None:
-            raise Unavailable("the event streams have not started")
+            raise UnavailableError("the event streams have not started")
         if self.clients >= MAX_CLIENTS:
-            raise Unavailable("too many event streams are open", remedy="Ask again later, or poll /metrics.")
+            raise UnavailableError(
+                "too many event streams are open", remedy="Ask again later, or poll /metrics."
+            )
         return await self._read(job_id, after)
 
     async def stream(self, job_id: str, first: Page) -> AsyncIterator[bytes]:
@@ -199,7 +204,7 @@ class EventHub:
             channel.wake.clear()
             try:
                 batch = await self._read(channel.job_id, channel.cursor)
-            except (SQLAlchemyError, NotFound) as error:
+            except (SQLAlchemyError, NotFoundError) as error:
                 log.warning("cannot read the events of %s, trying again: %s", channel.job_id, error)
                 await asyncio.sleep(POLL_S)
                 channel.wake.set()

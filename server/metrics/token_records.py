@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from powermean.artefacts import ArtefactCorrupt, ArtefactStore
+from powermean.artefacts import ArtefactCorruptError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.token_records import RecordedTokens
-from powermean.token_segments import SegmentCorrupt, read_facts, read_trajectory
-from server.errors import NotFound
+from powermean.token_segments import SegmentCorruptError, read_facts, read_trajectory
+from server.errors import NotFoundError
 from server.metrics.trajectories import find_step, no_trajectory
 
 
@@ -21,13 +21,13 @@ class StoredTokens:
 
 
 def find_tokens(session: Session, job_id: str, step: int, index: int) -> StoredTokens:
-    """Raises NotFound for an unknown job, step or trajectory, and where its tokens were not recorded."""
+    """Raises NotFoundError for an unknown job, step or trajectory, and where its tokens were not recorded."""
     head = find_step(session, job_id, step)
     if index >= head.count:
         raise no_trajectory(head, index)
     if head.tokens is None or index >= head.token_rows:
         recorded = f"those of 0 to {head.token_rows - 1} were" if head.token_rows else "none of the step were"
-        raise NotFound(
+        raise NotFoundError(
             f"the tokens of trajectory {index} of step {step} were not recorded: {recorded}",
             remedy="record.tokens in the job's spec says how many trajectories per step are recorded.",
         )
@@ -35,12 +35,12 @@ def find_tokens(session: Session, job_id: str, step: int, index: int) -> StoredT
 
 
 def read_tokens(stored: StoredTokens, store: ArtefactStore) -> RecordedTokens:
-    """The record, read with no transaction open. Raises ArtefactMissing or ArtefactCorrupt."""
+    """The record, read with no transaction open. Raises ArtefactMissingError or ArtefactCorruptError."""
     data = store.get_bytes(stored.segment)
     try:
         facts, tokens = read_facts(data), read_trajectory(data, stored.index)
-    except SegmentCorrupt as error:
-        raise ArtefactCorrupt(f"artefact {stored.segment.key} is no token segment: {error}") from error
+    except SegmentCorruptError as error:
+        raise ArtefactCorruptError(f"artefact {stored.segment.key} is no token segment: {error}") from error
     if tokens is None:
-        raise ArtefactCorrupt(f"artefact {stored.segment.key} lacks trajectory {stored.index}")
+        raise ArtefactCorruptError(f"artefact {stored.segment.key} lacks trajectory {stored.index}")
     return RecordedTokens(facts=facts, tokens=tokens)

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from powermean.artefacts import ArtefactCorrupt, ArtefactStore
+from powermean.artefacts import ArtefactCorruptError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryText, lag
 from server.db.models import Job, TrajectoryStep
 from server.db.models import Trajectory as TrajectoryRecord
-from server.errors import NotFound
+from server.errors import NotFoundError
 from server.metrics.counting import counts
 
 Sort = Literal["index", "reward", "-reward", "advantage", "-advantage", "p", "-p"]
@@ -39,7 +39,7 @@ def read_trajectories(
 ) -> StoredPage:
     """A page of a step's trajectories; without `step`, of the newest. p is the last update's.
 
-    Raises NotFound for an unknown job and for a step without trajectories, naming those that have some.
+    Raises NotFoundError for an unknown job and for a step without trajectories, naming those that have some.
     """
     steps = tuple(attempts_by_step(session, job_id))
     if step is None and not steps:
@@ -69,7 +69,7 @@ def read_trajectories(
 
 
 def read_trajectory(session: Session, job_id: str, step: int, index: int) -> StoredPage:
-    """One trajectory, as a page that holds it alone. Raises NotFound, naming what there is."""
+    """One trajectory, as a page that holds it alone. Raises NotFoundError, naming what there is."""
     head = find_step(session, job_id, step)
     found = session.get(TrajectoryRecord, (job_id, step, head.attempt, index))
     if found is None:
@@ -84,27 +84,29 @@ def read_trajectory(session: Session, job_id: str, step: int, index: int) -> Sto
     )
 
 
-def no_trajectory(head: TrajectoryStep, index: int) -> NotFound:
+def no_trajectory(head: TrajectoryStep, index: int) -> NotFoundError:
     """The step has no trajectory of that number."""
     there = f"Its trajectories are 0 to {head.count - 1}." if head.count else "It has none at all."
-    return NotFound(f"step {head.step} of {head.job_id} has no trajectory {index}", remedy=there)
+    return NotFoundError(f"step {head.step} of {head.job_id} has no trajectory {index}", remedy=there)
 
 
 def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
-    """The step's head in the attempt that counts. Raises NotFound, naming the steps that there are."""
+    """The step's head in the attempt that counts. Raises NotFoundError, naming the steps that there are."""
     check_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
     if step not in attempts:
         steps = tuple(attempts)
         known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any yet"
-        raise NotFound(f"step {step} of {job_id} has no trajectories", remedy=f"Ask for another: {known}.")
+        raise NotFoundError(
+            f"step {step} of {job_id} has no trajectories", remedy=f"Ask for another: {known}."
+        )
     return session.get_one(TrajectoryStep, (job_id, step, attempts[step]))
 
 
 def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
     """The page with its texts, read with no transaction open.
 
-    Raises ArtefactMissing or ArtefactCorrupt when the step's texts are not as they were stored.
+    Raises ArtefactMissingError or ArtefactCorruptError when the step's texts are not as they were stored.
     """
     texts = _texts(store, page.texts, {row.index for row in page.rows}) if page.texts is not None else {}
     items = []
@@ -117,9 +119,9 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
 
 
 def check_job(session: Session, job_id: str) -> None:
-    """Raises NotFound when there is no such job."""
+    """Raises NotFoundError when there is no such job."""
     if session.get(Job, job_id) is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
 
 
 def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
@@ -164,5 +166,5 @@ def _texts(store: ArtefactStore, ref: ArtefactRef, wanted: set[int]) -> dict[int
             data = segment.read(MAX_TEXTS)
         texts = [TrajectoryText.model_validate_json(line) for line in data.splitlines() if line]
     except (OSError, EOFError, zlib.error, ValidationError) as error:
-        raise ArtefactCorrupt(f"artefact {ref.key} holds no trajectory texts: {error}") from error
+        raise ArtefactCorruptError(f"artefact {ref.key} holds no trajectory texts: {error}") from error
     return {text.index: text for text in texts if text.index in wanted}

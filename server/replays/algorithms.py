@@ -8,7 +8,7 @@ from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
 from powermean.contracts.replays import OBJECTIVES, ReplayRequest
-from server.errors import InvalidInput
+from server.errors import InvalidInputError
 
 _READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
 _CLIPS = (("clip_low", "clip_high"), ("epsilon_low", "epsilon_high"))
@@ -22,12 +22,12 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
     """The objective of the job's spec, or another one's defaults, with the request's changes.
 
     Raises:
-        InvalidInput: naming `algorithm` or `set.<field>`, and what there is instead.
+        InvalidInputError: naming `algorithm` or `set.<field>`, and what there is instead.
     """
     recorded = spec.algorithm
     name = request.algorithm or recorded.name
     if name not in OBJECTIVES:
-        raise InvalidInput.at("algorithm", f"no objective {name!r}", f"One of {', '.join(OBJECTIVES)}.")
+        raise InvalidInputError.at("algorithm", f"no objective {name!r}", f"One of {', '.join(OBJECTIVES)}.")
     changed = _spelled_out(name, request.set)
     start: dict[str, Any] = recorded.model_dump(mode="json") if name == recorded.name else {"name": name}
     try:
@@ -35,7 +35,7 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
     except ValidationError as error:
         raise _refused(name, error) from error
     if spec.rollout.old_policy == "sampler" and found.sampler_weight != "off":
-        raise InvalidInput.at(
+        raise InvalidInputError.at(
             "set.sampler_weight",
             "the job's rollout.old_policy is sampler: pi_old and pi_rollout are the same, every weight is 1",
             "Leave it out.",
@@ -49,18 +49,20 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
     unknown = [field for field in changes if field not in fields and field != "clip"]
     for field in unknown:
         if field in OBJECTIVES[name].model_fields and field in _NO_REPLAY:
-            raise InvalidInput.at(f"set.{field}", _NO_REPLAY[field], f"Leave it out. {_known(name)}")
+            raise InvalidInputError.at(f"set.{field}", _NO_REPLAY[field], f"Leave it out. {_known(name)}")
     if unknown:
         wrong = [
             FieldError(path=f"set.{field}", message=f"{name} has no such field", remedy=_known(name))
             for field in unknown
         ]
-        raise InvalidInput(f"set.{unknown[0]}: {name} has no such field", remedy=_known(name), fields=wrong)
+        raise InvalidInputError(
+            f"set.{unknown[0]}: {name} has no such field", remedy=_known(name), fields=wrong
+        )
     if "clip" not in changes:
         return changes
     ends = next((pair for pair in _CLIPS if pair[0] in fields), None)
     if ends is None:
-        raise InvalidInput.at("set.clip", f"{name} has no clip range with two ends", _known(name))
+        raise InvalidInputError.at("set.clip", f"{name} has no clip range with two ends", _known(name))
     given = {field: value for field, value in changes.items() if field != "clip"}
     return dict.fromkeys(ends, changes["clip"]) | given
 
@@ -75,7 +77,7 @@ def _known(name: str) -> str:
     return f"Fields of {name}: {', '.join(_fields(name))}."
 
 
-def _refused(name: str, error: ValidationError) -> InvalidInput:
+def _refused(name: str, error: ValidationError) -> InvalidInputError:
     fields = []
     for wrong in error.errors(include_url=False):
         place = [str(part) for part in wrong["loc"][1:2]]  # the first part is the objective's name
@@ -87,4 +89,4 @@ def _refused(name: str, error: ValidationError) -> InvalidInput:
                 remedy=f"Give it a value, as in {place[0]}=0.5." if missing else _known(name),
             )
         )
-    return InvalidInput(f"{fields[0].path}: {fields[0].message}", remedy=fields[0].remedy, fields=fields)
+    return InvalidInputError(f"{fields[0].path}: {fields[0].message}", remedy=fields[0].remedy, fields=fields)

@@ -9,15 +9,15 @@ from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.replays import ReplayState
 from powermean.contracts.trajectories import TrajectoryRow
 from server.db.models import Job, Metric, Replay, Trajectory, TrajectoryStep
-from server.errors import NotFound
+from server.errors import NotFoundError
 from server.metrics.counting import counts
 
 
 def get_job(session: Session, job_id: str) -> Job:
-    """The job alone. Raises NotFound."""
+    """The job alone. Raises NotFoundError."""
     job = session.get(Job, job_id)
     if job is None:
-        raise NotFound(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
     return job
 
 
@@ -78,19 +78,21 @@ def same_replay(session: Session, job_id: str, step: int, attempt: int, digest: 
 
 
 def get_replay(session: Session, replay_id: str, job_id: str | None = None) -> Replay:
-    """A replay (of that job). Raises NotFound."""
+    """A replay (of that job). Raises NotFoundError."""
     replay = session.get(Replay, replay_id)
     if replay is None or job_id not in (None, replay.job_id):
-        raise NotFound(f"no replay {replay_id}", remedy="GET /v1/jobs/{id}/replays lists a job's replays.")
+        raise NotFoundError(
+            f"no replay {replay_id}", remedy="GET /v1/jobs/{id}/replays lists a job's replays."
+        )
     return replay
 
 
 def lock_replay(session: Session, replay_id: str) -> Replay:
-    """The same, locked until the transaction ends. Raises NotFound."""
+    """The same, locked until the transaction ends. Raises NotFoundError."""
     query = select(Replay).where(Replay.id == replay_id).with_for_update()
     found = session.execute(query.execution_options(populate_existing=True)).scalar_one_or_none()
     if found is None:
-        raise NotFound(f"no replay {replay_id}")
+        raise NotFoundError(f"no replay {replay_id}")
     return found
 
 

@@ -23,7 +23,7 @@ from powermean.contracts.replays import ReplayOutcome, ReplayRequest, ReplayStat
 from server.cluster import nodes
 from server.db.models import Replay
 from server.db.session import database_now
-from server.errors import Conflict, InvalidInput, NotFound
+from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs import repository as jobs
 from server.jobs.views import job_spec
 from server.replays import repository
@@ -46,8 +46,8 @@ def ask(session: Session, settings: Settings, person_id: str, job_id: str, reque
     """A replay of the step: the stored one, or a new one that waits for a node.
 
     Raises:
-        NotFound: no such job, or no token records of the step (it says which steps have some).
-        InvalidInput: the objective is not one, or has no such field.
+        NotFoundError: no such job, or no token records of the step (it says which steps have some).
+        InvalidInputError: the objective is not one, or has no such field.
     """
     job = repository.get_job(session, job_id)
     attempt = _attempt_of(session, job_id, request.step)
@@ -88,12 +88,12 @@ def _attempt_of(session: Session, job_id: str, step: int) -> int:
     if step in recorded:
         return recorded[step]
     if not recorded:
-        raise NotFound(
+        raise NotFoundError(
             f"{job_id} has no token records: there is nothing to replay",
             remedy="Set record.tokens to all or to a number of trajectories, and train again.",
         )
     steps = list(recorded)
-    raise NotFound(
+    raise NotFoundError(
         f"step {step} of {job_id} has no token records",
         remedy=f"Ask for one of the {len(steps)} steps from {steps[0]} to {steps[-1]} that have some; "
         "record.tokens says what a job keeps.",
@@ -107,14 +107,14 @@ def _wait(replay: Replay, settings: Settings, now: datetime) -> None:
 
 
 def show(session: Session, settings: Settings, job_id: str, replay_id: str) -> ReplayView:
-    """A replay. Raises NotFound."""
+    """A replay. Raises NotFoundError."""
     return _view(session, settings, repository.get_replay(session, replay_id, job_id))
 
 
 def page(
     session: Session, settings: Settings, job_id: str, step: int | None, limit: int
 ) -> tuple[ReplayView, ...]:
-    """A job's replays (of a step), newest first. Raises NotFound."""
+    """A job's replays (of a step), newest first. Raises NotFoundError."""
     job = repository.get_job(session, job_id)
     alive = bool(nodes.living_nodes(session, settings, database_now(session)))
     found = repository.list_replays(session, job_id, step, limit)
@@ -122,23 +122,28 @@ def page(
 
 
 def result_ref(session: Session, job_id: str, replay_id: str) -> ArtefactRef:
-    """Where its numbers lie. Raises NotFound and Conflict (not done)."""
+    """Where its numbers lie. Raises NotFoundError and ConflictError (not done)."""
     return ArtefactRef.model_validate(_done(session, job_id, replay_id).result)
 
 
 def tokens_refs(session: Session, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
-    """Where the recorded tokens and the replayed ones lie. Raises NotFound and Conflict (not done)."""
+    """Where the recorded tokens and the replayed ones lie.
+
+    Raises NotFoundError and ConflictError (not done).
+    """
     replay = _done(session, job_id, replay_id)
     recorded = repository.tokens_of(session, replay)
     if recorded is None:
-        raise NotFound(f"the token records of step {replay.step} are gone")
+        raise NotFoundError(f"the token records of step {replay.step} are gone")
     return recorded, ArtefactRef.model_validate(replay.tokens)
 
 
 def _done(session: Session, job_id: str, replay_id: str) -> Replay:
     replay = repository.get_replay(session, replay_id, job_id)
     if replay.state != ReplayState.DONE:
-        raise Conflict(f"replay {replay_id} is {replay.state}: it has no result", remedy="Look at it again.")
+        raise ConflictError(
+            f"replay {replay_id} is {replay.state}: it has no result", remedy="Look at it again."
+        )
     return replay
 
 
@@ -146,18 +151,18 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
     """The node takes the replay; the same node may do so again, another one once that is silent.
 
     Raises:
-        NotFound: there is no such replay, or its records are gone.
-        Conflict: it is over, or a living node has it.
+        NotFoundError: there is no such replay, or its records are gone.
+        ConflictError: it is over, or a living node has it.
     """
     replay = repository.lock_replay(session, replay_id)
     now = database_now(session)
     if ReplayState(replay.state).final:
-        raise Conflict(f"replay {replay_id} is {replay.state}", remedy="Drop the task.")
+        raise ConflictError(f"replay {replay_id} is {replay.state}", remedy="Drop the task.")
     if replay.node not in (None, node_id) and replay.node in _alive(session, settings, now):
-        raise Conflict(f"node {replay.node} runs replay {replay_id}", remedy="Drop the task.")
+        raise ConflictError(f"node {replay.node} runs replay {replay_id}", remedy="Drop the task.")
     tokens = repository.tokens_of(session, replay)
     if tokens is None:
-        raise NotFound(f"the token records of step {replay.step} are gone")
+        raise NotFoundError(f"the token records of step {replay.step} are gone")
     if replay.state == ReplayState.WAITING:
         replay.deadline_at = now + timedelta(seconds=settings.replay_s)
     replay.state, replay.node = ReplayState.RUNNING, node_id
@@ -178,8 +183,8 @@ def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
     """Its result or its error. A second word changes nothing: any node's result is the same.
 
     Raises:
-        NotFound: there is no such replay.
-        InvalidInput: neither a whole result nor an error, or files that are not the replay's own.
+        NotFoundError: there is no such replay.
+        InvalidInputError: neither a whole result nor an error, or files that are not the replay's own.
     """
     replay = repository.lock_replay(session, replay_id)
     if outcome.error is None:
@@ -200,10 +205,14 @@ def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
 def _check_whole(replay: Replay, outcome: ReplayOutcome) -> None:
     own = f"jobs/{replay.job_id}/replays/{replay.id}/"
     if outcome.summary is None:
-        raise InvalidInput.at("summary", "a result has one", "Send summary, result and tokens, or an error.")
+        raise InvalidInputError.at(
+            "summary", "a result has one", "Send summary, result and tokens, or an error."
+        )
     for name, ref in (("result", outcome.result), ("tokens", outcome.tokens)):
         if ref is None or not ref.key.startswith(own):
-            raise InvalidInput.at(f"{name}.key", "not the replay's own artefact", f"Store it below {own}.")
+            raise InvalidInputError.at(
+                f"{name}.key", "not the replay's own artefact", f"Store it below {own}."
+            )
 
 
 def _fail(session: Session, replay: Replay, error: JobError, now: datetime) -> None:

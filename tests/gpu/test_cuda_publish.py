@@ -16,7 +16,7 @@ import torch
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import PublishMethod
 from powermean.tokens import KeyPair, ensure_key_pair
-from rollout.client import EngineRefused
+from rollout.client import EngineRefusedError
 from rollout.engine import Fence
 from rollout.vllm.command import VllmOptions
 from rollout.vllm.engine import load_engine
@@ -104,7 +104,7 @@ def test_vllm_killed_before_it_receives_ends_both_sides_and_is_made_good(trainer
     request = trainer.writer.write(policy.model, version)
     os.kill(trainer.worker(), signal.SIGKILL)
     started = time.monotonic()
-    with pytest.raises((EngineRefused, TrainingError)) as caught:
+    with pytest.raises((EngineRefusedError, TrainingError)) as caught:
         trainer.writer.publish(trainer.client, request, 100.0)
     seconds = time.monotonic() - started
     print(f"{request.method}: {caught.value.error.code} after {seconds:.1f} s")

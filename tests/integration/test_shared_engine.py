@@ -22,7 +22,7 @@ from powermean.contracts.job import JobSpec, LoraSpec
 from powermean.contracts.rollout import Sampling
 from powermean.processes import descendants
 from powermean.tokens import KeyPair, ensure_key_pair, sign_attempt_token
-from rollout.client import EngineRefused, RolloutClient
+from rollout.client import EngineRefusedError, RolloutClient
 from tests.support.attempts import Played, played
 from tests.support.served_vllm import largest
 from tests.support.tiny_model import build_tiny_model, tiny_spec
@@ -153,7 +153,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def _refused(call: Callable[[], object]) -> str:
-    with pytest.raises(EngineRefused) as caught:
+    with pytest.raises(EngineRefusedError) as caught:
         call()
     return caught.value.code
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from powermean.artefacts import (
     TEMPORARY_FOLDER,
-    ArtefactCorrupt,
-    ArtefactKeyInvalid,
-    ArtefactMissing,
+    ArtefactCorruptError,
+    ArtefactKeyInvalidError,
+    ArtefactMissingError,
     ArtefactStore,
-    ArtefactStoreFull,
-    ArtefactStoreUnavailable,
+    ArtefactStoreFullError,
+    ArtefactStoreUnavailableError,
     check_key,
 )
 from powermean.contracts.artefacts import ArtefactRef
@@ -103,11 +103,11 @@ def test_an_owner_is_listed_and_deleted_alone(store: ArtefactStore) -> None:
 def test_what_is_not_there_is_missing(store: ArtefactStore, tmp_path: Path) -> None:
     ref = ArtefactRef(key=f"{OWNER}/{'0' * 64}-x", sha256="0" * 64, size=1)
     for read in (store.get_bytes, store.open, store.verify, store.chunks):
-        with pytest.raises(ArtefactMissing):
+        with pytest.raises(ArtefactMissingError):
             read(ref)
-    with pytest.raises(ArtefactMissing):
+    with pytest.raises(ArtefactMissingError):
         store.local_copy(ref, tmp_path / "copy")
-    with pytest.raises(ArtefactMissing):
+    with pytest.raises(ArtefactMissingError):
         store.put_file(OWNER, tmp_path / "no such file")
     assert not (tmp_path / "copy").exists()
 
@@ -118,13 +118,13 @@ def test_damage_is_found_and_no_copy_is_left(folder: ArtefactStore, tmp_path: Pa
     assert path is not None
     path.write_bytes(b"evil")
     for read in (folder.get_bytes, folder.verify):
-        with pytest.raises(ArtefactCorrupt):
+        with pytest.raises(ArtefactCorruptError):
             read(ref)
-    with pytest.raises(ArtefactCorrupt):
+    with pytest.raises(ArtefactCorruptError):
         folder.local_copy(ref, tmp_path / "copies" / "copy")
     assert list((tmp_path / "copies").iterdir()) == []
     path.write_bytes(b"go")
-    with pytest.raises(ArtefactCorrupt, match="2 bytes early"):
+    with pytest.raises(ArtefactCorruptError, match="2 bytes early"):
         list(folder.chunks(ref))
 
 
@@ -133,11 +133,11 @@ def test_damage_is_found_and_no_copy_is_left(folder: ArtefactStore, tmp_path: Pa
     ["../x", "a/../b", "/etc/passwd", "a//b", "", ".", ".incoming/x", "a/.hidden", "a\\b", "a\0", "a/", "ä"],
 )
 def test_keys_that_could_leave_the_root_are_refused(folder: ArtefactStore, key: str) -> None:
-    with pytest.raises(ArtefactKeyInvalid):
+    with pytest.raises(ArtefactKeyInvalidError):
         check_key(key)
-    with pytest.raises(ArtefactKeyInvalid):
+    with pytest.raises(ArtefactKeyInvalidError):
         folder.put_bytes(key, "x", b"")
-    with pytest.raises(ArtefactKeyInvalid):
+    with pytest.raises(ArtefactKeyInvalidError):
         folder.delete_prefix(key)
 
 
@@ -145,7 +145,7 @@ def test_keys_that_could_leave_the_root_are_refused(folder: ArtefactStore, key: 
 def test_a_key_that_is_accepted_stays_below_the_root(key: str) -> None:
     try:
         check_key(key)
-    except ArtefactKeyInvalid:
+    except ArtefactKeyInvalidError:
         return
     assert os.path.normpath(f"/root/{key}") == f"/root/{key}"
 
@@ -154,9 +154,9 @@ def test_a_link_out_of_the_store_is_not_followed(folder: ArtefactStore, tmp_path
     ref = folder.put_bytes("a", "x", b"1")
     (tmp_path / "outside").mkdir()
     (tmp_path / "store" / "link").symlink_to(tmp_path / "outside")
-    with pytest.raises(ArtefactKeyInvalid):
+    with pytest.raises(ArtefactKeyInvalidError):
         folder.put_bytes("link", "x", b"1")
-    with pytest.raises(ArtefactKeyInvalid):
+    with pytest.raises(ArtefactKeyInvalidError):
         folder.get_bytes(ArtefactRef(key="link/x", sha256=ref.sha256, size=1))
 
 
@@ -175,9 +175,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     monkeypatch.setattr(os, "fsync", full)
     source = tmp_path / "source"
     source.write_bytes(b"x")
-    with pytest.raises(ArtefactStoreFull):
+    with pytest.raises(ArtefactStoreFullError):
         folder.put_file(OWNER, source)
-    with pytest.raises(ArtefactStoreFull):
+    with pytest.raises(ArtefactStoreFullError):
         folder.put_bytes(OWNER, "x", b"x")
     assert folder.list(OWNER) == ()
     assert list((tmp_path / "store" / TEMPORARY_FOLDER).iterdir()) == []
@@ -191,9 +191,9 @@ def test_the_probe_passes_and_leaves_nothing(store: ArtefactStore) -> None:
 
 def test_an_unusable_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ArtefactStoreUnavailable):
+    with pytest.raises(ArtefactStoreUnavailableError):
         ArtefactStore(f"file://{tmp_path}/file").probe()
-    with pytest.raises(ArtefactStoreUnavailable):
+    with pytest.raises(ArtefactStoreUnavailableError):
         ArtefactStore("nosuch://x")
 
 

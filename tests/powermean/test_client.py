@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from powermean import ApiError, AsyncClient, Client, ServerUnreachable
+from powermean import ApiError, AsyncClient, Client, ServerUnreachableError
 from powermean import client as client_module
 from powermean.contracts.api import JobState
 from powermean.contracts.health import Finding, JobHealth
@@ -17,7 +17,7 @@ from powermean.contracts.lag import JobLag
 from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens
 from powermean.contracts.trajectories import Trajectory
 from powermean.node_client import AttemptClient
-from powermean.rest import Fenced
+from powermean.rest import FencedError
 from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_lag import sample_lag
 from tests.support.scripted_server import Answer, ScriptedServer
@@ -94,7 +94,7 @@ def test_nobody_there_is_unreachable(server: ScriptedServer) -> None:
     server.stop()
     with (
         Client(server.url, "k") as client,
-        pytest.raises(ServerUnreachable, match=r"no answer from http://127"),
+        pytest.raises(ServerUnreachableError, match=r"no answer from http://127"),
     ):
         client.nodes()
 
@@ -138,7 +138,7 @@ def test_events_of_an_ended_job_end(server: ScriptedServer, client: Client) -> N
 
 def test_events_give_up_after_their_patience(server: ScriptedServer) -> None:
     server.stop()
-    with Client(server.url, "k") as client, pytest.raises(ServerUnreachable):
+    with Client(server.url, "k") as client, pytest.raises(ServerUnreachableError):
         list(client.events("job-a", patience_s=0))
 
 
@@ -153,7 +153,7 @@ def test_a_download_is_whole_or_not_there(server: ScriptedServer, client: Client
     file = "GET /v1/jobs/job-a/files/model.safetensors"
     server.on(file, Answer(body=content, cut=True), Answer(body=content))
     target = tmp_path / "m" / "model.safetensors"
-    with pytest.raises(ServerUnreachable):
+    with pytest.raises(ServerUnreachableError):
         client.download("job-a", "model.safetensors", target)
     assert list(target.parent.iterdir()) == []
     client.download("job-a", "model.safetensors", target)
@@ -163,7 +163,7 @@ def test_a_download_is_whole_or_not_there(server: ScriptedServer, client: Client
 def test_a_fenced_attempt_is_its_own_error(server: ScriptedServer) -> None:
     body = b'{"error": {"code": "fenced", "message": "attempt 2 has taken over"}}'
     server.on("POST /v1/attempts/job-a.1/heartbeat", Answer(409, body))
-    with AttemptClient(server.url, "job-a.1", "t") as attempt, pytest.raises(Fenced):
+    with AttemptClient(server.url, "job-a.1", "t") as attempt, pytest.raises(FencedError):
         attempt.heartbeat("training")
 
 
@@ -172,7 +172,7 @@ def test_a_conflict_is_not_a_fence(server: ScriptedServer) -> None:
     server.on("POST /v1/attempts/job-a.1/heartbeat", Answer(409, body))
     with AttemptClient(server.url, "job-a.1", "t") as attempt, pytest.raises(ApiError) as refused:
         attempt.heartbeat("training")
-    assert not isinstance(refused.value, Fenced)
+    assert not isinstance(refused.value, FencedError)
 
 
 def test_the_asynchronous_client_forwards_a_browsers_session() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.token_segments import (
-    SegmentCorrupt,
+    SegmentCorruptError,
     read_facts,
     read_trajectories,
     read_trajectory,
@@ -74,7 +74,7 @@ def test_one_trajectory_is_read_alone() -> None:
 @pytest.mark.parametrize("line", ['{"index": 1, "weight": "***"}', "[1]", "{"])
 def test_a_broken_trajectory_is_refused_when_it_is_asked_for_alone(line: str) -> None:
     data = gzip.compress(f"{FACTS.model_dump_json()}\n{line}\n".encode())
-    with pytest.raises(SegmentCorrupt, match="tokens"):
+    with pytest.raises(SegmentCorruptError, match="tokens"):
         read_trajectory(data, 1)
 
 
@@ -90,11 +90,11 @@ def test_a_broken_trajectory_is_refused_when_it_is_asked_for_alone(line: str) ->
     ids=["nothing", "not gzip", "no facts", "a line of another kind", "cut off"],
 )
 def test_other_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(SegmentCorrupt):
+    with pytest.raises(SegmentCorruptError):
         read_facts(data)
 
 
 def test_a_broken_trajectory_is_refused() -> None:
     data = gzip.compress((FACTS.model_dump_json() + '\n{"index": 1, "weight": "***"}\n').encode())
-    with pytest.raises(SegmentCorrupt, match="tokens"):
+    with pytest.raises(SegmentCorruptError, match="tokens"):
         list(read_trajectories(data))

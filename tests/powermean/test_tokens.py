@@ -12,8 +12,8 @@ from powermean.tokens import (
     PRIVATE_KEY_NAME,
     PUBLIC_KEY_NAME,
     KeyPair,
-    TokenExpired,
-    TokenInvalid,
+    TokenExpiredError,
+    TokenInvalidError,
     TokenKeyError,
     Verb,
     ensure_key_pair,
@@ -44,20 +44,20 @@ def test_all_verbs_by_default(pair: KeyPair) -> None:
 
 def test_another_servers_signature_is_refused(pair: KeyPair, tmp_path: Path) -> None:
     other = ensure_key_pair(tmp_path)
-    with pytest.raises(TokenInvalid):
+    with pytest.raises(TokenInvalidError):
         verify_attempt_token(sign_attempt_token(other.private_pem, JOB, 1), pair.public_pem)
 
 
 def test_an_old_token_is_refused_as_expired(pair: KeyPair) -> None:
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
     token = sign_attempt_token(pair.private_pem, JOB, 1, lifetime_s=900, now=hour_ago)
-    with pytest.raises(TokenExpired):
+    with pytest.raises(TokenExpiredError):
         verify_attempt_token(token, pair.public_pem)
 
 
 @pytest.mark.parametrize("forged", ["", "x", "a.b.c", jwt.encode({"sub": JOB}, "k" * 32, algorithm="HS256")])
 def test_what_is_no_token_is_refused(pair: KeyPair, forged: str) -> None:
-    with pytest.raises(TokenInvalid):
+    with pytest.raises(TokenInvalidError):
         verify_attempt_token(forged, pair.public_pem)
 
 
@@ -65,7 +65,7 @@ def test_the_public_key_is_no_hmac_secret(pair: KeyPair) -> None:
     """The classic confusion: a token signed by HMAC with the public key, which everybody has."""
     header, payload, _ = sign_attempt_token(pair.private_pem, JOB, 1).split(".")
     unsigned = jwt.utils.base64url_encode(b'{"alg":"none","typ":"JWT"}').decode()
-    with pytest.raises(TokenInvalid):
+    with pytest.raises(TokenInvalidError):
         verify_attempt_token(f"{unsigned}.{payload}.", pair.public_pem)
     assert header != unsigned
 
@@ -75,7 +75,7 @@ def test_claims_of_the_wrong_shape_are_refused(pair: KeyPair, change: dict[str, 
     now = datetime.now(UTC)
     claims = {"iss": "powermean", "aud": "powermean-attempt", "sub": JOB, "attempt": 1, "verbs": []}
     claims |= {"iat": now, "exp": now + timedelta(seconds=60)} | change
-    with pytest.raises(TokenInvalid):
+    with pytest.raises(TokenInvalidError):
         verify_attempt_token(jwt.encode(claims, pair.private_pem, algorithm="EdDSA"), pair.public_pem)
 
 

@@ -8,7 +8,7 @@ from threading import Event, Thread
 import pytest
 
 from powermean.contracts.rollout import GenerateRequest, Sampling
-from rollout.client import EngineUnreachable, RolloutClient
+from rollout.client import EngineUnreachableError, RolloutClient
 
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
 CALLS = 3
@@ -63,10 +63,10 @@ def test_close_breaks_off_the_calls_of_other_threads_and_the_service_sees_it(sil
         assert not any(call.done() for call in calls)
         client.close()
         for call in calls:
-            assert isinstance(call.exception(10), EngineUnreachable)
+            assert isinstance(call.exception(10), EngineUnreachableError)
     silent.close()
     assert len(silent.hung_up) == CALLS
     assert client._sockets == set()
-    with pytest.raises(EngineUnreachable):
+    with pytest.raises(EngineUnreachableError):
         client.generate(REQUEST, 600.0)
     client.close()

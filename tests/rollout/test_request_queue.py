@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 
 from rollout.engine import CancelledError, EngineError
-from rollout.request_queue import Turns
+from rollout.request_queue import RequestQueue
 
 WAIT_S = 10.0
 
@@ -21,7 +21,7 @@ async def _leaves() -> None:
     await asyncio.sleep(0)
 
 
-def _run(scenario: Callable[[Turns], object], turns: Turns) -> None:
+def _run(scenario: Callable[[RequestQueue], object], turns: RequestQueue) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(scenario(turns), WAIT_S)  # type: ignore[arg-type]
 
@@ -34,19 +34,19 @@ def _run(scenario: Callable[[Turns], object], turns: Turns) -> None:
 def test_as_many_run_together_as_the_engine_takes() -> None:
     meeting = threading.Barrier(3)
 
-    async def scenario(turns: Turns) -> None:
+    async def scenario(turns: RequestQueue) -> None:
         runs = (turns.run(lambda _: meeting.wait(WAIT_S), _stays) for _ in range(3))
         assert sorted(await asyncio.gather(*runs)) == [0, 1, 2]
         assert turns.taken == 0
 
-    _run(scenario, Turns(at_once=3, max_waiting=0))
+    _run(scenario, RequestQueue(at_once=3, max_waiting=0))
 
 
 @pytest.mark.parametrize(("at_once", "waiting"), [(1, 0), (1, 2), (2, 1)])
 def test_one_more_than_may_run_and_wait_is_refused(at_once: int, waiting: int) -> None:
     goal = Event()
 
-    async def scenario(turns: Turns) -> None:
+    async def scenario(turns: RequestQueue) -> None:
         tasks = [
             asyncio.create_task(turns.run(lambda _: goal.wait(WAIT_S), _stays))
             for _ in range(at_once + waiting)
@@ -59,16 +59,16 @@ def test_one_more_than_may_run_and_wait_is_refused(at_once: int, waiting: int) -
         goal.set()
         assert all(await asyncio.gather(*tasks))
 
-    _run(scenario, Turns(at_once, waiting))
+    _run(scenario, RequestQueue(at_once, waiting))
 
 
 def test_with_one_at_a_time_the_order_is_that_of_arrival() -> None:
     order: list[int] = []
 
-    async def scenario(turns: Turns) -> None:
+    async def scenario(turns: RequestQueue) -> None:
         await asyncio.gather(*(turns.run(lambda _, i=i: order.append(i), _stays) for i in range(5)))
 
-    _run(scenario, Turns(1, 8))
+    _run(scenario, RequestQueue(1, 8))
     assert order == [0, 1, 2, 3, 4]
 
 
@@ -77,8 +77,8 @@ def test_who_leaves_is_not_worked_for() -> None:
         assert cancelled.wait(WAIT_S)
         raise CancelledError
 
-    async def scenario(turns: Turns) -> None:
+    async def scenario(turns: RequestQueue) -> None:
         with pytest.raises(CancelledError):
             await turns.run(work, _leaves)
 
-    _run(scenario, Turns(1, 0))
+    _run(scenario, RequestQueue(1, 0))

@@ -26,7 +26,7 @@ from powermean.contracts.rollout import (
 )
 from powermean.processes import descendants, start_time
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
-from rollout.client import EngineRefused, EngineTimeout, EngineUnreachable, RolloutClient
+from rollout.client import EngineRefusedError, EngineTimeoutError, EngineUnreachableError, RolloutClient
 from tests.support.tiny_engines import JOB, save_tiny_model
 
 START_S = 120.0
@@ -146,7 +146,7 @@ def test_published_weights_change_what_is_generated(service: Service, tmp_path: 
         after = client.generate(REQUEST, 60).completions
         assert after != before
         assert after[0][0].weight_versions[0].version == version
-        with pytest.raises(EngineRefused) as refused:
+        with pytest.raises(EngineRefusedError) as refused:
             client.publish(service.publish_request(weights, version), 60)
         assert (refused.value.status, refused.value.code) == (409, "stale_version")
         assert client.generate(REQUEST, 60).completions == after
@@ -159,7 +159,7 @@ def test_a_lower_attempt_is_refused(service: Service) -> None:
             lambda: client.publish(service.publish_request({"x": torch.zeros(1)}, 9, attempt=1), 60),
             client.pause,
         ):
-            with pytest.raises(EngineRefused, match="attempt 1 is over") as refused:
+            with pytest.raises(EngineRefusedError, match="attempt 1 is over") as refused:
                 call()
             assert (refused.value.status, refused.value.code) == (409, "fenced")
             assert refused.value.retryable is False
@@ -167,7 +167,7 @@ def test_a_lower_attempt_is_refused(service: Service) -> None:
 
 def test_a_publish_needs_the_token_of_its_own_attempt(service: Service) -> None:
     request = service.publish_request({"x": torch.zeros(1)}, 9, attempt=3)
-    with service.client() as client, pytest.raises(EngineRefused, match=r"job-1\.2") as refused:
+    with service.client() as client, pytest.raises(EngineRefusedError, match=r"job-1\.2") as refused:
         client.publish(request, 60)
     assert (refused.value.status, refused.value.code) == (403, "forbidden")
 
@@ -183,7 +183,7 @@ def test_a_publish_needs_the_token_of_its_own_attempt(service: Service) -> None:
 def test_a_token_allows_what_it_says(
     service: Service, claims: dict[str, object], status: int, code: str
 ) -> None:
-    with service.client(**claims) as client, pytest.raises(EngineRefused) as refused:
+    with service.client(**claims) as client, pytest.raises(EngineRefusedError) as refused:
         client.generate(REQUEST, 60)
     assert (refused.value.status, refused.value.code) == (status, code)
 
@@ -191,7 +191,7 @@ def test_a_token_allows_what_it_says(
 def test_a_channel_is_opened_to_the_current_attempt_by_an_engine_that_has_it(service: Service) -> None:
     def opened(attempt: int, /, **claims: object) -> str:
         request = ChannelRequest(job_id=JOB, attempt=attempt, method="gloo", host="127.0.0.1", port=9)
-        with service.client(**claims) as client, pytest.raises(EngineRefused) as refused:
+        with service.client(**claims) as client, pytest.raises(EngineRefusedError) as refused:
             client.open_channel(request, 10)
         return refused.value.code
 
@@ -260,7 +260,7 @@ def test_large_bodies_are_refused_before_they_are_read(service: Service) -> None
 def test_a_paused_service_refuses_until_it_is_resumed(service: Service) -> None:
     with service.client() as client:
         assert client.pause().paused is True
-        with pytest.raises(EngineRefused) as refused:
+        with pytest.raises(EngineRefusedError) as refused:
             client.generate(REQUEST, 60)
         assert (refused.value.status, refused.value.code) == (409, "paused")
         assert client.resume().paused is False
@@ -279,7 +279,7 @@ def test_it_counts_what_it_does(service: Service) -> None:
 def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service: Service) -> None:
     """The client gives up on an endless request; the next one does not wait for the rest of it."""
     with service.client() as client:
-        with pytest.raises(EngineTimeout) as timeout:
+        with pytest.raises(EngineTimeoutError) as timeout:
             client.generate(LONG, 1.0)
         assert timeout.value.retryable
         started = time.monotonic()
@@ -295,7 +295,10 @@ def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service:
         while service.counts()["powermean_rollout_requests"] < 2:  # one runs, one waits
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        with service.client() as client, pytest.raises(EngineRefused, match="2 requests run or") as refused:
+        with (
+            service.client() as client,
+            pytest.raises(EngineRefusedError, match="2 requests run or") as refused,
+        ):
             client.generate(REQUEST, 60)
         assert (refused.value.status, refused.value.code, refused.value.retryable) == (503, "busy", True)
     for thread in threads:
@@ -320,22 +323,25 @@ def test_it_dies_with_its_parent_and_the_client_knows_in_time(start_service: Sta
     killer.start()
     started = time.monotonic()
     with service.client() as client:
-        with pytest.raises(EngineUnreachable, match="is gone") as error:
+        with pytest.raises(EngineUnreachableError, match="is gone") as error:
             client.generate(LONG, 120)
         assert time.monotonic() - started < 20
         assert error.value.retryable
         assert error.value.error.code == "engine_unreachable"
-        with pytest.raises(EngineUnreachable):
+        with pytest.raises(EngineUnreachableError):
             client.generate(REQUEST, 5)
     assert start_time(child) is None
     killer.join()
 
 
 def _until_broken_off(client: RolloutClient) -> None:
-    with pytest.raises((EngineUnreachable, EngineRefused)):
+    with pytest.raises((EngineUnreachableError, EngineRefusedError)):
         client.generate(LONG, 120.0)
 
 
 def _give_up_after(service: Service, seconds: float) -> None:
-    with service.client() as client, pytest.raises((EngineTimeout, EngineUnreachable, EngineRefused)):
+    with (
+        service.client() as client,
+        pytest.raises((EngineTimeoutError, EngineUnreachableError, EngineRefusedError)),
+    ):
         client.generate(LONG, seconds)

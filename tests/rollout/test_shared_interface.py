@@ -25,7 +25,7 @@ from powermean.contracts.rollout import (
 )
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.app import create_app
-from rollout.client import EngineRefused, RolloutClient
+from rollout.client import EngineRefusedError, RolloutClient
 from rollout.engine import Fence
 from rollout.settings import RolloutSettings
 from rollout.vllm import adapter_engine as vllm_adapter_engine
@@ -116,8 +116,8 @@ def _version(client: RolloutClient, request: GenerateRequest = REQUEST) -> int:
     return client.generate(request, 30).completions[0][0].weight_versions[0].version
 
 
-def _refused(call: object) -> EngineRefused:
-    with pytest.raises(EngineRefused) as caught:
+def _refused(call: object) -> EngineRefusedError:
+    with pytest.raises(EngineRefusedError) as caught:
         call()  # type: ignore[operator]
     return caught.value
 

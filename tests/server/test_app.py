@@ -8,10 +8,10 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from powermean.artefacts import ArtefactCorrupt, ArtefactMissing, ArtefactStoreFull
-from server.db.session import DatabaseBusy
+from powermean.artefacts import ArtefactCorruptError, ArtefactMissingError, ArtefactStoreFullError
+from server.db.session import DatabaseBusyError
 from server.error_handlers import install_error_handlers
-from server.errors import Conflict, Fenced, TooMany, Unauthenticated
+from server.errors import ConflictError, FencedError, TooManyError, UnauthenticatedError
 from server.middleware import Gate
 from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
@@ -116,14 +116,14 @@ def small_app(error: Exception | None = None, hosts: Sequence[str] = ("testserve
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (Conflict("no"), 409, "conflict"),
-        (Fenced("no"), 409, "fenced"),
-        (TooMany("no"), 429, "too_many"),
+        (ConflictError("no"), 409, "conflict"),
+        (FencedError("no"), 409, "fenced"),
+        (TooManyError("no"), 429, "too_many"),
         (HTTPException(415, "no"), 415, "unsupported_media_type"),
-        (ArtefactMissing("no"), 404, "artefact_missing"),
-        (ArtefactStoreFull("no"), 503, "artefact_store_full"),
-        (ArtefactCorrupt("no"), 500, "artefact_corrupt"),
-        (DatabaseBusy("no"), 503, "unavailable"),
+        (ArtefactMissingError("no"), 404, "artefact_missing"),
+        (ArtefactStoreFullError("no"), 503, "artefact_store_full"),
+        (ArtefactCorruptError("no"), 500, "artefact_corrupt"),
+        (DatabaseBusyError("no"), 503, "unavailable"),
         (OperationalError("SELECT secret", {}, Exception("no")), 503, "unavailable"),
         (RuntimeError("a secret"), 500, "internal"),
     ],
@@ -143,7 +143,7 @@ def test_an_unexpected_error_is_found_in_the_log_by_its_name(caplog: pytest.LogC
 
 
 def test_who_is_not_known_is_told_how_to_be():
-    answer = TestClient(small_app(Unauthenticated("who?"))).get("/raise")
+    answer = TestClient(small_app(UnauthenticatedError("who?"))).get("/raise")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from powermean.artefacts import ArtefactStore, ArtefactStoreFull
+from powermean.artefacts import ArtefactStore, ArtefactStoreFullError
 from server import observability
 from server.request_log import JsonFormatter, request_id
 from tests.support.reports import post_rows, row, trajectory
@@ -32,7 +32,7 @@ def test_health_needs_nothing(service):
 
 def test_readiness_names_what_is_wrong(service, monkeypatch):
     def full(store):
-        raise ArtefactStoreFull("no space left")
+        raise ArtefactStoreFullError("no space left")
 
     monkeypatch.setattr(ArtefactStore, "probe", full)
     answer = service.anyone.get("/readyz")

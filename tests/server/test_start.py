@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from server.db.migrate import pending_revision
 from server.db.session import Database
 from server.settings import Settings
-from server.start import CannotStart, bind, prepare
+from server.start import CannotStartError, bind, prepare
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
 
 
@@ -29,7 +29,7 @@ def settings_for(url: str, folder: Path, **changes: object) -> Settings:
 
 
 def test_a_database_that_was_not_migrated_is_refused_with_the_remedy(empty_url: str, tmp_path: Path):
-    with pytest.raises(CannotStart, match="python -m server migrate"):
+    with pytest.raises(CannotStartError, match="python -m server migrate"):
         prepare(settings_for(empty_url, tmp_path))
 
 
@@ -45,9 +45,9 @@ def test_embedded_servers_migrate_themselves(empty_url: str, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gpu-node.example.org"])
 def test_nothing_is_exposed_without_names_and_a_key(database_url: str, tmp_path: Path, host):
-    with pytest.raises(CannotStart, match="POWERMEAN_ALLOWED_HOSTS"):
+    with pytest.raises(CannotStartError, match="POWERMEAN_ALLOWED_HOSTS"):
         prepare(settings_for(database_url, tmp_path, host=host))
-    with pytest.raises(CannotStart, match="POWERMEAN_BOOTSTRAP_ADMIN_KEY"):
+    with pytest.raises(CannotStartError, match="POWERMEAN_BOOTSTRAP_ADMIN_KEY"):
         prepare(settings_for(database_url, tmp_path, host=host, allowed_hosts="a.example.org"))
     prepare(
         settings_for(
@@ -64,7 +64,7 @@ def test_loopback_needs_neither(database_url: str, tmp_path: Path, host):
 
 def test_a_database_that_is_not_there_is_one_line_without_the_password(tmp_path: Path):
     url = "postgresql+psycopg://me:secret@127.0.0.1:1/nothing"
-    with pytest.raises(CannotStart, match="cannot use the database") as caught:
+    with pytest.raises(CannotStartError, match="cannot use the database") as caught:
         prepare(settings_for(url, tmp_path))
     assert "secret" not in str(caught.value)
 
@@ -74,7 +74,9 @@ def test_a_busy_port_is_one_line():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(CannotStart, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+        with pytest.raises(
+            CannotStartError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        ):
             bind(Settings(port=port))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from powermean import ApiError, Client, ServerUnreachable
+from powermean import ApiError, Client, ServerUnreachableError
 from powermean.cli.embedded import free_port
 from powermean.contracts.api import Job, JobState
 from powermean.processes import descendants, marked
@@ -105,7 +105,7 @@ class Service:
         def there() -> Job | None:
             try:
                 job = self.client.get_job(job_id)
-            except (ServerUnreachable, ApiError):
+            except (ServerUnreachableError, ApiError):
                 return None
             assert not job.state.final, f"{job.state} at step {job.step}: {job.error}"
             return job if job.step >= step else None
@@ -118,7 +118,7 @@ class Service:
         def over() -> Job | None:
             try:
                 job = self.client.get_job(job_id)
-            except (ServerUnreachable, ApiError):
+            except (ServerUnreachableError, ApiError):
                 return None
             return job if job.state.final else None
 

@@ -52,7 +52,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - an answer
+class RefusalError(Exception):
     """An answer that is not a success."""
 
     def __init__(self, status: int, body: ErrorBody) -> None:
@@ -158,31 +158,31 @@ class FakeApi:
 
     def find(self, job_id: str) -> FakeJob:
         if job_id not in self.jobs:
-            raise Refusal(
+            raise RefusalError(
                 404, ErrorBody(code="not_found", message=f"no job {job_id}", remedy="List the jobs.")
             )
         return self.jobs[job_id]
 
 
 def _refusal(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)
+    assert isinstance(error, RefusalError)
     return JSONResponse(ErrorResponse(error=error.body).model_dump(), status_code=error.status)
 
 
 def _signed_in(request: Request) -> None:
     if request.cookies.get(COOKIE) != "open":
-        raise Refusal(401, ErrorBody(code="unauthenticated", message="this needs a key"))
+        raise RefusalError(401, ErrorBody(code="unauthenticated", message="this needs a key"))
     if (
         request.method != "GET"
         and request.headers.get("origin", "").split("//")[-1] != request.headers["host"]
     ):
-        raise Refusal(403, ErrorBody(code="forbidden", message="only from this service's own pages"))
+        raise RefusalError(403, ErrorBody(code="forbidden", message="only from this service's own pages"))
 
 
 def create_api(api: FakeApi) -> FastAPI:
     """The REST API over `api`."""
     app = FastAPI()
-    app.add_exception_handler(Refusal, _refusal)
+    app.add_exception_handler(RefusalError, _refusal)
     _sessions(app)
     _jobs(app, api)
     _records(app, api)
@@ -196,7 +196,7 @@ def _sessions(app: FastAPI) -> None:
         proof = await request.json()
         if proof not in ({"key": KEY}, {"code": CODE}):
             body = ErrorBody(code="unauthenticated", message="this key is not known", remedy="Ask for a key.")
-            raise Refusal(401, body)
+            raise RefusalError(401, body)
         response.set_cookie(COOKIE, "open", httponly=True, samesite="strict")
         return {}
 
@@ -235,7 +235,9 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
                 FieldError(path=".".join(map(str, e["loc"])), message=e["msg"], remedy="Mend it.")
                 for e in error.errors()
             )
-            raise Refusal(422, ErrorBody(code="invalid", message=fields[0].message, fields=fields)) from error
+            raise RefusalError(
+                422, ErrorBody(code="invalid", message=fields[0].message, fields=fields)
+            ) from error
         key = request.headers["idempotency-key"]
         if key not in api.keys_seen:
             api.keys_seen.append(key)
@@ -303,7 +305,7 @@ def _records(app: FastAPI, api: FakeApi) -> None:
             return TrajectoryPage(step=0, items=(), total=0, steps=())
         chosen = steps[-1] if step is None else step
         if chosen not in fake.trajectories:
-            raise Refusal(404, ErrorBody(code="not_found", message=f"step {chosen} has no trajectories"))
+            raise RefusalError(404, ErrorBody(code="not_found", message=f"step {chosen} has no trajectories"))
         items = fake.trajectories[chosen]
         if sort != "index":
             items = sorted(items, key=lambda one: _rank(one, sort.lstrip("-")), reverse=sort.startswith("-"))
@@ -316,7 +318,9 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         _signed_in(request)
         fake = api.find(job_id)
         if (step, index) not in fake.tokens:
-            raise Refusal(404, ErrorBody(code="not_found", message=f"no tokens of {step}/{index} are left"))
+            raise RefusalError(
+                404, ErrorBody(code="not_found", message=f"no tokens of {step}/{index} are left")
+            )
         return fake.tokens[step, index]
 
     @app.get("/v1/jobs/{job_id}/checkpoints")
@@ -348,7 +352,7 @@ def _replays(app: FastAPI, api: FakeApi) -> None:
         api.asked.append(await request.json())
         if api.asked[-1]["algorithm"] == "nonsense":
             wrong = FieldError(path="algorithm", message="no objective 'nonsense'", remedy="One of pmpo.")
-            raise Refusal(422, ErrorBody(code="invalid", message=wrong.message, fields=(wrong,)))
+            raise RefusalError(422, ErrorBody(code="invalid", message=wrong.message, fields=(wrong,)))
         return next(iter(api.replays.values()))
 
     @app.get("/v1/jobs/{job_id}/replays")
@@ -361,7 +365,7 @@ def _replays(app: FastAPI, api: FakeApi) -> None:
     def get_replay(request: Request, job_id: str, replay_id: str) -> Replay:
         _signed_in(request)
         if replay_id not in api.replays:
-            raise Refusal(404, ErrorBody(code="not_found", message=f"no replay {replay_id}"))
+            raise RefusalError(404, ErrorBody(code="not_found", message=f"no replay {replay_id}"))
         return api.replays[replay_id]
 
     @app.get("/v1/jobs/{job_id}/replays/{replay_id}/result")

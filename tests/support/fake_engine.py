@@ -15,7 +15,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
-from rollout.client import EngineRefused
+from rollout.client import EngineRefusedError
 
 
 class FakeEngine:
@@ -109,5 +109,5 @@ class FakeAdapterEngine(FakeEngine):
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
         if self.version < 0:
-            raise EngineRefused(409, "adapter_missing", "the job has no adapter here")
+            raise EngineRefusedError(409, "adapter_missing", "the job has no adapter here")
         return super().generate(request, timeout_s)

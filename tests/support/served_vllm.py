@@ -15,7 +15,7 @@ from powermean.contracts.rollout import ChannelMethod, Sampling
 from powermean.processes import marked
 from powermean.tokens import KeyPair, Verb, sign_attempt_token
 from rollout.app import create_app
-from rollout.client import EngineRefused, RolloutClient
+from rollout.client import EngineRefusedError, RolloutClient
 from rollout.settings import RolloutSettings
 from rollout.vllm import server as vllm_server
 from rollout.vllm.engine import VllmEngine
@@ -116,6 +116,6 @@ def served(engine: VllmEngine, folder: Path, keys: KeyPair) -> Iterator[RolloutC
 
 def refused(action: Callable[[], object]) -> str:
     """The code of the service's refusal."""
-    with pytest.raises(EngineRefused) as caught:
+    with pytest.raises(EngineRefusedError) as caught:
         action()
     return caught.value.code

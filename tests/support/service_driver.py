@@ -18,7 +18,7 @@ from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
 from server.db.models import Attempt, JobEvent
 from server.db.session import Database, database_now
-from server.queue import BrokerDown
+from server.queue import BrokerDownError
 from server.settings import Settings
 from server.start import prepare
 
@@ -63,7 +63,7 @@ class RecordingSender:
 
     def send(self, task: str, queue: str, subject: str, expires_s: float) -> None:
         if self.down:
-            raise BrokerDown("nobody there")
+            raise BrokerDownError("nobody there")
         self.sent.append((task, queue, subject))
 
 

@@ -8,7 +8,7 @@ from threading import Condition, Event, RLock
 import pytest
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
-from rollout.client import EngineRefused, EngineUnreachable
+from rollout.client import EngineRefusedError, EngineUnreachableError
 from tests.support.attempts import JOB, Played, Stage
 from tests.support.fake_engine import FakeEngine
 from worker.attempt_dir import AttemptDir
@@ -50,7 +50,7 @@ class SharedDouble(FakeEngine):
             self._turn.notify_all()
             if self._empty:
                 self._asked -= batch  # it comes again
-                raise EngineRefused(503, "weights_incomplete", "started anew")
+                raise EngineRefusedError(503, "weights_incomplete", "started anew")
             return super().generate(request, timeout_s)
 
     def publish(self, request: PublishRequest, timeout_s: float) -> None:
@@ -82,7 +82,7 @@ class SharedDouble(FakeEngine):
     def hang(self) -> None:
         """Until the client is closed."""
         assert self.closed.wait(WAIT_S)
-        raise EngineUnreachable("http://engine", "closed")
+        raise EngineUnreachableError("http://engine", "closed")
 
 
 def meanwhile(engine: SharedDouble, version: int) -> None:
@@ -187,7 +187,7 @@ def test_sent_away_it_leaves_what_was_sampled_ahead_and_goes_on_elsewhere(
     ("error", "expected"),
     [
         (MemoryError("no more"), "out_of_memory"),
-        (EngineUnreachable("http://engine", "refused"), "engine_unreachable"),
+        (EngineUnreachableError("http://engine", "refused"), "engine_unreachable"),
     ],
 )
 def test_what_fails_in_sampling_is_the_failure_of_the_run(
@@ -213,7 +213,7 @@ def test_what_fails_in_training_ends_the_sampling_too(stage: Stage, tiny_folder:
     def at_publish(_engine: SharedDouble, version: int) -> None:
         if version == 2:
             assert asked.wait(WAIT_S)
-            raise EngineRefused(409, "weights_corrupt", "not what was announced")
+            raise EngineRefusedError(409, "weights_corrupt", "not what was announced")
 
     played = play(stage, SharedDouble(tiny_folder, at_batch=at_batch, at_publish=at_publish))
     assert code(played) == "weights_corrupt"

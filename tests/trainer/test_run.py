@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from powermean.artefacts import ArtefactStoreFull, ArtefactStoreUnavailable
+from powermean.artefacts import ArtefactStoreFullError, ArtefactStoreUnavailableError
 from powermean.contracts.attempts import EngineStart, JobError
-from rollout.client import EngineUnreachable
+from rollout.client import EngineUnreachableError
 from tests.support.attempts import Stage
 from tests.support.fake_engine import FakeEngine
 from trainer import run
@@ -28,9 +28,9 @@ from worker.attempt_dir import AttemptDir
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "out_of_memory", False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
         (OSError(28, "No space left on device"), "disk_full", True),
-        (EngineUnreachable("http://127.0.0.1:1", "refused"), "engine_unreachable", True),
-        (ArtefactStoreFull("no space"), "artefact_store_full", False),
-        (ArtefactStoreUnavailable("no answer"), "artefact_store_unavailable", True),
+        (EngineUnreachableError("http://127.0.0.1:1", "refused"), "engine_unreachable", True),
+        (ArtefactStoreFullError("no space"), "artefact_store_full", False),
+        (ArtefactStoreUnavailableError("no answer"), "artefact_store_unavailable", True),
         (ZeroDivisionError("division by zero"), "trainer_error", False),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)[:30]),

@@ -11,7 +11,7 @@ from powermean.contracts.api import ErrorBody
 from powermean.contracts.replays import ReplayOutcome, ReplayTask
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 from powermean.token_segments import write_segment
 from worker import programs
 from worker.node import Node
@@ -120,7 +120,7 @@ def test_a_program_that_breaks_or_hangs_fails_with_its_words(
     "refusal",
     [
         ApiError(409, ErrorBody(code="conflict", message="another node runs it")),
-        ServerUnreachable("http://server", "away"),
+        ServerUnreachableError("http://server", "away"),
     ],
 )
 def test_what_is_refused_is_dropped(

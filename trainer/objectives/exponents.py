@@ -20,7 +20,7 @@ BLOCK = 2**17  # tokens solved at a time on a CPU
 
 
 @dataclass(frozen=True)
-class Situation:
+class ExponentInputs:
     """What a rule may look at."""
 
     x: Tensor  # [B, T] log-ratios within +-20, 0 on padding
@@ -50,10 +50,10 @@ class ExponentRule(Protocol):
     @property
     def largest(self) -> float: ...
 
-    def __call__(self, situation: Situation) -> Exponents: ...
+    def __call__(self, situation: ExponentInputs) -> Exponents: ...
 
 
-def _same(p: float, situation: Situation) -> Exponents:
+def _same(p: float, situation: ExponentInputs) -> Exponents:
     undefined = torch.full_like(situation.fractions.low, torch.nan)
     return Exponents(
         p=torch.where(situation.trained, p, undefined),
@@ -74,7 +74,7 @@ class Fixed:
     def largest(self) -> float:
         return abs(self.p)
 
-    def __call__(self, situation: Situation) -> Exponents:
+    def __call__(self, situation: ExponentInputs) -> Exponents:
         return _same(self.p, situation)
 
 
@@ -89,7 +89,7 @@ class Annealed:
     def largest(self) -> float:
         return max(abs(self.start), abs(self.end))
 
-    def __call__(self, situation: Situation) -> Exponents:
+    def __call__(self, situation: ExponentInputs) -> Exponents:
         return _same(self.start + (self.end - self.start) * situation.progress, situation)
 
 
@@ -100,7 +100,7 @@ class RewardDriven:
     decay: float
     largest: float = 1.0
 
-    def __call__(self, situation: Situation) -> Exponents:
+    def __call__(self, situation: ExponentInputs) -> Exponents:
         if situation.mean_reward is None:
             raise ValueError("this exponent rule needs the batch's mean reward")
         return _same(exp(min(0.0, -self.decay * situation.mean_reward)), situation)
@@ -116,7 +116,7 @@ class ClipAware:
     measured_in: ClipRange | None  # range that only measures f; None is the loss's own
     largest: float = 1.0
 
-    def __call__(self, situation: Situation) -> Exponents:
+    def __call__(self, situation: ExponentInputs) -> Exponents:
         fractions = self._fractions(situation)
         driving = fractions.active if self.fraction == "active" else fractions.outside
         driving = torch.where(situation.trained, driving, torch.nan)
@@ -137,7 +137,7 @@ class ClipAware:
             target = torch.where(unclipped, 1 / situation.centred.tokens.double(), target)
         return Exponents(p, driving, target, at_1, unclipped & torch.isnan(target))
 
-    def _fractions(self, situation: Situation) -> ClipFractions:
+    def _fractions(self, situation: ExponentInputs) -> ClipFractions:
         if self.measured_in is None:
             return situation.fractions
         centred = situation.centred

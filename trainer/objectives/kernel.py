@@ -18,7 +18,7 @@ from torch import Tensor
 from powermean.contracts.algorithms import LOG_RATIO_LIMIT
 from trainer.objectives.advantages import overlong_penalty
 from trainer.objectives.sampler_mismatch import WeightKind, raw_weights, truncated
-from trainer.objectives.surrogates import BatchFacts, MicroBatch, Setting, Surrogate, Term
+from trainer.objectives.surrogates import BatchFacts, MicroBatch, Surrogate, SurrogateOutput, UpdateContext
 
 
 def batch_facts(mask: Tensor, max_tokens: int | None = None, reward_std: float | None = None) -> BatchFacts:
@@ -141,7 +141,7 @@ class Algorithm:
         """
         with torch.no_grad():
             micro = self._prepare(log_ratio, mask, advantages, batch)
-            term = self.surrogate(micro, Setting(progress=progress, mean_reward=mean_reward))
+            term = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
             term = _weighed(term, sampler_weight)
             value = term.loss.sum().to(micro.x.dtype)
             records = term.records | {
@@ -169,7 +169,7 @@ class Algorithm:
         are 0 for an objective without p.
         """
         micro = self._prepare(log_ratio, mask, advantages, batch)
-        setting = Setting(progress=0.0, mean_reward=mean_reward)
+        setting = UpdateContext(progress=0.0, mean_reward=mean_reward)
         known = torch.where(torch.isfinite(p), p, 1.0)
 
         def gradient(exponent: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def _overflow(micro: MicroBatch) -> Tensor:
     return over
 
 
-def _weighed(term: Term, sampler_weight: Tensor | None) -> Term:
+def _weighed(term: SurrogateOutput, sampler_weight: Tensor | None) -> SurrogateOutput:
     """Apply the sampler's weight: x^ = sg(x~) + w (x~ - sg(x~)) for tokens, w L for sequences."""
     gradient = _weighed_gradient(term.gradient, sampler_weight)
     if sampler_weight is None or sampler_weight.dim() == 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.objectives.clipping import ClipFractions, ClipRange, clip_fractions, one_sided
 from trainer.objectives.effective_sample_size import evaluate
-from trainer.objectives.exponents import ExponentRule, Exponents, Situation
+from trainer.objectives.exponents import ExponentInputs, ExponentRule, Exponents
 from trainer.objectives.power_mean import CentredTokens, PowerMean, centre, power_mean
 
 
@@ -47,7 +47,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Setting:
+class UpdateContext:
     """What changes from update to update."""
 
     progress: float
@@ -55,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Term:
+class SurrogateOutput:
     """The trajectories' part of the loss."""
 
     loss: Tensor  # [B] float64, weighted by w_i
@@ -68,9 +68,9 @@ class Term:
 class Surrogate(Protocol):
     """Loss and gradient of a micro-batch."""
 
-    def __call__(self, micro: MicroBatch, setting: Setting) -> Term: ...
+    def __call__(self, micro: MicroBatch, setting: UpdateContext) -> SurrogateOutput: ...
 
-    def at(self, p: Tensor, micro: MicroBatch, setting: Setting) -> Tensor:
+    def at(self, p: Tensor, micro: MicroBatch, setting: UpdateContext) -> Tensor:
         """The gradient [B, T] with the exponents p [B] given."""
         ...
 
@@ -78,7 +78,7 @@ class Surrogate(Protocol):
 class ClipRule(Protocol):
     """Gives the clip range of an update."""
 
-    def __call__(self, batch: BatchFacts, setting: Setting) -> ClipRange: ...
+    def __call__(self, batch: BatchFacts, setting: UpdateContext) -> ClipRange: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ConstantClip:
 
     bounds: ClipRange
 
-    def __call__(self, batch: BatchFacts, setting: Setting) -> ClipRange:
+    def __call__(self, batch: BatchFacts, setting: UpdateContext) -> ClipRange:
         return self.bounds
 
 
@@ -99,7 +99,7 @@ class RewardAdaptiveClip:
     amplitude: float
     delta: float
 
-    def __call__(self, batch: BatchFacts, setting: Setting) -> ClipRange:
+    def __call__(self, batch: BatchFacts, setting: UpdateContext) -> ClipRange:
         if setting.mean_reward is None or batch.reward_std is None:
             raise ValueError("this clip needs the mean and the standard deviation of the batch's rewards")
         signal = torch.tensor(setting.mean_reward / (batch.reward_std + self.delta), dtype=torch.float64)
@@ -126,13 +126,13 @@ class PowerMeanSurrogate:
     clip: ClipRule
     by_sequence: bool = False
 
-    def __call__(self, micro: MicroBatch, setting: Setting) -> Term:
+    def __call__(self, micro: MicroBatch, setting: UpdateContext) -> SurrogateOutput:
         bounds = self.clip(micro.batch, setting)
         clipped = self._clipped(micro, bounds)
         centred = centre(clipped, micro.mask, micro.tokens)
         fractions = clip_fractions(micro.x, micro.tokens, micro.advantages, bounds)
         exponents = self.exponent(
-            Situation(
+            ExponentInputs(
                 x=micro.x,
                 centred=centred,
                 advantages=micro.advantages,
@@ -149,7 +149,7 @@ class PowerMeanSurrogate:
             whole = micro.tokens.clamp(max=1)
             fractions = clip_fractions(result.mean.log_mean[:, None], whole, micro.advantages, bounds)
             exponents = replace(exponents, clip_fraction=fractions.active)
-        return Term(
+        return SurrogateOutput(
             loss=result.loss,
             gradient=result.gradient,
             weights=result.mean.weights,
@@ -158,7 +158,7 @@ class PowerMeanSurrogate:
             | _clipped_ratio_records(micro, clipped, self._extremes(micro, bounds)),
         )
 
-    def at(self, p: Tensor, micro: MicroBatch, setting: Setting) -> Tensor:
+    def at(self, p: Tensor, micro: MicroBatch, setting: UpdateContext) -> Tensor:
         """Gradient [B, T] of the loss with the exponents p [B] given."""
         bounds = self.clip(micro.batch, setting)
         clipped = self._clipped(micro, bounds)
@@ -231,7 +231,7 @@ class DetachedRatioSurrogate:
 
     cap: float  # above 1
 
-    def __call__(self, micro: MicroBatch, setting: Setting) -> Term:
+    def __call__(self, micro: MicroBatch, setting: UpdateContext) -> SurrogateOutput:
         ratio = micro.x.exp().clamp(max=self.cap) * micro.mask
         scale = (-micro.weight * micro.advantages / micro.tokens.clamp(min=1)).to(micro.x.dtype)[:, None]
         gradient = ratio * scale
@@ -239,7 +239,7 @@ class DetachedRatioSurrogate:
         fractions = clip_fractions(micro.x, micro.tokens, micro.advantages, bounds)
         undefined = torch.full_like(micro.weight, torch.nan)
         names = ("p", "ess", "ess_at_1", "ess_target", "log_mean")
-        return Term(
+        return SurrogateOutput(
             loss=(gradient * micro.x).sum(-1).double(),
             gradient=gradient,
             weights=ratio / ratio.sum(-1, keepdim=True).clamp(min=torch.finfo(ratio.dtype).tiny),
@@ -254,7 +254,7 @@ class DetachedRatioSurrogate:
             | {"clip_fraction": torch.where(micro.trained, fractions.outside, undefined)},
         )
 
-    def at(self, p: Tensor, micro: MicroBatch, setting: Setting) -> Tensor:
+    def at(self, p: Tensor, micro: MicroBatch, setting: UpdateContext) -> Tensor:
         """The gradient does not depend on p."""
         return self(micro, setting).gradient
 

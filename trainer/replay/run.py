@@ -35,7 +35,7 @@ from powermean.contracts.replays import (
 )
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow
-from powermean.token_segments import SegmentCorrupt, read_facts, read_trajectories, write_segment
+from powermean.token_segments import SegmentCorruptError, read_facts, read_trajectories, write_segment
 from trainer.objectives import Algorithm, DistanceParts
 from trainer.replay.recorded_step import RecordedStep, column
 from worker.settings import NodeSettings, NodeSettingsError
@@ -90,7 +90,7 @@ def run(task: ReplayTask, store: ArtefactStore, tell: Callable[[str], None]) -> 
         )
     except ArtefactError as error:
         return _failed(error.code, str(error), error.remedy)
-    except SegmentCorrupt as error:
+    except SegmentCorruptError as error:
         return _failed("tokens_corrupt", f"the step's token records cannot be read: {error}", None)
 
 

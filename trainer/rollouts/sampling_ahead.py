@@ -142,7 +142,7 @@ class SamplingAhead(Generic[Batch]):
                 with self._changed:
                     self._ready.append(batch)
                     self._changed.notify_all()
-        except _Stopped:
+        except _StoppedError:
             return
         except BaseException as error:  # noqa: BLE001 (raised again in the thread that asks for the batch)
             with self._changed:
@@ -161,8 +161,8 @@ class SamplingAhead(Generic[Batch]):
     def _go_on(self) -> None:
         with self._changed:
             if self._stopping:
-                raise _Stopped
+                raise _StoppedError
 
 
-class _Stopped(Exception):  # noqa: N818 (an order obeyed, not an error)
+class _StoppedError(Exception):
     """The block is over."""

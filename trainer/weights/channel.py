@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from powermean.contracts.rollout import ChannelMethod, ChannelRequest, PublishRequest, WeightTensor
-from rollout.client import EngineRefused
+from rollout.client import EngineRefusedError
 from rollout.gloo import Sender, TransferError, tensors_sha256
 from trainer.failures import TrainingError
 from trainer.learner.lora import served_state
@@ -69,7 +69,7 @@ class ChannelWriter:
         known = self._peer is not None
         try:
             return self._send(target, request, timeout_s)
-        except EngineRefused as refusal:
+        except EngineRefusedError as refusal:
             if not known or refusal.code != _CLOSED:
                 raise
             return self._send(target, request, timeout_s)

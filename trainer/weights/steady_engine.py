@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from torch import nn
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
-from rollout.client import EngineRefused, EngineUnreachable, RolloutError
+from rollout.client import EngineRefusedError, EngineUnreachableError, RolloutError
 from trainer.failures import TrainingError
 from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, Engine
 from trainer.weights.files import Publisher, Target
@@ -93,7 +93,7 @@ class SteadyEngine:
                 return self._through_restarts(
                     lambda: self.engine.generate(request, timeout_s + self.share_s), may_publish=False
                 )
-            except EngineRefused as refusal:
+            except EngineRefusedError as refusal:
                 if refusal.code not in _EMPTY or self._version is None:
                     raise
                 with self._lock:
@@ -112,10 +112,10 @@ class SteadyEngine:
                     self._publish_again()
                     incomplete = False
                 return ask()
-            except (EngineRefused, EngineUnreachable) as refusal:
+            except (EngineRefusedError, EngineUnreachableError) as refusal:
                 if lost and refusal.code == "stale_version":
                     raise _answer_lost(refusal) from refusal
-                lost = lost or isinstance(refusal, EngineUnreachable)
+                lost = lost or isinstance(refusal, EngineUnreachableError)
                 suspects += refusal.code in _SUSPECT
                 if not self._may_pass(refusal, may_publish) or suspects > _SUSPECT_TRIES:
                     raise
@@ -128,8 +128,8 @@ class SteadyEngine:
                 if self._closed.wait(self.poll_s):
                     raise
 
-    def _may_pass(self, refusal: EngineRefused | EngineUnreachable, may_publish: bool) -> bool:
-        if isinstance(refusal, EngineUnreachable):
+    def _may_pass(self, refusal: EngineRefusedError | EngineUnreachableError, may_publish: bool) -> bool:
+        if isinstance(refusal, EngineUnreachableError):
             return self.comes_back and not self._closed.is_set()
         if refusal.code in _EMPTY:
             return may_publish and self._version is not None

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from powermean.contracts.attempts import Order
 from powermean.node_client import AttemptClient
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
 from worker.attempt_dir import AttemptDir
 
@@ -43,7 +43,7 @@ class Heartbeat(threading.Thread):
     def _beat(self) -> bool:
         try:
             reply = self._client.heartbeat(self._attempt.phase(self.phase))
-        except ServerUnreachable:
+        except ServerUnreachableError:
             return False
         except ApiError as error:
             if not error.temporary:

@@ -4,7 +4,7 @@ import threading
 
 from powermean.contracts.attempts import Finish, FinishRecord, JobError, LogChunk
 from powermean.node_client import AttemptClient
-from powermean.rest import ApiError, Fenced, ServerUnreachable
+from powermean.rest import ApiError, FencedError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
 from worker.attempt_dir import AttemptDir, SpoolError, read_record
 
@@ -56,9 +56,9 @@ class Shipper(threading.Thread):
         """Send what there is. True when nothing is left to send."""
         try:
             return self._ship_spool() and self._ship_log()
-        except ServerUnreachable:
+        except ServerUnreachableError:
             return False
-        except Fenced:
+        except FencedError:
             return False  # the next heartbeat says so, too
         except ApiError as error:
             if not error.temporary and error.status != 401:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
-from powermean.rest import ApiError, ServerUnreachable
+from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans, tethered
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.outcome import Ended, Stop, finish
@@ -257,7 +257,7 @@ class Supervisor:
     def _post(self, end: Finish) -> bool:
         try:
             self._client.finish(end)
-        except ServerUnreachable:
+        except ServerUnreachableError:
             return False
         except ApiError as error:
             if not error.temporary:

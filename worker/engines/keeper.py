@@ -51,7 +51,7 @@ class Patience:
     window_s: float = 1800.0
 
 
-class _Down(Exception):  # noqa: N818 - a condition
+class _DownError(Exception):
     """The service does not run. `lasting`: another start will not help."""
 
     def __init__(self, error: JobError, *, lasting: bool = False) -> None:
@@ -60,7 +60,7 @@ class _Down(Exception):  # noqa: N818 - a condition
         self.lasting = lasting
 
 
-class _Halted(Exception):  # noqa: N818 - a condition
+class _HaltedError(Exception):
     """The service is not wanted any more."""
 
 
@@ -99,7 +99,7 @@ class EngineKeeper(threading.Thread):
             self._write_jobs(self._order.jobs)
             write_whole(self._folder / "spec.json", self._order.spec.model_dump_json())
             self._keep()
-        except _Halted:
+        except _HaltedError:
             pass
         except OSError as error:  # a task's boundary: a full disk must not end the service unseen
             self._fail(JobError(code="engine_start_failed", message=f"on its node: {error}"))
@@ -112,7 +112,7 @@ class EngineKeeper(threading.Thread):
         while True:
             try:
                 self._serve()
-            except _Down as down:
+            except _DownError as down:
                 self._end()
                 now = time.monotonic()
                 deaths.append(now)
@@ -132,7 +132,7 @@ class EngineKeeper(threading.Thread):
         self._halt.wait()
 
     def _serve(self) -> None:
-        """Run the service. Raises _Down when it does not run any more, _Halted when it need not."""
+        """Run the service. Raises _DownError when it does not run any more, _HaltedError when it need not."""
         if self._model is None:
             self._model = self._prepare()
         ready = self._folder / "engine.json"
@@ -152,7 +152,7 @@ class EngineKeeper(threading.Thread):
         while (code := process.poll()) is None:
             self._rest(TICK_S)
             if time.monotonic() > deadline:
-                raise _Down(_error("model_preparation_timeout", "Preparing the model took too long."))
+                raise _DownError(_error("model_preparation_timeout", "Preparing the model took too long."))
         last = answer.read_text().strip().rpartition("\n")[2]
         if code == 0:
             return Path(last)
@@ -160,8 +160,8 @@ class EngineKeeper(threading.Thread):
             start = EngineStart.model_validate_json(last)
         except ValidationError:
             words = f"Preparing the model {exit_text(code)}. {self._last_words()}"
-            raise _Down(_error("model_error", words)) from None
-        raise _Down(start.error or _error("model_error", last), lasting=not start.retryable)
+            raise _DownError(_error("model_error", words)) from None
+        raise _DownError(start.error or _error("model_error", last), lasting=not start.retryable)
 
     def _await_start(self, process: subprocess.Popen[bytes], ready: Path) -> str:
         deadline = time.monotonic() + self._patience.start_s
@@ -171,12 +171,12 @@ class EngineKeeper(threading.Thread):
             if start is not None and start.url is not None:
                 return start.url
             if start is not None and start.error is not None:
-                raise _Down(start.error, lasting=not start.retryable)
+                raise _DownError(start.error, lasting=not start.retryable)
             if code is not None:
                 raise self._died(code)
             if time.monotonic() > deadline:
                 limit = f"{self._patience.start_s:.0f} s"
-                raise _Down(_error("engine_start_timeout", f"The engine did not serve within {limit}."))
+                raise _DownError(_error("engine_start_timeout", f"The engine did not serve within {limit}."))
             self._rest(TICK_S)
 
     def _watch(self, process: subprocess.Popen[bytes], url: str) -> None:
@@ -187,7 +187,7 @@ class EngineKeeper(threading.Thread):
                 ready_at = time.monotonic()
             elif time.monotonic() - ready_at > self._patience.unready_s:
                 limit = f"{self._patience.unready_s:.0f} s"
-                raise _Down(_error("engine_unready", f"The engine was not ready for {limit}."))
+                raise _DownError(_error("engine_unready", f"The engine was not ready for {limit}."))
             look_again = time.monotonic() + self._patience.look_s
             while time.monotonic() < look_again:
                 if (code := process.poll()) is not None:
@@ -259,7 +259,7 @@ class EngineKeeper(threading.Thread):
 
     def _rest(self, seconds: float) -> None:
         if self._halt.wait(seconds):
-            raise _Halted
+            raise _HaltedError
 
     def _say(self, **changes: object) -> None:
         self.report = self.report.model_copy(update=changes)
@@ -269,8 +269,10 @@ class EngineKeeper(threading.Thread):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_whole(self._folder / "jobs.json", _JOBS.dump_json(jobs).decode())
 
-    def _died(self, code: int) -> _Down:
-        return _Down(_error("engine_died", f"The engine {exit_text(code)}. {self._last_words()}".strip()))
+    def _died(self, code: int) -> _DownError:
+        return _DownError(
+            _error("engine_died", f"The engine {exit_text(code)}. {self._last_words()}".strip())
+        )
 
     def _last_words(self) -> str:
         lines = (self._folder / LOG_NAME).read_bytes()[-20_000:].decode(errors="replace").split("\n")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from powermean.artefacts import ArtefactStore
 from server.artefacts import datasets
-from server.artefacts.downloads import RangeNotSatisfiable, Span, requested_span
+from server.artefacts.downloads import RangeNotSatisfiableError, Span, requested_span
 from server.artefacts.logs import StoredChunk, StoredRange, read_text
 from tests.support.reports import next_attempt
 from tests.support.service_driver import ServiceDriver, error_of, example_result
@@ -252,7 +252,7 @@ def test_a_range_past_the_end_is_refused(service, finished):
 def test_a_requested_span_lies_within_the_file(header, size):
     try:
         span = requested_span(header, size)
-    except RangeNotSatisfiable:
+    except RangeNotSatisfiableError:
         return
     assert span is None or 0 <= span.start < span.end <= size
 

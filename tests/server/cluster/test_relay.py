@@ -20,7 +20,7 @@ from server.cluster.scheduler import NO_CHECKER
 from server.db.models import Outbox
 from server.db.session import database_now
 from server.jobs.states import CHECKING
-from server.queue import BrokerDown, CelerySender, celery_app
+from server.queue import BrokerDownError, CelerySender, celery_app
 from tests.server.cluster.test_scheduling import silence_node
 from tests.support.service_driver import ServiceDriver
 
@@ -219,7 +219,7 @@ def test_a_broker_that_is_not_there_is_an_error_in_time(service: ServiceDriver):
         url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
     sender = CelerySender(celery_app(service.settings.model_copy(update={"redis_url": url})))
     started = time.monotonic()
-    with pytest.raises(BrokerDown):
+    with pytest.raises(BrokerDownError):
         sender.send(START_TASK, "node.x", "job.1", 60)
     assert time.monotonic() - started < 15
     sender.close()

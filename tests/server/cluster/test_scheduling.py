@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from powermean.artefacts import TEMPORARY_FOLDER
 from powermean.contracts.api import JobState
 from powermean.contracts.names import START_TASK
-from server.cluster.leadership import Standing, campaign
+from server.cluster.leadership import Standing, acquire_lead
 from server.cluster.scheduler import NEVER
 from server.db.models import Allocation, Attempt, Leader, Node, Outbox
 from server.db.session import Database, database_now
@@ -219,7 +219,7 @@ def test_a_leader_that_slept_extends_leases_too(service: ServiceDriver):
 def test_standing(database: Database):
     def standing(holder: str) -> Standing:
         with database.write() as session:
-            return campaign(session, holder, lease_s=60)
+            return acquire_lead(session, holder, lease_s=60)
 
     def time_left() -> float:
         with database.read() as session:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from server.db import session as sessions
 from server.db.models import Attempt, Leader, Node
-from server.db.session import Changes, Database, DatabaseBusy, changes, database_now, upsert
+from server.db.session import Changes, Database, DatabaseBusyError, changes, database_now, upsert
 
 
 def put(database: Database, *ids: str) -> None:
@@ -80,7 +80,7 @@ def test_a_writer_gives_up_waiting_in_time(database: Database, monkeypatch: pyte
     thread = threading.Thread(target=hold)
     thread.start()
     assert holding.wait(10)
-    with pytest.raises(DatabaseBusy), database.write():
+    with pytest.raises(DatabaseBusyError), database.write():
         pass
     done.set()
     thread.join(10)

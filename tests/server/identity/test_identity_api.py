@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from powermean.tokens import Verb, ensure_key_pair, sign_attempt_token
 from server.db.models import ApiKey, BrowserSession
 from server.identity.access import SESSION_COOKIE
-from server.identity.keys import WeakBootstrapKey, bootstrap_keys, digest
+from server.identity.keys import WeakBootstrapKeyError, bootstrap_keys, digest
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, error_of
 
 HERE = {"Origin": "http://127.0.0.1"}
@@ -203,7 +203,10 @@ def test_the_settings_keys_are_taken_in_once_and_stay_revoked(service):
 
 def test_a_guessable_key_of_the_settings_is_refused(service):
     weak = type(service.settings)(bootstrap_admin_key="admin")
-    with service.database.write() as session, pytest.raises(WeakBootstrapKey, match="BOOTSTRAP_ADMIN_KEY"):
+    with (
+        service.database.write() as session,
+        pytest.raises(WeakBootstrapKeyError, match="BOOTSTRAP_ADMIN_KEY"),
+    ):
         bootstrap_keys(session, weak.bootstrap_admin_key, None)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from powermean.contracts.algorithms import AlgorithmSpec, Gmpo, Grpo, Pmpo, PowerMean
 from tests.trainer.objectives.objective_batches import Batch, batches, clipped, run, textbook_log_mean
 from trainer.objectives import Algorithm, DistanceParts, batch_facts, build_algorithm, finite_rows
-from trainer.objectives.exponents import Exponents, Situation
+from trainer.objectives.exponents import ExponentInputs, Exponents
 from trainer.objectives.surrogates import PowerMeanSurrogate
 
 EVERY = ["pmpo", "grpo", "gmpo", "power_mean", "holder", "apmpo", "gspo", "dr_grpo", "dapo", "cispo"]
@@ -56,7 +56,7 @@ class Held:
     p: Tensor
     largest: float = 1.0
 
-    def __call__(self, situation: Situation) -> Exponents:
+    def __call__(self, situation: ExponentInputs) -> Exponents:
         nothing = torch.full_like(self.p, torch.nan)
         unused = torch.zeros_like(situation.trained)
         return Exponents(self.p, situation.fractions.active, nothing, nothing, unused)

@@ -137,17 +137,17 @@ def test_a_failure_surfaces_as_itself_after_what_was_made_before() -> None:
     assert not sampler_threads()
 
 
-class Left(Exception):  # noqa: N818
+class LeftError(Exception):
     """Training ends."""
 
 
 def leave() -> None:
-    raise Left
+    raise LeftError
 
 
 def test_what_is_looked_at_while_waiting_may_end_the_training() -> None:
     rollouts = Rollouts(held={1: Event()})
-    with pytest.raises(Left), rollouts.ahead(range(1, 9), 1, while_waiting=leave) as batches:
+    with pytest.raises(LeftError), rollouts.ahead(range(1, 9), 1, while_waiting=leave) as batches:
         batches.take(1)
     assert rollouts.broken_off.is_set()
     assert not sampler_threads()

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from powermean.contracts.rollout import ChannelRequest, PublishRequest
 from rollout import gloo
-from rollout.client import EngineRefused
+from rollout.client import EngineRefusedError
 from rollout.gloo import Announced, Receiver, TransferError
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
@@ -18,8 +18,8 @@ from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.files import unique_weights
 from trainer.weights.steady_engine import SteadyEngine
 
-CLOSED = EngineRefused(409, "channel_closed", "vLLM was started anew")
-DIED = EngineRefused(503, "engine_died", "vLLM went away")
+CLOSED = EngineRefusedError(409, "channel_closed", "vLLM was started anew")
+DIED = EngineRefusedError(503, "engine_died", "vLLM went away")
 
 
 class Service:
@@ -54,7 +54,7 @@ class Service:
                     self.die()
                     raise DIED
         except TransferError as error:
-            raise EngineRefused(409, "engine_error", f"vLLM refused: {error}") from error
+            raise EngineRefusedError(409, "engine_error", f"vLLM refused: {error}") from error
         return "taken"
 
     def generate(self, *_: object) -> None:
@@ -101,7 +101,7 @@ def _publish(writer: ChannelWriter, service: Service, version: int, timeout_s: f
 def _within(seconds: float, action: Callable[[], object]) -> str:
     """The code of the error that the action ends with in time."""
     started = time.monotonic()
-    with pytest.raises((EngineRefused, TrainingError)) as caught:
+    with pytest.raises((EngineRefusedError, TrainingError)) as caught:
         action()
     assert time.monotonic() - started < seconds
     return caught.value.error.code
@@ -149,7 +149,7 @@ def test_a_channel_that_was_never_good_is_not_tried_for_ever(writer: ChannelWrit
 @pytest.mark.parametrize("place", ["open", "publish"])
 def test_a_refusal_is_raised_at_once(writer: ChannelWriter, service: Service, place: str) -> None:
     """Nobody waits for a worker that will not come."""
-    refusal = EngineRefused(409, "stale_version", "not above")
+    refusal = EngineRefusedError(409, "stale_version", "not above")
     service.script = [refusal] if place == "open" else [None, refusal]
     assert _within(5.0, lambda: _publish(writer, service, 1, timeout_s=60.0)) == "stale_version"
     assert _publish(writer, service, 2) == "taken"
@@ -187,7 +187,10 @@ def test_the_steady_engine_publishes_again_over_a_new_channel(
     steady = SteadyEngine(service, writer, model, told.append, poll_s=0.0)  # type: ignore[arg-type]
     service.script = [
         *(None, DIED),
-        *(EngineRefused(503, "channel_failed", "dead"), EngineRefused(503, "engine_starting", "soon")),
+        *(
+            EngineRefusedError(503, "channel_failed", "dead"),
+            EngineRefusedError(503, "engine_starting", "soon"),
+        ),
     ]
     steady.publish(writer.write(model, 4), 10.0)
     assert service.calls == ["open", "publish 4", *["open"] * 3, "publish 4"]

@@ -12,18 +12,21 @@ from torch import nn
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest, Sampling
-from rollout.client import EngineRefused, EngineUnreachable, RolloutError
+from rollout.client import EngineRefusedError, EngineUnreachableError, RolloutError
 from trainer.failures import TrainingError
 from trainer.weights.files import WeightWriter
 from trainer.weights.steady_engine import SteadyEngine
 
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
 ANSWER = GenerateResponse(completions=((),), seconds=0.0)
-DIED, STARTING = EngineRefused(503, "engine_died", "gone"), EngineRefused(503, "engine_starting", "soon")
-GONE = EngineUnreachable("http://127.0.0.1:1", "refused")
-NO_ADAPTER = EngineRefused(409, "adapter_missing", "the job has no adapter here")
-EMPTY = EngineRefused(503, "weights_incomplete", "started anew")
-BROKEN = EngineRefused(500, "engine_error", "EngineDeadError")
+DIED, STARTING = (
+    EngineRefusedError(503, "engine_died", "gone"),
+    EngineRefusedError(503, "engine_starting", "soon"),
+)
+GONE = EngineUnreachableError("http://127.0.0.1:1", "refused")
+NO_ADAPTER = EngineRefusedError(409, "adapter_missing", "the job has no adapter here")
+EMPTY = EngineRefusedError(503, "weights_incomplete", "started anew")
+BROKEN = EngineRefusedError(500, "engine_error", "EngineDeadError")
 
 
 class Scripted:
@@ -96,7 +99,8 @@ def test_a_shared_service_that_was_started_anew_gets_the_adapter_again(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "passing", [EngineRefused(503, "engine_failed", "died too often"), EngineRefused(503, "busy", "full")]
+    "passing",
+    [EngineRefusedError(503, "engine_failed", "died too often"), EngineRefusedError(503, "busy", "full")],
 )
 def test_a_shared_service_that_ends_or_is_crowded_is_waited_for(
     tmp_path: Path, passing: RolloutError
@@ -109,7 +113,7 @@ def test_a_shared_service_that_ends_or_is_crowded_is_waited_for(
 
 def test_a_publish_whose_answer_was_lost_is_worth_another_attempt(tmp_path: Path) -> None:
     """The engine has the version, and takes none twice: what else it has is not known."""
-    stale = EngineRefused(409, "stale_version", "version 1 is not above 1")
+    stale = EngineRefusedError(409, "stale_version", "version 1 is not above 1")
     stage = Stage(tmp_path, [GONE, stale])
     stage.steady.comes_back = True
     with pytest.raises(TrainingError) as caught:
@@ -117,7 +121,7 @@ def test_a_publish_whose_answer_was_lost_is_worth_another_attempt(tmp_path: Path
     assert caught.value.error.code == "publish_answer_lost"
     assert caught.value.retryable
     stage = Stage(tmp_path, [stale])
-    with pytest.raises(EngineRefused):  # nothing was lost: this is a mistake
+    with pytest.raises(EngineRefusedError):  # nothing was lost: this is a mistake
         stage.publish(1)
 
 
@@ -128,7 +132,9 @@ def test_before_the_first_publish_the_models_own_weights_will_do(tmp_path: Path)
 
 
 def test_a_publish_that_broke_off_is_made_again(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, [EngineRefused(504, "engine_timeout", "hung"), STARTING, None, EMPTY, None, None])
+    stage = Stage(
+        tmp_path, [EngineRefusedError(504, "engine_timeout", "hung"), STARTING, None, EMPTY, None, None]
+    )
     stage.publish(1)
     stage.steady.generate(REQUEST, 1.0)
     assert stage.engine.calls == ["publish 1"] * 3 + ["generate", "publish 1", "generate"]
@@ -137,9 +143,9 @@ def test_a_publish_that_broke_off_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        EngineRefused(503, "engine_failed", "died too often"),
-        EngineRefused(422, "too_long", "a prompt"),
-        EngineRefused(409, "engine_error", "vLLM refused"),
+        EngineRefusedError(503, "engine_failed", "died too often"),
+        EngineRefusedError(422, "too_long", "a prompt"),
+        EngineRefusedError(409, "engine_error", "vLLM refused"),
         GONE,
         EMPTY,  # nothing was published that could be sent again
     ],
@@ -154,7 +160,7 @@ def test_what_does_not_pass_is_not_waited_out(tmp_path: Path, error: RolloutErro
 
 def test_an_error_that_comes_again_and_again_is_raised(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [BROKEN] * 10)
-    with pytest.raises(EngineRefused) as caught:
+    with pytest.raises(EngineRefusedError) as caught:
         stage.steady.generate(REQUEST, 1.0)
     assert caught.value is BROKEN
     assert len(stage.engine.calls) == 4
@@ -190,7 +196,7 @@ class Losing:
     def publish(self, request: PublishRequest, timeout_s: float) -> None:
         self.limits.append(timeout_s)
         if request.version <= self.version and self.has_weights:
-            raise EngineRefused(409, "stale_version", "not above")
+            raise EngineRefusedError(409, "stale_version", "not above")
         self.version, self.has_weights = request.version, True
         self.published.append(request.version)
 
@@ -253,7 +259,7 @@ def test_a_refusal_that_a_publish_overtook_restores_nothing(tmp_path: Path) -> N
     def overtaken(request: GenerateRequest, timeout_s: float) -> GenerateResponse:
         try:
             return generate(request, timeout_s)
-        except EngineRefused:
+        except EngineRefusedError:
             beside.stage.publish(2)
             raise
         finally:
@@ -280,13 +286,13 @@ def test_close_ends_every_wait(tmp_path: Path) -> None:
     starting = Stage(tmp_path, [STARTING] * 3)
     starting.steady.poll_s = 60.0
     starting.steady.close()
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineRefusedError):
         starting.steady.generate(REQUEST, 1.0)
 
 
 def test_before_the_first_publish_a_thread_beside_has_nothing_to_wait_for(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [EMPTY])
-    with pytest.raises(EngineRefused) as caught:
+    with pytest.raises(EngineRefusedError) as caught:
         stage.steady.beside().generate(REQUEST, 1.0)
     assert caught.value is EMPTY
 

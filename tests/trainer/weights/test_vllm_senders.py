@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.rollout import ChannelRequest, IpcBuffer, PublishRequest
-from rollout.client import EngineRefused
+from rollout.client import EngineRefusedError
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
 from trainer.weights.channel import ChannelWriter, connector
@@ -66,7 +66,7 @@ class Sender:
             told["ipc_handles"] = {"GPU-1": ARGUMENTS}
         try:
             self.client.update_weights(told)
-        except EngineRefused:
+        except EngineRefusedError:
             if self.stuck is None:
                 raise
         if self.stuck is not None:
@@ -100,7 +100,7 @@ def _model() -> LlamaForCausalLM:
 
 
 def _code(action: Callable[[], object]) -> str:
-    with pytest.raises((EngineRefused, TrainingError)) as caught:
+    with pytest.raises((EngineRefusedError, TrainingError)) as caught:
         action()
     return caught.value.error.code
 
@@ -129,7 +129,7 @@ def test_a_refusal_is_raised_though_nccl_waits_for_its_peer(made: list[Sender]) 
     service, writer = Service(), _writer("nccl")
     writer.publish(service, writer.write(_model(), 1), 5.0)
     made[0].stuck = Event()
-    service.refusal = EngineRefused(503, "engine_died", "vLLM went away")
+    service.refusal = EngineRefusedError(503, "engine_died", "vLLM went away")
     started = time.monotonic()
     assert _code(lambda: writer.publish(service, writer.write(_model(), 2), 30.0)) == "engine_died"
     assert time.monotonic() - started < 5.0
@@ -146,7 +146,7 @@ def test_a_service_that_opens_no_channel_is_not_waited_for_in_nccl(monkeypatch: 
     joined: list[bytes] = []
     monkeypatch.setattr(vllm_senders, "uid_init_process_group", lambda nccl_id, *_: joined.append(nccl_id))
     service, writer = Service(), _writer("nccl")
-    refusal = EngineRefused(503, "engine_starting", "vLLM is being started")
+    refusal = EngineRefusedError(503, "engine_starting", "vLLM is being started")
     monkeypatch.setattr(service, "open_channel", Mock(side_effect=refusal))
     assert _code(lambda: writer.publish(service, writer.write(_model(), 1), 5.0)) == "engine_starting"
     assert joined == []
