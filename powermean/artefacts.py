@@ -184,7 +184,7 @@ class ArtefactStore:
         return path
 
     def verify(self, ref: ArtefactRef) -> None:
-        """Raises ArtefactMissingError or ArtefactCorruptError unless the object is there and as it was put."""
+        """Raises ArtefactMissingError or ArtefactCorruptError unless the object is as it was put."""
         with self.open(ref) as file, _translated(ref.key):
             _check(ref, *_hash(file))
 

@@ -96,7 +96,7 @@ class RolloutClient:
         self.close()
 
     def close(self) -> None:
-        """Break off the calls in flight, in whichever thread: EngineUnreachableError, as for all after that."""
+        """Break off the calls in flight, in any thread; these and later ones raise EngineUnreachableError."""
         with self._lock:
             self._closed = True
             for one in self._sockets:

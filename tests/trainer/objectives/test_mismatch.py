@@ -27,7 +27,7 @@ def test_law_truncation_only_lowers_and_the_cap_is_the_most(batch: Batch, cap: f
             continue
         for which in ("min", "mean", "max"):
             assert found.metrics[f"{name}/{which}"] <= found.metrics[f"{name}/raw_{which}"] + 1e-12
-            assert found.metrics[f"{name}/{which}"] <= cap
+            assert found.metrics[f"{name}/{which}"] <= cap * (1 + 1e-6)  # a mean rounds
         some = found.metrics[f"{name}/share_truncated"] > 0
         assert some == (found.metrics[f"{name}/raw_max"] > cap)
     known = ~found.kl.isnan()
