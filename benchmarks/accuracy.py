@@ -98,13 +98,12 @@ def errors(
     """Errors of the product on `values` [R, T] (float32 or bfloat16) with respect to `truth` [R, T]."""
     x = values.clamp(-20, 20).float()  # as the kernel widens it
     centred = centre(x, torch.ones_like(x), torch.full((len(x),), float(x.shape[-1])))
-    found = power_mean(centred, torch.from_numpy(p), largest_p=1.0)
+    found = power_mean(centred, torch.from_numpy(p).double(), largest_p=1.0)
     log_mean, weights, ess = definition(truth, p.astype(np.longdouble))
 
-    tokens = centred.tokens.double()
-    at_1 = evaluate(centred.z, tokens, None)
-    deficit = interpolated_deficit(torch.from_numpy(fractions), at_1.deficit)
-    solved = solve_exponent(centred.z, tokens, deficit, at_1).numpy().astype(np.longdouble)
+    z, tokens, f = centred.z.double(), centred.tokens.double(), torch.from_numpy(fractions)
+    deficit = interpolated_deficit(f, evaluate(z, tokens, torch.ones_like(tokens)).deficit)
+    solved = solve_exponent(z, tokens, deficit, (1 - f).sqrt()).numpy().astype(np.longdouble)
     deficit_at_1 = 1 - definition(truth, np.ones_like(log_mean))[2]
     target = 1 - (1 - fractions) * deficit_at_1
     miss = np.abs(definition(truth, solved)[2] - target) / deficit_at_1

@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.job import OptimizerSpec
-from trainer.learner.learner import Learner, make_optimizer
-from trainer.learner.policy import make_policy
+from trainer.learner.learner import Learner
+from trainer.learner.optimizer import make_optimizer
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
 from trainer.objectives import build_algorithm
+from trainer.policy.loading import make_policy
 from trainer.rollouts.batching import Rollouts, minibatches
 from trainer.seeds import generator
 
@@ -62,7 +63,7 @@ def train(
         algorithm=build_algorithm(arm.spec),
         spec=spec,
         optimizer=make_optimizer(model, spec),
-        micro_batch_groups=plan.prompts,
+        micro_batch_tokens=4096,
         pad_token_id=0,
     )
     waiting = deque(sample_batch(model, plan, step, seed) for step in range(1, condition.lag + 1))

@@ -29,12 +29,14 @@ from powermean.home import Home
 from rollout.engine import Fence
 from rollout.transformers.engine import Limits, TransformersEngine
 from trainer.data.source import open_source
-from trainer.learner.learner import Learner, make_optimizer
-from trainer.learner.policy import Policy, load_policy
+from trainer.learner.learner import Learner
+from trainer.learner.optimizer import make_optimizer
 from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
 from trainer.learner.training_batch import TrainingBatch
 from trainer.models.resolve import resolve_model
 from trainer.objectives import Algorithm, DistanceParts, LossOutput, build_algorithm
+from trainer.policy.loading import load_policy
+from trainer.policy.policy import Policy
 from trainer.rewards import open_grader
 from trainer.rollouts.batching import Rollouts, collate, minibatches
 from trainer.seeds import generator
@@ -172,7 +174,7 @@ def open_bench(spec: JobSpec, data_dir: Path) -> Bench:
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=make_optimizer(policy.model, spec.optimizer),
-        micro_batch_groups=spec.training.micro_batch_groups,
+        micro_batch_tokens=1024,
         pad_token_id=0,
     )
     start = {name: weight.detach().clone() for name, weight in policy.model.named_parameters()}

@@ -47,12 +47,11 @@ def loss(spec: AlgorithmSpec, x: Tensor, advantages: Tensor) -> LossOutput:
     return build_algorithm(spec).loss(x, mask, advantages, batch_facts(mask))
 
 
-def distance(x: Tensor, advantages: Tensor, p: Tensor) -> float:
-    """|g_p - g_1| / |g_0 - g_1| of a batch with these exponents [B]."""
-    mask = torch.ones_like(x, dtype=torch.bool)
-    parts = build_algorithm(Pmpo()).distance_to_grpo(x, mask, advantages, batch_facts(mask), p)
-    assert parts.value is not None
-    return parts.value
+def distance(spec: AlgorithmSpec, x: Tensor, advantages: Tensor) -> float:
+    """|g_p - g_1| / |g_0 - g_1| of a batch."""
+    value = loss(spec, x, advantages).distance.value
+    assert value is not None
+    return value
 
 
 def ess_and_target() -> Figure:
@@ -137,7 +136,7 @@ def distance_to_grpo() -> Figure:
     exponents = np.linspace(0, 1, 41)
     for spread, colour in ((0.1, BLUE), (0.4, GREEN), (1.0, RED)):
         x = normal(rows, spread, seed=8)
-        curve = [distance(x, a, torch.full_like(a, p)) for p in exponents]
+        curve = [distance(PowerMean(p=p), x, a) for p in exponents]
         axes[0].plot(exponents, curve, color=colour, label=f"spread {spread}")
     axes[0].set(title="the same p for all", xlabel="exponent p", ylabel="d, distance to GRPO")
     axes[0].legend(loc="upper right")
@@ -146,8 +145,9 @@ def distance_to_grpo() -> Figure:
         points = []
         for spread in (0.15, 0.18, 0.21, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0):
             x = normal(rows, spread, seed=8)
-            seen = loss(Pmpo(clip_fraction_full=full), x, a).trajectories
-            points.append((seen["clip_fraction"].mean().item(), distance(x, a, seen["p"])))
+            spec = Pmpo(clip_fraction_full=full)
+            clipped = loss(spec, x, a).trajectories["clip_fraction"].mean().item()
+            points.append((clipped, distance(spec, x, a)))
         axes[1].plot(
             *zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=f"f1 = {full:g}"
         )

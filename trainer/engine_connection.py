@@ -14,7 +14,7 @@ from powermean.contracts.rollout import EngineState
 from rollout.client import RolloutClient, RolloutError
 from rollout.gloo import address_towards
 from trainer.failures import TrainingError
-from trainer.learner.policy import Policy
+from trainer.policy.policy import Policy
 from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.files import Publisher, WeightWriter, fits_shared_memory
 from trainer.weights.steady_engine import Service

@@ -163,6 +163,7 @@ def with_advantages(run: Run, step: int, graded: GradedRollouts) -> TrainingBatc
         max_new_tokens=limit,
         recorded=recorded_rows(run.spec.record.tokens, len(rollouts.prompts), rollouts.group_size),
         old_policy=run.spec.rollout.old_policy,
+        device=run.learner.policy.device,
     )
 
 
@@ -221,7 +222,13 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
     run.reporter.phase(f"step {step} of {run.spec.training.steps}: saving a checkpoint")
     owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
     manifest = checkpoint.store(
-        run.store, owner, run.scratch, learner.policy.model, learner.optimizer, run.progress
+        run.store,
+        owner,
+        run.scratch,
+        learner.policy.model,
+        learner.optimizer,
+        run.progress,
+        learner.master_weights,
     )
     return CheckpointCommit(step=step, manifest=manifest)
 

@@ -29,13 +29,15 @@ from trainer.engine_connection import Connection, connected, engine_url, publish
 from trainer.failures import CancelledError, failed
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model
-from trainer.learner.learner import Learner, make_optimizer
+from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
-from trainer.learner.policy import Policy, load_policy, resolve_device, resolve_dtype
+from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
 from trainer.loop import train
 from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
+from trainer.policy.loading import load_policy, resolve_device, resolve_dtype
+from trainer.policy.policy import Policy
 from trainer.rewards import open_grader
 from trainer.rollouts.sampling import sharing_limit
 from trainer.run_context import Run
@@ -118,7 +120,9 @@ def wired(
     if claim.resume is not None:
         reporter.phase(f"loading the checkpoint of step {claim.resume.step}")
         checkpoint.fetch_folder(store, claim.resume.manifest, scratch / "resume")
-        progress = checkpoint.load(scratch / "resume", learner.policy.model, learner.optimizer)
+        progress = checkpoint.load(
+            scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights
+        )
         learner.updates = progress.updates
         shutil.rmtree(scratch / "resume")
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
@@ -174,13 +178,18 @@ def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
         name = spec.model.name or spec.model.folder or ""
         assert not isinstance(policy.model, PeftModel)
         policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
+    masters = MasterWeights(policy.model) if spec.training.weights == "bfloat16" else None
+    tokens = spec.training.micro_batch_tokens
     return Learner(
         policy=policy,
         reference=load(False) if spec.algorithm.beta > 0 else None,
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
-        optimizer=make_optimizer(policy.model, spec.optimizer),
+        optimizer=make_optimizer(policy.model, spec.optimizer, masters),
+        micro_batch_tokens=4096 if tokens == "auto" else tokens,
+        may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
+        masters=masters,
         pad_token_id=pad,
     )
 

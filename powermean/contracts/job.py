@@ -119,8 +119,18 @@ class TrainingSpec(Contract):
         2, ge=1, le=1024, description="Optimiser steps per pass over the rollout batch."
     )
     epochs: StrictInt = Field(2, ge=1, le=64, description="Passes over the rollout batch.")
-    micro_batch_groups: StrictInt = Field(
-        4, ge=1, le=4096, description="Groups in one forward and backward pass; bounds memory."
+    micro_batch_tokens: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=16_777_216)] = Field(
+        "auto",
+        description="Tokens in one forward and backward pass, those that completions share counted once; "
+        "bounds memory. auto: what the node's memory holds.",
+    )
+    micro_batch_groups: Annotated[StrictInt, Field(ge=1, le=4096)] | None = Field(
+        None, description="Most groups in one forward and backward pass, beside micro_batch_tokens."
+    )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What the trainer's passes run on. bfloat16: weights rounded from float32 masters after "
+        "each update, for model.dtype bfloat16; faster on GPUs than autocast over float32 weights.",
     )
     gradient_checkpointing: StrictBool = Field(
         False, description="Trade compute for memory in the backward pass."

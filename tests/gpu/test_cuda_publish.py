@@ -25,7 +25,7 @@ from rollout.weights import WeightSource
 from tests.support.served_vllm import JOB, TrainerEnd, channel_writer, served, tied_policy
 from tests.support.tiny_model import char_tokenizer
 from trainer.failures import TrainingError
-from trainer.learner.policy import Policy
+from trainer.policy.policy import Policy
 from trainer.weights.files import Publisher, WeightWriter
 from trainer.weights.probe import BFLOAT16_TOLERANCE
 

@@ -27,7 +27,8 @@ from tests.support.attempts import Played, played
 from tests.support.served_vllm import largest
 from tests.support.tiny_model import build_tiny_model, tiny_spec
 from trainer.learner.lora import attach
-from trainer.learner.policy import Policy, make_policy
+from trainer.policy.loading import make_policy
+from trainer.policy.policy import Policy
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
 from worker.attempt_dir import AttemptDir, read_record

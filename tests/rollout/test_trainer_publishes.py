@@ -12,7 +12,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest, Sampling
 from rollout.transformers.engine import TransformersEngine
 from tests.support.tiny_engines import JOB, MakeEngine, save_tiny_model
-from trainer.learner.policy import make_policy
+from trainer.policy.loading import make_policy
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
 

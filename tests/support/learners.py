@@ -12,11 +12,14 @@ from transformers import LlamaForCausalLM
 from powermean.contracts.algorithms import Pmpo
 from powermean.contracts.job import OptimizerSpec
 from tests.support.tiny_model import tiny_config
-from trainer.learner.learner import Learner, make_optimizer
-from trainer.learner.policy import Policy, Scores, make_policy
+from trainer.learner.learner import Learner
+from trainer.learner.optimizer import make_optimizer
 from trainer.learner.training_batch import TrainingBatch
 from trainer.objectives import build_algorithm
-from trainer.rollouts.batching import GroupBatch, Rollouts, group_batch
+from trainer.policy.loading import make_policy
+from trainer.policy.policy import Policy, Scores
+from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
+from trainer.rollouts.batching import Rollouts
 
 GROUPS, SIZE, LONGEST = 4, 4, 5
 
@@ -44,7 +47,7 @@ def rewards() -> Tensor:
     return given
 
 
-def learner(algorithm: object = None, micro_batch_groups: int = 4, **changes: object) -> Learner:
+def learner(algorithm: object = None, micro_batch_tokens: int = 1024, **changes: object) -> Learner:
     torch.manual_seed(0)
     policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
     # A large eps: without it AdamW turns the rounding of a gradient near 0 into a whole step.
@@ -59,7 +62,7 @@ def learner(algorithm: object = None, micro_batch_groups: int = 4, **changes: ob
         algorithm=built,
         spec=spec,
         optimizer=make_optimizer(policy.model, spec),
-        micro_batch_groups=micro_batch_groups,
+        micro_batch_tokens=micro_batch_tokens,
         pad_token_id=0,
     )
 
@@ -85,10 +88,11 @@ def training_batch(
 def sampled_by(policy: Policy) -> Rollouts:
     """The rollouts with the log-probs of that policy as the engine's."""
     given = rollouts()
-    with torch.no_grad():
-        found = policy.score(group_batch(given, range(GROUPS), 0)).log_probs
+    trajectories = given.trajectories(range(GROUPS * SIZE))
+    tree = token_tree(trajectories, sort_rows(trajectories))
     log_probs = torch.zeros_like(given.sampler_log_probs)
-    log_probs[:, : found.shape[1]] = torch.where(given.mask[:, : found.shape[1]], found, 0.0)
+    with torch.no_grad():
+        log_probs[tree.rows, : tree.width] = policy.score(tree).log_probs
     return replace(given, sampler_log_probs=log_probs)
 
 
@@ -96,14 +100,14 @@ def weights(of: Learner) -> Tensor:
     return torch.cat([weight.detach().flatten() for weight in of.policy.model.parameters()])
 
 
-def counted(of: Learner, monkeypatch: pytest.MonkeyPatch) -> list[GroupBatch]:
+def counted(of: Learner, monkeypatch: pytest.MonkeyPatch) -> list[TokenTree]:
     """All batches that go through the policy from now on."""
-    seen: list[GroupBatch] = []
+    seen: list[TokenTree] = []
     score = Policy.score
 
-    def counting(self: Policy, batch: GroupBatch, *, entropy: bool = False) -> Scores:
-        seen.append(batch)
-        return score(self, batch, entropy=entropy)
+    def counting(self: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
+        seen.append(tree)
+        return score(self, tree, entropy=entropy)
 
     monkeypatch.setattr(Policy, "score", counting)
     return seen

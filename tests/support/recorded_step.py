@@ -3,20 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import pytest
 import torch
 
 from powermean.contracts.algorithms import AlgorithmSpec
-from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
+from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts
 from powermean.contracts.trajectories import TrajectoryRow
 from tests.support.learners import learner
 from trainer.data import Problem
-from trainer.learner import learner as update
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
-from trainer.objectives import Algorithm, LossOutput, batch_facts, mismatch
+from trainer.objectives import mismatch
 from trainer.recording.report import StepReport
 from trainer.recording.rows import trajectory_rows
+from trainer.recording.tokens import token_records
 from trainer.rewards import Grade
 from trainer.rollouts.batching import Rollouts
 from trainer.rollouts.dynamic_sampling import SamplingFacts
@@ -36,15 +35,12 @@ class RecordedStep:
 
 
 def recorded_step(
-    spec: AlgorithmSpec,
-    patch: pytest.MonkeyPatch,
-    seed: int = 0,
-    old_policy: Literal["trainer", "sampler"] = "trainer",
+    spec: AlgorithmSpec, seed: int = 0, old_policy: Literal["trainer", "sampler"] = "trainer"
 ) -> RecordedStep:
     """Five updates of 4 groups of 8; group 1 has no spread of rewards."""
     given, rewards = _rollouts(seed), _rewards(seed)
     # micro-batches of one group: the replay's own ones are others
-    one = learner(spec, micro_batch_groups=1, learning_rate=6e-3)
+    one = learner(spec, micro_batch_tokens=40, learning_rate=6e-3)
     shaped = one.algorithm.shape_rewards(rewards, given.lengths, LONGEST)
     batch = TrainingBatch.start(
         7,
@@ -54,90 +50,37 @@ def recorded_step(
         rewards=rewards,
         progress=0.5,
         max_new_tokens=LONGEST,
+        recorded=len(rewards),
         old_policy=old_policy,
     )
     one.score(batch, range(GROUPS))
     one.score_reference(batch, range(GROUPS))
-    caught = _Caught(batch)
-    with patch.context() as patched:
-        caught.listen(patched)
-        reports, facts = [], []
-        for number, groups in enumerate(UPDATES):
-            caught.update = number
-            counts = batch_facts(batch.rollouts.mask[batch.rollouts.rows(groups)])
-            reports.append(one.update(batch, groups, number))
-            facts.append(
-                UpdateFacts(
-                    update=number,
-                    epoch=number // 2,
-                    minibatch=number % 2,
-                    trajectories=counts.trajectories,
-                    tokens=counts.tokens,
-                )
-            )
+    reports = [one.update(batch, groups, number) for number, groups in enumerate(UPDATES)]
     shared = StepFacts(
         step=7,
         progress=0.5,
         mean_reward=batch.mean_reward,
         reward_std=batch.reward_std,
         max_new_tokens=LONGEST,
-        updates=tuple(facts),
+        updates=tuple(
+            UpdateFacts(
+                update=report.update,
+                epoch=report.update // 2,
+                minibatch=report.update % 2,
+                trajectories=report.trajectories,
+                tokens=report.tokens_trained,
+            )
+            for report in reports
+        ),
     )
+    seen = [(report.update, report.tokens) for report in reports]
+    records = token_records(given, len(rewards), batch.old_log_probs, seen, lambda ids: "x" * len(ids))
     return RecordedStep(
         facts=shared,
         rows=tuple(trajectory_rows(_report(batch, given, rewards, reports, shared))),
-        tokens=caught.tokens(given),
+        tokens=tuple(record for record in records if record.updates),
         distances={r.update: r.distance_to_grpo for r in reports if r.distance_to_grpo is not None},
     )
-
-
-class _Caught:
-    """What the objective was given and said, by trajectory."""
-
-    def __init__(self, batch: TrainingBatch) -> None:
-        self.batch = batch
-        self.update = 0
-        self.log_ratio = torch.zeros(0)
-        self.seen: dict[int, list[UpdateTokens]] = {}
-
-    def listen(self, patch: pytest.MonkeyPatch) -> None:
-        loss, add = Algorithm.loss, update._Seen.add
-
-        def listening(algorithm: Algorithm, log_ratio: torch.Tensor, *args: object, **more: object) -> object:
-            self.log_ratio = log_ratio.detach().clone()
-            return loss(algorithm, log_ratio, *args, **more)
-
-        def adding(seen: object, rows: torch.Tensor, output: LossOutput, *more: object) -> None:
-            self.keep(rows, output)
-            add(seen, rows, output, *more)
-
-        patch.setattr(Algorithm, "loss", listening)
-        patch.setattr(update._Seen, "add", adding)
-
-    def keep(self, rows: torch.Tensor, output: LossOutput) -> None:
-        for place, row in enumerate(rows.tolist()):
-            length = int(self.batch.rollouts.mask[row].sum())
-            self.seen.setdefault(row, []).append(
-                UpdateTokens(
-                    update=self.update,
-                    log_ratio=self.log_ratio[place, :length].tolist(),
-                    weight=output.token_weights[place, :length].tolist(),
-                    clipped=output.clipped[place, :length].tolist(),
-                )
-            )
-
-    def tokens(self, given: Rollouts) -> tuple[TrajectoryTokens, ...]:
-        return tuple(
-            TrajectoryTokens(
-                index=row,
-                token_ids=given.tokens[row][given.mask[row]].tolist(),
-                pieces=["x"] * int(given.mask[row].sum()),
-                sampler_log_probs=given.sampler_log_probs[row][given.mask[row]].tolist(),
-                old_log_probs=self.batch.old_log_probs[row][given.mask[row]].tolist(),
-                updates=seen,
-            )
-            for row, seen in sorted(self.seen.items())
-        )
 
 
 def _rollouts(seed: int) -> Rollouts:

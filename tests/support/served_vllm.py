@@ -21,7 +21,8 @@ from rollout.vllm import server as vllm_server
 from rollout.vllm.engine import VllmEngine
 from tests.support.attempts import JOB
 from tests.support.tiny_model import tiny_config
-from trainer.learner.policy import Policy, make_policy
+from trainer.policy.loading import make_policy
+from trainer.policy.policy import Policy
 from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.files import Publisher
 from trainer.weights.probe import probe

@@ -29,9 +29,12 @@ from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
 from tests.support.attempts import JOB, Played, Stage
 from tests.support.tiny_model import build_tiny_model
-from trainer.learner.learner import Learner, TrainingBatch, make_optimizer
-from trainer.learner.policy import Policy, load_policy
+from trainer.learner.learner import Learner
+from trainer.learner.optimizer import make_optimizer
+from trainer.learner.training_batch import TrainingBatch
 from trainer.objectives import build_algorithm
+from trainer.policy.loading import load_policy
+from trainer.policy.policy import Policy
 from trainer.rollouts.sampling import Engine, complete_prompts
 from trainer.weights.files import WeightWriter
 from trainer.weights.steady_engine import SteadyEngine
@@ -208,7 +211,7 @@ def _learner(policy: Policy) -> Learner:
         algorithm=build_algorithm(Pmpo()),
         spec=OptimizerSpec(),
         optimizer=make_optimizer(policy.model, OptimizerSpec()),
-        micro_batch_groups=1,
+        micro_batch_tokens=32,
         pad_token_id=0,
     )
 

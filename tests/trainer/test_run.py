@@ -15,7 +15,7 @@ from tests.support.fake_engine import FakeEngine
 from trainer import run
 from trainer.engine_connection import Connection, engine_url, publisher
 from trainer.failures import TrainingError, failed
-from trainer.learner.policy import load_policy, make_policy
+from trainer.policy.loading import load_policy, make_policy
 from worker.attempt_dir import AttemptDir
 
 

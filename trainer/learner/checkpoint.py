@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,12 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    masters: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Write a checkpoint into an empty folder."""
-    weights = {name: _plain(weight) for name, weight in unique_weights(trained_state(model))}
+    """Write a checkpoint into an empty folder. `masters`: of a model in bfloat16, by name."""
+    weights = {
+        name: _plain(masters.get(name, weight)) for name, weight in unique_weights(trained_state(model))
+    }
     save_file(weights, folder / "model.safetensors")
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     save_file(_random_tensors(), folder / "random.safetensors")
@@ -66,13 +70,18 @@ def save(
     (folder / "state.json").write_text(json.dumps(state))
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    masters: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Progress:
     """Put a checkpoint's state back in place. Raises TrainingError (checkpoint_unusable)."""
     try:
         state = json.loads((folder / "state.json").read_text())
         if state["format"] != FORMAT:
             raise _unusable(f"its format is {state['format']}, not {FORMAT}")
-        _load_model(model, load_file(folder / "model.safetensors"))
+        _load_model(model, load_file(folder / "model.safetensors"), masters)
         _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
         _restore_random(load_file(folder / "random.safetensors"), state)
         return Progress(**state["progress"])
@@ -87,12 +96,13 @@ def store(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    masters: Mapping[str, Tensor],
 ) -> Manifest:
     """Save a checkpoint by way of a folder in `scratch`, and give it to the artefact store."""
     folder = scratch / f"checkpoint-{progress.step}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save(folder, model, optimizer, progress)
+    save(folder, model, optimizer, progress, masters)
     manifest = store_folder(artefacts, owner, folder)
     shutil.rmtree(folder, ignore_errors=True)
     return manifest
@@ -144,11 +154,14 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
     expected = {name for name, _ in unique_weights(trained_state(model))}
     if expected != set(tensors):
         raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
     model.load_state_dict(dict(tensors), strict=False)  # names that are tied to another are not in it
+    for name, master in masters.items():
+        master.copy_(tensors[name])
 
 
 def _random_tensors() -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from trainer.learner.lora import served_state
 from trainer.learner.model_state import CPU
-from trainer.learner.policy import Policy
 from trainer.learner.tokenizing import Tokenizer
+from trainer.policy.policy import Policy
 
 ADAPTER_FOLDER = "adapter"
 

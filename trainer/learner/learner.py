@@ -5,28 +5,26 @@ denominators. pi_old of a step's first minibatch comes free from its own first f
 weights are those at the start of the step. Where the sampler's log-probs are pi_old nothing is scored at all.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from powermean.contracts.job import OptimizerSpec
+from trainer.failures import is_out_of_memory
 from trainer.learner.lora import dropping, has_dropout
-from trainer.learner.policy import Policy, Scores
+from trainer.learner.optimizer import MasterWeights, learning_rate
+from trainer.learner.seen import Seen
 from trainer.learner.training_batch import TrainingBatch, non_finite
-from trainer.learner.update_report import RECORDED, SeenTokens, UpdateReport
-from trainer.objectives import (
-    Algorithm,
-    BatchFacts,
-    DistanceParts,
-    LossOutput,
-    batch_facts,
-    finite_rows,
-    kl_penalty,
-)
-from trainer.rollouts.batching import GroupBatch, group_batch, micro_batches
+from trainer.learner.update_report import UpdateReport
+from trainer.objectives import Algorithm, BatchFacts, batch_facts, finite_rows, kl_penalty
+from trainer.policy.policy import Policy, Scores
+from trainer.policy.token_tree import TokenTree
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,8 +36,11 @@ class Learner:
     algorithm: Algorithm
     spec: OptimizerSpec
     optimizer: torch.optim.Optimizer
-    micro_batch_groups: int
+    micro_batch_tokens: int
     pad_token_id: int
+    micro_batch_groups: int | None = None  # most groups of a micro-batch, whatever their tokens
+    may_lower: bool = False  # micro_batch_tokens, once, when memory runs out
+    masters: MasterWeights | None = None  # of a policy in bfloat16
     updates: int = 0
 
     def active(self, batch: TrainingBatch, groups: Sequence[int]) -> list[int]:
@@ -72,24 +73,23 @@ class Learner:
 
         Nothing to do where pi_old came with the rollouts.
         """
-        pending = self.active(batch, groups) if batch.old_policy == "trainer" else []
-        while pending:
-            some, pending = pending[: self.micro_batch_groups], pending[self.micro_batch_groups :]
-            micro = group_batch(batch.rollouts, some, self.pad_token_id)
-            try:
-                self._remember(batch, micro, self.policy.score(micro, entropy=True))
-            except _NonFiniteError as found:
-                batch.drop(found.rows)
-                pending = self.active(batch, some) + pending
+        if batch.old_policy == "sampler":
+            return
+        broken = []
+        for tree in self._trees(batch, self.active(batch, groups)):
+            scores = self.policy.score(tree, entropy=True)
+            self._remember(batch, tree, scores)
+            broken.append(tree.rows[~finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()])
+        if broken and len(rows := torch.cat(broken)):
+            batch.drop(rows)
 
     @torch.no_grad()
     def score_reference(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
         """Fill in the initial model's log-probs, where the objective asks for them."""
         if self.reference is None:
             return
-        for micro in self._micro_batches(batch, self.active(batch, groups)):
-            log_probs = self.reference.score(micro).log_probs.cpu()
-            batch.reference_log_probs[micro.rows, : log_probs.shape[1]] = log_probs
+        for tree in self._trees(batch, self.active(batch, groups)):
+            _fill(batch.reference_log_probs, tree, self.reference.score(tree).log_probs)
 
     def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
         """One optimiser step on a minibatch; none if no trajectory in it has an advantage.
@@ -97,15 +97,14 @@ class Learner:
         `number` is the update's place in the step. Raises TrainingError (non_finite_loss) naming the step.
         """
         while True:
-            try:
-                seen = self._accumulate(batch, groups)
+            seen, facts = self._accumulated(batch, groups)
+            if not len(broken := seen.broken()):
                 break
-            except _NonFiniteError as found:
-                self.optimizer.zero_grad(set_to_none=True)
-                batch.drop(found.rows)
+            self.optimizer.zero_grad(set_to_none=True)
+            batch.drop(broken)
         grad_norm = None
         rate = learning_rate(self.spec, self.updates)
-        if seen.passes:
+        if seen.rows:
             grad_norm = self._step(rate)
             if grad_norm is None:
                 raise non_finite(batch.step, f"the gradient of update {number} is not finite")
@@ -113,161 +112,119 @@ class Learner:
         return UpdateReport(
             update=number,
             rows=batch.rollouts.rows(groups),
-            values=seen.values,
-            loss=seen.loss,
+            values=seen.values(),
+            loss=float(seen.loss),
             grad_norm=grad_norm,
             learning_rate=rate,
             distance_to_grpo=seen.distance.value,
-            kl=seen.kl if self.reference is not None else None,
-            trajectories=seen.facts.trajectories,
-            tokens_trained=seen.facts.tokens,
-            tokens=seen.tokens,
+            kl=float(seen.kl) if self.reference is not None else None,
+            trajectories=facts.trajectories,
+            tokens_trained=facts.tokens,
+            tokens=seen.tokens_on_cpu(),
         )
 
-    def _accumulate(self, batch: TrainingBatch, groups: Sequence[int]) -> "_Seen":
-        """Forward and backward over the minibatch: gradients of the whole minibatch's loss add up."""
+    @property
+    def master_weights(self) -> Mapping[str, Tensor]:
+        """Float32 copies of a bfloat16 model's weights, by name; none of a float32 model's."""
+        return {} if self.masters is None else self.masters.by_name
+
+    def _accumulated(self, batch: TrainingBatch, groups: Sequence[int]) -> tuple[Seen, BatchFacts]:
+        """Forward and backward over the minibatch: gradients of the whole minibatch's loss add up.
+
+        Where memory runs out, once with smaller micro-batches.
+        """
+        try:
+            return self._accumulate(batch, groups)
+        except Exception as error:
+            if not (self.may_lower and is_out_of_memory(error)):
+                raise
+            self.may_lower = False
+            self.micro_batch_tokens //= 2
+            message = str(error).split("\n")[0]
+        # Out of the except block: the error holds the tensors of the pass that failed.
+        log.warning(
+            "out of memory (%s): micro-batches of %d tokens from now on", message, self.micro_batch_tokens
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._accumulate(batch, groups)
+
+    def _accumulate(self, batch: TrainingBatch, groups: Sequence[int]) -> tuple[Seen, BatchFacts]:
         facts = batch_facts(
             batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
         )
-        seen = _Seen(count=len(batch.advantages), facts=facts)
-        for micro in self._micro_batches(batch, self.active(batch, groups)):
-            remember = batch.pending(micro.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
+        seen = Seen(count=len(batch.advantages), beta=self.algorithm.beta)
+        for tree in self._trees(batch, self.active(batch, groups)):
+            remember = batch.pending(tree.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
             with dropping(self.policy.model):
-                scores = self.policy.score(micro, entropy=remember)
+                scores = self.policy.score(tree, entropy=remember)
             if remember:
-                self._remember(batch, micro, scores)
-            self._learn(batch, micro, scores.log_probs, facts, seen)
-        return seen
+                self._remember(batch, tree, scores)
+            self._learn(batch, tree, scores.log_probs, facts, seen)
+        return seen, facts
 
     def _learn(
-        self, batch: TrainingBatch, micro: GroupBatch, log_probs: Tensor, facts: BatchFacts, seen: "_Seen"
+        self, batch: TrainingBatch, tree: TokenTree, log_probs: Tensor, facts: BatchFacts, seen: Seen
     ) -> None:
         """Backward pass of one micro-batch. log_probs [B, T] with gradients."""
-        device, width = log_probs.device, log_probs.shape[1]
-        mask = micro.mask.to(device)
-        old = batch.old_log_probs[micro.rows, :width].to(device)
+        mask, rows, width = tree.mask_of_tokens(), tree.rows.to(log_probs.device), tree.width
+        old, sampled = batch.old_log_probs[rows, :width], batch.sampler_log_probs[rows, :width]
         log_ratio = torch.where(mask, log_probs - old, 0.0)
-        finite = finite_rows(log_ratio.detach(), mask)
-        if not finite.all():
-            raise _NonFiniteError(micro.rows[~finite.cpu()])
-        advantages = batch.advantages[micro.rows].to(device)
-        sampled = batch.rollouts.sampler_log_probs[micro.rows, :width].to(device)
-        weight = self.algorithm.sampler_weight(old, sampled, mask)
         output = self.algorithm.loss(
             log_ratio,
             mask,
-            advantages,
+            batch.advantages[tree.rows].to(log_probs.device),
             facts,
             progress=batch.progress,
             mean_reward=batch.mean_reward,
-            sampler_weight=weight,
+            sampler_weight=self.algorithm.sampler_weight(old, sampled, mask),
         )
-        loss, penalty = output.loss, 0.0
+        loss, penalty = output.loss, None
         if self.reference is not None:
-            reference = batch.reference_log_probs[micro.rows, :width].to(device)
-            term = kl_penalty(log_probs, reference, mask, self.algorithm.beta, facts.tokens)
-            loss, penalty = loss + term, float(term.detach())
+            reference = batch.reference_log_probs[rows, :width]
+            penalty = kl_penalty(log_probs, reference, mask, self.algorithm.beta, facts.tokens)
+            loss, penalty = loss + penalty, penalty.detach()
         loss.backward()  # type: ignore[no-untyped-call]
-        seen.distance += self.algorithm.distance_to_grpo(
-            log_ratio.detach(), mask, advantages, facts, output.trajectories["p"], batch.mean_reward, weight
-        )
-        seen.add(micro.rows, output, penalty, self.algorithm.beta)
-        trained = micro.mask.any(-1) & (batch.advantages[micro.rows] != 0)
-        seen.record(micro.rows, trained & (micro.rows < batch.recorded), log_ratio.detach(), output)
+        log_ratio = log_ratio.detach()
+        seen.add(tree.rows, output, penalty, finite_rows(log_ratio, mask))
+        recorded = (tree.rows < batch.recorded) & (batch.advantages[tree.rows] != 0)
+        seen.record(tree.rows, recorded, log_ratio, output)
 
-    def _remember(self, batch: TrainingBatch, micro: GroupBatch, scores: Scores) -> None:
-        """Keep the trainer's log-probs (pi_old, unless the sampler's are) and the entropy.
-
-        Raises if they are not finite.
-        """
-        log_probs = scores.log_probs.detach().cpu()
-        finite = finite_rows(log_probs, micro.mask)
-        if not finite.all():
-            raise _NonFiniteError(micro.rows[~finite])
-        batch.start_log_probs[micro.rows, : log_probs.shape[1]] = log_probs
+    def _remember(self, batch: TrainingBatch, tree: TokenTree, scores: Scores) -> None:
+        """Keep the trainer's log-probs (pi_old, unless the sampler's are) and the entropy."""
+        _fill(batch.start_log_probs, tree, scores.log_probs.detach())
+        batch.scored[tree.rows] = True
         if scores.entropy is not None:
-            entropy = torch.where(micro.mask, scores.entropy.cpu(), 0.0).double()
-            batch.entropy[micro.rows] = entropy.sum(-1) / micro.mask.sum(-1)
+            sums = scores.entropy.double().sum(-1)
+            batch.entropy[tree.rows.to(sums.device)] = sums / tree.mask_of_tokens().sum(-1)
 
     def _step(self, rate: float) -> float | None:
         """Clip the gradients, then step. Their norm before; None (and no step) if it is not finite."""
         parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm))
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm))
         if not math.isfinite(norm):
             return None
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.masters is not None:
+            self.masters.write_back()
         self.updates += 1
         return norm
 
-    def _micro_batches(self, batch: TrainingBatch, groups: Sequence[int]) -> Iterator[GroupBatch]:
-        return micro_batches(batch.rollouts, groups, self.micro_batch_groups, self.pad_token_id)
+    def _trees(self, batch: TrainingBatch, groups: Sequence[int]) -> Iterator[TokenTree]:
+        """The groups' trajectories as micro-batches on the policy's device; `rows` are those of the batch."""
+        size = self.micro_batch_groups or max(1, len(groups))
+        for start in range(0, len(groups), size):
+            rows = batch.rollouts.rows(groups[start : start + size])
+            given = batch.rollouts.trajectories(rows.tolist())
+            for tree in self.policy.batches(given, self.micro_batch_tokens):
+                yield replace(tree, rows=rows[tree.rows]).to(self.policy.device)
 
 
-def learning_rate(spec: OptimizerSpec, updates: int) -> float:
-    """The rate of the next optimiser step after `updates` of them: a linear rise from 0, then constant."""
-    return spec.learning_rate * min(1.0, (updates + 1) / (spec.warmup_updates + 1))
-
-
-def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """AdamW; biases and norms don't decay."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": spec.weight_decay},
-        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=spec.learning_rate,
-        betas=spec.betas,
-        eps=spec.eps,
-        fused=True,
-    )
-
-
-class _NonFiniteError(Exception):
-    """Trajectories [n] of the rollout batch turned out not finite."""
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__(f"{len(rows)} trajectories are not finite")
-        self.rows = rows
-
-
-@dataclass
-class _Seen:
-    """What the micro-batches of one update add up to."""
-
-    count: int  # N
-    facts: BatchFacts
-    values: dict[str, Tensor] = field(default_factory=dict)  # [N] float64, NaN where not seen
-    loss: float = 0.0
-    kl: float = 0.0
-    passes: int = 0
-    distance: DistanceParts = field(default_factory=DistanceParts)
-    tokens: list[SeenTokens] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for name in RECORDED:
-            self.values[name] = torch.full((self.count,), torch.nan, dtype=torch.float64)
-
-    def add(self, rows: Tensor, output: LossOutput, penalty: float, beta: float) -> None:
-        for name in RECORDED:
-            self.values[name][rows] = output.trajectories[name].double().cpu()
-        self.loss += float(output.recorded_loss) + penalty
-        self.kl += penalty / beta if beta else 0.0
-        self.passes += 1
-
-    def record(self, rows: Tensor, kept: Tensor, log_ratio: Tensor, output: LossOutput) -> None:
-        """Copy to the CPU what the objective saw of the tokens of those rows [B] that are `kept` [B] bool."""
-        if kept.any():
-            here = kept.to(log_ratio.device)
-            self.tokens.append(
-                SeenTokens(
-                    rows=rows[kept],
-                    log_ratio=log_ratio[here].float().cpu(),
-                    weight=output.token_weights[here].float().cpu(),
-                    clipped=output.clipped[here].cpu(),
-                )
-            )
+def _fill(place: Tensor, tree: TokenTree, values: Tensor) -> None:
+    """Put values [B, T] of a tree's rows into [N, T'], NaN on padding."""
+    rows = tree.rows.to(place.device)
+    place[rows, : tree.width] = torch.where(tree.mask_of_tokens(), values, torch.nan)

@@ -46,6 +46,7 @@ def attach(model: PreTrainedModel, spec: LoraSpec, name: str) -> PeftModel:
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     config.base_model_name_or_path = name  # peft takes the folder on this machine
+    adapted.train(False)  # its new layers come in training mode, and drop
     return adapted
 
 

@@ -12,22 +12,27 @@ from trainer.rollouts.batching import Rollouts
 
 @dataclass
 class TrainingBatch:
-    """A step's rollout batch as the optimiser sees it: dropped trajectories have no tokens left."""
+    """A step's rollout batch as the optimiser sees it: dropped trajectories have no tokens left.
+
+    What the host decides by is on the CPU, what the objective works on is on the policy's device.
+    """
 
     step: int
-    rollouts: Rollouts
-    advantages: Tensor  # [N] float64
-    penalties: Tensor  # [N] float64: what the algorithm took off the rewards
+    rollouts: Rollouts  # CPU
+    advantages: Tensor  # [N] float64, CPU
+    penalties: Tensor  # [N] float64, CPU: what the algorithm took off the rewards
     progress: float  # of the training, in [0, 1]
     max_new_tokens: int
     mean_reward: float
     reward_std: float
     old_policy: Literal["trainer", "sampler"]
-    old_log_probs: Tensor  # [N, T] float32, pi_old; NaN where not scored
-    start_log_probs: Tensor  # [N, T] float32, of the trainer at the start of the step; NaN where not computed
-    reference_log_probs: Tensor  # [N, T] float32, NaN where not scored; of the initial model
-    entropy: Tensor  # [N] float64, mean over tokens, NaN where not scored
-    usable: Tensor  # [N] bool: log-probs are finite
+    usable: Tensor  # [N] bool, CPU: log-probs are finite
+    scored: Tensor  # [N] bool, CPU: the log-probs at the start of the step are known
+    old_log_probs: Tensor  # [N, T] float32, device: pi_old; NaN where not scored
+    start_log_probs: Tensor  # [N, T] float32, device: of the trainer at the start of the step; NaN if unknown
+    reference_log_probs: Tensor  # [N, T] float32, device: of the initial model; NaN where not scored
+    sampler_log_probs: Tensor  # [N, T] float32, device
+    entropy: Tensor  # [N] float64, device: mean over tokens, NaN where not scored
     recorded: int  # trajectories, from the first on, whose tokens are recorded
     moved: bool = False  # an optimiser step was taken: the weights are not those of the start any more
 
@@ -45,13 +50,14 @@ class TrainingBatch:
         max_new_tokens: int,
         recorded: int = 0,
         old_policy: Literal["trainer", "sampler"] = "trainer",
+        device: torch.device | None = None,
     ) -> "TrainingBatch":
         """A batch nobody has scored yet. advantages, kept (bool), rewards: [N]; what isn't kept leaves it.
 
         pi_old is the trainer's own, still to be scored, or that of the weights which sampled each token.
         """
-        start = torch.full(rollouts.tokens.shape, torch.nan)
-        sampled = torch.where(rollouts.mask, rollouts.sampler_log_probs, torch.nan)
+        start = torch.full(rollouts.tokens.shape, torch.nan, device=device)
+        sampled = torch.where(rollouts.mask, rollouts.sampler_log_probs, torch.nan).to(start.device)
         return cls(
             step=step,
             rollouts=without(rollouts, (~kept).nonzero()[:, 0]),
@@ -62,11 +68,13 @@ class TrainingBatch:
             mean_reward=float(rewards.mean()),
             reward_std=float(rewards.std()),
             old_policy=old_policy,
+            usable=torch.ones_like(advantages, dtype=torch.bool),
+            scored=torch.zeros_like(advantages, dtype=torch.bool),
             old_log_probs=start if old_policy == "trainer" else sampled,
             start_log_probs=start,
-            reference_log_probs=torch.full(rollouts.tokens.shape, torch.nan),
-            entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64),
-            usable=torch.ones_like(advantages, dtype=torch.bool),
+            reference_log_probs=torch.full_like(start, torch.nan),
+            sampler_log_probs=sampled,
+            entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64, device=start.device),
             recorded=recorded,
         )
 
@@ -77,6 +85,8 @@ class TrainingBatch:
         """
         self.usable[rows] = False
         self.rollouts = without(self.rollouts, rows)
+        for known in (self.start_log_probs, self.old_log_probs, self.entropy):
+            known[rows.to(known.device)] = torch.nan
         if not (self.rollouts.mask.any(-1) & (self.advantages != 0)).any():
             raise non_finite(self.step, "the log-probs of all trajectories are not finite")
 
@@ -85,8 +95,8 @@ class TrainingBatch:
 
         Where they are pi_old, whatever comes first must do; else only what the weights of the start give.
         """
-        unknown = (self.start_log_probs[rows].isnan() & self.rollouts.mask[rows]).any()
-        return bool(unknown) and not (self.moved and self.old_policy == "sampler")
+        unknown = bool((~self.scored[rows]).any())
+        return unknown and not (self.moved and self.old_policy == "sampler")
 
 
 def without(rollouts: Rollouts, rows: Tensor) -> Rollouts:

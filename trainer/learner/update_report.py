@@ -14,7 +14,7 @@ RECORDED = (*UPDATE_FIELDS, "p", "overflow_tokens")  # of the objective's number
 
 @dataclass(frozen=True)
 class SeenTokens:
-    """A micro-batch as its objective saw it, on the CPU; only rows that are recorded."""
+    """A micro-batch as its objective saw it; only rows that are recorded."""
 
     rows: Tensor  # [n] int64: rows in the rollout batch
     log_ratio: Tensor  # [n, T] float32

@@ -1,7 +1,7 @@
 """Policy objectives: pure functions over tensors (symbols: docs/notation.md, algorithm: docs/pmpo.md)."""
 
 from trainer.objectives.catalogue import build_algorithm
-from trainer.objectives.kernel import Algorithm, DistanceParts, LossOutput, batch_facts, finite_rows
+from trainer.objectives.kernel import Algorithm, Distance, LossOutput, batch_facts, finite_rows
 from trainer.objectives.reference_kl import k3, kl_penalty
 from trainer.objectives.sampler_mismatch import Mismatch, mismatch, raw_weights, sampling_kl, truncated
 from trainer.objectives.surrogates import BatchFacts
@@ -9,7 +9,7 @@ from trainer.objectives.surrogates import BatchFacts
 __all__ = [
     "Algorithm",
     "BatchFacts",
-    "DistanceParts",
+    "Distance",
     "LossOutput",
     "Mismatch",
     "batch_facts",

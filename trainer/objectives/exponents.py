@@ -10,13 +10,10 @@ from torch import Tensor
 from trainer.objectives.clipping import ClipFractions, ClipRange, clip_fractions
 from trainer.objectives.effective_sample_size import (
     absolute_deficit,
-    evaluate,
     interpolated_deficit,
     solve_exponent,
 )
 from trainer.objectives.power_mean import CentredTokens
-
-BLOCK = 2**17  # tokens solved at a time on a CPU
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,7 @@ class ExponentInputs:
     fractions: ClipFractions  # by the loss's own range
     trained: Tensor  # [B] bool: has tokens and A != 0
     varied: Tensor  # [B] bool: two of its clipped ratios differ
+    deficit_at_1: Tensor  # [B] float64, 1 - N(1)
     progress: float  # share of the training done, in [0, 1]
     mean_reward: float | None
 
@@ -40,8 +38,6 @@ class Exponents:
     p: Tensor
     clip_fraction: Tensor  # the one that drives p
     ess_target: Tensor
-    ess_at_1: Tensor  # N(1) where the rule needed it
-    target_is_at_1: Tensor  # bool: N* is N(1), which the rule did not need
 
 
 class ExponentRule(Protocol):
@@ -59,8 +55,6 @@ def _same(p: float, situation: ExponentInputs) -> Exponents:
         p=torch.where(situation.trained, p, undefined),
         clip_fraction=situation.fractions.active,
         ess_target=undefined,
-        ess_at_1=undefined,
-        target_is_at_1=torch.zeros_like(situation.trained),
     )
 
 
@@ -124,35 +118,23 @@ class ClipAware:
         varied = situation.trained & situation.varied
         # sqrt(1 - f) is the answer where f is 0 or 1, the solver's start in between, and a rule of its own
         p = torch.where(varied, (1 - effective).sqrt(), torch.nan)
-        target, at_1 = torch.full_like(p, torch.nan), torch.full_like(p, torch.nan)
         if self.target == "square_root":
-            return Exponents(p, driving, target, at_1, target_is_at_1=torch.zeros_like(varied))
-        unclipped = varied & (effective == 0)
-        target[varied & (effective == 1)] = 1.0
-        rows = (varied & (effective > 0) & (effective < 1)).nonzero()[:, 0]
-        z, tokens = situation.centred.z, situation.centred.tokens.double()
-        for block in _blocks(rows, z.shape[-1]) if rows.numel() else ():
-            p[block], target[block], at_1[block] = self._solved(z[block], tokens[block], effective[block])
-        if self.target == "absolute":
-            target = torch.where(unclipped, 1 / situation.centred.tokens.double(), target)
-        return Exponents(p, driving, target, at_1, unclipped & torch.isnan(target))
+            return Exponents(p, driving, torch.full_like(p, torch.nan))
+        z, tokens = situation.centred.z.double(), situation.centred.tokens.double()
+        if self.target == "interpolate":
+            deficit = interpolated_deficit(effective, situation.deficit_at_1)
+        else:
+            deficit = absolute_deficit(effective, tokens)
+        solved = solve_exponent(z, tokens, deficit, p.nan_to_num(1.0))
+        between = varied & (effective > 0) & (effective < 1)
+        return Exponents(
+            p=torch.where(between, solved, p),
+            clip_fraction=driving,
+            ess_target=torch.where(varied, 1 - deficit, torch.nan),
+        )
 
     def _fractions(self, situation: ExponentInputs) -> ClipFractions:
         if self.measured_in is None:
             return situation.fractions
         centred = situation.centred
         return clip_fractions(situation.x, centred.counts, situation.advantages, self.measured_in)
-
-    def _solved(self, z: Tensor, tokens: Tensor, effective: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p, N* and N(1) of trajectories with spread and 0 < f_eff < 1."""
-        at_1 = evaluate(z, tokens, None)
-        if self.target == "interpolate":
-            deficit = interpolated_deficit(effective, at_1.deficit)
-        else:
-            deficit = absolute_deficit(effective, tokens)
-        return solve_exponent(z, tokens, deficit, at_1), 1 - deficit, 1 - at_1.deficit
-
-
-def _blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
-    """Rows in blocks whose temporaries stay in a CPU's cache; a GPU takes them whole."""
-    return (rows,) if rows.is_cuda else torch.split(rows, max(1, BLOCK // max(width, 1)))

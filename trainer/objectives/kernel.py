@@ -9,7 +9,7 @@ multiplication.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from powermean.contracts.algorithms import LOG_RATIO_LIMIT
 from trainer.objectives.advantages import overlong_penalty
 from trainer.objectives.sampler_mismatch import WeightKind, raw_weights, truncated
-from trainer.objectives.surrogates import BatchFacts, MicroBatch, Surrogate, SurrogateOutput, UpdateContext
+from trainer.objectives.surrogates import BatchFacts, MicroBatch, Surrogate, UpdateContext
 
 
 def batch_facts(mask: Tensor, max_tokens: int | None = None, reward_std: float | None = None) -> BatchFacts:
@@ -45,6 +45,7 @@ class LossOutput:
     trajectories: dict[str, Tensor]  # name -> [B] float64, NaN where undefined
     token_weights: Tensor  # [B, T] W_t(p)
     passes: Tensor  # [B, T] I_t, 1.0 or 0.0
+    distance: "Distance"  # of the gradient to GRPO's, with this clip
 
     @property
     def recorded_loss(self) -> Tensor:
@@ -72,19 +73,23 @@ class _ClosedForm(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class DistanceParts:
-    """Squared norms that add over micro-batches; `value` is d = |g_p - g_1| / |g_0 - g_1|."""
+class Distance:
+    """Squared norms, scalars float64, that add over micro-batches: of g_p - g_1 and of g_0 - g_1."""
 
-    numerator: float = 0.0
-    denominator: float = 0.0
+    to_grpo: Tensor | float = 0.0
+    of_gmpo: Tensor | float = 0.0
 
-    def __add__(self, other: "DistanceParts") -> "DistanceParts":
-        return DistanceParts(self.numerator + other.numerator, self.denominator + other.denominator)
+    def __add__(self, other: "Distance") -> "Distance":
+        return Distance(self.to_grpo + other.to_grpo, self.of_gmpo + other.of_gmpo)
 
     @property
     def value(self) -> float | None:
-        """0 is GRPO's gradient (with this clip), 1 GMPO's distance from it. None where those two agree."""
-        return None if self.denominator == 0 else (self.numerator / self.denominator) ** 0.5
+        """d = |g_p - g_1| / |g_0 - g_1|: 0 is GRPO's gradient (with this clip), 1 GMPO's distance from it.
+
+        None where those two agree.
+        """
+        whole = float(self.of_gmpo)
+        return None if whole == 0 else (float(self.to_grpo) / whole) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -141,45 +146,22 @@ class Algorithm:
         """
         with torch.no_grad():
             micro = self._prepare(log_ratio, mask, advantages, batch)
-            term = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
-            term = _weighed(term, sampler_weight)
-            value = term.loss.sum().to(micro.x.dtype)
-            records = term.records | {
-                "loss": torch.where(micro.tokens > 0, term.loss, torch.nan),
+            found = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
+            losses = _weighed_loss(found.loss, sampler_weight)
+            gradient = _weighed(found.gradient, sampler_weight)
+            records = found.records | {
+                "loss": torch.where(micro.tokens > 0, losses, torch.nan),
                 "overflow_tokens": _overflow(micro),
             }
-            gradient = term.gradient.to(log_ratio.dtype)
-        loss = _ClosedForm.apply(log_ratio, value, gradient)  # type: ignore[no-untyped-call]
-        return LossOutput(loss=loss, trajectories=records, token_weights=term.weights, passes=term.passes)
-
-    @torch.no_grad()
-    def distance_to_grpo(
-        self,
-        log_ratio: Tensor,
-        mask: Tensor,
-        advantages: Tensor,
-        batch: BatchFacts,
-        p: Tensor,
-        mean_reward: float | None = None,
-        sampler_weight: Tensor | None = None,
-    ) -> DistanceParts:
-        """How far the gradient dL/dx is from p = 1's, in units of p = 0's distance (all with this clip).
-
-        `p` is `LossOutput.trajectories["p"]` of the same micro-batch. Closed form, no autograd. Both parts
-        are 0 for an objective without p.
-        """
-        micro = self._prepare(log_ratio, mask, advantages, batch)
-        setting = UpdateContext(progress=0.0, mean_reward=mean_reward)
-        known = torch.where(torch.isfinite(p), p, 1.0)
-
-        def gradient(exponent: Tensor) -> Tensor:
-            found = self.surrogate.at(exponent, micro, setting)
-            return _weighed_gradient(found, sampler_weight).double()
-
-        arithmetic = gradient(torch.ones_like(known))
-        return DistanceParts(
-            numerator=float((gradient(known) - arithmetic).square().sum()),
-            denominator=float((gradient(torch.zeros_like(known)) - arithmetic).square().sum()),
+        loss = _ClosedForm.apply(  # type: ignore[no-untyped-call]
+            log_ratio, losses.sum().to(micro.x.dtype), gradient.to(log_ratio.dtype)
+        )
+        return LossOutput(
+            loss=loss,
+            trajectories=records,
+            token_weights=found.weights,
+            passes=found.passes,
+            distance=_distance(gradient, found.at_1_and_0, sampler_weight),
         )
 
     def _prepare(self, log_ratio: Tensor, mask: Tensor, advantages: Tensor, batch: BatchFacts) -> MicroBatch:
@@ -191,53 +173,49 @@ class Algorithm:
         if batch.trajectories < 1 or batch.tokens < 1:
             raise ValueError("no trajectory of the minibatch has a token: there is no loss")
         work = torch.float64 if log_ratio.dtype == torch.float64 else torch.float32
-        inside = mask.view(torch.uint8).to(work)
-        raw = _without_padding(log_ratio.detach().to(work), mask, inside)
+        inside = mask.to(work)
+        raw = torch.where(mask, log_ratio.detach().to(work), 0.0)
         tokens = inside.sum(-1)
-        elsewhere = (inside - 1) * torch.finfo(work).max
         some = tokens > 0
+        elsewhere = (inside - 1) * torch.finfo(work).max
+        lowest = torch.where(some, (raw - elsewhere).amin(-1), 0.0)
+        highest = torch.where(some, (raw + elsewhere).amax(-1), 0.0)
         return MicroBatch(
             raw=raw,
             x=raw.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT),
             mask=inside,
             tokens=tokens,
-            lowest=torch.where(some, (raw - elsewhere).amin(-1), 0.0).clamp(
-                -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT
-            ),
-            highest=torch.where(some, (raw + elsewhere).amax(-1), 0.0).clamp(
-                -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT
-            ),
+            lowest=lowest.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT),
+            highest=highest.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT),
             advantages=advantages.double(),
             weight=torch.where(some, self.weight(tokens.double(), batch), 0.0),
             batch=batch,
         )
 
 
-def _without_padding(x: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
-    """x with 0 on padding. A product does it at a tenth of a selection's cost if all is finite."""
-    if x.device.type == "cpu" and torch.isfinite(x.sum()):
-        return x * inside
-    return torch.where(mask, x, 0.0)
-
-
 def _overflow(micro: MicroBatch) -> Tensor:
     """Tokens [B] float64 with x > 20 and A < 0: a huge loss without a gradient."""
-    over = torch.zeros_like(micro.advantages)
-    rows = ((micro.advantages < 0) & (micro.highest >= LOG_RATIO_LIMIT)).nonzero()[:, 0]
-    if rows.numel():
-        over[rows] = (micro.raw[rows] > LOG_RATIO_LIMIT).sum(-1).double()
-    return over
+    return torch.where(micro.advantages < 0, (micro.raw > LOG_RATIO_LIMIT).sum(-1).double(), 0.0)
 
 
-def _weighed(term: SurrogateOutput, sampler_weight: Tensor | None) -> SurrogateOutput:
-    """Apply the sampler's weight: x^ = sg(x~) + w (x~ - sg(x~)) for tokens, w L for sequences."""
-    gradient = _weighed_gradient(term.gradient, sampler_weight)
+def _distance(
+    gradient: Tensor, at_1_and_0: tuple[Tensor, Tensor] | None, sampler_weight: Tensor | None
+) -> Distance:
+    if at_1_and_0 is None:
+        return Distance()
+    at_1, at_0 = (_weighed(one, sampler_weight).double() for one in at_1_and_0)
+    return Distance(to_grpo=(gradient.double() - at_1).square().sum(), of_gmpo=(at_0 - at_1).square().sum())
+
+
+def _weighed_loss(losses: Tensor, sampler_weight: Tensor | None) -> Tensor:
+    """Sequence weights [B] scale the loss; token weights leave its value."""
     if sampler_weight is None or sampler_weight.dim() == 2:
-        return replace(term, gradient=gradient)
-    return replace(term, loss=term.loss * sampler_weight.double(), gradient=gradient)
+        return losses
+    return losses * sampler_weight.double()
 
 
-def _weighed_gradient(gradient: Tensor, sampler_weight: Tensor | None) -> Tensor:
+def _weighed(gradient: Tensor, sampler_weight: Tensor | None) -> Tensor:
+    """Apply the sampler's weight: x^ = sg(x~) + w (x~ - sg(x~)) for tokens, w L for sequences."""
     if sampler_weight is None:
         return gradient
     weight = sampler_weight.detach().to(gradient.dtype)

@@ -40,7 +40,7 @@ class PowerMean:
 
     log_mean: Tensor  # [B] log M_p, float64: in float32 its own rounding at 20 would be the largest error
     weights: Tensor  # [B, T] W_t(p), 0 on padding, sums to 1
-    ess: Tensor  # [B] N(p) in [1/T, 1]
+    ess: Tensor  # [B] N(p) in [1/T, 1], float64
 
 
 def centre(x: Tensor, mask: Tensor, counts: Tensor) -> CentredTokens:
@@ -53,7 +53,7 @@ def centre(x: Tensor, mask: Tensor, counts: Tensor) -> CentredTokens:
 
 
 def power_mean(centred: CentredTokens, p: Tensor, largest_p: float) -> PowerMean:
-    """M_p, W and N at p [B]. `largest_p` bounds |p| and tells whether an overflow is possible at all.
+    """M_p, W and N at p [B] float64. `largest_p` bounds |p| and tells whether an overflow is possible at all.
 
     Exact to 3e-6 in float32 for |x| <= 20, and to rounding in float64.
     """
@@ -72,16 +72,18 @@ def power_mean(centred: CentredTokens, p: Tensor, largest_p: float) -> PowerMean
 
 
 def _by_deviations(centred: CentredTokens, p: Tensor) -> PowerMean:
-    deviations = torch.expm1(centred.z * p[:, None])
-    mean = deviations.sum(-1) / centred.tokens
-    ess = 1 / (1 + variation(mean, torch.linalg.vecdot(deviations, deviations) / centred.tokens))
+    """Tokens are worked in their own type, what is summed over them in float64."""
+    tokens = centred.tokens.double()
+    deviations = torch.expm1(centred.z * p.to(centred.z.dtype)[:, None])
+    mean = deviations.sum(-1).double() / tokens
+    mean_square = torch.linalg.vecdot(deviations, deviations).double() / tokens
     geometric = p.abs() < GEOMETRIC
-    excess = torch.log1p(mean.double()) / torch.where(geometric, 1.0, p.double())
-    scale = 1 / (centred.tokens * (1 + mean))
+    excess = torch.log1p(mean) / torch.where(geometric, 1.0, p)
+    scale = (1 / (tokens * (1 + mean))).to(deviations.dtype)
     return PowerMean(
         log_mean=centred.mu.double() + torch.where(geometric, 0.0, excess),
         weights=deviations.add_(1).mul_(scale[:, None]).mul_(centred.mask),
-        ess=ess,
+        ess=1 / (1 + variation(mean, mean_square)),
     )
 
 
@@ -91,14 +93,14 @@ def variation(mean: Tensor, mean_square: Tensor) -> Tensor:
 
 
 def _by_shift(centred: CentredTokens, p: Tensor) -> PowerMean:
-    exponent = (centred.z * p[:, None]).masked_fill(centred.mask == 0, -torch.inf)
+    exponent = (centred.z * p.to(centred.z.dtype)[:, None]).masked_fill(centred.mask == 0, -torch.inf)
     top = exponent.amax(-1).clamp(min=torch.finfo(exponent.dtype).min)  # an empty row has no maximum
     terms = torch.exp(exponent - top[:, None])
     total = terms.sum(-1).clamp(min=torch.finfo(exponent.dtype).tiny)
     return PowerMean(
         log_mean=centred.mu.double()
-        + (top.double() + torch.log(total.double() / centred.tokens)) / torch.where(p == 0, 1.0, p.double()),
+        + (top.double() + torch.log(total.double() / centred.tokens)) / torch.where(p == 0, 1.0, p),
         weights=terms / total[:, None],
-        ess=total.square()
+        ess=total.square().double()
         / (centred.tokens * terms.square().sum(-1)).clamp(min=torch.finfo(terms.dtype).tiny),
     )

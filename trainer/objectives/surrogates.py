@@ -3,7 +3,7 @@
 A surrogate gives each trajectory's loss and the gradient with respect to its log-ratios, both in closed form.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.objectives.clipping import ClipFractions, ClipRange, clip_fractions, one_sided
 from trainer.objectives.effective_sample_size import evaluate
-from trainer.objectives.exponents import ExponentInputs, ExponentRule, Exponents
+from trainer.objectives.exponents import ExponentInputs, ExponentRule
 from trainer.objectives.power_mean import CentredTokens, PowerMean, centre, power_mean
 
 
@@ -56,23 +56,20 @@ class UpdateContext:
 
 @dataclass(frozen=True)
 class SurrogateOutput:
-    """The trajectories' part of the loss."""
+    """The trajectories' part of the loss, weighted by w_i."""
 
-    loss: Tensor  # [B] float64, weighted by w_i
+    loss: Tensor  # [B] float64
     gradient: Tensor  # [B, T] d loss / d x
     weights: Tensor  # [B, T] W_t
     passes: Tensor  # [B, T] I_t: 1.0 where the gradient passes, 0.0 where the clip took it away
     records: dict[str, Tensor]  # [B] float64
+    at_1_and_0: tuple[Tensor, Tensor] | None  # the gradient [B, T] that p = 1 and p = 0 would give
 
 
 class Surrogate(Protocol):
     """Loss and gradient of a micro-batch."""
 
     def __call__(self, micro: MicroBatch, setting: UpdateContext) -> SurrogateOutput: ...
-
-    def at(self, p: Tensor, micro: MicroBatch, setting: UpdateContext) -> Tensor:
-        """The gradient [B, T] with the exponents p [B] given."""
-        ...
 
 
 class ClipRule(Protocol):
@@ -113,7 +110,7 @@ class _Mean:
     """The power mean of a micro-batch and its part of the loss."""
 
     mean: PowerMean
-    loss: Tensor  # [B]
+    loss: Tensor  # [B] float64
     gradient: Tensor  # [B, T]
     passes: Tensor  # [B, T] I_t
 
@@ -128,9 +125,20 @@ class PowerMeanSurrogate:
 
     def __call__(self, micro: MicroBatch, setting: UpdateContext) -> SurrogateOutput:
         bounds = self.clip(micro.batch, setting)
-        clipped = self._clipped(micro, bounds)
+        token_bounds = None if self.by_sequence else bounds
+        clipped = one_sided(micro.x, micro.advantages, token_bounds)
+        lowest, highest = (
+            one_sided(ends, micro.advantages, token_bounds) for ends in (micro.lowest, micro.highest)
+        )
         centred = centre(clipped, micro.mask, micro.tokens)
         fractions = clip_fractions(micro.x, micro.tokens, micro.advantages, bounds)
+
+        def at(p: Tensor) -> _Mean:
+            return self._mean(micro, bounds, clipped, centred, p)
+
+        zeros = torch.zeros_like(micro.weight)
+        arithmetic, geometric = at(zeros + 1), at(zeros)
+        deficit_at_1 = evaluate(centred.z.double(), centred.tokens.double(), zeros + 1).deficit
         exponents = self.exponent(
             ExponentInputs(
                 x=micro.x,
@@ -138,54 +146,44 @@ class PowerMeanSurrogate:
                 advantages=micro.advantages,
                 fractions=fractions,
                 trained=micro.trained,
-                varied=self._varied(micro, bounds),
+                varied=highest > lowest,  # the clip is monotone, so the extremes tell
+                deficit_at_1=deficit_at_1,
                 progress=setting.progress,
                 mean_reward=setting.mean_reward,
             )
         )
-        used = torch.where(torch.isnan(exponents.p), 1.0, exponents.p)
-        result = self._mean(micro, bounds, clipped, centred, used)
+        result = at(exponents.p.nan_to_num(1.0))
+        clip_fraction = exponents.clip_fraction
         if self.by_sequence:
             whole = micro.tokens.clamp(max=1)
             fractions = clip_fractions(result.mean.log_mean[:, None], whole, micro.advantages, bounds)
-            exponents = replace(exponents, clip_fraction=fractions.active)
+            clip_fraction = fractions.active
+        of_trained = {
+            "ess": result.mean.ess,
+            "ess_at_1": 1 - deficit_at_1,
+            "clip_fraction": clip_fraction,
+        }
         return SurrogateOutput(
             loss=result.loss,
             gradient=result.gradient,
             weights=result.mean.weights,
             passes=result.passes,
-            records=self._records(micro, centred, used, exponents, fractions, result.mean)
-            | _clipped_ratio_records(micro, clipped, self._extremes(micro, bounds)),
-        )
-
-    def at(self, p: Tensor, micro: MicroBatch, setting: UpdateContext) -> Tensor:
-        """Gradient [B, T] of the loss with the exponents p [B] given."""
-        bounds = self.clip(micro.batch, setting)
-        clipped = self._clipped(micro, bounds)
-        return self._mean(micro, bounds, clipped, centre(clipped, micro.mask, micro.tokens), p).gradient
-
-    def _clipped(self, micro: MicroBatch, bounds: ClipRange) -> Tensor:
-        return micro.x if self.by_sequence else one_sided(micro.x, micro.advantages, bounds)
-
-    def _varied(self, micro: MicroBatch, bounds: ClipRange) -> Tensor:
-        """Bool [B]: two clipped ratios differ. The clip is monotone, so the extremes tell."""
-        lowest, highest = self._extremes(micro, bounds)
-        return highest > lowest
-
-    def _extremes(self, micro: MicroBatch, bounds: ClipRange) -> tuple[Tensor, Tensor]:
-        """Smallest and largest x~ [B]."""
-        if self.by_sequence:
-            return micro.lowest, micro.highest
-        return (
-            one_sided(micro.lowest, micro.advantages, bounds),
-            one_sided(micro.highest, micro.advantages, bounds),
+            records=_ratio_records(micro, fractions)
+            | _clipped_ratio_records(micro, clipped, (lowest, highest))
+            | {name: torch.where(micro.trained, value, torch.nan) for name, value in of_trained.items()}
+            | {
+                "p": exponents.p,
+                "ess_target": exponents.ess_target,
+                "log_mean": torch.where(micro.tokens > 0, result.mean.log_mean, torch.nan),
+            },
+            at_1_and_0=(arithmetic.gradient, geometric.gradient),
         )
 
     def _mean(
         self, micro: MicroBatch, bounds: ClipRange, clipped: Tensor, centred: CentredTokens, p: Tensor
     ) -> _Mean:
-        mean = power_mean(centred, p.to(clipped.dtype), max(self.exponent.largest, 1.0))
-        log_mean = mean.log_mean.double()
+        mean = power_mean(centred, p, max(self.exponent.largest, 1.0))
+        log_mean = mean.log_mean
         passes = 1 - torch.sign(micro.raw - clipped).abs_()
         if self.by_sequence:
             held = one_sided(log_mean, micro.advantages, bounds)
@@ -194,31 +192,6 @@ class PowerMeanSurrogate:
         loss = micro.weight * -micro.advantages * log_mean.exp()
         gradient = (mean.weights * loss.to(clipped.dtype)[:, None]).mul_(passes)
         return _Mean(mean=mean, loss=loss, gradient=gradient, passes=passes)
-
-    def _records(
-        self,
-        micro: MicroBatch,
-        centred: CentredTokens,
-        used: Tensor,
-        exponents: Exponents,
-        fractions: ClipFractions,
-        mean: PowerMean,
-    ) -> dict[str, Tensor]:
-        ess = mean.ess.double()
-        at_1 = torch.where(used == 1, ess, exponents.ess_at_1)
-        rows = (micro.trained & torch.isnan(at_1)).nonzero()[:, 0]
-        if rows.numel():
-            z = centred.z if rows.numel() == len(at_1) else centred.z[rows]
-            at_1[rows] = 1 - evaluate(z, centred.tokens[rows].double(), None).deficit
-        undefined = torch.full_like(ess, torch.nan)
-        return _ratio_records(micro, fractions) | {
-            "p": exponents.p,
-            "ess": torch.where(micro.trained, ess, undefined),
-            "ess_at_1": torch.where(micro.trained, at_1, undefined),
-            "ess_target": torch.where(exponents.target_is_at_1, at_1, exponents.ess_target),
-            "clip_fraction": torch.where(micro.trained, exponents.clip_fraction, undefined),
-            "log_mean": torch.where(micro.tokens > 0, mean.log_mean.double(), undefined),
-        }
 
 
 @dataclass(frozen=True)
@@ -252,11 +225,8 @@ class DetachedRatioSurrogate:
             )
             | dict.fromkeys(names, undefined)
             | {"clip_fraction": torch.where(micro.trained, fractions.outside, undefined)},
+            at_1_and_0=None,
         )
-
-    def at(self, p: Tensor, micro: MicroBatch, setting: UpdateContext) -> Tensor:
-        """The gradient does not depend on p."""
-        return self(micro, setting).gradient
 
 
 def _ratio_records(micro: MicroBatch, fractions: ClipFractions) -> dict[str, Tensor]:

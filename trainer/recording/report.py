@@ -58,9 +58,9 @@ def step_report(
         grades=graded.grades,
         advantages=batch.advantages,
         usable=batch.usable,
-        entropy=batch.entropy,
+        entropy=batch.entropy.cpu(),
         mismatch=mismatch(
-            batch.start_log_probs,
+            batch.start_log_probs.cpu(),
             graded.rollouts.sampler_log_probs,
             batch.rollouts.mask,
             algorithm.sampler_weight_kind,
@@ -70,7 +70,7 @@ def step_report(
         tokens_so_far=run.progress.tokens,
         publish_difference=difference,
         penalties=batch.penalties,
-        old_log_probs=batch.old_log_probs,
+        old_log_probs=batch.old_log_probs.cpu(),
         facts=step_facts(batch, reports, run.spec.training.minibatches),
     )
 

@@ -36,7 +36,7 @@ from powermean.contracts.replays import (
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow
 from powermean.token_segments import SegmentCorruptError, read_facts, read_trajectories, write_segment
-from trainer.objectives import Algorithm, DistanceParts
+from trainer.objectives import Algorithm, Distance
 from trainer.replay.recorded_step import RecordedStep, column
 from worker.settings import NodeSettings, NodeSettingsError
 
@@ -136,7 +136,7 @@ class _Sums:
     """What an update's covered trajectories add up to, under one objective."""
 
     numbers: list[Numbers] = field(default_factory=list)
-    distance: DistanceParts = field(default_factory=DistanceParts)
+    distance: Distance = field(default_factory=Distance)
 
     def aggregates(self, distance: float | None) -> Aggregates:
         return Aggregates(
@@ -192,19 +192,16 @@ def _replay_chunk(
         mean_reward=step.facts.mean_reward,
         sampler_weight=sampler,
     )
-    found.replayed[update].distance += step.algorithm.distance_to_grpo(
-        log_ratio, mask, advantages, batch, output.trajectories["p"], step.facts.mean_reward, sampler
-    )
-    recorded_p = column([_nan(step.seen[one.index, update].p) for one, _ in present])
-    found.recorded[update].distance += step.recorded.distance_to_grpo(
+    found.replayed[update].distance += output.distance
+    found.recorded[update].distance += step.recorded.loss(
         log_ratio,
         mask,
         before,
         step.recorded_batches[update],
-        recorded_p,
-        step.facts.mean_reward,
-        _sampler_weight(step.recorded, [one for one, _ in present], mask),
-    )
+        progress=step.facts.progress,
+        mean_reward=step.facts.mean_reward,
+        sampler_weight=_sampler_weight(step.recorded, [one for one, _ in present], mask),
+    ).distance
     weights_then, _ = _padded([seen.weight for _, seen in present])
     clipped_then, _ = _padded([seen.clipped for _, seen in present])
     found.compare("weight", 0.0, _apart(weights_then, output.token_weights, mask))
@@ -299,10 +296,6 @@ def _apart(recorded: Tensor, replayed: Tensor, mask: Tensor) -> float:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _or_none(value: float) -> float | None:

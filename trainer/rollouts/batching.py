@@ -1,9 +1,9 @@
-"""Rollout batches as tensors: groups stay together, from the whole batch down to one forward pass.
+"""Rollout batches as tensors: groups stay together, from the whole batch down to a minibatch.
 
 K prompts (groups), G completions each, N = K G trajectories in order of group, T tokens at most.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from powermean.contracts.rollout import Completion, VersionSpan
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Token ids of some rows: a prompt of at least one token each, and a completion, which may be empty."""
+
+    prompts: Sequence[Sequence[int]]
+    completions: Sequence[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,14 @@ class Rollouts:
         starts = torch.tensor(groups, dtype=torch.int64) * size
         return (starts[:, None] + torch.arange(size)).reshape(-1)
 
+    def trajectories(self, rows: Sequence[int]) -> Trajectories:
+        """The token ids of these rows, in this order."""
+        lengths = self.lengths.tolist()
+        return Trajectories(
+            prompts=[self.prompts[row // self.group_size] for row in rows],
+            completions=[self.tokens[row, : lengths[row]].tolist() for row in rows],
+        )
+
     def select(self, groups: Sequence[int]) -> "Rollouts":
         """These groups alone, in this order."""
         rows = self.rows(groups)
@@ -57,21 +76,6 @@ class Rollouts:
             weight_version=self.weight_version[rows],
             versions=tuple(self.versions[row] for row in rows.tolist()) if self.versions else (),
         )
-
-
-@dataclass(frozen=True)
-class GroupBatch:
-    """Input of one forward pass. Prompts are padded on the left, so that completions follow at once."""
-
-    prompts: Tensor  # [K, P] int64
-    prompt_mask: Tensor  # [K, P] int64, 1 on tokens
-    tokens: Tensor  # [K * G, T] int64
-    mask: Tensor  # [K * G, T] bool
-    rows: Tensor  # [K * G] int64: rows in the rollout batch
-
-    @property
-    def group_size(self) -> int:
-        return self.tokens.shape[0] // self.prompts.shape[0]
 
 
 def collate(
@@ -125,32 +129,3 @@ def minibatches(groups: int, count: int, generator: torch.Generator) -> list[lis
     order = torch.randperm(groups, generator=generator).tolist()
     size = groups // count
     return [sorted(order[start : start + size]) for start in range(0, groups, size)]
-
-
-def micro_batches(
-    rollouts: Rollouts, groups: Sequence[int], size: int, pad_token_id: int
-) -> Iterator[GroupBatch]:
-    """The groups, at most `size` at a time, cut to the longest prompt and completion among them."""
-    for start in range(0, len(groups), size):
-        yield group_batch(rollouts, groups[start : start + size], pad_token_id)
-
-
-def group_batch(rollouts: Rollouts, groups: Sequence[int], pad_token_id: int) -> GroupBatch:
-    """Some groups as the input of one forward pass."""
-    rows = rollouts.rows(groups)
-    mask = rollouts.mask[rows]
-    longest = max(1, int(mask.sum(-1).max()))
-    prompts = [rollouts.prompts[group] for group in groups]
-    width = max(len(prompt) for prompt in prompts)
-    padded = torch.full((len(prompts), width), pad_token_id, dtype=torch.int64)
-    prompt_mask = torch.zeros((len(prompts), width), dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        padded[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
-        prompt_mask[row, width - len(prompt) :] = 1
-    return GroupBatch(
-        prompts=padded,
-        prompt_mask=prompt_mask,
-        tokens=rollouts.tokens[rows, :longest],
-        mask=mask[:, :longest],
-        rows=rows,
-    )

@@ -6,8 +6,9 @@ import torch
 
 from powermean.contracts.rollout import Sampling
 from trainer.failures import TrainingError
-from trainer.learner.policy import Policy
-from trainer.rollouts.batching import Rollouts, group_batch
+from trainer.policy.policy import Policy
+from trainer.policy.token_tree import sort_rows, token_tree
+from trainer.rollouts.batching import Rollouts
 from trainer.rollouts.sampling import Engine, complete_prompts
 
 PROBE_PROMPTS = 2
@@ -25,16 +26,19 @@ def probe(
     rollouts = complete_prompts(
         engine, prompts[:PROBE_PROMPTS], count=PROBE_COMPLETIONS, sampling=limited, pad_token_id=pad_token_id
     )
-    return largest_difference(policy, rollouts, pad_token_id)
+    return largest_difference(policy, rollouts)
 
 
 @torch.no_grad()
-def largest_difference(policy: Policy, rollouts: Rollouts, pad_token_id: int) -> float:
+def largest_difference(policy: Policy, rollouts: Rollouts) -> float:
     """max |log-prob of the engine - log-prob of the policy| over all tokens, in nats; NaN if one is."""
-    batch = group_batch(rollouts, range(len(rollouts.prompts)), pad_token_id)
-    ours = policy.score(batch).log_probs.cpu()
-    difference = torch.where(batch.mask, ours - rollouts.sampler_log_probs[batch.rows, : ours.shape[1]], 0.0)
-    return float(difference.abs().max())
+    given = rollouts.trajectories(range(len(rollouts.tokens)))
+    if not (order := sort_rows(given)):
+        return 0.0
+    tree = token_tree(given, order)
+    ours = policy.score(tree).log_probs.cpu()
+    difference = ours - rollouts.sampler_log_probs[tree.rows, : tree.width]
+    return float(torch.where(tree.mask_of_tokens(), difference, 0.0).abs().max())
 
 
 def check(difference: float, tolerance: float, dtype: torch.dtype, version: int) -> None:

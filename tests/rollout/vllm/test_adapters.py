@@ -34,7 +34,7 @@ from rollout.weights import WeightSource
 from tests.support.tiny_model import char_tokenizer, tiny_config
 from trainer.learner.final_model import ADAPTER_FOLDER, save_model
 from trainer.learner.lora import attach
-from trainer.learner.policy import make_policy
+from trainer.policy.loading import make_policy
 
 pytestmark = [
     pytest.mark.vllm,

@@ -20,7 +20,7 @@ from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
 from tests.support.served_vllm import JOB, tied_policy
 from tests.support.tiny_model import char_tokenizer
-from trainer.learner.policy import Policy
+from trainer.policy.policy import Policy
 
 pytestmark = [
     pytest.mark.vllm,

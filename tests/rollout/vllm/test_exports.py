@@ -21,7 +21,8 @@ from tests.rollout.test_trainer_publishes import InProcess
 from tests.support.tiny_model import char_tokenizer, tiny_config
 from trainer.learner.final_model import save_model
 from trainer.learner.lora import attach
-from trainer.learner.policy import Policy, make_policy
+from trainer.policy.loading import make_policy
+from trainer.policy.policy import Policy
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
 

@@ -51,7 +51,7 @@ class Node(threading.Thread):
 @pytest.fixture
 def job_id(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A job with a step trained by pmpo, behind a server that the command finds."""
-    step = recorded_step(SPEC, monkeypatch)
+    step = recorded_step(SPEC)
     attempt = service.running(algorithm=SPEC.model_dump(mode="json"))
     post_step(service, attempt, step)
     node = Node(service)
@@ -78,7 +78,8 @@ def post_step(service: ServiceDriver, attempt, step: RecordedStep) -> None:
 
 
 def replay(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ("replay", *arguments))
+    wide = {"COLUMNS": "160"}  # a narrow terminal cuts numbers short
+    return CliRunner().invoke(app, ("replay", *arguments), env=wide)
 
 
 def test_the_recorded_objective_comes_out_again(job_id: str) -> None:

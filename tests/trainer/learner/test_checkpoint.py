@@ -16,7 +16,7 @@ from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
 from trainer.learner import checkpoint
 from trainer.learner.checkpoint import Progress
-from trainer.learner.learner import make_optimizer
+from trainer.learner.optimizer import make_optimizer
 
 PROGRESS = Progress(step=3, updates=11, tokens=2**40, reward_before=0.25, reward_after=None)
 

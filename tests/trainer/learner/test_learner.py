@@ -20,19 +20,20 @@ from tests.support.learners import (
 )
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
-from trainer.learner.learner import learning_rate, make_optimizer
-from trainer.learner.policy import Policy, Scores, make_policy
+from trainer.learner.optimizer import learning_rate, make_optimizer
 from trainer.learner.training_batch import without
 from trainer.objectives import mismatch
-from trainer.rollouts.batching import GroupBatch
+from trainer.policy.loading import make_policy
+from trainer.policy.policy import Policy, Scores
+from trainer.policy.token_tree import TokenTree
 
 
 @pytest.mark.parametrize("algorithm", [Pmpo(), Grpo(), Dapo(), Cispo(), Pmpo(beta=0.1)], ids=lambda a: a.name)
 def test_micro_batches_add_up_to_the_minibatch(algorithm: object) -> None:
     """Same weights after two epochs, same loss, same numbers of each trajectory."""
     found = []
-    for size in (1, 2, 4):
-        one = learner(algorithm, micro_batch_groups=size)
+    for tokens in (1, 12, 1000):
+        one = learner(algorithm, micro_batch_tokens=tokens)
         batch = training_batch(one.algorithm)
         one.score_reference(batch, range(GROUPS))
         reports = [one.update(batch, [0, 1, 2, 3], number) for number in range(2)]
@@ -52,7 +53,7 @@ def test_groups_without_spread_cost_no_pass_but_count(monkeypatch: pytest.Monkey
     batch = training_batch(one.algorithm)
     seen = counted(one, monkeypatch)
     report = one.update(batch, [0, 1], 0)
-    assert [given.rows.tolist() for given in seen] == [[0, 1, 2, 3]]
+    assert [sorted(given.rows.tolist()) for given in seen] == [[0, 1, 2, 3]]
     assert report.rows.tolist() == list(range(8))
     # With all ratios 1 the loss is -(1/B) sum A over all 8 trajectories of the minibatch.
     assert report.loss == pytest.approx(-float(batch.advantages[:8].sum()) / 8, abs=1e-6)
@@ -206,9 +207,9 @@ def poison(batch_rows: set[int], value: float, monkeypatch: pytest.MonkeyPatch) 
     """Let the log-probs of some rows come out as `value`, as long as they hold tokens."""
     score = Policy.score
 
-    def broken(self: Policy, batch: GroupBatch, *, entropy: bool = False) -> Scores:
-        scores = score(self, batch, entropy=entropy)
-        hit = torch.tensor([row in batch_rows for row in batch.rows.tolist()])[:, None] & batch.mask
+    def broken(self: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
+        scores = score(self, tree, entropy=entropy)
+        hit = torch.tensor([row in batch_rows for row in tree.rows.tolist()])[:, None] & tree.mask_of_tokens()
         return replace(scores, log_probs=torch.where(hit, value, scores.log_probs))
 
     monkeypatch.setattr(Policy, "score", broken)
@@ -238,13 +239,13 @@ def test_tokens_are_recorded_of_what_an_update_trained_on(
     algorithm: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of a trajectory that was dropped, nor of one without advantage, nor beyond the recorded rows."""
-    one = learner(algorithm, micro_batch_groups=2)
+    one = learner(algorithm, micro_batch_tokens=12)
     batch = replace(training_batch(one.algorithm), recorded=12)
     batch.advantages[2] = 0.0
     poison({0, 9}, float("nan"), monkeypatch)
     one.score_reference(batch, range(GROUPS))
     tokens = one.update(batch, [0, 1, 2, 3], 0).tokens
-    assert [row for part in tokens for row in part.rows.tolist()] == [1, 3, 8, 10, 11]
+    assert sorted(row for part in tokens for row in part.rows.tolist()) == [1, 3, 8, 10, 11]
     for part in tokens:
         assert torch.allclose(part.weight.sum(-1), torch.ones(len(part.rows)), atol=1e-6)
         assert part.weight.shape == part.log_ratio.shape == part.clipped.shape

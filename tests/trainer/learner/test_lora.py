@@ -14,7 +14,6 @@ from trainer.failures import TrainingError
 from trainer.learner import checkpoint
 from trainer.learner.checkpoint import Progress
 from trainer.learner.final_model import ADAPTER_FOLDER, save_model
-from trainer.learner.learner import make_optimizer
 from trainer.learner.lora import (
     adapter_shape,
     adapter_state,
@@ -24,7 +23,8 @@ from trainer.learner.lora import (
     served_state,
     trained_state,
 )
-from trainer.learner.policy import make_policy
+from trainer.learner.optimizer import make_optimizer
+from trainer.policy.loading import make_policy
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 SPEC = LoraSpec(rank=4, alpha=8)
@@ -133,7 +133,7 @@ def test_the_export_loads_merged_and_as_an_adapter(tmp_path: Path) -> None:
     model = adapted(seed=1)
     policy = make_policy(base(), dtype=torch.float32, temperature=1.0)
     save_model(
-        type(policy)(model, 1.0, torch.float32, policy.device, shared_prompts=True),
+        type(policy)(model, 1.0, torch.float32, policy.device, by_tree=True),
         char_tokenizer(),
         tmp_path,
     )

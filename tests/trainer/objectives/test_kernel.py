@@ -14,7 +14,7 @@ from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec, Gmpo, Grpo, Pmpo, PowerMean
 from tests.trainer.objectives.objective_batches import Batch, batches, clipped, run, textbook_log_mean
-from trainer.objectives import Algorithm, DistanceParts, batch_facts, build_algorithm, finite_rows
+from trainer.objectives import Algorithm, Distance, batch_facts, build_algorithm, finite_rows
 from trainer.objectives.exponents import ExponentInputs, Exponents
 from trainer.objectives.surrogates import PowerMeanSurrogate
 
@@ -57,9 +57,7 @@ class Held:
     largest: float = 1.0
 
     def __call__(self, situation: ExponentInputs) -> Exponents:
-        nothing = torch.full_like(self.p, torch.nan)
-        unused = torch.zeros_like(situation.trained)
-        return Exponents(self.p, situation.fractions.active, nothing, nothing, unused)
+        return Exponents(self.p, situation.fractions.active, torch.full_like(self.p, torch.nan))
 
 
 def held_at(built: Algorithm, p: Tensor) -> Algorithm:
@@ -292,22 +290,17 @@ def test_law_micro_batches_add_up(name: str, batch: Batch, cut: int) -> None:
     assume(cut < len(batch.x))
     built, facts = algorithm(name), batch.facts
     whole, gradient = run(built, batch)
-    losses, gradients, distance = [], [], DistanceParts()
+    losses, gradients, distance = [], [], Distance()
     for rows in (slice(0, cut), slice(cut, None)):
         leaf = batch.x[rows].clone().requires_grad_()
         part = built.loss(leaf, batch.mask[rows], batch.advantages[rows], facts, 0.3, 0.4)
         losses.append(part.loss)
         gradients.append(torch.autograd.grad(part.loss, leaf)[0])
-        distance += built.distance_to_grpo(
-            leaf, batch.mask[rows], batch.advantages[rows], facts, part.trajectories["p"], 0.4
-        )
+        distance += part.distance
     same(torch.stack(losses).sum(), whole.loss)
     same(torch.cat(gradients), gradient)
-    together = built.distance_to_grpo(
-        batch.x, batch.mask, batch.advantages, facts, whole.trajectories["p"], mean_reward=0.4
-    )
-    assert distance.numerator == pytest.approx(together.numerator, rel=1e-6, abs=1e-12)
-    assert distance.denominator == pytest.approx(together.denominator, rel=1e-6, abs=1e-12)
+    assert float(distance.to_grpo) == pytest.approx(float(whole.distance.to_grpo), rel=1e-6, abs=1e-12)
+    assert float(distance.of_gmpo) == pytest.approx(float(whole.distance.of_gmpo), rel=1e-6, abs=1e-12)
 
 
 # Extremes
@@ -383,20 +376,15 @@ def test_finite_rows_ignores_padding() -> None:
 
 @given(batches(largest=2.0, tokens=(2, 9)))
 def test_law_distance_is_0_at_p_1_and_1_at_p_0(batch: Batch) -> None:
-    built = algorithm("pmpo")
-    ones = torch.ones_like(batch.advantages)
-    at = [
-        built.distance_to_grpo(batch.x, batch.mask, batch.advantages, batch.facts, p * ones)
-        for p in (1.0, 0.0)
-    ]
-    assert at[0].numerator == 0
-    assert at[1].value is None or at[1].value == pytest.approx(1.0)
-    out, gradient = run(built, batch)
-    found = built.distance_to_grpo(batch.x, batch.mask, batch.advantages, batch.facts, out.trajectories["p"])
+    at_1, at_0 = (run(build_algorithm(PowerMean(p=p)), batch)[0].distance for p in (1.0, 0.0))
+    assert float(at_1.to_grpo) == 0
+    assert at_0.value is None or at_0.value == pytest.approx(1.0)
+    out, gradient = run(algorithm("pmpo"), batch)
+    found, ones = out.distance, torch.ones_like(batch.advantages)
     _, arithmetic = textbook(batch, ones, 0.4, 0.4)
     near = ((batch.x.abs() - 0.4).abs() < 1e-9).any()
     assume(not near)
-    assert found.numerator == pytest.approx(
+    assert float(found.to_grpo) == pytest.approx(
         (gradient - arithmetic).square().sum().item(), rel=1e-6, abs=1e-12
     )
 

@@ -53,7 +53,7 @@ ALL = [
 @pytest.fixture
 def step(monkeypatch: pytest.MonkeyPatch) -> RecordedStep:
     """A step trained by PMPO."""
-    return recorded_step(TIGHT, monkeypatch)
+    return recorded_step(TIGHT)
 
 
 def replayed(step: RecordedStep, recorded: AlgorithmSpec, algorithm: AlgorithmSpec) -> ReplayResult:
@@ -67,7 +67,7 @@ def replayed(step: RecordedStep, recorded: AlgorithmSpec, algorithm: AlgorithmSp
 def test_the_recorded_algorithm_reproduces_the_recorded_numbers(
     spec: AlgorithmSpec, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = recorded_step(spec, monkeypatch, seed)
+    step = recorded_step(spec, seed)
     summary = replayed(step, spec, spec).summary
     assert summary.reproduces
     assert all(difference <= 1e-6 for difference in summary.largest_difference.values())
@@ -80,7 +80,7 @@ def test_the_recorded_algorithm_reproduces_the_recorded_numbers(
 def test_a_step_whose_pi_old_is_the_samplers_is_reproduced(
     spec: AlgorithmSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = recorded_step(spec, monkeypatch, old_policy="sampler")
+    step = recorded_step(spec, old_policy="sampler")
     assert all(one.old_log_probs == one.sampler_log_probs for one in step.tokens)
     assert replayed(step, spec, spec).summary.reproduces
 
@@ -155,7 +155,7 @@ def test_another_rule_gives_other_advantages(step: RecordedStep) -> None:
 def test_dropped_groups_leave_the_denominators(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the step had been trained on DAPO's groups from the start, and back again."""
     plain = Dapo(epsilon_high=0.2)
-    step = recorded_step(Grpo(), monkeypatch)
+    step = recorded_step(Grpo())
     kept = [row for row in step.rows if row.group != 1]
     tokens = sum(row.length for row in kept)
     result = replayed(step, Grpo(), plain)

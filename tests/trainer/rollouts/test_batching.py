@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from powermean.contracts.rollout import Completion, VersionSpan
-from trainer.rollouts.batching import Rollouts, collate, group_batch, micro_batches, minibatches
+from trainer.rollouts.batching import Rollouts, collate, minibatches
 
 
 def completion(*tokens: int, cut: bool = False, versions: tuple[int, ...] = (3,)) -> Completion:
@@ -44,20 +44,10 @@ def test_the_mask_does_not_come_from_token_values() -> None:
     assert rollouts.mask.tolist() == [[True, True], [True, False]]
 
 
-def test_a_group_batch_pads_prompts_on_the_left_and_is_cut_to_its_own_longest(rollouts: Rollouts) -> None:
-    batch = group_batch(rollouts, [1, 0], pad_token_id=0)
-    assert batch.prompts.tolist() == [[6, 7], [0, 5]]
-    assert batch.prompt_mask.tolist() == [[1, 1], [0, 1]]
-    assert batch.rows.tolist() == [2, 3, 0, 1]
-    assert batch.tokens.tolist() == [[9, 0, 0], [3, 9, 0], [1, 9, 0], [2, 2, 2]]
-    assert group_batch(rollouts, [1], pad_token_id=0).tokens.shape == (2, 2)
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_micro_batches_cover_each_trajectory_once(rollouts: Rollouts, size: int) -> None:
-    batches = list(micro_batches(rollouts, [2, 0, 1], size, pad_token_id=0))
-    assert all(len(batch.prompts) <= size for batch in batches)
-    assert sorted(row for batch in batches for row in batch.rows.tolist()) == list(range(6))
+def test_trajectories_are_the_rows_tokens_without_padding(rollouts: Rollouts) -> None:
+    found = rollouts.trajectories([2, 0, 1])
+    assert found.prompts == [(6, 7), (5,), (5,)]
+    assert found.completions == [[9], [1, 9], [2, 2, 2]]
 
 
 def test_minibatches_deal_every_group_once_and_depend_on_the_generator_alone() -> None:

@@ -8,7 +8,7 @@ import torch
 from powermean.contracts.rollout import Sampling
 from tests.support.fake_engine import FakeEngine
 from trainer.failures import TrainingError
-from trainer.learner.policy import load_policy
+from trainer.policy.loading import load_policy
 from trainer.weights.probe import check, probe
 
 PROMPTS = [(9, 4, 10, 7), (12, 4, 13, 7)]

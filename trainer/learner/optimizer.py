@@ -1,0 +1,71 @@
+"""AdamW over float32 weights: the model's own, or float32 masters of a model in bfloat16."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from powermean.contracts.job import OptimizerSpec
+
+
+def learning_rate(spec: OptimizerSpec, updates: int) -> float:
+    """The rate of the next optimiser step after `updates` of them: a linear rise from 0, then constant."""
+    return spec.learning_rate * min(1.0, (updates + 1) / (spec.warmup_updates + 1))
+
+
+class MasterWeights:
+    """Float32 copies of the weights that a bfloat16 model is trained with.
+
+    Without them, steps below a bfloat16 weight's last digit would be lost. Gradients of micro-batches add up
+    in float32 at the masters, where the optimiser finds them; the model's own are dropped as they come.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Turns the model's weights into bfloat16, in place."""
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._weights: list[Tensor] = list(trained.values())
+        self.by_name: dict[str, nn.Parameter] = {
+            name: nn.Parameter(weight.detach().float().clone()) for name, weight in trained.items()
+        }
+        for weight in model.parameters():
+            if weight.is_floating_point():
+                weight.data = weight.data.bfloat16()
+        for trainable, master in zip(self._weights, self.by_name.values(), strict=True):
+            trainable.register_post_accumulate_grad_hook(_to(master))  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Round the masters into the model."""
+        torch._foreach_copy_(self._weights, list[Tensor](self.by_name.values()))
+
+
+def _to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    def take(weight: Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    return take
+
+
+def make_optimizer(
+    model: nn.Module, spec: OptimizerSpec, masters: MasterWeights | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the model's weights, or over their masters; biases and norms don't decay."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if masters is not None:
+        weights = [*masters.by_name.values()]
+    groups = [
+        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": spec.weight_decay},
+        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        fused=True,
+    )

@@ -1,0 +1,189 @@
+"""From a model's folder to a policy, and which way of scoring the model takes.
+
+Which one holds is tried on the model itself, with its gradient, not guessed.
+"""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from trainer.failures import TrainingError, is_out_of_memory
+from trainer.policy.policy import Policy
+from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
+from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees
+from trainer.rollouts.batching import Trajectories
+
+log = logging.getLogger(__name__)
+
+# Largest log-prob difference between two ways that rounding explains.
+_AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+def load_policy(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    temperature: float,
+    gradient_checkpointing: bool = False,
+) -> Policy:
+    """The model in `folder`, dropout off. Raises TrainingError (unknown_model) when it can't be loaded."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            "unknown_model",
+            f"the model in {folder} can't be loaded: {error}",
+            path="model",
+            remedy="it must be a causal language model that transformers knows, with safetensors weights",
+        ) from error
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to, which hides its signature
+    return make_policy(
+        model, dtype=dtype, temperature=temperature, gradient_checkpointing=gradient_checkpointing
+    )
+
+
+def make_policy(
+    model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, gradient_checkpointing: bool = False
+) -> Policy:
+    """A policy around a float32 model that is on its device already.
+
+    Raises TrainingError (unknown_model) where no way of scoring gives what the model's own logits give.
+    """
+    device = next(model.parameters()).device
+    model.train(False)
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    rows = Policy(model, temperature, dtype, device, by_tree=False)
+    expected = _by_logits(rows, _probe_rows(rows))
+    if (why := _objection(rows, expected)) is not None:
+        raise TrainingError(
+            "unknown_model",
+            f"the model's log-probs can't be had from its hidden states: {why}",
+            path="model",
+            remedy="choose a model whose logits are a linear layer's, scaled or soft-capped at most",
+        )
+    if _has_windows(model):
+        why = "its attention looks no further than a window"
+    else:
+        attention = model.config._attn_implementation
+        attend_by_trees(model)
+        trees = replace(rows, by_tree=True)
+        if (why := _objection(trees, expected)) is None:
+            return trees
+        model.set_attn_implementation(attention)
+    log.info("prompts and completions are padded, and what they share is computed again: %s", why)
+    return rows
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Keep the layers' inputs alone for the backward pass, which computes them again.
+
+    Done here and not by transformers, which does it in training mode only: that would switch dropout on,
+    under whatever name a model has it, and ratios compare two passes over the same function.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainingError(
+            "unknown_model",
+            f"{type(model).__name__} has no layers that can be computed again",
+            path="training.gradient_checkpointing",
+            remedy="set training.gradient_checkpointing to false, and lower training.micro_batch_tokens",
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def resolve_device(wanted: str, gpus: int, rank: int = 0) -> torch.device:
+    """auto takes CUDA where GPUs are allocated. Raises TrainingError (cuda_unavailable)."""
+    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise TrainingError(
+            "cuda_unavailable",
+            "the job asks for a GPU, but PyTorch sees no CUDA device on this node",
+            path="resources.gpus",
+            remedy="set resources.gpus to 0, or install the CUDA build of PyTorch and the driver on the node",
+        )
+    return torch.device("cuda", rank)
+
+
+def resolve_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """auto is float32 on a CPU and bfloat16 on CUDA."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _has_windows(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    sliding = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    return bool(kinds - {"full_attention"} if kinds else sliding)
+
+
+def _probe_rows(policy: Policy) -> Trajectories:
+    """Two unequal prompts; one completion twice, one that begins another, one of a single token."""
+    vocabulary = int(policy.plain_model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    ids = (torch.arange(1, 13) * 7 % vocabulary).tolist()
+    long, short = ids[:5], ids[5:7]
+    completions = (ids[7:10], ids[7:10], ids[7:9], ids[10:11])
+    return Trajectories((long,) * 4 + (short,) * 4, completions * 2)
+
+
+@torch.no_grad()
+def _by_logits(policy: Policy, given: Trajectories) -> Tensor:
+    """Log-probs [B, T] in the tree's order from the model's own logits, a row at a time."""
+    order = sort_rows(given)
+    found = torch.zeros(len(order), max(map(len, given.completions)))
+    for place, row in enumerate(order):
+        prompt, completion = list(given.prompts[row]), list(given.completions[row])
+        with policy.precision():
+            logits = policy.model(input_ids=torch.tensor([prompt + completion], device=policy.device)).logits
+        scaled = logits[0, len(prompt) - 1 : -1].to(_work(policy)) / policy.temperature
+        chosen = scaled.log_softmax(-1).gather(-1, torch.tensor(completion, device=policy.device)[:, None])
+        found[place, : len(completion)] = chosen[:, 0].cpu()
+    return found
+
+
+def _objection(policy: Policy, expected: Tensor) -> str | None:
+    """Why the policy's way of scoring does not do for its model; None if it does."""
+    given = _probe_rows(policy)
+    tree: TokenTree = token_tree(given, sort_rows(given))
+    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    try:
+        with torch.enable_grad():
+            log_probs = policy.score(tree).log_probs
+            gradients = torch.autograd.grad(log_probs.sum(), trained, allow_unused=True)
+    except (TreeUnsupportedError, TypeError, ValueError) as error:
+        return str(error)
+    apart = float((log_probs.detach().cpu() - expected).abs().max())
+    if not bool(expected.isfinite().all()):
+        return "the model's own are not finite"
+    if not apart <= _AGREEMENT[policy.dtype]:
+        return f"log-probs differ by {apart:.2g}"
+    if not all(bool(one.isfinite().all()) for one in gradients if one is not None):
+        return "its gradient is not finite"
+    return None
+
+
+def _work(policy: Policy) -> torch.dtype:
+    return torch.float64 if policy.dtype == torch.float64 else torch.float32

@@ -1,0 +1,194 @@
+"""Log-probs and entropy from hidden states, without a tensor of all logits.
+
+Logits are made for a tile of tokens at a time and dropped; the backward pass makes them again. What is kept
+is one number a token, the log of the normaliser. Matrix products are in the policy's type, sums over the
+vocabulary in float32 (in float64 for float64).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+CPU_TILE_BYTES = 64 << 20  # of logits
+CUDA_TILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """From hidden states [R, D] to the logits [R, V] of the distribution that is sampled from."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    scale: float  # of the model's own logits
+    cap: float | None  # c of c tanh(logits / c)
+    temperature: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, temperature: float) -> "OutputLayer":
+        """The model's own, as far as its config tells: whether that is all, the caller has to try."""
+        layer: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        config = model.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        return cls(layer.weight, getattr(layer, "bias", None), scale, cap, temperature)
+
+    def answer(
+        self, hidden: Tensor, questions: "Questions", dtype: torch.dtype, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [Q] of the tokens asked for, nats, with a gradient; entropy [R] of each head, without.
+
+        hidden [R, D]; matrix products are in `dtype`, both results are float32, or float64 if hidden is.
+        """
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        with torch.autocast(hidden.device.type, enabled=False):
+            log_probs, entropies = _Answer.apply(  # type: ignore[no-untyped-call]
+                hidden.to(dtype), self.weight, self.bias, self, questions, work, entropy
+            )
+        return log_probs, entropies if entropy else None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which tokens are asked of which of R hidden states, in rising order of these."""
+
+    head: Tensor  # [Q] int64
+    token: Tensor  # [Q] int64
+    before: Tensor  # [R + 1] int64 on the CPU: number of questions before each head, and of all
+
+    def tiles(self, rows: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of heads, `rows` at a time, and of the questions about them."""
+        heads = len(self.before) - 1
+        for start in range(0, heads, rows):
+            stop = min(start + rows, heads)
+            yield slice(start, stop), slice(int(self.before[start]), int(self.before[stop]))
+
+
+class _Answer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: OutputLayer,
+        questions: Questions,
+        work: torch.dtype,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        matrix = weight.detach().to(hidden.dtype)
+        normalizer = torch.empty(len(hidden), dtype=work, device=hidden.device)
+        log_probs = torch.empty(len(questions.head), dtype=work, device=hidden.device)
+        entropies = torch.empty_like(normalizer if entropy else normalizer[:0])
+        logits = hidden[:0]
+        for rows, asked in questions.tiles(_tile_rows(hidden, weight)):
+            logits = _logits(hidden[rows], matrix, bias)
+            if entropy:
+                normalizer[rows], entropies[rows] = _fused(_with_entropy, hidden)(logits, layer, work)
+            else:
+                normalizer[rows] = _fused(_normalizer, hidden)(logits, layer, work)
+            head = questions.head[asked]
+            chosen = _final(logits[head - rows.start, questions.token[asked]], layer, work)
+            log_probs[asked] = chosen - normalizer[head]
+        # The last tile is there anyway: the backward pass starts with it.
+        ctx.save_for_backward(hidden, weight, bias, normalizer, logits)
+        ctx.layer, ctx.questions, ctx.work = layer, questions, work
+        ctx.mark_non_differentiable(entropies)
+        return log_probs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, normalizer, last = ctx.saved_tensors
+        layer, questions, work = ctx.layer, ctx.questions, ctx.work
+        given, matrix = upstream[0].to(work), weight.detach().to(hidden.dtype)
+        # Each of a head's questions pushes the whole distribution down.
+        pull = torch.zeros_like(normalizer).index_add_(0, questions.head, given)
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(weight, dtype=work) if ctx.needs_input_grad[1] else None
+        to_bias = torch.zeros_like(bias, dtype=work) if bias is not None and ctx.needs_input_grad[2] else None
+        for rows, asked in reversed(list(questions.tiles(_tile_rows(hidden, weight)))):
+            logits = last if rows.stop == len(hidden) else _logits(hidden[rows], matrix, bias)
+            head, token = questions.head[asked] - rows.start, questions.token[asked]
+            slope = _slope(logits[head, token], layer, work)
+            gradient = _fused(_gradient, hidden)(logits, normalizer[rows], pull[rows], layer, work)
+            gradient[head, token] += (slope * given[asked]).to(gradient.dtype)  # each pair is there once
+            if to_hidden is not None:
+                to_hidden[rows] = gradient @ matrix
+            if to_weight is not None:
+                _add_product(to_weight, gradient.t(), hidden[rows])
+            if to_bias is not None:
+                to_bias += gradient.sum(0, dtype=work)
+        return (
+            to_hidden,
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
+            *(None,) * 4,
+        )
+
+
+def _tile_rows(hidden: Tensor, weight: Tensor) -> int:
+    size = CUDA_TILE_BYTES if hidden.is_cuda else CPU_TILE_BYTES
+    return max(1, size // (weight.shape[0] * hidden.itemsize))
+
+
+def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """[r, V], before the model scales them."""
+    logits = hidden @ matrix.t()
+    return logits if bias is None else logits + bias.to(logits.dtype)
+
+
+def _final(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> Tensor:
+    logits = logits.to(work)
+    if layer.cap is None:
+        factor = layer.scale / layer.temperature
+        return logits if factor == 1 else logits * factor
+    return torch.tanh(logits * (layer.scale / layer.cap)) * (layer.cap / layer.temperature)
+
+
+def _slope(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> Tensor | float:
+    """d final / d logits."""
+    slope = layer.scale / layer.temperature
+    if layer.cap is None:
+        return slope
+    return slope * (1 - torch.tanh(logits.to(work) * (layer.scale / layer.cap)).square())
+
+
+def _normalizer(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> Tensor:
+    return _final(logits, layer, work).logsumexp(-1)
+
+
+def _with_entropy(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> tuple[Tensor, Tensor]:
+    final = _final(logits, layer, work)
+    normalizer = final.logsumexp(-1)
+    likely = (final - normalizer[:, None]).exp()
+    return normalizer, normalizer - (likely * final).sum(-1)
+
+
+def _gradient(
+    logits: Tensor, normalizer: Tensor, pull: Tensor, layer: OutputLayer, work: torch.dtype
+) -> Tensor:
+    """What the normalisers send back to the logits [r, V], in their type."""
+    likely = (_final(logits, layer, work) - normalizer[:, None]).exp_()
+    return likely.mul_(_slope(logits, layer, work)).mul_(-pull[:, None]).to(logits.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _fused(function: Callable[..., Any], where: Tensor) -> Callable[..., Any]:
+    """The function as one kernel on CUDA, where a pass over a tile is a matter of bandwidth."""
+    return _compiled(function) if where.is_cuda else function
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
