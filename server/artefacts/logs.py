@@ -10,9 +10,10 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import FieldError, LogText
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.tokens import AttemptClaims
-from server.db.models import Attempt, Job, LogChunk
+from server.db.models import Attempt, LogChunk
 from server.errors import ConflictError, NotFoundError
 from server.jobs.events import fence
+from server.jobs.repository import find_job
 
 OWNER = "jobs/{job_id}/logs/{attempt}"
 
@@ -71,9 +72,7 @@ def find_range(session: Session, job_id: str, attempt: int | None, offset: int, 
 
     Raises NotFoundError for an unknown job or attempt.
     """
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    job = find_job(session, job_id)
     number = job.attempt if attempt is None else attempt
     if attempt is not None and session.get(Attempt, f"{job_id}.{attempt}") is None:
         raise NotFoundError(

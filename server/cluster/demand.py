@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.job import JobSpec
-from server.cluster import engines, nodes
+from server.cluster import engines, inventory
 from server.cluster.planner import AdapterNeed, WaitingJob, could_run
 from server.db.models import Job, Node
 from server.jobs.views import job_spec
@@ -32,11 +32,11 @@ def checkers(session: Session, job: Job, living: Sequence[Node]) -> list[str]:
     ever could, any of them says best what is missing.
     """
     asked = waiting_job(job)
-    able = [node.id for node in living if could_run(asked, nodes.empty(node))]
+    able = [node.id for node in living if could_run(asked, inventory.empty(node))]
     if able:
         return able
     known = session.execute(select(Node)).scalars().all()
-    if any(could_run(asked, nodes.empty(node)) for node in known):
+    if any(could_run(asked, inventory.empty(node)) for node in known):
         return []
     return [node.id for node in living]
 

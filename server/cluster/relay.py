@@ -9,9 +9,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.names import VALIDATE_TASK, node_queue
-from server.cluster import demand, nodes
+from server.cluster import demand
 from server.db.models import Job, Node, Outbox
 from server.db.session import Database, database_now
+from server.nodes import living_nodes
 from server.queue import BrokerDownError, Sender
 from server.settings import Settings
 
@@ -65,7 +66,7 @@ class Relay:
             .with_for_update(skip_locked=True)
         )
         rows = session.execute(due).scalars().all()
-        living = nodes.living_nodes(session, self.settings, now)
+        living = living_nodes(session, self.settings, now)
         taken = []
         for row in rows:
             queue = row.queue or _any_queue(session, row, living)

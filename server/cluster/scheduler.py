@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import demand, engines, nodes
+from server.cluster import demand, engines, inventory
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, resign
 from server.cluster.planner import ClusterState, WaitingJob, plan
@@ -19,6 +19,7 @@ from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, change_phase, state_of
+from server.nodes import living_nodes
 from server.replays import service as replays
 from server.settings import Settings
 
@@ -52,7 +53,7 @@ class Scheduler:
             reap(session, self.settings, now)
             replays.reap(session, self.settings, now)
             now = database_now(session)
-            living = nodes.living_nodes(session, self.settings, now)
+            living = living_nodes(session, self.settings, now)
             if now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
                 engines.reap(session, [node.id for node in living])
             tell_unchecked(session, living)
@@ -91,7 +92,7 @@ def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
     if not jobs and not unplaced:
         return
     waiting = _as_waiting(session, list(jobs.values()))
-    capacities = nodes.capacities(session, settings, now)
+    capacities = inventory.capacities(session, settings, now)
     shared = engines.shared(session, [node.id for node in capacities])
     made = plan(ClusterState(capacities, waiting, shared, unplaced))
     engines.place(session, made.placements, made.engines_why)

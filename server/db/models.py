@@ -20,6 +20,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+MAX_INTEGER = 2**31 - 1  # of an Integer column
+MAX_BIG_INTEGER = 2**63 - 1  # of a BigInteger column
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A moment. SQLite forgets time zones: values are stored as UTC and come back aware."""

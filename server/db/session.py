@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -179,11 +178,3 @@ def upsert(
     else:
         statement = statement.on_conflict_do_nothing(index_elements=keys)
     session.execute(statement, [dict(row) for row in rows])
-
-
-def _database_of(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
-RequestDatabase = Annotated[Database, Depends(_database_of)]

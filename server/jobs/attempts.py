@@ -19,10 +19,11 @@ from powermean.contracts.attempts import (
     JobError,
 )
 from powermean.contracts.names import START_TASK, node_queue
+from server import outbox
 from server.db.models import Allocation, Attempt, Job
-from server.db.session import changes, database_now
+from server.db.session import database_now
 from server.errors import ConflictError, FencedError, ForbiddenError, NotFoundError
-from server.jobs import repository
+from server.jobs import allocations, repository
 from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.events import FencingToken, fence, lock_job, record_event
 from server.jobs.states import change_phase, change_state
@@ -32,7 +33,7 @@ from server.settings import Settings
 _LONGEST_PAUSE_S = 300.0
 
 
-def start(session: Session, settings: Settings, job: Job, allocations: Sequence[AllocationView]) -> Attempt:
+def start(session: Session, settings: Settings, job: Job, gang: Sequence[AllocationView]) -> None:
     """Give a queued, locked job its next attempt on these allocations, and owe the node the message."""
     now = database_now(session)
     checkpoint = repository.latest_checkpoint(session, job.id)
@@ -50,22 +51,12 @@ def start(session: Session, settings: Settings, job: Job, allocations: Sequence[
     )
     session.add(attempt)
     session.flush()
-    for part in allocations:
-        session.add(
-            Allocation(
-                attempt_id=attempt.id,
-                role=part.role,
-                node_id=part.node_id,
-                gpu_uuids=list(part.gpu_uuids),
-                engine_id=part.engine_id,
-            )
-        )
-    leader = next(part.node_id for part in allocations if part.role == "trainer")
-    repository.owe_message(session, START_TASK, node_queue(leader), attempt.id, now)
+    allocations.hold(session, attempt.id, gang)
+    trainer_node = next(part.node_id for part in gang if part.role == "trainer")
+    outbox.owe(session, START_TASK, node_queue(trainer_node), attempt.id, now)
     if attempt.number > 1:
         record_event(session, job.id, "rewind", {"attempt": attempt.number, "from_step": attempt.first_step})
-    change_state(session, job, JobState.STARTING, f"starting on {leader}")
-    return attempt
+    change_state(session, job, JobState.STARTING, f"starting on {trainer_node}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,7 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
             f" at attempt {job.attempt}",
             remedy="Drop the task: somebody else has it, or nobody needs it any more.",
         )
-    repository.settle_messages(session, attempt_id, now)
+    outbox.settle(session, attempt_id, now)
     change_state(session, job, JobState.RUNNING, "preparing")
     return Claimed(job, attempt, attempt.allocations)
 
@@ -134,7 +125,7 @@ def withdraw(session: Session, job: Job) -> None:
     if attempt is not None and attempt.state == "starting":
         now = database_now(session)
         _end(session, attempt, "ended", now, outcome="cancelled")
-        release(session, attempt.id, now)
+        allocations.release(session, attempt.id, now)
 
 
 def finish(session: Session, settings: Settings, attempt_id: str, claims: FencingToken, word: Finish) -> None:
@@ -152,7 +143,7 @@ def finish(session: Session, settings: Settings, attempt_id: str, claims: Fencin
     now = database_now(session)
     error = _why(word)
     _end(session, attempt, "ended", now, outcome=word.outcome, error=error)
-    release(session, attempt.id, now)
+    allocations.release(session, attempt.id, now)
     if word.outcome == "finished" and word.result is not None:
         job.result = word.result.model_dump(mode="json")
         job.step = word.result.steps
@@ -199,7 +190,7 @@ def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
     error = _silent(attempt, claimed)
     _end(session, attempt, "lapsed", now, error=error)
     if not claimed:
-        release(session, attempt.id, now)
+        allocations.release(session, attempt.id, now)
     if job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
     elif claimed:
@@ -252,15 +243,6 @@ def fail(session: Session, job: Job, error: JobError | None) -> None:
     change_state(session, job, JobState.FAILED)
 
 
-def release(session: Session, attempt_id: str, now: datetime, node_id: str | None = None) -> None:
-    """Hand back what the attempt held (on one node): its processes there are known to be gone."""
-    held = update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
-    if node_id is not None:
-        held = held.where(Allocation.node_id == node_id)
-    session.execute(held.values(released_at=now))
-    changes(session).plan = True
-
-
 def overdue(session: Session, now: datetime) -> Sequence[str]:
     """Attempts whose lease, or time to be claimed, has run out."""
     query = (
@@ -300,4 +282,4 @@ def _end(
     attempt.ended_at = now
     if error is not None:
         attempt.error = error.model_dump(mode="json")
-    repository.settle_messages(session, attempt.id, now)
+    outbox.settle(session, attempt.id, now)

@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
-from server.db.models import Checkpoint, Garbage, Job
+from server.db.models import MAX_BIG_INTEGER, Checkpoint, Garbage, Job
 from server.db.session import database_now, upsert
 from server.errors import InvalidInputError
 from server.jobs import repository
@@ -28,7 +28,7 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
         )
     check_owner(job.id, "manifest.files", checkpoint.manifest)
     size = sum(ref.size for ref in checkpoint.manifest.files.values())
-    if size >= 2**63:
+    if size > MAX_BIG_INTEGER:
         raise InvalidInputError.at("manifest.files", f"{size} bytes cannot be")
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from server.db.models import Attempt, Job, JobEvent
 from server.db.session import changes, database_now
-from server.errors import FencedError, ForbiddenError, NotFoundError
+from server.errors import FencedError, ForbiddenError
+from server.jobs.repository import no_job
 
 EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
 
@@ -35,7 +36,7 @@ def lock_job(session: Session, job_id: str) -> Job:
     query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
     job = session.execute(query).scalar_one_or_none()
     if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise no_job(job_id)
     return job
 
 

@@ -28,11 +28,10 @@ from powermean.contracts.api import FieldError
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.tokens import AttemptClaims
-from server.db.models import Attempt, Job, Metric, Trajectory, TrajectoryStep
+from server.db.models import MAX_INTEGER, Attempt, Job, Metric, Trajectory, TrajectoryStep
 from server.errors import InvalidInputError
 from server.jobs.events import fence, next_seq, record_event
 
-MAX_INDEX = 2**31 - 1
 UPDATES = 1 << 20  # more than any step has: history keeps (step, update) as one number
 
 _KEY = ("job_id", "attempt", "step", "update", "name")
@@ -192,8 +191,8 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
         raise InvalidInputError.at("step", problem)
     seen: set[int] = set()
     for place, row in enumerate(batch.rows):
-        if row.index > MAX_INDEX:
-            raise InvalidInputError.at(f"rows.{place}.index", f"above {MAX_INDEX}")
+        if row.index > MAX_INTEGER:
+            raise InvalidInputError.at(f"rows.{place}.index", f"above {MAX_INTEGER}")
         if row.index in seen:
             raise InvalidInputError.at(f"rows.{place}.index", f"index {row.index} stands twice in the batch")
         seen.add(row.index)

@@ -18,9 +18,6 @@ from dataclasses import dataclass, field
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
-from starlette.types import Message, Send
 
 from server.db.models import Job
 from server.db.session import Changes, Database
@@ -31,7 +28,6 @@ from server.metrics.wakeups import RedisWakeups
 COALESCE_S = 0.1
 POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
-SEND_DEADLINE_S = 30.0  # a client that takes nothing for so long is gone
 STREAM_LIFETIME_S = 3600.0  # then the client comes again, and its key is checked again
 BACKLOG = 64  # batches that a client may be behind
 MAX_CLIENTS = 4000
@@ -258,24 +254,3 @@ class EventHub:
         with self._database.read() as session:
             found = session.execute(select(Job.id, Job.seq).where(Job.id.in_(job_ids)))
             return dict(found.all())
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events, to a client that must keep taking them."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(
-            frames, headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        )
-
-    async def stream_response(self, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(SEND_DEADLINE_S):
-                    await send(message)
-            except TimeoutError as error:
-                raise ClientDisconnect from error
-
-        await super().stream_response(send_in_time)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from powermean.artefacts import ArtefactStore
 from server.artefacts import datasets
-from server.artefacts.downloads import RangeNotSatisfiableError, Span, requested_span
 from server.artefacts.logs import StoredChunk, StoredRange, read_text
+from server.routes.downloads import RangeNotSatisfiableError, Span, requested_span
 from tests.support.reports import next_attempt
 from tests.support.service_driver import ServiceDriver, error_of, example_result
 

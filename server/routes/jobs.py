@@ -7,9 +7,9 @@ from fastapi import APIRouter, Header, Query, Response, status
 from powermean.contracts.api import Job, JobPage, JobState
 from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
-from server.db.session import RequestDatabase
-from server.identity.access import CurrentNode, CurrentPerson
 from server.jobs import service
+from server.routes.access import CurrentNode, CurrentPerson
+from server.routes.dependencies import RequestDatabase
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
