@@ -8,10 +8,11 @@ from typing import Protocol
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 
+from powermean.errors import PowermeanError
 from server.settings import Settings
 
 
-class BrokerDownError(Exception):
+class BrokerDownError(PowermeanError):
     """The broker did not take the message."""
 
 

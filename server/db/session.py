@@ -25,6 +25,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from powermean.errors import PowermeanError
 from server.db.models import Base
 
 BUSY_TIMEOUT_S = 15.0
@@ -32,7 +33,7 @@ _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
 
 
-class DatabaseBusyError(Exception):
+class DatabaseBusyError(PowermeanError):
     """The database's write lock could not be had in time."""
 
 

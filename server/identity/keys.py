@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.identity import KeyView, NewKey, Role
+from powermean.errors import PowermeanError
 from server.db.models import ApiKey, BrowserSession
 from server.db.session import database_now, upsert
 from server.errors import ConflictError, NotFoundError
@@ -24,7 +25,7 @@ MIN_BOOTSTRAP_LENGTH = 16
 log = logging.getLogger(__name__)
 
 
-class WeakBootstrapKeyError(Exception):
+class WeakBootstrapKeyError(PowermeanError):
     """A key of the settings is too short to keep anybody out."""
 
 
