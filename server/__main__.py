@@ -20,7 +20,7 @@ GRACE_S = 5  # for requests that are under way when the server is told to stop
 
 
 class Server(uvicorn.Server):
-    """Ends the event streams when told to stop: they would never end of themselves."""
+    """Ends the event streams when told to stop: they never end by themselves."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)

@@ -82,7 +82,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
 
 
 class _Elsewhere:
-    """What is not a route of the API is a page of the dashboard. A mount would take the API's 405s away."""
+    """Whatever is not a route of the API is a page of the dashboard. A mount would swallow the API's 405s."""
 
     def __init__(self, dashboard: ASGIApp) -> None:
         self._dashboard = dashboard
@@ -96,7 +96,7 @@ class _Elsewhere:
 def _loops(
     settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender
 ) -> tuple[Loop, ...]:
-    """The threads of this replica. Deciding and sending are apart: a broker that hangs stops no lease."""
+    """This replica's threads. Scheduling and sending are separate: a broker that hangs holds up no lease."""
     if not settings.scheduler:
         return ()
     holder = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -22,7 +22,7 @@ class ServiceError(PowermeanError):
 
 
 class InvalidInputError(ServiceError):
-    """The request can be read, but asks for something that cannot be (`fields` says what)."""
+    """The request can be read, but asks for something impossible (`fields` says what)."""
 
     status = 422
     code = "invalid"
@@ -59,7 +59,7 @@ class NotFoundError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """It cannot be done in the state that the thing is in."""
+    """The state that the thing is in does not allow it."""
 
     status = 409
     code = "conflict"

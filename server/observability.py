@@ -54,7 +54,7 @@ class Observatory:
         self._wrong: tuple[FieldError, ...] = ()
 
     def wrong(self) -> tuple[FieldError, ...]:
-        """What keeps the server from working: parts' names and what is the matter; checked once in 2 s."""
+        """What keeps the server from working, part by part; checked at most every 2 s."""
         with self._lock:
             if time.monotonic() - self._checked_at > READINESS_LIFETIME_S:
                 found = {part: check() for part, check in self._checks.items()}
@@ -82,7 +82,7 @@ class _Cluster(Collector):
         for state in JobState:
             jobs.add_metric([state], states.get(state, 0))
         yield jobs
-        yield GaugeMetricFamily("powermean_nodes_alive", "Nodes heard of lately.", value=alive)
+        yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported lately.", value=alive)
         yield GaugeMetricFamily("powermean_event_streams", "Open event streams.", value=self._events.clients)
 
 

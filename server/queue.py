@@ -17,7 +17,7 @@ class BrokerDownError(PowermeanError):
 
 
 class Sender(Protocol):
-    """Whoever can send a task's message."""
+    """What can send a task's message."""
 
     def send(self, task: str, queue: str, subject: str, expires_s: float) -> None:
         """Send `task(subject)` to `queue`; a worker drops it after `expires_s` seconds.
@@ -60,7 +60,3 @@ class CelerySender:
             self._app.send_task(task, args=[subject], queue=queue, expires=expires_s, ignore_result=True)
         except (BrokerError, OSError) as error:
             raise BrokerDownError(str(error)) from error
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._app.close()

@@ -60,7 +60,7 @@ def make_database_folder(file: str | None) -> None:
 
 
 def check_exposure(settings: Settings, database: Database) -> None:
-    """Refuse to be reachable from other machines without a way in and without saying by which names."""
+    """Refuse to serve other machines unless there is an administrator's key and the host names are given."""
     if is_loopback(settings.host):
         return
     if not settings.allowed_hosts:
@@ -81,7 +81,7 @@ def bind(settings: Settings) -> socket.socket:
     """The listening socket, so that a port in use is found before anything is started.
 
     Raises:
-        CannotStartError: the address cannot be had.
+        CannotStartError: the address is not free.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

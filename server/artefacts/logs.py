@@ -1,4 +1,4 @@
-"""Logs of attempts: bytes in order, each stored once, read as text that is never cut within a character."""
+"""Logs of attempts: each byte stored once, in order, and read as text that never splits a character."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ OWNER = "jobs/{job_id}/logs/{attempt}"
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """Bytes [offset, offset + size) of a log, and where they lie."""
+    """Bytes [offset, offset + size) of a log, and where they are."""
 
     offset: int
     size: int
@@ -38,7 +38,7 @@ class StoredRange:
 
 
 def owner_of(claims: AttemptClaims) -> str:
-    """Whose the log's artefacts are."""
+    """The owner of the log's artefacts."""
     return OWNER.format(job_id=claims.job_id, attempt=claims.attempt)
 
 
@@ -68,7 +68,7 @@ def append(
 
 
 def find_range(session: Session, job_id: str, attempt: int | None, offset: int, limit: int) -> StoredRange:
-    """Where bytes [offset, offset + limit) of an attempt's log lie; without `attempt`, of the current one.
+    """Where bytes [offset, offset + limit) of an attempt's log are; without `attempt`, of the current one.
 
     Raises NotFoundError for an unknown job or attempt.
     """

@@ -70,7 +70,7 @@ class Relay:
         taken = []
         for row in rows:
             queue = row.queue or _any_queue(session, row, living)
-            if queue is None:  # there is no node that would do
+            if queue is None:  # no living node can take it
                 row.next_send_at = now + timedelta(seconds=self.settings.poll_s)
                 continue
             row.next_send_at = now + self._pause(row.sends)
@@ -83,7 +83,7 @@ class Relay:
 
     def _put_back(self, messages: list[_Message], error: BrokerDownError) -> None:
         if not self.broker_down:
-            log.error("cannot send to the broker, and keep trying: %s", error)
+            log.error("cannot send to the broker, will keep trying: %s", error)
             self.broker_down = True
         with self.database.write() as session:
             again_at = database_now(session) + timedelta(seconds=self.settings.poll_s)

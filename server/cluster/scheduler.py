@@ -1,4 +1,4 @@
-"""The scheduler's turn: keep the lead, give up what is silent, start waiting jobs, remove garbage."""
+"""The scheduler's turn: keep the lead, give up what has gone silent, start waiting jobs, remove garbage."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 NEVER = datetime.min.replace(tzinfo=UTC)
 NO_NODE = "waiting for a node to check the spec: none is connected"
-NO_CHECKER = "waiting for a node that can check the spec: those that could are silent"
+NO_CHECKER = "waiting for a node that can check the spec: all that could are offline"
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Scheduler:
     settings: Settings
     artefacts: ArtefactStore
     holder: str
-    leads_since: datetime = NEVER  # nodes could not report before, perhaps: silence counts from here
+    leads_since: datetime = NEVER  # nodes may not have reached a server before: silence counts from here
 
     def turn(self) -> None:
         """One look at everything. The leader's decisions and its lease are one transaction."""
@@ -72,7 +72,7 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
     """Give up the attempts that were silent for too long."""
     for attempt_id in attempts.overdue(session, now):
         if attempts.lapse(session, settings, attempt_id):
-            log.warning("gave up attempt %s: not heard of in time", attempt_id)
+            log.warning("gave up attempt %s: no sign of life in time", attempt_id)
 
 
 def tell_unchecked(session: Session, living: Sequence[Node]) -> None:

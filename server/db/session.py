@@ -55,7 +55,6 @@ class Database:
     """An engine and its two kinds of transactions."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
         self.engine = _create_engine(url)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None

@@ -121,7 +121,7 @@ def get_dataset(session: Session, dataset_id: str) -> Dataset | None:
 
 
 def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
-    """Where the job's next attempt goes on."""
+    """Where the job's next attempt resumes."""
     query = (
         select(Checkpoint)
         .where(Checkpoint.job_id == job_id)

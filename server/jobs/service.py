@@ -154,7 +154,7 @@ def cancel(session: Session, job_id: str) -> JobView:
 
 
 def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
-    """Where the spec's uploaded dataset lies."""
+    """Where the spec's uploaded dataset is."""
     if not isinstance(spec.data, JsonlSource):
         return None
     dataset = repository.get_dataset(session, spec.data.dataset)

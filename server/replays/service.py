@@ -1,7 +1,7 @@
 """The life of a replay: asked for once, claimed by a node, done or failed, never waiting for ever.
 
 A replay is known by what it computes (records and objective), so asking again gives the stored one; a failed
-one is tried anew. Its node is any living one; when that falls silent, another may claim it.
+one is tried anew. Any living node may claim it; when that node goes offline, another may.
 """
 
 import hashlib
@@ -122,12 +122,12 @@ def page(
 
 
 def result_ref(session: Session, job_id: str, replay_id: str) -> ArtefactRef:
-    """Where its numbers lie. Raises NotFoundError and ConflictError (not done)."""
+    """Where its numbers are. Raises NotFoundError and ConflictError (not done)."""
     return ArtefactRef.model_validate(_done(session, job_id, replay_id).result)
 
 
 def tokens_refs(session: Session, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
-    """Where the recorded tokens and the replayed ones lie.
+    """Where the recorded tokens and the replayed ones are.
 
     Raises NotFoundError and ConflictError (not done).
     """
@@ -148,7 +148,7 @@ def _done(session: Session, job_id: str, replay_id: str) -> Replay:
 
 
 def claim(session: Session, settings: Settings, replay_id: str, node_id: str) -> ReplayTask:
-    """The node takes the replay; the same node may do so again, another one once that is silent.
+    """The node takes the replay; the same node may do so again, another one once that is offline.
 
     Raises:
         NotFoundError: there is no such replay, or its records are gone.
@@ -180,7 +180,7 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
 
 
 def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
-    """Its result or its error. A second word changes nothing: any node's result is the same.
+    """Its result or its error. A second report changes nothing: any node's result is the same.
 
     Raises:
         NotFoundError: there is no such replay.
@@ -224,7 +224,7 @@ def _fail(session: Session, replay: Replay, error: JobError, now: datetime) -> N
 
 
 def reap(session: Session, settings: Settings, now: datetime) -> None:
-    """Fail what has waited or run for too long; give back what a silent node has."""
+    """Fail what has waited or run for too long; offer again what an offline node took."""
     alive: frozenset[str] | None = None
     for replay_id in repository.open_replays(session):
         alive = living_ids(session, settings) if alive is None else alive

@@ -35,7 +35,7 @@ _ANSWERS: dict[int | str, dict[str, object]] = {
 
 @cache
 def api_routes() -> list[BaseRoute]:
-    """They know of no app: made once for a process, as that takes longer than many a test."""
+    """Built once per process: they belong to no app, and building them takes longer than many a test."""
     api = APIRouter(responses=_ANSWERS, redirect_slashes=False)
     for part in (
         identity,

@@ -70,11 +70,11 @@ def commit_checkpoint(
 @router.post("/finish", status_code=status.HTTP_204_NO_CONTENT, summary="End an attempt")
 def finish_attempt(
     attempt_id: str,
-    word: Finish,
+    report: Finish,
     claims: CurrentAttempt,
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> None:
     """The attempt's processes are gone; what it held is free again."""
     with database.write() as session:
-        attempts.finish(session, settings, attempt_id, claims, word)
+        attempts.finish(session, settings, attempt_id, claims, report)
