@@ -53,7 +53,7 @@ def open_database(settings: Settings) -> Database:
 
 
 def make_database_folder(file: str | None) -> None:
-    """Make the folder in which a SQLite file is to lie."""
+    """Make the folder of a SQLite file."""
     if not file or file == ":memory:":
         raise CannotStartError("POWERMEAN_DATABASE_URL must name a file: sqlite:////folder/server.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -258,7 +258,7 @@ def _in_use(session: Session, row: EngineService) -> bool:
 
 
 def _locked(session: Session, *which: object) -> Sequence[EngineService]:
-    """Services, freshly read and locked, by id: whoever locks several never waits for another who does."""
+    """Services, freshly read, and locked by id in order, so that two transactions cannot deadlock."""
     query = select(EngineService).where(*which).order_by(EngineService.id)  # type: ignore[arg-type]
     locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
     return session.execute(locked).scalars().all()

@@ -285,7 +285,7 @@ class Checkpoint(Base):
 
 
 class Garbage(Base):
-    """An object of the artefact store that nothing refers to any more: owed its deletion."""
+    """An object of the artefact store that nothing refers to any more: to be deleted."""
 
     __tablename__ = "garbage"
 

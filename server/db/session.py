@@ -39,7 +39,7 @@ class DatabaseBusyError(PowermeanError):
 
 @dataclass
 class Changes:
-    """What a transaction changed that someone waits for; told to the listeners after its commit."""
+    """What a transaction changed that someone waits for; listeners hear of it after the commit."""
 
     jobs: set[str] = field(default_factory=set)  # these have new events or metrics
     plan: bool = False  # there may be something to schedule or to send

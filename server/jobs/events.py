@@ -1,7 +1,7 @@
 """What happens to a job, in one order: its lock, its sequence numbers, and the fence around its writes.
 
 Every write of metrics, events or results of a job goes through `next_seq`, which locks the job's row until
-the commit: numbers become visible in their order, so whoever has seen `seq` n finds no smaller one later.
+the commit: numbers become visible in their order, so a reader that has seen `seq` n has seen all before it.
 """
 
 from typing import Any, Literal

@@ -132,7 +132,7 @@ def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
 
 
 def resume_point(session: Session, job_id: str) -> CheckpointCommit | None:
-    """The last committed checkpoint, as an attempt is told of it."""
+    """The last committed checkpoint, as an attempt's claim carries it."""
     checkpoint = latest_checkpoint(session, job_id)
     if checkpoint is None:
         return None

@@ -59,7 +59,7 @@ class Page:
 def read_page(session: Session, job_id: str, after: int) -> Page:
     """The next events after number `after`.
 
-    A number that the job has not reached comes from another database: the events start anew then.
+    A number that the job has not reached comes from another database: the events then start over.
     Raises NotFoundError when there is no such job.
     """
     job = session.execute(select(Job.seq, Job.state).where(Job.id == job_id)).one_or_none()

@@ -28,7 +28,7 @@ def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
 
 
 def tokens_of(session: Session, replay: Replay) -> ArtefactRef | None:
-    """Where the step's token records lie; None if they are gone."""
+    """Where the step's token records are; None if they are gone."""
     head = session.get(TrajectoryStep, (replay.job_id, replay.step, replay.attempt))
     return ArtefactRef.model_validate(head.tokens) if head is not None and head.tokens else None
 

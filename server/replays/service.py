@@ -1,7 +1,7 @@
 """The life of a replay: asked for once, claimed by a node, done or failed, never waiting for ever.
 
 A replay is known by what it computes (records and objective), so asking again gives the stored one; a failed
-one is tried anew. Any living node may claim it; when that node goes offline, another may.
+one is tried again. Any living node may claim it; when that node goes offline, another may.
 """
 
 import hashlib

@@ -62,7 +62,7 @@ def beat(
 def commit_checkpoint(
     attempt_id: str, checkpoint: CheckpointCommit, claims: CurrentAttempt, database: RequestDatabase
 ) -> None:
-    """From now on another attempt would go on from here."""
+    """From now on the job's next attempt resumes from here."""
     with database.write() as session:
         checkpoints.commit(session, attempt_id, claims, checkpoint)
 

@@ -44,6 +44,6 @@ def get_engine(
 def remove_engine(
     engine_id: str, admin: CurrentAdmin, database: RequestDatabase, settings: RequestSettings
 ) -> EngineService:
-    """It takes no new jobs, and is gone when its present ones have ended. Administrators only."""
+    """It takes no new jobs, and is gone once its current ones have ended. Administrators only."""
     with database.write() as session:
         return engines.remove(session, engine_id, living_ids(session, settings))

@@ -60,11 +60,11 @@ async def get_events(
         Header(ge=0, le=MAX_BIG_INTEGER, description="As `after`; sent by browsers that reconnect."),
     ] = None,
 ) -> Response:
-    """First all events after the last one that the client has, then those to come as they come.
+    """First all events after the last one that the client has, then new ones as they happen.
 
     Kinds: metrics {attempt, rows}, state (the job's summary), rewind {attempt, from_step} (forget the steps
     from there on), trajectories {step, count}, checkpoint {step, attempt}. `event: end` without an id: the
-    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without a gap or a double.
+    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without gaps or duplicates.
     """
     position = after if last_event_id is None else last_event_id
     first = await hub.first_page(job_id, position)

@@ -72,14 +72,14 @@ def get_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Jo
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")
 def cancel_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
-    """At once where nothing runs; a running job stops within a heartbeat or two. Again changes nothing."""
+    """At once where nothing runs; a running job stops within a heartbeat or two. Repeats change nothing."""
     with database.write() as session:
         return service.cancel(session, job_id)
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node is to check")
 def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationTask:
-    """The spec and where its dataset lies."""
+    """The spec and where its dataset is."""
     with database.read() as session:
         return service.validation_task(session, job_id)
 

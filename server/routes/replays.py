@@ -40,7 +40,7 @@ def post_replay(
     settings: RequestSettings,
     response: Response,
 ) -> Replay:
-    """A node computes p, ESS, weights and losses of the recorded tokens again. A failed one is tried anew."""
+    """A node computes p, ESS, weights and losses of the recorded tokens. A failed one is tried again."""
     with database.write() as session:
         asked = service.ask(session, settings, person.key_id, job_id, request)
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
