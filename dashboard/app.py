@@ -78,8 +78,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def create_dashboard(api: ASGIApp) -> Starlette:
     """The pages as an application that asks `api` for everything it shows, with the caller's cookies.
 
-    The server mounts it after all of its own routes, and passes itself as the API:
-    `app.mount("/", create_dashboard(app))`. Nothing here needs a lifespan.
+    The server passes itself as the API, and sends here whatever is not a route of its own. Nothing here needs
+    a lifespan.
     """
     application = Starlette(
         routes=[

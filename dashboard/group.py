@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dashboard import api
-from dashboard.parameters import whole_number
+from dashboard.parameters import path_number, whole_number
+from dashboard.recorded_tokens import COLOURINGS, Tokens, chosen_colouring, recorded_tokens
 from dashboard.rendering import page
 from dashboard.token_view import Share, Token, legend, share, tokens_of
-from dashboard.trajectory import COLOURINGS, Tokens, chosen_colouring, place, recorded_tokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryUpdate
 
 MOST = 32  # completions on the page: each is one more record to read; the others have their own pages
@@ -36,7 +36,7 @@ def updates_of(records: list[Tokens]) -> list[int]:
 async def group_page(request: Request) -> Response:
     """GET /jobs/{id}/steps/{step}/groups/{group}?by=weight|log-ratio&update=."""
     job_id = request.path_params["job_id"]
-    step, group = place(request, "step"), place(request, "group")
+    step, group = path_number(request, "step"), path_number(request, "group")
     colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)

@@ -3,12 +3,26 @@
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+MOST_DIGITS = 15
+
 
 def whole_number(request: Request, name: str, least: int) -> int | None:
     """The query parameter, None where it is not given; anything but a whole number >= least is a 400."""
     text = request.query_params.get(name)
     if text is None or text == "":
         return None
-    if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < least:
+    if not _is_number(text) or int(text) < least:
         raise HTTPException(400, f"{name} must be a whole number from {least} on, not '{text[:40]}'")
     return int(text)
+
+
+def path_number(request: Request, name: str) -> int:
+    """A number in the path; anything else is no page."""
+    text = request.path_params[name]
+    if not _is_number(text):
+        raise HTTPException(404)
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS

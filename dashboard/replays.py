@@ -7,8 +7,8 @@ from starlette.responses import RedirectResponse, Response
 
 from dashboard import api, assets
 from dashboard.api import require_same_origin
+from dashboard.parameters import path_number
 from dashboard.rendering import page
-from dashboard.trajectory import place
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.replays import OBJECTIVES, ReplayedTrajectory, ReplayedUpdate, parse_settings
 from powermean.rest import ApiError
@@ -59,7 +59,7 @@ async def form_page(request: Request) -> Response:
 async def ask(request: Request) -> Response:
     """POST /jobs/{id}/steps/{step}/replays: to the replay's page, or the form with what is wrong."""
     require_same_origin(request)
-    job_id, step = request.path_params["job_id"], place(request, "step")
+    job_id, step = request.path_params["job_id"], path_number(request, "step")
     form = await request.form(max_fields=10)
     algorithm, text = str(form.get("algorithm") or "") or None, str(form.get("set") or "")
     try:
@@ -84,7 +84,7 @@ async def _form(
     error: ErrorBody | None = None,
     status: int = 200,
 ) -> Response:
-    job_id, step = request.path_params["job_id"], place(request, "step")
+    job_id, step = request.path_params["job_id"], path_number(request, "step")
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         listed = await client.replays(job_id, step)

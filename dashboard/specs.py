@@ -5,13 +5,17 @@ from typing import Any
 import yaml
 
 from powermean.contracts.job import JobSpec
+from powermean.errors import PowermeanError
 from powermean.spec_yaml import SpecLoader
 
 MAX_CHARACTERS = 500_000
 
 
-class UnreadableSpecError(Exception):
-    """The text is not a spec; the message says where and why, for people."""
+class UnreadableSpecError(PowermeanError):
+    """The text is not a spec; the message says where and why."""
+
+    code = "unreadable_spec"
+    remedy = "Mend the text and submit again."
 
 
 class _Loader(SpecLoader):

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
-from dashboard.parameters import whole_number
+from dashboard.parameters import path_number, whole_number
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
 from powermean.contracts.replays import OBJECTIVES
@@ -61,12 +61,7 @@ def grouped(items: tuple[Trajectory, ...]) -> list[Group]:
 
 
 def _step(request: Request) -> int | None:
-    text = request.path_params["step"]
-    if text == "latest":
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise HTTPException(404)
-    return int(text)
+    return None if request.path_params["step"] == "latest" else path_number(request, "step")
 
 
 async def _trajectories(

@@ -55,9 +55,7 @@ async def submit(request: Request) -> Response:
     try:
         spec = specs.parse(text)
     except specs.UnreadableSpecError as error:
-        unreadable = ErrorBody(
-            code="unreadable_spec", message=str(error), remedy="Mend the text and submit again."
-        )
+        unreadable = ErrorBody(code=error.code, message=error.message, remedy=error.remedy)
         return _form(request, text, unreadable, status=422)
     try:
         async with api.client(request) as client:

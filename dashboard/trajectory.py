@@ -1,49 +1,16 @@
 """One trajectory: what each update made of it, and of each of its tokens."""
 
-from dataclasses import dataclass
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dashboard import api
-from dashboard.parameters import whole_number
+from dashboard.parameters import path_number, whole_number
+from dashboard.recorded_tokens import COLOURINGS, chosen_colouring, recorded_tokens
 from dashboard.rendering import page
-from dashboard.token_view import Colouring, legend, share, tokens_of
-from powermean.async_client import AsyncClient
+from dashboard.token_view import legend, share, tokens_of
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
-from powermean.rest import ApiError
-
-COLOURINGS = {
-    Colouring.WEIGHT: "token weight W",
-    Colouring.LOG_RATIO: "log-ratio x",
-}
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A trajectory's record, or why there is none to show."""
-
-    record: TrajectoryTokens | None
-    missing: str | None = None
-
-
-def chosen_colouring(request: Request) -> Colouring:
-    """The parameter `by`; anything but a colouring is a 400."""
-    text = request.query_params.get("by") or Colouring.WEIGHT
-    try:
-        return Colouring(text)
-    except ValueError as error:
-        raise HTTPException(400, f"by must be one of {', '.join(Colouring)}") from error
-
-
-def place(request: Request, name: str) -> int:
-    """A number in the path; anything else is no page."""
-    text = request.path_params[name]
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise HTTPException(404)
-    return int(text)
 
 
 def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens | None:
@@ -60,18 +27,6 @@ def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens 
     return found
 
 
-async def recorded_tokens(client: AsyncClient, job_id: str, step: int, item: Trajectory) -> Tokens:
-    """The record; where it cannot be read the rest of the page is still worth showing."""
-    if not item.has_tokens:
-        return Tokens(None)
-    try:
-        return Tokens((await client.trajectory_tokens(job_id, step, item.index)).tokens)
-    except ApiError as refused:
-        if refused.status == 401:
-            raise
-        return Tokens(None, str(refused))
-
-
 def _with_index(group: TrajectoryPage, index: int) -> Trajectory:
     found = next((item for item in group.items if item.index == index), None)
     if found is None:
@@ -82,7 +37,7 @@ def _with_index(group: TrajectoryPage, index: int) -> Trajectory:
 async def trajectory_page(request: Request) -> Response:
     """GET /jobs/{id}/steps/{step}/trajectories/{index}?by=weight|log-ratio&update=."""
     job_id = request.path_params["job_id"]
-    step, index = place(request, "step"), place(request, "index")
+    step, index = path_number(request, "step"), path_number(request, "index")
     colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from powermean.async_client import AsyncClient as AsyncClient
     from powermean.client import Client as Client
+    from powermean.errors import PowermeanError as PowermeanError
     from powermean.rest import ApiError as ApiError
     from powermean.rest import ServerUnreachableError as ServerUnreachableError
 
@@ -20,9 +21,10 @@ _HOMES = {
     "AsyncClient": "powermean.async_client",
     "Client": "powermean.client",
     "ApiError": "powermean.rest",
+    "PowermeanError": "powermean.errors",
     "ServerUnreachableError": "powermean.rest",
 }
-__all__ = ["ApiError", "AsyncClient", "Client", "ServerUnreachableError"]
+__all__ = ["ApiError", "AsyncClient", "Client", "PowermeanError", "ServerUnreachableError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from powermean.contracts.artefacts import ArtefactRef
+from powermean.errors import PowermeanError
 
 CHUNK = 1 << 20
 TEMPORARY_FOLDER = ".incoming"
@@ -34,11 +35,10 @@ _PART = re.compile(r"[A-Za-z0-9@+=_-][A-Za-z0-9.@+=_-]*")
 _OBJECT = re.compile(r"(?P<sha256>[0-9a-f]{64})-(?P<name>.+)")
 
 
-class ArtefactError(Exception):
-    """Something is wrong with the store or in it. `code` is for programs, `remedy` for people."""
+class ArtefactError(PowermeanError):
+    """Something is wrong with the store or in it."""
 
     code = "artefact_error"
-    remedy: str | None = None
 
 
 class ArtefactKeyInvalidError(ArtefactError):
@@ -71,6 +71,7 @@ class ArtefactStoreUnavailableError(ArtefactError):
     """The store can't be reached, or refuses."""
 
     code = "artefact_store_unavailable"
+    retryable = True
     remedy = "check POWERMEAN_ARTEFACTS_URL, the permissions there and the connection"
 
 

@@ -231,8 +231,7 @@ class Client(Connection):
                 if job.state.final and job.seq <= after:
                     return
             except (ServerUnreachableError, ApiError) as error:
-                lasting = isinstance(error, ApiError) and not error.temporary
-                if lasting or time.monotonic() - reached > patience_s:
+                if not error.retryable or time.monotonic() - reached > patience_s:
                     raise
             time.sleep(RETRY_S)
 

@@ -8,11 +8,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from powermean.errors import PowermeanError
+
 DEFAULT_URL = "http://127.0.0.1:8700"
 
 
-class NoServerError(Exception):
+class NoServerError(PowermeanError):
     """Nothing says where the server is, or which key to use."""
+
+    code = "no_server"
 
 
 @dataclass(frozen=True)

@@ -36,32 +36,35 @@ from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayRequest, ReplayResult
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.errors import PowermeanError
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 Params = tuple[tuple[str, str], ...]
 
 
-class ServerUnreachableError(Exception):
+class ServerUnreachableError(PowermeanError):
     """No answer from the server: not running, not reachable, or too slow."""
+
+    code = "server_unreachable"
+    retryable = True
 
     def __init__(self, url: str, cause: Exception | str) -> None:
         super().__init__(f"no answer from {url}: {cause or type(cause).__name__}")
         self.url = url
 
 
-class ApiError(Exception):
-    """The server refused a request. `str` is for people: what, which field, and the remedy."""
+class ApiError(PowermeanError):
+    """The server refused a request. `str` says what, which fields, and the remedy."""
 
     def __init__(self, status: int, body: ErrorBody) -> None:
-        super().__init__(_readable(body))
+        retryable = status >= 500 or status in (408, 425, 429)
+        super().__init__(body.message, code=body.code, remedy=body.remedy, retryable=retryable)
         self.status = status
         self.body = body
 
-    @property
-    def temporary(self) -> bool:
-        """Whether the same request may well succeed later."""
-        return self.status >= 500 or self.status in (408, 425, 429)
+    def __str__(self) -> str:
+        return _readable(self.body)
 
 
 class FencedError(ApiError):

@@ -17,13 +17,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens
+from powermean.errors import PowermeanError
 
 MAX_LINE = 64 * 2**20  # bytes of one trajectory, unpacked
 _FLOATS = ("sampler_log_probs", "old_log_probs", "log_ratio", "weight")
 
 
-class SegmentCorruptError(Exception):
+class SegmentCorruptError(PowermeanError):
     """The bytes are no token segment, or only a part of one."""
+
+    code = "tokens_corrupt"
 
 
 def write_segment(facts: StepFacts, trajectories: Sequence[TrajectoryTokens]) -> bytes:

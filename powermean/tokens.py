@@ -18,6 +18,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from powermean.errors import PowermeanError
+
 ALGORITHM = "EdDSA"
 ISSUER = "powermean"
 AUDIENCE = "powermean-attempt"
@@ -38,7 +40,7 @@ class Verb(StrEnum):
 ALL_VERBS = tuple(Verb)
 
 
-class TokenError(Exception):
+class TokenError(PowermeanError):
     """The token proves nothing."""
 
 

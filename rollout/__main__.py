@@ -68,9 +68,7 @@ def main() -> int:
         listener = _listen(settings)
         engine = _load(settings)
     except (EngineError, ArtefactError) as error:
-        path = error.path if isinstance(error, EngineError) else None
-        why = JobError(code=error.code, message=str(error), path=path, remedy=error.remedy)
-        return _not_started(settings, why, retryable=error.code in _PASSING)
+        return _not_started(settings, error.error, retryable=error.code in _PASSING)
     except OSError as error:
         return _not_started(
             settings, JobError(code="engine_start_failed", message=str(error)), retryable=True

@@ -11,7 +11,6 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from powermean.contracts.api import ErrorResponse
-from powermean.contracts.attempts import JobError
 from powermean.contracts.rollout import (
     ChannelRequest,
     EngineState,
@@ -19,6 +18,7 @@ from powermean.contracts.rollout import (
     GenerateResponse,
     PublishRequest,
 )
+from powermean.errors import PowermeanError
 
 CONNECT_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 60.0  # of pause, resume and health; what is being generated is finished first
@@ -27,38 +27,29 @@ _WORTH_ANOTHER_TRY = frozenset({401, 429, 499})
 Message = TypeVar("Message", bound=BaseModel)
 
 
-class RolloutError(Exception):
-    """The rollout service did not do what it was asked. `error` is what a failed job says of it."""
-
-    def __init__(self, code: str, message: str, *, remedy: str | None = None, retryable: bool) -> None:
-        super().__init__(message)
-        self.error = JobError(code=code, message=message, remedy=remedy)
-        self.retryable = retryable
-
-    @property
-    def code(self) -> str:
-        return self.error.code
+class RolloutError(PowermeanError):
+    """The rollout service did not do what it was asked."""
 
 
 class EngineUnreachableError(RolloutError):
     """Nothing answers, or the connection broke in mid-request."""
 
+    code = "engine_unreachable"
+    retryable = True
+
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            "engine_unreachable", f"the rollout service at {url} is gone: {reason}", retryable=True
-        )
+        super().__init__(f"the rollout service at {url} is gone: {reason}")
 
 
 class EngineTimeoutError(RolloutError):
     """No answer in time."""
 
+    code = "engine_timeout"
+    remedy = "see the attempt's log; lower rollout.max_new_tokens or training.prompts_per_step"
+    retryable = True
+
     def __init__(self, what: str, timeout_s: float) -> None:
-        super().__init__(
-            "engine_timeout",
-            f"the rollout service did not answer {what} within {timeout_s:g} s",
-            remedy="see the attempt's log; lower rollout.max_new_tokens or training.prompts_per_step",
-            retryable=True,
-        )
+        super().__init__(f"the rollout service did not answer {what} within {timeout_s:g} s")
 
 
 class EngineRefusedError(RolloutError):
@@ -66,7 +57,7 @@ class EngineRefusedError(RolloutError):
 
     def __init__(self, status: int, code: str, message: str, remedy: str | None = None) -> None:
         retryable = status >= 500 or status in _WORTH_ANOTHER_TRY
-        super().__init__(code, message, remedy=remedy, retryable=retryable)
+        super().__init__(message, code=code, remedy=remedy, retryable=retryable)
         self.status = status
 
 

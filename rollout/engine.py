@@ -12,19 +12,17 @@ from powermean.contracts.rollout import (
     PublishMethod,
     PublishRequest,
 )
+from powermean.errors import PowermeanError
 
 
-class EngineError(Exception):
-    """Why an engine did not do what it was asked: `code` for programs, `remedy` for people."""
+class EngineError(PowermeanError):
+    """Why an engine did not do what it was asked; the service answers with `status`."""
 
     def __init__(
         self, status: int, code: str, message: str, *, remedy: str | None = None, path: str | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code, remedy=remedy, path=path)
         self.status = status
-        self.code = code
-        self.remedy = remedy
-        self.path = path  # field of the request at fault
 
 
 class CancelledError(Exception):

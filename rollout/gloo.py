@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import ProcessGroupGloo
 
+from powermean.errors import PowermeanError
+
 _TRAINER, _WORKER = 0, 1
 _HERE = "worker/here"
 
 
-class TransferError(Exception):
+class TransferError(PowermeanError):
     """The other end is gone, or did not do its part in time."""
 
 

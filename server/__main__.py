@@ -9,17 +9,18 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from powermean.errors import PowermeanError
 from server.app import create_app
 from server.db.migrate import migrate
 from server.request_log import configure_logging
 from server.settings import Settings
-from server.start import CannotStartError, bind, open_database, prepare
+from server.start import bind, open_database, prepare
 
 GRACE_S = 5  # for requests that are under way when the server is told to stop
 
 
 class Server(uvicorn.Server):
-    """Ends the event streams when told to stop: they would never end of themselves."""
+    """Ends the event streams when told to stop: they never end by themselves."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -50,8 +51,9 @@ def main(arguments: list[str]) -> int:
             name = "_".join(str(part) for part in one["loc"]).upper()
             print(f"setting POWERMEAN_{name}: {one['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return 2
-    except CannotStartError as error:
-        print(f"cannot start: {error}", file=sys.stderr)
+    except PowermeanError as error:
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        print(f"cannot start: {error}{remedy}", file=sys.stderr)
         return 1
     return 0
 

@@ -25,15 +25,9 @@ log = logging.getLogger(__name__)
 
 _CODES = {
     400: "bad_request",
-    401: "unauthenticated",
-    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",
-    415: "unsupported_media_type",
-    416: "range_not_satisfiable",
-    429: "too_many",
-    503: "unavailable",
 }
 _REMEDIES = {
     "extra_forbidden": "Remove it, or check its spelling.",
@@ -64,7 +58,7 @@ def install_error_handlers(app: FastAPI) -> None:
 def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-    return error_response(error.status, error.response().error, headers)
+    return error_response(error.status, error.body, headers)
 
 
 def _invalid_request(_request: Request, error: Exception) -> JSONResponse:

@@ -1,31 +1,28 @@
-"""Named failures of the service, and the one shape in which every one of them is answered."""
+"""Failures that the API answers by name: each kind with its status, all in one shape."""
 
 from collections.abc import Sequence
 
-from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
+from powermean.contracts.api import ErrorBody, FieldError
+from powermean.errors import PowermeanError
 
 
-class ServiceError(Exception):
-    """A failure that the caller can understand: answered with `status` and contracts.api.ErrorResponse."""
+class ServiceError(PowermeanError):
+    """A failure that the caller can understand: answered with `status` and `body`."""
 
     status = 500
-    code = "internal"
 
     def __init__(self, message: str, *, remedy: str | None = None, fields: Sequence[FieldError] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        super().__init__(message, remedy=remedy)
         self.fields = tuple(fields)
 
-    def response(self) -> ErrorResponse:
-        """The body to answer with."""
-        return ErrorResponse(
-            error=ErrorBody(code=self.code, message=self.message, remedy=self.remedy, fields=self.fields)
-        )
+    @property
+    def body(self) -> ErrorBody:
+        """What the caller is told."""
+        return ErrorBody(code=self.code, message=self.message, remedy=self.remedy, fields=self.fields)
 
 
 class InvalidInputError(ServiceError):
-    """The request can be read, but asks for something that cannot be (`fields` says what)."""
+    """The request can be read, but asks for something impossible (`fields` says what)."""
 
     status = 422
     code = "invalid"
@@ -62,7 +59,7 @@ class NotFoundError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """It cannot be done in the state that the thing is in."""
+    """The state that the thing is in does not allow it."""
 
     status = 409
     code = "conflict"
@@ -72,20 +69,6 @@ class FencedError(ConflictError):
     """The attempt is not the job's current one, or its lease has lapsed: it must stop and write no more."""
 
     code = "fenced"
-
-
-class TooLargeError(ServiceError):
-    """The request's body is above the limit."""
-
-    status = 413
-    code = "too_large"
-
-
-class TooManyError(ServiceError):
-    """The caller, or everyone together, asks for more at once than the service allows."""
-
-    status = 429
-    code = "too_many"
 
 
 class UnavailableError(ServiceError):

@@ -1,4 +1,4 @@
-"""What every request passes: its name, the Host check, the size limit, security headers, the last resort."""
+"""What every request passes: its id, the Host check, the size limit, security headers, the catch-all."""
 
 import logging
 import secrets
@@ -84,9 +84,9 @@ class Gate:
 
 
 def _nul(scope: Scope) -> tuple[int, ErrorBody] | None:
-    """A NUL character is part of no name here, and databases refuse it."""
+    """Nothing here has a NUL character in its name, and databases refuse it."""
     if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
-        return 400, ErrorBody(code="bad_request", message="the address holds a NUL character")
+        return 400, ErrorBody(code="bad_request", message="the address contains a NUL character")
     return None
 
 
@@ -100,7 +100,7 @@ def _host_name(header: str) -> str:
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body that says nothing, or nothing true, of its length."""
+    """Stop reading a body that is longer than allowed, whatever its headers say."""
     got = 0
 
     async def receive_on() -> Message:

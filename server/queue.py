@@ -8,15 +8,16 @@ from typing import Protocol
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 
+from powermean.errors import PowermeanError
 from server.settings import Settings
 
 
-class BrokerDownError(Exception):
+class BrokerDownError(PowermeanError):
     """The broker did not take the message."""
 
 
 class Sender(Protocol):
-    """Whoever can send a task's message."""
+    """What can send a task's message."""
 
     def send(self, task: str, queue: str, subject: str, expires_s: float) -> None:
         """Send `task(subject)` to `queue`; a worker drops it after `expires_s` seconds.
@@ -59,7 +60,3 @@ class CelerySender:
             self._app.send_task(task, args=[subject], queue=queue, expires=expires_s, ignore_result=True)
         except (BrokerError, OSError) as error:
             raise BrokerDownError(str(error)) from error
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._app.close()

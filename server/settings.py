@@ -4,7 +4,6 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Request
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -84,11 +83,3 @@ class Settings(BaseSettings):
     def hosts(self) -> tuple[str, ...]:
         """All names under which the server may be addressed, without ports, in lower case."""
         return tuple(host.lower() for host in (*LOOPBACK_HOSTS, *self.allowed_hosts))
-
-
-def _settings_of(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
-
-
-RequestSettings = Annotated[Settings, Depends(_settings_of)]

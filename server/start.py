@@ -6,15 +6,16 @@ from pathlib import Path
 from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import OperationalError
 
-from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.artefacts import ArtefactStore
+from powermean.errors import PowermeanError
 from server.db.migrate import migrate, pending_revision
 from server.db.models import ApiKey
 from server.db.session import Database
-from server.identity.keys import WeakBootstrapKeyError, bootstrap_keys
+from server.identity.keys import bootstrap_keys
 from server.settings import Settings, is_loopback
 
 
-class CannotStartError(Exception):
+class CannotStartError(PowermeanError):
     """The message says what is wrong and what to do."""
 
 
@@ -22,7 +23,7 @@ def prepare(settings: Settings) -> None:
     """Bring the database up to date (or refuse), accept the settings' keys, and check what is exposed.
 
     Raises:
-        CannotStartError: with one line for people.
+        PowermeanError: of whatever kind; the message is one line.
     """
     database = open_database(settings)
     try:
@@ -38,14 +39,9 @@ def prepare(settings: Settings) -> None:
         check_exposure(settings, database)
     except OperationalError as error:
         raise CannotStartError(f"cannot use the database {_shown(settings)}: {error.orig}") from error
-    except WeakBootstrapKeyError as error:
-        raise CannotStartError(str(error)) from error
     finally:
         database.close()
-    try:
-        ArtefactStore(settings.artefacts_url)
-    except ArtefactError as error:
-        raise CannotStartError(f"{error} ({error.remedy})") from error
+    ArtefactStore(settings.artefacts_url)
 
 
 def open_database(settings: Settings) -> Database:
@@ -57,14 +53,14 @@ def open_database(settings: Settings) -> Database:
 
 
 def make_database_folder(file: str | None) -> None:
-    """Make the folder in which a SQLite file is to lie."""
+    """Make the folder of a SQLite file."""
     if not file or file == ":memory:":
         raise CannotStartError("POWERMEAN_DATABASE_URL must name a file: sqlite:////folder/server.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def check_exposure(settings: Settings, database: Database) -> None:
-    """Refuse to be reachable from other machines without a way in and without saying by which names."""
+    """Refuse to serve other machines unless there is an administrator's key and the host names are given."""
     if is_loopback(settings.host):
         return
     if not settings.allowed_hosts:
@@ -85,7 +81,7 @@ def bind(settings: Settings) -> socket.socket:
     """The listening socket, so that a port in use is found before anything is started.
 
     Raises:
-        CannotStartError: the address cannot be had.
+        CannotStartError: the address is not free.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

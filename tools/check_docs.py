@@ -1,13 +1,15 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
-Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and the
-pages that follow from the code (docs/health.md, docs/metrics.md,
-docs/settings.md, docs/trajectories.md) must do so. `--write` writes those anew.
+Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
+follows from the code (docs/health.md, docs/metrics.md, docs/settings.md, docs/trajectories.md, the tree of
+errors in docs/architecture.md) must do so. `--write` writes that anew.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, SecretStr
@@ -65,6 +67,7 @@ def main() -> int:
         "docs/metrics.md": metrics_page(),
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
+        "docs/architecture.md": with_error_tree((ROOT / "docs/architecture.md").read_text()),
     }
     if "--write" in sys.argv:
         for name, text in written.items():
@@ -168,6 +171,51 @@ def metrics_page() -> str:
         for n, m in METRICS.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class ErrorClass:
+    """An exception class of the source: its name, the names of its bases, its file."""
+
+    name: str
+    bases: tuple[str, ...]
+    file: str
+
+
+def with_error_tree(page: str) -> str:
+    """The page with the tree of errors as the code has it, between its two marks."""
+    start, end = "<!-- errors -->\n", "<!-- end of errors -->"
+    before, _, rest = page.partition(start)
+    return before + start + error_tree() + end + rest.partition(end)[2]
+
+
+def error_tree() -> str:
+    """The family under PowermeanError, and what stands outside it."""
+    found = list(error_classes())
+    lines = ["```text", "PowermeanError", *branch("PowermeanError", found, "")]
+    lines += ["", "outside: signals within a process, and ValueErrors"]
+    outside = [one for one in found if {"Exception", "ValueError"} & set(one.bases)]
+    lines += [f"  {one.name:38}{one.file}" for one in outside if one.name != "PowermeanError"]
+    return "\n".join(lines) + "\n```\n"
+
+
+def branch(base: str, found: list[ErrorClass], indent: str) -> Iterator[str]:
+    """What derives from `base`, each kind followed by its own kinds."""
+    kinds = [one for one in found if base in one.bases]
+    for number, one in enumerate(kinds):
+        last = number == len(kinds) - 1
+        yield f"{indent}{'└─' if last else '├─'} {one.name:{37 - len(indent)}}{one.file}"
+        yield from branch(one.name, found, indent + ("   " if last else "│  "))
+
+
+def error_classes() -> Iterator[ErrorClass]:
+    """Public exception classes of all rooms, in the order of their files."""
+    for room in ("powermean", "server", "dashboard", "worker", "trainer", "rollout"):
+        for file in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ClassDef) and re.fullmatch(r"[A-Z]\w*Error", node.name):
+                    bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
+                    yield ErrorClass(node.name, bases, str(file.relative_to(ROOT)))
 
 
 def unknown_commands() -> Iterator[str]:

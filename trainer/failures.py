@@ -2,12 +2,13 @@
 
 from safetensors import SafetensorError
 
-from powermean.artefacts import ArtefactError, ArtefactStoreUnavailableError
+from powermean.artefacts import ArtefactError
 from powermean.contracts.attempts import Finish, JobError
+from powermean.errors import PowermeanError
 from rollout.client import RolloutError
 
 
-class TrainingError(Exception):
+class TrainingError(PowermeanError):
     """Ends the attempt with a typed error; `retryable` says that a new attempt may well succeed."""
 
     def __init__(
@@ -19,9 +20,7 @@ class TrainingError(Exception):
         remedy: str | None = None,
         retryable: bool = False,
     ) -> None:
-        super().__init__(message)
-        self.error = JobError(code=code, message=message, path=path, remedy=remedy)
-        self.retryable = retryable
+        super().__init__(message, code=code, path=path, remedy=remedy, retryable=retryable)
 
 
 class CancelledError(Exception):
@@ -56,13 +55,8 @@ def failed(error: Exception) -> Finish:
     """The typed failure that an exception stands for."""
     retryable = False
     match error:
-        case TrainingError():
+        case TrainingError() | RolloutError() | ArtefactError():
             described, retryable = error.error, error.retryable
-        case RolloutError():
-            described, retryable = error.error, error.retryable
-        case ArtefactError():
-            described = JobError(code=error.code, message=str(error), remedy=error.remedy)
-            retryable = isinstance(error, ArtefactStoreUnavailableError)
         case _ if is_out_of_memory(error):
             described = JobError(
                 code="out_of_memory",

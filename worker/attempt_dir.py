@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from powermean.contracts.attempts import Claim, EngineStart, SpoolRecord
+from powermean.errors import PowermeanError
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
@@ -28,7 +29,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights t
 MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all that runs for an attempt
 
 
-class SpoolError(Exception):
+class SpoolError(PowermeanError):
     """A spooled record can't be read."""
 
 

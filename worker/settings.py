@@ -9,10 +9,12 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from powermean.errors import PowermeanError
+
 PREFIX = "POWERMEAN_"
 
 
-class NodeSettingsError(Exception):
+class NodeSettingsError(PowermeanError):
     """A setting is missing or wrong. The message names the environment variable and what would be right."""
 
 

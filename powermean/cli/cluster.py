@@ -53,7 +53,7 @@ def nodes() -> None:
     for column in ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"):
         table.add_column(column)
     for node in found:
-        state = "alive" if node.alive else "silent"
+        state = "alive" if node.alive else "offline"
         table.add_row(
             node.id,
             node.hostname,

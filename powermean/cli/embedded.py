@@ -16,6 +16,7 @@ from types import FrameType
 
 from powermean.cli.children import Child, Keeper
 from powermean.client import Client
+from powermean.errors import PowermeanError
 from powermean.home import Home
 from powermean.processes import end_all, marked
 from powermean.rest import ApiError, ServerUnreachableError
@@ -35,7 +36,7 @@ MARK = "POWERMEAN_LIFELINE_PID"
 LOCAL = {"POWERMEAN_LEASE_S": "20", "POWERMEAN_BEAT_S": "2"}
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(PowermeanError):
     """The service can't start. The message is one line with the remedy."""
 
 

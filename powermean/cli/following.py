@@ -96,10 +96,8 @@ def look(client: Client, run: Run) -> None:
         last = run.steps[-1] if run.steps else None
         if run.health is None or run.health.last_step != last:
             run.health = client.health(run.job.id)
-    except ServerUnreachableError:
-        return
-    except ApiError as error:
-        if not error.temporary:
+    except (ServerUnreachableError, ApiError) as error:
+        if not error.retryable:
             raise
 
 

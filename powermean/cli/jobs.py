@@ -10,7 +10,7 @@ import yaml
 from rich.table import Table
 
 from powermean.cli.following import follow
-from powermean.cli.models import DamagedFileError, download_model
+from powermean.cli.models import download_model
 from powermean.cli.progress import Run, number
 from powermean.cli.specs import SpecFileError, load_spec, located, read_spec
 from powermean.cli.terminal import FAILED, complain, connected, console, plain_failures
@@ -207,9 +207,5 @@ def download(
     """
     folder = to or Home.find().models / job_id
     with connected() as client:
-        try:
-            size = download_model(client, job_id, folder, lambda path: console.print(path, markup=False))
-        except DamagedFileError as error:
-            complain(str(error))
-            raise typer.Exit(FAILED) from error
+        size = download_model(client, job_id, folder, lambda path: console.print(path, markup=False))
     console.print(f"{folder} ({size / 1e6:.0f} MB)", markup=False, soft_wrap=True)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from powermean.client import Client
+from powermean.errors import PowermeanError
 
 
-class DamagedFileError(Exception):
+class DamagedFileError(PowermeanError):
     """A downloaded file is not what the job stored."""
 
 

@@ -10,13 +10,14 @@ from pydantic_core import ErrorDetails
 
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
+from powermean.errors import PowermeanError
 from powermean.spec_yaml import SpecLoader
 
 MOST_BYTES = 1_000_000
 Path_ = tuple[str | int, ...]
 
 
-class SpecFileError(Exception):
+class SpecFileError(PowermeanError):
     """The file is not a valid spec; `str` names file, line, field and what is wrong, one line a mistake."""
 
     def __init__(self, file: Path, mistakes: Sequence[tuple[int | None, str]]) -> None:

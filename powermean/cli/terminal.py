@@ -7,11 +7,10 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from powermean.cli.embedded import EmbeddedError, EndedBySignalError
-from powermean.cli.specs import SpecFileError
+from powermean.cli.embedded import EndedBySignalError
 from powermean.client import Client
-from powermean.home import NoServerError
-from powermean.rest import ApiError, ServerUnreachableError
+from powermean.errors import PowermeanError
+from powermean.rest import ServerUnreachableError
 
 FAILED = 1
 INTERRUPTED = 130
@@ -31,7 +30,7 @@ def plain_failures() -> Iterator[None]:
     except ServerUnreachableError as error:
         complain(f"{error}\nIs the service running? Start it with `powermean up`, or set POWERMEAN_URL.")
         raise typer.Exit(FAILED) from error
-    except (ApiError, NoServerError, SpecFileError, EmbeddedError) as error:
+    except PowermeanError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error
     except EndedBySignalError as error:

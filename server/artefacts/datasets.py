@@ -23,10 +23,10 @@ MAX_ERRORS = 20
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of a file whose every line is a row."""
+    """What is known of a file once every line proved to be a row."""
 
     rows: int
-    fields: tuple[str, ...]  # those that no row lacks, in the first row's order
+    fields: tuple[str, ...]  # that every row has, in the first row's order
     lacking: dict[str, int]  # every other field -> the first line without it
     sha256: str
 
@@ -86,7 +86,7 @@ def _row(number: int, line: bytes, required: Collection[str]) -> dict[str, objec
 
 
 def _skip_rest(file: BinaryIO, line: bytes) -> None:
-    """Past the end of a line that is too long to be read at once."""
+    """Read to the end of a line that is too long to hold."""
     while line and not line.endswith(b"\n"):
         line = file.readline(MAX_LINE)
 
@@ -121,7 +121,7 @@ def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> Datas
 
 
 def view(row: Dataset) -> DatasetView:
-    """The dataset for people."""
+    """The dataset as the API shows it."""
     ref = ArtefactRef.model_validate(row.artefact)
     return DatasetView(
         id=row.id,

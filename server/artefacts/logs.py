@@ -1,4 +1,4 @@
-"""Logs of attempts: bytes in order, each stored once, read as text that is never cut within a character."""
+"""Logs of attempts: each byte stored once, in order, and read as text that never splits a character."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,16 +10,17 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import FieldError, LogText
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.tokens import AttemptClaims
-from server.db.models import Attempt, Job, LogChunk
+from server.db.models import Attempt, LogChunk
 from server.errors import ConflictError, NotFoundError
 from server.jobs.events import fence
+from server.jobs.repository import find_job
 
 OWNER = "jobs/{job_id}/logs/{attempt}"
 
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """Bytes [offset, offset + size) of a log, and where they lie."""
+    """Bytes [offset, offset + size) of a log, and where they are."""
 
     offset: int
     size: int
@@ -37,7 +38,7 @@ class StoredRange:
 
 
 def owner_of(claims: AttemptClaims) -> str:
-    """Whose the log's artefacts are."""
+    """The owner of the log's artefacts."""
     return OWNER.format(job_id=claims.job_id, attempt=claims.attempt)
 
 
@@ -67,13 +68,11 @@ def append(
 
 
 def find_range(session: Session, job_id: str, attempt: int | None, offset: int, limit: int) -> StoredRange:
-    """Where bytes [offset, offset + limit) of an attempt's log lie; without `attempt`, of the current one.
+    """Where bytes [offset, offset + limit) of an attempt's log are; without `attempt`, of the current one.
 
     Raises NotFoundError for an unknown job or attempt.
     """
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+    job = find_job(session, job_id)
     number = job.attempt if attempt is None else attempt
     if attempt is not None and session.get(Attempt, f"{job_id}.{attempt}") is None:
         raise NotFoundError(

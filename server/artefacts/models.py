@@ -5,13 +5,14 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import CheckpointView
 from powermean.contracts.artefacts import ArtefactRef, Manifest
-from server.db.models import Checkpoint, Job
+from server.db.models import Checkpoint
 from server.errors import NotFoundError
+from server.jobs.repository import find_job
 
 
 def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
     """Those that are kept, oldest first. Raises NotFoundError."""
-    job = _job(session, job_id)
+    job = find_job(session, job_id)
     rows = session.scalars(
         select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step, Checkpoint.attempt)
     )
@@ -23,7 +24,7 @@ def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
 
 def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
     """Relative path -> object of the final model. Raises NotFoundError, for a job without a model too."""
-    job = _job(session, job_id)
+    job = find_job(session, job_id)
     if not job.result:
         raise NotFoundError(
             f"{job_id} is {job.state}: it has no final model",
@@ -40,10 +41,3 @@ def model_file(session: Session, job_id: str, path: str) -> ArtefactRef:
             f"the model of {job_id} has no such file", remedy="GET the folder to see its files."
         )
     return ref
-
-
-def _job(session: Session, job_id: str) -> Job:
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
-    return job

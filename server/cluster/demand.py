@@ -6,14 +6,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.job import JobSpec
-from server.cluster import engines, nodes
+from server.cluster import engines, inventory
 from server.cluster.planner import AdapterNeed, WaitingJob, could_run
 from server.db.models import Job, Node
 from server.jobs.views import job_spec
 
 
 def waiting_job(job: Job, avoid: frozenset[str] = frozenset()) -> WaitingJob:
-    """The job as the planner sees it; `avoid` are nodes that let it down just now."""
+    """The job as the planner sees it; `avoid` are the nodes on which its last attempt lapsed."""
     spec = job_spec(job)
     return WaitingJob(
         job.id,
@@ -26,17 +26,17 @@ def waiting_job(job: Job, avoid: frozenset[str] = frozenset()) -> WaitingJob:
 
 
 def checkers(session: Session, job: Job, living: Sequence[Node]) -> list[str]:
-    """Of the living nodes those that may check the job: what is missing on one may be there on another.
+    """The living nodes that may check the job: those that could run it, as nodes differ in what they have.
 
-    They are those that could run it. While the only ones that could are silent there are none; where no node
-    ever could, any of them says best what is missing.
+    None while all nodes that could run it are offline. Where no node ever could, any living one: its errors
+    say what is missing.
     """
     asked = waiting_job(job)
-    able = [node.id for node in living if could_run(asked, nodes.empty(node))]
+    able = [node.id for node in living if could_run(asked, inventory.empty(node))]
     if able:
         return able
     known = session.execute(select(Node)).scalars().all()
-    if any(could_run(asked, nodes.empty(node)) for node in known):
+    if any(could_run(asked, inventory.empty(node)) for node in known):
         return []
     return [node.id for node in living]
 

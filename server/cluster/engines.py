@@ -1,8 +1,8 @@
 """Engine services: declared by an administrator, placed by the scheduler, run and reported by a node.
 
 A service belongs to one node at a time; `generation` counts its placements, so that what a node says of an
-earlier one changes nothing. Its node is told what to run in the answer to each report, and keeps at it: no
-message can get lost. Jobs have slots by their allocations, so a slot is free when the allocation is.
+earlier one changes nothing. The answer to each of its node's reports says what to run, so no message can get
+lost. A job's slot is its allocation, so the slot is free when the allocation is released.
 """
 
 import secrets
@@ -72,7 +72,7 @@ def show(session: Session, engine_id: str, living: Collection[str]) -> EngineVie
 
 
 def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
-    """Take no new jobs, and go when the present ones have ended. Raises NotFoundError."""
+    """Take no new jobs, and go once the current ones have ended. Raises NotFoundError."""
     found = _locked(session, EngineService.id == engine_id)
     if not found:
         raise _unknown(engine_id)
@@ -86,7 +86,7 @@ def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineV
 
 
 def accept_reports(session: Session, node_id: str, reports: Iterable[EngineReport], now: datetime) -> None:
-    """Take a node's word on the services that are its own; forget those that are to go and are gone."""
+    """Record what a node says of its services; delete those that were to stop and have."""
     said = {(report.id, report.generation): report for report in reports}
     rows = _locked(session, EngineService.node == node_id)
     jobs = _jobs(session, rows)
@@ -130,10 +130,10 @@ def orders(session: Session, node_id: str, sign: Callable[[str, int], str]) -> N
 
 
 def reap(session: Session, living: Iterable[str]) -> None:
-    """Take services from nodes that are silent, so that they start elsewhere.
+    """Take services away from nodes that are offline, so that they start elsewhere.
 
-    Not while an attempt that samples from one may live: a node that is back soon goes on with both. A GPU
-    that is given up here is still not free: its node is silent, and reports what it runs when it is back.
+    Not while an attempt that samples from one may still run: if the node is back soon, both go on. The GPUs
+    given up here are not free yet: their node is offline, and once it is back it reports what it runs.
     """
     alive = set(living)
     for row in _locked(session, EngineService.node.is_not(None)):
@@ -142,13 +142,13 @@ def reap(session: Session, living: Iterable[str]) -> None:
         if row.state == "stopping":
             session.delete(row)
             continue
-        row.state, row.why = "waiting", f"node {row.node} is silent"
+        row.state, row.why = "waiting", f"node {row.node} is offline"
         row.node = row.url = row.report = row.error = None
         row.gpu_uuids = []
 
 
 def place(session: Session, placements: Sequence[Placement], why: Mapping[str, str]) -> None:
-    """Carry out a plan: services that got a node, and what the others wait for."""
+    """Carry out a plan: give services their nodes, and say what the others wait for."""
     chosen = {placement.engine_id: placement for placement in placements}
     for row in _locked(session, EngineService.state == "waiting"):
         if placement := chosen.get(row.id):
@@ -179,14 +179,14 @@ def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngin
     """The service that an attempt has a slot of, if it does.
 
     Raises:
-        ConflictError: it is gone; the attempt is planned again when nobody has claimed it in time.
+        ConflictError: it is gone. The attempt lapses unclaimed, and the job is planned again.
     """
     for part in allocations:
         if part.engine_id is None:
             continue
         row = session.get(EngineService, part.engine_id)
         if row is None or row.url is None or row.node != part.node_id:
-            raise ConflictError(f"engine {part.engine_id} is not there any more", remedy="Drop the task.")
+            raise ConflictError(f"engine {part.engine_id} is gone", remedy="Drop the task.")
         return ClaimedEngine(id=row.id, url=row.url)
     return None
 
@@ -200,7 +200,7 @@ def gpus_held(session: Session) -> dict[str, set[str]]:
 
 
 def model_key(name: str | None, folder: str | None) -> str:
-    """One text for a model, however it is named."""
+    """What tells models apart, whether they have a name or a folder."""
     return name or f"folder {folder}"
 
 
@@ -219,7 +219,7 @@ def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEn
         name=row.name,
         model=model_key(spec.model.name, spec.model.folder),
         dtype=resolved_dtype(spec.dtype, spec.gpus),
-        state=row.state if alive else "its node is silent",
+        state=row.state if alive else "its node is offline",
         max_adapters=spec.max_adapters,
         max_lora_rank=spec.max_lora_rank,
         max_tokens=said or spec.max_model_len,
@@ -258,7 +258,7 @@ def _in_use(session: Session, row: EngineService) -> bool:
 
 
 def _locked(session: Session, *which: object) -> Sequence[EngineService]:
-    """Services, freshly read and locked, by id: whoever locks several never waits for another who does."""
+    """Services, freshly read, and locked by id in order, so that two transactions cannot deadlock."""
     query = select(EngineService).where(*which).order_by(EngineService.id)  # type: ignore[arg-type]
     locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
     return session.execute(locked).scalars().all()
@@ -268,9 +268,9 @@ def _unknown(engine_id: str) -> NotFoundError:
     return NotFoundError(f"no engine {engine_id}", remedy="GET /v1/engines lists the engines.")
 
 
-def _why(row: EngineService, jobs: int, silent: bool) -> str | None:
-    if silent:
-        return f"node {row.node} is silent: what it said last is shown"
+def _why(row: EngineService, jobs: int, offline: bool) -> str | None:
+    if offline:
+        return f"node {row.node} is offline: this is its last report"
     if row.state == "stopping" and jobs:
         return f"{jobs} job{'s' if jobs > 1 else ''} still sample{'s' if jobs == 1 else ''} from it"
     return row.why
@@ -287,7 +287,7 @@ def _view(row: EngineService, jobs: Sequence[str], living: Collection[str] = ())
             "url": row.url,
             "generation": row.generation,
             "error": JobError.model_validate(row.error) if row.error else None,
-            "why": _why(row, len(jobs), silent=row.node is not None and row.node not in living),
+            "why": _why(row, len(jobs), offline=row.node is not None and row.node not in living),
             "report": EngineReport.model_validate(row.report) if row.report else None,
             "jobs": jobs,
             "created_at": row.created_at,

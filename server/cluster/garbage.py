@@ -1,7 +1,7 @@
 """Objects of the artefact store that nothing refers to any more, and their removal.
 
-They are owed in the transaction that drops the last reference, and removed by the scheduler's leader: a store
-that is away, or a server that ends in between, only delays it.
+The transaction that drops the last reference notes the key; the scheduler's leader removes the object later.
+A store that is down, or a server that stops in between, only delays it.
 """
 
 import logging
@@ -23,7 +23,7 @@ _LEFTOVERS = ("weights", "checkpoints")
 
 
 def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
-    """Remove some of what is owed; what cannot be removed now is tried again next time."""
+    """Remove some of what was noted; what cannot be removed now is tried again next time."""
     with database.read() as session:
         keys = session.execute(select(Garbage.key).order_by(Garbage.key).limit(_A_TURN)).scalars().all()
     gone = []
@@ -43,7 +43,7 @@ def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
 
 
 def sweep(artefacts: ArtefactStore) -> None:
-    """Remove what writers that died left half-written."""
+    """Remove the half-written files of writers that died."""
     try:
         artefacts.sweep()
     except ArtefactError as error:

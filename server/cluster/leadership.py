@@ -13,10 +13,10 @@ SCHEDULER = "scheduler"
 
 
 class Standing(StrEnum):
-    """What a replica is, as to a lease."""
+    """Whether a replica leads."""
 
     LEADER = "leader"
-    NEW_LEADER = "new leader"  # it was not led (by us) until now: nobody kept watch
+    NEW_LEADER = "new leader"  # as of now: until then nobody kept watch, or another replica did
     FOLLOWER = "follower"
 
 

@@ -1,4 +1,4 @@
-"""Threads that take turns for ever: at once when woken, else after a rest."""
+"""Threads that repeat a task until stopped: at once when woken, otherwise after a pause."""
 
 import logging
 import threading
@@ -10,13 +10,13 @@ STOP_TIMEOUT_S = 10.0
 
 
 class Loop:
-    """Calls `turn` until stopped. A turn that fails is logged, and the next one comes after a rest."""
+    """Calls `turn` until stopped. A turn that fails is logged, and the next one comes after the pause."""
 
     def __init__(
-        self, name: str, turn: Callable[[], None], rest_s: float, at_end: Callable[[], None] | None = None
+        self, name: str, turn: Callable[[], None], pause_s: float, at_end: Callable[[], None] | None = None
     ) -> None:
         self._turn = turn
-        self._rest_s = rest_s
+        self._pause_s = pause_s
         self._at_end = at_end
         self._woken = threading.Event()
         self._stopping = False
@@ -28,7 +28,7 @@ class Loop:
         self._thread.start()
 
     def wake(self) -> None:
-        """There may be something to do: do not rest."""
+        """There may be something to do: skip the pause."""
         self._woken.set()
 
     def stop(self) -> None:
@@ -43,7 +43,7 @@ class Loop:
         while not self._stopping:
             self._woken.clear()
             self._take(self._turn)
-            self._woken.wait(self._rest_s)
+            self._woken.wait(self._pause_s)
         if self._at_end is not None:
             self._take(self._at_end)
 

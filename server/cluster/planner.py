@@ -1,12 +1,12 @@
 """Which engine services run where, and which waiting jobs start where: a pure function of a cluster's state.
 
-Engine services come first: what an administrator declared has its GPUs before any job. A job is planned as
+Engine services come first: what an administrator declared gets its GPUs before any job. A job is planned as
 one gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready
 engine service of its base model where it may and can; else it gets an engine of its own.
 
 Whatever waits for GPUs or slots that exist but are taken keeps the nodes that it could use from those behind
 it, so that small jobs cannot starve a large one; CPU jobs and GPU jobs wait in lines of their own. A job that
-no living node could ever hold blocks nobody, and so does one that waits for an engine service.
+no living node could ever hold blocks nobody, and neither does one that waits for an engine service.
 """
 
 from collections import Counter
@@ -44,7 +44,7 @@ class AdapterNeed:
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """A queued job. `gpus` 0 asks for a CPU slot; `avoid` are nodes that let it down just now."""
+    """A queued job. `gpus` 0 asks for a CPU slot; `avoid` are the nodes on which its last attempt lapsed."""
 
     id: str
     gpus: int  # of the trainer
@@ -119,7 +119,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Wait:
-    """Why something waits, and the nodes that are kept for it meanwhile."""
+    """Why something waits, and the nodes that are reserved for it meanwhile."""
 
     why: str
     nodes: frozenset[str] = frozenset()

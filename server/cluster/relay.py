@@ -9,9 +9,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.names import VALIDATE_TASK, node_queue
-from server.cluster import demand, nodes
+from server.cluster import demand
 from server.db.models import Job, Node, Outbox
 from server.db.session import Database, database_now
+from server.nodes import living_nodes
 from server.queue import BrokerDownError, Sender
 from server.settings import Settings
 
@@ -65,11 +66,11 @@ class Relay:
             .with_for_update(skip_locked=True)
         )
         rows = session.execute(due).scalars().all()
-        living = nodes.living_nodes(session, self.settings, now)
+        living = living_nodes(session, self.settings, now)
         taken = []
         for row in rows:
             queue = row.queue or _any_queue(session, row, living)
-            if queue is None:  # there is no node that would do
+            if queue is None:  # no living node can take it
                 row.next_send_at = now + timedelta(seconds=self.settings.poll_s)
                 continue
             row.next_send_at = now + self._pause(row.sends)
@@ -82,7 +83,7 @@ class Relay:
 
     def _put_back(self, messages: list[_Message], error: BrokerDownError) -> None:
         if not self.broker_down:
-            log.error("cannot send to the broker, and keep trying: %s", error)
+            log.error("cannot send to the broker, will keep trying: %s", error)
             self.broker_down = True
         with self.database.write() as session:
             again_at = database_now(session) + timedelta(seconds=self.settings.poll_s)

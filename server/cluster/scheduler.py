@@ -1,4 +1,4 @@
-"""The scheduler's turn: keep the lead, give up what is silent, start waiting jobs, remove garbage."""
+"""The scheduler's turn: keep the lead, give up what has gone silent, start waiting jobs, remove garbage."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import demand, engines, nodes
+from server.cluster import demand, engines, inventory
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, resign
 from server.cluster.planner import ClusterState, WaitingJob, plan
@@ -19,13 +19,14 @@ from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, change_phase, state_of
+from server.nodes import living_nodes
 from server.replays import service as replays
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 NEVER = datetime.min.replace(tzinfo=UTC)
 NO_NODE = "waiting for a node to check the spec: none is connected"
-NO_CHECKER = "waiting for a node that can check the spec: those that could are silent"
+NO_CHECKER = "waiting for a node that can check the spec: all that could are offline"
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Scheduler:
     settings: Settings
     artefacts: ArtefactStore
     holder: str
-    leads_since: datetime = NEVER  # nodes could not report before, perhaps: silence counts from here
+    leads_since: datetime = NEVER  # nodes may not have reached a server before: silence counts from here
 
     def turn(self) -> None:
         """One look at everything. The leader's decisions and its lease are one transaction."""
@@ -52,7 +53,7 @@ class Scheduler:
             reap(session, self.settings, now)
             replays.reap(session, self.settings, now)
             now = database_now(session)
-            living = nodes.living_nodes(session, self.settings, now)
+            living = living_nodes(session, self.settings, now)
             if now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
                 engines.reap(session, [node.id for node in living])
             tell_unchecked(session, living)
@@ -71,7 +72,7 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
     """Give up the attempts that were silent for too long."""
     for attempt_id in attempts.overdue(session, now):
         if attempts.lapse(session, settings, attempt_id):
-            log.warning("gave up attempt %s: not heard of in time", attempt_id)
+            log.warning("gave up attempt %s: no sign of life in time", attempt_id)
 
 
 def tell_unchecked(session: Session, living: Sequence[Node]) -> None:
@@ -91,7 +92,7 @@ def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
     if not jobs and not unplaced:
         return
     waiting = _as_waiting(session, list(jobs.values()))
-    capacities = nodes.capacities(session, settings, now)
+    capacities = inventory.capacities(session, settings, now)
     shared = engines.shared(session, [node.id for node in capacities])
     made = plan(ClusterState(capacities, waiting, shared, unplaced))
     engines.place(session, made.placements, made.engines_why)

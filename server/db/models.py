@@ -20,6 +20,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+MAX_INTEGER = 2**31 - 1  # of an Integer column
+MAX_BIG_INTEGER = 2**63 - 1  # of a BigInteger column
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A moment. SQLite forgets time zones: values are stored as UTC and come back aware."""
@@ -86,11 +89,11 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    attempts: Mapped[list["Attempt"]] = relationship(back_populates="job", order_by="Attempt.number")
+    attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number")
 
 
 class Attempt(Base):
-    """One try at a job. Its rows count for steps from `first_step` on, until a later attempt's first step."""
+    """One attempt at a job. Its rows count from `first_step` on, up to a later attempt's first step."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index("uq_attempts_job_number", "job_id", "number", unique=True),)
@@ -108,8 +111,7 @@ class Attempt(Base):
     claimed_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
-    job: Mapped[Job] = relationship(back_populates="attempts")
-    allocations: Mapped[list["Allocation"]] = relationship(back_populates="attempt", order_by="Allocation.id")
+    allocations: Mapped[list["Allocation"]] = relationship(order_by="Allocation.id")
 
 
 class Allocation(Base):
@@ -135,11 +137,9 @@ class Allocation(Base):
     engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # no key: outlives the engine
     released_at: Mapped[datetime | None]
 
-    attempt: Mapped[Attempt] = relationship(back_populates="allocations")
-
 
 class EngineService(Base):
-    """A rollout engine that an administrator declared, with its own allocation, and its node's last word."""
+    """A rollout engine that an administrator declared, its own allocation, and its node's last report."""
 
     __tablename__ = "engines"
     __table_args__ = (Index("uq_engines_name", "name", unique=True),)
@@ -153,7 +153,7 @@ class EngineService(Base):
     url: Mapped[str | None] = mapped_column(String(300))
     generation: Mapped[int] = mapped_column(Integer, default=0)  # of its placement
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    why: Mapped[str | None] = mapped_column(String(200))  # it waits, for people
+    why: Mapped[str | None] = mapped_column(String(200))  # what it waits for, for people
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     created_at: Mapped[datetime]
@@ -217,7 +217,7 @@ class JobEvent(Base):
 
 
 class TrajectoryStep(Base):
-    """One attempt's trajectories of a step: where their texts and tokens lie."""
+    """One attempt's trajectories of a step: where their texts and tokens are."""
 
     __tablename__ = "trajectory_steps"
 
@@ -285,7 +285,7 @@ class Checkpoint(Base):
 
 
 class Garbage(Base):
-    """An object of the artefact store that nothing refers to any more: owed its deletion."""
+    """An object of the artefact store that nothing refers to any more: to be deleted."""
 
     __tablename__ = "garbage"
 

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -26,6 +25,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from powermean.errors import PowermeanError
 from server.db.models import Base
 
 BUSY_TIMEOUT_S = 15.0
@@ -33,13 +33,13 @@ _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
 
 
-class DatabaseBusyError(Exception):
+class DatabaseBusyError(PowermeanError):
     """The database's write lock could not be had in time."""
 
 
 @dataclass
 class Changes:
-    """What a transaction changed that someone waits for; told to the listeners after its commit."""
+    """What a transaction changed that someone waits for; listeners hear of it after the commit."""
 
     jobs: set[str] = field(default_factory=set)  # these have new events or metrics
     plan: bool = False  # there may be something to schedule or to send
@@ -55,7 +55,6 @@ class Database:
     """An engine and its two kinds of transactions."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
         self.engine = _create_engine(url)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
@@ -179,11 +178,3 @@ def upsert(
     else:
         statement = statement.on_conflict_do_nothing(index_elements=keys)
     session.execute(statement, [dict(row) for row in rows])
-
-
-def _database_of(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
-RequestDatabase = Annotated[Database, Depends(_database_of)]

@@ -1,4 +1,4 @@
-"""Bearer keys of people and nodes: made at random, shown once, stored as sha256, looked up by it.
+"""Bearer keys of people and nodes: random, shown once, stored and looked up by their sha256.
 
 The lookup is by the hash of what was given, so its timing tells nothing about a stored key.
 """
@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.identity import KeyView, NewKey, Role
+from powermean.errors import PowermeanError
 from server.db.models import ApiKey, BrowserSession
 from server.db.session import database_now, upsert
 from server.errors import ConflictError, NotFoundError
@@ -24,8 +25,8 @@ MIN_BOOTSTRAP_LENGTH = 16
 log = logging.getLogger(__name__)
 
 
-class WeakBootstrapKeyError(Exception):
-    """A key of the settings is too short to keep anybody out."""
+class WeakBootstrapKeyError(PowermeanError):
+    """A key from the settings is too short to keep anybody out."""
 
 
 def digest(secret: str) -> str:
@@ -40,7 +41,7 @@ def find_key(session: Session, secret: str) -> ApiKey | None:
 
 
 def create_key(session: Session, name: str, role: Role) -> NewKey:
-    """Make a key; the answer is the only place where it ever stands."""
+    """Make a key; the answer is the only place where it is ever shown."""
     secret = PREFIXES[role] + secrets.token_urlsafe(SECRET_BYTES)
     row = ApiKey(
         id=f"key-{secrets.token_hex(8)}",
@@ -61,10 +62,10 @@ def list_keys(session: Session) -> list[KeyView]:
 
 
 def revoke_key(session: Session, key_id: str) -> None:
-    """End a key and the browser sessions that it opened; once revoked, again is no error.
+    """Revoke a key and end the browser sessions that it opened. Revoking it again is no error.
 
-    Raises NotFoundError, or ConflictError for the last administrator's key: nobody could let anyone in any
-    more.
+    Raises NotFoundError, or ConflictError for the last administrator's key, without which nobody could make
+    keys.
     """
     admins = session.scalars(
         select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).with_for_update()
@@ -82,7 +83,7 @@ def revoke_key(session: Session, key_id: str) -> None:
 
 
 def bootstrap_keys(session: Session, admin_key: SecretStr | None, node_token: SecretStr | None) -> None:
-    """Accept the keys of the settings. One that was revoked since stays revoked.
+    """Accept the keys from the settings. One that has been revoked stays revoked.
 
     Raises WeakBootstrapKeyError for a key of fewer than 16 characters.
     """
@@ -115,7 +116,7 @@ def _bootstrap(session: Session, setting: str, role: Role, secret: str) -> None:
 
 
 def view(row: ApiKey) -> KeyView:
-    """The key for people."""
+    """The key as the API shows it."""
     return KeyView(
         id=row.id,
         name=row.name,

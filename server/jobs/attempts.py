@@ -1,4 +1,4 @@
-"""Attempts: claimed once, kept alive by heartbeats, ended by a word or by silence.
+"""Attempts: claimed once, kept alive by heartbeats, ended by a report or by their silence.
 
 Every function runs in the caller's transaction with the job locked. An attempt's number is its fencing token;
 a job's next attempt goes on from the last committed checkpoint.
@@ -19,12 +19,14 @@ from powermean.contracts.attempts import (
     JobError,
 )
 from powermean.contracts.names import START_TASK, node_queue
+from powermean.tokens import AttemptClaims
+from server import outbox
 from server.db.models import Allocation, Attempt, Job
-from server.db.session import changes, database_now
-from server.errors import ConflictError, FencedError, ForbiddenError, NotFoundError
-from server.jobs import repository
+from server.db.session import database_now
+from server.errors import FencedError, ForbiddenError, NotFoundError
+from server.jobs import allocations, repository
 from server.jobs.checkpoints import check_owner, check_step
-from server.jobs.events import FencingToken, fence, lock_job, record_event
+from server.jobs.events import fence, lock_job, record_event
 from server.jobs.states import change_phase, change_state
 from server.jobs.views import job_spec
 from server.settings import Settings
@@ -32,7 +34,7 @@ from server.settings import Settings
 _LONGEST_PAUSE_S = 300.0
 
 
-def start(session: Session, settings: Settings, job: Job, allocations: Sequence[AllocationView]) -> Attempt:
+def start(session: Session, settings: Settings, job: Job, gang: Sequence[AllocationView]) -> None:
     """Give a queued, locked job its next attempt on these allocations, and owe the node the message."""
     now = database_now(session)
     checkpoint = repository.latest_checkpoint(session, job.id)
@@ -50,22 +52,12 @@ def start(session: Session, settings: Settings, job: Job, allocations: Sequence[
     )
     session.add(attempt)
     session.flush()
-    for part in allocations:
-        session.add(
-            Allocation(
-                attempt_id=attempt.id,
-                role=part.role,
-                node_id=part.node_id,
-                gpu_uuids=list(part.gpu_uuids),
-                engine_id=part.engine_id,
-            )
-        )
-    leader = next(part.node_id for part in allocations if part.role == "trainer")
-    repository.owe_message(session, START_TASK, node_queue(leader), attempt.id, now)
+    allocations.hold(session, attempt.id, gang)
+    trainer_node = next(part.node_id for part in gang if part.role == "trainer")
+    outbox.owe(session, START_TASK, node_queue(trainer_node), attempt.id, now)
     if attempt.number > 1:
         record_event(session, job.id, "rewind", {"attempt": attempt.number, "from_step": attempt.first_step})
-    change_state(session, job, JobState.STARTING, f"starting on {leader}")
-    return attempt
+    change_state(session, job, JobState.STARTING, f"starting on {trainer_node}")
 
 
 @dataclass(frozen=True)
@@ -106,13 +98,13 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
             f" at attempt {job.attempt}",
             remedy="Drop the task: somebody else has it, or nobody needs it any more.",
         )
-    repository.settle_messages(session, attempt_id, now)
+    outbox.settle(session, attempt_id, now)
     change_state(session, job, JobState.RUNNING, "preparing")
     return Claimed(job, attempt, attempt.allocations)
 
 
 def heartbeat(
-    session: Session, settings: Settings, attempt_id: str, claims: FencingToken, beat: Heartbeat
+    session: Session, settings: Settings, attempt_id: str, claims: AttemptClaims, beat: Heartbeat
 ) -> Attempt:
     """Renew the lease; the attempt's `order` says what it is to do."""
     attempt = fence(session, attempt_id, claims)
@@ -134,57 +126,60 @@ def withdraw(session: Session, job: Job) -> None:
     if attempt is not None and attempt.state == "starting":
         now = database_now(session)
         _end(session, attempt, "ended", now, outcome="cancelled")
-        release(session, attempt.id, now)
+        allocations.release(session, attempt.id, now)
 
 
-def finish(session: Session, settings: Settings, attempt_id: str, claims: FencingToken, word: Finish) -> None:
-    """The attempt's processes are gone: settle what becomes of the job. The same word again is no news."""
-    told = session.get(Attempt, attempt_id)
-    if told is not None and told.state == "ended" and told.outcome == word.outcome:
+def finish(
+    session: Session, settings: Settings, attempt_id: str, claims: AttemptClaims, report: Finish
+) -> None:
+    """The attempt's processes are gone: settle what becomes of the job. A repeated report changes nothing."""
+    known = session.get(Attempt, attempt_id)
+    if known is not None and known.state == "ended" and known.outcome == report.outcome:
         if attempt_id != f"{claims.job_id}.{claims.attempt}":
             raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
         return
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
-    if word.result is not None:
-        check_step(job, "result.steps", word.result.steps)
-        check_owner(job.id, "result.model.files", word.result.model)
+    if report.result is not None:
+        check_step(job, "result.steps", report.result.steps)
+        check_owner(job.id, "result.model.files", report.result.model)
     now = database_now(session)
-    error = _why(word)
-    _end(session, attempt, "ended", now, outcome=word.outcome, error=error)
-    release(session, attempt.id, now)
-    if word.outcome == "finished" and word.result is not None:
-        job.result = word.result.model_dump(mode="json")
-        job.step = word.result.steps
+    error = report.error or _unexplained(report)
+    _end(session, attempt, "ended", now, outcome=report.outcome, error=error)
+    allocations.release(session, attempt.id, now)
+    if report.outcome == "finished" and report.result is not None:
+        job.result = report.result.model_dump(mode="json")
+        job.step = report.result.steps
         change_state(session, job, JobState.FINISHED)
     elif job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
-    elif word.outcome == "checkpointed":
+    elif report.outcome == "checkpointed":
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
-    elif word.outcome == "cancelled" or (word.outcome == "failed" and word.retryable):
-        restart_or_fail(session, settings, job, error)
     else:
-        fail(session, job, error)
+        assert error is not None  # only a result and a checkpoint need no reason
+        if report.outcome == "cancelled" or (report.outcome == "failed" and report.retryable):
+            restart_or_fail(session, settings, job, error)
+        else:
+            fail(session, job, error)
 
 
-def _why(word: Finish) -> JobError | None:
-    if word.error is not None:
-        return word.error
-    if word.outcome == "finished" and word.result is None:
+def _unexplained(report: Finish) -> JobError | None:
+    """The error of an attempt that left neither a model nor a checkpoint, and did not say why."""
+    if report.outcome == "finished" and report.result is None:
         return JobError(
             code="no_steps",
             message="the trainer ended without a trained step",
             remedy="Look at the attempt's log for what it did instead.",
         )
-    if word.outcome == "failed":
-        return JobError(code="unknown", message="the attempt failed without a reason; its log may tell one")
-    if word.outcome == "cancelled":
+    if report.outcome == "failed":
+        return JobError(code="unknown", message="the attempt failed without saying why; its log may say more")
+    if report.outcome == "cancelled":
         return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
     return None
 
 
 def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
-    """Give up an attempt whose lease has run out, and fence its writes. False: it lives after all."""
+    """Give up an attempt whose lease has run out, and fence its writes. False: the lease still holds."""
     job = lock_job(session, attempt_id.rpartition(".")[0])
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     now = database_now(session)
@@ -199,7 +194,7 @@ def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
     error = _silent(attempt, claimed)
     _end(session, attempt, "lapsed", now, error=error)
     if not claimed:
-        release(session, attempt.id, now)
+        allocations.release(session, attempt.id, now)
     if job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
     elif claimed:
@@ -213,18 +208,18 @@ def _silent(attempt: Attempt, claimed: bool) -> JobError:
     if claimed:
         return JobError(
             code="lease_lapsed",
-            message=f"attempt {attempt.number} was not heard of any more",
-            remedy="Look at its node: is it up, and does it reach the server?",
+            message=f"attempt {attempt.number} stopped sending heartbeats",
+            remedy="Check its node: is it up, and does it reach the server?",
         )
     return JobError(
         code="not_claimed",
         message=f"the node did not take attempt {attempt.number} in time",
-        remedy="Look at the node's worker: is it running, and does it reach Redis and the server?",
+        remedy="Check the node's worker: is it running, and does it reach Redis and the server?",
     )
 
 
-def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobError | None) -> None:
-    """Queue a locked job again after a failure by circumstance, with growing pauses, or give up."""
+def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobError) -> None:
+    """Queue a locked job again after a failure that may pass, with growing pauses, or give up."""
     restarts = job_spec(job).max_restarts
     if job.restarts >= restarts:
         fail(session, job, _exhausted(error, restarts))
@@ -232,33 +227,21 @@ def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobEr
     job.restarts += 1
     pause = min(settings.restart_backoff_s * 2 ** (job.restarts - 1), _LONGEST_PAUSE_S)
     job.not_before = database_now(session) + timedelta(seconds=pause)
-    reason = error.message if error is not None else "the attempt ended early"
-    change_state(session, job, JobState.QUEUED, f"restarting ({job.restarts} of {restarts}): {reason}"[:200])
+    phase = f"restarting ({job.restarts} of {restarts}): {error.message}"
+    change_state(session, job, JobState.QUEUED, phase[:200])
 
 
-def _exhausted(error: JobError | None, restarts: int) -> JobError:
-    cause = error or JobError(code="unknown", message="the attempt ended early")
+def _exhausted(error: JobError, restarts: int) -> JobError:
     tail = (
         f"(gave up after {restarts} restarts without a new checkpoint)" if restarts else "(max_restarts is 0)"
     )
-    return cause.model_copy(update={"message": f"{cause.message} {tail}"})
+    return error.model_copy(update={"message": f"{error.message} {tail}"})
 
 
-def fail(session: Session, job: Job, error: JobError | None) -> None:
+def fail(session: Session, job: Job, error: JobError) -> None:
     """End a locked job with the reason."""
-    if error is None:
-        raise ConflictError(f"job {job.id} cannot fail without a reason")
     job.error = error.model_dump(mode="json")
     change_state(session, job, JobState.FAILED)
-
-
-def release(session: Session, attempt_id: str, now: datetime, node_id: str | None = None) -> None:
-    """Hand back what the attempt held (on one node): its processes there are known to be gone."""
-    held = update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
-    if node_id is not None:
-        held = held.where(Allocation.node_id == node_id)
-    session.execute(held.values(released_at=now))
-    changes(session).plan = True
 
 
 def overdue(session: Session, now: datetime) -> Sequence[str]:
@@ -300,4 +283,4 @@ def _end(
     attempt.ended_at = now
     if error is not None:
         attempt.error = error.model_dump(mode="json")
-    repository.settle_messages(session, attempt.id, now)
+    outbox.settle(session, attempt.id, now)

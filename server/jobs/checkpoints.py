@@ -4,15 +4,16 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
-from server.db.models import Checkpoint, Garbage, Job
+from powermean.tokens import AttemptClaims
+from server.db.models import MAX_BIG_INTEGER, Checkpoint, Garbage, Job
 from server.db.session import database_now, upsert
 from server.errors import InvalidInputError
 from server.jobs import repository
-from server.jobs.events import FencingToken, fence, lock_job, record_event
+from server.jobs.events import fence, lock_job, record_event
 from server.jobs.views import job_spec
 
 
-def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: CheckpointCommit) -> None:
+def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint: CheckpointCommit) -> None:
     """Move the job's resume point to this checkpoint; the same commit again changes nothing.
 
     Raises:
@@ -28,8 +29,8 @@ def commit(session: Session, attempt_id: str, claims: FencingToken, checkpoint: 
         )
     check_owner(job.id, "manifest.files", checkpoint.manifest)
     size = sum(ref.size for ref in checkpoint.manifest.files.values())
-    if size >= 2**63:
-        raise InvalidInputError.at("manifest.files", f"{size} bytes cannot be")
+    if size > MAX_BIG_INTEGER:
+        raise InvalidInputError.at("manifest.files", f"{size} bytes in all cannot be right")
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return

@@ -1,29 +1,21 @@
 """What happens to a job, in one order: its lock, its sequence numbers, and the fence around its writes.
 
 Every write of metrics, events or results of a job goes through `next_seq`, which locks the job's row until
-the commit: numbers become visible in their order, so whoever has seen `seq` n finds no smaller one later.
+the commit: numbers become visible in their order, so a reader that has seen `seq` n has seen all before it.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, Job, JobEvent
 from server.db.session import changes, database_now
-from server.errors import FencedError, ForbiddenError, NotFoundError
+from server.errors import FencedError, ForbiddenError
+from server.jobs.repository import no_job
 
 EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
-
-
-class FencingToken(Protocol):
-    """What a verified attempt token says of its bearer."""
-
-    @property
-    def job_id(self) -> str: ...
-
-    @property
-    def attempt(self) -> int: ...
 
 
 def lock_job(session: Session, job_id: str) -> Job:
@@ -35,7 +27,7 @@ def lock_job(session: Session, job_id: str) -> Job:
     query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
     job = session.execute(query).scalar_one_or_none()
     if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise no_job(job_id)
     return job
 
 
@@ -52,14 +44,13 @@ def next_seq(session: Session, job_id: str) -> int:
     return job.seq
 
 
-def record_event(session: Session, job_id: str, kind: EventKind, data: dict[str, Any]) -> int:
-    """Append an event to the job's stream (contracts.api.Event) and return its number."""
+def record_event(session: Session, job_id: str, kind: EventKind, data: dict[str, Any]) -> None:
+    """Append an event to the job's stream (contracts.api.Event)."""
     seq = next_seq(session, job_id)
     session.add(JobEvent(job_id=job_id, seq=seq, kind=kind, data=data, created_at=database_now(session)))
-    return seq
 
 
-def fence(session: Session, attempt_id: str, claims: FencingToken) -> Attempt:
+def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
     """Let a write of `attempt_id` pass, its job locked until the commit, or refuse it.
 
     Only the job's current attempt may write, from its claim to its end. A lapsed lease alone refuses nothing:

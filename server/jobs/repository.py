@@ -6,16 +6,14 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
-from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from powermean.contracts.api import JobState
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
-from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric, Outbox
-from server.db.session import changes
+from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric
 from server.errors import InvalidInputError, NotFoundError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32 in the order of its characters
@@ -26,6 +24,23 @@ def new_job_id() -> str:
     """An id that sorts by the time of its making: 50 bits of milliseconds, 30 random bits."""
     number = (time.time_ns() // 1_000_000) << 30 | secrets.randbits(30)
     return "job-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(75, -1, -5))
+
+
+def no_job(job_id: str) -> NotFoundError:
+    """There is no such job."""
+    return NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+
+
+def find_job(session: Session, job_id: str) -> Job:
+    """A job without its attempts.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    job = session.get(Job, job_id)
+    if job is None:
+        raise no_job(job_id)
+    return job
 
 
 def get_job(session: Session, job_id: str) -> Job:
@@ -42,7 +57,7 @@ def get_job(session: Session, job_id: str) -> Job:
     )
     job = session.execute(query).scalar_one_or_none()
     if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise no_job(job_id)
     return job
 
 
@@ -106,7 +121,7 @@ def get_dataset(session: Session, dataset_id: str) -> Dataset | None:
 
 
 def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
-    """Where the job's next attempt goes on."""
+    """Where the job's next attempt resumes."""
     query = (
         select(Checkpoint)
         .where(Checkpoint.job_id == job_id)
@@ -117,7 +132,7 @@ def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
 
 
 def resume_point(session: Session, job_id: str) -> CheckpointCommit | None:
-    """The last committed checkpoint, as an attempt is told of it."""
+    """The last committed checkpoint, as an attempt's claim carries it."""
     checkpoint = latest_checkpoint(session, job_id)
     if checkpoint is None:
         return None
@@ -148,16 +163,3 @@ def seconds_left(session: Session, job: Job) -> float | None:
     if not times:
         return None
     return statistics.median(times) * max(0, job.total_steps - job.step)
-
-
-def owe_message(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
-    """Owe a Celery message; the relay sends it after the commit, again and again until `settle_message`."""
-    session.add(Outbox(task=task, queue=queue, subject=subject, next_send_at=now, created_at=now))
-    changes(session).plan = True
-
-
-def settle_messages(session: Session, subject: str, now: datetime) -> None:
-    """Nothing more is to be sent about `subject`."""
-    session.execute(
-        update(Outbox).where(Outbox.subject == subject, Outbox.done_at.is_(None)).values(done_at=now)
-    )

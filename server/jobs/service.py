@@ -15,6 +15,7 @@ from powermean.contracts.data import JsonlSource
 from powermean.contracts.job import JobSpec
 from powermean.contracts.jsonl import TemplateError, template_fields
 from powermean.contracts.names import VALIDATE_TASK
+from server import outbox
 from server.db.models import Job
 from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError
@@ -73,7 +74,7 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
         if earlier is None:
             raise
         return _repeated(session, earlier, digest)
-    repository.owe_message(session, VALIDATE_TASK, None, job.id, now)
+    outbox.owe(session, VALIDATE_TASK, None, job.id, now)
     record_state(session, job)
     return Submitted(show(session, job.id), new=True)
 
@@ -147,13 +148,13 @@ def cancel(session: Session, job_id: str) -> JobView:
             record_state(session, job)
         else:
             attempts.withdraw(session, job)
-            repository.settle_messages(session, job.id, database_now(session))
+            outbox.settle(session, job.id, database_now(session))
             change_state(session, job, JobState.CANCELLED)
     return show(session, job_id)
 
 
 def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
-    """Where the spec's uploaded dataset lies."""
+    """Where the spec's uploaded dataset is."""
     if not isinstance(spec.data, JsonlSource):
         return None
     dataset = repository.get_dataset(session, spec.data.dataset)
@@ -180,7 +181,7 @@ def accept_validation(session: Session, job_id: str, result: ValidationResult) -
     job = lock_job(session, job_id)
     if state_of(job) is not JobState.VALIDATING:
         return
-    repository.settle_messages(session, job_id, database_now(session))
+    outbox.settle(session, job_id, database_now(session))
     if not result.errors:
         job.longest_sequence = result.tokens
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.db.models import Job, JobEvent, Metric
-from server.errors import NotFoundError
+from server.jobs.repository import no_job
 
 PAGE = 64  # sequence numbers read at once
 
@@ -59,12 +59,12 @@ class Page:
 def read_page(session: Session, job_id: str, after: int) -> Page:
     """The next events after number `after`.
 
-    A number that the job has not reached comes from another database: the events start anew then.
+    A number that the job has not reached comes from another database: the events then start over.
     Raises NotFoundError when there is no such job.
     """
     job = session.execute(select(Job.seq, Job.state).where(Job.id == job_id)).one_or_none()
     if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise no_job(job_id)
     if after > job.seq:
         after = 0
     upto = min(after + PAGE, job.seq)

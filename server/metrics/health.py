@@ -6,11 +6,10 @@ from statistics import fmean
 from sqlalchemy.orm import Session
 
 from powermean.contracts.health import JobHealth
-from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import Point, Series
 from powermean.health import NAMES, PEAKS, WINDOW, StepValues, health
-from server.db.models import Job
-from server.errors import NotFoundError
+from server.jobs.repository import find_job
+from server.jobs.views import job_spec
 from server.metrics.history import metrics_history
 
 MAX_POINTS = 4096  # of a series; beyond that points merge, and a peak is their extreme
@@ -21,10 +20,8 @@ def job_health(session: Session, job_id: str) -> JobHealth:
 
     Raises NotFoundError when there is no such job.
     """
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
-    spec = JobSpec.model_validate(job.spec)
+    job = find_job(session, job_id)
+    spec = job_spec(job)
     history = metrics_history(session, job_id, NAMES, max(1, job.step - WINDOW + 1), None, MAX_POINTS)
     by_step = {one.name: _by_step(one, spec.training.minibatches) for one in history.series}
     return health(by_step, spec.algorithm.name)

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.metrics import MetricsHistory, Point, Series
 from server.db.models import Job, Metric
-from server.errors import NotFoundError
-from server.metrics.counting import counts
+from server.jobs.counting import counts
+from server.jobs.repository import no_job
 from server.metrics.ingest import UPDATES
 
 
@@ -33,7 +33,7 @@ def metrics_history(
     """
     seq = session.scalar(select(Job.seq).where(Job.id == job_id))
     if seq is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
+        raise no_job(job_id)
     rows = session.execute(_thinned(_chosen(job_id, names, from_step, to_step), max_points)).all()
     found = {name: tuple(map(_point, group)) for name, group in groupby(rows, key=attrgetter("name"))}
     wanted = dict.fromkeys(names or sorted(found))

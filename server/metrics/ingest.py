@@ -28,11 +28,10 @@ from powermean.contracts.api import FieldError
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.tokens import AttemptClaims
-from server.db.models import Attempt, Job, Metric, Trajectory, TrajectoryStep
+from server.db.models import MAX_INTEGER, Attempt, Job, Metric, Trajectory, TrajectoryStep
 from server.errors import InvalidInputError
 from server.jobs.events import fence, next_seq, record_event
 
-MAX_INDEX = 2**31 - 1
 UPDATES = 1 << 20  # more than any step has: history keeps (step, update) as one number
 
 _KEY = ("job_id", "attempt", "step", "update", "name")
@@ -44,7 +43,7 @@ def ingest_metrics(
     """Store the rows; the same rows again change nothing.
 
     Raises FencedError when the attempt may not write any more, InvalidInputError for a row of a step that is
-    not the attempt's or a key that stands twice in the report.
+    not the attempt's or a key that is in the report twice.
     """
     attempt = fence(session, attempt_id, claims)
     job = session.get_one(Job, attempt.job_id)
@@ -62,8 +61,8 @@ def ingest_trajectories(
 ) -> None:
     """Store a step's trajectories whole; the same batch again changes nothing, another one replaces it.
 
-    Raises FencedError, or InvalidInputError for a step that is not the attempt's, an index that stands twice
-    or texts that are not the job's own.
+    Raises FencedError, or InvalidInputError for a step that is not the attempt's, an index that occurs
+    twice, or texts that are not the job's own.
     """
     attempt = fence(session, attempt_id, claims)
     _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
@@ -99,7 +98,7 @@ def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
             wrong.append(FieldError(path=f"rows.{place}.update", message=f"not below {UPDATES}"))
         key = (row.step, row.update, row.name)
         if key in seen:
-            wrong.append(FieldError(path=f"rows.{place}", message=f"{key} stands twice in the report"))
+            wrong.append(FieldError(path=f"rows.{place}", message=f"{key} is in the report twice"))
         seen.add(key)
     if wrong:
         raise InvalidInputError("the report was not stored: some rows are wrong", fields=wrong[:20])
@@ -109,9 +108,9 @@ def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
     """An attempt writes from its first step on, and may complete the step before: it may have lacked an
     evaluation when the earlier attempt ended."""
     if step > job.total_steps:
-        return f"step {step} lies after the job's last step {job.total_steps}"
+        return f"step {step} is after the job's last step {job.total_steps}"
     if step < attempt.first_step - 1:
-        return f"step {step} lies before the attempt's first step {attempt.first_step}"
+        return f"step {step} is before the attempt's first step {attempt.first_step}"
     return None
 
 
@@ -192,10 +191,10 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
         raise InvalidInputError.at("step", problem)
     seen: set[int] = set()
     for place, row in enumerate(batch.rows):
-        if row.index > MAX_INDEX:
-            raise InvalidInputError.at(f"rows.{place}.index", f"above {MAX_INDEX}")
+        if row.index > MAX_INTEGER:
+            raise InvalidInputError.at(f"rows.{place}.index", f"above {MAX_INTEGER}")
         if row.index in seen:
-            raise InvalidInputError.at(f"rows.{place}.index", f"index {row.index} stands twice in the batch")
+            raise InvalidInputError.at(f"rows.{place}.index", f"index {row.index} is in the batch twice")
         seen.add(row.index)
     own = f"jobs/{attempt.job_id}/"
     for name, ref in (("texts", batch.texts), ("tokens", batch.tokens)):

@@ -12,7 +12,8 @@ from powermean.contracts.lag import JobLag, LagNumbers, LagRow
 from powermean.contracts.trajectories import lag
 from server.db.models import Trajectory
 from server.errors import InvalidInputError
-from server.metrics.trajectories import attempts_by_step, check_job, of_last_update
+from server.jobs.repository import find_job
+from server.metrics.trajectories import attempts_by_step, of_last_update
 
 MAX_STEPS = 1000  # of one window
 _SEEN = ("p", "ess", "ess_at_1", "clip_fraction")
@@ -24,7 +25,7 @@ def job_lag(session: Session, job_id: str, steps: int, from_step: int | None, to
 
     Raises NotFoundError when there is no such job, and InvalidInputError for a window of more than MAX_STEPS.
     """
-    check_job(session, job_id)
+    find_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
     last = max(attempts, default=0) if to_step is None else to_step
     first = last - steps + 1 if from_step is None else from_step

@@ -2,7 +2,7 @@
 
 The database is the truth: a client first gets what it has missed from there, then follows. One follower a job
 reads and encodes new events once and hands the same bytes to every client. Wake-ups (commits of this process,
-Redis for those of other servers) only make it quick; a slow poll finds what a lost wake-up did not tell.
+Redis for those of other servers) only make it fast; a slow poll catches what a lost wake-up missed.
 
 A client that falls behind is cut off and resumes where it was by Last-Event-ID. The stream of a job that has
 ended ends too, after `event: end`; a browser that then reconnects by itself, with Last-Event-ID, is answered
@@ -18,9 +18,6 @@ from dataclasses import dataclass, field
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
-from starlette.types import Message, Send
 
 from server.db.models import Job
 from server.db.session import Changes, Database
@@ -31,7 +28,6 @@ from server.metrics.wakeups import RedisWakeups
 COALESCE_S = 0.1
 POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
-SEND_DEADLINE_S = 30.0  # a client that takes nothing for so long is gone
 STREAM_LIFETIME_S = 3600.0  # then the client comes again, and its key is checked again
 BACKLOG = 64  # batches that a client may be behind
 MAX_CLIENTS = 4000
@@ -80,9 +76,9 @@ class Channel:
 class EventHub:
     """All streams of one server process. Lives in its event loop; `notify` may come from any thread."""
 
-    def __init__(self, database: Database, redis_url: str | None) -> None:
+    def __init__(self, database: Database, redis_url: str) -> None:
         self._database = database
-        self._wakeups = RedisWakeups(redis_url, self._wake, self._wake_all) if redis_url else None
+        self._wakeups = RedisWakeups(redis_url, self._wake, self._wake_all)
         self._channels: dict[str, Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: CapacityLimiter | None = None
@@ -91,17 +87,15 @@ class EventHub:
 
     @property
     def clients(self) -> int:
-        """Streams that are open; may be asked from any thread."""
+        """How many streams are open; call from any thread."""
         return sum(len(channel.clients) for channel in tuple(self._channels.values()))
 
     async def start(self) -> None:
         """Begin to poll and to listen; call once, in the server's event loop."""
         self._loop = asyncio.get_running_loop()
         self._readers = CapacityLimiter(READERS)
-        self._tasks = [asyncio.create_task(self._poll())]
-        if self._wakeups is not None:
-            self._tasks += [asyncio.create_task(self._wakeups.listen())]
-            self._tasks += [asyncio.create_task(self._wakeups.publish())]
+        work = (self._poll(), self._wakeups.listen(), self._wakeups.publish())
+        self._tasks = [asyncio.create_task(one) for one in work]
 
     async def stop(self) -> None:
         """End all streams and tasks."""
@@ -111,11 +105,10 @@ class EventHub:
         for task in (*self._tasks, *followers):
             task.cancel()
         await asyncio.gather(*self._tasks, *followers, return_exceptions=True)
-        if self._wakeups is not None:
-            await self._wakeups.close()
+        await self._wakeups.close()
 
     def end_streams(self) -> None:
-        """Send the clients away, for instance because the server is about to stop."""
+        """End all streams, for instance because the server is about to stop."""
         for channel in self._channels.values():
             for client in channel.clients:
                 client.end()
@@ -225,7 +218,7 @@ class EventHub:
         return await to_thread.run_sync(read, limiter=self._readers)
 
     async def _poll(self) -> None:
-        """Find what no wake-up told."""
+        """Find what a lost wake-up missed."""
         while True:
             await asyncio.sleep(POLL_S)
             if not self._channels:
@@ -251,31 +244,9 @@ class EventHub:
 
     def _spread(self, job_ids: frozenset[str]) -> None:
         self._wake(job_ids)
-        if self._wakeups is not None:
-            self._wakeups.tell(job_ids)
+        self._wakeups.tell(job_ids)
 
     def _latest(self, job_ids: tuple[str, ...]) -> dict[str, int]:
         with self._database.read() as session:
             found = session.execute(select(Job.id, Job.seq).where(Job.id.in_(job_ids)))
             return dict(found.all())
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events, to a client that must keep taking them."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(
-            frames, headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        )
-
-    async def stream_response(self, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(SEND_DEADLINE_S):
-                    await send(message)
-            except TimeoutError as error:
-                raise ClientDisconnect from error
-
-        await super().stream_response(send_in_time)

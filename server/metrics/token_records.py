@@ -14,7 +14,7 @@ from server.metrics.trajectories import find_step, no_trajectory
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Where a trajectory's tokens lie."""
+    """Where a trajectory's tokens are."""
 
     segment: ArtefactRef
     index: int

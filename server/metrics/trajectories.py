@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from powermean.artefacts import ArtefactCorruptError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryText, lag
-from server.db.models import Job, TrajectoryStep
 from server.db.models import Trajectory as TrajectoryRecord
+from server.db.models import TrajectoryStep
 from server.errors import NotFoundError
-from server.metrics.counting import counts
+from server.jobs.counting import counts
+from server.jobs.repository import find_job
 
 Sort = Literal["index", "reward", "-reward", "advantage", "-advantage", "p", "-p"]
 MAX_TEXTS = 256 * 2**20  # bytes of a step's texts, unpacked
@@ -43,7 +44,7 @@ def read_trajectories(
     """
     steps = tuple(attempts_by_step(session, job_id))
     if step is None and not steps:
-        check_job(session, job_id)
+        find_job(session, job_id)
         return StoredPage(step=0, rows=(), total=0, steps=(), texts=None)
     chosen = steps[-1] if step is None else step
     head = find_step(session, job_id, chosen)
@@ -92,7 +93,7 @@ def no_trajectory(head: TrajectoryStep, index: int) -> NotFoundError:
 
 def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
     """The step's head in the attempt that counts. Raises NotFoundError, naming the steps that there are."""
-    check_job(session, job_id)
+    find_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
     if step not in attempts:
         steps = tuple(attempts)
@@ -116,12 +117,6 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
         behind = lag(page.step, row.weight_version) if row.length else None
         items.append(Trajectory(**dict(row), **found, has_tokens=row.index < page.token_rows, lag=behind))
     return TrajectoryPage(step=page.step, items=tuple(items), total=page.total, steps=page.steps)
-
-
-def check_job(session: Session, job_id: str) -> None:
-    """Raises NotFoundError when there is no such job."""
-    if session.get(Job, job_id) is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
 
 
 def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:

@@ -8,17 +8,9 @@ from sqlalchemy.orm import Session
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.replays import ReplayState
 from powermean.contracts.trajectories import TrajectoryRow
-from server.db.models import Job, Metric, Replay, Trajectory, TrajectoryStep
+from server.db.models import Metric, Replay, Trajectory, TrajectoryStep
 from server.errors import NotFoundError
-from server.metrics.counting import counts
-
-
-def get_job(session: Session, job_id: str) -> Job:
-    """The job alone. Raises NotFoundError."""
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFoundError(f"no job {job_id}", remedy="GET /v1/jobs lists the jobs.")
-    return job
+from server.jobs.counting import counts
 
 
 def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
@@ -36,7 +28,7 @@ def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
 
 
 def tokens_of(session: Session, replay: Replay) -> ArtefactRef | None:
-    """Where the step's token records lie; None if they are gone."""
+    """Where the step's token records are; None if they are gone."""
     head = session.get(TrajectoryStep, (replay.job_id, replay.step, replay.attempt))
     return ArtefactRef.model_validate(head.tokens) if head is not None and head.tokens else None
 

@@ -1,14 +1,13 @@
 """The life of a replay: asked for once, claimed by a node, done or failed, never waiting for ever.
 
 A replay is known by what it computes (records and objective), so asking again gives the stored one; a failed
-one is tried anew. Its node is any living one; when that falls silent, another may claim it.
+one is tried again. Any living node may claim it; when that node goes offline, another may.
 """
 
 import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,12 +19,13 @@ from powermean.contracts.attempts import JobError
 from powermean.contracts.names import REPLAY_TASK
 from powermean.contracts.replays import Replay as ReplayView
 from powermean.contracts.replays import ReplayOutcome, ReplayRequest, ReplayState, ReplayTask
-from server.cluster import nodes
+from server import outbox
 from server.db.models import Replay
 from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
-from server.jobs import repository as jobs
+from server.jobs.repository import find_job
 from server.jobs.views import job_spec
+from server.nodes import living_ids
 from server.replays import repository
 from server.replays.algorithms import replayed_algorithm
 from server.replays.views import replay_view
@@ -49,7 +49,7 @@ def ask(session: Session, settings: Settings, person_id: str, job_id: str, reque
         NotFoundError: no such job, or no token records of the step (it says which steps have some).
         InvalidInputError: the objective is not one, or has no such field.
     """
-    job = repository.get_job(session, job_id)
+    job = find_job(session, job_id)
     attempt = _attempt_of(session, job_id, request.step)
     algorithm = replayed_algorithm(job_spec(job), request).model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(algorithm, sort_keys=True).encode()).hexdigest()
@@ -79,7 +79,7 @@ def ask(session: Session, settings: Settings, person_id: str, job_id: str, reque
     new = replay is made or replay.state == ReplayState.FAILED
     if new:
         _wait(replay, settings, now)
-        jobs.owe_message(session, REPLAY_TASK, None, replay.id, now)
+        outbox.owe(session, REPLAY_TASK, None, replay.id, now)
     return Asked(_view(session, settings, replay), new)
 
 
@@ -115,19 +115,19 @@ def page(
     session: Session, settings: Settings, job_id: str, step: int | None, limit: int
 ) -> tuple[ReplayView, ...]:
     """A job's replays (of a step), newest first. Raises NotFoundError."""
-    job = repository.get_job(session, job_id)
-    alive = bool(nodes.living_nodes(session, settings, database_now(session)))
+    job = find_job(session, job_id)
+    alive = bool(living_ids(session, settings))
     found = repository.list_replays(session, job_id, step, limit)
     return tuple(replay_view(replay, job_spec(job).algorithm, alive) for replay in found)
 
 
 def result_ref(session: Session, job_id: str, replay_id: str) -> ArtefactRef:
-    """Where its numbers lie. Raises NotFoundError and ConflictError (not done)."""
+    """Where its numbers are. Raises NotFoundError and ConflictError (not done)."""
     return ArtefactRef.model_validate(_done(session, job_id, replay_id).result)
 
 
 def tokens_refs(session: Session, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
-    """Where the recorded tokens and the replayed ones lie.
+    """Where the recorded tokens and the replayed ones are.
 
     Raises NotFoundError and ConflictError (not done).
     """
@@ -148,7 +148,7 @@ def _done(session: Session, job_id: str, replay_id: str) -> Replay:
 
 
 def claim(session: Session, settings: Settings, replay_id: str, node_id: str) -> ReplayTask:
-    """The node takes the replay; the same node may do so again, another one once that is silent.
+    """The node takes the replay; the same node may do so again, another one once that is offline.
 
     Raises:
         NotFoundError: there is no such replay, or its records are gone.
@@ -158,7 +158,7 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
     now = database_now(session)
     if ReplayState(replay.state).final:
         raise ConflictError(f"replay {replay_id} is {replay.state}", remedy="Drop the task.")
-    if replay.node not in (None, node_id) and replay.node in _alive(session, settings, now):
+    if replay.node not in (None, node_id) and replay.node in living_ids(session, settings):
         raise ConflictError(f"node {replay.node} runs replay {replay_id}", remedy="Drop the task.")
     tokens = repository.tokens_of(session, replay)
     if tokens is None:
@@ -170,7 +170,7 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
         {
             "replay_id": replay.id,
             "job_id": replay.job_id,
-            "recorded": job_spec(repository.get_job(session, replay.job_id)).algorithm,
+            "recorded": job_spec(find_job(session, replay.job_id)).algorithm,
             "algorithm": replay.algorithm,
             "rows": repository.rows_of(session, replay),
             "tokens": tokens,
@@ -180,7 +180,7 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
 
 
 def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
-    """Its result or its error. A second word changes nothing: any node's result is the same.
+    """Its result or its error. A second report changes nothing: any node's result is the same.
 
     Raises:
         NotFoundError: there is no such replay.
@@ -199,7 +199,7 @@ def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
     replay.summary = outcome.model_dump(mode="json")["summary"]
     replay.result = outcome.model_dump(mode="json")["result"]
     replay.tokens = outcome.model_dump(mode="json")["tokens"]
-    jobs.settle_messages(session, replay.id, now)
+    outbox.settle(session, replay.id, now)
 
 
 def _check_whole(replay: Replay, outcome: ReplayOutcome) -> None:
@@ -220,14 +220,14 @@ def _fail(session: Session, replay: Replay, error: JobError, now: datetime) -> N
     # Postgres reads no JSON with NUL in it, and an error may quote anything
     words = {"message": error.message.replace("\0", "\ufffd")}
     replay.error = error.model_copy(update=words).model_dump(mode="json")
-    jobs.settle_messages(session, replay.id, now)
+    outbox.settle(session, replay.id, now)
 
 
 def reap(session: Session, settings: Settings, now: datetime) -> None:
-    """Fail what has waited or run for too long; give back what a silent node has."""
-    alive: Sequence[str] | None = None
+    """Fail what has waited or run for too long; offer again what an offline node took."""
+    alive: frozenset[str] | None = None
     for replay_id in repository.open_replays(session):
-        alive = _alive(session, settings, now) if alive is None else alive
+        alive = living_ids(session, settings) if alive is None else alive
         replay = repository.lock_replay(session, replay_id)
         if ReplayState(replay.state).final:
             continue
@@ -259,10 +259,6 @@ def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
     )
 
 
-def _alive(session: Session, settings: Settings, now: datetime) -> list[str]:
-    return [node.id for node in nodes.living_nodes(session, settings, now)]
-
-
 def _view(session: Session, settings: Settings, replay: Replay) -> ReplayView:
-    alive = bool(nodes.living_nodes(session, settings, database_now(session)))
-    return replay_view(replay, job_spec(repository.get_job(session, replay.job_id)).algorithm, alive)
+    alive = bool(living_ids(session, settings))
+    return replay_view(replay, job_spec(find_job(session, replay.job_id)).algorithm, alive)

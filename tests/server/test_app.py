@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from powermean.artefacts import ArtefactCorruptError, ArtefactMissingError, ArtefactStoreFullError
 from server.db.session import DatabaseBusyError
 from server.error_handlers import install_error_handlers
-from server.errors import ConflictError, FencedError, TooManyError, UnauthenticatedError
+from server.errors import ConflictError, FencedError, UnauthenticatedError
 from server.middleware import Gate
 from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
@@ -118,8 +118,8 @@ def small_app(error: Exception | None = None, hosts: Sequence[str] = ("testserve
     [
         (ConflictError("no"), 409, "conflict"),
         (FencedError("no"), 409, "fenced"),
-        (TooManyError("no"), 429, "too_many"),
-        (HTTPException(415, "no"), 415, "unsupported_media_type"),
+        (HTTPException(405, "no"), 405, "method_not_allowed"),
+        (HTTPException(418, "no"), 418, "http_418"),
         (ArtefactMissingError("no"), 404, "artefact_missing"),
         (ArtefactStoreFullError("no"), 503, "artefact_store_full"),
         (ArtefactCorruptError("no"), 500, "artefact_corrupt"),

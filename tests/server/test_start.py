@@ -93,22 +93,38 @@ def test_settings_that_cannot_be(changes, message):
         Settings(**changes)
 
 
-@pytest.mark.integration
-def test_serving_from_start_to_stop(tmp_path: Path):
-    """The program itself: it migrates, answers, refuses a second one on its port, and stops when told to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "POWERMEAN_DATABASE_URL": f"sqlite:///{tmp_path / 'new' / 'server.db'}",
-        "POWERMEAN_ARTEFACTS_URL": f"file://{tmp_path / 'artefacts'}",
-        "POWERMEAN_SECRETS_DIR": str(tmp_path / "secrets"),
+def environment_of(folder: Path, port: int) -> dict[str, str]:
+    """That of a server which keeps all it has in the folder."""
+    return os.environ | {
+        "POWERMEAN_DATABASE_URL": f"sqlite:///{folder / 'new' / 'server.db'}",
+        "POWERMEAN_ARTEFACTS_URL": f"file://{folder / 'artefacts'}",
+        "POWERMEAN_SECRETS_DIR": str(folder / "secrets"),
         "POWERMEAN_REDIS_URL": "redis://127.0.0.1:1/0",
         "POWERMEAN_PORT": str(port),
         "POWERMEAN_MIGRATE": "1",
         "POWERMEAN_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY,
         "POWERMEAN_BOOTSTRAP_NODE_TOKEN": NODE_TOKEN,
     }
+
+
+@pytest.mark.integration
+def test_what_keeps_the_program_from_starting_is_one_line(tmp_path: Path):
+    environment = environment_of(tmp_path, port=0) | {"POWERMEAN_BOOTSTRAP_NODE_TOKEN": ADMIN_KEY}
+    command = [sys.executable, "-m", "server"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last == "cannot start: the key of POWERMEAN_BOOTSTRAP_NODE_TOKEN is known as one of role admin"
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.integration
+def test_serving_from_start_to_stop(tmp_path: Path):
+    """The program itself: it migrates, answers, refuses a second one on its port, and stops when told to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = environment_of(tmp_path, port)
     command = [sys.executable, "-m", "server"]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stderr=log)

@@ -30,7 +30,7 @@ def main() -> int:
         spec = _of_claim(arguments.claim) if arguments.claim else _of_engine(arguments.engine)
         print(resolve_model(spec, settings.data_dir, settings.model_roots))
     except TrainingError as failure:
-        print(f"error: {failure} {failure.error.remedy or ''}".strip(), file=sys.stderr)
+        print(f"error: {failure} {failure.remedy or ''}".strip(), file=sys.stderr)
         if arguments.claim:
             finish = Finish(outcome="failed", error=failure.error, retryable=failure.retryable)
             Reporter(arguments.claim.parent).finish(finish)

@@ -89,9 +89,10 @@ def run(task: ReplayTask, store: ArtefactStore, tell: Callable[[str], None]) -> 
             tokens=store.put_bytes(owner, "tokens.jsonl.gz", write_segment(facts, tokens)),
         )
     except ArtefactError as error:
-        return _failed(error.code, str(error), error.remedy)
+        return ReplayOutcome(error=error.error)
     except SegmentCorruptError as error:
-        return _failed("tokens_corrupt", f"the step's token records cannot be read: {error}", None)
+        message = f"the step's token records cannot be read: {error}"
+        return ReplayOutcome(error=JobError(code=error.code, message=message))
 
 
 def replay(
@@ -308,7 +309,3 @@ def _told(tokens: Iterator[TrajectoryTokens], tell: Callable[[str], None]) -> It
         if number and number % CHUNK == 0:
             tell(f"{number} trajectories")
         yield one
-
-
-def _failed(code: str, message: str, remedy: str | None) -> ReplayOutcome:
-    return ReplayOutcome(error=JobError(code=code, message=message, remedy=remedy))

@@ -46,7 +46,7 @@ class Heartbeat(threading.Thread):
         except ServerUnreachableError:
             return False
         except ApiError as error:
-            if not error.temporary:
+            if not error.retryable:
                 self.refused = error
                 self._halt.set()
             return False

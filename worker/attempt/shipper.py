@@ -61,7 +61,7 @@ class Shipper(threading.Thread):
         except FencedError:
             return False  # the next heartbeat says so, too
         except ApiError as error:
-            if not error.temporary and error.status != 401:
+            if not error.retryable and error.status != 401:
                 self._refuse(str(error))
             return False
         except SpoolError as error:

@@ -260,7 +260,7 @@ class Supervisor:
         except ServerUnreachableError:
             return False
         except ApiError as error:
-            if not error.temporary:
+            if not error.retryable:
                 raise AbandonedError(str(error)) from error
             return False
         return True

@@ -247,7 +247,7 @@ def test_a_new_leader_leaves_engines_where_they_are_until_nodes_had_time_to_repo
     service.scheduler.turn()
     now = shown(service, order.id)
     assert (now.state, now.node, now.generation) == ("ready", "node-1", order.generation)
-    assert now.why == "node node-1 is silent: what it said last is shown"
+    assert now.why == "node node-1 is offline: this is its last report"
     (still,) = service.report(cpu_slots=4, engines=VLLM, services=(said(order),)).engines
     assert still.generation == order.generation
     assert shown(service, order.id).why is None

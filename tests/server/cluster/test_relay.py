@@ -192,8 +192,8 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_messages_that_the_broker_lost_are_sent_again(service: ServiceDriver, broker: Broker):
     settings = service.settings.model_copy(update={"redis_url": broker.url})
-    sender = CelerySender(celery_app(settings))
-    relay = Relay(service.database, settings, sender)
+    app = celery_app(settings)
+    relay = Relay(service.database, settings, CelerySender(app))
     service.started()
     queue = node_queue("node-1")
     relay.turn()
@@ -208,7 +208,7 @@ def test_messages_that_the_broker_lost_are_sent_again(service: ServiceDriver, br
     relay.turn()
     assert not relay.broker_down
     assert broker.queued(queue) == 1
-    sender.close()
+    app.close()
 
 
 @pytest.mark.integration
@@ -217,9 +217,9 @@ def test_a_broker_that_is_not_there_is_an_error_in_time(service: ServiceDriver):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
-    sender = CelerySender(celery_app(service.settings.model_copy(update={"redis_url": url})))
+    app = celery_app(service.settings.model_copy(update={"redis_url": url}))
     started = time.monotonic()
     with pytest.raises(BrokerDownError):
-        sender.send(START_TASK, "node.x", "job.1", 60)
+        CelerySender(app).send(START_TASK, "node.x", "job.1", 60)
     assert time.monotonic() - started < 15
-    sender.close()
+    app.close()

@@ -8,8 +8,8 @@ from sqlalchemy import select, update
 
 from powermean.tokens import Verb, ensure_key_pair, sign_attempt_token
 from server.db.models import ApiKey, BrowserSession
-from server.identity.access import SESSION_COOKIE
 from server.identity.keys import WeakBootstrapKeyError, bootstrap_keys, digest
+from server.routes.access import SESSION_COOKIE
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, error_of
 
 HERE = {"Origin": "http://127.0.0.1"}

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response, status
 
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import KeyList, KeyRequest, NewKey, Role, SessionRequest, SessionView
-from server.db.session import RequestDatabase
 from server.errors import UnauthenticatedError
 from server.identity import keys, sessions
-from server.identity.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
+from server.routes.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
+from server.routes.dependencies import RequestDatabase
 
 router = APIRouter(prefix="/v1", tags=["identity"])
 

@@ -12,12 +12,13 @@ from powermean.contracts.api import CheckpointList, Dataset, DatasetList, ErrorR
 from powermean.contracts.attempts import LogChunk
 from powermean.contracts.base import Name
 from server.artefacts import datasets, logs, models
-from server.artefacts.downloads import download
-from server.artefacts.store import RequestStore
-from server.artefacts.uploads import Upload, received
-from server.db.session import Database, RequestDatabase
+from server.db.models import MAX_INTEGER
+from server.db.session import Database
 from server.errors import InvalidInputError
-from server.identity.access import CurrentAttempt, CurrentPerson
+from server.routes.access import CurrentAttempt, CurrentPerson
+from server.routes.dependencies import RequestDatabase, RequestStore
+from server.routes.downloads import download
+from server.routes.uploads import Upload, received
 
 MAX_OFFSET = 2**63 - 2**31
 LOG_PART = 256 * 1024
@@ -90,7 +91,7 @@ def _checked_name(name: str) -> str:
 def list_datasets(
     person: CurrentPerson,
     database: RequestDatabase,
-    offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> DatasetList:
     """Newest first."""
@@ -136,7 +137,8 @@ def get_logs(
     database: RequestDatabase,
     store: RequestStore,
     attempt: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Number of the attempt; default: the current one.")
+        int | None,
+        Query(ge=1, le=MAX_INTEGER, description="Number of the attempt; default: the current one."),
     ] = None,
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="First byte wanted.")] = 0,
     limit: Annotated[int, Query(ge=16, le=2**20, description="Most bytes wanted.")] = LOG_PART,

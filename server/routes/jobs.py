@@ -7,9 +7,9 @@ from fastapi import APIRouter, Header, Query, Response, status
 from powermean.contracts.api import Job, JobPage, JobState
 from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
-from server.db.session import RequestDatabase
-from server.identity.access import CurrentNode, CurrentPerson
 from server.jobs import service
+from server.routes.access import CurrentNode, CurrentPerson
+from server.routes.dependencies import RequestDatabase
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -72,14 +72,14 @@ def get_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Jo
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")
 def cancel_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
-    """At once where nothing runs; a running job stops within a heartbeat or two. Again changes nothing."""
+    """At once where nothing runs; a running job stops within a heartbeat or two. Repeats change nothing."""
     with database.write() as session:
         return service.cancel(session, job_id)
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node is to check")
 def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationTask:
-    """The spec and where its dataset lies."""
+    """The spec and where its dataset is."""
     with database.read() as session:
         return service.validation_task(session, job_id)
 

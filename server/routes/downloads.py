@@ -1,4 +1,4 @@
-"""Sending an artefact: whole or a range of it, with headers that let nothing run it."""
+"""Sends an artefact, whole or a range of it, with headers that keep a browser from running it."""
 
 import re
 from dataclasses import dataclass

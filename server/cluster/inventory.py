@@ -1,9 +1,8 @@
-"""Nodes: their reports, what they hold, and which of them are alive."""
+"""What nodes report, and what of it is free."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,16 +11,17 @@ from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import NodeReport
 from server.cluster import engines
 from server.cluster.planner import NodeCapacity
-from server.db.models import Allocation, Attempt, Node
+from server.db.models import Node
 from server.db.session import changes, database_now, upsert
-from server.jobs import attempts
+from server.jobs import allocations
+from server.nodes import is_alive, living_nodes
 from server.settings import Settings
 
 
 def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
-    """Store a node's report, and hand back what ended attempts held there once their processes are gone.
+    """Store a node's report, and what it says of its engine services.
 
-    Its word on engine services is taken, too.
+    What attempts that are over still hold there is freed once the node no longer reports their processes.
     """
     now = database_now(session)
     data = report.model_dump(mode="json")
@@ -34,19 +34,9 @@ def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
         [{"id": node_id, "report": data, "seen_at": now}],
         replace=("report", "seen_at"),
     )
-    held = (
-        select(Attempt.id)
-        .join(Allocation, Allocation.attempt_id == Attempt.id)
-        .where(
-            Allocation.node_id == node_id,
-            Allocation.released_at.is_(None),
-            Attempt.state.in_(("ended", "lapsed")),
-        )
-        .distinct()
-    )
-    for attempt_id in session.execute(held).scalars().all():
+    for attempt_id in allocations.held_after_the_end(session, node_id):
         if attempt_id not in report.running:
-            attempts.release(session, attempt_id, now, node_id=node_id)
+            allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)
 
 
@@ -54,7 +44,7 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
     """All nodes that ever reported, by id, with the attempts that hold something there."""
     now = database_now(session)
     held: dict[str, list[str]] = defaultdict(list)
-    for allocation in _held(session):
+    for allocation in allocations.held(session):
         if allocation.attempt_id not in held[allocation.node_id]:
             held[allocation.node_id].append(allocation.attempt_id)
     return [
@@ -73,27 +63,11 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
     ]
 
 
-def is_alive(node: Node, settings: Settings, now: datetime) -> bool:
-    """Whether the node reported lately."""
-    return node.seen_at > now - timedelta(seconds=settings.node_timeout_s)
-
-
-def living_nodes(session: Session, settings: Settings, now: datetime) -> Sequence[Node]:
-    """The nodes that reported lately, by id."""
-    since = now - timedelta(seconds=settings.node_timeout_s)
-    return session.execute(select(Node).where(Node.seen_at > since).order_by(Node.id)).scalars().all()
-
-
-def living_ids(session: Session, settings: Settings) -> frozenset[str]:
-    """The ids of the nodes that reported lately."""
-    return frozenset(node.id for node in living_nodes(session, settings, database_now(session)))
-
-
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
     """What the living nodes have, and what of it no attempt and no engine service holds."""
     gpus_held = engines.gpus_held(session)
     slots_held: dict[str, set[str]] = defaultdict(set)
-    for allocation in _held(session):
+    for allocation in allocations.held(session):
         if allocation.engine_id is not None:
             continue  # a slot of an engine service, which holds what there is to hold
         if allocation.gpu_uuids:
@@ -130,9 +104,3 @@ def empty(node: Node) -> NodeCapacity:
 
 def _report(node: Node) -> NodeReport:
     return NodeReport.model_validate(node.report)
-
-
-def _held(session: Session) -> Sequence[Allocation]:
-    query = select(Allocation).where(Allocation.released_at.is_(None))
-    found = session.execute(query).scalars().all()
-    return sorted(found, key=lambda part: part.id)  # the database would read all that ever was, in this order

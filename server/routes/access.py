@@ -14,12 +14,13 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from powermean.contracts.identity import Role
-from powermean.tokens import AttemptClaims, KeyPair, TokenError, TokenExpiredError, Verb, verify_attempt_token
+from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, Verb, verify_attempt_token
 from server.db.models import ApiKey
-from server.db.session import RequestDatabase
+from server.db.session import Database
 from server.errors import ForbiddenError, UnauthenticatedError
 from server.identity.keys import find_key
 from server.identity.sessions import find_session
+from server.routes.dependencies import RequestDatabase, RequestKeyPair
 
 SESSION_COOKIE = "powermean_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -50,16 +51,7 @@ class Person:
     """Somebody who may use the service."""
 
     key_id: str
-    name: str
     role: Role
-
-
-@dataclass(frozen=True)
-class NodeIdentity:
-    """A bearer of a node's token."""
-
-    key_id: str
-    name: str
 
 
 def require_person(
@@ -77,7 +69,7 @@ def require_person(
         )
     if key.role == "node":
         raise ForbiddenError("a node's token is for its worker alone", remedy="Use a person's key.")
-    return Person(key.id, key.name, cast(Role, key.role))
+    return Person(key.id, cast(Role, key.role))
 
 
 def require_admin(person: Annotated[Person, Depends(require_person)]) -> Person:
@@ -87,8 +79,8 @@ def require_admin(person: Annotated[Person, Depends(require_person)]) -> Person:
     return person
 
 
-def require_node(database: RequestDatabase, bearer: _Bearer) -> NodeIdentity:
-    """A node, by its token."""
+def require_node(database: RequestDatabase, bearer: _Bearer) -> None:
+    """Only nodes, by their token."""
     if bearer is None:
         raise UnauthenticatedError(
             "this needs a node's token", remedy="Set POWERMEAN_NODE_TOKEN for the worker."
@@ -96,16 +88,14 @@ def require_node(database: RequestDatabase, bearer: _Bearer) -> NodeIdentity:
     key = _key_of(database, bearer.credentials)
     if key.role != "node":
         raise ForbiddenError("this is for nodes alone", remedy="Use a node's token (pmn_...).")
-    return NodeIdentity(key.id, key.name)
 
 
-def require_attempt(attempt_id: str, request: Request, bearer: _AttemptBearer) -> AttemptClaims:
+def require_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBearer) -> AttemptClaims:
     """The attempt of the path, by its token. Whether it may still write is for the fence to say."""
     if bearer is None:
         raise UnauthenticatedError(
             "this needs an attempt's token", remedy="It comes with the attempt's claim."
         )
-    keys: KeyPair = request.app.state.key_pair
     try:
         claims = verify_attempt_token(bearer.credentials, keys.public_pem)
     except TokenExpiredError as error:
@@ -138,7 +128,7 @@ def check_origin(request: Request) -> None:
         )
 
 
-def _key_of(database: RequestDatabase, secret: str) -> ApiKey:
+def _key_of(database: Database, secret: str) -> ApiKey:
     with database.read() as session:
         key = find_key(session, secret)
     if key is None:
@@ -148,7 +138,7 @@ def _key_of(database: RequestDatabase, secret: str) -> ApiKey:
     return key
 
 
-def _signed_in(database: RequestDatabase, secret: str) -> ApiKey:
+def _signed_in(database: Database, secret: str) -> ApiKey:
     with database.read() as session:
         key = find_session(session, secret)
     if key is None:
@@ -158,5 +148,5 @@ def _signed_in(database: RequestDatabase, secret: str) -> ApiKey:
 
 CurrentPerson = Annotated[Person, Depends(require_person)]
 CurrentAdmin = Annotated[Person, Depends(require_admin)]
-CurrentNode = Annotated[NodeIdentity, Depends(require_node)]
+CurrentNode = Annotated[None, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]

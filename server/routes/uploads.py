@@ -20,7 +20,7 @@ FORM = "multipart/form-data"
 
 @dataclass(frozen=True)
 class Upload:
-    """A body that lies in a file, and the name that came along in a form."""
+    """A body in a file, and its name if a form gave one."""
 
     path: Path
     name: str | None

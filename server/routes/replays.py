@@ -15,17 +15,15 @@ from powermean.contracts.replays import (
     ReplayResult,
     ReplayTask,
 )
-from server.artefacts.store import RequestStore
-from server.db.session import RequestDatabase
-from server.identity.access import CurrentNode, CurrentPerson
-from server.metrics.routes import MAX_STEP
+from server.db.models import MAX_INTEGER
 from server.replays import service
 from server.replays.results import read_result, read_tokens
-from server.settings import RequestSettings
+from server.routes.access import CurrentNode, CurrentPerson
+from server.routes.dependencies import RequestDatabase, RequestSettings, RequestStore
 
 router = APIRouter(prefix="/v1", tags=["replays"])
 
-Index = Annotated[int, PathParameter(ge=0, le=MAX_STEP, description="Place in the rollout batch.")]
+Index = Annotated[int, PathParameter(ge=0, le=MAX_INTEGER, description="Place in the rollout batch.")]
 
 
 @router.post(
@@ -42,7 +40,7 @@ def post_replay(
     settings: RequestSettings,
     response: Response,
 ) -> Replay:
-    """A node computes p, ESS, weights and losses of the recorded tokens again. A failed one is tried anew."""
+    """A node computes p, ESS, weights and losses of the recorded tokens. A failed one is tried again."""
     with database.write() as session:
         asked = service.ask(session, settings, person.key_id, job_id, request)
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
@@ -57,7 +55,7 @@ def list_replays(
     person: CurrentPerson,
     database: RequestDatabase,
     settings: RequestSettings,
-    step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Only this step's.")] = None,
+    step: Annotated[int | None, Query(ge=0, le=MAX_INTEGER, description="Only this step's.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> ReplayList:
     """Newest first."""

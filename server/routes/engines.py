@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Response, status
 
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
-from server.cluster import engines, nodes
-from server.db.session import RequestDatabase
-from server.identity.access import CurrentAdmin, CurrentPerson
-from server.settings import RequestSettings
+from server.cluster import engines
+from server.nodes import living_ids
+from server.routes.access import CurrentAdmin, CurrentPerson
+from server.routes.dependencies import RequestDatabase, RequestSettings
 
 router = APIRouter(prefix="/v1/engines", tags=["engines"])
 
@@ -28,9 +28,7 @@ def list_engines(
 ) -> EngineServiceList:
     """By name: where each runs, its state and load, and the jobs that sample from it."""
     with database.read() as session:
-        return EngineServiceList(
-            items=tuple(engines.list_engines(session, nodes.living_ids(session, settings)))
-        )
+        return EngineServiceList(items=tuple(engines.list_engines(session, living_ids(session, settings))))
 
 
 @router.get("/{engine_id}", summary="Show an engine")
@@ -39,13 +37,13 @@ def get_engine(
 ) -> EngineService:
     """One of them."""
     with database.read() as session:
-        return engines.show(session, engine_id, nodes.living_ids(session, settings))
+        return engines.show(session, engine_id, living_ids(session, settings))
 
 
 @router.delete("/{engine_id}", status_code=status.HTTP_202_ACCEPTED, summary="Remove an engine")
 def remove_engine(
     engine_id: str, admin: CurrentAdmin, database: RequestDatabase, settings: RequestSettings
 ) -> EngineService:
-    """It takes no new jobs, and is gone when its present ones have ended. Administrators only."""
+    """It takes no new jobs, and is gone once its current ones have ended. Administrators only."""
     with database.write() as session:
-        return engines.remove(session, engine_id, nodes.living_ids(session, settings))
+        return engines.remove(session, engine_id, living_ids(session, settings))

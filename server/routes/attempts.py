@@ -1,26 +1,25 @@
 """What a node and an attempt's supervisor call: claim, heartbeat, checkpoints, finish."""
 
-from fastapi import APIRouter, Request, status
+from fastapi import APIRouter, status
 
 from powermean.contracts.attempts import CheckpointCommit, Claim, Finish, Heartbeat, HeartbeatReply
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
-from server.db.session import RequestDatabase
-from server.identity.access import CurrentAttempt, CurrentNode
 from server.jobs import attempts, checkpoints, repository, service
 from server.jobs.views import allocation_view, job_spec
-from server.settings import RequestSettings
+from server.routes.access import CurrentAttempt, CurrentNode
+from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings
 
 router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"])
 
 
-def _token(request: Request, job_id: str, number: int) -> str:
-    return sign_attempt_token(request.app.state.key_pair.private_pem, job_id, number)
-
-
 @router.post("/claim", summary="Take an attempt")
 def claim_attempt(
-    attempt_id: str, node: CurrentNode, request: Request, database: RequestDatabase, settings: RequestSettings
+    attempt_id: str,
+    node: CurrentNode,
+    keys: RequestKeyPair,
+    database: RequestDatabase,
+    settings: RequestSettings,
 ) -> Claim:
     """Exactly one claim of an attempt succeeds; the answer is all that running it needs."""
     with database.write() as session:
@@ -33,7 +32,7 @@ def claim_attempt(
             number=attempt.number,
             spec=spec,
             allocations=tuple(allocation_view(allocation) for allocation in claimed.allocations),
-            token=_token(request, job.id, attempt.number),
+            token=sign_attempt_token(keys.private_pem, job.id, attempt.number),
             lease_s=settings.lease_s,
             beat_s=settings.beat_s,
             resume=repository.resume_point(session, job.id),
@@ -47,7 +46,7 @@ def beat(
     attempt_id: str,
     beat: Heartbeat,
     claims: CurrentAttempt,
-    request: Request,
+    keys: RequestKeyPair,
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> HeartbeatReply:
@@ -55,16 +54,15 @@ def beat(
     with database.write() as session:
         attempt = attempts.heartbeat(session, settings, attempt_id, claims, beat)
         order = attempt.order
-    return HeartbeatReply.model_validate(
-        {"order": order, "token": _token(request, claims.job_id, claims.attempt)}
-    )
+    token = sign_attempt_token(keys.private_pem, claims.job_id, claims.attempt)
+    return HeartbeatReply.model_validate({"order": order, "token": token})
 
 
 @router.post("/checkpoints", status_code=status.HTTP_204_NO_CONTENT, summary="Commit a checkpoint")
 def commit_checkpoint(
     attempt_id: str, checkpoint: CheckpointCommit, claims: CurrentAttempt, database: RequestDatabase
 ) -> None:
-    """From now on another attempt would go on from here."""
+    """From now on the job's next attempt resumes from here."""
     with database.write() as session:
         checkpoints.commit(session, attempt_id, claims, checkpoint)
 
@@ -72,11 +70,11 @@ def commit_checkpoint(
 @router.post("/finish", status_code=status.HTTP_204_NO_CONTENT, summary="End an attempt")
 def finish_attempt(
     attempt_id: str,
-    word: Finish,
+    report: Finish,
     claims: CurrentAttempt,
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> None:
     """The attempt's processes are gone; what it held is free again."""
     with database.write() as session:
-        attempts.finish(session, settings, attempt_id, claims, word)
+        attempts.finish(session, settings, attempt_id, claims, report)

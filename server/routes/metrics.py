@@ -1,8 +1,8 @@
-"""Metrics, trajectories and events: in from attempts, out to people."""
+"""Metrics and trajectories: in from attempts, out to people."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, status
+from fastapi import APIRouter, Path, Query, status
 
 from powermean.contracts.attempts import MetricsReport
 from powermean.contracts.health import JobHealth
@@ -10,31 +10,19 @@ from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryBatch, TrajectoryPage
-from server.artefacts.store import RequestStore
-from server.db.session import RequestDatabase
-from server.identity.access import CurrentAttempt, CurrentPerson
+from server.db.models import MAX_INTEGER
 from server.metrics.health import job_health
 from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.lag import MAX_STEPS, job_lag
-from server.metrics.stream import EventHub, EventStream
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
-from server.observability import RequestObservatory
-
-MAX_STEP = 2**31 - 1
-MAX_SEQ = 2**63 - 1
+from server.routes.access import CurrentAttempt, CurrentPerson
+from server.routes.dependencies import RequestDatabase, RequestObservatory, RequestStore
 
 router = APIRouter(prefix="/v1", tags=["metrics"])
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
-
-Step = Annotated[int | None, Query(ge=0, le=MAX_STEP)]
-
-
-def _hub_of(request: Request) -> EventHub:
-    hub: EventHub = request.app.state.events
-    return hub
+Step = Annotated[int | None, Query(ge=0, le=MAX_INTEGER)]
 
 
 @router.post(
@@ -110,10 +98,10 @@ def get_lag(
     database: RequestDatabase,
     steps: Annotated[int, Query(ge=1, le=MAX_STEPS, description="Newest steps to look at.")] = 20,
     from_step: Annotated[
-        int | None, Query(ge=0, le=MAX_STEP, description="First step, in place of `steps`.")
+        int | None, Query(ge=0, le=MAX_INTEGER, description="First step, in place of `steps`.")
     ] = None,
     to_step: Annotated[
-        int | None, Query(ge=0, le=MAX_STEP, description="Last step; default: the newest.")
+        int | None, Query(ge=0, le=MAX_INTEGER, description="Last step; default: the newest.")
     ] = None,
 ) -> JobLag:
     """What the objective makes of trajectories by how many weight versions they are behind."""
@@ -128,9 +116,9 @@ def get_trajectories(
     database: RequestDatabase,
     store: RequestStore,
     step: Annotated[
-        int | None, Query(ge=0, le=MAX_STEP, description="Default: the newest that has some.")
+        int | None, Query(ge=0, le=MAX_INTEGER, description="Default: the newest that has some.")
     ] = None,
-    offset: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 64,
     sort: Sort = "index",
 ) -> TrajectoryPage:
@@ -143,8 +131,8 @@ def get_trajectories(
 @router.get("/jobs/{job_id}/trajectories/{step}/{index}", summary="One trajectory")
 def get_trajectory(
     job_id: str,
-    step: Annotated[int, Path(ge=0, le=MAX_STEP)],
-    index: Annotated[int, Path(ge=0, le=MAX_STEP)],
+    step: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
+    index: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
     person: CurrentPerson,
     database: RequestDatabase,
     store: RequestStore,
@@ -158,8 +146,8 @@ def get_trajectory(
 @router.get("/jobs/{job_id}/trajectories/{step}/{index}/tokens", summary="A trajectory's tokens")
 def get_trajectory_tokens(
     job_id: str,
-    step: Annotated[int, Path(ge=0, le=MAX_STEP)],
-    index: Annotated[int, Path(ge=0, le=MAX_STEP)],
+    step: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
+    index: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
     person: CurrentPerson,
     database: RequestDatabase,
     store: RequestStore,
@@ -168,34 +156,3 @@ def get_trajectory_tokens(
     with database.read() as session:
         stored = find_tokens(session, job_id, step, index)
     return read_tokens(stored, store)
-
-
-@router.get(
-    "/jobs/{job_id}/events",
-    summary="A job's events, live",
-    response_class=Response,  # its media type is that of errors, too
-    responses={
-        200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
-        204: {"description": "To Last-Event-ID: the job has ended, and the client has everything."},
-    },
-)
-async def get_events(
-    job_id: str,
-    person: CurrentPerson,
-    hub: Annotated[EventHub, Depends(_hub_of)],
-    after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Last event that the client has.")] = 0,
-    last_event_id: Annotated[
-        int | None, Header(ge=0, le=MAX_SEQ, description="As `after`; sent by browsers that reconnect.")
-    ] = None,
-) -> Response:
-    """First all events after the last one that the client has, then those to come as they come.
-
-    Kinds: metrics {attempt, rows}, state (the job's summary), rewind {attempt, from_step} (forget the steps
-    from there on), trajectories {step, count}, checkpoint {step, attempt}. `event: end` without an id: the
-    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without a gap or a double.
-    """
-    position = after if last_event_id is None else last_event_id
-    first = await hub.first_page(job_id, position)
-    if last_event_id is not None and first.ended and first.start == first.upto == position > 0:
-        return Response(status_code=status.HTTP_204_NO_CONTENT)
-    return EventStream(hub.stream(job_id, first))

@@ -1,0 +1,57 @@
+"""What attempts hold on nodes: from their start until their processes there are known to be gone."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from powermean.contracts.attempts import AllocationView
+from server.db.models import Allocation, Attempt
+from server.db.session import changes
+
+
+def hold(session: Session, attempt_id: str, parts: Iterable[AllocationView]) -> None:
+    """Give an attempt its gang."""
+    for part in parts:
+        session.add(
+            Allocation(
+                attempt_id=attempt_id,
+                role=part.role,
+                node_id=part.node_id,
+                gpu_uuids=list(part.gpu_uuids),
+                engine_id=part.engine_id,
+            )
+        )
+
+
+def release(session: Session, attempt_id: str, now: datetime, node_id: str | None = None) -> None:
+    """Free what the attempt holds (on one node): its processes there are gone."""
+    held = update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
+    if node_id is not None:
+        held = held.where(Allocation.node_id == node_id)
+    session.execute(held.values(released_at=now))
+    changes(session).plan = True
+
+
+def held(session: Session) -> Sequence[Allocation]:
+    """All that is held, in the order in which it was given out."""
+    query = select(Allocation).where(Allocation.released_at.is_(None))
+    found = session.execute(query).scalars().all()
+    # Sorted here: in this order the database would read every allocation that ever was.
+    return sorted(found, key=lambda part: part.id)
+
+
+def held_after_the_end(session: Session, node_id: str) -> Sequence[str]:
+    """Attempts that ended or lapsed, and still hold something on the node."""
+    query = (
+        select(Attempt.id)
+        .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .where(
+            Allocation.node_id == node_id,
+            Allocation.released_at.is_(None),
+            Attempt.state.in_(("ended", "lapsed")),
+        )
+        .distinct()
+    )
+    return session.execute(query).scalars().all()

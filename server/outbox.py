@@ -1,0 +1,22 @@
+"""Celery messages owed: written in the transaction that owes them, sent by the relay after its commit."""
+
+from datetime import datetime
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from server.db.models import Outbox
+from server.db.session import changes
+
+
+def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
+    """Have `task(subject)` sent, again and again until it is settled; queue None: to any living node."""
+    session.add(Outbox(task=task, queue=queue, subject=subject, next_send_at=now, created_at=now))
+    changes(session).plan = True
+
+
+def settle(session: Session, subject: str, now: datetime) -> None:
+    """Send nothing more about `subject`."""
+    session.execute(
+        update(Outbox).where(Outbox.subject == subject, Outbox.done_at.is_(None)).values(done_at=now)
+    )

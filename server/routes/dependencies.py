@@ -1,0 +1,31 @@
+"""What a route may use of the running server, as the types of its parameters.
+
+def route(database: RequestDatabase, settings: RequestSettings) -> ...
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from powermean.artefacts import ArtefactStore
+from powermean.tokens import KeyPair
+from server.db.session import Database
+from server.metrics.stream import EventHub
+from server.observability import Observatory
+from server.settings import Settings
+
+
+def _state(name: str) -> Callable[[Request], Awaitable[Any]]:
+    async def read(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return read
+
+
+RequestDatabase = Annotated[Database, Depends(_state("database"))]
+RequestSettings = Annotated[Settings, Depends(_state("settings"))]
+RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]
+RequestEvents = Annotated[EventHub, Depends(_state("events"))]
+RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
+RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]

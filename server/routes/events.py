@@ -1,0 +1,73 @@
+"""A job's events as a stream: server-sent events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response, status
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Send
+
+from server.db.models import MAX_BIG_INTEGER
+from server.routes.access import CurrentPerson
+from server.routes.dependencies import RequestEvents
+
+SEND_DEADLINE_S = 30.0  # a client that takes nothing for so long is gone
+
+router = APIRouter(prefix="/v1", tags=["metrics"])
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, to a client that must keep taking them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(
+            frames, headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+        )
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(SEND_DEADLINE_S):
+                    await send(message)
+            except TimeoutError as error:
+                raise ClientDisconnect from error
+
+        await super().stream_response(send_in_time)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="A job's events, live",
+    response_class=Response,  # its media type is that of errors, too
+    responses={
+        200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
+        204: {"description": "To Last-Event-ID: the job has ended, and the client has everything."},
+    },
+)
+async def get_events(
+    job_id: str,
+    person: CurrentPerson,
+    hub: RequestEvents,
+    after: Annotated[int, Query(ge=0, le=MAX_BIG_INTEGER, description="Last event that the client has.")] = 0,
+    last_event_id: Annotated[
+        int | None,
+        Header(ge=0, le=MAX_BIG_INTEGER, description="As `after`; sent by browsers that reconnect."),
+    ] = None,
+) -> Response:
+    """First all events after the last one that the client has, then new ones as they happen.
+
+    Kinds: metrics {attempt, rows}, state (the job's summary), rewind {attempt, from_step} (forget the steps
+    from there on), trajectories {step, count}, checkpoint {step, attempt}. `event: end` without an id: the
+    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without gaps or duplicates.
+    """
+    position = after if last_event_id is None else last_event_id
+    first = await hub.first_page(job_id, position)
+    if last_event_id is not None and first.ended and first.start == first.upto == position > 0:
+        return Response(status_code=status.HTTP_204_NO_CONTENT)
+    return EventStream(hub.stream(job_id, first))

@@ -1,0 +1,59 @@
+"""Whether the server lives and is ready, and what it does: /healthz, /readyz, /metrics.
+
+Health answers without a key and tells nothing but names of parts; everything else needs one, /metrics too.
+"""
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from powermean.contracts.base import Contract
+from server.errors import UnavailableError
+from server.routes.access import CurrentPerson
+from server.routes.dependencies import RequestObservatory
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(Contract):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Contract):
+    """All that the server needs is there."""
+
+    status: Literal["ready"] = "ready"
+
+
+@router.get("/healthz", summary="Does the process answer?")
+def healthz() -> Health:
+    """Needs no key. Says nothing of what the server needs: restart the process if this fails."""
+    return Health()
+
+
+@router.get("/readyz", summary="Can it do its work?")
+def readyz(observatory: RequestObservatory) -> Readiness:
+    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
+    if wrong := observatory.wrong():
+        raise UnavailableError(
+            f"not ready: {', '.join(error.path for error in wrong)}",
+            remedy="The server's log says more.",
+            fields=wrong,
+        )
+    return Readiness()
+
+
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    },
+)
+def prometheus(person: CurrentPerson, observatory: RequestObservatory) -> Response:
+    """Needs a key: let Prometheus send it as bearer."""
+    return Response(generate_latest(observatory.registry), media_type=CONTENT_TYPE_LATEST)
