@@ -152,7 +152,7 @@ class Learner:
             raise _NonFiniteError(micro.rows[~finite.cpu()])
         advantages = batch.advantages[micro.rows].to(device)
         sampled = batch.rollouts.sampler_log_probs[micro.rows, :width].to(device)
-        weight = self.algorithm.sampler_weight(old, sampled, mask)
+        weight = self.algorithm.importance_sampling_ratio(old, sampled, mask)
         output = self.algorithm.loss(
             log_ratio,
             mask,
@@ -160,7 +160,7 @@ class Learner:
             facts,
             progress=batch.progress,
             mean_reward=batch.mean_reward,
-            sampler_weight=weight,
+            importance_sampling_ratio=weight,
         )
         loss, penalty = output.loss, 0.0
         if self.reference is not None:

@@ -100,8 +100,8 @@ class Algorithm:
     overlong_buffer: int = 0
     overlong_penalty: float = 0.0
     beta: float = 0.0
-    sampler_weight_kind: WeightKind = "off"
-    sampler_weight_cap: float = 2.0
+    importance_sampling_correction: WeightKind = "off"
+    importance_sampling_clip_max: float = 2.0
 
     def shape_rewards(self, rewards: Tensor, lengths: Tensor, max_tokens: int) -> Tensor:
         """Rewards [N] with the penalty on long completions (dapo only; lengths [N] in tokens)."""
@@ -116,10 +116,12 @@ class Algorithm:
         """Bool [N]; False leaves the batch and its denominators. Judged on rewards before `shape_rewards`."""
         return self.keep_group(rewards.double(), group)
 
-    def sampler_weight(self, old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> Tensor | None:
+    def importance_sampling_ratio(
+        self, old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor
+    ) -> Tensor | None:
         """min(pi_old / pi_rollout, cap) for `loss`: [B, T], [B] or None, as the spec says."""
-        raw = raw_weights(old_log_probs, sampler_log_probs, mask, self.sampler_weight_kind)
-        return truncated(raw, self.sampler_weight_cap)
+        raw = raw_weights(old_log_probs, sampler_log_probs, mask, self.importance_sampling_correction)
+        return truncated(raw, self.importance_sampling_clip_max)
 
     def loss(
         self,
@@ -129,20 +131,20 @@ class Algorithm:
         batch: BatchFacts,
         progress: float = 0.0,
         mean_reward: float | None = None,
-        sampler_weight: Tensor | None = None,
+        importance_sampling_ratio: Tensor | None = None,
     ) -> LossOutput:
         """The loss of one micro-batch; over the micro-batches of `batch` the losses sum to the minibatch's.
 
         log_ratio [B, T] (nats, carries the gradient), mask [B, T] bool, advantages [B]; `progress` in [0, 1]
-        of training; `mean_reward` of the batch. A sampler weight [B] scales the trajectory's loss, one of [B,
-        T] only the gradient of its tokens. Log-ratios on completion tokens must be finite (`finite_rows`).
-        Work is done in float32, or in float64 if log_ratio is. Raises ValueError if the shapes differ or the
-        batch is empty.
+        of training; `mean_reward` of the batch. An importance-sampling ratio [B] scales the trajectory's
+        loss, one of [B, T] only the gradient of its tokens. Log-ratios on completion tokens must be finite
+        (`finite_rows`). Work is done in float32, or in float64 if log_ratio is. Raises ValueError if the
+        shapes differ or the batch is empty.
         """
         with torch.no_grad():
             micro = self._prepare(log_ratio, mask, advantages, batch)
             term = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
-            term = _weighed(term, sampler_weight)
+            term = _weighed(term, importance_sampling_ratio)
             value = term.loss.sum().to(micro.x.dtype)
             records = term.records | {
                 "loss": torch.where(micro.tokens > 0, term.loss, torch.nan),
@@ -161,7 +163,7 @@ class Algorithm:
         batch: BatchFacts,
         p: Tensor,
         mean_reward: float | None = None,
-        sampler_weight: Tensor | None = None,
+        importance_sampling_ratio: Tensor | None = None,
     ) -> DistanceParts:
         """How far the gradient dL/dx is from p = 1's, in units of p = 0's distance (all with this clip).
 
@@ -174,7 +176,7 @@ class Algorithm:
 
         def gradient(exponent: Tensor) -> Tensor:
             found = self.surrogate.at(exponent, micro, setting)
-            return _weighed_gradient(found, sampler_weight).double()
+            return _weighed_gradient(found, importance_sampling_ratio).double()
 
         arithmetic = gradient(torch.ones_like(known))
         return DistanceParts(
@@ -229,16 +231,16 @@ def _overflow(micro: MicroBatch) -> Tensor:
     return over
 
 
-def _weighed(term: SurrogateOutput, sampler_weight: Tensor | None) -> SurrogateOutput:
+def _weighed(term: SurrogateOutput, importance_sampling_ratio: Tensor | None) -> SurrogateOutput:
     """Apply the sampler's weight: x^ = sg(x~) + w (x~ - sg(x~)) for tokens, w L for sequences."""
-    gradient = _weighed_gradient(term.gradient, sampler_weight)
-    if sampler_weight is None or sampler_weight.dim() == 2:
+    gradient = _weighed_gradient(term.gradient, importance_sampling_ratio)
+    if importance_sampling_ratio is None or importance_sampling_ratio.dim() == 2:
         return replace(term, gradient=gradient)
-    return replace(term, loss=term.loss * sampler_weight.double(), gradient=gradient)
+    return replace(term, loss=term.loss * importance_sampling_ratio.double(), gradient=gradient)
 
 
-def _weighed_gradient(gradient: Tensor, sampler_weight: Tensor | None) -> Tensor:
-    if sampler_weight is None:
+def _weighed_gradient(gradient: Tensor, importance_sampling_ratio: Tensor | None) -> Tensor:
+    if importance_sampling_ratio is None:
         return gradient
-    weight = sampler_weight.detach().to(gradient.dtype)
+    weight = importance_sampling_ratio.detach().to(gradient.dtype)
     return gradient * (weight if weight.dim() == 2 else weight[:, None])
