@@ -47,6 +47,7 @@ def _section(title: str, schema: dict[str, Any]) -> SpecSection:
         SpecField(name, _default(given), name in required, given.get("description", ""))
         for name, given in schema.get("properties", {}).items()
         if "const" not in given  # what tells variants apart is the section's title
+        and not given.get("deprecated")
     )
     return SpecSection(title, schema.get("description", ""), fields)
 

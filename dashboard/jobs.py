@@ -16,8 +16,8 @@ from dashboard.rendering import page
 from dashboard.specs import to_yaml
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, JobState, JobSummary
-from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS
+from powermean.contracts.staleness import JobStaleness
 from powermean.rest import ApiError
 
 PAGE_SIZE = 25
@@ -28,9 +28,9 @@ _REMEMBERED = 2000
 PARTS = {
     "header": "fragments/job_header.html",
     "health": "fragments/health.html",
-    "lag": "fragments/lag.html",
     "latest": "fragments/latest.html",
     "outcome": "fragments/outcome.html",
+    "staleness": "fragments/staleness.html",
 }
 
 
@@ -113,9 +113,9 @@ async def _latest(client: AsyncClient, job: Job) -> Latest:
     )
 
 
-async def _lag(client: AsyncClient, job: Job) -> JobLag | None:
-    """p and ESS by lag, over the newest steps; None where the spec lets nothing grow stale."""
-    return await client.lag(job.id) if job.spec.rollout.max_staleness else None
+async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
+    """p and ESS by staleness, over the newest steps; None where the spec lets nothing grow stale."""
+    return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
 def _script_data(job: Job) -> dict[str, Any]:
@@ -135,8 +135,11 @@ async def job_page(request: Request) -> Response:
     job_id = request.path_params["job_id"]
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        values, checkpoints, health, lag = await asyncio.gather(
-            _latest(client, job), client.checkpoints(job_id), client.health(job_id), _lag(client, job)
+        values, checkpoints, health, staleness = await asyncio.gather(
+            _latest(client, job),
+            client.checkpoints(job_id),
+            client.health(job_id),
+            _staleness(client, job),
         )
     return page(
         request,
@@ -145,7 +148,7 @@ async def job_page(request: Request) -> Response:
         latest=values,
         checkpoints=checkpoints.items,
         health=health,
-        lag=lag,
+        staleness=staleness,
         spec=to_yaml(job.spec),
         script_data=_script_data(job),
         install=assets.INSTALL,
@@ -153,7 +156,7 @@ async def job_page(request: Request) -> Response:
 
 
 async def job_part(request: Request) -> Response:
-    """GET /jobs/{id}/part/{header | health | lag | latest | outcome}: what htmx swaps while the job runs."""
+    """GET /jobs/{id}/part/{one of PARTS}: what htmx swaps while the job runs."""
     job_id, part = request.path_params["job_id"], request.path_params["part"]
     if part not in PARTS:
         raise HTTPException(404)
@@ -164,10 +167,10 @@ async def job_part(request: Request) -> Response:
             context["latest"] = await _latest(client, job)
         elif part == "health":
             context["health"] = await client.health(job_id)
-        elif part == "lag":
-            context["lag"] = await _lag(client, job)
         elif part == "outcome":
             context["checkpoints"] = (await client.checkpoints(job_id)).items
+        elif part == "staleness":
+            context["staleness"] = await _staleness(client, job)
     return page(request, PARTS[part], job=job, **context)
 
 

@@ -20,15 +20,17 @@ from powermean.contracts.api import (
     LoginCode,
     LogText,
     NodeList,
+    SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
-from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
-from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
+from powermean.contracts.replays import AskedReplay, Replay, ReplayedTokens, ReplayList, ReplayResult
+from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.deprecations import renamed
 from powermean.rest import Call, ServerUnreachableError
 
 
@@ -73,7 +75,9 @@ class AsyncClient:
             raise ServerUnreachableError(self.url, error) from error
         return call.parse(response)
 
-    async def create_job(self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+    async def create_job(
+        self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None
+    ) -> SubmittedJob:
         return await self._run(rest.create_job(spec, idempotency_key))
 
     async def get_job(self, job_id: str) -> Job:
@@ -104,14 +108,16 @@ class AsyncClient:
     async def health(self, job_id: str) -> JobHealth:
         return await self._run(rest.health(job_id))
 
-    async def lag(
+    async def staleness(
         self,
         job_id: str,
         steps: int | None = None,
         from_step: int | None = None,
         to_step: int | None = None,
-    ) -> JobLag:
-        return await self._run(rest.lag(job_id, steps, from_step, to_step))
+    ) -> JobStaleness:
+        return await self._run(rest.staleness(job_id, steps, from_step, to_step))
+
+    lag = renamed("lag", staleness)
 
     async def trajectories(
         self,
@@ -135,7 +141,7 @@ class AsyncClient:
         step: int,
         algorithm: str | None = None,
         changes: Mapping[str, JsonValue] | None = None,
-    ) -> Replay:
+    ) -> AskedReplay:
         return await self._run(rest.replay(job_id, step, algorithm, changes))
 
     async def replays(self, job_id: str, step: int | None = None, limit: int | None = None) -> ReplayList:

@@ -23,15 +23,17 @@ from powermean.contracts.api import (
     LoginCode,
     LogText,
     NodeList,
+    SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
-from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
-from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayResult
+from powermean.contracts.replays import AskedReplay, Replay, ReplayedTokens, ReplayList, ReplayResult
+from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.deprecations import renamed
 from powermean.home import api_key, server_url
 from powermean.rest import ApiError, ServerUnreachableError
 from powermean.sse import read_events
@@ -51,7 +53,9 @@ class Client(Connection):
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
         super().__init__(url or server_url(), key or api_key())
 
-    def create_job(self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+    def create_job(
+        self, spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None
+    ) -> SubmittedJob:
         """Submit a job. With the same `idempotency_key` a repeated call returns the first job."""
         return self._run(rest.create_job(spec, idempotency_key))
 
@@ -85,15 +89,17 @@ class Client(Connection):
         """What the last steps say about the run, the worst first."""
         return self._run(rest.health(job_id))
 
-    def lag(
+    def staleness(
         self,
         job_id: str,
         steps: int | None = None,
         from_step: int | None = None,
         to_step: int | None = None,
-    ) -> JobLag:
-        """p, ESS and mismatch by lag, over the newest `steps` steps or a range of them."""
-        return self._run(rest.lag(job_id, steps, from_step, to_step))
+    ) -> JobStaleness:
+        """p, ESS and mismatch by staleness, over the newest `steps` steps or a range of them."""
+        return self._run(rest.staleness(job_id, steps, from_step, to_step))
+
+    lag = renamed("lag", staleness)
 
     def trajectories(
         self,
@@ -117,7 +123,7 @@ class Client(Connection):
         step: int,
         algorithm: str | None = None,
         changes: Mapping[str, JsonValue] | None = None,
-    ) -> Replay:
+    ) -> AskedReplay:
         """Compute a recorded step again, under its own or another objective; poll get_replay for the end.
 
         `changes` are fields of the objective; the same question gives the stored replay.

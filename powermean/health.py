@@ -135,8 +135,8 @@ THRESHOLDS = (
         0.1,
         "the transformers engine and the trainer, both in float32, agree to 1e-5 nats; at 0.1 the data is "
         "another policy's",
-        "Set algorithm.sampler_weight to token, lower rollout.max_staleness where it is above 0, set "
-        "model.dtype to float32, or set rollout.engine to transformers.",
+        "Set algorithm.importance_sampling_correction to token, lower rollout.max_staleness where it is "
+        "above 0, set model.dtype to float32, or set rollout.engine to transformers.",
     ),
     Threshold(
         "mismatch_token",
@@ -146,8 +146,8 @@ THRESHOLDS = (
         1.0,
         3.0,
         "at 1 nat one token's ratio is off by e = 2.7 before training starts, far outside the clip range",
-        "Set algorithm.sampler_weight to token, lower rollout.max_staleness where it is above 0, set "
-        "model.dtype to float32, or set rollout.engine to transformers.",
+        "Set algorithm.importance_sampling_correction to token, lower rollout.max_staleness where it is "
+        "above 0, set model.dtype to float32, or set rollout.engine to transformers.",
     ),
     Threshold(
         "grad_spike",

@@ -27,13 +27,21 @@ from powermean.contracts.api import (
     LoginCode,
     LogText,
     NodeList,
+    SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
-from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
-from powermean.contracts.replays import Replay, ReplayedTokens, ReplayList, ReplayRequest, ReplayResult
+from powermean.contracts.replays import (
+    AskedReplay,
+    Replay,
+    ReplayedTokens,
+    ReplayList,
+    ReplayRequest,
+    ReplayResult,
+)
+from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.errors import PowermeanError
@@ -146,10 +154,10 @@ def job_path(job_id: str, rest: str = "") -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}{rest}"
 
 
-def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None) -> Call[Job]:
+def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None) -> Call[SubmittedJob]:
     body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", "/v1/jobs", reads(Job), json=body, headers=headers)
+    return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=headers)
 
 
 def get_job(job_id: str) -> Call[Job]:
@@ -183,9 +191,11 @@ def health(job_id: str) -> Call[JobHealth]:
     return Call("GET", job_path(job_id, "/health"), reads(JobHealth))
 
 
-def lag(job_id: str, steps: int | None, from_step: int | None, to_step: int | None) -> Call[JobLag]:
+def staleness(
+    job_id: str, steps: int | None, from_step: int | None, to_step: int | None
+) -> Call[JobStaleness]:
     chosen = params(steps=steps, from_step=from_step, to_step=to_step)
-    return Call("GET", job_path(job_id, "/lag"), reads(JobLag), chosen)
+    return Call("GET", job_path(job_id, "/staleness"), reads(JobStaleness), chosen)
 
 
 def trajectories(
@@ -229,9 +239,9 @@ def events(job_id: str, after: int) -> Call[None]:
 
 def replay(
     job_id: str, step: int, algorithm: str | None, changes: Mapping[str, JsonValue] | None
-) -> Call[Replay]:
+) -> Call[AskedReplay]:
     body = ReplayRequest(step=step, algorithm=algorithm, set=dict(changes or {})).model_dump(mode="json")
-    return Call("POST", job_path(job_id, "/replays"), reads(Replay), json=body)
+    return Call("POST", job_path(job_id, "/replays"), reads(AskedReplay), json=body)
 
 
 def replays(job_id: str, step: int | None, limit: int | None) -> Call[ReplayList]:

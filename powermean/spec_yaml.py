@@ -6,7 +6,7 @@ _BOOL = "tag:yaml.org,2002:bool"
 
 
 class SpecLoader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are booleans: `sampler_weight: off` is a word."""
+    """Safe YAML in which only true and false are booleans: the `off` of a spec is a word."""
 
 
 SpecLoader.yaml_implicit_resolvers = {

@@ -1,8 +1,8 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
-follows from the code (docs/health.md, docs/metrics.md, docs/settings.md, docs/trajectories.md, the tree of
-errors in docs/architecture.md) must do so. `--write` writes that anew.
+follows from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
+docs/trajectories.md, the tree of errors in docs/architecture.md) must do so. `--write` writes that anew.
 """
 
 import ast
@@ -19,6 +19,8 @@ from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
+from powermean.deprecations import COMMANDS as OLD_COMMANDS
+from powermean.deprecations import FIELDS, GONE_IN, METHODS, PATHS
 from powermean.health import RECENT, THRESHOLDS, WINDOW
 from server.settings import Settings
 from worker.settings import NodeSettings
@@ -47,8 +49,9 @@ Scalars of every trajectory are in the database: `GET /v1/jobs/{id}/trajectories
 in the artefact store, one per step. Tokens of one trajectory: `GET
 /v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
 `/jobs/{id}/steps/{step}/trajectories/{index}`, where they are coloured by W_t or by log-ratio. A number
-that is undefined is null; `p_reason` says why p is. The API adds `lag`, how many weight versions the
-trajectory is behind its step's own, and gives p and ESS by lag: `GET /v1/jobs/{id}/lag` ([pmpo.md](pmpo.md)).
+that is undefined is null; `p_reason` says why p is. The API adds `staleness`, how many weight versions the
+trajectory is behind its step's own, and gives p and ESS by it: `GET /v1/jobs/{id}/staleness`
+([pmpo.md](pmpo.md)). Names that have changed: [deprecations.md](deprecations.md).
 
 ![A trajectory's tokens, coloured by weight](images/token-view.png)
 
@@ -63,6 +66,7 @@ the job's texts; those of an attempt whose steps were repeated stay too, but no 
 
 def main() -> int:
     written = {
+        "docs/deprecations.md": deprecations_page(),
         "docs/health.md": health_page(),
         "docs/metrics.md": metrics_page(),
         "docs/settings.md": settings_page(),
@@ -125,6 +129,32 @@ def trajectories_page() -> str:
         lines += ["", f"## {title}", "", "| field | meaning |", "|---|---|"]
         for name, field in contract.model_fields.items():
             lines.append(f"| `{name}` | {(field.description or '').replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def deprecations_page() -> str:
+    """The page of old names, from the table in the code."""
+    lines = [
+        "# Old names",
+        "",
+        "Written by `python tools/check_docs.py --write` from `powermean/deprecations.py`.",
+        "",
+        f"What is renamed works under its old name until {GONE_IN}; then the old name is refused.",
+        "",
+        "- **Fields in a request.** Either name is read. Where both are given they must be equal. `POST",
+        "  /v1/jobs` and `POST /v1/jobs/{id}/replays` answer with `deprecations`: the old names in the",
+        "  request, and what replaces them. `powermean submit`, `validate` and `replay` print them.",
+        "- **Fields in an answer.** Both are there; `openapi.json` marks the old one as deprecated.",
+        "- **Paths.** An answer at an old path has the header `Deprecation` (RFC 9745) with the day of the",
+        '  change, and a `Link` to the new path, `rel="successor-version"`. That header is about the',
+        "  resource, so an old field in the body does not bring it.",
+        "- **Commands and methods.** They do the same, and say so on standard error or as a",
+        "  `DeprecationWarning`.",
+        "",
+        "| where | old | new |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {r.where} | `{r.old}` | `{r.new}` |" for r in (*FIELDS, *PATHS, *OLD_COMMANDS, *METHODS)]
     return "\n".join(lines) + "\n"
 
 

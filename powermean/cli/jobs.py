@@ -91,7 +91,7 @@ def show(
     with connected() as client:
         job = client.get_job(job_id)
     if json_:
-        console.print(job.model_dump_json(indent=2), markup=False, soft_wrap=True)
+        console.print(job.model_dump_json(indent=2, by_alias=True), markup=False, soft_wrap=True)
         return
     for line in described(job):
         console.print(line, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from powermean import __version__
+from powermean import __version__, deprecations
 
 # Name: where it is, and its line in the list of commands (the first of its help; a test compares them).
 COMMANDS = {
@@ -22,9 +22,9 @@ COMMANDS = {
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it has ended; exit status 0 if it finished."),
     "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. What it has committed stays."),
     "logs": ("powermean.cli.jobs:logs", "Print what the trainer and the engine printed."),
-    "lag": (
-        "powermean.cli.lag:lag",
-        "p and ESS by lag: what the objective makes of stale trajectories.",
+    "staleness": (
+        "powermean.cli.staleness:staleness",
+        "p and ESS by staleness: what the objective makes of trajectories of older weights.",
     ),
     "replay": (
         "powermean.cli.replay:replay",
@@ -39,6 +39,7 @@ COMMANDS = {
     ),
     "login": ("powermean.cli.cluster:login", "Print a link that opens the dashboard signed in, once."),
 }
+OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}
 PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
@@ -49,6 +50,10 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in OLD_COMMANDS:
+            old, cmd_name = cmd_name, OLD_COMMANDS[cmd_name]
+            notice = deprecations.notice(f"powermean {old}", f"powermean {cmd_name}")
+            typer.echo(f"powermean: {notice}", err=True)
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")

@@ -59,7 +59,10 @@ def replay(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from error
     with connected() as client:
-        found = finished(client, client.replay(job_id, step, algorithm, given))
+        asked = client.replay(job_id, step, algorithm, given)
+        for used in asked.deprecations:
+            complain(used.message)
+        found = finished(client, asked)
         if found.state is ReplayState.FAILED or found.summary is None:
             complain(failure(found))
             raise typer.Exit(FAILED)
@@ -69,7 +72,7 @@ def replay(
         result = client.replay_result(job_id, found.id)
     if json_:
         whole = {
-            "replay": found.model_dump(mode="json"),
+            "replay": found.model_dump(mode="json", by_alias=True),
             "trajectories": [one.model_dump(mode="json") for one in result.trajectories],
         }
         console.print_json(data=whole)

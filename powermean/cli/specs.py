@@ -1,5 +1,6 @@
 """Job specs in YAML (or JSON, which is YAML): read and checked, with the line of every mistake."""
 
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
+from powermean.contracts.renaming import old_names_used
 from powermean.errors import PowermeanError
 from powermean.spec_yaml import SpecLoader
 
@@ -68,7 +70,10 @@ def _note_lines(file: Path, node: yaml.Node, path: Path_, lines: dict[Path_, int
 
 
 def load_spec(file: Path, overrides: Mapping[Path_, Any] | None = None) -> JobSpec:
-    """The spec in the file, with some fields replaced. Raises SpecFileError."""
+    """The spec in the file, with some fields replaced; old names are told on standard error.
+
+    Raises SpecFileError.
+    """
     data, lines = read_spec(file)
     for path, value in (overrides or {}).items():
         inner: Any = data
@@ -76,10 +81,14 @@ def load_spec(file: Path, overrides: Mapping[Path_, Any] | None = None) -> JobSp
             inner = inner.setdefault(part, {})
         inner[path[-1]] = value
     try:
-        return JobSpec.model_validate(data)
+        spec = JobSpec.model_validate(data)
     except ValidationError as error:
         mistakes = [(line_of(path, lines), f"{dotted(path)}: {text}") for path, text in faults(error, data)]
         raise SpecFileError(file, mistakes) from error
+    for used in old_names_used(spec, data):
+        line = line_of(tuple(used.path.split(".")), lines)
+        print(f"{file}:{line}: {used.message}", file=sys.stderr)
+    return spec
 
 
 def faults(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[Path_, str]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
 
-from powermean.contracts.base import Contract
+from powermean.contracts.renaming import RenamedFields
 
 # The kernel clamps log-ratios to this, so a wider clip range would never bind.
 LOG_RATIO_LIMIT = 20.0
@@ -20,19 +20,19 @@ HighEpsilon = Annotated[float, Field(gt=0, le=100)]
 Exponent = Annotated[float, Field(ge=-8, le=8)]
 
 
-class _Objective(Contract):
+class _Objective(RenamedFields):
     """What every objective has beside its own geometry."""
 
     beta: float = Field(
         0.0, ge=0, le=10, description="Weight of the KL to the initial model (k3, token mean)."
     )
-    sampler_weight: Literal["off", "token", "sequence", "sequence_mean"] = Field(
+    importance_sampling_correction: Literal["off", "token", "sequence", "sequence_mean"] = Field(
         "off",
-        description="Truncated importance weight trainer/engine: token scales each token's gradient; "
+        description="Truncated importance-sampling ratio trainer/engine: token scales each token's gradient; "
         "sequence (exp of the summed log-ratio) and sequence_mean (exp of its mean) scale the loss.",
     )
-    sampler_weight_cap: float = Field(
-        2.0, ge=1, le=100, description="Largest importance weight trainer/engine."
+    importance_sampling_clip_max: float = Field(
+        2.0, ge=1, le=100, description="Largest importance-sampling ratio that acts."
     )
 
 

@@ -10,6 +10,7 @@ from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult
 from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
+from powermean.contracts.renaming import Deprecation
 
 
 class JobState(StrEnum):
@@ -92,6 +93,12 @@ class Job(JobSummary):
     attempts: tuple[AttemptView, ...] = ()
     seconds_left: float | None = Field(None, description="Estimate from the last steps' times.")
     seq: int = Field(0, description="Last event's number: follow /events from here.")
+
+
+class SubmittedJob(Job):
+    """Answer to POST /v1/jobs."""
+
+    deprecations: tuple[Deprecation, ...] = Field((), description="Old names of fields in the request.")
 
 
 class JobPage(Contract):

@@ -95,7 +95,7 @@ class RolloutSpec(Contract):
         "trainer",
         description="pi_old of the importance ratio: the trainer's own log-probs at the start of the update, "
         "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS "
-        "(algorithm.sampler_weight is then off: pi_old and pi_rollout are the same).",
+        "(algorithm.importance_sampling_correction is then off: pi_old and pi_rollout are the same).",
     )
     logprob_tolerance: float = Field(
         1e-3,
@@ -251,13 +251,14 @@ class JobSpec(Contract):
 
     @model_validator(mode="after")
     def _one_correction(self) -> "JobSpec":
-        given = self.algorithm.sampler_weight
+        given = self.algorithm.importance_sampling_correction
         if self.rollout.old_policy == "sampler" and given != "off":
             why = (
                 "rollout.old_policy is sampler: the ratio holds the difference between engine and trainer "
-                "already, and every weight would be 1; set one of the two back to its default"
+                "already, and every importance-sampling ratio would be 1; set one of the two back to its "
+                "default"
             )
-            raise conflict(("algorithm", "sampler_weight"), why, given)
+            raise conflict(("algorithm", "importance_sampling_correction"), why, given)
         return self
 
     @model_validator(mode="after")

@@ -25,28 +25,30 @@ def _update(unit: str, meaning: str) -> MetricInfo:
     return MetricInfo(level="update", unit=unit, meaning=meaning)
 
 
-# Importance weights trainer/engine by level. The token's has TRL's name (its mode token_truncate).
+# Importance-sampling ratios trainer/engine by level. The token's has TRL's name (its mode token_truncate).
 IMPORTANCE_RATIOS = {
     "token": "sampling/importance_sampling_ratio",
     "sequence": "sampling/sequence_importance_ratio",
     "sequence_mean": "sampling/sequence_mean_importance_ratio",
 }
-_WEIGHTS = {
-    "token": "importance weight pi_old / pi_rollout of a token",
-    "sequence": "importance weight of a sequence (exp of its summed difference)",
-    "sequence_mean": "importance weight of a sequence (exp of its mean difference)",
+_RATIOS = {
+    "token": "importance-sampling ratio pi_old / pi_rollout of a token",
+    "sequence": "importance-sampling ratio of a sequence (exp of its summed difference)",
+    "sequence_mean": "importance-sampling ratio of a sequence (exp of its mean difference)",
 }
 
 
 def _importance_ratios() -> dict[str, MetricInfo]:
     found = {}
     for level, name in IMPORTANCE_RATIOS.items():
-        what = _WEIGHTS[level]
+        what = _RATIOS[level]
         for which, word in (("min", "smallest"), ("mean", "mean"), ("max", "largest")):
-            found[f"{name}/{which}"] = _step("", f"{word} {what}, truncated at sampler_weight_cap")
+            found[f"{name}/{which}"] = _step("", f"{word} {what}, truncated at importance_sampling_clip_max")
             found[f"{name}/raw_{which}"] = _step("", f"{word} {what}, before truncation")
         of = "tokens" if level == "token" else "trajectories"
-        found[f"{name}/share_truncated"] = _step("share", f"{of} whose weight the cap holds")
+        found[f"{name}/share_truncated"] = _step(
+            "share", f"{of} whose ratio is above importance_sampling_clip_max"
+        )
     return found
 
 
@@ -76,7 +78,9 @@ METRICS: dict[str, MetricInfo] = {
         "count", "batches sampled ahead that were ready when training asked for its own"
     ),
     "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
-    "sampling/kl_truncated": _step("nats", "the same with token weights held at sampler_weight_cap"),
+    "sampling/kl_truncated": _step(
+        "nats", "the same with the tokens' ratios held at importance_sampling_clip_max"
+    ),
     "sampling/sampling_logp_difference/mean": _step(
         "nats", "mean |log-prob difference| between engine and trainer, over tokens"
     ),
@@ -85,9 +89,9 @@ METRICS: dict[str, MetricInfo] = {
     ),
     **_importance_ratios(),
     "staleness/mean": _step(
-        "versions", "mean lag of the trajectories: weight versions behind the step's own"
+        "versions", "mean staleness of the trajectories: weight versions behind the step's own"
     ),
-    "staleness/max": _step("versions", "largest lag"),
+    "staleness/max": _step("versions", "largest staleness"),
     "staleness/share_mixed": _step("share", "trajectories whose tokens several weight versions made"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
     "grader/failures": _step("count", "completions whose grader raised or ran out of time (reward 0)"),

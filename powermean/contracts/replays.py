@@ -12,12 +12,13 @@ from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError
 from powermean.contracts.base import Contract
+from powermean.contracts.renaming import Deprecation, RenamedFields
 from powermean.contracts.token_records import TrajectoryTokens
 from powermean.contracts.trajectories import TrajectoryRow
 
 TOLERANCE = 1e-6  # a replay of the recorded algorithm reproduces every recorded number to this
 # Every objective by its name.
-OBJECTIVES: dict[str, type[Contract]] = {
+OBJECTIVES: dict[str, type[RenamedFields]] = {
     model.model_fields["name"].default: model for model in get_args(get_args(AlgorithmSpec)[0])
 }
 Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -160,6 +161,12 @@ class Replay(Contract):
         return " ".join(
             f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in self.changes.items()
         )
+
+
+class AskedReplay(Replay):
+    """Answer to POST /v1/jobs/{id}/replays."""
+
+    deprecations: tuple[Deprecation, ...] = Field((), description="Old names of fields in the request.")
 
 
 class ReplayList(Contract):

@@ -4,10 +4,11 @@ from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.base import Contract
+from powermean.contracts.renaming import RenamedFields
 from powermean.contracts.rollout import VersionSpan
 
 
-def lag(step: int, weight_version: int) -> int:
+def staleness(step: int, weight_version: int) -> int:
     """Weight versions by which what was trained on in `step` is behind: 0 if the newest weights made it.
 
     Step k trains the weights of version k - 1; `weight_version` is the oldest that made a token.
@@ -47,7 +48,7 @@ class TrajectoryUpdate(Contract):
     loss: float | None = Field(None, description="The trajectory's part of the minibatch's loss.")
 
 
-class TrajectoryRow(Contract):
+class TrajectoryRow(RenamedFields):
     """Scalars of one trajectory: they live in the database. Key: (job, attempt, step, index)."""
 
     index: int = Field(
@@ -66,20 +67,21 @@ class TrajectoryRow(Contract):
     entropy: float | None = Field(None, description="Mean token entropy at the start of the step, nats.")
     sampling_kl: float | None = Field(None, description="Mean token KL(rollout || trainer) estimate.")
     sampling_kl_truncated: float | None = Field(
-        None, description="The same with token weights held at `sampler_weight_cap`."
+        None, description="The same with the tokens' ratios held at `importance_sampling_clip_max`."
     )
-    token_weight: float | None = Field(
-        None, description="Mean importance weight pi_old / pi_rollout of its tokens, before truncation."
-    )
-    sequence_weight: float | None = Field(
+    importance_sampling_ratio: float | None = Field(
         None,
-        description="Importance weight of the whole: exp of the summed difference (held in e^-20 to e^20), "
-        "before truncation.",
+        description="Mean importance-sampling ratio pi_old / pi_rollout of its tokens, before truncation.",
     )
-    sampler_weight: float | None = Field(
+    sequence_importance_sampling_ratio: float | None = Field(
         None,
-        description="The truncated weight that scaled its loss, or the mean of those that scaled its tokens' "
-        "gradients; null with `sampler_weight: off`.",
+        description="That of the whole: exp of the summed difference (held in e^-20 to e^20), before "
+        "truncation.",
+    )
+    applied_importance_sampling_ratio: float | None = Field(
+        None,
+        description="The truncated ratio that scaled its loss, or the mean of those that scaled its tokens' "
+        "gradients; null with `importance_sampling_correction: off`.",
     )
     weight_version: int = Field(0, description="Oldest weights that made a token of it.")
     weight_versions: tuple[VersionSpan, ...] = Field((), description="Which weights made which tokens.")
@@ -112,7 +114,7 @@ class Trajectory(TrajectoryRow):
     completion: str | None = None
     answer: str | None = None
     has_tokens: bool = Field(False, description="Its tokens were recorded.")
-    lag: int | None = Field(
+    staleness: int | None = Field(
         None, description="Weight versions that it is behind the step's own; null without tokens."
     )
 

@@ -12,7 +12,13 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactCorruptError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryText, lag
+from powermean.contracts.trajectories import (
+    Trajectory,
+    TrajectoryPage,
+    TrajectoryRow,
+    TrajectoryText,
+    staleness,
+)
 from server.db.models import Trajectory as TrajectoryRecord
 from server.db.models import TrajectoryStep
 from server.errors import NotFoundError
@@ -114,8 +120,9 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
     for row in page.rows:
         text = texts.get(row.index)
         found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer"})
-        behind = lag(page.step, row.weight_version) if row.length else None
-        items.append(Trajectory(**dict(row), **found, has_tokens=row.index < page.token_rows, lag=behind))
+        behind = staleness(page.step, row.weight_version) if row.length else None
+        has_tokens = row.index < page.token_rows
+        items.append(Trajectory(**dict(row), **found, has_tokens=has_tokens, staleness=behind))
     return TrajectoryPage(step=page.step, items=tuple(items), total=page.total, steps=page.steps)
 
 

@@ -7,6 +7,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
+from powermean.contracts.renaming import stored_names
 from powermean.contracts.replays import OBJECTIVES, ReplayRequest
 from server.errors import InvalidInputError
 
@@ -30,14 +31,15 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
         raise InvalidInputError.at("algorithm", f"no objective {name!r}", f"One of {', '.join(OBJECTIVES)}.")
     changed = _spelled_out(name, request.set)
     start: dict[str, Any] = recorded.model_dump(mode="json") if name == recorded.name else {"name": name}
+    kept = {field: value for field, value in start.items() if not changed.keys() & stored_names(field)}
     try:
-        found = _READ.validate_python(start | changed)
+        found = _READ.validate_python(kept | changed)
     except ValidationError as error:
         raise _refused(name, error) from error
-    if spec.rollout.old_policy == "sampler" and found.sampler_weight != "off":
+    if spec.rollout.old_policy == "sampler" and found.importance_sampling_correction != "off":
         raise InvalidInputError.at(
-            "set.sampler_weight",
-            "the job's rollout.old_policy is sampler: pi_old and pi_rollout are the same, every weight is 1",
+            "set.importance_sampling_correction",
+            "the job's rollout.old_policy is sampler: pi_old and pi_rollout are the same, every ratio is 1",
             "Leave it out.",
         )
     return found
@@ -46,7 +48,8 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
 def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """The changes with `clip` as the two ends of the objective's range; an end that is given itself wins."""
     fields = _fields(name)
-    unknown = [field for field in changes if field not in fields and field != "clip"]
+    known = {*fields, *OBJECTIVES[name].old_names, "clip"}
+    unknown = [field for field in changes if field not in known]
     for field in unknown:
         if field in OBJECTIVES[name].model_fields and field in _NO_REPLAY:
             raise InvalidInputError.at(f"set.{field}", _NO_REPLAY[field], f"Leave it out. {_known(name)}")
@@ -70,7 +73,7 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
 def _fields(name: str) -> tuple[str, ...]:
     """What may be changed, the objective's own fields first."""
     fields = [field for field in OBJECTIVES[name].model_fields if field not in (*_NO_REPLAY, "name")]
-    return tuple(sorted(fields, key=lambda field: field.startswith("sampler_")))
+    return tuple(sorted(fields, key=lambda field: field.startswith("importance_sampling_")))
 
 
 def _known(name: str) -> str:

@@ -4,12 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response, status
 
-from powermean.contracts.api import Job, JobPage, JobState
+from powermean.contracts.api import Job, JobPage, JobState, SubmittedJob
 from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
+from powermean.contracts.renaming import old_names_used
 from server.jobs import service
 from server.routes.access import CurrentNode, CurrentPerson
 from server.routes.dependencies import RequestDatabase
+from server.routes.deprecations import GivenBody
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -28,22 +30,23 @@ IdempotencyKey = Annotated[
     "",
     status_code=status.HTTP_202_ACCEPTED,
     summary="Submit a job",
-    responses={200: {"model": Job, "description": "Submitted before under this Idempotency-Key."}},
+    responses={200: {"model": SubmittedJob, "description": "Submitted before under this Idempotency-Key."}},
 )
 def submit_job(
     spec: JobSpec,
+    given: GivenBody,
     person: CurrentPerson,
     database: RequestDatabase,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> Job:
+) -> SubmittedJob:
     """Accepted once it is stored; a node then checks what only a node can check, and the job is queued."""
     with database.write() as session:
         submitted = service.submit(session, person.key_id, spec, idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
     if not submitted.new:
         response.status_code = status.HTTP_200_OK
-    return submitted.job
+    return SubmittedJob(**dict(submitted.job), deprecations=tuple(old_names_used(spec, given)))
 
 
 @router.get("", summary="List jobs")

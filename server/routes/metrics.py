@@ -6,19 +6,20 @@ from fastapi import APIRouter, Path, Query, status
 
 from powermean.contracts.attempts import MetricsReport
 from powermean.contracts.health import JobHealth
-from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
+from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryBatch, TrajectoryPage
 from server.db.models import MAX_INTEGER
 from server.metrics.health import job_health
 from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
-from server.metrics.lag import MAX_STEPS, job_lag
+from server.metrics.staleness import MAX_STEPS, job_staleness
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
 from server.routes.access import CurrentAttempt, CurrentPerson
 from server.routes.dependencies import RequestDatabase, RequestObservatory, RequestStore
+from server.routes.deprecations import DEPRECATED
 
 router = APIRouter(prefix="/v1", tags=["metrics"])
 
@@ -91,8 +92,9 @@ def get_health(job_id: str, person: CurrentPerson, database: RequestDatabase) ->
         return job_health(session, job_id)
 
 
-@router.get("/jobs/{job_id}/lag", summary="p and ESS by lag")
-def get_lag(
+@router.get("/jobs/{job_id}/lag", summary="Old name of /staleness", **DEPRECATED)
+@router.get("/jobs/{job_id}/staleness", summary="p and ESS by staleness")
+def get_staleness(
     job_id: str,
     person: CurrentPerson,
     database: RequestDatabase,
@@ -103,10 +105,10 @@ def get_lag(
     to_step: Annotated[
         int | None, Query(ge=0, le=MAX_INTEGER, description="Last step; default: the newest.")
     ] = None,
-) -> JobLag:
+) -> JobStaleness:
     """What the objective makes of trajectories by how many weight versions they are behind."""
     with database.read() as session:
-        return job_lag(session, job_id, steps, from_step, to_step)
+        return job_staleness(session, job_id, steps, from_step, to_step)
 
 
 @router.get("/jobs/{job_id}/trajectories", summary="A step's trajectories")

@@ -5,7 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 from fastapi import Path as PathParameter
 
+from powermean.contracts.renaming import old_names_used
 from powermean.contracts.replays import (
+    AskedReplay,
     Replay,
     ReplayClaim,
     ReplayedTokens,
@@ -30,7 +32,7 @@ Index = Annotated[int, PathParameter(ge=0, le=MAX_INTEGER, description="Place in
     "/jobs/{job_id}/replays",
     status_code=status.HTTP_202_ACCEPTED,
     summary="Replay a step",
-    responses={200: {"model": Replay, "description": "Asked for before: the stored replay."}},
+    responses={200: {"model": AskedReplay, "description": "Asked for before: the stored replay."}},
 )
 def post_replay(
     job_id: str,
@@ -39,14 +41,15 @@ def post_replay(
     database: RequestDatabase,
     settings: RequestSettings,
     response: Response,
-) -> Replay:
+) -> AskedReplay:
     """A node computes p, ESS, weights and losses of the recorded tokens. A failed one is tried again."""
     with database.write() as session:
         asked = service.ask(session, settings, person.key_id, job_id, request)
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
     if not asked.new:
         response.status_code = status.HTTP_200_OK
-    return asked.replay
+    used = old_names_used(asked.replay.algorithm, request.set, "set.")
+    return AskedReplay(**dict(asked.replay), deprecations=tuple(used))
 
 
 @router.get("/jobs/{job_id}/replays", summary="List a job's replays")

@@ -11,15 +11,16 @@ import pytest
 
 from powermean import ApiError, AsyncClient, Client, ServerUnreachableError
 from powermean import client as client_module
-from powermean.contracts.api import JobState
+from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
-from powermean.contracts.lag import JobLag
+from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens
 from powermean.contracts.trajectories import Trajectory
+from powermean.deprecations import METHODS
 from powermean.node_client import AttemptClient
 from powermean.rest import FencedError
 from tests.support.sample_jobs import SPEC, job
-from tests.support.sample_lag import sample_lag
+from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
 
 JOB = job().model_dump_json().encode()
@@ -67,7 +68,7 @@ def stream(*frames: bytes, cut: bool = False) -> Answer:
 
 def test_a_job_is_created_with_key_and_idempotency_key(server: ScriptedServer, client: Client) -> None:
     server.on("POST /v1/jobs", Answer(202, JOB))
-    assert client.create_job(SPEC, idempotency_key="once") == job()
+    assert client.create_job(SPEC, idempotency_key="once") == SubmittedJob(**dict(job()))
     _, headers, body = server.requests[0]
     assert headers["Authorization"] == "Bearer pm_key"
     assert headers["Idempotency-Key"] == "once"
@@ -236,17 +237,34 @@ def test_a_jobs_health_of_both_clients(server: ScriptedServer, client: Client) -
     assert client.health("job-a") == found == asyncio.run(asynchronously())
 
 
-def test_a_jobs_lag_of_both_clients(server: ScriptedServer, client: Client) -> None:
-    found = sample_lag()
-    server.on("GET /v1/jobs/job-a/lag", Answer(body=found.model_dump_json().encode()))
+def test_a_jobs_staleness_of_both_clients(server: ScriptedServer, client: Client) -> None:
+    found = sample_staleness()
+    server.on("GET /v1/jobs/job-a/staleness", Answer(body=found.model_dump_json().encode()))
 
-    async def asynchronously() -> JobLag:
+    async def asynchronously() -> JobStaleness:
         async with AsyncClient(server.url, "pm_key") as connected:
-            return await connected.lag("job-a", from_step=3, to_step=9)
+            return await connected.staleness("job-a", from_step=3, to_step=9)
 
-    assert client.lag("job-a", steps=5) == found == asyncio.run(asynchronously())
+    assert client.staleness("job-a", steps=5) == found == asyncio.run(asynchronously())
     asked = [request for request, *_ in server.requests]
-    assert asked == ["GET /v1/jobs/job-a/lag?steps=5", "GET /v1/jobs/job-a/lag?from_step=3&to_step=9"]
+    path = "GET /v1/jobs/job-a/staleness"
+    assert asked == [f"{path}?steps=5", f"{path}?from_step=3&to_step=9"]
+
+
+def test_methods_work_under_their_old_names(server: ScriptedServer, client: Client) -> None:
+    found = sample_staleness()
+    server.on("GET /v1/jobs/job-a/staleness", Answer(body=found.model_dump_json().encode()))
+
+    async def asynchronously() -> JobStaleness:
+        async with AsyncClient(server.url, "pm_key") as connected:
+            return await connected.lag("job-a", steps=5)
+
+    with pytest.warns(DeprecationWarning, match="lag is now staleness; the old name works until 1.0") as told:
+        assert client.lag("job-a", steps=5) == found
+    assert told[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="lag is now staleness"):
+        assert asyncio.run(asynchronously()) == found
+    assert {one.old for one in METHODS} == {"lag"}
 
 
 def test_without_arguments_the_environment_and_then_the_folder_say_where(

@@ -30,9 +30,9 @@ from powermean.contracts.attempts import AllocationView
 from powermean.contracts.engines import EngineService, EngineServiceList
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
-from powermean.contracts.lag import JobLag
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
+from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 
@@ -41,7 +41,7 @@ KEY = "pm_key"
 CODE = "code-1"
 PART = 64 * 1024  # most of a log in one answer
 TOO_EARLY = Finding(code="too_few_steps", level="ok", message="0 of the 5 steps")
-NO_LAG = JobLag(first_step=None, last_step=None, rows=())
+NONE_STALE = JobStaleness(first_step=None, last_step=None, rows=())
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
 SPEC: dict[str, Any] = {
@@ -73,7 +73,7 @@ class FakeJob:
     checkpoints: list[CheckpointView] = field(default_factory=list)
     logs: dict[int, str] = field(default_factory=dict)
     finding: Finding = TOO_EARLY
-    lag: JobLag = NO_LAG
+    staleness: JobStaleness = NONE_STALE
 
     def update(self, **changes: Any) -> None:
         self.job = self.job.model_copy(update=changes)
@@ -284,10 +284,10 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         found = api.find(job_id).finding
         return JobHealth(level=found.level, first_step=None, last_step=None, findings=(found,))
 
-    @app.get("/v1/jobs/{job_id}/lag")
-    def lag(request: Request, job_id: str) -> JobLag:
+    @app.get("/v1/jobs/{job_id}/staleness")
+    def staleness(request: Request, job_id: str) -> JobStaleness:
         _signed_in(request)
-        return api.find(job_id).lag
+        return api.find(job_id).staleness
 
     @app.get("/v1/jobs/{job_id}/trajectories")
     def trajectories(

@@ -178,7 +178,7 @@ class Learner:
             facts,
             progress=batch.progress,
             mean_reward=batch.mean_reward,
-            sampler_weight=self.algorithm.sampler_weight(old, sampled, mask),
+            importance_sampling_ratio=self.algorithm.importance_sampling_ratio(old, sampled, mask),
         )
         loss, penalty = output.loss, None
         if self.reference is not None:

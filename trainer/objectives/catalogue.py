@@ -73,8 +73,8 @@ def build_algorithm(spec: AlgorithmSpec) -> Algorithm:
         weight=per_trajectory,
         keep_group=keep_all,
         beta=spec.beta,
-        sampler_weight_kind=spec.sampler_weight,
-        sampler_weight_cap=spec.sampler_weight_cap,
+        importance_sampling_correction=spec.importance_sampling_correction,
+        importance_sampling_clip_max=spec.importance_sampling_clip_max,
     )
     match spec:
         case Pmpo():

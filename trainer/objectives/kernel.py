@@ -105,8 +105,8 @@ class Algorithm:
     overlong_buffer: int = 0
     overlong_penalty: float = 0.0
     beta: float = 0.0
-    sampler_weight_kind: WeightKind = "off"
-    sampler_weight_cap: float = 2.0
+    importance_sampling_correction: WeightKind = "off"
+    importance_sampling_clip_max: float = 2.0
 
     def shape_rewards(self, rewards: Tensor, lengths: Tensor, max_tokens: int) -> Tensor:
         """Rewards [N] with the penalty on long completions (dapo only; lengths [N] in tokens)."""
@@ -121,10 +121,12 @@ class Algorithm:
         """Bool [N]; False leaves the batch and its denominators. Judged on rewards before `shape_rewards`."""
         return self.keep_group(rewards.double(), group)
 
-    def sampler_weight(self, old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor) -> Tensor | None:
+    def importance_sampling_ratio(
+        self, old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor
+    ) -> Tensor | None:
         """min(pi_old / pi_rollout, cap) for `loss`: [B, T], [B] or None, as the spec says."""
-        raw = raw_weights(old_log_probs, sampler_log_probs, mask, self.sampler_weight_kind)
-        return truncated(raw, self.sampler_weight_cap)
+        raw = raw_weights(old_log_probs, sampler_log_probs, mask, self.importance_sampling_correction)
+        return truncated(raw, self.importance_sampling_clip_max)
 
     def loss(
         self,
@@ -134,21 +136,21 @@ class Algorithm:
         batch: BatchFacts,
         progress: float = 0.0,
         mean_reward: float | None = None,
-        sampler_weight: Tensor | None = None,
+        importance_sampling_ratio: Tensor | None = None,
     ) -> LossOutput:
         """The loss of one micro-batch; over the micro-batches of `batch` the losses sum to the minibatch's.
 
         log_ratio [B, T] (nats, carries the gradient), mask [B, T] bool, advantages [B]; `progress` in [0, 1]
-        of training; `mean_reward` of the batch. A sampler weight [B] scales the trajectory's loss, one of [B,
-        T] only the gradient of its tokens. Log-ratios on completion tokens must be finite (`finite_rows`).
-        Work is done in float32, or in float64 if log_ratio is. Raises ValueError if the shapes differ or the
-        batch is empty.
+        of training; `mean_reward` of the batch. An importance-sampling ratio [B] scales the trajectory's
+        loss, one of [B, T] only the gradient of its tokens. Log-ratios on completion tokens must be finite
+        (`finite_rows`). Work is done in float32, or in float64 if log_ratio is. Raises ValueError if the
+        shapes differ or the batch is empty.
         """
         with torch.no_grad():
             micro = self._prepare(log_ratio, mask, advantages, batch)
             found = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
-            losses = _weighed_loss(found.loss, sampler_weight)
-            gradient = _weighed(found.gradient, sampler_weight)
+            losses = _weighed_loss(found.loss, importance_sampling_ratio)
+            gradient = _weighed(found.gradient, importance_sampling_ratio)
             records = found.records | {
                 "loss": torch.where(micro.tokens > 0, losses, torch.nan),
                 "overflow_tokens": _overflow(micro),
@@ -161,7 +163,7 @@ class Algorithm:
             trajectories=records,
             token_weights=found.weights,
             passes=found.passes,
-            distance=_distance(gradient, found.at_1_and_0, sampler_weight),
+            distance=_distance(gradient, found.at_1_and_0, importance_sampling_ratio),
         )
 
     def _prepare(self, log_ratio: Tensor, mask: Tensor, advantages: Tensor, batch: BatchFacts) -> MicroBatch:
@@ -199,24 +201,24 @@ def _overflow(micro: MicroBatch) -> Tensor:
 
 
 def _distance(
-    gradient: Tensor, at_1_and_0: tuple[Tensor, Tensor] | None, sampler_weight: Tensor | None
+    gradient: Tensor, at_1_and_0: tuple[Tensor, Tensor] | None, importance_sampling_ratio: Tensor | None
 ) -> Distance:
     if at_1_and_0 is None:
         return Distance()
-    at_1, at_0 = (_weighed(one, sampler_weight).double() for one in at_1_and_0)
+    at_1, at_0 = (_weighed(one, importance_sampling_ratio).double() for one in at_1_and_0)
     return Distance(to_grpo=(gradient.double() - at_1).square().sum(), of_gmpo=(at_0 - at_1).square().sum())
 
 
-def _weighed_loss(losses: Tensor, sampler_weight: Tensor | None) -> Tensor:
+def _weighed_loss(losses: Tensor, importance_sampling_ratio: Tensor | None) -> Tensor:
     """Sequence weights [B] scale the loss; token weights leave its value."""
-    if sampler_weight is None or sampler_weight.dim() == 2:
+    if importance_sampling_ratio is None or importance_sampling_ratio.dim() == 2:
         return losses
-    return losses * sampler_weight.double()
+    return losses * importance_sampling_ratio.double()
 
 
-def _weighed(gradient: Tensor, sampler_weight: Tensor | None) -> Tensor:
+def _weighed(gradient: Tensor, importance_sampling_ratio: Tensor | None) -> Tensor:
     """Apply the sampler's weight: x^ = sg(x~) + w (x~ - sg(x~)) for tokens, w L for sequences."""
-    if sampler_weight is None:
+    if importance_sampling_ratio is None:
         return gradient
-    weight = sampler_weight.detach().to(gradient.dtype)
+    weight = importance_sampling_ratio.detach().to(gradient.dtype)
     return gradient * (weight if weight.dim() == 2 else weight[:, None])

@@ -58,9 +58,9 @@ class Mismatch:
     """Engine and trainer compared over a rollout batch. NaN where the trainer's log-probs are not known."""
 
     kl: Tensor  # [N] nats
-    kl_truncated: Tensor  # [N] nats, with token weights held at the cap
-    token_weight: Tensor  # [N] mean of its tokens' raw weights
-    sequence_weight: Tensor  # [N] raw, of the whole sequence
+    kl_truncated: Tensor  # [N] nats, with token ratios held at the cap
+    token_ratio: Tensor  # [N] mean of its tokens' raw weights
+    sequence_ratio: Tensor  # [N] raw, of the whole sequence
     applied: Tensor  # [N] truncated weight that acts, or the mean of its tokens'; NaN if off
     metrics: Mapping[str, float]  # of the batch, by name; empty where nothing is known
 
@@ -102,8 +102,8 @@ def mismatch(
     return Mismatch(
         kl=kl,
         kl_truncated=kl_truncated,
-        token_weight=_mean_of_tokens(token, mask),
-        sequence_weight=torch.where(known, sequence, torch.nan),
+        token_ratio=_mean_of_tokens(token, mask),
+        sequence_ratio=torch.where(known, sequence, torch.nan),
         applied=torch.where(known, acting, torch.nan),
         metrics=metrics,
     )

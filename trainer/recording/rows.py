@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
-from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate, lag
+from powermean.contracts.trajectories import TrajectoryRow, TrajectoryText, TrajectoryUpdate, staleness
 from powermean.token_segments import write_segment
 from trainer.learner.update_report import UPDATE_FIELDS, UpdateReport
 from trainer.recording.report import StepReport
@@ -49,23 +49,23 @@ def step_metrics(report: StepReport) -> list[MetricRow]:
     if entropy is not None:
         values["entropy"] = entropy
     values |= report.mismatch.metrics
-    values |= staleness(report.step, report.rollouts)
+    values |= staleness_metrics(report.step, report.rollouts)
     rows = [metric(report.step, name, value) for name, value in values.items()]
     for update in report.updates:
         rows += update_metrics(report.step, update, lengths)
     return rows
 
 
-def staleness(step: int, rollouts: Rollouts) -> dict[str, float]:
+def staleness_metrics(step: int, rollouts: Rollouts) -> dict[str, float]:
     """How far behind the weights were that made the trajectories; nothing of those without tokens."""
     made = rollouts.mask.any(-1)
-    lags = [lag(step, version) for version in rollouts.weight_version[made].tolist()]
-    if not lags:
+    found = [staleness(step, version) for version in rollouts.weight_version[made].tolist()]
+    if not found:
         return {}
     return {
-        "staleness/mean": sum(lags) / len(lags),
-        "staleness/max": float(max(lags)),
-        "staleness/share_mixed": sum(len(spans) > 1 for spans in rollouts.versions) / len(lags),
+        "staleness/mean": sum(found) / len(found),
+        "staleness/max": float(max(found)),
+        "staleness/share_mixed": sum(len(spans) > 1 for spans in rollouts.versions) / len(found),
     }
 
 
@@ -147,9 +147,9 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
             entropy=_or_none(float(report.entropy[row])),
             sampling_kl=_or_none(float(report.mismatch.kl[row])),
             sampling_kl_truncated=_or_none(float(report.mismatch.kl_truncated[row])),
-            token_weight=_or_none(float(report.mismatch.token_weight[row])),
-            sequence_weight=_or_none(float(report.mismatch.sequence_weight[row])),
-            sampler_weight=_or_none(float(report.mismatch.applied[row])),
+            importance_sampling_ratio=_or_none(float(report.mismatch.token_ratio[row])),
+            sequence_importance_sampling_ratio=_or_none(float(report.mismatch.sequence_ratio[row])),
+            applied_importance_sampling_ratio=_or_none(float(report.mismatch.applied[row])),
             weight_version=int(report.rollouts.weight_version[row]),
             weight_versions=versions[row],
             updates=tuple(seen[row]),

@@ -183,7 +183,7 @@ def _replay_chunk(
     advantages = column([step.advantages[one.index] for one, _ in present])
     before = column([step.recorded_advantages[one.index] for one, _ in present])
     batch = step.batches[update]
-    sampler = _sampler_weight(step.algorithm, [one for one, _ in present], mask)
+    some = [one for one, _ in present]
     output = step.algorithm.loss(
         log_ratio,
         mask,
@@ -191,7 +191,7 @@ def _replay_chunk(
         batch,
         progress=step.facts.progress,
         mean_reward=step.facts.mean_reward,
-        sampler_weight=sampler,
+        importance_sampling_ratio=_importance_sampling_ratio(step.algorithm, some, mask),
     )
     found.replayed[update].distance += output.distance
     found.recorded[update].distance += step.recorded.loss(
@@ -201,7 +201,7 @@ def _replay_chunk(
         step.recorded_batches[update],
         progress=step.facts.progress,
         mean_reward=step.facts.mean_reward,
-        sampler_weight=_sampler_weight(step.recorded, [one for one, _ in present], mask),
+        importance_sampling_ratio=_importance_sampling_ratio(step.recorded, some, mask),
     ).distance
     weights_then, _ = _padded([seen.weight for _, seen in present])
     clipped_then, _ = _padded([seen.clipped for _, seen in present])
@@ -262,8 +262,11 @@ def _summary(
 
 
 def _usable(step: RecordedStep, one: TrajectoryTokens, seen: UpdateTokens) -> bool:
-    """Whether the records are whole: numbers of the update, its tokens, and what the sampler weights need."""
-    needs_old = {step.recorded.sampler_weight_kind, step.algorithm.sampler_weight_kind} != {"off"}
+    """Whether the records are whole: the update's numbers, its tokens, and what importance sampling needs."""
+    needs_old = {
+        step.recorded.importance_sampling_correction,
+        step.algorithm.importance_sampling_correction,
+    } != {"off"}
     return (
         (one.index, seen.update) in step.seen
         and 0 < len(seen.log_ratio) == step.rows[one.index].length
@@ -272,12 +275,14 @@ def _usable(step: RecordedStep, one: TrajectoryTokens, seen: UpdateTokens) -> bo
     )
 
 
-def _sampler_weight(algorithm: Algorithm, chunk: Sequence[TrajectoryTokens], mask: Tensor) -> Tensor | None:
-    if algorithm.sampler_weight_kind == "off":
+def _importance_sampling_ratio(
+    algorithm: Algorithm, chunk: Sequence[TrajectoryTokens], mask: Tensor
+) -> Tensor | None:
+    if algorithm.importance_sampling_correction == "off":
         return None
     old, _ = _padded([one.old_log_probs or () for one in chunk])
     sampled, _ = _padded([one.sampler_log_probs for one in chunk])
-    return algorithm.sampler_weight(old, sampled, mask)
+    return algorithm.importance_sampling_ratio(old, sampled, mask)
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:

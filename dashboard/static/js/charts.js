@@ -145,8 +145,8 @@ export const CHARTS = [
     y: { min: 0 },
   },
   {
-    id: "importance_weight",
-    title: "Engine and trainer: weights",
+    id: "importance_sampling_ratio",
+    title: "Engine and trainer: importance-sampling ratio",
     series: [
       { name: "sampling/importance_sampling_ratio/raw_max", label: "token, largest", color: 2 },
       { name: "sampling/importance_sampling_ratio/raw_mean", label: "mean", color: 1 },
@@ -157,7 +157,7 @@ export const CHARTS = [
   },
   {
     id: "staleness",
-    title: "Lag of trajectories",
+    title: "Staleness of trajectories",
     series: [
       { name: "staleness/mean", label: "mean", color: 1 },
       { name: "staleness/max", label: "largest", color: 7, style: "dashed" },

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from powermean.cli.main import COMMANDS, app
+from powermean.cli.main import COMMANDS, OLD_COMMANDS, app
 from powermean.contracts.api import JobPage, JobState, JobSummary
+from powermean.contracts.renaming import Deprecation
+from powermean.contracts.replays import AskedReplay
 from tests.support.sample_jobs import SPEC, job
-from tests.support.sample_lag import sample_lag
+from tests.support.sample_replays import replay_result, sample_replay
+from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
 
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
@@ -165,17 +168,40 @@ def test_without_a_key_there_is_one_clear_remedy(tmp_path: Path, monkeypatch: py
     assert "POWERMEAN_API_KEY" in result.stderr
 
 
-def test_lag_is_a_table_by_lag(server: ScriptedServer) -> None:
-    server.on("GET /v1/jobs/job-a/lag", Answer(body=sample_lag().model_dump_json().encode()))
-    result = powermean("lag", "job-a", "--steps", "50")
+def test_staleness_is_a_table_by_staleness(server: ScriptedServer) -> None:
+    server.on("GET /v1/jobs/job-a/staleness", Answer(body=sample_staleness().model_dump_json().encode()))
+    result = powermean("staleness", "job-a", "--steps", "50")
     assert result.exit_code == 0
     lines = result.output.splitlines()
     assert lines[0] == "steps 3 to 9"
-    assert lines[1].split()[:3] == ["lag", "n", "mixed"]
+    assert lines[1].split()[:3] == ["stale", "n", "mixed"]
     assert [line.split()[:6] for line in lines[2:]] == [
         ["0", "32", "0", "-", "0.90", "0.80"],
         ["1", "32", "1", "0.85", "0.70", "0.60"],
         ["2", "32", "2", "0.75", "0.50", "0.40"],
     ]
-    assert server.requests[0][0] == "GET /v1/jobs/job-a/lag?steps=50"
-    assert json.loads(powermean("lag", "job-a", "--json").output) == sample_lag().model_dump(mode="json")
+    assert server.requests[0][0] == "GET /v1/jobs/job-a/staleness?steps=50"
+    whole = json.loads(powermean("staleness", "job-a", "--json").output)
+    assert whole == sample_staleness().model_dump(mode="json", by_alias=True)
+    assert whole["rows"][2]["lag"] == whole["rows"][2]["staleness"] == 2  # scripts read the old name too
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_COMMANDS.items())
+def test_an_old_command_works_hidden_with_a_note(server: ScriptedServer, old: str, new: str) -> None:
+    server.on(f"GET /v1/jobs/job-a/{new}", Answer(body=sample_staleness().model_dump_json().encode()))
+    result = powermean(old, "job-a")
+    assert result.exit_code == 0
+    assert result.stdout == powermean(new, "job-a").stdout
+    note = f"powermean: powermean {old} is now powermean {new}; the old name works until 1.0\n"
+    assert result.stderr == note
+    assert f" {old} " not in powermean("--help").output
+
+
+def test_a_replay_says_which_fields_have_new_names(server: ScriptedServer) -> None:
+    told = Deprecation(path="set.sampler_weight", replacement="set.x", message="it is now x")
+    asked = AskedReplay(**dict(sample_replay()), deprecations=(told,))
+    server.on("POST /v1/jobs/job-a/replays", Answer(body=asked.model_dump_json().encode()))
+    path = f"GET /v1/jobs/job-a/replays/{asked.id}/result"
+    server.on(path, Answer(body=replay_result().model_dump_json().encode()))
+    result = powermean("replay", "job-a", "--step", "3", "--set", "sampler_weight=token")
+    assert result.stderr == "powermean: it is now x\n"

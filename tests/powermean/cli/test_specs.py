@@ -36,6 +36,17 @@ def test_a_good_file_is_a_spec(tmp_path: Path) -> None:
     assert load_spec(written(tmp_path, GOOD)).training.steps == 2
 
 
+def test_old_names_are_told_with_their_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, f"{GOOD}algorithm:\n  name: grpo\n  sampler_weight: token\n")
+    assert load_spec(file).algorithm.importance_sampling_correction == "token"
+    assert capsys.readouterr().err == (
+        f"{file}:12: algorithm.sampler_weight is now algorithm.importance_sampling_correction; "
+        "the old name works until 1.0\n"
+    )
+    load_spec(written(tmp_path, GOOD))
+    assert not capsys.readouterr().err
+
+
 def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, GOOD)
     assert load_spec(file, {("training", "steps"): 5, ("seed",): 3}).seed == 3

@@ -67,7 +67,7 @@ def test_unknown_fields_are_refused(name: str) -> None:
         ({"name": "cispo", "ratio_cap": 1}, "ratio_cap"),
         ({"name": "apmpo", "delta": 0}, "delta"),
         ({"name": "apmpo", "reward_decay": -0.8}, "reward_decay"),
-        ({"name": "grpo", "sampler_weight": "group"}, "sampler_weight"),
+        ({"name": "grpo", "importance_sampling_correction": "group"}, "importance_sampling_correction"),
     ],
 )
 def test_out_of_bounds_names_the_field(spec: dict[str, object], field: str) -> None:

@@ -87,12 +87,14 @@ def test_a_device_needs_the_resources_for_it(device: str, gpus: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence", "sequence_mean"])
-def test_a_ratio_that_holds_the_engines_difference_needs_no_weight_for_it(kind: str) -> None:
+def test_a_ratio_that_holds_the_engines_difference_needs_no_correction_for_it(kind: str) -> None:
     rollout = {"old_policy": "sampler"}
-    ((path, message),) = faults(algorithm={"name": "pmpo", "sampler_weight": kind}, rollout=rollout)
-    assert path == ("algorithm", "sampler_weight")
+    algorithm = {"name": "pmpo", "importance_sampling_correction": kind}
+    ((path, message),) = faults(algorithm=algorithm, rollout=rollout)
+    assert path == ("algorithm", "importance_sampling_correction")
     assert "rollout.old_policy" in message
-    assert JobSpec.model_validate(tiny_spec("tiny", rollout=rollout)).algorithm.sampler_weight == "off"
+    spec = JobSpec.model_validate(tiny_spec("tiny", rollout=rollout))
+    assert spec.algorithm.importance_sampling_correction == "off"
 
 
 @pytest.mark.parametrize("value", ["3", True, 3.5])

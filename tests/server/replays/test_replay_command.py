@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from powermean.artefacts import ArtefactStore
 from powermean.cli.main import app
+from powermean.cli.terminal import console
 from powermean.client import Client
 from powermean.contracts.algorithms import Pmpo
 from powermean.contracts.replays import ReplayTask
@@ -78,8 +79,9 @@ def post_step(service: ServiceDriver, attempt, step: RecordedStep) -> None:
 
 
 def replay(*arguments: str) -> Result:
-    wide = {"COLUMNS": "160"}  # a narrow terminal cuts numbers short
-    return CliRunner().invoke(app, ("replay", *arguments), env=wide)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "_width", 160)  # a narrow terminal cuts numbers short
+        return CliRunner().invoke(app, ("replay", *arguments))
 
 
 def test_the_recorded_objective_comes_out_again(job_id: str) -> None:

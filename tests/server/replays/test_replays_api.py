@@ -320,12 +320,34 @@ def test_only_nodes_compute_and_only_people_ask(service: ServiceDriver, ask: Cal
     assert service.person.get(f"/v1/jobs/{service.submit()}/replays/{replay['id']}").status_code == 404
 
 
-def test_a_weight_for_what_the_ratio_holds_already_is_refused(service: ServiceDriver) -> None:
+def test_a_field_under_its_old_name_is_the_same_replay_and_told(service: ServiceDriver) -> None:
+    attempt = service.running(algorithm={"name": "pmpo", "importance_sampling_clip_max": 3})
+    record(service, attempt, 3)
+    path = f"/v1/jobs/{attempt.claim.job_id}/replays"
+    old = {"sampler_weight": "token", "sampler_weight_cap": 4}
+    answer = service.person.post(path, json={"step": 3, "set": old})
+    assert answer.status_code == 202
+    told = [(one["path"], one["replacement"]) for one in answer.json()["deprecations"]]
+    assert told == [
+        ("set.sampler_weight", "set.importance_sampling_correction"),
+        ("set.sampler_weight_cap", "set.importance_sampling_clip_max"),
+    ]
+    new = {"importance_sampling_correction": "token", "importance_sampling_clip_max": 4}
+    assert answer.json()["algorithm"].items() >= (old | new).items()
+    again = service.person.post(path, json={"step": 3, "set": new})
+    assert (again.status_code, again.json()["id"]) == (200, answer.json()["id"])
+    assert again.json()["deprecations"] == []
+    for wrong in ({"sampler_weight": "group"}, {**new, "sampler_weight": "off"}):
+        refused = service.person.post(path, json={"step": 3, "set": wrong})
+        assert [one["path"] for one in error_of(refused)["fields"]] == ["set.sampler_weight"]
+
+
+def test_a_correction_for_what_the_ratio_holds_already_is_refused(service: ServiceDriver) -> None:
     attempt = service.running(rollout={"old_policy": "sampler"})
     record(service, attempt, 3)
     path = f"/v1/jobs/{attempt.claim.job_id}/replays"
-    refused = service.person.post(path, json={"step": 3, "set": {"sampler_weight": "token"}})
+    refused = service.person.post(path, json={"step": 3, "set": {"importance_sampling_correction": "token"}})
     assert refused.status_code == 422
-    assert error_of(refused)["fields"][0]["path"] == "set.sampler_weight"
+    assert error_of(refused)["fields"][0]["path"] == "set.importance_sampling_correction"
     assert "rollout.old_policy" in error_of(refused)["message"]
     assert service.person.post(path, json={"step": 3, "algorithm": "grpo"}).status_code == 202

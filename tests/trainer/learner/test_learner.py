@@ -179,7 +179,7 @@ def test_the_engines_log_probs_never_reach_what_drives_p(kind: str) -> None:
     """However far off they are: p, ESS, clips and ratios stay the same."""
     seen = []
     for shift in (0.0, 0.7):
-        one = learner(Pmpo(clip_low=0.02, clip_high=0.02, sampler_weight=kind))
+        one = learner(Pmpo(clip_low=0.02, clip_high=0.02, importance_sampling_correction=kind))
         given = rollouts()
         batch = training_batch(
             one.algorithm, replace(given, sampler_log_probs=given.sampler_log_probs - shift * given.mask)
@@ -198,7 +198,7 @@ def test_the_engines_log_probs_never_reach_what_drives_p(kind: str) -> None:
     compared = [
         mismatch(b.start_log_probs, b.rollouts.sampler_log_probs, b.rollouts.mask, kind, 2.0) for b, _ in seen
     ]
-    ratio = compared[1].token_weight / compared[0].token_weight
+    ratio = compared[1].token_ratio / compared[0].token_ratio
     known = ~plain.values["p"].isnan()
     assert torch.allclose(ratio[known], torch.full_like(ratio[known], 0.7).exp(), rtol=1e-4)
 

@@ -126,14 +126,20 @@ def test_apmpo_says_what_it_lacks() -> None:
         run(build("apmpo"), batch, mean_reward=None)
 
 
-def test_sampler_weights_are_truncated_as_the_spec_says() -> None:
+def test_importance_sampling_ratios_are_truncated_as_the_spec_says() -> None:
     old = torch.tensor([[log(0.9), log(0.5), 0.0]])
     sampler = torch.tensor([[log(0.3), log(0.5), 7.0]])
     mask = torch.tensor([[True, True, False]])
-    assert build("pmpo").sampler_weight(old, sampler, mask) is None
-    token = build("pmpo", sampler_weight="token").sampler_weight(old, sampler, mask)
+    assert build("pmpo").importance_sampling_ratio(old, sampler, mask) is None
+    token = build("pmpo", importance_sampling_correction="token").importance_sampling_ratio(
+        old, sampler, mask
+    )
     torch.testing.assert_close(token, torch.tensor([[2.0, 1.0, 1.0]]).double())
-    whole = build("pmpo", sampler_weight="sequence", sampler_weight_cap=10).sampler_weight(old, sampler, mask)
+    whole = build(
+        "pmpo", importance_sampling_correction="sequence", importance_sampling_clip_max=10
+    ).importance_sampling_ratio(old, sampler, mask)
     torch.testing.assert_close(whole, torch.tensor([3.0]).double())
-    mean = build("pmpo", sampler_weight="sequence_mean").sampler_weight(old, sampler, mask)
+    mean = build("pmpo", importance_sampling_correction="sequence_mean").importance_sampling_ratio(
+        old, sampler, mask
+    )
     torch.testing.assert_close(mean, torch.tensor([3.0**0.5]).double())

@@ -396,7 +396,7 @@ def test_law_distance_is_0_at_p_1_and_1_at_p_0(batch: Batch) -> None:
 def test_law_a_sequence_weight_multiplies_the_loss(batch: Batch, weight: float) -> None:
     built = algorithm("pmpo")
     plain, gradient = run(built, batch)
-    out, found = run(built, batch, sampler_weight=torch.full_like(batch.advantages, weight))
+    out, found = run(built, batch, importance_sampling_ratio=torch.full_like(batch.advantages, weight))
     same(out.loss, plain.loss * weight)
     same(found, gradient * weight)
     torch.testing.assert_close(out.trajectories["p"], plain.trajectories["p"], equal_nan=True)
@@ -407,7 +407,7 @@ def test_law_a_token_weight_scales_only_the_gradient(batch: Batch, weight: float
     built = algorithm("pmpo")
     weights = torch.linspace(weight, 2 * weight, batch.x.numel()).reshape(batch.x.shape).double()
     plain, gradient = run(built, batch)
-    out, found = run(built, batch, sampler_weight=weights)
+    out, found = run(built, batch, importance_sampling_ratio=weights)
     same(out.loss, plain.loss)
     same(found, gradient * weights)
     for key in ("p", "ess", "clip_fraction", "log_mean"):

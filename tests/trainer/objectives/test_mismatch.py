@@ -43,7 +43,7 @@ def test_law_what_is_recorded_does_not_depend_on_the_weight_that_acts(batch: Bat
     for kind in KINDS[1:]:
         found = compared(batch, kind, cap)
         assert found.metrics == plain.metrics
-        for name in ("kl", "kl_truncated", "token_weight", "sequence_weight"):
+        for name in ("kl", "kl_truncated", "token_ratio", "sequence_ratio"):
             torch.testing.assert_close(getattr(found, name), getattr(plain, name), equal_nan=True)
         acting = truncated(raw_weights(batch.x, torch.zeros_like(batch.x), batch.mask, kind), cap)
         assert acting is not None
@@ -59,7 +59,7 @@ def test_law_what_is_recorded_does_not_depend_on_the_weight_that_acts(batch: Bat
 def test_law_equal_log_probs_have_weight_1_and_no_kl(batch: Batch) -> None:
     same = mismatch(batch.x, batch.x, batch.mask, "sequence", 2.0)
     known = batch.mask.any(-1)
-    for name in ("token_weight", "sequence_weight", "applied"):
+    for name in ("token_ratio", "sequence_ratio", "applied"):
         assert (getattr(same, name)[known] == 1).all()
     assert (same.kl[known] == 0).all()
     assert all(value in (0.0, 1.0) for value in same.metrics.values())

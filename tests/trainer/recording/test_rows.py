@@ -16,7 +16,7 @@ from trainer.objectives import Mismatch, mismatch
 from trainer.recording.report import StepReport
 from trainer.recording.rows import (
     metric,
-    staleness,
+    staleness_metrics,
     step_metrics,
     text_segment,
     time_metrics,
@@ -38,7 +38,7 @@ def values(**known: list[float]) -> dict[str, torch.Tensor]:
 
 
 def compared(known: list[bool]) -> Mismatch:
-    """Engine and trainer over 4 trajectories of which some are known: token weights of 4 and 0.4, cap 2."""
+    """Engine and trainer over 4 trajectories of which some are known: token ratios of 4 and 0.4, cap 2."""
     lengths = torch.tensor([2, 0, 4, 2])
     mask = (torch.arange(4) < lengths[:, None]) & torch.tensor(known)[:, None]
     trainer = torch.tensor([math.log(4.0), math.log(0.4), 0.0, 0.0]).repeat(4, 1)
@@ -197,17 +197,24 @@ def test_engine_and_trainer_are_compared_raw_and_truncated(report: StepReport) -
     assert found["sampling/kl"] == pytest.approx((3 - math.log(4) + low) / 2)
     assert found["sampling/kl_truncated"] == pytest.approx((1 - math.log(2) + low) / 2)
     rows = trajectory_rows(report)
-    assert rows[0].token_weight == pytest.approx(2.2)
-    assert rows[0].sequence_weight == pytest.approx(1.6)
-    assert rows[0].sampler_weight == pytest.approx(1.2)
+    assert rows[0].importance_sampling_ratio == pytest.approx(2.2)
+    assert rows[0].sequence_importance_sampling_ratio == pytest.approx(1.6)
+    assert rows[0].applied_importance_sampling_ratio == pytest.approx(1.2)
     assert rows[0].sampling_kl == pytest.approx(found["sampling/kl"])
     assert rows[0].sampling_kl_truncated == pytest.approx(found["sampling/kl_truncated"])
-    assert {(row.token_weight, row.sequence_weight, row.sampler_weight) for row in rows[1:]} == {
-        (None, None, None)
-    }
+    assert {
+        (
+            row.importance_sampling_ratio,
+            row.sequence_importance_sampling_ratio,
+            row.applied_importance_sampling_ratio,
+        )
+        for row in rows[1:]
+    } == {(None, None, None)}
 
 
-def test_lag_counts_from_the_oldest_weights_and_leaves_empty_completions_out(report: StepReport) -> None:
+def test_staleness_counts_from_the_oldest_weights_and_leaves_empty_completions_out(
+    report: StepReport,
+) -> None:
     """Step 5 trains version 4. The second completion has no token, so no weights made one."""
     mixed = (VersionSpan(version=2, start=0, end=1), VersionSpan(version=4, start=1, end=2))
     whole = (VersionSpan(version=4, start=0, end=4),)
@@ -216,13 +223,13 @@ def test_lag_counts_from_the_oldest_weights_and_leaves_empty_completions_out(rep
         weight_version=torch.tensor([2, 0, 4, 3]),
         versions=(mixed, (), whole, whole),
     )
-    assert staleness(5, rollouts) == {
+    assert staleness_metrics(5, rollouts) == {
         "staleness/mean": 1.0,
         "staleness/max": 2.0,
         "staleness/share_mixed": pytest.approx(1 / 3),
     }
     empty = replace(rollouts, mask=torch.zeros(4, 4, dtype=torch.bool))
-    assert staleness(5, empty) == {}
+    assert staleness_metrics(5, empty) == {}
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), None])

@@ -44,8 +44,8 @@ ALL = [
     DrGrpo(),
     Dapo(overlong_buffer=8),
     Cispo(),
-    Pmpo(sampler_weight="token", clip_low=0.1, clip_high=0.1),
-    Grpo(sampler_weight="sequence_mean"),
+    Pmpo(importance_sampling_correction="token", clip_low=0.1, clip_high=0.1),
+    Grpo(importance_sampling_correction="sequence_mean"),
     Pmpo(beta=0.1),
 ]
 

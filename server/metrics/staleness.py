@@ -1,4 +1,4 @@
-"""p and ESS by lag, over the trajectories of a window of steps."""
+"""p and ESS by staleness, over the trajectories of a window of steps."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from powermean.contracts.lag import JobLag, LagNumbers, LagRow
-from powermean.contracts.trajectories import lag
+from powermean.contracts.renaming import stored_names
+from powermean.contracts.staleness import JobStaleness, StalenessNumbers, StalenessRow
+from powermean.contracts.trajectories import staleness
 from server.db.models import Trajectory
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
@@ -17,10 +18,12 @@ from server.metrics.trajectories import attempts_by_step, of_last_update
 
 MAX_STEPS = 1000  # of one window
 _SEEN = ("p", "ess", "ess_at_1", "clip_fraction")
-_WHOLE = ("sampling_kl", "token_weight", "sampler_weight")
+_WHOLE = ("sampling_kl", "importance_sampling_ratio", "applied_importance_sampling_ratio")
 
 
-def job_lag(session: Session, job_id: str, steps: int, from_step: int | None, to_step: int | None) -> JobLag:
+def job_staleness(
+    session: Session, job_id: str, steps: int, from_step: int | None, to_step: int | None
+) -> JobStaleness:
     """The last `steps` steps up to `to_step` (default: the newest), or those from `from_step` on.
 
     Raises NotFoundError when there is no such job, and InvalidInputError for a window of more than MAX_STEPS.
@@ -35,14 +38,14 @@ def job_lag(session: Session, job_id: str, steps: int, from_step: int | None, to
             "from_step", f"the window has {len(window)} steps", f"Ask for at most {MAX_STEPS} at once."
         )
     if not window:
-        return JobLag(first_step=None, last_step=None, rows=())
-    by_lag: dict[int, list[Row[Any]]] = defaultdict(list)
+        return JobStaleness(first_step=None, last_step=None, rows=())
+    by_staleness: dict[int, list[Row[Any]]] = defaultdict(list)
     for row in session.execute(_chosen(session, job_id, window)):
-        by_lag[lag(row.step, row.weight_version)].append(row)
-    return JobLag(
+        by_staleness[staleness(row.step, row.weight_version)].append(row)
+    return JobStaleness(
         first_step=min(window),
         last_step=max(window),
-        rows=tuple(_row(number, by_lag[number]) for number in sorted(by_lag)),
+        rows=tuple(_row(number, by_staleness[number]) for number in sorted(by_staleness)),
     )
 
 
@@ -58,13 +61,17 @@ def _chosen(session: Session, job_id: str, window: dict[int, int]) -> Select[Any
         row["weight_version"].as_integer().label("weight_version"),
         row["length"].as_integer().label("length"),
         _spans(session).label("spans"),
-        *(row[name].as_float().label(name) for name in _WHOLE),
+        *(_stored(name).label(name) for name in _WHOLE),
         *seen,
     ).where(
         Trajectory.job_id == job_id,
         tuple_(Trajectory.step, Trajectory.attempt).in_(list(window.items())),
         row["length"].as_integer() > 0,
     )
+
+
+def _stored(name: str) -> ColumnElement[Any]:
+    return func.coalesce(*(Trajectory.row[key].as_float() for key in stored_names(name)), None)
 
 
 def _spans(session: Session) -> ColumnElement[Any]:
@@ -74,9 +81,9 @@ def _spans(session: Session) -> ColumnElement[Any]:
     return func.json_array_length(Trajectory.row["weight_versions"])
 
 
-def _row(number: int, found: Sequence[Row[Any]]) -> LagRow:
-    return LagRow(
-        lag=number,
+def _row(number: int, found: Sequence[Row[Any]]) -> StalenessRow:
+    return StalenessRow(
+        staleness=number,
         trajectories=len(found),
         mixed=sum((row.spans or 0) > 1 for row in found),
         tokens=sum(row.length for row in found),
@@ -86,11 +93,11 @@ def _row(number: int, found: Sequence[Row[Any]]) -> LagRow:
     )
 
 
-def _numbers(found: Sequence[Row[Any]], which: str) -> LagNumbers:
+def _numbers(found: Sequence[Row[Any]], which: str) -> StalenessNumbers:
     columns = {name: [getattr(row, f"{which}_{name}") for row in found] for name in _SEEN}
     p = sorted(value for value in columns["p"] if value is not None)
     tenths = quantiles(p, n=10, method="inclusive") if len(p) > 1 else [p[0]] * 9 if p else [None] * 9
-    return LagNumbers(
+    return StalenessNumbers(
         defined=len(p),
         p_q10=tenths[0],
         p_median=tenths[4],

@@ -1,42 +1,42 @@
-"""p and ESS by lag in a real browser over the stand-in API: drawn, renewed as steps come in, on a phone."""
+"""p and ESS by staleness in a real browser over the stand-in API: drawn, renewed by steps, on a phone."""
 
 from typing import Any
 
 from tests.browser.test_tokens import PHONE, StandIn, signed_in, stand_in, token_tabs
-from tests.dashboard.test_dashboard_lag import stale_job
+from tests.dashboard.test_dashboard_staleness import stale_job
 from tests.support.browser_tabs import Tab, Tabs
-from tests.support.sample_lag import sample_lag
+from tests.support.sample_staleness import sample_staleness
 
 __all__ = ["stand_in", "token_tabs"]  # fixtures
 
 DRAWN = """async () => {
-    const echarts = await import(document.getElementById("lag-script").dataset.echarts);
-    const box = document.querySelector("#lag-plot .plot");
+    const echarts = await import(document.getElementById("staleness-script").dataset.echarts);
+    const box = document.querySelector("#staleness-plot .plot");
     const plot = box && echarts.getInstanceByDom(box);
     return plot ? Object.fromEntries(plot.getOption().series.map((one) => [one.id, one.data])) : {};
 }"""
 
 
 def drawn(tab: Tab) -> Any:
-    return tab.page.evaluate(DRAWN) if tab.page.locator("#lag-plot").count() else {}
+    return tab.page.evaluate(DRAWN) if tab.page.locator("#staleness-plot").count() else {}
 
 
 def test_the_panel_appears_with_the_first_stale_trajectories_and_follows(
     stand_in: StandIn, token_tabs: Tabs
 ) -> None:
     job = stale_job(stand_in.api)
-    job.lag = sample_lag(0)
+    job.staleness = sample_staleness(0)
     tab = signed_in(token_tabs, stand_in, color_scheme="light")
     tab.page.goto("/jobs/job-a")
     tab.status("Live")
-    assert not tab.page.locator("#lag").is_visible()
-    job.lag = sample_lag(0, 1)
+    assert not tab.page.locator("#staleness").is_visible()
+    job.staleness = sample_staleness(0, 1)
     job.event("trajectories", {"step": 3, "count": 64})
     tab.until(lambda: drawn(tab).get("N(p)") == [0.98, 0.96], "the panel")
-    job.lag = sample_lag()
+    job.staleness = sample_staleness()
     job.event("trajectories", {"step": 4, "count": 64})
     tab.until(lambda: len(drawn(tab).get("p, mean", ())) == 3, "the panel anew")
-    assert tab.page.locator(".lags tbody tr").count() == 3
+    assert tab.page.locator(".by-staleness tbody tr").count() == 3
     assert tab.complaints == []
 
 

@@ -1,4 +1,4 @@
-"""`powermean lag`: what the objective makes of trajectories by how many weight versions they are behind."""
+"""`powermean staleness`: what the objective makes of trajectories that older weights made."""
 
 from typing import Annotated
 
@@ -7,12 +7,12 @@ from rich.table import Table
 
 from powermean.cli.progress import number, percent
 from powermean.cli.terminal import connected, console
-from powermean.contracts.lag import JobLag
+from powermean.contracts.staleness import JobStaleness
 
-COLUMNS = ("lag", "n", "mixed", "first p", "p", "q10", "q90", "N(p)", "N(1)", "clipped", "KL", "w")
+COLUMNS = ("stale", "n", "mixed", "first p", "p", "q10", "q90", "N(p)", "N(1)", "clipped", "KL", "w")
 
 
-def lag(
+def staleness(
     job_id: Annotated[
         str, typer.Argument(help="The job's id, as `powermean list` shows it.", show_default=False)
     ],
@@ -25,17 +25,18 @@ def lag(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
-    """p and ESS by lag: what the objective makes of stale trajectories.
+    """p and ESS by staleness: what the objective makes of trajectories of older weights.
 
-    n trajectories, of which several weight versions made the mixed ones. Means are of their last update
-    (first p: of their first); w is the raw importance weight of a token.
+    stale: weight versions behind; n trajectories, of which several weight versions made the mixed ones. Means
+    are of their last update (first p: of their first); w is a token's importance-sampling ratio, before
+    truncation.
 
-    Example: powermean lag job-abc --steps 50
+    Example: powermean staleness job-abc --steps 50
     """
     with connected() as client:
-        found = client.lag(job_id, steps, from_step, to_step)
+        found = client.staleness(job_id, steps, from_step, to_step)
     if json_:
-        console.print_json(found.model_dump_json())
+        console.print_json(found.model_dump_json(by_alias=True))
     elif not found.rows:
         console.print("No trajectories in these steps.")
     else:
@@ -43,15 +44,15 @@ def lag(
         console.print(table(found))
 
 
-def table(found: JobLag) -> Table:
-    """A row a lag."""
+def table(found: JobStaleness) -> Table:
+    """A row for each staleness."""
     made = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         made.add_column(column, no_wrap=True, justify="right")
     for row in found.rows:
-        counts = (str(row.lag), str(row.trajectories), str(row.mixed))
+        counts = (str(row.staleness), str(row.trajectories), str(row.mixed))
         p = (number(value) for value in (row.first.p, row.last.p, row.last.p_q10, row.last.p_q90))
         ess = (number(value, 3) for value in (row.last.ess, row.last.ess_at_1))
-        apart = (number(row.sampling_kl, 4), number(row.token_weight, 3))
+        apart = (number(row.sampling_kl, 4), number(row.importance_sampling_ratio, 3))
         made.add_row(*counts, *p, *ess, percent(row.last.clip_fraction, 1), *apart)
     return made

@@ -1,4 +1,4 @@
-// p, effective sample size and clip fraction by lag. The server renders the part of the page anew as steps come in.
+// p, effective sample size and clip fraction by staleness. The server renders the part of the page anew as steps come in.
 import { number, tick } from "./format.js";
 
 const SERIES = [
@@ -21,7 +21,7 @@ function tooltip(rows, [{ dataIndex }]) {
   const box = document.createElement("div");
   box.className = "tip";
   const heading = document.createElement("p");
-  heading.textContent = `lag ${row.lag}: ${number(row.trajectories)} trajectories`;
+  heading.textContent = `staleness ${row.staleness}: ${number(row.trajectories)} trajectories`;
   const table = document.createElement("table");
   for (const series of SERIES) {
     const line = table.insertRow();
@@ -44,8 +44,8 @@ function option(rows) {
     grid: { left: 40, right: 16, top: 12, bottom: 40 },
     xAxis: {
       type: "category",
-      data: rows.map((row) => `${row.lag}`),
-      name: "lag, in weight versions",
+      data: rows.map((row) => `${row.staleness}`),
+      name: "staleness, in weight versions",
       nameLocation: "middle",
       nameGap: 24,
       nameTextStyle: text,
@@ -81,18 +81,18 @@ function option(rows) {
   };
 }
 
-const echarts = await import(document.getElementById("lag-script").dataset.echarts);
+const echarts = await import(document.getElementById("staleness-script").dataset.echarts);
 let plot = null;
 let data = null; // the element that `plot` shows
 
 // ECharts gets an element without an id: htmx copies the styles of one that has, which the policy forbids.
 function draw() {
-  if (data !== document.getElementById("lag-data")) {
+  if (data !== document.getElementById("staleness-data")) {
     plot?.dispose();
-    data = document.getElementById("lag-data");
+    data = document.getElementById("staleness-data");
     const canvas = document.createElement("div");
     canvas.className = "plot";
-    document.getElementById("lag-plot")?.replaceChildren(canvas);
+    document.getElementById("staleness-plot")?.replaceChildren(canvas);
     plot = data && echarts.init(canvas, null, { renderer: "canvas" });
   }
   plot?.setOption(option(JSON.parse(data.textContent).rows), { notMerge: true });
@@ -100,7 +100,7 @@ function draw() {
 
 draw();
 document.body.addEventListener("htmx:afterSettle", () => {
-  if (data !== document.getElementById("lag-data")) draw();
+  if (data !== document.getElementById("staleness-data")) draw();
 });
 addEventListener("resize", () => plot?.resize());
 document.addEventListener("themechange", draw);

@@ -1,12 +1,13 @@
-"""What the objective makes of trajectories by their lag: where PMPO departs from GRPO as data grows stale."""
+"""What the objective makes of trajectories by their staleness: where PMPO departs from GRPO as data ages."""
 
 from pydantic import Field
 
 from powermean.contracts.base import Contract
+from powermean.contracts.renaming import RenamedFields
 
 
-class LagNumbers(Contract):
-    """Means over the trajectories of one lag, as one of their updates saw them; null where undefined."""
+class StalenessNumbers(Contract):
+    """Means over the trajectories of one staleness, as one of their updates saw them; or null."""
 
     defined: int = Field(ge=0, description="Trajectories with a p.")
     p: float | None = Field(None, description="Mean exponent of those.")
@@ -18,30 +19,34 @@ class LagNumbers(Contract):
     clip_fraction: float | None = Field(None, description="Mean share of tokens whose clip binds.")
 
 
-class LagRow(Contract):
-    """All trajectories of one lag. Means are over trajectories, of the values that are known."""
+class StalenessRow(RenamedFields):
+    """All trajectories of one staleness. Means are over trajectories, of the values that are known."""
 
-    lag: int = Field(description="Weight versions that the trajectories are behind their step's own.")
+    staleness: int = Field(description="Weight versions that the trajectories are behind their step's own.")
     trajectories: int = Field(ge=1, description="Trajectories with tokens.")
     mixed: int = Field(ge=0, description="Of those: whose tokens several weight versions made.")
     tokens: int = Field(ge=1, description="Their completion tokens.")
     sampling_kl: float | None = Field(None, description="Mean KL(rollout || trainer), nats a token.")
-    token_weight: float | None = Field(
-        None, description="Mean importance weight pi_old / pi_rollout of a token, before truncation."
+    importance_sampling_ratio: float | None = Field(
+        None, description="Mean importance-sampling ratio pi_old / pi_rollout of a token, before truncation."
     )
-    sampler_weight: float | None = Field(None, description="Mean truncated weight that acted; null if off.")
-    first: LagNumbers = Field(description="In the first update that had the trajectory.")
-    last: LagNumbers = Field(description="In the last update that had it.")
+    applied_importance_sampling_ratio: float | None = Field(
+        None, description="Mean truncated ratio that acted; null if off."
+    )
+    first: StalenessNumbers = Field(description="In the first update that had the trajectory.")
+    last: StalenessNumbers = Field(description="In the last update that had it.")
 
 
-class JobLag(Contract):
-    """Answer to GET /v1/jobs/{id}/lag. Without trajectories the steps are null."""
+class JobStaleness(Contract):
+    """Answer to GET /v1/jobs/{id}/staleness. Without trajectories the steps are null."""
 
     first_step: int | None = Field(description="First step of the window that has trajectories.")
     last_step: int | None = Field(description="Last step of the window that has trajectories.")
-    rows: tuple[LagRow, ...] = Field(description="By lag, ascending; no row for a lag that did not occur.")
+    rows: tuple[StalenessRow, ...] = Field(
+        description="By staleness, ascending; no row for one that did not occur."
+    )
 
     @property
     def stale(self) -> bool:
         """Whether anything was trained on that older weights made."""
-        return any(row.lag > 0 for row in self.rows)
+        return any(row.staleness > 0 for row in self.rows)
