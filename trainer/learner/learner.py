@@ -15,16 +15,19 @@ from torch import Tensor, nn
 
 from powermean.contracts.job import OptimizerSpec
 from trainer.failures import is_out_of_memory
+from trainer.learner import diagnosis
 from trainer.learner.lora import dropping, has_dropout
 from trainer.learner.optimizer import MasterWeights, learning_rate
 from trainer.learner.seen import Seen
-from trainer.learner.training_batch import TrainingBatch, non_finite
+from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
 from trainer.objectives import Algorithm, BatchFacts, batch_facts, finite_rows, kl_penalty
 from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 
 log = logging.getLogger(__name__)
+
+DIAGNOSED = 8  # trajectories that are looked at when all went wrong
 
 
 @dataclass
@@ -80,8 +83,8 @@ class Learner:
             scores = self.policy.score(tree, entropy=True)
             self._remember(batch, tree, scores)
             broken.append(tree.rows[~finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()])
-        if broken and len(rows := torch.cat(broken)):
-            batch.drop(rows)
+        if broken:
+            self._drop(batch, torch.cat(broken))
 
     @torch.no_grad()
     def score_reference(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
@@ -101,19 +104,22 @@ class Learner:
             if not len(broken := seen.broken()):
                 break
             self.optimizer.zero_grad(set_to_none=True)
-            batch.drop(broken)
-        grad_norm = None
+            self._drop(batch, broken)
+        grad_norm, loss = None, float(seen.loss)
         rate = learning_rate(self.spec, self.updates)
         if seen.rows:
+            if not math.isfinite(loss):
+                raise diagnosis.non_finite_loss(batch.step, number, moved=self.updates > 0)
             grad_norm = self._step(rate)
             if grad_norm is None:
-                raise non_finite(batch.step, f"the gradient of update {number} is not finite")
+                weights = self.master_weights or dict(self.policy.model.named_parameters())
+                raise diagnosis.non_finite_gradient(batch.step, number, weights, moved=self.updates > 0)
             batch.moved = True
         return UpdateReport(
             update=number,
             rows=batch.rollouts.rows(groups),
             values=seen.values(),
-            loss=float(seen.loss),
+            loss=loss,
             grad_norm=grad_norm,
             learning_rate=rate,
             distance_to_grpo=seen.distance.value,
@@ -199,12 +205,23 @@ class Learner:
             sums = scores.entropy.double().sum(-1)
             batch.entropy[tree.rows.to(sums.device)] = sums / tree.mask_of_tokens().sum(-1)
 
+    def _drop(self, batch: TrainingBatch, rows: Tensor) -> None:
+        """Raises TrainingError (non_finite_loss) when no trajectory that could be learnt from is left."""
+        if not len(rows):
+            return
+        given = batch.rollouts.trajectories(rows.tolist()[:DIAGNOSED])
+        if not batch.drop(rows):
+            tree = next(self.policy.batches(given, self.micro_batch_tokens))
+            raise diagnosis.non_finite_log_probs(batch.step, self.policy, tree, moved=self.updates > 0)
+
     def _step(self, rate: float) -> float | None:
         """Clip the gradients, then step. Their norm before; None (and no step) if it is not finite."""
         parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm))
+        total = nn.utils.get_total_norm(w.grad for w in parameters if w.grad is not None)
+        norm = float(total)
         if not math.isfinite(norm):
             return None
+        nn.utils.clip_grads_with_norm_(parameters, self.spec.max_grad_norm, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.failures import TrainingError
 from trainer.rollouts.batching import Rollouts
 
 
@@ -78,17 +77,16 @@ class TrainingBatch:
             recorded=recorded,
         )
 
-    def drop(self, rows: Tensor) -> None:
+    def drop(self, rows: Tensor) -> bool:
         """Take trajectories whose log-probs are not finite out of the batch and its denominators.
 
-        Raises TrainingError (non_finite_loss) when none with an advantage is left: others were never scored.
+        False when none with an advantage is left: others were never scored.
         """
         self.usable[rows] = False
         self.rollouts = without(self.rollouts, rows)
         for known in (self.start_log_probs, self.old_log_probs, self.entropy):
             known[rows.to(known.device)] = torch.nan
-        if not (self.rollouts.mask.any(-1) & (self.advantages != 0)).any():
-            raise non_finite(self.step, "the log-probs of all trajectories are not finite")
+        return bool((self.rollouts.mask.any(-1) & (self.advantages != 0)).any())
 
     def pending(self, rows: Tensor) -> bool:
         """Whether the next pass over these rows gives the trainer's log-probs at the start of the step.
@@ -105,13 +103,3 @@ def without(rollouts: Rollouts, rows: Tensor) -> Rollouts:
     mask[rows] = False
     tokens[rows] = 0
     return replace(rollouts, mask=mask, tokens=tokens)
-
-
-def non_finite(step: int, what: str) -> TrainingError:
-    """The error of a run whose numbers have left the finite."""
-    return TrainingError(
-        "non_finite_loss",
-        f"step {step}: {what}",
-        path="optimizer.learning_rate",
-        remedy="lower optimizer.learning_rate or max_grad_norm, or raise optimizer.warmup_updates",
-    )
