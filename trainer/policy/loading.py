@@ -35,6 +35,7 @@ def load_policy(
     dtype: torch.dtype,
     temperature: float,
     gradient_checkpointing: bool = False,
+    compiled: bool = False,
 ) -> Policy:
     """The model in `folder`, dropout off. Raises TrainingError (unknown_model) when it can't be loaded."""
     try:
@@ -57,12 +58,21 @@ def load_policy(
         ) from error
     model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to, which hides its signature
     return make_policy(
-        model, dtype=dtype, temperature=temperature, gradient_checkpointing=gradient_checkpointing
+        model,
+        dtype=dtype,
+        temperature=temperature,
+        gradient_checkpointing=gradient_checkpointing,
+        compiled=compiled,
     )
 
 
 def make_policy(
-    model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, gradient_checkpointing: bool = False
+    model: PreTrainedModel,
+    *,
+    dtype: torch.dtype,
+    temperature: float,
+    gradient_checkpointing: bool = False,
+    compiled: bool = False,
 ) -> Policy:
     """A policy around a float32 model that is on its device already.
 
@@ -70,6 +80,8 @@ def make_policy(
     """
     device = next(model.parameters()).device
     model.train(False)
+    if compiled:
+        compile_layers(model)
     if gradient_checkpointing:
         checkpoint_layers(model)
     rows = Policy(model, temperature, dtype, device, by_tree=False)
@@ -94,14 +106,19 @@ def make_policy(
     return rows
 
 
+def compile_layers(model: PreTrainedModel) -> None:
+    """Let torch.compile fuse what layers do between matrix products. They are alike: one is compiled."""
+    for layer in _layers(model):
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Keep the layers' inputs alone for the backward pass, which computes them again.
 
     Done here and not by transformers, which does it in training mode only: that would switch dropout on,
     under whatever name a model has it, and ratios compare two passes over the same function.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
+    if not (layers := _layers(model)):
         raise TrainingError(
             "unknown_model",
             f"{type(model).__name__} has no layers that can be computed again",
@@ -110,6 +127,10 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         )
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def resolve_device(wanted: str, gpus: int, rank: int = 0) -> torch.device:

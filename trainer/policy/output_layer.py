@@ -46,9 +46,10 @@ class OutputLayer:
         hidden [R, D]; matrix products are in `dtype`, both results are float32, or float64 if hidden is.
         """
         work = torch.float64 if dtype == torch.float64 else torch.float32
+        shape = _Shape(self.scale, self.cap, self.temperature, work)
         with torch.autocast(hidden.device.type, enabled=False):
             log_probs, entropies = _Answer.apply(  # type: ignore[no-untyped-call]
-                hidden.to(dtype), self.weight, self.bias, self, questions, work, entropy
+                hidden.to(dtype), self.weight, self.bias, shape, questions, entropy
             )
         return log_probs, entropies if entropy else None
 
@@ -76,58 +77,60 @@ class _Answer(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        layer: OutputLayer,
+        shape: "_Shape",
         questions: Questions,
-        work: torch.dtype,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         matrix = weight.detach().to(hidden.dtype)
-        normalizer = torch.empty(len(hidden), dtype=work, device=hidden.device)
-        log_probs = torch.empty(len(questions.head), dtype=work, device=hidden.device)
+        normalizer = torch.empty(len(hidden), dtype=shape.work, device=hidden.device)
+        log_probs = torch.empty(len(questions.head), dtype=shape.work, device=hidden.device)
         entropies = torch.empty_like(normalizer if entropy else normalizer[:0])
         logits = hidden[:0]
         for rows, asked in questions.tiles(_tile_rows(hidden, weight)):
             logits = _logits(hidden[rows], matrix, bias)
             if entropy:
-                normalizer[rows], entropies[rows] = _fused(_with_entropy, hidden)(logits, layer, work)
+                both = _fused(shape.normalizer_and_entropy, hidden)(logits)
+                normalizer[rows], entropies[rows] = both
             else:
-                normalizer[rows] = _fused(_normalizer, hidden)(logits, layer, work)
+                normalizer[rows] = _fused(shape.normalizer, hidden)(logits)
             head = questions.head[asked]
-            chosen = _final(logits[head - rows.start, questions.token[asked]], layer, work)
+            chosen = shape.final(logits[head - rows.start, questions.token[asked]])
             log_probs[asked] = chosen - normalizer[head]
         # The last tile is there anyway: the backward pass starts with it.
         ctx.save_for_backward(hidden, weight, bias, normalizer, logits)
-        ctx.layer, ctx.questions, ctx.work = layer, questions, work
+        ctx.shape, ctx.questions = shape, questions
         ctx.mark_non_differentiable(entropies)
         return log_probs, entropies
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, normalizer, last = ctx.saved_tensors
-        layer, questions, work = ctx.layer, ctx.questions, ctx.work
-        given, matrix = upstream[0].to(work), weight.detach().to(hidden.dtype)
+        shape, questions = ctx.shape, ctx.questions
+        given, matrix = upstream[0].to(shape.work), weight.detach().to(hidden.dtype)
         # Each of a head's questions pushes the whole distribution down.
         pull = torch.zeros_like(normalizer).index_add_(0, questions.head, given)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight, dtype=work) if ctx.needs_input_grad[1] else None
-        to_bias = torch.zeros_like(bias, dtype=work) if bias is not None and ctx.needs_input_grad[2] else None
+        to_weight = torch.zeros_like(weight, dtype=shape.work) if ctx.needs_input_grad[1] else None
+        to_bias = (
+            torch.zeros_like(bias, dtype=shape.work) if bias is not None and ctx.needs_input_grad[2] else None
+        )
         for rows, asked in reversed(list(questions.tiles(_tile_rows(hidden, weight)))):
             logits = last if rows.stop == len(hidden) else _logits(hidden[rows], matrix, bias)
             head, token = questions.head[asked] - rows.start, questions.token[asked]
-            slope = _slope(logits[head, token], layer, work)
-            gradient = _fused(_gradient, hidden)(logits, normalizer[rows], pull[rows], layer, work)
+            slope = shape.slope(logits[head, token])
+            gradient = _fused(shape.gradient, hidden)(logits, normalizer[rows], pull[rows])
             gradient[head, token] += (slope * given[asked]).to(gradient.dtype)  # each pair is there once
             if to_hidden is not None:
                 to_hidden[rows] = gradient @ matrix
             if to_weight is not None:
                 _add_product(to_weight, gradient.t(), hidden[rows])
             if to_bias is not None:
-                to_bias += gradient.sum(0, dtype=work)
+                to_bias += gradient.sum(0, dtype=shape.work)
         return (
             to_hidden,
             None if to_weight is None else to_weight.to(weight.dtype),
             None if to_bias is None or bias is None else to_bias.to(bias.dtype),
-            *(None,) * 4,
+            *(None,) * 3,
         )
 
 
@@ -142,46 +145,49 @@ def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits + bias.to(logits.dtype)
 
 
-def _final(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> Tensor:
-    logits = logits.to(work)
-    if layer.cap is None:
-        factor = layer.scale / layer.temperature
-        return logits if factor == 1 else logits * factor
-    return torch.tanh(logits * (layer.scale / layer.cap)) * (layer.cap / layer.temperature)
-
-
-def _slope(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> Tensor | float:
-    """d final / d logits."""
-    slope = layer.scale / layer.temperature
-    if layer.cap is None:
-        return slope
-    return slope * (1 - torch.tanh(logits.to(work) * (layer.scale / layer.cap)).square())
-
-
-def _normalizer(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> Tensor:
-    return _final(logits, layer, work).logsumexp(-1)
-
-
-def _with_entropy(logits: Tensor, layer: OutputLayer, work: torch.dtype) -> tuple[Tensor, Tensor]:
-    final = _final(logits, layer, work)
-    normalizer = final.logsumexp(-1)
-    likely = (final - normalizer[:, None]).exp()
-    return normalizer, normalizer - (likely * final).sum(-1)
-
-
-def _gradient(
-    logits: Tensor, normalizer: Tensor, pull: Tensor, layer: OutputLayer, work: torch.dtype
-) -> Tensor:
-    """What the normalisers send back to the logits [r, V], in their type."""
-    likely = (_final(logits, layer, work) - normalizer[:, None]).exp_()
-    return likely.mul_(_slope(logits, layer, work)).mul_(-pull[:, None]).to(logits.dtype)
-
-
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == right.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What becomes of logits, and what is made of them in one pass over a tile [r, V]."""
+
+    scale: float
+    cap: float | None
+    temperature: float
+    work: torch.dtype
+
+    def final(self, logits: Tensor) -> Tensor:
+        logits = logits.to(self.work)
+        if self.cap is None:
+            factor = self.scale / self.temperature
+            return logits if factor == 1 else logits * factor
+        return torch.tanh(logits * (self.scale / self.cap)) * (self.cap / self.temperature)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d final / d logits."""
+        slope = self.scale / self.temperature
+        if self.cap is None:
+            return slope
+        return slope * (1 - torch.tanh(logits.to(self.work) * (self.scale / self.cap)).square())
+
+    def normalizer(self, logits: Tensor) -> Tensor:
+        return self.final(logits).logsumexp(-1)
+
+    def normalizer_and_entropy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        final = self.final(logits)
+        normalizer = final.logsumexp(-1)
+        likely = (final - normalizer[:, None]).exp()
+        return normalizer, normalizer - (likely * final).sum(-1)
+
+    def gradient(self, logits: Tensor, normalizer: Tensor, pull: Tensor) -> Tensor:
+        """What the normalisers send back to the logits, in their type; `pull` [r] is what comes to them."""
+        likely = (self.final(logits) - normalizer[:, None]).exp_()
+        return likely.mul_(self.slope(logits)).mul_(-pull[:, None]).to(logits.dtype)
 
 
 def _fused(function: Callable[..., Any], where: Tensor) -> Callable[..., Any]:

@@ -108,8 +108,11 @@ class _Flex:
     mask: BlockMask
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        attend: Callable[..., Tensor] = _compiled_flex() if query.is_cuda else flex_attention  # type: ignore[assignment]
-        return attend(query, key, value, block_mask=self.mask, scale=scale, enable_gqa=True)
+        attend: Any = flex_attention  # within a compiled layer it is compiled with it
+        if query.is_cuda and not torch.compiler.is_compiling():
+            attend = _compiled_flex()
+        found: Tensor = attend(query, key, value, block_mask=self.mask, scale=scale, enable_gqa=True)
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,381 @@
+"""Updates: time and memory of ours in its variants, and of TRL's whole GRPOTrainer, step by step in turns."""
+
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gpu_bench import (
+    DENSE_BF16_FLOPS,
+    GROUPS,
+    SIZE,
+    Bench,
+    clean,
+    deterministic,
+    lengths,
+    make_learner,
+    median_s,
+    model,
+    parameters,
+    peak_gib,
+    rewards,
+    rollouts,
+    start,
+    sync,
+)
+from torch import Tensor
+
+from trainer.learner.learner import Learner
+from trainer.policy.output_layer import OutputLayer, Questions
+from trainer.rollouts.batching import Rollouts
+
+
+def timed_update(bench: Bench, one: Learner, given: Rollouts) -> dict[str, tuple[float, float]]:
+    """Seconds and peak GiB of a step's first update, which takes pi_old and entropy too, and of a later one."""
+    found = {}
+    with deterministic():
+        batch = start(one, given)
+        for number, name in enumerate(("first", "later")):
+            with peak_gib(bench) as peak:
+                sync(bench.device)
+                began = time.perf_counter()
+                one.update(batch, range(len(given.prompts)), number)
+                sync(bench.device)
+                seconds = time.perf_counter() - began
+            found[name] = (seconds, peak[0])
+    return found
+
+
+def measured(bench: Bench, one: Learner, given: Rollouts, warm: int, rounds: int) -> dict[str, Any]:
+    warming = time.perf_counter()
+    for _ in range(warm):
+        timed_update(bench, one, given)
+    warming = time.perf_counter() - warming
+    runs = [timed_update(bench, one, given) for _ in range(rounds)]
+    return {
+        "warm_s": warming,
+        **{
+            name: (statistics.median(run[name][0] for run in runs), max(run[name][1] for run in runs))
+            for name in ("first", "later")
+        },
+    }
+
+
+def said(found: dict[str, Any], tokens: int, through: int, weights: int) -> str:
+    seconds, peak = found["later"]
+    mfu = 6 * weights * through / seconds / DENSE_BF16_FLOPS
+    return (
+        f"{1e3 * seconds:.0f} ms (first {1e3 * found['first'][0]:.0f}), {tokens / seconds:.0f} completion tok/s, "
+        f"MFU {mfu:.1%}, peak {peak} GiB (first {found['first'][1]}), warm-up {found['warm_s']:.0f} s"
+    )
+
+
+def nodes(one: Learner, given: Rollouts) -> int:
+    """Tokens that go through the model in an update."""
+    rows = given.trajectories(range(len(given.tokens)))
+    return sum(tree.size for tree in one.policy.batches(rows, one.micro_batch_tokens))
+
+
+def variants(bench: Bench) -> dict[str, Any]:
+    """0.5B, 8 groups of 8 x (256 + 512), micro-batches of half of them."""
+    prompt, completion = lengths(bench, 256, 512)
+    found: dict[str, Any] = {}
+    for name, masters, compiled in (
+        ("bfloat16 weights", True, False),
+        ("bfloat16 weights, compiled", True, True),
+        ("autocast", False, False),
+        ("autocast, compiled", False, True),
+    ):
+        if bench.left < 20 or (bench.tiny and compiled):
+            continue
+        try:
+            of = model(bench, "0.5b")
+            count = parameters(of)
+            given = rollouts(of.config.vocab_size, prompt, completion)
+            one = make_learner(of, tokens=17500, masters=masters, compiled=compiled)
+            found[name] = measured(bench, one, given, 1, 2)
+            through = nodes(one, given)
+            bench.line(f"variants, {name}: {said(found[name], int(given.mask.sum()), through, count)}")
+        except Exception as error:  # noqa: BLE001 (the next variant may run)
+            bench.failed(f"variants, {name}", error)
+        of = one = None  # type: ignore[assignment]
+        clean(bench.device)
+    return found
+
+
+def profile(bench: Bench) -> dict[str, Any]:
+    """Where the time of an update goes: kernels of the GPU by name, and how long it had nothing to do."""
+    prompt, completion = lengths(bench, 256, 512)
+    of = model(bench, "0.5b")
+    given = rollouts(of.config.vocab_size, prompt, completion)
+    one = make_learner(of, tokens=17500, **(BEST if not bench.tiny else {"masters": True}))
+    timed_update(bench, one, given)
+    batch = start(one, given)
+    one.update(batch, range(GROUPS), 0)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if not bench.tiny:
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    sync(bench.device)
+    with torch.profiler.profile(activities=kinds) as seen:
+        began = time.perf_counter()
+        one.update(batch, range(GROUPS), 1)
+        sync(bench.device)
+        wall = time.perf_counter() - began
+    spent: dict[str, list[float]] = {}
+    for event in seen.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spent.setdefault(event.name[:90], []).append(event.time_range.elapsed_us() / 1e3)
+    busy = sum(map(sum, spent.values()))
+    count = sum(map(len, spent.values()))
+    bench.line(f"profile: {1e3 * wall:.0f} ms on the clock, {busy:.0f} ms of kernels, {count} kernels")
+    for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:22]:
+        bench.line(f"profile: {sum(times):7.1f} ms {len(times):5d} x {name}")
+    return {"wall_ms": 1e3 * wall, "kernels_ms": busy, "count": count}
+
+
+def heads(bench: Bench) -> dict[str, Any]:
+    """Log-probs from hidden states of a micro-batch, forward and backward: ours and kept kernel libraries."""
+    rows, size, vocabulary = (64, 32, 512) if bench.tiny else (16384, 896, 151936)
+    weight = (torch.randn(vocabulary, size, device=bench.device) / size**0.5).requires_grad_()
+    hidden = torch.randn(rows, size, device=bench.device, dtype=torch.bfloat16).requires_grad_()
+    target = torch.randint(0, vocabulary, (rows,), device=bench.device)
+    places = torch.arange(rows, device=bench.device)
+    questions = Questions(places, target, torch.arange(rows + 1))
+
+    def ours(entropy: bool) -> Tensor:
+        layer = OutputLayer(weight, None, 1.0, None, 1.0)
+        return layer.answer(hidden, questions, torch.bfloat16, entropy=entropy)[0]
+
+    def plain() -> Tensor:
+        logits = hidden @ weight.to(torch.bfloat16).t()
+        return logits.float().log_softmax(-1)[places, target]
+
+    def trl() -> Tensor:
+        from trl.kernels.chunked_logprob import ChunkedLogProbFunction  # noqa: PLC0415
+
+        return ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, 8192, None, 1.0, ())[0]
+
+    def cut_cross_entropy() -> Tensor:
+        from cut_cross_entropy import linear_cross_entropy  # noqa: PLC0415
+
+        return -linear_cross_entropy(hidden, weight.to(torch.bfloat16), target, reduction="none")
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: ours(False),
+        "ours, with entropy": lambda: ours(True),
+        "TRL's": trl,
+        "cut-cross-entropy": cut_cross_entropy,
+        "all logits": plain,
+    }
+    exact, found = plain().detach(), {}
+    up = torch.randn(rows, device=bench.device)
+    for name, way in ways.items():
+        if bench.left < 3:
+            break
+
+        def once(way: Callable[[], Tensor] = way) -> None:
+            weight.grad = hidden.grad = None
+            way().backward(up)
+
+        try:
+            off = float((way().detach() - exact).abs().max())
+            once()
+            with peak_gib(bench) as peak:
+                seconds = median_s(bench, once, 3)
+            found[name] = (seconds, peak[0], off)
+            bench.line(f"head, {name}: {1e3 * seconds:.1f} ms, peak {peak[0]} GiB, off by {off:.1e} nats")
+        except Exception as error:  # noqa: BLE001 (a library may be missing)
+            bench.line(f"head, {name}: {type(error).__name__}: {str(error)[:200]}")
+    return found
+
+
+# name, model, prompt, completion, groups of TRL's micro-batch, tokens of ours, checkpointing, warm-up, rounds
+PAIRS = (
+    ("0.5b 256/512 m4", "0.5b", 256, 512, 4, 17500, False, 1, 3),
+    ("1.5b 1024/1024 m1", "1.5b", 1024, 1024, 1, 9300, False, 1, 2),
+    ("0.5b 256/512 m1", "0.5b", 256, 512, 1, 4400, False, 1, 2),
+    ("0.5b 64/64 m8", "0.5b", 64, 64, 8, 4700, False, 1, 2),
+    ("0.5b 256/512 m4 ragged", "0.5b", 256, 512, 4, 17500, False, 1, 2),
+    ("1.5b 256/512 m1 checkpointing", "1.5b", 256, 512, 1, 4400, True, 1, 2),
+)
+BEST = {"masters": True, "compiled": True}  # what `variants` found
+
+
+def against_trl(bench: Bench) -> dict[str, Any]:
+    """Ours and TRL's on the same tokens, in turns."""
+    found = {}
+    for name, size, prompt, completion, groups, tokens, checkpointing, warm, rounds in PAIRS:
+        if bench.left < (5 if bench.tiny else 30):
+            bench.line(f"TRL {name}: no time left")
+            continue
+        try:
+            found[name] = pair(
+                bench,
+                name,
+                size,
+                *lengths(bench, prompt, completion),
+                groups,
+                tokens,
+                checkpointing,
+                warm,
+                rounds,
+            )
+        except Exception as error:  # noqa: BLE001 (the next pair may run)
+            bench.failed(f"TRL {name}", error)
+        clean(bench.device)
+        if bench.tiny:
+            break
+    return found
+
+
+def pair(
+    bench: Bench,
+    name: str,
+    size: str,
+    prompt: int,
+    completion: int,
+    groups: int,
+    tokens: int,
+    checkpointing: bool,
+    warm: int,
+    rounds: int,
+) -> dict[str, Any]:
+    of = model(bench, size)
+    count = parameters(of)
+    given = rollouts(of.config.vocab_size, prompt, completion, ragged="ragged" in name)
+    best = BEST if not bench.tiny else {"masters": True}
+    one = make_learner(of, tokens=tokens, checkpointing=checkpointing, **best)
+    timed_update(bench, one, given)  # so that both sides' optimiser states are there from the first turn on
+    resident = torch.cuda.memory_allocated() / 2**30 if bench.device.type == "cuda" else 0.0
+    ours: list[dict[str, tuple[float, float]]] = []
+    theirs: list[tuple[float, float]] = []
+    other = model(bench, size)
+    other_weights = 12 * count / 2**30  # weights and Adam's moments, which stay while we take our turn
+
+    def turn(seconds: float, peak: float) -> None:
+        theirs.append((seconds, peak - resident))
+        mine = timed_update(bench, one, given)
+        ours.append({key: (s, top - other_weights) for key, (s, top) in mine.items()})
+
+    trl_steps(bench, other, given, groups, checkpointing, warm + rounds, turn)
+    kept, seen = ours[warm:], theirs[warm:]
+    result: dict[str, Any] = {"warm_s": 0.0}
+    for key in ("first", "later"):
+        result[key] = (
+            statistics.median(run[key][0] for run in kept),
+            round(max(run[key][1] for run in kept), 2),
+        )
+    seconds, peak = statistics.median(s for s, _ in seen), round(max(top for _, top in seen), 2)
+    through = nodes(one, given)
+    mfu = 6 * count * GROUPS * SIZE * (prompt + completion) / seconds / DENSE_BF16_FLOPS
+    bench.line(f"TRL {name}: ours {said(result, int(given.mask.sum()), through, count)}")
+    bench.line(
+        f"TRL {name}: TRL {1e3 * seconds:.0f} ms, MFU {mfu:.1%}, peak {peak} GiB; ours / TRL: time "
+        f"{result['later'][0] / seconds:.2f}, peak {max(result['first'][1], result['later'][1]) / max(peak, 1e-9):.2f}"
+    )
+    return {"ours": result, "TRL": (seconds, peak), "through": through}
+
+
+def trl_steps(
+    bench: Bench,
+    of: torch.nn.Module,
+    given: Rollouts,
+    groups: int,
+    checkpointing: bool,
+    steps: int,
+    after: Callable[[float, float], None],
+) -> None:
+    """TRL's GRPOTrainer on these rollouts; `after(seconds, peak GiB)` is called after each optimiser step."""
+    from datasets import Dataset  # noqa: PLC0415
+    from transformers import PrinterCallback, TrainerCallback  # noqa: PLC0415
+    from trl import GRPOConfig, GRPOTrainer  # noqa: PLC0415
+
+    graded = rewards().tolist()
+    cuda = bench.device.type == "cuda"
+
+    class Clock(TrainerCallback):
+        began = time.perf_counter()
+
+        def on_step_end(self, args: object, state: object, control: object, **_kw: object) -> None:
+            sync(bench.device)
+            peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+            after(time.perf_counter() - self.began, peak)
+            sync(bench.device)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            self.began = time.perf_counter()
+
+    def rollout(prompts: list[object], trainer: object) -> dict[str, object]:
+        assert len(prompts) == GROUPS * SIZE
+        rows = given.trajectories(range(GROUPS * SIZE))
+        return {
+            "prompt_ids": [list(p) for p in rows.prompts],
+            "completion_ids": rows.completions,
+            "logprobs": None,
+        }
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            use_cpu=not cuda,
+            bf16=True,
+            per_device_train_batch_size=SIZE * groups,
+            gradient_accumulation_steps=GROUPS // groups,
+            num_generations=SIZE,
+            num_iterations=1000,
+            max_completion_length=given.tokens.shape[1],
+            learning_rate=1e-6,
+            lr_scheduler_type="constant",
+            max_steps=steps,
+            temperature=1.0,
+            beta=0.0,
+            loss_type="grpo",
+            max_grad_norm=1.0,
+            logging_steps=10_000,
+            report_to=[],
+            save_strategy="no",
+            gradient_checkpointing=checkpointing,
+            seed=0,
+            disable_tqdm=True,
+            shuffle_dataset=False,
+        )
+        trainer = GRPOTrainer(
+            model=of,
+            reward_funcs=lambda completions, **_kw: graded,
+            args=config,
+            rollout_func=rollout,
+            train_dataset=Dataset.from_list([{"prompt": f"t{i + 3}"} for i in range(GROUPS)]),
+            processing_class=words(of.config.vocab_size),
+            callbacks=[Clock()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer.train()
+
+
+def words(vocabulary: int) -> Any:
+    """A tokenizer of so many made-up words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
+
+    plain = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t2"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="t0", eos_token="t1", unk_token="t2")
+
+
+def long_group(bench: Bench) -> dict[str, Any]:
+    """One group of 8 x (1024 + 8192) of 1.5B with checkpointing: the goal is 80 GB."""
+    prompt, completion = lengths(bench, 1024, 8192)
+    of = model(bench, "1.5b")
+    given = rollouts(of.config.vocab_size, prompt, completion, groups=1)
+    best = BEST if not bench.tiny else {"masters": True}
+    one = make_learner(of, tokens=1 << 20, checkpointing=True, **best)
+    found = measured(bench, one, given, 0, 1)
+    bench.line(f"long: {said(found, int(given.mask.sum()), nodes(one, given), parameters(of))}")
+    if max(found["first"][1], found["later"][1]) > 78:
+        bench.failures.append("long")
+    return found
