@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py [--sections laws,learner,...] [--budget SECONDS] [--out FOLDER] [--tiny]
 
-Made for a short lease of a machine without a network: random weights, and of packages only torch, transformers,
-peft, pydantic and, for the comparison, trl with datasets. Each section has a time limit of its own and catches its
-own errors; a table of all lines comes last. --tiny runs the same code on a CPU with toy sizes, so that it can't rot.
+Made for a short lease of a machine without a network: random weights, and of packages only torch,
+transformers, peft, pydantic and, for the comparison, trl with datasets. Each section has a time limit of its
+own and catches its own errors; all lines are printed once more at the end. --tiny runs the same code on a CPU
+with toy sizes, so that it can't rot.
 """
 
 import argparse

@@ -244,6 +244,7 @@ def sync(device: torch.device) -> None:
 
 def clean(device: torch.device) -> None:
     gc.collect()
+    torch._dynamo.reset()  # another section's shapes are no business of the next one's
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

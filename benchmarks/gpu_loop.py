@@ -1,4 +1,4 @@
-"""Whole runs of trainer/loop on the tiny model of the tests, trainer and transformers engine on the device."""
+"""Whole runs of trainer/loop with the tests' tiny model: trainer and transformers engine on the device."""
 
 import tempfile
 from pathlib import Path

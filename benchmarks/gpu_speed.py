@@ -35,7 +35,7 @@ from trainer.rollouts.batching import Rollouts
 
 
 def timed_update(bench: Bench, one: Learner, given: Rollouts) -> dict[str, tuple[float, float]]:
-    """Seconds and peak GiB of a step's first update, which takes pi_old and entropy too, and of a later one."""
+    """Seconds and peak GiB of a step's first update, which takes pi_old and entropy too, and of a second."""
     found = {}
     with deterministic():
         batch = start(one, given)
@@ -69,7 +69,7 @@ def said(found: dict[str, Any], tokens: int, through: int, weights: int) -> str:
     seconds, peak = found["later"]
     mfu = 6 * weights * through / seconds / DENSE_BF16_FLOPS
     return (
-        f"{1e3 * seconds:.0f} ms (first {1e3 * found['first'][0]:.0f}), {tokens / seconds:.0f} completion tok/s, "
+        f"{1e3 * seconds:.0f} ms (first {1e3 * found['first'][0]:.0f}), {tokens / seconds:.0f} tok/s, "
         f"MFU {mfu:.1%}, peak {peak} GiB (first {found['first'][1]}), warm-up {found['warm_s']:.0f} s"
     )
 
@@ -273,9 +273,10 @@ def pair(
     through = nodes(one, given)
     mfu = 6 * count * GROUPS * SIZE * (prompt + completion) / seconds / DENSE_BF16_FLOPS
     bench.line(f"TRL {name}: ours {said(result, int(given.mask.sum()), through, count)}")
+    highest = max(result["first"][1], result["later"][1])
     bench.line(
         f"TRL {name}: TRL {1e3 * seconds:.0f} ms, MFU {mfu:.1%}, peak {peak} GiB; ours / TRL: time "
-        f"{result['later'][0] / seconds:.2f}, peak {max(result['first'][1], result['later'][1]) / max(peak, 1e-9):.2f}"
+        f"{result['later'][0] / seconds:.2f}, peak {highest / max(peak, 1e-9):.2f}"
     )
     return {"ours": result, "TRL": (seconds, peak), "through": through}
 

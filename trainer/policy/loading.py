@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trainer.failures import TrainingError, is_out_of_memory
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
-from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees
+from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees, never_fall_back
 from trainer.rollouts.batching import Trajectories
 
 log = logging.getLogger(__name__)
@@ -76,15 +76,11 @@ def make_policy(
 ) -> Policy:
     """A policy around a float32 model that is on its device already.
 
-    Raises TrainingError (unknown_model) where no way of scoring gives what the model's own logits give.
+    Raises TrainingError: unknown_model where no way of scoring gives what the model's own logits give, or its
+    layers can't be computed again; compile_failed where they can't be compiled.
     """
-    device = next(model.parameters()).device
     model.train(False)
-    if compiled:
-        compile_layers(model)
-    if gradient_checkpointing:
-        checkpoint_layers(model)
-    rows = Policy(model, temperature, dtype, device, by_tree=False)
+    rows = Policy(model, temperature, dtype, next(model.parameters()).device, by_tree=False)
     expected = _by_logits(rows, _probe_rows(rows))
     if (why := _objection(rows, expected)) is not None:
         raise TrainingError(
@@ -93,21 +89,42 @@ def make_policy(
             path="model",
             remedy="choose a model whose logits are a linear layer's, scaled or soft-capped at most",
         )
+    policy = _by_tree(rows, expected) or rows
+    # Only now: what was tried before is not to be compiled.
+    if compiled and policy.by_tree:
+        compile_layers(model)
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    if (compiled or gradient_checkpointing) and (why := _objection(policy, expected)) is not None:
+        raise TrainingError(
+            "compile_failed",
+            f"compiled or checkpointed layers don't give what the model's own do: {why}",
+            path="training.compile",
+            remedy="set training.compile to off; if that is not it, training.gradient_checkpointing to false",
+        )
+    return policy
+
+
+def _by_tree(rows: Policy, expected: Tensor) -> Policy | None:
+    """The policy that scores trees, where the model can; else the log says why not."""
+    model, why = rows.plain_model, None
     if _has_windows(model):
         why = "its attention looks no further than a window"
     else:
         attention = model.config._attn_implementation
         attend_by_trees(model)
         trees = replace(rows, by_tree=True)
-        if (why := _objection(trees, expected)) is None:
+        why = _objection(trees, expected)
+        if why is None:
             return trees
         model.set_attn_implementation(attention)
     log.info("prompts and completions are padded, and what they share is computed again: %s", why)
-    return rows
+    return None
 
 
 def compile_layers(model: PreTrainedModel) -> None:
     """Let torch.compile fuse what layers do between matrix products. They are alike: one is compiled."""
+    never_fall_back()
     for layer in _layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
@@ -178,7 +195,8 @@ def _by_logits(policy: Policy, given: Trajectories) -> Tensor:
     for place, row in enumerate(order):
         prompt, completion = list(given.prompts[row]), list(given.completions[row])
         with policy.precision():
-            logits = policy.model(input_ids=torch.tensor([prompt + completion], device=policy.device)).logits
+            ids = torch.tensor([prompt + completion], device=policy.device)
+            logits = policy.model(input_ids=ids, use_cache=False).logits
         scaled = logits[0, len(prompt) - 1 : -1].to(_work(policy)) / policy.temperature
         chosen = scaled.log_softmax(-1).gather(-1, torch.tensor(completion, device=policy.device)[:, None])
         found[place, : len(completion)] = chosen[:, 0].cpu()

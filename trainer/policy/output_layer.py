@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 CPU_TILE_BYTES = 64 << 20  # of logits
-CUDA_TILE_BYTES = 1 << 30
+CUDA_TILE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,13 @@ def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, which is not rounded to the factors' type before: tiles' errors would add up."""
     if total.dtype == right.dtype:
         total.addmm_(left, right)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        total += left @ right
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Policy:
 
     def score(self, tree: TokenTree, *, entropy: bool = False) -> Scores:
         """Log-probs (with gradients, if enabled) of the rows' completion tokens."""
-        tree = (padded(tree, BLOCK) if self.device.type == "cuda" else tree).to(self.device)
+        # Never a single block: a compiler takes a size of 1 for a constant.
+        tree = (padded(tree, 2 * BLOCK) if self.device.type == "cuda" else tree).to(self.device)
         with self.precision():
             hidden = self._of_tree(tree) if self.by_tree else self._of_rows(tree)
         questions = Questions(tree.question_head, tree.question_token, tree.questions_before)

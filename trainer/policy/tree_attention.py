@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 NAME = "powermean_tree"
 DENSE_UP_TO = 256  # nodes: from here on a mask costs more than gathering
 BLOCK = 128  # FlexAttention's block, and what trees on CUDA are padded to a multiple of
+RECOMPILES = 32  # with and without gradients, by type, and whatever else torch tells apart
 _SIMILAR = 1.5  # chains up to so many times as long as the shortest share a call
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
@@ -100,7 +101,14 @@ def _ordered(present: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _compiled_flex() -> Callable[..., Tensor]:
+    never_fall_back()
     return torch.compile(flex_attention, dynamic=True)
+
+
+def never_fall_back() -> None:
+    """Make torch.compile fail where it would give up: FlexAttention would then hold all scores [H, S, S]."""
+    torch._dynamo.config.recompile_limit = RECOMPILES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)
