@@ -19,7 +19,7 @@ from rollout.vllm.engine import NAME, check_prompts, context_length
 from rollout.vllm.metrics import vllms_own
 from rollout.vllm.model_folder import ModelFolder, read_model_folder
 from rollout.vllm.requests import complete
-from rollout.vllm.server import Deadlines, Restarts, VllmServer
+from rollout.vllm.server import Deadlines, VllmServer
 from rollout.weights import WeightSource
 
 CALLS_PER_SLOT = 4  # that a job may be expected to have under way: it samples ahead, evaluates and probes
@@ -152,7 +152,6 @@ def load_adapter_engine(
     only: Fence | None = None,
     running: Callable[[], Collection[str]] | None = None,
     deadlines: Deadlines | None = None,
-    restarts: Restarts | None = None,
 ) -> AdapterEngine:
     """Start vLLM on a model folder, with room for the adapters of `slots` jobs, and wait for it.
 
@@ -160,7 +159,7 @@ def load_adapter_engine(
     """
     model = read_model_folder(options.model)
     options = replace(options, max_loras=VERSIONS_PER_SLOT * slots)
-    server = VllmServer(options, deadlines, restarts)
+    server = VllmServer(options, deadlines)
     try:
         return AdapterEngine(server, model, Adapters(server, weights, slots, running), only)
     except EngineError:

@@ -19,7 +19,7 @@ from rollout.vllm.command import VllmOptions
 from rollout.vllm.metrics import vllms_own
 from rollout.vllm.model_folder import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.vllm.requests import complete
-from rollout.vllm.server import Deadlines, Restarts, VllmServer
+from rollout.vllm.server import Deadlines, VllmServer
 from rollout.weights import WeightSource
 
 NAME = "vllm"
@@ -216,14 +216,13 @@ def load_engine(
     fence: Fence,
     weights: WeightSource,
     deadlines: Deadlines | None = None,
-    restarts: Restarts | None = None,
 ) -> VllmEngine:
     """Start vLLM on a model folder and wait for it.
 
     Raises EngineError: vllm_missing, unknown_model, engine_start_failed, engine_start_timeout.
     """
     model = read_model_folder(options.model)
-    server = VllmServer(options, deadlines, restarts)
+    server = VllmServer(options, deadlines)
     try:
         return VllmEngine(server, model, fence, weights)
     except EngineError:
