@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from trainer.failures import TrainingError, is_out_of_memory
+from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
 from trainer.rollouts.batching import GroupBatch
 
 # Largest log-prob difference between the two ways that rounding explains.
@@ -119,18 +119,13 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def resolve_device(wanted: str, gpus: int, rank: int = 0) -> torch.device:
+def resolve_device(wanted: str, gpus: int) -> torch.device:
     """auto takes CUDA where GPUs are allocated. Raises TrainingError (cuda_unavailable)."""
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise TrainingError(
-            "cuda_unavailable",
-            "the job asks for a GPU, but PyTorch sees no CUDA device on this node",
-            path="resources.gpus",
-            remedy="set resources.gpus to 0, or install the CUDA build of PyTorch and the driver on the node",
-        )
-    return torch.device("cuda", rank)
+        raise cuda_unavailable()
+    return torch.device("cuda", 0)
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
