@@ -177,10 +177,15 @@ class CheckpointSpec(Contract):
 class ResourceSpec(Contract):
     """What the job occupies while it runs."""
 
-    gpus: StrictInt = Field(0, ge=0, le=1024, description="GPUs for the trainer; 0 trains on a CPU slot.")
+    gpus: StrictInt = Field(
+        0,
+        ge=0,
+        le=1,
+        description="GPUs for the trainer: 1, or 0 to train on a CPU slot. It can't use more yet.",
+    )
     placement: Literal["colocated", "split"] = Field(
         "colocated",
-        description="colocated: trainer and engine share their GPUs; split: the engine has one more GPU of "
+        description="colocated: trainer and engine share the GPU; split: the engine has one more GPU of "
         "the same node for itself. A shared engine has its own in any case.",
     )
 

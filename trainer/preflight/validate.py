@@ -88,13 +88,6 @@ def check_devices(spec: JobSpec) -> None:
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
         raise cuda_unavailable()
-    if spec.resources.gpus > 1:
-        raise TrainingError(
-            "too_many_gpus",
-            f"the job asks for {spec.resources.gpus} GPUs; one trainer uses one",
-            path="resources.gpus",
-            remedy="set resources.gpus to 1",
-        )
     own = spec.rollout.sharing != "shared"  # an engine that the administrator declared has GPUs of its own
     wanted = spec.resources.gpus + (spec.resources.rollout_gpus if own else 0)
     if torch.cuda.device_count() < wanted:

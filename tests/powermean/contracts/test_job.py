@@ -135,3 +135,9 @@ def test_a_boolean_or_a_text_is_no_number(model: type[BaseModel], name: str, val
     with pytest.raises(ValidationError) as caught:
         model.model_validate({name: value})
     assert name in [error["loc"][0] for error in caught.value.errors()]
+
+
+def test_more_gpus_than_a_trainer_can_use_are_refused_at_the_field() -> None:
+    ((path, message),) = faults(resources={"gpus": 2})
+    assert path == ("resources", "gpus")
+    assert "less than or equal to 1" in message
