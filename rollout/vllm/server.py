@@ -154,13 +154,12 @@ class VllmServer:
         body: object = None,
         params: Mapping[str, str] | None = None,
         method: str = "POST",
-        deadline: float | None = None,
     ) -> Any:
         """One request to the process; its JSON, or None.
 
         `step` names it in errors. Raises EngineError: engine_timeout, engine_died, engine_error.
         """
-        limit = deadline or self.deadlines.sync_step
+        limit = self.deadlines.sync_step
         return content(step, self._ask(step, limit, method, path, json=body, params=params))
 
     def text(self, step: str, path: str) -> str:
