@@ -97,7 +97,7 @@ def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int)
                 422,
                 "too_long",
                 f"a prompt of {len(prompt)} tokens and {new} new ones exceed the context of {max_model_len} "
-                "(the model's, or what the engine's memory holds)",
+                "(the model's, or what the key/value cache holds)",
                 remedy="Shorten the prompt or lower sampling.max_new_tokens.",
                 path=path,
             )
