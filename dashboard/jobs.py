@@ -13,12 +13,12 @@ from dashboard import api, assets
 from dashboard.api import is_fragment, require_same_origin
 from dashboard.latest import EVALUATION, Latest, latest
 from dashboard.rendering import page
-from dashboard.specs import to_yaml
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, JobState, JobSummary
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.staleness import JobStaleness
 from powermean.rest import ApiError
+from powermean.spec_yaml import to_yaml
 
 PAGE_SIZE = 25
 # Algorithms whose exponent never changes; the others' is the last p/mean.

@@ -3,15 +3,17 @@
 from pathlib import Path
 from uuid import uuid4
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dashboard import api, specs
+from dashboard import api
 from dashboard.api import require_same_origin
 from dashboard.fields import spec_sections
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.rest import ApiError
+from powermean.spec_yaml import SpecText, SpecTextError, read_spec, to_yaml
 
 STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
 
@@ -23,11 +25,11 @@ def _form(request: Request, text: str, error: ErrorBody | None = None, status: i
     )
 
 
-def _with_lines(error: ErrorBody, text: str) -> ErrorBody:
+def _with_lines(error: ErrorBody, text: SpecText) -> ErrorBody:
     """The fields' errors with the lines of the text that they are about."""
     fields = []
     for field in error.fields:
-        line = specs.line_of(text, field.path)
+        line = text.line_of(field.path)
         fields.append(
             field if line is None else field.model_copy(update={"message": f"line {line}: {field.message}"})
         )
@@ -41,7 +43,7 @@ async def form_page(request: Request) -> Response:
         return _form(request, STARTER)
     async with api.client(request) as client:
         job = await client.get_job(source)
-    return _form(request, specs.to_yaml(job.spec, changed_only=True))
+    return _form(request, to_yaml(job.spec, changed_only=True))
 
 
 async def submit(request: Request) -> Response:
@@ -53,15 +55,15 @@ async def submit(request: Request) -> Response:
         empty = ErrorBody(code="empty_spec", message="The spec is empty.", remedy="Start from the example.")
         return _form(request, STARTER, empty, status=422)
     try:
-        spec = specs.parse(text)
-    except specs.UnreadableSpecError as error:
+        read = await run_in_threadpool(read_spec, text)  # a long one takes a second
+    except SpecTextError as error:
         unreadable = ErrorBody(code=error.code, message=error.message, remedy=error.remedy)
         return _form(request, text, unreadable, status=422)
     try:
         async with api.client(request) as client:
-            job = await client.create_job(spec, idempotency_key=key)
+            job = await client.create_job(read.fields, idempotency_key=key)
     except ApiError as refused:
         if refused.status == 401:
             raise
-        return _form(request, text, _with_lines(refused.body, text), status=refused.status)
+        return _form(request, text, _with_lines(refused.body, read), status=refused.status)
     return RedirectResponse(f"/jobs/{job.id}", status_code=303)

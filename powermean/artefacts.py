@@ -184,11 +184,6 @@ class ArtefactStore:
             raise ArtefactMissingError(f"no artefact {ref.key}")
         return path
 
-    def verify(self, ref: ArtefactRef) -> None:
-        """Raises ArtefactMissingError or ArtefactCorruptError unless the object is as it was put."""
-        with self.open(ref) as file, _translated(ref.key):
-            _check(ref, *_hash(file))
-
     def exists(self, ref: ArtefactRef) -> bool:
         """Whether the object is there, in its full size."""
         with _translated(ref.key):

@@ -1,14 +1,18 @@
-"""A connection to the server that runs calls one by one, and what all clients have in common."""
+"""Connections to the server that run calls one by one, and how a call becomes a client's method."""
 
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from functools import update_wrapper
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import httpx
 
 from powermean.rest import Call, ServerUnreachableError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 TIMEOUT = httpx.Timeout(60, connect=5)
 
@@ -51,3 +55,77 @@ class Connection:
         except httpx.TransportError as error:
             raise ServerUnreachableError(self.url, error) from error
         return call.parse(response)
+
+
+class AsyncConnection:
+    """Runs calls one by one, authorised by a key or by a browser session's cookies."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        cookies: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if cookies:
+            headers["Origin"] = self.url  # the server wants it of whoever comes with a cookie
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            cookies=dict(cookies or {}),
+            transport=transport,
+            timeout=TIMEOUT,
+            trust_env=through_proxy(self.url),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _run(self, call: Call[T]) -> T:
+        try:
+            response = await self._http.send(self._http.build_request(**call.keywords()))
+        except httpx.TransportError as error:
+            raise ServerUnreachableError(self.url, error) from error
+        return call.parse(response)
+
+
+def method(build: Callable[P, Call[T]]) -> Callable[Concatenate[Connection, P], T]:
+    """The method that runs the call: `get_job = method(rest.get_job)`."""
+
+    def run(self: Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(build(*args, **kwargs))
+
+    _describe(run, build)
+    return run
+
+
+def async_method(
+    build: Callable[P, Call[T]],
+) -> Callable[Concatenate[AsyncConnection, P], Coroutine[Any, Any, T]]:
+    """As `method`, for an asynchronous client."""
+
+    async def run(self: AsyncConnection, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(build(*args, **kwargs))
+
+    _describe(run, build)
+    return run
+
+
+def _describe(run: Callable[..., Any], build: Callable[..., Any]) -> None:
+    """Let help() show what type checkers know: the call's own parameters, and its answer as the result."""
+    update_wrapper(run, build)
+    made = inspect.signature(build)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    (result,) = get_args(made.return_annotation)
+    signature = made.replace(parameters=[own, *made.parameters.values()], return_annotation=result)
+    run.__signature__ = signature  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ chooses by the same functions.
 import ast
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ CPU_CACHE_GIB = 1  # of vLLM's key/value cache on a CPU
 CPU_CACHE_BLOCK = 32
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py of 0.32.0
 
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 _MODELS = "vllm.model_executor.models"
 _REGISTRY = f"{_MODELS}.registry"
 _REGISTRY_TABLE = "_TEXT_GENERATION_MODELS"
@@ -53,7 +55,7 @@ def vllm_objection(folder: Path, *, on_gpu: bool) -> Objection | None:
             "install it (make demo ENGINE=vllm does, docs/vllm.md tells how), or set rollout.engine to auto",
         )
     remedy = "set rollout.engine to auto or transformers"
-    config = _config(folder)
+    config = text_config(folder)
     served = served_architectures()
     named = [str(one) for one in config.get("architectures") or ()]
     if served is not None and not served.intersection(named):
@@ -73,13 +75,18 @@ def vllm_installed() -> bool:
 
 def cpu_cache_tokens(folder: Path, bytes_per_number: int) -> int | None:
     """Tokens of one sequence that vLLM's cache on a CPU holds; None where the config doesn't say."""
-    config = _config(folder)
+    config = text_config(folder)
     size, layers = _head_size(config), config.get("num_hidden_layers")
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
     if size is None or not isinstance(layers, int) or not isinstance(heads, int):
         return None
     tokens = (CPU_CACHE_GIB << 30) // (2 * layers * heads * size * bytes_per_number)
     return tokens // CPU_CACHE_BLOCK * CPU_CACHE_BLOCK
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that prompt and completion may have together; None where the config doesn't say."""
+    return next((int(config[name]) for name in _CONTEXT_FIELDS if isinstance(config.get(name), int)), None)
 
 
 def lora_capacity(rank: int) -> int | None:
@@ -90,7 +97,9 @@ def lora_capacity(rank: int) -> int | None:
 def takes_adapters(folder: Path) -> bool:
     """Whether vLLM's class for the model takes LoRA adapters; also True where its source doesn't tell."""
     registered = _registered() or {}
-    found = [registered[name] for name in _config(folder).get("architectures") or () if name in registered]
+    found = [
+        registered[name] for name in text_config(folder).get("architectures") or () if name in registered
+    ]
     return all(_is_adaptable(f"{_MODELS}.{module}", name) is not False for module, name in found)
 
 
@@ -149,7 +158,7 @@ def _source(module: str) -> Path:
     return Path(package.origin).parent.parent / f"{module.replace('.', '/')}.py"
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def text_config(folder: Path) -> dict[str, Any]:
     """The text model's part of config.json, with the architectures of the whole; {} when it can't be read."""
     try:
         config = json.loads((folder / "config.json").read_text())

@@ -1,7 +1,7 @@
 """The REST API as values: each function builds one call and knows how to read its answer.
 
-The synchronous and the asynchronous client both run these, so that a path, a parameter or an error is
-written down once.
+Both clients turn these into their methods (`method` in connection.py), so that a call, with its parameters,
+defaults and meaning, is written down once. An answer other than success is an ApiError.
 """
 
 import json
@@ -154,7 +154,8 @@ def job_path(job_id: str, rest: str = "") -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}{rest}"
 
 
-def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None) -> Call[SubmittedJob]:
+def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Call[SubmittedJob]:
+    """Submit a job. With the same `idempotency_key` a repeated call returns the first job."""
     body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=headers)
@@ -165,8 +166,12 @@ def get_job(job_id: str) -> Call[Job]:
 
 
 def list_jobs(
-    state: JobState | str | None, name: str | None, cursor: str | None, limit: int | None
+    state: JobState | str | None = None,
+    name: str | None = None,
+    cursor: str | None = None,
+    limit: int | None = None,
 ) -> Call[JobPage]:
+    """Jobs, newest first; pass `page.next` as `cursor` for the next page."""
     chosen = params(state=state, name=name, cursor=cursor, limit=limit)
     return Call("GET", "/v1/jobs", reads(JobPage), chosen)
 
@@ -178,9 +183,9 @@ def cancel_job(job_id: str) -> Call[Job]:
 def metrics(
     job_id: str,
     names: Iterable[str],
-    from_step: int | None,
-    to_step: int | None,
-    max_points: int | None,
+    from_step: int | None = None,
+    to_step: int | None = None,
+    max_points: int | None = None,
 ) -> Call[MetricsHistory]:
     chosen = tuple(("name", name) for name in names)
     chosen += params(from_step=from_step, to_step=to_step, max_points=max_points)
@@ -188,18 +193,24 @@ def metrics(
 
 
 def health(job_id: str) -> Call[JobHealth]:
+    """What the last steps say about the run, the worst first."""
     return Call("GET", job_path(job_id, "/health"), reads(JobHealth))
 
 
 def staleness(
-    job_id: str, steps: int | None, from_step: int | None, to_step: int | None
+    job_id: str, steps: int | None = None, from_step: int | None = None, to_step: int | None = None
 ) -> Call[JobStaleness]:
+    """p, ESS and mismatch by staleness, over the newest `steps` steps or a range of them."""
     chosen = params(steps=steps, from_step=from_step, to_step=to_step)
     return Call("GET", job_path(job_id, "/staleness"), reads(JobStaleness), chosen)
 
 
 def trajectories(
-    job_id: str, step: int | None, offset: int | None, limit: int | None, sort: str | None
+    job_id: str,
+    step: int | None = None,
+    offset: int | None = None,
+    limit: int | None = None,
+    sort: str | None = None,
 ) -> Call[TrajectoryPage]:
     chosen = params(step=step, offset=offset, limit=limit, sort=sort)
     return Call("GET", job_path(job_id, "/trajectories"), reads(TrajectoryPage), chosen)
@@ -214,7 +225,7 @@ def trajectory_tokens(job_id: str, step: int, index: int) -> Call[RecordedTokens
     return Call("GET", path, reads(RecordedTokens))
 
 
-def logs(job_id: str, attempt: int | None, offset: int | None) -> Call[LogText]:
+def logs(job_id: str, attempt: int | None = None, offset: int | None = None) -> Call[LogText]:
     return Call("GET", job_path(job_id, "/logs"), reads(LogText), params(attempt=attempt, offset=offset))
 
 
@@ -238,13 +249,20 @@ def events(job_id: str, after: int) -> Call[None]:
 
 
 def replay(
-    job_id: str, step: int, algorithm: str | None, changes: Mapping[str, JsonValue] | None
+    job_id: str,
+    step: int,
+    algorithm: str | None = None,
+    changes: Mapping[str, JsonValue] | None = None,
 ) -> Call[AskedReplay]:
+    """Compute a recorded step again, under its own or another objective; poll get_replay for the end.
+
+    `changes` are fields of the objective; the same question gives the stored replay.
+    """
     body = ReplayRequest(step=step, algorithm=algorithm, set=dict(changes or {})).model_dump(mode="json")
     return Call("POST", job_path(job_id, "/replays"), reads(AskedReplay), json=body)
 
 
-def replays(job_id: str, step: int | None, limit: int | None) -> Call[ReplayList]:
+def replays(job_id: str, step: int | None = None, limit: int | None = None) -> Call[ReplayList]:
     return Call("GET", job_path(job_id, "/replays"), reads(ReplayList), params(step=step, limit=limit))
 
 
@@ -290,11 +308,13 @@ def get_engine(engine_id: str) -> Call[EngineService]:
 
 
 def create_engine(spec: EngineSpec) -> Call[EngineService]:
+    """Declare an engine that LoRA jobs on its model share. For administrators."""
     body = spec.model_dump(mode="json")
     return Call("POST", "/v1/engines", reads(EngineService), json=body)
 
 
 def remove_engine(engine_id: str) -> Call[EngineService]:
+    """Let it take no new jobs, and go when its present ones have ended. For administrators."""
     return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
 
 
@@ -303,10 +323,12 @@ def metric_names() -> Call[dict[str, MetricInfo]]:
 
 
 def login_code() -> Call[LoginCode]:
+    """A code for one sign-in of a browser: open {url}/login/{code}."""
     return Call("POST", "/v1/login-codes", reads(LoginCode))
 
 
 def ready() -> Call[None]:
+    """Return when the server can work; raises otherwise."""
     return Call("GET", "/readyz", _nothing)
 
 

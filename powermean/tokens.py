@@ -34,7 +34,7 @@ class Verb(StrEnum):
 
     REPORT = "report"  # heartbeats, metrics, logs, checkpoints, the end: all that goes to the server
     GENERATE = "generate"  # completions, from a rollout service
-    PUBLISH = "publish"  # new weights, pause and resume, to a rollout service
+    PUBLISH = "publish"  # new weights, to a rollout service
 
 
 ALL_VERBS = tuple(Verb)

@@ -13,7 +13,13 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from powermean.contracts.rollout import ChannelRequest, EngineState, GenerateRequest, PublishRequest
+from powermean.contracts.rollout import (
+    ChannelRequest,
+    EngineState,
+    GenerateRequest,
+    GenerateResponse,
+    PublishRequest,
+)
 from powermean.tokens import AttemptClaims, Verb
 from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
@@ -59,10 +65,14 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Complete prompts."""
     engine = _engine_for(request, Verb.GENERATE)
-    response = await _in_turn(
-        request, request.app.state.turns, lambda cancelled: engine.generate(body, cancelled)
-    )
-    _metrics(request).generated(body, response)
+
+    def work(cancelled: Event) -> GenerateResponse:
+        started = time.monotonic()
+        response = engine.generate(body, cancelled)
+        _metrics(request).generated(body, response, time.monotonic() - started)
+        return response
+
+    response = await _in_turn(request, request.app.state.turns, work)
     return Response(response.model_dump_json(), media_type="application/json")
 
 
@@ -97,22 +107,6 @@ async def channel(body: ChannelRequest, request: Request) -> EngineState:
             path="host",
         )
     await _control(request, lambda: engine.open_channel(body))
-    return engine.state()
-
-
-@router.post("/v1/pause")
-async def pause(request: Request) -> EngineState:
-    """Refuse to generate for the job until resumed; what is being generated is finished."""
-    engine = _engine_for(request, Verb.PUBLISH)
-    await _control(request, engine.pause)
-    return engine.state()
-
-
-@router.post("/v1/resume")
-async def resume(request: Request) -> EngineState:
-    """Generate again."""
-    engine = _engine_for(request, Verb.PUBLISH)
-    await _control(request, engine.resume)
     return engine.state()
 
 

@@ -21,7 +21,7 @@ from powermean.contracts.rollout import (
 from powermean.errors import PowermeanError
 
 CONNECT_TIMEOUT_S = 10.0
-CONTROL_TIMEOUT_S = 60.0  # of pause, resume and health; what is being generated is finished first
+CONTROL_TIMEOUT_S = 60.0  # of health and of dropping an adapter; what is being generated is finished first
 _WORTH_ANOTHER_TRY = frozenset({401, 429, 499})
 
 Message = TypeVar("Message", bound=BaseModel)
@@ -110,14 +110,6 @@ class RolloutClient:
     def open_channel(self, request: ChannelRequest, timeout_s: float) -> EngineState:
         """Let the engine meet us; both sides have done so when this returns."""
         return _parsed(EngineState, self._call("POST", "/v1/channel", timeout_s, request))
-
-    def pause(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
-        """Let the engine refuse to generate until `resume`."""
-        return _parsed(EngineState, self._call("POST", "/v1/pause", timeout_s))
-
-    def resume(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
-        """Let the engine generate again."""
-        return _parsed(EngineState, self._call("POST", "/v1/resume", timeout_s))
 
     def health(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
         """The state of an engine that is ready. Raises EngineRefusedError (503) while it is not."""

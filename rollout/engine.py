@@ -83,6 +83,26 @@ def check_method(method: PublishMethod, state: EngineState) -> None:
         )
 
 
+def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int) -> None:
+    """Raises EngineError (invalid, too_long) that names the prompt."""
+    new = request.sampling.max_new_tokens
+    for place, prompt in enumerate(request.prompts):
+        path = f"prompts.{place}"
+        if not prompt:
+            raise EngineError(422, "invalid", "the prompt has no token", path=path)
+        if len(prompt) + new > max_model_len:
+            raise EngineError(
+                422,
+                "too_long",
+                f"a prompt of {len(prompt)} tokens and {new} new ones exceed the context of {max_model_len} "
+                "(the model's, or what the key/value cache holds)",
+                remedy="Shorten the prompt or lower sampling.max_new_tokens.",
+                path=path,
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise EngineError(422, "invalid", f"token ids must be in 0..{vocabulary - 1}", path=path)
+
+
 class Engine(Protocol):
     """What one job asks of an engine. As many calls at once as its host takes; `state` at any time."""
 
@@ -100,12 +120,6 @@ class Engine(Protocol):
 
     def open_channel(self, request: ChannelRequest) -> None:
         """Meet the trainer, for publishes by a channel that `state` offers. Raises EngineError."""
-
-    def pause(self) -> None:
-        """Refuse to generate until `resume`."""
-
-    def resume(self) -> None:
-        """Generate again."""
 
     def state(self) -> EngineState:
         """What /health says to the job."""

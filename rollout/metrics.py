@@ -53,14 +53,14 @@ class EngineMetrics:
             "powermean_rollout_adapters", "Jobs that have a LoRA adapter here.", registry=registry
         )
 
-    def generated(self, request: GenerateRequest, response: GenerateResponse) -> None:
-        """Count a request that was answered."""
+    def generated(self, request: GenerateRequest, response: GenerateResponse, seconds: float) -> None:
+        """Count a request that was answered, in `seconds` of the engine's time."""
         self._prompt_tokens.inc(sum(map(len, request.prompts)))
         for group in response.completions:
             for completion in group:
                 self._completion_tokens.inc(len(completion.token_ids))
                 self._completions.labels(completion.finish_reason).inc()
-        self._generate_seconds.observe(response.seconds)
+        self._generate_seconds.observe(seconds)
 
     def published(self, seconds: float) -> None:
         """Count a publish that was taken."""

@@ -35,6 +35,7 @@ _REMEDIES = {
     "json_invalid": "Send a JSON document with Content-Type: application/json.",
     "union_tag_not_found": "Add the field that says which kind it is.",
 }
+_MOST_FIELDS = 20  # in one answer
 _PLACES = ("body", "query", "path", "header", "cookie")
 
 
@@ -63,11 +64,12 @@ def _service_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    fields = tuple(field_error(one, error.body) for one in error.errors())
+    errors = error.errors()
+    fields = tuple(field_error(one, error.body) for one in errors[:_MOST_FIELDS])
     first = fields[0]
     message = f"{first.path}: {first.message}" if first.path else first.message
-    if len(fields) > 1:
-        message += f" (and {len(fields) - 1} more)"
+    if len(errors) > 1:
+        message += f" (and {len(errors) - 1} more)"
     return error_response(422, ErrorBody(code="invalid", message=message, remedy=first.remedy, fields=fields))
 
 

@@ -1,5 +1,7 @@
 """Failures that people can act on: what goes wrong in a node's processes, as the job's error."""
 
+from collections.abc import Collection, Iterable
+
 from safetensors import SafetensorError
 
 from powermean.artefacts import ArtefactError
@@ -36,6 +38,28 @@ def no_updates(steps: int) -> TrainingError:
         remedy="choose problems that the model solves sometimes (the metric `reward` says how often it did), "
         "or raise rollout.group_size",
     )
+
+
+def cuda_unavailable() -> TrainingError:
+    """The error of a job that asks for a GPU where PyTorch sees none."""
+    return TrainingError(
+        "cuda_unavailable",
+        "the job asks for a GPU, but PyTorch sees no CUDA device on this node",
+        path="resources.gpus",
+        remedy="set resources.gpus to 0, or install the CUDA build of PyTorch and the driver on the node",
+    )
+
+
+def check_modules(wanted: Iterable[str], known: Collection[str]) -> None:
+    """Raises TrainingError (unknown_modules) where an adapter names layers that the model hasn't."""
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise TrainingError(
+            "unknown_modules",
+            f"the model has no linear layers named {', '.join(unknown)}",
+            path="model.lora.target_modules",
+            remedy=f"choose among {', '.join(sorted(known))}; an empty list takes them all",
+        )
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -17,15 +17,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from powermean.contracts.attempts import Claim, EngineStart, SpoolRecord
+from powermean.contracts.attempts import Claim, EngineStart, Order, SpoolRecord
 from powermean.errors import PowermeanError
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
+PHASE_CHARACTERS = 80  # most of what the trainer says it is doing
 MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all that runs for an attempt
 
 
@@ -106,15 +108,26 @@ class AttemptDir:
     def write_token(self, token: str) -> None:
         write_whole(self.path / "token", token, 0o600)
 
-    def write_order(self, order: str) -> None:
+    def order(self) -> Order:
+        """What the supervisor wants; no order or one not known means to go on."""
+        try:
+            text = (self.path / "order").read_text().strip()
+        except FileNotFoundError:
+            return "continue"
+        return next((order for order in get_args(Order) if order == text), "continue")
+
+    def write_order(self, order: Order) -> None:
         write_whole(self.path / "order", order)
 
     def phase(self, default: str) -> str:
-        """The trainer's word, at most 80 characters."""
+        """The trainer's word."""
         try:
-            return (self.path / "phase").read_text(errors="replace").strip()[:80] or default
+            return (self.path / "phase").read_text(errors="replace").strip()[:PHASE_CHARACTERS] or default
         except FileNotFoundError:
             return default
+
+    def write_phase(self, text: str) -> None:
+        write_whole(self.path / "phase", text[:PHASE_CHARACTERS])
 
     def supervisor(self) -> ProcessId | None:
         try:

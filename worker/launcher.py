@@ -81,10 +81,7 @@ class LocalLauncher:
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         gpus = self._gpus(claim, "trainer")
-        start: tuple[str, ...] = (sys.executable, "-m")
-        if len(gpus) > 1:
-            start += ("torch.distributed.run", "--standalone", "--nproc-per-node", str(len(gpus)), "-m")
-        argv = (*start, "trainer.run", "--attempt-dir", str(attempt.path))
+        argv = (sys.executable, "-m", "trainer.run", "--attempt-dir", str(attempt.path))
         return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
 
     def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import get_args
 
 from powermean.contracts.attempts import (
     CheckpointCommit,
@@ -62,15 +61,11 @@ class Reporter:
         """
         log.info(text)
         with self._telling:
-            write_whole(self._attempt.path / "phase", text[:80])
+            self._attempt.write_phase(text)
 
     def order(self) -> Order:
-        """What the supervisor wants; no order or one not known means to go on."""
-        try:
-            text = (self._attempt.path / "order").read_text().strip()
-        except FileNotFoundError:
-            return "continue"
-        return next((order for order in get_args(Order) if order == text), "continue")
+        """What the supervisor wants."""
+        return self._attempt.order()
 
     def _write(self, record: SpoolRecord) -> None:
         write_whole(self._attempt.spool / f"{next(self._numbers):08d}.json", record.model_dump_json())

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
-from powermean.cli.children import Child, Keeper
+from powermean.children import last_words
+from powermean.cli.keeper import Keeper
 from powermean.client import Client
 from powermean.errors import PowermeanError
 from powermean.home import Home
@@ -134,7 +135,8 @@ class Embedded:
         self.home = home
         self.url = ""
         self._wanted = (port, next_port)
-        self._keeper = Keeper(tell)
+        self._tell = tell
+        self._keepers: dict[str, Keeper] = {}
         self._lock: int | None = None
 
     def start(self) -> None:
@@ -148,9 +150,9 @@ class Embedded:
         port = choose_port(*self._wanted)
         self.url = f"http://127.0.0.1:{port}"
         self._note_holder()
-        self._keeper.start()
-        for child in self._children(port):
-            self._keeper.add(child)
+        self._keepers = {keeper.name: keeper for keeper in self._programs(port)}
+        for keeper in self._keepers.values():
+            keeper.start()
         self._await_ready()
         part = self.home.address.with_name(f".{self.home.address.name}.part")
         part.write_text(self.url + "\n")
@@ -174,7 +176,7 @@ class Embedded:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()}, {self.url}\n".encode(), 0)
 
-    def _children(self, port: int) -> list[Child]:
+    def _programs(self, port: int) -> list[Keeper]:
         home, python = self.home, sys.executable
         password = secret(home.secrets / "redis.password", "")
         redis_port = free_port()
@@ -206,21 +208,27 @@ class Embedded:
             "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(home.secrets / "attempt_token.pub"),
         }
         config = redis_config(home, redis_port, password)
+        home.logs.mkdir(exist_ok=True)
+        programs = {
+            "redis": ([str(valkey_program()), str(config)], everywhere),
+            "server": ([python, "-m", "server"], server),
+            "worker": ([python, "-m", "worker"], worker),
+        }
         return [
-            Child("redis", [str(valkey_program()), str(config)], everywhere, home.logs / "redis.log"),
-            Child("server", [python, "-m", "server"], server, home.logs / "server.log"),
-            Child("worker", [python, "-m", "worker"], worker, home.logs / "worker.log"),
+            Keeper(name, command, environment, home.logs / f"{name}.log", self._tell)
+            for name, (command, environment) in programs.items()
         ]
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_S
         with Client(self.url, self.home.admin_key.read_text().strip()) as client:
             while not ready(client):
-                if failing := self._keeper.failing():
-                    raise EmbeddedError(
-                        f"The {failing.name} does not start (status {failing.last_code}): "
-                        f"{failing.last_words()} More in {failing.log}"
-                    )
+                for keeper in self._keepers.values():
+                    if keeper.deaths.too_many:
+                        raise EmbeddedError(
+                            f"The {keeper.name} does not start (status {keeper.last_code}): "
+                            f"{last_words(keeper.log)} More in {keeper.log}"
+                        )
                 if time.monotonic() > deadline:
                     raise EmbeddedError(
                         f"The service was not ready within {READY_S:.0f} s: see the logs in {self.home.logs}"
@@ -229,12 +237,11 @@ class Embedded:
 
     def stop(self) -> None:
         """Worker, then what it started, server, Redis; each has a deadline."""
-        if self._keeper.is_alive():
-            self._keeper.stop("worker", grace_s=3)
+        if self._keepers:
+            self._keepers["worker"].stop(grace_s=3)
             end_all(self._supervisors, grace_s=20)
-            self._keeper.stop("server", grace_s=5)
-            self._keeper.stop("redis", grace_s=3)
-            self._keeper.close()
+            self._keepers["server"].stop(grace_s=5)
+            self._keepers["redis"].stop(grace_s=3)
             end_all(lambda: marked(MARK, str(os.getpid())), grace_s=0)
         if self._lock is not None:
             self.home.address.unlink(missing_ok=True)

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.table import Table
 
 from powermean.cli.following import follow
 from powermean.cli.models import download_model
 from powermean.cli.progress import Run, number
-from powermean.cli.specs import SpecFileError, load_spec, located, read_spec
+from powermean.cli.specs import SpecFileError, load_spec, located, read_file
 from powermean.cli.terminal import FAILED, complain, connected, console, plain_failures
 from powermean.client import Client
 from powermean.contracts.api import Job, JobState, JobSummary
 from powermean.home import Home
 from powermean.rest import ApiError
+from powermean.spec_yaml import to_yaml
 
 LOG_POLL_S = 1.0
 
@@ -51,7 +51,7 @@ def submit(
         except ApiError as error:
             if not error.body.fields:
                 raise
-            raise SpecFileError(file, located(error.body.fields, read_spec(file)[1])) from error
+            raise SpecFileError(file, located(error.body.fields, read_file(file))) from error
         console.print(job.id, markup=False)
         if watch_it:
             finish_with(follow(client, job, console))
@@ -95,8 +95,7 @@ def show(
         return
     for line in described(job):
         console.print(line, markup=False, soft_wrap=True)
-    text = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    console.print(f"\n{text}", markup=False, soft_wrap=True)
+    console.print(f"\n{to_yaml(job.spec)}", markup=False, soft_wrap=True)
 
 
 def described(job: Job) -> list[str]:

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from powermean.contracts.api import Event, Job, JobSummary
 from powermean.contracts.health import Finding, JobHealth, Level
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.health import verdict
+from powermean.means import known_mean, late_mean
 
 TIMES = ("generate", "score", "grade", "update", "publish", "record")
 SHOWN = (
@@ -67,10 +67,8 @@ class Run:
 
     def late(self, step: int, name: str) -> float | None:
         """Mean over the step's updates after the first pass, where ratios have left 1; else over all."""
-        updates = {u: v[name] for (s, u), v in self.values.items() if s == step and u >= 0 and name in v}
-        later = [value for update, value in updates.items() if update >= self.minibatches]
-        chosen = later or list(updates.values())
-        return fmean(chosen) if chosen else None
+        updates = [(u, v[name]) for (s, u), v in self.values.items() if s == step and u >= 0 and name in v]
+        return late_mean(updates, self.minibatches) if updates else None
 
     @property
     def steps(self) -> list[int]:
@@ -107,19 +105,15 @@ class Run:
     @property
     def seconds_left(self) -> float | None:
         """From the mean of the last steps."""
-        times = [t for step in self.steps[-5:] if (t := self.value(step, "time/step")) is not None]
-        if not times:
-            return None
-        return fmean(times) * max(0, self.job.total_steps - self.steps[-1])
+        time = known_mean(self.value(step, "time/step") for step in self.steps[-5:])
+        return None if time is None else time * max(0, self.job.total_steps - self.steps[-1])
 
     def mean(self, name: str) -> float | None:
         """Mean over all trained steps."""
-        found = [v for step in self.steps if (v := self.value(step, name)) is not None]
-        return fmean(found) if found else None
+        return known_mean(self.value(step, name) for step in self.steps)
 
     def late_mean(self, name: str) -> float | None:
-        found = [v for step in self.steps if (v := self.late(step, name)) is not None]
-        return fmean(found) if found else None
+        return known_mean(self.late(step, name) for step in self.steps)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -7,23 +7,23 @@ docs/pmpo.md explains each field, its source, and which choices are the paper's 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from powermean.contracts.renaming import RenamedFields
 
 # The kernel clamps log-ratios to this, so a wider clip range would never bind.
 LOG_RATIO_LIMIT = 20.0
 
-LogBound = Annotated[float, Field(gt=0, le=LOG_RATIO_LIMIT)]
-LowEpsilon = Annotated[float, Field(gt=0, lt=1)]
-HighEpsilon = Annotated[float, Field(gt=0, le=100)]
-Exponent = Annotated[float, Field(ge=-8, le=8)]
+LogBound = Annotated[StrictFloat, Field(gt=0, le=LOG_RATIO_LIMIT)]
+LowEpsilon = Annotated[StrictFloat, Field(gt=0, lt=1)]
+HighEpsilon = Annotated[StrictFloat, Field(gt=0, le=100)]
+Exponent = Annotated[StrictFloat, Field(ge=-8, le=8)]
 
 
 class _Objective(RenamedFields):
     """What every objective has beside its own geometry."""
 
-    beta: float = Field(
+    beta: StrictFloat = Field(
         0.0, ge=0, le=10, description="Weight of the KL to the initial model (k3, token mean)."
     )
     importance_sampling_correction: Literal["off", "token", "sequence", "sequence_mean"] = Field(
@@ -31,7 +31,7 @@ class _Objective(RenamedFields):
         description="Truncated importance-sampling ratio trainer/engine: token scales each token's gradient; "
         "sequence (exp of the summed log-ratio) and sequence_mean (exp of its mean) scale the loss.",
     )
-    importance_sampling_clip_max: float = Field(
+    importance_sampling_clip_max: StrictFloat = Field(
         2.0, ge=1, le=100, description="Largest importance-sampling ratio that acts."
     )
 
@@ -67,7 +67,7 @@ class Pmpo(_LogClipped):
         "active",
         description="Which tokens count as clipped: those whose clip binds, or all outside the range.",
     )
-    clip_fraction_full: float = Field(
+    clip_fraction_full: StrictFloat = Field(
         1.0, gt=0, le=1, description="Clip fraction f at which p is 0; smaller reacts more."
     )
     ess_clip_range: tuple[LogBound, LogBound] | None = Field(
@@ -107,17 +107,19 @@ class Apmpo(_Objective):
     """One exponent per batch from its mean reward, and an adaptive token clip (APMPO, arXiv 2605.04066)."""
 
     name: Literal["apmpo"] = "apmpo"
-    reward_decay: float = Field(
+    reward_decay: StrictFloat = Field(
         0.8, ge=0, le=10, description="p = exp(-reward_decay * mean reward), held in [0, 1]."
     )
-    epsilon_base: float = Field(0.2, gt=0, lt=1, description="Clip range at a mean reward of 0.")
-    epsilon_amplitude: float = Field(
+    epsilon_base: StrictFloat = Field(0.2, gt=0, lt=1, description="Clip range at a mean reward of 0.")
+    epsilon_amplitude: StrictFloat = Field(
         0.2,
         ge=0,
         lt=1,
         description="Clip range is epsilon_base + epsilon_amplitude * tanh(mean / (std + delta)).",
     )
-    delta: float = Field(1e-4, gt=0, le=1, description="Keeps mean / std finite when all rewards are equal.")
+    delta: StrictFloat = Field(
+        1e-4, gt=0, le=1, description="Keeps mean / std finite when all rewards are equal."
+    )
 
     @model_validator(mode="after")
     def _range_stays_valid(self) -> "Apmpo":
@@ -164,7 +166,7 @@ class Dapo(_RatioClipped):
         le=32768,
         description="Tokens before max_new_tokens over which the length penalty grows; 0 is off.",
     )
-    overlong_penalty: float = Field(
+    overlong_penalty: StrictFloat = Field(
         1.0, ge=0, le=10, description="Penalty at max_new_tokens, taken off the reward."
     )
 
@@ -173,7 +175,7 @@ class Cispo(_Objective):
     """Clipped, detached ratio times A times log pi; no token loses its gradient (arXiv 2506.13585)."""
 
     name: Literal["cispo"] = "cispo"
-    ratio_cap: float = Field(
+    ratio_cap: StrictFloat = Field(
         5.0, gt=1, le=1000, description="Largest importance ratio, absolute, not 1 + it."
     )
 

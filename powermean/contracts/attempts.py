@@ -51,7 +51,6 @@ class EngineReport(Contract):
     state: Literal["starting", "ready", "failed", "stopping"]
     gpu_uuids: tuple[str, ...] = Field((), description="Held as long as the node reports the engine.")
     url: str | None = Field(None, description="Where it serves; the same after a restart.")
-    mode: Literal["adapters"] = "adapters"
     max_model_len: int | None = Field(None, description="Most tokens of prompt and completion together.")
     adapters: AdapterSlots | None = Field(None, description="Capacity, and how much of it is taken.")
     requests: int | None = Field(None, ge=0, description="Requests that it works on.")

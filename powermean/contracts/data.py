@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
 
 from powermean.contracts.base import Contract
 from powermean.contracts.jsonl import template_fields
@@ -14,7 +14,7 @@ class ArithmeticTask(Contract):
     operator: Literal["+", "-", "*"] = Field(description="The operation asked for.")
     low: StrictInt = Field(ge=0, le=999, description="Smallest operand.")
     high: StrictInt = Field(ge=0, le=999, description="Largest operand.")
-    weight: float = Field(
+    weight: StrictFloat = Field(
         1.0, gt=0, le=1000, description="How often this task is drawn, relative to the others."
     )
 
@@ -48,7 +48,7 @@ class ArithmeticSource(Contract):
         max_length=4000,
         description="Prompt template with the fields {a}, {op} and {b}.",
     )
-    held_out: float = Field(0.25, gt=0, lt=1, description="Share of the problems kept for evaluation.")
+    held_out: StrictFloat = Field(0.25, gt=0, lt=1, description="Share of the problems kept for evaluation.")
 
     @field_validator("prompt")
     @classmethod
@@ -75,7 +75,7 @@ class JsonlSource(Contract):
     chat: StrictBool = Field(
         False, description="Wrap the prompt as one user message in the model's chat template."
     )
-    held_out: float = Field(
+    held_out: StrictFloat = Field(
         0.1, gt=0, lt=1, description="Share of the rows kept for evaluation, by a hash of the prompt."
     )
 

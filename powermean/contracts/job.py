@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictInt, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
 from powermean.contracts.base import Contract, Name, conflict
@@ -14,7 +14,7 @@ class LoraSpec(Contract):
     """Train a low-rank adapter and leave the model's own weights as they are (arXiv 2106.09685)."""
 
     rank: StrictInt = Field(16, ge=1, le=512, description="Rank r of the update of each weight.")
-    alpha: float = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / rank.")
+    alpha: StrictFloat = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / rank.")
     target_modules: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w-]+$")], ...] = (
         Field(
             (),
@@ -22,7 +22,7 @@ class LoraSpec(Contract):
             description="Linear layers to adapt, e.g. q_proj; empty is all but the output layer.",
         )
     )
-    dropout: float = Field(
+    dropout: StrictFloat = Field(
         0.0,
         ge=0,
         lt=1,
@@ -66,7 +66,7 @@ class RolloutSpec(Contract):
     group_size: StrictInt = Field(
         8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage."
     )
-    temperature: float = Field(
+    temperature: StrictFloat = Field(
         1.0, ge=0.05, le=5.0, description="Sampling temperature; log-probs are of this distribution."
     )
     max_new_tokens: StrictInt = Field(64, ge=1, le=32768, description="Most tokens a completion may have.")
@@ -97,7 +97,7 @@ class RolloutSpec(Contract):
         "or those of the weights that sampled each token, so that staleness shows in ratios, p and ESS "
         "(algorithm.importance_sampling_correction is then off: pi_old and pi_rollout are the same).",
     )
-    logprob_tolerance: float = Field(
+    logprob_tolerance: StrictFloat = Field(
         1e-3,
         gt=0,
         le=1.0,
@@ -149,16 +149,16 @@ class TrainingSpec(Contract):
 class OptimizerSpec(Contract):
     """AdamW with linear warm-up, then constant."""
 
-    learning_rate: float = Field(1e-6, gt=0, le=1.0, description="Peak learning rate.")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="AdamW's betas."
+    learning_rate: StrictFloat = Field(1e-6, gt=0, le=1.0, description="Peak learning rate.")
+    betas: tuple[Annotated[StrictFloat, Field(ge=0, lt=1)], Annotated[StrictFloat, Field(ge=0, lt=1)]] = (
+        Field((0.9, 0.95), description="AdamW's betas.")
     )
-    eps: float = Field(1e-8, gt=0, le=1e-2, description="AdamW's epsilon.")
-    weight_decay: float = Field(0.0, ge=0, le=1.0, description="Decoupled weight decay.")
+    eps: StrictFloat = Field(1e-8, gt=0, le=1e-2, description="AdamW's epsilon.")
+    weight_decay: StrictFloat = Field(0.0, ge=0, le=1.0, description="Decoupled weight decay.")
     warmup_updates: StrictInt = Field(
         3, ge=0, le=100_000, description="Updates over which the rate rises from 0."
     )
-    max_grad_norm: float = Field(
+    max_grad_norm: StrictFloat = Field(
         1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down."
     )
 
@@ -172,7 +172,7 @@ class EvaluationSpec(Contract):
     problems: StrictInt = Field(
         128, ge=1, le=100_000, description="Held-out problems (or all there are, if fewer)."
     )
-    temperature: float | None = Field(
+    temperature: StrictFloat | None = Field(
         None, ge=0, le=5.0, description="Sampling temperature; null is the rollouts', 0 greedy."
     )
 
@@ -187,10 +187,15 @@ class CheckpointSpec(Contract):
 class ResourceSpec(Contract):
     """What the job occupies while it runs."""
 
-    gpus: StrictInt = Field(0, ge=0, le=1024, description="GPUs for the trainer; 0 trains on a CPU slot.")
+    gpus: StrictInt = Field(
+        0,
+        ge=0,
+        le=1,
+        description="GPUs for the trainer: 1, or 0 to train on a CPU slot. It can't use more yet.",
+    )
     placement: Literal["colocated", "split"] = Field(
         "colocated",
-        description="colocated: trainer and engine share their GPUs; split: the engine has one more GPU of "
+        description="colocated: trainer and engine share the GPU; split: the engine has one more GPU of "
         "the same node for itself. A shared engine has its own in any case.",
     )
 

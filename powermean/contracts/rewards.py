@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictFloat, field_validator, model_validator
 
 from powermean.contracts.base import Contract
 
@@ -46,7 +46,7 @@ class MathVerify(Contract):
     """1 when math-verify finds the completion's final expression equal to the reference, else 0."""
 
     kind: Literal["math_verify"] = "math_verify"
-    timeout_s: float = Field(5.0, gt=0, le=60, description="Time limit for one completion, in seconds.")
+    timeout_s: StrictFloat = Field(5.0, gt=0, le=60, description="Time limit for one completion, in seconds.")
 
 
 RewardSpec = Annotated[ExactMatch | MathVerify, Field(discriminator="kind")]

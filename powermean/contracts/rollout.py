@@ -49,7 +49,6 @@ class GenerateResponse(Contract):
     """completions[i][j] is the j-th completion of prompt i."""
 
     completions: tuple[tuple[Completion, ...], ...]
-    seconds: float = Field(ge=0, description="Engine time for the request.")
 
 
 class WeightFile(Contract):
@@ -170,7 +169,6 @@ class EngineState(Contract):
     version: int
     attempt: int
     max_model_len: int
-    paused: bool
     methods: tuple[PublishMethod, ...] = Field(
         ("store", "shm"), description="Ways in which it takes weights."
     )

@@ -1,6 +1,5 @@
 """The transformers engine: any Hugging Face causal model, on a CPU or one GPU."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,14 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
-from rollout.engine import EngineError, Fence, adapters_off, check_method
+from powermean.engine_selection import context_length
+from rollout.engine import EngineError, Fence, adapters_off, check_method, check_prompts
 from rollout.transformers.decoding import Model, Sampled, is_plain, sample_batch
 from rollout.transformers.stopping import Decoder, Stopping
 from rollout.weights import WeightSource
 
 NAME = "transformers"
 DEFAULT_CONTEXT = 2048  # of a model whose config names none
-
-_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,6 @@ class TransformersEngine:
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._end_tokens = _end_tokens(model)
         self._plain = is_plain(model)
-        self._paused = False
         self._whole = True  # False while weights of two versions are mixed
 
     def serving(self, job_id: str, attempt: int) -> "TransformersEngine":
@@ -81,7 +78,6 @@ class TransformersEngine:
             version=self._fence.version,
             attempt=self._fence.attempt,
             max_model_len=self._limits.max_model_len,
-            paused=self._paused,
         )
 
     def metrics(self) -> str:
@@ -99,18 +95,9 @@ class TransformersEngine:
         """See Engine. There is none."""
         check_method(request.method, self.state())
 
-    def pause(self) -> None:
-        """See Engine."""
-        self._paused = True
-
-    def resume(self) -> None:
-        """See Engine."""
-        self._paused = False
-
     def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
         """See Engine. With a seed the completions are a function of request and weights, bit for bit."""
         self._check(request)
-        started = time.monotonic()
         sampled: list[Sampled] = []
         for prompts, draws in self._batches(request):
             sampled += self._sample(prompts, draws, request, cancelled)
@@ -120,7 +107,6 @@ class TransformersEngine:
                 tuple(completions[start : start + request.n])
                 for start in range(0, len(completions), request.n)
             ),
-            seconds=time.monotonic() - started,
         )
 
     def publish(self, request: PublishRequest) -> None:
@@ -133,30 +119,11 @@ class TransformersEngine:
         self._fence = fence
 
     def _check(self, request: GenerateRequest) -> None:
-        if self._paused:
-            raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
         if not self._whole:
             raise EngineError(
                 503, "weights_incomplete", "the last publish broke off in mid-copy", remedy="Publish again."
             )
-        room = self._limits.max_model_len - request.sampling.max_new_tokens
-        for place, prompt in enumerate(request.prompts):
-            path = f"prompts.{place}"
-            if not prompt:
-                raise EngineError(422, "invalid", "the prompt has no token", path=path)
-            if len(prompt) > room:
-                raise EngineError(
-                    422,
-                    "too_long",
-                    f"a prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
-                    f"exceed the context of {self._limits.max_model_len}",
-                    remedy="Shorten the prompt or lower sampling.max_new_tokens.",
-                    path=path,
-                )
-            if not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
-                raise EngineError(
-                    422, "invalid", f"token ids must be in 0..{self._vocabulary - 1}", path=path
-                )
+        check_prompts(request, self._limits.max_model_len, self._vocabulary)
 
     def _batches(self, request: GenerateRequest) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
         """(prompt of each row, its draws): rows in order, cut where memory or the model demands it."""
@@ -266,22 +233,13 @@ def load_engine(
         raise EngineError(
             500, "out_of_memory", f"the model in {folder} does not fit the memory of {device}"
         ) from error
-    context = context_length(model)
+    context = context_length(model.config.get_text_config().to_dict())
     if max_model_len is not None and context is not None and max_model_len > context:
         raise EngineError(
             500, "too_long", f"--max-model-len {max_model_len} exceeds the model's context of {context}"
         )
     limits = Limits(max_model_len or context or DEFAULT_CONTEXT, max_batch_tokens)
     return TransformersEngine(model, tokenizer, fence, weights, limits, folder.name)
-
-
-def context_length(model: Model) -> int | None:
-    """The most tokens that prompt and completion may have together, where the config says so."""
-    config = model.config.get_text_config()
-    for field in _CONTEXT_FIELDS:
-        if isinstance(value := getattr(config, field, None), int):
-            return value
-    return None
 
 
 def _end_tokens(model: Model) -> frozenset[int]:

@@ -1,6 +1,5 @@
 """vLLM with the base model's weights and a LoRA adapter a job: for one job, or shared by several."""
 
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from threading import Event
@@ -12,14 +11,14 @@ from powermean.contracts.rollout import (
     GenerateResponse,
     PublishRequest,
 )
-from rollout.engine import EngineError, Fence, check_method
+from rollout.engine import EngineError, Fence, check_method, check_prompts
 from rollout.vllm.adapters import Adapters
 from rollout.vllm.command import VllmOptions
-from rollout.vllm.engine import NAME, check_prompts, context_length
+from rollout.vllm.engine import NAME, context_length
 from rollout.vllm.metrics import vllms_own
 from rollout.vllm.model_folder import ModelFolder, read_model_folder
 from rollout.vllm.requests import complete
-from rollout.vllm.server import Deadlines, Restarts, VllmServer
+from rollout.vllm.server import Deadlines, VllmServer
 from rollout.weights import WeightSource
 
 CALLS_PER_SLOT = 4  # that a job may be expected to have under way: it samples ahead, evaluates and probes
@@ -36,7 +35,6 @@ class AdapterEngine:
         self._server = server
         self._model = model
         self._only = only
-        self._paused: set[str] = set()  # jobs
         self.adapters = adapters
         self.calls_at_once = CALLS_PER_SLOT * adapters.slots().slots
         server.wait_ready()
@@ -59,7 +57,6 @@ class AdapterEngine:
             version=fence.version if fence else 0,
             attempt=fence.attempt if fence else 0,
             max_model_len=self._max_model_len,
-            paused=job_id in self._paused,
             adapters=self.adapters.slots(),
         )
 
@@ -79,22 +76,11 @@ class AdapterEngine:
         self, job_id: str, attempt: int, request: GenerateRequest, cancelled: Event
     ) -> GenerateResponse:
         """Completions by the base model with the adapter that the job published last."""
-        if job_id in self._paused:
-            raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
         self._server.check_ready()
         check_prompts(request, self._max_model_len, self._model.vocabulary)
-        started = time.monotonic()
         with self.adapters.in_use(job_id, attempt) as adapter:
             completions = complete(self._server, request, self._model.end_tokens, cancelled, adapter=adapter)
-        return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
-
-    def pause(self, job_id: str) -> None:
-        """Refuse to generate for one job."""
-        self._paused.add(job_id)
-
-    def resume(self, job_id: str) -> None:
-        """Generate for it again."""
-        self._paused.discard(job_id)
+        return GenerateResponse(completions=completions)
 
 
 @dataclass(frozen=True)
@@ -128,16 +114,7 @@ class JobEngine:
 
     def drop_adapter(self) -> None:
         """See Engine."""
-        self.engine.resume(self.job_id)
         self.engine.adapters.drop(self.job_id)
-
-    def pause(self) -> None:
-        """See Engine."""
-        self.engine.pause(self.job_id)
-
-    def resume(self) -> None:
-        """See Engine."""
-        self.engine.resume(self.job_id)
 
     def state(self) -> EngineState:
         """See Engine."""
@@ -152,7 +129,6 @@ def load_adapter_engine(
     only: Fence | None = None,
     running: Callable[[], Collection[str]] | None = None,
     deadlines: Deadlines | None = None,
-    restarts: Restarts | None = None,
 ) -> AdapterEngine:
     """Start vLLM on a model folder, with room for the adapters of `slots` jobs, and wait for it.
 
@@ -160,7 +136,7 @@ def load_adapter_engine(
     """
     model = read_model_folder(options.model)
     options = replace(options, max_loras=VERSIONS_PER_SLOT * slots)
-    server = VllmServer(options, deadlines, restarts)
+    server = VllmServer(options, deadlines)
     try:
         return AdapterEngine(server, model, Adapters(server, weights, slots, running), only)
     except EngineError:

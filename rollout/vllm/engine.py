@@ -1,7 +1,6 @@
 """The vLLM engine: one vLLM server process behind the rollout service, on a CPU or on GPUs."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock
@@ -13,13 +12,13 @@ from powermean.contracts.rollout import (
     GenerateResponse,
     PublishRequest,
 )
-from rollout.engine import EngineError, Fence, adapters_off
+from rollout.engine import EngineError, Fence, adapters_off, check_prompts
 from rollout.vllm.channel import Channel
 from rollout.vllm.command import VllmOptions
 from rollout.vllm.metrics import vllms_own
 from rollout.vllm.model_folder import ModelFolder, read_model_folder, read_shapes, renames
 from rollout.vllm.requests import complete
-from rollout.vllm.server import Deadlines, Restarts, VllmServer
+from rollout.vllm.server import Deadlines, VllmServer
 from rollout.weights import WeightSource
 
 NAME = "vllm"
@@ -43,7 +42,6 @@ class VllmEngine:
         self._fence = fence
         self._weights = weights
         self._channel = Channel(server, model)
-        self._paused = False
         self._publishing = Lock()
         self._published = False  # until then the folder's weights, which every start has, are the right ones
         self._served: int | None = None  # the server's start that has the fence's weights; None: no one has
@@ -66,7 +64,6 @@ class VllmEngine:
             version=self._fence.version,
             attempt=self._fence.attempt,
             max_model_len=self._max_model_len,
-            paused=self._paused,
             methods=("store", "shm", *([self._channel.method] if self._channel.method else [])),
         )
 
@@ -78,20 +75,12 @@ class VllmEngine:
         """See Engine."""
         raise adapters_off()
 
-    def pause(self) -> None:
-        """See Engine."""
-        self._paused = True
-
-    def resume(self) -> None:
-        """See Engine."""
-        self._paused = False
-
     def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
         """See Engine. Tokens differ from run to run, whatever the seed."""
         self._check(request)
-        started = time.monotonic()
-        completions = complete(self._server, request, self._model.end_tokens, cancelled)
-        return GenerateResponse(completions=completions, seconds=time.monotonic() - started)
+        return GenerateResponse(
+            completions=complete(self._server, request, self._model.end_tokens, cancelled)
+        )
 
     def publish(self, request: PublishRequest) -> None:
         """See Engine. Nothing is changed before all files are verified and all tensors fit the model.
@@ -170,8 +159,6 @@ class VllmEngine:
         self._server.call("name the version", "/update_weight_version", body={"new_version": str(version)})
 
     def _check(self, request: GenerateRequest) -> None:
-        if self._paused:
-            raise EngineError(409, "paused", "the engine is paused", remedy="POST /v1/resume first.")
         with self._publishing:  # what comes during a publish begins after it
             self._server.check_ready()
             if not self._has_weights():
@@ -190,40 +177,19 @@ def context_length(server: VllmServer) -> int:
     return int(models["data"][0]["max_model_len"])
 
 
-def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int) -> None:
-    """Raises EngineError (invalid, too_long) that names the prompt."""
-    room = max_model_len - request.sampling.max_new_tokens
-    for place, prompt in enumerate(request.prompts):
-        path = f"prompts.{place}"
-        if not prompt:
-            raise EngineError(422, "invalid", "the prompt has no token", path=path)
-        if len(prompt) > room:
-            raise EngineError(
-                422,
-                "too_long",
-                f"a prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
-                f"exceed the context of {max_model_len} (the model's, or what the key/value cache holds)",
-                remedy="Shorten the prompt or lower sampling.max_new_tokens.",
-                path=path,
-            )
-        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-            raise EngineError(422, "invalid", f"token ids must be in 0..{vocabulary - 1}", path=path)
-
-
 def load_engine(
     options: VllmOptions,
     *,
     fence: Fence,
     weights: WeightSource,
     deadlines: Deadlines | None = None,
-    restarts: Restarts | None = None,
 ) -> VllmEngine:
     """Start vLLM on a model folder and wait for it.
 
     Raises EngineError: vllm_missing, unknown_model, engine_start_failed, engine_start_timeout.
     """
     model = read_model_folder(options.model)
-    server = VllmServer(options, deadlines, restarts)
+    server = VllmServer(options, deadlines)
     try:
         return VllmEngine(server, model, fence, weights)
     except EngineError:

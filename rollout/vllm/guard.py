@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from powermean.children import end
 from powermean.processes import Lifeline, descendants, end_all
 from powermean.tether import adopt_orphans, tethered
 from rollout.vllm.shared_memory import remove, used_by
@@ -45,17 +45,10 @@ def main(arguments: Sequence[str]) -> int:
             asked.wait(_POLL_S)
         memory |= used_by(descendants(os.getpid()))
         if asked.is_set() and not parent.cut:
-            _stop(program)
+            end(program, _GRACE_S)  # the API server alone: it ends the others in order
         end_all(lambda: descendants(os.getpid()), 0.0)
         remove(memory)
         return program.wait()
-
-
-def _stop(program: subprocess.Popen[bytes]) -> None:
-    """Ask the API server alone: it ends the others in order."""
-    program.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        program.wait(_GRACE_S)
 
 
 if __name__ == "__main__":

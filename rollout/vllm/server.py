@@ -11,7 +11,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Event, Thread
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import httpx
 
+from powermean.children import Deaths, RestartPolicy, end
 from powermean.engine_selection import vllm_installed
 from powermean.processes import end_all, marked
 from rollout.engine import EngineError
@@ -31,6 +31,7 @@ _POLL_S = 0.25
 _LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
+RESTARTS = RestartPolicy(most=3, window_s=1800.0)  # one that dies more often stays down
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,6 @@ class Deadlines:
     sync_step: float = 180.0  # each step of a publish
     page: float = 3.0  # of what it says of itself
     stop: float = 15.0
-
-
-@dataclass(frozen=True)
-class Restarts:
-    """A server that dies more than `most` times within `window_s` stays down."""
-
-    most: int = 3
-    window_s: float = 1800.0
 
 
 Phase = Literal["starting", "ready", "failed", "closed"]
@@ -73,12 +66,12 @@ class VllmServer:
         self,
         options: VllmOptions,
         deadlines: Deadlines | None = None,
-        restarts: Restarts | None = None,
+        restarts: RestartPolicy = RESTARTS,
     ) -> None:
         require_vllm()
         self.options = options
         self.deadlines = deadlines or Deadlines()
-        self._restarts = restarts or Restarts()
+        self._restarts = restarts
         self._folder = OwnFolder()
         self._key = secrets.token_urlsafe(32)
         self._mark = secrets.token_hex(16)
@@ -161,13 +154,12 @@ class VllmServer:
         body: object = None,
         params: Mapping[str, str] | None = None,
         method: str = "POST",
-        deadline: float | None = None,
     ) -> Any:
         """One request to the process; its JSON, or None.
 
         `step` names it in errors. Raises EngineError: engine_timeout, engine_died, engine_error.
         """
-        limit = deadline or self.deadlines.sync_step
+        limit = self.deadlines.sync_step
         return content(step, self._ask(step, limit, method, path, json=body, params=params))
 
     def text(self, step: str, path: str) -> str:
@@ -224,7 +216,7 @@ class VllmServer:
 
     def _keep(self) -> None:
         """Start, watch and start anew until closed, or until it died too often."""
-        deaths: deque[float] = deque()
+        deaths = Deaths(self._restarts)
         while not self._closing.is_set():
             process = self._spawn()
             if self._became_ready(process):
@@ -238,15 +230,12 @@ class VllmServer:
             self._end(process)
             if self._closing.is_set():
                 break
-            now = time.monotonic()
-            deaths.append(now)
-            while deaths[0] < now - self._restarts.window_s:
-                deaths.popleft()
+            deaths.add(time.monotonic())
             killed_for, self._killed_for = self._killed_for, None
             reason = f"vLLM ended with status {process.returncode}; its last lines:\n{self._last_lines()}"
             if killed_for is not None:
                 reason = f"{killed_for}; vLLM was ended. Its last lines:\n{self._last_lines()}"
-            if len(deaths) > self._restarts.most:
+            if deaths.too_many:
                 return self._move("failed", reason)
             self._move("starting", reason)
         return None
@@ -295,11 +284,8 @@ class VllmServer:
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         """End a server in order, or what is left of one that ended."""
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(self.deadlines.stop)
+        end(process, self.deadlines.stop)
         end_all(self._processes, grace_s=0.0)
-        process.wait()
 
     def _move(self, phase: Phase, reason: str | None = None) -> None:
         with self._changed:

@@ -1,13 +1,13 @@
 """A job's health, from one look at its last steps."""
 
 from collections import defaultdict
-from statistics import fmean
 
 from sqlalchemy.orm import Session
 
 from powermean.contracts.health import JobHealth
 from powermean.contracts.metrics import Point, Series
 from powermean.health import NAMES, PEAKS, WINDOW, StepValues, health
+from powermean.means import late_mean
 from server.jobs.repository import find_job
 from server.jobs.views import job_spec
 from server.metrics.history import metrics_history
@@ -35,15 +35,12 @@ def _by_step(series: Series, minibatches: int) -> StepValues:
             points[point.step].append(point)
     if series.name in PEAKS:
         return {step: max(_highest(point) for point in found) for step, found in points.items()}
-    return {step: _late(found, minibatches) for step, found in points.items()}
+    return {
+        step: late_mean([(p.update, p.value) for p in found if p.value is not None], minibatches)
+        for step, found in points.items()
+    }
 
 
 def _highest(point: Point) -> float:
     assert point.value is not None
     return point.value if point.high is None else point.high
-
-
-def _late(points: list[Point], minibatches: int) -> float:
-    """As in `powermean watch`; a metric of the whole step has its one value."""
-    late = [point for point in points if point.update >= minibatches]
-    return fmean(point.value for point in late or points if point.value is not None)

@@ -101,7 +101,6 @@ def test_what_an_engine_does_not_offer_is_said() -> None:
         version=0,
         attempt=1,
         max_model_len=1,
-        paused=False,
         methods=("store",),
     )
     assert [way.offered(state) for way in WAYS] == [True, False, False]

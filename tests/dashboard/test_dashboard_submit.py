@@ -1,7 +1,10 @@
 import json
 
+import pytest
 from starlette.testclient import TestClient
 
+from dashboard import submit
+from powermean.spec_yaml import SpecText, read_spec
 from tests.support.fake_api import SPEC, FakeApi
 from tests.support.html_text import parse
 
@@ -44,10 +47,37 @@ def test_wrong_fields_are_named_and_the_text_is_kept(browser: TestClient, api: F
     assert api.jobs == {}
 
 
-def test_unreadable_text_says_the_line(browser: TestClient) -> None:
-    answer = browser.post("/new", data={"spec": "name: a\n  b: [", "key": "k"})
+@pytest.mark.parametrize(
+    ("text", "place", "remedy"),
+    [
+        ("name: a\n  b: [", "line 2, column 4: not YAML", "Look at indentation"),
+        ("name: a\nseed: 010", "line 2, column 7: readers of YAML disagree on what 010 means", "in quotes"),
+        ("a: &a [x]\nb: *a", "line 1, column 4: anchors and aliases", "Write the value out"),
+    ],
+)
+def test_unreadable_text_says_the_place_and_what_to_do(
+    browser: TestClient, text: str, place: str, remedy: str
+) -> None:
+    answer = browser.post("/new", data={"spec": text, "key": "k"})
     assert answer.status_code == 422
-    assert "line 2" in parse(answer.text).one("div", role="alert").words
+    said = parse(answer.text).one("div", role="alert").words
+    assert place in said
+    assert remedy in said
+
+
+def test_many_wrong_fields_cost_one_reading(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[str] = []
+
+    def counted(text: str) -> SpecText:
+        readings.append(text)
+        return read_spec(text)
+
+    monkeypatch.setattr(submit, "read_spec", counted)
+    text = "name: tiny\n" + "".join(f"k{number}: 1\n" for number in range(300))
+    answer = browser.post("/new", data={"spec": text, "key": "k"})
+    assert answer.status_code == 422
+    assert "k299 line 301: " in parse(answer.text).one("ul", **{"class": "fields"}).words
+    assert len(readings) == 1
 
 
 def test_an_empty_spec_is_refused(browser: TestClient) -> None:

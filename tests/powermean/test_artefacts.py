@@ -102,7 +102,7 @@ def test_an_owner_is_listed_and_deleted_alone(store: ArtefactStore) -> None:
 
 def test_what_is_not_there_is_missing(store: ArtefactStore, tmp_path: Path) -> None:
     ref = ArtefactRef(key=f"{OWNER}/{'0' * 64}-x", sha256="0" * 64, size=1)
-    for read in (store.get_bytes, store.open, store.verify, store.chunks):
+    for read in (store.get_bytes, store.open, store.chunks):
         with pytest.raises(ArtefactMissingError):
             read(ref)
     with pytest.raises(ArtefactMissingError):
@@ -117,9 +117,8 @@ def test_damage_is_found_and_no_copy_is_left(folder: ArtefactStore, tmp_path: Pa
     path = folder.local_path(ref)
     assert path is not None
     path.write_bytes(b"evil")
-    for read in (folder.get_bytes, folder.verify):
-        with pytest.raises(ArtefactCorruptError):
-            read(ref)
+    with pytest.raises(ArtefactCorruptError):
+        folder.get_bytes(ref)
     with pytest.raises(ArtefactCorruptError):
         folder.local_copy(ref, tmp_path / "copies" / "copy")
     assert list((tmp_path / "copies").iterdir()) == []

@@ -2,14 +2,16 @@
 
 import asyncio
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin
 
 import httpx
 import pytest
 
-from powermean import ApiError, AsyncClient, Client, ServerUnreachableError
+from powermean import ApiError, AsyncClient, Client, ServerUnreachableError, rest
 from powermean import client as client_module
 from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
@@ -279,3 +281,25 @@ def test_without_arguments_the_environment_and_then_the_folder_say_where(
     assert Client().url == "http://127.0.0.1:9123"
     monkeypatch.setenv("POWERMEAN_URL", "http://127.0.0.1:9999/")
     assert Client().url == "http://127.0.0.1:9999"
+
+
+def calls_of(client: type) -> dict[str, str]:
+    """Name, parameters and result of each method that is a call."""
+    return {
+        name: str(inspect.signature(value))
+        for name, value in vars(client).items()
+        if callable(value) and getattr(value, "__module__", "") == rest.__name__
+    }
+
+
+def test_both_clients_have_all_calls_with_their_parameters() -> None:
+    builders = {
+        name
+        for name, value in vars(rest).items()
+        if inspect.isfunction(value) and get_origin(inspect.signature(value).return_annotation) is rest.Call
+    }
+    by_hand = {"file", "events", "upload_dataset"}  # their bodies are streams: see Client
+    assert calls_of(Client) == calls_of(AsyncClient)
+    assert set(calls_of(Client)) == builders - by_hand | {method.old for method in METHODS}
+    assert calls_of(Client)["get_job"] == "(self, /, job_id: str) -> powermean.contracts.api.Job"
+    assert Client.get_job.__doc__ == rest.get_job.__doc__

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from powermean import engine_selection as choice
-from powermean.engine_selection import choose, cpu_cache_tokens, lora_capacity, vllm_objection
+from powermean.engine_selection import (
+    choose,
+    context_length,
+    cpu_cache_tokens,
+    lora_capacity,
+    text_config,
+    vllm_objection,
+)
 
 Folder = Callable[..., Path]
 
@@ -38,6 +45,22 @@ def test_without_vllm_the_other_engine_is_taken_and_the_remedy_named(
     assert objection is not None
     assert objection.code == "vllm_missing"
     assert "ENGINE=vllm" in objection.remedy
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 32}, 32),
+        ({"text_config": {"max_position_embeddings": 16}}, 16),
+        ({"max_position_embeddings": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_context_is_read_from_the_config(
+    folder: Folder, config: dict[str, object], expected: int | None
+) -> None:
+    assert context_length(text_config(folder(**config))) == expected
 
 
 @pytest.mark.usefixtures("_vllm")

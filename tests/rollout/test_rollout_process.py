@@ -157,7 +157,6 @@ def test_a_lower_attempt_is_refused(service: Service) -> None:
         for call in (
             lambda: client.generate(REQUEST, 60),
             lambda: client.publish(service.publish_request({"x": torch.zeros(1)}, 9, attempt=1), 60),
-            client.pause,
         ):
             with pytest.raises(EngineRefusedError, match="attempt 1 is over") as refused:
                 call()
@@ -208,8 +207,6 @@ def test_nothing_but_readiness_is_told_without_a_token(service: Service) -> None
             ("POST", "/v1/generate"),
             ("POST", "/v1/publish"),
             ("POST", "/v1/channel"),
-            ("POST", "/v1/pause"),
-            ("POST", "/v1/resume"),
             ("GET", "/metrics"),
             ("GET", "/docs"),
         ):
@@ -255,16 +252,6 @@ def test_large_bodies_are_refused_before_they_are_read(service: Service) -> None
     for content in (b" " * 300_000, pieces()):
         response = httpx.post(service.url + "/v1/generate", content=content, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
-
-
-def test_a_paused_service_refuses_until_it_is_resumed(service: Service) -> None:
-    with service.client() as client:
-        assert client.pause().paused is True
-        with pytest.raises(EngineRefusedError) as refused:
-            client.generate(REQUEST, 60)
-        assert (refused.value.status, refused.value.code) == (409, "paused")
-        assert client.resume().paused is False
-        assert client.generate(REQUEST, 60).completions
 
 
 def test_it_counts_what_it_does(service: Service) -> None:

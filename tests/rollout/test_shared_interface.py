@@ -142,13 +142,7 @@ def test_another_jobs_adapter_can_be_neither_replaced_nor_dropped(service: Servi
         refusal = _refused(lambda: b.publish(service.request("a", 2), 30))
         assert (refusal.status, refusal.code) == (403, "forbidden")
         b.drop_adapter()  # its own: it has none
-        b.pause()
         assert _version(a) == 1
-        assert not a.health().paused
-        b.publish(service.request("b", 1), 30)
-        assert _refused(lambda: b.generate(REQUEST, 30)).code == "paused"
-        b.resume()
-        assert _version(b) == 1
 
 
 def test_fences_slots_and_ranks_are_refused_by_name(service: Service) -> None:

@@ -157,6 +157,14 @@ def test_all_wrong_fields_are_named(service: ServiceDriver):
 
 
 @on_sqlite
+def test_of_many_wrong_fields_the_first_are_named(service: ServiceDriver):
+    spec = example_spec(**{f"k{number}": 1 for number in range(300)})
+    error = error_of(service.person.post("/v1/jobs", json=spec))
+    assert [field["path"] for field in error["fields"]] == [f"k{number}" for number in range(20)]
+    assert error["message"].endswith("(and 299 more)")
+
+
+@on_sqlite
 @pytest.mark.parametrize("path", ["/v1/jobs/a%00b", "/v1/jobs?name=a%00b"])
 def test_a_nul_character_in_an_address_is_refused(service: ServiceDriver, path):
     answer = service.person.get(path)

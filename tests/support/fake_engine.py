@@ -66,7 +66,7 @@ class FakeEngine:
             for row in range(len(ids))
         ]
         groups = zip(*[iter(rows)] * request.n, strict=True)
-        return GenerateResponse(completions=tuple(groups), seconds=0.0)
+        return GenerateResponse(completions=tuple(groups))
 
     def _over(self, made: list[int], stops: tuple[str, ...]) -> bool:
         text = self.tokenizer.decode(made, skip_special_tokens=True)

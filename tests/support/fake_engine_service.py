@@ -21,7 +21,6 @@ state = {
     "version": 0,
     "attempt": 0,
     "max_model_len": 64,
-    "paused": False,
     "adapters": {"slots": 2, "taken": 1, "max_rank": 8},
 }
 

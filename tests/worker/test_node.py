@@ -149,16 +149,6 @@ def test_vllm_is_started_with_the_gpu_channel_that_the_job_asks_for(tmp_path: Pa
     assert "--transfer" not in launcher.engine(AttemptDir(tmp_path), plain, Path("/model")).argv
 
 
-def test_on_gpus_the_trainer_runs_a_rank_on_each_of_the_allocations(tmp_path: Path) -> None:
-    launcher = LocalLauncher(settings(tmp_path))
-    command = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1", "GPU-2")), Path("/model"))
-    assert option(command.argv, "--nproc-per-node") == "2"
-    assert command.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
-    one = launcher.trainer(AttemptDir(tmp_path), claim(gpus=("GPU-1",)), Path("/model"))
-    assert "--nproc-per-node" not in one.argv
-    assert option(one.argv, "-m") == "trainer.run"
-
-
 def test_split_on_two_gpus_trainer_and_engine_see_one_each(tmp_path: Path) -> None:
     launcher, plain = LocalLauncher(settings(tmp_path)), claim(gpus=("GPU-1",))
     trainer, rollout = plain.allocations

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from powermean.contracts.job import LoraSpec
 from powermean.contracts.rollout import AdapterShape
-from trainer.failures import TrainingError
+from trainer.failures import check_modules
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
@@ -28,14 +28,7 @@ def attach(model: PreTrainedModel, spec: LoraSpec, name: str) -> PeftModel:
     """
     linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     linear -= {"lm_head"}
-    unknown = sorted(set(spec.target_modules) - linear)
-    if unknown:
-        raise TrainingError(
-            "unknown_modules",
-            f"the model has no linear layers named {', '.join(unknown)}",
-            path="model.lora.target_modules",
-            remedy=f"choose among {', '.join(sorted(linear))}; an empty list takes them all",
-        )
+    check_modules(spec.target_modules, linear)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number will do

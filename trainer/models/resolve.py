@@ -5,7 +5,6 @@ Only safetensors are loaded and no code from a model's folder is ever run.
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -27,7 +26,6 @@ from trainer.models.packaged import PACKAGED_MODELS, PackagedModel, convert
 
 PREPARE_TIMEOUT_S = 600.0
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 def resolve_model(spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...]) -> Path:
@@ -42,16 +40,6 @@ def resolve_model(spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...]
     if packaged is not None and (source := packaged.gguf_file()) is not None:
         return _prepared(spec.name, packaged, source, data_dir / "models")
     return _from_hub(spec.name, packaged)
-
-
-def context_length(folder: Path) -> int | None:
-    """The most tokens that prompt and completion may have together; None where the config doesn't say."""
-    config = json.loads((folder / "config.json").read_text())
-    for part in (config, config.get("text_config") or {}):
-        for field in _CONTEXT_FIELDS:
-            if isinstance(part.get(field), int):
-                return int(part[field])
-    return None
 
 
 def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:

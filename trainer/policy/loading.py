@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trainer.failures import TrainingError, is_out_of_memory
+from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
 from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees, never_fall_back
@@ -150,18 +150,13 @@ def _layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def resolve_device(wanted: str, gpus: int, rank: int = 0) -> torch.device:
+def resolve_device(wanted: str, gpus: int) -> torch.device:
     """auto takes CUDA where GPUs are allocated. Raises TrainingError (cuda_unavailable)."""
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise TrainingError(
-            "cuda_unavailable",
-            "the job asks for a GPU, but PyTorch sees no CUDA device on this node",
-            path="resources.gpus",
-            remedy="set resources.gpus to 0, or install the CUDA build of PyTorch and the driver on the node",
-        )
-    return torch.device("cuda", rank)
+        raise cuda_unavailable()
+    return torch.device("cuda", 0)
 
 
 def resolve_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:

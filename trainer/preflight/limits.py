@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from powermean.contracts.job import JobSpec
 from powermean.engine_selection import choose
 from powermean.memory import engine_bytes, gib, total_bytes, weight_bytes
-from trainer.failures import TrainingError
+from trainer.failures import TrainingError, check_modules
 
 _FULL = 4  # a float32 number's weight, gradient and AdamW's two moments
 _NO_LAYERS = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "shared"})  # have matrices, take no adapter
@@ -43,20 +43,11 @@ def trainer_bytes(spec: JobSpec, folder: Path) -> int:
     return weights * ((_FULL if spec.model.lora is None else 1) + reference)
 
 
-def check_modules(spec: JobSpec, folder: Path) -> None:
+def check_adapter(spec: JobSpec, folder: Path) -> None:
     """Raises TrainingError (unknown_modules) where the adapter names layers that the model hasn't."""
     lora = spec.model.lora
-    if lora is None or not lora.target_modules:
-        return
-    known = layer_names(folder)
-    unknown = sorted(set(lora.target_modules) - known)
-    if unknown and known:
-        raise TrainingError(
-            "unknown_modules",
-            f"the model has no linear layers named {', '.join(unknown)}",
-            path="model.lora.target_modules",
-            remedy=f"choose among {', '.join(sorted(known))}; an empty list takes them all",
-        )
+    if lora is not None and lora.target_modules and (known := layer_names(folder)):
+        check_modules(lora.target_modules, known)
 
 
 def layer_names(folder: Path) -> frozenset[str]:

@@ -20,11 +20,11 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import choose, cpu_cache_tokens, vllm_objection
+from powermean.engine_selection import choose, context_length, cpu_cache_tokens, text_config, vllm_objection
 from trainer.data import Problem, PromptSource, open_source
-from trainer.failures import TrainingError
-from trainer.models.resolve import context_length, resolve_model
-from trainer.preflight.limits import check_memory, check_modules
+from trainer.failures import TrainingError, cuda_unavailable
+from trainer.models.resolve import resolve_model
+from trainer.preflight.limits import check_adapter, check_memory
 from worker.settings import NodeSettings, NodeSettingsError
 
 Result = TypeVar("Result")
@@ -64,7 +64,7 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
         _noted(found, lambda: check_memory(spec, folder))
-        _noted(found, lambda: check_modules(spec, folder))
+        _noted(found, lambda: check_adapter(spec, folder))
     longest = _noted(found, lambda: check_data(task, settings, folder))
     return ValidationResult(errors=tuple(found), tokens=longest)
 
@@ -87,19 +87,7 @@ def check_devices(spec: JobSpec) -> None:
     # Imported here on purpose: PyTorch takes seconds to import, and most jobs need it for no other check.
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
-        raise TrainingError(
-            "cuda_unavailable",
-            "the job asks for a GPU, but PyTorch sees no CUDA device on this node",
-            path="resources.gpus",
-            remedy="set resources.gpus to 0, or install the CUDA build of PyTorch and the driver on the node",
-        )
-    if spec.resources.gpus > 1:
-        raise TrainingError(
-            "too_many_gpus",
-            f"the job asks for {spec.resources.gpus} GPUs; one trainer uses one",
-            path="resources.gpus",
-            remedy="set resources.gpus to 1",
-        )
+        raise cuda_unavailable()
     own = spec.rollout.sharing != "shared"  # an engine that the administrator declared has GPUs of its own
     wanted = spec.resources.gpus + (spec.resources.rollout_gpus if own else 0)
     if torch.cuda.device_count() < wanted:
@@ -204,7 +192,7 @@ class Longest:
 
 def longest_sequence(spec: JobSpec, folder: Path) -> Longest | None:
     """What model and engine take; None where nothing says."""
-    context = context_length(folder)
+    context = context_length(text_config(folder))
     model = None if context is None else Longest(context, "the model's")
     if spec.resources.gpus or choose(spec.rollout.engine, folder, on_gpu=False) != "vllm":
         return model  # only vLLM on a CPU has a cache of a size that is known beforehand

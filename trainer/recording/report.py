@@ -1,7 +1,7 @@
 """What is recorded of a step, brought together before it becomes rows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -36,7 +36,6 @@ class StepReport:
     penalties: Tensor  # [N] float64: what the algorithm took off the rewards
     old_log_probs: Tensor  # [N, T] pi_old, NaN where not scored
     facts: StepFacts
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def step_report(

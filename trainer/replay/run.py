@@ -35,6 +35,7 @@ from powermean.contracts.replays import (
 )
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow
+from powermean.means import known_mean
 from powermean.token_segments import SegmentCorruptError, read_facts, read_trajectories, write_segment
 from trainer.objectives import Algorithm, Distance
 from trainer.replay.recorded_step import RecordedStep, column
@@ -141,9 +142,9 @@ class _Sums:
 
     def aggregates(self, distance: float | None) -> Aggregates:
         return Aggregates(
-            p=_mean(one.p for one in self.numbers),
-            ess=_mean(one.ess for one in self.numbers),
-            clip_fraction=_mean(one.clip_fraction for one in self.numbers),
+            p=known_mean(one.p for one in self.numbers),
+            ess=known_mean(one.ess for one in self.numbers),
+            clip_fraction=known_mean(one.clip_fraction for one in self.numbers),
             loss=math.fsum(one.loss or 0.0 for one in self.numbers),
             distance_to_grpo=distance,
         )
@@ -297,11 +298,6 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
 def _apart(recorded: Tensor, replayed: Tensor, mask: Tensor) -> float:
     """The largest difference on completion tokens."""
     return float(torch.where(mask, recorded - replayed, 0.0).abs().max())
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
 
 
 def _or_none(value: float) -> float | None:

@@ -17,7 +17,6 @@ class Ended:
     refused: JobError | None = None  # what the server would not take of its records
     stop: Stop | None = None  # why the supervisor stopped it, if it did
     model_code: int | None = None  # exit status of preparing the model, where it failed
-    model_error: JobError | None = None  # and what it said
     engine_code: int | None = None  # of an engine that ended before the trainer
     engine_start: EngineStart | None = None  # what it said of its start
     trainer_code: int | None = None
@@ -49,8 +48,6 @@ def finish(ended: Ended) -> Finish:
         )
     if record:
         return record
-    if ended.model_error:
-        return Finish(outcome="failed", error=ended.model_error)
     if ended.model_code is not None:
         return _without_record("model", "Preparing the model", ended.model_code, ended.last_words)
     if ended.trainer_code is not None:

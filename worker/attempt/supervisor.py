@@ -21,13 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from pydantic import ValidationError
-
-from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
+from powermean.children import TICK_S, last_words, start, wait
+from powermean.contracts.attempts import Claim, EngineStart, Finish
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
-from powermean.tether import adopt_orphans, tethered
+from powermean.tether import adopt_orphans
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.outcome import Ended, Stop, finish
 from worker.attempt.shipper import Shipper
@@ -35,10 +34,6 @@ from worker.attempt.supervisor_log import say
 from worker.attempt_dir import AttemptDir, prune
 from worker.launcher import Command, Launcher, LocalLauncher
 from worker.settings import NodeSettings
-
-TICK_S = 0.1
-LOG_END = 20_000  # bytes in which the log's last line is looked for
-LAST_WORDS = 400  # most characters of it in an error
 
 
 @dataclass(frozen=True)
@@ -134,11 +129,10 @@ class Supervisor:
         return Ended(
             stop=stop,
             model_code=model_code,
-            model_error=said_error(self._last_words()) if model_code is not None else None,
             engine_code=engine_code,
             engine_start=self._attempt.engine_start(),
             trainer_code=trainer_code,
-            last_words=self._last_words(),
+            last_words=last_words(self._attempt.log),
         )
 
     def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
@@ -154,18 +148,11 @@ class Supervisor:
         """The model's folder, or the exit status of the program that should have made it ready."""
         command = self._launcher.prepare(self._attempt, self._claim)
         answer = self._attempt.path / "model"
-        with answer.open("wb") as out:
-            process = self._start(command, out.fileno())
-        deadline = time.monotonic() + self._limits.prepare_s
-        while (code := process.poll()) is None:
-            self._check()
-            if time.monotonic() > deadline:
-                raise StopError("stalled")
-            time.sleep(TICK_S)
-        lines = answer.read_text().split("\n")
-        if code != 0 or len(lines) < 2:
-            return code, None
-        return None, Path(lines[-2])
+        code = wait(self._start(command, answer), self._limits.prepare_s, self._tick)
+        if code is None:
+            raise StopError("stalled")
+        folder = answer.read_text().strip().rpartition("\n")[2]
+        return (None, Path(folder)) if code == 0 and folder else (code, None)
 
     def _watch(self, engine: subprocess.Popen[bytes] | None, trainer: subprocess.Popen[bytes]) -> None:
         """Until the trainer has ended, or its own engine before it, or a record was refused."""
@@ -174,24 +161,18 @@ class Supervisor:
             return engine is not None and engine.poll() is not None
 
         while trainer.poll() is None and not lost() and self._shipper.refused is None:
-            self._check()
+            self._tick()
             self._check_progress()
-            time.sleep(TICK_S)
-        if lost() and trainer.poll() is None:
-            self._await_exit(trainer)  # what it says of the lost engine is worth having
+        if lost():
+            wait(trainer, self._limits.grace_s, self._tick)  # what it says of the loss is worth having
 
-    def _await_exit(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self._limits.grace_s
-        while process.poll() is None and time.monotonic() < deadline:
-            self._check()
-            time.sleep(TICK_S)
+    def _tick(self) -> None:
+        self._check()
+        time.sleep(TICK_S)
 
     def _check(self) -> None:
         """Raise when the attempt has to end for a reason outside its processes."""
-        if self._heartbeat.refused:
-            raise AbandonedError(str(self._heartbeat.refused))
-        if self._lifeline and self._lifeline.cut:
-            raise AbandonedError("the service that this node belongs to is gone")
+        self._check_ours()
         if time.monotonic() - self._heartbeat.answered > self._limits.partition_s:
             raise AbandonedError(f"the server could not be reached for {self._limits.partition_s:.0f} s")
         if self._stopping:
@@ -202,6 +183,12 @@ class Supervisor:
             self._ordered_at = self._ordered_at or time.monotonic()
             if time.monotonic() - self._ordered_at > self._limits.order_s:
                 raise StopError("order_ignored")
+
+    def _check_ours(self) -> None:
+        if self._heartbeat.refused:
+            raise AbandonedError(str(self._heartbeat.refused))
+        if self._lifeline and self._lifeline.cut:
+            raise AbandonedError("the service that this node belongs to is gone")
 
     def _check_progress(self) -> None:
         log = self._attempt.log
@@ -215,29 +202,11 @@ class Supervisor:
         elif time.monotonic() - self._progress_at > self._limits.stall_s:
             raise StopError("stalled")
 
-    def _start(self, command: Command, stdout: int | None = None) -> subprocess.Popen[bytes]:
-        """Start a program tied to this process's life, its output in the attempt's log."""
-        with self._attempt.log.open("ab") as log:
-            return subprocess.Popen(
-                tethered(command.argv),
-                env=command.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log if stdout is None else stdout,
-                stderr=log,
-                start_new_session=True,
-            )
+    def _start(self, command: Command, answer: Path | None = None) -> subprocess.Popen[bytes]:
+        return start(command.argv, command.environment, self._attempt.log, answer)
 
     def _descendants(self) -> set[int]:
         return descendants(os.getpid())
-
-    def _last_words(self) -> str:
-        """The last line of the log."""
-        if not self._attempt.log.exists():
-            return ""
-        with self._attempt.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_END))
-            lines = log.read().decode(errors="replace").split("\n")
-        return next((line.strip()[:LAST_WORDS] for line in reversed(lines) if line.strip()), "")
 
     def _tell(self, ended: Ended) -> bool:
         """Send what is left of spool and log, then the end; raises AbandonedError when that can't be done."""
@@ -266,21 +235,10 @@ class Supervisor:
         return True
 
     def _pause(self, deadline: float) -> None:
-        if self._heartbeat.refused:
-            raise AbandonedError(str(self._heartbeat.refused))
-        if self._lifeline and self._lifeline.cut:
-            raise AbandonedError("the service that this node belongs to is gone")
+        self._check_ours()
         if time.monotonic() > deadline:
             raise AbandonedError("the server could not be reached")
         time.sleep(TICK_S)
-
-
-def said_error(words: str) -> JobError | None:
-    """The failure that a program printed as its last line, if it is one."""
-    try:
-        return JobError.model_validate_json(words)
-    except ValidationError:
-        return None
 
 
 def main() -> None:

@@ -12,27 +12,25 @@ import socket
 import subprocess
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from powermean.children import TICK_S, Deaths, RestartPolicy, last_words, rotate, start, wait
 from powermean.contracts.attempts import EngineReport, EngineStart, JobError
 from powermean.contracts.engines import EngineOrder
 from powermean.processes import end_all, exit_text, marked
-from powermean.tether import tethered
 from rollout.client import RolloutClient, RolloutError
 from worker.attempt_dir import write_whole
 from worker.launcher import ENGINE_MARK, Command, EngineLauncher
 
-TICK_S = 0.1
 LOG_NAME = "engine.log"
-LOG_BYTES = 20_000_000  # from which on a start begins a new log
-LAST_WORDS = 400
 _JOBS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
 _REQUESTS = re.compile(r"^powermean_rollout_requests ([\d.e+]+)$", re.MULTILINE)
+
+RESTARTS = RestartPolicy(most=5, window_s=1800.0, first_pause_s=1.0)
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,7 @@ class Patience:
     look_s: float = 3.0  # between looks at its state
     answer_s: float = 5.0  # for its state
     grace_s: float = 10.0  # between SIGTERM and SIGKILL
-    first_pause_s: float = 1.0  # before a restart; doubles
-    longest_pause_s: float = 60.0
-    restarts: int = 5  # within `window_s`; then it has failed
-    window_s: float = 1800.0
+    restarts: RestartPolicy = RESTARTS
 
 
 class _DownError(Exception):
@@ -76,6 +71,7 @@ class EngineKeeper(threading.Thread):
         )
         self._order = order
         self._folder = folder
+        self._log = folder / LOG_NAME
         self._launcher = launcher
         self._patience = patience
         self._halt = threading.Event()
@@ -108,24 +104,20 @@ class EngineKeeper(threading.Thread):
             self._end()
 
     def _keep(self) -> None:
-        deaths: deque[float] = deque()
+        deaths = Deaths(self._patience.restarts)
         while True:
             try:
                 self._serve()
             except _DownError as down:
                 self._end()
-                now = time.monotonic()
-                deaths.append(now)
-                while deaths[0] < now - self._patience.window_s:
-                    deaths.popleft()
-                if down.lasting or len(deaths) > self._patience.restarts:
+                deaths.add(time.monotonic())
+                if down.lasting or deaths.too_many:
                     self._fail(down.error)
                     return
                 self._say(
                     state="starting", error=down.error, adapters=None, restarts=self.report.restarts + 1
                 )
-                pause = self._patience.first_pause_s * 2 ** (len(deaths) - 1)
-                self._rest(min(pause, self._patience.longest_pause_s))
+                self._rest(deaths.pause_s)
 
     def _fail(self, error: JobError) -> None:
         self._say(state="failed", error=error, adapters=None)
@@ -146,20 +138,17 @@ class EngineKeeper(threading.Thread):
     def _prepare(self) -> Path:
         command = self._launcher.prepare(self._order, self._folder / "spec.json")
         answer = self._folder / "model"
-        with answer.open("wb") as out:
-            process = self._start(command, out.fileno())
-        deadline = time.monotonic() + self._patience.prepare_s
-        while (code := process.poll()) is None:
-            self._rest(TICK_S)
-            if time.monotonic() > deadline:
-                raise _DownError(_error("model_preparation_timeout", "Preparing the model took too long."))
+        process = self._start(command, answer)
+        code = wait(process, self._patience.prepare_s, self._tick)
+        if code is None:
+            raise _DownError(_error("model_preparation_timeout", "Preparing the model took too long."))
         last = answer.read_text().strip().rpartition("\n")[2]
         if code == 0:
             return Path(last)
         try:
             start = EngineStart.model_validate_json(last)
         except ValidationError:
-            words = f"Preparing the model {exit_text(code)}. {self._last_words()}"
+            words = f"Preparing the model {exit_text(code)}. {last_words(self._log)}"
             raise _DownError(_error("model_error", words)) from None
         raise _DownError(start.error or _error("model_error", last), lasting=not start.retryable)
 
@@ -177,7 +166,7 @@ class EngineKeeper(threading.Thread):
             if time.monotonic() > deadline:
                 limit = f"{self._patience.start_s:.0f} s"
                 raise _DownError(_error("engine_start_timeout", f"The engine did not serve within {limit}."))
-            self._rest(TICK_S)
+            self._tick()
 
     def _watch(self, process: subprocess.Popen[bytes], url: str) -> None:
         """Look at the service until its process ends, or it is not ready for too long."""
@@ -188,11 +177,9 @@ class EngineKeeper(threading.Thread):
             elif time.monotonic() - ready_at > self._patience.unready_s:
                 limit = f"{self._patience.unready_s:.0f} s"
                 raise _DownError(_error("engine_unready", f"The engine was not ready for {limit}."))
-            look_again = time.monotonic() + self._patience.look_s
-            while time.monotonic() < look_again:
-                if (code := process.poll()) is not None:
-                    raise self._died(code)
-                self._rest(TICK_S)
+            rotate(self._log)
+            if (code := wait(process, self._patience.look_s, self._tick)) is not None:
+                raise self._died(code)
 
     def _look(self, url: str) -> bool:
         """Whether it is ready; what it says of itself goes into the report."""
@@ -236,19 +223,8 @@ class EngineKeeper(threading.Thread):
                 write_whole(file, str(probe.getsockname()[1]))
         return int(file.read_text())
 
-    def _start(self, command: Command, stdout: int | None = None) -> subprocess.Popen[bytes]:
-        log = self._folder / LOG_NAME
-        if log.exists() and log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_suffix(".old"))
-        with log.open("ab") as out:
-            self._process = subprocess.Popen(
-                tethered(command.argv),
-                env=command.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out if stdout is None else stdout,
-                stderr=out,
-                start_new_session=True,
-            )
+    def _start(self, command: Command, answer: Path | None = None) -> subprocess.Popen[bytes]:
+        self._process = start(command.argv, command.environment, self._log, answer)
         return self._process
 
     def _end(self) -> None:
@@ -261,6 +237,9 @@ class EngineKeeper(threading.Thread):
         if self._halt.wait(seconds):
             raise _HaltedError
 
+    def _tick(self) -> None:
+        self._rest(TICK_S)
+
     def _say(self, **changes: object) -> None:
         self.report = self.report.model_copy(update=changes)
 
@@ -271,12 +250,8 @@ class EngineKeeper(threading.Thread):
 
     def _died(self, code: int) -> _DownError:
         return _DownError(
-            _error("engine_died", f"The engine {exit_text(code)}. {self._last_words()}".strip())
+            _error("engine_died", f"The engine {exit_text(code)}. {last_words(self._log)}".strip())
         )
-
-    def _last_words(self) -> str:
-        lines = (self._folder / LOG_NAME).read_bytes()[-20_000:].decode(errors="replace").split("\n")
-        return next((line.strip()[:LAST_WORDS] for line in reversed(lines) if line.strip()), "")
 
 
 def _error(code: str, message: str) -> JobError:

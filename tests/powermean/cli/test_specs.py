@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from powermean.cli.specs import SpecFileError, load_spec, located, read_spec
+from powermean.cli.specs import SpecFileError, load_spec, located, read_file
 from powermean.contracts.api import FieldError
 
 GOOD = """name: test
@@ -62,8 +62,19 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         ("low: 1", "low: -1", "7: data.tasks.0.low: "),
         ("kind: arithmetic", "kind: arithmetics", "4: data: "),
         ("name: some/model", "folder: a\n  name: b", "2: model: give exactly one of name and folder"),
-        ("steps: 2", "steps: 2\n  steps: 3", "10: training.steps: given twice"),
-        ("steps: 2", "steps: [2", "10: not YAML: "),
+        ("steps: 2", "steps: 2\n  steps: 3", "10:3: training.steps is given twice"),
+        ("steps: 2", "steps: [2", "10:1: not YAML: "),
+        (
+            "steps: 2",
+            "steps: &two 2\nmax_restarts: *two",
+            "9:10: anchors and aliases (& and *) are not taken",
+        ),
+        ("name: test", "name: 2026-13-01", "1:7: readers of YAML disagree on what 2026-13-01 means"),
+        ("steps: 2", "steps: 02", "9:10: readers of YAML disagree on what 02 means"),
+        ("steps: 2", "steps: 2\nseed: !!int x", "10:7: tags such as tag:yaml.org,2002:int are not taken"),
+        ("steps: 2", f"steps: 2\nseed: {'9' * 5000}", "10:7: the number is beyond 64 bits"),
+        ("steps: 2", "steps: 2\n? [a, b]\n: 1", "10:3: a field's name is one word"),
+        ("steps: 2", "steps: 2\noptimizer: {learning_rate: true}", "10: optimizer.learning_rate: "),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_field(tmp_path: Path, wrong: str, right: str, told: str) -> None:
@@ -81,7 +92,17 @@ def test_a_missing_field_is_told_at_its_parent(tmp_path: Path) -> None:
 
 
 def test_what_is_no_mapping_is_no_spec(tmp_path: Path) -> None:
-    assert mistakes(tmp_path, "- a\n- b\n") == ["1: a spec is a mapping of fields, such as `name: my-job`"]
+    assert mistakes(tmp_path, "- a\n- b\n") == [
+        "1:1: a spec is a mapping of fields to values (Start with `name: my-job`.)"
+    ]
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"name: \xe4"])
+def test_what_is_no_utf8_says_so(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_bytes(text)
+    with pytest.raises(SpecFileError, match="can't be read: 'utf-8'"):
+        load_spec(file)
 
 
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
@@ -90,6 +111,6 @@ def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 
 def test_the_servers_field_errors_get_the_files_lines(tmp_path: Path) -> None:
-    _, lines = read_spec(written(tmp_path, GOOD))
+    text = read_file(written(tmp_path, GOOD))
     error = FieldError(path="data.tasks.0.high", message="too high", remedy="use 9")
-    assert located([error], lines) == [(7, "data.tasks.0.high: too high (use 9)")]
+    assert located([error], text) == [(7, "data.tasks.0.high: too high (use 9)")]

@@ -1,10 +1,11 @@
 """The job spec: what fits together, and what YAML and JSON may write for it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from powermean.contracts.engines import EngineSpec
 from powermean.contracts.job import JobSpec, ResourceSpec
 from tests.support.tiny_model import tiny_spec
 
@@ -102,9 +103,43 @@ def test_a_count_is_a_number_and_nothing_like_it(value: object) -> None:
     assert [path for path, _ in faults(training={"steps": value})] == [("training", "steps")]
 
 
-def test_numbers_as_people_write_them_in_yaml_are_taken() -> None:
-    """YAML reads 1e-6 (without a point) as text, lists for pairs, and whole numbers for fractions."""
+def test_a_list_is_a_pair_and_a_whole_number_a_float() -> None:
     spec = JobSpec.model_validate(
-        tiny_spec("tiny", optimizer={"learning_rate": "1e-6", "betas": [0, 0.95], "max_grad_norm": 1})
+        tiny_spec("tiny", optimizer={"learning_rate": 1, "betas": [0, 0.95], "max_grad_norm": 1})
     )
-    assert (spec.optimizer.learning_rate, spec.optimizer.betas) == (1e-6, (0.0, 0.95))
+    assert (spec.optimizer.learning_rate, spec.optimizer.betas) == (1.0, (0.0, 0.95))
+    assert isinstance(spec.optimizer.learning_rate, float)
+
+
+def models_of(kind: Any) -> set[type[BaseModel]]:
+    """The models in a type, with all that are in their fields."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        inner = [models_of(field.annotation) for field in kind.model_fields.values()]
+        return {kind}.union(*inner)
+    return set[type[BaseModel]]().union(*(models_of(part) for part in get_args(kind)))
+
+
+def is_number(kind: Any) -> bool:
+    return kind in (int, float) or any(is_number(part) for part in get_args(kind))
+
+
+NUMBERS = [
+    (model, name)
+    for model in sorted(models_of(JobSpec) | models_of(EngineSpec), key=lambda model: model.__name__)
+    for name, field in model.model_fields.items()
+    if is_number(field.annotation)
+]
+
+
+@pytest.mark.parametrize(("model", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize("value", [True, "1", [True, True], ["1", "1"]], ids=str)
+def test_a_boolean_or_a_text_is_no_number(model: type[BaseModel], name: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({name: value})
+    assert name in [error["loc"][0] for error in caught.value.errors()]
+
+
+def test_more_gpus_than_a_trainer_can_use_are_refused_at_the_field() -> None:
+    ((path, message),) = faults(resources={"gpus": 2})
+    assert path == ("resources", "gpus")
+    assert "less than or equal to 1" in message

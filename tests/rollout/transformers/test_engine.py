@@ -214,15 +214,6 @@ def test_a_full_context_is_no_refusal(engine: TransformersEngine) -> None:
     assert engine.generate(_request(("1" * 59,), new=5), Event()).completions
 
 
-def test_a_paused_engine_refuses_until_it_is_resumed(engine: TransformersEngine) -> None:
-    engine.pause()
-    assert engine.state().paused
-    with pytest.raises(EngineError, match="paused"):
-        engine.generate(_request(), Event())
-    engine.resume()
-    assert engine.generate(_request(), Event()).completions
-
-
 def test_diverged_weights_are_an_error(
     engine: TransformersEngine, tiny_folder: Path, stored_weights: Publish
 ) -> None:

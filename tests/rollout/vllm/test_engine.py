@@ -254,14 +254,6 @@ def test_what_does_not_fit_changes_nothing(
     _assert_serves(engine, models, version)
 
 
-def test_paused_it_refuses(engine: VllmEngine) -> None:
-    engine.pause()
-    assert _code(lambda: _ask(engine)) == "paused"
-    assert engine.state().paused
-    engine.resume()
-    _ask(engine)
-
-
 def test_a_dead_engine_is_reported_started_anew_and_takes_its_weights_again(
     engine: VllmEngine, models: Models, publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from powermean.children import RestartPolicy
 from powermean.processes import descendants, end_all
 from rollout.engine import EngineError
 from rollout.vllm import server as vllm_server
 from rollout.vllm.command import VllmOptions
-from rollout.vllm.server import Deadlines, Restarts, VllmServer, require_vllm
+from rollout.vllm.server import Deadlines, VllmServer, require_vllm
 
 FAKE = Path(__file__).parents[2] / "support" / "fake_vllm.py"
 ROOT = Path(__file__).parents[3]
@@ -126,7 +127,7 @@ def test_what_was_started_anew_already_is_not_ended_for_its_predecessors_faults(
 
 def test_one_that_does_not_come_back_stays_down(make: Make) -> None:
     """Each start has its deadline, also one after a death."""
-    server = make(deadlines=Deadlines(start=6.0, stop=1.0), restarts=Restarts(most=1, window_s=60.0))
+    server = make(deadlines=Deadlines(start=6.0, stop=1.0), restarts=RestartPolicy(most=1, window_s=60.0))
     server.wait_ready()
     make("mute")  # what is started from now on is mute
     server.kill("for the test")
@@ -135,7 +136,7 @@ def test_one_that_does_not_come_back_stays_down(make: Make) -> None:
 
 
 def test_one_that_dies_too_often_stays_down(make: Make) -> None:
-    server = make(restarts=Restarts(most=1, window_s=60.0))
+    server = make(restarts=RestartPolicy(most=1, window_s=60.0))
     server.wait_ready()
     for starts in (1, 2):
         _until(lambda starts=starts: server.starts == starts and server.phase == "ready")

@@ -54,11 +54,11 @@ def test_jobs_start_first_come_first_served(service: ServiceDriver):
 
 
 def test_a_gpu_job_gets_its_gpus_and_nobody_elses(service: ServiceDriver):
-    service.report(gpus=4, cpu_slots=0)
-    jobs = [service.queued(resources={"gpus": 2}) for _ in range(3)]
+    service.report(gpus=2, cpu_slots=0)
+    jobs = [service.queued(resources={"gpus": 1}) for _ in range(3)]
     service.scheduler.turn()
     given = [uuid for job in jobs[:2] for uuid in service.job(job).attempts[0].allocations[0].gpu_uuids]
-    assert sorted(given) == [f"node-1-gpu-{i}" for i in range(4)]
+    assert sorted(given) == ["node-1-gpu-0", "node-1-gpu-1"]
     assert service.job(jobs[2]).attempts == ()
 
 
@@ -84,7 +84,7 @@ def test_a_split_job_holds_its_engines_gpu_as_well(service: ServiceDriver):
 
 
 def test_a_waiting_job_says_what_it_waits_for_once(service: ServiceDriver):
-    job_id = service.queued(resources={"gpus": 2})
+    job_id = service.queued(resources={"gpus": 1, "placement": "split"})
     service.report()
     for _ in range(3):
         service.scheduler.turn()

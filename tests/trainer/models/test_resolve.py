@@ -1,6 +1,5 @@
 """A model spec becomes a folder, or an error that names the field."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from tests.support.tiny_model import tiny_spec
 from trainer.failures import TrainingError
 from trainer.models import resolve as models
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel
-from trainer.models.resolve import context_length, resolve_model
+from trainer.models.resolve import resolve_model
 from worker.attempt_dir import AttemptDir, read_record
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -126,22 +125,6 @@ def test_a_lock_that_is_held_for_ever_is_a_named_error(
         resolve_model(spec, tmp_path, ())
     assert caught.value.error.code == "model_preparation_timeout"
     assert caught.value.retryable
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"max_position_embeddings": 64}, 64),
-        ({"n_positions": 32}, 32),
-        ({"text_config": {"max_position_embeddings": 16}}, 16),
-        ({}, None),
-    ],
-)
-def test_the_context_is_read_from_the_config(
-    tmp_path: Path, config: dict[str, object], expected: int | None
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert context_length(tmp_path) == expected
 
 
 def test_what_the_hub_may_give_later_is_worth_another_try(

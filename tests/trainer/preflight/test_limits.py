@@ -8,7 +8,7 @@ from powermean.contracts.job import JobSpec
 from tests.support.tiny_model import tiny_spec
 from trainer.failures import TrainingError
 from trainer.preflight import limits
-from trainer.preflight.limits import check_memory, check_modules, layer_names, trainer_bytes
+from trainer.preflight.limits import check_adapter, check_memory, layer_names, trainer_bytes
 
 WEIGHTS = 1000
 
@@ -70,9 +70,9 @@ def test_layers_are_named_as_peft_finds_them(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["q_pro", "embed_tokens", "lm_head", "input_layernorm"])
 def test_layers_that_take_no_adapter_are_named(name: str, tiny_folder: Path) -> None:
-    check_modules(spec({"target_modules": ["q_proj", "down_proj"]}), tiny_folder)
+    check_adapter(spec({"target_modules": ["q_proj", "down_proj"]}), tiny_folder)
     with pytest.raises(TrainingError, match=f"no linear layers named {name}$") as refused:
-        check_modules(spec({"target_modules": ["q_proj", name]}), tiny_folder)
+        check_adapter(spec({"target_modules": ["q_proj", name]}), tiny_folder)
     error = refused.value.error
     assert (error.code, error.path) == ("unknown_modules", "model.lora.target_modules")
     assert error.remedy is not None
@@ -81,4 +81,4 @@ def test_layers_that_take_no_adapter_are_named(name: str, tiny_folder: Path) -> 
 
 def test_a_folder_that_cannot_be_read_is_left_to_who_loads_it(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
-    check_modules(spec({"target_modules": ["x"]}), tmp_path)
+    check_adapter(spec({"target_modules": ["x"]}), tmp_path)

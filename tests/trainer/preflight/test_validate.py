@@ -93,14 +93,6 @@ def test_a_dataset_that_is_gone_or_too_small_is_named(settings: NodeSettings) ->
     assert error.code == "too_few_problems"
 
 
-def test_more_than_one_gpu_is_refused(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert errors(settings, resources={"gpus": 1}) == []
-    (error,) = errors(settings, resources={"gpus": 2})
-    assert (error.code, error.path) == ("too_many_gpus", "resources.gpus")
-
-
 def test_a_split_job_needs_a_second_gpu(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -30,7 +30,7 @@ class Recorder:
         self.asked.append(request)
         one = Completion(token_ids=(13, 2), logprobs=(-1.0, -2.0), finish_reason="stop", weight_versions=())
         groups = ((one,) * request.n,) * (len(request.prompts) - self._lost)
-        return GenerateResponse(completions=groups, seconds=0.0)
+        return GenerateResponse(completions=groups)
 
     def publish(self, request: object, timeout_s: float) -> None:
         raise NotImplementedError

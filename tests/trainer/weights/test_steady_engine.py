@@ -18,7 +18,7 @@ from trainer.weights.files import WeightWriter
 from trainer.weights.steady_engine import SteadyEngine
 
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
-ANSWER = GenerateResponse(completions=((),), seconds=0.0)
+ANSWER = GenerateResponse(completions=((),))
 DIED, STARTING = (
     EngineRefusedError(503, "engine_died", "gone"),
     EngineRefusedError(503, "engine_starting", "soon"),

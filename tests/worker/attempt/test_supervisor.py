@@ -162,7 +162,8 @@ def test_the_trainers_own_word_counts_before_its_exit_status(case: Case) -> None
 
 def test_a_model_that_cannot_be_had_fails_with_the_reason_given(case: Case) -> None:
     error = {"code": "unknown_model", "message": "no such model", "path": "model.name"}
-    case.start(prepare=f"import sys; sys.exit(print({json.dumps(json.dumps(error))}, file=sys.stderr) or 1)")
+    end = {"outcome": "failed", "error": error}
+    case.start(prepare=SPOOL + f"spool(1, 'finish', {end}); sys.exit(1)")
     case.end()
     assert case.server.finish["error"] == {**error, "remedy": None}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from powermean.children import RestartPolicy
 from powermean.contracts.attempts import EngineReport
 from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
 from powermean.processes import end_all, marked
@@ -21,7 +22,8 @@ from worker.launcher import ENGINE_MARK, Command, LocalEngineLauncher
 from worker.settings import NodeSettings
 
 DEADLINE_S = 20.0
-QUICK = Patience(look_s=0.1, grace_s=2.0, first_pause_s=0.05, restarts=2)
+RESTARTS = RestartPolicy(most=2, window_s=1800.0, first_pause_s=0.05)
+QUICK = Patience(look_s=0.1, grace_s=2.0, restarts=RESTARTS)
 FAKE_SERVICE = Path(__file__).parents[2] / "support" / "fake_engine_service.py"
 
 
@@ -121,7 +123,10 @@ def test_a_new_worker_ends_what_the_old_one_left_and_keeps_the_port(stage: Stage
     stage.follow(order("a"))
     url = stage.until_state("ready").url
     left = stage.pids()
-    again = Stage(stage.data_dir, replace(QUICK, restarts=50))  # the old worker's keeper still fights for it
+    stubborn = replace(
+        QUICK, restarts=replace(RESTARTS, most=50)
+    )  # the old worker's keeper still fights for it
+    again = Stage(stage.data_dir, stubborn)
     again.follow(order("a"))
     until(lambda: again.pids() and not again.pids() & left, "the old process is gone")
     assert stage.engines.halt(DEADLINE_S)  # which ends the new one's process, too: it has the same mark
@@ -170,7 +175,7 @@ def test_an_engine_that_dies_again_and_again_has_failed(stage: Stage) -> None:
     assert report.error.code == "engine_died"
     assert "SIGSEGV" in report.error.message
     assert "no memory left" in report.error.message
-    assert len(stage.launcher.ports) == 1 + QUICK.restarts
+    assert len(stage.launcher.ports) == 1 + RESTARTS.most
     assert len(set(stage.launcher.ports)) == 1
 
 
@@ -208,7 +213,8 @@ def unprepared(*, retryable: bool) -> str:
 
 
 def test_an_engine_that_is_never_ready_is_started_again_and_then_given_up(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, Patience(look_s=0.05, unready_s=0.2, first_pause_s=0.01, restarts=1, grace_s=1))
+    once = RestartPolicy(most=1, window_s=1800.0)
+    stage = Stage(tmp_path, Patience(look_s=0.05, unready_s=0.2, grace_s=1, restarts=once))
     stage.launcher.how = "unready"
     stage.follow(order("a"))
     report = stage.until_state("failed")
