@@ -84,11 +84,13 @@ def variants(bench: Bench) -> dict[str, Any]:
     """0.5B, 8 groups of 8 x (256 + 512), micro-batches of half of them."""
     prompt, completion = lengths(bench, 256, 512)
     found: dict[str, Any] = {}
-    for name, masters, compiled in (
-        ("bfloat16 weights", True, False),
-        ("bfloat16 weights, compiled", True, True),
-        ("autocast", False, False),
-        ("autocast, compiled", False, True),
+    for name, masters, compiled, checkpointing in (
+        ("bfloat16 weights", True, False, False),
+        ("bfloat16 weights, compiled", True, True, False),
+        ("autocast", False, False, False),
+        ("autocast, compiled", False, True, False),
+        ("bfloat16 weights, compiled, checkpointing", True, True, True),
+        ("bfloat16 weights, checkpointing", True, False, True),
     ):
         if bench.left < 20 or (bench.tiny and compiled):
             continue
@@ -96,7 +98,9 @@ def variants(bench: Bench) -> dict[str, Any]:
             of = model(bench, "0.5b")
             count = parameters(of)
             given = rollouts(of.config.vocab_size, prompt, completion)
-            one = make_learner(of, tokens=17500, masters=masters, compiled=compiled)
+            one = make_learner(
+                of, tokens=17500, masters=masters, compiled=compiled, checkpointing=checkpointing
+            )
             found[name] = measured(bench, one, given, 1, 2)
             through = nodes(one, given)
             bench.line(f"variants, {name}: {said(found[name], int(given.mask.sum()), through, count)}")

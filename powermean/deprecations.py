@@ -1,8 +1,8 @@
 """Names that have changed and work under the old one until 1.0: the one table, and how the change is told.
 
 Fields are read and sent under both names by contracts/renaming.py; old paths are answered by
-server/routes/deprecations.py, old commands by cli/main.py, old methods by the clients. docs/deprecations.md is
-written from here.
+server/routes/deprecations.py, old commands by cli/main.py, old methods by the clients.
+docs/deprecations.md is written from here.
 """
 
 import warnings

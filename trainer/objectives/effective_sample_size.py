@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.fusing import fused
 from trainer.objectives.power_mean import variation
 
 # Newton's steps within a bracket. Always so many: a look at whether they suffice would have a GPU wait. Most
@@ -72,14 +73,22 @@ def solve_exponent(z: Tensor, tokens: Tensor, target: Tensor, start: Tensor) -> 
     """
     low, high = torch.zeros_like(target), torch.ones_like(target)
     square = start.square().clamp(1e-12, 1)
+    step = fused(_newton_step, z)
     for _ in range(STEPS):
-        found = evaluate(z, tokens, square.sqrt())
-        too_even = found.deficit < target
-        low = torch.where(too_even, square, low)
-        high = torch.where(too_even, high, square)
-        # log N* - log N, from deficits
-        step = square + (torch.log1p(-target) + torch.log1p(found.variation)) / found.slope
-        there = (step - square).abs() <= THERE * square  # rounding must not throw it out again
-        inside = (step > low) & (step < high)
-        square = torch.where(there, square, torch.where(inside, step, (low + high) / 2))
+        low, high, square = step(z, tokens, target, low, high, square)
     return torch.where(evaluate(z, tokens, torch.ones_like(start)).deficit <= target, 1.0, square.sqrt())
+
+
+def _newton_step(
+    z: Tensor, tokens: Tensor, target: Tensor, low: Tensor, high: Tensor, square: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The bracket of p^2, and p^2 itself, after one more evaluation."""
+    found = evaluate(z, tokens, square.sqrt())
+    too_even = found.deficit < target
+    low = torch.where(too_even, square, low)
+    high = torch.where(too_even, high, square)
+    # log N* - log N, from deficits
+    step = square + (torch.log1p(-target) + torch.log1p(found.variation)) / found.slope
+    there = (step - square).abs() <= THERE * square  # rounding must not throw it out again
+    inside = (step > low) & (step < high)
+    return low, high, torch.where(there, square, torch.where(inside, step, (low + high) / 2))

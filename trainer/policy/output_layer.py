@@ -5,14 +5,15 @@ is one number a token, the log of the normaliser. Matrix products are in the pol
 vocabulary in float32 (in float64 for float64).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from trainer.fusing import fused
 
 CPU_TILE_BYTES = 64 << 20  # of logits
 CUDA_TILE_BYTES = 512 << 20
@@ -89,10 +90,10 @@ class _Answer(torch.autograd.Function):
         for rows, asked in questions.tiles(_tile_rows(hidden, weight)):
             logits = _logits(hidden[rows], matrix, bias)
             if entropy:
-                both = _fused(shape.normalizer_and_entropy, hidden)(logits)
+                both = fused(shape.normalizer_and_entropy, hidden)(logits)
                 normalizer[rows], entropies[rows] = both
             else:
-                normalizer[rows] = _fused(shape.normalizer, hidden)(logits)
+                normalizer[rows] = fused(shape.normalizer, hidden)(logits)
             head = questions.head[asked]
             chosen = shape.final(logits[head - rows.start, questions.token[asked]])
             log_probs[asked] = chosen - normalizer[head]
@@ -118,7 +119,7 @@ class _Answer(torch.autograd.Function):
             logits = last if rows.stop == len(hidden) else _logits(hidden[rows], matrix, bias)
             head, token = questions.head[asked] - rows.start, questions.token[asked]
             slope = shape.slope(logits[head, token])
-            gradient = _fused(shape.gradient, hidden)(logits, normalizer[rows], pull[rows])
+            gradient = fused(shape.gradient, hidden)(logits, normalizer[rows], pull[rows])
             gradient[head, token] += (slope * given[asked]).to(gradient.dtype)  # each pair is there once
             if to_hidden is not None:
                 to_hidden[rows] = gradient @ matrix
@@ -191,13 +192,3 @@ class _Shape:
         """What the normalisers send back to the logits, in their type; `pull` [r] is what comes to them."""
         likely = (self.final(logits) - normalizer[:, None]).exp_()
         return likely.mul_(self.slope(logits)).mul_(-pull[:, None]).to(logits.dtype)
-
-
-def _fused(function: Callable[..., Any], where: Tensor) -> Callable[..., Any]:
-    """The function as one kernel on CUDA, where a pass over a tile is a matter of bandwidth."""
-    return _compiled(function) if where.is_cuda else function
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)

@@ -54,10 +54,16 @@ class TokenTree:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> "TokenTree":
+        """On the device, by one copy that the host need not wait for."""
         if self.tokens.device == device:
             return self
+        given = [getattr(self, name) for name in _ON_DEVICE]
+        flat = torch.cat([one.flatten() for one in given])
+        flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+        parts = flat.split([one.numel() for one in given])
         return replace(
-            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE}
+            self,
+            **{name: part.view(one.shape) for name, part, one in zip(_ON_DEVICE, parts, given, strict=True)},
         )
 
     @property
