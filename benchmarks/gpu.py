@@ -31,6 +31,7 @@ SECTIONS = {
     "objective": ("gpu_laws:objective", 40),
     "learner": ("gpu_laws:learner", 60),
     "loop": ("gpu_loop:loop", 90),
+    "attention": ("gpu_speed:attention", 40),
     "variants": ("gpu_speed:variants", 150),
     "profile": ("gpu_speed:profile", 60),
     "head": ("gpu_speed:heads", 60),

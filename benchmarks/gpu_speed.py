@@ -30,7 +30,10 @@ from gpu_bench import (
 from torch import Tensor
 
 from trainer.learner.learner import Learner
+from trainer.policy.flash import by_flash
+from trainer.policy.flex import BLOCK, by_flex
 from trainer.policy.output_layer import OutputLayer, Questions
+from trainer.policy.token_tree import Attend, micro_batches, padded
 from trainer.rollouts.batching import Rollouts
 
 
@@ -85,8 +88,8 @@ def variants(bench: Bench) -> dict[str, Any]:
     prompt, completion = lengths(bench, 256, 512)
     found: dict[str, Any] = {}
     for name, masters, compiled, checkpointing in (
-        ("bfloat16 weights", True, False, False),
         ("bfloat16 weights, compiled", True, True, False),
+        ("bfloat16 weights", True, False, False),
         ("autocast", False, False, False),
         ("autocast, compiled", False, True, False),
         ("bfloat16 weights, compiled, checkpointing", True, True, True),
@@ -136,9 +139,61 @@ def profile(bench: Bench) -> dict[str, Any]:
     busy = sum(map(sum, spent.values()))
     count = sum(map(len, spent.values()))
     bench.line(f"profile: {1e3 * wall:.0f} ms on the clock, {busy:.0f} ms of kernels, {count} kernels")
+    for ms, before, after in waits(seen.events())[:12]:
+        bench.line(f"profile: {ms:7.1f} ms nothing to do between {before} and {after}")
     for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:22]:
         bench.line(f"profile: {sum(times):7.1f} ms {len(times):5d} x {name}")
     return {"wall_ms": 1e3 * wall, "kernels_ms": busy, "count": count}
+
+
+def waits(events: Any) -> list[tuple[float, str, str]]:
+    """How long the GPU waited, ms, with the kernels before and after; longest first."""
+    kernels = sorted(
+        (event for event in events if event.device_type == torch.autograd.DeviceType.CUDA),
+        key=lambda event: event.time_range.start,
+    )
+    found, end, name = [], None, ""
+    for event in kernels:
+        if end is not None and event.time_range.start > end:
+            found.append(((event.time_range.start - end) / 1e3, name[:60], event.name[:60]))
+        if end is None or event.time_range.end > end:
+            end, name = event.time_range.end, event.name
+    return sorted(found, reverse=True)
+
+
+def attention(bench: Bench) -> dict[str, Any]:
+    """A layer's attention over the tree of a micro-batch, forward and backward, by all ways of CUDA."""
+    prompt, completion = lengths(bench, 256, 512)
+    found = {}
+    for name, groups, ragged in (("even", 4, False), ("ragged", 4, True), ("one group", 1, False)):
+        given = rollouts(500, prompt, completion, groups=groups, ragged=ragged)
+        (tree,) = micro_batches(given.trajectories(range(groups * SIZE)), 1 << 20)
+        tree = padded(tree, 2 * BLOCK).to(bench.device)
+        chance = torch.Generator(bench.device).manual_seed(0)
+        shapes = ((1, 14, tree.size, 64), (1, 2, tree.size, 64), (1, 2, tree.size, 64))
+        exact = [torch.randn(s, generator=chance, device=bench.device).requires_grad_() for s in shapes]
+        rough = [one.detach().to(torch.bfloat16).requires_grad_() for one in exact]
+        up = torch.randn(shapes[0], generator=chance, device=bench.device)
+        flex, flash = by_flex(tree), by_flash(tree)
+
+        def repeated(q: Tensor, k: Tensor, v: Tensor, scale: float | None, flex: Attend = flex) -> Tensor:
+            return flex(q, k.repeat_interleave(7, 1), v.repeat_interleave(7, 1), scale)
+
+        def gradients(way: Attend, inputs: list[Tensor], up: Tensor = up) -> list[Tensor]:
+            out = way(*inputs, None)
+            return [out.detach(), *torch.autograd.grad(out, inputs, up.to(out.dtype))]
+
+        if bench.tiny:
+            break  # neither flash nor flex has a backward pass there
+        right = gradients(flex, exact)
+        for way_name, way in (("flex", flex), ("flex, heads repeated", repeated), ("flash", flash)):
+            seen = gradients(way, rough)
+            off = max(float((a - b).norm() / b.norm()) for a, b in zip(seen, right, strict=True))
+            with deterministic():
+                seconds = median_s(bench, lambda way=way, rough=rough: gradients(way, rough), 5)
+            found[f"{name}, {way_name}"] = seconds
+            bench.line(f"attention {name}, {way_name}: {1e3 * seconds:.2f} ms, off by {off:.1e}")
+    return found
 
 
 def heads(bench: Bench) -> dict[str, Any]:

@@ -8,7 +8,7 @@ weights are those at the start of the step. Where the sampler's log-probs are pi
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -174,13 +174,13 @@ class Learner:
         self, batch: TrainingBatch, tree: TokenTree, log_probs: Tensor, facts: BatchFacts, seen: Seen
     ) -> None:
         """Backward pass of one micro-batch. log_probs [B, T] with gradients."""
-        mask, rows, width = tree.mask_of_tokens(), tree.rows.to(log_probs.device), tree.width
+        mask, rows, width = tree.mask_of_tokens(), tree.places, tree.width
         old, sampled = batch.old_log_probs[rows, :width], batch.sampler_log_probs[rows, :width]
         log_ratio = torch.where(mask, log_probs - old, 0.0)
         output = self.algorithm.loss(
             log_ratio,
             mask,
-            batch.advantages[tree.rows].to(log_probs.device),
+            batch.advantages_on_device[rows],
             facts,
             progress=batch.progress,
             mean_reward=batch.mean_reward,
@@ -203,7 +203,7 @@ class Learner:
         batch.scored[tree.rows] = True
         if scores.entropy is not None:
             sums = scores.entropy.double().sum(-1)
-            batch.entropy[tree.rows.to(sums.device)] = sums / tree.mask_of_tokens().sum(-1)
+            batch.entropy[tree.places] = sums / tree.mask_of_tokens().sum(-1)
 
     def _drop(self, batch: TrainingBatch, rows: Tensor) -> None:
         """Raises TrainingError (non_finite_loss) when no trajectory that could be learnt from is left."""
@@ -238,10 +238,9 @@ class Learner:
             rows = batch.rollouts.rows(groups[start : start + size])
             given = batch.rollouts.trajectories(rows.tolist())
             for tree in self.policy.batches(given, self.micro_batch_tokens):
-                yield replace(tree, rows=rows[tree.rows]).to(self.policy.device)
+                yield tree.numbered(rows).to(self.policy.device)
 
 
 def _fill(place: Tensor, tree: TokenTree, values: Tensor) -> None:
     """Put values [B, T] of a tree's rows into [N, T'], NaN on padding."""
-    rows = tree.rows.to(place.device)
-    place[rows, : tree.width] = torch.where(tree.mask_of_tokens(), values, torch.nan)
+    place[tree.places, : tree.width] = torch.where(tree.mask_of_tokens(), values, torch.nan)

@@ -19,6 +19,7 @@ class TrainingBatch:
     step: int
     rollouts: Rollouts  # CPU
     advantages: Tensor  # [N] float64, CPU
+    advantages_on_device: Tensor  # [N] float64
     penalties: Tensor  # [N] float64, CPU: what the algorithm took off the rewards
     progress: float  # of the training, in [0, 1]
     max_new_tokens: int
@@ -61,6 +62,7 @@ class TrainingBatch:
             step=step,
             rollouts=without(rollouts, (~kept).nonzero()[:, 0]),
             advantages=advantages,
+            advantages_on_device=advantages.to(start.device),
             penalties=torch.zeros_like(advantages) if penalties is None else penalties,
             progress=progress,
             max_new_tokens=max_new_tokens,

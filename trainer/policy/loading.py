@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
+from trainer.policy.flash import flash_serves
+from trainer.policy.flex import never_fall_back
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
-from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees, never_fall_back
+from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees
 from trainer.rollouts.batching import Trajectories
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,8 @@ def _by_tree(rows: Policy, expected: Tensor) -> Policy | None:
     else:
         attention = model.config._attn_implementation
         attend_by_trees(model)
-        trees = replace(rows, by_tree=True)
+        flash = flash_serves(model.config.get_text_config(), rows.dtype, rows.device)
+        trees = replace(rows, by_tree=True, flash=flash)
         why = _objection(trees, expected)
         if why is None:
             return trees

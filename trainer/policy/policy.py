@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trainer.policy.flex import BLOCK
 from trainer.policy.output_layer import OutputLayer, Questions
 from trainer.policy.token_tree import (
     TokenTree,
@@ -27,7 +28,7 @@ from trainer.policy.token_tree import (
     row_batches,
     row_nodes,
 )
-from trainer.policy.tree_attention import BLOCK, tree_attention
+from trainer.policy.tree_attention import tree_attention
 from trainer.rollouts.batching import Trajectories
 
 
@@ -48,6 +49,7 @@ class Policy:
     dtype: torch.dtype
     device: torch.device
     by_tree: bool  # False: the model takes rows alone
+    flash: bool = False  # trees attend by FlashAttention
 
     def batches(self, given: Trajectories, most_tokens: int) -> Iterator[TokenTree]:
         """All rows that have a completion, in batches that give the model at most so many tokens at once."""
@@ -80,7 +82,7 @@ class Policy:
             input_ids=tree.tokens[None],
             position_ids=tree.depth[None],
             attention_mask=_no_mask(tree.tokens.device),
-            token_tree=tree_attention(tree),
+            token_tree=tree_attention(tree, flash=self.flash),
         )
         hidden: Tensor = output.last_hidden_state[0, tree.heads]
         return hidden

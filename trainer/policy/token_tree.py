@@ -17,7 +17,7 @@ each distinct token that follows it.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -27,14 +27,18 @@ from torch import Tensor
 
 from trainer.rollouts.batching import Trajectories
 
-_ON_DEVICE = ("tokens", "depth", "end", "heads", "question_head", "question_token", "answers")
+Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+"""Attention among a tree's nodes: query [1, H, S, D], key and value [1, H', S, D], scale (None: D ** -0.5) ->
+[1, H, S, D]"""
+
+_ON_DEVICE = ("tokens", "depth", "end", "heads", "question_head", "question_token", "answers", "places")
 
 
 @dataclass(frozen=True)
 class TokenTree:
     """S nodes, Q questions (a node and a token that follows it), B rows of at most T completion tokens.
 
-    Tensors are int64; the first seven are on one device, the others stay on the CPU.
+    Tensors are int64; the first eight are on one device, the others stay on the CPU.
     """
 
     tokens: Tensor  # [S] the model's input
@@ -44,6 +48,7 @@ class TokenTree:
     question_head: Tensor  # [Q] place in `heads`, in rising order
     question_token: Tensor  # [Q]
     answers: Tensor  # [B, T] number of the question about a row's t-th token; Q on padding
+    places: Tensor  # [B] the same as `rows`
     rows: Tensor  # [B] the caller's numbers of the rows
     leaves: Tensor  # [B] the last node of each row
     questions_before: Tensor  # [R + 1] number of questions before each head, and of all
@@ -57,14 +62,12 @@ class TokenTree:
         """On the device, by one copy that the host need not wait for."""
         if self.tokens.device == device:
             return self
-        given = [getattr(self, name) for name in _ON_DEVICE]
-        flat = torch.cat([one.flatten() for one in given])
-        flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
-        parts = flat.split([one.numel() for one in given])
-        return replace(
-            self,
-            **{name: part.view(one.shape) for name, part, one in zip(_ON_DEVICE, parts, given, strict=True)},
-        )
+        given = moved(device, [getattr(self, name) for name in _ON_DEVICE])
+        return replace(self, **dict(zip(_ON_DEVICE, given, strict=True)))
+
+    def numbered(self, numbers: Tensor) -> "TokenTree":
+        """The tree, on the CPU, under other numbers: row r becomes `numbers[r]`."""
+        return replace(self, rows=numbers[self.rows], places=numbers[self.rows])
 
     @property
     def width(self) -> int:
@@ -141,6 +144,14 @@ def token_tree(given: Trajectories, order: Sequence[int]) -> TokenTree:
         asked = building.add(_line(given, row), len(given.prompts[row]))
         answers[place, : len(asked)] = asked
     return building.tree(answers, order)
+
+
+def moved(device: torch.device, given: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one type on the device, by one copy that the host need not wait for."""
+    flat = torch.cat([one.flatten() for one in given])
+    flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    parts = torch.split(flat, [one.numel() for one in given])
+    return [part.view(one.shape) for part, one in zip(parts, given, strict=True)]
 
 
 def padded(tree: TokenTree, multiple: int) -> TokenTree:
@@ -232,7 +243,8 @@ class _Building:
             question_head=torch.from_numpy(question_head),
             question_token=torch.from_numpy(np.concatenate(self._question_tokens)[by_node]),
             answers=torch.from_numpy(number[answers]),
-            rows=torch.tensor(order, dtype=torch.int64),
+            places=torch.tensor(order),
+            rows=torch.tensor(order),
             leaves=torch.tensor(self._leaves),
             questions_before=torch.from_numpy(np.searchsorted(question_head, np.arange(len(heads) + 1))),
             chains=tuple(

@@ -1,6 +1,7 @@
 """All ways of attending in a tree give what each token's own path gives, in value and gradient."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.trajectories import trajectories
-from trainer.policy.token_tree import TokenTree, micro_batches, padded
-from trainer.policy.tree_attention import BLOCK, Attend, block_mask, by_chains, by_flex, dense
+from trainer.policy import flash
+from trainer.policy.chains import by_chains
+from trainer.policy.flex import BLOCK, block_mask, by_flex
+from trainer.policy.token_tree import Attend, TokenTree, micro_batches, padded
+from trainer.policy.tree_attention import dense
 from trainer.rollouts.batching import Trajectories
 
 HEADS, GROUPS, SIZE = 4, 2, 8
@@ -48,6 +52,56 @@ def assert_same(tree: TokenTree, attend: Attend) -> None:
 def test_law_a_token_sees_its_path_alone(way: Callable[[TokenTree], Attend], given_: Trajectories) -> None:
     for tree in micro_batches(given_, 30):
         assert_same(tree, way(tree))
+
+
+def by_sequences(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_starts: Tensor,
+    key_starts: Tensor,
+    longest_query: int,
+    longest_key: int,
+    scale: float | None,
+) -> Tensor:
+    """What FlashAttention gives for sequences of unequal length, one after another."""
+    found = []
+    for (start, end), (first, last) in zip(
+        pairwise(query_starts.tolist()), pairwise(key_starts.tolist()), strict=True
+    ):
+        queries, keys = end - start, last - first
+        assert 0 < queries <= longest_query
+        assert queries <= keys <= longest_key
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        here = (query[start:end], key[first:last], value[first:last])
+        each = (one.transpose(0, 1)[None] for one in here)
+        out = scaled_dot_product_attention(*each, attn_mask=mask, scale=scale, enable_gqa=True)
+        found.append(out[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@given(given_=trajectories(), more=st.sampled_from([1, 16]))
+def test_law_chains_as_sequences_give_each_token_its_path(given_: Trajectories, more: int) -> None:
+    """The indices of `by_flash`; FlashAttention itself runs in tests/gpu."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(flash, "attend_to_ends", by_sequences)
+        for tree in micro_batches(given_, 30):
+            whole = padded(tree, more)
+            real = slice(0, tree.size)
+            query, key, value = (one.detach() for one in inputs(whole.size))
+            given_here = [one[:, :, real].clone().requires_grad_() for one in (query, key, value)]
+            rest = [one[:, :, tree.size :] for one in (query, key, value)]
+            expected = path_by_path(tree, *given_here)
+            joined = [torch.cat(pair, dim=2) for pair in zip(given_here, rest, strict=True)]
+            found = flash.by_flash(whole)(*joined, None)[:, :, real]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+            up = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            for ours, theirs in zip(
+                torch.autograd.grad(found, given_here, up),
+                torch.autograd.grad(expected, given_here, up),
+                strict=True,
+            ):
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def long_trajectories(seed: int) -> Trajectories:
