@@ -167,21 +167,23 @@ def attention(bench: Bench) -> dict[str, Any]:
     found = {}
     for name, groups, ragged in (("even", 4, False), ("ragged", 4, True), ("one group", 1, False)):
         given = rollouts(500, prompt, completion, groups=groups, ragged=ragged)
-        (tree,) = micro_batches(given.trajectories(range(groups * SIZE)), 1 << 20)
-        tree = padded(tree, 2 * BLOCK).to(bench.device)
+        (plain,) = micro_batches(given.trajectories(range(groups * SIZE)), 1 << 20)
+        tree, real = padded(plain, 2 * BLOCK).to(bench.device), plain.size
         chance = torch.Generator(bench.device).manual_seed(0)
         shapes = ((1, 14, tree.size, 64), (1, 2, tree.size, 64), (1, 2, tree.size, 64))
         exact = [torch.randn(s, generator=chance, device=bench.device).requires_grad_() for s in shapes]
         rough = [one.detach().to(torch.bfloat16).requires_grad_() for one in exact]
         up = torch.randn(shapes[0], generator=chance, device=bench.device)
+        up[:, :, real:] = 0  # padding attends otherwise in either way
         flex, flash = by_flex(tree), by_flash(tree)
 
         def repeated(q: Tensor, k: Tensor, v: Tensor, scale: float | None, flex: Attend = flex) -> Tensor:
             return flex(q, k.repeat_interleave(7, 1), v.repeat_interleave(7, 1), scale)
 
-        def gradients(way: Attend, inputs: list[Tensor], up: Tensor = up) -> list[Tensor]:
+        def gradients(way: Attend, inputs: list[Tensor], up: Tensor = up, real: int = real) -> list[Tensor]:
             out = way(*inputs, None)
-            return [out.detach(), *torch.autograd.grad(out, inputs, up.to(out.dtype))]
+            given = torch.autograd.grad(out, inputs, up.to(out.dtype))
+            return [one.detach()[:, :, :real] for one in (out, *given)]
 
         if bench.tiny:
             break  # neither flash nor flex has a backward pass there

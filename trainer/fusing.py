@@ -15,4 +15,5 @@ def fused(function: Callable[..., Any], where: Tensor) -> Callable[..., Any]:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+    # Sizes that stay the same are constants in the kernel: a division by the vocabulary's is dear otherwise.
+    return torch.compile(function)

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,8 @@ class TokenTree:
         if self.tokens.device == device:
             return self
         given = moved(device, [getattr(self, name) for name in _ON_DEVICE])
-        return replace(self, **dict(zip(_ON_DEVICE, given, strict=True)))
+        there: dict[str, Any] = dict(zip(_ON_DEVICE, given, strict=True))
+        return replace(self, **there)
 
     def numbered(self, numbers: Tensor) -> "TokenTree":
         """The tree, on the CPU, under other numbers: row r becomes `numbers[r]`."""
