@@ -24,7 +24,7 @@ from trainer.learner.learner import Learner
 from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.learner.training_batch import TrainingBatch
 from trainer.objectives import build_algorithm
-from trainer.policy.loading import make_policy
+from trainer.policy.loading import Compile, make_policy
 from trainer.rollouts.batching import Rollouts
 
 GROUPS, SIZE = 8, 8  # prompts of a minibatch, completions of each
@@ -191,7 +191,7 @@ def make_learner(
     dtype: torch.dtype = torch.bfloat16,
     masters: bool = False,
     checkpointing: bool = False,
-    compiled: bool = False,
+    compiled: Compile = "off",
     rate: float = 1e-6,
 ) -> Learner:
     policy = make_policy(

@@ -102,7 +102,11 @@ def variants(bench: Bench) -> dict[str, Any]:
             count = parameters(of)
             given = rollouts(of.config.vocab_size, prompt, completion)
             one = make_learner(
-                of, tokens=17500, masters=masters, compiled=compiled, checkpointing=checkpointing
+                of,
+                tokens=17500,
+                masters=masters,
+                compiled="on" if compiled else "off",
+                checkpointing=checkpointing,
             )
             found[name] = measured(bench, one, given, 1, 2)
             through = nodes(one, given)
@@ -119,7 +123,7 @@ def profile(bench: Bench) -> dict[str, Any]:
     prompt, completion = lengths(bench, 256, 512)
     of = model(bench, "0.5b")
     given = rollouts(of.config.vocab_size, prompt, completion)
-    one = make_learner(of, tokens=17500, **(BEST if not bench.tiny else {"masters": True}))
+    one = make_learner(of, tokens=17500, **(BEST if not bench.tiny else {}))
     timed_update(bench, one, given)
     batch = start(one, given)
     one.update(batch, range(GROUPS), 0)
@@ -263,7 +267,7 @@ PAIRS = (
     ("0.5b 256/512 m4 ragged", "0.5b", 256, 512, 4, 17500, False, 1, 2),
     ("1.5b 256/512 m1 checkpointing", "1.5b", 256, 512, 1, 4400, True, 1, 2),
 )
-BEST = {"masters": True, "compiled": True}  # what `variants` found
+BEST = {"compiled": "on"}  # what a job has by default
 
 
 def against_trl(bench: Bench) -> dict[str, Any]:
@@ -308,7 +312,7 @@ def pair(
     of = model(bench, size)
     count = parameters(of)
     given = rollouts(of.config.vocab_size, prompt, completion, ragged="ragged" in name)
-    best = BEST if not bench.tiny else {"masters": True}
+    best = BEST if not bench.tiny else {}
     one = make_learner(of, tokens=tokens, checkpointing=checkpointing, **best)
     timed_update(bench, one, given)  # so that both sides' optimiser states are there from the first turn on
     resident = torch.cuda.memory_allocated() / 2**30 if bench.device.type == "cuda" else 0.0
@@ -434,7 +438,7 @@ def long_group(bench: Bench) -> dict[str, Any]:
     prompt, completion = lengths(bench, 1024, 8192)
     of = model(bench, "1.5b")
     given = rollouts(of.config.vocab_size, prompt, completion, groups=1)
-    best = BEST if not bench.tiny else {"masters": True}
+    best = BEST if not bench.tiny else {}
     one = make_learner(of, tokens=1 << 20, checkpointing=True, **best)
     found = measured(bench, one, given, 0, 1)
     bench.line(f"long: {said(found, int(given.mask.sum()), nodes(one, given), parameters(of))}")

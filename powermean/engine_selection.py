@@ -17,6 +17,7 @@ EngineName = Literal["transformers", "vllm"]
 
 # get_supported_head_sizes in vllm/v1/attention/backends/cpu_attn.py of 0.32.0
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+GPU_MEMORY_SHARE = 0.4  # of a GPU's memory for vLLM's weights and cache: the trainer needs the rest
 CPU_CACHE_GIB = 1  # of vLLM's key/value cache on a CPU
 # Tokens by which the cache is cut. Completions share whole blocks of a common prefix; vLLM's own choice, 128,
 # leaves more than it shares of prompts of one or two hundred tokens.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from powermean.contracts.base import Contract
+from powermean.engine_selection import GPU_MEMORY_SHARE
 
 CPU_BATCH_TOKENS = 16384
 CUDA_BATCH_TOKENS = 131072
@@ -58,7 +59,7 @@ class RolloutSettings(Contract):
         f"{CPU_BATCH_TOKENS} on a CPU and {CUDA_BATCH_TOKENS} on CUDA if not given.",
     )
     gpu_memory_share: float = Field(
-        0.4,
+        GPU_MEMORY_SHARE,
         gt=0,
         le=0.95,
         description="Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest.",

@@ -85,8 +85,8 @@ def failed(error: Exception) -> Finish:
             described = JobError(
                 code="out_of_memory",
                 message=f"the trainer ran out of memory: {error}",
-                path="training.micro_batch_groups",
-                remedy="lower training.micro_batch_groups, or set training.gradient_checkpointing",
+                path="training.micro_batch_tokens",
+                remedy="lower training.micro_batch_tokens, or set training.gradient_checkpointing",
             )
         case _ if is_disk_full(error):
             described = JobError(

@@ -24,7 +24,9 @@ from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
+from powermean.contracts.job import JobSpec
 from trainer.data import open_source
+from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, engine_url, publisher
 from trainer.failures import CancelledError, failed
 from trainer.learner import checkpoint
@@ -33,10 +35,11 @@ from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
 from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
+from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
 from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
-from trainer.policy.loading import load_policy, resolve_device, resolve_dtype
+from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
 from trainer.policy.policy import Policy
 from trainer.rewards import open_grader
 from trainer.rollouts.sampling import sharing_limit
@@ -115,7 +118,7 @@ def wired(
     reporter.phase("loading the model")
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
     tokenizer = load_tokenizer(folder)
-    learner = make_learner(folder, claim, pad_token_id(tokenizer))
+    learner = make_learner(folder, spec, pad_token_id(tokenizer))
     progress = checkpoint.Progress()
     if claim.resume is not None:
         reporter.phase(f"loading the checkpoint of step {claim.resume.step}")
@@ -159,34 +162,38 @@ def wired(
         )
 
 
-def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
+def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
     """The policy, its optimiser, and the frozen initial model where the objective has a KL term."""
-    spec = claim.spec
     device = resolve_device(spec.model.device, spec.resources.gpus)
 
-    def load(gradient_checkpointing: bool) -> Policy:
+    def load(compiled: Compile, *, gradient_checkpointing: bool = False) -> Policy:
         return load_policy(
             folder,
             device=device,
             dtype=resolve_dtype(spec.model.dtype, device),
             temperature=spec.rollout.temperature,
             gradient_checkpointing=gradient_checkpointing,
+            compiled=compiled,
         )
 
-    policy = load(spec.training.gradient_checkpointing)
+    compiled: Compile = "off"
+    if compiles(spec.training, cuda=device.type == "cuda"):
+        compiled = "on" if spec.training.compile == "on" else "try"
+    policy = load(compiled, gradient_checkpointing=spec.training.gradient_checkpointing)
     if spec.model.lora is not None:
         name = spec.model.name or spec.model.folder or ""
         assert not isinstance(policy.model, PeftModel)
         policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
     masters = MasterWeights(policy.model) if spec.training.weights == "bfloat16" else None
+    reference = load(compiled) if spec.algorithm.beta > 0 else None
     tokens = spec.training.micro_batch_tokens
     return Learner(
         policy=policy,
-        reference=load(False) if spec.algorithm.beta > 0 else None,
+        reference=reference,
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=make_optimizer(policy.model, spec.optimizer, masters),
-        micro_batch_tokens=4096 if tokens == "auto" else tokens,
+        micro_batch_tokens=micro_batch_tokens(policy) if tokens == "auto" else tokens,
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
         masters=masters,

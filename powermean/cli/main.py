@@ -17,6 +17,7 @@ COMMANDS = {
         "powermean.cli.jobs:validate",
         "Check a spec without submitting it: mistakes with their lines.",
     ),
+    "fit": ("powermean.cli.fit:fit", "Estimate a job's memory, and what would make it smaller."),
     "list": ("powermean.cli.jobs:list_jobs", "List jobs, newest first."),
     "show": ("powermean.cli.jobs:show", "Show a job: state, attempts, result, spec."),
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it has ended; exit status 0 if it finished."),

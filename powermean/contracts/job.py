@@ -130,7 +130,12 @@ class TrainingSpec(Contract):
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="What the trainer's passes run on. bfloat16: weights rounded from float32 masters after "
-        "each update, for model.dtype bfloat16; faster on GPUs than autocast over float32 weights.",
+        "each update, for model.dtype bfloat16; faster than autocast where layers are not compiled.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="torch.compile of the model's layers: updates are faster and take less memory, the first "
+        "one waits for the compiler. auto: on GPUs, where the job may take 100 updates.",
     )
     gradient_checkpointing: StrictBool = Field(
         False, description="Trade compute for memory in the backward pass."

@@ -125,12 +125,12 @@ def test_a_failed_job_says_what_where_and_what_to_do(browser: TestClient, api: F
     error = JobError(
         code="out_of_memory",
         message=f"no memory {HOSTILE}",
-        path="training.micro_batch_groups",
+        path="training.micro_batch_tokens",
         remedy="Halve it.",
     )
     api.add_job(state=JobState.FAILED, error=error, finished_at=NOW)
     said = parse(browser.get("/jobs/job-a").text).one("div", role="alert").words
-    for part in ("out_of_memory", HOSTILE, "training.micro_batch_groups", "Halve it."):
+    for part in ("out_of_memory", HOSTILE, "training.micro_batch_tokens", "Halve it."):
         assert part in said
 
 

@@ -216,7 +216,7 @@ def test_running_out_of_memory_is_a_typed_failure(stage: Stage, tiny_folder: Pat
     assert finish.outcome == "failed"
     assert finish.error is not None
     assert finish.error.code == "out_of_memory"
-    assert "micro_batch_groups" in (finish.error.remedy or "")
+    assert "micro_batch_tokens" in (finish.error.remedy or "")
     assert not finish.retryable
 
 

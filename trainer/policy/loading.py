@@ -4,6 +4,7 @@ Which one holds is tried on the model itself, with its gradient, not guessed.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 _AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
+Compile = Literal["on", "try", "off"]
+
+
 def load_policy(
     folder: Path,
     *,
@@ -37,9 +41,11 @@ def load_policy(
     dtype: torch.dtype,
     temperature: float,
     gradient_checkpointing: bool = False,
-    compiled: bool = False,
+    compiled: Compile = "off",
 ) -> Policy:
-    """The model in `folder`, dropout off. Raises TrainingError (unknown_model) when it can't be loaded."""
+    """The model in `folder`, dropout off. Raises TrainingError: unknown_model when it can't be loaded, and
+    those of `make_policy`.
+    """
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -74,12 +80,13 @@ def make_policy(
     dtype: torch.dtype,
     temperature: float,
     gradient_checkpointing: bool = False,
-    compiled: bool = False,
+    compiled: Compile = "off",
 ) -> Policy:
     """A policy around a float32 model that is on its device already.
 
-    Raises TrainingError: unknown_model where no way of scoring gives what the model's own logits give, or its
-    layers can't be computed again; compile_failed where they can't be compiled.
+    Layers that can't be compiled stay as they are if that was only to be tried, and the log says so. Raises
+    TrainingError: unknown_model where no way of scoring gives what the model's own logits give, or its layers
+    can't be computed again; compile_failed where they can't be compiled.
     """
     model.train(False)
     rows = Policy(model, temperature, dtype, next(model.parameters()).device, by_tree=False)
@@ -93,17 +100,17 @@ def make_policy(
         )
     policy = _by_tree(rows, expected) or rows
     # Only now: what was tried before is not to be compiled.
-    if compiled and policy.by_tree:
-        compile_layers(model)
+    if compiled != "off":
+        _compile(policy, expected, must=compiled == "on")
     if gradient_checkpointing:
         checkpoint_layers(model)
-    if (compiled or gradient_checkpointing) and (why := _objection(policy, expected)) is not None:
-        raise TrainingError(
-            "compile_failed",
-            f"compiled or checkpointed layers don't give what the model's own do: {why}",
-            path="training.compile",
-            remedy="set training.compile to off; if that is not it, training.gradient_checkpointing to false",
-        )
+        if (why := _objection(policy, expected)) is not None:
+            raise TrainingError(
+                "unknown_model",
+                f"layers that are computed again don't give what they gave before: {why}",
+                path="training.gradient_checkpointing",
+                remedy="set training.gradient_checkpointing to false, and lower training.micro_batch_tokens",
+            )
     return policy
 
 
@@ -125,10 +132,36 @@ def _by_tree(rows: Policy, expected: Tensor) -> Policy | None:
     return None
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def _compile(policy: Policy, expected: Tensor, *, must: bool) -> None:
+    """Compile the layers, or leave them as they were."""
+    layers = _layers(policy.plain_model)
+    why: str | None = "it has no layers that are known to be alike"
+    if layers and policy.by_tree:
+        compile_layers(layers)
+        try:
+            why = _objection(policy, expected)
+        except RuntimeError as error:  # the compiler's own are
+            if is_out_of_memory(error):
+                raise
+            why = str(error).strip().split("\n")[0]
+    elif layers:
+        why = "its rows are padded"
+    if why is None:
+        return
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
+    message = f"the model's layers are not compiled: {why}"
+    if must:
+        raise TrainingError(
+            "compile_failed", message, path="training.compile", remedy="set training.compile to off"
+        )
+    log.warning("%s", message)
+
+
+def compile_layers(layers: Sequence[nn.Module]) -> None:
     """Let torch.compile fuse what layers do between matrix products. They are alike: one is compiled."""
     never_fall_back()
-    for layer in _layers(model):
+    for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 

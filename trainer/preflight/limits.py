@@ -1,68 +1,127 @@
 """What a job may not exceed on this node, as far as the model's folder tells: memory, and names of layers."""
 
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import choose
+from powermean.engine_selection import GPU_MEMORY_SHARE, choose
 from powermean.memory import engine_bytes, gib, total_bytes, weight_bytes
 from trainer.failures import TrainingError, check_modules
+from trainer.preflight.footprint import Footprint, footprint
+from trainer.preflight.tensors import linear_shapes, tensor_shapes
 
-_FULL = 4  # a float32 number's weight, gradient and AdamW's two moments
-_NO_LAYERS = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "shared"})  # have matrices, take no adapter
+ERROR = 1.15  # by which an estimate may be too high: only what is beyond that is refused
 
 
-def check_memory(spec: JobSpec, folder: Path) -> None:
-    """Raises TrainingError (not_enough_memory) where a CPU job can't fit the node, whatever else it runs."""
-    total = total_bytes()
-    if spec.resources.gpus or total is None:
+@dataclass(frozen=True)
+class Place:
+    """Where a job's trainer and engine run: bytes in all, and how many of them the engine takes."""
+
+    cuda: bool
+    total: int
+    engine: int
+    engine_name: str  # "" where it takes nothing here
+
+    @property
+    def for_trainer(self) -> int:
+        return self.total - self.engine
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the spec, and the trainer's footprint with it."""
+
+    path: str
+    text: str  # as in a spec's YAML
+    footprint: Footprint
+
+
+def place_of(spec: JobSpec, folder: Path, gpu_bytes: int | None = None) -> Place | None:
+    """Where the job would run; `gpu_bytes` of a GPU other than the node's. None where nothing says."""
+    if spec.resources.gpus:
+        total = gpu_bytes or _gpu_bytes()
+        if total is None:
+            return None
+        shared = spec.resources.placement == "colocated" and _has_own_engine(spec)
+        engine = choose(spec.rollout.engine, folder, on_gpu=True) if shared else ""
+        taken = weight_bytes(folder, 2) if engine else 0
+        if engine == "vllm":
+            taken = int(GPU_MEMORY_SHARE * total)
+        return Place(cuda=True, total=total, engine=taken, engine_name=engine)
+    if (total := total_bytes()) is None:
+        return None
+    if not _has_own_engine(spec):
+        return Place(cuda=False, total=total, engine=0, engine_name="")
+    name = choose(spec.rollout.engine, folder, on_gpu=False)
+    size = engine_bytes(name, folder, 2 if spec.model.dtype == "bfloat16" else 4)
+    return Place(cuda=False, total=total, engine=size, engine_name=name)
+
+
+def check_memory(spec: JobSpec, folder: Path, prompt_tokens: int, place: Place | None = None) -> None:
+    """Raises TrainingError (not_enough_memory), naming what to change, where a job can't fit its place."""
+    place = place or place_of(spec, folder)
+    needed = footprint(spec, folder, prompt_tokens, cuda=place.cuda) if place is not None else None
+    if place is None or needed is None or needed.total <= ERROR * place.for_trainer:
         return
-    trainer = trainer_bytes(spec, folder)
-    parts = [f"{gib(trainer)} for the trainer"]
-    needed = trainer
-    if spec.model.lora is None or spec.rollout.sharing == "own":  # else the engine may be elsewhere
-        engine = choose(spec.rollout.engine, folder, on_gpu=False)
-        size = engine_bytes(engine, folder, 2 if spec.model.dtype == "bfloat16" else 4)
-        parts.append(f"{gib(size)} for the {engine} engine")
-        needed += size
-    if needed > total:
-        raise TrainingError(
-            "not_enough_memory",
-            f"the job needs at least {gib(needed)} of memory ({', '.join(parts)}), the node has {gib(total)}",
-            path="model",
-            remedy="take a smaller model or a larger node"
-            + ("" if spec.model.lora else ", or train an adapter (model.lora)"),
-        )
+    fitting = [
+        change for change in changes(spec, folder, prompt_tokens, place) if fits(change.footprint, place)
+    ]
+    engine = f" beside the {place.engine_name} engine's {gib(place.engine)}" if place.engine_name else ""
+    raise TrainingError(
+        "not_enough_memory",
+        f"the trainer needs about {gib(needed.total)} (micro-batches of {needed.tokens} tokens), the "
+        f"{'GPU' if place.cuda else 'node'} has {gib(place.total)}{engine}",
+        path=fitting[0].path if fitting else "model",
+        remedy=f"with {fitting[0].text} it needs about {gib(fitting[0].footprint.total)}"
+        if fitting
+        else "take a smaller model or a larger node",
+    )
 
 
-def trainer_bytes(spec: JobSpec, folder: Path) -> int:
-    """The least that training takes, in float32: weights, gradients, AdamW's moments, no activations."""
-    weights = weight_bytes(folder, 4)
-    reference = 1 if spec.algorithm.beta > 0 else 0
-    return weights * ((_FULL if spec.model.lora is None else 1) + reference)
+def fits(needed: Footprint, place: Place) -> bool:
+    """Whether the estimate, as it is, fits."""
+    return needed.total <= place.for_trainer
+
+
+def changes(spec: JobSpec, folder: Path, prompt_tokens: int, place: Place) -> Iterator[Change]:
+    """What may make the job smaller, each with what it comes to; what the spec has already is left out."""
+    shortest = prompt_tokens + spec.rollout.max_new_tokens
+    small, again = f"training.micro_batch_tokens: {shortest}", "training.gradient_checkpointing: true"
+    tokens, checkpointing = {"micro_batch_tokens": shortest}, {"gradient_checkpointing": True}
+    given: list[tuple[str, dict[str, dict[str, Any]]]] = [
+        (small, {"training": tokens}),
+        (again, {"training": checkpointing}),
+        (f"{again}, {small}", {"training": checkpointing | tokens}),
+    ]
+    if spec.model.lora is None:
+        given.append(("model.lora: {}", {"model": {"lora": {}}}))
+    now = footprint(spec, folder, prompt_tokens, cuda=place.cuda)
+    for text, fields in given:
+        data = spec.model_dump()
+        for room, values in fields.items():
+            data[room] |= values
+        found = footprint(JobSpec.model_validate(data), folder, prompt_tokens, cuda=place.cuda)
+        if now is not None and found is not None and found.total < now.total:
+            yield Change(text.partition(":")[0], text, found)
 
 
 def check_adapter(spec: JobSpec, folder: Path) -> None:
     """Raises TrainingError (unknown_modules) where the adapter names layers that the model hasn't."""
     lora = spec.model.lora
-    if lora is not None and lora.target_modules and (known := layer_names(folder)):
-        check_modules(lora.target_modules, known)
+    if lora is not None and lora.target_modules and (known := linear_shapes(tensor_shapes(folder))):
+        check_modules(lora.target_modules, known.keys())
 
 
-def layer_names(folder: Path) -> frozenset[str]:
-    """Last names of layers with a matrix of weights, the output layer left out; empty where none is readable.
+def _has_own_engine(spec: JobSpec) -> bool:
+    """Not where the engine may be one that the administrator declared, elsewhere."""
+    return spec.model.lora is None or spec.rollout.sharing == "own"
 
-    Some of them may not be linear: what peft can't adapt is an error when training starts.
-    """
-    found = set()
-    try:
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dictionary)
-                    layer, _, kind = name.rpartition(".")
-                    if kind == "weight" and len(tensors.get_slice(name).get_shape()) == 2:
-                        found.add(layer.rpartition(".")[2])
-    except (OSError, SafetensorError):
-        return frozenset()  # the trainer that loads the model says what is wrong with it
-    return frozenset(found) - _NO_LAYERS
+
+def _gpu_bytes() -> int | None:
+    """Memory of this node's first GPU, if it has one."""
+    # Imported here on purpose: PyTorch takes seconds to import, and CPU jobs need it for no check.
+    torch = importlib.import_module("torch")
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

@@ -6,6 +6,8 @@ it to --out FILE). Nothing is loaded that a check does not need: a plain prompt 
 
 import argparse
 import importlib
+import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -63,9 +65,11 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, settings.model_roots))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
-        _noted(found, lambda: check_memory(spec, folder))
         _noted(found, lambda: check_adapter(spec, folder))
     longest = _noted(found, lambda: check_data(task, settings, folder))
+    if folder is not None:
+        prompt = longest - spec.rollout.max_new_tokens if longest is not None else 1
+        _noted(found, lambda: check_memory(spec, folder, prompt))
     return ValidationResult(errors=tuple(found), tokens=longest)
 
 
@@ -81,7 +85,7 @@ def check_data(task: ValidationTask, settings: NodeSettings, folder: Path | None
 
 
 def check_devices(spec: JobSpec) -> None:
-    """Raises TrainingError (cuda_unavailable) where GPUs are asked for and PyTorch sees none."""
+    """Raises TrainingError (cuda_unavailable, too_few_gpus, compiler_missing) where a GPU job can't run."""
     if spec.resources.gpus == 0:
         return
     # Imported here on purpose: PyTorch takes seconds to import, and most jobs need it for no other check.
@@ -97,6 +101,18 @@ def check_devices(spec: JobSpec) -> None:
             path="resources.placement" if spec.resources.rollout_gpus else "resources.gpus",
             remedy="ask for no more GPUs than a node has (placement: split takes one more)",
         )
+    if not has_compiler():
+        raise TrainingError(
+            "compiler_missing",
+            "GPU kernels are built by Triton, which finds no C compiler on this node",
+            path="resources.gpus",
+            remedy="install gcc or clang on the node, or name a compiler in CC",
+        )
+
+
+def has_compiler() -> bool:
+    """Whether Triton finds what it builds its launchers with."""
+    return any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))
 
 
 def check_engine(spec: JobSpec, folder: Path) -> None:

@@ -58,7 +58,7 @@ def finish(ended: Ended) -> Finish:
 def _without_record(what: str, who: str, code: int, last_words: str) -> Finish:
     if code < 0:
         remedy = (
-            "If it was the kernel's out-of-memory killer: lower training.micro_batch_groups."
+            "If it was the kernel's out-of-memory killer: lower training.micro_batch_tokens."
             if code == -9
             else None
         )

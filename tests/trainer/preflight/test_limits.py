@@ -1,71 +1,126 @@
-"""A job that can't fit the node, or adapts layers that aren't there, is told so before it is queued."""
+"""A job that can't fit its node, or adapts layers that aren't there, is told so before it is queued."""
 
 from pathlib import Path
 
 import pytest
 
 from powermean.contracts.job import JobSpec
+from powermean.memory import GIB
 from tests.support.tiny_model import tiny_spec
 from trainer.failures import TrainingError
 from trainer.preflight import limits
-from trainer.preflight.limits import check_adapter, check_memory, layer_names, trainer_bytes
+from trainer.preflight.footprint import footprint
+from trainer.preflight.limits import ERROR, Place, changes, check_adapter, check_memory, fits, place_of
 
-WEIGHTS = 1000
+PROMPT = 8
 
 
 def spec(lora: dict[str, object] | None = None, **changes: object) -> JobSpec:
     return JobSpec.model_validate(tiny_spec("tiny") | {"model": {"folder": "tiny", "lora": lora}} | changes)
 
 
-@pytest.fixture
-def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of WEIGHTS bytes in float32, an engine of twice that."""
-    monkeypatch.setattr(limits, "weight_bytes", lambda _folder, size: WEIGHTS * size // 4)
-    monkeypatch.setattr(limits, "engine_bytes", lambda _engine, _folder, size: 2 * WEIGHTS * size // 4)
+def place(total: int, engine: int = 0) -> Place:
+    return Place(cuda=False, total=total, engine=engine, engine_name="transformers" if engine else "")
 
 
-@pytest.mark.usefixtures("_counted")
-def test_the_trainer_needs_gradients_and_moments_of_what_it_trains() -> None:
-    folder = Path("none")
-    assert trainer_bytes(spec(), folder) == 4 * WEIGHTS
-    assert trainer_bytes(spec({}), folder) == WEIGHTS
-    assert trainer_bytes(spec(algorithm={"name": "grpo", "beta": 0.1}), folder) == 5 * WEIGHTS
+def needed(job: JobSpec, folder: Path) -> int:
+    found = footprint(job, folder, PROMPT, cuda=False)
+    assert found is not None
+    return found.total
 
 
-@pytest.mark.usefixtures("_counted")
+def test_only_what_is_beyond_the_estimate_and_its_error_is_refused(tiny_folder: Path) -> None:
+    job = spec()
+    least = int(needed(job, tiny_folder) / ERROR) + 1
+    check_memory(job, tiny_folder, PROMPT, place(least))
+    with pytest.raises(TrainingError, match=r"the trainer needs about .* the node has") as refused:
+        check_memory(job, tiny_folder, PROMPT, place(least - 2))
+    assert refused.value.error.code == "not_enough_memory"
+    with pytest.raises(TrainingError, match=r"beside the transformers engine's 1\.0 GiB"):
+        check_memory(job, tiny_folder, PROMPT, place(least - 2 + GIB, engine=GIB))
+
+
+def test_the_error_names_the_first_change_that_makes_the_job_fit(tiny_folder: Path) -> None:
+    """A long micro-batch is cut; where one row is too long, only another model or node is left."""
+    job = spec(
+        rollout={"max_new_tokens": 4096, "group_size": 8}, training={"steps": 1, "micro_batch_tokens": 65_536}
+    )
+    small = JobSpec.model_validate(
+        job.model_dump() | {"training": {"steps": 1, "micro_batch_tokens": PROMPT + 4096}}
+    )
+    with pytest.raises(TrainingError) as refused:
+        check_memory(job, tiny_folder, PROMPT, place(needed(small, tiny_folder)))
+    error = refused.value.error
+    assert error.path == "training.micro_batch_tokens"
+    assert error.remedy is not None
+    assert f"training.micro_batch_tokens: {PROMPT + 4096}" in error.remedy
+    with pytest.raises(TrainingError) as refused:
+        check_memory(job, tiny_folder, PROMPT, place(1 << 20))
+    assert refused.value.error.path == "model"
+
+
+def test_every_change_makes_the_job_smaller(tiny_folder: Path) -> None:
+    job = spec(rollout={"max_new_tokens": 512}, training={"steps": 1, "micro_batch_tokens": 8192})
+    found = list(changes(job, tiny_folder, PROMPT, place(GIB)))
+    assert {one.path for one in found} == {
+        "training.micro_batch_tokens",
+        "training.gradient_checkpointing",
+        "model.lora",
+    }
+    assert all(one.footprint.total < needed(job, tiny_folder) for one in found)
+
+
 @pytest.mark.parametrize(
-    ("lora", "sharing", "needed"),
+    ("lora", "sharing", "engine"),
     [
-        (None, "auto", 6 * WEIGHTS),
-        ({}, "own", 3 * WEIGHTS),
-        ({}, "auto", WEIGHTS),  # the engine may be one that the administrator declared, elsewhere
+        (None, "auto", True),
+        ({}, "own", True),
+        ({}, "auto", False),  # the engine may be one that the administrator declared, elsewhere
     ],
 )
-def test_a_job_may_fill_the_node_to_the_last_byte(
-    lora: dict[str, object] | None, sharing: str, needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_beside_the_trainer_counts(
+    lora: dict[str, object] | None,
+    sharing: str,
+    engine: bool,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = spec(lora, rollout={"sharing": sharing, "max_new_tokens": 4})
-    for total in (needed, None):
-        monkeypatch.setattr(limits, "total_bytes", lambda total=total: total)
-        check_memory(job, tmp_path)
-    monkeypatch.setattr(limits, "total_bytes", lambda: needed - 1)
-    with pytest.raises(TrainingError, match=r"at least 0\.0 GiB .* for the trainer") as refused:
-        check_memory(job, tmp_path)
-    error = refused.value.error
-    assert (error.code, error.path) == ("not_enough_memory", "model")
-    assert error.remedy is not None
-    assert ("model.lora" in error.remedy) is (lora is None)
+    monkeypatch.setattr(limits, "total_bytes", lambda: 4 * GIB)
+    found = place_of(spec(lora, rollout={"sharing": sharing, "max_new_tokens": 4}), tiny_folder)
+    assert found is not None
+    assert (found.engine > 0, found.engine_name != "") == (engine, engine)
+    assert found.for_trainer == 4 * GIB - found.engine
 
 
-@pytest.mark.usefixtures("_counted")
-def test_on_gpus_memory_is_not_this_check_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_tells_the_memory_nothing_is_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "total_bytes", lambda: None)
+    check_memory(spec(), tiny_folder, PROMPT)
     monkeypatch.setattr(limits, "total_bytes", lambda: 1)
-    check_memory(spec(resources={"gpus": 1}), tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
+    check_memory(spec(rollout={"engine": "transformers", "max_new_tokens": 4}), tmp_path, PROMPT)
 
 
-def test_layers_are_named_as_peft_finds_them(tiny_folder: Path) -> None:
-    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert layer_names(tiny_folder) == linear
+def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM beside the trainer takes its share of the GPU; on GPUs of its own it takes nothing."""
+    monkeypatch.setattr(limits, "_gpu_bytes", lambda: 10 * GIB)
+    beside = place_of(
+        spec(
+            resources={"gpus": 1, "placement": "colocated"}, rollout={"engine": "vllm", "max_new_tokens": 4}
+        ),
+        tiny_folder,
+    )
+    assert beside is not None
+    assert beside == Place(
+        cuda=True, total=10 * GIB, engine=int(limits.GPU_MEMORY_SHARE * 10 * GIB), engine_name="vllm"
+    )
+    estimate = footprint(spec(resources={"gpus": 1}), tiny_folder, PROMPT, cuda=True)
+    assert estimate is not None
+    assert fits(estimate, beside)
+    monkeypatch.setattr(limits, "_gpu_bytes", lambda: None)
+    assert place_of(spec(resources={"gpus": 1}), tiny_folder) is None
+    check_memory(spec(resources={"gpus": 1}), tiny_folder, PROMPT)
 
 
 @pytest.mark.parametrize("name", ["q_pro", "embed_tokens", "lm_head", "input_layernorm"])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,9 +97,22 @@ def test_a_dataset_that_is_gone_or_too_small_is_named(settings: NodeSettings) ->
 def test_a_split_job_needs_a_second_gpu(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
     assert errors(settings, resources={"gpus": 1}) == []
     (error,) = errors(settings, resources={"gpus": 1, "placement": "split"})
     assert (error.code, error.path) == ("too_few_gpus", "resources.placement")
+
+
+def test_a_gpu_job_needs_a_compiler_on_its_node(
+    settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    monkeypatch.setenv("PATH", str(settings.data_dir))
+    (error,) = errors(settings, resources={"gpus": 1})
+    assert (error.code, error.path) == ("compiler_missing", "resources.gpus")
+    assert errors(settings) == []
 
 
 def test_vllm_where_it_is_missing_or_does_not_serve_the_model(

@@ -1,0 +1,76 @@
+"""Layers are compiled where they can be, and stay as they were where not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM as Causal
+from transformers import LlamaForCausalLM, MambaConfig
+
+from tests.support.tiny_model import tiny_config
+from trainer.failures import TrainingError
+from trainer.policy.loading import make_policy
+from trainer.policy.token_tree import sort_rows, token_tree
+from trainer.rollouts.batching import Trajectories
+
+RECURRENT = MambaConfig(vocab_size=12, hidden_size=32, num_hidden_layers=2, state_size=4)
+ROWS = Trajectories([[1, 2, 3]] * 3 + [[4]], [[5, 6], [5, 7, 8], [5, 6], [9]])
+
+
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config())
+
+
+def broken_compiler(layer: Callable[..., object], **_options: object) -> Callable[..., object]:
+    def fails(*_given: object, **_named: object) -> object:
+        raise RuntimeError("no C compiler\nand a long traceback")
+
+    return fails
+
+
+def test_layers_that_do_not_compile_stay_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "compile", broken_compiler)
+    policy = make_policy(model(), dtype=torch.float32, temperature=1.0, compiled="try")
+    plain = make_policy(model(), dtype=torch.float32, temperature=1.0)
+    tree = token_tree(ROWS, sort_rows(ROWS))
+    assert torch.equal(policy.score(tree).log_probs, plain.score(tree).log_probs)
+    assert "are not compiled: no C compiler" in caplog.text
+    assert "traceback" not in caplog.text
+
+
+def test_who_asks_for_compiled_layers_gets_them_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", broken_compiler)
+    with pytest.raises(TrainingError, match="no C compiler") as caught:
+        make_policy(model(), dtype=torch.float32, temperature=1.0, compiled="on")
+    assert caught.value.error.code == "compile_failed"
+    assert caught.value.error.path == "training.compile"
+
+
+def test_padded_rows_are_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    make_policy(Causal.from_config(RECURRENT), dtype=torch.float32, temperature=1.0, compiled="try")
+    assert "are not compiled" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_change_nothing_but_rounding(checkpointing: bool) -> None:
+    found = []
+    for compiled in ("off", "on"):
+        torch.manual_seed(0)
+        policy = make_policy(
+            model(),
+            dtype=torch.float32,
+            temperature=1.0,
+            compiled=compiled,
+            gradient_checkpointing=checkpointing,
+        )
+        trees = policy.batches(ROWS, 5)
+        log_probs = [policy.score(tree).log_probs.flatten() for tree in trees]
+        weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(torch.cat(log_probs).square().sum(), weights)
+        found.append((torch.cat(log_probs).detach(), torch.cat([one.flatten() for one in gradients])))
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)

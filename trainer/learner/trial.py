@@ -1,0 +1,55 @@
+"""How many tokens a micro-batch may have: a constant on a CPU, on a GPU what its free memory holds."""
+
+import logging
+
+import torch
+
+from trainer.defaults import CPU_TOKENS, LEAST_GPU_TOKENS
+from trainer.policy.policy import Policy
+from trainer.rollouts.batching import Trajectories
+
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 65_536  # the same on a GPU
+SHARE = 0.8  # of the free memory: allocators leave gaps, and trees of other shapes need a little more
+ROW_TOKENS = 256
+# Tokens: from two sizes follow what a token takes and what is there anyway.
+TRIED = (LEAST_GPU_TOKENS, 4 * LEAST_GPU_TOKENS)
+MOMENTS = 8  # bytes of AdamW's for a trained number
+
+
+def micro_batch_tokens(policy: Policy) -> int:
+    """Tokens of a micro-batch that fits where the policy is, before its optimiser has taken a step."""
+    if policy.device.type != "cuda":
+        return CPU_TOKENS
+    small, large = (_peak_bytes(policy, size) for size in TRIED)
+    trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(policy.device)
+    tokens = fitting_tokens(small, large, free - MOMENTS * trained)
+    log.info("micro-batches of up to %d tokens, %.1f GiB of the GPU are free", tokens, free / 2**30)
+    return tokens
+
+
+def fitting_tokens(small: int, large: int, free: int) -> int:
+    """Tokens whose pass takes SHARE of `free` bytes, where passes of TRIED tokens took `small`, `large`."""
+    per_token = max(1.0, (large - small) / (TRIED[1] - TRIED[0]))
+    anyway = small - per_token * TRIED[0]
+    return int(max(TRIED[0], min(MOST_TOKENS, (SHARE * free - anyway) / per_token)))
+
+
+def _peak_bytes(policy: Policy, tokens: int) -> int:
+    """What a forward and backward pass over so many tokens allocates at most, gradients included."""
+    vocabulary = int(policy.plain_model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    rows = tokens // ROW_TOKENS
+    ids = torch.arange(rows * ROW_TOKENS) * 7919 % vocabulary
+    given = Trajectories([[row % vocabulary] for row in range(rows)], ids.view(rows, ROW_TOKENS).tolist())
+    before = torch.cuda.memory_allocated(policy.device)
+    torch.cuda.reset_peak_memory_stats(policy.device)
+    for tree in policy.batches(given, tokens + rows):
+        log_probs = policy.score(tree, entropy=True).log_probs
+        log_probs.sum().backward()  # type: ignore[no-untyped-call]
+    peak = torch.cuda.max_memory_allocated(policy.device) - before
+    for weight in policy.model.parameters():
+        weight.grad = None
+    return peak

@@ -1,0 +1,123 @@
+"""Whether a job fits, and what would make it smaller: python -m trainer.preflight.fit FILE
+
+`powermean fit` runs it. It reads a spec and the model's folder and prints a table; exit status 1 where the
+estimate is beyond the memory.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from powermean.contracts.job import JobSpec
+from powermean.errors import PowermeanError
+from powermean.home import Home
+from powermean.memory import GIB, gib
+from powermean.spec_yaml import read_spec
+from trainer.data import open_source
+from trainer.failures import TrainingError
+from trainer.models.resolve import resolve_model
+from trainer.preflight.footprint import Footprint, footprint
+from trainer.preflight.limits import ERROR, Place, changes, fits, place_of
+from trainer.preflight.validate import count_tokens, problems_of
+
+TOO_LARGE = 1
+
+
+def main() -> int:
+    """Estimate the peak memory of a job's trainer."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.preflight.fit", description=main.__doc__)
+    parser.add_argument("file", type=Path, help="a job spec in YAML or JSON")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="of the GPU; this node's if not given"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, help="tokens of the longest prompt, where the prompts are on the server"
+    )
+    options = parser.parse_args()
+    try:
+        spec = JobSpec.model_validate(read_spec(options.file.read_text(encoding="utf-8")).fields)
+        return report(options.file.name, spec, options.gpu_memory, options.prompt_tokens)
+    except (PowermeanError, ValidationError, OSError) as error:
+        remedy = getattr(error, "remedy", None)
+        print(f"error: {error}" + (f"\nremedy: {remedy}" if remedy else ""), file=sys.stderr)
+        return 2
+
+
+def report(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None) -> int:
+    """Print the table. Raises TrainingError where something about model, prompts or memory can't be known."""
+    data_dir = Path(os.environ.get("POWERMEAN_DATA_DIR") or Home.find().folder / "node")
+    roots = tuple(Path(one) for one in os.environ.get("POWERMEAN_MODEL_ROOTS", "").split(":") if one)
+    folder = resolve_model(spec.model, data_dir, roots)
+    prompt = prompt_tokens or longest_prompt(spec, folder)
+    place = place_of(spec, folder, None if gpu_gib is None else int(gpu_gib * GIB))
+    if place is None:
+        raise TrainingError(
+            "unknown_memory",
+            "this node has no GPU to ask for its memory",
+            path="resources.gpus",
+            remedy="give --gpu-memory, e.g. --gpu-memory 80",
+        )
+    needed = footprint(spec, folder, prompt, cuda=place.cuda)
+    if needed is None:
+        raise TrainingError(
+            "unknown_model",
+            "the model's config.json does not name its widths",
+            path="model",
+            remedy="there is no estimate for such a model",
+        )
+    print("\n".join(lines(name, spec, folder, prompt, place, needed)))
+    return 0 if fits(needed, place) else TOO_LARGE
+
+
+def lines(name: str, spec: JobSpec, folder: Path, prompt: int, place: Place, needed: Footprint) -> list[str]:
+    """The table."""
+    verdict = "fits"
+    if not fits(needed, place):
+        certain = needed.total > ERROR * place.for_trainer
+        verdict = "does not fit" if certain else "may not fit: the estimate may be 15 % too high"
+    batch = f"micro-batches of {needed.tokens} tokens, prompts of up to {prompt}"
+    if spec.training.micro_batch_tokens == "auto" and place.cuda:
+        batch += "; auto makes them larger until the memory is used"
+    rows = [
+        ("weights", needed.weights, ""),
+        ("gradients", needed.gradients, "" if needed.gradients else "they come as activations go"),
+        ("AdamW's moments", needed.moments, ""),
+        ("activations", needed.activations, batch),
+        ("output layer", needed.output_layer, ""),
+    ]
+    if needed.process:
+        rows.append(("Python and PyTorch", needed.process, ""))
+    where = "GPU" if place.cuda else "node"
+    found = [f"{name}: {verdict}", "", _row("trainer, at its peak", needed.total, "")]
+    found += [_row(f"  {what}", size, note) for what, size, note in rows]
+    if place.engine_name:
+        found.append(_row(f"{place.engine_name} engine", place.engine, ""))
+    found.append(_row(f"the {where} has", place.total, ""))
+    others = [*changes(spec, folder, prompt, place)]
+    if others:
+        found += ["", "The trainer would take, with"]
+        found += [_row(f"  {change.text}", change.footprint.total, "") for change in others]
+    return found
+
+
+def longest_prompt(spec: JobSpec, folder: Path) -> int:
+    """Tokens of the longest of the job's prompts."""
+    if spec.data.kind == "jsonl":
+        raise TrainingError(
+            "unknown_prompts",
+            "the prompts of an uploaded dataset are on the server",
+            path="data",
+            remedy="give --prompt-tokens, the length of the longest one",
+        )
+    return max(count_tokens(folder, problems_of(spec, open_source(spec.data, None))))
+
+
+def _row(what: str, size: int, note: str) -> str:
+    return f"{what:<34}{gib(size):>10}  {note}".rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
