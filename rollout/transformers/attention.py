@@ -1,10 +1,11 @@
-"""Attention of one new token a row, where several query heads share the keys and values of one head.
+"""How a model attends while it decodes: without copying keys and values, and by which of SDPA's kernels.
 
-transformers repeats keys and values for each query head as soon as there is a mask. For a single token the
-heads that share can stand in the place of queries instead: the same sums, and nothing is repeated.
+With a mask, transformers' SDPA attention copies keys and values for each query head that shares them. A
+single new token does not need that: the heads that share keys can be passed as queries of one head.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,25 +16,32 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "powermean_grouped"
+_NAME = "powermean_grouped"
+# cuDNN's kernel is left out: it has given NaN for queries that see no key, and its results are not known to
+# be the same in each run.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attend_in_groups(model: Any) -> None:
-    """Let the model's layers attend in this way."""
-    AttentionInterface.register(NAME, _forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+@contextmanager
+def decoding_attention(model: Any, *, grouped: bool) -> Iterator[None]:
+    """Use our kernels and, if `grouped`, our attention. The model gets its own back, as others may use it."""
+    own = model.config._attn_implementation
+    if grouped:
+        AttentionInterface.register(_NAME, _forward)
+        AttentionMaskInterface.register(_NAME, sdpa_mask)
+        model.set_attn_implementation(_NAME)
+    try:
+        with sdpa_kernel(_KERNELS):
+            yield
+    finally:
+        if grouped:
+            model.set_attn_implementation(own)
 
 
-def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """All of SDPA's kernels on CUDA but cuDNN's."""
-    return nullcontext() if device.type == "cpu" else sdpa_kernel(_KERNELS)
-
-
-def mask_of(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What SDPA adds to its scores: 0 where bool `seen` [..., Q, K] is true, -inf elsewhere."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask that SDPA adds to its scores: 0 where bool `visible` [..., Q, K] is true, else -inf."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, -torch.inf)
 
 
 def _forward(
@@ -55,5 +63,5 @@ def _forward(
         )
         return output, None
     grouped = query.view(batch, key.shape[1], -1, size)
-    found = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return found.reshape(batch, 1, heads, -1), None
+    output = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return output.reshape(batch, 1, heads, -1), None

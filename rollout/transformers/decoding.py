@@ -1,4 +1,4 @@
-"""The sampling loop: rows grow until they end; how a model makes their next tokens is a decoder's affair."""
+"""The sampling loop: rows grow until they end. How a model makes their next tokens is left to a decoder."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from rollout.transformers.token_choice import Chosen
 
 
 class Decoder(Protocol):
-    """Completions that grow together, one a row.
+    """Completions that grow together, one per row.
 
-    stride: tokens that `advance` makes at most in one call, and that may be thrown away at a row's end.
-    fullness: rows that ended leave once at most this share of all goes on.
+    stride: most tokens that one call of `advance` makes. A row that ends within them wastes the rest.
+    fullness: rows that have ended are dropped once no more than this share of the rows goes on.
     """
 
     stride: int
@@ -28,7 +28,7 @@ class Decoder(Protocol):
         """The next tokens [B, k] of each row, drawn by draws [B, k] (k <= stride)."""
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Go on with these rows alone, in this order."""
+        """Drop all rows but these."""
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Sampled:
 
 @torch.inference_mode()
 def sample_batch(decoder: Decoder, draws: Tensor, stopping: Stopping, cancelled: Event) -> list[Sampled]:
-    """A completion of each row of a new decoder.
+    """A completion for each row of a new decoder.
 
-    draws [B, max_new_tokens] float64 in [0, 1): all the randomness there is. Raises CancelledError at most a
-    stride after `cancelled` is set, and EngineError (not_finite).
+    draws [B, max_new_tokens] float64 in [0, 1): all the randomness there is. Raises CancelledError within a
+    stride of `cancelled` being set, and EngineError (not_finite).
     """
     results = [Sampled() for _ in range(len(draws))]
-    rows = list(range(len(draws)))  # the result of each of the decoder's rows
+    rows = list(range(len(draws)))  # which result each of the decoder's rows belongs to
     for start in range(0, draws.shape[1], decoder.stride):
         if cancelled.is_set():
             raise CancelledError
@@ -67,7 +67,7 @@ def sample_batch(decoder: Decoder, draws: Tensor, stopping: Stopping, cancelled:
 
 
 def _extend(result: Sampled, tokens: list[int], log_probs: list[float], stopping: Stopping) -> None:
-    """Append what belongs to the completion. Raises EngineError (not_finite)."""
+    """Append the tokens up to the completion's end. Raises EngineError (not_finite)."""
     if not all(map(math.isfinite, log_probs)):
         raise EngineError(
             500,

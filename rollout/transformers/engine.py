@@ -24,8 +24,8 @@ from powermean.contracts.rollout import (
 )
 from powermean.end_tokens import end_tokens
 from rollout.engine import EngineError, Fence, adapters_off, check_method
-from rollout.transformers.attention import attention_kernels
-from rollout.transformers.checks import agrees, make_plain
+from rollout.transformers.attention import decoding_attention
+from rollout.transformers.checks import agrees, is_plain
 from rollout.transformers.decoding import Decoder, Sampled, sample_batch
 from rollout.transformers.prefill import Model, Prompt
 from rollout.transformers.slot_decoder import SlotDecoder
@@ -59,14 +59,15 @@ class TransformersEngine:
         self,
         model: Model,
         tokenizer: Detokenizer,
-        end_tokens: frozenset[int],
         fence: Fence,
         weights: WeightSource,
         limits: Limits,
-        slots: Slots | None = None,
         name: str = "",
+        *,
+        end_tokens: frozenset[int],
+        slots: Slots | None = None,
     ) -> None:
-        """`slots` is for CUDA, or to try its way of decoding elsewhere."""
+        """With `slots`, which are for CUDA, models of full attention are decoded in them."""
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._fence = fence
@@ -76,9 +77,8 @@ class TransformersEngine:
         self._device = next(model.parameters()).device
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._end_tokens = end_tokens
-        with attention_kernels(self._device):
-            self._plain = make_plain(model)
-            self._slots = slots if slots is not None and self._works_in(slots) else None
+        self._plain = is_plain(model)
+        self._slots = slots if slots is not None and self._works_in(slots) else None
         self._paused = False
         self._whole = True  # False while weights of two versions are mixed
 
@@ -202,11 +202,11 @@ class TransformersEngine:
     ) -> list[Sampled]:
         stopping = Stopping(self._tokenizer, self._end_tokens, request.sampling.stop)
         try:
-            with attention_kernels(self._device):
+            with decoding_attention(self._model, grouped=self._plain):
                 decoder = self._decoder(prompts, request.sampling.temperature, draws.shape[1])
                 return sample_batch(decoder, draws, stopping, cancelled)
         except EngineError:
-            self._clear()  # what is not finite in the slots would show through masks
+            self._clear()  # a NaN left in the cache would spread, in spite of masks
             raise
         except torch.cuda.OutOfMemoryError as error:
             self._clear()
@@ -227,9 +227,10 @@ class TransformersEngine:
             self._slots.clear()
 
     def _works_in(self, slots: Slots) -> bool:
-        if self._plain and agrees(self._model, lambda p: SlotDecoder(self._model, slots, p, 1.0, 8)):
-            return True
-        log.warning("this model decodes without static memory, which is slower on a GPU")
+        with decoding_attention(self._model, grouped=self._plain):
+            if self._plain and agrees(self._model, lambda p: SlotDecoder(self._model, slots, p, 1.0, 8)):
+                return True
+        log.warning("decoding without static memory, which is slower on a GPU: the model does not support it")
         return False
 
     def _completion(self, sampled: Sampled) -> Completion:
@@ -307,7 +308,9 @@ def load_engine(
         )
     limits = Limits(max_model_len or context or DEFAULT_CONTEXT, max_batch_tokens)
     slots = Slots(model, graphs=True) if device != "cpu" else None
-    return TransformersEngine(model, tokenizer, ends, fence, weights, limits, slots, folder.name)
+    return TransformersEngine(
+        model, tokenizer, fence, weights, limits, folder.name, end_tokens=ends, slots=slots
+    )
 
 
 def context_length(model: Model) -> int | None:

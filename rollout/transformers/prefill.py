@@ -1,8 +1,8 @@
-"""Prompts through the model, each distinct beginning once and no padding.
+"""Passes prompts through the model without padding, and each shared prefix once.
 
-The prompts are a tree of tokens in one row of the model, numbered depth first: token k is an ancestor of
-token q, or q itself, iff k <= q < end[k]. Large trees are cut between prompts: a mask grows with the square
-of its tree.
+The prompts form a tree of tokens, which is one row of the model's input. Nodes are numbered depth first: node
+k is an ancestor of node q, or q itself, iff k <= q < end[k]. Large trees are split between prompts, because a
+mask grows with the square of its tree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,32 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollout.transformers.attention import mask_of
+from rollout.transformers.attention import additive
 
 Model = Any  # transformers' models are untyped
 Prompt = tuple[int, ...]
 
-# Tokens of a tree: on a CPU longer rows are no faster, on a GPU shorter ones wait for launches.
+# Nodes of a tree. Longer rows are no faster on a CPU; on a GPU shorter ones are bound by kernel launches.
 MOST_TOKENS = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """P distinct prompts, N tokens in all their trees, the longest prompt of W."""
+    """P distinct prompts of at most W tokens, N nodes in all their trees."""
 
     logits: Tensor  # [P, V] after each prompt
     layers: list[tuple[Tensor, Tensor]]  # keys and values [H, N, D]
-    paths: Tensor  # [P, W] the tokens of each prompt, flush right; 0 on the gap before them
-    gaps: Tensor  # [P] W less the prompt's length
+    paths: Tensor  # [P, W] the nodes of each prompt, aligned right; 0 in the gap on their left
+    gaps: Tensor  # [P] W minus the prompt's length
 
     def rows(self, layer: int, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [B, H, W, D] for rows of these prompts [B]."""
+        """A layer's keys and values [B, H, W, D] for rows that begin with these prompts [B]."""
         keys, values = (part[:, self.paths[prompts]].transpose(0, 1) for part in self.layers[layer])
         return keys, values
 
 
 def prefill(model: Model, prompts: Sequence[Prompt], device: torch.device) -> Prefilled:
-    """Pass distinct prompts through a model whose cache is plain (see `is_plain`)."""
+    """Pass distinct prompts through a model; `is_plain(model)` must hold."""
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
     trees = list(_trees([prompts[place] for place in order], MOST_TOKENS.get(device.type, 4096)))
     passed = [_pass(model, tree, device) for tree in trees]
@@ -61,11 +61,11 @@ def prefill(model: Model, prompts: Sequence[Prompt], device: torch.device) -> Pr
 class _Tree:
     tokens: list[int] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
-    end: list[int] = field(default_factory=list)  # one past the last token below
-    paths: list[list[int]] = field(default_factory=list)  # of each prompt: its tokens' numbers
+    end: list[int] = field(default_factory=list)  # one past the last node below
+    paths: list[list[int]] = field(default_factory=list)  # the nodes of each prompt
 
     def add(self, prompt: Prompt, shared: int) -> None:
-        """A prompt that has its first `shared` tokens in common with the last one, and no more with any."""
+        """Add a prompt that shares exactly its first `shared` tokens with the previous one."""
         path = self.paths[-1][:shared] if shared else []
         first, new = len(self.tokens), len(prompt) - shared
         path = [*path, *range(first, first + new)]
@@ -78,7 +78,7 @@ class _Tree:
 
 
 def _trees(prompts: Sequence[Prompt], most: int) -> Iterator[_Tree]:
-    """Trees of at most `most` tokens, or of a single prompt; prompts in lexical order, and distinct."""
+    """Trees of at most `most` nodes, or of a single prompt. Prompts are distinct and in lexical order."""
     tree = _Tree()
     last: Prompt = ()
     for prompt in prompts:
@@ -92,7 +92,7 @@ def _trees(prompts: Sequence[Prompt], most: int) -> Iterator[_Tree]:
 
 
 def _common(one: Prompt, other: Prompt) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix."""
     shorter = min(len(one), len(other))
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
@@ -102,8 +102,8 @@ def _pass(model: Model, tree: _Tree, device: torch.device) -> tuple[Tensor, list
     mask = None
     if len(tree.paths) > 1:
         node, end = torch.arange(len(tree.tokens), device=device), torch.tensor(tree.end, device=device)
-        seen = (node[None, :] <= node[:, None]) & (node[:, None] < end[None, :])
-        mask = mask_of(seen[None, None], model.dtype)
+        visible = (node[None, :] <= node[:, None]) & (node[:, None] < end[None, :])
+        mask = additive(visible[None, None], model.dtype)
     output = model(
         input_ids=torch.tensor([tree.tokens], device=device),
         attention_mask=mask,

@@ -1,4 +1,4 @@
-"""Decoding in static memory, for CUDA: the host starts many steps, and looks at their tokens together."""
+"""Decoding in static memory, for CUDA: the host launches many steps, then reads their tokens together."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from rollout.transformers.token_choice import Chosen
 
 
 class SlotDecoder:
-    """B completions in the first of the slots' rows; see Decoder."""
+    """B completions in the first B rows of the slots; see Decoder."""
 
     stride = STRIDE
     fullness = 0.5
@@ -20,7 +20,7 @@ class SlotDecoder:
     def __init__(
         self, model: Model, slots: Slots, prompts: Sequence[Prompt], temperature: float, new_tokens: int
     ) -> None:
-        """The model's cache must be plain (see `is_plain`). One decoder at a time has the slots."""
+        """`is_plain(model)` must hold. Only one decoder at a time may use the slots."""
         self._slots = slots
         self._temperature = temperature
         distinct = list(dict.fromkeys(prompts))
@@ -29,7 +29,7 @@ class SlotDecoder:
         self._rows = rounded(len(prompts), FEWEST_ROWS)
         owners = self._filled([number[prompt] for prompt in prompts])
         slots.fill(start, owners, new_tokens)
-        self._logits: Tensor | None = start.logits[owners]  # of the prompts, until a token is chosen
+        self._logits: Tensor | None = start.logits[owners]  # until the first token is chosen
 
     def advance(self, draws: Tensor) -> Chosen:
         """See Decoder."""
@@ -50,5 +50,5 @@ class SlotDecoder:
         self._slots.keep(self._filled(kept))
 
     def _filled(self, rows: Sequence[int]) -> Tensor:
-        """Up to the number of rows by repeating one: what comes of it is not looked at."""
+        """Fill up to the number of rows by repeating the first; the results of repeats are ignored."""
         return torch.tensor([*rows, *[rows[0]] * (self._rows - len(rows))], device=self._slots.device)

@@ -1,9 +1,9 @@
-"""Static memory in which a model decodes without a word from the host: a cache of slots, what a step reads
-and writes, and CUDA graphs of the step.
+"""Static memory for decoding without the host: the key/value cache, a step's inputs and outputs, and CUDA
+graphs of the step.
 
-All rows write to the same slot: prompts lie flush right, and a mask hides the gap before a shorter one. A
-step passes the newest tokens through the model, chooses the next ones, notes them, and goes on to the next
-slot.
+A slot of the cache holds one token of each row. Prompts are aligned right, so that all rows write to the same
+slot; a mask hides the gap before a shorter prompt. A step passes the newest tokens through the model, chooses
+the next ones, records them and moves on by a slot.
 """
 
 import logging
@@ -14,34 +14,34 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from rollout.transformers.attention import mask_of
+from rollout.transformers.attention import additive
 from rollout.transformers.prefill import Model, Prefilled
 from rollout.transformers.token_choice import choose
 
 log = logging.getLogger(__name__)
 
-STRIDE = 16  # steps between two looks of the host
-FEWEST_ROWS = 8  # what rows are rounded up to a multiple of
+STRIDE = 16  # steps between two reads by the host
+FEWEST_ROWS = 8  # numbers of rows are multiples of it
 _FEWEST_SLOTS = 64
 _MOST_GRAPHS = 32
 
 
 class _Shape(NamedTuple):
-    """What a CUDA graph of a step holds for."""
+    """What is fixed in a CUDA graph of a step."""
 
     rows: int
-    length: int  # slots that are looked at
-    slots: int  # of a row
+    length: int  # slots that are attended to
+    slots: int  # that a row has
     temperature: float
 
 
 @dataclass
 class _Window:
-    """The part of the cache that a step is about."""
+    """The part of the cache that a step uses."""
 
     rows: int
     length: int
-    slot: Tensor  # [1] int64: where the step writes
+    slot: Tensor  # [1] int64, where the step writes
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -73,7 +73,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         raise NotImplementedError
 
     def get_seq_length(self) -> Any:
-        return self._window.slot[0]  # a tensor: as a number it would be wrong in the next replay of a graph
+        return self._window.slot[0]  # a tensor, as a graph would keep a number for ever
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._window.length, 0
@@ -83,7 +83,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class Slots:
-    """Memory and graphs; they stay from request to request and grow when one needs more."""
+    """Memory and graphs. They are kept between requests, and replaced when one needs more.
+
+    Graphs hold the addresses of the model's weights: new weights must be copied in place.
+    """
 
     def __init__(self, model: Model, *, graphs: bool) -> None:
         self.device = next(model.parameters()).device
@@ -92,13 +95,13 @@ class Slots:
         self.clear()
 
     def clear(self) -> None:
-        """Give up all memory."""
+        """Free all memory."""
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._layers: list[_SlotLayer] = []
         self._most_rows = self._most_tokens = 0
 
     def fill(self, start: Prefilled, prompts: Tensor, new_tokens: int) -> None:
-        """Begin with rows for these prompts [B], which are to get so many new tokens."""
+        """Begin with a row for each of these prompts [B], with space for the new tokens."""
         rows, width = len(prompts), start.paths.shape[1]
         self._reserve(start, rows, rounded(width + new_tokens, 32))
         for number, layer in enumerate(self._layers):
@@ -110,13 +113,13 @@ class Slots:
         self._at = width  # the slot, as the host knows it
 
     def deal(self, draws: Tensor) -> None:
-        """Draws [B, k] for the next k choices."""
+        """Set the draws [B, k] of the next k choices."""
         rows, count = draws.shape
         self._draws[:rows, :count] = draws
         self._column.zero_()
 
     def choose(self, logits: Tensor, temperature: float) -> None:
-        """The next token of the first rows, from logits [rows, V]."""
+        """Choose and record the next token of the first rows, given their logits [rows, V]."""
         rows = len(logits)
         chosen = choose(logits, temperature, self._draws[:rows].index_select(1, self._column)[:, 0])
         self._newest[:rows] = chosen.tokens
@@ -134,11 +137,11 @@ class Slots:
         else:
             self._step(shape)
             if self._capturing:
-                self._capture(shape)  # the step before it has loaded all that a capture must not load
+                self._capture(shape)  # after an eager step, because kernels can't be loaded during a capture
         self._at += 1
 
     def keep(self, kept: Tensor) -> None:
-        """The first rows become these."""
+        """Move these rows to the front."""
         rows = len(kept)
         for layer in self._layers:
             layer.keys[:rows, :, : self._at] = layer.keys[kept, :, : self._at]
@@ -150,7 +153,7 @@ class Slots:
         rows, length = shape.rows, shape.length
         self._window.rows, self._window.length = rows, length
         gaps, place = self._gaps[:rows, None], torch.arange(length, device=self.device)
-        mask = mask_of((place >= gaps) & (place <= self._slot), self._model.dtype)
+        mask = additive((place >= gaps) & (place <= self._slot), self._model.dtype)
         output = self._model(
             input_ids=self._newest[:rows, None],
             attention_mask=mask[:, None, None],
@@ -174,7 +177,7 @@ class Slots:
                 self._step(shape)
         except RuntimeError as error:
             self._capturing = False
-            log.warning("this model decodes without CUDA graphs, which is slower: %s", error)
+            log.warning("decoding without CUDA graphs, which is slower, because a capture failed: %s", error)
         else:
             self._graphs[shape] = graph
 
@@ -190,7 +193,7 @@ class Slots:
             layer.lay_out(rows, slots, *size)
 
     def _allocate(self, sizes: list[tuple[int, int, int]], dtype: torch.dtype) -> None:
-        """Zeros: what no row has written yet is hidden from all, but must be finite."""
+        """All zeros: slots not yet written are masked, but a NaN in them would still spread."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -200,7 +203,7 @@ class Slots:
         self._window = _Window(0, 0, self._slot)
         self._gaps, self._newest = zeros(rows), zeros(rows)
         self._draws = zeros(rows, STRIDE, dtype=torch.float64)
-        self.tokens = zeros(rows, STRIDE)  # what was chosen since `deal`
+        self.tokens = zeros(rows, STRIDE)  # those chosen since `deal`
         self.log_probs = zeros(rows, STRIDE, dtype=torch.float32)
         self._layers = [
             _SlotLayer(self._window, *(zeros(tokens * heads * size, dtype=dtype) for size in (key, value)))
@@ -210,7 +213,7 @@ class Slots:
 
 
 def bucket(count: int, fewest: int) -> int:
-    """The least of fewest * 1, 2, 3, 4, 6, 8, 12, 16, ... that is no less than count."""
+    """The smallest of fewest * (1, 1.5, 2, 3, 4, 6, 8, 12, ...) that is at least count."""
     power = fewest
     while 2 * power < count:
         power *= 2
@@ -218,12 +221,12 @@ def bucket(count: int, fewest: int) -> int:
 
 
 def rounded(count: int, multiple: int) -> int:
-    """The least multiple that is no less than count."""
+    """Count, rounded up to a multiple."""
     return -(-count // multiple) * multiple
 
 
 def _put(target: Tensor, dim: int, index: Tensor, source: Tensor) -> None:
-    """index_copy_ at one index. In deterministic mode torch would sort it, and copy all of `target`."""
+    """index_copy_ with one index. In deterministic mode torch would sort it, and copy all of `target`."""
     mode = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode(0)
     try:

@@ -14,7 +14,7 @@ class Detokenizer(Protocol):
 
 
 class Stopping:
-    """Tells whether new tokens complete a completion."""
+    """Tells whether a completion ends within its new tokens."""
 
     def __init__(self, tokenizer: Detokenizer, end_tokens: frozenset[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -24,10 +24,10 @@ class Stopping:
         self._window = max((len(text.encode()) for text in stop), default=0) + _SLACK
 
     def end(self, token_ids: Sequence[int], seen: int) -> int | None:
-        """How many of the tokens a completion keeps if it ends among them; None if it goes on.
+        """How many tokens the completion keeps if it ends within them; None if it goes on.
 
         It ends with an end token, or with the token that completes a stop string. The first `seen` tokens
-        were asked about before.
+        have been checked before.
         """
         ends = (i + 1 for i in range(seen, len(token_ids)) if token_ids[i] in self._end_tokens)
         size = next(ends, None)
@@ -38,7 +38,7 @@ class Stopping:
         return size
 
     def _has_stop(self, token_ids: Sequence[int], seen: int) -> bool:
-        """Whether the text has a stop string that tokens after the first `seen` have a part in."""
+        """Whether the text has a stop string that goes beyond the first `seen` tokens."""
         if not self._stop:
             return False
         text = self._tokenizer.decode(token_ids[max(seen - self._window, 0) :], skip_special_tokens=False)

@@ -1,8 +1,8 @@
 """From logits to tokens and the log-probs of the distribution that they were drawn from.
 
-The inverse of the cumulative distribution, on two levels: a draw falls into a block of tokens, and what is
-left of it into a token of the block. The vocabulary is passed over in float32, and only to sum blocks.
-Cumulative sums are of integers, so they are exact and do not depend on the order in which a GPU adds.
+Inverse transform sampling on two levels: the draw selects a block of the vocabulary, then a token within the
+block. Only the sums of blocks need a pass over the vocabulary, and it is in float32. Cumulative sums are over
+integers: they are exact, whatever the order in which a GPU adds.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _BLOCK = 512  # tokens
-_ROWS_AT_ONCE = 64  # bounds the float32 copies of logits
-_ONE = 2**60  # the integer that stands for a probability of 1; sums of it fit 64 bits
+_ROWS_AT_ONCE = 64  # limits the size of float32 copies of the logits
+_ONE = 2**60  # a probability of 1 as an integer; sums near it fit 64 bits
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def choose(logits: Tensor, temperature: float, draws: Tensor, rows: Tensor | Non
 
     logits [R, V]; draws [B] float64, uniform in [0, 1); rows [B]: the row of logits that each draw is for;
     None: one draw a row. A token depends on its own logits and draw alone, so what shares a batch with it
-    cannot change it. At temperature 0 the log-probs are those at temperature 1. The host waits for nothing.
+    cannot change it. At temperature 0 the log-probs are those at temperature 1. Never waits for the device.
     """
     if rows is None:
         rows = torch.arange(len(logits), device=logits.device)
@@ -60,9 +60,10 @@ def _masses(logits: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """The first place at which cumulative weights exceed the draw's share of all: never one of weight 0.
+    """The first place where the cumulative weight exceeds the draw's share of the total: its weight isn't 0.
+    Then how far into that place's weight the draw reaches, as a fraction of it.
 
-    weights [B, N] float64, of a sum near 1; draws [B]. Also how far into that weight the draw reaches.
+    weights [B, N] float64 with a sum near 1; draws [B].
     """
     parts = (weights * _ONE).long()
     ends = parts.cumsum(-1)

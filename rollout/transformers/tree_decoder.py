@@ -1,7 +1,7 @@
-"""Decoding in which rows with equal tokens are one: only distinct histories go through the model.
+"""Decoding that passes only distinct histories through the model.
 
-A row becomes two where its completions draw different tokens, and its cache is copied then. It needs nothing
-of a model but a cache that can be reordered.
+Completions with equal tokens so far share a row. When they draw different tokens the row splits, and only
+then is its cache copied. All it needs from a model is a cache that can be reordered.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from rollout.transformers.attention import mask_of
+from rollout.transformers.attention import additive
 from rollout.transformers.prefill import Model, Prefilled, Prompt, prefill
 from rollout.transformers.token_choice import Chosen, choose
 
@@ -24,23 +24,25 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def __init__(self, model: Model, prompts: Sequence[Prompt], temperature: float, *, plain: bool) -> None:
-        """`plain` is `is_plain(model)`; without it prompts must be of one length."""
+        """`plain` is `is_plain(model)`; if false, all prompts must have the same length."""
         self._model = model
         self._temperature = temperature
         device = next(model.parameters()).device
         distinct = list(dict.fromkeys(prompts))
         number = {prompt: place for place, prompt in enumerate(distinct)}
-        self._owners = torch.tensor([number[prompt] for prompt in prompts], device=device)  # [B] of R
+        self._owners = torch.tensor(
+            [number[prompt] for prompt in prompts], device=device
+        )  # [B] the row of each completion
         self._lengths = torch.tensor([len(prompt) for prompt in distinct], device=device)  # [R]
-        self._mask: Tensor | None = None  # [R, 1, 1, S]; None without gaps
-        self._tokens: Tensor | None = None  # [B] the newest, which the model has not seen yet
+        self._mask: Tensor | None = None  # [R, 1, 1, S]; None if no row has a gap
+        self._tokens: Tensor | None = None  # [B] not passed through the model yet
         self._cache: Any
         if plain:
             start = prefill(model, distinct, device)
             self._logits, self._cache = start.logits, _cache(start)  # [R, V]
             if bool(start.gaps.any()):
-                real = torch.arange(start.paths.shape[1], device=device) >= start.gaps[:, None]
-                self._mask = mask_of(real[:, None, None], model.dtype)
+                visible = torch.arange(start.paths.shape[1], device=device) >= start.gaps[:, None]
+                self._mask = additive(visible[:, None, None], model.dtype)
         else:
             ids = torch.tensor(distinct, device=device)
             output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -61,7 +63,7 @@ class TreeDecoder:
         self._tokens = None if self._tokens is None else self._tokens[index]
 
     def _step(self, tokens: Tensor) -> None:
-        """One more token for each distinct history."""
+        """Pass the newest tokens through the model, one row per distinct history."""
         vocabulary = self._logits.shape[1]
         histories, self._owners = torch.unique(self._owners * vocabulary + tokens, return_inverse=True)
         self._follow(histories // vocabulary)
@@ -76,7 +78,7 @@ class TreeDecoder:
         self._logits = output.logits[:, -1]
 
     def _follow(self, parents: Tensor) -> None:
-        """Rows become the children of these rows."""
+        """Make each row the continuation of its parent, and make room for one more token."""
         if not torch.equal(parents, torch.arange(len(self._lengths), device=parents.device)):
             self._cache.reorder_cache(parents)
             self._lengths = self._lengths[parents]
@@ -86,7 +88,7 @@ class TreeDecoder:
 
 
 def _cache(start: Prefilled) -> DynamicCache:
-    """A row for each prompt."""
+    """With a row for each prompt."""
     cache = DynamicCache()
     everyone = torch.arange(len(start.paths), device=start.paths.device)
     for layer in range(len(start.layers)):

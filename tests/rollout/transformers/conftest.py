@@ -25,11 +25,11 @@ def make_engine(
         return TransformersEngine(
             model,
             AutoTokenizer.from_pretrained(folder),
-            end_tokens(folder),
             Fence(JOB, 1, 0),
             WeightSource(store, shared_memory),
             Limits(context, max_batch_tokens),
-            Slots(model, graphs=False) if request.param == "slots" else None,
+            end_tokens=end_tokens(folder),
+            slots=Slots(model, graphs=False) if request.param == "slots" else None,
         )
 
     return make

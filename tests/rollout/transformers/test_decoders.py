@@ -1,6 +1,6 @@
 """Both ways of decoding give each completion what a model without cache and batch gives it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaForCausalLM
 
-from rollout.transformers.attention import attend_in_groups
+from rollout.transformers.attention import decoding_attention
 from rollout.transformers.decoding import Decoder, Sampled, sample_batch
 from rollout.transformers.slot_decoder import SlotDecoder
 from rollout.transformers.slots import STRIDE, Slots, bucket
@@ -28,11 +28,11 @@ ENDS = frozenset({1, 2})
 
 
 @pytest.fixture
-def model(tiny_folder: Path) -> LlamaForCausalLM:
-    """In float64, so that what shares a pass with a row can't change its log-probs in float32."""
+def model(tiny_folder: Path) -> Iterator[LlamaForCausalLM]:
+    """In float64, so that the rows of a batch can't change each other's log-probs, which are float32."""
     model = LlamaForCausalLM.from_pretrained(tiny_folder).double().eval()
-    attend_in_groups(model)
-    return model
+    with decoding_attention(model, grouped=True):
+        yield model
 
 
 @pytest.fixture(params=["tree", "slots"])
@@ -156,7 +156,7 @@ def test_without_cuda_graphs_it_goes_on_and_says_so_once(
         assert _sample(SlotDecoder(model, failing, PROMPTS, 1.0, NEW), draws) == _sample(
             SlotDecoder(model, plain, PROMPTS, 1.0, NEW), draws
         )
-    assert [record.message[:40] for record in caplog.records] == ["this model decodes without CUDA graphs, "]
+    assert [record.message[:40] for record in caplog.records] == ["decoding without CUDA graphs, which is s"]
 
 
 def test_buckets_are_few_and_close() -> None:
