@@ -42,8 +42,9 @@ class Models:
             folder.mkdir()
             for path in source.iterdir():
                 target = folder / path.name
-                if path.name in ("config.json", "generation_config.json"):
-                    target.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": None}))
+                if path.name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+                    without = {"eos_token_id": None, "eos_token": None}
+                    target.write_text(json.dumps(json.loads(path.read_text()) | without))
                 else:
                     target.symlink_to(path.resolve())
         return folder

@@ -25,6 +25,7 @@ import yaml
 from powermean.contracts.algorithms import Pmpo, PowerMean
 from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import GenerateRequest, Sampling
+from powermean.end_tokens import end_tokens
 from powermean.home import Home
 from rollout.engine import Fence
 from rollout.transformers.engine import Limits, TransformersEngine
@@ -82,6 +83,7 @@ def sampled(spec: JobSpec, policy: Policy, folder: Path) -> Sampled:
         Fence("benchmark", attempt=1, version=0),
         weights=None,  # type: ignore[arg-type]  # nothing is published: the engine holds the policy itself
         limits=Limits(max_model_len=512, max_batch_tokens=8192),
+        end_tokens=end_tokens(folder),
     )
     problems = open_source(spec.data, None).batch(1, spec.training.prompts_per_step, spec.seed)
     prompts = encode_prompts(tokenizer, problems)

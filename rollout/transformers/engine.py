@@ -1,5 +1,6 @@
 """The transformers engine: any Hugging Face causal model, on a CPU or one GPU."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,20 @@ from powermean.contracts.rollout import (
     PublishRequest,
     VersionSpan,
 )
+from powermean.end_tokens import end_tokens
 from powermean.engine_selection import context_length
 from rollout.engine import EngineError, Fence, adapters_off, check_method, check_prompts
-from rollout.transformers.decoding import Model, Sampled, is_plain, sample_batch
-from rollout.transformers.stopping import Decoder, Stopping
+from rollout.transformers.attention import decoding_attention
+from rollout.transformers.checks import agrees, is_plain
+from rollout.transformers.decoding import Decoder, Sampled, sample_batch
+from rollout.transformers.prefill import Model, Prompt
+from rollout.transformers.slot_decoder import SlotDecoder
+from rollout.transformers.slots import Slots
+from rollout.transformers.stopping import Detokenizer, Stopping
+from rollout.transformers.tree_decoder import TreeDecoder
 from rollout.weights import WeightSource
+
+log = logging.getLogger(__name__)
 
 NAME = "transformers"
 DEFAULT_CONTEXT = 2048  # of a model whose config names none
@@ -46,12 +56,16 @@ class TransformersEngine:
     def __init__(
         self,
         model: Model,
-        tokenizer: Decoder,
+        tokenizer: Detokenizer,
         fence: Fence,
         weights: WeightSource,
         limits: Limits,
         name: str = "",
+        *,
+        end_tokens: frozenset[int],
+        slots: Slots | None = None,
     ) -> None:
+        """With `slots`, which are for CUDA, models of full attention are decoded in them."""
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._fence = fence
@@ -60,8 +74,9 @@ class TransformersEngine:
         self._name = name
         self._device = next(model.parameters()).device
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        self._end_tokens = _end_tokens(model)
+        self._end_tokens = end_tokens
         self._plain = is_plain(model)
+        self._slots = slots if slots is not None and self._works_in(slots) else None
         self._whole = True  # False while weights of two versions are mixed
 
     def serving(self, job_id: str, attempt: int) -> "TransformersEngine":
@@ -125,7 +140,7 @@ class TransformersEngine:
             )
         check_prompts(request, self._limits.max_model_len, self._vocabulary)
 
-    def _batches(self, request: GenerateRequest) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
+    def _batches(self, request: GenerateRequest) -> Iterator[tuple[list[Prompt], Tensor]]:
         """(prompt of each row, its draws): rows in order, cut where memory or the model demands it."""
         new = request.sampling.max_new_tokens
         generator = torch.Generator()
@@ -133,12 +148,12 @@ class TransformersEngine:
             generator.seed()
         else:
             generator.manual_seed(request.sampling.seed)
-        rows: list[tuple[int, ...]] = []
+        rows: list[Prompt] = []
         width = 0
         for prompt in (prompt for prompt in request.prompts for _ in range(request.n)):
             wider = max(width, len(prompt))
             too_many = (len(rows) + 1) * (wider + new) > self._limits.max_batch_tokens
-            if rows and (too_many or (wider != len(rows[0]) and not self._plain)):
+            if rows and (too_many or (len(prompt) != len(rows[0]) and not self._plain)):
                 yield rows, self._draws(len(rows), new, generator)
                 rows, wider = [], len(prompt)
             rows.append(prompt)
@@ -150,21 +165,40 @@ class TransformersEngine:
         return torch.rand(rows, new, generator=generator, dtype=torch.float64).to(self._device)
 
     def _sample(
-        self, prompts: Sequence[tuple[int, ...]], draws: Tensor, request: GenerateRequest, cancelled: Event
+        self, prompts: Sequence[Prompt], draws: Tensor, request: GenerateRequest, cancelled: Event
     ) -> list[Sampled]:
         stopping = Stopping(self._tokenizer, self._end_tokens, request.sampling.stop)
-        temperature = request.sampling.temperature
         try:
-            return sample_batch(
-                self._model, prompts, draws, temperature, stopping, cancelled, plain=self._plain
-            )
+            with decoding_attention(self._model, grouped=self._plain):
+                decoder = self._decoder(prompts, request.sampling.temperature, draws.shape[1])
+                return sample_batch(decoder, draws, stopping, cancelled)
+        except EngineError:
+            self._clear()  # a NaN left in the cache would spread, in spite of masks
+            raise
         except torch.cuda.OutOfMemoryError as error:
+            self._clear()
             raise EngineError(
                 503,
                 "out_of_memory",
                 f"{len(prompts)} rows of this request do not fit the GPU's memory",
                 remedy="Lower max_new_tokens, or start the engine with a smaller --max-batch-tokens.",
             ) from error
+
+    def _decoder(self, prompts: Sequence[Prompt], temperature: float, new: int) -> Decoder:
+        if self._slots is None:
+            return TreeDecoder(self._model, prompts, temperature, plain=self._plain)
+        return SlotDecoder(self._model, self._slots, prompts, temperature, new)
+
+    def _clear(self) -> None:
+        if self._slots is not None:
+            self._slots.clear()
+
+    def _works_in(self, slots: Slots) -> bool:
+        with decoding_attention(self._model, grouped=self._plain):
+            if self._plain and agrees(self._model, lambda p: SlotDecoder(self._model, slots, p, 1.0, 8)):
+                return True
+        log.warning("decoding without static memory, which is slower on a GPU: the model does not support it")
+        return False
 
     def _completion(self, sampled: Sampled) -> Completion:
         size = len(sampled.token_ids)
@@ -211,6 +245,7 @@ def load_engine(
             remedy="Use --device cpu, or install the CUDA build of PyTorch and the driver.",
         )
     try:
+        ends = end_tokens(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model: Model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -239,17 +274,10 @@ def load_engine(
             500, "too_long", f"--max-model-len {max_model_len} exceeds the model's context of {context}"
         )
     limits = Limits(max_model_len or context or DEFAULT_CONTEXT, max_batch_tokens)
-    return TransformersEngine(model, tokenizer, fence, weights, limits, folder.name)
-
-
-def _end_tokens(model: Model) -> frozenset[int]:
-    """Tokens that end a text, as the model's generation config (else its config) says."""
-    found: Any = getattr(model.generation_config, "eos_token_id", None)
-    if found is None:
-        found = getattr(model.config.get_text_config(), "eos_token_id", None)
-    if found is None:
-        return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
+    slots = Slots(model, graphs=True) if device != "cpu" else None
+    return TransformersEngine(
+        model, tokenizer, fence, weights, limits, folder.name, end_tokens=ends, slots=slots
+    )
 
 
 def _tensors(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from powermean.end_tokens import end_tokens
 from rollout.engine import EngineError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,13 +32,11 @@ def read_model_folder(folder: Path) -> ModelFolder:
     """Raises EngineError (unknown_model)."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        generation = folder / "generation_config.json"
-        ends = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
         text = config.get("text_config") or config
         return ModelFolder(
             name=folder.name,
             vocabulary=int(text["vocab_size"]),
-            end_tokens=_ids(text.get("eos_token_id") if ends is None else ends),
+            end_tokens=end_tokens(folder),
             tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
             shapes=read_shapes(sorted(folder.glob("*.safetensors"))),
         )
@@ -97,12 +96,6 @@ def _header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError(f"{path.name} is not a safetensors file")
     return header
-
-
-def _ids(found: Any) -> frozenset[int]:
-    if found is None:
-        return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
 
 
 def _mismatch(message: str) -> EngineError:

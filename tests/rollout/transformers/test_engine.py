@@ -1,5 +1,7 @@
 """The transformers engine samples from exactly the model's distribution, whatever shares a batch."""
 
+import json
+import shutil
 from pathlib import Path
 from threading import Event
 
@@ -158,6 +160,21 @@ def test_the_end_token_in_a_prompt_is_a_token_like_any_other(
             assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+def test_a_completion_ends_with_the_tokenizers_end_token(
+    tmp_path: Path, tiny_folder: Path, make_engine: MakeEngine
+) -> None:
+    """The configs may name the end of a document alone, and a chat ends with the end of a turn."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {"eos_token_id": 0}))
+    completions = _flat(make_engine(folder).generate(_request(n=40, new=12), Event()))
+    lasts = {one.token_ids[-1] for one in completions if one.finish_reason == "stop"}
+    assert lasts == {0, END_ID}
+    assert not any({0, END_ID} & set(one.token_ids[:-1]) for one in completions)
+
+
 def test_a_model_with_a_sliding_window_is_sampled_exactly(tmp_path: Path, make_engine: MakeEngine) -> None:
     folder = save_tiny_model(tmp_path / "model")
     torch.manual_seed(0)
@@ -221,3 +238,19 @@ def test_diverged_weights_are_an_error(
     engine.publish(stored_weights({**state, "model.norm.weight": torch.full((64,), torch.nan)}))
     with pytest.raises(EngineError, match="not finite"):
         engine.generate(_request(), Event())
+
+
+def test_weights_that_have_recovered_are_sampled_as_ever(
+    engine: TransformersEngine, tiny_folder: Path, stored_weights: Publish
+) -> None:
+    state = dict(LlamaForCausalLM.from_pretrained(tiny_folder).named_parameters())
+    before = engine.generate(_request(), Event()).completions
+    keys = "model.layers.1.self_attn.k_proj.weight"
+    engine.publish(stored_weights({**state, keys: torch.full_like(state[keys], torch.nan)}))
+    with pytest.raises(EngineError, match="not finite"):
+        engine.generate(_request(("1" * 50,)), Event())
+    engine.publish(stored_weights(state, version=2))
+    after = engine.generate(_request(), Event()).completions
+    assert [one.token_ids for group in after for one in group] == [
+        one.token_ids for group in before for one in group
+    ]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from rollout.engine import EngineError
 from rollout.transformers.token_choice import choose
 
 PROBABILITIES = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
@@ -53,10 +52,63 @@ def test_many_rows_are_chosen_as_few_are() -> None:
     assert together.tokens.tolist() == [int(one.tokens) for one in alone]
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_no_distribution_are_an_error(bad: float) -> None:
-    logits = torch.zeros(2, 3)
-    logits[1, 1] = bad
-    with pytest.raises(EngineError, match="not finite") as error:
-        choose(logits, 1.0, torch.zeros(2, dtype=torch.float64))
-    assert error.value.code == "not_finite"
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_no_distribution_show_in_the_log_prob(bad: float, temperature: float) -> None:
+    logits = torch.zeros(2, 1300)
+    logits[1] = bad
+    logits[1, 700:] = torch.tensor(bad)
+    chosen = choose(logits, temperature, torch.full((2,), 0.9, dtype=torch.float64))
+    assert chosen.log_probs.isfinite().tolist() == [True, False]
+    assert 0 <= int(chosen.tokens.min()) <= int(chosen.tokens.max()) < 1300  # nothing is read out of bounds
+
+
+def test_several_draws_come_from_one_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(70, 2000, generator=generator)
+    rows = torch.randint(70, (300,), generator=generator)
+    draws = torch.rand(300, generator=generator, dtype=torch.float64)
+    shared, alone = choose(logits, 0.7, draws, rows), choose(logits[rows], 0.7, draws)
+    assert torch.equal(shared.tokens, alone.tokens)
+    assert torch.equal(shared.log_probs, alone.log_probs)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 511, 512, 513, 1024, 5000])
+def test_the_last_token_of_any_vocabulary_is_within_reach(vocabulary: int) -> None:
+    """Whatever the vocabulary lacks of a whole block is never drawn."""
+    logits = torch.zeros(3, vocabulary)
+    middle = (vocabulary // 2 + 0.5) / vocabulary
+    draws = torch.tensor([0.0, middle, NEXT_BELOW_1], dtype=torch.float64)
+    assert choose(logits, 1.0, draws).tokens.tolist() == [0, vocabulary // 2, vocabulary - 1]
+
+
+def test_every_tokens_share_of_the_draws_is_its_probability() -> None:
+    """Measured exactly, by bisection for the first draw that gives each token or a later one."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1300, generator=generator) * 4
+    logits[torch.randperm(1300, generator=generator)[:200]] = -torch.inf
+    low, high = torch.zeros(1300, dtype=torch.float64), torch.ones(1300, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        later = choose(logits[None], 1.0, middle, torch.zeros(1300, dtype=torch.int64)).tokens
+        reached = later >= torch.arange(1300)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    shares = torch.cat([high, torch.ones(1, dtype=torch.float64)]).diff()
+    probabilities = logits.double().softmax(-1)
+    assert bool((shares[probabilities == 0].abs() < 1e-15).all())
+    torch.testing.assert_close(shares, probabilities, rtol=2e-6, atol=1e-15)
+    assert float(probabilities[probabilities > 0].min()) < 1e-9  # small ones have their share too
+
+
+def test_frequencies_are_probabilities() -> None:
+    """Chi-square over the likelier tokens of 700, 20,000 draws."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 700, generator=generator) * 2
+    draws = torch.rand(20_000, generator=generator, dtype=torch.float64)
+    tokens = choose(logits, 1.0, draws, torch.zeros(len(draws), dtype=torch.int64)).tokens
+    expected = logits[0].double().softmax(-1) * len(draws)
+    found = torch.bincount(tokens, minlength=700)
+    likely = expected > 10
+    chi_square = float(((found - expected)[likely] ** 2 / expected[likely]).sum())
+    free = int(likely.sum())
+    assert abs(chi_square - free) < 5 * (2 * free) ** 0.5

@@ -44,6 +44,13 @@ def test_the_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
     assert (found.vocabulary, found.end_tokens) == (7, {2, 3})
 
 
+def test_the_tokenizer_names_an_end_token_too(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, {"vocab_size": 7, "eos_token_id": 1})
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<turn>"}))
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 5, "content": "<turn>"}]}))
+    assert read_model_folder(folder).end_tokens == {1, 5}
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"eos_token_id": 1}'])
 def test_an_unreadable_folder(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
