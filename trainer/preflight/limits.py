@@ -23,9 +23,10 @@ def check_memory(spec: JobSpec, folder: Path) -> None:
     needed = trainer
     if spec.model.lora is None or spec.rollout.sharing == "own":  # else the engine may be elsewhere
         engine = choose(spec.rollout.engine, folder, on_gpu=False)
-        size = engine_bytes(engine, folder, 2 if spec.model.dtype == "bfloat16" else 4)
-        parts.append(f"{gib(size)} for the {engine} engine")
-        needed += size
+        if engine != "transformers" or not may_share_weights(spec):
+            size = engine_bytes(engine, folder, 2 if spec.model.dtype == "bfloat16" else 4)
+            parts.append(f"{gib(size)} for the {engine} engine")
+            needed += size
     if needed > total:
         raise TrainingError(
             "not_enough_memory",
@@ -34,6 +35,11 @@ def check_memory(spec: JobSpec, folder: Path) -> None:
             remedy="take a smaller model or a larger node"
             + ("" if spec.model.lora else ", or train an adapter (model.lora)"),
         )
+
+
+def may_share_weights(spec: JobSpec) -> bool:
+    """Whether a transformers engine may come to sample from the trainer's own weights."""
+    return spec.rollout.publish in ("auto", "in_place") and spec.in_place_objection is None
 
 
 def trainer_bytes(spec: JobSpec, folder: Path) -> int:

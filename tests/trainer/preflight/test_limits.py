@@ -34,17 +34,25 @@ def test_the_trainer_needs_gradients_and_moments_of_what_it_trains() -> None:
 
 @pytest.mark.usefixtures("_counted")
 @pytest.mark.parametrize(
-    ("lora", "sharing", "needed"),
+    ("lora", "rollout", "needed"),
     [
-        (None, "auto", 6 * WEIGHTS),
-        ({}, "own", 3 * WEIGHTS),
-        ({}, "auto", WEIGHTS),  # the engine may be one that the administrator declared, elsewhere
+        (None, {"publish": "shm"}, 6 * WEIGHTS),
+        (None, {"max_staleness": 1}, 6 * WEIGHTS),
+        (None, {"engine": "vllm"}, 6 * WEIGHTS),
+        (None, {"engine": "transformers"}, 4 * WEIGHTS),  # which samples from the trainer's weights
+        (None, {"engine": "transformers", "publish": "in_place"}, 4 * WEIGHTS),
+        ({}, {"sharing": "own"}, 3 * WEIGHTS),
+        ({}, {}, WEIGHTS),  # the engine may be one that the administrator declared, elsewhere
     ],
 )
 def test_a_job_may_fill_the_node_to_the_last_byte(
-    lora: dict[str, object] | None, sharing: str, needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lora: dict[str, object] | None,
+    rollout: dict[str, object],
+    needed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = spec(lora, rollout={"sharing": sharing, "max_new_tokens": 4})
+    job = spec(lora, rollout=rollout | {"max_new_tokens": 4})
     for total in (needed, None):
         monkeypatch.setattr(limits, "total_bytes", lambda total=total: total)
         check_memory(job, tmp_path)
