@@ -6,6 +6,7 @@ from threading import Event
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -204,6 +205,16 @@ class OfTwoTypes:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
         model.register_buffer("scale", torch.ones(1, dtype=torch.float64))
         return model
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [{}, {"memory": ""}, {"memory": "x", "files": [{"uri": "shm:x", "sha256": "0" * 64, "size": 1}]}],
+)
+def test_a_publish_in_place_names_the_memory_and_nothing_else(manifest: dict[str, object]) -> None:
+    facts = {"job_id": JOB, "attempt": 1, "version": 1, "method": "in_place"}
+    with pytest.raises(ValidationError, match="announces memory, and nothing else"):
+        PublishRequest.model_validate(facts | manifest)
 
 
 def test_weights_of_two_types_are_not_shared(
