@@ -75,10 +75,10 @@ class RolloutSpec(Contract):
     )
     publish: Literal["auto", "in_place", "store", "shm", "gloo", "nccl", "ipc"] = Field(
         "auto",
-        description="How new weights reach the engine: in_place not at all, as a transformers engine samples "
-        "from the trainer's own (one host, CPU); store through the artefact store, shm through the host's "
-        "shared memory, gloo (CPUs), nccl and ipc (GPUs) straight into vLLM; auto is in_place where that "
-        "works, else shm on one host with room, else store.",
+        description="How new weights reach the engine: store through the artefact store, shm through the "
+        "host's shared memory, gloo (CPUs), nccl and ipc (GPUs) straight into vLLM. With in_place they have "
+        "no way to go: on one CPU host, the transformers engine samples from the trainer's own. auto is "
+        "in_place where that works, else shm on one host with room, else store.",
     )
     sharing: Literal["auto", "own", "shared"] = Field(
         "auto",
@@ -323,14 +323,12 @@ class JobSpec(Contract):
     def _weights_in_place(self) -> "JobSpec":
         if self.rollout.publish != "in_place":
             return self
-        why = self.in_place_objection
+        why, remedy = self.in_place_objection, "use auto, shm or store"
+        if why is None and self.rollout.engine == "auto":
+            why = "in_place is for the transformers engine, and rollout.engine is auto"
+            remedy = "set it to transformers"
         if why is not None:
-            raise conflict(("rollout", "publish"), f"{why}: use auto, shm or store", self.rollout.publish)
-        if self.rollout.engine == "auto":
-            why = (
-                "in_place is for the transformers engine, and rollout.engine is auto: set it to transformers"
-            )
-            raise conflict(("rollout", "publish"), why, self.rollout.publish)
+            raise conflict(("rollout", "publish"), f"{why}: {remedy}", self.rollout.publish)
         return self
 
     @model_validator(mode="after")

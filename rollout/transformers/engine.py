@@ -66,9 +66,7 @@ class TransformersEngine:
         self._plain = is_plain(model)
         self._whole = True  # False while weights of two versions are mixed
         self._can_share = self._device.type == "cpu" and len(float_types(model.state_dict())) == 1
-        self._shared: tuple[int, int] | None = (
-            None  # the file that the weights are in, if they are the trainer's
-        )
+        self._shared: tuple[int, int] | None = None  # device and inode of the trainer's weights, where mapped
         self._held = False  # while the trainer changes them
 
     def serving(self, job_id: str, attempt: int) -> "TransformersEngine":
@@ -213,7 +211,7 @@ class TransformersEngine:
         self._whole = True
 
     def _share(self, path: Path) -> None:
-        """Let the model's weights be the trainer's own, which are in this file; its own memory is let go."""
+        """Let the model's weights be the trainer's own, in this file, and let go of what they were in."""
         try:
             facts = path.stat()
             if self._shared == (facts.st_dev, facts.st_ino):

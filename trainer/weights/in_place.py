@@ -28,8 +28,11 @@ class InPlaceWriter:
     _moved: bool = field(default=False, init=False)
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
-        """The request; what it announces is there. Raises OSError where shared memory has no room."""
-        if not self._moved:
+        """The request; what it announces is there. Raises OSError where shared memory has no room.
+
+        A file that is gone is made anew: systemd removes those of a user who logs out (RemoveIPC).
+        """
+        if not (self._moved and self._path.exists()):
             move_weights(model, self._path)
             self._moved = True
         return PublishRequest(

@@ -108,6 +108,18 @@ def test_weights_are_moved_once(tmp_path: Path) -> None:
         assert moved.model.embed_tokens.weight.zero_().any() == 0  # usable until the end
 
 
+def test_a_file_that_somebody_removed_is_made_anew(tmp_path: Path) -> None:
+    moved, writer = model(), InPlaceWriter("job-a", 2, tmp_path)
+    writer.write(moved, 1)
+    (tmp_path / FILE).unlink()
+    with torch.no_grad():
+        moved.model.norm.weight.fill_(3)
+    writer.write(moved, 2)
+    with torch.no_grad():
+        moved.model.norm.weight[0] = 4
+    assert load_file(tmp_path / FILE)["model.norm.weight"].tolist() == [4] + [3] * 63
+
+
 def test_a_publish_and_a_hold_are_words_alone(tmp_path: Path) -> None:
     writer, engine = InPlaceWriter("job-a", 2, tmp_path), Asked()
     request = writer.write(model(), 1)
