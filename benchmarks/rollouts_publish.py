@@ -1,7 +1,9 @@
-"""Seconds of a publish: by way (shared memory, artefact store, ...), by engine and by the size of the model.
+"""Seconds and memory of a publish: by way (in place, shared memory, artefact store, ...), engine and model.
 
 Written: the trainer's part, hashes included. Taken: from the request to the answer, the new weights in use.
-Rounds go over the ways in an order that turns; medians over rounds.
+CPU: of this process, which plays the trainer, and the service. Memory: of both, after the publish. Rounds go
+over the ways in an order that turns; medians over rounds. In place has a service of its own, because the next
+way would first have to give its engine memory for a copy.
 """
 
 import math
@@ -27,6 +29,7 @@ from powermean.contracts.rollout import EngineState, PublishRequest
 from trainer.learner.lora import attach
 from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.files import Publisher, WeightWriter
+from trainer.weights.in_place import InPlaceWriter
 
 TIMEOUT_S = 300.0
 BASE = "store"  # the way that ratios are to, because it works everywhere
@@ -40,6 +43,8 @@ class Sent:
     written: float  # s
     taken: float  # s
     size: int  # bytes
+    cpu: float  # s
+    memory: int  # bytes
 
 
 Found = dict[str, list[Sent]]  # by way
@@ -83,7 +88,13 @@ def by_gloo() -> Way:
     return Way("gloo", lambda state: "gloo" in state.methods, sender)
 
 
+def in_place() -> Way:
+    """Not sent at all: the engine's weights are this process's own."""
+    return Way("in_place", lambda state: "in_place" in state.methods, lambda _service: InPlaceWriter(JOB, 1))
+
+
 WAYS = (by_files("store"), by_files("shm"), by_gloo())
+IN_PLACE = (in_place(),)
 ADAPTER_WAYS = (by_files("store", adapter=True), by_files("shm", adapter=True))
 ADAPTER = LoraSpec()  # of all linear layers, rank 16
 ADAPTER_FLAGS = ("--max-adapters", "1", "--max-lora-rank", str(ADAPTER.rank))
@@ -93,7 +104,7 @@ def publish_table(models: Models, names: Sequence[str], engines: Sequence[str], 
     """All ways into all engines, of all models; an adapter of the first one."""
     table = Table(
         "A publish of float32 weights, from the trainer's memory until the engine samples with them",
-        ("model", "engine", "way", "MB", "written s", "taken s", "s", f"/ {BASE}"),
+        ("model", "engine", "way", "MB", "written s", "taken s", "s", f"/ {BASE}", "CPU s", "memory MB"),
         left=3,
     )
     for name in names:
@@ -102,6 +113,9 @@ def publish_table(models: Models, names: Sequence[str], engines: Sequence[str], 
         for engine in engines:
             found = sent(table, serving(engine, folder), model, WAYS, rounds)
             add_rows(table, (name, engine), WAYS, found, BASE)
+            if engine == "transformers":
+                found |= sent(table, serving(engine, folder), model, IN_PLACE, rounds)
+                add_rows(table, (name, engine), IN_PLACE, found, BASE)
             if name != names[0]:
                 continue
             more: Found = {}
@@ -155,13 +169,17 @@ def measure(service: Service, model: nn.Module, ways: Sequence[Way], rounds: int
 def timed(service: Service, sender: Publisher, model: nn.Module, version: int) -> Sent:
     """Write and publish one version."""
     try:
-        start = time.perf_counter()
+        cpu, start = service.cpu_seconds(), time.perf_counter()
         request = sender.write(model, version)
         written = time.perf_counter()
         sender.publish(service.client, request, TIMEOUT_S)
-        return Sent(written - start, time.perf_counter() - written, size(request))
+        taken = time.perf_counter() - written
+        cpu = service.cpu_seconds() - cpu
     finally:
         sender.discard(version)
+    for weight in model.state_dict().values():
+        weight.any()  # memory counts once somebody has looked at it
+    return Sent(written - start, taken, size(request), cpu, service.memory())
 
 
 def size(request: PublishRequest) -> int:
@@ -173,7 +191,7 @@ def size(request: PublishRequest) -> int:
 def cells(found: Found, way: str, base: str) -> tuple[str, ...]:
     """Medians of a way, and the ratio to the base."""
     if not found.get(way):
-        return ("", "", "", NOT_OFFERED, "")
+        return ("", "", "", NOT_OFFERED, "", "", "")
     rounds = found[way]
     return (
         f"{rounds[0].size / 1e6:.1f}",
@@ -181,6 +199,8 @@ def cells(found: Found, way: str, base: str) -> tuple[str, ...]:
         f"{median(one.taken for one in rounds):.3f}",
         f"{whole(rounds):.3f}",
         ratio(whole(rounds), whole(found[base])) if found.get(base) else "-",
+        f"{median(one.cpu for one in rounds):.2f}",
+        f"{median(one.memory for one in rounds) / 1e6:.0f}",
     )
 
 

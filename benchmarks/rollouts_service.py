@@ -1,5 +1,6 @@
 """A rollout service for a benchmark: the process that a node starts, spoken to as the trainer does."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -7,13 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import environ
 from pathlib import Path
 
 import httpx
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import EngineStart
+from powermean.processes import descendants
 from powermean.tokens import ensure_key_pair, sign_attempt_token
 from rollout.client import RolloutClient
 from worker.launcher import PATIENT
@@ -33,11 +34,23 @@ class Service:
     """A service that is ready. `folder` holds its artefact store, and goes when the service does."""
 
     engine: str
+    pid: int
     url: str
     client: RolloutClient
     token: str
     store: ArtefactStore
     folder: Path
+
+    def memory(self) -> int:
+        """Bytes that the service and this process take together; what they share counts once."""
+        return sum(map(_proportional_bytes, (os.getpid(), *self._pids())))
+
+    def cpu_seconds(self) -> float:
+        """That the service and this process have taken so far."""
+        return time.process_time() + sum(map(_cpu_seconds, self._pids()))
+
+    def _pids(self) -> list[int]:
+        return [self.pid, *descendants(self.pid)]
 
     def counter(self, name: str) -> float:
         """Sum of a counter of its metrics page; 0 where the engine has none of this name."""
@@ -50,6 +63,16 @@ def counted(page: str, name: str) -> float:
     """Sum over all labels of a metric in Prometheus text."""
     lines = [line for line in page.splitlines() if line.partition("{")[0].partition(" ")[0] == name]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def _proportional_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def _cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -71,13 +94,13 @@ def serving(engine: str, model: Path, *flags: str) -> Iterator[Service]:
         told(f"starting the {engine} engine on {model.name} ...")
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=PATIENT | environ | {"HF_HUB_OFFLINE": "1"}, stdout=out, stderr=out
+                command, cwd=ROOT, env=PATIENT | os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=out, stderr=out
             )
         try:
             url = _url(process, ready, log, f"the {engine} engine did not start on {model.name}")
             token = sign_attempt_token(keys.private_pem, JOB, 1, lifetime_s=86_400)
             with RolloutClient(url, lambda: token) as client:
-                yield Service(engine, url, client, token, store, folder)
+                yield Service(engine, process.pid, url, client, token, store, folder)
         finally:
             _end(process)
 

@@ -18,6 +18,8 @@ from powermean.contracts.rollout import (
     EngineState,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
+    PublishMethod,
     PublishRequest,
 )
 from powermean.tokens import AttemptClaims, Verb
@@ -79,10 +81,18 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 @router.post("/v1/publish")
 async def publish(body: PublishRequest, request: Request) -> EngineState:
     """Take new weights, or an adapter in the place of the one that the job had."""
-    engine = _publishing_engine(request, body)
+    engine = _publishing_engine(request, body, body.method)
     started = time.monotonic()
     await _control(request, lambda: engine.publish(body))
     _metrics(request).published(time.monotonic() - started)
+    return engine.state()
+
+
+@router.post("/v1/hold")
+async def hold(body: HoldRequest, request: Request) -> EngineState:
+    """Finish what is being completed, then complete nothing until the next publish."""
+    engine = _publishing_engine(request, body, "in_place")
+    await _control(request, lambda: engine.hold(body))
     return engine.state()
 
 
@@ -97,7 +107,7 @@ async def drop_adapter(request: Request) -> EngineState:
 @router.post("/v1/channel")
 async def channel(body: ChannelRequest, request: Request) -> EngineState:
     """Meet the trainer that waits at an address. Its weights come by this way from then on."""
-    engine = _publishing_engine(request, body)
+    engine = _publishing_engine(request, body, body.method)
     if request.app.state.on_loopback and body.host is not None and not is_loopback(body.host):
         raise EngineError(
             422,
@@ -141,14 +151,16 @@ async def _control(request: Request, work: Callable[[], None]) -> None:
     await _in_turn(request, request.app.state.control, lambda _cancelled: work())
 
 
-def _publishing_engine(request: Request, body: PublishRequest | ChannelRequest) -> Engine:
-    """The engine, if the token is the attempt's that the body names and the engine takes its method."""
+def _publishing_engine(
+    request: Request, body: PublishRequest | HoldRequest | ChannelRequest, method: PublishMethod
+) -> Engine:
+    """The engine, if the token is the attempt's that the body names and the engine takes the method."""
     engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
     if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
         raise EngineError(
             403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
         )
-    check_method(body.method, engine.state())
+    check_method(method, engine.state())
     return engine
 
 

@@ -16,6 +16,7 @@ from powermean.contracts.rollout import (
     EngineState,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
     PublishRequest,
 )
 from powermean.errors import PowermeanError
@@ -102,6 +103,10 @@ class RolloutClient:
     def publish(self, request: PublishRequest, timeout_s: float) -> EngineState:
         """Send new weights; they are in use when this returns."""
         return _parsed(EngineState, self._call("POST", "/v1/publish", timeout_s, request))
+
+    def hold(self, request: HoldRequest, timeout_s: float) -> EngineState:
+        """Have nothing completed from when this returns until the next publish."""
+        return _parsed(EngineState, self._call("POST", "/v1/hold", timeout_s, request))
 
     def drop_adapter(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
         """Give up the job's adapter and its slot."""

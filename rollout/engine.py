@@ -9,6 +9,7 @@ from powermean.contracts.rollout import (
     EngineState,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
     PublishMethod,
     PublishRequest,
 )
@@ -54,13 +55,15 @@ class Fence:
                 remedy="Stop: a newer attempt at the job has taken over.",
             )
 
-    def advanced(self, request: PublishRequest) -> "Fence":
-        """The fence after this publish. Raises EngineError (other_job, fenced, stale_version).
+    def advanced(self, request: PublishRequest | HoldRequest, *, again: bool = False) -> "Fence":
+        """The fence after this publish, or the one that is announced.
 
-        A newer attempt goes on from its checkpoint, so it may start below the version that it found.
+        A newer attempt goes on from its checkpoint, so it may start below the version that it found. `again`:
+        the version that is served may be published once more. Raises EngineError (other_job, fenced,
+        stale_version).
         """
         self.check_attempt(request.job_id, request.attempt)
-        if request.attempt == self.attempt and request.version <= self.version:
+        if request.attempt == self.attempt and request.version < self.version + (0 if again else 1):
             raise EngineError(
                 409,
                 "stale_version",
@@ -113,6 +116,12 @@ class Engine(Protocol):
         """Take new weights.
 
         Raises EngineError: the engine then serves the weights it had, or none until it has been given all.
+        """
+
+    def hold(self, request: HoldRequest) -> None:
+        """Complete nothing until the next publish: the trainer changes weights that the engine shares.
+
+        Raises EngineError (method_unsupported) where it shares none.
         """
 
     def drop_adapter(self) -> None:

@@ -49,6 +49,16 @@ class WeightSource:
             ]
             yield [path.result() for path in fetched]
 
+    def in_place(self, request: PublishRequest) -> Path:
+        """The file in shared memory that the trainer's weights live in. It has no hash: it changes.
+
+        Raises EngineError: weights_unavailable or invalid.
+        """
+        name, own = request.memory or "", f"powermean-{request.job_id}.{request.attempt}."
+        if not name.startswith(own):
+            raise _invalid("memory", f"{name!r} is not a file of this attempt's, {own}*")
+        return self._shared(name, "memory")
+
     def _fetch(self, method: str, file: WeightFile, field: str, target: Path) -> Path:
         kind, _, name = file.uri.partition(":")
         if kind != method:

@@ -10,13 +10,16 @@ from urllib.parse import urlsplit
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim
-from powermean.contracts.rollout import EngineState
+from powermean.contracts.job import JobSpec
+from powermean.contracts.rollout import EngineState, PublishMethod
 from rollout.client import RolloutClient, RolloutError
 from rollout.gloo import address_towards
+from rollout.shared_weights import float_types
 from trainer.failures import TrainingError
 from trainer.policy.policy import Policy
 from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.files import Publisher, WeightWriter, fits_shared_memory
+from trainer.weights.in_place import InPlaceWriter
 from trainer.weights.steady_engine import Service
 from worker.attempt_dir import AttemptDir
 
@@ -24,6 +27,8 @@ ENGINE_TIMEOUT_S = 900.0
 LEAVE_TIMEOUT_S = 10.0
 _TELL_EVERY_S = 15.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Connection:
     engine: Service
     on_this_host: bool
     address: str = LOOPBACK[0]  # where the service reaches this process
+    methods: tuple[PublishMethod, ...] = ("store", "shm")  # by which it takes weights
     adapters: bool = False
     shared: bool = False
     other_jobs: int = 0  # that may use it at the same time, at most
@@ -48,7 +54,8 @@ def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Conn
     place = urlsplit(url)
     host = place.hostname or LOOPBACK[0]
     with RolloutClient(url, attempt.token) as client:
-        slots = ready_state(client).adapters
+        state = ready_state(client)
+        slots = state.adapters
         adapters = slots is not None
         on_this_host = host in LOOPBACK
         try:
@@ -56,6 +63,7 @@ def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Conn
                 client,
                 on_this_host=on_this_host,
                 address=LOOPBACK[0] if on_this_host else address_towards(host, place.port or 80),
+                methods=state.methods,
                 adapters=adapters,
                 shared=attempt.claim().engine is not None,
                 other_jobs=slots.slots - 1 if slots is not None else 0,
@@ -115,10 +123,11 @@ def engine_url(
 def publisher(
     connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
 ) -> Publisher:
-    """What rollout.publish says; auto is shared memory on one host with room, else the artefact store.
+    """What rollout.publish says; auto is in place where that works, else by files: through shared memory on
+    one host with room, else through the artefact store.
 
     An engine that takes adapters gets the adapter alone. Raises TrainingError: adapters_only for a job
-    without one, no_shared_memory where shm was asked for and can't be.
+    without one, not_in_place and no_shared_memory where in_place or shm was asked for and can't be.
     """
     if connection.adapters and claim.spec.model.lora is None:
         raise TrainingError(
@@ -131,6 +140,17 @@ def publisher(
     if method in ("gloo", "nccl", "ipc"):
         connect = connector(method, connection.address)
         return ChannelWriter(claim.job_id, claim.number, method, policy.dtype, connect)
+    if method in ("auto", "in_place"):
+        if (why := _in_place_objection(connection, claim.spec, policy)) is None:
+            return InPlaceWriter(claim.job_id, claim.number)
+        if method == "in_place":
+            raise TrainingError(
+                "not_in_place",
+                f"the engine can't sample from the trainer's own weights: {why}",
+                path="rollout.publish",
+                remedy="set rollout.publish to auto, shm or store",
+            )
+        log.info("the engine gets copies of the weights: %s", why)
     shared = connection.on_this_host and fits_shared_memory(
         policy.model, policy.dtype, adapter_alone=connection.adapters
     )
@@ -150,3 +170,18 @@ def publisher(
         scratch=scratch,
         adapter_alone=connection.adapters,
     )
+
+
+def _in_place_objection(connection: Connection, spec: JobSpec, policy: Policy) -> str | None:
+    """Why trainer and engine can't share the memory of the weights; None where they can."""
+    if (why := spec.in_place_objection) is not None:
+        return why
+    if not connection.on_this_host or connection.shared:
+        return "it is on another host, or other jobs use it"
+    if "in_place" not in connection.methods:
+        return "it takes none in place"
+    if policy.device.type != "cpu" or float_types(policy.model.state_dict()) != {policy.dtype}:
+        return f"the trainer's are not all {policy.dtype} on a CPU"
+    if not fits_shared_memory(policy.model, policy.dtype):
+        return "shared memory has no room for them"
+    return None

@@ -48,7 +48,7 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
     wrong.
     """
     last = run.spec.training.steps
-    if run.progress.step > 0 or run.weights.adapter_alone:  # what the engine does not have of itself
+    if run.progress.step > 0 or run.weights.from_the_start:
         publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
     if run.progress.step == 0:
         evaluate_now(run)
@@ -183,6 +183,7 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
         learner.score_start(batch, dealt[0])
     run.reporter.phase(f"step {batch.step} of {training.steps}: updating")
     with watch("update"):
+        run.engine.hold(batch.step)
         for groups in (groups for epoch in dealt for groups in epoch):
             reports.append(learner.update(batch, groups, len(reports)))
             obey(run)

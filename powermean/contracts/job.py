@@ -73,11 +73,12 @@ class RolloutSpec(Contract):
     stop: tuple[Annotated[str, Field(min_length=1, max_length=50)], ...] = Field(
         (), max_length=8, description="Stop strings; the token that completes one is the completion's last."
     )
-    publish: Literal["auto", "store", "shm", "gloo", "nccl", "ipc"] = Field(
+    publish: Literal["auto", "in_place", "store", "shm", "gloo", "nccl", "ipc"] = Field(
         "auto",
         description="How new weights reach the engine: store through the artefact store, shm through the "
-        "host's shared memory, gloo (CPUs), nccl and ipc (GPUs) straight into vLLM; auto is shm on one host "
-        "with room, else store.",
+        "host's shared memory, gloo (CPUs), nccl and ipc (GPUs) straight into vLLM. With in_place they have "
+        "no way to go: on one CPU host, the transformers engine samples from the trainer's own. auto is "
+        "in_place where that works, else shm on one host with room, else store.",
     )
     sharing: Literal["auto", "own", "shared"] = Field(
         "auto",
@@ -248,6 +249,23 @@ class JobSpec(Contract):
         3, ge=0, le=100, description="New attempts allowed in a row without a new checkpoint."
     )
 
+    @property
+    def in_place_objection(self) -> str | None:
+        """Why the engine can't sample from the trainer's own weights; None where the spec allows it."""
+        served = "bfloat16" if self.model.dtype == "bfloat16" else "float32"
+        trained = self.training.weights
+        if self.rollout.engine == "vllm":
+            return "in_place is for the transformers engine, and rollout.engine is vllm"
+        if self.resources.gpus > 0:
+            return "in_place is for CPUs, and resources.gpus is above 0"
+        if self.model.lora is not None:
+            return "in_place is for training all weights, and model.lora trains an adapter"
+        if self.rollout.max_staleness > 0:
+            return "in_place stops sampling during updates, and rollout.max_staleness is above 0"
+        if served != trained:
+            return f"in_place is for one type, and the engine's is {served}, training.weights {trained}"
+        return None
+
     @model_validator(mode="after")
     def _device_matches(self) -> "JobSpec":
         gpus = self.resources.gpus
@@ -304,6 +322,18 @@ class JobSpec(Contract):
             why = "ipc stays within a GPU, and resources.placement is split: use nccl"
         if why is not None:
             raise conflict(("rollout", "publish"), why, method)
+        return self
+
+    @model_validator(mode="after")
+    def _weights_in_place(self) -> "JobSpec":
+        if self.rollout.publish != "in_place":
+            return self
+        why, remedy = self.in_place_objection, "use auto, shm or store"
+        if why is None and self.rollout.engine == "auto":
+            why = "in_place is for the transformers engine, and rollout.engine is auto"
+            remedy = "set it to transformers"
+        if why is not None:
+            raise conflict(("rollout", "publish"), f"{why}: {remedy}", self.rollout.publish)
         return self
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ class AdapterShape(Contract):
 
 FileMethod = Literal["store", "shm"]
 ChannelMethod = Literal["gloo", "nccl", "ipc"]
-PublishMethod = FileMethod | ChannelMethod
+PublishMethod = FileMethod | ChannelMethod | Literal["in_place"]
 
 
 class ChannelRequest(Contract):
@@ -116,11 +116,23 @@ class IpcBuffer(Contract):
     wait: bool = Field(description="Whether to wait for the event.")
 
 
+class HoldRequest(Contract):
+    """The trainer is about to change weights that the engine shares (POST /v1/hold).
+
+    The engine samples nothing until they are published. It refuses what it refuses of a publish: a lower
+    attempt, and a version not above its own within one.
+    """
+
+    job_id: str
+    attempt: int = Field(ge=1)
+    version: int = Field(ge=0, description="Of the weights that are about to be made.")
+
+
 class PublishRequest(Contract):
     """New weights. An engine refuses a lower attempt, and a version not above its own within one.
 
     The manifest: `files` of the methods store and shm; `tensors`, in the order in which they come, and the
-    `sha256` of all their bytes, of a channel.
+    `sha256` of all their bytes, of a channel; `memory` of in_place.
     """
 
     job_id: str
@@ -128,21 +140,28 @@ class PublishRequest(Contract):
     version: int = Field(ge=0)
     method: PublishMethod = Field(
         description="store always works; shm is the short cut on one host; gloo, nccl and ipc send the "
-        "weights through a channel that was opened before."
+        "weights through a channel that was opened before; in_place sends none: the engine samples from the "
+        "trainer's own."
     )
     files: tuple[WeightFile, ...] = ()
     tensors: tuple[WeightTensor, ...] = ()
     sha256: str | None = Field(None, description="Of the bytes of gloo's tensors; null for nccl and ipc.")
     buffer: IpcBuffer | None = Field(None, description="Where the tensors of method ipc are.")
+    memory: str | None = Field(
+        None,
+        max_length=255,
+        description="Safetensors file in the host's shared-memory folder that the trainer's weights live in, "
+        "for in_place.",
+    )
     adapter: AdapterShape | None = Field(
         None, description="The one file is a LoRA adapter of this shape; null: the whole model's weights."
     )
 
     @model_validator(mode="after")
     def _has_manifest(self) -> "PublishRequest":
-        by_file = self.method in ("store", "shm")
-        if by_file != bool(self.files) or by_file == bool(self.tensors):
-            raise ValueError("methods store and shm announce files, the others tensors")
+        manifest = {"store": "files", "shm": "files", "in_place": "memory"}.get(self.method, "tensors")
+        if [name for name in ("files", "tensors", "memory") if getattr(self, name)] != [manifest]:
+            raise ValueError(f"method {self.method} announces {manifest}, and nothing else")
         if (self.method == "gloo") != (self.sha256 is not None):
             raise ValueError("method gloo, and no other, announces the sha256 of its tensors")
         if self.buffer is not None and self.method != "ipc":

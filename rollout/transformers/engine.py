@@ -18,12 +18,14 @@ from powermean.contracts.rollout import (
     EngineState,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
     PublishRequest,
     VersionSpan,
 )
 from powermean.end_tokens import end_tokens
 from powermean.engine_selection import context_length
 from rollout.engine import EngineError, Fence, adapters_off, check_method, check_prompts
+from rollout.shared_weights import float_types, mapped, replace_weights
 from rollout.transformers.attention import decoding_attention
 from rollout.transformers.checks import agrees, is_plain
 from rollout.transformers.decoding import Decoder, Sampled, sample_batch
@@ -78,6 +80,9 @@ class TransformersEngine:
         self._plain = is_plain(model)
         self._slots = slots if slots is not None and self._works_in(slots) else None
         self._whole = True  # False while weights of two versions are mixed
+        self._can_share = self._device.type == "cpu" and len(float_types(model.state_dict())) == 1
+        self._shared: tuple[int, int] | None = None  # device and inode of the trainer's weights, where mapped
+        self._held = False  # while the trainer changes them
 
     def serving(self, job_id: str, attempt: int) -> "TransformersEngine":
         """See EngineHost."""
@@ -93,6 +98,7 @@ class TransformersEngine:
             version=self._fence.version,
             attempt=self._fence.attempt,
             max_model_len=self._limits.max_model_len,
+            methods=("store", "shm", "in_place") if self._can_share else ("store", "shm"),
         )
 
     def metrics(self) -> str:
@@ -128,15 +134,28 @@ class TransformersEngine:
         """See Engine. Nothing is changed before all files are verified and fit the model."""
         if request.adapter is not None:
             raise adapters_off()
-        fence = self._fence.advanced(request)
-        with self._weights.verified(request) as paths:
-            self._load(paths)
-        self._fence = fence
+        if request.method == "in_place":  # of the version that is served, too: there is nothing to be copied
+            fence = self._fence.advanced(request, again=not self._held)
+            self._share(self._weights.in_place(request))
+        else:
+            fence = self._fence.advanced(request)
+            with self._weights.verified(request) as paths:
+                self._load(paths)
+        self._fence, self._held = fence, False
+
+    def hold(self, request: HoldRequest) -> None:
+        """See Engine. One call runs at a time, so none is completing anything now."""
+        self._fence.advanced(request)
+        self._held = True
 
     def _check(self, request: GenerateRequest) -> None:
         if not self._whole:
             raise EngineError(
                 503, "weights_incomplete", "the last publish broke off in mid-copy", remedy="Publish again."
+            )
+        if self._held:
+            raise EngineError(
+                503, "weights_incomplete", "the trainer is changing the weights", remedy="Publish them."
             )
         check_prompts(request, self._limits.max_model_len, self._vocabulary)
 
@@ -212,15 +231,35 @@ class TransformersEngine:
     @torch.no_grad()
     def _load(self, paths: Sequence[Path]) -> None:
         """Copy the files' tensors into the model. Weights that are tied may come under any of their names."""
-        state = self._model.state_dict()
+        state = self._model.state_dict(keep_vars=True)
         where = _tensors(paths)
         _check_fit(state, where)
         self._whole = False
+        if self._shared is not None:
+            replace_weights(state, ((name, state[name].detach().clone()) for name in where))
+            self._shared = None
         for path in paths:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
                     state[name].copy_(file.get_tensor(name))
         self._whole = True
+
+    def _share(self, path: Path) -> None:
+        """Let the model's weights be the trainer's own, in this file, and let go of what they were in."""
+        try:
+            facts = path.stat()
+            if self._shared == (facts.st_dev, facts.st_ino):
+                return
+            views = mapped(path)
+        except (OSError, ValueError) as error:
+            raise _mismatch(f"{path.name} is not a safetensors file: {error}") from error
+        state = self._model.state_dict(keep_vars=True)
+        _check_fit(state, {name: tuple(view.shape) for name, view in views.items()})
+        for name, view in views.items():
+            if view.dtype != state[name].dtype:
+                raise _mismatch(f"{name} is {view.dtype}, the model's is {state[name].dtype}")
+        replace_weights(state, views.items())
+        self._shared, self._whole = (facts.st_dev, facts.st_ino), True
 
 
 def load_engine(

@@ -9,6 +9,7 @@ from powermean.contracts.rollout import (
     EngineState,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
     PublishRequest,
 )
 from rollout.engine import EngineError, Fence, check_method, check_prompts
@@ -107,6 +108,10 @@ class JobEngine:
                 path="adapter",
             )
         self.engine.adapters.publish(request, request.adapter)
+
+    def hold(self, _request: HoldRequest) -> None:
+        """See Engine. vLLM's weights are its own."""
+        check_method("in_place", self.state())
 
     def open_channel(self, request: ChannelRequest) -> None:
         """See Engine. There is none: an adapter is a file."""

@@ -10,9 +10,10 @@ from powermean.contracts.rollout import (
     EngineState,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
     PublishRequest,
 )
-from rollout.engine import EngineError, Fence, adapters_off, check_prompts
+from rollout.engine import EngineError, Fence, adapters_off, check_method, check_prompts
 from rollout.vllm.channel import Channel
 from rollout.vllm.command import VllmOptions
 from rollout.vllm.metrics import vllms_own
@@ -99,6 +100,10 @@ class VllmEngine:
             with self._weights.verified(request) as paths:
                 changed = self._renames(paths)
                 self._transfer(fence, lambda: self._load(paths, changed, fence.version))
+
+    def hold(self, _request: HoldRequest) -> None:
+        """See Engine. vLLM's weights are its own."""
+        check_method("in_place", self.state())
 
     def open_channel(self, request: ChannelRequest) -> None:
         """See Engine. A channel ends with vLLM's process."""

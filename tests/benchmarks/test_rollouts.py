@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rollouts_models import Models, job
-from rollouts_publish import ADAPTER_WAYS, NOT_OFFERED, WAYS, Sent
+from rollouts_publish import ADAPTER_WAYS, IN_PLACE, NOT_OFFERED, WAYS, Sent
 from rollouts_publish import cells as publish_cells
 from rollouts_service import counted
 from rollouts_steps import Ran, a_step, job_spec
@@ -103,15 +103,18 @@ def test_what_an_engine_does_not_offer_is_said() -> None:
         max_model_len=1,
         methods=("store",),
     )
-    assert [way.offered(state) for way in WAYS] == [True, False, False]
+    assert [way.offered(state) for way in (*WAYS, *IN_PLACE)] == [True, False, False, False]
     assert not any(way.offered(state) for way in ADAPTER_WAYS)
     adapters = AdapterSlots(slots=1, taken=0, max_rank=16)
     state = state.model_copy(update={"methods": ("store", "shm"), "adapters": adapters})
     assert not any(way.offered(state) for way in WAYS)
     assert all(way.offered(state) for way in ADAPTER_WAYS)
-    found = {"store": [Sent(1.0, 2.0, 2_000_000), Sent(2.0, 3.0, 2_000_000)], "shm": [Sent(1.0, 1.0, 1)]}
-    assert publish_cells(found, "store", "store") == ("2.0", "1.500", "2.500", "4.000", "1.00")
-    assert publish_cells(found, "shm", "store")[-2:] == ("2.000", "0.50")
+    found = {
+        "store": [Sent(1.0, 2.0, 2_000_000, 1.0, 3_000_000), Sent(2.0, 3.0, 2_000_000, 2.0, 5_000_000)],
+        "shm": [Sent(1.0, 1.0, 1, 0.5, 10**6)],
+    }
+    assert publish_cells(found, "store", "store") == ("2.0", "1.500", "2.500", "4.000", "1.00", "1.50", "4")
+    assert publish_cells(found, "shm", "store")[-4:] == ("2.000", "0.50", "0.50", "1")
     assert NOT_OFFERED in publish_cells(found, "gloo", "store")
 
 

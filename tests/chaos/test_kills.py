@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,7 @@ def same_rows(service: Service, job_id: str, undisturbed: dict[tuple[int, int, s
 def resumed(job: Job) -> None:
     """In a second attempt, after the last checkpoint that was committed before the kill."""
     assert [attempt.number for attempt in job.attempts] == [1, 2]
+    assert not list(Path("/dev/shm").glob(f"powermean-{job.id}.*"))  # where the weights were in place
     first_step = job.attempts[1].first_step
     assert first_step > KILL_AT - 1
     assert (first_step - 1) % 3 == 0

@@ -99,6 +99,18 @@ def test_the_same_seed_gives_the_same_run_bit_by_bit(service: Service, job: Job)
     assert learned(metric_rows(client, again.id)) == learned(metric_rows(client, job.id))
 
 
+def test_weights_in_place_are_what_auto_is_here_and_give_the_run_that_copies_give(
+    service: Service, job: Job
+) -> None:
+    client, rollout = service.client, tiny_spec("tiny")["rollout"]
+    assert "gets copies of the weights" not in client.logs(job.id).text
+    for rollout_more in ({"publish": "in_place", "engine": "transformers"}, {"publish": "shm"}):
+        spec = tiny_spec("tiny", rollout=rollout | rollout_more)  # type: ignore[operator]
+        other = service.finished(client.create_job(spec).id)
+        assert learned(metric_rows(client, other.id)) == learned(metric_rows(client, job.id))
+    assert not list(Path("/dev/shm").glob(f"powermean-{job.id}.*"))
+
+
 def test_what_only_a_node_can_check_fails_with_the_field(service: Service) -> None:
     job = service.ended(service.client.create_job(tiny_spec("no-such-model")).id)
     assert job.state is JobState.FAILED

@@ -1,7 +1,9 @@
 """Engines around a tiny random model."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from powermean.tokens import KeyPair, ensure_key_pair
 from rollout.engine import Fence
 from rollout.transformers.engine import TransformersEngine, load_engine
 from rollout.weights import WeightSource
+from tests.support.rollout_service import Service, StartService
 from tests.support.tiny_engines import JOB, MakeEngine, Publish, save_tiny_model
 
 
@@ -73,6 +76,22 @@ def stored_weights(store: ArtefactStore, tmp_path: Path) -> Publish:
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
     return ensure_key_pair(tmp_path_factory.mktemp("secrets"))
+
+
+@pytest.fixture(scope="module")
+def start_service(
+    tiny_folder: Path, keys: KeyPair, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartService]:
+    started: list[Service] = []
+
+    def start(model: Path = tiny_folder, **options: Any) -> Service:
+        folder = tmp_path_factory.mktemp("service")
+        started.append(Service(folder, model, keys, **options))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
 
 
 @pytest.fixture(autouse=True)

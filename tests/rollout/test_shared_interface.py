@@ -18,6 +18,7 @@ from powermean.contracts.rollout import (
     AdapterShape,
     Completion,
     GenerateRequest,
+    HoldRequest,
     PublishRequest,
     Sampling,
     VersionSpan,
@@ -165,6 +166,8 @@ def test_fences_slots_and_ranks_are_refused_by_name(service: Service) -> None:
         c.publish(service.request("c", 1), 30)
         whole = service.request("c", 2).model_copy(update={"adapter": None})
         assert _refused(lambda: c.publish(whole, 30)).code == "adapters_only"
+        held = HoldRequest(job_id="c", attempt=1, version=3)
+        assert _refused(lambda: c.hold(held, 30)).code == "method_unsupported"
 
 
 def test_verbs_are_asked_for(service: Service) -> None:

@@ -74,7 +74,12 @@ class Stage:
 
         @contextmanager
         def connect(_: AttemptDir) -> Iterator[Connection]:
-            yield Connection(serving, on_this_host=True, adapters=isinstance(serving, FakeAdapterEngine))
+            yield Connection(
+                serving,
+                on_this_host=True,
+                methods=serving.methods,
+                adapters=isinstance(serving, FakeAdapterEngine),
+            )
 
         reporter = Reporter(path)
         finish = run_attempt(attempt, self.settings, reporter, connect)

@@ -12,14 +12,19 @@ from powermean.contracts.rollout import (
     Completion,
     GenerateRequest,
     GenerateResponse,
+    HoldRequest,
+    PublishMethod,
     PublishRequest,
     VersionSpan,
 )
 from rollout.client import EngineRefusedError
+from rollout.shared_weights import mapped, replace_weights
 
 
 class FakeEngine:
     """Samples all completions together from its own copy of the model, which a publish replaces."""
+
+    methods: tuple[PublishMethod, ...] = ("store", "shm")
 
     def __init__(self, folder: Path, shared_memory: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -80,6 +85,33 @@ class FakeEngine:
             finish_reason="length" if end < 0 else "stop",
             weight_versions=(VersionSpan(version=self.version, start=0, end=length),),
         )
+
+
+class InPlaceEngine(FakeEngine):
+    """Samples from the trainer's own weights once they are published in place, and not while they change."""
+
+    methods = ("store", "shm", "in_place")
+    held: int | None = None  # until this version is published
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> None:
+        if request.method != "in_place":
+            super().publish(request, timeout_s)
+            return
+        assert self.held in (None, request.version)
+        assert request.memory is not None
+        state = self.model.state_dict(keep_vars=True)
+        replace_weights(state, mapped(self._shared_memory / request.memory).items())
+        self.version, self.held = request.version, None
+        self.published.append(request)
+
+    def hold(self, request: HoldRequest, timeout_s: float) -> None:
+        assert request.version == self.version + 1
+        self.held = request.version
+
+    def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
+        if self.held is not None:
+            raise EngineRefusedError(503, "weights_incomplete", "the trainer is changing the weights")
+        return super().generate(request, timeout_s)
 
 
 class FakeAdapterEngine(FakeEngine):

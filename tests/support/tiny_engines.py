@@ -17,10 +17,10 @@ MakeEngine = Callable[..., TransformersEngine]
 Publish = Callable[..., PublishRequest]
 
 
-def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
-    """An untrained Llama whose next-token distributions are far from uniform."""
+def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, **changes: object) -> Path:
+    """An untrained Llama whose next-token distributions are far from uniform. `changes` go to its config."""
     torch.manual_seed(seed)
-    config = tiny_config(tie_word_embeddings=tied, initializer_range=0.3, pad_token_id=END_ID)
+    config = tiny_config(tie_word_embeddings=tied, initializer_range=0.3, pad_token_id=END_ID, **changes)
     LlamaForCausalLM(config).save_pretrained(folder)
     char_tokenizer().save_pretrained(folder)
     return folder

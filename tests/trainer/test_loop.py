@@ -14,8 +14,9 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse
 from tests.support.attempts import JOB, Played, Stage
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import FakeEngine, InPlaceEngine
 from tests.support.tiny_model import tiny_spec
+from trainer.learner.learner import Learner
 from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 
@@ -185,6 +186,49 @@ def test_a_run_that_resumes_is_bit_identical_with_one_that_was_never_broken(
             expected = weights(whole, store_of(whole.folder.parents[2]), tmp_path)[name]
             assert torch.equal(weight, expected), name
         assert later.finish.result.reward_before == whole.finish.result.reward_before
+
+
+def in_place(model_root: Path) -> InPlaceEngine:
+    return InPlaceEngine(model_root / "tiny", Path("/dev/shm"))
+
+
+def test_a_run_whose_weights_are_in_place_is_the_same_run(
+    tmp_path: Path, stage: Stage, model_root: Path, whole: Played
+) -> None:
+    """Every number and every weight; also where it goes on from a checkpoint, in place or not."""
+    spec = {"training": TRAINING | {"steps": 6}}
+    engine = in_place(model_root)
+    played = stage.play(1, engine=engine, **spec)
+    assert [request.version for request in engine.published] == [0, 1, 2, 3, 4, 5, 6]
+    assert {request.method for request in engine.published} == {"in_place"}
+    assert played.finish.outcome == "finished"
+    assert numbers(played) == numbers(whole)
+    assert played.trajectories == whole.trajectories
+    for later in (
+        stage.play(2, resume=played.checkpoints[0], engine=in_place(model_root), **spec),
+        stage.play(3, resume=played.checkpoints[0], **spec),
+    ):
+        assert numbers(later, 3) == numbers(whole, 3)
+        found = weights(later, store_of(tmp_path), tmp_path)
+        expected = weights(whole, store_of(whole.folder.parents[2]), tmp_path)
+        assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+    assert not list(Path("/dev/shm").glob(f"powermean-{JOB}.*"))
+
+
+def test_the_engine_is_held_from_before_the_first_update_until_the_next_publish(
+    stage: Stage, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, held = in_place(model_root), list[int | None]()
+    update = Learner.update
+
+    def watched(self: Learner, *arguments: object) -> object:
+        held.append(engine.held)
+        return update(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Learner, "update", watched)
+    stage.play(engine=engine, training=TRAINING | {"steps": 2})
+    assert held == [1] * 4 + [2] * 4
+    assert engine.held is None
 
 
 def test_cancel_stops_before_the_next_update(stage: Stage) -> None:

@@ -1,21 +1,26 @@
 """However a run ends, its last record says how, in a typed error that people can act on."""
 
 import json
+import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from powermean.artefacts import ArtefactStoreFullError, ArtefactStoreUnavailableError
-from powermean.contracts.attempts import EngineStart, JobError
+from powermean.contracts.attempts import Claim, EngineStart, JobError
+from powermean.contracts.job import JobSpec
 from rollout.client import EngineUnreachableError
 from tests.support.attempts import Stage
 from tests.support.fake_engine import FakeEngine
+from tests.support.tiny_model import tiny_spec
 from trainer import run
 from trainer.engine_connection import Connection, engine_url, publisher
 from trainer.failures import TrainingError, failed
 from trainer.policy.loading import load_policy, make_policy
+from trainer.weights.in_place import InPlaceWriter
 from worker.attempt_dir import AttemptDir
 
 
@@ -119,8 +124,7 @@ def test_weights_go_the_way_that_is_asked_for_or_fits(
     from tests.support.tiny_model import tiny_config
 
     policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
-    played = Stage(tmp_path, model_root).play(order="cancel")
-    claim = run.AttemptDir(played.folder).claim()
+    claim = a_claim()
     engine = FakeEngine(model_root / "tiny", tmp_path)
     store = run.ArtefactStore("memory://")
     for asked, here, method in (
@@ -139,6 +143,77 @@ def test_weights_go_the_way_that_is_asked_for_or_fits(
     with pytest.raises(TrainingError) as caught:
         publisher(Connection(engine, False), told, policy, store, tmp_path)
     assert (caught.value.error.code, caught.value.error.path) == ("no_shared_memory", "rollout.publish")
+
+
+def a_claim(**spec: object) -> Claim:
+    return Claim(
+        attempt_id="job-a.1",
+        job_id="job-a",
+        number=1,
+        spec=JobSpec.model_validate(tiny_spec("tiny", **spec)),
+        allocations=(),
+        token="secret",
+        lease_s=60,
+        beat_s=10,
+    )
+
+
+WAYS = ("store", "shm", "in_place")
+
+
+@pytest.mark.parametrize(
+    ("connection", "spec", "why"),
+    [
+        ({}, {}, None),
+        ({"methods": ("store", "shm")}, {}, "it takes none in place"),
+        ({"on_this_host": False}, {}, "on another host"),
+        ({"shared": True}, {}, "other jobs use it"),
+        ({}, {"model": {"folder": "tiny", "dtype": "bfloat16"}}, "training.weights float32"),
+        ({}, {"rollout": {"max_staleness": 1}}, "max_staleness is above 0"),
+        ({}, {"rollout": {"publish": "shm"}}, ""),
+    ],
+)
+def test_auto_is_in_place_where_that_works_and_the_log_says_why_not(
+    tmp_path: Path,
+    model_root: Path,
+    caplog: pytest.LogCaptureFixture,
+    connection: dict[str, Any],
+    spec: dict[str, Any],
+    why: str | None,
+) -> None:
+    claim = a_claim(**spec)
+    engine = FakeEngine(model_root / "tiny", tmp_path)
+    policy = make_policy(engine.model, dtype=torch.float32, temperature=1.0)
+    facts = {"on_this_host": True, "methods": WAYS} | connection
+    with caplog.at_level(logging.INFO):
+        made = publisher(Connection(engine, **facts), claim, policy, run.ArtefactStore("memory://"), tmp_path)
+    assert isinstance(made, InPlaceWriter) is (why is None)
+    assert (why or "") in caplog.text
+    assert ("gets copies" in caplog.text) is bool(why)
+
+
+def test_in_place_that_was_asked_for_and_can_t_be_is_an_error(
+    tmp_path: Path, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = a_claim(rollout={"publish": "in_place", "engine": "transformers"})
+    engine, store = FakeEngine(model_root / "tiny", tmp_path), run.ArtefactStore("memory://")
+    policy = make_policy(engine.model, dtype=torch.float32, temperature=1.0)
+
+    def made(**facts: Any) -> object:
+        connection = Connection(engine, **{"on_this_host": True, "methods": WAYS} | facts)
+        return publisher(connection, claim, policy, store, tmp_path)
+
+    assert isinstance(made(), InPlaceWriter)
+    with pytest.raises(TrainingError, match="it takes none in place") as caught:
+        made(methods=("store", "shm"))
+    assert (caught.value.error.code, caught.value.error.path) == ("not_in_place", "rollout.publish")
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.engine_connection.fits_shared_memory", lambda *_: False)
+        with pytest.raises(TrainingError, match="has no room"):
+            made()
+    policy.model.model.norm.bfloat16()  # type: ignore[union-attr, operator]
+    with pytest.raises(TrainingError, match=r"are not all torch\.float32"):
+        made()
 
 
 def test_the_program_needs_its_settings(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from powermean.contracts.job import JobSpec
 from powermean.engine_selection import GPU_MEMORY_SHARE, choose
 from powermean.memory import engine_bytes, gib, total_bytes, weight_bytes
@@ -53,9 +55,9 @@ def place_of(spec: JobSpec, folder: Path, gpu_bytes: int | None = None) -> Place
         return Place(cuda=True, total=total, engine=taken, engine_name=engine)
     if (total := total_bytes()) is None:
         return None
-    if not _has_own_engine(spec):
+    name = choose(spec.rollout.engine, folder, on_gpu=False) if _has_own_engine(spec) else ""
+    if not name or (name == "transformers" and may_share_weights(spec)):
         return Place(cuda=False, total=total, engine=0, engine_name="")
-    name = choose(spec.rollout.engine, folder, on_gpu=False)
     size = engine_bytes(name, folder, 2 if spec.model.dtype == "bfloat16" else 4)
     return Place(cuda=False, total=total, engine=size, engine_name=name)
 
@@ -103,9 +105,18 @@ def changes(spec: JobSpec, folder: Path, prompt_tokens: int, place: Place) -> It
         data = spec.model_dump()
         for room, values in fields.items():
             data[room] |= values
-        found = footprint(JobSpec.model_validate(data), folder, prompt_tokens, cuda=place.cuda)
+        try:
+            changed = JobSpec.model_validate(data)
+        except ValidationError:  # an adapter where the spec has something that works with whole weights alone
+            continue
+        found = footprint(changed, folder, prompt_tokens, cuda=place.cuda)
         if now is not None and found is not None and found.total < now.total:
             yield Change(text.partition(":")[0], text, found)
+
+
+def may_share_weights(spec: JobSpec) -> bool:
+    """Whether a transformers engine may come to sample from the trainer's own weights."""
+    return spec.rollout.publish in ("auto", "in_place") and spec.in_place_objection is None
 
 
 def check_adapter(spec: JobSpec, folder: Path) -> None:

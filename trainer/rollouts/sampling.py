@@ -9,6 +9,7 @@ from trainer.failures import TrainingError
 from trainer.rollouts.batching import Rollouts, collate
 
 PUBLISH_TIMEOUT_S = 300.0
+HOLD_TIMEOUT_S = 60.0  # the engine ends what it completes for nobody; nothing else is under way
 MOST_SHARING_S = 1800.0  # well below what the supervisor takes for a stall
 
 

@@ -38,7 +38,7 @@ class ChannelWriter:
     method: ChannelMethod
     dtype: torch.dtype  # of the engine's weights
     connect: Callable[[], Peer]
-    adapter_alone: bool = field(default=False, init=False)  # whole weights only
+    from_the_start: bool = field(default=False, init=False)
     _weights: Weights = field(default=(), init=False)
     _peer: Peer | None = field(default=None, init=False)
 
@@ -77,6 +77,9 @@ class ChannelWriter:
     def discard(self, version: int) -> None:
         """Let go of the weights."""
         self._weights = ()
+
+    def hold(self, target: Target, version: int, timeout_s: float) -> None:
+        """Nothing to do: the engine has a copy."""
 
     def close(self) -> None:
         """Close the channel."""

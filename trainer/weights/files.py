@@ -6,12 +6,12 @@ batch is sampled and its log-probs are compared with the trainer's own.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,20 +20,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.rollout import ChannelRequest, PublishRequest, WeightFile
+from powermean.contracts.rollout import ChannelRequest, HoldRequest, PublishRequest, WeightFile
+from rollout.shared_weights import file_head
 from trainer.learner.lora import adapter_shape, adapter_state, served_state
 from trainer.learner.model_state import CPU, unique_weights
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
 SHARD_BYTES = 96 << 20
-_NAMES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _HASHERS = 2
 
 
@@ -44,13 +37,18 @@ class Target(Protocol):
 
     def open_channel(self, request: ChannelRequest, timeout_s: float) -> object: ...
 
+    def hold(self, request: HoldRequest, timeout_s: float) -> object: ...
+
 
 class Publisher(Protocol):
-    """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`."""
+    """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`.
+
+    `hold` comes before weights change that were published.
+    """
 
     @property
-    def adapter_alone(self) -> bool:
-        """Whether the adapter alone is sent: of itself the engine has the base model only."""
+    def from_the_start(self) -> bool:
+        """Whether there is something to publish before the first step, when the weights are the model's."""
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Make ready what is to be sent; the request that announces it."""
@@ -60,6 +58,12 @@ class Publisher(Protocol):
 
     def discard(self, version: int) -> None:
         """Let go of what was written."""
+
+    def hold(self, target: Target, version: int, timeout_s: float) -> None:
+        """Have the engine complete nothing until `version` is published, where it would see it in the making.
+
+        Raises RolloutError.
+        """
 
     def close(self) -> None:
         """Let go of the way."""
@@ -78,6 +82,11 @@ class WeightWriter:
     shared_memory: Path = SHARED_MEMORY
     adapter_alone: bool = False  # for an engine that takes LoRA adapters
 
+    @property
+    def from_the_start(self) -> bool:
+        """See Publisher. Of itself an engine of adapters has the base model alone."""
+        return self.adapter_alone
+
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; the request that announces them."""
         folder = self.shared_memory if self.method == "shm" else self.scratch
@@ -87,10 +96,7 @@ class WeightWriter:
             shape, shards = adapter_shape(model), [list(adapter_state(model).items())]
         else:
             shards = list(_shards(unique_weights(served_state(model, CPU)), self.dtype))
-        paths = [
-            folder / f"{_prefix(self.job_id)}{self.attempt}.{version}.{i}.safetensors"
-            for i in range(len(shards))
-        ]
+        paths = [folder / file_name(self.job_id, self.attempt, f"{version}.{i}") for i in range(len(shards))]
         with ThreadPoolExecutor(_HASHERS) as pool:
             written = list(pool.map(_write_shard, paths, shards, [self.dtype] * len(shards)))
         files = [self._file(path, *facts, version) for path, facts in zip(paths, written, strict=True)]
@@ -106,6 +112,9 @@ class WeightWriter:
     def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
         """Announce the files."""
         return target.publish(request, timeout_s)
+
+    def hold(self, target: Target, version: int, timeout_s: float) -> None:
+        """Nothing to do: the engine has a copy."""
 
     def close(self) -> None:
         """Nothing is open."""
@@ -130,13 +139,24 @@ class WeightWriter:
         return f"jobs/{self.job_id}/weights/{self.attempt}.{version}"
 
     def _pattern(self, version: int) -> str:
-        return f"{_prefix(self.job_id)}{self.attempt}.{version}.*.safetensors"
+        return file_name(self.job_id, self.attempt, f"{version}.*")
 
 
 def remove_stale(job_id: str, shared_memory: Path = SHARED_MEMORY) -> None:
     """Remove what earlier attempts at the job left in this host's shared memory when they were killed."""
-    for path in shared_memory.glob(f"{_prefix(job_id)}*.safetensors"):
+    for path in shared_memory.glob(file_name(job_id, "*", "*")):
         path.unlink(missing_ok=True)
+
+
+def file_name(job_id: str, attempt: int | str, what: str) -> str:
+    """Of a file in shared memory: who cleans up after an attempt knows it by its beginning."""
+    return f"powermean-{job_id}.{attempt}.{what}.safetensors"
+
+
+def new_file(path: Path) -> FileIO:
+    """A file of this user's alone, in the place of what is there: nothing is written through a link."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b", buffering=0)
 
 
 def fits_shared_memory(
@@ -155,10 +175,6 @@ def fits_shared_memory(
     return shutil.disk_usage(shared_memory).free > 1.1 * needed
 
 
-def _prefix(job_id: str) -> str:
-    return f"powermean-{job_id}."
-
-
 def _shards(weights: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> Iterable[list[tuple[str, Tensor]]]:
     """Cut into files of about SHARD_BYTES, so that both sides can hash several at once."""
     shard: list[tuple[str, Tensor]] = []
@@ -175,24 +191,16 @@ def _shards(weights: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> Iterab
 
 def _write_shard(path: Path, shard: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> tuple[str, int]:
     """Write a safetensors file, hashed in the same pass: (sha256, bytes)."""
-    layout: dict[str, object] = {}
-    end = 0
-    for name, weight in shard:
-        kept = _stored(weight, dtype)
-        start, end = end, end + weight.numel() * kept.itemsize
-        layout[name] = {"dtype": _NAMES[kept], "shape": list(weight.shape), "data_offsets": [start, end]}
-    header = json.dumps(layout).encode()
-    header += b" " * (-len(header) % 8)
-    digest = hashlib.sha256()
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-        lead = memoryview(len(header).to_bytes(8, "little") + header)
-        for view in (lead, *(_bytes(weight, dtype) for _, weight in shard)):
+    head = file_head((name, _stored(weight, dtype), weight.shape) for name, weight in shard)
+    digest, size = hashlib.sha256(), 0
+    with new_file(path) as file:
+        for view in (memoryview(head), *(numbers(weight, dtype) for _, weight in shard)):
             while view:
                 done = file.write(view[: 1 << 26])
                 digest.update(view[:done])
+                size += done
                 view = view[done:]
-    return digest.hexdigest(), 8 + len(header) + end
+    return digest.hexdigest(), size
 
 
 def _stored(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -200,6 +208,7 @@ def _stored(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if weight.is_floating_point() else weight.dtype
 
 
-def _bytes(weight: Tensor, dtype: torch.dtype) -> memoryview:
+def numbers(weight: Tensor, dtype: torch.dtype) -> memoryview:
+    """A weight as the bytes of its file."""
     flat = weight.detach().to(device="cpu", dtype=_stored(weight, dtype)).contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

@@ -19,7 +19,7 @@ from torch import nn
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
 from rollout.client import EngineRefusedError, EngineUnreachableError, RolloutError
 from trainer.failures import TrainingError
-from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, Engine
+from trainer.rollouts.sampling import HOLD_TIMEOUT_S, PUBLISH_TIMEOUT_S, Completes, Engine
 from trainer.weights.files import Publisher, Target
 
 Result = TypeVar("Result")
@@ -69,6 +69,10 @@ class SteadyEngine:
         answer = self._through_restarts(lambda: self._publish(request, timeout_s))
         self._version = request.version
         return answer
+
+    def hold(self, version: int) -> None:
+        """Make sure that the engine does not sample while `version` is made: before any weight changes."""
+        self._through_restarts(lambda: self.weights.hold(self.engine, version, HOLD_TIMEOUT_S))
 
     def beside(self) -> Completes:
         """The engine for a thread that samples while this one trains."""

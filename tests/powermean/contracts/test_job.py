@@ -48,6 +48,34 @@ def test_a_channel_fits_what_it_goes_between(publish: str, spec: dict[str, objec
 
 
 @pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"rollout": {"engine": "vllm"}}, "rollout.engine is vllm"),
+        ({"rollout": {"engine": "auto"}}, "rollout.engine is auto: set it to transformers"),
+        ({"resources": {"gpus": 1}}, "resources.gpus is above 0"),
+        ({"model": {"folder": "tiny", "lora": {}}}, "model.lora trains an adapter"),
+        ({"rollout": {"max_staleness": 1}}, "rollout.max_staleness is above 0"),
+        ({"model": {"folder": "tiny", "dtype": "bfloat16"}}, "is bfloat16, training.weights float32"),
+    ],
+)
+def test_weights_are_sampled_in_place_where_there_is_one_copy_of_them(
+    spec: dict[str, object], why: str
+) -> None:
+    own = {"publish": "in_place", "engine": "transformers"} | spec.get("rollout", {})  # type: ignore[operator]
+    ((path, message),) = faults(**spec | {"rollout": own})
+    assert path == ("rollout", "publish")
+    assert why in message
+
+
+@pytest.mark.parametrize(("dtype", "weights"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_weights_of_one_type_on_a_cpu_may_be_sampled_in_place(dtype: str, weights: str) -> None:
+    spec = tiny_spec("tiny", rollout={"publish": "in_place", "engine": "transformers"})
+    spec["model"] = {"folder": "tiny", "dtype": dtype}
+    spec["training"] = spec["training"] | {"weights": weights}  # type: ignore[operator]
+    assert JobSpec.model_validate(spec).in_place_objection is None
+
+
+@pytest.mark.parametrize(
     ("publish", "resources"),
     [
         ("gloo", {"gpus": 0}),

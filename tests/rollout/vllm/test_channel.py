@@ -21,6 +21,7 @@ from powermean.contracts.rollout import (
     ChannelMethod,
     ChannelRequest,
     GenerateRequest,
+    HoldRequest,
     IpcBuffer,
     PublishRequest,
     Sampling,
@@ -301,6 +302,7 @@ def test_ipc_handles_are_what_torch_makes_of_a_flat_tensor(make: Make) -> None:
         {"sha256": None},
         {"tensors": ()},
         {"buffer": BUFFER},
+        {"memory": "powermean-job-1.1.weights.safetensors"},
         {"files": ({"uri": "shm:x", "sha256": "0" * 64, "size": 1},)},
     ],
 )
@@ -329,6 +331,14 @@ def test_on_loopback_no_trainer_elsewhere_is_met(make: Make, keys: KeyPair, tmp_
         assert client.post("/v1/channel", json=body | {"host": "127.0.0.1"}).status_code == 200
         other = client.post("/v1/channel", json={"job_id": JOB, "attempt": 1, "method": "ipc"})
         assert other.json()["error"]["code"] == "method_unsupported"
+
+
+def test_no_weights_are_shared_with_vllm(make: Make) -> None:
+    engine = make("gloo").engine
+    assert "in_place" not in engine.state().methods
+    with pytest.raises(EngineError) as refused:
+        engine.hold(HoldRequest(job_id=JOB, attempt=1, version=1))
+    assert refused.value.code == "method_unsupported"
 
 
 def test_vllm_is_started_with_the_back_end_of_the_channel(tmp_path: Path) -> None:

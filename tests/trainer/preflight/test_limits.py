@@ -71,25 +71,34 @@ def test_every_change_makes_the_job_smaller(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lora", "sharing", "engine"),
+    ("lora", "rollout", "engine"),
     [
-        (None, "auto", True),
-        ({}, "own", True),
-        ({}, "auto", False),  # the engine may be one that the administrator declared, elsewhere
+        (None, {"publish": "shm"}, "transformers"),
+        (None, {"engine": "transformers", "max_staleness": 1}, "transformers"),
+        (None, {"engine": "transformers"}, ""),  # which samples from the trainer's weights
+        (None, {"engine": "transformers", "publish": "in_place"}, ""),
+        ({}, {"sharing": "own"}, "transformers"),
+        ({}, {}, ""),  # the engine may be one that the administrator declared, elsewhere
     ],
 )
 def test_an_engine_beside_the_trainer_counts(
     lora: dict[str, object] | None,
-    sharing: str,
-    engine: bool,
+    rollout: dict[str, object],
+    engine: str,
     tiny_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "total_bytes", lambda: 4 * GIB)
-    found = place_of(spec(lora, rollout={"sharing": sharing, "max_new_tokens": 4}), tiny_folder)
+    monkeypatch.setattr(limits, "choose", lambda asked, *_, **__: asked.replace("auto", "transformers"))
+    found = place_of(spec(lora, rollout=rollout | {"max_new_tokens": 4}), tiny_folder)
     assert found is not None
-    assert (found.engine > 0, found.engine_name != "") == (engine, engine)
+    assert (found.engine_name, found.engine > 0) == (engine, engine != "")
     assert found.for_trainer == 4 * GIB - found.engine
+
+
+def test_a_change_that_the_spec_does_not_allow_is_not_offered(tiny_folder: Path) -> None:
+    job = spec(rollout={"engine": "transformers", "publish": "in_place", "max_new_tokens": 4})
+    assert "model.lora" not in {one.path for one in changes(job, tiny_folder, PROMPT, place(GIB))}
 
 
 def test_where_nothing_tells_the_memory_nothing_is_refused(

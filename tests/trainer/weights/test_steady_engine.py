@@ -11,10 +11,17 @@ import torch
 from torch import nn
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest, Sampling
+from powermean.contracts.rollout import (
+    GenerateRequest,
+    GenerateResponse,
+    HoldRequest,
+    PublishRequest,
+    Sampling,
+)
 from rollout.client import EngineRefusedError, EngineUnreachableError, RolloutError
 from trainer.failures import TrainingError
 from trainer.weights.files import WeightWriter
+from trainer.weights.in_place import InPlaceWriter
 from trainer.weights.steady_engine import SteadyEngine
 
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
@@ -25,6 +32,7 @@ DIED, STARTING = (
 )
 GONE = EngineUnreachableError("http://127.0.0.1:1", "refused")
 NO_ADAPTER = EngineRefusedError(409, "adapter_missing", "the job has no adapter here")
+BUSY = EngineRefusedError(503, "busy", "full")
 EMPTY = EngineRefusedError(503, "weights_incomplete", "started anew")
 BROKEN = EngineRefusedError(500, "engine_error", "EngineDeadError")
 
@@ -47,6 +55,9 @@ class Scripted:
     def publish(self, request: PublishRequest, timeout_s: float) -> None:
         assert all((self.folder / file.uri.removeprefix("shm:")).is_file() for file in request.files)
         self._next(f"publish {request.version}")
+
+    def hold(self, request: HoldRequest, timeout_s: float) -> None:
+        self._next(f"hold {request.version}")
 
     def _next(self, call: str) -> None:
         self.calls.append(call)
@@ -123,6 +134,28 @@ def test_a_publish_whose_answer_was_lost_is_worth_another_attempt(tmp_path: Path
     stage = Stage(tmp_path, [stale])
     with pytest.raises(EngineRefusedError):  # nothing was lost: this is a mistake
         stage.publish(1)
+
+
+def test_weights_in_place_are_published_again_as_copies_are(tmp_path: Path) -> None:
+    """And the engine is held whatever comes between; a publisher of copies has no need to."""
+    stage = Stage(tmp_path, [None, BUSY, None, DIED, None, EMPTY, None, None])
+    stage.publish(1)
+    stage.steady.hold(2)
+    assert stage.engine.calls == ["publish 1"]
+    stage.steady.weights = InPlaceWriter("job-a", 1, tmp_path)
+    stage.steady.hold(2)
+    stage.steady.publish(stage.steady.weights.write(stage.model, 2), 1.0)
+    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    again = ["publish 2", "publish 2", "generate", "publish 2", "generate"]
+    assert stage.engine.calls == ["publish 1", "hold 2", "hold 2", *again]
+    stage.steady.weights.close()
+
+
+def test_a_hold_that_is_refused_ends_the_run(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [EngineRefusedError(409, "stale_version", "version 2 is not above 2")])
+    stage.steady.weights = InPlaceWriter("job-a", 1, tmp_path)
+    with pytest.raises(EngineRefusedError, match="not above"):
+        stage.steady.hold(2)
 
 
 def test_before_the_first_publish_the_models_own_weights_will_do(tmp_path: Path) -> None:
