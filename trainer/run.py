@@ -38,7 +38,7 @@ from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.policy.loading import load_policy, resolve_device, resolve_dtype
 from trainer.policy.policy import Policy
-from trainer.rewards import open_grader
+from trainer.rewards.isolation import open_grader
 from trainer.rollouts.sampling import sharing_limit
 from trainer.run_context import Run
 from trainer.weights.files import remove_stale

@@ -12,7 +12,7 @@ from powermean.contracts.rollout import Sampling
 from trainer.data import Problem, PromptSource
 from trainer.learner.checkpoint import Progress
 from trainer.learner.learner import Learner
-from trainer.rewards import Grader
+from trainer.rewards.grading import Grader
 from trainer.rollouts.sampling import Decode
 from trainer.weights.files import Publisher
 from trainer.weights.steady_engine import SteadyEngine

@@ -10,7 +10,7 @@ from trainer.data import Problem
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
 from trainer.objectives import Mismatch, mismatch
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import Rollouts
 from trainer.rollouts.dynamic_sampling import GradedRollouts, SamplingFacts
 from trainer.run_context import Run

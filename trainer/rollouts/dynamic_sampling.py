@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.data import Problem
 from trainer.objectives import Algorithm
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import Rollouts, joined
 
 

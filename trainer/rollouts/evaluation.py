@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import Sampling
 from trainer.data import Problem
-from trainer.rewards import Grader
+from trainer.rewards.grading import Grader
 from trainer.rollouts.sampling import Decode, Engine, complete_prompts, texts
 from trainer.seeds import derive_seed
 
