@@ -5,12 +5,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dashboard import api
+from dashboard.columns import columns
 from dashboard.parameters import path_number, whole_number
 from dashboard.recorded_tokens import COLOURINGS, chosen_colouring, recorded_tokens
 from dashboard.rendering import page
 from dashboard.token_view import legend, share, tokens_of
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
-from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryUpdate
 
 
 def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens | None:
@@ -63,4 +64,6 @@ async def trajectory_page(request: Request) -> Response:
         steps=legend(colouring, tokens) if update else [],
         colouring=colouring,
         colourings=COLOURINGS,
+        numbers=columns(TrajectoryRow),
+        by_update=columns(TrajectoryUpdate),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, SecretStr
 from pydantic_settings import BaseSettings
 
+from dashboard.columns import columns
 from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
@@ -126,9 +127,11 @@ def trajectories_page() -> str:
     """The page of what is recorded per trajectory and per token, from the contracts."""
     lines = ["# Trajectories", "", *TRAJECTORIES_INTRODUCTION.splitlines()]
     for title, contract in TRAJECTORIES.items():
+        units = {column.name: f" ({column.unit})" for column in columns(contract) if column.unit}
         lines += ["", f"## {title}", "", "| field | meaning |", "|---|---|"]
         for name, field in contract.model_fields.items():
-            lines.append(f"| `{name}` | {(field.description or '').replace('|', chr(92) + '|')} |")
+            meaning = (field.description or "").replace("|", chr(92) + "|")
+            lines.append(f"| `{name}`{units.get(name, '')} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,7 @@
 """What is recorded of a trajectory."""
 
+from typing import Any
+
 from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef
@@ -16,6 +18,14 @@ def staleness(step: int, weight_version: int) -> int:
     return step - 1 - weight_version
 
 
+def _number(title: str, meaning: str, unit: str = "") -> Any:
+    """An optional number. The API, docs/trajectories.md and the trajectory's page all show it from this.
+
+    `title` heads its column on the page; `unit` is shown beside it, and "share" is shown as a percentage.
+    """
+    return Field(None, title=title, description=meaning, json_schema_extra={"x-unit": unit} if unit else None)
+
+
 class TrajectoryUpdate(Contract):
     """What one optimiser step saw of a trajectory. None where undefined (`p_reason` says why)."""
 
@@ -26,26 +36,28 @@ class TrajectoryUpdate(Contract):
     p_reason: str | None = Field(
         None, description="Why p is null: advantage 0, equal ratios, no tokens, not finite."
     )
-    ess: float | None = Field(None, description="Normalised effective sample size N(p), a share of T.")
-    ess_at_1: float | None = Field(None, description="N(1): what GRPO's weights would have.")
-    ess_target: float | None = Field(None, description="N*, the ESS that p was solved for.")
-    clip_fraction: float | None = Field(None, description="f, the share of tokens that drives p.")
-    clip_fraction_low: float | None = Field(
-        None, description="Share of tokens below the range, with a negative advantage."
+    ess: float | None = _number("N(p)", "Normalised effective sample size N(p).", "share of T")
+    ess_at_1: float | None = _number("N(1)", "N(1), the ESS of GRPO's weights.", "share of T")
+    ess_target: float | None = _number("Target", "N*, the ESS that p was solved for.", "share of T")
+    clip_fraction: float | None = _number("Clipped", "f, the share of tokens that drives p.", "share")
+    clip_fraction_low: float | None = _number(
+        "Clipped, low", "Share of tokens below the range, with a negative advantage.", "share"
     )
-    clip_fraction_high: float | None = Field(
-        None, description="Share of tokens above the range, with a positive advantage."
+    clip_fraction_high: float | None = _number(
+        "Clipped, high", "Share of tokens above the range, with a positive advantage.", "share"
     )
-    clip_fraction_outside: float | None = Field(
-        None, description="Share of tokens outside the range on either side."
+    clip_fraction_outside: float | None = _number(
+        "Outside", "Share of tokens outside the range on either side.", "share"
     )
-    ratio_min: float | None = Field(None, description="Smallest importance ratio of a token.")
-    ratio_mean: float | None = Field(None, description="Mean ratio.")
-    ratio_max: float | None = Field(None, description="Largest ratio.")
-    ratio_clipped_min: float | None = Field(None, description="Smallest ratio after the one-sided clip.")
-    ratio_clipped_mean: float | None = Field(None, description="Mean ratio after it.")
-    ratio_clipped_max: float | None = Field(None, description="Largest ratio after it.")
-    loss: float | None = Field(None, description="The trajectory's part of the minibatch's loss.")
+    ratio_min: float | None = _number("Ratio, min", "Smallest importance ratio of a token.")
+    ratio_mean: float | None = _number("Ratio, mean", "Mean ratio.")
+    ratio_max: float | None = _number("Ratio, max", "Largest ratio.")
+    ratio_clipped_min: float | None = _number(
+        "Clipped ratio, min", "Smallest ratio after the one-sided clip."
+    )
+    ratio_clipped_mean: float | None = _number("Clipped ratio, mean", "Mean ratio after the clip.")
+    ratio_clipped_max: float | None = _number("Clipped ratio, max", "Largest ratio after the clip.")
+    loss: float | None = _number("Loss", "The trajectory's part of the minibatch's loss.")
 
 
 class TrajectoryRow(RenamedFields):
@@ -64,23 +76,27 @@ class TrajectoryRow(RenamedFields):
     length: int = Field(ge=0, description="Completion tokens.")
     truncated: bool = Field(description="Cut off by max_new_tokens.")
     grader_error: str | None = Field(None, max_length=500, description="Why the grader failed (reward 0).")
-    entropy: float | None = Field(None, description="Mean token entropy at the start of the step, nats.")
-    sampling_kl: float | None = Field(None, description="Mean token KL(rollout || trainer) estimate.")
-    sampling_kl_truncated: float | None = Field(
-        None, description="The same with the tokens' ratios held at `importance_sampling_clip_max`."
+    entropy: float | None = _number("Entropy", "Mean token entropy at the start of the step.", "nats")
+    sampling_kl: float | None = _number(
+        "KL(rollout ‖ trainer)", "Mean token KL(rollout || trainer) estimate.", "nats"
     )
-    importance_sampling_ratio: float | None = Field(
-        None,
-        description="Mean importance-sampling ratio pi_old / pi_rollout of its tokens, before truncation.",
+    sampling_kl_truncated: float | None = _number(
+        "KL, truncated",
+        "The same estimate with the tokens' ratios capped at `importance_sampling_clip_max`.",
+        "nats",
     )
-    sequence_importance_sampling_ratio: float | None = Field(
-        None,
-        description="That of the whole: exp of the summed difference (held in e^-20 to e^20), before "
-        "truncation.",
+    importance_sampling_ratio: float | None = _number(
+        "w, token mean",
+        "Mean importance-sampling ratio pi_old / pi_rollout of its tokens, before truncation.",
     )
-    applied_importance_sampling_ratio: float | None = Field(
-        None,
-        description="The truncated ratio that scaled its loss, or the mean of those that scaled its tokens' "
+    sequence_importance_sampling_ratio: float | None = _number(
+        "w, sequence",
+        "Importance-sampling ratio of the whole trajectory: exp of the summed difference (clamped to "
+        "e^-20 to e^20), before truncation.",
+    )
+    applied_importance_sampling_ratio: float | None = _number(
+        "w, applied",
+        "The truncated ratio that scaled its loss, or the mean of those that scaled its tokens' "
         "gradients; null with `importance_sampling_correction: off`.",
     )
     weight_version: int = Field(0, description="Oldest weights that made a token of it.")

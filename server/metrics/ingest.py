@@ -4,6 +4,7 @@ The fence locks the job's row until the commit, so reports of one job come one a
 they reach. A report that changes nothing (a repeat after a lost answer) takes no sequence number.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,18 +225,20 @@ def _stored_batch(
 
 
 def _storable(row: TrajectoryRow) -> dict[str, Any]:
-    """The row as JSON. Postgres reads no JSON with NUL in it, and a grader's error may quote anything."""
-    found = row.model_dump(mode="json")
-    for name in ("problem", "grader_error"):
-        if found[name] is not None:
-            found[name] = found[name].replace("\0", "\ufffd")
-    found["reward_parts"] = {
-        name.replace("\0", "\ufffd"): value for name, value in found["reward_parts"].items()
-    }
-    for update in found["updates"]:
-        if update["p_reason"] is not None:
-            update["p_reason"] = update["p_reason"].replace("\0", "\ufffd")
-    return found
+    """The row as JSON, NUL replaced: Postgres can't store it, and a grader's error may quote anything."""
+    text = row.model_dump_json()
+    found: dict[str, Any] = json.loads(text)
+    return _without_nul(found) if "\\u0000" in text else found
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_without_nul(each) for each in value]
+    if isinstance(value, dict):
+        return {_without_nul(key): _without_nul(each) for key, each in value.items()}
+    return value
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:
