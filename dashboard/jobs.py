@@ -21,9 +21,6 @@ from powermean.contracts.staleness import JobStaleness
 from powermean.rest import ApiError
 
 PAGE_SIZE = 25
-# Algorithms whose exponent never changes; the others' is the last p/mean.
-FIXED_EXPONENT = {"grpo": 1.0, "gmpo": 0.0, "gspo": 0.0, "dr_grpo": 1.0, "dapo": 1.0}
-NO_EXPONENT = {"cispo"}
 _REMEMBERED = 2000
 PARTS = {
     "header": "fragments/job_header.html",
@@ -51,10 +48,8 @@ class _FinalExponents:
 
 
 async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents) -> float | None:
-    """The p that the job last used, None where it has none yet."""
-    if job.algorithm in FIXED_EXPONENT:
-        return FIXED_EXPONENT[job.algorithm]
-    if job.algorithm in NO_EXPONENT or job.step == 0:
+    """The job's newest p; None while there is none, and for an objective without one."""
+    if job.step == 0:
         return None
     known, value = final.get(job)
     if known:

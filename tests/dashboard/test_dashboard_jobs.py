@@ -31,7 +31,7 @@ def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: Fak
     assert first[3] == "0.6250"
     assert first[5] == "0.9100"
     assert rows[0].one("progress").attributes["max"] == "12"
-    assert rows[1].all("td")[4].words == "0"  # GMPO's exponent
+    assert rows[1].all("td")[4].words == "–"  # no step yet
 
 
 def test_filters_and_cursor_reach_the_api_and_stay_in_the_links(browser: TestClient, api: FakeApi) -> None:
