@@ -1,5 +1,6 @@
 """The fields of a job spec with their meanings, read from the contract: shown beside the editor."""
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,7 +38,8 @@ def _resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 def _default(given: dict[str, Any]) -> str:
     if "default" not in given:
         return ""
-    text = "null" if given["default"] is None else str(given["default"])
+    value = given["default"]
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else "…"
 
 

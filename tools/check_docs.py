@@ -1,8 +1,9 @@
 """Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
 
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
-follows from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
-docs/trajectories.md, the tree of errors in docs/architecture.md) must do so. `--write` writes that anew.
+is generated from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
+docs/trajectories.md, the tree of errors in docs/architecture.md, the tables of fields in
+docs/rewards-and-data.md) must match it. `--write` generates it.
 """
 
 import ast
@@ -16,6 +17,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic_settings import BaseSettings
 
 from dashboard.columns import columns
+from dashboard.fields import spec_sections
 from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
@@ -73,6 +75,7 @@ def main() -> int:
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
         "docs/architecture.md": with_error_tree((ROOT / "docs/architecture.md").read_text()),
+        "docs/rewards-and-data.md": with_fields((ROOT / "docs/rewards-and-data.md").read_text()),
     }
     if "--write" in sys.argv:
         for name, text in written.items():
@@ -133,6 +136,22 @@ def trajectories_page() -> str:
             meaning = (field.description or "").replace("|", chr(92) + "|")
             lines.append(f"| `{name}`{units.get(name, '')} | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def with_fields(page: str) -> str:
+    """The page with a table of fields between marks such as `<!-- fields of data.jsonl -->`."""
+    sections = {section.title: section for section in spec_sections()}
+
+    def table(found: re.Match[str]) -> str:
+        start, part, kind, end = found.groups()
+        lines = [
+            f"| `{field.name}` | {'required' if field.required else f'`{field.default}`'} | {field.meaning} |"
+            for field in sections[f"{part} · kind: {kind}"].fields
+        ]
+        return "\n".join([start, "| field | default | meaning |", "|---|---|---|", *lines, end])
+
+    mark = r"(<!-- fields of (\w+)\.(\w+) -->).*?(<!-- end of fields -->)"
+    return re.sub(mark, table, page, flags=re.DOTALL)
 
 
 def deprecations_page() -> str:
