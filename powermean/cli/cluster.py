@@ -35,7 +35,7 @@ def list_datasets() -> None:
         found = client.datasets().items
     table = Table(box=None, pad_edge=False)
     for column in ("id", "name", "rows", "fields", "created"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "id")
     for dataset in found:
         created = dataset.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(dataset.id, dataset.name, str(dataset.rows), ", ".join(dataset.fields), created)
