@@ -1,4 +1,4 @@
-"""A connection to the server that runs calls one by one, and what all clients have in common."""
+"""A connection to the server that runs calls one at a time; shared by all clients."""
 
 from ipaddress import ip_address
 from types import TracebackType
@@ -23,7 +23,7 @@ def through_proxy(url: str) -> bool:
 
 
 class Connection:
-    """Runs calls one by one with a bearer token."""
+    """Runs calls one at a time with a bearer token."""
 
     def __init__(self, url: str, token: str, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = url.rstrip("/")

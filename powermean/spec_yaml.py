@@ -1,4 +1,4 @@
-"""How job specs are read as YAML: safely, and with on, off, yes and no as the words that they are."""
+"""Reads job specs as YAML: safely, and with on, off, yes and no as plain words."""
 
 import yaml
 
@@ -6,7 +6,7 @@ _BOOL = "tag:yaml.org,2002:bool"
 
 
 class SpecLoader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are booleans: the `off` of a spec is a word."""
+    """Safe YAML in which only true and false are booleans, so that `off` in a spec stays a word."""
 
 
 SpecLoader.yaml_implicit_resolvers = {

@@ -46,25 +46,26 @@ TRAJECTORIES_INTRODUCTION = """\
 Written by `python tools/check_docs.py --write` from `powermean/contracts/trajectories.py` and
 `token_records.py`.
 
-Scalars of every trajectory are in the database: `GET /v1/jobs/{id}/trajectories?step=N`, and one alone at
-`GET /v1/jobs/{id}/trajectories/{step}/{index}`. Texts (`record.texts`) and tokens (`record.tokens`: `all`,
-`none`, or a number of trajectories per step, taken by whole groups; 64 unless said) are compressed segments
-in the artefact store, one per step. Tokens of one trajectory: `GET
-/v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
-`/jobs/{id}/steps/{step}/trajectories/{index}`, where they are coloured by W_t or by log-ratio. A number
-that is undefined is null; `p_reason` says why p is. The API adds `staleness`, how many weight versions the
-trajectory is behind its step's own, and gives p and ESS by it: `GET /v1/jobs/{id}/staleness`
-([pmpo.md](pmpo.md)). Names that have changed: [deprecations.md](deprecations.md).
+The database has the scalars of every trajectory: `GET /v1/jobs/{id}/trajectories?step=N` returns a step's,
+`GET /v1/jobs/{id}/trajectories/{step}/{index}` a single one. Texts (`record.texts`) and tokens
+(`record.tokens`: `all`, `none`, or a number of trajectories per step, rounded to whole groups; default 64)
+are compressed segments in the artefact store, one per step. The tokens of one trajectory are at `GET
+/v1/jobs/{id}/trajectories/{step}/{index}/tokens`, and its page,
+`/jobs/{id}/steps/{step}/trajectories/{index}`, colours them by W_t or by log-ratio. Undefined numbers are
+null; `p_reason` says why p is. The API adds `staleness`, the number of weight versions the trajectory is
+behind its step's, and `GET /v1/jobs/{id}/staleness` gives p and ESS by staleness
+([pmpo.md](pmpo.md#stale-trajectories)). [deprecations.md](deprecations.md) lists renamed fields.
 
 ![A trajectory's tokens, coloured by weight](images/token-view.png)
 
-A token segment is gzipped JSON lines: first the facts of the step, then a line per trajectory. Arrays of
-floats are base64 of little-endian float32 and `clipped` is a string of 0 and 1;
+A token segment is gzipped JSON lines: first the facts of the step, then one line per trajectory. Arrays of
+floats are base64 of little-endian float32, and `clipped` is a string of 0 and 1;
 `powermean/token_segments.py` reads and writes them. Symbols are those of [notation.md](notation.md).
 
-A token costs about 10 bytes per update: 64 trajectories of 1,000 tokens and 4 updates make 2.6 MB a step
-(of random numbers, which hardly compress), and take about a second of `time/record`. Segments stay as long as
-the job's texts; those of an attempt whose steps were repeated stay too, but no answer refers to them."""
+A token takes about 10 bytes per update: 64 trajectories of 1,000 tokens and 4 updates make 2.6 MB per step
+(measured with random numbers, which hardly compress) and take about a second of `time/record`. Segments are
+kept as long as the job's texts. Those of an attempt whose steps were repeated are kept too, but no answer
+refers to them."""
 
 
 def main() -> int:
@@ -161,16 +162,16 @@ def deprecations_page() -> str:
         "",
         "Written by `python tools/check_docs.py --write` from `powermean/deprecations.py`.",
         "",
-        f"What is renamed works under its old name until {GONE_IN}; then the old name is refused.",
+        f"Renamed things work under their old name until {GONE_IN}; after that the old name is refused.",
         "",
-        "- **Fields in a request.** Either name is read. Where both are given they must be equal. `POST",
+        "- **Fields in a request.** Either name is accepted. If both are given they must be equal. `POST",
         "  /v1/jobs` and `POST /v1/jobs/{id}/replays` answer with `deprecations`: the old names in the",
-        "  request, and what replaces them. `powermean submit`, `validate` and `replay` print them.",
-        "- **Fields in an answer.** Both are there; `openapi.json` marks the old one as deprecated.",
-        "- **Paths.** An answer at an old path has the header `Deprecation` (RFC 9745) with the day of the",
-        '  change, and a `Link` to the new path, `rel="successor-version"`. That header is about the',
-        "  resource, so an old field in the body does not bring it.",
-        "- **Commands and methods.** They do the same, and say so on standard error or as a",
+        "  request and their replacements. `powermean submit`, `validate` and `replay` print them.",
+        "- **Fields in an answer.** Both names are present; `openapi.json` marks the old one as deprecated.",
+        "- **Paths.** An answer at an old path has a `Deprecation` header (RFC 9745) with the day of the",
+        '  change, and a `Link` to the new path, `rel="successor-version"`. The header is about the',
+        "  resource, so an old field in the body does not trigger it.",
+        "- **Commands and methods.** They still work, with a note on standard error or a",
         "  `DeprecationWarning`.",
         "",
         "| where | old | new |",
@@ -187,12 +188,13 @@ def health_page() -> str:
         "",
         "Written by `python tools/check_docs.py --write` from `powermean/health.py`.",
         "",
-        f"A job's last {WINDOW} steps are judged by the thresholds below: `GET /v1/jobs/{{id}}/health`.",
-        f"A finding is about the newest {RECENT} steps; it has the numbers and what to change in the spec.",
-        "Measures: *mean* and *peak* (the worst) of those steps; *fall*, their mean over that of the",
-        f"window's first {RECENT}; *spike*, the worst over the window's median; *steps*, how many have any.",
-        "A metric by update enters with its mean after the first pass over the batch, or for a peak or",
-        f"spike with its largest. Before there are {RECENT} steps, only peaks and steps speak.",
+        f"The thresholds below are applied to a job's last {WINDOW} steps: `GET /v1/jobs/{{id}}/health`.",
+        f"A finding is about the newest {RECENT} steps and contains the numbers and what to change in the",
+        "spec. Measures: *mean* and *peak* (the worst) of those steps; *fall*, their mean divided by the",
+        f"mean of the window's first {RECENT}; *spike*, the worst divided by the window's median; *steps*,",
+        "how many of them have a value above 0. A metric by update counts with its mean after the first",
+        "pass over the batch, or for a peak or spike with its largest value. Before there are",
+        f"{RECENT} steps, only peaks and steps are checked.",
         "",
         "| finding | metric | measure | watch | bad | why | remedy |",
         "|---|---|---|---|---|---|---|",

@@ -11,7 +11,7 @@ from powermean.contracts.rollout import VersionSpan
 
 
 def staleness(step: int, weight_version: int) -> int:
-    """Weight versions by which what was trained on in `step` is behind: 0 if the newest weights made it.
+    """How many weight versions a trajectory trained on in `step` is behind; 0 if the newest weights made it.
 
     Step k trains the weights of version k - 1; `weight_version` is the oldest that made a token.
     """
@@ -19,7 +19,7 @@ def staleness(step: int, weight_version: int) -> int:
 
 
 def _number(title: str, meaning: str, unit: str = "") -> Any:
-    """An optional number. The API, docs/trajectories.md and the trajectory's page all show it from this.
+    """An optional number, shown by the API, docs/trajectories.md and the trajectory's page.
 
     `title` heads its column on the page; `unit` is shown beside it, and "share" is shown as a percentage.
     """
@@ -61,7 +61,7 @@ class TrajectoryUpdate(Contract):
 
 
 class TrajectoryRow(RenamedFields):
-    """Scalars of one trajectory: they live in the database. Key: (job, attempt, step, index)."""
+    """Scalars of one trajectory, kept in the database. Key: (job, attempt, step, index)."""
 
     index: int = Field(
         ge=0, description="Place in the rollout batch; group * group_size + place in the group."
@@ -70,7 +70,7 @@ class TrajectoryRow(RenamedFields):
     problem: str = Field(max_length=200, description="Id of the problem in its source.")
     reward: float = Field(description="As graded, in [0, 1].")
     reward_parts: dict[str, float] = Field(
-        {}, description="What the reward is made of: grade, and penalties where there are any."
+        {}, description="What the reward is made of: the grade, and penalties if there are any."
     )
     advantage: float = Field(description="Of the shaped reward within the group.")
     length: int = Field(ge=0, description="Completion tokens.")
@@ -99,9 +99,11 @@ class TrajectoryRow(RenamedFields):
         "The truncated ratio that scaled its loss, or the mean of those that scaled its tokens' "
         "gradients; null with `importance_sampling_correction: off`.",
     )
-    weight_version: int = Field(0, description="Oldest weights that made a token of it.")
-    weight_versions: tuple[VersionSpan, ...] = Field((), description="Which weights made which tokens.")
-    updates: tuple[TrajectoryUpdate, ...] = Field((), description="One per optimiser step that had it.")
+    weight_version: int = Field(0, description="Oldest weight version that sampled a token of it.")
+    weight_versions: tuple[VersionSpan, ...] = Field(
+        (), description="Which weight versions sampled which tokens."
+    )
+    updates: tuple[TrajectoryUpdate, ...] = Field((), description="One per optimiser step that contained it.")
 
 
 class TrajectoryText(Contract):
@@ -120,7 +122,7 @@ class TrajectoryBatch(Contract):
     rows: tuple[TrajectoryRow, ...]
     texts: ArtefactRef | None = None
     tokens: ArtefactRef | None = Field(None, description="Token records: powermean/token_segments.py.")
-    token_rows: int = Field(0, ge=0, description="They hold trajectories 0 to token_rows - 1.")
+    token_rows: int = Field(0, ge=0, description="They contain trajectories 0 to token_rows - 1.")
 
 
 class Trajectory(TrajectoryRow):
@@ -131,7 +133,7 @@ class Trajectory(TrajectoryRow):
     answer: str | None = None
     has_tokens: bool = Field(False, description="Its tokens were recorded.")
     staleness: int | None = Field(
-        None, description="Weight versions that it is behind the step's own; null without tokens."
+        None, description="How many weight versions it is behind the step's; null without tokens."
     )
 
 
