@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class Column:
-    """One number: its field, the heading it gets, what it means, its unit ("" if it has none)."""
+    """One number: its field, heading, meaning and unit ("" if it has none)."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""The fields of a job spec with their meanings, read from the contract: shown beside the editor."""
+"""The fields of a job spec with their meanings, from the contract: shown beside the editor."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from powermean.contracts.job import JobSpec
 
 @dataclass(frozen=True)
 class SpecField:
-    """One field: its name, its default as text ("" when it has to be given), its meaning."""
+    """One field: its name, its default as text ("" if it is required), its meaning."""
 
     name: str
     default: str
@@ -20,7 +20,7 @@ class SpecField:
 
 @dataclass(frozen=True)
 class SpecSection:
-    """Fields that stand together: the spec's own, one of its parts, or one variant of a part."""
+    """A group of fields: the spec's own, those of one part, or of one variant of a part."""
 
     title: str
     meaning: str
@@ -48,7 +48,7 @@ def _section(title: str, schema: dict[str, Any]) -> SpecSection:
     fields = tuple(
         SpecField(name, _default(given), name in required, given.get("description", ""))
         for name, given in schema.get("properties", {}).items()
-        if "const" not in given  # what tells variants apart is the section's title
+        if "const" not in given  # the discriminator is in the section's title
         and not given.get("deprecated")
     )
     return SpecSection(title, schema.get("description", ""), fields)
@@ -67,7 +67,7 @@ def _part_sections(name: str, given: dict[str, Any], root: dict[str, Any]) -> li
 
 @cache
 def spec_sections() -> tuple[SpecSection, ...]:
-    """Every field of a spec: first those at its top, then part by part."""
+    """Every field of a spec: first the top level, then part by part."""
     root = JobSpec.model_json_schema()
     parts = {name: _part_sections(name, given, root) for name, given in root["properties"].items()}
     top = {**root, "properties": {n: root["properties"][n] for n, sections in parts.items() if not sections}}

@@ -1,4 +1,4 @@
-"""One trajectory: what each update made of it, and of each of its tokens."""
+"""One trajectory: each update's numbers for it and for each of its tokens."""
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,9 +15,9 @@ from powermean.contracts.trajectories import Trajectory, TrajectoryPage, Traject
 
 
 def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens | None:
-    """The update asked for, else the last: the policy is farthest from the one that sampled there.
+    """The requested update, else the last one, when the policy is farthest from the one that sampled.
 
-    None where no update trained on the trajectory. Raises HTTPException 400, naming those that did.
+    None if no update trained on the trajectory. Raises HTTPException 400, naming those that did.
     """
     if wanted is None:
         return record.updates[-1] if record.updates else None

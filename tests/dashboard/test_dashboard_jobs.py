@@ -138,7 +138,7 @@ def test_a_job_without_numbers_says_so(browser: TestClient, api: FakeApi) -> Non
     api.add_job(state=JobState.QUEUED, attempts=(), attempt=0, started_at=None, seconds_left=None)
     page = browser.get("/jobs/job-a")
     assert "No numbers yet." in page.text
-    assert "the job waits for a node" in page.text
+    assert "the job is waiting for a node" in page.text
 
 
 @pytest.mark.parametrize("part", ["header", "health", "latest", "outcome"])
@@ -170,7 +170,7 @@ def test_cancel_asks_and_then_cancels(browser: TestClient, api: FakeApi) -> None
     assert done.status_code == 303
     assert done.headers["location"] == "/jobs/job-a"
     assert job.job.state == JobState.CANCELLED
-    assert "ended already" in browser.get("/jobs/job-a/cancel").text
+    assert "already ended" in browser.get("/jobs/job-a/cancel").text
 
 
 def test_another_site_cannot_cancel(browser: TestClient, api: FakeApi) -> None:

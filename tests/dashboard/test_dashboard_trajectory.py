@@ -95,8 +95,8 @@ def test_the_last_update_colours_by_weight(browser: TestClient, api: FakeApi) ->
     )
     assert shown[1].one("i", class_="nl")
     assert shown[3].one("i", class_="part")
-    assert "1 of 4 tokens hold half of the gradient" in page.one("p", class_="summary").words
-    assert "the clip takes the gradient of 1, which hold 60.0 % of the weight" in page.text
+    assert "1 of 4 tokens carry half of the gradient" in page.one("p", class_="summary").words
+    assert "the clip removes the gradient of 1, which have 60.0 % of the weight" in page.text
 
 
 def test_colours_and_updates_are_links(browser: TestClient, api: FakeApi) -> None:
@@ -205,7 +205,7 @@ def test_without_tokens_the_page_names_the_field_that_records_them(browser: Test
     job.trajectories[5] = [trajectory(0), trajectory(1, length=0, updates=(), completion="")]
     page = opened(browser, "0")
     assert "record.tokens in the job's spec" in page.one("div", class_="empty").words
-    assert "here none" in page.one("div", class_="empty").words
+    assert "is none" in page.one("div", class_="empty").words
     assert page.one("table", class_="updates")
     assert "the completion is empty" in opened(browser, "1").one("div", class_="empty").words
 
