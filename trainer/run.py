@@ -1,7 +1,7 @@
 """The training process of an attempt: python -m trainer.run --attempt-dir DIR
 
-Wires the loop from the claim and runs it. However it ends, the last record of the spool says how. Exit
-status 0 says that such a record is there.
+Wires the loop from the claim and runs it. However it ends, the last record of the spool says how; the exit
+status is 1 for a failure.
 """
 
 import argparse
@@ -69,7 +69,7 @@ Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
 
 
 def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter, connect: Connect) -> Finish:
-    """Train, and say how it ended. This is the task's boundary: every failure becomes a typed error here."""
+    """Train, and report how it ended. This is the boundary where every failure becomes a typed error."""
     try:
         claim = attempt.claim()
         use_threads(settings.cpu_slots)
@@ -81,7 +81,7 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
             return Finish(outcome="finished", result=result(run))
     except CancelledError:
         return Finish(outcome="cancelled")
-    except Exception as error:  # noqa: BLE001 (recorded, with its kind, as the attempt's end)
+    except Exception as error:  # noqa: BLE001 (recorded as the attempt's end)
         traceback.print_exc()
         return failed(error)
 
@@ -93,7 +93,7 @@ def use_threads(cpu_slots: int) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Every generator from the job's seed, and deterministic kernels where there are any."""
+    """Seed every generator with the job's seed, and use deterministic kernels where they exist."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -105,12 +105,12 @@ def seed_all(seed: int) -> None:
 def wired(
     attempt: AttemptDir, claim: Claim, settings: NodeSettings, reporter: Reporter, connect: Connect
 ) -> Iterator[Run]:
-    """The run of a claim, from its last checkpoint on."""
+    """The run of a claim, resumed from its last checkpoint."""
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url)
     scratch = fresh(attempt.path / "scratch")
     remove_stale(claim.job_id)
     if spec.resources.gpus and spec.resources.placement == "colocated":
-        # While vLLM measures what of the GPU is left for its cache, it counts what others take as its own.
+        # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         engine_url(attempt, tell=reporter.phase)
     reporter.phase("loading the model")
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
@@ -160,7 +160,7 @@ def wired(
 
 
 def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
-    """The policy, its optimiser, and the frozen initial model where the objective has a KL term."""
+    """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
     spec = claim.spec
     device = resolve_device(spec.model.device, spec.resources.gpus)
 
@@ -195,7 +195,7 @@ def make_learner(folder: Path, claim: Claim, pad: int) -> Learner:
 
 
 def result(run: Run) -> JobResult:
-    """Store the final model; what the finished job leaves."""
+    """Store the final model; returns the job's result."""
     folder = fresh(run.scratch / "model")
     run.save_model(folder)
     progress = run.progress

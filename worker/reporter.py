@@ -1,6 +1,6 @@
-"""What the trainer and its supervisor tell each other by files: records to post, the phase, orders.
+"""The files between the trainer and its supervisor: records to post, the phase, orders.
 
-Records are made whole on disk before they are named, so a crash leaves none half-written.
+Records are written completely before they get their name, so a crash leaves none half-written.
 """
 
 import itertools
@@ -56,16 +56,16 @@ class Reporter:
         self._write(FinishRecord(body=finish))
 
     def phase(self, text: str) -> None:
-        """Say what the trainer is doing, for people; at most 80 characters. It goes into the log as well.
+        """Say what the trainer is doing, for people; at most 80 characters. It is also logged.
 
-        The thread that samples ahead may have something to say too.
+        The thread that samples ahead may call this too.
         """
         log.info(text)
         with self._telling:
             write_whole(self._attempt.path / "phase", text[:80])
 
     def order(self) -> Order:
-        """What the supervisor wants; no order or one not known means to go on."""
+        """The supervisor's order; no order or an unknown one means to continue."""
         try:
             text = (self._attempt.path / "order").read_text().strip()
         except FileNotFoundError:

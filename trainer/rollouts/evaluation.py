@@ -18,7 +18,7 @@ def evaluate(
     decode: Decode,
     spec: JobSpec,
 ) -> float:
-    """Mean reward. The same seed each time: two evaluations differ by the weights alone."""
+    """Mean reward. The seed is the same each time, so evaluations differ only by the weights."""
     temperature = spec.evaluation.temperature
     sampling = Sampling(
         temperature=spec.rollout.temperature if temperature is None else temperature,
