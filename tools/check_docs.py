@@ -1,4 +1,4 @@
-"""Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
+"""Check the documentation against the code: `python tools/check_docs.py`, part of `make check`.
 
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
 is generated from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
@@ -102,7 +102,7 @@ def broken_links() -> Iterator[str]:
 def stale(written: dict[str, str]) -> Iterator[str]:
     for name, text in written.items():
         if not (ROOT / name).exists() or (ROOT / name).read_text() != text:
-            yield f"{name} is out of step: run `python tools/check_docs.py --write`"
+            yield f"{name} does not match the code: run `python tools/check_docs.py --write`"
 
 
 def settings_page() -> str:

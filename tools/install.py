@@ -56,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         install_web(required="dev" in EXTRAS[purpose])
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
-        return fail(
-            f"`{command}` ended with status {error.returncode}; the lines above say why. Run it again to continue"
-        )
+        return fail(f"`{command}` ended with status {error.returncode}; see above. Run it again to continue")
     stamp(purpose).write_text(fingerprint())
     say(f"installed in {time.monotonic() - started:.0f} s")
     return 0
@@ -100,9 +98,7 @@ def make_venv() -> None:
     try:
         run([sys.executable, "-m", "venv", VENV])
     except subprocess.CalledProcessError:
-        say(
-            "this Python can't create virtual environments; on Debian and Ubuntu: apt-get install python3-venv"
-        )
+        say("this Python can't create virtual environments (Debian, Ubuntu: apt-get install python3-venv)")
         raise
 
 
