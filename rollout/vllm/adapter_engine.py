@@ -23,9 +23,7 @@ from rollout.vllm.server import Deadlines, Restarts, VllmServer
 from rollout.weights import WeightSource
 
 CALLS_PER_SLOT = 4  # calls that a job may have in flight: it samples ahead, evaluates and probes
-VERSIONS_PER_SLOT = (
-    2  # versions of an adapter that vLLM computes with at once: a new one besides one still in use
-)
+VERSIONS_PER_SLOT = 2  # of an adapter, computed with at once: a new one besides one still in use
 
 
 class AdapterEngine:

@@ -45,9 +45,7 @@ class VllmEngine:
         self._channel = Channel(server, model)
         self._paused = False
         self._publishing = Lock()
-        self._published = (
-            False  # before the first publish the folder's weights, which every start has, are right
-        )
+        self._published = False  # before the first publish, every start has the right weights: the folder's
         self._served: int | None = None  # the server start with the fence's weights; None: no start has them
         server.wait_ready()
         self._max_model_len = context_length(server)

@@ -79,9 +79,7 @@ class Job(Base):
     restarts: Mapped[int] = mapped_column(Integer, default=0)  # since the last new checkpoint
     not_before: Mapped[datetime | None]  # restart no earlier than this
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
-    longest_sequence: Mapped[
-        int | None
-    ]  # tokens of the longest prompt with its completion, as measured by a node
+    longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
@@ -136,9 +134,7 @@ class Allocation(Base):
     role: Mapped[str] = mapped_column(String(16))
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
     gpu_uuids: Mapped[list[Any]]
-    engine_id: Mapped[str | None] = mapped_column(
-        String(32), index=True
-    )  # not a foreign key: outlives the engine
+    engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives the engine
     released_at: Mapped[datetime | None]
 
 

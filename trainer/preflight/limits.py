@@ -10,9 +10,7 @@ from powermean.memory import engine_bytes, gib, total_bytes, weight_bytes
 from trainer.failures import TrainingError
 
 _FULL = 4  # a float32 number's weight, gradient and AdamW's two moments
-_NO_LAYERS = frozenset(
-    {"embed_tokens", "lm_head", "wte", "wpe", "shared"}
-)  # have matrices but take no adapter
+_NO_LAYERS = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "shared"})  # matrices without adapters
 
 
 def check_memory(spec: JobSpec, folder: Path) -> None:

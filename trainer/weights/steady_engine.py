@@ -56,8 +56,8 @@ class SteadyEngine:
     comes_back: bool = False  # even if its service itself is gone; a private one ends with the attempt
     _version: int | None = field(default=None, init=False)  # last published version
     _publishes: int = field(default=0, init=False)  # number of successful publishes
-    _empty: bool = field(default=False, init=False)  # the publish whose weights the engine has lost
-    _lock: Lock = field(default_factory=Lock, init=False)  # guards these two
+    _empty: bool = field(default=False, init=False)  # the engine has lost the weights of the last publish
+    _lock: Lock = field(default_factory=Lock, init=False)  # guards the two above
     _closed: Event = field(default_factory=Event, init=False)
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
