@@ -39,7 +39,7 @@ def _default(given: dict[str, Any]) -> str:
     if "default" not in given:
         return ""
     value = given["default"]
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value.replace("\n", "\\n") if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else "…"
 
 
