@@ -7,28 +7,28 @@ BIN := .venv/bin
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-demo: install ## train a real model with PMPO on this machine, and watch it (ARGS="--seed 1", ENGINE=vllm)
+demo: install ## train a real model with PMPO on this machine and watch it (ARGS="--seed 1", ENGINE=vllm)
 	@$(BIN)/powermean demo $(if $(ENGINE),--engine $(ENGINE)) $(ARGS)
 
-up: install ## start the service to stay, on loopback
+up: install ## start the service on loopback and keep it running
 	@$(BIN)/powermean up $(ARGS)
 
 WITH_VLLM := $(if $(filter vllm,$(ENGINE)),-vllm)
 
-install: ## set up .venv (a second time it does nothing); with ENGINE=vllm that engine as well
+install: ## set up .venv (repeating it does nothing); ENGINE=vllm installs that engine, too
 	@$(PYTHON) tools/install.py run$(WITH_VLLM)
 
 .PHONY: install-test
 install-test:
 	@$(PYTHON) tools/install.py test$(WITH_VLLM)
 
-test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's as well)
+test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
 	@$(BIN)/python -m pytest $(ARGS)
 
 fast: install-test ## the tests without the slow ones, on all cores
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal $(ARGS)
 
-check: install-test ## format, lint, types, import rules, API schema and docs in step
+check: install-test ## check format, lint, types, import rules, API schema and docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -36,9 +36,9 @@ check: install-test ## format, lint, types, import rules, API schema and docs in
 	$(BIN)/python -m server.openapi --check
 	$(BIN)/python tools/check_docs.py
 
-format: install-test ## format and mend what can be mended
+format: install-test ## format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-openapi: install-test ## write openapi.json anew
+openapi: install-test ## regenerate openapi.json
 	$(BIN)/python -m server.openapi

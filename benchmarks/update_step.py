@@ -38,7 +38,7 @@ from trainer.models.resolve import resolve_model
 from trainer.objectives import Algorithm, DistanceParts, LossOutput, build_algorithm
 from trainer.policy.loading import load_policy
 from trainer.policy.policy import Policy
-from trainer.rewards import open_grader
+from trainer.rewards.isolation import open_grader
 from trainer.rollouts.batching import Rollouts, collate, minibatches
 from trainer.seeds import generator
 

@@ -1,4 +1,4 @@
-"""The caller's own way to the REST API: the dashboard can show nothing that its caller may not see."""
+"""REST calls on behalf of the caller: the dashboard can show nothing that its caller may not see."""
 
 from urllib.parse import quote
 
@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from powermean.async_client import AsyncClient
 
-# A page waits this long for the API: longer than its slowest query, shorter than people's patience.
+# How long a page waits for the API: longer than its slowest query, shorter than people's patience.
 TIMEOUT_S = 30.0
 
 
@@ -29,7 +29,7 @@ def client(request: Request) -> AsyncClient:
 
 
 def raw_client(request: Request) -> httpx.AsyncClient:
-    """Plain HTTP to the API, for the calls whose answer sets a cookie."""
+    """Plain HTTP to the API, for calls whose answer sets a cookie."""
     return httpx.AsyncClient(
         base_url=_origin(request),
         headers={"Origin": _origin(request)},
@@ -40,19 +40,19 @@ def raw_client(request: Request) -> httpx.AsyncClient:
 
 
 def require_same_origin(request: Request) -> None:
-    """Refuse a form sent by another site: the API sees our own origin, so the check is ours to make."""
+    """Refuse a form sent by another site. The API only sees our own origin, so it can't check this."""
     origin = request.headers.get("Origin", "")
     if origin.partition("://")[2] != request.headers.get("Host"):
         raise HTTPException(403, "This form was sent from another site. Open the page here and try again.")
 
 
 def is_fragment(request: Request) -> bool:
-    """Whether htmx asks for a part of a page."""
+    """Whether htmx requests part of a page."""
     return request.headers.get("HX-Request") == "true"
 
 
 def login_address(request: Request) -> str:
-    """Where to sign in and come back to this page."""
+    """Address of the sign-in page that leads back to this page."""
     back = request.url.path if request.method == "GET" else "/"
     if is_fragment(request):
         back = httpx.URL(request.headers.get("HX-Current-URL", "/")).path

@@ -25,7 +25,7 @@ SECURITY_HEADERS = {
 
 
 class SecurityHeaders:
-    """Puts the headers on every answer of the dashboard; pages of a signed-in person are not cached."""
+    """Adds the headers to every answer of the dashboard; pages of signed-in people are not cached."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -47,7 +47,7 @@ class SecurityHeaders:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """The API said no: sign in first, or show what it said."""
+    """The API refused: go to the sign-in page, or show its error."""
     assert isinstance(error, ApiError)
     if error.status == 401:
         address = login_address(request)
@@ -70,16 +70,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message=f"There is no page at {request.url.path}." if missing else str(error.detail),
         remedy="Start from the list of jobs." if missing else None,
     )
-    if request.url.path.startswith("/v1/"):  # the API's programs get the API's shape
+    if request.url.path.startswith("/v1/"):  # programs get errors in the API's shape
         return JSONResponse(ErrorResponse(error=body).model_dump(), status_code=error.status_code)
     return page(request, "error.html", status=error.status_code, error=body)
 
 
 def create_dashboard(api: ASGIApp) -> Starlette:
-    """The pages as an application that asks `api` for everything it shows, with the caller's cookies.
+    """The pages as an application that gets everything it shows from `api`, with the caller's cookies.
 
-    The server passes itself as the API, and sends here whatever is not a route of its own. Nothing here needs
-    a lifespan.
+    The server passes itself as the API and sends requests that are not its own routes here. Nothing here
+    needs a lifespan.
     """
     application = Starlette(
         routes=[

@@ -1,4 +1,4 @@
-"""Style sheets and scripts: our own from static/, third-party ones from node_modules by a literal map."""
+"""Style sheets and scripts: our own from static/, third-party ones from node_modules through a fixed map."""
 
 import hashlib
 from functools import lru_cache
@@ -28,12 +28,12 @@ def _versioned(address: str, file: Path) -> str:
 
 
 def address(name: str) -> str:
-    """Address of one of our static files; it changes with the content, so browsers may keep it."""
+    """Address of one of our static files. It changes with the content, so browsers may cache it."""
     return _versioned(f"/static/{name}", STATIC / name)
 
 
 def vendor(name: str) -> str | None:
-    """Address of a third-party script, or None where it has not been installed."""
+    """Address of a third-party script, or None if it is not installed."""
     file = VENDOR[name]
     return _versioned(f"/static/vendor/{name}", file) if file.is_file() else None
 
@@ -49,7 +49,7 @@ def _find(path: str) -> Path | None:
 
 
 async def static_file(request: Request) -> Response:
-    """GET /static/{path}. Versioned addresses never change; plain ones are asked for anew."""
+    """GET /static/{path}. Versioned addresses are cached for good, plain ones are revalidated."""
     file = _find(request.path_params["path"])
     if file is None:
         return PlainTextResponse("no such file", status_code=404)

@@ -1,5 +1,6 @@
-"""The fields of a job spec with their meanings, read from the contract: shown beside the editor."""
+"""The fields of a job spec with their meanings, from the contract: shown beside the editor."""
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ from powermean.contracts.job import JobSpec
 
 @dataclass(frozen=True)
 class SpecField:
-    """One field: its name, its default as text ("" when it has to be given), its meaning."""
+    """One field: its name, its default as text ("" if it is required), its meaning."""
 
     name: str
     default: str
@@ -19,7 +20,7 @@ class SpecField:
 
 @dataclass(frozen=True)
 class SpecSection:
-    """Fields that stand together: the spec's own, one of its parts, or one variant of a part."""
+    """A group of fields: the spec's own, those of one part, or of one variant of a part."""
 
     title: str
     meaning: str
@@ -37,7 +38,8 @@ def _resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 def _default(given: dict[str, Any]) -> str:
     if "default" not in given:
         return ""
-    text = "null" if given["default"] is None else str(given["default"])
+    value = given["default"]
+    text = value.replace("\n", "\\n") if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else "…"
 
 
@@ -46,7 +48,7 @@ def _section(title: str, schema: dict[str, Any]) -> SpecSection:
     fields = tuple(
         SpecField(name, _default(given), name in required, given.get("description", ""))
         for name, given in schema.get("properties", {}).items()
-        if "const" not in given  # what tells variants apart is the section's title
+        if "const" not in given  # the discriminator is in the section's title
         and not given.get("deprecated")
     )
     return SpecSection(title, schema.get("description", ""), fields)
@@ -65,7 +67,7 @@ def _part_sections(name: str, given: dict[str, Any], root: dict[str, Any]) -> li
 
 @cache
 def spec_sections() -> tuple[SpecSection, ...]:
-    """Every field of a spec: first those at its top, then part by part."""
+    """Every field of a spec: first the top level, then part by part."""
     root = JobSpec.model_json_schema()
     parts = {name: _part_sections(name, given, root) for name, given in root["properties"].items()}
     top = {**root, "properties": {n: root["properties"][n] for n, sections in parts.items() if not sections}}

@@ -1,4 +1,4 @@
-"""Numbers, times and texts as people read them. Pure functions; templates use them as filters."""
+"""Numbers, times and texts for people. Pure functions; templates use them as filters."""
 
 import re
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; a dash where there is no number. static/js/format.js does the same."""
+    """Four significant digits, or a dash for no number. static/js/format.js does the same."""
     if value is None:
         return "–"
     if isinstance(value, int) or float(value).is_integer():
@@ -22,7 +22,7 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A number with its sign, as advantages are read."""
+    """A number with its sign, for advantages and the like."""
     text = number(value)
     return f"+{text}" if value is not None and value > 0 else text.replace("-", "−")
 
@@ -69,7 +69,7 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
 
 
 def moment(value: datetime | None) -> Markup:
-    """A <time> element: relative text, the exact moment (UTC) on hover."""
+    """A <time> element: relative text, with the exact time (UTC) on hover."""
     if value is None:
         return Markup("–")
     exact = value.astimezone(UTC)
@@ -91,9 +91,10 @@ _INVISIBLE = re.compile(
 
 
 def visible(text: str) -> Markup:
-    """Escaped text in which white space can be seen, and control and direction characters are named.
+    """Escaped text with visible white space, and with control and direction characters spelled out.
 
-    Spaces, tabs and line ends stay in the text (styles draw a mark over them), so copying gives the original.
+    Spaces, tabs and line breaks stay in the text (styles draw a mark over them), so copying gives the
+    original.
     """
 
     def mark(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""The completions of one prompt with their tokens in colour, one below the other: what told them apart."""
+"""The completions of one prompt, one below the other, with coloured tokens for comparison."""
 
 import asyncio
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dashboard.rendering import page
 from dashboard.token_view import Share, Token, legend, share, tokens_of
 from powermean.contracts.trajectories import Trajectory, TrajectoryUpdate
 
-MOST = 32  # completions on the page: each is one more record to read; the others have their own pages
+MOST = 32  # completions on the page; each is another record to read. The others have their own pages
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,6 @@ from powermean.rest import ApiError
 from powermean.spec_yaml import to_yaml
 
 PAGE_SIZE = 25
-# Algorithms whose exponent never changes; the others' is the last p/mean.
-FIXED_EXPONENT = {"grpo": 1.0, "gmpo": 0.0, "gspo": 0.0, "dr_grpo": 1.0, "dapo": 1.0}
-NO_EXPONENT = {"cispo"}
 _REMEMBERED = 2000
 PARTS = {
     "header": "fragments/job_header.html",
@@ -35,7 +32,7 @@ PARTS = {
 
 
 class _FinalExponents:
-    """Last p of jobs that have ended: it does not change any more. Bounded, oldest forgotten first."""
+    """Cache of the last p of ended jobs, which no longer changes. Bounded; the oldest go first."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, float | None] = OrderedDict()
@@ -51,17 +48,15 @@ class _FinalExponents:
 
 
 async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents) -> float | None:
-    """The p that the job last used, None where it has none yet."""
-    if job.algorithm in FIXED_EXPONENT:
-        return FIXED_EXPONENT[job.algorithm]
-    if job.algorithm in NO_EXPONENT or job.step == 0:
+    """The job's newest p; None if there is none yet or the objective has none."""
+    if job.step == 0:
         return None
     known, value = final.get(job)
     if known:
         return value
     try:
         history = await client.metrics(job.id, ["p/mean"], from_step=max(0, job.step - 1))
-    except ApiError:  # one job's numbers must not hide the list of jobs
+    except ApiError:  # one job's numbers must not break the list of jobs
         return None
     points = [p for series in history.series for p in series.points if p.value is not None]
     value = max(points, key=lambda p: (p.step, p.update)).value if points else None
@@ -80,7 +75,7 @@ async def _exponents(
 
 
 async def jobs_page(request: Request) -> Response:
-    """GET /?state=&name=&cursor=. htmx polls the table alone."""
+    """GET /?state=&name=&cursor=. htmx polls only the table."""
     query = request.query_params
     state, name, cursor = query.get("state") or None, query.get("name") or None, query.get("cursor") or None
     if state is not None and state not in set(JobState):
@@ -103,7 +98,7 @@ async def jobs_page(request: Request) -> Response:
 
 
 async def _latest(client: AsyncClient, job: Job) -> Latest:
-    """Newest values: the last step's, and the evaluations' from wherever they were last."""
+    """Newest values: those of the last step, and of the last evaluation whenever it was."""
     others = [name for name in METRICS if name not in EVALUATION]
     return latest(
         *await asyncio.gather(
@@ -114,7 +109,7 @@ async def _latest(client: AsyncClient, job: Job) -> Latest:
 
 
 async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
-    """p and ESS by staleness, over the newest steps; None where the spec lets nothing grow stale."""
+    """p and ESS by staleness over the newest steps; None if the spec allows no staleness."""
     return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
@@ -156,7 +151,7 @@ async def job_page(request: Request) -> Response:
 
 
 async def job_part(request: Request) -> Response:
-    """GET /jobs/{id}/part/{one of PARTS}: what htmx swaps while the job runs."""
+    """GET /jobs/{id}/part/{one of PARTS}: htmx swaps it while the job runs."""
     job_id, part = request.path_params["job_id"], request.path_params["part"]
     if part not in PARTS:
         raise HTTPException(404)
@@ -175,7 +170,7 @@ async def job_part(request: Request) -> Response:
 
 
 async def cancel(request: Request) -> Response:
-    """GET asks whether it is meant; POST cancels and shows the job."""
+    """GET asks for confirmation; POST cancels and shows the job."""
     job_id = request.path_params["job_id"]
     async with api.client(request) as client:
         if request.method != "POST":

@@ -9,7 +9,7 @@ EVALUATION = tuple(name for name in METRICS if name.startswith("eval/"))
 
 @dataclass(frozen=True)
 class StepValue:
-    """A metric of a whole step, and the step that it was last seen at."""
+    """A metric of a whole step, and the last step that has it."""
 
     name: str
     info: MetricInfo
@@ -19,7 +19,7 @@ class StepValue:
 
 @dataclass(frozen=True)
 class UpdateValues:
-    """A metric by update, in the order of `Latest.updates`; None where a number is not finite or missing."""
+    """A metric by update, in the order of `Latest.updates`; None if missing or not finite."""
 
     name: str
     info: MetricInfo
@@ -28,7 +28,7 @@ class UpdateValues:
 
 @dataclass(frozen=True)
 class Latest:
-    """What the last step looked like."""
+    """The numbers of the last step."""
 
     steps: tuple[StepValue, ...]
     updates: tuple[int, ...]

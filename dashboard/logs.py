@@ -12,15 +12,15 @@ from dashboard.rendering import page
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, LogText
 
-# A part at least this long (bytes) is taken as cut off by the API's limit: there may be more behind it.
+# A part of at least this many bytes was probably cut off by the API's limit, so there may be more.
 FULL_PART = 60_000
 
 
 async def tail(read: Callable[[int], Awaitable[LogText]]) -> LogText:
-    """The last part of a log that can only be read from an offset on, and does not tell its length.
+    """The last part of a log that can only be read from an offset and whose length is unknown.
 
-    A short log costs one read. A longer one is searched for an offset behind which less than a part is left:
-    first in steps that double, then by halving.
+    A short log takes one read. In a longer one, search for an offset with less than a part left: first in
+    doubling steps, then by bisection.
     """
     part = await read(0)
     full = part.next_offset
@@ -42,7 +42,7 @@ async def tail(read: Callable[[int], Awaitable[LogText]]) -> LogText:
 
 
 async def log_page(request: Request) -> Response:
-    """GET /jobs/{id}/log?attempt=&offset=; without offset, the tail. htmx gets what lies past the offset."""
+    """GET /jobs/{id}/log?attempt=&offset=; default: the tail. htmx gets what follows the offset."""
     job_id = request.path_params["job_id"]
     attempt = whole_number(request, "attempt", least=1)
     offset = whole_number(request, "offset", least=0)

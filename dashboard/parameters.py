@@ -7,17 +7,17 @@ MOST_DIGITS = 15
 
 
 def whole_number(request: Request, name: str, least: int) -> int | None:
-    """The query parameter, None where it is not given; anything but a whole number >= least is a 400."""
+    """The query parameter, or None if it is not given; anything but a whole number >= least is a 400."""
     text = request.query_params.get(name)
     if text is None or text == "":
         return None
     if not _is_number(text) or int(text) < least:
-        raise HTTPException(400, f"{name} must be a whole number from {least} on, not '{text[:40]}'")
+        raise HTTPException(400, f"{name} must be a whole number of at least {least}, not '{text[:40]}'")
     return int(text)
 
 
 def path_number(request: Request, name: str) -> int:
-    """A number in the path; anything else is no page."""
+    """A number in the path; anything else is a 404."""
     text = request.path_params[name]
     if not _is_number(text):
         raise HTTPException(404)

@@ -1,4 +1,4 @@
-"""A trajectory's recorded tokens and how to colour them, as the pages that show them ask for both."""
+"""A trajectory's recorded tokens and their colouring, for the pages that show them."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ COLOURINGS = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """A trajectory's record, or why there is none to show."""
+    """A trajectory's record, or why it can't be shown."""
 
     record: TrajectoryTokens | None
     missing: str | None = None
@@ -35,7 +35,7 @@ def chosen_colouring(request: Request) -> Colouring:
 
 
 async def recorded_tokens(client: AsyncClient, job_id: str, step: int, item: Trajectory) -> Tokens:
-    """The record; where it cannot be read the rest of the page is still worth showing."""
+    """The record. If it can't be read, the rest of the page is still worth showing."""
     if not item.has_tokens:
         return Tokens(None)
     try:

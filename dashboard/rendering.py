@@ -1,4 +1,4 @@
-"""Pages from templates. Everything is escaped unless a template's own author wrote it."""
+"""Renders pages from templates. Everything is escaped except what the templates themselves contain."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Why this p? A step replayed under its own objective or another one: the form, and what came out."""
+"""Why this p? A step replayed under its own or another objective: the form and the result."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Change:
 
     @property
     def size(self) -> tuple[float, float]:
-        """How far p moved, then the loss."""
+        """The change of p, then of the loss."""
         before, after = self.update.recorded, self.update.replayed
         return _apart(before.p, after.p), _apart(before.loss, after.loss)
 
@@ -42,7 +42,7 @@ def changes(trajectories: tuple[ReplayedTrajectory, ...]) -> list[Change]:
 
 
 def points(found: list[Change]) -> list[list[float]]:
-    """[recorded p, replayed p, trajectory, update] where both have a p."""
+    """[recorded p, replayed p, trajectory, update] for those with a p in both."""
     return [
         [before, after, change.trajectory.index, change.update.update]
         for change in found
@@ -52,12 +52,12 @@ def points(found: list[Change]) -> list[list[float]]:
 
 
 async def form_page(request: Request) -> Response:
-    """GET /jobs/{id}/steps/{step}/replays: what to replay the step with, and the replays that there are."""
+    """GET /jobs/{id}/steps/{step}/replays: the form, and the replays of the step."""
     return await _form(request)
 
 
 async def ask(request: Request) -> Response:
-    """POST /jobs/{id}/steps/{step}/replays: to the replay's page, or the form with what is wrong."""
+    """POST /jobs/{id}/steps/{step}/replays: go to the replay's page, or show the form with the error."""
     require_same_origin(request)
     job_id, step = request.path_params["job_id"], path_number(request, "step")
     form = await request.form(max_fields=10)
@@ -65,7 +65,9 @@ async def ask(request: Request) -> Response:
     try:
         settings = parse_settings(text.split())
     except ValueError as error:
-        wrong = ErrorBody(code="invalid", message=str(error), remedy="Write field=value, apart by spaces.")
+        wrong = ErrorBody(
+            code="invalid", message=str(error), remedy="Write field=value, separated by spaces."
+        )
         return await _form(request, algorithm, text, wrong, 422)
     try:
         async with api.client(request) as client:
@@ -103,7 +105,7 @@ async def _form(
 
 
 async def replay_page(request: Request) -> Response:
-    """GET /jobs/{id}/replays/{replay}: it refreshes itself until the replay is over."""
+    """GET /jobs/{id}/replays/{replay}: refreshes itself until the replay has ended."""
     job_id, replay_id = request.path_params["job_id"], request.path_params["replay_id"]
     async with api.client(request) as client:
         job = await client.get_job(job_id)

@@ -1,4 +1,4 @@
-"""Signing in and out of the browser: a key, or a code that the command line printed, becomes a cookie."""
+"""Signing a browser in and out: a key, or a code printed by the command line, becomes a cookie."""
 
 import httpx
 from starlette.requests import Request
@@ -11,14 +11,14 @@ from powermean.rest import ApiError, check
 
 
 def safe_return(address: object) -> str:
-    """A path of this site to go back to; anything else is the front page."""
+    """A path on this site to return to; anything else becomes the front page."""
     if not isinstance(address, str) or not address.startswith("/") or address.startswith(("//", "/\\")):
         return "/"
     return "/" if any(ord(character) < 33 for character in address) else address
 
 
 def _with_cookies(answer: Response, api_answer: httpx.Response) -> Response:
-    """Hand the API's cookies on to the browser, as they are."""
+    """Pass the API's cookies on to the browser unchanged."""
     for value in api_answer.headers.get_list("set-cookie"):
         answer.headers.append("set-cookie", value)
     return answer
@@ -52,7 +52,7 @@ async def sign_in(request: Request) -> Response:
 
 
 async def code_page(request: Request) -> Response:
-    """GET /login/{code}: sends the code by POST, so that a link's preview does not use it up."""
+    """GET /login/{code}: sends the code by POST, so that a link preview does not use it up."""
     return page(request, "login_code.html", code=request.path_params["code"])
 
 
@@ -65,10 +65,10 @@ async def sign_in_with_code(request: Request) -> Response:
 
 
 async def sign_out(request: Request) -> Response:
-    """POST /logout: ends the session on the server too."""
+    """POST /logout: also ends the session on the server."""
     require_same_origin(request)
     async with raw_client(request) as api:
         answer = await api.delete("/v1/sessions")
-    if answer.status_code != 401:  # a session that has ended already is signed out
+    if answer.status_code != 401:  # the session has already ended: signed out
         check(answer)
     return _with_cookies(RedirectResponse("/login", status_code=303), answer)

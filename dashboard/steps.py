@@ -1,4 +1,4 @@
-"""The trajectories of a step: groups of completions with what each update made of them."""
+"""The trajectories of a step: groups of completions, with each update's numbers."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -29,7 +29,7 @@ SORTS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Completions of one prompt that stand next to each other on the page."""
+    """Completions of one prompt, adjacent on the page."""
 
     number: int
     items: tuple[Trajectory, ...]
@@ -44,7 +44,7 @@ class Group:
 
     @property
     def spread(self) -> bool:
-        """Whether rewards differ: without that there is no advantage, so nothing to learn."""
+        """Whether rewards differ; otherwise there is no advantage and nothing to learn."""
         return len({item.reward for item in self.items}) > 1
 
 
@@ -67,7 +67,7 @@ def _step(request: Request) -> int | None:
 async def _trajectories(
     client: AsyncClient, job_id: str, step: int | None, offset: int, sort: str
 ) -> TrajectoryPage:
-    """The step's page; without rows, but with the steps that there are, where that step has none."""
+    """The step's page; if the step has no trajectories, an empty page with the steps that have some."""
     try:
         return await client.trajectories(job_id, step, offset, PAGE_SIZE, sort)
     except ApiError as refused:

@@ -1,4 +1,4 @@
-"""A new job: a spec as text, checked by the API, with its errors beside the text."""
+"""A new job: a spec as text, checked by the API, with errors beside the text."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -19,14 +19,14 @@ STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
 
 
 def _form(request: Request, text: str, error: ErrorBody | None = None, status: int = 200) -> Response:
-    # A fresh key each time: a second click repeats the first submission, an edited form does not.
+    # A fresh key for each form: a second click repeats the first submission, an edited form does not.
     return page(
         request, "new.html", status=status, text=text, error=error, key=uuid4().hex, sections=spec_sections()
     )
 
 
 def _with_lines(error: ErrorBody, text: SpecText) -> ErrorBody:
-    """The fields' errors with the lines of the text that they are about."""
+    """The fields' errors with their lines in the text."""
     fields = []
     for field in error.fields:
         line = text.line_of(field.path)
@@ -47,7 +47,7 @@ async def form_page(request: Request) -> Response:
 
 
 async def submit(request: Request) -> Response:
-    """POST /new: the new job's page, or the form with what is wrong."""
+    """POST /new: go to the new job's page, or show the form with the errors."""
     require_same_origin(request)
     form = await request.form(max_fields=10)
     text, key = form.get("spec"), form.get("key")

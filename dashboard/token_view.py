@@ -1,7 +1,7 @@
-"""How a trajectory's tokens are shown: colour, mark and words for each. Pure functions over the records.
+"""How a trajectory's tokens are shown: each token's colour, mark and text. Pure functions over the records.
 
-Colours are nine fixed steps (css/tokens.css), not a continuous scale: the pages' policy allows no inline
-styles, and a step means the same number in every trajectory, so that two of them can be compared.
+Colours are nine fixed steps (css/tokens.css), not a continuous scale: the content-security policy allows no
+inline styles, and a step means the same number in every trajectory, so trajectories can be compared.
 """
 
 import math
@@ -15,13 +15,13 @@ from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
 
 
 class Colouring(StrEnum):
-    """What the colours tell."""
+    """What the colours show."""
 
     WEIGHT = "weight"
     LOG_RATIO = "log-ratio"
 
 
-# Edges between steps. The fifth step holds "as if nothing had changed": a uniform weight, a ratio of 1.
+# Edges between steps. The fifth step means "unchanged": a uniform weight, a ratio of 1.
 EDGES = {
     Colouring.WEIGHT: (0.5, 0.8, 0.9, 0.97, 1.03, 1.1, 1.25, 2.0),  # of T * W_t
     Colouring.LOG_RATIO: (-0.7, -0.25, -0.1, -0.03, 0.03, 0.1, 0.25, 0.7),  # nats
@@ -31,7 +31,7 @@ CLASSES = {Colouring.WEIGHT: "w", Colouring.LOG_RATIO: "x"}
 
 @dataclass(frozen=True)
 class Token:
-    """One completion token as an update saw it; the numbers are None where no update trained on it."""
+    """One completion token as an update saw it; its numbers are None if no update trained on it."""
 
     place: int
     id: int
@@ -46,14 +46,14 @@ class Token:
 
     @property
     def ratio(self) -> float | None:
-        """exp(x_t); None beyond what can be said as a number."""
+        """exp(x_t), or None if it overflows."""
         if self.log_ratio is None or not self.log_ratio < 700:
             return None
         return math.exp(self.log_ratio)
 
     @property
     def told(self) -> str:
-        """All numbers in a line, for hovering and for the keyboard."""
+        """All numbers in one line, for hover and keyboard."""
         said = [f"token {self.place}", f"id {self.id}"]
         if self.log_ratio is not None:
             said += [
@@ -77,7 +77,7 @@ class Step:
 def tokens_of(
     record: TrajectoryTokens, update: UpdateTokens | None, colouring: Colouring = Colouring.WEIGHT
 ) -> list[Token]:
-    """The completion's tokens in order, with what `update` saw of them."""
+    """The completion's tokens in order, with the numbers of `update`."""
     count = len(record.token_ids)
     old = record.old_log_probs or (None,) * count
     plain = [
@@ -107,7 +107,7 @@ def _seen(
 
 
 def legend(colouring: Colouring, tokens: list[Token]) -> list[Step]:
-    """The scale from its lowest step to its highest, with how many of the tokens are in each."""
+    """The scale from its lowest to its highest step, with the number of tokens in each."""
     edges = [_edge(edge, colouring) for edge in EDGES[colouring]]
     labels = [f"< {edges[0]}"]
     labels += [f"{low} to {high}" for low, high in pairwise(edges)]
@@ -126,15 +126,15 @@ def _edge(value: float, colouring: Colouring) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """Where the gradient is: its heaviest tokens, and what the clip took."""
+    """Where the gradient is: the heaviest tokens, and what the clip removed."""
 
-    heaviest: int  # fewest tokens that hold half of the gradient that is left
+    heaviest: int  # smallest number of tokens with half of the remaining gradient
     active: int
     lost: float  # weight of clipped tokens, whose gradient is zero
 
 
 def share(tokens: list[Token]) -> Share | None:
-    """None where no update trained on the tokens."""
+    """None if no update trained on the tokens."""
     left = sorted((t.weight for t in tokens if t.weight is not None and not t.clipped), reverse=True)
     known = [t for t in tokens if t.weight is not None]
     if not known:

@@ -1,22 +1,23 @@
-"""One trajectory: what each update made of it, and of each of its tokens."""
+"""One trajectory: each update's numbers for it and for each of its tokens."""
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dashboard import api
+from dashboard.columns import columns
 from dashboard.parameters import path_number, whole_number
 from dashboard.recorded_tokens import COLOURINGS, chosen_colouring, recorded_tokens
 from dashboard.rendering import page
 from dashboard.token_view import legend, share, tokens_of
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
-from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryUpdate
 
 
 def chosen_update(record: TrajectoryTokens, wanted: int | None) -> UpdateTokens | None:
-    """The update asked for, else the last: the policy is farthest from the one that sampled there.
+    """The requested update, else the last one, when the policy is farthest from the one that sampled.
 
-    None where no update trained on the trajectory. Raises HTTPException 400, naming those that did.
+    None if no update trained on the trajectory. Raises HTTPException 400, naming those that did.
     """
     if wanted is None:
         return record.updates[-1] if record.updates else None
@@ -63,4 +64,6 @@ async def trajectory_page(request: Request) -> Response:
         steps=legend(colouring, tokens) if update else [],
         colouring=colouring,
         colourings=COLOURINGS,
+        numbers=columns(TrajectoryRow),
+        by_update=columns(TrajectoryUpdate),
     )

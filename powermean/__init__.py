@@ -1,7 +1,7 @@
-"""Train language models by group-based reinforcement learning on a service of one's own.
+"""Train language models by group-based reinforcement learning on a self-hosted service.
 
 >>> from powermean import Client
->>> client = Client()  # POWERMEAN_URL and POWERMEAN_API_KEY, or the service that `powermean up` runs here
+>>> client = Client()  # POWERMEAN_URL and POWERMEAN_API_KEY, or the service started here by `powermean up`
 >>> job = client.create_job({"name": "arithmetic", ...})
 """
 

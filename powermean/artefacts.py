@@ -1,12 +1,12 @@
 """The artefact store: checkpoints, models, datasets, logs and texts, by content and owner.
 
 An object's key is `{owner}/{sha256}-{name}`. The owner is a path such as `jobs/<id>/model` and the unit of
-deletion: what must die alone (each checkpoint of a job, say) needs its own owner. Within one owner equal
-content under an equal name is one object, so putting it twice is putting it once. Objects appear whole or not
-at all and never change; readers verify the hash.
+deletion: whatever is deleted separately (each checkpoint of a job, say) needs its own owner. Within one
+owner, equal content under an equal name is one object, so putting it twice has no further effect. Objects
+appear whole or not at all and never change; readers verify the hash.
 
-A folder (file:///...) is written directly, without a second copy of large files; any other fsspec URL goes
-through its file system, whose writes must be atomic, as those of object stores are.
+A folder (file:///...) is written directly, without a second copy of large files. Any other fsspec URL goes
+through its file system, whose writes must be atomic, as in object stores.
 """
 
 import errno
@@ -42,7 +42,7 @@ class ArtefactError(PowermeanError):
 
 
 class ArtefactKeyInvalidError(ArtefactError):
-    """An owner or key that names nothing inside the store."""
+    """An owner or key that does not name a place inside the store."""
 
     code = "artefact_key_invalid"
 
@@ -54,10 +54,10 @@ class ArtefactMissingError(ArtefactError):
 
 
 class ArtefactCorruptError(ArtefactError):
-    """The object's bytes are not those that were put."""
+    """The object's bytes are not the ones that were stored."""
 
     code = "artefact_corrupt"
-    remedy = "restore the object from a backup, or go on from another checkpoint"
+    remedy = "restore the object from a backup, or resume from another checkpoint"
 
 
 class ArtefactStoreFullError(ArtefactError):
@@ -68,15 +68,15 @@ class ArtefactStoreFullError(ArtefactError):
 
 
 class ArtefactStoreUnavailableError(ArtefactError):
-    """The store can't be reached, or refuses."""
+    """The store can't be reached or refuses access."""
 
     code = "artefact_store_unavailable"
     retryable = True
-    remedy = "check POWERMEAN_ARTEFACTS_URL, the permissions there and the connection"
+    remedy = "check POWERMEAN_ARTEFACTS_URL, its permissions and the connection"
 
 
 class _FileSystem(Protocol):
-    """What is used of fsspec's file systems."""
+    """The part of fsspec's file systems that is used here."""
 
     def open(self, path: str, mode: str = "rb") -> BinaryIO: ...
     def info(self, path: str) -> dict[str, object]: ...
@@ -108,8 +108,8 @@ class ArtefactStore:
     ) -> ArtefactRef:
         """Store a local file, under `name` or its own.
 
-        With `consume` the caller gives the file up: a store on the same file system takes it over without a
-        second write (the way to store checkpoints); otherwise it is removed once stored.
+        With `consume` the caller gives up the file: a store on the same file system takes it over without a
+        second write (used for checkpoints); otherwise it is removed once stored.
         """
         with _reading_source(path):
             return self._put_file(check_owner(owner), path, _clean_name(name or path.name), consume)
@@ -146,7 +146,7 @@ class ArtefactStore:
             return self._fs.open(self._remote(ref.key), "rb")
 
     def read_range(self, ref: ArtefactRef, start: int, end: int) -> bytes:
-        """Bytes [start, end) of the object, cut at its end; not verified."""
+        """Bytes [start, end) of the object, or up to its end if that comes first; not verified."""
         if start < 0 or end < start:
             raise ValueError("a range needs 0 <= start <= end")
         with self.open(ref) as file, _translated(ref.key):
@@ -163,7 +163,7 @@ class ArtefactStore:
         return _pieces(file, ref, start, ref.size if end is None else min(end, ref.size))
 
     def local_copy(self, ref: ArtefactRef, target: Path) -> Path:
-        """Copy the object to the file `target`, verified on the way and whole or not at all."""
+        """Copy the object to the file `target`: verified while copying, and whole or not at all."""
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         try:
@@ -176,7 +176,7 @@ class ArtefactStore:
         return target
 
     def local_path(self, ref: ArtefactRef) -> Path | None:
-        """Where the object lies, if the store is a folder on this host: to be read only, not verified."""
+        """Path of the object if the store is a folder on this host; read-only and not verified."""
         if self._folder is None:
             return None
         path = self._path(ref.key)
@@ -185,7 +185,7 @@ class ArtefactStore:
         return path
 
     def exists(self, ref: ArtefactRef) -> bool:
-        """Whether the object is there, in its full size."""
+        """Whether the object exists with its full size."""
         with _translated(ref.key):
             try:
                 return self._fs.info(self._remote(ref.key))["size"] == ref.size
@@ -208,7 +208,7 @@ class ArtefactStore:
         return tuple(sorted(refs, key=lambda ref: ref.key))
 
     def delete(self, ref: ArtefactRef) -> None:
-        """Remove one object; no error if it is gone already."""
+        """Remove one object; no error if it is already gone."""
         with _translated(ref.key):
             try:
                 self._fs.rm_file(self._remote(ref.key))
@@ -216,7 +216,7 @@ class ArtefactStore:
                 return
 
     def delete_prefix(self, owner: str) -> None:
-        """Remove everything under an owner: `a/b` takes `a/b/c` along, never `a/bc`."""
+        """Remove everything under an owner: `a/b` includes `a/b/c`, but not `a/bc`."""
         path = self._remote(check_owner(owner))
         with _translated(owner):
             try:
@@ -225,13 +225,13 @@ class ArtefactStore:
                 return
 
     def probe(self) -> None:
-        """Raises unless an object can be written, read and removed."""
+        """Raises ArtefactError unless an object can be written, read and removed."""
         ref = self.put_bytes(f"probe/{secrets.token_hex(8)}", "probe", b"probe")
         self.get_bytes(ref)
         self.delete_prefix(ref.key.rsplit("/", 1)[0])
 
     def sweep(self) -> None:
-        """Remove what writers that died left half-written more than a day ago."""
+        """Remove half-written files that dead writers left more than a day ago."""
         if self._folder is None:
             return
         oldest = time.time() - TEMPORARY_LIFETIME_S
@@ -273,7 +273,7 @@ class ArtefactStore:
         return ref
 
     def _adopt(self, file: Path, key: str) -> None:
-        """Give a finished file of the same file system its place, durably."""
+        """Move a finished file on the same file system into place, durably."""
         target = self._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
@@ -308,14 +308,14 @@ class ArtefactStore:
 
 
 def check_key(key: str) -> str:
-    """The key, if it can only name something inside the store; else ArtefactKeyInvalidError."""
+    """The key, if it names a place inside the store; otherwise raises ArtefactKeyInvalidError."""
     if len(key) > 500 or not all(_PART.fullmatch(part) for part in key.split("/")):
         raise ArtefactKeyInvalidError(f"not an artefact key: {key[:100]!r}")
     return key
 
 
 def check_owner(owner: str) -> str:
-    """The owner, if it leaves room for the hash and the name in a key; else ArtefactKeyInvalidError."""
+    """The owner, if it leaves room for hash and name; otherwise raises ArtefactKeyInvalidError."""
     check_key(owner)
     if len(owner) > 300:
         raise ArtefactKeyInvalidError(f"owner longer than 300 characters: {owner[:100]!r}")
@@ -372,7 +372,7 @@ def _pieces(file: BinaryIO, ref: ArtefactRef, start: int, end: int) -> Iterator[
 
 @contextmanager
 def _reading_source(path: Path) -> Iterator[None]:
-    """A source that is not there is the caller's mistake, not the store's."""
+    """A missing source file is the caller's mistake, not the store's."""
     if not path.is_file():
         raise ArtefactMissingError(f"no file {path} to store")
     yield

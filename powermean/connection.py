@@ -27,7 +27,7 @@ def through_proxy(url: str) -> bool:
 
 
 class Connection:
-    """Runs calls one by one with a bearer token."""
+    """Runs calls one at a time with a bearer token."""
 
     def __init__(self, url: str, token: str, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = url.rstrip("/")

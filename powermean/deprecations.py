@@ -1,8 +1,8 @@
-"""Names that have changed and work under the old one until 1.0: the one table, and how the change is told.
+"""The table of renamed fields, paths, commands and methods. The old names work until 1.0.
 
-Fields are read and sent under both names by contracts/renaming.py; old paths are answered by
-server/routes/deprecations.py, old commands by cli/main.py, old methods by the clients.
-docs/deprecations.md is written from here.
+contracts/renaming.py reads and sends fields under both names. server/routes/deprecations.py answers old
+paths, cli/main.py runs old commands, and the clients have old methods. docs/deprecations.md is generated from
+here.
 """
 
 import warnings
@@ -21,7 +21,7 @@ SINCE = datetime(2026, 11, 26, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Renamed:
-    """A name and the one that it had; `where`, for people."""
+    """A new name and its old one; `where` tells people what was renamed."""
 
     where: str
     old: str
@@ -31,7 +31,7 @@ class Renamed:
 _ALGORITHM = "`algorithm` in a spec, `set` in a replay"
 _TRAJECTORY = "a trajectory, a row of `/staleness`"
 
-# A new name has one old name, in whichever contract it stands.
+# A field has the same old name in every contract.
 FIELDS = (
     Renamed(_ALGORITHM, "sampler_weight", "importance_sampling_correction"),
     Renamed(_ALGORITHM, "sampler_weight_cap", "importance_sampling_clip_max"),
@@ -46,7 +46,7 @@ METHODS = (Renamed("`Client`, `AsyncClient`", "lag", "staleness"),)
 
 
 def notice(old: str, new: str) -> str:
-    """What whoever uses the old name is told."""
+    """The message for users of the old name."""
     return f"{old} is now {new}; the old name works until {GONE_IN}"
 
 

@@ -1,7 +1,7 @@
-"""Which engine serves a model here, told from its folder and from what is installed.
+"""Which engine serves a model here, judging by the model's folder and by what is installed.
 
-Imports neither PyTorch nor vLLM, so that a job can be checked before it is queued. The rollout service
-chooses by the same functions.
+Imports neither PyTorch nor vLLM, so a job can be checked before it is queued. The rollout service uses the
+same functions to choose.
 """
 
 import ast
@@ -19,8 +19,8 @@ EngineName = Literal["transformers", "vllm"]
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 GPU_MEMORY_SHARE = 0.4  # of a GPU's memory for vLLM's weights and cache: the trainer needs the rest
 CPU_CACHE_GIB = 1  # of vLLM's key/value cache on a CPU
-# Tokens by which the cache is cut. Completions share whole blocks of a common prefix; vLLM's own choice, 128,
-# leaves more than it shares of prompts of one or two hundred tokens.
+# Tokens in a cache block. Completions share whole blocks of a common prefix; with vLLM's default of 128,
+# prompts of one or two hundred tokens share less than half.
 CPU_CACHE_BLOCK = 32
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks in vllm/config/lora.py of 0.32.0
 
@@ -41,19 +41,19 @@ class Objection:
 
 
 def choose(wanted: Literal["auto", "transformers", "vllm"], folder: Path, *, on_gpu: bool) -> EngineName:
-    """What was asked for; for `auto` vLLM where nothing speaks against it."""
+    """The engine that was asked for; for `auto`, vLLM unless there is an objection."""
     if wanted != "auto":
         return wanted
     return "vllm" if vllm_objection(folder, on_gpu=on_gpu) is None else "transformers"
 
 
 def vllm_objection(folder: Path, *, on_gpu: bool) -> Objection | None:
-    """Why vLLM can't serve the model in `folder` on this machine; None where it should be able to."""
+    """Why vLLM can't serve the model in `folder` on this machine; None if it should be able to."""
     if not vllm_installed():
         return Objection(
             "vllm_missing",
             "the vLLM engine is not installed on this node",
-            "install it (make demo ENGINE=vllm does, docs/vllm.md tells how), or set rollout.engine to auto",
+            "install it (`make demo ENGINE=vllm`, or see docs/vllm.md), or set rollout.engine to auto",
         )
     remedy = "set rollout.engine to auto or transformers"
     config = text_config(folder)
@@ -65,7 +65,7 @@ def vllm_objection(folder: Path, *, on_gpu: bool) -> Objection | None:
     size = _head_size(config)
     if not on_gpu and size is not None and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-        message = f"the model's attention heads are of size {size}; on a CPU vLLM takes {sizes}"
+        message = f"the model's attention heads have size {size}; on a CPU vLLM supports {sizes}"
         return Objection("vllm_model", message, remedy)
     return None
 
@@ -75,7 +75,7 @@ def vllm_installed() -> bool:
 
 
 def cpu_cache_tokens(folder: Path, bytes_per_number: int) -> int | None:
-    """Tokens of one sequence that vLLM's cache on a CPU holds; None where the config doesn't say."""
+    """Longest sequence, in tokens, that fits vLLM's cache on a CPU; None if the config doesn't say."""
     config = text_config(folder)
     size, layers = _head_size(config), config.get("num_hidden_layers")
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
@@ -91,12 +91,12 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 
 def lora_capacity(rank: int) -> int | None:
-    """The least `--max-lora-rank` of vLLM's with which it takes adapters of a rank; None: it never does."""
+    """The smallest `--max-lora-rank` with which vLLM accepts adapters of this rank; None if there is none."""
     return next((capacity for capacity in LORA_RANKS if capacity >= rank), None)
 
 
 def takes_adapters(folder: Path) -> bool:
-    """Whether vLLM's class for the model takes LoRA adapters; also True where its source doesn't tell."""
+    """Whether vLLM's class for the model supports LoRA adapters; also True if its source doesn't say."""
     registered = _registered() or {}
     found = [
         registered[name] for name in text_config(folder).get("architectures") or () if name in registered
@@ -105,13 +105,13 @@ def takes_adapters(folder: Path) -> bool:
 
 
 def served_architectures() -> frozenset[str] | None:
-    """Architectures of text models in the installed vLLM's own list; None where it isn't as expected."""
+    """Architectures of text models on the installed vLLM's list; None if the list can't be read."""
     registered = _registered()
     return None if registered is None else frozenset(registered)
 
 
 def _registered() -> dict[str, tuple[str, str]] | None:
-    """vLLM's list: module and class by architecture. Read from source: an import takes 10 s and PyTorch."""
+    """vLLM's list: module and class by architecture. Read from its source, as an import takes 10 s."""
     return _registered_at(_source(_REGISTRY)) if vllm_installed() else None
 
 
@@ -128,7 +128,7 @@ def _registered_at(source: Path) -> dict[str, tuple[str, str]] | None:
 
 @cache
 def _is_adaptable(module: str, name: str) -> bool | None:
-    """Whether a class, or one that it is derived from, declares SupportsLoRA; None where it isn't found."""
+    """Whether a class or one of its bases declares SupportsLoRA; None if the class isn't found."""
     try:
         tree = ast.parse(_source(module).read_text())
     except (OSError, SyntaxError):
@@ -152,7 +152,7 @@ def _is_adaptable(module: str, name: str) -> bool | None:
 
 
 def _source(module: str) -> Path:
-    """The file of a module of vLLM, which is installed, by its dotted name."""
+    """The source file of a module of the installed vLLM, by dotted name."""
     package = importlib.util.find_spec("vllm")
     assert package is not None
     assert package.origin is not None
@@ -160,11 +160,11 @@ def _source(module: str) -> Path:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """The text model's part of config.json, with the architectures of the whole; {} when it can't be read."""
+    """The text model's part of config.json, with the whole model's architectures; {} if it can't be read."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        return {}  # the engine that loads the model says what is wrong with it
+        return {}  # the engine reports the problem when it loads the model
     return {**config, **(config.get("text_config") or {}), "architectures": config.get("architectures")}
 
 

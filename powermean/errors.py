@@ -1,8 +1,8 @@
-"""The family of errors: whatever goes wrong in a way that people or programs can act on is a PowermeanError.
+"""The family of errors: every failure that people or programs can act on is a PowermeanError.
 
-Between processes an error travels as a contract: ErrorBody in an answer of an API, JobError as a job's end.
-What only steers one process (a signal, an order to stop) is no failure and no part of the family.
-docs/architecture.md draws the tree.
+Between processes an error travels as a contract: ErrorBody in an API's answer, JobError as the reason a job
+ended. Exceptions that only steer one process (a signal, an order to stop) are no failures and not part of the
+family. docs/architecture.md shows the tree.
 """
 
 from powermean.contracts.attempts import JobError
@@ -11,12 +11,12 @@ from powermean.contracts.attempts import JobError
 class PowermeanError(Exception):
     """A failure with a name; `str` is for people.
 
-    A kind of error fixes these as class attributes, or leaves them to each error:
+    A class of errors sets these as class attributes, or each error sets its own:
 
-    code: stable name for programs; `internal` where no program outside the process ever sees it.
-    path: the field at fault, of a job's spec or a request.
+    code: stable name for programs; `internal` if no program outside the process ever sees it.
+    path: the field at fault, in a job's spec or a request.
     remedy: what to do about it, for people.
-    retryable: the same may well succeed later.
+    retryable: whether a retry may succeed.
     """
 
     code: str = "internal"
@@ -46,5 +46,5 @@ class PowermeanError(Exception):
 
     @property
     def error(self) -> JobError:
-        """As a job's end tells it."""
+        """The error as a contract, for the end of a job."""
         return JobError(code=self.code, message=self.message, path=self.path, remedy=self.remedy)

@@ -1,7 +1,8 @@
-"""From the metrics of a run's last steps to findings in plain words. docs/health.md lists THRESHOLDS.
+"""Turns the metrics of a run's last steps into findings in plain words. docs/health.md lists THRESHOLDS.
 
-A metric that has a value per update enters with its mean over the step's updates after the first pass, as in
-`powermean watch`: the first pass has ratios near 1 and would hide the others. PEAKS enter with their largest.
+A metric with a value per update counts with its mean over the step's updates after the first pass, as in
+`powermean watch`: in the first pass ratios are near 1 and would hide the others. PEAKS count with their
+largest value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,23 +13,23 @@ from typing import Literal
 from powermean.contracts.health import Finding, JobHealth, Level
 
 WINDOW = 20  # steps looked at
-RECENT = 5  # of those, the newest, which a finding is about; also the fewest steps that say something
-REWARD_RISE = 0.1  # the share by which the reward must have risen for a fall of entropy to be its price
-P_FALL = 0.1  # how far p/mean must fall over the recent steps to be told beside a clip fraction
+RECENT = 5  # the newest of those, which a finding is about; also the fewest steps needed for a finding
+REWARD_RISE = 0.1  # rise of the reward, as a share, that explains a fall of entropy
+P_FALL = 0.1  # fall of p/mean over the recent steps that is reported with a clip fraction
 
 Measure = Literal["mean", "peak", "fall", "spike", "steps"]
 StepValues = Mapping[int, float]  # by step, ascending
 Write = Callable[[float], str]
-AT_ONCE: tuple[Measure, ...] = ("peak", "steps")  # measures that need no RECENT steps to speak
+AT_ONCE: tuple[Measure, ...] = ("peak", "steps")  # measures that need fewer than RECENT steps
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """One rule: a metric, how it is measured, and from which value on it is worth a word.
+    """One rule: a metric, how it is measured, and the values from which it is reported.
 
-    Measures, over the newest RECENT steps: `mean`; `peak`, the worst; `fall`, the mean over that of the
-    window's first RECENT steps; `spike`, the worst over the window's median; `steps`, how many of them have
-    any. `watch` and `bad` themselves are inside.
+    Measures, over the newest RECENT steps: `mean`; `peak`, the worst value; `fall`, their mean divided by the
+    mean of the window's first RECENT steps; `spike`, the worst value divided by the window's median; `steps`,
+    how many of them have a value above 0. The values `watch` and `bad` themselves count.
     """
 
     code: str
@@ -39,7 +40,7 @@ class Threshold:
     bad: float
     reason: str
     remedy: str
-    algorithms: tuple[str, ...] = ()  # only these; empty is all that no other rule of the metric names
+    algorithms: tuple[str, ...] = ()  # only these; if empty, all that no other rule with this code names
 
     def level(self, value: float) -> Level:
         sign = 1 if self.side == "above" else -1
@@ -56,7 +57,7 @@ THRESHOLDS = (
         "above",
         1,
         RECENT,
-        "no trajectory of a sound run has a log-prob that is not finite; in every step, the weights are gone",
+        "a healthy run has no log-prob that is not finite; if every step has some, the weights are ruined",
         "Lower optimizer.learning_rate, or set model.dtype to float32.",
     ),
     Threshold(
@@ -66,7 +67,7 @@ THRESHOLDS = (
         "below",
         0.8,
         0.5,
-        "sound runs of the demo stay near 0.99; 0.5 is where particle filters resample by custom, as half of "
+        "healthy runs of the demo stay near 0.99; particle filters usually resample at 0.5, when half of "
         "the sample carries no weight",
         "Lower optimizer.learning_rate or training.epochs.",
     ),
@@ -77,7 +78,7 @@ THRESHOLDS = (
         "above",
         0.1,
         0.3,
-        "a token whose clip binds teaches nothing; sound runs of the demo clip about 5 %",
+        "a token whose clip binds has no gradient; healthy runs of the demo clip about 5 %",
         "Lower optimizer.learning_rate or training.epochs.",
     ),
     Threshold(
@@ -87,7 +88,7 @@ THRESHOLDS = (
         "above",
         0.3,
         0.6,
-        "the sequence clip takes a sequence's tokens all at once: GSPO's paper (arXiv 2507.18071) reports "
+        "the sequence clip removes all tokens of a sequence at once: GSPO's paper (arXiv 2507.18071) reports "
         "about 15 % in a run that learns well",
         "Lower optimizer.learning_rate or training.epochs.",
         algorithms=("gspo",),
@@ -99,9 +100,9 @@ THRESHOLDS = (
         "below",
         0.5,
         0.25,
-        "a policy that loses half of its entropy within the window soon samples one completion; not "
-        "told where the reward rose by a tenth meanwhile, for that is what entropy buys (arXiv 2505.22617): "
-        "the demo goes from 0.53 to 0.11 nats as it learns",
+        "a policy that loses half of its entropy within the window will soon sample the same completion "
+        "every time; not reported if the reward rose by a tenth, as reward is bought with entropy "
+        "(arXiv 2505.22617): the demo goes from 0.53 to 0.11 nats as it learns",
         "Lower optimizer.learning_rate, or raise algorithm.beta.",
     ),
     Threshold(
@@ -111,7 +112,7 @@ THRESHOLDS = (
         "below",
         0.05,
         0.01,
-        "at 0.05 nats a token the likeliest token has about 99 %: a group's completions hardly differ",
+        "at 0.05 nats per token the most likely token has about 99 %: a group's completions hardly differ",
         "Raise rollout.temperature or algorithm.beta.",
     ),
     Threshold(
@@ -121,10 +122,10 @@ THRESHOLDS = (
         "above",
         0.5,
         0.95,
-        "a group whose rewards are all equal has advantage 0: from half on, most of the sampling is wasted, "
-        "from 0.95 on next to nothing is trained; a run of the demo ends near 0.9, its problems solved",
-        "Choose data that the model solves sometimes: harder where the reward is high, easier where it is "
-        "low. Where training brought it that low, lower optimizer.learning_rate.",
+        "a group whose rewards are all equal has advantage 0: above 0.5 most of the sampling is wasted, "
+        "above 0.95 almost nothing is trained on; a run of the demo ends near 0.9, its problems solved",
+        "Choose data that the model solves sometimes: harder if the reward is high, easier if it is low. "
+        "If training brought it that low, lower optimizer.learning_rate.",
     ),
     Threshold(
         "mismatch_kl",
@@ -133,8 +134,8 @@ THRESHOLDS = (
         "above",
         0.01,
         0.1,
-        "the transformers engine and the trainer, both in float32, agree to 1e-5 nats; at 0.1 the data is "
-        "another policy's",
+        "the transformers engine and the trainer, both in float32, agree to 1e-5 nats; at 0.1 the data "
+        "comes from a different policy",
         "Set algorithm.importance_sampling_correction to token, lower rollout.max_staleness where it is "
         "above 0, set model.dtype to float32, or set rollout.engine to transformers.",
     ),
@@ -145,7 +146,7 @@ THRESHOLDS = (
         "above",
         1.0,
         3.0,
-        "at 1 nat one token's ratio is off by e = 2.7 before training starts, far outside the clip range",
+        "at 1 nat a token's ratio is off by a factor of 2.7 before training starts, far outside the clip",
         "Set algorithm.importance_sampling_correction to token, lower rollout.max_staleness where it is "
         "above 0, set model.dtype to float32, or set rollout.engine to transformers.",
     ),
@@ -156,8 +157,8 @@ THRESHOLDS = (
         "above",
         5.0,
         20.0,
-        "the norm of a sound run stays within a factor of 2 or 3 of its median; clipping bounds one step's "
-        "length, not a wrong direction",
+        "the norm of a healthy run stays within a factor of 2 or 3 of its median; gradient clipping bounds "
+        "the length of a step, not its direction",
         "Lower optimizer.max_grad_norm or optimizer.learning_rate.",
     ),
     Threshold(
@@ -167,8 +168,8 @@ THRESHOLDS = (
         "above",
         1,
         RECENT,
-        "a completion whose grader failed counts as wrong; in every step, the reward measures the grader",
-        "Read the job's log; mend the grader in reward, or raise reward.timeout_s.",
+        "a completion whose grader failed has reward 0; in every step, the reward measures the grader",
+        "Read the trajectories' grader_error; fix reward or the answers, or raise reward.timeout_s.",
     ),
     Threshold(
         "cut_off",
@@ -177,8 +178,8 @@ THRESHOLDS = (
         "above",
         0.3,
         0.7,
-        "a completion that is cut off is graded on what it had no room to say",
-        "Raise rollout.max_new_tokens, or name the end of an answer in rollout.stop.",
+        "a completion that is cut off is graded without its end",
+        "Raise rollout.max_new_tokens, or set rollout.stop to what ends an answer.",
     ),
 )
 
@@ -189,7 +190,7 @@ _WORST_FIRST: tuple[Level, ...] = ("bad", "watch", "ok")
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a rule's sentence is made of."""
+    """What a rule's sentence is built from."""
 
     values: StepValues  # of the window
     recent: StepValues
@@ -199,10 +200,10 @@ class _Seen:
 
 
 def health(series: Mapping[str, StepValues], algorithm: str) -> JobHealth:
-    """Judge the newest WINDOW steps of the series NAMES, of one value a step.
+    """Judge the newest WINDOW steps of the series NAMES, with one value per step.
 
-    Older steps, other names and missing series say nothing. Before there are RECENT steps, only the rules
-    speak that are measured AT_ONCE; without a finding the one is then `too_few_steps`.
+    Older steps, other names and missing series are ignored. Before there are RECENT steps, only the rules
+    measured AT_ONCE apply; if they find nothing, the finding is `too_few_steps`.
     """
     known = {name: series[name] for name in NAMES if series.get(name)}
     steps = sorted({step for values in known.values() for step in values})[-WINDOW:]
@@ -225,7 +226,7 @@ def health(series: Mapping[str, StepValues], algorithm: str) -> JobHealth:
 
 
 def rules_of(algorithm: str) -> list[Threshold]:
-    """The rules that hold for an algorithm: its own in place of everybody's."""
+    """The rules that apply to an algorithm: its own replace the general ones."""
     own = [rule for rule in THRESHOLDS if algorithm in rule.algorithms]
     replaced = {rule.code for rule in own}
     return [rule for rule in THRESHOLDS if not rule.algorithms and rule.code not in replaced] + own
@@ -238,12 +239,12 @@ def sentence(finding: Finding) -> str:
 
 
 def verdict(state: JobHealth) -> frozenset[tuple[str, Level]]:
-    """What of it is news when it changes: the codes and levels, not every digit."""
+    """What counts as a change worth announcing: codes and levels, not every digit."""
     return frozenset((one.code, one.level) for one in state.findings)
 
 
 def _judge(rule: Threshold, window: Mapping[str, StepValues], newest: Sequence[int]) -> Finding | None:
-    """The rule's finding over the `newest` steps; None where it is kept or has no numbers."""
+    """The rule's finding over the `newest` steps; None if it is not violated or has no numbers."""
     values = window.get(rule.metric, {})
     recent = {step: value for step, value in values.items() if step in newest}
     value = _measure(rule, values, recent)
@@ -257,7 +258,7 @@ def _judge(rule: Threshold, window: Mapping[str, StepValues], newest: Sequence[i
 
 
 def _measure(rule: Threshold, values: StepValues, recent: StepValues) -> float | None:
-    """None where the numbers don't suffice."""
+    """None if there are too few numbers."""
     if not recent:
         return None
     worst = max(recent.values()) if rule.side == "above" else min(recent.values())
@@ -274,7 +275,7 @@ def _measure(rule: Threshold, values: StepValues, recent: StepValues) -> float |
 
 
 def _rose(reward: StepValues, newest: Sequence[int]) -> bool:
-    """Whether the reward over the `newest` steps is above that of the window's start by REWARD_RISE of it."""
+    """Whether the reward of the `newest` steps exceeds the window's start by a share of REWARD_RISE."""
     recent = [value for step, value in reward.items() if step in newest]
     if not recent:
         return False
@@ -287,7 +288,7 @@ def _start(values: StepValues) -> float:
 
 
 def _fall_of_p(seen: _Seen) -> str:
-    """What to add to a clip fraction when p fell as well."""
+    """What to add to a clip fraction if p fell as well."""
     p = list(seen.others.get("p/mean", {}).values())
     if not p or p[0] - p[-1] < P_FALL:
         return ""
@@ -295,7 +296,7 @@ def _fall_of_p(seen: _Seen) -> str:
 
 
 def _at_reward(seen: _Seen) -> str:
-    """Too easy or too hard: the mean reward tells which."""
+    """The mean reward says whether the problems are too easy or too hard."""
     reward = seen.others.get("reward")
     return f" at a mean reward of {fmean(reward.values()):.2f}" if reward else ""
 
@@ -341,7 +342,7 @@ _SENTENCES: dict[str, Callable[[_Seen], str]] = {
         "nothing to learn from them"
     ),
     "mismatch_kl": lambda seen: (
-        f"KL between engine and trainer is {seen.value:.2g} nats a token over {seen.steps}: they disagree"
+        f"KL between engine and trainer is {seen.value:.2g} nats per token over {seen.steps}: they disagree"
     ),
     "mismatch_token": lambda seen: (
         f"a token's log-prob differs by {seen.value:.2g} nats between engine and trainer at step "
@@ -349,7 +350,7 @@ _SENTENCES: dict[str, Callable[[_Seen], str]] = {
     ),
     "grad_spike": lambda seen: (
         f"gradient norm {seen.recent[_peak_step(seen)]:.3g} at step {_peak_step(seen)}, {seen.value:.3g} "
-        f"times the median of steps {min(seen.values)} to {max(seen.values)}: one batch pulls hard"
+        f"times the median of steps {min(seen.values)} to {max(seen.values)}: one batch dominates"
     ),
     "grader_failures": lambda seen: _many(seen, "gradings failed") + ": those completions have reward 0",
     "cut_off": lambda seen: (
@@ -370,7 +371,7 @@ LABELS = {"healthy": "healthy", "too_few_steps": "too early to say"}
 
 
 def _too_few(steps: int) -> Finding:
-    message = f"{steps} of the {RECENT} steps that a judgement needs"
+    message = f"{steps} of the {RECENT} steps needed for a judgement"
     return Finding(code="too_few_steps", level="ok", message=message)
 
 

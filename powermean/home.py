@@ -1,7 +1,7 @@
 """The embedded service's folder, and how a client finds its server.
 
-An address and a key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the files that `powermean up`
-and `powermean demo` leave in their folder (POWERMEAN_HOME, by default .powermean in the current folder).
+Address and key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the files that `powermean up` and
+`powermean demo` write to their folder (POWERMEAN_HOME, by default .powermean in the current folder).
 """
 
 import os
@@ -14,7 +14,7 @@ DEFAULT_URL = "http://127.0.0.1:8700"
 
 
 class NoServerError(PowermeanError):
-    """Nothing says where the server is, or which key to use."""
+    """Neither the environment nor a file says where the server is or which key to use."""
 
     code = "no_server"
 
@@ -39,7 +39,7 @@ class Home:
 
     @property
     def address(self) -> Path:
-        """Holds the server's URL while it runs."""
+        """The file with the server's URL while it runs."""
         return self.folder / "server.url"
 
     @property
@@ -56,12 +56,12 @@ class Home:
 
     @property
     def models(self) -> Path:
-        """Final models that were downloaded, one folder a job."""
+        """Downloaded final models, one folder per job."""
         return self.folder / "models"
 
 
 def server_url() -> str:
-    """POWERMEAN_URL, or the address that the embedded service left, or its default."""
+    """POWERMEAN_URL, else the embedded service's address, else the default."""
     given = os.environ.get("POWERMEAN_URL")
     if given:
         return given.rstrip("/")
@@ -70,7 +70,7 @@ def server_url() -> str:
 
 
 def api_key() -> str:
-    """POWERMEAN_API_KEY, or the embedded service's administrator key."""
+    """POWERMEAN_API_KEY, else the embedded service's administrator key."""
     given = os.environ.get("POWERMEAN_API_KEY")
     if given:
         return given

@@ -1,7 +1,7 @@
-"""Whether a machine without a GPU has the memory that a model needs, before it is loaded.
+"""Whether a machine without a GPU has enough memory for a model, before it is loaded.
 
-Without that, Linux ends some process of the machine when the memory is gone, and nobody learns why. All
-figures are lower bounds, of weights and caches alone: what is refused could not have worked.
+Without this check Linux kills some process when memory runs out, and nobody learns why. All figures are lower
+bounds (weights and caches only), so a job that is refused could not have run.
 """
 
 import json
@@ -12,12 +12,12 @@ from powermean.engine_selection import CPU_CACHE_GIB, EngineName
 GIB = 1 << 30
 
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")  # version 2; where it is another one, the machine's own memory counts
+_CGROUP = Path("/sys/fs/cgroup")  # version 2; with another version the machine's own memory counts
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def weight_bytes(folder: Path, bytes_per_number: int) -> int:
-    """What the model's weights take when loaded; as in the files where the config doesn't name their type."""
+    """Bytes of the loaded weights; their size in the files if the config doesn't name their type."""
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -28,20 +28,20 @@ def weight_bytes(folder: Path, bytes_per_number: int) -> int:
 
 
 def engine_bytes(engine: EngineName, folder: Path, bytes_per_number: int) -> int:
-    """The least that an engine takes on a CPU: its weights and, in vLLM, the key/value cache."""
+    """The least memory an engine needs on a CPU: its weights and, with vLLM, the key/value cache."""
     cache = CPU_CACHE_GIB * GIB if engine == "vllm" else 0
     return weight_bytes(folder, bytes_per_number) + cache
 
 
 def total_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
-    """Memory that processes here may have at all; None where nothing says."""
+    """Memory that processes here may use in total; None if unknown."""
     return _least(_meminfo(meminfo, "MemTotal"), _number(cgroup / "memory.max"))
 
 
 def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
-    """Memory that can be had now; None where nothing says."""
+    """Memory available now; None if unknown."""
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    # Of what the group uses, the files that are merely cached come free when they must.
+    # The group's usage includes cached files, which are evicted when memory is needed.
     cached = _statistic(cgroup / "memory.stat", "inactive_file") or 0
     left = None if limit is None or used is None else limit - used + cached
     return _least(_meminfo(meminfo, "MemAvailable"), left)
@@ -73,7 +73,7 @@ def _statistic(path: Path, name: str) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """The file's number; None for `max`, and where there is no such file."""
+    """The number in the file; None for `max` and if there is no such file."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a node calls: its report and tasks with the node's token, an attempt's calls with the attempt's."""
+"""A node's calls: reports and tasks with the node's token, an attempt's calls with the attempt's token."""
 
 from urllib.parse import quote
 
@@ -38,7 +38,7 @@ class NodeClient(Connection):
         super().__init__(url, token, TIMEOUT)
 
     def put_node(self, node_id: str, report: NodeReport) -> NodeOrders:
-        """Report; the answer says which engine services the node is to run."""
+        """Report; the answer says which engine services the node should run."""
         path = f"/v1/nodes/{quote(node_id, safe='')}"
         return self._run(Call("PUT", path, reads(NodeOrders), json=_body(report)))
 
@@ -49,7 +49,7 @@ class NodeClient(Connection):
         self._run(Call("POST", job_path(job_id, "/validation"), _done, json=_body(result)))
 
     def claim_replay(self, replay_id: str, node_id: str) -> ReplayTask:
-        """Take the replay; refused when it is over or another living node has it."""
+        """Claim the replay; refused if it has ended or another live node has it."""
         body = _body(ReplayClaim(node_id=node_id))
         return self._run(Call("POST", f"{_replay(replay_id)}/claim", reads(ReplayTask), json=body))
 
@@ -57,7 +57,7 @@ class NodeClient(Connection):
         self._run(Call("POST", f"{_replay(replay_id)}/outcome", _done, json=_body(outcome)))
 
     def claim(self, attempt_id: str) -> Claim:
-        """Take the attempt; raises Fenced when it is not the job's current one or was claimed before."""
+        """Claim the attempt; raises FencedError if it is not the current one or is already claimed."""
         return self._run(Call("POST", f"/v1/attempts/{quote(attempt_id, safe='')}/claim", reads(Claim)))
 
 
@@ -66,7 +66,7 @@ def _replay(replay_id: str) -> str:
 
 
 class AttemptClient(Connection):
-    """One attempt with its token. Every write raises Fenced once a newer attempt has taken over."""
+    """One attempt with its token. Every write raises FencedError once a newer attempt has taken over."""
 
     def __init__(self, url: str, attempt_id: str, token: str) -> None:
         super().__init__(url, token, TIMEOUT)
@@ -81,7 +81,7 @@ class AttemptClient(Connection):
         return self._run(Call("POST", f"{self._path}/heartbeat", reads(HeartbeatReply), json=_body(beat)))
 
     def post_record(self, kind: str, body: BaseModel) -> None:
-        """Post one spooled record; `kind` is the record's: metrics, trajectories, checkpoints or finish."""
+        """Post one spooled record of the given kind: metrics, trajectories, checkpoints or finish."""
         self._run(Call("POST", f"{self._path}/{kind}", _done, json=_body(body)))
 
     def post_log(self, chunk: LogChunk) -> None:

@@ -1,4 +1,4 @@
-"""Linux processes: are they alive, what descends from them, and making sure that they are gone."""
+"""Linux processes: whether they are alive, their descendants, and how to end them for certain."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ POLL_S = 0.05
 
 
 class ProcessId(Contract):
-    """A process for good: pids come round again, a pid with its start time does not."""
+    """Identifies a process for good: pids are reused, a pid with its start time is not."""
 
     pid: int = Field(ge=1)
     started: int = Field(description="Clock ticks after boot.")
@@ -39,7 +39,7 @@ class ProcessId(Contract):
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on; None when the process is gone or a zombie."""
+    """Fields of /proc/PID/stat from the state on; None if the process is gone or a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -49,7 +49,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which a living process started."""
+    """Start time of a live process, in clock ticks after boot."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
@@ -59,7 +59,7 @@ def _pids() -> list[int]:
 
 
 def descendants(root: int) -> set[int]:
-    """Living processes below `root`, without it."""
+    """Live descendants of `root`, without `root` itself."""
     children: dict[int, list[int]] = {}
     for pid in _pids():
         fields = _stat(pid)
@@ -76,7 +76,7 @@ def descendants(root: int) -> set[int]:
 
 
 def marked(name: str, value: str) -> set[int]:
-    """Living processes of ours that were started with NAME=value in their environment."""
+    """Live processes of this user that were started with NAME=value in their environment."""
     wanted = f"{name}={value}".encode()
     found = set()
     for pid in _pids():
@@ -90,7 +90,7 @@ def marked(name: str, value: str) -> set[int]:
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """Signal processes; those that are gone are passed over."""
+    """Signal processes; those that are gone are ignored."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -99,7 +99,7 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def reap() -> None:
-    """Collect ended children that nobody waits for, such as adopted orphans."""
+    """Reap ended children that nobody waits for, such as adopted orphans."""
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -110,10 +110,10 @@ def reap() -> None:
 
 
 def end_all(find: Callable[[], set[int]], grace_s: float, deadline_s: float = 10.0) -> set[int]:
-    """SIGTERM what `find` finds, SIGKILL what is still there after `grace_s`.
+    """SIGTERM what `find` finds, and SIGKILL what is still there after `grace_s`.
 
-    Looks again until nothing is found, for processes that were born meanwhile. Returns what is left after
-    `deadline_s` more: normally nothing.
+    Repeats until nothing is found, to catch processes started meanwhile. Returns what is left after another
+    `deadline_s`: normally nothing.
     """
     now = time.monotonic()
     hard, last = now + grace_s, now + grace_s + deadline_s
@@ -139,7 +139,7 @@ def exit_text(code: int) -> str:
 
 
 class Lifeline:
-    """Tells when another process is gone, without asking about a pid that may have come round again."""
+    """Notices when another process is gone, even if its pid has been reused."""
 
     def __init__(self, pid: int) -> None:
         try:

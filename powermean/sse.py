@@ -7,7 +7,7 @@ from powermean.contracts.api import Event
 
 
 def read_events(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream; comments (keep-alives) and events without an id or data are passed over."""
+    """The events of a stream; comments (keep-alives) and events without an id or data are skipped."""
     seq: int | None = None
     kind = ""
     data: list[str] = []

@@ -24,7 +24,7 @@ _FLOATS = ("sampler_log_probs", "old_log_probs", "log_ratio", "weight")
 
 
 class SegmentCorruptError(PowermeanError):
-    """The bytes are no token segment, or only a part of one."""
+    """The bytes are not a token segment, or only part of one."""
 
     code = "tokens_corrupt"
 
@@ -45,13 +45,13 @@ def read_facts(data: bytes) -> StepFacts:
 
 
 def read_trajectories(data: bytes) -> Iterator[TrajectoryTokens]:
-    """The trajectories, one after the other. Raises SegmentCorruptError."""
+    """Yields the trajectories in order. Raises SegmentCorruptError."""
     for record in _records(data):
         yield _trajectory(record)
 
 
 def read_trajectory(data: bytes, index: int) -> TrajectoryTokens | None:
-    """One trajectory, unpacked alone; None if the segment lacks it. Raises SegmentCorruptError."""
+    """Unpacks only this trajectory; None if the segment lacks it. Raises SegmentCorruptError."""
     for record in _records(data):
         if record.get("index") == index:
             return _trajectory(record)
@@ -59,7 +59,7 @@ def read_trajectory(data: bytes, index: int) -> TrajectoryTokens | None:
 
 
 def _records(data: bytes) -> Iterator[dict[str, Any]]:
-    """The trajectories as they are packed."""
+    """The trajectories, still packed."""
     lines = _lines(data)
     next(lines, None)
     for line in lines:

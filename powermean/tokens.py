@@ -1,8 +1,7 @@
-"""Attempt tokens: short-lived proofs, signed by the server, that their bearer acts for one attempt at a job.
+"""Attempt tokens: short-lived, signed by the server, proving that the bearer acts for one attempt at a job.
 
-They are EdDSA (Ed25519) JWTs, so a rollout service verifies them offline with nothing but the server's public
-key. The attempt's number is the fencing token of the job: whoever checks a token compares it with the number
-that it knows.
+They are EdDSA (Ed25519) JWTs, so a rollout service can verify them offline with just the server's public key.
+The attempt's number is the job's fencing token: whoever checks a token compares it with the number it knows.
 """
 
 import os
@@ -23,8 +22,8 @@ from powermean.errors import PowermeanError
 ALGORITHM = "EdDSA"
 ISSUER = "powermean"
 AUDIENCE = "powermean-attempt"
-LIFETIME_S = 900.0  # every heartbeat reply brings a fresh one
-CLOCK_SKEW_S = 30.0  # by how much the clocks of two hosts may differ
+LIFETIME_S = 900.0  # every heartbeat's reply contains a fresh one
+CLOCK_SKEW_S = 30.0  # largest accepted clock difference between two hosts
 PRIVATE_KEY_NAME = "attempt_token.key"
 PUBLIC_KEY_NAME = "attempt_token.pub"
 
@@ -32,16 +31,16 @@ PUBLIC_KEY_NAME = "attempt_token.pub"
 class Verb(StrEnum):
     """What a token allows."""
 
-    REPORT = "report"  # heartbeats, metrics, logs, checkpoints, the end: all that goes to the server
-    GENERATE = "generate"  # completions, from a rollout service
-    PUBLISH = "publish"  # new weights, to a rollout service
+    REPORT = "report"  # heartbeats, metrics, logs, checkpoints, the outcome: everything sent to the server
+    GENERATE = "generate"  # completions from a rollout service
+    PUBLISH = "publish"  # new weights for a rollout service
 
 
 ALL_VERBS = tuple(Verb)
 
 
 class TokenError(PowermeanError):
-    """The token proves nothing."""
+    """The token can't be accepted."""
 
 
 class TokenInvalidError(TokenError):
@@ -49,7 +48,7 @@ class TokenInvalidError(TokenError):
 
 
 class TokenExpiredError(TokenError):
-    """It was good once; the next heartbeat reply brings a fresh one."""
+    """It has expired; the next heartbeat's reply contains a fresh one."""
 
 
 class TokenKeyError(TokenError):
@@ -58,7 +57,7 @@ class TokenKeyError(TokenError):
 
 @dataclass(frozen=True)
 class AttemptClaims:
-    """What a verified token says."""
+    """The claims of a verified token."""
 
     job_id: str
     attempt: int
@@ -74,7 +73,7 @@ class AttemptClaims:
 
 @dataclass(frozen=True)
 class KeyPair:
-    """The server's signing key and the public half that nodes and engines hold, both as PEM."""
+    """The server's signing key, and the public key for nodes and engines, both as PEM."""
 
     private_pem: str
     public_pem: str
@@ -88,9 +87,9 @@ def sign_attempt_token(
     lifetime_s: float = LIFETIME_S,
     now: datetime | None = None,
 ) -> str:
-    """A token for attempt number `attempt` of the job, good for `lifetime_s` seconds from now on.
+    """A token for attempt number `attempt` of the job, valid for `lifetime_s` seconds from now.
 
-    Raises TokenKeyError when the key is unusable.
+    Raises TokenKeyError if the key is unusable.
     """
     if lifetime_s <= 0:
         raise ValueError("lifetime_s must be above 0")
@@ -111,9 +110,9 @@ def sign_attempt_token(
 
 
 def verify_attempt_token(token: str, public_key_pem: str) -> AttemptClaims:
-    """What the token says, if the server of this public key signed it and it is still good.
+    """The token's claims, if the server with this public key signed it and it is still valid.
 
-    Raises TokenExpiredError, TokenInvalidError, or TokenKeyError when the key is unusable.
+    Raises TokenExpiredError, TokenInvalidError, or TokenKeyError if the key is unusable.
     """
     try:
         claims = jwt.decode(
@@ -146,9 +145,9 @@ def _claims(claims: dict[str, object]) -> AttemptClaims:
 
 
 def ensure_key_pair(folder: Path) -> KeyPair:
-    """The key pair of `folder`, made on first use; safe when several servers start at once.
+    """The key pair in `folder`, generated on first use; safe if several servers start at once.
 
-    The private key is readable by its owner alone. Raises TokenKeyError when the file there is no such key.
+    Only its owner can read the private key. Raises TokenKeyError if the file there is not such a key.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     private_path = folder / PRIVATE_KEY_NAME
@@ -193,7 +192,7 @@ def _write_temporary(beside: Path, text: str) -> Path:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Whole or not at all; whoever comes second keeps the first one's file."""
+    """Write the file whole or not at all; a second writer keeps the first one's file."""
     temporary = _write_temporary(path, text)
     try:
         os.link(temporary, path)

@@ -1,4 +1,4 @@
-"""The rollout service, of one attempt or shared: python -m rollout --engine transformers --model DIR ..."""
+"""The rollout service, for one attempt or shared: python -m rollout --engine transformers --model DIR ..."""
 
 import os
 import secrets
@@ -31,11 +31,11 @@ from rollout.weights import WeightSource
 STOP_TIMEOUT_S = 5
 _PASSING = frozenset(
     {"engine_start_timeout", "engine_memory"}
-)  # failures to start that another start may not see
+)  # start failures that another start may not have
 
 
 class _Server(uvicorn.Server):
-    """Says where it serves once it does, and closes the engine when it has served."""
+    """Writes its address once it serves, and closes the engine at the end."""
 
     def __init__(self, config: uvicorn.Config, url: str, engine: EngineHost, ready_file: Path | None) -> None:
         super().__init__(config)
@@ -51,17 +51,17 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        self._engine.close()  # here: after this, uvicorn ends the process by the signal that it caught
+        self._engine.close()  # here: afterwards uvicorn ends the process with the signal that it caught
 
 
 def main() -> int:
-    """Serve until SIGTERM or the parent's end. Returns 1 if it can't; stderr and the ready file say why."""
+    """Serve until SIGTERM or the parent's end. Returns 1 if that fails; stderr and the ready file say why."""
     parent = os.getppid()
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 1
     settings = parse_settings()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU some sums depend on timing otherwise
+    torch.use_deterministic_algorithms(True, warn_only=True)  # otherwise some sums on a GPU depend on timing
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads such memory
     try:
         public_key = settings.public_key.read_text()
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def end_when_given_up(engine: AdapterEngine, server: _Server) -> None:
-    """End a shared service whose vLLM died too often: whoever keeps the service starts it anew."""
+    """End a shared service whose vLLM died too often; its keeper restarts it."""
     if (why := engine.wait_given_up()) is None:
         return
     server.given_up = server.should_exit = True
@@ -140,19 +140,19 @@ def _load(settings: RolloutSettings) -> EngineHost:
 
 
 def check_memory(engine: EngineName, model: Path, dtype: str) -> None:
-    """Raises EngineError (engine_memory) where a CPU's memory can't hold the engine now."""
+    """Raises EngineError (engine_memory) if the engine does not fit the CPU's free memory."""
     needed, free = engine_bytes(engine, model, 2 if dtype == "bfloat16" else 4), free_bytes()
     if free is not None and needed > free:
         raise EngineError(
             507,
             "engine_memory",
             f"the {engine} engine needs at least {gib(needed)} for {model.name}, {gib(free)} are free",
-            remedy="Free memory on the node, or take a smaller model or bfloat16.",
+            remedy="Free memory on the node, or use a smaller model or bfloat16.",
         )
 
 
 def _adapters_work(settings: RolloutSettings) -> bool:
-    """False: the job sends merged weights. Raises EngineError (adapters_unsupported) if jobs are to share."""
+    """False: the job sends merged weights. Raises EngineError (adapters_unsupported) for a shared engine."""
     if takes_adapters(settings.model):
         return True
     if settings.job_id is not None:
@@ -160,13 +160,13 @@ def _adapters_work(settings: RolloutSettings) -> bool:
     raise EngineError(
         500,
         "adapters_unsupported",
-        f"vLLM takes no LoRA adapters for the model in {settings.model}, so that jobs can't share it",
-        remedy="Give each job an engine of its own: LoRA jobs publish merged weights there.",
+        f"vLLM supports no LoRA adapters for the model in {settings.model}, so jobs can't share it",
+        remedy="Give each job its own engine: LoRA jobs publish merged weights there.",
     )
 
 
 def _listen(settings: RolloutSettings) -> socket.socket:
-    """A bound socket: a port that is taken is known before the model is loaded."""
+    """A bound socket, so that a port in use is noticed before the model is loaded."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -186,7 +186,7 @@ def _authority(host: str) -> str:
 
 
 def _write_whole(path: Path, start: EngineStart) -> None:
-    """Readers see the whole file or none."""
+    """Write the file so that readers see all of it or nothing."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_text(start.model_dump_json(exclude_none=True))
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The rollout service over HTTP: one engine, for one job or for adapters of several."""
+"""The rollout service over HTTP: one engine, for one job or for the adapters of several."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,13 +29,13 @@ from rollout.metrics import EngineMetrics
 from rollout.request_queue import RequestQueue, Result
 from rollout.settings import RolloutSettings, is_loopback
 
-CLIENT_GONE = 499  # nobody reads it; it keeps such requests apart in the numbers
+CLIENT_GONE = 499  # nobody reads it; it only separates such requests in the metrics
 
 router = APIRouter()
 
 
 def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str) -> FastAPI:
-    """The service around an engine. Weights wait for completions where it takes one call at once."""
+    """The service around an engine. If the engine takes one call at a time, weights wait for completions."""
     turns = RequestQueue(host.calls_at_once, settings.max_waiting)
     control = turns if host.calls_at_once == 1 else RequestQueue(1, settings.max_waiting)
 
@@ -80,7 +80,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 
 @router.post("/v1/publish")
 async def publish(body: PublishRequest, request: Request) -> EngineState:
-    """Take new weights, or an adapter in the place of the one that the job had."""
+    """Accept new weights, or an adapter that replaces the job's previous one."""
     engine = _publishing_engine(request, body, body.method)
     started = time.monotonic()
     await _control(request, lambda: engine.publish(body))
@@ -98,7 +98,7 @@ async def hold(body: HoldRequest, request: Request) -> EngineState:
 
 @router.delete("/v1/adapter")
 async def drop_adapter(request: Request) -> EngineState:
-    """Give up the job's adapter, so that another job can have its slot."""
+    """Drop the job's adapter, so that another job can have its slot."""
     engine = _engine_for(request, Verb.PUBLISH)
     await _control(request, engine.drop_adapter)
     return engine.state()
@@ -106,14 +106,14 @@ async def drop_adapter(request: Request) -> EngineState:
 
 @router.post("/v1/channel")
 async def channel(body: ChannelRequest, request: Request) -> EngineState:
-    """Meet the trainer that waits at an address. Its weights come by this way from then on."""
+    """Connect to the trainer, to receive its weights directly from then on."""
     engine = _publishing_engine(request, body, body.method)
     if request.app.state.on_loopback and body.host is not None and not is_loopback(body.host):
         raise EngineError(
             422,
             "invalid",
-            f"an engine that listens on loopback meets no trainer at {body.host}",
-            remedy="Wait at a loopback address.",
+            f"an engine that listens on loopback can't connect to a trainer at {body.host}",
+            remedy="Listen at a loopback address.",
             path="host",
         )
     await _control(request, lambda: engine.open_channel(body))
@@ -122,7 +122,7 @@ async def channel(body: ChannelRequest, request: Request) -> EngineState:
 
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
-    """Whether the engine is ready; with a token, its whole state. 503 when it is not."""
+    """Whether the engine is ready; with a token, its whole state. 503 if it is not ready."""
     claims: AttemptClaims | None = request.scope.get("state", {}).get(CLAIMS)
     state = _host(request).state(claims.job_id if claims else None)
     content = state.model_dump(mode="json") if claims else {"ready": state.ready}
@@ -154,11 +154,11 @@ async def _control(request: Request, work: Callable[[], None]) -> None:
 def _publishing_engine(
     request: Request, body: PublishRequest | HoldRequest | ChannelRequest, method: PublishMethod
 ) -> Engine:
-    """The engine, if the token is the attempt's that the body names and the engine takes the method."""
+    """The engine, if the token belongs to the attempt in the body and the engine accepts the method."""
     engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
     if (claims.job_id, claims.attempt) != (body.job_id, body.attempt):
         raise EngineError(
-            403, "forbidden", f"the token is one of attempt {claims.attempt_id}", path="attempt"
+            403, "forbidden", f"the token belongs to attempt {claims.attempt_id}", path="attempt"
         )
     check_method(method, engine.state())
     return engine
@@ -193,7 +193,7 @@ def _engine_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _cancelled(_request: Request, _error: Exception) -> JSONResponse:
-    return error_response(EngineError(CLIENT_GONE, "cancelled", "the request was given up"))
+    return error_response(EngineError(CLIENT_GONE, "cancelled", "the client gave up the request"))
 
 
 def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
@@ -215,7 +215,7 @@ def _http_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(_request: Request, error: Exception) -> JSONResponse:
-    """The traceback goes to the log."""
+    """Answer an unexpected error; the traceback goes to the log."""
     kind = type(error).__name__
     return error_response(
         EngineError(500, "engine_error", f"{kind} in the engine", remedy="See the attempt's log.")

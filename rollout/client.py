@@ -22,18 +22,18 @@ from powermean.contracts.rollout import (
 from powermean.errors import PowermeanError
 
 CONNECT_TIMEOUT_S = 10.0
-CONTROL_TIMEOUT_S = 60.0  # of health and of dropping an adapter; what is being generated is finished first
+CONTROL_TIMEOUT_S = 60.0  # for health and for dropping an adapter; completions in progress are finished first
 _WORTH_ANOTHER_TRY = frozenset({401, 429, 499})
 
 Message = TypeVar("Message", bound=BaseModel)
 
 
 class RolloutError(PowermeanError):
-    """The rollout service did not do what it was asked."""
+    """The rollout service did not do what was asked."""
 
 
 class EngineUnreachableError(RolloutError):
-    """Nothing answers, or the connection broke in mid-request."""
+    """No answer, or the connection broke during a request."""
 
     code = "engine_unreachable"
     retryable = True
@@ -54,7 +54,7 @@ class EngineTimeoutError(RolloutError):
 
 
 class EngineRefusedError(RolloutError):
-    """It answered that it won't. `status` is HTTP's."""
+    """The service refused. `status` is the HTTP status."""
 
     def __init__(self, status: int, code: str, message: str, remedy: str | None = None) -> None:
         retryable = status >= 500 or status in _WORTH_ANOTHER_TRY
@@ -63,16 +63,16 @@ class EngineRefusedError(RolloutError):
 
 
 class RolloutClient:
-    """One rollout service. `token` gives the attempt's current token: it changes with every heartbeat.
+    """One rollout service. `token` returns the attempt's current token, which changes with every heartbeat.
 
-    Every call raises EngineUnreachableError, EngineTimeoutError or EngineRefusedError, all of them
-    RolloutError. Calls may come from several threads at once, each on a connection of its own.
+    Every call raises EngineUnreachableError, EngineTimeoutError or EngineRefusedError, which are all
+    RolloutErrors. Calls may come from several threads at once; each has its own connection.
     """
 
     def __init__(self, url: str, token: Callable[[], str]) -> None:
         self._url = url
         self._token = token
-        # The server may close an idle connection at the moment of its next use: an error that isn't one.
+        # The server may close an idle connection just as it is used again: not an error.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.Client(base_url=url, trust_env=False, limits=limits)
         self._sockets: set[socket.socket] = set()  # of calls in flight
@@ -88,7 +88,7 @@ class RolloutClient:
         self.close()
 
     def close(self) -> None:
-        """Break off the calls in flight, in any thread; these and later ones raise EngineUnreachableError."""
+        """Abort calls in flight in all threads; these and later ones raise EngineUnreachableError."""
         with self._lock:
             self._closed = True
             for one in self._sockets:
@@ -109,19 +109,19 @@ class RolloutClient:
         return _parsed(EngineState, self._call("POST", "/v1/hold", timeout_s, request))
 
     def drop_adapter(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
-        """Give up the job's adapter and its slot."""
+        """Drop the job's adapter and free its slot."""
         return _parsed(EngineState, self._call("DELETE", "/v1/adapter", timeout_s))
 
     def open_channel(self, request: ChannelRequest, timeout_s: float) -> EngineState:
-        """Let the engine meet us; both sides have done so when this returns."""
+        """Make the engine connect to us; when this returns, both sides are connected."""
         return _parsed(EngineState, self._call("POST", "/v1/channel", timeout_s, request))
 
     def health(self, timeout_s: float = CONTROL_TIMEOUT_S) -> EngineState:
-        """The state of an engine that is ready. Raises EngineRefusedError (503) while it is not."""
+        """The state of a ready engine. Raises EngineRefusedError (503) while it is not ready."""
         return _parsed(EngineState, self._call("GET", "/health", timeout_s))
 
     def _call(self, method: str, path: str, timeout_s: float, body: BaseModel | None = None) -> bytes:
-        """The answer's body. The answer comes in one piece, so its first byte is nearly its last."""
+        """The answer's body. It arrives in one piece, so the deadline for the first byte covers all of it."""
         headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": "application/json"}
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
         content = body.model_dump_json() if body is not None else None
@@ -142,9 +142,9 @@ class RolloutClient:
 
     @contextmanager
     def _breakable(self) -> Iterator[dict[str, Any]]:
-        """The request extensions with which `close` finds the connection of a call.
+        """Request extensions that let `close` find the connection of a call.
 
-        A thread that waits for an answer is woken by the end of its connection, not by a closed file.
+        A thread that waits for an answer is woken by shutting down its connection, not by closing the file.
         """
         own: list[socket.socket] = []
 

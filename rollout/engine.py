@@ -1,4 +1,4 @@
-"""What a rollout engine is: one model that completes prompts and takes new weights."""
+"""The interface of a rollout engine: one model that completes prompts and accepts new weights."""
 
 from dataclasses import dataclass
 from threading import Event
@@ -17,7 +17,7 @@ from powermean.errors import PowermeanError
 
 
 class EngineError(PowermeanError):
-    """Why an engine did not do what it was asked; the service answers with `status`."""
+    """Why an engine did not do what was asked; the service answers with `status`."""
 
     def __init__(
         self, status: int, code: str, message: str, *, remedy: str | None = None, path: str | None = None
@@ -27,12 +27,12 @@ class EngineError(PowermeanError):
 
 
 class CancelledError(Exception):
-    """Nobody waits for the answer any more."""
+    """Nobody is waiting for the answer any more."""
 
 
 @dataclass(frozen=True)
 class Fence:
-    """The newest weights that an engine has seen: neither an attempt nor a version ever goes back."""
+    """The newest weights that an engine has seen. Neither the attempt nor the version ever goes back."""
 
     job_id: str
     attempt: int
@@ -51,15 +51,15 @@ class Fence:
             raise EngineError(
                 409,
                 "fenced",
-                f"attempt {attempt} is over: the engine serves attempt {self.attempt}",
+                f"attempt {attempt} has been replaced: the engine serves attempt {self.attempt}",
                 remedy="Stop: a newer attempt at the job has taken over.",
             )
 
     def advanced(self, request: PublishRequest | HoldRequest, *, again: bool = False) -> "Fence":
         """The fence after this publish, or the one that is announced.
 
-        A newer attempt goes on from its checkpoint, so it may start below the version that it found. `again`:
-        the version that is served may be published once more. Raises EngineError (other_job, fenced,
+        A newer attempt resumes from its checkpoint, so it may start below the engine's current version.
+        `again`: the version that is served may be published once more. Raises EngineError (other_job, fenced,
         stale_version).
         """
         self.check_attempt(request.job_id, request.attempt)
@@ -68,20 +68,20 @@ class Fence:
                 409,
                 "stale_version",
                 f"version {request.version} is not above version {self.version}, which the engine serves",
-                remedy="Publish each version once, in rising order.",
+                remedy="Publish each version once, in increasing order.",
                 path="version",
             )
         return Fence(self.job_id, request.attempt, request.version)
 
 
 def check_method(method: PublishMethod, state: EngineState) -> None:
-    """Raises EngineError (method_unsupported) unless the engine takes weights in this way."""
+    """Raises EngineError (method_unsupported) unless the engine accepts weights this way."""
     if method not in state.methods:
         raise EngineError(
             409,
             "method_unsupported",
-            f"the {state.engine} engine takes no weights by {method}, only by {', '.join(state.methods)}",
-            remedy="Set rollout.publish to auto; docs/vllm.md says what each way needs.",
+            f"the {state.engine} engine accepts weights only by {', '.join(state.methods)}, not {method}",
+            remedy="Set rollout.publish to auto; docs/vllm.md says what each method needs.",
             path="method",
         )
 
@@ -107,15 +107,15 @@ def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int)
 
 
 class Engine(Protocol):
-    """What one job asks of an engine. As many calls at once as its host takes; `state` at any time."""
+    """What one job uses of an engine. As many calls at once as its host allows; `state` at any time."""
 
     def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
         """Complete prompts. Raises EngineError, or CancelledError soon after `cancelled` is set."""
 
     def publish(self, request: PublishRequest) -> None:
-        """Take new weights.
+        """Accept new weights.
 
-        Raises EngineError: the engine then serves the weights it had, or none until it has been given all.
+        Raises EngineError; the engine then still serves its old weights, or none until it has received all.
         """
 
     def hold(self, request: HoldRequest) -> None:
@@ -125,19 +125,19 @@ class Engine(Protocol):
         """
 
     def drop_adapter(self) -> None:
-        """Give up the job's adapter and its slot. Raises EngineError (adapters_off) where there are none."""
+        """Drop the job's adapter and free its slot. Raises EngineError (adapters_off) without adapters."""
 
     def open_channel(self, request: ChannelRequest) -> None:
-        """Meet the trainer, for publishes by a channel that `state` offers. Raises EngineError."""
+        """Connect to the trainer, for publishes through a channel listed in `state`. Raises EngineError."""
 
     def state(self) -> EngineState:
-        """What /health says to the job."""
+        """The job's answer from /health."""
 
 
 class EngineHost(Protocol):
-    """What the service runs: the engine of one job, or one that holds an adapter for each of several.
+    """What the service runs: the engine of one job, or one with an adapter for each of several jobs.
 
-    `calls_at_once`: calls of `generate` that may run together; where it is 1, nothing runs beside one.
+    `calls_at_once`: how many calls of `generate` may run together; if it is 1, nothing else runs meanwhile.
     """
 
     calls_at_once: int
@@ -146,21 +146,21 @@ class EngineHost(Protocol):
         """The engine as this attempt may use it. Raises EngineError (other_job, fenced)."""
 
     def state(self, job_id: str | None = None) -> EngineState:
-        """What /health says, to a job or to anybody."""
+        """The answer of /health, to a job or to anybody."""
 
     def metrics(self) -> str:
-        """What the engine counts itself, as Prometheus text; empty where there is nothing. Never raises."""
+        """The engine's own metrics as Prometheus text, or "" if it has none. Never raises."""
 
     def close(self) -> None:
-        """End what runs for it, and remove its files."""
+        """End its processes and remove its files."""
 
 
 def adapters_off() -> EngineError:
-    """What an engine of whole weights answers to those who come with an adapter."""
+    """The error of an engine for full weights that is given an adapter."""
     return EngineError(
         409,
         "adapters_off",
-        "this engine takes whole weights, not adapters",
+        "this engine accepts full weights, not adapters",
         remedy="Publish merged weights, or start the service with --engine vllm --max-adapters N.",
         path="adapter",
     )

@@ -1,4 +1,4 @@
-"""Who may speak to the service, before any of a request's body is read."""
+"""Access control of the service, before any request body is read."""
 
 from http import HTTPStatus
 
@@ -45,7 +45,7 @@ class Guard:
             raise EngineError(
                 400,
                 "unknown_host",
-                f"this service is not {name!r}",
+                f"this service does not accept the host name {name!r}",
                 remedy="Start it with --allowed-host NAME.",
             )
 
@@ -58,9 +58,9 @@ class Guard:
         try:
             claims = verify_attempt_token(token.strip(), self._public_key_pem)
         except TokenExpiredError as error:
-            raise _unauthenticated(str(error), "Take the token of the last heartbeat reply.") from error
+            raise _unauthenticated(str(error), "Use the token from the last heartbeat's reply.") from error
         except TokenError as error:
-            raise _unauthenticated(str(error), "Take the token of the attempt's claim.") from error
+            raise _unauthenticated(str(error), "Use the token from the attempt's claim.") from error
         scope.setdefault("state", {})[CLAIMS] = claims
 
     def _check_size(self, headers: Headers) -> None:
@@ -69,14 +69,14 @@ class Guard:
             raise self._too_large()
 
     def _limited(self, receive: Receive) -> Receive:
-        """`receive` for a body that announced no size."""
+        """`receive` for a body of undeclared size."""
         read = 0
 
         async def limited() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_body:  # FastAPI lets only its own kind through while it reads a body
+            if read > self._max_body:  # while reading a body FastAPI only lets its own exceptions through
                 raise HTTPException(413, str(self._too_large()))
             return message
 
@@ -89,7 +89,7 @@ class Guard:
 
 
 def error_response(error: EngineError) -> JSONResponse:
-    """An error in the one shape of the project."""
+    """An error answer in the project's usual shape."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
     message = f"{error.path}: {error}" if error.path else str(error)
     body = ErrorBody(code=error.code, message=message, remedy=error.remedy)

@@ -1,4 +1,4 @@
-"""What the rollout service counts, as Prometheus text."""
+"""The rollout service's metrics, as Prometheus text."""
 
 from fastapi import Response
 from prometheus_client import (
@@ -22,11 +22,11 @@ class EngineMetrics:
         self._registry = registry = CollectorRegistry()
         self._prompt_tokens = Counter(
             "powermean_rollout_prompt_tokens_total",
-            "Tokens of prompts, each once a request.",
+            "Prompt tokens, counted once per request.",
             registry=registry,
         )
         self._completion_tokens = Counter(
-            "powermean_rollout_completion_tokens_total", "Tokens that were sampled.", registry=registry
+            "powermean_rollout_completion_tokens_total", "Sampled tokens.", registry=registry
         )
         self._completions = Counter(
             "powermean_rollout_completions_total",
@@ -42,19 +42,21 @@ class EngineMetrics:
         )
         self._publish_seconds = Histogram(
             "powermean_rollout_publish_seconds",
-            "Time from a publish's arrival to weights in use.",
+            "Time from a publish's arrival until its weights are in use.",
             registry=registry,
             buckets=_SECONDS,
         )
-        self._requests = Gauge("powermean_rollout_requests", "Requests that run or wait.", registry=registry)
+        self._requests = Gauge(
+            "powermean_rollout_requests", "Requests running or waiting.", registry=registry
+        )
         self._version = Gauge("powermean_rollout_weight_version", "Version served.", registry=registry)
         self._attempt = Gauge("powermean_rollout_attempt", "Attempt served.", registry=registry)
         self._adapters = Gauge(
-            "powermean_rollout_adapters", "Jobs that have a LoRA adapter here.", registry=registry
+            "powermean_rollout_adapters", "Jobs with a LoRA adapter here.", registry=registry
         )
 
     def generated(self, request: GenerateRequest, response: GenerateResponse, seconds: float) -> None:
-        """Count a request that was answered, in `seconds` of the engine's time."""
+        """Count an answered request, which took `seconds` of the engine's time."""
         self._prompt_tokens.inc(sum(map(len, request.prompts)))
         for group in response.completions:
             for completion in group:
@@ -63,11 +65,11 @@ class EngineMetrics:
         self._generate_seconds.observe(seconds)
 
     def published(self, seconds: float) -> None:
-        """Count a publish that was taken."""
+        """Count an accepted publish."""
         self._publish_seconds.observe(seconds)
 
     def response(self, state: EngineState, requests: int, engines_own: str) -> Response:
-        """All of it, as of now; `engines_own` is Prometheus text as well."""
+        """All metrics as of now; `engines_own` is Prometheus text too."""
         self._requests.set(requests)
         self._version.set(state.version)
         self._attempt.set(state.attempt)

@@ -1,6 +1,6 @@
-"""A temporary folder that is removed even when its owner is killed: by the next that makes one.
+"""A temporary folder that is removed even if its owner is killed: by the next owner of one.
 
-The owner holds a lock on a file in it. The kernel lets go of that when the owner ends, in whatever way.
+The owner holds a lock on a file in it, which the kernel releases when the owner ends in any way.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ from pathlib import Path
 
 FOLDER_PREFIX = "powermean-rollout-"
 _LOCK = "owner.lock"
-_MOST_CHARACTERS = 42  # a socket's path has 107 at most: this, the folder's name and vLLM's, of 36
+_MOST_CHARACTERS = 42  # a socket path has at most 107 characters: this, the folder's name and vLLM's 36
 
 
 class OwnFolder:
@@ -21,9 +21,9 @@ class OwnFolder:
         remove_abandoned()
         self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_root()))
         made = self.path / "new.lock"
-        self._lock = made.open("xb")  # programs that the owner starts do not inherit it
+        self._lock = made.open("xb")  # not inherited by programs that the owner starts
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        made.rename(self.path / _LOCK)  # locked from the moment that others see it
+        made.rename(self.path / _LOCK)  # locked from the moment others can see it
 
     def __enter__(self) -> Path:
         return self.path
@@ -32,13 +32,13 @@ class OwnFolder:
         self.remove()
 
     def remove(self) -> None:
-        """May be called again."""
+        """Remove the folder; may be called again."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
 
 def _root() -> Path:
-    """The temporary folder, unless its own name leaves no room for that of a socket."""
+    """The temporary folder, unless its path leaves no room for a socket's."""
     folder = Path(tempfile.gettempdir())
     return folder if len(str(folder)) <= _MOST_CHARACTERS else Path("/tmp")  # noqa: S108 (mkdtemp's are private)
 
@@ -46,7 +46,7 @@ def _root() -> Path:
 def remove_abandoned() -> None:
     """Remove the folders of owners that ended without removing them."""
     for lock_file in _root().glob(f"{FOLDER_PREFIX}*/{_LOCK}"):
-        # It may be another user's, locked, or just removed.
+        # It may belong to another user, be locked, or just have been removed.
         with suppress(OSError), lock_file.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock_file.parent, ignore_errors=True)

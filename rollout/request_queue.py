@@ -1,4 +1,4 @@
-"""Requests in order of arrival, as many at once as the engine takes; a bounded number of others wait."""
+"""Runs requests in order of arrival, as many at once as the engine allows; a bounded number may wait."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class RequestQueue:
-    """Runs the work of `at_once` requests together; drops that of those that nobody waits for any more."""
+    """Runs `at_once` requests together; drops those whose clients have left."""
 
     def __init__(self, at_once: int, max_waiting: int) -> None:
         self._most = at_once + max_waiting
@@ -23,21 +23,25 @@ class RequestQueue:
 
     @property
     def taken(self) -> int:
-        """Requests that run or wait."""
+        """Number of requests running or waiting."""
         return len(self._cancelled)
 
     async def run(
         self, work: Callable[[Event], Result], gone: Callable[[], Coroutine[Any, Any, None]]
     ) -> Result:
-        """What `work` returns. `gone` returns when the caller has left; the work's event is set then.
+        """The result of `work`. When `gone` returns, the caller has left, and the work's event is set.
 
-        Raises EngineError (busy, stopping), CancelledError when the caller has left, and what `work` raises.
+        Raises EngineError (busy, stopping), CancelledError if the caller has left, and whatever `work`
+        raises.
         """
         if self._closed:
             raise EngineError(503, "stopping", "the rollout service is stopping")
         if self.taken >= self._most:
             raise EngineError(
-                503, "busy", f"{self.taken} requests run or wait already", remedy="Ask again in a while."
+                503,
+                "busy",
+                f"{self.taken} requests are already running or waiting",
+                remedy="Try again later.",
             )
         cancelled = Event()
         self._cancelled.add(cancelled)
@@ -57,7 +61,7 @@ class RequestQueue:
                 await watch
 
     def close(self) -> None:
-        """Refuse what comes, cancel what waits and what runs."""
+        """Refuse new requests, and cancel those waiting or running."""
         self._closed = True
         for cancelled in self._cancelled:
             cancelled.set()

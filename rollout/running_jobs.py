@@ -1,4 +1,4 @@
-"""The list of jobs that are not over, as the node keeps it for a shared service."""
+"""The list of unfinished jobs that the node writes for a shared service."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _JOBS = TypeAdapter(frozenset[str])
 
 
 def read_running_jobs(path: Path) -> frozenset[str]:
-    """Job ids in the file, a JSON list. Raises EngineError (jobs_unknown): then no slot may be freed."""
+    """Job ids in the file, a JSON list. Raises EngineError (jobs_unknown); then no slot may be freed."""
     try:
         return _JOBS.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

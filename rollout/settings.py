@@ -1,4 +1,4 @@
-"""What `python -m rollout` is told on its command line."""
+"""The command line of `python -m rollout`."""
 
 import argparse
 import ipaddress
@@ -20,7 +20,7 @@ class RolloutSettings(Contract):
     """Settings of one rollout service. Every field is a command-line flag."""
 
     engine: Literal["auto", "transformers", "vllm"] = Field(
-        "auto", description="Engine; auto takes vllm where it is installed and serves the model."
+        "auto", description="Engine; auto uses vllm if it is installed and can serve the model."
     )
     model: Path = Field(description="Folder of a Hugging Face causal language model.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
@@ -30,33 +30,35 @@ class RolloutSettings(Contract):
     job_id: str | None = Field(
         None,
         min_length=1,
-        description="Job that the engine serves; tokens of others are refused. Without it LoRA jobs share "
+        description="Job that the engine serves; other jobs' tokens are refused. Without it LoRA jobs share "
         "the engine, each with its own adapter (needs --engine vllm and --max-adapters).",
     )
     attempt: int = Field(
-        1, ge=1, description="Number of the job's attempt; tokens of lower ones are refused."
+        1, ge=1, description="Number of the job's attempt; tokens of lower attempts are refused."
     )
     public_key: Path = Field(description="Ed25519 public key (PEM) of the server that signs attempt tokens.")
     artefacts_url: str | None = Field(
-        None, description="Artefact store that published weights are fetched from."
+        None, description="Artefact store from which published weights are fetched."
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     allowed_host: tuple[str, ...] = Field(
         (),
-        description="Host name by which clients reach the service (repeatable); loopback names always are.",
+        description="Host name that clients use (repeatable); loopback names are always allowed.",
     )
-    ready_file: Path | None = Field(None, description="Written with the service's address once it serves.")
+    ready_file: Path | None = Field(
+        None, description="File to write the address to once the service is ready."
+    )
     max_model_len: int | None = Field(
         None,
         ge=2,
-        description="Most tokens of prompt and completion together; the model's own limit if not given.",
+        description="Most tokens of prompt and completion together; default: the model's own limit.",
     )
     max_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens sampled together, prompts included: bounds memory. "
-        f"{CPU_BATCH_TOKENS} on a CPU and {CUDA_BATCH_TOKENS} on CUDA if not given.",
+        description="Most tokens in one batch, including prompts; bounds memory. "
+        f"Default: {CPU_BATCH_TOKENS} on a CPU and {CUDA_BATCH_TOKENS} on CUDA.",
     )
     gpu_memory_share: float = Field(
         GPU_MEMORY_SHARE,
@@ -65,19 +67,19 @@ class RolloutSettings(Contract):
         description="Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest.",
     )
     max_adapters: int = Field(
-        0, ge=0, le=64, description="Jobs that can have a LoRA adapter here at once; 0 serves whole weights."
+        0, ge=0, le=64, description="Jobs that can have a LoRA adapter here at once; 0 serves full weights."
     )
     max_lora_rank: int = Field(16, ge=1, le=512, description="Highest rank of an adapter.")
     jobs_file: Path | None = Field(
         None,
-        description="JSON list of the jobs that are not over: where slots are short, adapters of others go.",
+        description="JSON list of unfinished jobs; when slots run out, adapters of others are dropped.",
     )
     transfer: Literal["auto", "nccl", "ipc"] = Field(
         "auto",
-        description="Channel by which vLLM takes weights from the trainer, beside files; "
+        description="Channel through which vLLM receives weights from the trainer, besides files; "
         "auto is gloo on a CPU and none on CUDA.",
     )
-    max_waiting: int = Field(16, ge=0, description="Requests that may wait for their turn; more are refused.")
+    max_waiting: int = Field(16, ge=0, description="Requests that may wait; more are refused.")
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
 
     @model_validator(mode="after")
@@ -93,29 +95,29 @@ class RolloutSettings(Contract):
     @model_validator(mode="after")
     def _serves_somebody(self) -> "RolloutSettings":
         if self.max_adapters and self.engine == "transformers":
-            raise ValueError("--max-adapters needs the vllm engine: transformers takes merged weights")
+            raise ValueError("--max-adapters needs the vllm engine: transformers uses merged weights")
         if self.job_id is None and (self.engine != "vllm" or not self.max_adapters):
             raise ValueError(
                 "--job-id is needed; without it jobs share the engine, "
-                "which takes --engine vllm and --max-adapters of 1 or more"
+                "which needs --engine vllm and --max-adapters of at least 1"
             )
         return self
 
     @property
     def batch_tokens(self) -> int:
-        """Most tokens sampled together, on this device."""
+        """Most tokens in one batch on this device."""
         return self.max_batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else CUDA_BATCH_TOKENS)
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Names under which the service may be addressed, as Host headers have them: without ports, in lower
-        case, addresses of IPv6 in brackets."""
+        """Accepted host names in the form of Host headers: without ports, in lower case, IPv6 addresses in
+        brackets."""
         allowed = (f"[{name}]" if ":" in name else name for name in self.allowed_host)
         return frozenset(name.lower() for name in (*LOOPBACK_NAMES, *allowed))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether binding to `host` is visible on this machine only."""
+    """Whether a service bound to `host` is visible on this machine only."""
     if host == "localhost":
         return True
     try:
@@ -125,7 +127,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> RolloutSettings:
-    """Settings from the command line; exits with status 2 and one line for each flag that is wrong."""
+    """Settings from the command line; exits with status 2 and one line per wrong flag."""
     parser = argparse.ArgumentParser(prog="python -m rollout", description="Serve rollouts of one model.")
     for name, field in RolloutSettings.model_fields.items():
         parser.add_argument(

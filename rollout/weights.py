@@ -1,4 +1,4 @@
-"""Files of a publish: from the artefact store or the host's shared memory to verified local files."""
+"""Fetches a publish's files from the artefact store or shared memory and verifies them."""
 
 import hashlib
 import os
@@ -26,14 +26,14 @@ _READERS = 2
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where published files are looked for. `store` is None where the engine was given no artefact store."""
+    """Where published files are found. `store` is None for an engine without an artefact store."""
 
     store: ArtefactStore | None
     shared_memory: Path = SHARED_MEMORY
 
     @contextmanager
     def verified(self, request: PublishRequest) -> Iterator[list[Path]]:
-        """Local files of the publish, all of them verified, for as long as the block lasts.
+        """Local files of the publish, all verified, during the block.
 
         Raises EngineError: weights_unavailable, weights_corrupt or invalid.
         """
@@ -68,7 +68,7 @@ class WeightSource:
         return path
 
     def _shared(self, name: str, field: str) -> Path:
-        """Only plain files of this user: others may write into the same folder."""
+        """Only plain files of this user, because others can write to the same folder."""
         if not _SHARED_NAME.fullmatch(name):
             raise _invalid(field, f"{name!r} is not a file name like powermean-*.safetensors")
         path = self.shared_memory / name
@@ -79,7 +79,7 @@ class WeightSource:
                 409,
                 "weights_unavailable",
                 f"no file {name} in this host's shared memory",
-                remedy="Publish with method store where trainer and engine are on different hosts.",
+                remedy="Publish with method store if trainer and engine are on different hosts.",
                 path=field,
             ) from error
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.getuid():
@@ -114,8 +114,8 @@ def _verify(path: Path, file: WeightFile) -> None:
         raise EngineError(
             503,
             "weights_corrupt",
-            f"{file.uri} is not what was announced: {size} bytes with sha256 {sha256}",
-            remedy="Publish again: the file was changed or cut off on its way.",
+            f"{file.uri} is not as announced: it has {size} bytes with sha256 {sha256}",
+            remedy="Publish again: the file was changed or truncated in transit.",
         )
 
 

@@ -16,11 +16,11 @@ from server.request_log import configure_logging
 from server.settings import Settings
 from server.start import bind, open_database, prepare
 
-GRACE_S = 5  # for requests that are under way when the server is told to stop
+GRACE_S = 5  # for requests in progress when the server is told to stop
 
 
 class Server(uvicorn.Server):
-    """Ends the event streams when told to stop: they never end by themselves."""
+    """Ends the event streams when told to stop; they never end by themselves."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -73,7 +73,7 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         app,
         log_config=None,
-        access_log=False,  # sign-in codes are part of addresses
+        access_log=False,  # URLs may contain sign-in codes
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=75,
         server_header=False,

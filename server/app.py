@@ -32,7 +32,7 @@ from server.settings import Settings
 def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     """The server as an ASGI application; its database must be at the newest revision when it starts.
 
-    `sender` takes the place of Celery.
+    `sender` replaces Celery.
     """
     database = Database(settings.database_url)
     artefacts = ArtefactStore(settings.artefacts_url)
@@ -82,7 +82,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
 
 
 class _Elsewhere:
-    """Whatever is not a route of the API is a page of the dashboard. A mount would swallow the API's 405s."""
+    """Everything that is not an API route goes to the dashboard. A mount would swallow the API's 405s."""
 
     def __init__(self, dashboard: ASGIApp) -> None:
         self._dashboard = dashboard
@@ -96,7 +96,7 @@ class _Elsewhere:
 def _loops(
     settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender
 ) -> tuple[Loop, ...]:
-    """This replica's threads. Scheduling and sending are separate: a broker that hangs holds up no lease."""
+    """This replica's threads. Scheduling and sending are separate, so a hanging broker delays no lease."""
     if not settings.scheduler:
         return ()
     holder = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""Every failure as contracts.api.ErrorResponse: which field, what is wrong, and what would be right."""
+"""Turns every failure into contracts.api.ErrorResponse: which field, what is wrong, and the remedy."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -33,20 +33,20 @@ _REMEDIES = {
     "extra_forbidden": "Remove it, or check its spelling.",
     "missing": "Add it.",
     "json_invalid": "Send a JSON document with Content-Type: application/json.",
-    "union_tag_not_found": "Add the field that says which kind it is.",
+    "union_tag_not_found": "Add the field that selects the kind.",
 }
 _MOST_FIELDS = 20  # in one answer
 _PLACES = ("body", "query", "path", "header", "cookie")
 
 
 def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An answer in the one shape."""
+    """An error answer."""
     content = ErrorResponse(error=body).model_dump(mode="json")
     return JSONResponse(content, status_code=status, headers=dict(headers or {}))
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer each kind of failure in the one shape; what is not known here is an unexpected error (500)."""
+    """Give every kind of failure the same shape; unknown ones are unexpected errors (500)."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -74,7 +74,7 @@ def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
 
 
 def field_error(error: Mapping[str, Any], body: Any) -> FieldError:
-    """pydantic's finding with the path as the caller wrote it: without the tags of unions."""
+    """pydantic's error with the path as the caller wrote it, without union tags."""
     place, *rest = error["loc"]
     parts: Sequence[str | int] = rest if place in _PLACES else error["loc"]
     if place == "body":
@@ -85,7 +85,7 @@ def field_error(error: Mapping[str, Any], body: Any) -> FieldError:
 
 
 def _without_tags(parts: Sequence[Any], body: Any, missing: bool) -> list[str | int]:
-    """Follow the path through the body; a step that is not there is a union's tag, or the missing field."""
+    """Follow the path through the body; a step that is not there is a union's tag or the missing field."""
     kept: list[str | int] = []
     here = body
     for number, part in enumerate(parts):
@@ -121,11 +121,11 @@ def _artefact_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _unstorable(_request: Request, error: Exception) -> JSONResponse:
-    """What is text or a number, but not for the database: a NUL character, an integer beyond 64 bits."""
+    """Values that the database refuses: NUL characters, integers beyond 64 bits."""
     log.warning("refused by the database: %s", error)
     body = ErrorBody(
         code="invalid",
-        message="the request holds a value that cannot be stored",
+        message="the request contains a value that can't be stored",
         remedy="Leave out NUL characters and numbers beyond 64 bits.",
     )
     return error_response(422, body)

@@ -1,4 +1,4 @@
-"""Failures that the API answers by name: each kind with its status, all in one shape."""
+"""Failures that the API reports: each kind has its status, and all have the same shape."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from powermean.errors import PowermeanError
 
 
 class ServiceError(PowermeanError):
-    """A failure that the caller can understand: answered with `status` and `body`."""
+    """A failure that is reported to the caller with `status` and `body`."""
 
     status = 500
 
@@ -17,7 +17,7 @@ class ServiceError(PowermeanError):
 
     @property
     def body(self) -> ErrorBody:
-        """What the caller is told."""
+        """The body of the answer."""
         return ErrorBody(code=self.code, message=self.message, remedy=self.remedy, fields=self.fields)
 
 
@@ -38,14 +38,14 @@ class InvalidInputError(ServiceError):
 
 
 class UnauthenticatedError(ServiceError):
-    """No credential, or one that is not valid (any more)."""
+    """No credential, or an invalid or expired one."""
 
     status = 401
     code = "unauthenticated"
 
 
 class ForbiddenError(ServiceError):
-    """Known, but not allowed to do this."""
+    """The caller is known but not allowed to do this."""
 
     status = 403
     code = "forbidden"
@@ -59,7 +59,7 @@ class NotFoundError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """The state that the thing is in does not allow it."""
+    """The current state does not allow it."""
 
     status = 409
     code = "conflict"
@@ -72,7 +72,7 @@ class FencedError(ConflictError):
 
 
 class UnavailableError(ServiceError):
-    """Something that the service needs is not there right now; the same request may succeed later."""
+    """Something that the service needs is unavailable; the same request may succeed later."""
 
     status = 503
     code = "unavailable"

@@ -1,4 +1,4 @@
-"""What every request passes: its id, the Host check, the size limit, security headers, the catch-all."""
+"""For every request: its id, the Host check, the size limit, security headers, and the last error handler."""
 
 import logging
 import secrets
@@ -34,7 +34,7 @@ class Gate:
     def __init__(
         self, app: ASGIApp, *, hosts: Sequence[str], max_body: int, max_body_of: Mapping[str, int]
     ) -> None:
-        """`max_body_of` gives paths a limit of their own. Sizes in bytes."""
+        """`max_body_of` sets different limits for some paths. Sizes in bytes."""
         self._app = app
         self._hosts = frozenset(hosts)
         self._max_body = max_body
@@ -63,7 +63,7 @@ class Gate:
             return
         try:
             await self._app(scope, _limited(receive, limit), send_on)
-        except Exception:  # the boundary of the application: recorded, and answered by name
+        except Exception:  # the boundary of the application: logged, and answered as an unexpected error
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
                 raise
@@ -74,7 +74,7 @@ class Gate:
         if host not in self._hosts:
             return 400, ErrorBody(
                 code="host_not_allowed",
-                message=f"this server does not answer to the name {host!r}",
+                message=f"this server does not accept the host name {host!r}",
                 remedy="Use one of its names, or add this one to POWERMEAN_ALLOWED_HOSTS.",
             )
         length = headers.get("content-length", "0")
@@ -84,7 +84,7 @@ class Gate:
 
 
 def _nul(scope: Scope) -> tuple[int, ErrorBody] | None:
-    """Nothing here has a NUL character in its name, and databases refuse it."""
+    """No valid path contains a NUL character, and databases refuse it."""
     if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
         return 400, ErrorBody(code="bad_request", message="the address contains a NUL character")
     return None
@@ -100,7 +100,7 @@ def _host_name(header: str) -> str:
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body that is longer than allowed, whatever its headers say."""
+    """Stop reading a body that is longer than allowed, whatever its headers claim."""
     got = 0
 
     async def receive_on() -> Message:
@@ -123,7 +123,7 @@ def _unexpected(request_id: str) -> ErrorBody:
     return ErrorBody(
         code="internal",
         message=f"an unexpected error (request {request_id})",
-        remedy="The server's log says more under this request's id.",
+        remedy="The server's log has more under this request id.",
     )
 
 

@@ -12,7 +12,7 @@ from server.settings import Settings
 
 
 def is_alive(node: Node, settings: Settings, now: datetime) -> bool:
-    """Whether the node has reported lately."""
+    """Whether the node has reported recently."""
     return node.seen_at > _oldest(settings, now)
 
 

@@ -1,4 +1,4 @@
-"""What a server process counts, and the checks of what it needs: for /metrics and /readyz."""
+"""A server process's metrics and readiness checks, for /metrics and /readyz."""
 
 import logging
 import threading
@@ -22,20 +22,20 @@ from server.nodes import living_ids
 from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
-READINESS_LIFETIME_S = 2.0  # nobody without a key makes the server check more often
+READINESS_LIFETIME_S = 2.0  # limits the checks that unauthenticated callers can cause
 
 log = logging.getLogger(__name__)
 
 
 class Observatory:
-    """What one server process counts, and the checks of what it needs."""
+    """One server process's metrics and readiness checks."""
 
     def __init__(
         self, settings: Settings, database: Database, store: ArtefactStore, events: EventHub
     ) -> None:
         self.registry = CollectorRegistry()
         self.ingested = Counter(
-            "powermean_ingested_rows", "Rows that attempts reported.", ["kind"], registry=self.registry
+            "powermean_ingested_rows", "Rows reported by attempts.", ["kind"], registry=self.registry
         )
         self.requests = Histogram(
             "powermean_request_seconds",
@@ -54,7 +54,7 @@ class Observatory:
         self._wrong: tuple[FieldError, ...] = ()
 
     def wrong(self) -> tuple[FieldError, ...]:
-        """What keeps the server from working, part by part; checked at most every 2 s."""
+        """Problems of each part that the server needs; checked at most every 2 s."""
         with self._lock:
             if time.monotonic() - self._checked_at > READINESS_LIFETIME_S:
                 found = {part: check() for part, check in self._checks.items()}
@@ -64,7 +64,7 @@ class Observatory:
 
 
 class _Cluster(Collector):
-    """Gauges that the database knows, read when they are asked for."""
+    """Gauges from the database, read on demand."""
 
     def __init__(self, database: Database, events: EventHub, settings: Settings) -> None:
         self._database = database
@@ -82,7 +82,7 @@ class _Cluster(Collector):
         for state in JobState:
             jobs.add_metric([state], states.get(state, 0))
         yield jobs
-        yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported lately.", value=alive)
+        yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported recently.", value=alive)
         yield GaugeMetricFamily("powermean_event_streams", "Open event streams.", value=self._events.clients)
 
 
@@ -113,5 +113,5 @@ def _check_store(store: ArtefactStore) -> str | None:
         store.probe()
     except ArtefactError as error:
         log.warning("the artefact store fails its probe: %s", error)
-        return f"cannot be written ({error.code})"
+        return f"can't be written ({error.code})"
     return None

@@ -14,7 +14,7 @@ FILE = Path(__file__).parent.parent / "openapi.json"
 
 
 def schema() -> dict[str, Any]:
-    """The schema of the REST API as the code has it."""
+    """The schema of the REST API, from the code."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             database_url=f"sqlite:///{folder}/none.db",
@@ -26,14 +26,14 @@ def schema() -> dict[str, Any]:
 
 
 def as_text(document: dict[str, Any]) -> str:
-    """The document as it is committed."""
+    """The document in its committed form."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def main(arguments: list[str]) -> int:
-    """Write the file, or say whether it is in step; returns the exit status."""
+    """Write the file, or check that it matches the code; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m server.openapi", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the file is not in step with the code")
+    parser.add_argument("--check", action="store_true", help="fail if the file does not match the code")
     text = as_text(schema())
     if not parser.parse_args(arguments).check:
         FILE.write_text(text)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if FILE.exists() and FILE.read_text() == text:
         return 0
     print(
-        f"{FILE.name} is not in step with the code: run `python -m server.openapi` and commit it",
+        f"{FILE.name} does not match the code: run `python -m server.openapi` and commit it",
         file=sys.stderr,
     )
     return 1

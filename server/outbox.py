@@ -1,4 +1,4 @@
-"""Celery messages owed: written in the transaction that owes them, sent by the relay after its commit."""
+"""Outgoing Celery messages: written in the transaction that causes them, sent by the relay afterwards."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from server.db.session import changes
 
 
 def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
-    """Have `task(subject)` sent, again and again until it is settled; queue None: to any living node."""
+    """Send `task(subject)` and re-send it until it is settled; queue None means any live node."""
     session.add(Outbox(task=task, queue=queue, subject=subject, next_send_at=now, created_at=now))
     changes(session).plan = True
 

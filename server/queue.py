@@ -13,11 +13,11 @@ from server.settings import Settings
 
 
 class BrokerDownError(PowermeanError):
-    """The broker did not take the message."""
+    """The broker did not accept the message."""
 
 
 class Sender(Protocol):
-    """What can send a task's message."""
+    """Sends task messages."""
 
     def send(self, task: str, queue: str, subject: str, expires_s: float) -> None:
         """Send `task(subject)` to `queue`; a worker drops it after `expires_s` seconds.
@@ -29,7 +29,7 @@ class Sender(Protocol):
 
 
 def celery_app(settings: Settings) -> Celery:
-    """A Celery application on the settings' Redis: JSON only, no results, nothing that waits for ever."""
+    """A Celery application on the settings' Redis: JSON only, no results, nothing waits forever."""
     app = Celery("powermean", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",

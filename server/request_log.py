@@ -1,4 +1,4 @@
-"""The log of requests: one line each, every line of one request with its id."""
+"""The request log: one line per request; all log lines of a request have its id."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 class RequestLog:
-    """Counts, times and logs every request by its route: paths may hold sign-in codes."""
+    """Counts, times and logs every request by its route, because paths may contain sign-in codes."""
 
     def __init__(self, app: ASGIApp, seconds: Histogram) -> None:
         self._app = app
@@ -51,7 +51,7 @@ class RequestLog:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the id of the request that was being served."""
+    """One JSON object per line, with the id of the request being served."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

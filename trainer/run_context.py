@@ -1,4 +1,4 @@
-"""What a run is made of, and the stopwatch of its steps."""
+"""The parts of a run, and the stopwatch of its steps."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from powermean.contracts.rollout import Sampling
 from trainer.data import Problem, PromptSource
 from trainer.learner.checkpoint import Progress
 from trainer.learner.learner import Learner
-from trainer.rewards import Grader
+from trainer.rewards.grading import Grader
 from trainer.rollouts.sampling import Decode
 from trainer.weights.files import Publisher
 from trainer.weights.steady_engine import SteadyEngine
@@ -23,7 +23,7 @@ Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
 
 @dataclass
 class Run:
-    """All that a run works with. `progress` is the only part that is replaced on the way."""
+    """Everything a run works with. Only `progress` is replaced during the run."""
 
     job_id: str
     attempt: int
@@ -65,5 +65,5 @@ class Stopwatch:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
     def stop(self) -> dict[str, float]:
-        """All phases, and the whole as `step`."""
+        """All phases, and the total as `step`."""
         return self.seconds | {"step": time.perf_counter() - self._started}

@@ -1,4 +1,4 @@
-"""Seeds for everything random, each from the job's seed and a purpose: no stream depends on another."""
+"""Seeds for everything random, derived from the job's seed and a purpose, so streams are independent."""
 
 import hashlib
 from typing import Literal

@@ -1,7 +1,7 @@
 """A node's agent: `python -m worker`.
 
-It consumes the node's own Celery queue. Checks and replays may take minutes: they run beside Celery's
-threads, few at once.
+It consumes the node's own Celery queue. Checks and replays may take minutes, so they run outside Celery's
+threads, a few at once.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ LONG_TASKS = 2  # at once
 
 
 def celery_app(settings: NodeSettings, node: Node) -> Celery:
-    """Celery only wakes, the database is the truth: no results, no late acknowledgement, no retry."""
+    """Celery only wakes, the database is the truth: no results, no late acknowledgement, no retries."""
     app = Celery("powermean.node", broker=settings.redis_url)
     app.conf.update(
         accept_content=["json"],
@@ -59,7 +59,7 @@ def celery_app(settings: NodeSettings, node: Node) -> Celery:
 
 
 def arguments(settings: NodeSettings) -> list[str]:
-    """Threads, not forks: the tasks only wait for the server and start programs."""
+    """Threads instead of forks, because tasks only wait for the server and start programs."""
     return [
         "worker",
         "--pool=threads",
@@ -74,7 +74,7 @@ def arguments(settings: NodeSettings) -> list[str]:
 
 
 def hold(data_dir: Path) -> int:
-    """Lock the node's folder for this process's life; exits when another worker has it."""
+    """Lock the node's folder while this process lives; exits if another worker holds the lock."""
     data_dir.mkdir(parents=True, exist_ok=True)
     handle = os.open(data_dir / "worker.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -87,8 +87,8 @@ def hold(data_dir: Path) -> int:
 def main(argv: list[str] | None = None) -> Any:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # With setproctitle, which vLLM brings, Celery names the process; that must not overwrite its environment,
-    # by which processes of ours are found.
+    # With setproctitle, which vLLM installs, Celery sets the process title; that must not overwrite the
+    # environment, by which our processes are found.
     os.environ["SPT_NOENV"] = "1"
     try:
         settings = NodeSettings.read()
@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> Any:
         sys.exit(f"worker: {error}")
     if settings.attempt_public_key is None:
         sys.exit(
-            "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: give it the file attempt_token.pub, which the "
-            "server made in POWERMEAN_SECRETS_DIR; without it no rollout engine starts"
+            "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: set it to the file attempt_token.pub that the "
+            "server creates in POWERMEAN_SECRETS_DIR; rollout engines need it"
         )
     hold(settings.data_dir)
     prune(settings.data_dir)

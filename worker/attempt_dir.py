@@ -1,14 +1,14 @@
-"""An attempt's folder on its node: what the worker, the supervisor and the trainer tell each other by files.
+"""An attempt's folder on its node: the files through which worker, supervisor and trainer communicate.
 
 claim.json    the claim                                    worker -> all
 token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
-engine.json   where the engine serves, or why it doesn't   engine, supervisor -> trainer, supervisor
+engine.json   the engine's address, or why it failed      engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
-ended         nothing more will come of it                 supervisor, worker
+ended         the attempt is over                          supervisor, worker
 """
 
 import os
@@ -27,8 +27,8 @@ from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
-PHASE_CHARACTERS = 80  # most of what the trainer says it is doing
-MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all that runs for an attempt
+PHASE_CHARACTERS = 80  # most that the trainer says of what it is doing
+MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all processes of an attempt
 
 
 class SpoolError(PowermeanError):
@@ -36,7 +36,7 @@ class SpoolError(PowermeanError):
 
 
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace the file: a reader sees the old text or the new, never a part."""
+    """Replace the file; readers see the old or the new text, never part of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
         out.write(text)
@@ -47,7 +47,7 @@ def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
 
 @dataclass(frozen=True)
 class AttemptDir:
-    """The folder, with the attempt's id as its name."""
+    """The folder, named by the attempt's id."""
 
     path: Path
 
@@ -64,14 +64,14 @@ class AttemptDir:
         return self.path / "engine.json"
 
     def engine_start(self) -> EngineStart | None:
-        """How the engine's start ended; None as long as it has not."""
+        """The result of the engine's start; None if there is none yet."""
         try:
             return EngineStart.model_validate_json(self.engine_file.read_bytes())
         except FileNotFoundError:
             return None
 
     def write_engine_start(self, start: EngineStart) -> None:
-        """Where to sample, when no engine of the attempt's own says so."""
+        """Set where to sample if the attempt has no engine of its own."""
         write_whole(self.engine_file, start.model_dump_json(exclude_none=True))
 
     @property
@@ -88,7 +88,7 @@ class AttemptDir:
 
     @classmethod
     def create(cls, path: Path, claim: Claim) -> "AttemptDir":
-        """Made under another name first: a folder that is there is whole."""
+        """Create the folder under another name first, so that it is complete when it appears."""
         part = cls(path.with_name(f".{path.name}.part"))
         shutil.rmtree(part.path, ignore_errors=True)
         part.spool.mkdir(parents=True, mode=0o700)
@@ -120,7 +120,7 @@ class AttemptDir:
         write_whole(self.path / "order", order)
 
     def phase(self, default: str) -> str:
-        """The trainer's word."""
+        """The trainer's description."""
         try:
             return (self.path / "phase").read_text(errors="replace").strip()[:PHASE_CHARACTERS] or default
         except FileNotFoundError:
@@ -139,7 +139,7 @@ class AttemptDir:
         write_whole(self.path / "supervisor.json", process.model_dump_json())
 
     def close(self) -> None:
-        """The attempt is over: free what is large, keep the log and the like for people to look into."""
+        """Mark the attempt as over: remove large files, keep the log and the like for people."""
         shutil.rmtree(self.path / "scratch", ignore_errors=True)
         for weights in SHARED_MEMORY.glob(f"powermean-{self.attempt_id}.*"):
             weights.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def read_record(path: Path) -> SpoolRecord:
 
 
 def attempt_dirs(data_dir: Path) -> Iterator[AttemptDir]:
-    """All attempts' folders on the node, oldest first."""
+    """The folders of all attempts on the node, oldest first."""
     root = data_dir / "attempts"
     if root.is_dir():
         found = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
@@ -173,7 +173,7 @@ def attempt_dirs(data_dir: Path) -> Iterator[AttemptDir]:
 
 
 def prune(data_dir: Path, keep: int = 3) -> None:
-    """Remove the folders of attempts that are over, but for the last few, kept for people to look into."""
+    """Remove the folders of ended attempts, except for the last few, which are kept for people."""
     over = [attempt for attempt in attempt_dirs(data_dir) if attempt.ended]
     for attempt in over[: max(0, len(over) - keep)]:
         attempt.remove()

@@ -19,7 +19,7 @@ ENGINES = ("transformers", "vllm")  # their packages have the same names
 
 
 def gpus() -> tuple[GpuInfo, ...]:
-    """The node's GPUs as nvidia-smi lists them; none where there is no driver."""
+    """The node's GPUs according to nvidia-smi; none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -45,9 +45,9 @@ def engines() -> tuple[str, ...]:
 
 
 def running(data_dir: Path) -> tuple[str, ...]:
-    """Attempts whose processes are still alive.
+    """Attempts with live processes.
 
-    What an attempt's dead supervisor left behind is ended first: the report says whether its GPUs are free.
+    What a dead supervisor left behind is ended first, because the report says whether GPUs are free.
     """
     return tuple(
         attempt.attempt_id for attempt in attempt_dirs(data_dir) if not attempt.ended and not _over(attempt)
@@ -67,7 +67,7 @@ def _over(attempt: AttemptDir) -> bool:
 def report(
     settings: NodeSettings, cards: tuple[GpuInfo, ...], services: tuple[EngineReport, ...]
 ) -> NodeReport:
-    """The node's report; `cards` are its GPUs, `services` what it says of its engine services."""
+    """The node's report; `cards` are its GPUs, `services` the reports on its engine services."""
     return NodeReport(
         hostname=socket.gethostname(),
         gpus=cards,

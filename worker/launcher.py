@@ -1,6 +1,6 @@
 """How the programs of an attempt and of an engine service are started.
 
-The one place to change for another way of placing processes.
+This is the one place to change for another way of placing processes.
 """
 
 import os
@@ -14,11 +14,11 @@ from powermean.contracts.engines import EngineOrder
 from worker.attempt_dir import MARK, AttemptDir
 from worker.settings import NodeSettings
 
-# Threads of a parallel region that wait for each other sleep instead of spinning. On a machine that does
-# anything else at the same time, spinning makes two threads many times slower than one.
+# Waiting threads of a parallel region sleep instead of spinning. If the machine does anything else at the
+# same time, spinning makes two threads many times slower than one.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all that runs for an engine service
-OWN_GPU_SHARE = "0.9"  # of a GPU's memory, where no trainer shares it
+ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all processes of an engine service
+OWN_GPU_SHARE = "0.9"  # share of a GPU's memory, if no trainer shares the GPU
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Launcher(Protocol):
     """Knows the command lines of an attempt's programs; the supervisor runs and watches them."""
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
-        """Makes the model ready on this node; its last line of output is the model's folder."""
+        """Prepares the model on this node; its last line of output is the model's folder."""
 
     def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        """The rollout service; it writes `engine_file` once it serves."""
+        """The rollout service; it writes `engine_file` when it is ready."""
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         """The training process."""
@@ -105,14 +105,14 @@ class EngineLauncher(Protocol):
     """Knows the command lines of an engine service's programs; its keeper runs and watches them."""
 
     def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
-        """Makes the model ready; its last line of output is its folder, or an EngineStart with an error."""
+        """Prepares the model; its last line of output is the folder, or an EngineStart with an error."""
 
     def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
-        """The rollout service; it writes `engine.json` in `folder` once it serves."""
+        """The rollout service; it writes `engine.json` in `folder` when it is ready."""
 
 
 class LocalEngineLauncher:
-    """Runs it on this node, on the GPUs of the order."""
+    """Runs the service on this node, on the GPUs of the order."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self._settings = settings
@@ -151,7 +151,7 @@ class LocalEngineLauncher:
 
 
 def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
-    """This process's environment, less the node's token, with these GPUs and no others."""
+    """This process's environment without the node's token, restricted to these GPUs."""
     environment = {k: v for k, v in os.environ.items() if k != "POWERMEAN_NODE_TOKEN"}
     return (
         PATIENT
@@ -166,7 +166,7 @@ def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
 
 
 def _adapter_flags(claim: Claim) -> tuple[str, ...]:
-    """A LoRA job's own vLLM takes its adapter; the transformers engine takes merged weights."""
+    """Flags for adapters: a LoRA job's own vLLM gets its adapter, the transformers engine merged weights."""
     lora = claim.spec.model.lora
     if lora is None or claim.spec.rollout.engine == "transformers":
         return ()

@@ -1,4 +1,4 @@
-"""Work that takes minutes, beside Celery's threads: those are to be free for what must not wait."""
+"""Work that takes minutes, outside Celery's threads, which must stay free for urgent tasks."""
 
 import logging
 import threading
@@ -9,9 +9,9 @@ log = logging.getLogger("powermean.worker")
 
 
 class LongTasks:
-    """Does one thing a thread, in the order in which it came; what is asked for again meanwhile is done once.
+    """Runs one task per thread, in order of arrival; a task requested again meanwhile runs once.
 
-    The threads end with the process, and with them the programs that are tethered to them.
+    The threads end with the process, and so do the programs tethered to them.
     """
 
     def __init__(self, threads: int) -> None:
@@ -22,7 +22,7 @@ class LongTasks:
             threading.Thread(target=self._work, name=f"long-task-{number}", daemon=True).start()
 
     def put(self, subject: str, work: Callable[[str], None]) -> None:
-        """Do `work` on the subject, soon."""
+        """Schedule `work` on the subject."""
         with self._lock:
             if subject in self._asked:
                 return
@@ -34,7 +34,7 @@ class LongTasks:
             subject, work = self._queue.get()
             try:
                 work(subject)
-            except Exception:  # a task's boundary: the thread goes on, and the server asks again
+            except Exception:  # the boundary of a task: the thread continues, and the server asks again
                 log.exception("%s failed", subject)
             finally:
                 with self._lock:

@@ -1,8 +1,8 @@
-"""What a node does: it starts attempts, checks jobs, replays steps, and reports what it has and runs.
+"""A node's work: it starts attempts, checks jobs, replays steps, and reports what it has and runs.
 
-A Celery message only wakes it; what to do it asks the server. To start an attempt is to claim it, write its
-folder and spawn its supervisor, which outlives this process. The answer to each report says which engine
-services the node is to keep running.
+A Celery message only wakes it; it asks the server what to do. Starting an attempt means claiming it, writing
+its folder and spawning its supervisor, which outlives this process. The answer to each report says which
+engine services the node should keep running.
 """
 
 import logging
@@ -28,27 +28,27 @@ LOOK_AT_GPUS_S = 60.0
 
 
 class Node:
-    """What the tasks do."""
+    """The work behind the Celery tasks."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self._settings = settings
         self._client = NodeClient(settings.server_url, settings.node_token.get_secret_value())
-        # an attempt's folder without a supervisor is never seen by the report
+        # the report never sees an attempt's folder without its supervisor
         self._folders = threading.Lock()
         self._engines = Engines(settings.data_dir, LocalEngineLauncher(settings))
-        self._reporting = threading.Lock()  # orders are followed in the sequence in which they were given
+        self._reporting = threading.Lock()  # orders are followed in the order in which they were given
         self._cards: tuple[GpuInfo, ...] = ()
         self._looked = float("-inf")
 
     def start(self, attempt_id: str) -> None:
-        """Claim the attempt and spawn its supervisor. When the claim is refused there is nothing to do."""
+        """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do."""
         try:
             claim = self._client.claim(attempt_id)
         except ApiError as error:
-            log.info("attempt %s is not ours to start: %s", attempt_id, error)
+            log.info("not starting attempt %s: %s", attempt_id, error)
             return
         except ServerUnreachableError as error:
-            log.warning("attempt %s not claimed, the server will ask again: %s", attempt_id, error)
+            log.warning("attempt %s was not claimed, the server will ask again: %s", attempt_id, error)
             return
         with self._folders:
             attempt = AttemptDir.create(self._settings.attempt_dir(attempt_id), claim)
@@ -63,7 +63,7 @@ class Node:
             attempt.write_supervisor(ProcessId.of(process.pid))
         log.info("attempt %s started, supervisor %d", attempt_id, process.pid)
         if claim.engine is not None:
-            self.report()  # the answer tells the engine about its new job, and who has left
+            self.report()  # the answer tells the engine about its new job and about jobs that have left
 
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""
@@ -72,32 +72,32 @@ class Node:
             if result is not None:
                 self._client.post_validation(job_id, result)
         except ApiError as error:
-            log.info("job %s needs no validation: %s", job_id, error)
+            log.info("not validating job %s: %s", job_id, error)
         except ServerUnreachableError as error:
-            log.warning("job %s not validated, the server will ask again: %s", job_id, error)
+            log.warning("job %s was not validated, the server will ask again: %s", job_id, error)
 
     def replay(self, replay_id: str) -> None:
-        """Compute a recorded step again, and tell the server."""
+        """Recompute a recorded step and tell the server."""
         try:
             outcome = replayed(self._client.claim_replay(replay_id, self._settings.node_id))
             if outcome is not None:
                 self._client.post_replay(replay_id, outcome)
         except ApiError as error:
-            log.info("replay %s is not ours: %s", replay_id, error)
+            log.info("not running replay %s: %s", replay_id, error)
         except ServerUnreachableError as error:
-            log.warning("replay %s not done, the server will ask again: %s", replay_id, error)
+            log.warning("replay %s was not done, the server will ask again: %s", replay_id, error)
 
     def report_for_ever(self) -> None:
-        """Tell the server what the node has and runs; go on through any loss of the server."""
+        """Keep telling the server what the node has and runs, through any outage of the server."""
         while True:
             try:
                 self.report()
-            except Exception:  # the thread goes on: a node that stops reporting is lost
+            except Exception:  # the thread must continue: a node that stops reporting counts as offline
                 log.exception("not reported")
             time.sleep(REPORT_S)
 
     def report(self) -> None:
-        """Report once, and follow the orders that come back."""
+        """Report once and follow the orders in the answer."""
         with self._reporting:
             if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
                 self._cards, self._looked = gpus(), time.monotonic()

@@ -1,4 +1,4 @@
-"""Programs of the trainer that read a task and print an answer: the checks of a job, the replay of a step."""
+"""Trainer programs that read a task and print an answer: checking a job, replaying a step."""
 
 import signal
 import subprocess
@@ -16,23 +16,23 @@ from powermean.tether import tethered
 
 Answer = TypeVar("Answer", bound=Contract)
 
-VALIDATE_S = 900.0  # a model may have to be fetched first
+VALIDATE_S = 900.0  # a model may have to be downloaded first
 REPLAY_S = 540.0  # the server waits a minute longer
 _REMEDY = (
-    "Try again; if it comes back, look at the node's memory, and whether it can fetch what the job names."
+    "Try again; if it keeps failing, check the node's memory and whether it can fetch what the job names."
 )
-_STOPPED = (-signal.SIGTERM, -signal.SIGINT)  # how programs end that are stopped with this one
+_STOPPED = (-signal.SIGTERM, -signal.SIGINT)  # how programs end that are stopped together with this one
 
 
 def check(task: ValidationTask) -> ValidationResult | None:
-    """What `python -m trainer.preflight` finds, or that it found nothing in time; None: it was stopped."""
+    """Result of `python -m trainer.preflight`, or an error if it took too long; None if it was stopped."""
     return _answer(
         "trainer.preflight", task, ValidationResult, VALIDATE_S, _invalid, "validation", "node's checks"
     )
 
 
 def replayed(task: ReplayTask) -> ReplayOutcome | None:
-    """What `python -m trainer.replay` makes of it, or that it made nothing in time; None: it was stopped."""
+    """Result of `python -m trainer.replay`, or an error if it took too long; None if it was stopped."""
     return _answer("trainer.replay", task, ReplayOutcome, REPLAY_S, _unreplayed, "replay", "replay")
 
 
@@ -47,7 +47,8 @@ def _answer(
 ) -> Answer | None:
     """Run a program that reads a task and prints its answer as its last line, with a deadline.
 
-    None: it was stopped, as the worker may be, and says nothing of the task; the server asks again.
+    None: it was stopped, for example with the worker, which says nothing about the task; the server asks
+    again.
     """
     try:
         done = subprocess.run(

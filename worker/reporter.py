@@ -1,6 +1,6 @@
-"""What the trainer and its supervisor tell each other by files: records to post, the phase, orders.
+"""The files between the trainer and its supervisor: records to post, the phase, orders.
 
-Records are made whole on disk before they are named, so a crash leaves none half-written.
+Records are written completely before they get their name, so a crash leaves none half-written.
 """
 
 import itertools
@@ -55,16 +55,16 @@ class Reporter:
         self._write(FinishRecord(body=finish))
 
     def phase(self, text: str) -> None:
-        """Say what the trainer is doing, for people; at most 80 characters. It goes into the log as well.
+        """Say what the trainer is doing, for people; at most 80 characters. It is also logged.
 
-        The thread that samples ahead may have something to say too.
+        The thread that samples ahead may call this too.
         """
         log.info(text)
         with self._telling:
             self._attempt.write_phase(text)
 
     def order(self) -> Order:
-        """What the supervisor wants."""
+        """The supervisor's order."""
         return self._attempt.order()
 
     def _write(self, record: SpoolRecord) -> None:

@@ -1,6 +1,6 @@
-"""What a node's processes read from the environment, once, at start: POWERMEAN_SERVER_URL and so on.
+"""Settings of a node's processes, read once at start from environment variables such as POWERMEAN_SERVER_URL.
 
-docs/operations.md lists every setting. A process that needs one without a default says which one is missing.
+docs/settings.md lists them. A process that lacks one without a default names it.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ PREFIX = "POWERMEAN_"
 
 
 class NodeSettingsError(PowermeanError):
-    """A setting is missing or wrong. The message names the environment variable and what would be right."""
+    """A setting is missing or wrong. The message names the environment variable and what is expected."""
 
 
 class NodeSettings(BaseSettings):
@@ -23,16 +23,16 @@ class NodeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
-    server_url: str = Field("http://127.0.0.1:8700", description="Where the server's REST API answers.")
+    server_url: str = Field("http://127.0.0.1:8700", description="Address of the server's REST API.")
     node_id: str = Field(
         "local", min_length=1, max_length=64, pattern=r"^[\w.-]+$", description="This node's name."
     )
     node_token: SecretStr = Field(SecretStr(""), description="The node's bearer token (pmn_...).")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Celery's broker.")
     artefacts_url: str = Field(description="The artefact store: file:///folder or any fsspec URL.")
-    data_dir: Path = Field(description="Folder of this node's own: models, attempts.")
+    data_dir: Path = Field(description="The node's own folder: models, attempts.")
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (), description="Folders that hold models for model.folder, separated by colons."
+        (), description="Folders with models for model.folder, separated by colons."
     )
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engine_host: str | None = Field(
@@ -40,19 +40,23 @@ class NodeSettings(BaseSettings):
         min_length=1,
         max_length=253,
         pattern=r"^[A-Za-z0-9.:-]+$",
-        description="Name or address of this node under which trainers on other nodes reach its engine "
-        "services, in a network that you trust (plain HTTP); unset: only those on this node do.",
+        description="Name or address at which trainers on other nodes reach this node's engine services "
+        "(plain HTTP, for a trusted network); if unset, only trainers on this node can.",
     )
     lifeline_pid: int | None = Field(
-        None, gt=1, description="Supervisors stop when this process is gone; unset: they outlive the worker."
+        None,
+        gt=1,
+        description="Supervisors stop when this process is gone; if unset, they outlive the worker.",
     )
     partition_grace_s: float = Field(
-        900.0, gt=0, description="Seconds for which an attempt trains on while the server can't be reached."
+        900.0,
+        gt=0,
+        description="Seconds for which an attempt keeps training while the server can't be reached.",
     )
     attempt_public_key: Path | None = Field(
         None,
-        description="PEM file of the key with which rollout services verify attempt tokens. "
-        "The worker needs it.",
+        description="PEM file with the key that rollout services use to verify attempt tokens. "
+        "The worker requires it.",
     )
 
     @field_validator("model_roots", mode="before")
@@ -67,7 +71,7 @@ class NodeSettings(BaseSettings):
 
     @classmethod
     def read(cls) -> Self:
-        """The settings from the environment. Raises NodeSettingsError naming the variables at fault."""
+        """The settings from the environment. Raises NodeSettingsError, naming the wrong variables."""
         try:
             return cls()
         except ValidationError as error:
@@ -75,5 +79,5 @@ class NodeSettings(BaseSettings):
             raise NodeSettingsError("; ".join(faults)) from error
 
     def attempt_dir(self, attempt_id: str) -> Path:
-        """Where an attempt's claim, token, spool and log lie."""
+        """The folder with an attempt's claim, token, spool and log."""
         return self.data_dir / "attempts" / attempt_id

@@ -1,1 +1,1 @@
-"""The `powermean` command. It starts the rooms as processes and talks to them over REST; it imports none."""
+"""The `powermean` command. It starts the rooms as processes and talks to them over REST, importing none."""

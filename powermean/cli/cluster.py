@@ -13,8 +13,8 @@ datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", 
 
 @datasets.command("upload")
 def upload(
-    file: Annotated[Path, typer.Argument(help="JSON objects, one a line.", exists=True, dir_okay=False)],
-    name: Annotated[str | None, typer.Option(help="What people call it; by default the file's name.")] = None,
+    file: Annotated[Path, typer.Argument(help="JSON objects, one per line.", exists=True, dir_okay=False)],
+    name: Annotated[str | None, typer.Option(help="What people call it; default: the file's name.")] = None,
 ) -> None:
     """Upload a dataset; prints the id for `data.dataset`.
 
@@ -35,7 +35,7 @@ def list_datasets() -> None:
         found = client.datasets().items
     table = Table(box=None, pad_edge=False)
     for column in ("id", "name", "rows", "fields", "created"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "id")
     for dataset in found:
         created = dataset.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(dataset.id, dataset.name, str(dataset.rows), ", ".join(dataset.fields), created)
@@ -67,7 +67,7 @@ def nodes() -> None:
 
 
 def login() -> None:
-    """Print a link that opens the dashboard signed in, once.
+    """Print a one-time link that opens the dashboard, signed in.
 
     Example: powermean login
     """

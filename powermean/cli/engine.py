@@ -1,4 +1,4 @@
-"""Commands about engine services: declared once, shared by LoRA jobs on their base model."""
+"""Commands about engine services: declared once, shared by LoRA jobs on one base model."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from powermean.client import Client
 from powermean.contracts.engines import EngineService, EngineSpec
 
 engine = typer.Typer(
-    help="Engines that LoRA jobs on one base model share; for administrators.", no_args_is_help=True
+    help="Engines shared by LoRA jobs on one base model; for administrators.", no_args_is_help=True
 )
 
 
@@ -22,18 +22,19 @@ def add(
         str | None, typer.Option(help="Registry name of the base model, as in model.name of the jobs.")
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Or its folder, as in model.folder of the jobs.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16; jobs must have the same.")] = "auto",
-    gpus: Annotated[int, typer.Option(help="GPUs that it has for itself; 0 serves on the CPU.")] = 0,
-    max_adapters: Annotated[int, typer.Option(help="LoRA jobs that it serves at once.")] = 4,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16; jobs must use the same.")] = "auto",
+    gpus: Annotated[int, typer.Option(help="GPUs reserved for it; 0 serves on the CPU.")] = 0,
+    max_adapters: Annotated[int, typer.Option(help="LoRA jobs that it serves at the same time.")] = 4,
     max_lora_rank: Annotated[int, typer.Option(help="Largest rank of their adapters.")] = 16,
     max_model_len: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and completion; the model's own if not given.")
+        int | None, typer.Option(help="Most tokens of prompt and completion; default: the model's own limit.")
     ] = None,
-    node: Annotated[str | None, typer.Option(help="The node that is to run it; any if not given.")] = None,
+    node: Annotated[str | None, typer.Option(help="The node to run it; default: any node with vLLM.")] = None,
 ) -> None:
     """Declare an engine: a node with vLLM keeps it running, and LoRA jobs on its model share it.
 
-    A job takes a slot by itself (rollout.sharing: auto), waits for one (shared), or never does (own).
+    A job takes a slot if one is free (rollout.sharing: auto), waits for one (shared), or never takes one
+    (own).
 
     Example: powermean engine add smol --model HuggingFaceTB/SmolLM2-135M-Instruct --max-adapters 4
     """
@@ -83,25 +84,25 @@ def list_engines() -> None:
 def remove(
     engine_or_name: Annotated[str, typer.Argument(metavar="ENGINE", help="Its id or its name.")],
 ) -> None:
-    """Remove an engine: it takes no new jobs, and is gone when its present ones have ended.
+    """Remove an engine: it takes no new jobs and ends when its current ones have ended.
 
     Example: powermean engine remove smol
     """
     with connected() as client:
         gone = client.remove_engine(engine_id(client, engine_or_name))
-    after = f", after {', '.join(gone.jobs)}" if gone.jobs else ""
+    after = f" once its jobs have ended: {', '.join(gone.jobs)}" if gone.jobs else ""
     console.print(f"{gone.spec.name} stops{after}", markup=False)
 
 
 def reason(one: EngineService) -> str | None:
-    """What is to be said of its state, for people."""
+    """An explanation of its state, for people."""
     if one.error is not None:
         return f"{one.error.message} {one.error.remedy or ''}".strip()
     return one.why
 
 
 def engine_id(client: Client, engine_or_name: str) -> str:
-    """The id of the engine that has this name, or else what was given."""
+    """The id of the engine with this name, or else what was given."""
     for one in client.engines().items:
         if one.spec.name == engine_or_name:
             return one.id

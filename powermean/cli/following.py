@@ -21,14 +21,14 @@ from powermean.health import sentence
 from powermean.rest import ApiError, ServerUnreachableError
 
 TICK_S = 0.25
-LOOK_S = 2.0  # between looks at the job's phase
+LOOK_S = 2.0  # between two queries of the job's phase
 ROWS = 12
 COLOURS: dict[Level, str] = {"ok": "green", "watch": "yellow", "bad": "red"}
 COLUMNS = ("step", "reward", "p", "p q10", "p < 0.95", "ESS", "clip", "tok/s", "s", "held-out")
 
 
 class Feed(threading.Thread):
-    """Reads the job's events on a thread, so that the display never waits for the network."""
+    """Reads the job's events in a thread, so that the display never waits for the network."""
 
     def __init__(self, client: Client, job_id: str, after: int) -> None:
         super().__init__(name="events", daemon=True)
@@ -57,7 +57,7 @@ class Feed(threading.Thread):
 
 
 def history(client: Client, run: Run) -> int:
-    """Fill the run with what was recorded so far; returns the event number that it is complete up to."""
+    """Fill the run with what was recorded so far; returns the event number up to which it is complete."""
     past = client.metrics(run.job.id, SHOWN)
     run.add(
         MetricRow(step=point.step, update=point.update, name=series.name, value=point.value)
@@ -68,9 +68,9 @@ def history(client: Client, run: Run) -> int:
 
 
 def ticks(client: Client, run: Run) -> Iterator[None]:
-    """Keep the run up to date until the job has ended; yields whenever it may have changed.
+    """Keep the run up to date until the job ends; yields whenever it may have changed.
 
-    Raises ApiError or ServerUnreachableError when the job can't be followed any more.
+    Raises ApiError or ServerUnreachableError if the job can't be followed any more.
     """
     feed = Feed(client, run.job.id, history(client, run))
     feed.start()
@@ -90,7 +90,7 @@ def ticks(client: Client, run: Run) -> Iterator[None]:
 
 
 def look(client: Client, run: Run) -> None:
-    """Phases and health change without an event; a server that restarts is looked at again later."""
+    """Update what changes without an event: phase and health. A restarting server is asked again later."""
     try:
         run.job = client.get_job(run.job.id)
         last = run.steps[-1] if run.steps else None
@@ -102,7 +102,7 @@ def look(client: Client, run: Run) -> None:
 
 
 def follow(client: Client, job: Job, console: Console) -> Run:
-    """Show the job until it has ended."""
+    """Show the job until it ends."""
     run = Run.of(job)
     if console.is_terminal:
         _follow_live(client, run, console)
@@ -124,7 +124,7 @@ def _follow_lines(client: Client, run: Run, console: Console) -> None:
         for finding in run.new_findings():
             line(sentence(finding))
         phase = headline(run)
-        if phase != said and not run.steps:  # before the first step; then the steps speak
+        if phase != said and not run.steps:  # only before the first step; after that each step has its line
             line(phase)
         said = phase
 

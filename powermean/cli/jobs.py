@@ -26,7 +26,7 @@ JobId = Annotated[str, typer.Argument(help="The job's id, as `powermean list` sh
 
 
 def validate(file: SpecFile) -> None:
-    """Check a spec without submitting it: mistakes with their lines.
+    """Check a spec without submitting it; mistakes are shown with their lines.
 
     Example: powermean validate examples/arithmetic-smollm2.yaml
     """
@@ -37,7 +37,7 @@ def validate(file: SpecFile) -> None:
 
 def submit(
     file: SpecFile,
-    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job until it has ended.")] = False,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
 ) -> None:
     """Submit a job.
 
@@ -77,12 +77,12 @@ def list_jobs(
         table.add_row(job.id, job.name, job.state, job.algorithm, steps, number(job.last_reward), created)
     console.print(table)
     if page.next:
-        console.print("There are more: raise --limit.")
+        console.print("There are more jobs: raise --limit.")
 
 
 def show(
     job_id: JobId,
-    json_: Annotated[bool, typer.Option("--json", help="The whole job as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the whole job as JSON.")] = False,
 ) -> None:
     """Show a job: state, attempts, result, spec.
 
@@ -118,7 +118,7 @@ def described(job: Job) -> list[str]:
 
 
 def watch(job_id: JobId) -> None:
-    """Follow a job until it has ended; exit status 0 if it finished.
+    """Follow a job until it ends; exit status 0 if it finished.
 
     Example: powermean watch job-abc
     """
@@ -127,7 +127,7 @@ def watch(job_id: JobId) -> None:
 
 
 def finish_with(run: Run) -> None:
-    """The command's exit status is the job's end."""
+    """Turn the job's end into the command's exit status."""
     if run.job.state is JobState.FINISHED:
         return
     complain(f"{run.job.id} {run.job.state}" + (f": {reason(run.job)}" if run.job.error else ""))
@@ -135,7 +135,7 @@ def finish_with(run: Run) -> None:
 
 
 def reason(job: JobSummary) -> str:
-    """Why a job failed, in one line or two."""
+    """Why a job failed, in one or two lines."""
     if job.error is None:
         return f"no reason given; see `powermean logs {job.id}`"
     where = f"{job.error.path}: " if job.error.path else ""
@@ -144,7 +144,7 @@ def reason(job: JobSummary) -> str:
 
 
 def cancel(job_id: JobId) -> None:
-    """Cancel a job. What it has committed stays.
+    """Cancel a job. Its checkpoints and recorded numbers are kept.
 
     Example: powermean cancel job-abc
     """
@@ -157,12 +157,14 @@ def cancel(job_id: JobId) -> None:
 
 def logs(
     job_id: JobId,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow_it: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")
+    ] = False,
     attempt: Annotated[
-        int | None, typer.Option(min=1, help="An attempt's log; the newest by default.")
+        int | None, typer.Option(min=1, help="Number of the attempt; default: the newest.")
     ] = None,
 ) -> None:
-    """Print what the trainer and the engine printed.
+    """Print the log of the trainer and the engine.
 
     Example: powermean logs job-abc -f
     """
@@ -186,7 +188,7 @@ def logs(
 
 
 def print_logs(client: Client, job_id: str, attempt: int | None, offset: int) -> tuple[int | None, int, bool]:
-    """Print one part; returns the attempt, the next offset, and whether there was something."""
+    """Print one part; returns the attempt, the next offset, and whether there was any text."""
     part = client.logs(job_id, attempt, offset)
     typer.echo(part.text, nl=False)
     return part.attempt or attempt, part.next_offset, bool(part.text)
@@ -195,12 +197,12 @@ def print_logs(client: Client, job_id: str, attempt: int | None, offset: int) ->
 def download(
     job_id: JobId,
     to: Annotated[
-        Path | None, typer.Option(help="Folder; by default models/JOB in the service's folder.")
+        Path | None, typer.Option(help="Folder; default: models/JOB in the service's folder.")
     ] = None,
 ) -> None:
     """Download a finished job's model: a Hugging Face folder.
 
-    from_pretrained loads it.
+    `from_pretrained` can load it.
 
     Example: powermean download job-abc --to my-model
     """

@@ -8,44 +8,44 @@ from typer.core import TyperGroup
 
 from powermean import __version__, deprecations
 
-# Name: where it is, and its line in the list of commands (the first of its help; a test compares them).
+# Name: where the command is, and its line in the list (the first line of its help; a test compares them).
 COMMANDS = {
-    "up": ("powermean.cli.service:up", "Start the service on this machine and keep it up until Ctrl-C."),
-    "demo": ("powermean.cli.demo:demo", "Train a real model with PMPO on this machine, and watch it."),
+    "up": ("powermean.cli.service:up", "Start the service on this machine and keep it running until Ctrl-C."),
+    "demo": ("powermean.cli.demo:demo", "Train a real model with PMPO on this machine and watch it."),
     "submit": ("powermean.cli.jobs:submit", "Submit a job."),
     "validate": (
         "powermean.cli.jobs:validate",
-        "Check a spec without submitting it: mistakes with their lines.",
+        "Check a spec without submitting it; mistakes are shown with their lines.",
     ),
     "fit": ("powermean.cli.fit:fit", "Estimate a job's memory, and what would make it smaller."),
     "list": ("powermean.cli.jobs:list_jobs", "List jobs, newest first."),
     "show": ("powermean.cli.jobs:show", "Show a job: state, attempts, result, spec."),
-    "watch": ("powermean.cli.jobs:watch", "Follow a job until it has ended; exit status 0 if it finished."),
-    "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. What it has committed stays."),
-    "logs": ("powermean.cli.jobs:logs", "Print what the trainer and the engine printed."),
+    "watch": ("powermean.cli.jobs:watch", "Follow a job until it ends; exit status 0 if it finished."),
+    "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. Its checkpoints and recorded numbers are kept."),
+    "logs": ("powermean.cli.jobs:logs", "Print the log of the trainer and the engine."),
     "staleness": (
         "powermean.cli.staleness:staleness",
-        "p and ESS by staleness: what the objective makes of trajectories of older weights.",
+        "Show p and ESS by staleness: how the objective treats trajectories from older weights.",
     ),
     "replay": (
         "powermean.cli.replay:replay",
-        "Why this p? Compute a recorded step again, under its own or another objective.",
+        "Why this p? Recompute a recorded step under its own or another objective.",
     ),
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
     "engine": (
         "powermean.cli.engine:engine",
-        "Engines that LoRA jobs on one base model share; for administrators.",
+        "Engines shared by LoRA jobs on one base model; for administrators.",
     ),
-    "login": ("powermean.cli.cluster:login", "Print a link that opens the dashboard signed in, once."),
+    "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
 }
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}
 PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
 class LazyGroup(TyperGroup):
-    """Imports a command when it is asked for: the list of them needs neither HTTP nor contracts."""
+    """Imports a command when it is called: listing the commands needs neither HTTP nor contracts."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -73,9 +73,9 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     name="powermean",
     cls=LazyGroup,
-    help="Train language models by group-based reinforcement learning, on a service of your own.\n\n"
-    "powermean demo shows it all; powermean up starts the service to stay. The other commands talk to "
-    "it, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
+    help="Train language models by group-based reinforcement learning on a self-hosted service.\n\n"
+    "`powermean demo` shows everything once; `powermean up` starts the service. The other commands talk to "
+    "that service, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
     no_args_is_help=True,
     **PLAIN,  # type: ignore[arg-type]
 )
@@ -90,7 +90,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

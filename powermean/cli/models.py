@@ -1,4 +1,4 @@
-"""Bringing a finished job's model to this machine."""
+"""Downloads a finished job's model."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from powermean.errors import PowermeanError
 
 
 class DamagedFileError(PowermeanError):
-    """A downloaded file is not what the job stored."""
+    """A downloaded file differs from the one that the job stored."""
 
 
 def download_model(
     client: Client, job_id: str, folder: Path, tell: Callable[[str], None] | None = None
 ) -> int:
-    """All files of the final model into `folder`, verified; returns their size in bytes.
+    """Download all files of the final model into `folder`, verified; returns their size in bytes.
 
-    Files that are there already and right are kept.
+    Correct files that already exist are kept.
     """
     files = client.files(job_id).files
     root = folder.resolve()
@@ -32,7 +32,7 @@ def download_model(
         client.download(job_id, path, target)
         if digest(target) != ref.sha256:
             target.unlink()
-            raise DamagedFileError(f"{path} was damaged on its way: try again")
+            raise DamagedFileError(f"{path} was damaged in transit: try again")
     return sum(ref.size for ref in files.values())
 
 

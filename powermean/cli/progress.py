@@ -1,4 +1,4 @@
-"""What a run has shown so far, from its events: the numbers behind every progress line."""
+"""The state of a run as built from its events: the numbers behind every progress line."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ SHOWN = (
 
 @dataclass
 class Run:
-    """A job as followed: its latest summary and its metrics by (step, update, name)."""
+    """A job being followed: its latest summary and its metrics by (step, update, name)."""
 
     job: JobSummary
     minibatches: int
@@ -35,7 +35,7 @@ class Run:
     announced: int = 0  # the last step that has been shown
     evaluated: int = -1  # the last evaluation that has been shown
     health: JobHealth | None = None
-    told: frozenset[tuple[str, Level]] = frozenset({("too_few_steps", "ok")})  # the verdict when last asked
+    told: frozenset[tuple[str, Level]] = frozenset({("too_few_steps", "ok")})  # the verdict at the last call
 
     @classmethod
     def of(cls, job: Job) -> "Run":
@@ -66,19 +66,19 @@ class Run:
         return self.values.get((step, WHOLE_STEP), {}).get(name)
 
     def late(self, step: int, name: str) -> float | None:
-        """Mean over the step's updates after the first pass, where ratios have left 1; else over all."""
+        """Mean over the step's updates after the first pass, when ratios differ from 1; else over all."""
         updates = [(u, v[name]) for (s, u), v in self.values.items() if s == step and u >= 0 and name in v]
         return late_mean(updates, self.minibatches) if updates else None
 
     @property
     def steps(self) -> list[int]:
-        """Trained steps whose numbers are all there."""
+        """Trained steps with all their numbers."""
         return sorted(
             s for (s, u), v in self.values.items() if u == WHOLE_STEP and s > 0 and "time/step" in v
         )
 
     def new_steps(self) -> list[int]:
-        """Steps that were not announced yet; they are from now on."""
+        """Steps not announced yet; they count as announced from now on."""
         fresh = [step for step in self.steps if step > self.announced]
         if fresh:
             self.announced = fresh[-1]
@@ -89,14 +89,14 @@ class Run:
         return sorted((s, v["eval/reward"]) for (s, _), v in self.values.items() if "eval/reward" in v)
 
     def new_evaluations(self) -> list[tuple[int, float]]:
-        """Evaluations that were not announced yet; they are from now on."""
+        """Evaluations not announced yet; they count as announced from now on."""
         fresh = [(step, value) for step, value in self.evaluations if step > self.evaluated]
         if fresh:
             self.evaluated = fresh[-1][0]
         return fresh
 
     def new_findings(self) -> list[Finding]:
-        """Findings that were not there, or at another level, when last asked."""
+        """Findings that are new, or at a different level, since the last call."""
         if self.health is None:
             return []
         before, self.told = self.told, verdict(self.health)
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the mean of the last steps."""
+        """Estimated from the mean duration of the last steps."""
         time = known_mean(self.value(step, "time/step") for step in self.steps[-5:])
         return None if time is None else time * max(0, self.job.total_steps - self.steps[-1])
 

@@ -1,4 +1,4 @@
-"""`powermean replay`: why a trajectory had this p, and what another objective would have made of it."""
+"""`powermean replay`: why a trajectory had this p, and what another objective would make of it."""
 
 import time
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def replay(
     ],
     step: Annotated[int, typer.Option(min=0, help="A step whose tokens were recorded.", show_default=False)],
     algorithm: Annotated[
-        str | None, typer.Option(help="Another objective, e.g. grpo; by default the job's own.")
+        str | None, typer.Option(help="Another objective, e.g. grpo; default: the job's own.")
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -46,9 +46,9 @@ def replay(
         int | None, typer.Option(min=0, help="Show this trajectory's tokens with both weights.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Trajectories to show, most changed first.")] = 10,
-    json_: Annotated[bool, typer.Option("--json", help="The whole result as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
-    """Why this p? Compute a recorded step again, under its own or another objective.
+    """Why this p? Recompute a recorded step under its own or another objective.
 
     Shows p, effective sample size, clip fraction, loss and distance to GRPO as recorded and as replayed.
 
@@ -79,12 +79,12 @@ def replay(
     else:
         show(found, result, top)
     if found.summary.reproduces is False:
-        complain(f"the recorded numbers did not come out again to {TOLERANCE:g}")
+        complain(f"the replay did not reproduce the recorded numbers to {TOLERANCE:g}")
         raise typer.Exit(FAILED)
 
 
 def finished(client: Client, asked: Replay) -> Replay:
-    """Wait for the end of the replay, saying on standard error what it waits for."""
+    """Wait for the replay to end, and say on standard error what it is waiting for."""
     told = None
     deadline = time.monotonic() + PATIENCE_S
     notes = Console(stderr=True, highlight=False)
@@ -108,7 +108,7 @@ def failure(found: Replay) -> str:
 
 
 def show(found: Replay, result: ReplayResult, top: int) -> None:
-    """The tables of a replay that is done."""
+    """Print the tables of a finished replay."""
     summary = result.summary
     console.print(headline(found, summary), markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, title="recorded -> replayed, by update", title_justify="left")
@@ -127,7 +127,7 @@ def headline(found: Replay, summary: ReplaySummary) -> str:
     lines = [
         f"step {found.step} of {found.job_id}: {found.recorded.name} -> "
         f"{found.algorithm.name} {found.settings}".rstrip(),
-        f"covers {summary.covered} of {summary.trajectories} trajectories that could be learnt from",
+        f"covers {summary.covered} of {summary.trajectories} trajectories with tokens and an advantage",
     ]
     if summary.reproduces is not None:
         verdict = "reproduces" if summary.reproduces else "does NOT reproduce"
@@ -144,7 +144,7 @@ def changes_of(recorded: Aggregates, replayed: Aggregates) -> list[str]:
 
 
 def arrow(before: float | None, after: float | None) -> str:
-    """One number where nothing changed to the digits shown."""
+    """`before -> after`, or one number if they look the same."""
     texts = [precise(value) for value in (before, after)]
     return texts[0] if texts[0] == texts[1] else " -> ".join(texts)
 
@@ -154,7 +154,7 @@ def precise(value: float | None) -> str:
 
 
 def most_changed(trajectories: Sequence[ReplayedTrajectory], top: int) -> Table:
-    """Trajectories by their largest change of p, then of the loss, each in the update where it is largest."""
+    """Trajectories by their largest change of p, then of loss, each with the update of that change."""
     pairs = [(one, update) for one in trajectories for update in one.updates]
     best: dict[int, tuple[tuple[float, float], int]] = {}
     for place, (one, update) in enumerate(pairs):
@@ -178,7 +178,7 @@ def most_changed(trajectories: Sequence[ReplayedTrajectory], top: int) -> Table:
 
 
 def change(recorded: Numbers, replayed: Numbers) -> tuple[float, float]:
-    """By p, and by the loss."""
+    """Absolute change of p and of the loss."""
     return tuple(  # type: ignore[return-value]
         0.0 if before is None or after is None else abs(after - before)
         for before, after in ((recorded.p, replayed.p), (recorded.loss, replayed.loss))
@@ -186,7 +186,7 @@ def change(recorded: Numbers, replayed: Numbers) -> tuple[float, float]:
 
 
 def show_tokens(found: ReplayedTokens, *, as_json: bool) -> None:
-    """Each update's tokens with the weight's share under both, as bars; clipped ones are marked."""
+    """Print each update's tokens with both weights as bars; clipped tokens are marked."""
     if as_json:
         console.print_json(data=found.model_dump(mode="json"))
         return
@@ -220,5 +220,5 @@ def weight_cells(update: UpdateTokens, place: int, largest: float) -> tuple[Text
 
 
 def printable(piece: str) -> str:
-    """The token's text in quotes, with what a terminal would obey spelled out."""
+    """The token's text in quotes, with control characters escaped."""
     return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in piece) + "'"

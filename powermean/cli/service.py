@@ -1,4 +1,4 @@
-"""`powermean up`: the service on this machine, to stay."""
+"""`powermean up`: runs the service on this machine."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for 
 
 @contextmanager
 def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
-    """The embedded service and an administrator's client of it; stopped at the end, whatever happens."""
+    """The embedded service and an administrator's client for it; stopped at the end in any case."""
     raise_on_signals()
     service = Embedded(Home.find(), port, next_port, tell=say)
     try:
@@ -30,7 +30,7 @@ def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
 
 
 def up(port: Port = DEFAULT_PORT) -> None:
-    """Start the service on this machine and keep it up until Ctrl-C.
+    """Start the service on this machine and keep it running until Ctrl-C.
 
     Example: powermean up --port 9000
     """
@@ -43,11 +43,11 @@ def up(port: Port = DEFAULT_PORT) -> None:
 
 
 def dashboard_link(client: Client) -> str:
-    """Signs the browser in, once. A server that is just starting again is no reason to end the service."""
+    """A link that signs the browser in once. A server that is just restarting does not end the service."""
     try:
         return f"{client.url}/login/{client.login_code().code}"
     except ServerUnreachableError:
-        return f"{client.url}, for a link that signs you in: powermean login"
+        return f"{client.url} (powermean login prints a link that signs you in)"
 
 
 def say(text: str) -> None:
@@ -55,6 +55,6 @@ def say(text: str) -> None:
 
 
 def stay() -> None:
-    """Until a signal ends it."""
+    """Wait until a signal ends the process."""
     while True:
         time.sleep(3600)

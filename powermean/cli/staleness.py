@@ -1,4 +1,4 @@
-"""`powermean staleness`: what the objective makes of trajectories that older weights made."""
+"""`powermean staleness`: how the objective treats trajectories from older weights."""
 
 from typing import Annotated
 
@@ -16,19 +16,19 @@ def staleness(
     job_id: Annotated[
         str, typer.Argument(help="The job's id, as `powermean list` shows it.", show_default=False)
     ],
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Newest steps to look at.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Number of newest steps to include.")] = 20,
     from_step: Annotated[
-        int | None, typer.Option("--from", min=0, help="First step, in place of --steps.")
+        int | None, typer.Option("--from", min=0, help="First step, instead of --steps.")
     ] = None,
     to_step: Annotated[
         int | None, typer.Option("--to", min=0, help="Last step; default: the newest.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
 ) -> None:
-    """p and ESS by staleness: what the objective makes of trajectories of older weights.
+    """Show p and ESS by staleness: how the objective treats trajectories from older weights.
 
-    stale: weight versions behind; n trajectories, of which several weight versions made the mixed ones. Means
-    are of their last update (first p: of their first); w is a token's importance-sampling ratio, before
+    stale: weight versions behind; n: trajectories; mixed: those sampled by several weight versions. Means are
+    over their last update (first p: over their first); w is a token's importance-sampling ratio before
     truncation.
 
     Example: powermean staleness job-abc --steps 50
@@ -45,7 +45,7 @@ def staleness(
 
 
 def table(found: JobStaleness) -> Table:
-    """A row for each staleness."""
+    """One row per staleness."""
     made = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         made.add_column(column, no_wrap=True, justify="right")

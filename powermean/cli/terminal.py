@@ -1,4 +1,4 @@
-"""How the command talks to people: results on stdout, failures on stderr, and exit statuses."""
+"""How commands talk to people: results on stdout, failures on stderr, and exit statuses."""
 
 import sys
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def complain(text: str) -> None:
 
 @contextmanager
 def plain_failures() -> Iterator[None]:
-    """Turn expected failures into a clear line and an exit status."""
+    """Turn expected failures into one clear message and an exit status."""
     try:
         yield
     except ServerUnreachableError as error:
@@ -41,6 +41,6 @@ def plain_failures() -> Iterator[None]:
 
 @contextmanager
 def connected() -> Iterator[Client]:
-    """A client of the service that the environment or this folder names."""
+    """A client for the service that the environment or the current folder points to."""
     with plain_failures(), Client() as client:
         yield client

@@ -1,1 +1,1 @@
-"""What the rooms say to each other: pure pydantic and the standard library, importable everywhere."""
+"""Messages between the rooms: pure pydantic and standard library, importable everywhere."""

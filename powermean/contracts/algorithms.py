@@ -1,4 +1,4 @@
-"""The policy objectives a job may choose: one small model each, told apart by `name`.
+"""The policy objectives that a job can choose: one small model each, distinguished by `name`.
 
 Ranges in log space (`clip_*`) bound the log importance ratio: 0.4 keeps the ratio in (e^-0.4, e^0.4).
 Ranges in ratio space (`epsilon_*`) bound the ratio itself: 0.2 keeps it in (1 - 0.2, 1 + 0.2).
@@ -21,7 +21,7 @@ Exponent = Annotated[StrictFloat, Field(ge=-8, le=8)]
 
 
 class _Objective(RenamedFields):
-    """What every objective has beside its own geometry."""
+    """Fields of every objective."""
 
     beta: StrictFloat = Field(
         0.0, ge=0, le=10, description="Weight of the KL to the initial model (k3, token mean)."
@@ -32,7 +32,7 @@ class _Objective(RenamedFields):
         "sequence (exp of the summed log-ratio) and sequence_mean (exp of its mean) scale the loss.",
     )
     importance_sampling_clip_max: StrictFloat = Field(
-        2.0, ge=1, le=100, description="Largest importance-sampling ratio that acts."
+        2.0, ge=1, le=100, description="Importance-sampling ratios are truncated at this value."
     )
 
 
@@ -40,10 +40,10 @@ class _LogClipped(_Objective):
     """A token clip given in log space."""
 
     clip_low: LogBound = Field(
-        0.4, description="Tokens with log-ratio below -clip_low and A < 0 stop pulling."
+        0.4, description="Tokens with log-ratio below -clip_low and A < 0 have no gradient."
     )
     clip_high: LogBound = Field(
-        0.4, description="Tokens with log-ratio above clip_high and A > 0 stop pulling."
+        0.4, description="Tokens with log-ratio above clip_high and A > 0 have no gradient."
     )
 
 
@@ -68,11 +68,11 @@ class Pmpo(_LogClipped):
         description="Which tokens count as clipped: those whose clip binds, or all outside the range.",
     )
     clip_fraction_full: StrictFloat = Field(
-        1.0, gt=0, le=1, description="Clip fraction f at which p is 0; smaller reacts more."
+        1.0, gt=0, le=1, description="Clip fraction f at which p is 0; a smaller value makes p react more."
     )
     ess_clip_range: tuple[LogBound, LogBound] | None = Field(
         None,
-        description="Log-space range (low, high) that only measures f; null is the loss's own.",
+        description="Log-space range (low, high) used only to measure f; null uses the loss's own.",
     )
 
 
@@ -92,7 +92,7 @@ class PowerMean(_LogClipped):
     """Power mean with one fixed exponent for every trajectory (a control; 1 is GRPO's mean, 0 GMPO's)."""
 
     name: Literal["power_mean"] = "power_mean"
-    p: Exponent = Field(description="The exponent; negative weighs small ratios most.")
+    p: Exponent = Field(description="The exponent; negative values weigh small ratios most.")
 
 
 class Holder(_RatioClipped):
@@ -108,7 +108,7 @@ class Apmpo(_Objective):
 
     name: Literal["apmpo"] = "apmpo"
     reward_decay: StrictFloat = Field(
-        0.8, ge=0, le=10, description="p = exp(-reward_decay * mean reward), held in [0, 1]."
+        0.8, ge=0, le=10, description="p = exp(-reward_decay * mean reward), clamped to [0, 1]."
     )
     epsilon_base: StrictFloat = Field(0.2, gt=0, lt=1, description="Clip range at a mean reward of 0.")
     epsilon_amplitude: StrictFloat = Field(
@@ -125,10 +125,10 @@ class Apmpo(_Objective):
     def _range_stays_valid(self) -> "Apmpo":
         if self.epsilon_base + self.epsilon_amplitude >= 1:
             raise ValueError(
-                "epsilon_base + epsilon_amplitude must stay below 1: the lower ratio end is positive"
+                "epsilon_base + epsilon_amplitude must be below 1: the range's lower end is positive"
             )
         if self.epsilon_amplitude > self.epsilon_base:
-            raise ValueError("epsilon_amplitude must not exceed epsilon_base, or the range turns negative")
+            raise ValueError("epsilon_amplitude must not exceed epsilon_base, or the range becomes negative")
         return self
 
 
@@ -157,17 +157,17 @@ class Dapo(_RatioClipped):
         10,
         ge=1,
         le=100,
-        description="Most rounds of prompts_per_step prompts that a step samples until as many groups have "
-        "spread (verl's max_num_gen_batches: 10); 1 samples once and only drops the others.",
+        description="Most rounds of prompts_per_step prompts that a step samples to get as many groups with "
+        "spread (verl's max_num_gen_batches: 10); 1 samples once and drops groups without spread.",
     )
     overlong_buffer: StrictInt = Field(
         0,
         ge=0,
         le=32768,
-        description="Tokens before max_new_tokens over which the length penalty grows; 0 is off.",
+        description="Number of tokens before max_new_tokens over which the length penalty grows; 0 is off.",
     )
     overlong_penalty: StrictFloat = Field(
-        1.0, ge=0, le=10, description="Penalty at max_new_tokens, taken off the reward."
+        1.0, ge=0, le=10, description="Penalty at max_new_tokens, subtracted from the reward."
     )
 
 
@@ -176,7 +176,7 @@ class Cispo(_Objective):
 
     name: Literal["cispo"] = "cispo"
     ratio_cap: StrictFloat = Field(
-        5.0, gt=1, le=1000, description="Largest importance ratio, absolute, not 1 + it."
+        5.0, gt=1, le=1000, description="Cap of the importance ratio itself (not of its distance from 1)."
     )
 
 

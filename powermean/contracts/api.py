@@ -1,4 +1,4 @@
-"""What the REST API answers to people and their programs."""
+"""Answers of the REST API to people and their programs."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -86,13 +86,13 @@ class AttemptView(Contract):
 
 
 class Job(JobSummary):
-    """A job, whole."""
+    """A job with its spec, attempts and result."""
 
     spec: JobSpec
     result: JobResult | None = None
     attempts: tuple[AttemptView, ...] = ()
-    seconds_left: float | None = Field(None, description="Estimate from the last steps' times.")
-    seq: int = Field(0, description="Last event's number: follow /events from here.")
+    seconds_left: float | None = Field(None, description="Estimate from the durations of the last steps.")
+    seq: int = Field(0, description="Number of the last event: follow /events from here.")
 
 
 class SubmittedJob(Job):
@@ -118,7 +118,7 @@ class CheckpointView(Contract):
 
 
 class CheckpointList(Contract):
-    """Committed checkpoints that are kept, oldest first."""
+    """The checkpoints that are kept, oldest first."""
 
     items: tuple[CheckpointView, ...]
 
@@ -167,7 +167,7 @@ class NodeView(Contract):
     version: str
     alive: bool
     seen_at: datetime
-    attempts: tuple[str, ...] = Field(description="Attempts that hold something on the node.")
+    attempts: tuple[str, ...] = Field(description="Attempts that hold resources on the node.")
 
 
 class NodeList(Contract):
@@ -177,7 +177,7 @@ class NodeList(Contract):
 
 
 class LoginCode(Contract):
-    """A code for one sign-in of a browser: open /login/{code}."""
+    """A code that signs a browser in once: open /login/{code}."""
 
     code: str
     expires_at: datetime

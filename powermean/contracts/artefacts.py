@@ -1,4 +1,4 @@
-"""References to what lies in the artefact store."""
+"""References to objects in the artefact store."""
 
 from pydantic import Field
 

@@ -1,7 +1,7 @@
-"""What a node and the server say to each other about one attempt at a job.
+"""Messages between a node and the server about one attempt at a job.
 
-An attempt's number is its fencing token: the server refuses (409 `fenced`) every write of an attempt that
-is not the job's current one or whose lease has lapsed into a newer attempt.
+An attempt's number is its fencing token: the server refuses (409 `fenced`) every write from an attempt that
+is not the job's current one.
 """
 
 from typing import Annotated, Literal
@@ -28,11 +28,11 @@ class JobError(Contract):
 
 
 class EngineStart(Contract):
-    """How the start of a rollout service ended: exactly one of `url` and `error`."""
+    """How the start of a rollout service went: exactly one of `url` and `error`."""
 
     url: str | None = Field(None, description="Where it serves.")
     error: JobError | None = Field(None, description="Why it does not.")
-    retryable: bool = Field(False, description="Whether another start may well succeed.")
+    retryable: bool = Field(False, description="Whether another start may succeed.")
 
 
 class GpuInfo(Contract):
@@ -44,18 +44,18 @@ class GpuInfo(Contract):
 
 
 class EngineReport(Contract):
-    """What a node says of an engine service that it runs: this registers it with the server."""
+    """A node's report on an engine service that it runs, which registers it with the server."""
 
     id: str
-    generation: int = Field(ge=1, description="Of the order that it runs by.")
+    generation: int = Field(ge=1, description="Generation of the order that it runs by.")
     state: Literal["starting", "ready", "failed", "stopping"]
-    gpu_uuids: tuple[str, ...] = Field((), description="Held as long as the node reports the engine.")
-    url: str | None = Field(None, description="Where it serves; the same after a restart.")
+    gpu_uuids: tuple[str, ...] = Field((), description="Held while the node reports the engine.")
+    url: str | None = Field(None, description="Its address; unchanged by a restart.")
     max_model_len: int | None = Field(None, description="Most tokens of prompt and completion together.")
     adapters: AdapterSlots | None = Field(None, description="Capacity, and how much of it is taken.")
-    requests: int | None = Field(None, ge=0, description="Requests that it works on.")
-    restarts: int = Field(0, ge=0, description="Times that its process was started again.")
-    error: JobError | None = Field(None, description="Why it failed, or why it was started again.")
+    requests: int | None = Field(None, ge=0, description="Requests in progress.")
+    restarts: int = Field(0, ge=0, description="How often its process was restarted.")
+    error: JobError | None = Field(None, description="Why it failed, or why it was restarted.")
 
 
 class NodeReport(Contract):
@@ -65,21 +65,19 @@ class NodeReport(Contract):
     gpus: tuple[GpuInfo, ...] = ()
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
-    running: tuple[str, ...] = Field(
-        (), description="Attempt ids whose processes are still alive on the node."
-    )
+    running: tuple[str, ...] = Field((), description="Attempts with live processes on the node.")
     services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")
     version: str
 
 
 class AllocationView(Contract):
-    """Part of the gang of an attempt: a role on a node with its GPUs (none: a CPU slot)."""
+    """Part of an attempt's gang: a role on a node with its GPUs (none means a CPU slot)."""
 
     role: Literal["trainer", "rollout"]
     node_id: str
     gpu_uuids: tuple[str, ...] = ()
     engine_id: str | None = Field(
-        None, description="A slot of this engine service, which has the GPUs; null: an engine of its own."
+        None, description="A slot of this engine service, which has the GPUs; null: the attempt's own engine."
     )
 
 
@@ -91,7 +89,7 @@ class ClaimedEngine(Contract):
 
 
 class CheckpointCommit(Contract):
-    """A complete checkpoint after `step` finished steps; committing it moves the job's resume point."""
+    """A complete checkpoint after `step` finished steps; the job resumes from the last one committed."""
 
     step: int = Field(ge=0)
     manifest: Manifest
@@ -111,7 +109,7 @@ class Claim(Contract):
     resume: CheckpointCommit | None = None
     dataset: ArtefactRef | None = None
     engine: ClaimedEngine | None = Field(
-        None, description="Engine service to sample from; null: the attempt starts an engine of its own."
+        None, description="Engine service to sample from; null: the attempt starts its own engine."
     )
 
 
@@ -124,12 +122,10 @@ class ValidationTask(Contract):
 
 
 class ValidationResult(Contract):
-    """Outcome of the node's checks (POST /v1/jobs/{id}/validation): no errors means queue it."""
+    """Outcome of the node's checks (POST /v1/jobs/{id}/validation); without errors the job is queued."""
 
     errors: tuple[JobError, ...] = ()
-    tokens: int | None = Field(
-        None, ge=1, description="Prompt and completion together, at most, where that is known."
-    )
+    tokens: int | None = Field(None, ge=1, description="Longest prompt with its completion, if known.")
 
 
 Order = Literal["continue", "checkpoint_and_exit", "cancel"]
@@ -142,7 +138,7 @@ class Heartbeat(Contract):
 
 
 class HeartbeatReply(Contract):
-    """Orders, and a fresh token."""
+    """An order and a fresh token."""
 
     order: Order
     token: str
@@ -155,14 +151,14 @@ class MetricsReport(Contract):
 
 
 class LogChunk(Contract):
-    """Text of the attempt's log from byte `offset` on; the same chunk twice is stored once."""
+    """Text of the attempt's log from byte `offset` on; a repeated chunk is stored once."""
 
     offset: int = Field(ge=0)
     text: str = Field(max_length=1_000_000)
 
 
 class JobResult(Contract):
-    """What a finished job leaves."""
+    """The result of a finished job."""
 
     steps: int = Field(ge=1, description="Steps trained; a job that trained none has failed.")
     reward_before: float | None = Field(None, description="Held-out mean reward before training.")
@@ -172,12 +168,13 @@ class JobResult(Contract):
 
 
 class Finish(Contract):
-    """The attempt's processes are gone. `checkpointed`: it stopped on order and can go on elsewhere."""
+    """The attempt's processes are gone. `checkpointed`: it stopped as ordered and can resume elsewhere."""
 
     outcome: Literal["finished", "failed", "checkpointed", "cancelled"]
     error: JobError | None = None
     retryable: bool = Field(
-        False, description="Failed by circumstance (killed, node trouble): worth a new attempt."
+        False,
+        description="Failed because of circumstances (killed, node trouble): a new attempt may succeed.",
     )
     result: JobResult | None = None
 
@@ -204,14 +201,14 @@ class CheckpointRecord(Contract):
 
 
 class FinishRecord(Contract):
-    """The trainer's own word on how it ended: the last record of the spool."""
+    """How the trainer says it ended: the last record of the spool."""
 
     kind: Literal["finish"] = "finish"
     body: Finish
 
 
-# What the trainer leaves in its spool, one file each, named by a growing number; the supervisor posts `body`
-# to /v1/attempts/{id}/{kind} in order and removes the file once it is acknowledged.
+# The trainer's spool has one file per record, named by an increasing number. The supervisor posts each `body`
+# to /v1/attempts/{id}/{kind} in order and removes the file once the server has acknowledged it.
 SpoolRecord = Annotated[
     MetricsRecord | TrajectoriesRecord | CheckpointRecord | FinishRecord, Field(discriminator="kind")
 ]

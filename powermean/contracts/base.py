@@ -13,7 +13,7 @@ class Contract(BaseModel):
 
 
 def conflict(field: tuple[str, ...], why: str, value: object) -> ValidationError:
-    """The error of two fields that don't go together, at one of them: raise it in a model's validator."""
+    """The error of two incompatible fields, located at one of them; raise it in a model's validator."""
     kind = PydanticCustomError("conflict", "{why}", {"why": why})
     return ValidationError.from_exception_data(
         ".".join(field), [InitErrorDetails(type=kind, loc=field, input=value)]

@@ -11,7 +11,7 @@ from powermean.contracts.jsonl import template_fields
 class ArithmeticTask(Contract):
     """One kind of problem: `a op b` with both operands drawn from [low, high]."""
 
-    operator: Literal["+", "-", "*"] = Field(description="The operation asked for.")
+    operator: Literal["+", "-", "*"] = Field(description="The operation.")
     low: StrictInt = Field(ge=0, le=999, description="Smallest operand.")
     high: StrictInt = Field(ge=0, le=999, description="Largest operand.")
     weight: StrictFloat = Field(
@@ -69,9 +69,9 @@ class JsonlSource(Contract):
     prompt: str = Field(
         "{question}",
         max_length=16000,
-        description="Prompt template; {field} takes a field of the row, {{ and }} are literal braces.",
+        description="Prompt template; {field} inserts a field of the row, {{ and }} are literal braces.",
     )
-    answer_field: str = Field("answer", max_length=120, description="Field that holds the reference answer.")
+    answer_field: str = Field("answer", max_length=120, description="Field with the reference answer.")
     chat: StrictBool = Field(
         False, description="Wrap the prompt as one user message in the model's chat template."
     )
@@ -83,7 +83,7 @@ class JsonlSource(Contract):
     @classmethod
     def _readable(cls, value: str) -> str:
         if not template_fields(value):
-            raise ValueError("prompt takes no field of the row: every prompt would be the same")
+            raise ValueError("prompt uses no field of the row, so every prompt would be the same")
         return value
 
 

@@ -32,13 +32,13 @@ class EngineModel(Contract):
 class EngineSpec(Contract):
     """An engine service as an administrator declares it (POST /v1/engines). It runs vLLM."""
 
-    name: EngineName = Field(description="What people call it; no two have the same.")
+    name: EngineName = Field(description="What people call it; unique.")
     model: EngineModel
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of the base weights; auto is float32 on a CPU and bfloat16 on CUDA."
     )
     gpus: StrictInt = Field(
-        0, ge=0, le=1, description="GPUs that it has for itself; 0 serves on the CPU and takes no slot."
+        0, ge=0, le=1, description="GPUs reserved for it; 0 serves on the CPU and takes no slot."
     )
     max_adapters: StrictInt = Field(4, ge=1, le=64, description="LoRA jobs that it serves at once.")
     max_lora_rank: StrictInt = Field(16, ge=1, le=512, description="Largest rank of their adapters.")
@@ -49,23 +49,23 @@ class EngineSpec(Contract):
         description="Most tokens of prompt and completion together; null is the model's own limit.",
     )
     node: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")] | None = Field(
-        None, description="The only node that may run it; null is any that has vLLM."
+        None, description="The only node that may run it; null means any node with vLLM."
     )
 
 
 class EngineOrder(Contract):
-    """An engine service that a node is to run, and for which jobs."""
+    """An engine service that a node should run, and for which jobs."""
 
     id: str
-    generation: int = Field(ge=1, description="Of its placement: another one is another start.")
+    generation: int = Field(ge=1, description="Generation of its placement; a new one means a new start.")
     spec: EngineSpec
     gpu_uuids: tuple[str, ...] = ()
-    jobs: tuple[str, ...] = Field((), description="Jobs that it serves at present.")
-    token: str = Field(description="With which the node may ask the engine for its state.")
+    jobs: tuple[str, ...] = Field((), description="Jobs that it serves now.")
+    token: str = Field(description="Token with which the node asks the engine for its state.")
 
 
 class NodeOrders(Contract):
-    """What a node is to keep running (the answer to its report). What is not there is to end."""
+    """What a node should keep running (the answer to its report); it ends everything else."""
 
     engines: tuple[EngineOrder, ...] = ()
 
@@ -76,7 +76,7 @@ class EngineService(Contract):
     id: str
     spec: EngineSpec
     state: EngineServiceState = Field(
-        description="waiting for a node, starting (also again), ready, failed, or stopping: no new jobs."
+        description="waiting for a node, starting or restarting, ready, failed, or stopping (no new jobs)."
     )
     node: str | None = None
     gpu_uuids: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class EngineService(Contract):
     generation: int
     error: JobError | None = None
     why: str | None = Field(None, description="What it waits for, for people.")
-    report: EngineReport | None = Field(None, description="What its node said of it last.")
+    report: EngineReport | None = Field(None, description="Its node's last report.")
     jobs: tuple[str, ...] = Field((), description="Jobs that sample from it.")
     created_at: datetime
     seen_at: datetime | None = None

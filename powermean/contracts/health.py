@@ -1,4 +1,4 @@
-"""What the last steps of a run say about it, in plain words."""
+"""The health of a run, judged by its last steps, in plain words."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Level = Literal["ok", "watch", "bad"]
 
 
 class Finding(Contract):
-    """One thing seen in the numbers. docs/health.md says what each code means and when it is given."""
+    """One observation about the numbers. docs/health.md explains each code and its threshold."""
 
     code: str = Field(description="Which rule, or `healthy`, or `too_few_steps`.")
     level: Level
@@ -22,6 +22,6 @@ class JobHealth(Contract):
     """All findings, the worst first; `level` is that of the worst. There is always at least one finding."""
 
     level: Level
-    first_step: int | None = Field(description="First of the steps looked at; null when there are none.")
-    last_step: int | None = Field(description="Last of the steps looked at; null when there are none.")
+    first_step: int | None = Field(description="First step considered; null if there are none.")
+    last_step: int | None = Field(description="Last step considered; null if there are none.")
     findings: tuple[Finding, ...]

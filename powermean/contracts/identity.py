@@ -11,9 +11,9 @@ Role = Literal["admin", "member", "node"]
 
 
 class KeyRequest(Contract):
-    """A new key is wanted."""
+    """Request for a new key."""
 
-    name: Name = Field(description="Whose key it is, or of which node.")
+    name: Name = Field(description="Whose key it is, or which node's.")
     role: Role = Field(
         "member", description="admin may manage keys; member uses the service; node is for a node's worker."
     )
@@ -30,7 +30,7 @@ class KeyView(Contract):
 
 
 class NewKey(KeyView):
-    """A key that was just made: the only time that it is shown."""
+    """A new key. It is shown only here."""
 
     key: str
 
@@ -42,7 +42,7 @@ class KeyList(Contract):
 
 
 class SessionRequest(Contract):
-    """Sign a browser in, by a key or by a one-time code (POST /v1/login-codes)."""
+    """Sign a browser in, with a key or a one-time code (POST /v1/login-codes)."""
 
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     code: Annotated[str, Field(min_length=1, max_length=200)] | None = None

@@ -1,4 +1,4 @@
-"""Rows of a JSONL dataset and the prompt templates that they fill: one rule for the server and for nodes."""
+"""Rows of a JSONL dataset and the prompt templates they fill; the server and nodes use the same rules."""
 
 import json
 import re
@@ -27,8 +27,8 @@ class JsonlError(ValueError):
 def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) -> Row:
     """The row of one line. Raises JsonlError unless it is a JSON object with every field of `required`.
 
-    An empty line is refused too: whoever counts lines must count rows. So are NaN and infinities, which are
-    not JSON, and a field that occurs twice.
+    Empty lines are refused too, so that line numbers are row numbers. So are NaN and infinities, which are
+    not JSON, and duplicate fields.
     """
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -54,20 +54,20 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
 
 
 def template_fields(template: str) -> set[str]:
-    """Names of the fields that a template takes. Raises TemplateError where a brace has no partner."""
+    """Names of the fields in a template. Raises TemplateError if a brace has no partner."""
     return {text for is_field, text in _pieces(template) if is_field}
 
 
 def render(template: str, row: Row) -> str:
     """The template with each {field} replaced by the row's value.
 
-    Strings are taken as they are, everything else as JSON. Raises TemplateError for a missing field.
+    Strings are inserted as they are, everything else as JSON. Raises TemplateError for a missing field.
     """
     return "".join(_value(row, text) if is_field else text for is_field, text in _pieces(template))
 
 
 def as_text(value: object) -> str:
-    """A row's value as it stands in a prompt: a string as it is, everything else as JSON."""
+    """A row's value as it appears in a prompt: a string as it is, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -78,7 +78,7 @@ def _value(row: Row, field: str) -> str:
 
 
 def _pieces(template: str) -> list[tuple[bool, str]]:
-    """(is a field, its name) or (is not, literal text), in order."""
+    """The template in order: (True, a field's name) or (False, literal text)."""
     pieces: list[tuple[bool, str]] = []
     position, size = 0, len(template)
     while position < size:

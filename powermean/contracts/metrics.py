@@ -10,7 +10,7 @@ WHOLE_STEP = -1  # `update` of a metric that belongs to the whole step
 
 
 class MetricInfo(Contract):
-    """What a metric is, for people and for the charts."""
+    """What a metric is, for people and charts."""
 
     level: Literal["step", "update"]
     unit: str
@@ -54,14 +54,12 @@ def _importance_ratios() -> dict[str, MetricInfo]:
 
 METRICS: dict[str, MetricInfo] = {
     "reward": _step("", "mean reward of all completions sampled in the step"),
-    "reward_std": _step(
-        "", "mean over all sampled groups of the reward's standard deviation within the group"
-    ),
+    "reward_std": _step("", "standard deviation of the reward within a group, mean over all sampled groups"),
     "frac_reward_zero_std": _step(
-        "share", "sampled groups whose completions all have the same reward, also those of further rounds"
+        "share", "sampled groups whose completions all have the same reward, including further rounds"
     ),
     "eval/reward": _step("", "mean reward on held-out problems, one sampled completion each"),
-    "eval/seconds": _step("s", "time of the evaluation"),
+    "eval/seconds": _step("s", "duration of the evaluation"),
     "entropy": _step(
         "nats", "mean token entropy of the policy at the start of the step, over trained trajectories"
     ),
@@ -69,17 +67,15 @@ METRICS: dict[str, MetricInfo] = {
     "completions/max_length": _step("tokens", "longest completion"),
     "completions/clipped_ratio": _step("share", "completions cut off by max_new_tokens"),
     "num_tokens": _step("tokens", "completion tokens sampled so far"),
-    "tokens_per_second": _step("tokens/s", "completion tokens of the step over its wall time"),
+    "tokens_per_second": _step("tokens/s", "completion tokens of the step per second of wall time"),
     "sampling/rounds": _step("count", "rounds of prompts sampled for the step's batch (dapo: up to a limit)"),
     "sampling/groups_dropped": _step(
-        "count", "sampled groups that the algorithm's filter took out of the update, or that were too many"
+        "count", "sampled groups that the algorithm's filter removed or that were more than needed"
     ),
-    "sampling/queued": _step(
-        "count", "batches sampled ahead that were ready when training asked for its own"
-    ),
+    "sampling/queued": _step("count", "batches sampled ahead that were ready when training asked for one"),
     "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
     "sampling/kl_truncated": _step(
-        "nats", "the same with the tokens' ratios held at importance_sampling_clip_max"
+        "nats", "the same with the tokens' ratios capped at importance_sampling_clip_max"
     ),
     "sampling/sampling_logp_difference/mean": _step(
         "nats", "mean |log-prob difference| between engine and trainer, over tokens"
@@ -89,28 +85,28 @@ METRICS: dict[str, MetricInfo] = {
     ),
     **_importance_ratios(),
     "staleness/mean": _step(
-        "versions", "mean staleness of the trajectories: weight versions behind the step's own"
+        "versions", "mean staleness of the trajectories: weight versions behind the step's"
     ),
     "staleness/max": _step("versions", "largest staleness"),
-    "staleness/share_mixed": _step("share", "trajectories whose tokens several weight versions made"),
+    "staleness/share_mixed": _step("share", "trajectories sampled by more than one weight version"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
-    "grader/failures": _step("count", "completions whose grader raised or ran out of time (reward 0)"),
+    "grader/failures": _step("count", "completions whose grading failed or timed out (reward 0)"),
     "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
     "trajectories/empty": _step("count", "completions without a token"),
     "updates/skipped": _step("count", "optimiser steps not taken because no trajectory had an advantage"),
     "time/wait": _step(
         "s",
-        "training without a batch to train on: all of generate and grade, unless batches are sampled ahead",
+        "waiting for a batch to train on: all of generate and grade, unless batches are sampled ahead",
     ),
-    "time/generate": _step("s", "sampling of the step's batch, also where that was ahead of the step"),
+    "time/generate": _step("s", "sampling of the step's batch, including when it was sampled ahead"),
     "time/score": _step("s", "log-probs under the trainer's weights at the start of the update"),
-    "time/grade": _step("s", "rewards of the step's batch, also where that was ahead of the step"),
+    "time/grade": _step("s", "grading of the step's batch, including when it was sampled ahead"),
     "time/update": _step("s", "forward, backward and optimiser"),
-    "time/publish": _step("s", "new weights to the rollout service, and the probe"),
-    "time/record": _step("s", "metrics, trajectories"),
+    "time/publish": _step("s", "sending new weights to the rollout service, and the probe"),
+    "time/record": _step("s", "recording metrics and trajectories"),
     "time/checkpoint": _step("s", "saving a checkpoint"),
     "time/step": _step("s", "the whole step"),
-    "loss": _update("", "objective value of the update, without trajectories that have overflow tokens"),
+    "loss": _update("", "value of the objective, without trajectories that have overflow tokens"),
     "grad_norm": _update("", "gradient norm before clipping"),
     "learning_rate": _update("", "learning rate of the update"),
     "p/mean": _update("", "mean power-mean exponent of the trajectories with a defined p"),
@@ -120,7 +116,7 @@ METRICS: dict[str, MetricInfo] = {
     "p/undefined": _update("count", "trajectories with no p: advantage 0, or all ratios equal"),
     "ess/mean": _update("share of T", "mean normalised effective sample size N(p)"),
     "ess/q10": _update("share of T", "10 % quantile of N(p)"),
-    "ess/at_1": _update("share of T", "mean N(1): what GRPO's weights would have"),
+    "ess/at_1": _update("share of T", "mean N(1), the ESS of GRPO's weights"),
     "ess/target": _update("share of T", "mean target N*"),
     "clip_fraction/mean": _update("share", "mean share of a trajectory's tokens whose clip binds"),
     "clip_fraction/q90": _update("share", "90 % quantile of the trajectory's clip fraction"),
@@ -144,7 +140,7 @@ class MetricRow(Contract):
 
 
 class Point(Contract):
-    """A point of a series as the API gives it. `low`/`high` are the extremes of what was merged into it."""
+    """A point of a series. `low` and `high` are the extremes of the values merged into it."""
 
     step: int
     update: int

@@ -2,8 +2,8 @@
 
 START_TASK = "powermean.start"  # start(attempt_id): a node claims the attempt and spawns its supervisor
 VALIDATE_TASK = "powermean.validate"  # validate(job_id): a node checks what only a node can check
-REPLAY_TASK = "powermean.replay"  # replay(replay_id): a node computes a recorded step again
-EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: job ids that have something new
+REPLAY_TASK = "powermean.replay"  # replay(replay_id): a node recomputes a recorded step
+EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: ids of jobs with news
 
 
 def node_queue(node_id: str) -> str:

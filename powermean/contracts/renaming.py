@@ -1,6 +1,6 @@
-"""Contracts with renamed fields: read under either name, and answered under both, until 1.0.
+"""Contracts with renamed fields: until 1.0 they are read under either name and answered under both.
 
-The names are those of powermean/deprecations.py. A dump has the new names alone, and is stored like that. A
+powermean/deprecations.py lists the names. A plain dump has only the new names, and that is what is stored. A
 dump `by_alias` has the old ones too: FastAPI makes one for every answer, the command line for `--json`.
 """
 
@@ -30,17 +30,17 @@ _OLD = {one.new: one.old for one in FIELDS}
 
 
 def stored_names(field: str) -> tuple[str, ...]:
-    """Keys under which stored JSON may have the field, the newest first."""
+    """Keys under which stored JSON may contain the field, newest first."""
     return (field, _OLD[field]) if field in _OLD else (field,)
 
 
 def _choices(field: str) -> str | AliasChoices:
-    """What tells the variants of a union apart must have a plain name."""
+    """A union's discriminator must have a plain name."""
     return AliasChoices(*stored_names(field)) if field in _OLD else field
 
 
 class RenamedFields(Contract):
-    """The base of a contract that has fields of the table."""
+    """Base of contracts with fields in the table of renamed fields."""
 
     old_names: ClassVar[Mapping[str, str]] = {}  # old name -> new name
 
@@ -56,7 +56,7 @@ class RenamedFields(Contract):
     @model_validator(mode="before")
     @classmethod
     def _one_of_two(cls, data: Any) -> Any:
-        """An answer that comes back has both names; anything but equal values is a mistake."""
+        """An answer that is sent back has both names; their values must be equal."""
         if not isinstance(data, Mapping):
             return data
         twice = {old: new for old, new in cls.old_names.items() if old in data and new in data}
@@ -68,7 +68,7 @@ class RenamedFields(Contract):
 
     @model_serializer(mode="wrap")
     def _both(self, inner: SerializerFunctionWrapHandler, info: SerializationInfo):  # type: ignore[no-untyped-def]
-        """No type is given for the result: it would take the place of the contract's own schema."""
+        """The result has no type annotation, because that would replace the contract's own schema."""
         data = inner(self)
         if info.by_alias:
             data |= {old: data[new] for old, new in self.old_names.items() if new in data}
@@ -88,7 +88,7 @@ class RenamedFields(Contract):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Old names read as attributes too; type checkers know the new ones alone."""
+            """Old names work as attributes too; type checkers only know the new ones."""
             new = self.old_names.get(name)
             if new is None:
                 return super().__getattr__(name)
@@ -105,7 +105,7 @@ class Deprecation(Contract):
 
 
 def old_names_used(model: BaseModel, data: object, at: str = "") -> Iterator[Deprecation]:
-    """The old names in `data`, of which `model` was read; `at` is where they stand, such as `set.`."""
+    """The old names in `data`, from which `model` was read; `at` is their prefix, such as `set.`."""
     if not isinstance(data, Mapping):
         return
     if isinstance(model, RenamedFields):

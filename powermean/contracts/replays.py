@@ -1,4 +1,4 @@
-"""Replays: the objective of a recorded step computed again, under the same algorithm or another one."""
+"""Replays: the objective of a recorded step, recomputed under the same or another algorithm."""
 
 import json
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class ReplayRequest(Contract):
 
     step: Step
     algorithm: str | None = Field(
-        None, max_length=40, description="Name of an objective; null is the recorded one."
+        None, max_length=40, description="Name of an objective; null means the recorded one."
     )
     set: dict[Annotated[str, Field(max_length=40)], JsonValue] = Field(
         {},
@@ -75,12 +75,12 @@ class ReplayedTrajectory(Contract):
 
     index: int = Field(ge=0, description="Place in the rollout batch.")
     advantage: float = Field(description="As recorded.")
-    advantage_replayed: float = Field(description="Under the replay's algorithm; 0 where it drops the group.")
+    advantage_replayed: float = Field(description="Under the replay's algorithm; 0 if it drops the group.")
     updates: tuple[ReplayedUpdate, ...]
 
 
 class Aggregates(Contract):
-    """Numbers of one update over the trajectories that are covered: means where defined, the loss a sum."""
+    """One update's numbers over the covered trajectories: means of what is defined; the loss is a sum."""
 
     p: float | None = None
     ess: float | None = None
@@ -94,7 +94,9 @@ class UpdateSummary(Contract):
 
     update: int = Field(ge=0)
     trajectories: int = Field(ge=0, description="Trajectories with tokens and an advantage in the minibatch.")
-    covered: int = Field(ge=0, description="Of those: with recorded tokens. All other numbers are of these.")
+    covered: int = Field(
+        ge=0, description="How many of those have recorded tokens; all other numbers are over these."
+    )
     recorded: Aggregates
     replayed: Aggregates
 
@@ -103,14 +105,14 @@ class ReplaySummary(Contract):
     """What a replay found."""
 
     trajectories: int = Field(ge=0, description="Trajectories of the step with tokens and an advantage.")
-    covered: int = Field(ge=0, description="Of those: with recorded tokens.")
+    covered: int = Field(ge=0, description="How many of those have recorded tokens.")
     updates: tuple[UpdateSummary, ...]
     largest_difference: dict[str, float] = Field(
         description="By name, the largest |replayed - recorded| of a trajectory, a token or an update."
     )
     undefined_in_one: int = Field(ge=0, description="Numbers that only one of the two defines.")
     reproduces: bool | None = Field(
-        description="Whether the recorded numbers came out again, to 1e-6; null for another algorithm."
+        description="Whether the recorded numbers were reproduced to 1e-6; null for another algorithm."
     )
 
 
@@ -147,7 +149,7 @@ class Replay(Contract):
 
     @property
     def changes(self) -> dict[str, JsonValue]:
-        """Fields that are not the recorded ones, or not the defaults where the objective is another one."""
+        """Fields that differ from the recorded ones or, for another objective, from its defaults."""
         fields: dict[str, JsonValue] = self.algorithm.model_dump(mode="json")
         if self.algorithm.name == self.recorded.name:
             start = self.recorded.model_dump(mode="json")
@@ -157,7 +159,7 @@ class Replay(Contract):
 
     @property
     def settings(self) -> str:
-        """The changes as people type them: parse_settings reads them back."""
+        """The changes as people type them; parse_settings reads them."""
         return " ".join(
             f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in self.changes.items()
         )
@@ -176,7 +178,7 @@ class ReplayList(Contract):
 
 
 class ReplayClaim(Contract):
-    """A node takes a replay (POST /v1/replays/{id}/claim)."""
+    """A node claims a replay (POST /v1/replays/{id}/claim)."""
 
     node_id: str = Field(min_length=1, max_length=64)
 
@@ -196,7 +198,7 @@ class ReplayTask(Contract):
 
 
 class ReplayOutcome(Contract):
-    """How a replay ended (POST /v1/replays/{id}/outcome): the three parts of the result, or the error."""
+    """Outcome of a replay (POST /v1/replays/{id}/outcome): the three parts of its result, or the error."""
 
     summary: ReplaySummary | None = None
     result: ArtefactRef | None = Field(None, description="ReplayResult, gzipped JSON.")
@@ -205,7 +207,7 @@ class ReplayOutcome(Contract):
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, JsonValue]:
-    """`field=value` each, as people type them: values are JSON, or else text. Raises ValueError."""
+    """Parse `field=value` settings as people type them; values are JSON, or else text. Raises ValueError."""
     found: dict[str, JsonValue] = {}
     for text in texts:
         name, separator, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""How a completion is graded. Graders return a number in [0, 1]; one that fails counts, and gives 0."""
+"""How a completion is graded. `kind: x` is graded by `grade` in trainer/rewards/x.py."""
 
 import re
 from typing import Annotated, Literal
@@ -8,20 +8,31 @@ from pydantic import Field, StrictBool, StrictFloat, field_validator, model_vali
 from powermean.contracts.base import Contract
 
 
-class ExactMatch(Contract):
-    """1 when the extracted text equals the reference answer, else 0."""
+class _Reward(Contract):
+    """What every reward has."""
+
+    timeout_s: StrictFloat = Field(
+        5.0,
+        gt=0,
+        le=60,
+        description="Time limit for one completion, in seconds; beyond it the reward is 0.",
+    )
+
+
+class ExactMatch(_Reward):
+    """1 when the text extracted from the completion equals the reference answer, else 0."""
 
     kind: Literal["exact_match"] = "exact_match"
     extract: Literal["all", "first_line", "last_line", "last_number", "pattern"] = Field(
         "first_line",
-        description="What of the completion is compared. `pattern` takes the last match of `pattern`.",
+        description="Which part of the completion is compared. `pattern` takes the last match of `pattern`.",
     )
     pattern: str | None = Field(
         None,
         max_length=500,
-        description="Regular expression for `extract: pattern`; group 1 where it has one.",
+        description="Regular expression for `extract: pattern`; group 1 if it has one.",
     )
-    ignore_case: StrictBool = Field(False, description="Compare without regard to case.")
+    ignore_case: StrictBool = Field(False, description="Ignore case when comparing.")
 
     @field_validator("pattern")
     @classmethod
@@ -42,11 +53,10 @@ class ExactMatch(Contract):
         return self
 
 
-class MathVerify(Contract):
-    """1 when math-verify finds the completion's final expression equal to the reference, else 0."""
+class MathVerify(_Reward):
+    """1 when math-verify finds the completion's final expression equal to the reference answer, else 0."""
 
     kind: Literal["math_verify"] = "math_verify"
-    timeout_s: StrictFloat = Field(5.0, gt=0, le=60, description="Time limit for one completion, in seconds.")
 
 
 RewardSpec = Annotated[ExactMatch | MathVerify, Field(discriminator="kind")]

@@ -10,13 +10,11 @@ from powermean.contracts.base import Contract
 class Sampling(Contract):
     """Log-probs are those of logits / temperature over the whole vocabulary (top_p, top_k off)."""
 
-    temperature: float = Field(
-        1.0, ge=0, le=5.0, description="0 is greedy; its log-probs are those at temperature 1."
-    )
+    temperature: float = Field(1.0, ge=0, le=5.0, description="0 is greedy, with log-probs at temperature 1.")
     max_new_tokens: int = Field(ge=1, le=32768)
     stop: tuple[str, ...] = ()
     seed: int | None = Field(
-        None, ge=0, lt=2**63, description="Same request, weights and seed: same completions."
+        None, ge=0, lt=2**63, description="The same request, weights and seed give the same completions."
     )
 
 
@@ -62,7 +60,7 @@ class WeightFile(Contract):
 
 
 class WeightTensor(Contract):
-    """One tensor that comes through a channel."""
+    """One tensor sent through a channel."""
 
     name: str = Field(min_length=1, max_length=500, description="As in the model's folder.")
     dtype: Literal["float32", "bfloat16"]
@@ -70,7 +68,7 @@ class WeightTensor(Contract):
 
 
 class AdapterShape(Contract):
-    """What a LoRA adapter's weights mean; as in peft's LoraConfig."""
+    """The shape of a LoRA adapter, as in peft's LoraConfig."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
@@ -83,12 +81,12 @@ PublishMethod = FileMethod | ChannelMethod | Literal["in_place"]
 
 
 class ChannelRequest(Contract):
-    """Meet the trainer at an address, to take weights from it directly from then on (POST /v1/channel)."""
+    """Connect to the trainer, to receive weights directly from then on (POST /v1/channel)."""
 
     job_id: str
     attempt: int = Field(ge=1)
     method: ChannelMethod
-    host: str | None = Field(None, max_length=253, description="Where the trainer waits, for gloo.")
+    host: str | None = Field(None, max_length=253, description="Where the trainer listens, for gloo.")
     port: int | None = Field(None, ge=1, le=65535)
     nccl_id: str | None = Field(
         None, max_length=200, repr=False, description="NCCL's unique id of their group, base64, for nccl."
@@ -97,14 +95,14 @@ class ChannelRequest(Contract):
     @model_validator(mode="after")
     def _has_place(self) -> "ChannelRequest":
         if {self.host is not None, self.port is not None} != {self.method == "gloo"}:
-            raise ValueError("gloo, and no other, meets at a host and a port")
+            raise ValueError("host and port are for gloo, which needs both")
         if (self.nccl_id is not None) != (self.method == "nccl"):
-            raise ValueError("nccl, and no other, meets by a unique id")
+            raise ValueError("the unique id is for nccl, which needs it")
         return self
 
 
 class IpcBuffer(Contract):
-    """GPU memory of the trainer that holds a publish's tensors, one after the other: CUDA's handles to it."""
+    """CUDA handles to the trainer's GPU memory with a publish's tensors, one after the other."""
 
     gpu: str = Field(description="UUID of the GPU.")
     size: int = Field(ge=1, description="Bytes.")
@@ -131,16 +129,16 @@ class HoldRequest(Contract):
 class PublishRequest(Contract):
     """New weights. An engine refuses a lower attempt, and a version not above its own within one.
 
-    The manifest: `files` of the methods store and shm; `tensors`, in the order in which they come, and the
-    `sha256` of all their bytes, of a channel; `memory` of in_place.
+    The manifest is `files` for the methods store and shm, and `memory` for in_place. For a channel it is
+    `tensors`, in the order in which they are sent, and for gloo the `sha256` of all their bytes.
     """
 
     job_id: str
     attempt: int = Field(ge=1)
     version: int = Field(ge=0)
     method: PublishMethod = Field(
-        description="store always works; shm is the short cut on one host; gloo, nccl and ipc send the "
-        "weights through a channel that was opened before; in_place sends none: the engine samples from the "
+        description="store always works; shm is faster on one host; gloo, nccl and ipc send the "
+        "weights through a channel opened before; in_place sends none: the engine samples from the "
         "trainer's own."
     )
     files: tuple[WeightFile, ...] = ()
@@ -161,26 +159,26 @@ class PublishRequest(Contract):
     def _has_manifest(self) -> "PublishRequest":
         manifest = {"store": "files", "shm": "files", "in_place": "memory"}.get(self.method, "tensors")
         if [name for name in ("files", "tensors", "memory") if getattr(self, name)] != [manifest]:
-            raise ValueError(f"method {self.method} announces {manifest}, and nothing else")
+            raise ValueError(f"method {self.method} lists {manifest}, and nothing else")
         if (self.method == "gloo") != (self.sha256 is not None):
-            raise ValueError("method gloo, and no other, announces the sha256 of its tensors")
+            raise ValueError("sha256 is for gloo, which needs it")
         if self.buffer is not None and self.method != "ipc":
-            raise ValueError("no method but ipc has a buffer")
+            raise ValueError("buffer is for ipc only")
         if self.adapter is not None and len(self.files) != 1:
             raise ValueError("an adapter is one safetensors file")
         return self
 
 
 class AdapterSlots(Contract):
-    """What an engine has for LoRA adapters."""
+    """An engine's capacity for LoRA adapters."""
 
-    slots: int = Field(description="Jobs that can have an adapter here at once.")
+    slots: int = Field(description="Jobs that can have an adapter here at the same time.")
     taken: int
     max_rank: int
 
 
 class EngineState(Contract):
-    """What /health says (without a token: only `ready`)."""
+    """Answer of /health (without a token only `ready`)."""
 
     ready: bool
     engine: str
@@ -188,9 +186,7 @@ class EngineState(Contract):
     version: int
     attempt: int
     max_model_len: int
-    methods: tuple[PublishMethod, ...] = Field(
-        ("store", "shm"), description="Ways in which it takes weights."
-    )
+    methods: tuple[PublishMethod, ...] = Field(("store", "shm"), description="Publishing methods it accepts.")
     adapters: AdapterSlots | None = Field(
-        None, description="It takes LoRA adapters, one a job, instead of whole weights."
+        None, description="It accepts LoRA adapters, one per job, instead of full weights."
     )

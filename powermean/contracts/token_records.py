@@ -22,7 +22,7 @@ class StepFacts(Contract):
     progress: float = Field(ge=0, le=1, description="Share of the training done before the step.")
     mean_reward: float = Field(description="Of the rollout batch, as graded.")
     reward_std: float = Field(description="Standard deviation of the batch's rewards (ddof 1).")
-    max_new_tokens: int = Field(ge=1, description="Of the spec: L_max of dr_grpo and of dapo's penalty.")
+    max_new_tokens: int = Field(ge=1, description="From the spec: L_max of dr_grpo and of dapo's penalty.")
     updates: tuple[UpdateFacts, ...] = Field(description="The step's optimiser steps.")
 
 
@@ -32,16 +32,16 @@ class UpdateTokens(Contract):
     update: int = Field(ge=0, description="epoch * minibatches + minibatch")
     log_ratio: tuple[float, ...] = Field(description="log pi_theta - log pi_old, nats; not clipped.")
     weight: tuple[float, ...] = Field(description="W_t(p), the token's share of the gradient; sums to 1.")
-    clipped: tuple[bool, ...] = Field(description="The clip, or the limit of 20, took the gradient away.")
+    clipped: tuple[bool, ...] = Field(description="The clip, or the limit of 20, removed the gradient.")
 
 
 class TrajectoryTokens(Contract):
     """A trajectory's tokens. Updates that did not train on it (advantage 0, dropped) are missing."""
 
     index: int = Field(ge=0, description="Place in the rollout batch.")
-    token_ids: tuple[int, ...] = Field(description="Completion tokens, the terminating one included.")
-    pieces: tuple[str, ...] = Field(description="Text of each token; together the completion.")
-    sampler_log_probs: tuple[float, ...] = Field(description="Of the rollout engine, nats.")
+    token_ids: tuple[int, ...] = Field(description="Completion tokens, including the terminating one.")
+    pieces: tuple[str, ...] = Field(description="Text of each token; joined, they are the completion.")
+    sampler_log_probs: tuple[float, ...] = Field(description="Log-probs of the rollout engine, nats.")
     old_log_probs: tuple[float, ...] | None = Field(
         None,
         description="pi_old, nats: of the trainer at the start of the step, or with `old_policy: sampler` "

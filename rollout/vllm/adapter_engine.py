@@ -1,4 +1,4 @@
-"""vLLM with the base model's weights and a LoRA adapter a job: for one job, or shared by several."""
+"""vLLM with the base model's weights and one LoRA adapter per job, for one job or several."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -22,17 +22,17 @@ from rollout.vllm.requests import complete
 from rollout.vllm.server import Deadlines, VllmServer
 from rollout.weights import WeightSource
 
-CALLS_PER_SLOT = 4  # that a job may be expected to have under way: it samples ahead, evaluates and probes
-VERSIONS_PER_SLOT = 2  # of an adapter that vLLM computes with at once: a new one beside those still in use
+CALLS_PER_SLOT = 4  # calls that a job may have in flight: it samples ahead, evaluates and probes
+VERSIONS_PER_SLOT = 2  # of an adapter, computed with at once: a new one besides one still in use
 
 
 class AdapterEngine:
-    """See EngineHost. `only`: the one job that is served, and its lowest attempt; None serves every job."""
+    """See EngineHost. `only`: the one job it serves, and its lowest attempt; None serves every job."""
 
     def __init__(
         self, server: VllmServer, model: ModelFolder, adapters: Adapters, only: Fence | None = None
     ) -> None:
-        """Raises EngineError when the server does not become ready."""
+        """Raises EngineError if the server does not become ready."""
         self._server = server
         self._model = model
         self._only = only
@@ -42,14 +42,14 @@ class AdapterEngine:
         self._max_model_len = context_length(server)
 
     def serving(self, job_id: str, attempt: int) -> "JobEngine":
-        """See EngineHost: the job's own adapter, and no way to another."""
+        """See EngineHost: access to the job's own adapter only."""
         for fence in (self._only, self.adapters.fence(job_id)):
             if fence is not None:
                 fence.check_attempt(job_id, attempt)
         return JobEngine(self, job_id, attempt)
 
     def state(self, job_id: str | None = None) -> EngineState:
-        """See EngineHost. Version and attempt are those of the job's adapter, 0 where it has none."""
+        """See EngineHost. Version and attempt are those of the job's adapter, 0 if it has none."""
         fence = self.adapters.fence(job_id) if job_id is not None else None
         return EngineState(
             ready=self._server.phase == "ready",
@@ -76,7 +76,7 @@ class AdapterEngine:
     def generate_for(
         self, job_id: str, attempt: int, request: GenerateRequest, cancelled: Event
     ) -> GenerateResponse:
-        """Completions by the base model with the adapter that the job published last."""
+        """Completions of the base model with the job's last published adapter."""
         self._server.check_ready()
         check_prompts(request, self._max_model_len, self._model.vocabulary)
         with self.adapters.in_use(job_id, attempt) as adapter:
@@ -86,14 +86,14 @@ class AdapterEngine:
 
 @dataclass(frozen=True)
 class JobEngine:
-    """See Engine: what an attempt at one job reaches of an AdapterEngine."""
+    """See Engine: an AdapterEngine as one job's attempt sees it."""
 
     engine: AdapterEngine
     job_id: str
     attempt: int
 
     def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
-        """See Engine. Calls in flight keep the version they began with. Tokens differ from run to run."""
+        """See Engine. Calls in flight keep the version they started with. Tokens differ from run to run."""
         return self.engine.generate_for(self.job_id, self.attempt, request, cancelled)
 
     def publish(self, request: PublishRequest) -> None:
@@ -103,8 +103,8 @@ class JobEngine:
             raise EngineError(
                 409,
                 "adapters_only",
-                "this engine serves LoRA adapters of one base model, not whole weights",
-                remedy="Train an adapter (model.lora), or use an engine of the job's own.",
+                "this engine serves LoRA adapters of one base model, not full weights",
+                remedy="Train an adapter (model.lora), or use the job's own engine.",
                 path="adapter",
             )
         self.engine.adapters.publish(request, request.adapter)
@@ -114,7 +114,7 @@ class JobEngine:
         check_method("in_place", self.state())
 
     def open_channel(self, request: ChannelRequest) -> None:
-        """See Engine. There is none: an adapter is a file."""
+        """See Engine. Adapters have no channel: they are files."""
         check_method(request.method, self.state())
 
     def drop_adapter(self) -> None:
@@ -135,7 +135,7 @@ def load_adapter_engine(
     running: Callable[[], Collection[str]] | None = None,
     deadlines: Deadlines | None = None,
 ) -> AdapterEngine:
-    """Start vLLM on a model folder, with room for the adapters of `slots` jobs, and wait for it.
+    """Start vLLM on a model folder, with room for the adapters of `slots` jobs, and wait until it is ready.
 
     Raises EngineError: vllm_missing, unknown_model, engine_start_failed, engine_start_timeout.
     """

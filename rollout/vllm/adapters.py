@@ -1,8 +1,8 @@
-"""LoRA adapters of several jobs on one vLLM server: loaded and replaced while it runs, kept apart by name.
+"""LoRA adapters of several jobs on one vLLM server: loaded and replaced while it runs, distinguished by name.
 
-vLLM reads an adapter's folder again whenever it was evicted, and with `load_inplace` at every step. So each
-version has a name and a folder of its own, which stay for as long as completions use it; cached keys and
-values go by both, and none of an older version is found.
+vLLM re-reads an adapter's folder whenever the adapter was evicted, and with `load_inplace` at every step. So
+each version has its own name and folder, which are kept while completions use it. Cached keys and values are
+looked up by both, so none of an older version are found.
 """
 
 import json
@@ -26,9 +26,9 @@ class _Adapter:
 
     fence: Fence
     folder: Path
-    start: int = 0  # of the server that has it loaded
-    calls: int = 0  # that use it now
-    replaced: bool = False  # no further call takes it
+    start: int = 0  # generation of the server that has it loaded
+    calls: int = 0  # calls that use it now
+    replaced: bool = False  # not available to further calls
 
     @property
     def name(self) -> str:
@@ -36,10 +36,10 @@ class _Adapter:
 
 
 class Adapters:
-    """The adapters of one server, one a job. Methods may be called from any thread.
+    """The adapters of one server, one per job. Methods may be called from any thread.
 
-    A version that is replaced while completions use it stays beside the new one until they are finished.
-    `running` tells which jobs are not over: where slots are short, those of others are freed.
+    A version that is replaced while completions use it stays loaded beside the new one until they are
+    finished. `running` returns the unfinished jobs; when slots run out, those of other jobs are freed.
     """
 
     def __init__(
@@ -54,25 +54,25 @@ class Adapters:
         self._slots = slots
         self._running = running
         self._adapters: dict[str, _Adapter] = {}  # by job
-        self._lock = Lock()  # of the table and of what is in it: never held while the server is asked
-        self._changing = Lock()  # of publishing, reloading and dropping
+        self._lock = Lock()  # guards the table and its entries; never held during a call to the server
+        self._changing = Lock()  # serialises publishing, reloading and dropping
 
     def slots(self) -> AdapterSlots:
-        """What there is, and what of it is taken."""
+        """Slots, and how many are taken."""
         return AdapterSlots(
             slots=self._slots, taken=len(self._adapters), max_rank=self._server.options.max_lora_rank
         )
 
     def fence(self, job_id: str) -> Fence | None:
-        """That of a job's newest adapter; None where the job has none."""
+        """The fence of a job's newest adapter; None if the job has none."""
         adapter = self._adapters.get(job_id)
         return adapter.fence if adapter is not None else None
 
     def publish(self, request: PublishRequest, shape: AdapterShape) -> None:
-        """Load a job's adapter: calls that begin from then on use it.
+        """Load a job's adapter; calls that start afterwards use it.
 
         Raises EngineError: fenced, stale_version; adapter_rank, adapter_slots; those of WeightSource and
-        VllmServer. The adapter before is served on.
+        VllmServer. The previous adapter then stays in use.
         """
         with self._changing:
             self._server.check_ready()
@@ -96,7 +96,7 @@ class Adapters:
 
     @contextmanager
     def in_use(self, job_id: str, attempt: int) -> Iterator[tuple[str, int]]:
-        """The (name, version) of a job's adapter, which is not unloaded for as long as the block lasts.
+        """The (name, version) of a job's adapter, which stays loaded during the block.
 
         After a restart of the server it is loaded again. Raises EngineError (adapter_missing, fenced).
         """
@@ -106,7 +106,7 @@ class Adapters:
                 self._load_again(job_id)
             adapter = self._taken(job_id, attempt)
         if adapter is None:
-            raise EngineError(503, "engine_died", "vLLM was started anew once more", remedy="Ask again.")
+            raise EngineError(503, "engine_died", "vLLM restarted again", remedy="Ask again.")
         try:
             yield adapter.name, adapter.fence.version
         finally:
@@ -117,7 +117,7 @@ class Adapters:
                 self._unload(adapter)
 
     def drop(self, job_id: str) -> None:
-        """Free the slot of a job; nothing happens where it has none."""
+        """Free the slot of a job, if it has one."""
         with self._changing:
             self._drop(job_id)
 
@@ -127,7 +127,7 @@ class Adapters:
         self._retire(old)
 
     def _retire(self, adapter: _Adapter | None) -> None:
-        """Unload an adapter that is no longer in the table, now or after the calls that use it."""
+        """Unload an adapter that is no longer in the table, now or after the calls that use it have ended."""
         if adapter is None:
             return
         with self._lock:
@@ -137,7 +137,7 @@ class Adapters:
             self._unload(adapter)
 
     def _taken(self, job_id: str, attempt: int) -> _Adapter | None:
-        """The job's adapter, counted as in use; None where the server has to load it first."""
+        """The job's adapter, counted as in use; None if the server must load it first."""
         with self._lock:
             adapter = self._current(job_id)
             adapter.fence.check_attempt(job_id, attempt)
@@ -172,7 +172,7 @@ class Adapters:
             )
 
     def _make_room(self, job_id: str) -> None:
-        """A slot for the job, if need be that of one that is over. Raises EngineError (adapter_slots)."""
+        """A slot for the job, if necessary that of an ended one. Raises EngineError (adapter_slots)."""
         if job_id in self._adapters or len(self._adapters) < self._slots:
             return
         if self._running is not None:
@@ -183,11 +183,11 @@ class Adapters:
                 409,
                 "adapter_slots",
                 f"all {self._slots} adapter slots of the engine are taken",
-                remedy="Wait until another job is over, or start the engine with more.",
+                remedy="Wait until another job has ended, or start the engine with more.",
             )
 
     def _written(self, path: Path, shape: AdapterShape) -> Path:
-        """A folder with the adapter as peft writes them."""
+        """A folder with the adapter in peft's format."""
         folders = self._server.folder / "adapters"
         folders.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="", dir=folders))
@@ -201,20 +201,20 @@ class Adapters:
         try:
             self._server.call("load adapter", "/v1/load_lora_adapter", body=body)
         except EngineError as error:
-            if error.code != "engine_error":  # not refused: nobody knows what the server holds now
+            if error.code != "engine_error":  # not a refusal, so the server's state is unknown
                 self._server.kill(f"loading adapter {adapter.name} failed: {error}")
             raise
         adapter.start = start
 
     def _unload(self, adapter: _Adapter) -> None:
-        """Let the server forget a version, unless it was started anew since. No call needs the answer."""
+        """Make the server forget a version, unless it has restarted since. No call needs the answer."""
         if adapter.start == self._server.starts:
             try:
                 self._server.call(
                     "unload adapter", "/v1/unload_lora_adapter", body={"lora_name": adapter.name}
                 )
             except EngineError as error:
-                if error.code != "engine_died":  # else it is gone with the server
+                if error.code != "engine_died":  # otherwise it is gone with the server
                     self._server.kill(f"unloading adapter {adapter.name} failed: {error}")
         shutil.rmtree(adapter.folder)
 

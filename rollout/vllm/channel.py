@@ -1,4 +1,4 @@
-"""Weights that come straight into vLLM's worker, by its weight-transfer endpoints: gloo, NCCL or CUDA IPC."""
+"""Weights sent straight into vLLM's worker through its weight-transfer endpoints: gloo, NCCL or CUDA IPC."""
 
 import base64
 import pickle
@@ -20,9 +20,9 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def offered(wanted: Literal["auto", "nccl", "ipc"], *, on_gpu: bool) -> ChannelMethod | None:
-    """The channel that a vLLM server is started with; None: it takes weights from files only.
+    """The channel that a vLLM server is started with; None means weights from files only.
 
-    `auto` is gloo on a CPU, where our back end is installed, and nothing on a GPU.
+    `auto` is gloo on a CPU, if our backend is installed, and none on a GPU.
     """
     if wanted == "auto":
         return "gloo" if not on_gpu and _registered() else None
@@ -35,14 +35,14 @@ def offered(wanted: Literal["auto", "nccl", "ipc"], *, on_gpu: bool) -> ChannelM
 
 @dataclass(frozen=True)
 class Update:
-    """What vLLM's worker is told of a publish that is about to come."""
+    """What vLLM's worker is told before a publish."""
 
     version: int
     info: dict[str, Any]
 
 
 class Channel:
-    """The way from one trainer. Its calls come one at a time."""
+    """The channel from one trainer. Its calls come one at a time."""
 
     def __init__(self, server: VllmServer, model: ModelFolder) -> None:
         self._server = server
@@ -54,9 +54,9 @@ class Channel:
         return self._server.options.transfer
 
     def open(self, request: ChannelRequest) -> None:
-        """Meet the trainer, which has to do its part at the same time. An earlier channel is let go.
+        """Connect to the trainer, which must do its part at the same time. An earlier channel is closed.
 
-        Raises EngineError: channel_failed when they did not meet, engine_timeout, engine_died.
+        Raises EngineError: channel_failed if they did not connect, engine_timeout, engine_died.
         """
         start = self._server.starts
         self._opened = None
@@ -65,7 +65,7 @@ class Channel:
                 "open the channel", "/init_weight_transfer_engine", body={"init_info": self._meeting(request)}
             )
         except EngineError as error:
-            if error.code == "engine_timeout":  # the worker waits in a call that may never end
+            if error.code == "engine_timeout":  # the worker is in a call that may never return
                 self._server.kill(f"opening a {request.method} channel failed: {error}")
             if error.code != "engine_error":
                 raise
@@ -73,17 +73,17 @@ class Channel:
                 503,
                 "channel_failed",
                 f"the {request.method} channel could not be opened: {error}",
-                remedy="Open it again; publish with method store where it fails every time.",
+                remedy="Open it again, or publish with method store if it keeps failing.",
             ) from error
         self._opened = (start, request.attempt)
 
     def update(self, request: PublishRequest) -> Update:
-        """What is to come, checked. Raises EngineError (channel_closed, weights_mismatch)."""
+        """The announced tensors, checked. Raises EngineError (channel_closed, weights_mismatch)."""
         if self._opened != (self._server.starts, request.attempt):
             raise EngineError(
                 409,
                 "channel_closed",
-                "no channel is open to this attempt: vLLM may have been started anew",
+                "no channel is open to this attempt: vLLM may have restarted",
                 remedy="POST /v1/channel, then publish again.",
             )
         changed = renames(self._model, _shapes(request.tensors))
@@ -99,7 +99,7 @@ class Channel:
             info |= {"version": request.version, "sha256": request.sha256}
         if request.method == "ipc":
             if request.buffer is None:
-                raise EngineError(422, "invalid", "method ipc announces a buffer", path="buffer")
+                raise EngineError(422, "invalid", "method ipc needs a buffer", path="buffer")
             sizes = [prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in request.tensors]
             if sum(sizes) > request.buffer.size:
                 raise _mismatch(f"{sum(sizes)} bytes of tensors in a buffer of {request.buffer.size}")
@@ -107,7 +107,7 @@ class Channel:
         return Update(request.version, info)
 
     def receive(self, update: Update) -> None:
-        """Take the weights and name their version. After an error the model may be of two versions."""
+        """Load the weights and name their version. After an error the model may mix two versions."""
         call = self._server.call
         call("start the update", "/start_weight_update")
         try:
@@ -115,7 +115,7 @@ class Channel:
         except EngineError as error:
             if _CORRUPT not in str(error):
                 raise
-            remedy = "Publish again: they were changed on their way."
+            remedy = "Publish again: they were changed in transit."
             raise EngineError(503, _CORRUPT, str(error), remedy=remedy) from error
         call("finish the update", "/finish_weight_update", body={"weight_version": str(update.version)})
 
@@ -123,7 +123,7 @@ class Channel:
         if request.method == "gloo":
             limit = self._server.deadlines.sync_step
             return {"host": request.host, "port": request.port, "timeout_s": limit}
-        if request.method == "nccl":  # the trainer is rank 0, the one worker rank 1
+        if request.method == "nccl":  # the trainer is rank 0, the only worker rank 1
             return {
                 "nccl_unique_id_b64": request.nccl_id,
                 "rank_offset": 1,
@@ -140,18 +140,18 @@ def _registered() -> bool:
 def _shapes(tensors: tuple[WeightTensor, ...]) -> dict[str, tuple[int, ...]]:
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     if len(shapes) < len(tensors):
-        raise _mismatch("a tensor is there twice")
+        raise _mismatch("a tensor occurs twice")
     return shapes
 
 
 def _handles(buffer: IpcBuffer) -> str:
-    """As vLLM wants them over HTTP: what torch's reduce_tensor makes of a flat tensor of bytes, pickled.
+    """In the form that vLLM expects over HTTP: torch's reduce_tensor of a flat byte tensor, pickled.
 
-    The pickle is made here, of checked numbers, so that no client can make vLLM load one of its own.
+    The pickle is built here from checked numbers, so that no client can make vLLM load its own.
     """
     arguments = (
         *(torch.Tensor, torch.Size([buffer.size]), (1,), 0, torch.storage.TypedStorage, torch.uint8),
-        0,  # the GPU's number: the worker puts in its own
+        0,  # the GPU's number; the worker replaces it with its own
         *(base64.b64decode(buffer.memory), buffer.size, buffer.offset, False),
         *(base64.b64decode(buffer.counter), buffer.counter_offset),
         *(base64.b64decode(buffer.event), buffer.wait),
@@ -164,5 +164,5 @@ def _mismatch(message: str) -> EngineError:
         409,
         "weights_mismatch",
         message,
-        remedy="Publish the whole state of the model that the engine was started with.",
+        remedy="Publish all weights of the model that the engine was started with.",
     )

@@ -23,18 +23,18 @@ class VllmOptions:
 
     model: Path
     dtype: str  # as vLLM names it: float32, bfloat16
-    max_model_len: int | None = None  # None: what the model's config says, or less if the cache holds less
-    max_num_seqs: int = 64  # completions that are sampled at once
+    max_model_len: int | None = None  # None: the model's limit, or less if the cache is smaller
+    max_num_seqs: int = 64  # completions sampled at once
     kv_cache_gib: int = CPU_CACHE_GIB  # of the key/value cache on a CPU
     gpu_memory_share: float = 0.9  # of a GPU's memory, for weights and cache
-    max_loras: int = 0  # adapters that it computes with at once; 0: no adapters
-    max_lora_rank: int = 16  # of these; vLLM makes room for the next of the ranks that it knows
-    transfer: ChannelMethod | None = None  # the channel that it takes weights by; None: files only
+    max_loras: int = 0  # adapters it computes with at once; 0: no adapters
+    max_lora_rank: int = 16  # largest rank; vLLM allocates for the next rank that it supports
+    transfer: ChannelMethod | None = None  # the channel for weights; None: files only
 
 
 def server_command(options: VllmOptions, socket: Path) -> list[str]:
-    """The program and its arguments; it is to listen on a socket file."""
-    # `vllm serve` fails with the CPU's distribution, which has another name; the module works with both.
+    """The program and its arguments; it listens on a socket file."""
+    # `vllm serve` fails with the CPU distribution, which has another name; the module works with both.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.model)]
     command += ["--served-model-name", "base", "--uds", str(socket), "--dtype", options.dtype]
     command += ["--max-num-seqs", str(options.max_num_seqs), "--enable-scale-out", "--enable-prefix-caching"]
@@ -44,7 +44,7 @@ def server_command(options: VllmOptions, socket: Path) -> list[str]:
     if _CPU_THREADS.is_file():
         command += ["--block-size", str(CPU_CACHE_BLOCK)]
     if options.dtype == "float32":
-        command.append("--enforce-eager")  # nothing is compiled, and log-probs agree with the trainer's
+        command.append("--enforce-eager")  # nothing is compiled, and log-probs match the trainer's
     if options.max_loras:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
         command += ["--max-lora-rank", str(lora_capacity(options.max_lora_rank) or options.max_lora_rank)]
@@ -54,29 +54,29 @@ def server_command(options: VllmOptions, socket: Path) -> list[str]:
 
 
 def server_environment(options: VllmOptions, folder: Path) -> dict[str, str]:
-    """What is added to the service's own; temporary files go with `folder`."""
+    """Additions to the service's environment; temporary files go into `folder`."""
     found = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that publish needs
+        "VLLM_SERVER_DEV_MODE": "1",  # enables the endpoints that publishing needs
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "SPT_NOENV": "1",  # its process titles must not overwrite the mark by which we find them
+        "SPT_NOENV": "1",  # process titles must not overwrite the mark by which we find its processes
     }
     if options.transfer == "ipc":
-        found["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # of pickles that vllm_channel makes itself
+        found["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for pickles that channel.py builds itself
     if _CPU_THREADS.is_file():
         found |= {
             "LD_PRELOAD": str(_CPU_THREADS),
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "TORCHDYNAMO_DISABLE": "1",  # else the first log-prob waits a minute for a C++ compiler
+            "TORCHDYNAMO_DISABLE": "1",  # otherwise the first log-prob waits a minute for a C++ compiler
         }
     return found | _places(folder)
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """Its temporary files go with the folder, whose sockets nobody else may enter; compiled code is kept."""
+    """Temporary files go into the folder, which only this user can enter; compiled code is kept."""
     compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
     kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": kept}

@@ -23,29 +23,29 @@ from rollout.vllm.server import Deadlines, VllmServer
 from rollout.weights import WeightSource
 
 NAME = "vllm"
-CALLS_AT_ONCE = 8  # a call is many completions, which vLLM batches with those of the others
+CALLS_AT_ONCE = 8  # a call has many completions, which vLLM batches with those of other calls
 
 
 class VllmEngine:
     """See Engine and EngineHost; `publish` may also come while other threads are in `generate`.
 
-    Completions that are in flight then go on with the new weights, their cache computed anew, and tell by
-    their spans which weights made which token. `sampling.seed` has no effect, because a request's seed can
-    bring vLLM down on a CPU: runs on this engine are *not* bit-identical.
+    Completions in flight then continue with the new weights, with their cache recomputed, and their spans say
+    which weights made which token. `sampling.seed` has no effect, because a request's seed can crash vLLM on
+    a CPU: runs on this engine are *not* bit-identical.
     """
 
     calls_at_once = CALLS_AT_ONCE
 
     def __init__(self, server: VllmServer, model: ModelFolder, fence: Fence, weights: WeightSource) -> None:
-        """Raises EngineError when the server does not become ready."""
+        """Raises EngineError if the server does not become ready."""
         self._server = server
         self._model = model
         self._fence = fence
         self._weights = weights
         self._channel = Channel(server, model)
         self._publishing = Lock()
-        self._published = False  # until then the folder's weights, which every start has, are the right ones
-        self._served: int | None = None  # the server's start that has the fence's weights; None: no one has
+        self._published = False  # before the first publish, every start has the right weights: the folder's
+        self._served: int | None = None  # the server start with the fence's weights; None: no start has them
         server.wait_ready()
         self._max_model_len = context_length(server)
         self._label(fence.version)
@@ -57,7 +57,7 @@ class VllmEngine:
         return self
 
     def state(self, _job_id: str | None = None) -> EngineState:
-        """See Engine. Ready also while weights are awaited after a restart: a publish is what is needed."""
+        """See Engine. Also ready while it waits for weights after a restart, since it needs a publish."""
         return EngineState(
             ready=self._server.phase == "ready",
             engine=NAME,
@@ -86,7 +86,7 @@ class VllmEngine:
     def publish(self, request: PublishRequest) -> None:
         """See Engine. Nothing is changed before all files are verified and all tensors fit the model.
 
-        After a restart, or a publish that broke off, the version that was served may be published again.
+        After a restart or a failed publish, the current version may be published again.
         """
         if request.adapter is not None:
             raise adapters_off()
@@ -117,7 +117,7 @@ class VllmEngine:
         self._server.close()
 
     def _has_weights(self) -> bool:
-        """Whether the server, which may have been started anew, has the weights that the fence names."""
+        """Whether the server, which may have restarted, has the fence's weights."""
         if not self._published and self._served != self._server.starts:
             self._label(self._fence.version)
             self._served = self._server.starts
@@ -139,7 +139,7 @@ class VllmEngine:
             ) from error
 
     def _transfer(self, fence: Fence, load: Callable[[], None]) -> None:
-        """Freeze what is in flight, load and name the version, drop caches of old weights, go on."""
+        """Freeze what is in flight, load and name the version, drop caches of old weights, resume."""
         call, start = self._server.call, self._server.starts
         try:
             call("pause", "/pause", params={"mode": "keep", "clear_cache": "false"})
@@ -148,7 +148,7 @@ class VllmEngine:
             call("reset caches", "/reset_prefix_cache", params={"reset_running_requests": "true"})
             call("resume", "/resume")
         except EngineError as error:
-            # Frozen, or with weights of two versions: nothing that this process still does can be trusted.
+            # It is frozen or mixes weights of two versions, so this process can't be trusted any more.
             self._server.kill(f"publishing version {fence.version} failed: {error}")
             raise
         self._fence = fence
@@ -164,20 +164,20 @@ class VllmEngine:
         self._server.call("name the version", "/update_weight_version", body={"new_version": str(version)})
 
     def _check(self, request: GenerateRequest) -> None:
-        with self._publishing:  # what comes during a publish begins after it
+        with self._publishing:  # calls that arrive during a publish start after it
             self._server.check_ready()
             if not self._has_weights():
                 raise EngineError(
                     503,
                     "weights_incomplete",
-                    f"vLLM was started anew and has not the weights of version {self._fence.version}",
-                    remedy="Publish them again; the same version is taken.",
+                    f"vLLM restarted and does not have the weights of version {self._fence.version}",
+                    remedy="Publish them again; the same version is accepted.",
                 )
         check_prompts(request, self._max_model_len, self._model.vocabulary)
 
 
 def context_length(server: VllmServer) -> int:
-    """Most tokens of prompt and completion together, as a ready server says."""
+    """Most tokens of prompt and completion together, as reported by a ready server."""
     models = server.call("describe", "/v1/models", method="GET")
     return int(models["data"][0]["max_model_len"])
 

@@ -1,7 +1,7 @@
 """Runs vLLM and ends all of its processes when the rollout service is gone.
 
-vLLM is several processes, and its engine outlives an API server that is killed. This one stands between it
-and the service: it adopts orphans, watches both sides, ends what is left and removes its shared memory.
+vLLM is several processes, and its engine outlives a killed API server. The guard runs between vLLM and the
+service: it adopts orphans, watches both sides, ends what is left and removes vLLM's shared memory.
 """
 
 import os
@@ -20,16 +20,16 @@ from rollout.vllm.shared_memory import remove, used_by
 
 _POLL_S = 0.2
 _GRACE_S = 5.0
-_LOOK_S = 1.0  # between looks at the shared memory in use: who is killed leaves no list
+_LOOK_S = 1.0  # between checks of the shared memory in use, since killed processes leave no list
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` under guard for this process."""
+    """The command line that runs `command` under a guard for this process."""
     return [sys.executable, "-m", "rollout.vllm.guard", str(os.getpid()), *command]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`PARENT_PID PROGRAM ARGUMENT...`: exit status of the program, or 1 when it was ended."""
+    """`PARENT_PID PROGRAM ARGUMENT...`: the program's exit status, or 1 if it was ended."""
     parent, command = Lifeline(int(arguments[0])), arguments[1:]
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())

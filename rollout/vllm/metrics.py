@@ -1,4 +1,4 @@
-"""The part of vLLM's own metrics that says what a run needs to know."""
+"""The vLLM metrics that the rollout service passes on."""
 
 from rollout.engine import EngineError
 from rollout.vllm.server import VllmServer
@@ -7,7 +7,7 @@ PASSED_ON = frozenset(
     {
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",
-        "vllm:kv_cache_usage_perc",  # 1 is full: completions are then set back and computed again
+        "vllm:kv_cache_usage_perc",  # at 1, completions are preempted and recomputed
         "vllm:num_preemptions",
         "vllm:generation_tokens",
         "vllm:prompt_tokens",

@@ -1,4 +1,4 @@
-"""What a model folder says about its model, read without torch: the engine's own process needs none."""
+"""Facts about a model from its folder, without torch, which the engine's own process does not need."""
 
 import json
 import os
@@ -19,12 +19,12 @@ _TIED_HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The facts that requests and publishes are checked against."""
+    """What requests and publishes are checked against."""
 
     name: str
     vocabulary: int
     end_tokens: frozenset[int]
-    tied: bool  # output layer and embedding are one weight
+    tied: bool  # output layer and embedding share a weight
     shapes: Shapes  # of the weights in the folder's files
 
 
@@ -50,7 +50,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
 
 
 def read_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor in safetensors files. Raises ValueError, also for one that is in two files."""
+    """Shape of each tensor in safetensors files. Raises ValueError, also for a tensor in two files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         for name, facts in _header(path).items():
@@ -63,9 +63,9 @@ def read_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def renames(model: ModelFolder, published: Shapes) -> dict[str, str]:
-    """Names in the publish that differ from the model's own: those of a weight that is tied.
+    """Names in the publish that differ from the model's: those of tied weights.
 
-    Raises EngineError (weights_mismatch) unless every weight of the model is there once, in its shape.
+    Raises EngineError (weights_mismatch) unless every weight of the model is there once with its shape.
     """
     own = {name: shape for name, shape in model.shapes.items() if not (model.tied and name == _TIED_HEAD)}
     found = dict(published)
@@ -73,7 +73,7 @@ def renames(model: ModelFolder, published: Shapes) -> dict[str, str]:
     missing = sorted(own.keys() - found.keys())
     if model.tied and _TIED_HEAD in found:
         if len(missing) != 1:
-            raise _mismatch("weights that are tied are there under two names")
+            raise _mismatch("a tied weight occurs under two names")
         changed[_TIED_HEAD] = missing[0]
         found[missing[0]] = found.pop(_TIED_HEAD)
         missing = []
@@ -103,5 +103,5 @@ def _mismatch(message: str) -> EngineError:
         409,
         "weights_mismatch",
         message,
-        remedy="Publish the whole state of the model that the engine was started with.",
+        remedy="Publish all weights of the model that the engine was started with.",
     )

@@ -1,4 +1,4 @@
-"""Requests for completions to a vLLM server, many at once, given up together."""
+"""Completion requests to a vLLM server: many at once, cancelled together."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from rollout.vllm.server import VllmServer, content
 
 _POLL_S = 0.05
 _CONNECTIONS = 128
-_FLOOR = -9000.0  # vLLM writes -9999 for what JSON has no number for
+_FLOOR = -9000.0  # vLLM writes -9999 for values that JSON can't represent
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of the completions of one prompt: vLLM takes at most max_num_seqs at once, greedy ones singly."""
+    """Some completions of one prompt: vLLM takes at most max_num_seqs at once, greedy ones one by one."""
 
     prompt: tuple[int, ...]
     n: int
@@ -79,7 +79,7 @@ async def _ask_all(
             504,
             "engine_timeout",
             f"vLLM did not finish {len(parts)} requests within {limit:.0f} s",
-            remedy="Ask for fewer or shorter completions at once.",
+            remedy="Request fewer or shorter completions at once.",
         ) from error
 
 
@@ -118,7 +118,7 @@ async def _ask(
             "repetition_penalty": 1.0,
             "max_tokens": sampling.max_new_tokens,
             "stop": list(sampling.stop),
-            # The same end tokens as in the other engine, also where vLLM's own view of the model differs.
+            # The same end tokens as in the other engine, even if vLLM's own view of the model differs.
             "ignore_eos": True,
             "stop_token_ids": sorted(end_tokens),
             "logprobs": 0,
@@ -136,7 +136,7 @@ async def _ask(
 def _completion(choice: dict[str, Any], adapter: tuple[str, int] | None) -> Completion:
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
-        raise EngineError(503, "engine_error", f"vLLM broke a completion off: {reason}", remedy="Ask again.")
+        raise EngineError(503, "engine_error", f"vLLM aborted a completion: {reason}", remedy="Ask again.")
     log_probs = tuple(one["logprob"] for one in choice["logprobs"]["content"])
     if not all(math.isfinite(one) and one > _FLOOR for one in log_probs):
         raise EngineError(
@@ -163,7 +163,7 @@ def _completion(choice: dict[str, Any], adapter: tuple[str, int] | None) -> Comp
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to report of several that came at once; an error that is no EngineError comes first."""
+    """Which of several simultaneous errors to report; anything but an EngineError comes first."""
     found = [*_leaves(group)]
     return min(found, key=lambda error: isinstance(error, EngineError))
 

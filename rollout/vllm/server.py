@@ -1,7 +1,7 @@
-"""One vLLM server process: started, watched, started anew when it dies, and ended.
+"""One vLLM server process: started, watched, restarted when it dies, and ended.
 
-vLLM's development endpoints (pause, weight transfer, remote calls into the worker) ask for no key. The
-server therefore listens on a socket file in a folder that only this user may enter, and on no port.
+vLLM's development endpoints (pause, weight transfer, remote calls into the worker) require no key. The server
+therefore listens on a socket file in a folder that only this user can enter, and on no port.
 """
 
 import os
@@ -26,9 +26,9 @@ from rollout.own_folder import OwnFolder
 from rollout.vllm.command import VllmOptions, server_command, server_environment
 from rollout.vllm.guard import guarded
 
-_MARK = "POWERMEAN_VLLM"  # in the environment of every process of one server
+_MARK = "POWERMEAN_VLLM"  # in the environment of all processes of one server
 _POLL_S = 0.25
-_LENIENCE_S = 2.0  # those who wait for a start learn of its deadline before the keeper gives it up
+_LENIENCE_S = 2.0  # waiters see the deadline of a start before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
 RESTARTS = RestartPolicy(most=3, window_s=1800.0)  # one that dies more often stays down
@@ -41,7 +41,7 @@ class Deadlines:
     start: float = 600.0
     generate: float = 3600.0
     sync_step: float = 180.0  # each step of a publish
-    page: float = 3.0  # of what it says of itself
+    page: float = 3.0  # queries of its state
     stop: float = 15.0
 
 
@@ -49,13 +49,13 @@ Phase = Literal["starting", "ready", "failed", "closed"]
 
 
 def require_vllm() -> None:
-    """Raises EngineError (vllm_missing) where vLLM is not installed."""
+    """Raises EngineError (vllm_missing) if vLLM is not installed."""
     if not vllm_installed():
         raise EngineError(
             500,
             "vllm_missing",
-            "the vLLM engine was asked for, and vLLM is not installed",
-            remedy="Install the extra as docs/vllm.md says, or use the transformers engine.",
+            "the vLLM engine was requested, but vLLM is not installed",
+            remedy="Install the extra as described in docs/vllm.md, or use the transformers engine.",
         )
 
 
@@ -83,13 +83,13 @@ class VllmServer:
         self._reason = ""
         self._killed_for: str | None = None
         self._closing = Event()
-        # The keeper starts the process: it must live as long, see powermean.tether.
+        # The keeper thread starts the process and must live as long: see powermean.tether.
         self._keeper = Thread(target=self._keep, name="vllm-keeper", daemon=True)
         self._keeper.start()
 
     @property
     def folder(self) -> Path:
-        """That only this user may enter; gone after close()."""
+        """The folder that only this user can enter; removed by close()."""
         return self._folder.path
 
     @property
@@ -102,7 +102,7 @@ class VllmServer:
 
     @property
     def starts(self) -> int:
-        """How often the process became ready: weights and adapters of an earlier start are gone."""
+        """How often the process became ready. Weights and adapters of earlier starts are gone."""
         return self._starts
 
     @property
@@ -121,29 +121,29 @@ class VllmServer:
                 504,
                 "engine_start_timeout",
                 f"vLLM was not ready after {limit:.0f} s; its last lines:\n{self._last_lines()}",
-                remedy="Raise the deadline on a slow machine; the lines may tell what it waits for.",
+                remedy="Raise the deadline on a slow machine; the lines may show what it is waiting for.",
             )
         raise EngineError(500, "engine_start_failed", self._reason, remedy=_start_remedy(self._reason))
 
     def wait_given_up(self) -> str | None:
-        """Wait until the process is started no more: why, or None where the server was closed."""
+        """Wait until the process is no longer restarted; returns why, or None if the server was closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._phase in ("failed", "closed"))
             return self._reason if self._phase == "failed" else None
 
     def check_ready(self) -> None:
-        """Raises EngineError (engine_starting, engine_failed) unless the process serves."""
+        """Raises EngineError (engine_starting, engine_failed) unless the process is serving."""
         if self._phase == "ready":
             return
         if self._phase == "starting":
             raise EngineError(
                 503,
                 "engine_starting",
-                f"vLLM is being started{' anew: ' + self._reason if self._reason else ''}",
-                remedy="Ask again when /health says that the engine is ready.",
+                f"vLLM is {'restarting: ' + self._reason if self._reason else 'starting'}",
+                remedy="Try again when /health says that the engine is ready.",
             )
         raise EngineError(
-            503, "engine_failed", self._reason or "vLLM was stopped", remedy="Start the service anew."
+            503, "engine_failed", self._reason or "vLLM was stopped", remedy="Restart the service."
         )
 
     def call(
@@ -163,7 +163,7 @@ class VllmServer:
         return content(step, self._ask(step, limit, method, path, json=body, params=params))
 
     def text(self, step: str, path: str) -> str:
-        """What a page of the process says. Raises EngineError: engine_timeout, engine_died."""
+        """The text at a path of the process. Raises EngineError: engine_timeout, engine_died."""
         return self._ask(step, self.deadlines.page, "GET", path).text
 
     def _ask(self, step: str, limit: float, method: str, path: str, **sent: Any) -> httpx.Response:
@@ -178,28 +178,28 @@ class VllmServer:
             raise self.died(step, error) from error
 
     def died(self, step: str, error: Exception) -> EngineError:
-        """What to raise when the connection broke."""
+        """The error of a broken connection."""
         return EngineError(
             503,
             "engine_died",
-            f"vLLM went away during {step!r}: {error or type(error).__name__}",
-            remedy="It is started anew: wait for /health, then publish the weights again.",
+            f"vLLM died during {step!r}: {error or type(error).__name__}",
+            remedy="It is being restarted: wait for /health, then publish the weights again.",
         )
 
     def kill(self, reason: str) -> None:
-        """End the process at once; the keeper starts it anew, if it has not done so already."""
-        # The keeper may start the next one while this one's processes are being ended.
+        """End the process at once; the keeper restarts it, if it has not done so already."""
+        # The keeper may start the next server while this one's processes are being ended.
         mark, guard = self._mark, self._guard
         if self._phase == "ready":
             self._killed_for = reason
-            # Not the guard, which removes what the others leave and then ends.
+            # The guard is spared: it removes what the others leave and then ends.
             end_all(lambda: marked(_MARK, mark) - {guard}, grace_s=0.0)
 
     def close(self) -> None:
         """End the process and remove its folder."""
         self._closing.set()
         self._keeper.join(timeout=2 * self.deadlines.stop)
-        end_all(self._processes, grace_s=0.0)  # what a keeper that is late has not ended
+        end_all(self._processes, grace_s=0.0)  # in case the keeper has not ended it yet
         self._move("closed")
         self._folder.remove()
 
@@ -215,7 +215,7 @@ class VllmServer:
         )
 
     def _keep(self) -> None:
-        """Start, watch and start anew until closed, or until it died too often."""
+        """Start, watch and restart the process until closed, or until it has died too often."""
         deaths = Deaths(self._restarts)
         while not self._closing.is_set():
             process = self._spawn()
@@ -259,7 +259,7 @@ class VllmServer:
         return process
 
     def _relay(self, process: subprocess.Popen[str]) -> None:
-        """Pass the process's lines on to our own log; keep the last for error messages."""
+        """Copy the process's output to our log; keep the last lines for error messages."""
         assert process.stdout is not None
         for line in process.stdout:
             self._lines.append(line.rstrip())
@@ -283,7 +283,7 @@ class VllmServer:
             return False
 
     def _end(self, process: subprocess.Popen[str]) -> None:
-        """End a server in order, or what is left of one that ended."""
+        """End a server in order, or what is left of a dead one."""
         end(process, self.deadlines.stop)
         end_all(self._processes, grace_s=0.0)
 
@@ -317,4 +317,4 @@ def _start_remedy(reason: str) -> str:
         return "vLLM does not serve this model: use the transformers engine."
     if "memory" in reason.lower():
         return "Give it a smaller cache, a shorter context or a larger machine."
-    return "Its last lines above tell why; docs/vllm.md lists what it needs."
+    return "Its last lines say why; docs/vllm.md lists what it needs."

@@ -1,4 +1,4 @@
-"""Shared memory that vLLM's processes leave when they are killed: seen while they live, then removed."""
+"""Shared memory left by killed vLLM processes: noted while they run, then removed."""
 
 import os
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = "/dev/shm/"  # noqa: S108 (where the kernel has it)
-_KINDS = ("psm_", "sem.mp-")  # of vLLM's message queues and Python's locks; weights are others' to remove
+_KINDS = ("psm_", "sem.mp-")  # vLLM's message queues and Python's locks; weights are removed by others
 
 
 def used_by(pids: Iterable[int]) -> set[Path]:
-    """Files in shared memory that the processes use now, or that bear their names."""
+    """Files in shared memory that the processes use now or that are named after them."""
     found, mapped = set(), set()
     for pid in pids:
         found.add(Path(_FOLDER, f"__KMP_REGISTERED_LIB_{pid}_{os.getuid()}"))  # Intel's OpenMP
@@ -21,7 +21,7 @@ def used_by(pids: Iterable[int]) -> set[Path]:
 
 
 def _mapped(pid: int) -> set[int]:
-    """Inodes of mapped files in shared memory. A lock's name there is one that it had for a moment only."""
+    """Inodes of mapped files in shared memory, since the name of a lock there is only temporary."""
     with suppress(OSError):  # the process may be gone
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         return {int(line.split(maxsplit=5)[4]) for line in lines if _FOLDER in line}
@@ -29,7 +29,7 @@ def _mapped(pid: int) -> set[int]:
 
 
 def remove(files: Iterable[Path]) -> None:
-    """Remove what is left of them, as far as it is ours."""
+    """Remove what is left of them, if it belongs to this user."""
     for file in files:
         with suppress(OSError):
             if file.stat().st_uid == os.getuid():

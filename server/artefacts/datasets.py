@@ -23,23 +23,23 @@ MAX_ERRORS = 20
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of a file once every line proved to be a row."""
+    """What is known about a file whose lines are all rows."""
 
     rows: int
-    fields: tuple[str, ...]  # that every row has, in the first row's order
+    fields: tuple[str, ...]  # fields that every row has, in the first row's order
     lacking: dict[str, int]  # every other field -> the first line without it
     sha256: str
 
     @property
     def dataset_id(self) -> str:
-        """The same content is the same dataset."""
+        """The same content gives the same id."""
         return f"ds-{self.sha256[:24]}"
 
 
 def examine(path: Path, required: Collection[str] = ()) -> Examined:
     """Read the file once, in bounded memory.
 
-    Raises InvalidInputError naming the first lines that are not rows, or lack a field of `required`.
+    Raises InvalidInputError, naming the first lines that are not rows or lack a field of `required`.
     """
     wrong: list[FieldError] = []
     seen: dict[str, int | None] = {}  # field -> the first line without it
@@ -70,7 +70,7 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
             fields=wrong,
         )
     if not number:
-        raise InvalidInputError.at("file", "the dataset has no rows", "Send one JSON object a line.")
+        raise InvalidInputError.at("file", "the dataset has no rows", "Send one JSON object per line.")
     return Examined(
         rows=number,
         fields=tuple(name for name, lacking in seen.items() if lacking is None),
@@ -106,7 +106,7 @@ def newest(session: Session, offset: int, limit: int) -> list[DatasetView]:
 
 
 def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> DatasetView:
-    """The dataset of this content; one that is there already keeps its name."""
+    """Store the dataset; one with the same content keeps its name."""
     row = {
         "id": found.dataset_id,
         "name": name,
@@ -121,7 +121,7 @@ def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> Datas
 
 
 def view(row: Dataset) -> DatasetView:
-    """The dataset as the API shows it."""
+    """The dataset as the API returns it."""
     ref = ArtefactRef.model_validate(row.artefact)
     return DatasetView(
         id=row.id,

@@ -20,7 +20,7 @@ OWNER = "jobs/{job_id}/logs/{attempt}"
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """Bytes [offset, offset + size) of a log, and where they are."""
+    """Bytes [offset, offset + size) of a log, and where they are stored."""
 
     offset: int
     size: int
@@ -45,7 +45,7 @@ def owner_of(claims: AttemptClaims) -> str:
 def missing_part(session: Session, attempt_id: str, claims: AttemptClaims, offset: int, data: bytes) -> bytes:
     """The end of `data` that the log does not have yet; empty for a repeat.
 
-    Raises FencedError, and ConflictError when bytes before `offset` are missing.
+    Raises FencedError, and ConflictError if bytes before `offset` are missing.
     """
     fence(session, attempt_id, claims)
     length = _length(session, claims.job_id, claims.attempt)
@@ -61,14 +61,14 @@ def missing_part(session: Session, attempt_id: str, claims: AttemptClaims, offse
 def append(
     session: Session, attempt_id: str, claims: AttemptClaims, offset: int, data: bytes, ref: ArtefactRef
 ) -> None:
-    """Add stored bytes to the log, unless somebody has added them meanwhile. Raises as `missing_part`."""
+    """Add stored bytes to the log, unless they have been added meanwhile. Raises as `missing_part`."""
     if len(missing_part(session, attempt_id, claims, offset, data)) == len(data):
         place = {"job_id": claims.job_id, "attempt": claims.attempt, "offset": offset}
         session.add(LogChunk(**place, size=len(data), artefact=ref.model_dump(mode="json")))
 
 
 def find_range(session: Session, job_id: str, attempt: int | None, offset: int, limit: int) -> StoredRange:
-    """Where bytes [offset, offset + limit) of an attempt's log are; without `attempt`, of the current one.
+    """Where bytes [offset, offset + limit) of an attempt's log are stored; default: the current attempt.
 
     Raises NotFoundError for an unknown job or attempt.
     """
@@ -116,7 +116,7 @@ def _pieces(found: StoredRange, store: ArtefactStore) -> Iterable[bytes]:
 
 
 def _cut_off(data: bytes) -> int:
-    """Bytes at the end that begin a character without ending it."""
+    """How many bytes at the end belong to an incomplete character."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0xC0:

@@ -11,7 +11,7 @@ from server.jobs.repository import find_job
 
 
 def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
-    """Those that are kept, oldest first. Raises NotFoundError."""
+    """The checkpoints that are kept, oldest first. Raises NotFoundError."""
     job = find_job(session, job_id)
     rows = session.scalars(
         select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step, Checkpoint.attempt)
@@ -23,7 +23,7 @@ def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
 
 
 def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
-    """Relative path -> object of the final model. Raises NotFoundError, for a job without a model too."""
+    """Relative path -> object of the final model. Raises NotFoundError, also for a job without a model."""
     job = find_job(session, job_id)
     if not job.result:
         raise NotFoundError(
@@ -38,6 +38,6 @@ def model_file(session: Session, job_id: str, path: str) -> ArtefactRef:
     ref = model_files(session, job_id).get(path)
     if ref is None:
         raise NotFoundError(
-            f"the model of {job_id} has no such file", remedy="GET the folder to see its files."
+            f"the model of {job_id} has no such file", remedy="GET /v1/jobs/{id}/files lists them."
         )
     return ref

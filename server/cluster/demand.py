@@ -1,4 +1,4 @@
-"""What a job asks of the cluster, and which nodes could give it."""
+"""What a job needs from the cluster, and which nodes could provide it."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,10 @@ def waiting_job(job: Job, avoid: frozenset[str] = frozenset()) -> WaitingJob:
 
 
 def checkers(session: Session, job: Job, living: Sequence[Node]) -> list[str]:
-    """The living nodes that may check the job: those that could run it, as nodes differ in what they have.
+    """The live nodes that may check the job: those that could run it, since nodes differ.
 
-    None while all nodes that could run it are offline. Where no node ever could, any living one: its errors
-    say what is missing.
+    None while all nodes that could run it are offline. If no node ever could, any live one may check it: its
+    errors say what is missing.
     """
     asked = waiting_job(job)
     able = [node.id for node in living if could_run(asked, inventory.empty(node))]
@@ -42,7 +42,7 @@ def checkers(session: Session, job: Job, living: Sequence[Node]) -> list[str]:
 
 
 def _adapter_need(job: Job, spec: JobSpec) -> AdapterNeed | None:
-    """What the job asks of a shared engine; None: it is not to have one."""
+    """What the job needs from a shared engine; None if it must not use one."""
     if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
         return None
     return AdapterNeed(

@@ -1,8 +1,8 @@
 """Engine services: declared by an administrator, placed by the scheduler, run and reported by a node.
 
-A service belongs to one node at a time; `generation` counts its placements, so that what a node says of an
-earlier one changes nothing. The answer to each of its node's reports says what to run, so no message can get
-lost. A job's slot is its allocation, so the slot is free when the allocation is released.
+A service belongs to one node at a time; `generation` counts its placements, so that reports about an earlier
+one are ignored. The answer to each of its node's reports says what to run, so no message can get lost. A
+job's slot is its allocation, so the slot is free once the allocation is released.
 """
 
 import secrets
@@ -31,7 +31,7 @@ def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
     """Declare an engine service; the scheduler finds it a node.
 
     Raises:
-        ConflictError: there is one of this name.
+        ConflictError: the name is taken.
     """
     row = EngineService(
         id="engine-" + "".join(secrets.choice(_ALPHABET) for _ in range(12)),
@@ -49,22 +49,22 @@ def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
             session.add(row)
     except IntegrityError as error:
         raise ConflictError(
-            f"there is an engine named {spec.name}",
-            remedy="Take another name, or remove that one first (its jobs finish before it goes).",
+            f"there already is an engine named {spec.name}",
+            remedy="Choose another name, or remove that engine first (its jobs finish before it ends).",
         ) from error
     changes(session).plan = True
     return _view(row, ())
 
 
 def list_engines(session: Session, living: Collection[str]) -> list[EngineView]:
-    """All of them, by name; `living` are the nodes that reported lately."""
+    """All engine services, by name; `living` are the nodes that reported recently."""
     rows = session.execute(select(EngineService).order_by(EngineService.name)).scalars().all()
     jobs = _jobs(session, rows)
     return [_view(row, jobs[row.id], living) for row in rows]
 
 
 def show(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
-    """One of them. Raises NotFoundError."""
+    """One engine service. Raises NotFoundError."""
     row = session.get(EngineService, engine_id)
     if row is None:
         raise _unknown(engine_id)
@@ -72,7 +72,7 @@ def show(session: Session, engine_id: str, living: Collection[str]) -> EngineVie
 
 
 def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
-    """Take no new jobs, and go once the current ones have ended. Raises NotFoundError."""
+    """Make it take no new jobs and end after its current ones. Raises NotFoundError."""
     found = _locked(session, EngineService.id == engine_id)
     if not found:
         raise _unknown(engine_id)
@@ -86,7 +86,7 @@ def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineV
 
 
 def accept_reports(session: Session, node_id: str, reports: Iterable[EngineReport], now: datetime) -> None:
-    """Record what a node says of its services; delete those that were to stop and have."""
+    """Record a node's report on its services; delete those that were told to stop and have stopped."""
     said = {(report.id, report.generation): report for report in reports}
     rows = _locked(session, EngineService.node == node_id)
     jobs = _jobs(session, rows)
@@ -95,7 +95,7 @@ def accept_reports(session: Session, node_id: str, reports: Iterable[EngineRepor
         report = said.get((row.id, row.generation))
         if report is not None:
             row.report = report.model_dump(mode="json")
-            row.url = report.url or row.url  # it stays where it was through a restart
+            row.url = report.url or row.url  # a restart does not move it
             row.error = report.error.model_dump(mode="json") if report.error else None
             row.seen_at = now
         if row.state == "stopping":
@@ -109,7 +109,7 @@ def accept_reports(session: Session, node_id: str, reports: Iterable[EngineRepor
 
 
 def orders(session: Session, node_id: str, sign: Callable[[str, int], str]) -> NodeOrders:
-    """What the node is to run. `sign` makes the token for a service's state, from its id and generation."""
+    """What the node should run. `sign` makes the token for a service's state from its id and generation."""
     query = select(EngineService).where(EngineService.node == node_id).order_by(EngineService.id)
     rows = session.execute(query).scalars().all()
     jobs = _jobs(session, rows)
@@ -132,8 +132,9 @@ def orders(session: Session, node_id: str, sign: Callable[[str, int], str]) -> N
 def reap(session: Session, living: Iterable[str]) -> None:
     """Take services away from nodes that are offline, so that they start elsewhere.
 
-    Not while an attempt that samples from one may still run: if the node is back soon, both go on. The GPUs
-    given up here are not free yet: their node is offline, and once it is back it reports what it runs.
+    A service stays while an attempt that samples from it may still run: if the node is back soon, both
+    continue. The GPUs given up here are not free yet: their node is offline, and when it is back it reports
+    what it runs.
     """
     alive = set(living)
     for row in _locked(session, EngineService.node.is_not(None)):
@@ -148,7 +149,7 @@ def reap(session: Session, living: Iterable[str]) -> None:
 
 
 def place(session: Session, placements: Sequence[Placement], why: Mapping[str, str]) -> None:
-    """Carry out a plan: give services their nodes, and say what the others wait for."""
+    """Carry out a plan: assign services to nodes, and say what the others wait for."""
     chosen = {placement.engine_id: placement for placement in placements}
     for row in _locked(session, EngineService.state == "waiting"):
         if placement := chosen.get(row.id):
@@ -160,14 +161,14 @@ def place(session: Session, placements: Sequence[Placement], why: Mapping[str, s
 
 
 def unplaced(session: Session) -> list[WaitingEngine]:
-    """Services without a node, the oldest first."""
+    """Services without a node, oldest first."""
     query = select(EngineService).where(EngineService.state == "waiting")
     rows = session.execute(query.order_by(EngineService.created_at, EngineService.id)).scalars()
     return [WaitingEngine(row.id, row.spec["gpus"], row.spec["node"]) for row in rows]
 
 
 def shared(session: Session, living: Iterable[str]) -> list[SharedEngine]:
-    """Services that take jobs, or will."""
+    """Services that take jobs now or will later."""
     alive = set(living)
     query = select(EngineService).where(EngineService.state != "stopping").order_by(EngineService.id)
     rows = session.execute(query.execution_options(populate_existing=True)).scalars().all()
@@ -176,10 +177,10 @@ def shared(session: Session, living: Iterable[str]) -> list[SharedEngine]:
 
 
 def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngine | None:
-    """The service that an attempt has a slot of, if it does.
+    """The service in which an attempt has a slot, if any.
 
     Raises:
-        ConflictError: it is gone. The attempt lapses unclaimed, and the job is planned again.
+        ConflictError: the service is gone. The attempt lapses unclaimed, and the job is planned again.
     """
     for part in allocations:
         if part.engine_id is None:
@@ -192,7 +193,7 @@ def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngin
 
 
 def gpus_held(session: Session) -> dict[str, set[str]]:
-    """GPUs of services by node."""
+    """GPUs held by services, by node."""
     held: dict[str, set[str]] = defaultdict(set)
     for row in session.execute(select(EngineService).where(EngineService.node.is_not(None))).scalars():
         held[row.node or ""].update(row.gpu_uuids)
@@ -200,12 +201,12 @@ def gpus_held(session: Session) -> dict[str, set[str]]:
 
 
 def model_key(name: str | None, folder: str | None) -> str:
-    """What tells models apart, whether they have a name or a folder."""
+    """Identifies a model by name or folder."""
     return name or f"folder {folder}"
 
 
 def resolved_dtype(dtype: str, gpus: int) -> str:
-    """What `auto` stands for."""
+    """The type that `auto` stands for."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if gpus else "float32"
@@ -230,7 +231,7 @@ def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEn
 
 
 def _jobs(session: Session, rows: Sequence[EngineService]) -> dict[str, tuple[str, ...]]:
-    """Jobs with a slot of each service, where it runs now."""
+    """Jobs with a slot in each service, where it runs now."""
     query = (
         select(Allocation.engine_id, Allocation.node_id, Attempt.job_id)
         .join(Attempt, Attempt.id == Allocation.attempt_id)
@@ -258,7 +259,7 @@ def _in_use(session: Session, row: EngineService) -> bool:
 
 
 def _locked(session: Session, *which: object) -> Sequence[EngineService]:
-    """Services, freshly read, and locked by id in order, so that two transactions cannot deadlock."""
+    """Services, freshly read and locked in order of id, so that two transactions can't deadlock."""
     query = select(EngineService).where(*which).order_by(EngineService.id)  # type: ignore[arg-type]
     locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
     return session.execute(locked).scalars().all()

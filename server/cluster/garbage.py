@@ -1,4 +1,4 @@
-"""Objects of the artefact store that nothing refers to any more, and their removal.
+"""Removal of objects in the artefact store that nothing refers to any more.
 
 The transaction that drops the last reference notes the key; the scheduler's leader removes the object later.
 A store that is down, or a server that stops in between, only delays it.
@@ -18,12 +18,12 @@ from server.db.session import Database
 log = logging.getLogger(__name__)
 
 _A_TURN = 100
-# What attempts that were killed may leave below jobs/<id>/: published weights, checkpoints never committed.
+# Killed attempts may leave published weights and uncommitted checkpoints under jobs/<id>/.
 _LEFTOVERS = ("weights", "checkpoints")
 
 
 def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
-    """Remove some of what was noted; what cannot be removed now is tried again next time."""
+    """Remove some of the noted objects; failures are retried next time."""
     with database.read() as session:
         keys = session.execute(select(Garbage.key).order_by(Garbage.key).limit(_A_TURN)).scalars().all()
     gone = []
@@ -43,7 +43,7 @@ def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
 
 
 def sweep(artefacts: ArtefactStore) -> None:
-    """Remove the half-written files of writers that died."""
+    """Remove half-written files left by writers that died."""
     try:
         artefacts.sweep()
     except ArtefactError as error:
@@ -51,7 +51,7 @@ def sweep(artefacts: ArtefactStore) -> None:
 
 
 def _remove_leftovers(database: Database, artefacts: ArtefactStore, owner: str) -> None:
-    """Of a job that is over (`owner`: jobs/<id>), remove what no committed checkpoint refers to."""
+    """Remove what an ended job (`owner`: jobs/<id>) left that no committed checkpoint refers to."""
     with database.read() as session:
         kept = _checkpoint_keys(session, owner.rpartition("/")[2])
     for name in _LEFTOVERS:
@@ -66,4 +66,6 @@ def _checkpoint_keys(session: Session, job_id: str) -> set[str]:
 
 def _remove(artefacts: ArtefactStore, keys: Iterable[str]) -> None:
     for key in keys:
-        artefacts.delete(ArtefactRef(key=key, sha256="0" * 64, size=0))  # a key alone says what to delete
+        artefacts.delete(
+            ArtefactRef(key=key, sha256="0" * 64, size=0)
+        )  # the key alone identifies what to delete

@@ -1,4 +1,4 @@
-"""What nodes report, and what of it is free."""
+"""What nodes report, and how much of it is free."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -19,9 +19,9 @@ from server.settings import Settings
 
 
 def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
-    """Store a node's report, and what it says of its engine services.
+    """Store a node's report, including that on its engine services.
 
-    What attempts that are over still hold there is freed once the node no longer reports their processes.
+    What ended attempts still hold there is freed once the node no longer reports their processes.
     """
     now = database_now(session)
     data = report.model_dump(mode="json")
@@ -41,7 +41,7 @@ def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
 
 
 def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
-    """All nodes that ever reported, by id, with the attempts that hold something there."""
+    """All nodes that ever reported, by id, with the attempts that hold resources there."""
     now = database_now(session)
     held: dict[str, list[str]] = defaultdict(list)
     for allocation in allocations.held(session):
@@ -64,19 +64,19 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
 
 
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
-    """What the living nodes have, and what of it no attempt and no engine service holds."""
+    """What the live nodes have, and how much of it no attempt and no engine service holds."""
     gpus_held = engines.gpus_held(session)
     slots_held: dict[str, set[str]] = defaultdict(set)
     for allocation in allocations.held(session):
         if allocation.engine_id is not None:
-            continue  # a slot of an engine service, which holds what there is to hold
+            continue  # a slot in an engine service, which holds the resources itself
         if allocation.gpu_uuids:
             gpus_held[allocation.node_id].update(allocation.gpu_uuids)
         else:
             slots_held[allocation.node_id].add(allocation.attempt_id)
     found = []
     for node in living_nodes(session, settings, now):
-        for service in _report(node).services:  # also those that nobody wants any more, until they are gone
+        for service in _report(node).services:  # including removed services, until they are gone
             gpus_held[node.id].update(service.gpu_uuids)
         whole = empty(node)
         found.append(
@@ -90,7 +90,7 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
 
 
 def empty(node: Node) -> NodeCapacity:
-    """What the node would have if nothing ran there."""
+    """What the node would have free if nothing ran there."""
     report = _report(node)
     return NodeCapacity(
         id=node.id,

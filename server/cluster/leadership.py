@@ -16,7 +16,7 @@ class Standing(StrEnum):
     """Whether a replica leads."""
 
     LEADER = "leader"
-    NEW_LEADER = "new leader"  # as of now: until then nobody kept watch, or another replica did
+    NEW_LEADER = "new leader"  # since just now: before, another replica led, or none
     FOLLOWER = "follower"
 
 
@@ -25,7 +25,7 @@ def acquire_lead(session: Session, holder: str, lease_s: float) -> Standing:
 
     Its row stays locked until the commit, so no other leader acts meanwhile.
 
-    A leader whose own lease had run out counts as new: it did not keep watch in between.
+    A leader whose own lease had run out counts as new, because it did not keep watch in between.
     """
     now = database_now(session)
     upsert(session, Leader, [{"name": SCHEDULER, "holder": "", "expires_at": now}])
@@ -43,7 +43,7 @@ def acquire_lead(session: Session, holder: str, lease_s: float) -> Standing:
 
 
 def resign(session: Session, holder: str) -> None:
-    """Give the lease up at once, so that another replica need not wait for its end."""
+    """Give up the lease at once, so that another replica need not wait for it to expire."""
     query = select(Leader).where(Leader.name == SCHEDULER, Leader.holder == holder).with_for_update()
     lease = session.execute(query).scalar_one_or_none()
     if lease is not None:

@@ -10,7 +10,7 @@ STOP_TIMEOUT_S = 10.0
 
 
 class Loop:
-    """Calls `turn` until stopped. A turn that fails is logged, and the next one comes after the pause."""
+    """Calls `turn` until stopped. A failed turn is logged, and the next one follows after the pause."""
 
     def __init__(
         self, name: str, turn: Callable[[], None], pause_s: float, at_end: Callable[[], None] | None = None
@@ -28,11 +28,11 @@ class Loop:
         self._thread.start()
 
     def wake(self) -> None:
-        """There may be something to do: skip the pause."""
+        """Skip the pause, because there may be something to do."""
         self._woken.set()
 
     def stop(self) -> None:
-        """End after the current turn; gives up waiting for it after STOP_TIMEOUT_S."""
+        """Stop after the current turn; stops waiting for it after STOP_TIMEOUT_S."""
         self._stopping = True
         self._woken.set()
         self._thread.join(STOP_TIMEOUT_S)
@@ -51,7 +51,7 @@ class Loop:
         try:
             turn()
             self._failing = False
-        except Exception:  # a task's boundary: the database may be away for a while
+        except Exception:  # the boundary of a task: the database may be unavailable for a while
             if not self._failing:
                 log.exception("%s: a turn failed; trying again", self._thread.name)
             self._failing = True

@@ -1,12 +1,12 @@
 """Which engine services run where, and which waiting jobs start where: a pure function of a cluster's state.
 
-Engine services come first: what an administrator declared gets its GPUs before any job. A job is planned as
-one gang (its trainer and its engine) and in the order of submission. A LoRA job takes a slot of a ready
-engine service of its base model where it may and can; else it gets an engine of its own.
+Engine services come first: what an administrator declared gets its GPUs before any job. Jobs are planned in
+order of submission, each as one gang (its trainer and its engine). A LoRA job takes a slot in a ready engine
+service for its base model if it may and can; otherwise it gets its own engine.
 
-Whatever waits for GPUs or slots that exist but are taken keeps the nodes that it could use from those behind
-it, so that small jobs cannot starve a large one; CPU jobs and GPU jobs wait in lines of their own. A job that
-no living node could ever hold blocks nobody, and neither does one that waits for an engine service.
+Whatever waits for GPUs or slots that exist but are taken reserves the nodes that it could use against those
+behind it, so that small jobs can't starve a large one; CPU jobs and GPU jobs queue separately. A job that no
+live node could ever hold blocks nobody, and neither does one that waits for an engine service.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ VLLM = "vllm"
 
 @dataclass(frozen=True)
 class NodeCapacity:
-    """A living node: what it has, and what of it is free."""
+    """A live node: what it has, and how much of it is free."""
 
     id: str
     cpu_slots: int
@@ -32,57 +32,57 @@ class NodeCapacity:
 
 @dataclass(frozen=True)
 class AdapterNeed:
-    """What a LoRA job that may share an engine asks of it."""
+    """What a LoRA job that may share an engine needs from it."""
 
     model: str
     dtype: str
     rank: int
-    tokens: int  # prompt and completion together, at most
-    required: bool  # no engine of its own instead
+    tokens: int  # longest prompt with its completion
+    required: bool  # must not start its own engine instead
     same_host: bool = False  # as the trainer's
 
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """A queued job. `gpus` 0 asks for a CPU slot; `avoid` are the nodes on which its last attempt lapsed."""
+    """A queued job. 0 `gpus` means a CPU slot; `avoid` are the nodes on which its last attempt lapsed."""
 
     id: str
     gpus: int  # of the trainer
-    rollout_gpus: int = 0  # of an engine of its own; 0: that shares the trainer's
+    rollout_gpus: int = 0  # of its own engine; 0: the engine shares the trainer's
     avoid: frozenset[str] = frozenset()
-    vllm: bool = False  # its own engine has to be vLLM
-    adapter: AdapterNeed | None = None  # None: it gets an engine of its own
+    vllm: bool = False  # its own engine must be vLLM
+    adapter: AdapterNeed | None = None  # None: it gets its own engine
 
 
 @dataclass(frozen=True)
 class WaitingEngine:
-    """An engine service without a node. `gpus` 0 serves on the CPU, and takes no slot."""
+    """An engine service without a node. With 0 `gpus` it serves on the CPU and takes no slot."""
 
     id: str
     gpus: int
-    node: str | None = None  # the only one that may run it
+    node: str | None = None  # the only node that may run it
 
 
 @dataclass(frozen=True)
 class SharedEngine:
-    """An engine service, as jobs see it."""
+    """An engine service from a job's point of view."""
 
     id: str
     name: str
     model: str
     dtype: str
-    state: str  # `ready` only on a living node
+    state: str  # `ready` only on a live node
     max_adapters: int
     max_lora_rank: int
     max_tokens: int | None = None
     node: str | None = None
     reach: str | None = None  # the only node whose trainers reach it; None: all
-    jobs: frozenset[str] = frozenset()  # that have a slot
+    jobs: frozenset[str] = frozenset()  # jobs with a slot
 
 
 @dataclass(frozen=True)
 class ClusterState:
-    """All that a plan depends on: living nodes, queued jobs in the order of submission, engine services."""
+    """Everything a plan depends on: live nodes, queued jobs in order of submission, engine services."""
 
     nodes: Sequence[NodeCapacity]
     waiting: Sequence[WaitingJob]
@@ -109,7 +109,7 @@ class Placement:
 
 @dataclass
 class Plan:
-    """What to start, and for people why the others wait."""
+    """What to start, and why the others wait (for people)."""
 
     starts: list[Start] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
@@ -119,14 +119,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Wait:
-    """Why something waits, and the nodes that are reserved for it meanwhile."""
+    """Why something waits, and the nodes reserved for it meanwhile."""
 
     why: str
     nodes: frozenset[str] = frozenset()
 
 
 class _Free:
-    """What is left of the cluster in the course of a plan."""
+    """What is left of the cluster while planning."""
 
     def __init__(self, state: ClusterState) -> None:
         self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
@@ -138,7 +138,7 @@ class _Free:
     def choose(self, gpus: int, nodes: Iterable[str], avoid: frozenset[str] = frozenset()) -> str | None:
         """The node that fits most tightly, so that large gaps stay large; nodes to avoid come last.
 
-        CPU jobs share a node's cores: they are spread.
+        CPU jobs share a node's cores, so they are spread.
         """
         free = {id_: len(self.gpus[id_]) if gpus else self.slots[id_] for id_ in nodes}
         fitting = [id_ for id_, amount in free.items() if amount >= max(1, gpus)]
@@ -156,7 +156,7 @@ class _Free:
 
 
 def plan(state: ClusterState) -> Plan:
-    """Place engine services, then jobs first come, first served. Never gives anything out twice."""
+    """Place engine services, then jobs, first come, first served. Never allocates anything twice."""
     result, free = Plan(), _Free(state)
     for engine in state.unplaced:
         placed = _place(engine, state.nodes, free)
@@ -184,7 +184,7 @@ def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) ->
         needs = f"vLLM and {engine.gpus} GPUs" if engine.gpus else "vLLM"
         if engine.node:
             return _Wait(f"waiting for node {engine.node} to have {needs}")
-        return _Wait(f"waiting for a node with {needs}: none of those connected has that")
+        return _Wait(f"waiting for a node with {needs}: no connected node has that")
     if not engine.gpus:
         spread = min(fitting, key=lambda node: (free.engines[node.id], -node.cpu_slots, node.id))
         free.engines[spread.id] += 1
@@ -197,8 +197,7 @@ def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) ->
 
 
 def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
-    """Whether the node, were it empty, could hold the job: with an engine of its own, unless it has to share
-    one."""
+    """Whether the empty node could hold the job, with its own engine unless the job must share one."""
     if job.adapter is not None and job.adapter.required:
         return bool(_holding(job.gpus, [node]))
     return bool(_holding(job.gpus + job.rollout_gpus, [node])) and (not job.vllm or VLLM in node.engines)
@@ -215,7 +214,7 @@ def _find(job: WaitingJob, state: ClusterState, free: _Free) -> Start | _Wait:
 def _with_own_engine(job: WaitingJob, nodes: Sequence[NodeCapacity], free: _Free) -> Start | _Wait:
     able = [node for node in nodes if not job.vllm or VLLM in node.engines]
     if nodes and not able:
-        return _Wait("waiting for a node with vLLM: none of those connected has it")
+        return _Wait("waiting for a node with vLLM: no connected node has it")
     gpus = job.gpus + job.rollout_gpus
     possible = _holding(gpus, able)
     if not possible:
@@ -236,15 +235,13 @@ def _on_shared_engine(job: WaitingJob, need: AdapterNeed, state: ClusterState, f
         return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
     serving = [e for e in of_model if _serves(e, need)]
     if not serving:
-        return _Wait(f"waiting for an engine that takes it: {_limits(of_model[0], need)}")
+        return _Wait(f"waiting for an engine that fits: {_limits(of_model[0], need)}")
     ready = [e for e in serving if e.state == "ready"]
     if not ready:
         return _Wait(f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
     with_slot = [e for e in ready if len(free.jobs[e.id] - {job.id}) < e.max_adapters]
     if not with_slot:
-        return _Wait(
-            f"waiting for a free slot of engine {ready[0].name}: its {ready[0].max_adapters} are taken"
-        )
+        return _Wait(f"waiting for a free slot in engine {ready[0].name} (all {ready[0].max_adapters} taken)")
     wanted: frozenset[str] = frozenset()
     for engine in sorted(with_slot, key=lambda e: (e.node in job.avoid, len(free.jobs[e.id]), e.id)):
         possible = _holding(job.gpus, [node for node in state.nodes if engine.reach in (None, node.id)])
@@ -280,18 +277,18 @@ def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
 
 
 def _holding(gpus: int, nodes: Iterable[NodeCapacity]) -> frozenset[str]:
-    """The nodes that could hold so many GPUs, or (0) a job on a CPU slot, if they were empty."""
+    """The nodes that have this many GPUs in all, or (for 0) any CPU slot."""
     return frozenset(n.id for n in nodes if (n.gpus >= gpus if gpus else n.cpu_slots > 0))
 
 
 def _never(gpus: int, nodes: Sequence[NodeCapacity]) -> str:
-    """Why none of the nodes could hold the job even if it were empty."""
+    """Why no node could hold the job, even if it were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
     if gpus:
         most = max(node.gpus for node in nodes)
-        return f"waiting for a node with {gpus} GPUs: the largest one connected has {most}"
-    return "waiting for a node with CPU slots: none of those connected has any"
+        return f"waiting for a node with {gpus} GPUs: the largest connected one has {most}"
+    return "waiting for a node with CPU slots: no connected node has any"
 
 
 def _busy(gpus: int, possible: frozenset[str], free: _Free) -> str:

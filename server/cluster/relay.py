@@ -1,4 +1,4 @@
-"""Sends what the outbox owes, and sends it again, with growing pauses, until somebody has acted on it."""
+"""Sends the outbox's messages, and re-sends them with growing pauses until somebody has acted on them."""
 
 import logging
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class _Message:
 
 @dataclass
 class Relay:
-    """Any number of replicas may relay: each takes the messages that the others have not taken."""
+    """Any number of replicas may relay; each takes messages that the others have not taken."""
 
     database: Database
     settings: Settings
@@ -40,7 +40,7 @@ class Relay:
     broker_down: bool = False
 
     def turn(self) -> None:
-        """Send what is due. A message counts as sent before it is: a crash in between only delays it."""
+        """Send what is due. A message is marked as sent first, so a crash in between only delays it."""
         with self.database.read() as session:
             if not _any_due(session):
                 return
@@ -70,7 +70,7 @@ class Relay:
         taken = []
         for row in rows:
             queue = row.queue or _any_queue(session, row, living)
-            if queue is None:  # no living node can take it
+            if queue is None:  # no live node can take it
                 row.next_send_at = now + timedelta(seconds=self.settings.poll_s)
                 continue
             row.next_send_at = now + self._pause(row.sends)
@@ -95,7 +95,7 @@ class Relay:
 
 
 def _any_queue(session: Session, message: Outbox, living: Sequence[Node]) -> str | None:
-    """The queue of a node that can act on a message to any; the next one each time."""
+    """The queue of a node that can act on a message to any node; round robin."""
     able = [node.id for node in living]
     if message.task == VALIDATE_TASK and (job := session.get(Job, message.subject)) is not None:
         able = demand.checkers(session, job, living)

@@ -1,4 +1,4 @@
-"""The scheduler's turn: keep the lead, give up what has gone silent, start waiting jobs, remove garbage."""
+"""The scheduler's turn: keep the lead, time out what is silent, start waiting jobs, remove garbage."""
 
 import logging
 from collections.abc import Sequence
@@ -26,28 +26,28 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 NEVER = datetime.min.replace(tzinfo=UTC)
 NO_NODE = "waiting for a node to check the spec: none is connected"
-NO_CHECKER = "waiting for a node that can check the spec: all that could are offline"
+NO_CHECKER = "waiting for a node that can check the spec: all capable nodes are offline"
 
 
 @dataclass
 class Scheduler:
-    """One replica's scheduler; only the leader's turns do anything."""
+    """One replica's scheduler. Only the leader's turns have an effect."""
 
     database: Database
     settings: Settings
     artefacts: ArtefactStore
     holder: str
-    leads_since: datetime = NEVER  # nodes may not have reached a server before: silence counts from here
+    leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
 
     def turn(self) -> None:
-        """One look at everything. The leader's decisions and its lease are one transaction."""
+        """One pass. The leader's decisions and its lease are one transaction."""
         with self.database.write() as session:
             standing = acquire_lead(session, self.holder, self.settings.leader_lease_s)
             if standing is Standing.FOLLOWER:
                 return
             now = database_now(session)
             if standing is Standing.NEW_LEADER:
-                log.info("leading the scheduling as %s", self.holder)
+                log.info("this replica leads scheduling as %s", self.holder)
                 self.leads_since = now
                 attempts.extend_leases(session, self.settings, now)
             reap(session, self.settings, now)
@@ -69,14 +69,14 @@ class Scheduler:
 
 
 def reap(session: Session, settings: Settings, now: datetime) -> None:
-    """Give up the attempts that were silent for too long."""
+    """Give up attempts that were silent for too long."""
     for attempt_id in attempts.overdue(session, now):
         if attempts.lapse(session, settings, attempt_id):
-            log.warning("gave up attempt %s: no sign of life in time", attempt_id)
+            log.warning("gave up attempt %s: no heartbeat in time", attempt_id)
 
 
 def tell_unchecked(session: Session, living: Sequence[Node]) -> None:
-    """Tell jobs that no node can check for now what they wait for."""
+    """Record what jobs wait for that no node can check right now."""
     query = select(Job).where(Job.state == JobState.VALIDATING).order_by(Job.id)
     for job in session.execute(query.execution_options(populate_existing=True)).scalars().all():
         phase = CHECKING if demand.checkers(session, job, living) else NO_CHECKER if living else NO_NODE
@@ -85,7 +85,7 @@ def tell_unchecked(session: Session, living: Sequence[Node]) -> None:
 
 
 def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
-    """Plan, place and start what can be, and tell the others what they wait for."""
+    """Plan, place and start what can be started, and record what the others wait for."""
     jobs = {job.id: job for job in _queued(session, now)}
     session.flush()
     unplaced = engines.unplaced(session)
@@ -98,7 +98,7 @@ def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
     engines.place(session, made.placements, made.engines_why)
     for start in made.starts:
         job = lock_job(session, start.job_id)
-        if state_of(job) is JobState.QUEUED:  # it may have been cancelled since it was read
+        if state_of(job) is JobState.QUEUED:  # it may have been cancelled in the meantime
             attempts.start(session, settings, job, start.allocations)
     for job_id, reason in made.why.items():
         reason = reason[:200]
@@ -110,7 +110,7 @@ def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
 
 
 def _queued(session: Session, now: datetime) -> Sequence[Job]:
-    """Queued jobs whose pause is over, in the order of submission; not locked, as there may be many."""
+    """Queued jobs whose pause is over, in order of submission; not locked, as there may be many."""
     query = (
         select(Job)
         .where(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
@@ -125,7 +125,7 @@ def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
 
 
 def _let_down(session: Session, attempt_ids: Sequence[str]) -> dict[str, set[str]]:
-    """Of the attempts that lapsed: their nodes."""
+    """The nodes of a job's lapsed attempts."""
     query = (
         select(Allocation.attempt_id, Allocation.node_id)
         .join(Attempt, Attempt.id == Allocation.attempt_id)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from server.db.session import Database
 
-_POSTGRES_LOCK = 0x706D_0001  # advisory lock: replicas that start together take turns
+_POSTGRES_LOCK = 0x706D_0001  # advisory lock, so that replicas that start together take turns
 
 
 def alembic_config() -> Config:
@@ -33,7 +33,7 @@ def migrate(database: Database) -> None:
 
 
 def pending_revision(database: Database) -> str | None:
-    """The revision that the database lacks to be the newest, or None if it has it."""
+    """The newest revision, if the database does not have it; otherwise None."""
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     with database.engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()

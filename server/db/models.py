@@ -25,14 +25,14 @@ MAX_BIG_INTEGER = 2**63 - 1  # of a BigInteger column
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment. SQLite forgets time zones: values are stored as UTC and come back aware."""
+    """A point in time. SQLite drops time zones: values are stored as UTC and come back aware."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and value.tzinfo is None:
-            raise ValueError("a moment needs a time zone")
+            raise ValueError("a datetime needs a time zone")
         return value.astimezone(UTC) if value is not None else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -42,7 +42,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Constraint names are fixed, so that migrations can name them on every database."""
+    """Constraint names are fixed, so that migrations can refer to them on every database."""
 
     metadata = MetaData(
         naming_convention={
@@ -77,9 +77,9 @@ class Job(Base):
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     restarts: Mapped[int] = mapped_column(Integer, default=0)  # since the last new checkpoint
-    not_before: Mapped[datetime | None]  # a restart waits until then
+    not_before: Mapped[datetime | None]  # restart no earlier than this
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
-    longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node found them
+    longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
@@ -134,7 +134,7 @@ class Allocation(Base):
     role: Mapped[str] = mapped_column(String(16))
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
     gpu_uuids: Mapped[list[Any]]
-    engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # no key: outlives the engine
+    engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives the engine
     released_at: Mapped[datetime | None]
 
 
@@ -171,14 +171,14 @@ class Node(Base):
 
 
 class Outbox(Base):
-    """A Celery message owed, written in the transaction that owes it; sent and re-sent until `done_at`."""
+    """An outgoing Celery message, written in the transaction that causes it; re-sent until `done_at`."""
 
     __tablename__ = "outbox"
     __table_args__ = (Index("ix_outbox_owed", "done_at", "next_send_at"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     task: Mapped[str] = mapped_column(String(64))
-    queue: Mapped[str | None] = mapped_column(String(80))  # null: any living node
+    queue: Mapped[str | None] = mapped_column(String(80))  # null: any live node
     subject: Mapped[str] = mapped_column(String(48), index=True)  # id of the task's job or attempt
     sends: Mapped[int] = mapped_column(Integer, default=0)
     next_send_at: Mapped[datetime]
@@ -205,7 +205,7 @@ class Metric(Base):
 
 
 class JobEvent(Base):
-    """What the stream tells besides metrics: state, rewind, trajectories, checkpoint."""
+    """Events in the stream besides metrics: state, rewind, trajectories, checkpoint."""
 
     __tablename__ = "job_events"
 
@@ -245,7 +245,7 @@ class Trajectory(Base):
 
 
 class Replay(Base):
-    """A recorded step computed again; `digest` is the objective's: the same replay is made once."""
+    """A recorded step, recomputed. `digest` is the objective's, so the same replay is computed once."""
 
     __tablename__ = "replays"
     __table_args__ = (
@@ -261,7 +261,7 @@ class Replay(Base):
     digest: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))  # waiting, running, done, failed
     node: Mapped[str | None] = mapped_column(String(64))
-    deadline_at: Mapped[datetime]  # of waiting, then of running
+    deadline_at: Mapped[datetime]  # for waiting, then for running
     summary: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     tokens: Mapped[dict[str, Any] | None] = mapped_column(JSON)
@@ -272,7 +272,7 @@ class Replay(Base):
 
 
 class Checkpoint(Base):
-    """A committed checkpoint: the pointer that makes its files count."""
+    """A committed checkpoint: this row makes its files count."""
 
     __tablename__ = "checkpoints"
 
@@ -285,7 +285,7 @@ class Checkpoint(Base):
 
 
 class Garbage(Base):
-    """An object of the artefact store that nothing refers to any more: to be deleted."""
+    """An object in the artefact store to be deleted, because nothing refers to it any more."""
 
     __tablename__ = "garbage"
 
@@ -314,7 +314,7 @@ class Dataset(Base):
     name: Mapped[str] = mapped_column(String(120))
     rows: Mapped[int]
     fields: Mapped[list[Any]]
-    lacking: Mapped[dict[str, Any]]  # field that some rows lack -> the first line without it
+    lacking: Mapped[dict[str, Any]]  # field that some rows lack -> first line without it
     artefact: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 

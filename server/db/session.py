@@ -34,19 +34,19 @@ _CHANGES = "powermean_changes"
 
 
 class DatabaseBusyError(PowermeanError):
-    """The database's write lock could not be had in time."""
+    """The database's write lock could not be acquired in time."""
 
 
 @dataclass
 class Changes:
-    """What a transaction changed that someone waits for; listeners hear of it after the commit."""
+    """What a transaction changed that others wait for; listeners are told after the commit."""
 
-    jobs: set[str] = field(default_factory=set)  # these have new events or metrics
+    jobs: set[str] = field(default_factory=set)  # jobs with new events or metrics
     plan: bool = False  # there may be something to schedule or to send
 
 
 def changes(session: Session) -> Changes:
-    """The changes of the running transaction, to be added to."""
+    """The current transaction's changes; add to them."""
     found: Changes = session.info.setdefault(_CHANGES, Changes())
     return found
 
@@ -61,7 +61,7 @@ class Database:
         self._listeners: list[Callable[[Changes], None]] = []
 
     def listen(self, listener: Callable[[Changes], None]) -> None:
-        """Call `listener` after each commit that changed something, in the committing thread: be quick."""
+        """Call `listener` after each commit with changes, in the committing thread; it must be quick."""
         self._listeners.append(listener)
 
     @contextmanager
@@ -87,7 +87,7 @@ class Database:
 
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:
-        """Queue this process's SQLite writers: its own lock is polled, and starves the unlucky."""
+        """Queue this process's SQLite writers, since SQLite's own lock is polled and may starve one."""
         if self._write_lock is None:
             yield
             return
@@ -119,7 +119,7 @@ def _create_engine(url: str) -> Engine:
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions begin in _begin_sqlite, never by the driver
+    connection.isolation_level = None  # _begin_sqlite begins transactions, never the driver
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
     _use_wal(cursor)
@@ -129,14 +129,14 @@ def _set_up_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> 
 
 
 def _use_wal(cursor: DBAPICursor) -> None:
-    """Changing a new file's mode needs it alone, and SQLite does not wait for that as it does for a lock."""
+    """Changing a new file's mode needs exclusive access, for which SQLite does not wait as for a lock."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # of whatever kind
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # of any kind
             if not busy or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
@@ -148,7 +148,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def database_now(session: Session) -> datetime:
-    """The database's clock, which alone decides about leases: servers' clocks differ."""
+    """The database's clock. It alone decides about leases, because servers' clocks differ."""
     if session.get_bind().dialect.name == "sqlite":
         value = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
         return datetime.fromisoformat(value).replace(tzinfo=UTC)
@@ -163,8 +163,10 @@ def upsert(
     *,
     replace: Sequence[str] = (),
 ) -> None:
-    """Insert `rows` (attribute names are column names); where the primary key exists, set the columns of
-    `replace`, or leave the row as it is when `replace` is empty."""
+    """Insert `rows`, whose keys are column names.
+
+    If the primary key exists, set the columns in `replace`, or leave the row unchanged if `replace` is empty.
+    """
     if not rows:
         return
     table = model.__table__

@@ -1,6 +1,6 @@
 """Bearer keys of people and nodes: random, shown once, stored and looked up by their sha256.
 
-The lookup is by the hash of what was given, so its timing tells nothing about a stored key.
+The lookup uses the hash of what was given, so its timing reveals nothing about stored keys.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ log = logging.getLogger(__name__)
 
 
 class WeakBootstrapKeyError(PowermeanError):
-    """A key from the settings is too short to keep anybody out."""
+    """A key in the settings is too short to be secure."""
 
 
 def digest(secret: str) -> str:
-    """What is stored of a secret. Secrets are random and long: a plain hash can't be searched backwards."""
+    """What is stored of a secret. Secrets are long and random, so a plain hash can't be brute-forced."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def find_key(session: Session, secret: str) -> ApiKey | None:
-    """The key that is not revoked, if the secret is one."""
+    """The key with this secret, if there is one that is not revoked."""
     query = select(ApiKey).where(ApiKey.key_sha256 == digest(secret), ApiKey.revoked_at.is_(None))
     return session.execute(query).scalar_one_or_none()
 
 
 def create_key(session: Session, name: str, role: Role) -> NewKey:
-    """Make a key; the answer is the only place where it is ever shown."""
+    """Create a key; the answer is the only place where it is shown."""
     secret = PREFIXES[role] + secrets.token_urlsafe(SECRET_BYTES)
     row = ApiKey(
         id=f"key-{secrets.token_hex(8)}",
@@ -55,7 +55,7 @@ def create_key(session: Session, name: str, role: Role) -> NewKey:
 
 
 def list_keys(session: Session) -> list[KeyView]:
-    """All keys, newest first, the revoked ones too."""
+    """All keys, newest first, including revoked ones."""
     return [
         view(row) for row in session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id))
     ]
@@ -64,7 +64,7 @@ def list_keys(session: Session) -> list[KeyView]:
 def revoke_key(session: Session, key_id: str) -> None:
     """Revoke a key and end the browser sessions that it opened. Revoking it again is no error.
 
-    Raises NotFoundError, or ConflictError for the last administrator's key, without which nobody could make
+    Raises NotFoundError, or ConflictError for the last administrator's key, without which nobody could create
     keys.
     """
     admins = session.scalars(
@@ -110,13 +110,15 @@ def _bootstrap(session: Session, setting: str, role: Role, secret: str) -> None:
         upsert(session, ApiKey, [row])
     stored = session.scalars(select(ApiKey).where(ApiKey.key_sha256 == sha256)).one()
     if stored.role != role:
-        raise ConflictError(f"the key of POWERMEAN_{setting.upper()} is known as one of role {stored.role}")
+        raise ConflictError(
+            f"the key in POWERMEAN_{setting.upper()} already exists with the role {stored.role}"
+        )
     if stored.revoked_at is not None:
-        log.warning("the key of POWERMEAN_%s was revoked and is not accepted", setting.upper())
+        log.warning("the key in POWERMEAN_%s was revoked and is not accepted", setting.upper())
 
 
 def view(row: ApiKey) -> KeyView:
-    """The key as the API shows it."""
+    """The key as the API returns it."""
     return KeyView(
         id=row.id,
         name=row.name,

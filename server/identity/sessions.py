@@ -26,9 +26,9 @@ def create_code(session: Session, key_id: str) -> LoginCode:
 
 
 def redeem_code(session: Session, code: str) -> ApiKey:
-    """The key behind a code, which is spent by this.
+    """The key behind a code. This uses up the code.
 
-    Raises UnauthenticatedError for a code that is unknown, spent or too old.
+    Raises UnauthenticatedError for a code that is unknown, used or too old.
     """
     spent = session.execute(
         delete(BrowserSession)
@@ -47,9 +47,9 @@ def redeem_code(session: Session, code: str) -> ApiKey:
 
 
 def redeem_key(session: Session, secret: str) -> ApiKey:
-    """The person's key that the secret is.
+    """The person's key with this secret.
 
-    Raises UnauthenticatedError for anything else, a node's token too.
+    Raises UnauthenticatedError for anything else, including a node's token.
     """
     key = find_key(session, secret)
     if key is None or key.role == "node":
@@ -58,7 +58,7 @@ def redeem_key(session: Session, secret: str) -> ApiKey:
 
 
 def open_session(session: Session, key: ApiKey) -> tuple[str, datetime]:
-    """The secret of a new session and its end. What has expired is removed on the way."""
+    """The secret of a new session and its expiry. Also removes expired sessions."""
     now = database_now(session)
     session.execute(delete(BrowserSession).where(BrowserSession.expires_at <= now))
     secret = secrets.token_urlsafe(SECRET_BYTES)
@@ -85,7 +85,7 @@ def find_session(session: Session, secret: str) -> ApiKey | None:
 
 
 def close_session(session: Session, secret: str) -> None:
-    """Sign out; no error if it is over already."""
+    """Sign out; no error if the session has already ended."""
     session.execute(delete(BrowserSession).where(BrowserSession.id_sha256 == digest(secret)))
 
 

@@ -1,4 +1,4 @@
-"""What attempts hold on nodes: from their start until their processes there are known to be gone."""
+"""What attempts hold on nodes, from their start until their processes there are known to be gone."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -12,7 +12,7 @@ from server.db.session import changes
 
 
 def hold(session: Session, attempt_id: str, parts: Iterable[AllocationView]) -> None:
-    """Give an attempt its gang."""
+    """Allocate an attempt's gang."""
     for part in parts:
         session.add(
             Allocation(
@@ -26,7 +26,7 @@ def hold(session: Session, attempt_id: str, parts: Iterable[AllocationView]) -> 
 
 
 def release(session: Session, attempt_id: str, now: datetime, node_id: str | None = None) -> None:
-    """Free what the attempt holds (on one node): its processes there are gone."""
+    """Free what the attempt holds (on one node), because its processes there are gone."""
     held = update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
     if node_id is not None:
         held = held.where(Allocation.node_id == node_id)
@@ -35,15 +35,15 @@ def release(session: Session, attempt_id: str, now: datetime, node_id: str | Non
 
 
 def held(session: Session) -> Sequence[Allocation]:
-    """All that is held, in the order in which it was given out."""
+    """Everything that is held, in order of allocation."""
     query = select(Allocation).where(Allocation.released_at.is_(None))
     found = session.execute(query).scalars().all()
-    # Sorted here: in this order the database would read every allocation that ever was.
+    # Sorted here: in this order the database would read all allocations ever made.
     return sorted(found, key=lambda part: part.id)
 
 
 def held_after_the_end(session: Session, node_id: str) -> Sequence[str]:
-    """Attempts that ended or lapsed, and still hold something on the node."""
+    """Attempts that ended or lapsed but still hold something on the node."""
     query = (
         select(Attempt.id)
         .join(Allocation, Allocation.attempt_id == Attempt.id)

@@ -1,7 +1,7 @@
 """Attempts: claimed once, kept alive by heartbeats, ended by a report or by their silence.
 
 Every function runs in the caller's transaction with the job locked. An attempt's number is its fencing token;
-a job's next attempt goes on from the last committed checkpoint.
+a job's next attempt resumes from the last committed checkpoint.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _LONGEST_PAUSE_S = 300.0
 
 
 def start(session: Session, settings: Settings, job: Job, gang: Sequence[AllocationView]) -> None:
-    """Give a queued, locked job its next attempt on these allocations, and owe the node the message."""
+    """Create the next attempt of a queued, locked job on these allocations, with the message to its node."""
     now = database_now(session)
     checkpoint = repository.latest_checkpoint(session, job.id)
     job.attempt += 1
@@ -62,7 +62,7 @@ def start(session: Session, settings: Settings, job: Job, gang: Sequence[Allocat
 
 @dataclass(frozen=True)
 class Claimed:
-    """What a claim needs to be answered."""
+    """What the answer to a claim needs."""
 
     job: Job
     attempt: Attempt
@@ -96,7 +96,7 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
         raise FencedError(
             f"attempt {attempt_id} ({attempt.state}) cannot be claimed: job {job.id} is {job.state}"
             f" at attempt {job.attempt}",
-            remedy="Drop the task: somebody else has it, or nobody needs it any more.",
+            remedy="Drop the task: somebody else has it, or it is no longer needed.",
         )
     outbox.settle(session, attempt_id, now)
     change_state(session, job, JobState.RUNNING, "preparing")
@@ -106,7 +106,7 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
 def heartbeat(
     session: Session, settings: Settings, attempt_id: str, claims: AttemptClaims, beat: Heartbeat
 ) -> Attempt:
-    """Renew the lease; the attempt's `order` says what it is to do."""
+    """Renew the lease; the attempt's `order` says what it should do."""
     attempt = fence(session, attempt_id, claims)
     attempt.lease_expires_at = database_now(session) + timedelta(seconds=settings.lease_s)
     change_phase(session, lock_job(session, attempt.job_id), beat.phase)
@@ -114,14 +114,14 @@ def heartbeat(
 
 
 def order_cancel(session: Session, job: Job) -> None:
-    """The next heartbeat of the running attempt brings the order to stop."""
+    """Order the running attempt to stop; its next heartbeat delivers the order."""
     attempt = _current(session, job)
     if attempt is not None:
         attempt.order = "cancel"
 
 
 def withdraw(session: Session, job: Job) -> None:
-    """End an attempt that nobody has claimed: from now on nobody can."""
+    """End an attempt that nobody has claimed; it can't be claimed any more."""
     attempt = _current(session, job)
     if attempt is not None and attempt.state == "starting":
         now = database_now(session)
@@ -132,11 +132,11 @@ def withdraw(session: Session, job: Job) -> None:
 def finish(
     session: Session, settings: Settings, attempt_id: str, claims: AttemptClaims, report: Finish
 ) -> None:
-    """The attempt's processes are gone: settle what becomes of the job. A repeated report changes nothing."""
+    """The attempt's processes are gone: decide what happens to the job. Repeated reports have no effect."""
     known = session.get(Attempt, attempt_id)
     if known is not None and known.state == "ended" and known.outcome == report.outcome:
         if attempt_id != f"{claims.job_id}.{claims.attempt}":
-            raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
+            raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
         return
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
@@ -156,7 +156,7 @@ def finish(
     elif report.outcome == "checkpointed":
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
     else:
-        assert error is not None  # only a result and a checkpoint need no reason
+        assert error is not None  # only a result or a checkpoint needs no reason
         if report.outcome == "cancelled" or (report.outcome == "failed" and report.retryable):
             restart_or_fail(session, settings, job, error)
         else:
@@ -164,22 +164,24 @@ def finish(
 
 
 def _unexplained(report: Finish) -> JobError | None:
-    """The error of an attempt that left neither a model nor a checkpoint, and did not say why."""
+    """The error of an attempt that left neither a model nor a checkpoint and gave no reason."""
     if report.outcome == "finished" and report.result is None:
         return JobError(
             code="no_steps",
             message="the trainer ended without a trained step",
-            remedy="Look at the attempt's log for what it did instead.",
+            remedy="The attempt's log shows what it did instead.",
         )
     if report.outcome == "failed":
-        return JobError(code="unknown", message="the attempt failed without saying why; its log may say more")
+        return JobError(
+            code="unknown", message="the attempt failed without giving a reason; its log may say more"
+        )
     if report.outcome == "cancelled":
         return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
     return None
 
 
 def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
-    """Give up an attempt whose lease has run out, and fence its writes. False: the lease still holds."""
+    """Give up an attempt whose lease has expired, and fence its writes. False if the lease still holds."""
     job = lock_job(session, attempt_id.rpartition(".")[0])
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     now = database_now(session)
@@ -209,17 +211,17 @@ def _silent(attempt: Attempt, claimed: bool) -> JobError:
         return JobError(
             code="lease_lapsed",
             message=f"attempt {attempt.number} stopped sending heartbeats",
-            remedy="Check its node: is it up, and does it reach the server?",
+            remedy="Check whether its node is up and can reach the server.",
         )
     return JobError(
         code="not_claimed",
-        message=f"the node did not take attempt {attempt.number} in time",
-        remedy="Check the node's worker: is it running, and does it reach Redis and the server?",
+        message=f"the node did not claim attempt {attempt.number} in time",
+        remedy="Check whether the node's worker is running and can reach Redis and the server.",
     )
 
 
 def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobError) -> None:
-    """Queue a locked job again after a failure that may pass, with growing pauses, or give up."""
+    """Requeue a locked job after a temporary failure, with growing pauses, or give up."""
     restarts = job_spec(job).max_restarts
     if job.restarts >= restarts:
         fail(session, job, _exhausted(error, restarts))
@@ -239,13 +241,13 @@ def _exhausted(error: JobError, restarts: int) -> JobError:
 
 
 def fail(session: Session, job: Job, error: JobError) -> None:
-    """End a locked job with the reason."""
+    """Fail a locked job with the reason."""
     job.error = error.model_dump(mode="json")
     change_state(session, job, JobState.FAILED)
 
 
 def overdue(session: Session, now: datetime) -> Sequence[str]:
-    """Attempts whose lease, or time to be claimed, has run out."""
+    """Attempts whose lease or time to be claimed has expired."""
     query = (
         select(Attempt.id)
         .where(Attempt.state.in_(("starting", "running")), Attempt.lease_expires_at <= now)
@@ -255,7 +257,7 @@ def overdue(session: Session, now: datetime) -> Sequence[str]:
 
 
 def extend_leases(session: Session, settings: Settings, now: datetime) -> None:
-    """Give every living attempt one whole period from now: nobody could renew while there was no leader."""
+    """Extend every live attempt by one full period: nobody could renew while there was no leader."""
     for state, period in (("starting", settings.claim_s), ("running", settings.lease_s)):
         until = now + timedelta(seconds=period)
         session.execute(

@@ -1,4 +1,4 @@
-"""Committing a checkpoint: the pointer that makes its files count, and what is kept of the older ones."""
+"""Committing a checkpoint, which makes its files count, and removing older ones."""
 
 from sqlalchemy.orm import Session
 
@@ -14,7 +14,7 @@ from server.jobs.views import job_spec
 
 
 def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint: CheckpointCommit) -> None:
-    """Move the job's resume point to this checkpoint; the same commit again changes nothing.
+    """Make this checkpoint the one to resume from; repeating the commit has no effect.
 
     Raises:
         FencedError: the attempt may not write any more.
@@ -25,12 +25,12 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     check_step(job, "step", checkpoint.step)
     if not checkpoint.manifest.files:
         raise InvalidInputError.at(
-            "manifest.files", "a checkpoint has files", "Store them first, then commit."
+            "manifest.files", "a checkpoint must have files", "Store them first, then commit."
         )
     check_owner(job.id, "manifest.files", checkpoint.manifest)
     size = sum(ref.size for ref in checkpoint.manifest.files.values())
     if size > MAX_BIG_INTEGER:
-        raise InvalidInputError.at("manifest.files", f"{size} bytes in all cannot be right")
+        raise InvalidInputError.at("manifest.files", f"{size} bytes in all can't be right")
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
@@ -65,7 +65,7 @@ def check_step(job: Job, path: str, step: int) -> None:
 
 
 def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
-    """Refuse files that are not the job's own: retention would delete another job's.
+    """Refuse files that are not the job's own: retention would delete another job's files.
 
     Raises:
         InvalidInputError: naming the file.
@@ -79,7 +79,7 @@ def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
 
 
 def _retire(session: Session, job_id: str, keep: int) -> None:
-    """Drop all but the newest `keep` checkpoints; files that no other one refers to become garbage."""
+    """Drop all but the newest `keep` checkpoints; their files become garbage unless others refer to them."""
     found = repository.checkpoints(session, job_id)
     kept = {key for checkpoint in found[:keep] for key in _keys(checkpoint)}
     now = database_now(session)

@@ -1,7 +1,7 @@
-"""What happens to a job, in one order: its lock, its sequence numbers, and the fence around its writes.
+"""The order of what happens to a job: its lock, its sequence numbers, and the fence around its writes.
 
-Every write of metrics, events or results of a job goes through `next_seq`, which locks the job's row until
-the commit: numbers become visible in their order, so a reader that has seen `seq` n has seen all before it.
+Every write of a job's metrics, events or results goes through `next_seq`, which locks the job's row until the
+commit. Numbers become visible in order, so a reader that has seen `seq` n has seen everything before it.
 """
 
 from typing import Any, Literal
@@ -32,7 +32,7 @@ def lock_job(session: Session, job_id: str) -> Job:
 
 
 def next_seq(session: Session, job_id: str) -> int:
-    """Lock the job and take its next sequence number; whoever follows the job is woken after the commit.
+    """Lock the job and take its next sequence number; the job's followers are woken after the commit.
 
     Raises:
         NotFoundError: there is no such job.
@@ -51,23 +51,23 @@ def record_event(session: Session, job_id: str, kind: EventKind, data: dict[str,
 
 
 def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
-    """Let a write of `attempt_id` pass, its job locked until the commit, or refuse it.
+    """Allow or refuse a write by `attempt_id`; if allowed, the job is locked until the commit.
 
-    Only the job's current attempt may write, from its claim to its end. A lapsed lease alone refuses nothing:
-    the scheduler decides when an attempt is given up, and from then on its writes end here.
+    Only the job's current attempt may write, from its claim to its end. An expired lease alone does not
+    matter: the scheduler decides when an attempt is given up, and from then on its writes are refused here.
 
     Raises:
-        ForbiddenError: the token is of another attempt.
+        ForbiddenError: the token belongs to another attempt.
         FencedError: the attempt has ended, lapsed, was not claimed, or is not the job's current one.
     """
     if attempt_id != f"{claims.job_id}.{claims.attempt}":
-        raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
+        raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
     job = lock_job(session, claims.job_id)
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     if attempt is None or attempt.number != job.attempt or attempt.state != "running":
         state = "unknown" if attempt is None else attempt.state
         raise FencedError(
             f"attempt {attempt_id} ({state}) may not write any more: the job is at attempt {job.attempt}",
-            remedy="Stop the attempt's processes; the service goes on from the last committed checkpoint.",
+            remedy="Stop the attempt's processes; the job resumes from the last committed checkpoint.",
         )
     return attempt

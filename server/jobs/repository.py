@@ -16,12 +16,12 @@ from powermean.contracts.attempts import CheckpointCommit
 from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric
 from server.errors import InvalidInputError, NotFoundError
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32 in the order of its characters
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32, sorted by character
 _TIMED_STEPS = 10
 
 
 def new_job_id() -> str:
-    """An id that sorts by the time of its making: 50 bits of milliseconds, 30 random bits."""
+    """An id that sorts by creation time: 50 bits of milliseconds, 30 random bits."""
     number = (time.time_ns() // 1_000_000) << 30 | secrets.randbits(30)
     return "job-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(75, -1, -5))
 
@@ -62,7 +62,7 @@ def get_job(session: Session, job_id: str) -> Job:
 
 
 def job_by_idempotency_key(session: Session, person_id: str, key: str) -> Job | None:
-    """The job that this person submitted under the key before."""
+    """The job that this person submitted earlier under the key."""
     query = select(Job).where(Job.created_by == person_id, Job.idempotency_key == key)
     return session.execute(query).scalar_one_or_none()
 
@@ -111,7 +111,7 @@ def _read_cursor(cursor: str) -> str:
 
 def _bad_cursor() -> InvalidInputError:
     return InvalidInputError.at(
-        "cursor", "not a cursor of this list", "Take it from `next` of the page before."
+        "cursor", "not a cursor of this list", "Take it from `next` of the previous page."
     )
 
 
@@ -132,7 +132,7 @@ def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
 
 
 def resume_point(session: Session, job_id: str) -> CheckpointCommit | None:
-    """The last committed checkpoint, as an attempt's claim carries it."""
+    """The last committed checkpoint, in the form an attempt's claim contains."""
     checkpoint = latest_checkpoint(session, job_id)
     if checkpoint is None:
         return None
@@ -150,7 +150,7 @@ def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:
 
 
 def seconds_left(session: Session, job: Job) -> float | None:
-    """Estimate from the median time of the last steps; None before the first step and after the end."""
+    """Estimate from the median duration of the last steps; None before the first step and after the end."""
     if job.state != JobState.RUNNING:
         return None
     query = (

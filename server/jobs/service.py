@@ -27,7 +27,7 @@ from server.jobs.views import job_spec, job_summary, job_view
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job, and whether this request made it (a repeated one did not)."""
+    """A job, and whether this request created it (a repeated one did not)."""
 
     job: JobView
     new: bool
@@ -37,8 +37,8 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
     """Accept a job, or find the one that the same person submitted under the same key.
 
     Raises:
-        InvalidInputError: the spec asks for a dataset that is not there or lacks a field.
-        ConflictError: the key was used for another spec.
+        InvalidInputError: the spec's dataset does not exist or lacks a field.
+        ConflictError: the key was used for a different spec.
     """
     data = spec.model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -82,17 +82,17 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
 def _repeated(session: Session, earlier: Job, digest: str) -> Submitted:
     if earlier.spec_sha256 != digest:
         raise ConflictError(
-            f"the Idempotency-Key was used for job {earlier.id} with another spec",
-            remedy="Send another key with another spec.",
+            f"the Idempotency-Key was used for job {earlier.id} with a different spec",
+            remedy="Use a new key for a different spec.",
         )
     return Submitted(show(session, earlier.id), new=False)
 
 
 def check_dataset(session: Session, spec: JobSpec) -> None:
-    """Check that the spec's dataset exists and that every row has the fields that the spec takes from it.
+    """Check that the spec's dataset exists and that every row has the fields that the spec uses.
 
     Raises:
-        InvalidInputError: naming the field of the spec and the fields that there are.
+        InvalidInputError: naming the spec's field and the dataset's fields.
     """
     if not isinstance(spec.data, JsonlSource):
         return
@@ -117,7 +117,7 @@ def check_dataset(session: Session, spec: JobSpec) -> None:
 
 
 def show(session: Session, job_id: str) -> JobView:
-    """A job, whole."""
+    """A job with its spec, attempts and result."""
     job = repository.get_job(session, job_id)
     return job_view(job, repository.seconds_left(session, job))
 
@@ -139,7 +139,7 @@ def page(
 
 
 def cancel(session: Session, job_id: str) -> JobView:
-    """Stop a job: at once where nothing runs, else by an order that its next heartbeat brings."""
+    """Stop a job: at once if nothing runs, otherwise by an order in its next heartbeat's reply."""
     job = lock_job(session, job_id)
     if not state_of(job).final and not job.cancel_requested:
         job.cancel_requested = True
@@ -154,7 +154,7 @@ def cancel(session: Session, job_id: str) -> JobView:
 
 
 def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
-    """Where the spec's uploaded dataset is."""
+    """Where the spec's dataset is stored."""
     if not isinstance(spec.data, JsonlSource):
         return None
     dataset = repository.get_dataset(session, spec.data.dataset)
@@ -162,10 +162,10 @@ def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
 
 
 def validation_task(session: Session, job_id: str) -> ValidationTask:
-    """What a node is to check.
+    """What a node should check.
 
     Raises:
-        ConflictError: the job does not wait for a check (any more).
+        ConflictError: the job is not waiting for a check.
     """
     job = repository.get_job(session, job_id)
     if state_of(job) is not JobState.VALIDATING:
@@ -177,7 +177,7 @@ def validation_task(session: Session, job_id: str) -> ValidationTask:
 
 
 def accept_validation(session: Session, job_id: str, result: ValidationResult) -> None:
-    """Queue the job, or fail it for what the node found. A second result changes nothing."""
+    """Queue the job, or fail it with what the node found. A second result has no effect."""
     job = lock_job(session, job_id)
     if state_of(job) is not JobState.VALIDATING:
         return
@@ -191,7 +191,7 @@ def accept_validation(session: Session, job_id: str, result: ValidationResult) -
 
 
 def _combined(errors: tuple[JobError, ...]) -> JobError:
-    """One error that says all of them; a job has one."""
+    """Combine several errors into one, because a job has only one."""
     first = errors[0]
     if len(errors) == 1:
         return first

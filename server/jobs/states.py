@@ -1,4 +1,4 @@
-"""The life of a job as a table: what is not listed cannot happen."""
+"""A job's states and transitions. What the table does not list can't happen."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED}),
     # back to queued: nobody claimed the attempt in time
     JobState.STARTING: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED}),
-    # back to queued: the attempt ended and another one goes on from its last checkpoint
+    # back to queued: the attempt ended and another one resumes from its last checkpoint
     JobState.RUNNING: frozenset({JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
     JobState.FINISHED: frozenset(),
     JobState.FAILED: frozenset(),
@@ -32,7 +32,7 @@ def state_of(job: Job) -> JobState:
 
 
 def change_state(session: Session, job: Job, new: JobState, phase: str | None = None) -> None:
-    """Move a locked job to `new`, say what it waits for in `phase`, and tell whoever follows it.
+    """Move a locked job to `new`, set what it waits for as `phase`, and tell its followers.
 
     Raises:
         ConflictError: the table has no such transition.
@@ -48,20 +48,20 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
     if new.final:
         job.finished_at = now
         job.not_before = None
-        # what killed attempts left in the artefact store
+        # left in the artefact store by killed attempts
         upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
     record_state(session, job)
 
 
 def change_phase(session: Session, job: Job, phase: str) -> None:
-    """Say what a locked job is doing or waiting for, if that is news."""
+    """Set what a locked job is doing or waiting for, if it changed."""
     if job.phase != phase:
         job.phase = phase
         record_event(session, job.id, "state", _summary_data(job))
 
 
 def record_state(session: Session, job: Job) -> None:
-    """Tell the job's followers, and the scheduler, how it stands now."""
+    """Tell the job's followers and the scheduler its current state."""
     changes(session).plan = True
     record_event(session, job.id, "state", _summary_data(job))
 

@@ -1,4 +1,4 @@
-"""Rows as the API shows them."""
+"""Rows as the API returns them."""
 
 from powermean.contracts.api import AttemptView, JobState, JobSummary
 from powermean.contracts.api import Job as JobView
@@ -8,7 +8,7 @@ from server.db.models import Allocation, Attempt, Job
 
 
 def job_spec(job: Job) -> JobSpec:
-    """The spec as it was submitted, with its defaults."""
+    """The spec as submitted, with defaults filled in."""
     return JobSpec.model_validate(job.spec)
 
 
@@ -61,7 +61,7 @@ def attempt_view(attempt: Attempt) -> AttemptView:
 
 
 def job_view(job: Job, seconds_left: float | None) -> JobView:
-    """A job, whole."""
+    """A job with its spec, attempts and result."""
     return JobView(
         **dict(job_summary(job)),
         spec=job_spec(job),

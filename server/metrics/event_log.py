@@ -1,7 +1,7 @@
-"""A job's events as the database holds them, in pages of encoded frames.
+"""A job's events from the database, in pages of encoded frames.
 
-A sequence number is one ingest or one event, so metrics and events merge by it into the one order in which
-everything happened.
+A sequence number belongs to one ingest or one event, so it merges metrics and events in the order in which
+they happened.
 """
 
 import json
@@ -23,7 +23,7 @@ PAGE = 64  # sequence numbers read at once
 
 @dataclass(frozen=True)
 class Frame:
-    """One event as it goes over the wire."""
+    """One encoded event."""
 
     seq: int
     data: bytes
@@ -31,22 +31,22 @@ class Frame:
 
 @dataclass(frozen=True)
 class Page:
-    """The events in (start, upto], none missing."""
+    """All events in (start, upto]."""
 
     start: int
     upto: int
     frames: tuple[Frame, ...]
-    latest: int  # the job's last number when the page was read
-    final: bool  # the job has ended: nothing comes after `latest`
+    latest: int  # the job's last number at the time of reading
+    final: bool  # the job has ended, so nothing follows `latest`
 
     @property
     def ended(self) -> bool:
-        """Nothing comes after this page."""
+        """Whether this is the last page."""
         return self.final and self.upto >= self.latest
 
     @cached_property
     def data(self) -> bytes:
-        """All frames, joined once for however many clients."""
+        """All frames, joined once for any number of clients."""
         return b"".join(frame.data for frame in self.frames)
 
     def after(self, seq: int) -> bytes:
@@ -59,8 +59,8 @@ class Page:
 def read_page(session: Session, job_id: str, after: int) -> Page:
     """The next events after number `after`.
 
-    A number that the job has not reached comes from another database: the events then start over.
-    Raises NotFoundError when there is no such job.
+    A number that the job has not reached must come from another database: the events then start over.
+    Raises NotFoundError if there is no such job.
     """
     job = session.execute(select(Job.seq, Job.state).where(Job.id == job_id)).one_or_none()
     if job is None:

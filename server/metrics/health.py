@@ -1,4 +1,4 @@
-"""A job's health, from one look at its last steps."""
+"""A job's health, judged by its last steps."""
 
 from collections import defaultdict
 
@@ -12,13 +12,13 @@ from server.jobs.repository import find_job
 from server.jobs.views import job_spec
 from server.metrics.history import metrics_history
 
-MAX_POINTS = 4096  # of a series; beyond that points merge, and a peak is their extreme
+MAX_POINTS = 4096  # per series; beyond that points are merged, and a peak is their extreme
 
 
 def job_health(session: Session, job_id: str) -> JobHealth:
     """The findings over the newest trained steps.
 
-    Raises NotFoundError when there is no such job.
+    Raises NotFoundError if there is no such job.
     """
     job = find_job(session, job_id)
     spec = job_spec(job)
@@ -28,7 +28,7 @@ def job_health(session: Session, job_id: str) -> JobHealth:
 
 
 def _by_step(series: Series, minibatches: int) -> StepValues:
-    """One value a step: of a peak the largest, else the mean over the updates after the first pass."""
+    """One value per step: the largest for a peak, else the mean over the updates after the first pass."""
     points: dict[int, list[Point]] = defaultdict(list)
     for point in series.points:
         if point.value is not None:

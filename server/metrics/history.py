@@ -1,4 +1,4 @@
-"""The history of metrics, thinned out by the database: at most so many points a series, no extreme lost."""
+"""The history of metrics, downsampled in the database without losing extremes."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -23,13 +23,14 @@ def metrics_history(
     to_step: int | None,
     max_points: int,
 ) -> MetricsHistory:
-    """The series `names` (if empty: all) over [from_step, to_step], at most `max_points` points each.
+    """The series `names` (if empty: all) over [from_step, to_step], with at most `max_points` points each.
 
-    A merged point stands at its last step and update, with the mean as its value and the extremes as low and
-    high; a series' last point is never merged, so that what follows joins it exactly. Complete up to `seq`,
-    which is read first: what is newer may be there too, and comes again in the stream.
+    A merged point has the place of its last step and update, the mean as its value, and the extremes as low
+    and high. A series' last point is never merged, so the stream continues it exactly. The history is
+    complete up to `seq`, which is read first; newer points may be included too, and the stream then repeats
+    them.
 
-    Raises NotFoundError when there is no such job.
+    Raises NotFoundError if there is no such job.
     """
     seq = session.scalar(select(Job.seq).where(Job.id == job_id))
     if seq is None:
@@ -64,7 +65,7 @@ def _chosen(job_id: str, names: Sequence[str], from_step: int | None, to_step: i
 
 def _thinned(chosen: Select[Any], max_points: int) -> Select[Any]:
     rows = chosen.subquery()
-    before_last = max_points - 1  # the last point has a bucket of its own
+    before_last = max_points - 1  # the last point gets its own bucket
     bucket = case(
         (rows.c.length <= max_points, rows.c.place),
         (rows.c.place == rows.c.length, before_last),

@@ -1,9 +1,10 @@
-"""Taking in metrics and trajectories: exactly once, in one order, from the current attempt alone.
+"""Storing reported metrics and trajectories: exactly once, in order, and only from the current attempt.
 
-The fence locks the job's row until the commit, so reports of one job come one after the other whatever server
-they reach. A report that changes nothing (a repeat after a lost answer) takes no sequence number.
+The fence locks the job's row until the commit, so reports of one job are serialised, whichever server they
+reach. A report that changes nothing (a retry after a lost answer) takes no sequence number.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from server.db.models import MAX_INTEGER, Attempt, Job, Metric, Trajectory, Traj
 from server.errors import InvalidInputError
 from server.jobs.events import fence, next_seq, record_event
 
-UPDATES = 1 << 20  # more than any step has: history keeps (step, update) as one number
+UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
 
 _KEY = ("job_id", "attempt", "step", "update", "name")
 
@@ -40,10 +41,10 @@ _KEY = ("job_id", "attempt", "step", "update", "name")
 def ingest_metrics(
     session: Session, attempt_id: str, claims: AttemptClaims, rows: Sequence[MetricRow]
 ) -> None:
-    """Store the rows; the same rows again change nothing.
+    """Store the rows; storing the same rows again has no effect.
 
-    Raises FencedError when the attempt may not write any more, InvalidInputError for a row of a step that is
-    not the attempt's or a key that is in the report twice.
+    Raises FencedError if the attempt may not write any more, InvalidInputError for a row of a step that is
+    not the attempt's or a key that occurs twice in the report.
     """
     attempt = fence(session, attempt_id, claims)
     job = session.get_one(Job, attempt.job_id)
@@ -59,7 +60,7 @@ def ingest_metrics(
 def ingest_trajectories(
     session: Session, attempt_id: str, claims: AttemptClaims, batch: TrajectoryBatch
 ) -> None:
-    """Store a step's trajectories whole; the same batch again changes nothing, another one replaces it.
+    """Store all trajectories of a step; repeating the batch has no effect, a different one replaces it.
 
     Raises FencedError, or InvalidInputError for a step that is not the attempt's, an index that occurs
     twice, or texts that are not the job's own.
@@ -98,15 +99,15 @@ def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
             wrong.append(FieldError(path=f"rows.{place}.update", message=f"not below {UPDATES}"))
         key = (row.step, row.update, row.name)
         if key in seen:
-            wrong.append(FieldError(path=f"rows.{place}", message=f"{key} is in the report twice"))
+            wrong.append(FieldError(path=f"rows.{place}", message=f"{key} occurs twice in the report"))
         seen.add(key)
     if wrong:
         raise InvalidInputError("the report was not stored: some rows are wrong", fields=wrong[:20])
 
 
 def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
-    """An attempt writes from its first step on, and may complete the step before: it may have lacked an
-    evaluation when the earlier attempt ended."""
+    """An attempt writes from its first step on. It may also complete the step before, which may lack an
+    evaluation if the earlier attempt ended there."""
     if step > job.total_steps:
         return f"step {step} is after the job's last step {job.total_steps}"
     if step < attempt.first_step - 1:
@@ -115,7 +116,7 @@ def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
 
 
 def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
-    """Write what is new or different, and say how many rows that was."""
+    """Write rows that are new or different; returns how many."""
     if session.get_bind().dialect.name == "postgresql":
         return _upsert_postgres(session, attempt, seq, rows)
     statement = sqlite_insert(Metric.__table__)  # type: ignore[arg-type]
@@ -130,7 +131,7 @@ def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricR
 
 
 def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
-    """One statement over arrays: several times as fast as a statement a row."""
+    """One statement over arrays: several times as fast as one statement per row."""
     columns = func.unnest(
         bindparam("steps", [row.step for row in rows], ARRAY(Integer)),
         bindparam("updates", [row.update for row in rows], ARRAY(Integer)),
@@ -157,14 +158,14 @@ def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequenc
 
 
 def _rows_written(session: Session, statement: Insert, values: list[dict[str, Any]] | None) -> int:
-    """Without preserve_rowcount an insert's count is not kept."""
+    """Execute and count; without preserve_rowcount an insert's count is lost."""
     result = session.connection().execute(statement, values, execution_options={"preserve_rowcount": True})
     assert result.rowcount >= 0
     return result.rowcount
 
 
 def _replace_completed_step(session: Session, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
-    """Where the attempt completes the step before its first, its numbers replace the earlier attempts'."""
+    """If the attempt completes the step before its first, its numbers replace the earlier attempts'."""
     keys = [(row.update, row.name) for row in rows if row.step < attempt.first_step]
     if keys:
         session.execute(
@@ -178,7 +179,7 @@ def _replace_completed_step(session: Session, attempt: Attempt, rows: Sequence[M
 
 
 def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
-    """The mean reward closes a step: the job has come that far."""
+    """The mean reward marks a step as done: update the job's progress."""
     rewards = [row for row in rows if row.name == "reward" and row.update == WHOLE_STEP]
     if rewards:
         last = max(rewards, key=lambda row: row.step)
@@ -194,7 +195,7 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
         if row.index > MAX_INTEGER:
             raise InvalidInputError.at(f"rows.{place}.index", f"above {MAX_INTEGER}")
         if row.index in seen:
-            raise InvalidInputError.at(f"rows.{place}.index", f"index {row.index} is in the batch twice")
+            raise InvalidInputError.at(f"rows.{place}.index", f"index {row.index} occurs twice in the batch")
         seen.add(row.index)
     own = f"jobs/{attempt.job_id}/"
     for name, ref in (("texts", batch.texts), ("tokens", batch.tokens)):
@@ -203,7 +204,7 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
                 f"{name}.key", "this artefact is not the job's own", f"Store {name} below {own}."
             )
     if batch.token_rows > (len(batch.rows) if batch.tokens is not None else 0):
-        raise InvalidInputError.at("token_rows", "more than there are trajectories with recorded tokens")
+        raise InvalidInputError.at("token_rows", "more than the trajectories with recorded tokens")
 
 
 def _stored_batch(
@@ -224,18 +225,20 @@ def _stored_batch(
 
 
 def _storable(row: TrajectoryRow) -> dict[str, Any]:
-    """The row as JSON. Postgres reads no JSON with NUL in it, and a grader's error may quote anything."""
-    found = row.model_dump(mode="json")
-    for name in ("problem", "grader_error"):
-        if found[name] is not None:
-            found[name] = found[name].replace("\0", "\ufffd")
-    found["reward_parts"] = {
-        name.replace("\0", "\ufffd"): value for name, value in found["reward_parts"].items()
-    }
-    for update in found["updates"]:
-        if update["p_reason"] is not None:
-            update["p_reason"] = update["p_reason"].replace("\0", "\ufffd")
-    return found
+    """The row as JSON, NUL replaced: Postgres can't store it, and a grader's error may quote anything."""
+    text = row.model_dump_json()
+    found: dict[str, Any] = json.loads(text)
+    return _without_nul(found) if "\\u0000" in text else found
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_without_nul(each) for each in value]
+    if isinstance(value, dict):
+        return {_without_nul(key): _without_nul(each) for key, each in value.items()}
+    return value
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from server.errors import InvalidInputError
 from server.jobs.repository import find_job
 from server.metrics.trajectories import attempts_by_step, of_last_update
 
-MAX_STEPS = 1000  # of one window
+MAX_STEPS = 1000  # in one window
 _SEEN = ("p", "ess", "ess_at_1", "clip_fraction")
 _WHOLE = ("sampling_kl", "importance_sampling_ratio", "applied_importance_sampling_ratio")
 
@@ -26,7 +26,7 @@ def job_staleness(
 ) -> JobStaleness:
     """The last `steps` steps up to `to_step` (default: the newest), or those from `from_step` on.
 
-    Raises NotFoundError when there is no such job, and InvalidInputError for a window of more than MAX_STEPS.
+    Raises NotFoundError if there is no such job, and InvalidInputError for a window of more than MAX_STEPS.
     """
     find_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
@@ -50,7 +50,7 @@ def job_staleness(
 
 
 def _chosen(session: Session, job_id: str, window: dict[int, int]) -> Select[Any]:
-    """The scalars of each trajectory with tokens: whole rows would be ten times as much to read."""
+    """The needed scalars of each trajectory with tokens: whole rows would be ten times as much to read."""
     row = Trajectory.row
     seen: list[ColumnElement[Any]] = []
     for name in _SEEN:
@@ -75,7 +75,7 @@ def _stored(name: str) -> ColumnElement[Any]:
 
 
 def _spans(session: Session) -> ColumnElement[Any]:
-    """How many weight versions made the trajectory; NULL of rows recorded before that was."""
+    """How many weight versions sampled the trajectory; NULL for rows from before this was recorded."""
     if session.get_bind().dialect.name == "sqlite":
         return func.json_array_length(Trajectory.row, "$.weight_versions")
     return func.json_array_length(Trajectory.row["weight_versions"])

@@ -1,12 +1,11 @@
 """Live events of jobs for many clients (server-sent events).
 
-The database is the truth: a client first gets what it has missed from there, then follows. One follower a job
-reads and encodes new events once and hands the same bytes to every client. Wake-ups (commits of this process,
-Redis for those of other servers) only make it fast; a slow poll catches what a lost wake-up missed.
+The database is the truth: a client first gets what it has missed from there, then follows. One follower per
+job reads and encodes new events once and hands the same bytes to every client. Wake-ups (commits of this
+process, Redis for those of other servers) only make it fast; a slow poll covers lost wake-ups.
 
-A client that falls behind is cut off and resumes where it was by Last-Event-ID. The stream of a job that has
-ended ends too, after `event: end`; a browser that then reconnects by itself, with Last-Event-ID, is answered
-204, at which it stops.
+A client that falls behind is cut off and resumes by Last-Event-ID. When a job ends, its stream ends after
+`event: end`; a browser that then reconnects with Last-Event-ID gets a 204 and stops.
 """
 
 import asyncio
@@ -28,10 +27,10 @@ from server.metrics.wakeups import RedisWakeups
 COALESCE_S = 0.1
 POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
-STREAM_LIFETIME_S = 3600.0  # then the client comes again, and its key is checked again
-BACKLOG = 64  # batches that a client may be behind
+STREAM_LIFETIME_S = 3600.0  # then the client reconnects, and its key is checked again
+BACKLOG = 64  # how many batches a client may lag behind
 MAX_CLIENTS = 4000
-READERS = 4  # threads that read for streams, so that a crowd leaves some for requests
+READERS = 4  # threads that read for streams; many streams must leave some for requests
 
 HELLO = b"retry: 2000\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -42,12 +41,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Subscription:
-    """A client's place at the follower of its job. None in the queue ends the stream."""
+    """A client's subscription to its job's follower. None in the queue ends the stream."""
 
     batches: asyncio.Queue[Page | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG))
 
     def offer(self, batch: Page) -> bool:
-        """Hand over new events; False when the client is too far behind, and was cut off."""
+        """Hand over new events; False if the client was too far behind and has been cut off."""
         try:
             self.batches.put_nowait(batch)
         except asyncio.QueueFull:
@@ -56,7 +55,7 @@ class Subscription:
         return True
 
     def end(self) -> None:
-        """Drop what waits and end the stream: the client resumes after what it has got."""
+        """Drop what is queued and end the stream; the client resumes after what it has received."""
         while not self.batches.empty():
             self.batches.get_nowait()
         self.batches.put_nowait(None)
@@ -64,7 +63,7 @@ class Subscription:
 
 @dataclass(eq=False)
 class Channel:
-    """The follower of one job: `cursor` is the last number that its clients were handed."""
+    """The follower of one job; `cursor` is the last number handed to its clients."""
 
     job_id: str
     cursor: int
@@ -91,7 +90,7 @@ class EventHub:
         return sum(len(channel.clients) for channel in tuple(self._channels.values()))
 
     async def start(self) -> None:
-        """Begin to poll and to listen; call once, in the server's event loop."""
+        """Start polling and listening; call once, in the server's event loop."""
         self._loop = asyncio.get_running_loop()
         self._readers = CapacityLimiter(READERS)
         work = (self._poll(), self._wakeups.listen(), self._wakeups.publish())
@@ -114,16 +113,16 @@ class EventHub:
                 client.end()
 
     def notify(self, changed: Changes) -> None:
-        """Jobs have something new: wake their followers here and in the other servers."""
+        """Wake the followers of these jobs, here and in the other servers."""
         loop = self._loop
         if loop is None or loop.is_closed() or not changed.jobs:
             return
         loop.call_soon_threadsafe(self._spread, frozenset(changed.jobs))
 
     async def first_page(self, job_id: str, after: int) -> Page:
-        """What a stream starts with.
+        """The first page of a stream.
 
-        Raises NotFoundError, or UnavailableError when there are too many streams.
+        Raises NotFoundError, or UnavailableError if there are too many streams.
         """
         if self._readers is None:
             raise UnavailableError("the event streams have not started")
@@ -134,7 +133,7 @@ class EventHub:
         return await self._read(job_id, after)
 
     async def stream(self, job_id: str, first: Page) -> AsyncIterator[bytes]:
-        """The frames from `first` on: from the database up to where the follower is, then along with it."""
+        """The frames from `first` on: from the database up to the follower's position, then live."""
         client = Subscription()
         channel = self._join(job_id, first.latest, client)
         follower_at = channel.cursor
@@ -191,14 +190,14 @@ class EventHub:
                 channel.task.cancel()
 
     async def _run(self, channel: Channel) -> None:
-        """Read new events once, hand them to all clients, rest a moment so that more come together."""
+        """Read new events once, hand them to all clients, and pause briefly so that more accumulate."""
         while True:
             await channel.wake.wait()
             channel.wake.clear()
             try:
                 batch = await self._read(channel.job_id, channel.cursor)
             except (SQLAlchemyError, NotFoundError) as error:
-                log.warning("cannot read the events of %s, trying again: %s", channel.job_id, error)
+                log.warning("can't read the events of %s, trying again: %s", channel.job_id, error)
                 await asyncio.sleep(POLL_S)
                 channel.wake.set()
                 continue
@@ -218,7 +217,7 @@ class EventHub:
         return await to_thread.run_sync(read, limiter=self._readers)
 
     async def _poll(self) -> None:
-        """Find what a lost wake-up missed."""
+        """Poll for what lost wake-ups missed."""
         while True:
             await asyncio.sleep(POLL_S)
             if not self._channels:
@@ -226,7 +225,7 @@ class EventHub:
             try:
                 latest = await to_thread.run_sync(self._latest, tuple(self._channels), limiter=self._readers)
             except SQLAlchemyError as error:
-                log.warning("cannot poll for events, trying again: %s", error)
+                log.warning("can't poll for events, trying again: %s", error)
                 continue
             self._wake(job_id for job_id, seq in latest.items() if self._behind(job_id, seq))
 

@@ -14,14 +14,14 @@ from server.metrics.trajectories import find_step, no_trajectory
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Where a trajectory's tokens are."""
+    """Where a trajectory's tokens are stored."""
 
     segment: ArtefactRef
     index: int
 
 
 def find_tokens(session: Session, job_id: str, step: int, index: int) -> StoredTokens:
-    """Raises NotFoundError for an unknown job, step or trajectory, and where its tokens were not recorded."""
+    """Raises NotFoundError for an unknown job, step or trajectory, or if its tokens were not recorded."""
     head = find_step(session, job_id, step)
     if index >= head.count:
         raise no_trajectory(head, index)
@@ -40,7 +40,9 @@ def read_tokens(stored: StoredTokens, store: ArtefactStore) -> RecordedTokens:
     try:
         facts, tokens = read_facts(data), read_trajectory(data, stored.index)
     except SegmentCorruptError as error:
-        raise ArtefactCorruptError(f"artefact {stored.segment.key} is no token segment: {error}") from error
+        raise ArtefactCorruptError(
+            f"artefact {stored.segment.key} is not a token segment: {error}"
+        ) from error
     if tokens is None:
         raise ArtefactCorruptError(f"artefact {stored.segment.key} lacks trajectory {stored.index}")
     return RecordedTokens(facts=facts, tokens=tokens)

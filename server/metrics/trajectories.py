@@ -26,12 +26,12 @@ from server.jobs.counting import counts
 from server.jobs.repository import find_job
 
 Sort = Literal["index", "reward", "-reward", "advantage", "-advantage", "p", "-p"]
-MAX_TEXTS = 256 * 2**20  # bytes of a step's texts, unpacked
+MAX_TEXTS = 256 * 2**20  # bytes of a step's texts, decompressed
 
 
 @dataclass(frozen=True)
 class StoredPage:
-    """A page as the database has it: the texts are still to be joined."""
+    """A page from the database, before its texts are added."""
 
     step: int
     rows: tuple[TrajectoryRow, ...]
@@ -44,9 +44,9 @@ class StoredPage:
 def read_trajectories(
     session: Session, job_id: str, step: int | None, offset: int, limit: int, sort: Sort
 ) -> StoredPage:
-    """A page of a step's trajectories; without `step`, of the newest. p is the last update's.
+    """A page of a step's trajectories; default: the newest step. p is the last update's.
 
-    Raises NotFoundError for an unknown job and for a step without trajectories, naming those that have some.
+    Raises NotFoundError for an unknown job and for a step without trajectories, naming the steps with some.
     """
     steps = tuple(attempts_by_step(session, job_id))
     if step is None and not steps:
@@ -76,7 +76,7 @@ def read_trajectories(
 
 
 def read_trajectory(session: Session, job_id: str, step: int, index: int) -> StoredPage:
-    """One trajectory, as a page that holds it alone. Raises NotFoundError, naming what there is."""
+    """One trajectory, as a page that contains only it. Raises NotFoundError, naming what exists."""
     head = find_step(session, job_id, step)
     found = session.get(TrajectoryRecord, (job_id, step, head.attempt, index))
     if found is None:
@@ -92,13 +92,13 @@ def read_trajectory(session: Session, job_id: str, step: int, index: int) -> Sto
 
 
 def no_trajectory(head: TrajectoryStep, index: int) -> NotFoundError:
-    """The step has no trajectory of that number."""
-    there = f"Its trajectories are 0 to {head.count - 1}." if head.count else "It has none at all."
+    """The error of a step without a trajectory of that number."""
+    there = f"Its trajectories are 0 to {head.count - 1}." if head.count else "It has none."
     return NotFoundError(f"step {head.step} of {head.job_id} has no trajectory {index}", remedy=there)
 
 
 def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
-    """The step's head in the attempt that counts. Raises NotFoundError, naming the steps that there are."""
+    """The step's row of the attempt that counts. Raises NotFoundError, naming the steps that exist."""
     find_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
     if step not in attempts:
@@ -111,9 +111,9 @@ def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
 
 
 def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
-    """The page with its texts, read with no transaction open.
+    """The page with its texts, read outside any transaction.
 
-    Raises ArtefactMissingError or ArtefactCorruptError when the step's texts are not as they were stored.
+    Raises ArtefactMissingError or ArtefactCorruptError if the step's texts are not as they were stored.
     """
     texts = _texts(store, page.texts, {row.index for row in page.rows}) if page.texts is not None else {}
     items = []
@@ -127,7 +127,7 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
 
 
 def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
-    """Step -> the attempt whose trajectories count there, in order of step."""
+    """Step -> the attempt whose trajectories count, in order of step."""
     rows = session.execute(
         select(TrajectoryStep.step, func.max(TrajectoryStep.attempt))
         .where(
@@ -153,11 +153,11 @@ def _order(session: Session, sort: Sort) -> tuple[ColumnElement[Any], ...]:
 
 
 def of_last_update(session: Session, name: str) -> ColumnElement[Any]:
-    """A number as the last update of a trajectory saw it."""
+    """A number from a trajectory's last update."""
     if session.get_bind().dialect.name == "sqlite":
         in_sqlite: ColumnElement[Any] = func.json_extract(TrajectoryRecord.row, f"$.updates[#-1].{name}")
         return in_sqlite
-    # Step by step: in one path of json, Postgres counts -1 from the end of an array that comes earlier.
+    # One step at a time: in a single JSON path, Postgres applies -1 to an earlier array.
     in_postgres: ColumnElement[Any] = TrajectoryRecord.row["updates"][-1][name].as_float()
     return in_postgres
 
@@ -168,5 +168,7 @@ def _texts(store: ArtefactStore, ref: ArtefactRef, wanted: set[int]) -> dict[int
             data = segment.read(MAX_TEXTS)
         texts = [TrajectoryText.model_validate_json(line) for line in data.splitlines() if line]
     except (OSError, EOFError, zlib.error, ValidationError) as error:
-        raise ArtefactCorruptError(f"artefact {ref.key} holds no trajectory texts: {error}") from error
+        raise ArtefactCorruptError(
+            f"artefact {ref.key} does not contain trajectory texts: {error}"
+        ) from error
     return {text.index: text for text in texts if text.index in wanted}

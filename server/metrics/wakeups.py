@@ -1,4 +1,4 @@
-"""Telling the other servers, over Redis, which jobs have something new: best effort, as streams poll too."""
+"""Tells the other servers over Redis which jobs have news; best effort, since streams also poll."""
 
 import asyncio
 import logging
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class RedisWakeups:
-    """Publishes job ids and hears those of all servers. Lives in one event loop."""
+    """Publishes job ids and receives those of all servers. Lives in one event loop."""
 
     def __init__(
         self, url: str, heard: Callable[[Iterable[str]], None], connected: Callable[[], None]
     ) -> None:
-        """`connected` is called whenever listening begins: what was published before was not heard."""
+        """`connected` is called whenever listening begins, because earlier messages were missed."""
         self._redis = redis.asyncio.from_url(url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S)
         self._heard = heard
         self._connected = connected
@@ -35,7 +35,7 @@ class RedisWakeups:
         self._owing.set()
 
     async def publish(self) -> None:
-        """Publish what is owed, until cancelled. What Redis does not take is dropped: the others poll."""
+        """Publish queued ids until cancelled; drops what Redis does not accept, since the others poll."""
         while True:
             await self._owing.wait()
             self._owing.clear()
@@ -46,11 +46,11 @@ class RedisWakeups:
                         pipeline.publish(EVENTS_CHANNEL, job_id)
                     await pipeline.execute()
             except (RedisError, OSError) as error:
-                log.warning("cannot wake the other servers' streams: %s", error)
+                log.warning("can't wake the other servers' streams: %s", error)
                 await asyncio.sleep(RETRY_S)
 
     async def listen(self) -> None:
-        """Pass on what any server published, until cancelled; a lost connection is made again."""
+        """Pass on what any server publishes, until cancelled; reconnects when the connection is lost."""
         while True:
             try:
                 async with self._redis.pubsub() as subscription:
@@ -64,7 +64,7 @@ class RedisWakeups:
                         else:
                             self._heard([message["data"].decode()])
             except (RedisError, OSError) as error:
-                log.warning("not woken by other servers until Redis is back: %s", error)
+                log.warning("no wake-ups from other servers until Redis is back: %s", error)
                 await asyncio.sleep(RETRY_S)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which objective a replay asks for: a name and changed fields, made into a spec or refused by field."""
+"""Builds the objective of a replay from a name and changed fields, or refuses it by field."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ from server.errors import InvalidInputError
 _READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
 _CLIPS = (("clip_low", "clip_high"), ("epsilon_low", "epsilon_high"))
 _NO_REPLAY = {
-    "beta": "the KL penalty cannot be replayed: the reference's log-probs are not recorded",
-    "sampling_rounds": "a replay samples nothing: the step's trajectories are those that were recorded",
+    "beta": "the KL penalty can't be replayed: the reference's log-probs are not recorded",
+    "sampling_rounds": "a replay samples nothing: it uses the recorded trajectories",
 }
 
 
 def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
-    """The objective of the job's spec, or another one's defaults, with the request's changes.
+    """The job's objective, or another one with its defaults, with the request's changes.
 
     Raises:
-        InvalidInputError: naming `algorithm` or `set.<field>`, and what there is instead.
+        InvalidInputError: naming `algorithm` or `set.<field>`, and what is valid instead.
     """
     recorded = spec.algorithm
     name = request.algorithm or recorded.name
@@ -46,7 +46,7 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
 
 
 def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The changes with `clip` as the two ends of the objective's range; an end that is given itself wins."""
+    """The changes with `clip` replaced by the two ends of the clip range; explicitly given ends win."""
     fields = _fields(name)
     known = {*fields, *OBJECTIVES[name].old_names, "clip"}
     unknown = [field for field in changes if field not in known]
@@ -71,7 +71,7 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
 
 
 def _fields(name: str) -> tuple[str, ...]:
-    """What may be changed, the objective's own fields first."""
+    """The fields that can be changed, the objective's own first."""
     fields = [field for field in OBJECTIVES[name].model_fields if field not in (*_NO_REPLAY, "name")]
     return tuple(sorted(fields, key=lambda field: field.startswith("importance_sampling_")))
 

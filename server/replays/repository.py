@@ -14,7 +14,7 @@ from server.jobs.counting import counts
 
 
 def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
-    """Step -> the attempt whose records count there, for steps with recorded tokens, in order."""
+    """Step -> the attempt whose records count, for steps with recorded tokens, in order."""
     found = session.execute(
         select(TrajectoryStep.step, TrajectoryStep.attempt, TrajectoryStep.tokens)
         .where(
@@ -48,7 +48,7 @@ def rows_of(session: Session, replay: Replay) -> tuple[TrajectoryRow, ...]:
 
 
 def distances_of(session: Session, replay: Replay) -> dict[int, float]:
-    """Update -> the recorded distance to GRPO, where it is defined."""
+    """Update -> the recorded distance to GRPO, if defined."""
     found = session.execute(
         select(Metric.update, Metric.value).where(
             Metric.job_id == replay.job_id,
@@ -70,7 +70,7 @@ def same_replay(session: Session, job_id: str, step: int, attempt: int, digest: 
 
 
 def get_replay(session: Session, replay_id: str, job_id: str | None = None) -> Replay:
-    """A replay (of that job). Raises NotFoundError."""
+    """A replay (of the given job). Raises NotFoundError."""
     replay = session.get(Replay, replay_id)
     if replay is None or job_id not in (None, replay.job_id):
         raise NotFoundError(
@@ -98,6 +98,6 @@ def list_replays(session: Session, job_id: str, step: int | None, limit: int) ->
 
 
 def open_replays(session: Session) -> Sequence[str]:
-    """Those that wait or run."""
+    """Replays that are waiting or running."""
     states = (ReplayState.WAITING, ReplayState.RUNNING)
     return session.execute(select(Replay.id).where(Replay.state.in_(states))).scalars().all()

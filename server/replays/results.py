@@ -1,4 +1,4 @@
-"""The stored parts of a replay's result, read with no transaction open."""
+"""Reads the stored parts of a replay's result, outside any transaction."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from powermean.contracts.token_records import TrajectoryTokens
 from powermean.token_segments import SegmentCorruptError, read_trajectories
 from server.errors import NotFoundError
 
-MAX_RESULT = 256 * 2**20  # bytes, unpacked
+MAX_RESULT = 256 * 2**20  # bytes, decompressed
 
 
 def read_result(store: ArtefactStore, ref: ArtefactRef) -> ReplayResult:
@@ -22,7 +22,7 @@ def read_result(store: ArtefactStore, ref: ArtefactRef) -> ReplayResult:
         with gzip.GzipFile(fileobj=io.BytesIO(store.get_bytes(ref))) as packed:
             return ReplayResult.model_validate_json(packed.read(MAX_RESULT))
     except (OSError, EOFError, zlib.error, ValidationError) as error:
-        raise ArtefactCorruptError(f"artefact {ref.key} holds no replay: {error}") from error
+        raise ArtefactCorruptError(f"artefact {ref.key} does not contain a replay: {error}") from error
 
 
 def read_tokens(
@@ -40,6 +40,6 @@ def _one(store: ArtefactStore, ref: ArtefactRef, index: int) -> TrajectoryTokens
                 return one
             known.append(one.index)
     except SegmentCorruptError as error:
-        raise ArtefactCorruptError(f"artefact {ref.key} holds no tokens: {error}") from error
+        raise ArtefactCorruptError(f"artefact {ref.key} does not contain tokens: {error}") from error
     there = f"{len(known)} others have, from {known[0]} to {known[-1]}" if known else "none has"
     raise NotFoundError(f"trajectory {index} has no token records", remedy=f"Ask for another: {there}.")

@@ -1,7 +1,7 @@
-"""The life of a replay: asked for once, claimed by a node, done or failed, never waiting for ever.
+"""The life of a replay: requested, claimed by a node, done or failed, always with a deadline.
 
-A replay is known by what it computes (records and objective), so asking again gives the stored one; a failed
-one is tried again. Any living node may claim it; when that node goes offline, another may.
+A replay is identified by what it computes (records and objective), so asking again returns the stored one,
+and a failed one is retried. Any live node may claim it; if that node goes offline, another may.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asked:
-    """A replay, and whether this request made it (a repeated one did not)."""
+    """A replay, and whether this request created it (a repeated one did not)."""
 
     replay: ReplayView
     new: bool
@@ -46,8 +46,8 @@ def ask(session: Session, settings: Settings, person_id: str, job_id: str, reque
     """A replay of the step: the stored one, or a new one that waits for a node.
 
     Raises:
-        NotFoundError: no such job, or no token records of the step (it says which steps have some).
-        InvalidInputError: the objective is not one, or has no such field.
+        NotFoundError: no such job, or no token records of the step (it names the steps with some).
+        InvalidInputError: there is no such objective, or it has no such field.
     """
     job = find_job(session, job_id)
     attempt = _attempt_of(session, job_id, request.step)
@@ -72,7 +72,7 @@ def ask(session: Session, settings: Settings, person_id: str, job_id: str, reque
             with session.begin_nested():
                 session.add(made)
             replay = made
-        except IntegrityError:  # the same request, at the same time
+        except IntegrityError:  # the same request came at the same time
             replay = repository.same_replay(session, job_id, request.step, attempt, digest)
             if replay is None:
                 raise
@@ -95,7 +95,7 @@ def _attempt_of(session: Session, job_id: str, step: int) -> int:
     steps = list(recorded)
     raise NotFoundError(
         f"step {step} of {job_id} has no token records",
-        remedy=f"Ask for one of the {len(steps)} steps from {steps[0]} to {steps[-1]} that have some; "
+        remedy=f"Choose one of the {len(steps)} steps from {steps[0]} to {steps[-1]} that have some; "
         "record.tokens says what a job keeps.",
     )
 
@@ -122,12 +122,12 @@ def page(
 
 
 def result_ref(session: Session, job_id: str, replay_id: str) -> ArtefactRef:
-    """Where its numbers are. Raises NotFoundError and ConflictError (not done)."""
+    """Where its numbers are stored. Raises NotFoundError and ConflictError (not done)."""
     return ArtefactRef.model_validate(_done(session, job_id, replay_id).result)
 
 
 def tokens_refs(session: Session, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
-    """Where the recorded tokens and the replayed ones are.
+    """Where the recorded and the replayed tokens are stored.
 
     Raises NotFoundError and ConflictError (not done).
     """
@@ -142,17 +142,17 @@ def _done(session: Session, job_id: str, replay_id: str) -> Replay:
     replay = repository.get_replay(session, replay_id, job_id)
     if replay.state != ReplayState.DONE:
         raise ConflictError(
-            f"replay {replay_id} is {replay.state}: it has no result", remedy="Look at it again."
+            f"replay {replay_id} is {replay.state}: it has no result", remedy="Ask again when it is done."
         )
     return replay
 
 
 def claim(session: Session, settings: Settings, replay_id: str, node_id: str) -> ReplayTask:
-    """The node takes the replay; the same node may do so again, another one once that is offline.
+    """The node claims the replay; the same node may do so again, another one once the first is offline.
 
     Raises:
         NotFoundError: there is no such replay, or its records are gone.
-        ConflictError: it is over, or a living node has it.
+        ConflictError: it has ended, or a live node has it.
     """
     replay = repository.lock_replay(session, replay_id)
     now = database_now(session)
@@ -180,11 +180,11 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
 
 
 def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
-    """Its result or its error. A second report changes nothing: any node's result is the same.
+    """Store its result or error. A second report has no effect: every node's result is the same.
 
     Raises:
         NotFoundError: there is no such replay.
-        InvalidInputError: neither a whole result nor an error, or files that are not the replay's own.
+        InvalidInputError: neither a complete result nor an error, or files that are not the replay's own.
     """
     replay = repository.lock_replay(session, replay_id)
     if outcome.error is None:
@@ -206,7 +206,7 @@ def _check_whole(replay: Replay, outcome: ReplayOutcome) -> None:
     own = f"jobs/{replay.job_id}/replays/{replay.id}/"
     if outcome.summary is None:
         raise InvalidInputError.at(
-            "summary", "a result has one", "Send summary, result and tokens, or an error."
+            "summary", "a result needs one", "Send summary, result and tokens, or an error."
         )
     for name, ref in (("result", outcome.result), ("tokens", outcome.tokens)):
         if ref is None or not ref.key.startswith(own):
@@ -217,14 +217,14 @@ def _check_whole(replay: Replay, outcome: ReplayOutcome) -> None:
 
 def _fail(session: Session, replay: Replay, error: JobError, now: datetime) -> None:
     replay.state, replay.finished_at = ReplayState.FAILED, now
-    # Postgres reads no JSON with NUL in it, and an error may quote anything
+    # Postgres can't store NUL in JSON, and an error may quote anything
     words = {"message": error.message.replace("\0", "\ufffd")}
     replay.error = error.model_copy(update=words).model_dump(mode="json")
     outbox.settle(session, replay.id, now)
 
 
 def reap(session: Session, settings: Settings, now: datetime) -> None:
-    """Fail what has waited or run for too long; offer again what an offline node took."""
+    """Fail replays that waited or ran too long; offer those of offline nodes again."""
     alive: frozenset[str] | None = None
     for replay_id in repository.open_replays(session):
         alive = living_ids(session, settings) if alive is None else alive
@@ -235,7 +235,7 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
             _fail(session, replay, _too_late(replay, settings, bool(alive)), now)
             log.warning("gave up replay %s", replay_id)
         elif replay.state == ReplayState.RUNNING and replay.node not in alive:
-            replay.state, replay.node = ReplayState.WAITING, None  # its message is still owed
+            replay.state, replay.node = ReplayState.WAITING, None  # its message is still in the outbox
 
 
 def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
@@ -243,7 +243,7 @@ def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
     if replay.state == ReplayState.RUNNING:
         return JobError(
             code="replay_timeout",
-            message=f"node {replay.node} gave no result within {limit}",
+            message=f"node {replay.node} returned no result within {limit}",
             remedy="Look at the log of its worker, and ask again.",
         )
     if not any_alive:

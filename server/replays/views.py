@@ -1,4 +1,4 @@
-"""Replays as the API shows them."""
+"""Replays as the API returns them."""
 
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.replays import Replay as ReplayView

@@ -1,9 +1,9 @@
-"""Who is asking: FastAPI dependencies that every route but health declares one of.
+"""Authentication: every route except health declares one of these FastAPI dependencies.
 
     def route(person: CurrentPerson) -> ...
 
-People come with a bearer key or a browser session, nodes with their token, attempts with the token that the
-server signed for them. Nothing here ever writes a secret to a log.
+People send a bearer key or a browser session, nodes their token, attempts the token that the server signed
+for them. Secrets are never logged here.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ _attempt_bearer = HTTPBearer(
     auto_error=False,
     scheme_name="attempt token",
     bearerFormat="JWT",
-    description="The token of an attempt: from its claim, renewed by every heartbeat.",
+    description="An attempt's token, from its claim, renewed by every heartbeat.",
 )
 _cookie = APIKeyCookie(
     name=SESSION_COOKIE,
     auto_error=False,
     scheme_name="browser session",
-    description="From POST /v1/sessions. Changing something needs this service's Origin header.",
+    description="From POST /v1/sessions. Requests that change something need this service's Origin header.",
 )
 
 _Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
@@ -48,7 +48,7 @@ SessionSecret = Annotated[str | None, Security(_cookie)]
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who may use the service."""
+    """A person or program that may use the service."""
 
     key_id: str
     role: Role
@@ -57,7 +57,7 @@ class Person:
 def require_person(
     request: Request, database: RequestDatabase, bearer: _Bearer, cookie: SessionSecret
 ) -> Person:
-    """Whoever asks, by key or by browser session; UnauthenticatedError or ForbiddenError otherwise."""
+    """The caller, by key or browser session; otherwise raises UnauthenticatedError or ForbiddenError."""
     if bearer is not None:
         key = _key_of(database, bearer.credentials)
     elif cookie is not None:
@@ -68,7 +68,7 @@ def require_person(
             "this needs a key", remedy="Send `Authorization: Bearer <key>`, or sign in at /login."
         )
     if key.role == "node":
-        raise ForbiddenError("a node's token is for its worker alone", remedy="Use a person's key.")
+        raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
     return Person(key.id, cast(Role, key.role))
 
 
@@ -87,11 +87,11 @@ def require_node(database: RequestDatabase, bearer: _Bearer) -> None:
         )
     key = _key_of(database, bearer.credentials)
     if key.role != "node":
-        raise ForbiddenError("this is for nodes alone", remedy="Use a node's token (pmn_...).")
+        raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
 
 
 def require_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBearer) -> AttemptClaims:
-    """The attempt of the path, by its token. Whether it may still write is for the fence to say."""
+    """The attempt in the path, by its token. The fence decides whether it may still write."""
     if bearer is None:
         raise UnauthenticatedError(
             "this needs an attempt's token", remedy="It comes with the attempt's claim."
@@ -103,19 +103,19 @@ def require_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBeare
             str(error), remedy="Heartbeat in time: each reply brings a new token."
         ) from error
     except TokenError as error:
-        raise UnauthenticatedError("this is not a token of an attempt at this service") from error
+        raise UnauthenticatedError("this is not an attempt token of this service") from error
     if not claims.allows(Verb.REPORT):
         raise ForbiddenError("this token is not for reporting to the server")
     if claims.attempt_id != attempt_id:
-        raise ForbiddenError(f"the token is not one of attempt {attempt_id}")
+        raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
     return claims
 
 
 def check_origin(request: Request) -> None:
-    """Refuse what another site's page makes a signed-in browser send.
+    """Refuse requests that another site's page makes a signed-in browser send.
 
-    A browser names the page's origin on every request that changes something. A proxy that ends TLS may make
-    the request look like http here, so https origins of the same host pass too.
+    A browser sends the page's origin with every request that changes something. Behind a proxy that
+    terminates TLS the request looks like http here, so https origins of the same host are accepted too.
     """
     if request.method in SAFE_METHODS:
         return
@@ -123,7 +123,7 @@ def check_origin(request: Request) -> None:
     same_host = origin.netloc.lower() == request.headers.get("host", "").lower() != ""
     if not (same_host and origin.scheme in ("https", request.url.scheme)):
         raise ForbiddenError(
-            "a browser session may only change things from this service's own pages",
+            "with a browser session, only this service's own pages can change things",
             remedy="Send an Origin header of this service, or use a bearer key.",
         )
 
@@ -142,7 +142,7 @@ def _signed_in(database: Database, secret: str) -> ApiKey:
     with database.read() as session:
         key = find_session(session, secret)
     if key is None:
-        raise UnauthenticatedError("the browser session is over", remedy="Sign in again at /login.")
+        raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
     return key
 
 

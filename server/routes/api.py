@@ -19,23 +19,26 @@ from server.routes import (
     replays,
 )
 
-# Anything may be malformed, unknown, in conflict or unavailable; the shape is always the same.
+# Any request may be malformed, unknown, in conflict or unavailable; errors always have the same shape.
 _ANSWERS: dict[int | str, dict[str, object]] = {
-    400: {"model": ErrorResponse, "description": "The request cannot be read, or names another host."},
+    400: {"model": ErrorResponse, "description": "The request can't be read, or names another host."},
     401: {"model": ErrorResponse, "description": "No valid credential."},
     403: {"model": ErrorResponse, "description": "Not allowed."},
-    404: {"model": ErrorResponse, "description": "There is no such thing."},
-    409: {"model": ErrorResponse, "description": "Not in this state; `fenced`: not the current attempt."},
+    404: {"model": ErrorResponse, "description": "Not found."},
+    409: {
+        "model": ErrorResponse,
+        "description": "Not possible in this state; `fenced`: not the current attempt.",
+    },
     413: {"model": ErrorResponse, "description": "The body is too large."},
     422: {"model": ErrorResponse, "description": "A field is wrong; `fields` says which."},
     500: {"model": ErrorResponse, "description": "An unexpected error."},
-    503: {"model": ErrorResponse, "description": "Something that the service needs is not there right now."},
+    503: {"model": ErrorResponse, "description": "Something that the service needs is unavailable."},
 }
 
 
 @cache
 def api_routes() -> list[BaseRoute]:
-    """Built once per process: they belong to no app, and building them takes longer than many a test."""
+    """Built once per process: they are independent of the app, and building them is slow for tests."""
     api = APIRouter(responses=_ANSWERS, redirect_slashes=False)
     for part in (
         identity,

@@ -58,13 +58,11 @@ async def create_dataset(
     person: CurrentPerson,
     database: RequestDatabase,
     store: RequestStore,
-    name: Annotated[
-        str | None, Query(description="Name of a dataset that is sent as the body itself.")
-    ] = None,
+    name: Annotated[str | None, Query(description="Name of a dataset sent as the body itself.")] = None,
     require: Annotated[list[str], Query(description="Fields that every row must have.", max_length=32)] = [],  # noqa: B006 - FastAPI copies it
 ) -> Dataset:
-    """One JSON object a line, as a form's `file` or as the body; every line is checked, and the first wrong
-    ones are named. The same content again is the same dataset."""
+    """One JSON object per line, as a form's `file` or as the body. Every line is checked, and the first wrong
+    ones are named. Uploading the same content again returns the same dataset."""
     async with received(request) as upload:
         return await run_in_threadpool(_store_dataset, database, store, upload, name, require)
 
@@ -119,8 +117,8 @@ def post_log(
     database: RequestDatabase,
     store: RequestStore,
 ) -> None:
-    """Bytes that the log has already are passed over; a chunk that would leave a gap is refused with the
-    offset to go on from."""
+    """Bytes that the log already has are skipped; a chunk that would leave a gap is refused with the offset
+    to continue from."""
     data = chunk.text.encode()
     with database.write() as session:
         new = logs.missing_part(session, attempt_id, claims, chunk.offset, data)
@@ -143,7 +141,7 @@ def get_logs(
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="First byte wanted.")] = 0,
     limit: Annotated[int, Query(ge=16, le=2**20, description="Most bytes wanted.")] = LOG_PART,
 ) -> LogText:
-    """Text from the offset on, never cut within a character; go on from `next_offset`."""
+    """Text from the offset on, never cut within a character; continue from `next_offset`."""
     with database.read() as session:
         found = logs.find_range(session, job_id, attempt, offset, limit)
     return logs.read_text(found, store)
@@ -151,7 +149,7 @@ def get_logs(
 
 @router.get("/jobs/{job_id}/checkpoints", tags=["jobs"], summary="A job's checkpoints")
 def get_checkpoints(job_id: str, person: CurrentPerson, database: RequestDatabase) -> CheckpointList:
-    """Those that are kept, oldest first."""
+    """The checkpoints that are kept, oldest first."""
     with database.read() as session:
         return CheckpointList(items=models.checkpoints(session, job_id))
 
@@ -170,8 +168,8 @@ def get_files(job_id: str, person: CurrentPerson, database: RequestDatabase) -> 
     response_class=Response,
     responses={
         200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
-        206: {"description": "The range that was asked for.", "content": _FILE},
-        304: {"description": "As the client has it."},
+        206: {"description": "The requested range.", "content": _FILE},
+        304: {"description": "The client's copy is current."},
         416: {"model": ErrorResponse, "description": "The file ends before the range."},
     },
 )

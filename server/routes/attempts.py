@@ -1,4 +1,4 @@
-"""What a node and an attempt's supervisor call: claim, heartbeat, checkpoints, finish."""
+"""Calls of a node and an attempt's supervisor: claim, heartbeat, checkpoints, finish."""
 
 from fastapi import APIRouter, status
 
@@ -13,7 +13,7 @@ from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestS
 router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"])
 
 
-@router.post("/claim", summary="Take an attempt")
+@router.post("/claim", summary="Claim an attempt")
 def claim_attempt(
     attempt_id: str,
     node: CurrentNode,
@@ -21,7 +21,7 @@ def claim_attempt(
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> Claim:
-    """Exactly one claim of an attempt succeeds; the answer is all that running it needs."""
+    """Exactly one claim of an attempt succeeds; the answer contains everything needed to run it."""
     with database.write() as session:
         claimed = attempts.claim(session, settings, attempt_id)
         job, attempt = claimed.job, claimed.attempt
@@ -50,7 +50,7 @@ def beat(
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> HeartbeatReply:
-    """The reply says what to do next and brings a fresh token."""
+    """The reply says what to do next and contains a fresh token."""
     with database.write() as session:
         attempt = attempts.heartbeat(session, settings, attempt_id, claims, beat)
         order = attempt.order

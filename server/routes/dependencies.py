@@ -1,4 +1,4 @@
-"""What a route may use of the running server, as the types of its parameters.
+"""Parts of the running server that routes use, as parameter types.
 
 def route(database: RequestDatabase, settings: RequestSettings) -> ...
 """

@@ -1,6 +1,6 @@
-"""What an answer says of the old names in its request (powermean/deprecations.py).
+"""How answers report old names in their request (powermean/deprecations.py).
 
-Old fields are named in the body, in `deprecations`. Old paths get the header of RFC 9745: that one says that
+Old fields are listed in the body under `deprecations`. Old paths get the header of RFC 9745, which says that
 the resource itself is deprecated, so it would be wrong for a field.
 """
 
@@ -15,7 +15,7 @@ _NEW_PATH = {one.old: one.new for one in PATHS}
 
 
 async def _given_body(request: Request) -> object:
-    """The body as it was sent: what was read of it has the new names alone. None where it is no JSON."""
+    """The body as it was sent, since the parsed one has only new names. None if it is not JSON."""
     try:
         return await request.json()
     except (ValueError, RecursionError):
@@ -23,7 +23,7 @@ async def _given_body(request: Request) -> object:
 
 
 def _say_where(request: Request, response: Response) -> None:
-    """Headers of RFC 9745 and RFC 5829: since when the path is the old one, and which is the new one."""
+    """Headers of RFC 9745 and RFC 5829: since when the path is deprecated, and the new path."""
     new = _NEW_PATH[request.scope["route"].path]
     place = new.format(**{name: quote(value, safe="") for name, value in request.path_params.items()})
     response.headers["Deprecation"] = f"@{SINCE.timestamp():.0f}"
@@ -32,10 +32,10 @@ def _say_where(request: Request, response: Response) -> None:
 
 GivenBody = Annotated[object, Depends(_given_body)]
 _HEADERS = {
-    "Deprecation": {"description": "Since when: RFC 9745.", "schema": {"type": "string"}},
+    "Deprecation": {"description": "Since when it is deprecated (RFC 9745).", "schema": {"type": "string"}},
     "Link": {"description": "`successor-version`: the new path.", "schema": {"type": "string"}},
 }
-# Of a route at an old path: @router.get(OLD, **DEPRECATED)
+# For a route at an old path: @router.get(OLD, **DEPRECATED)
 DEPRECATED: dict[str, Any] = {
     "deprecated": True,
     "dependencies": [Depends(_say_where)],

@@ -58,7 +58,7 @@ def download(request: Request, store: ArtefactStore, ref: ArtefactRef, name: str
 
 
 def requested_span(header: str, size: int) -> Span | None:
-    """The single range that a Range header asks for; None (all) for none, several or what is no range.
+    """The range in a Range header; None (everything) for no range, several, or an invalid one.
 
     Raises RangeNotSatisfiableError.
     """
@@ -73,5 +73,7 @@ def requested_span(header: str, size: int) -> Span | None:
     else:
         span = Span(max(size - int(last), 0), size)
     if span.start >= size or span.start == span.end:
-        raise RangeNotSatisfiableError(f"the file has {size} bytes", remedy="Ask for a range within them.")
+        raise RangeNotSatisfiableError(
+            f"the file has {size} bytes", remedy="Ask for a range within the file."
+        )
     return span

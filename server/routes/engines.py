@@ -35,7 +35,7 @@ def list_engines(
 def get_engine(
     engine_id: str, person: CurrentPerson, database: RequestDatabase, settings: RequestSettings
 ) -> EngineService:
-    """One of them."""
+    """One engine service."""
     with database.read() as session:
         return engines.show(session, engine_id, living_ids(session, settings))
 
@@ -44,6 +44,6 @@ def get_engine(
 def remove_engine(
     engine_id: str, admin: CurrentAdmin, database: RequestDatabase, settings: RequestSettings
 ) -> EngineService:
-    """It takes no new jobs, and is gone once its current ones have ended. Administrators only."""
+    """It takes no new jobs and ends once its current ones have ended. Administrators only."""
     with database.write() as session:
         return engines.remove(session, engine_id, living_ids(session, settings))

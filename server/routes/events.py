@@ -13,7 +13,7 @@ from server.db.models import MAX_BIG_INTEGER
 from server.routes.access import CurrentPerson
 from server.routes.dependencies import RequestEvents
 
-SEND_DEADLINE_S = 30.0  # a client that takes nothing for so long is gone
+SEND_DEADLINE_S = 30.0  # a client that reads nothing for this long is gone
 
 router = APIRouter(prefix="/v1", tags=["metrics"])
 
@@ -21,7 +21,7 @@ _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, to a client that must keep taking them."""
+    """Server-sent events for a client that must keep reading them."""
 
     media_type = "text/event-stream"
 
@@ -44,10 +44,13 @@ class EventStream(StreamingResponse):
 @router.get(
     "/jobs/{job_id}/events",
     summary="A job's events, live",
-    response_class=Response,  # its media type is that of errors, too
+    response_class=Response,  # errors have the same media type
     responses={
-        200: {"description": "Server-sent events: contracts Event, its seq as id.", "content": _STREAM},
-        204: {"description": "To Last-Event-ID: the job has ended, and the client has everything."},
+        200: {
+            "description": "Server-sent events: the contract Event, with its seq as id.",
+            "content": _STREAM,
+        },
+        204: {"description": "Answer to Last-Event-ID: the job has ended, and the client has everything."},
     },
 )
 async def get_events(
@@ -57,7 +60,7 @@ async def get_events(
     after: Annotated[int, Query(ge=0, le=MAX_BIG_INTEGER, description="Last event that the client has.")] = 0,
     last_event_id: Annotated[
         int | None,
-        Header(ge=0, le=MAX_BIG_INTEGER, description="As `after`; sent by browsers that reconnect."),
+        Header(ge=0, le=MAX_BIG_INTEGER, description="Like `after`; sent by browsers that reconnect."),
     ] = None,
 ) -> Response:
     """First all events after the last one that the client has, then new ones as they happen.

@@ -16,14 +16,14 @@ router = APIRouter(prefix="/v1", tags=["identity"])
 
 @router.post("/keys", status_code=status.HTTP_201_CREATED, summary="Create a key")
 def create_key(wanted: KeyRequest, admin: CurrentAdmin, database: RequestDatabase) -> NewKey:
-    """The key is shown this once. Administrators only."""
+    """The key is shown only here. Administrators only."""
     with database.write() as session:
         return keys.create_key(session, wanted.name, wanted.role)
 
 
 @router.get("/keys", summary="List the keys")
 def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
-    """Newest first, the revoked ones too, never the keys themselves. Administrators only."""
+    """Newest first, including revoked ones, without the keys themselves. Administrators only."""
     with database.read() as session:
         return KeyList(items=tuple(keys.list_keys(session)))
 
@@ -34,7 +34,7 @@ def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
     summary="Revoke a key",
 )
 def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> None:
-    """Ends the browser sessions opened with it, too. Administrators only."""
+    """Also ends the browser sessions opened with it. Administrators only."""
     with database.write() as session:
         keys.revoke_key(session, key_id)
 
@@ -45,7 +45,7 @@ def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> N
     summary="Create a sign-in code",
 )
 def create_login_code(person: CurrentPerson, database: RequestDatabase) -> LoginCode:
-    """Good for one sign-in of a browser as yourself, within ten minutes: open /login/{code}."""
+    """Signs one browser in as yourself, within ten minutes: open /login/{code}."""
     with database.write() as session:
         return sessions.create_code(session, person.key_id)
 
@@ -58,7 +58,7 @@ def create_login_code(person: CurrentPerson, database: RequestDatabase) -> Login
 def open_session(
     proof: SessionRequest, request: Request, response: Response, database: RequestDatabase
 ) -> SessionView:
-    """By a person's key or a sign-in code; the session comes back as a cookie that scripts can't read."""
+    """With a person's key or a sign-in code; the session is a cookie that scripts can't read."""
     if "origin" in request.headers:
         check_origin(request)
     with database.write() as session:

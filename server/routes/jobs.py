@@ -21,7 +21,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=200,
         pattern=r"^[\x21-\x7e]+$",
-        description="A repeated request with the same key and spec gets the first one's job.",
+        description="A repeated request with the same key and spec returns the first one's job.",
     ),
 ]
 
@@ -40,7 +40,7 @@ def submit_job(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
-    """Accepted once it is stored; a node then checks what only a node can check, and the job is queued."""
+    """The job is stored; a node then checks what only a node can check, and the job is queued."""
     with database.write() as session:
         submitted = service.submit(session, person.key_id, spec, idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
@@ -56,7 +56,7 @@ def list_jobs(
     state: JobState | None = None,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="Part of the name.")] = None,
     created_by: Annotated[str | None, Query(max_length=32, description="Id of the submitter's key.")] = None,
-    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
     """Newest first."""
@@ -75,12 +75,12 @@ def get_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Jo
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")
 def cancel_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
-    """At once where nothing runs; a running job stops within a heartbeat or two. Repeats change nothing."""
+    """At once if nothing runs; a running job stops within a heartbeat or two. Repeats have no effect."""
     with database.write() as session:
         return service.cancel(session, job_id)
 
 
-@router.get("/{job_id}/validation", tags=["nodes"], summary="What a node is to check")
+@router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")
 def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationTask:
     """The spec and where its dataset is."""
     with database.read() as session:
@@ -96,6 +96,6 @@ def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) ->
 def post_validation(
     job_id: str, result: ValidationResult, node: CurrentNode, database: RequestDatabase
 ) -> None:
-    """No errors: the job is queued. Else it fails with them."""
+    """Without errors the job is queued, otherwise it fails with them."""
     with database.write() as session:
         service.accept_validation(session, job_id, result)

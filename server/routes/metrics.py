@@ -1,4 +1,4 @@
-"""Metrics and trajectories: in from attempts, out to people."""
+"""Metrics and trajectories: reported by attempts, read by people."""
 
 from typing import Annotated
 
@@ -38,7 +38,7 @@ def post_metrics(
     database: RequestDatabase,
     observatory: RequestObservatory,
 ) -> None:
-    """Stored exactly once: the same rows again change nothing."""
+    """Stored exactly once: sending the same rows again has no effect."""
     with database.write() as session:
         ingest_metrics(session, attempt_id, claims, report.rows)
     observatory.ingested.labels("metrics").inc(len(report.rows))
@@ -56,7 +56,7 @@ def post_trajectories(
     database: RequestDatabase,
     observatory: RequestObservatory,
 ) -> None:
-    """All of a step at once; the same batch again changes nothing."""
+    """All trajectories of a step at once; repeating the batch has no effect."""
     with database.write() as session:
         ingest_trajectories(session, attempt_id, claims, batch)
     observatory.ingested.labels("trajectories").inc(len(batch.rows))
@@ -74,20 +74,20 @@ def get_metrics(
     person: CurrentPerson,
     database: RequestDatabase,
     name: Annotated[
-        list[str], Query(description="Series wanted, one parameter each; none gives all.", max_length=200)
+        list[str], Query(description="Series to return, one parameter each; default: all.", max_length=200)
     ] = [],  # noqa: B006 - FastAPI copies it
     from_step: Step = None,
     to_step: Step = None,
     max_points: Annotated[int, Query(ge=2, le=10_000, description="Most points a series may have.")] = 1000,
 ) -> MetricsHistory:
-    """Thinned out in the server; points that stand for several carry their extremes."""
+    """Downsampled by the server; merged points have their extremes."""
     with database.read() as session:
         return metrics_history(session, job_id, name, from_step, to_step, max_points)
 
 
-@router.get("/jobs/{job_id}/health", summary="What a job's numbers say")
+@router.get("/jobs/{job_id}/health", summary="A job's health")
 def get_health(job_id: str, person: CurrentPerson, database: RequestDatabase) -> JobHealth:
-    """The last steps judged by named thresholds, in plain words, the worst first; docs/health.md has them."""
+    """The last steps judged by the thresholds in docs/health.md, in plain words, worst first."""
     with database.read() as session:
         return job_health(session, job_id)
 
@@ -98,15 +98,15 @@ def get_staleness(
     job_id: str,
     person: CurrentPerson,
     database: RequestDatabase,
-    steps: Annotated[int, Query(ge=1, le=MAX_STEPS, description="Newest steps to look at.")] = 20,
+    steps: Annotated[int, Query(ge=1, le=MAX_STEPS, description="Number of newest steps to include.")] = 20,
     from_step: Annotated[
-        int | None, Query(ge=0, le=MAX_INTEGER, description="First step, in place of `steps`.")
+        int | None, Query(ge=0, le=MAX_INTEGER, description="First step, instead of `steps`.")
     ] = None,
     to_step: Annotated[
         int | None, Query(ge=0, le=MAX_INTEGER, description="Last step; default: the newest.")
     ] = None,
 ) -> JobStaleness:
-    """What the objective makes of trajectories by how many weight versions they are behind."""
+    """How the objective treats trajectories, by how many weight versions they are behind."""
     with database.read() as session:
         return job_staleness(session, job_id, steps, from_step, to_step)
 
@@ -118,13 +118,13 @@ def get_trajectories(
     database: RequestDatabase,
     store: RequestStore,
     step: Annotated[
-        int | None, Query(ge=0, le=MAX_INTEGER, description="Default: the newest that has some.")
+        int | None, Query(ge=0, le=MAX_INTEGER, description="Default: the newest step with trajectories.")
     ] = None,
     offset: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 64,
     sort: Sort = "index",
 ) -> TrajectoryPage:
-    """In the order asked for; `-` is descending; p is the last update's, where it is defined."""
+    """In the requested order; `-` is descending; p is the last update's, if defined."""
     with database.read() as session:
         page = read_trajectories(session, job_id, step, offset, limit, sort)
     return join_texts(page, store)
@@ -139,7 +139,7 @@ def get_trajectory(
     database: RequestDatabase,
     store: RequestStore,
 ) -> Trajectory:
-    """Its scalars, with its texts where they were recorded."""
+    """Its scalars, and its texts if they were recorded."""
     with database.read() as session:
         page = read_trajectory(session, job_id, step, index)
     return join_texts(page, store).items[0]
@@ -154,7 +154,7 @@ def get_trajectory_tokens(
     database: RequestDatabase,
     store: RequestStore,
 ) -> RecordedTokens:
-    """Each token with its log-ratio, weight W_t and clip in each update; `record.tokens` says how many."""
+    """Each token's log-ratio, weight W_t and clip in each update; see `record.tokens`."""
     with database.read() as session:
         stored = find_tokens(session, job_id, step, index)
     return read_tokens(stored, store)

@@ -28,10 +28,10 @@ def list_nodes(person: CurrentPerson, database: RequestDatabase, settings: Reque
 def put_node(
     node_id: NodeId, report: NodeReport, node: CurrentNode, keys: RequestKeyPair, database: RequestDatabase
 ) -> NodeOrders:
-    """Sent every few seconds: the node's inventory, and what runs there. The answer says what is to run."""
+    """Sent every few seconds: the node's inventory and what runs there. The answer says what should run."""
 
     def sign(engine_id: str, generation: int) -> str:
-        """For the engine's state and numbers; the engine's id is no job's, so it publishes nothing."""
+        """A token to read the engine's state; since its id is no job's, it can't publish anything."""
         return sign_attempt_token(keys.private_pem, engine_id, generation, verbs=(Verb.GENERATE,))
 
     with database.write() as session:

@@ -1,6 +1,6 @@
-"""Whether the server lives and is ready, and what it does: /healthz, /readyz, /metrics.
+"""Liveness, readiness and metrics of the server: /healthz, /readyz, /metrics.
 
-Health answers without a key and tells nothing but names of parts; everything else needs one, /metrics too.
+Health checks need no key and reveal only the names of parts; everything else needs one, including /metrics.
 """
 
 from typing import Literal
@@ -23,18 +23,18 @@ class Health(Contract):
 
 
 class Readiness(Contract):
-    """All that the server needs is there."""
+    """Everything the server needs is available."""
 
     status: Literal["ready"] = "ready"
 
 
 @router.get("/healthz", summary="Does the process answer?")
 def healthz() -> Health:
-    """Needs no key. Says nothing of what the server needs: restart the process if this fails."""
+    """Needs no key. Does not check what the server depends on; restart the process if this fails."""
     return Health()
 
 
-@router.get("/readyz", summary="Can it do its work?")
+@router.get("/readyz", summary="Is the server ready?")
 def readyz(observatory: RequestObservatory) -> Readiness:
     """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
     if wrong := observatory.wrong():
@@ -55,5 +55,5 @@ def readyz(observatory: RequestObservatory) -> Readiness:
     },
 )
 def prometheus(person: CurrentPerson, observatory: RequestObservatory) -> Response:
-    """Needs a key: let Prometheus send it as bearer."""
+    """Needs a key; configure Prometheus to send it as a bearer token."""
     return Response(generate_latest(observatory.registry), media_type=CONTENT_TYPE_LATEST)

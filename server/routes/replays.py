@@ -32,7 +32,7 @@ Index = Annotated[int, PathParameter(ge=0, le=MAX_INTEGER, description="Place in
     "/jobs/{job_id}/replays",
     status_code=status.HTTP_202_ACCEPTED,
     summary="Replay a step",
-    responses={200: {"model": AskedReplay, "description": "Asked for before: the stored replay."}},
+    responses={200: {"model": AskedReplay, "description": "Requested before: the stored replay."}},
 )
 def post_replay(
     job_id: str,
@@ -42,7 +42,7 @@ def post_replay(
     settings: RequestSettings,
     response: Response,
 ) -> AskedReplay:
-    """A node computes p, ESS, weights and losses of the recorded tokens. A failed one is tried again."""
+    """A node computes p, ESS, weights and losses of the recorded tokens. A failed replay is retried."""
     with database.write() as session:
         asked = service.ask(session, settings, person.key_id, job_id, request)
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
@@ -74,7 +74,7 @@ def get_replay(
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> Replay:
-    """Its state, and once it is done what it found by update."""
+    """Its state and, once it is done, its findings by update."""
     with database.read() as session:
         return service.show(session, settings, job_id, replay_id)
 
@@ -104,7 +104,7 @@ def get_tokens(
     return read_tokens(store, recorded, replayed, index)
 
 
-@router.post("/replays/{replay_id}/claim", tags=["nodes"], summary="Take a replay")
+@router.post("/replays/{replay_id}/claim", tags=["nodes"], summary="Claim a replay")
 def claim_replay(
     replay_id: str,
     claim: ReplayClaim,
@@ -112,7 +112,7 @@ def claim_replay(
     database: RequestDatabase,
     settings: RequestSettings,
 ) -> ReplayTask:
-    """All that a node needs to compute it. Another node is refused while the one that took it is alive."""
+    """Everything a node needs to compute it. Other nodes are refused while the claiming one is alive."""
     with database.write() as session:
         return service.claim(session, settings, replay_id, claim.node_id)
 

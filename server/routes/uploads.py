@@ -1,4 +1,4 @@
-"""Request bodies too large for memory, on their way to a file."""
+"""Request bodies too large for memory, received into a file."""
 
 import errno
 import tempfile
@@ -20,7 +20,7 @@ FORM = "multipart/form-data"
 
 @dataclass(frozen=True)
 class Upload:
-    """A body in a file, and its name if a form gave one."""
+    """A body in a file, and its name if the form had one."""
 
     path: Path
     name: str | None
@@ -28,9 +28,9 @@ class Upload:
 
 @asynccontextmanager
 async def received(request: Request) -> AsyncIterator[Upload]:
-    """The body in a temporary file, which is gone afterwards: the form's field `file`, or the body itself.
+    """The body in a temporary file, removed afterwards: the form's field `file`, or the body itself.
 
-    Raises InvalidInputError for a form without that field, UnavailableError when the disk is full.
+    Raises InvalidInputError for a form without that field, UnavailableError if the disk is full.
     """
     with tempfile.NamedTemporaryFile(prefix="powermean-upload-") as target:
         try:

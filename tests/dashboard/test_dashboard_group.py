@@ -23,7 +23,7 @@ def test_completions_stand_below_each_other(browser: TestClient, api: FakeApi) -
     assert "tokens not recorded" in plain.one("header").words
     assert plain.one("pre").text == " 4\n"
     assert "reward 1 advantage +0.7000 p 0.8750" in coloured.one("header").words
-    assert "1 of 4 tokens hold half of the gradient" in coloured.one("header").words
+    assert "1 of 4 tokens carry half of the gradient" in coloured.one("header").words
     assert [t.attributes["class"] for t in coloured.one("pre").all("span")] == [
         "w4",
         "w0",
@@ -44,7 +44,7 @@ def test_an_update_that_left_one_out(browser: TestClient, api: FakeApi) -> None:
     first, second = opened(browser).all("article")
     assert "not in this update" in first.one("header").words
     assert [t.attributes.get("class") for t in first.one("pre").all("span")] == [None] * 4
-    assert "hold half" in second.one("header").words
+    assert "carry half" in second.one("header").words
     page = opened(browser, "0?update=0&by=log-ratio")
     assert [t.attributes["class"] for t in page.all("article")[0].one("pre").all("span")] == ["x4"] * 4
     links = [

@@ -31,7 +31,7 @@ def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: Fak
     assert first[3] == "0.6250"
     assert first[5] == "0.9100"
     assert rows[0].one("progress").attributes["max"] == "12"
-    assert rows[1].all("td")[4].words == "0"  # GMPO's exponent
+    assert rows[1].all("td")[4].words == "–"  # no step yet
 
 
 def test_filters_and_cursor_reach_the_api_and_stay_in_the_links(browser: TestClient, api: FakeApi) -> None:
@@ -138,7 +138,7 @@ def test_a_job_without_numbers_says_so(browser: TestClient, api: FakeApi) -> Non
     api.add_job(state=JobState.QUEUED, attempts=(), attempt=0, started_at=None, seconds_left=None)
     page = browser.get("/jobs/job-a")
     assert "No numbers yet." in page.text
-    assert "the job waits for a node" in page.text
+    assert "the job is waiting for a node" in page.text
 
 
 @pytest.mark.parametrize("part", ["header", "health", "latest", "outcome"])
@@ -170,7 +170,7 @@ def test_cancel_asks_and_then_cancels(browser: TestClient, api: FakeApi) -> None
     assert done.status_code == 303
     assert done.headers["location"] == "/jobs/job-a"
     assert job.job.state == JobState.CANCELLED
-    assert "ended already" in browser.get("/jobs/job-a/cancel").text
+    assert "already ended" in browser.get("/jobs/job-a/cancel").text
 
 
 def test_another_site_cannot_cancel(browser: TestClient, api: FakeApi) -> None:

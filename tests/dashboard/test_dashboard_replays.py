@@ -76,7 +76,7 @@ def test_a_replay_of_the_recorded_objective_says_whether_it_reproduces(
     browser: TestClient, api: FakeApi
 ) -> None:
     api.add_job()
-    for reproduces, words in ((True, "come out again"), (False, "do not come out again")):
+    for reproduces, words in ((True, "are reproduced"), (False, "are not reproduced")):
         result = replay_result(reproduces=reproduces)
         api.replays["replay-1"] = sample_replay(summary=result.summary)
         api.results["replay-1"] = result

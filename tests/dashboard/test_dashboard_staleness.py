@@ -74,7 +74,7 @@ def test_trajectories_say_their_staleness_and_weights(browser: TestClient, api: 
     assert [row.all("th")[0].words.replace("\xa0", " ") for row in rows] == ["0 staleness 2", "1"]
     facts = parse(browser.get("/jobs/job-a/steps/5/trajectories/0").text).one("dl", class_="facts").words
     assert "v2: 0–0, v3: 1–2 staleness 2" in facts
-    assert "1.250 · 3.500 applied 2" in facts
+    assert "w, token mean1.250 w, sequence3.500 w, applied2" in facts
     fresh = parse(browser.get("/jobs/job-a/steps/5/trajectories/1").text).one("dl", class_="facts").words
     assert "v4 staleness 0" in fresh
     assert "applied" not in fresh

@@ -44,8 +44,8 @@ def test_groups_show_what_each_update_made_of_them(browser: TestClient, api: Fak
     groups = page.all("article")
     assert len(groups) == 2
     assert "mean reward 0.5000" in groups[0].words
-    assert "no spread" not in groups[0].words
-    assert "no spread" in groups[1].words
+    assert "equal rewards" not in groups[0].words
+    assert "equal rewards" in groups[1].words
     rows = groups[0].all("tbody")[1].all("tr")
     assert [cell.words for cell in rows[0].all("td")] == [
         "1", "+0.7000", "3", "1", "–", "–", "1", "0.8750", "0.9700", "0.9710", "25.0 %", "0.5000 … 2",

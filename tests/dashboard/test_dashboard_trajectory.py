@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from dashboard.columns import columns
 from dashboard.token_view import EDGES, Colouring, legend, share, tokens_of
 from powermean.contracts.rollout import VersionSpan
 from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens, UpdateTokens
-from powermean.contracts.trajectories import Trajectory, TrajectoryUpdate
+from powermean.contracts.trajectories import Trajectory, TrajectoryRow, TrajectoryUpdate
 from tests.support.fake_api import SPEC, FakeApi, FakeJob
 from tests.support.html_text import Element, parse
 
@@ -94,8 +95,8 @@ def test_the_last_update_colours_by_weight(browser: TestClient, api: FakeApi) ->
     )
     assert shown[1].one("i", class_="nl")
     assert shown[3].one("i", class_="part")
-    assert "1 of 4 tokens hold half of the gradient" in page.one("p", class_="summary").words
-    assert "the clip takes the gradient of 1, which hold 60.0 % of the weight" in page.text
+    assert "1 of 4 tokens carry half of the gradient" in page.one("p", class_="summary").words
+    assert "the clip removes the gradient of 1, which have 60.0 % of the weight" in page.text
 
 
 def test_colours_and_updates_are_links(browser: TestClient, api: FakeApi) -> None:
@@ -156,12 +157,24 @@ def test_what_is_known_of_the_trajectory(browser: TestClient, api: FakeApi) -> N
         "Weights": "v3: 0–1, v4: 2–3",
         "Answer": "7",
     }
+    headings = [cell.words for cell in page.one("table", class_="updates").one("thead").all("th")]
+    assert headings[:4] == ["Update", "Epoch", "Minibatch", "p"]
+    assert headings[4:] == [column.title for column in columns(TrajectoryUpdate)]
     first, second = page.one("table", class_="updates").one("tbody").all("tr")
     assert [cell.words for cell in first.all("td")][:3] == ["0", "1", "equal ratios"]
-    assert [cell.words for cell in second.all("td")] == [
-        "1", "1", "0.8750", "0.9700", "0.9600", "0.9710", "25.0 %", "0.0 %", "25.0 %", "50.0 %",
-        "0.6000 · 1.100 · 2.200", "0.6000 · 1 · 1.200", "-0.7100",
-    ]  # fmt: skip
+    shown = dict(zip(headings[1:], [cell.words for cell in second.all("td")], strict=True))
+    expected = {"Epoch": "1", "p": "0.8750", "N(1)": "0.9600", "Clipped": "25.0 %", "Outside": "50.0 %"}
+    assert shown | expected | {"Clipped ratio, mean": "1", "Loss": "-0.7100"} == shown
+
+
+def test_every_number_of_the_contract_is_on_the_page(browser: TestClient, api: FakeApi) -> None:
+    numbers = columns(TrajectoryRow)
+    assert {"entropy", "sampling_kl_truncated"} < {column.name for column in numbers}
+    with_tokens(api, record(), **{column.name: 0.5 for column in numbers})
+    facts = opened(browser).one("dl", class_="facts")
+    shown = {entry.one("dt").words: entry.one("dd").words for entry in facts.all("div")}
+    for column in numbers:
+        assert shown[column.title] == f"0.5000 {column.unit}".strip()
 
 
 def test_neighbours_and_the_group(browser: TestClient, api: FakeApi) -> None:
@@ -192,7 +205,7 @@ def test_without_tokens_the_page_names_the_field_that_records_them(browser: Test
     job.trajectories[5] = [trajectory(0), trajectory(1, length=0, updates=(), completion="")]
     page = opened(browser, "0")
     assert "record.tokens in the job's spec" in page.one("div", class_="empty").words
-    assert "here none" in page.one("div", class_="empty").words
+    assert "is none" in page.one("div", class_="empty").words
     assert page.one("table", class_="updates")
     assert "the completion is empty" in opened(browser, "1").one("div", class_="empty").words
 

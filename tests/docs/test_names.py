@@ -1,4 +1,4 @@
-"""docs/notation.md names fields that exist: ours in the job spec, TRL's in its installed GRPOConfig."""
+"""docs/notation.md names fields that exist, ours and TRL's; docs/pmpo.md has every algorithm."""
 
 import dataclasses
 import re
@@ -10,7 +10,8 @@ import pytest
 from powermean.contracts.job import JobSpec
 from powermean.contracts.replays import OBJECTIVES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "notation.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "notation.md").read_text()
 
 
 def column(place: int) -> list[str]:
@@ -39,3 +40,10 @@ def test_trls_names_are_fields_of_its_config() -> None:
     trl = pytest.importorskip("trl", reason="TRL is not installed (the `dev` extra): nothing to compare with")
     fields = {field.name for field in dataclasses.fields(trl.GRPOConfig)}
     assert {"num_generations", "num_iterations", "loss_type", "epsilon", "beta"} <= set(column(1)) <= fields
+
+
+def test_every_algorithm_has_a_row_in_the_family() -> None:
+    family = (DOCS / "pmpo.md").read_text().partition("## The family")[2].partition("\n## ")[0]
+    heading, *rows = re.findall(r"^\| `(\w+)` \|", family, re.MULTILINE)
+    assert heading == "name"
+    assert set(rows) == set(OBJECTIVES)

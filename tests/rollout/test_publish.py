@@ -170,7 +170,7 @@ def test_a_damaged_file_changes_nothing(
     with stored.open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\x00\x01\x02\x03")
-    with pytest.raises(EngineError, match="is not what was announced") as error:
+    with pytest.raises(EngineError, match="is not as announced") as error:
         engine.publish(request)
     assert error.value.code == "weights_corrupt"
     stored.unlink()

@@ -66,7 +66,7 @@ def test_a_lower_attempt_is_refused(service: Service) -> None:
             lambda: client.generate(REQUEST, 60),
             lambda: client.publish(service.publish_request({"x": torch.zeros(1)}, 9, attempt=1), 60),
         ):
-            with pytest.raises(EngineRefusedError, match="attempt 1 is over") as refused:
+            with pytest.raises(EngineRefusedError, match="attempt 1 has been replaced") as refused:
                 call()
             assert (refused.value.status, refused.value.code) == (409, "fenced")
             assert refused.value.retryable is False
@@ -193,7 +193,7 @@ def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service:
             time.sleep(0.05)
         with (
             service.client() as client,
-            pytest.raises(EngineRefusedError, match="2 requests run or") as refused,
+            pytest.raises(EngineRefusedError, match="2 requests are already running or") as refused,
         ):
             client.generate(REQUEST, 60)
         assert (refused.value.status, refused.value.code, refused.value.retryable) == (503, "busy", True)

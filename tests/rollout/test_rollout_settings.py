@@ -36,9 +36,9 @@ def test_the_nodes_command_line_is_understood() -> None:
         ([*NEEDED, "--allowed-host", "*"], "must name a host"),
         ([*NEEDED, "--surprise"], "--surprise"),
         (["--model", "m", "--public-key", "k"], "--job-id is needed"),
-        (["--model", "m", "--public-key", "k", "--engine", "vllm"], "--max-adapters of 1 or more"),
+        (["--model", "m", "--public-key", "k", "--engine", "vllm"], "--max-adapters of at least 1"),
         (["--model", "m", "--public-key", "k", "--max-adapters", "2"], "--engine vllm"),
-        ([*NEEDED, "--engine", "transformers", "--max-adapters", "1"], "takes merged weights"),
+        ([*NEEDED, "--engine", "transformers", "--max-adapters", "1"], "uses merged weights"),
         ([*NEEDED, "--max-lora-rank", "513"], "--max-lora-rank: "),
     ],
 )

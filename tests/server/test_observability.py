@@ -38,7 +38,7 @@ def test_readiness_names_what_is_wrong(service, monkeypatch):
     answer = service.anyone.get("/readyz")
     assert answer.status_code == 503
     wrong = {field["path"]: field["message"] for field in error_of(answer)["fields"]}
-    assert wrong == {"redis": "does not answer", "artefacts": "cannot be written (artefact_store_full)"}
+    assert wrong == {"redis": "does not answer", "artefacts": "can't be written (artefact_store_full)"}
     assert "127.0.0.1" not in answer.text
 
 

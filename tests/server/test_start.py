@@ -114,7 +114,9 @@ def test_what_keeps_the_program_from_starting_is_one_line(tmp_path: Path):
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
-    assert last == "cannot start: the key of POWERMEAN_BOOTSTRAP_NODE_TOKEN is known as one of role admin"
+    assert (
+        last == "cannot start: the key in POWERMEAN_BOOTSTRAP_NODE_TOKEN already exists with the role admin"
+    )
     assert "Traceback" not in ended.stderr
 
 

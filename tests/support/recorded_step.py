@@ -16,7 +16,7 @@ from trainer.objectives import mismatch
 from trainer.recording.report import StepReport
 from trainer.recording.rows import trajectory_rows
 from trainer.recording.tokens import token_records
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import Rollouts
 from trainer.rollouts.dynamic_sampling import SamplingFacts
 

@@ -1,4 +1,4 @@
-"""Prompt sources: where problems come from, and which of them are kept for evaluation."""
+"""Prompt sources: where problems come from and which are kept for evaluation."""
 
 from trainer.data.problem import Problem, PromptSource
 from trainer.data.source import open_source

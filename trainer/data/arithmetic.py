@@ -15,7 +15,7 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
     "-": operator.sub,
     "*": operator.mul,
 }
-# Draws in vain, one after the other, until the problems left are listed instead.
+# After this many unsuccessful draws in a row the remaining problems are listed instead.
 _PATIENCE = 1000
 _REMEDY = "widen the operands' ranges, or change data.held_out"
 
@@ -61,7 +61,7 @@ class Arithmetic:
 
     @cached_property
     def _sides(self) -> dict[bool, list[_Key]]:
-        """All problems, by whether they are held out. At most a few million, and only where draws fail."""
+        """All problems, by whether they are held out. At most a few million, listed only if draws fail."""
         sides: dict[bool, dict[_Key, None]] = {False: {}, True: {}}
         for task in self._spec.tasks:
             operands = range(task.low, task.high + 1)

@@ -1,4 +1,4 @@
-"""An uploaded dataset: one JSON object a line, read where it is needed and never held whole."""
+"""An uploaded dataset: one JSON object per line, read on demand and never held in memory."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,11 @@ _REMEDY = "upload more rows, or change data.held_out"
 
 
 class Jsonl:
-    """Rows by number: only the lines' offsets stay in memory.
+    """Rows by number; only the lines' offsets stay in memory.
 
-    A row is held out by a hash of its prompt, so equal prompts are all on one side. Training goes through the
-    rows in passes: each pass is a new random order, cut into whole batches (the rest waits for another pass).
+    A row is held out by a hash of its prompt, so equal prompts are on one side. Training goes through the
+    rows in passes: each pass has a new random order, cut into whole batches (the rest waits for another
+    pass).
     """
 
     def __init__(self, spec: JsonlSource, path: Path) -> None:
@@ -42,7 +43,7 @@ class Jsonl:
                 raise too_few_problems(purpose, _REMEDY)
 
     def batch(self, step: int, count: int, seed: int, round_number: int = 0) -> list[Problem]:
-        """See PromptSource. Later rounds take other batches of the pass, in an order of the step's own."""
+        """See PromptSource. Later rounds take other batches of the pass, in an order specific to the step."""
         batches_a_pass = max(1, len(self._training) // count)
         number_of_pass, place = divmod(step - 1, batches_a_pass)
         if round_number:
@@ -87,7 +88,7 @@ class Jsonl:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(line's number from 1 on, its offset, the line)."""
+    """Yields (line number from 1 on, offset, line)."""
     offset = 0
     for number, line in enumerate(file, start=1):
         yield number, offset, line

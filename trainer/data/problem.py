@@ -1,4 +1,4 @@
-"""What a prompt source gives, and the split between training and evaluation."""
+"""The interface of prompt sources, and the split between training and evaluation."""
 
 import hashlib
 import random
@@ -26,37 +26,37 @@ class PromptSource(Protocol):
     def batch(self, step: int, count: int, seed: int, round_number: int = 0) -> list[Problem]:
         """Training problems of a step (from 1 on): a pure function of its arguments and the source.
 
-        Round 0 is the step's batch; each later round has `count` other problems for the same step. None
-        occurs twice in a round unless there are fewer than `count`, nor in two rounds while others are left.
+        Round 0 is the step's batch; each later round has `count` other problems for the same step. No problem
+        occurs twice in a round unless there are fewer than `count`, or in two rounds while others are left.
         """
 
     def held_out(self, count: int) -> list[Problem]:
-        """The first `count` evaluation problems, or all there are, in an order that never changes.
+        """The first `count` evaluation problems, or all there are, in a fixed order.
 
         None of them is ever in a training batch.
         """
 
 
 def digest(text: str) -> int:
-    """A number in [0, 2**64) that depends on the text alone."""
+    """A number in [0, 2**64) that depends only on the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def is_held_out(number: int, share: float) -> bool:
-    """Whether the problem with this digest is one of the `share` kept for evaluation."""
+    """Whether the problem with this digest belongs to the `share` kept for evaluation."""
     return number < share * _DIGEST_RANGE
 
 
 def generator(*parts: object) -> random.Random:
-    """A generator that depends on the parts alone."""
+    """A generator that depends only on the parts."""
     return random.Random(":".join(map(str, parts)))
 
 
 def too_few_problems(purpose: str, remedy: str) -> TrainingError:
-    """The error of a source that has nothing for `purpose`."""
+    """The error of a source without problems for `purpose`."""
     return TrainingError(
         "too_few_problems",
-        f"the data holds no problem {purpose} after the split by data.held_out",
+        f"the data contains no problem {purpose} after the split by data.held_out",
         path="data",
         remedy=remedy,
     )

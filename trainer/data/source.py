@@ -12,7 +12,7 @@ from trainer.failures import TrainingError
 def open_source(spec: DataSpec, dataset: Path | None) -> PromptSource:
     """The prompt source of a job; `dataset` is the local copy of an uploaded file.
 
-    Raises TrainingError with the field at fault: the file's lines are all checked here.
+    Raises TrainingError with the field at fault; all lines of the file are checked here.
     """
     if isinstance(spec, ArithmeticSource):
         return Arithmetic(spec)

@@ -1,7 +1,7 @@
-"""Makes a model ready on this node.
+"""Prepares a model on this node.
 
 python -m trainer.models --claim FILE     prints the folder of the claim's model
-python -m trainer.models --engine FILE    prints that of an engine service
+python -m trainer.models --engine FILE    prints the folder of an engine service's model
 """
 
 import argparse
@@ -18,8 +18,8 @@ from worker.settings import NodeSettings, NodeSettingsError
 
 
 def main() -> int:
-    """Print a model's folder. Status 1 when there is none: stderr says why, and so does an attempt's spool,
-    or the last line of output for an engine service."""
+    """Print a model's folder. On status 1 stderr says why, and so does the attempt's spool or, for an engine
+    service, the last line of output."""
     parser = argparse.ArgumentParser(prog="python -m trainer.models", description=main.__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--claim", type=Path, help="the attempt's claim.json")

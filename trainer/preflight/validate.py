@@ -1,7 +1,7 @@
-"""What only a node can check of a job, before it is queued: python -m trainer.preflight
+"""Checks of a job that only a node can make, before it is queued: python -m trainer.preflight
 
-Reads a ValidationTask (--task FILE, or standard input), prints a ValidationResult as its last line (or writes
-it to --out FILE). Nothing is loaded that a check does not need: a plain prompt needs no PyTorch.
+Reads a ValidationTask (--task FILE, or standard input) and prints a ValidationResult as its last line (or
+writes it to --out FILE). It only loads what a check needs: plain prompts need no PyTorch.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from worker.settings import NodeSettings, NodeSettingsError
 
 Result = TypeVar("Result")
 
-# Problems whose length is looked at: procedural sources have no end, and a dataset's longest rows are enough.
+# How many problems are measured: procedural sources have no end, and a sample of a dataset is enough.
 CHECKED_STEPS = 64
 CHECKED_PROBLEMS = 20_000
 
 
 def main() -> int:
-    """Check a job. Exit status 0 whatever comes out, unless the checks themselves could not be made."""
+    """Check a job. Exit status 0 whatever the result, unless the checks themselves failed."""
     parser = argparse.ArgumentParser(prog="python -m trainer.preflight", description=main.__doc__)
     parser.add_argument("--task", type=Path, help="file with the ValidationTask; standard input without it")
     parser.add_argument("--out", type=Path, help="file for the ValidationResult; standard output without it")
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
-    """All that is wrong; checks that need what another one found missing are left out."""
+    """All errors; checks that depend on a failed one are skipped."""
     found: list[JobError] = []
     spec = task.spec
     _noted(found, lambda: check_devices(spec))
@@ -85,21 +85,21 @@ def check_data(task: ValidationTask, settings: NodeSettings, folder: Path | None
 
 
 def check_devices(spec: JobSpec) -> None:
-    """Raises TrainingError (cuda_unavailable, too_few_gpus, compiler_missing) where a GPU job can't run."""
+    """Raises TrainingError (cuda_unavailable, too_few_gpus, compiler_missing) if a GPU job can't run here."""
     if spec.resources.gpus == 0:
         return
     # Imported here on purpose: PyTorch takes seconds to import, and most jobs need it for no other check.
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
         raise cuda_unavailable()
-    own = spec.rollout.sharing != "shared"  # an engine that the administrator declared has GPUs of its own
+    own = spec.rollout.sharing != "shared"  # a declared engine has its own GPUs
     wanted = spec.resources.gpus + (spec.resources.rollout_gpus if own else 0)
     if torch.cuda.device_count() < wanted:
         raise TrainingError(
             "too_few_gpus",
-            f"the job asks for {wanted} GPUs with its engine's, this node has {torch.cuda.device_count()}",
+            f"the job asks for {wanted} GPUs with its engine's; this node has {torch.cuda.device_count()}",
             path="resources.placement" if spec.resources.rollout_gpus else "resources.gpus",
-            remedy="ask for no more GPUs than a node has (placement: split takes one more)",
+            remedy="ask for no more GPUs than a node has (placement: split needs one more)",
         )
     if not has_compiler():
         raise TrainingError(
@@ -116,9 +116,9 @@ def has_compiler() -> bool:
 
 
 def check_engine(spec: JobSpec, folder: Path) -> None:
-    """Raises TrainingError (vllm_missing, vllm_model) where vLLM is needed and can't serve the model.
+    """Raises TrainingError (vllm_missing, vllm_model) if vLLM is needed but can't serve the model.
 
-    It is needed where the spec asks for it, or for a way of publishing that only vLLM has.
+    It is needed if the spec asks for it or for a publishing method that only vLLM has.
     """
     if not spec.rollout.needs_vllm:
         return
@@ -148,7 +148,7 @@ def fetch_dataset(dataset: ArtefactRef | None, settings: NodeSettings, scratch: 
 
 
 def problems_of(spec: JobSpec, source: PromptSource) -> list[Problem]:
-    """Problems that the job will see, each once. Raises TrainingError (too_few_problems) on none."""
+    """Problems that the job will see, each once. Raises TrainingError (too_few_problems)."""
     seen = {problem.id: problem for problem in source.held_out(spec.evaluation.problems)}
     for step in range(1, min(spec.training.steps, CHECKED_STEPS) + 1):
         for problem in source.batch(step, spec.training.prompts_per_step, spec.seed):
@@ -161,7 +161,7 @@ def problems_of(spec: JobSpec, source: PromptSource) -> list[Problem]:
 def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> int:
     """Tokens of the longest prompt with its completion.
 
-    Raises TrainingError (prompt_too_long) where that passes what the engine takes.
+    Raises TrainingError (prompt_too_long) if that exceeds the engine's limit.
     """
     lengths = count_tokens(folder, problems)
     longest = max(range(len(problems)), key=lengths.__getitem__)
@@ -183,7 +183,7 @@ def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> i
         raise TrainingError(
             "prompt_too_long",
             f"the longest prompt (problem {problems[longest].id}) has {lengths[longest]} tokens; with "
-            f"max_new_tokens {spec.rollout.max_new_tokens} that passes {most.whose} {limit}",
+            f"max_new_tokens {spec.rollout.max_new_tokens} that exceeds {most.whose} {limit}",
             path="data.prompt",
             remedy=f"shorten it to {room} tokens or lower rollout.max_new_tokens{most.way_out}",
         )
@@ -192,7 +192,7 @@ def check_lengths(spec: JobSpec, folder: Path, problems: Sequence[Problem]) -> i
             "prompt_empty",
             f"the prompt of problem {problems[lengths.index(0)].id} has no tokens",
             path="data.prompt",
-            remedy="a prompt needs at least one token to start from",
+            remedy="a prompt needs at least one token",
         )
     return tokens
 
@@ -207,11 +207,11 @@ class Longest:
 
 
 def longest_sequence(spec: JobSpec, folder: Path) -> Longest | None:
-    """What model and engine take; None where nothing says."""
+    """The limit of model and engine; None if unknown."""
     context = context_length(text_config(folder))
     model = None if context is None else Longest(context, "the model's")
     if spec.resources.gpus or choose(spec.rollout.engine, folder, on_gpu=False) != "vllm":
-        return model  # only vLLM on a CPU has a cache of a size that is known beforehand
+        return model  # only vLLM on a CPU has a cache of known size
     cache = cpu_cache_tokens(folder, 2 if spec.model.dtype == "bfloat16" else 4)
     if cache is None or (model is not None and model.tokens <= cache):
         return model
@@ -237,7 +237,7 @@ def count_tokens(folder: Path, problems: Sequence[Problem]) -> list[int]:
 
 
 def _noted(found: list[JobError], check: Callable[[], Result]) -> Result | None:
-    """The check's result, or None and one more error in `found`."""
+    """The check's result, or None with the error added to `found`."""
     try:
         return check()
     except TrainingError as failure:

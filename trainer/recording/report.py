@@ -1,4 +1,4 @@
-"""What is recorded of a step, brought together before it becomes rows."""
+"""Everything recorded of a step, before it becomes rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from trainer.data import Problem
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
 from trainer.objectives import Mismatch, mismatch
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import Rollouts
 from trainer.rollouts.dynamic_sampling import GradedRollouts, SamplingFacts
 from trainer.run_context import Run
@@ -18,7 +18,7 @@ from trainer.run_context import Run
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step gave, before it becomes rows. N trajectories in order of group."""
+    """The results of a step, before they become rows. N trajectories in order of group."""
 
     step: int
     rollouts: Rollouts
@@ -33,7 +33,7 @@ class StepReport:
     updates: Sequence[UpdateReport]
     tokens_so_far: int
     publish_difference: float
-    penalties: Tensor  # [N] float64: what the algorithm took off the rewards
+    penalties: Tensor  # [N] float64: penalties subtracted from the rewards
     old_log_probs: Tensor  # [N, T] pi_old, NaN where not scored
     facts: StepFacts
 
@@ -46,7 +46,7 @@ def step_report(
     reports: Sequence[UpdateReport],
     difference: float,
 ) -> StepReport:
-    """Bring together what is recorded of a step; `difference` is the publish's, in nats."""
+    """Collect what is recorded of a step; `difference` is the publish's, in nats."""
     algorithm = run.learner.algorithm
     return StepReport(
         step=batch.step,
@@ -75,7 +75,7 @@ def step_report(
 
 
 def step_facts(batch: TrainingBatch, reports: Sequence[UpdateReport], minibatches: int) -> StepFacts:
-    """What the objectives of the step's updates shared."""
+    """What the step's updates have in common."""
     return StepFacts(
         step=batch.step,
         progress=batch.progress,

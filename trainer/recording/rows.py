@@ -1,6 +1,6 @@
-"""From the tensors of a step to the rows that are recorded: pure functions.
+"""Turns the tensors of a step into the rows that are recorded: pure functions.
 
-A number that is undefined (a quantile of nothing) is left out; one that is not finite travels as null.
+Undefined numbers (a quantile of nothing) are left out; numbers that are not finite are sent as null.
 """
 
 import gzip
@@ -26,9 +26,9 @@ def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) 
 
 
 def step_metrics(report: StepReport) -> list[MetricRow]:
-    """All rows of the step and of its updates, but for times."""
+    """All rows of the step and its updates, except times."""
     lengths = report.rollouts.lengths
-    rewards = report.sampling.rewards  # of all rounds: a batch without its groups of 0 or 1 says little
+    rewards = report.sampling.rewards  # of all rounds, since a filtered batch would say little
     values: dict[str, float | None] = {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std(dim=1, correction=1).mean()),
@@ -57,7 +57,7 @@ def step_metrics(report: StepReport) -> list[MetricRow]:
 
 
 def staleness_metrics(step: int, rollouts: Rollouts) -> dict[str, float]:
-    """How far behind the weights were that made the trajectories; nothing of those without tokens."""
+    """Staleness of the trajectories with tokens."""
     made = rollouts.mask.any(-1)
     found = [staleness(step, version) for version in rollouts.weight_version[made].tolist()]
     if not found:
@@ -70,7 +70,7 @@ def staleness_metrics(step: int, rollouts: Rollouts) -> dict[str, float]:
 
 
 def time_metrics(step: int, seconds: Mapping[str, float], tokens: int) -> list[MetricRow]:
-    """Rows of the times, by phase; `seconds` has "step", the whole."""
+    """Rows of the times by phase; `seconds` includes "step", the total."""
     rows = [metric(step, f"time/{name}", value) for name, value in seconds.items()]
     return [*rows, metric(step, "tokens_per_second", tokens / max(seconds["step"], 1e-9))]
 

@@ -1,4 +1,4 @@
-"""Hands a step's report to the supervisor and to the artefact store."""
+"""Passes a step's report to the supervisor and the artefact store."""
 
 from powermean.contracts.trajectories import TrajectoryBatch
 from trainer.recording.report import StepReport
@@ -7,7 +7,7 @@ from trainer.run_context import Run
 
 
 def record(run: Run, report: StepReport, count: int) -> None:
-    """Spool metrics and trajectories; texts, and tokens of the first `count`, go to the artefact store."""
+    """Spool metrics and trajectories; store texts, and the tokens of the first `count` trajectories."""
     texts_at = tokens_at = None
     name = f"{report.step:08d}.jsonl.gz"
     if run.spec.record.texts:

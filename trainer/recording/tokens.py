@@ -1,4 +1,4 @@
-"""Token records of a step: what each update saw of each token of the trajectories that the spec asks for."""
+"""Token records of a step: what each update saw of each token of the recorded trajectories."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -10,11 +10,11 @@ from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
 from trainer.learner.update_report import SeenTokens
 from trainer.rollouts.batching import Rollouts
 
-LONGEST_CHARACTER = 4  # bytes of UTF-8, each a token of its own at worst
+LONGEST_CHARACTER = 4  # bytes of UTF-8, each a separate token at worst
 
 
 def recorded_rows(wanted: Literal["all", "none"] | int, groups: int, group_size: int) -> int:
-    """How many trajectories are recorded, from the first on: whole groups, at least one for a number."""
+    """How many trajectories are recorded, from the first on: whole groups, and at least one for a number."""
     if wanted == "none":
         return 0
     if wanted == "all":
@@ -40,7 +40,7 @@ def token_records(
             for place, row in enumerate(part.rows.tolist()):
                 length = lengths[row]
                 updates[row].append(
-                    UpdateTokens.model_construct(  # our own numbers: nothing to validate, many of them
+                    UpdateTokens.model_construct(  # our own numbers, and many of them: no validation
                         update=update,
                         log_ratio=tuple(part.log_ratio[place, :length].tolist()),
                         weight=tuple(part.weight[place, :length].tolist()),
@@ -65,13 +65,13 @@ def token_records(
 
 
 def pieces(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """The text of each token; of a character that several tokens make together, the last one gets all.
+    """The text of each token; a character made by several tokens goes to the last of them.
 
-    Bytes that are no UTF-8 come out as U+FFFD. Nothing is held back longer than a character may take, so that
-    the time is linear whatever the policy says.
+    Invalid UTF-8 becomes U+FFFD. Nothing is held back longer than one character can take, so the time is
+    linear whatever the policy samples.
     """
     found = []
-    start = read = 0  # decoding goes on from the last token that was whole, so that spaces come out right
+    start = read = 0  # decoding restarts at the last complete token, so that spaces come out right
     for end in range(1, len(token_ids) + 1):
         before, text = decode(token_ids[start:read]), decode(token_ids[start:end])
         unfinished = text.endswith("\ufffd") and end - read < LONGEST_CHARACTER

@@ -1,4 +1,4 @@
-"""A recorded step under two objectives: the one that trained it, and the one that it is replayed with."""
+"""A recorded step under two objectives: the one that trained it and the one that replays it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class RecordedStep:
     seen: Mapping[tuple[int, int], TrajectoryUpdate]  # (index, update) -> the recorded numbers
     recorded: Algorithm
     algorithm: Algorithm
-    recorded_advantages: Mapping[int, float]  # by index, 0 where the objective drops the group
-    advantages: Mapping[int, float]  # the same of the replay
+    recorded_advantages: Mapping[int, float]  # by index; 0 if the objective drops the group
+    advantages: Mapping[int, float]  # the same for the replay
     batches: Mapping[int, BatchFacts]  # of the replay, by update
     recorded_batches: Mapping[int, BatchFacts]
 
@@ -76,7 +76,7 @@ def column(values: Sequence[float]) -> Tensor:
 def _advantages(
     facts: StepFacts, rows: Sequence[TrajectoryRow], recorded: Algorithm, algorithm: Algorithm
 ) -> dict[int, float]:
-    """The recorded ones where the rule is the same, else from all rewards of each group."""
+    """The recorded ones if the rule is the same, else computed from all rewards of each group."""
     same_reward = (recorded.overlong_buffer, recorded.overlong_penalty) == (
         algorithm.overlong_buffer,
         algorithm.overlong_penalty,
@@ -101,7 +101,7 @@ def _kept(rows: Sequence[TrajectoryRow], algorithm: Algorithm) -> dict[int, bool
 def _counted(
     facts: StepFacts, rows: Sequence[TrajectoryRow], kept: Mapping[int, bool]
 ) -> dict[int, BatchFacts]:
-    """The minibatches' denominators, counted anew because other groups are kept."""
+    """The minibatches' denominators, recounted because other groups are kept."""
     counts = {update.update: [0, 0] for update in facts.updates}
     for row in rows:
         for update in row.updates:

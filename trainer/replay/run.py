@@ -1,6 +1,6 @@
-"""Computes a recorded step's objective again, under the same algorithm or another: python -m trainer.replay
+"""Recomputes a recorded step's objective under the same algorithm or another: python -m trainer.replay
 
-Reads a ReplayTask (--task FILE, or standard input), puts the result into the artefact store and prints a
+Reads a ReplayTask (--task FILE, or standard input), stores the result in the artefact store and prints a
 ReplayOutcome as its last line; progress goes to standard error.
 """
 
@@ -41,12 +41,12 @@ from trainer.objectives import Algorithm, Distance
 from trainer.replay.recorded_step import RecordedStep, column
 from worker.settings import NodeSettings, NodeSettingsError
 
-CHUNK = 64  # trajectories that go through the kernel together
+CHUNK = 64  # trajectories processed together by the kernel
 NAMES = tuple(Numbers.model_fields)
 
 
 def main() -> int:
-    """Replay a step. Exit status 0 whatever comes out, unless the replay could not be made at all."""
+    """Replay a step. Exit status 0 whatever the result, unless the replay itself failed."""
     parser = argparse.ArgumentParser(prog="python -m trainer.replay", description=main.__doc__)
     parser.add_argument("--task", type=Path, help="file with the ReplayTask; standard input without it")
     parser.add_argument("--out", type=Path, help="file for the ReplayOutcome; standard output without it")
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def run(task: ReplayTask, store: ArtefactStore, tell: Callable[[str], None]) -> ReplayOutcome:
-    """The replay of a stored step, its result stored beside it. `tell` hears of the progress."""
+    """Replay a stored step and store the result next to it. `tell` is called with the progress."""
     try:
         data = store.get_bytes(task.tokens)
         facts = read_facts(data)
@@ -92,7 +92,7 @@ def run(task: ReplayTask, store: ArtefactStore, tell: Callable[[str], None]) -> 
     except ArtefactError as error:
         return ReplayOutcome(error=error.error)
     except SegmentCorruptError as error:
-        message = f"the step's token records cannot be read: {error}"
+        message = f"the step's token records can't be read: {error}"
         return ReplayOutcome(error=JobError(code=error.code, message=message))
 
 
@@ -104,11 +104,11 @@ def replay(
     algorithm: AlgorithmSpec,
     distances: Mapping[int, float] | None = None,
 ) -> tuple[ReplayResult, list[TrajectoryTokens]]:
-    """What `algorithm` makes of a step that was trained with `recorded`, and the tokens with its weights.
+    """The numbers of `algorithm` for a step trained with `recorded`, and the tokens with its weights.
 
     `rows` are all trajectories of the step, `tokens` those that were recorded; `distances` are the recorded
-    distances to GRPO by update. Log-ratios are what they were: the weights that gave them were trained by
-    the recorded algorithm. The KL penalty is no part of it, as the reference's log-probs are not recorded.
+    distances to GRPO by update. Log-ratios stay as they were, since the recorded algorithm trained the
+    weights behind them. The KL penalty is left out, because the reference's log-probs are not recorded.
     """
     step = RecordedStep.of(facts, rows, recorded, algorithm)
     found = _Found()
@@ -135,7 +135,7 @@ def replay(
 
 @dataclass
 class _Sums:
-    """What an update's covered trajectories add up to, under one objective."""
+    """Sums over an update's covered trajectories under one objective."""
 
     numbers: list[Numbers] = field(default_factory=list)
     distance: Distance = field(default_factory=Distance)
@@ -152,7 +152,7 @@ class _Sums:
 
 @dataclass
 class _Found:
-    """What the chunks have given so far."""
+    """Results of the chunks so far."""
 
     trajectories: dict[int, list[ReplayedUpdate]] = field(default_factory=lambda: defaultdict(list))
     recorded: dict[int, _Sums] = field(default_factory=lambda: defaultdict(_Sums))
@@ -175,7 +175,7 @@ def _replay_chunk(
     found: _Found,
     weights: dict[int, list[UpdateTokens]],
 ) -> None:
-    """One update of some trajectories: their numbers and sums into `found`, their tokens into `weights`."""
+    """Process one update of some trajectories: numbers and sums go to `found`, tokens to `weights`."""
     present = [(one, seen) for one in chunk for seen in one.updates if seen.update == update]
     present = [(one, seen) for one, seen in present if _usable(step, one, seen)]
     if not present or step.batches[update].trajectories == 0:
@@ -238,7 +238,7 @@ def _summary(
         trajectories = sum(number == update for _, number in trained)
         covered = sum(number == update for _, number in found.covered)
         before, after = found.recorded[update], found.replayed[update]
-        # Recorded is the whole minibatch's distance: where a part is missing, it is computed for the rest.
+        # The recorded distance is the whole minibatch's; if part is missing, compute it for the rest.
         whole = covered == trajectories and update in distances
         distance = distances[update] if whole else before.distance.value
         found.compare("distance_to_grpo", distance, after.distance.value)
@@ -263,7 +263,7 @@ def _summary(
 
 
 def _usable(step: RecordedStep, one: TrajectoryTokens, seen: UpdateTokens) -> bool:
-    """Whether the records are whole: the update's numbers, its tokens, and what importance sampling needs."""
+    """Whether the records are complete: the update's numbers, tokens, and what importance sampling needs."""
     needs_old = {
         step.recorded.importance_sampling_correction,
         step.algorithm.importance_sampling_correction,
@@ -305,7 +305,7 @@ def _or_none(value: float) -> float | None:
 
 
 def _told(tokens: Iterator[TrajectoryTokens], tell: Callable[[str], None]) -> Iterator[TrajectoryTokens]:
-    """The same, telling after every chunk how far it is."""
+    """The chunks, with the progress reported after each."""
     for number, one in enumerate(tokens):
         if number and number % CHUNK == 0:
             tell(f"{number} trajectories")

@@ -1,42 +1,45 @@
-"""Does the text taken from the completion equal the reference answer?"""
+"""Does the text extracted from the completion equal the reference answer?"""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 
-from trainer.rewards.grading import Grade, Item
+from powermean.contracts.rewards import ExactMatch
 
 _NUMBER = re.compile(
     r"(?:(?<![\w)])[-\u2212])?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
 
 
-class ExactMatchGrader:
-    """Compares one part of the completion with the answer, both without surrounding white space."""
-
-    def __init__(self, extract: str, ignore_case: bool) -> None:
-        self._extract = _EXTRACTIONS[extract]
-        self._canonical = canonical_number if extract == "last_number" else str.strip
-        self._ignore_case = ignore_case
-
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """See Grader."""
-        return [Grade(float(self._matches(completion, answer))) for completion, answer in items]
-
-    def _matches(self, completion: str, answer: str) -> bool:
-        found = self._extract(completion)
-        return found is not None and same_text(
-            self._canonical(found), self._canonical(answer), self._ignore_case
-        )
+def grade(spec: ExactMatch, completion: str, answer: str) -> float:
+    """1 when the extracted text equals the answer, else 0. White space around either does not count."""
+    found = extracted(spec, completion)
+    if found is None:
+        return 0.0
+    canonical = canonical_number if spec.extract == "last_number" else str.strip
+    first, second = canonical(found), canonical(answer)
+    if spec.ignore_case:
+        first, second = first.casefold(), second.casefold()
+    return float(first == second)
 
 
-def same_text(first: str, second: str, ignore_case: bool) -> bool:
-    """Equality of two texts."""
-    return first.casefold() == second.casefold() if ignore_case else first == second
+def extracted(spec: ExactMatch, completion: str) -> str | None:
+    """The part of the completion that is compared; None when there is none."""
+    match spec.extract:
+        case "all":
+            return completion
+        case "first_line":
+            return completion.split("\n", 1)[0]
+        case "last_line":  # the last one that is not blank
+            return completion.rstrip().rsplit("\n", 1)[-1]
+        case "last_number":
+            return _last_match(_NUMBER, completion)
+        case "pattern":
+            assert spec.pattern is not None
+            return _last_match(re.compile(spec.pattern), completion)
 
 
 def canonical_number(text: str) -> str:
-    """One way to write each number, so that 1,200.50 equals 1200.5; any other text as it is, stripped."""
+    """One way to write each number, so that 1,200.50 equals 1200.5; any other text stripped but unchanged."""
     text = text.strip()
     if not _NUMBER.fullmatch(text):
         return text
@@ -46,23 +49,9 @@ def canonical_number(text: str) -> str:
     return "0" if number == 0 else digits
 
 
-def _first_line(text: str) -> str:
-    return text.split("\n", 1)[0]
-
-
-def _last_line(text: str) -> str:
-    """The last line that is not blank."""
-    return text.rstrip().rsplit("\n", 1)[-1]
-
-
-def _last_number(text: str) -> str | None:
-    found = _NUMBER.findall(text)
-    return found[-1] if found else None
-
-
-_EXTRACTIONS: Mapping[str, Callable[[str], str | None]] = {
-    "all": str,
-    "first_line": _first_line,
-    "last_line": _last_line,
-    "last_number": _last_number,
-}
+def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
+    """The last match, or its group 1 if the pattern has groups; None when there is none."""
+    found = None
+    for match in pattern.finditer(text):
+        found = match[1] if pattern.groups else match[0]
+    return found

@@ -16,7 +16,7 @@ class Grade:
 
 
 class Grader(Protocol):
-    """Grades completions; one that it fails on costs the others nothing. Called from two threads at once."""
+    """Grades completions. A failure on one leaves the others untouched. Called from two threads at once."""
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         """Grades in the items' order. Raises TrainingError only when no grading is possible at all."""

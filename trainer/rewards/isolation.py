@@ -1,4 +1,7 @@
-"""A grader in a process of its own, which is killed when one completion takes too long."""
+"""Grading in a separate process, which is killed when one completion takes too long.
+
+What a grader runs (a user's regular expression, symbolic mathematics) may never end or use up all memory.
+"""
 
 import json
 import math
@@ -12,6 +15,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
+from powermean.contracts.rewards import RewardSpec
 from powermean.tether import tethered
 from trainer.failures import TrainingError
 from trainer.rewards.grading import Grade, Item
@@ -28,18 +32,26 @@ class _GraderDiedError(Exception):
     """The process ended."""
 
 
+def open_grader(spec: RewardSpec) -> "IsolatedGrader":
+    """A job's grader, as a context manager.
+
+    Enter it in a thread that lives as long as the program: the process is killed when that thread ends.
+    """
+    return IsolatedGrader("trainer.rewards.serving", (spec.model_dump_json(),), spec.timeout_s)
+
+
 class IsolatedGrader:
     """Grades in `python -m MODULE ARGUMENT...`, which speaks the protocol of trainer.rewards.serving.
 
-    The process lives on from completion to completion. When one exceeds `timeout_s` or ends the process, that
-    completion gets reward 0 and an error, and the others go on in a new process.
+    One process grades all completions. If one exceeds `timeout_s` or ends the process, that completion gets
+    reward 0 and an error, and a new process grades the rest.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], timeout_s: float) -> None:
         self._command = (sys.executable, "-m", module, *arguments)
         self._timeout_s = timeout_s
         self._process: _LineProcess | None = None
-        self._one_at_a_time = Lock()  # evaluations come beside what is sampled ahead
+        self._one_at_a_time = Lock()  # the sampling thread and an evaluation may grade at the same time
 
     def __enter__(self) -> "IsolatedGrader":
         self._process = self._start()
@@ -51,7 +63,7 @@ class IsolatedGrader:
         self._stop()
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """See Grader. Raises TrainingError (grader_unavailable) when a new process can't start."""
+        """See Grader. Raises TrainingError (grader_unavailable) if a new process can't start."""
         grades = []
         for item in items:
             with self._one_at_a_time:
@@ -98,7 +110,7 @@ class IsolatedGrader:
 
 
 class _LineProcess:
-    """A child that answers lines with lines and dies with the thread that started it."""
+    """A child process that answers each line with a line and dies with the thread that started it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -139,7 +151,7 @@ class _LineProcess:
         return reply
 
     def kill(self) -> None:
-        """End the process at once; it has nothing to lose."""
+        """End the process at once; it keeps no state."""
         self._process.kill()
         self._process.wait(_STOP_TIMEOUT_S)
         for pipe in (self._process.stdin, self._process.stdout):

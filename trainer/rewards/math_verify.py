@@ -1,24 +1,23 @@
-"""The grader process for math-verify: symbolic mathematics may run for ever or eat all memory."""
+"""Is the completion's final expression mathematically equal to the reference answer?"""
 
 import logging
-import resource
 
 from math_verify import parse, verify
 
-from trainer.rewards.serving import serve
+from powermean.contracts.rewards import MathVerify
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of address space
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns on every call without its own time limit
+parse("$1$", parsing_timeout=None)  # loads the LaTeX grammar now, so the first completion does not pay for it
 
 
 class UnreadableAnswerError(ValueError):
-    """The reference answer holds no expression."""
+    """The reference answer contains no expression."""
 
 
-def grade(completion: str, answer: str) -> float:
-    """1 when the completion's final expression equals the reference, else 0.
+def grade(spec: MathVerify, completion: str, answer: str) -> float:
+    """1 when the final expression equals the reference, else 0. Raises UnreadableAnswerError.
 
-    Raises UnreadableAnswerError. There is no time limit in here: math-verify's own
-    needs SIGALRM and gives up silently.
+    math-verify's own time limits stay off: they need SIGALRM, and on a timeout they only say "not equal".
     """
     reference = _parse_answer(answer)
     if not reference:
@@ -28,21 +27,7 @@ def grade(completion: str, answer: str) -> float:
 
 
 def _parse_answer(answer: str) -> list[object]:
-    """A bare answer is read as LaTeX: without the dollars only plain numbers would be found in it."""
+    """A bare answer is read as LaTeX; without the dollar signs only plain numbers would be found in it."""
     bare = "$" not in answer and "\\boxed" not in answer
     found: list[object] = parse(f"${answer.strip()}$" if bare else answer, parsing_timeout=None)
     return found or list(parse(answer, parsing_timeout=None))
-
-
-def main() -> None:
-    """Grade what comes in on standard input until it ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns on each call without its own time limit
-    parse("$1$", parsing_timeout=None)  # the first call loads its LaTeX grammar: not in a completion's time
-    serve(grade)
-
-
-if __name__ == "__main__":
-    main()

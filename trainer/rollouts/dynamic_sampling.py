@@ -1,7 +1,7 @@
-"""A step's rollout batch, from as many rounds of prompts as the algorithm asks for.
+"""A step's rollout batch, from as many rounds of prompts as the algorithm needs.
 
-DAPO's dynamic sampling (arXiv 2503.14476): groups whose completions all have the same reward teach nothing,
-so further prompts are sampled until the batch is full of groups that do.
+DAPO's dynamic sampling (arXiv 2503.14476): groups whose completions all have the same reward have no
+gradient, so further prompts are sampled until the batch is full of groups with spread.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from trainer.data import Problem
 from trainer.objectives import Algorithm
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import Rollouts, joined
 
 
 @dataclass(frozen=True)
 class GradedRollouts:
-    """Completions with what was asked and what they are worth: K groups of G, N = K G in order of group."""
+    """Completions with their prompts and grades: K groups of G, N = K G in order of group."""
 
     problems: tuple[Problem, ...]  # K
     rollouts: Rollouts
@@ -31,7 +31,7 @@ class GradedRollouts:
         return torch.tensor([grade.reward for grade in self.grades], dtype=torch.float64)
 
     def select(self, groups: Sequence[int]) -> "GradedRollouts":
-        """These groups alone, in this order."""
+        """Only these groups, in this order."""
         rows = self.rollouts.rows(groups).tolist()
         return GradedRollouts(
             problems=tuple(self.problems[group] for group in groups),
@@ -41,7 +41,7 @@ class GradedRollouts:
         )
 
     def followed_by(self, other: "GradedRollouts", pad_token_id: int) -> "GradedRollouts":
-        """Both, with the same G, as one."""
+        """Both batches, which have the same G, as one."""
         return GradedRollouts(
             problems=self.problems + other.problems,
             rollouts=joined([self.rollouts, other.rollouts], pad_token_id),
@@ -52,10 +52,10 @@ class GradedRollouts:
 
 @dataclass(frozen=True)
 class SamplingFacts:
-    """What all rounds of a step gave, also what did not come into the batch."""
+    """Results of all rounds of a step, including what is not in the batch."""
 
     rounds: int
-    groups_dropped: int  # sampled, but not kept by the algorithm or no longer wanted
+    groups_dropped: int  # sampled, but filtered out by the algorithm or not needed
     rewards: Tensor  # [groups, G] float64, as graded
     tokens: int
 
@@ -65,8 +65,8 @@ def fill_batch(
 ) -> tuple[GradedRollouts, SamplingFacts]:
     """Sample round 0, 1, ... until as many groups are kept as a round has, or no round is left.
 
-    The batch always has a round's number of groups: where too few are kept, the first of the others are in
-    it, and the algorithm's filter takes those out of the update (where it is all of them: no optimiser step).
+    The batch always has as many groups as a round. If too few are kept, the first of the others fill it, and
+    the algorithm's filter excludes them from the update (if it excludes all, there is no optimiser step).
     """
     batch = sample_round(0)
     wanted = len(batch.problems)
@@ -87,13 +87,13 @@ def fill_batch(
 
 
 def kept_groups(batch: GradedRollouts, algorithm: Algorithm) -> list[int]:
-    """The groups that the algorithm's filter lets train."""
+    """The groups that pass the algorithm's filter."""
     kept = algorithm.keep(batch.rewards, batch.rollouts.group)
     return kept.reshape(len(batch.problems), -1).any(1).nonzero()[:, 0].tolist()
 
 
 def fullest(batch: GradedRollouts, wanted: int, algorithm: Algorithm) -> GradedRollouts:
-    """`wanted` groups in order of sampling: the first that are kept, and if they are too few, others."""
+    """`wanted` groups in order of sampling: the first kept ones, and others if those are too few."""
     kept = kept_groups(batch, algorithm)[:wanted]
     others = sorted(set(range(len(batch.problems))) - set(kept))
     return batch.select(sorted(kept + others[: wanted - len(kept)]))

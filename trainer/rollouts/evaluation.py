@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import Sampling
 from trainer.data import Problem
-from trainer.rewards import Grader
+from trainer.rewards.grading import Grader
 from trainer.rollouts.sampling import Decode, Engine, complete_prompts, texts
 from trainer.seeds import derive_seed
 
@@ -18,7 +18,7 @@ def evaluate(
     decode: Decode,
     spec: JobSpec,
 ) -> float:
-    """Mean reward. The same seed each time: two evaluations differ by the weights alone."""
+    """Mean reward. The seed is the same each time, so evaluations differ only by the weights."""
     temperature = spec.evaluation.temperature
     sampling = Sampling(
         temperature=spec.rollout.temperature if temperature is None else temperature,

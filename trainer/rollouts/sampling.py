@@ -9,38 +9,37 @@ from trainer.failures import TrainingError
 from trainer.rollouts.batching import Rollouts, collate
 
 PUBLISH_TIMEOUT_S = 300.0
-HOLD_TIMEOUT_S = 60.0  # the engine ends what it completes for nobody; nothing else is under way
-MOST_SHARING_S = 1800.0  # well below what the supervisor takes for a stall
+HOLD_TIMEOUT_S = 60.0  # the engine finishes completions that nobody waits for; nothing else is running
+MOST_SHARING_S = 1800.0  # well below the supervisor's limit for a stall
 
 
 class Completes(Protocol):
-    """What sampling asks of a rollout service."""
+    """The part of a rollout service that sampling uses."""
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse: ...
 
 
 class Engine(Completes, Protocol):
-    """What the trainer asks of a rollout service (rollout.client.RolloutClient is one), from any thread."""
+    """The part of a rollout service that the trainer uses, from any thread (see rollout.client)."""
 
     def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
 
     def close(self) -> None:
-        """Break off the calls that are in flight: they raise soon. No others are made."""
+        """Abort calls in flight, which then raise; no more calls follow."""
 
 
 def time_limit(request: GenerateRequest) -> float:
-    """Seconds after which no answer is expected any more: a minute, and 20 ms a token."""
+    """Deadline of a call in seconds: a minute, plus 20 ms per token."""
     return _time_limit(len(request.prompts) * request.n * request.sampling.max_new_tokens)
 
 
 def sharing_limit(spec: JobSpec, other_jobs: int = 0) -> float:
-    """Seconds by which a call may take longer because it shares the engine.
+    """Seconds by which a call may take longer because the engine is shared.
 
-    It does so with the job's other calls, where training and sampling use it at once, and with other jobs.
-
-    An engine that takes one call at a time makes a call wait for one of the other side's at most: a rollout
-    batch, an evaluation or a publish. One that takes several slows each down by no more than those take. Of
-    other jobs nothing is known: they are taken to ask for as much as this one.
+    It is shared with the job's own calls, if training and sampling use it at once, and with other jobs. An
+    engine that takes one call at a time delays a call by at most one call of the other side: a rollout batch,
+    an evaluation or a publish. An engine that takes several slows each down by no more than the others take.
+    Other jobs' calls are unknown and assumed to be as large as this job's.
     """
     batch = spec.training.prompts_per_step * spec.rollout.group_size
     longest = _time_limit(max(batch, spec.evaluation.problems) * spec.rollout.max_new_tokens)
@@ -67,8 +66,8 @@ def complete_prompts(
     if len(response.completions) != len(prompts) or shapes != {count}:
         raise TrainingError(
             "engine_answer",
-            f"the rollout service gave {len(response.completions)} groups of {sorted(shapes)} completions, "
-            f"{len(prompts)} of {count} were asked for",
+            f"the rollout service returned {len(response.completions)} groups of {sorted(shapes)} "
+            f"completions instead of {len(prompts)} of {count}",
             retryable=True,
         )
     return collate(prompts, response.completions, pad_token_id)

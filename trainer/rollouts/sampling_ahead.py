@@ -1,8 +1,7 @@
-"""The rollout batches of coming steps: made when they are asked for, or ahead in a thread of their own.
+"""The rollout batches of coming steps: made on demand, or ahead of time in a separate thread.
 
-Batch s is trained on top of weights s - 1. With staleness k it may be begun as soon as version s - 1 - k is
-published: no token is made by older weights, and besides the batch that is trained on at most k wait for
-their turn.
+Batch s trains the weights of version s - 1. With staleness k, sampling it may start when version s - 1 - k is
+published: no token is made by older weights, and at most k batches wait while one is trained on.
 """
 
 import logging
@@ -19,21 +18,21 @@ _POLL_S = 0.2
 
 Batch = TypeVar("Batch")
 Made = TypeVar("Made", covariant=True)
-GoOn = Callable[[], None]  # raises when no batch is wanted any more
+GoOn = Callable[[], None]  # raises if no more batches are wanted
 
 
 class Batches(Protocol[Made]):
-    """Where training gets its batches from, in a `with` block that ends with the training."""
+    """The source of batches for training, used in a `with` block around the training."""
 
     @property
     def ready(self) -> int:
-        """Batches that could be taken at once."""
+        """Number of batches that are ready."""
 
     def take(self, step: int) -> Made:
-        """The batch of this step. Steps are taken in their order; raises what making it raised."""
+        """The batch of this step. Steps are taken in order; raises what making the batch raised."""
 
     def published(self, version: int) -> None:
-        """Say that the engine serves these weights."""
+        """Note that the engine now serves these weights."""
 
     def __enter__(self) -> "Batches[Made]": ...
 
@@ -56,21 +55,21 @@ class SamplingInTurn(Generic[Batch]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is under way."""
+        """Nothing to stop."""
 
     def take(self, step: int) -> Batch:
         return self._make(step)
 
     def published(self, version: int) -> None:
-        """Nobody waits for it."""
+        """Nothing waits for this."""
 
 
 class SamplingAhead(Generic[Batch]):
     """Staleness k >= 1: a thread makes batch after batch, as far ahead as the published weights allow.
 
-    `while_waiting` is called again and again while `take` waits; it may raise. `break_off` lets the calls
-    that `make` is in raise soon: it is called when the block ends, however it ends. All that `make` waits
-    for must have a deadline of its own.
+    `while_waiting` is called repeatedly while `take` waits; it may raise. `break_off` makes the calls inside
+    `make` raise soon; it is called when the block ends in any way. Everything `make` waits for must have its
+    own deadline.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class SamplingAhead(Generic[Batch]):
         self._while_waiting = while_waiting
         self._break_off = break_off
         self._stop_s = stop_s
-        self._changed = Condition()  # of all that follows
-        self._version = steps.start - 1  # published last
+        self._changed = Condition()  # guards everything below
+        self._version = steps.start - 1  # last published version
         self._ready: deque[Batch] = deque()
         self._failure: BaseException | None = None
         self._stopping = False
@@ -103,7 +102,7 @@ class SamplingAhead(Generic[Batch]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread; batches that nobody took are lost. One that hangs ends with the process."""
+        """End the thread and drop batches nobody took. A hanging thread ends with the process."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -118,7 +117,7 @@ class SamplingAhead(Generic[Batch]):
             return len(self._ready)
 
     def take(self, step: int) -> Batch:
-        """See Batches. What was made before a failure is given first."""
+        """See Batches. Batches made before a failure come first."""
         while True:
             with self._changed:
                 if not self._ready and self._failure is None:
@@ -144,16 +143,16 @@ class SamplingAhead(Generic[Batch]):
                     self._changed.notify_all()
         except _StoppedError:
             return
-        except BaseException as error:  # noqa: BLE001 (raised again in the thread that asks for the batch)
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that takes the batch)
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
-        # A grader's process that this thread started would end with it, and evaluations still use that.
+        # A grader process started by this thread would end with it, but evaluations still use that process.
         with self._changed:
             self._changed.wait_for(lambda: self._stopping)
 
     def _wait_for(self, version: int) -> None:
-        """Training publishes it, or ends the block."""
+        """Wait until training has published it or the block ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._version >= version)
         self._go_on()
@@ -165,4 +164,4 @@ class SamplingAhead(Generic[Batch]):
 
 
 class _StoppedError(Exception):
-    """The block is over."""
+    """The block has ended."""

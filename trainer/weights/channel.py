@@ -1,7 +1,7 @@
-"""New weights straight into the engine's memory: gloo on CPUs; NCCL and CUDA IPC by vLLM's own senders.
+"""Sends new weights straight into the engine's memory: gloo on CPUs, vLLM's NCCL and CUDA IPC on GPUs.
 
-Both sides of a channel work at the same time: the rollout service is asked to take the weights in one thread,
-while they are sent in another. What the service says counts; no wait is longer than the given time.
+Both sides of a channel work at the same time: one thread asks the rollout service to receive the weights
+while another sends them. The service's answer decides; no wait is longer than the given time.
 """
 
 import importlib
@@ -43,9 +43,9 @@ class ChannelWriter:
     _peer: Peer | None = field(default=None, init=False)
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
-        """Hold the weights, copied only where the engine's type or gloo need another form of them.
+        """Keep the weights, copied only if the engine's type or gloo needs another form.
 
-        Raises TrainingError (publish_dtype) for a weight that is no floating-point number.
+        Raises TrainingError (publish_dtype) for a weight that is not a floating-point number.
         """
         device = torch.device("cpu") if self.method == "gloo" else None
         self._weights = [
@@ -65,7 +65,7 @@ class ChannelWriter:
         )
 
     def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
-        """Send the weights; opens the channel where none is open, or the engine knows of none any more."""
+        """Send the weights; opens a channel if none is open or the engine no longer knows it."""
         known = self._peer is not None
         try:
             return self._send(target, request, timeout_s)
@@ -75,7 +75,7 @@ class ChannelWriter:
             return self._send(target, request, timeout_s)
 
     def discard(self, version: int) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         self._weights = ()
 
     def hold(self, target: Target, version: int, timeout_s: float) -> None:
@@ -102,7 +102,7 @@ class GlooPeer:
     """Weights over TCP between CPUs."""
 
     def __init__(self, address: str) -> None:
-        """`address`: this host's, as the engine reaches it; the only one that is listened at."""
+        """`address`: this host's, as the engine reaches it; the only one it listens on."""
         self._address = address
         self._sender: Sender | None = None
 
@@ -133,28 +133,28 @@ class GlooPeer:
             self._sender.close()
 
     def _beside(self, ask: Callable[[], Result], act: Callable[[Callable[[], bool]], None]) -> Result:
-        """What `ask` returns or raises, while `act` does our part; it is told when `ask` has ended."""
+        """Run `ask` and, at the same time, our part `act`, which is told when `ask` has ended."""
         with ThreadPoolExecutor(1, "publish") as pool:
             answer = pool.submit(ask)
             try:
                 act(answer.done)
             except TransferError as error:
                 self.close()  # so that the other side does not wait for us
-                answer.result()  # why, if the service knows
+                answer.result()  # the reason, if the service knows it
                 raise TrainingError(
                     "transfer_failed",
-                    f"the weights did not get through the gloo channel: {error}",
+                    f"the weights could not be sent through the gloo channel: {error}",
                     path="rollout.publish",
-                    remedy="set rollout.publish to store if it happens again",
+                    remedy="set rollout.publish to store if this happens again",
                     retryable=True,
                 ) from error
             return answer.result()
 
 
 def connector(method: ChannelMethod, address: str) -> Callable[[], Peer]:
-    """Makes ends of a channel. `address`: this host's, as the engine reaches it.
+    """Returns a function that makes our end of a channel. `address`: this host's, as the engine reaches it.
 
-    vLLM is imported only where its own senders are needed: it takes ten seconds.
+    vLLM is imported only if its senders are needed, because that takes ten seconds.
     """
     if method == "gloo":
         return lambda: GlooPeer(address)
@@ -163,7 +163,7 @@ def connector(method: ChannelMethod, address: str) -> Callable[[], Peer]:
 
 
 def _awaited(condition: Callable[[], bool], answered: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether the condition came true; not so where the service has answered, so it refused."""
+    """Wait for the condition; False if the service has already answered, which means it refused."""
     end = time.monotonic() + timeout_s
     while not condition():
         if answered():
@@ -178,7 +178,7 @@ def _ready(name: str, weight: Tensor, dtype: torch.dtype, device: torch.device |
     if not weight.is_floating_point():
         raise TrainingError(
             "publish_dtype",
-            f"{name} is {weight.dtype}: a channel takes weights of type float32 and bfloat16 only",
+            f"{name} is {weight.dtype}: a channel only carries float32 and bfloat16 weights",
             path="rollout.publish",
             remedy="set rollout.publish to auto, shm or store",
         )

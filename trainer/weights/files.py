@@ -1,6 +1,6 @@
-"""New weights to the rollout service, and the proof that they arrived.
+"""Publishes new weights to the rollout service as files.
 
-The weights, or an adapter alone, go into safetensors files in the host's shared memory (one host) or in the
+The weights, or just an adapter, go into safetensors files in the host's shared memory (one host) or in the
 artefact store (any hosts), named by job, attempt and version, with their sha256. After the publish a probe
 batch is sampled and its log-probs are compared with the trainer's own.
 """
@@ -31,7 +31,7 @@ _HASHERS = 2
 
 
 class Target(Protocol):
-    """A rollout service that takes weights (rollout.client.RolloutClient is one)."""
+    """A rollout service that accepts weights (such as rollout.client.RolloutClient)."""
 
     def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
 
@@ -41,9 +41,9 @@ class Target(Protocol):
 
 
 class Publisher(Protocol):
-    """A way of weights to the rollout service: `write`, `publish` as often as it takes, `discard`.
+    """Sends weights to the rollout service: `write`, `publish` as often as necessary, `discard`.
 
-    `hold` comes before weights change that were published.
+    `hold` comes before published weights change.
     """
 
     @property
@@ -51,13 +51,13 @@ class Publisher(Protocol):
         """Whether there is something to publish before the first step, when the weights are the model's."""
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
-        """Make ready what is to be sent; the request that announces it."""
+        """Prepare what will be sent; returns the request that announces it."""
 
     def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
-        """Send what was written last. Raises RolloutError and TrainingError (transfer_failed)."""
+        """Send what was last written. Raises RolloutError and TrainingError (transfer_failed)."""
 
     def discard(self, version: int) -> None:
-        """Let go of what was written."""
+        """Release what was written."""
 
     def hold(self, target: Target, version: int, timeout_s: float) -> None:
         """Have the engine complete nothing until `version` is published, where it would see it in the making.
@@ -66,21 +66,21 @@ class Publisher(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the way."""
+        """Release all resources."""
 
 
 @dataclass(frozen=True)
 class WeightWriter:
-    """See Publisher. Makes the files of a publish and removes them again."""
+    """See Publisher. Writes the files of a publish and removes them afterwards."""
 
     job_id: str
     attempt: int
     method: Literal["shm", "store"]
     dtype: torch.dtype  # of the engine's weights
     store: ArtefactStore
-    scratch: Path  # a folder of the attempt's own, on the store's file system where possible
+    scratch: Path  # the attempt's own folder, on the store's file system if possible
     shared_memory: Path = SHARED_MEMORY
-    adapter_alone: bool = False  # for an engine that takes LoRA adapters
+    adapter_alone: bool = False  # for an engine that accepts LoRA adapters
 
     @property
     def from_the_start(self) -> bool:
@@ -88,7 +88,7 @@ class WeightWriter:
         return self.adapter_alone
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
-        """Write the weights; the request that announces them."""
+        """Write the weights; returns the request that announces them."""
         folder = self.shared_memory if self.method == "shm" else self.scratch
         shape = None
         if self.adapter_alone:
@@ -110,17 +110,17 @@ class WeightWriter:
         )
 
     def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
-        """Announce the files."""
+        """Announce the files to the engine."""
         return target.publish(request, timeout_s)
 
     def hold(self, target: Target, version: int, timeout_s: float) -> None:
         """Nothing to do: the engine has a copy."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
     def discard(self, version: int) -> None:
-        """Remove the files of a version; the engine has its own copy."""
+        """Remove a version's files, of which the engine has its own copy."""
         if self.method == "store":
             self.store.delete_prefix(self._owner(version))
         for path in (
@@ -143,7 +143,7 @@ class WeightWriter:
 
 
 def remove_stale(job_id: str, shared_memory: Path = SHARED_MEMORY) -> None:
-    """Remove what earlier attempts at the job left in this host's shared memory when they were killed."""
+    """Remove what killed attempts at the job left in this host's shared memory."""
     for path in shared_memory.glob(file_name(job_id, "*", "*")):
         path.unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ def fits_shared_memory(
 ) -> bool:
     """Whether this host has room in shared memory for one version of what is sent.
 
-    Merged weights are as large as the base model's own: nothing is merged to know that.
+    Merged weights are as large as the base model's, so nothing is merged to find out.
     """
     if not shared_memory.is_dir():
         return False
@@ -176,7 +176,7 @@ def fits_shared_memory(
 
 
 def _shards(weights: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> Iterable[list[tuple[str, Tensor]]]:
-    """Cut into files of about SHARD_BYTES, so that both sides can hash several at once."""
+    """Split into files of about SHARD_BYTES, so that both sides can hash several at once."""
     shard: list[tuple[str, Tensor]] = []
     size = 0
     for name, weight in weights:
@@ -204,7 +204,7 @@ def _write_shard(path: Path, shard: Sequence[tuple[str, Tensor]], dtype: torch.d
 
 
 def _stored(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Numbers take the engine's type; counters and masks keep their own."""
+    """Convert floating-point tensors to the engine's type; counters and masks keep theirs."""
     return dtype if weight.is_floating_point() else weight.dtype
 
 

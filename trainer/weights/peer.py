@@ -1,4 +1,4 @@
-"""The trainer's end of a channel for weights, whatever carries them."""
+"""The interface of the trainer's end of a channel for weights."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,13 +12,13 @@ Weights = Sequence[tuple[str, Tensor]]
 
 
 class Peer(Protocol):
-    """The trainer's end of one channel. An end that failed is closed and not used again."""
+    """The trainer's end of one channel. A failed end is closed and not used again."""
 
     def open(self, target: Target, job_id: str, attempt: int, timeout_s: float) -> None:
-        """Meet the engine's worker. Raises RolloutError, TrainingError (transfer_failed)."""
+        """Connect to the engine's worker. Raises RolloutError, TrainingError (transfer_failed)."""
 
     def publish(self, target: Target, request: PublishRequest, weights: Weights, timeout_s: float) -> object:
         """Announce the weights and send them. Raises RolloutError, TrainingError (transfer_failed)."""
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""

@@ -1,4 +1,4 @@
-"""Proof that the engine serves the trainer's weights: both score the same completions."""
+"""Verifies that the engine serves the trainer's weights: both score the same completions."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def largest_difference(policy: Policy, rollouts: Rollouts) -> float:
 
 
 def check(difference: float, tolerance: float, dtype: torch.dtype, version: int) -> None:
-    """Raises TrainingError (publish_mismatch) when the difference exceeds what spec and type allow."""
+    """Raises TrainingError (publish_mismatch) if the difference exceeds the tolerance of spec and type."""
     allowed = max(tolerance, BFLOAT16_TOLERANCE) if dtype == torch.bfloat16 else tolerance
     if not difference <= allowed:
         raise TrainingError(
@@ -50,6 +50,6 @@ def check(difference: float, tolerance: float, dtype: torch.dtype, version: int)
             f"after publishing version {version} the rollout service's log-probs differ from the trainer's "
             f"by {difference:.3g}, more than {allowed:g}",
             path="rollout.logprob_tolerance",
-            remedy="the engine does not serve the weights it was sent: report it with the attempt's log",
+            remedy="the engine does not serve the weights it was sent: report this with the attempt's log",
             retryable=True,
         )

@@ -1,11 +1,11 @@
-"""An engine that outlives its own server: a restart is waited out, and the weights are sent again.
+"""An engine that survives restarts of its server: waits for the restart and sends the weights again.
 
-vLLM may die in mid-run. The rollout service starts it anew, with the weights of the model's folder, and
-refuses what it is asked meanwhile. A shared service may itself be started anew, by those who declared it.
-That needs no new attempt: the trainer has the weights.
+vLLM may die during a run. The rollout service restarts it with the weights in the model's folder and refuses
+requests meanwhile. A shared service may itself be restarted by its node. Neither needs a new attempt, because
+the trainer has the weights.
 
-Only the thread that trains knows when the model has the weights that were published last, so only it
-publishes. A thread that samples beside it waits until it has.
+Only the training thread knows when the model has the last published weights, so only it publishes. A sampling
+thread waits until it has done so.
 """
 
 import time
@@ -26,46 +26,46 @@ Result = TypeVar("Result")
 
 RESTART_S = 900.0  # the rollout service itself gives vLLM 600 s to start
 _POLL_S = 1.0
-_PASSING = frozenset({"engine_died", "engine_starting", "busy"})  # busy: many come back at once
+_PASSING = frozenset({"engine_died", "engine_starting", "busy"})  # busy: many jobs come back at once
 _EMPTY = frozenset({"weights_incomplete", "adapter_missing"})
-# How a death often shows first; but what comes again and again is no death.
+# Often the first sign of a death; if it keeps coming back, it is something else.
 _SUSPECT = frozenset({"engine_error", "engine_timeout", "channel_failed"})
 _SUSPECT_TRIES = 3
 
 
 class Service(Engine, Target, Protocol):
-    """A rollout service (rollout.client.RolloutClient is one)."""
+    """A rollout service (such as rollout.client.RolloutClient)."""
 
 
 @dataclass
 class SteadyEngine:
-    """See trainer.rollouts.sampling.Engine: both calls raise what `engine` does, and TrainingError
+    """See trainer.rollouts.sampling.Engine: both calls raise what `engine` raises, and TrainingError
     (engine_not_back).
 
-    For the thread that trains. The model must have the weights of the version that was published last
-    whenever `generate` or `restore` is called. Another thread may sample through `beside`.
+    For the training thread. The model must have the weights of the last published version whenever `generate`
+    or `restore` is called. Another thread may sample through `beside`.
     """
 
     engine: Service
     weights: Publisher
     model: nn.Module
-    tell: Callable[[str], None]  # people what it waits for
-    share_s: float = 0.0  # by which a call may take longer because another thread's comes first or beside it
+    tell: Callable[[str], None]  # called with what it waits for, for people
+    share_s: float = 0.0  # extra time of a call because another thread's call comes first or runs in parallel
     restart_s: float = RESTART_S
     poll_s: float = _POLL_S
-    comes_back: bool = False  # also when its service itself is gone: a private one ends with the attempt
-    _version: int | None = field(default=None, init=False)  # published last
-    _publishes: int = field(default=0, init=False)  # that succeeded
-    _empty: bool = field(default=False, init=False)  # the engine has lost the weights of the last of these
-    _lock: Lock = field(default_factory=Lock, init=False)  # of these two
+    comes_back: bool = False  # even if its service itself is gone; a private one ends with the attempt
+    _version: int | None = field(default=None, init=False)  # last published version
+    _publishes: int = field(default=0, init=False)  # number of successful publishes
+    _empty: bool = field(default=False, init=False)  # the engine has lost the weights of the last publish
+    _lock: Lock = field(default_factory=Lock, init=False)  # guards the two above
     _closed: Event = field(default_factory=Event, init=False)
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
-        """Complete prompts, by the weights that were published last."""
+        """Complete prompts with the last published weights."""
         return self._through_restarts(lambda: self.engine.generate(request, timeout_s + self.share_s))
 
     def publish(self, request: PublishRequest, timeout_s: float) -> object:
-        """Send the weights that were written last. They must be there until this returns."""
+        """Send the weights last written. They must exist until this returns."""
         answer = self._through_restarts(lambda: self._publish(request, timeout_s))
         self._version = request.version
         return answer
@@ -79,17 +79,17 @@ class SteadyEngine:
         return _Beside(self)
 
     def restore(self) -> None:
-        """Publish once more what a thread beside this one found missing, if it did."""
+        """Publish again if the sampling thread found the weights missing."""
         if self._empty:
             self._through_restarts(self._publish_again)
 
     def close(self) -> None:
-        """See Engine. Waits for a restart end as well."""
+        """See Engine. Also ends waits for a restart."""
         self._closed.set()
         self.engine.close()
 
     def generate_beside(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
-        """`generate` for a thread that can't publish: while weights are missing it waits for `restore`."""
+        """`generate` for a thread that can't publish: waits for `restore` while weights are missing."""
         while True:
             with self._lock:
                 publishes = self._publishes
@@ -101,13 +101,13 @@ class SteadyEngine:
                 if refusal.code not in _EMPTY or self._version is None:
                     raise
                 with self._lock:
-                    # A publish since then may have brought them: the same version would not be taken twice.
+                    # A later publish may have sent them; the same version would not be accepted twice.
                     self._empty = self._empty or publishes == self._publishes
                 if self._closed.wait(self.poll_s):
                     raise
 
     def _through_restarts(self, ask: Callable[[], Result], may_publish: bool = True) -> Result:
-        """What `ask` returns, asked again until the engine is up and has its weights."""
+        """Repeat `ask` until the engine is up and has its weights; returns its result."""
         suspects, incomplete, lost = 0, False, False
         deadline: float | None = None
         while True:
@@ -137,7 +137,7 @@ class SteadyEngine:
             return self.comes_back and not self._closed.is_set()
         if refusal.code in _EMPTY:
             return may_publish and self._version is not None
-        if refusal.code == "engine_failed":  # such a service ends, and is started anew where it was declared
+        if refusal.code == "engine_failed":  # such a service ends and is restarted by its node
             return self.comes_back and not self._closed.is_set()
         return refusal.status >= 500 and refusal.code in _PASSING | _SUSPECT
 
@@ -164,15 +164,15 @@ class _Beside:
     steady: SteadyEngine
 
     def generate(self, request: GenerateRequest, timeout_s: float) -> GenerateResponse:
-        """Complete prompts, by weights that have been published."""
+        """Complete prompts with published weights."""
         return self.steady.generate_beside(request, timeout_s)
 
 
 def _answer_lost(refusal: RolloutError) -> TrainingError:
     return TrainingError(
         "publish_answer_lost",
-        f"the connection to the rollout engine broke while it took weights, and it has them now: {refusal}",
-        remedy="nothing: the next attempt publishes anew",
+        f"the connection to the rollout engine broke during a publish, but it has the weights now: {refusal}",
+        remedy="nothing to do: the next attempt publishes again",
         retryable=True,
     )
 
@@ -180,7 +180,7 @@ def _answer_lost(refusal: RolloutError) -> TrainingError:
 def _not_back(refusal: RolloutError, waited_s: float) -> TrainingError:
     return TrainingError(
         "engine_not_back",
-        f"the rollout engine did not come back within {waited_s:.0f} s; it said last: {refusal}",
+        f"the rollout engine did not come back within {waited_s:.0f} s; its last answer: {refusal}",
         remedy="the attempt's log has the engine's last lines",
         retryable=True,
     )

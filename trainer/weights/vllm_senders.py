@@ -1,7 +1,7 @@
-"""The trainer's end of vLLM's own weight-transfer back ends: NCCL between GPUs, CUDA IPC on one.
+"""The trainer's end of vLLM's own weight-transfer backends: NCCL between GPUs, CUDA IPC on one.
 
-vLLM's senders want a client that speaks to a vLLM server. Here it is one that asks the rollout service, which
-alone speaks to vLLM, and makes of one POST /v1/publish all that vLLM has to be told. Not run on a GPU yet.
+vLLM's senders expect a client that talks to a vLLM server. Here the client talks to the rollout service, the
+only one that talks to vLLM, and one POST /v1/publish covers everything vLLM has to be told.
 """
 
 import base64
@@ -25,7 +25,7 @@ from trainer.weights.files import Target
 from trainer.weights.peer import Weights
 
 _POLL_S = 0.02
-_REFUSAL_S = 1.0  # within which a service that won't open a channel has said so
+_REFUSAL_S = 1.0  # by then a service that refuses to open a channel has answered
 
 
 class VllmPeer:
@@ -60,7 +60,7 @@ class VllmPeer:
         )
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # NCCL's sender reads on streams that wait for nothing
-        if self._method == "ipc":  # all of it at once: one publish is one update
+        if self._method == "ipc":  # everything at once: one publish is one update
             size = sum(weight.numel() * weight.itemsize for _, weight in weights)
             self._sender.packed_buffer_size_bytes = size
         try:
@@ -74,7 +74,7 @@ class VllmPeer:
             self._sender.shutdown()
 
     def _bounded(self, act: Callable[[], None], timeout_s: float) -> None:
-        """Run `act` until it ends, the service refuses or the time is up: NCCL's own calls wait for ever."""
+        """Run `act` until it ends, the service refuses or time is up; NCCL's own calls have no deadline."""
         assert self._client is not None
         errors: list[BaseException] = []
         device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
@@ -82,7 +82,7 @@ class VllmPeer:
         def run() -> None:
             try:
                 if device is not None:
-                    torch.accelerator.set_device_index(device)  # the choice of a GPU is each thread's own
+                    torch.accelerator.set_device_index(device)  # each thread has its own current GPU
                 act()
             except BaseException as error:  # noqa: BLE001 (raised in the thread that waits)
                 errors.append(error)
@@ -101,7 +101,7 @@ class VllmPeer:
 
 
 class _Client:
-    """What vLLM's senders tell a vLLM server. `error`: why the service did not do it."""
+    """What vLLM's senders send to a vLLM server. `error`: why the service refused."""
 
     def __init__(self, open_channel: Callable[[], object]) -> None:
         self._open = open_channel
@@ -116,7 +116,7 @@ class _Client:
         """Part of the publish."""
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        assert isinstance(update_info, dict)  # a list is for several workers
+        assert isinstance(update_info, dict)  # lists are for several workers
         publish, handles = self.publish, update_info.get("ipc_handles")
         assert publish is not None
         self._ask(lambda: publish(_buffer(handles) if handles is not None else None))
@@ -133,7 +133,7 @@ class _Client:
 
 
 class _Source(WeightSource):
-    """The weights of the present publish."""
+    """The weights of the current publish."""
 
     weights: Weights = ()
 
@@ -147,8 +147,8 @@ class _Source(WeightSource):
 def _sender(nccl_id: bytes | None, client: _Client, source: _Source) -> Any:
     """vLLM's sender: through CUDA IPC, or as rank 0 of an NCCL group of two; the other is vLLM's one worker.
 
-    The two meet by an id that the service passes on. vLLM's other meeting place is a store that asks for no
-    key, from which its worker would unpickle what it finds.
+    The two find each other by an id that the service passes on. vLLM's alternative is a store without
+    authentication, from which its worker would unpickle what it finds.
     """
     if nccl_id is None:
         return IPCTrainerWeightTransferEngine.trainer_init(
@@ -157,7 +157,7 @@ def _sender(nccl_id: bytes | None, client: _Client, source: _Source) -> Any:
     sender = NCCLTrainerWeightTransferEngine(client=client, source=source, packed=True)
     with ThreadPoolExecutor(1) as beside:
         joined = beside.submit(client.init_weight_transfer_engine, {})
-        if wait([joined], timeout=_REFUSAL_S).done:  # without a peer, NCCL's call would never return
+        if wait([joined], timeout=_REFUSAL_S).done:  # without a peer NCCL's call would never return
             joined.result()
         device = torch.accelerator.current_device_index()
         sender.model_update_group = uid_init_process_group(nccl_id, 0, 2, device)
@@ -188,8 +188,8 @@ def _buffer(handles: dict[str, tuple[Any, ...]]) -> IpcBuffer:
 def _failed(method: str, why: str) -> TrainingError:
     return TrainingError(
         "transfer_failed",
-        f"the weights did not get through the {method} channel: {why}",
+        f"the weights could not be sent through the {method} channel: {why}",
         path="rollout.publish",
-        remedy="set rollout.publish to shm or store if it happens again",
+        remedy="set rollout.publish to shm or store if this happens again",
         retryable=True,
     )

@@ -1,4 +1,4 @@
-"""Heartbeats to the server, on a thread of their own: they keep the lease and bring orders and tokens."""
+"""Heartbeats to the server in a separate thread: they keep the lease and return orders and tokens."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ RETRY_S = 1.0
 
 
 class Heartbeat(threading.Thread):
-    """Heartbeats: keeps the lease, brings orders and fresh tokens."""
+    """Keeps the lease; receives orders and fresh tokens."""
 
     def __init__(self, client: AttemptClient, attempt: AttemptDir, beat_s: float) -> None:
         super().__init__(name="heartbeat", daemon=True)
@@ -25,14 +25,14 @@ class Heartbeat(threading.Thread):
         self._halt = threading.Event()
         self.phase = "preparing the model"
         self.order: Order = "continue"
-        self.refused: ApiError | None = None  # the attempt is not ours any more
+        self.refused: ApiError | None = None  # the attempt is no longer ours
         self.answered = time.monotonic()
 
     def run(self) -> None:
         while not self._halt.is_set():
             try:
                 beaten = self._beat()
-            except (OSError, ValidationError) as error:  # a full disk, an answer that can't be read
+            except (OSError, ValidationError) as error:  # a full disk, an unreadable answer
                 say(f"heartbeat: {error}")
                 beaten = False
             self._halt.wait(self._beat_s if beaten else min(self._beat_s, RETRY_S))

@@ -1,4 +1,4 @@
-"""How an attempt ended, told from what its processes left: a pure function."""
+"""How an attempt ended, judging by what its processes left: a pure function."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,20 +11,21 @@ Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
 
 @dataclass(frozen=True)
 class Ended:
-    """What is known once all processes are gone."""
+    """What is known when all processes are gone."""
 
-    record: Finish | None = None  # the trainer's own word
-    refused: JobError | None = None  # what the server would not take of its records
+    record: Finish | None = None  # as reported by the trainer itself
+    refused: JobError | None = None  # why the server refused one of its records
     stop: Stop | None = None  # why the supervisor stopped it, if it did
-    model_code: int | None = None  # exit status of preparing the model, where it failed
-    engine_code: int | None = None  # of an engine that ended before the trainer
-    engine_start: EngineStart | None = None  # what it said of its start
+    model_code: int | None = None  # exit status of preparing the model, if that failed
+    model_error: JobError | None = None  # and its output
+    engine_code: int | None = None  # exit status of an engine that ended before the trainer
+    engine_start: EngineStart | None = None  # its report on its start
     trainer_code: int | None = None
     last_words: str = ""  # the log's last line
 
 
 def finish(ended: Ended) -> Finish:
-    """The attempt's end, as the server is told."""
+    """The attempt's end, for the server."""
     record = ended.record
     if ended.refused:
         return Finish(outcome="failed", error=ended.refused)
@@ -33,7 +34,7 @@ def finish(ended: Ended) -> Finish:
     if ended.stop == "cancel":
         return Finish(outcome="cancelled")
     if ended.stop in ("node_stopping", "order_ignored"):
-        return Finish(outcome="checkpointed")  # goes on from its last commit
+        return Finish(outcome="checkpointed")  # resumes from its last commit
     if ended.stop == "stalled":
         return _failed(
             "trainer_stalled", "The trainer made no progress for too long and was stopped.", retry=True
@@ -44,7 +45,7 @@ def finish(ended: Ended) -> Finish:
     if ended.engine_code is not None:
         how = exit_text(ended.engine_code)
         return _failed(
-            "engine_died", f"The rollout engine {how} in mid-run. {ended.last_words}".strip(), retry=True
+            "engine_died", f"The rollout engine {how} during the run. {ended.last_words}".strip(), retry=True
         )
     if record:
         return record
@@ -58,15 +59,15 @@ def finish(ended: Ended) -> Finish:
 def _without_record(what: str, who: str, code: int, last_words: str) -> Finish:
     if code < 0:
         remedy = (
-            "If it was the kernel's out-of-memory killer: lower training.micro_batch_tokens."
+            "If it was the kernel's out-of-memory killer, lower training.micro_batch_tokens."
             if code == -9
             else None
         )
         return _failed(f"{what}_killed", f"{who} {exit_text(code)}.", retry=True, remedy=remedy)
     if code == 0:
-        return _failed(f"{what}_silent", f"{who} ended without saying how.", retry=False)
+        return _failed(f"{what}_silent", f"{who} ended without reporting how.", retry=False)
     message = f"{who} {exit_text(code)}. {last_words}".strip()
-    return _failed(f"{what}_error", message, retry=False, remedy="The attempt's log has the whole story.")
+    return _failed(f"{what}_error", message, retry=False, remedy="See the attempt's log.")
 
 
 def _failed(code: str, message: str, retry: bool, remedy: str | None = None) -> Finish:

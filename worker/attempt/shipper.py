@@ -1,4 +1,4 @@
-"""Ships the attempt's records and log to the server, on a thread of its own."""
+"""Sends the attempt's records and log to the server, in a separate thread."""
 
 import threading
 
@@ -13,13 +13,13 @@ LOG_CHUNK = 200_000  # bytes
 
 
 def clean(raw: bytes) -> str:
-    """Text of the same length in bytes: what is not UTF-8 becomes question marks, so that offsets hold."""
+    """Text of the same length in bytes; invalid UTF-8 becomes question marks, so offsets stay right."""
     text = raw.decode(errors="surrogateescape")
     return "".join("?" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def complete(raw: bytes) -> bytes:
-    """`raw` without a character at its end whose last bytes are not there yet."""
+    """`raw` without an incomplete character at its end."""
     for back in range(1, min(4, len(raw)) + 1):
         byte = raw[-back]
         if byte & 0xC0 == 0xC0:  # the first byte of a longer character
@@ -31,7 +31,7 @@ def complete(raw: bytes) -> bytes:
 
 
 class Shipper(threading.Thread):
-    """Posts the spool's records in order, each until it is acknowledged, and what the log gained."""
+    """Posts the spool's records in order, each until it is acknowledged, and new text of the log."""
 
     def __init__(self, client: AttemptClient, attempt: AttemptDir) -> None:
         super().__init__(name="shipper", daemon=True)
@@ -39,27 +39,27 @@ class Shipper(threading.Thread):
         self._attempt = attempt
         self._halt = threading.Event()
         self._log_offset = 0
-        self.finish: Finish | None = None  # the trainer's last word, kept for the supervisor
-        self.refused: JobError | None = None  # a record that the server will never take
+        self.finish: Finish | None = None  # the trainer's last record, kept for the supervisor
+        self.refused: JobError | None = None  # a record that the server will never accept
 
     def run(self) -> None:
         while not self._halt.wait(SHIP_EVERY_S):
             self.ship()
 
     def halt(self) -> None:
-        """Returns when no post is under way."""
+        """Returns when no post is in progress."""
         self._halt.set()
         if self.is_alive():
             self.join()
 
     def ship(self) -> bool:
-        """Send what there is. True when nothing is left to send."""
+        """Send what there is. True if nothing is left to send."""
         try:
             return self._ship_spool() and self._ship_log()
         except ServerUnreachableError:
             return False
         except FencedError:
-            return False  # the next heartbeat says so, too
+            return False  # the next heartbeat reports it, too
         except ApiError as error:
             if not error.retryable and error.status != 401:
                 self._refuse(str(error))
@@ -74,7 +74,7 @@ class Shipper(threading.Thread):
     def _refuse(self, why: str) -> None:
         self.refused = JobError(
             code="record_refused",
-            message=f"What the trainer reported was refused: {why}",
+            message=f"The server refused a record of the trainer: {why}",
             remedy="Server and node must run the same version.",
         )
 
@@ -89,7 +89,7 @@ class Shipper(threading.Thread):
         return True
 
     def _ship_log(self) -> bool:
-        """At most one chunk, so that records never wait for a long log."""
+        """Send at most one chunk, so that records never wait for a long log."""
         if not self._attempt.log.exists():
             return True
         with self._attempt.log.open("rb") as log:

@@ -1,8 +1,8 @@
-"""What the supervisor says of itself."""
+"""The supervisor's own log."""
 
 import time
 
 
 def say(text: str) -> None:
-    """Into supervisor.log, which the worker opened for us."""
+    """Write to supervisor.log, which the worker opened for us."""
     print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)

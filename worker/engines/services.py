@@ -1,12 +1,12 @@
-"""The engine services of a node: kept as the server's orders say, whatever ran before.
+"""The engine services of a node, kept in line with the server's orders.
 
-Each has a folder below engines/ in the node's data folder, named by its id:
+Each has a folder under engines/ in the node's data folder, named by its id:
 
 spec.json     what was declared                          keeper -> trainer.models
-jobs.json     the jobs that it serves at present         keeper -> engine
-engine.json   where it serves, or why it doesn't         engine -> keeper
-port          the port that it keeps through restarts
-engine.log    what it prints; kept when it has gone
+jobs.json     the jobs that it serves now                keeper -> engine
+engine.json   its address, or why it failed              engine -> keeper
+port          its port, unchanged by restarts
+engine.log    its output; kept after its end
 """
 
 import shutil
@@ -22,7 +22,7 @@ LOGS_KEPT = 5
 
 
 class Engines:
-    """One keeper for each service that is to run, or still has to end. Threads may call it at once."""
+    """One keeper per service that should run or still has to end. Thread-safe."""
 
     def __init__(self, data_dir: Path, launcher: EngineLauncher, patience: Patience | None = None) -> None:
         self._root = data_dir / "engines"
@@ -32,20 +32,20 @@ class Engines:
         self._lock = threading.Lock()
 
     def reports(self) -> tuple[EngineReport, ...]:
-        """What to tell the server. A service is in here until nothing of it runs any more."""
+        """The report for the server. A service is included until none of its processes run."""
         with self._lock:
             self._forget_ended()
             return tuple(keeper.report for keeper in self._keepers.values())
 
     def follow(self, orders: NodeOrders) -> None:
-        """Start what is missing, end what is not wanted, tell the others about their jobs."""
+        """Start missing services, end unwanted ones, and tell the others about their jobs."""
         wanted = {order.id: order for order in orders.engines}
         with self._lock:
             self._forget_ended()
             for engine_id, keeper in self._keepers.items():
                 order = wanted.pop(engine_id, None)
                 if order is None or order.generation != keeper.report.generation:
-                    keeper.halt()  # a new generation starts once nothing is left of this one
+                    keeper.halt()  # a new generation starts when nothing is left of this one
                 else:
                     keeper.follow(order)
             for engine_id, order in wanted.items():
@@ -54,7 +54,7 @@ class Engines:
                 keeper.start()
 
     def halt(self, timeout_s: float) -> bool:
-        """End all of them; whether they ended in time."""
+        """End all services; returns whether they ended in time."""
         with self._lock:
             keepers = list(self._keepers.values())
         for keeper in keepers:
@@ -71,7 +71,7 @@ class Engines:
             self._keep_last_logs()
 
     def _keep_last_logs(self) -> None:
-        """Of services that have ended, only the logs are left, and only the newest."""
+        """Remove all files of ended services except the newest logs."""
         over = [path for path in self._root.iterdir() if path.name not in self._keepers]
         logs = [path / LOG_NAME for path in over if (path / LOG_NAME).exists()]
         kept = sorted(logs, key=lambda log: log.stat().st_mtime)[-LOGS_KEPT:]

@@ -109,7 +109,7 @@ export class Card {
     this.canvas.setAttribute("aria-label", `${this.chart.title}. Newest: ${said.join("; ")}. The table has all numbers.`);
   }
 
-  // One row a point in time, newest first; the values are those that the plot draws without smoothing.
+  // One row per point in time, newest first; the values are those of the plot without smoothing.
   #drawTable() {
     const rows = new Map();
     this.#data.forEach(({ points }, column) => {
@@ -147,7 +147,7 @@ export class Card {
     this.table.replaceChildren(table);
   }
 
-  // The step of the drawn point that is nearest to a pixel from the left.
+  // The step of the drawn point nearest to a horizontal pixel position.
   #stepAt(pixel) {
     const x = this.#plot.convertFromPixel({ xAxisIndex: 0 }, pixel);
     const distance = (point) => Math.abs(point.x - x);
@@ -155,8 +155,8 @@ export class Card {
     return points.reduce((best, point) => (distance(point) < distance(best) ? point : best)).step;
   }
 
-  // Drag across a plot: all charts zoom to those steps. A double click shows everything again, a click opens
-  // the step that it is nearest to.
+  // Dragging across a plot zooms all charts to those steps. A double click shows everything again, a click opens
+  // the nearest step.
   #listenForZoom() {
     let start = null;
     let opening = null;

@@ -1,7 +1,7 @@
-// Every chart of a job's page. Metric names and meanings are powermean/contracts/metrics.py's.
+// All charts of a job's page. Metric names and meanings come from powermean/contracts/metrics.py.
 //
 // series: metric name, label, colour 1-7 (--s1.. in base.css) and style: line (default), dashed, marks, stack.
-// lines: labelled reference lines. y: fixed ends of the axis, stretched where the data goes beyond.
+// lines: labelled reference lines. y: fixed ends of the axis, extended if the data exceeds them.
 export const CHARTS = [
   { group: "Learning" },
   {

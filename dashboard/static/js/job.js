@@ -1,4 +1,4 @@
-// A job's page: history first, then the stream; every change is drawn at most a few times a second.
+// A job's page: history first, then the stream. Changes are drawn at most a few times a second.
 import { Card } from "./card.js";
 import { CHARTS, metricNames } from "./charts.js";
 import { paced } from "./pace.js";
@@ -26,9 +26,9 @@ async function loadEcharts() {
   }
 }
 
-let missed = null; // events that came while a history was on its way
+let missed = null; // events received while a history was loading
 
-// The history again, with what the stream told meanwhile on top of it.
+// Reload the history and apply what the stream sent meanwhile.
 async function loadHistory() {
   missed = [];
   try {
@@ -76,7 +76,7 @@ function drawSoon() {
   }, DRAW_EVERY_MS);
 }
 
-// Parts of the page that the server renders listen for these (hx-trigger).
+// Server-rendered parts of the page listen for these events (hx-trigger).
 const tell = paced(
   (name) => document.body.dispatchEvent(new CustomEvent(`job:${name}`)),
   (name) => TELL_EVERY_MS[name] ?? 500,
@@ -89,7 +89,7 @@ function showStatus(status) {
   element.className = `stream ${status}`;
 }
 
-// Merged points may span a rewind's cut, and a page left open for days collects more than can be drawn.
+// Merged points may span a rewind, and a page left open for days collects more points than can be drawn.
 function outgrown(kind) {
   return (kind === "rewind" && store.thinned) || store.longest() > 4 * MAX_POINTS;
 }
@@ -140,7 +140,7 @@ function buildTools(zoomable) {
     from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
     to.value = view.zoom ? +view.zoom[1].toFixed(2) : "";
   };
-  // An end that is left open follows the run.
+  // An open end follows the run.
   const typed = () => {
     if (from.value === "" && to.value === "") return apply(null);
     return apply([Number(from.value || 0), to.value === "" ? Infinity : Number(to.value)]);

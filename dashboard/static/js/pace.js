@@ -1,9 +1,9 @@
-// Tells of events at most once a period: the first at once, and at the end of its period once more.
+// Announces events at most once per period: the first at once, and again at the end of its period.
 //
-// The second telling is what makes the last event count. Whoever was told of the first may have looked before the
-// event's numbers were there, or may not have listened, as an element that is being replaced does not.
+// The second announcement makes sure that the last event counts: a listener may have reacted to the first before the
+// event's numbers were there, or may not have listened, like an element that is just being replaced.
 export function paced(tell, periodMs) {
-  const open = new Map(); // the periods that run, by name: is it to be told at their end?
+  const open = new Map(); // running periods by name: announce at the end?
   const begin = (name, again) => {
     tell(name);
     open.set(name, again);

@@ -1,4 +1,4 @@
-// What every page does beyond plain links and forms. All of it works without, too.
+// What every page does beyond plain links and forms. Everything also works without it.
 const system = matchMedia("(prefers-color-scheme: dark)");
 
 function theme() {
@@ -21,7 +21,7 @@ function setUpTheme() {
     try {
       localStorage.setItem("theme", next);
     } catch {
-      // the choice then lasts for this page only
+      // then the choice lasts for this page only
     }
     labelToggle(button);
     document.dispatchEvent(new CustomEvent("themechange"));
@@ -45,7 +45,7 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
 });
 
-// An open question must not be swapped away under the reader.
+// An open dialog must not be swapped away.
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target.querySelector?.("dialog[open]")) event.detail.shouldSwap = false;
 });
@@ -57,7 +57,7 @@ document.addEventListener("change", (event) => {
   }
 });
 
-// A log that is read at its end stays at its end.
+// A log scrolled to its end stays at its end.
 function followLog(log) {
   const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   let follow = true;

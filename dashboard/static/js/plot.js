@@ -1,11 +1,11 @@
-// From a chart's definition and the store to what ECharts draws. No DOM except the tooltip's.
+// Turns a chart's definition and the store into ECharts options. No DOM except the tooltip's.
 import { number, tick } from "./format.js";
 import { position, smooth } from "./store.js";
 
-const SMOOTHING = 0.8; // weight that one step keeps in the next one's average
-const FEW = 80; // below that many points each gets a symbol
+const SMOOTHING = 0.8; // weight of the past in the moving average
+const FEW = 80; // with fewer points each gets a symbol
 
-// Between two steps the weights are published and ratios start at 1 again: no line joins them.
+// Between two steps the weights are published and ratios start at 1 again, so no line joins them.
 function strokes(points, values) {
   const data = [];
   points.forEach((point, i) => {
@@ -15,7 +15,7 @@ function strokes(points, values) {
   return data;
 }
 
-// [{series, points: [{x, step, update, value, low, high}]}]: the numbers of a chart, for its plot and its table.
+// [{series, points: [{x, step, update, value, low, high}]}]: the numbers for a chart's plot and table.
 export function chartData(chart, store, updatesPerStep, zoom) {
   return chart.series.map((series) => ({
     series,

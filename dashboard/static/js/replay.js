@@ -1,4 +1,4 @@
-// p as recorded against p as replayed, a point for each trajectory in each update; on the diagonal nothing changed.
+// Recorded p against replayed p: one point per trajectory and update; on the diagonal nothing changed.
 import { number, tick } from "./format.js";
 
 const data = JSON.parse(document.getElementById("replay-data").textContent);

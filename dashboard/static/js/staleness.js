@@ -1,4 +1,4 @@
-// p, effective sample size and clip fraction by staleness. The server renders the part of the page anew as steps come in.
+// p, effective sample size and clip fraction by staleness. The server re-renders this part as steps come in.
 import { number, tick } from "./format.js";
 
 const SERIES = [
@@ -85,7 +85,7 @@ const echarts = await import(document.getElementById("staleness-script").dataset
 let plot = null;
 let data = null; // the element that `plot` shows
 
-// ECharts gets an element without an id: htmx copies the styles of one that has, which the policy forbids.
+// ECharts gets an element without an id: htmx copies the styles of elements with one, which the policy forbids.
 function draw() {
   if (data !== document.getElementById("staleness-data")) {
     plot?.dispose();

@@ -1,7 +1,7 @@
-// The series of one job, as the charts and the tables see them. No DOM, no network.
+// The series of one job, for charts and tables. No DOM, no network.
 export const WHOLE_STEP = -1;
 
-// A point stands at its step; the updates of a step divide the way to the next one.
+// A point is placed at its step; the updates of a step are spread up to the next one.
 export function position(point, updatesPerStep) {
   return point.update === WHOLE_STEP ? point.step : point.step + point.update / updatesPerStep;
 }
@@ -15,8 +15,8 @@ function rank(point) {
 export class SeriesStore {
   constructor() {
     this.series = new Map(); // name -> points, ordered by (step, update), each key once
-    this.seq = 0; // everything up to this event is in here
-    this.thinned = false; // some point stands for several
+    this.seq = 0; // everything up to this event is included
+    this.thinned = false; // some points are merged from several
   }
 
   points(name) {
@@ -33,12 +33,12 @@ export class SeriesStore {
     this.seq = history.seq;
   }
 
-  // The same rows again change nothing; a newer value of the same key takes the older one's place.
+  // Adding the same rows again has no effect; a newer value replaces the older one.
   addRows(rows) {
     for (const row of rows) this.#put(row.name, { step: row.step, update: row.update ?? WHOLE_STEP, value: row.value });
   }
 
-  // A new attempt starts at `step`: what was recorded from there on does not count any more.
+  // A new attempt starts at `step`, so earlier records from there on no longer count.
   rewind(step) {
     for (const points of this.series.values()) {
       let end = points.length;
@@ -57,7 +57,7 @@ export class SeriesStore {
   }
 }
 
-// Exponential moving average that starts without bias; gaps stay gaps.
+// Exponential moving average without initial bias; gaps stay gaps.
 export function smooth(values, weight) {
   let mean = 0;
   let mass = 0;

@@ -1,4 +1,4 @@
-// Follows a job's events: EventSource, taken up again after the last event seen, whatever cut it off.
+// Follows a job's events with an EventSource; whatever interrupts it, it resumes after the last event seen.
 const RETRY_MS = [500, 1000, 2000, 5000, 10000];
 const KINDS = ["metrics", "state", "rewind", "trajectories", "checkpoint"];
 
@@ -28,7 +28,7 @@ export class JobStream {
       this.handlers.status("live");
     };
     source.onerror = () => this.#lost(source);
-    source.addEventListener("end", () => this.stop()); // the job has ended, and everything has been told
+    source.addEventListener("end", () => this.stop()); // the job has ended and everything was sent
     for (const kind of KINDS) source.addEventListener(kind, (message) => this.#take(kind, message));
   }
 
@@ -40,13 +40,13 @@ export class JobStream {
 
   #take(kind, message) {
     const seq = Number(message.lastEventId);
-    if (!(seq > this.seq)) return; // seen before the connection was cut
+    if (!(seq > this.seq)) return; // already seen before the connection broke
     this.seq = seq;
     this.handlers.event(kind, JSON.parse(message.data), seq);
   }
 
-  // The browser retries by itself after a cut, but gives up on an error answer (a proxy's 502, say): we do not.
-  // Opening anew keeps one path for both; ?after carries the last event seen.
+  // The browser retries by itself after a lost connection but gives up on an error answer (a proxy's 502, say).
+  // Reopening handles both cases; ?after carries the last event seen.
   #lost(source) {
     if (source !== this.#source) return;
     this.#close();
@@ -62,7 +62,7 @@ export class JobStream {
     this.#source = null;
   }
 
-  // Browsers allow few connections to one host: a page that nobody looks at gives its own back.
+  // Browsers allow few connections per host, so a hidden page closes its own.
   #visibility() {
     if (this.#stopped) return;
     if (document.hidden) {

@@ -1,5 +1,5 @@
-// What is known of the token under the pointer, or of the one that the keyboard is at, in a line below.
-// Without this, the same line is each token's title, and the table has all of them.
+// Shows the numbers of the token under the pointer or keyboard focus in a line below.
+// Without scripts each token has them as its title, and the table has them all.
 const told = document.querySelector("[data-told]");
 
 const tokenOf = (event) => event.target.closest("[data-tokens] > span");
@@ -7,13 +7,13 @@ const tokenOf = (event) => event.target.closest("[data-tokens] > span");
 function show(token) {
   if (!token) return;
   token.dataset.numbers ??= token.title;
-  token.removeAttribute("title"); // it would cover the tokens beside it
+  token.removeAttribute("title"); // it would cover neighbouring tokens
   const text = document.createElement("b");
   text.textContent = JSON.stringify(token.textContent);
   told.replaceChildren(text, ` · ${token.dataset.numbers}`);
 }
 
-// One token at a time is in the tab order of its completion; the arrows move from there.
+// One token per completion is in the tab order; the arrow keys move from there.
 function moveTo(token) {
   if (!token) return;
   token.parentElement.querySelector("[tabindex]")?.removeAttribute("tabindex");

@@ -1,3 +1,3 @@
-"""What runs inside vLLM's worker processes. vLLM imports its modules, by name, and nothing else does."""
+"""Code that runs inside vLLM's worker processes. Only vLLM imports it, by name."""
 
-GLOO_BACK_END = "powermean_gloo"  # the name of our weight-transfer back end in vLLM
+GLOO_BACK_END = "powermean_gloo"  # the name of our weight-transfer backend in vLLM

@@ -1,4 +1,4 @@
-"""Methods that vLLM's workers get from us (`--worker-extension-cls`), called by remote call.
+"""Methods that we add to vLLM's workers (`--worker-extension-cls`), called remotely.
 
 vLLM makes the class below a base of its worker class, so `self` is that worker. Arguments come as strings.
 """
@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 
 from rollout.vllm.plugin import lora_products
 
-if current_platform.is_cpu():  # vLLM imports this file before it loads the model, and offers no other place
+if current_platform.is_cpu():  # vLLM imports this file before it loads the model and offers no other hook
     lora_products.install()
 
 
@@ -27,10 +27,10 @@ class WorkerExtension:
 
     @torch.no_grad()
     def powermean_load(self, paths: str, renamed: str) -> dict[str, float]:
-        """Load safetensors files, whose names and shapes have been checked, in place.
+        """Load safetensors files in place; their names and shapes have been checked.
 
-        `paths`: JSON list; `renamed`: JSON object, name in the files to the model's own. Returns the seconds
-        that it took. An exception leaves the model with weights of both versions.
+        `paths`: JSON list; `renamed`: JSON object from names in the files to the model's own. Returns the
+        duration in seconds. After an exception the model has weights of both versions.
         """
         started = time.monotonic()
         self.reload_weights(weights_iterator=_tensors(json.loads(paths), json.loads(renamed)))
@@ -39,10 +39,10 @@ class WorkerExtension:
 
 
 def refresh_packed_heads(model: Any) -> None:
-    """Pack output layers anew.
+    """Pack output layers again.
 
-    On a CPU they compute with a packed copy of their weight. One that is tied to the embedding loads nothing
-    itself, so vLLM's reload keeps its old copy, and log-probs are those of mixed weights without any error.
+    On a CPU they compute with a packed copy of their weight. A layer tied to the embedding loads nothing
+    itself, so vLLM's reload keeps the old copy, and log-probs silently come from mixed weights.
     """
     if not current_platform.is_cpu():
         return

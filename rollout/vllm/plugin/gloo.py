@@ -1,4 +1,4 @@
-"""vLLM's end of the gloo channel: a weight-transfer back end for CPUs, where vLLM itself has none."""
+"""vLLM's end of the gloo channel: a weight-transfer backend for CPUs, where vLLM has none."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from rollout.vllm.plugin.extension import refresh_packed_heads
 
 @dataclass
 class GlooInit(WeightTransferInitInfo):
-    """Where the trainer waits."""
+    """Where the trainer listens."""
 
     host: str
     port: int
@@ -26,7 +26,7 @@ class GlooInit(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdate(WeightTransferUpdateInfo):
-    """What comes: one entry a tensor, and the hash of them all."""
+    """The announced tensors, one entry each, and the hash of them all."""
 
     version: int
     names: list[str]
@@ -36,10 +36,10 @@ class GlooUpdate(WeightTransferUpdateInfo):
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
-    """Loads weights in checkpoint format as they come, layer by layer.
+    """Loads weights in checkpoint format as they arrive, layer by layer.
 
     They are in the model before their hash is known; vLLM is paused meanwhile, and the rollout service ends
-    it when the update fails.
+    it if the update fails.
     """
 
     init_info_cls = GlooInit
@@ -47,7 +47,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
     _receiver: Receiver | None = None
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
-        """Meet the trainer; an earlier channel is let go."""
+        """Connect to the trainer; an earlier channel is closed."""
         self.shutdown()
         self._receiver = Receiver(init_info.host, init_info.port, init_info.timeout_s)
 
@@ -55,12 +55,12 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As the base class, which would wait for an accelerator."""
+        """Like the base class, which would wait for an accelerator."""
         self.receive_weights(self.parse_update_info(update_info))
 
     @torch.no_grad()
     def receive_weights(self, update_info: GlooUpdate) -> None:
-        """Raises TransferError; the channel is closed then, which ends the trainer's call too."""
+        """Raises TransferError and closes the channel, which also ends the trainer's call."""
         if self._receiver is None:
             raise RuntimeError("no channel was opened")
         told = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
@@ -69,8 +69,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
         try:
             model: Any = self.model  # every vLLM model has it
             model.load_weights(coming)
-            for name, _ in coming:  # the end of what comes is where its hash is checked
-                raise RuntimeError(f"the model did not take {name}")
+            for name, _ in coming:  # the hash is checked at the end of the tensors
+                raise RuntimeError(f"the model did not load {name}")
         except BaseException:
             self.shutdown()
             raise
@@ -80,7 +80,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
         refresh_packed_heads(self.model)
 
     def shutdown(self) -> None:
-        """Let go of the channel."""
+        """Close the channel."""
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None

@@ -1,7 +1,7 @@
-"""LoRA's matrix products on a CPU, one product an adapter instead of one a token.
+"""LoRA's matrix products on a CPU: one product per adapter instead of one per token.
 
-vLLM's own (vllm/lora/ops/torch_ops of 0.32.0) copy an adapter's weights once for every token of the batch: a
-prompt of a hundred tokens moves gigabytes. Tokens without an adapter, whose index is -1, get nothing added.
+vLLM's own (vllm/lora/ops/torch_ops of 0.32.0) copy an adapter's weights for every token of the batch: a
+prompt of a hundred tokens moves gigabytes. Nothing is added for tokens without an adapter, whose index is -1.
 """
 
 import torch
@@ -11,7 +11,7 @@ from vllm.lora.punica_wrapper import punica_cpu
 
 
 def install() -> None:
-    """Put these in the place of vLLM's, in this process. Its sgmv_* functions call them too."""
+    """Replace vLLM's functions by these in this process. Its sgmv_* functions call them too."""
     for module in (lora_ops, punica_cpu):
         for product in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
             setattr(module, product.__name__, product)
@@ -42,7 +42,7 @@ def bgmv_expand_slice(
     slice_size: int,
     add_inputs: bool = True,
 ) -> None:
-    """As bgmv_expand, into columns [slice_offset, slice_offset + slice_size)."""
+    """Like bgmv_expand, into columns [slice_offset, slice_offset + slice_size)."""
     found = _products(inputs, weights, adapters, output.dtype)
     part = output[:, slice_offset : slice_offset + slice_size]
     if add_inputs:

@@ -1,4 +1,4 @@
-"""Tells vLLM of our weight-transfer back end: the entry point `vllm.general_plugins` in pyproject.toml."""
+"""Registers our weight-transfer backend in vLLM: the entry point `vllm.general_plugins` in pyproject.toml."""
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
@@ -6,7 +6,7 @@ from rollout.vllm.plugin import GLOO_BACK_END
 
 
 def register() -> None:
-    """vLLM calls this in each of its processes, in some of them more than once."""
+    """vLLM calls this in each of its processes, sometimes more than once."""
     if GLOO_BACK_END not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
             GLOO_BACK_END, "rollout.vllm.plugin.gloo", "GlooWeightTransferEngine"

@@ -1,5 +1,5 @@
-"""Alembic's entry: runs the revisions on the connection that server.db.migrate hands over, or, from the
-`alembic` command, on the database of the server's settings."""
+"""Alembic's entry point: runs the revisions on the connection from server.db.migrate or, for the `alembic`
+command, on the database in the server's settings."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from server.settings import Settings
 
 
 def _render_type(kind: str, value: Any, _context: AutogenContext) -> str | Literal[False]:
-    """Revisions stand alone: they name the plain type, not this project's class."""
+    """Revisions are self-contained: they use the plain type, not this project's class."""
     if kind == "type" and isinstance(value, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     return False
@@ -24,7 +24,7 @@ def _run(connection: Connection) -> None:
         connection=connection,
         target_metadata=Base.metadata,
         compare_type=True,
-        transactional_ddl=True,  # on SQLite too: server.db.session begins its transactions itself
+        transactional_ddl=True,  # also on SQLite, where server.db.session begins its transactions itself
         render_as_batch=connection.dialect.name == "sqlite",
         render_item=_render_type,
     )

@@ -70,4 +70,4 @@ def test_remove_takes_a_name_or_an_id(server: ScriptedServer, named: str) -> Non
     server.on("DELETE /v1/engines/engine-1", answer(service(state="stopping", jobs=("job-a",)), 202))
     result = engine("remove", named)
     assert result.exit_code == 0, result.output
-    assert "smol stops, after job-a" in result.output
+    assert "smol stops once its jobs have ended: job-a" in result.output

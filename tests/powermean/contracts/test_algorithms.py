@@ -4,9 +4,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from powermean.contracts.algorithms import AlgorithmSpec
+from powermean.contracts.replays import OBJECTIVES
 
 SPEC: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
-NAMES = ["pmpo", "grpo", "gmpo", "power_mean", "holder", "apmpo", "gspo", "dr_grpo", "dapo", "cispo"]
+NAMES = list(OBJECTIVES)
 
 
 def minimal(name: str) -> dict[str, object]:

@@ -107,7 +107,7 @@ def test_each_job_has_a_fence_of_its_own(table: Table) -> None:
     assert _error(lambda: table.publish("a", 3, attempt=2)).code == "stale_version"
     table.publish("a", 1, attempt=3)  # a new attempt starts from its checkpoint
     table.publish("b", 2)
-    with pytest.raises(EngineError, match="attempt 2 is over"), table.adapters.in_use("a", 2):
+    with pytest.raises(EngineError, match="attempt 2 has been replaced"), table.adapters.in_use("a", 2):
         pass
     assert table.server.versions == {"a.3.1", "b.1.2"}
 
@@ -178,6 +178,6 @@ def test_a_call_that_ends_with_a_dead_server_does_not_fail_for_it(table: Table) 
     table.publish("a", 1)
     with table.adapters.in_use("a", 1):
         table.publish("a", 2)
-        table.server.failures.append(EngineError(503, "engine_died", "vLLM went away"))
+        table.server.failures.append(EngineError(503, "engine_died", "vLLM died"))
     assert table.server.killed == []
     assert table.folders == 1

@@ -239,10 +239,10 @@ def test_a_lower_attempt_opens_no_channel_and_a_higher_one_takes_it_over(make: M
 
 def test_a_channel_that_vllm_could_not_open_costs_no_restart(make: Make) -> None:
     stage = make("gloo")
-    stage.say("fail", "/init_weight_transfer_engine", "no trainer waits at 127.0.0.1:7")
+    stage.say("fail", "/init_weight_transfer_engine", "no trainer is listening at 127.0.0.1:7")
     error = _error(stage.open)
     assert (error.status, error.code) == (503, "channel_failed")
-    assert "no trainer waits" in str(error)
+    assert "no trainer is listening" in str(error)
     assert (stage.engine._server.phase, stage.engine._server.starts) == ("ready", 1)
 
 
@@ -326,7 +326,7 @@ def test_on_loopback_no_trainer_elsewhere_is_met(make: Make, keys: KeyPair, tmp_
         body = {"job_id": JOB, "attempt": 1, "method": "gloo", "port": 7}
         refused = client.post("/v1/channel", json=body | {"host": "192.0.2.1"})
         assert refused.status_code == 422
-        assert "meets no trainer at 192.0.2.1" in refused.json()["error"]["message"]
+        assert "can't connect to a trainer at 192.0.2.1" in refused.json()["error"]["message"]
         assert "/init_weight_transfer_engine" not in stage.paths()
         assert client.post("/v1/channel", json=body | {"host": "127.0.0.1"}).status_code == 200
         other = client.post("/v1/channel", json={"job_id": JOB, "attempt": 1, "method": "ipc"})

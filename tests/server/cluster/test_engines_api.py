@@ -131,7 +131,7 @@ def test_a_slot_is_free_when_the_attempt_has_ended(service: ServiceDriver):
     first, second = (service.queued(**lora_job("shared")) for _ in range(2))
     service.scheduler.turn()
     assert service.job(second).state is JobState.QUEUED
-    assert service.job(second).phase == "waiting for a free slot of engine smol: its 1 are taken"
+    assert service.job(second).phase == "waiting for a free slot in engine smol (all 1 taken)"
     service.claim(f"{first}.1").finish("failed", error={"code": "x", "message": "y"})
     (now,) = service.report(cpu_slots=4, engines=VLLM, services=(said(order),)).engines
     assert now.jobs == ()

@@ -272,7 +272,7 @@ def test_a_job_that_fits_nowhere_blocks_nobody_and_says_why():
     state = ClusterState([node("a", gpus=4)], [WaitingJob("huge", 16), WaitingJob("small", 1)])
     made = plan(state)
     assert [start.job_id for start in made.starts] == ["small"]
-    assert made.why == {"huge": "waiting for a node with 16 GPUs: the largest one connected has 4"}
+    assert made.why == {"huge": "waiting for a node with 16 GPUs: the largest connected one has 4"}
 
 
 def test_gpu_jobs_do_not_hold_back_cpu_jobs():
@@ -299,7 +299,7 @@ def test_lora_jobs_share_an_engine_as_long_as_it_has_slots_and_then_wait_or_get_
     jobs = [lora("j1"), lora("j2"), lora("j3"), lora("j4", required=True)]
     state = ClusterState([node("a", slots=8)], jobs, [engine("e")])
     assert shared_on(state) == {"j1": "e", "j2": "e", "j3": None}
-    assert plan(state).why == {"j4": "waiting for a free slot of engine e: its 2 are taken"}
+    assert plan(state).why == {"j4": "waiting for a free slot in engine e (all 2 taken)"}
 
 
 def test_a_job_that_has_a_slot_still_needs_no_second_one():
@@ -339,7 +339,7 @@ def test_a_job_that_demands_vllm_goes_where_it_is():
     jobs = [WaitingJob("j", 0, vllm=True), WaitingJob("k", 0, vllm=True), WaitingJob("l", 0)]
     assert started_on(ClusterState(both, jobs)) == {"j": "b", "l": "a"}
     why = plan(ClusterState(both[:1], jobs[:1])).why
-    assert why == {"j": "waiting for a node with vLLM: none of those connected has it"}
+    assert why == {"j": "waiting for a node with vLLM: no connected node has it"}
 
 
 def test_an_engine_has_its_gpu_before_any_job_and_is_not_starved():
@@ -367,7 +367,7 @@ def test_why_an_engine_waits():
     assert why(WaitingEngine("e", 0)) == "waiting for a node to connect"
     assert why(WaitingEngine("e", 0, "b"), node("a", vllm=True)) == "waiting for node b to connect"
     assert why(WaitingEngine("e", 0, "a"), node("a")) == "waiting for node a to have vLLM"
-    assert "none of those connected has that" in why(WaitingEngine("e", 1), node("a", vllm=True))
+    assert "no connected node has that" in why(WaitingEngine("e", 1), node("a", vllm=True))
 
 
 def test_a_split_job_gets_its_gpus_and_its_engines_on_one_node_or_waits_for_them() -> None:
@@ -381,6 +381,6 @@ def test_a_split_job_gets_its_gpus_and_its_engines_on_one_node_or_waits_for_them
         "j": "waiting for 2 free GPUs on one node"
     }
     assert (
-        "with 2 GPUs: the largest one connected has 1"
+        "with 2 GPUs: the largest connected one has 1"
         in plan(ClusterState([node("a", gpus=1)], [job])).why["j"]
     )

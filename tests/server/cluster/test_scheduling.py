@@ -88,7 +88,7 @@ def test_a_waiting_job_says_what_it_waits_for_once(service: ServiceDriver):
     service.report()
     for _ in range(3):
         service.scheduler.turn()
-    assert service.job(job_id).phase == "waiting for a node with 2 GPUs: the largest one connected has 0"
+    assert service.job(job_id).phase == "waiting for a node with 2 GPUs: the largest connected one has 0"
     assert len([event for event in service.events(job_id) if event.kind == "state"]) == 3
 
 

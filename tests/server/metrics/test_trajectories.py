@@ -64,7 +64,7 @@ def test_one_trajectory_is_given_as_the_page_gives_it(service):
     ("place", "message", "remedy"),
     [
         ("1/3", "no trajectory 3", "0 to 2"),
-        ("2/0", "no trajectory 0", "none at all"),
+        ("2/0", "no trajectory 0", "has none"),
         ("9/0", "step 9", "1 to 2"),
     ],
 )

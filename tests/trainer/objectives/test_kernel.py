@@ -13,12 +13,13 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec, Gmpo, Grpo, Pmpo, PowerMean
+from powermean.contracts.replays import OBJECTIVES
 from tests.trainer.objectives.objective_batches import Batch, batches, clipped, run, textbook_log_mean
 from trainer.objectives import Algorithm, Distance, batch_facts, build_algorithm, finite_rows
 from trainer.objectives.exponents import ExponentInputs, Exponents
 from trainer.objectives.surrogates import PowerMeanSurrogate
 
-EVERY = ["pmpo", "grpo", "gmpo", "power_mean", "holder", "apmpo", "gspo", "dr_grpo", "dapo", "cispo"]
+EVERY = list(OBJECTIVES)
 
 
 def algorithm(name: str, **fields: object) -> Algorithm:

@@ -22,7 +22,7 @@ from trainer.recording.rows import (
     time_metrics,
     trajectory_rows,
 )
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import Rollouts
 from trainer.rollouts.dynamic_sampling import SamplingFacts
 

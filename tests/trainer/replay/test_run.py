@@ -12,19 +12,16 @@ import torch
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.algorithms import (
     AlgorithmSpec,
-    Apmpo,
     Cispo,
     Dapo,
     DrGrpo,
     Gmpo,
     Grpo,
-    Gspo,
-    Holder,
     Pmpo,
     PowerMean,
 )
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.replays import ReplayOutcome, ReplayResult, ReplayTask
+from powermean.contracts.replays import OBJECTIVES, ReplayOutcome, ReplayResult, ReplayTask
 from powermean.token_segments import read_trajectories, write_segment
 from tests.support.recorded_step import GROUPS, LONGEST, SIZE, RecordedStep, recorded_step
 from trainer.objectives import BatchFacts, build_algorithm
@@ -34,16 +31,8 @@ from trainer.replay.run import replay
 TIGHT = Pmpo(clip_low=0.05, clip_high=0.05)  # so that p is far from 1
 ALL = [
     TIGHT,
-    Pmpo(),
-    Grpo(),
-    Gmpo(),
-    PowerMean(p=0.3),
-    Holder(),
-    Apmpo(),
-    Gspo(),
-    DrGrpo(),
+    *(model(p=0.3) if model is PowerMean else model() for model in OBJECTIVES.values()),
     Dapo(overlong_buffer=8),
-    Cispo(),
     Pmpo(importance_sampling_correction="token", clip_low=0.1, clip_high=0.1),
     Grpo(importance_sampling_correction="sequence_mean"),
     Pmpo(beta=0.1),

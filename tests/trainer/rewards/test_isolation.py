@@ -11,7 +11,7 @@ import pytest
 
 from powermean.processes import descendants, start_time
 from trainer.failures import TrainingError
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rewards.isolation import IsolatedGrader
 
 HOSTILE = "tests.support.hostile_grader"

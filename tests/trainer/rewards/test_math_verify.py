@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from powermean.contracts.rewards import MathVerify
-from trainer.rewards import Grader, open_grader
+from trainer.rewards.grading import Grader
+from trainer.rewards.isolation import open_grader
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from powermean.contracts.algorithms import Dapo, Grpo
 from powermean.contracts.rollout import Completion
 from trainer.data import Problem
 from trainer.objectives import build_algorithm
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.batching import collate
 from trainer.rollouts.dynamic_sampling import GradedRollouts, fill_batch
 

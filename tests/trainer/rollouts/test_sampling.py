@@ -11,7 +11,7 @@ from tests.support.tiny_model import char_tokenizer, tiny_spec
 from trainer.data import Problem
 from trainer.failures import TrainingError
 from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer
-from trainer.rewards import Grade
+from trainer.rewards.grading import Grade
 from trainer.rollouts.evaluation import evaluate
 from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, complete_prompts, sharing_limit, texts, time_limit
 from trainer.seeds import derive_seed, generator

@@ -18,8 +18,8 @@ from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.files import unique_weights
 from trainer.weights.steady_engine import SteadyEngine
 
-CLOSED = EngineRefusedError(409, "channel_closed", "vLLM was started anew")
-DIED = EngineRefusedError(503, "engine_died", "vLLM went away")
+CLOSED = EngineRefusedError(409, "channel_closed", "vLLM restarted")
+DIED = EngineRefusedError(503, "engine_died", "vLLM died")
 
 
 class Service:

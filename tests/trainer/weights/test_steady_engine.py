@@ -33,7 +33,7 @@ DIED, STARTING = (
 GONE = EngineUnreachableError("http://127.0.0.1:1", "refused")
 NO_ADAPTER = EngineRefusedError(409, "adapter_missing", "the job has no adapter here")
 BUSY = EngineRefusedError(503, "busy", "full")
-EMPTY = EngineRefusedError(503, "weights_incomplete", "started anew")
+EMPTY = EngineRefusedError(503, "weights_incomplete", "vLLM restarted")
 BROKEN = EngineRefusedError(500, "engine_error", "EngineDeadError")
 
 

@@ -129,7 +129,7 @@ def test_a_refusal_is_raised_though_nccl_waits_for_its_peer(made: list[Sender]) 
     service, writer = Service(), _writer("nccl")
     writer.publish(service, writer.write(_model(), 1), 5.0)
     made[0].stuck = Event()
-    service.refusal = EngineRefusedError(503, "engine_died", "vLLM went away")
+    service.refusal = EngineRefusedError(503, "engine_died", "vLLM died")
     started = time.monotonic()
     assert _code(lambda: writer.publish(service, writer.write(_model(), 2), 30.0)) == "engine_died"
     assert time.monotonic() - started < 5.0
