@@ -49,6 +49,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for results.json")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
     options = parser.parse_args()
+    if options.tiny:
+        importlib.import_module("torch").set_num_threads(1)  # toys are too small for more
     bench = Bench(tiny=options.tiny, out=options.out, budget_s=options.budget)
     for name in options.sections.split(","):
         if name not in SECTIONS:

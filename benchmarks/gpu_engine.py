@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -43,6 +43,9 @@ from rollout.transformers.stopping import Stopping
 from rollout.transformers.token_choice import choose
 from rollout.transformers.tree_decoder import TreeDecoder
 from rollout.weights import WeightSource
+
+if TYPE_CHECKING:
+    import gpu_bench
 
 Found = dict[str, Any]
 
@@ -432,6 +435,16 @@ def run(*, tiny: bool = False, seconds: float = 60.0, parts: Sequence[str] = tup
     """All parts, as far as the time goes; what each found, or its error."""
     with as_the_service():
         return _run(tiny=tiny, seconds=seconds, parts=parts)
+
+
+def section(bench: "gpu_bench.Bench") -> Found:
+    """All parts as a section of benchmarks/gpu.py."""
+    found = run(tiny=bench.tiny, seconds=bench.left)
+    for name, part in found.items():
+        bench.line(f"engine, {name}: {part}")
+        if "error" in part:
+            bench.failures.append(f"engine, {name}")
+    return found
 
 
 @contextmanager

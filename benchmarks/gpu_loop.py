@@ -18,6 +18,8 @@ from tests.support.tiny_model import build_tiny_model
 class InProcess:
     """The engine without its service."""
 
+    methods = ("store", "shm")
+
     def __init__(self, folder: Path, attempt: int, device: torch.device) -> None:
         self.engine: TransformersEngine = load_engine(
             folder,
