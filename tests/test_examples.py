@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import torch
 
 from powermean.cli.specs import load_spec
 from powermean.contracts.algorithms import AlgorithmSpec
@@ -14,6 +13,7 @@ from powermean.contracts.api import JobState
 from powermean.contracts.attempts import ValidationTask
 from powermean.contracts.job import JobSpec, ModelSpec
 from server.settings import Settings
+from tests.support.fake_gpu import fake_gpu
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
 from tests.support.tiny_model import build_tiny_model
 from trainer.objectives import build_algorithm
@@ -90,8 +90,7 @@ def test_an_example_is_a_job_that_runs_on_a_node_with_one_gpu(
         return stand_ins[model.name]
 
     monkeypatch.setattr(preflight, "resolve_model", resolved)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    fake_gpu(monkeypatch)
     settings = NodeSettings(artefacts_url=service.settings.artefacts_url, data_dir=tmp_path)
     job_id = submitted(service, load_spec(file))
     service.report(file.stem, gpus=1)  # a node of its own: the others have a job each

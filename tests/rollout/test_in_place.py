@@ -213,7 +213,7 @@ class OfTwoTypes:
 )
 def test_a_publish_in_place_names_the_memory_and_nothing_else(manifest: dict[str, object]) -> None:
     facts = {"job_id": JOB, "attempt": 1, "version": 1, "method": "in_place"}
-    with pytest.raises(ValidationError, match="announces memory, and nothing else"):
+    with pytest.raises(ValidationError, match="lists memory, and nothing else"):
         PublishRequest.model_validate(facts | manifest)
 
 

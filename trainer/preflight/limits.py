@@ -44,7 +44,7 @@ class Change:
 def place_of(spec: JobSpec, folder: Path, gpu_bytes: int | None = None) -> Place | None:
     """Where the job would run; `gpu_bytes` of a GPU other than the node's. None where nothing says."""
     if spec.resources.gpus:
-        total = gpu_bytes or _gpu_bytes()
+        total = gpu_bytes or gpu_bytes_of_node()
         if total is None:
             return None
         shared = spec.resources.placement == "colocated" and _has_own_engine(spec)
@@ -131,7 +131,7 @@ def _has_own_engine(spec: JobSpec) -> bool:
     return spec.model.lora is None or spec.rollout.sharing == "own"
 
 
-def _gpu_bytes() -> int | None:
+def gpu_bytes_of_node() -> int | None:
     """Memory of this node's first GPU, if it has one."""
     # Imported here on purpose: PyTorch takes seconds to import, and CPU jobs need it for no check.
     torch = importlib.import_module("torch")

@@ -113,7 +113,7 @@ def test_where_nothing_tells_the_memory_nothing_is_refused(
 
 def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM beside the trainer takes its share of the GPU; on GPUs of its own it takes nothing."""
-    monkeypatch.setattr(limits, "_gpu_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr(limits, "gpu_bytes_of_node", lambda: 10 * GIB)
     beside = place_of(
         spec(
             resources={"gpus": 1, "placement": "colocated"}, rollout={"engine": "vllm", "max_new_tokens": 4}
@@ -127,7 +127,7 @@ def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: p
     estimate = footprint(spec(resources={"gpus": 1}), tiny_folder, PROMPT, cuda=True)
     assert estimate is not None
     assert fits(estimate, beside)
-    monkeypatch.setattr(limits, "_gpu_bytes", lambda: None)
+    monkeypatch.setattr(limits, "gpu_bytes_of_node", lambda: None)
     assert place_of(spec(resources={"gpus": 1}), tiny_folder) is None
     check_memory(spec(resources={"gpus": 1}), tiny_folder, PROMPT)
 

@@ -4,15 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from powermean import engine_selection as choice
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
+from tests.support.fake_gpu import fake_gpu
 from tests.support.tiny_model import tiny_spec
 from trainer.preflight import validate as module
 from trainer.preflight.validate import validate
@@ -95,9 +94,7 @@ def test_a_dataset_that_is_gone_or_too_small_is_named(settings: NodeSettings) ->
 
 
 def test_a_split_job_needs_a_second_gpu(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    fake_gpu(monkeypatch)
     assert errors(settings, resources={"gpus": 1}) == []
     (error,) = errors(settings, resources={"gpus": 1, "placement": "split"})
     assert (error.code, error.path) == ("too_few_gpus", "resources.placement")
@@ -106,9 +103,7 @@ def test_a_split_job_needs_a_second_gpu(settings: NodeSettings, monkeypatch: pyt
 def test_a_gpu_job_needs_a_compiler_on_its_node(
     settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    fake_gpu(monkeypatch)
     monkeypatch.setenv("PATH", str(settings.data_dir))
     (error,) = errors(settings, resources={"gpus": 1})
     assert (error.code, error.path) == ("compiler_missing", "resources.gpus")
