@@ -42,15 +42,11 @@ class LossOutput:
     """The loss of a micro-batch and what it saw of each trajectory. Only `loss` carries a gradient."""
 
     loss: Tensor  # scalar
+    recorded_loss: Tensor  # scalar float64, without trajectories that overflow: one near 5e8 would hide all
     trajectories: dict[str, Tensor]  # name -> [B] float64, NaN where undefined
     token_weights: Tensor  # [B, T] W_t(p)
     passes: Tensor  # [B, T] I_t, 1.0 or 0.0
     distance: "Distance"  # of the gradient to GRPO's, with this clip
-
-    @property
-    def recorded_loss(self) -> Tensor:
-        """The loss [] float64 without trajectories that have overflow tokens: one near 5e8 would hide all."""
-        return self.trajectories["loss"][self.trajectories["overflow_tokens"] == 0].nansum()
 
     @property
     def clipped(self) -> Tensor:
@@ -151,15 +147,17 @@ class Algorithm:
             found = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
             losses = _weighed_loss(found.loss, importance_sampling_ratio)
             gradient = _weighed(found.gradient, importance_sampling_ratio)
+            overflow = _overflow(micro)
             records = found.records | {
                 "loss": torch.where(micro.tokens > 0, losses, torch.nan),
-                "overflow_tokens": _overflow(micro),
+                "overflow_tokens": overflow,
             }
         loss = _ClosedForm.apply(  # type: ignore[no-untyped-call]
             log_ratio, losses.sum().to(micro.x.dtype), gradient.to(log_ratio.dtype)
         )
         return LossOutput(
             loss=loss,
+            recorded_loss=torch.where(overflow == 0, losses, 0.0).sum(),
             trajectories=records,
             token_weights=found.weights,
             passes=found.passes,
