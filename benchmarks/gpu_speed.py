@@ -28,12 +28,16 @@ from gpu_bench import (
     sync,
 )
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from powermean.contracts.job import JobSpec
+from tests.support.tiny_model import tiny_spec
 from trainer.learner.learner import Learner
 from trainer.policy.flash import by_flash
 from trainer.policy.flex import BLOCK, by_flex
 from trainer.policy.output_layer import OutputLayer, Questions
 from trainer.policy.token_tree import Attend, micro_batches, padded
+from trainer.preflight.footprint import footprint_of
 from trainer.rollouts.batching import Rollouts
 
 
@@ -73,8 +77,35 @@ def said(found: dict[str, Any], tokens: int, through: int, weights: int) -> str:
     mfu = 6 * weights * through / seconds / DENSE_BF16_FLOPS
     return (
         f"{1e3 * seconds:.0f} ms (first {1e3 * found['first'][0]:.0f}), {tokens / seconds:.0f} tok/s, "
-        f"MFU {mfu:.1%}, peak {peak} GiB (first {found['first'][1]}), warm-up {found['warm_s']:.0f} s"
+        f"MFU {mfu:.1%}, peak {peak} GiB (first {found['first'][1]}, estimate {found['estimate']}), "
+        f"warm-up {found['warm_s']:.0f} s"
     )
+
+
+def estimate_gib(bench: Bench, of: PreTrainedModel, given: Rollouts, tokens: int, **training: Any) -> float:
+    """What `powermean fit` says of such updates."""
+    spec = tiny_spec(
+        "model",
+        model={"folder": "model", "dtype": "bfloat16"},
+        rollout={"group_size": SIZE, "max_new_tokens": given.tokens.shape[1]},
+        training={
+            "steps": 1,
+            "prompts_per_step": len(given.prompts),
+            "minibatches": 1,
+            "micro_batch_tokens": tokens,
+            **training,
+        },
+    )
+    shapes = {name: tuple(weight.shape) for name, weight in of.named_parameters()}
+    found = footprint_of(
+        JobSpec.model_validate(spec),
+        of.config.to_dict(),
+        shapes,
+        max(map(len, given.prompts)),
+        cuda=not bench.tiny,
+    )
+    assert found is not None
+    return round(found.total / 2**30, 2)
 
 
 def nodes(one: Learner, given: Rollouts) -> int:
@@ -101,14 +132,17 @@ def variants(bench: Bench) -> dict[str, Any]:
             of = model(bench, "0.5b")
             count = parameters(of)
             given = rollouts(of.config.vocab_size, prompt, completion)
+            settings: dict[str, Any] = {"compile": "on" if compiled else "off"}
+            settings |= {"weights": "bfloat16"} if masters else {}
+            estimate = estimate_gib(bench, of, given, 17500, gradient_checkpointing=checkpointing, **settings)
             one = make_learner(
                 of,
                 tokens=17500,
                 masters=masters,
-                compiled="on" if compiled else "off",
+                compiled=settings["compile"],
                 checkpointing=checkpointing,
             )
-            found[name] = measured(bench, one, given, 1, 2)
+            found[name] = measured(bench, one, given, 1, 2) | {"estimate": estimate}
             through = nodes(one, given)
             bench.line(f"variants, {name}: {said(found[name], int(given.mask.sum()), through, count)}")
         except Exception as error:  # noqa: BLE001 (the next variant may run)
@@ -313,6 +347,7 @@ def pair(
     count = parameters(of)
     given = rollouts(of.config.vocab_size, prompt, completion, ragged="ragged" in name)
     best = BEST if not bench.tiny else {}
+    estimate = estimate_gib(bench, of, given, tokens, gradient_checkpointing=checkpointing, compile="on")
     one = make_learner(of, tokens=tokens, checkpointing=checkpointing, **best)
     timed_update(bench, one, given)  # so that both sides' optimiser states are there from the first turn on
     resident = torch.cuda.memory_allocated() / 2**30 if bench.device.type == "cuda" else 0.0
@@ -328,7 +363,7 @@ def pair(
 
     trl_steps(bench, other, given, groups, checkpointing, warm + rounds, turn)
     kept, seen = ours[warm:], theirs[warm:]
-    result: dict[str, Any] = {"warm_s": 0.0}
+    result: dict[str, Any] = {"warm_s": 0.0, "estimate": estimate}
     for key in ("first", "later"):
         result[key] = (
             statistics.median(run[key][0] for run in kept),
@@ -439,8 +474,9 @@ def long_group(bench: Bench) -> dict[str, Any]:
     of = model(bench, "1.5b")
     given = rollouts(of.config.vocab_size, prompt, completion, groups=1)
     best = BEST if not bench.tiny else {}
+    estimate = estimate_gib(bench, of, given, 1 << 20, gradient_checkpointing=True, compile="on")
     one = make_learner(of, tokens=1 << 20, checkpointing=True, **best)
-    found = measured(bench, one, given, 0, 1)
+    found = measured(bench, one, given, 0, 1) | {"estimate": estimate}
     bench.line(f"long: {said(found, int(given.mask.sum()), nodes(one, given), parameters(of))}")
     if max(found["first"][1], found["later"][1]) > 78:
         bench.failures.append("long")

@@ -185,6 +185,7 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
         assert not isinstance(policy.model, PeftModel)
         policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
     masters = MasterWeights(policy.model) if spec.training.weights == "bfloat16" else None
+    optimizer = make_optimizer(policy.model, spec.optimizer, masters)
     reference = load(compiled) if spec.algorithm.beta > 0 else None
     tokens = spec.training.micro_batch_tokens
     return Learner(
@@ -192,8 +193,8 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
         reference=reference,
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
-        optimizer=make_optimizer(policy.model, spec.optimizer, masters),
-        micro_batch_tokens=micro_batch_tokens(policy) if tokens == "auto" else tokens,
+        optimizer=optimizer,
+        micro_batch_tokens=micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens,
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
         masters=masters,

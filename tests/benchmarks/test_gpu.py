@@ -25,6 +25,7 @@ def test_all_sections_run_in_tiny_form(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     assert json.loads(run.stdout.strip().splitlines()[-1]) == {"failed": []}
     assert "no time left" not in run.stdout
+    assert "estimate 0." in run.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"laws", "nan", "objective", "learner", "loop", "variants", "trl", "long"} <= set(results)
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.algorithms import Pmpo
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.job import LoraSpec, OptimizerSpec
+from tests.support.small_models import norms_in_float64
 from tests.support.tiny_model import tiny_config
 from trainer.learner.learner import Learner
-from trainer.learner.optimizer import make_optimizer
+from trainer.learner.lora import attach
+from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.learner.training_batch import TrainingBatch
 from trainer.objectives import build_algorithm
 from trainer.policy.loading import make_policy
@@ -47,22 +49,39 @@ def rewards() -> Tensor:
     return given
 
 
-def learner(algorithm: object = None, micro_batch_tokens: int = 1024, **changes: object) -> Learner:
+def learner(
+    algorithm: object = None,
+    micro_batch_tokens: int = 1024,
+    *,
+    dtype: torch.dtype = torch.float32,
+    bfloat16_weights: bool = False,
+    checkpointing: bool = False,
+    lora: LoraSpec | None = None,
+    **changes: object,
+) -> Learner:
     torch.manual_seed(0)
-    policy = make_policy(LlamaForCausalLM(tiny_config()), dtype=torch.float32, temperature=1.0)
+    model = LlamaForCausalLM(tiny_config()).to(dtype)
+    if dtype == torch.float64:
+        norms_in_float64(model)
+    work = torch.bfloat16 if bfloat16_weights else dtype
+    policy = make_policy(model, dtype=work, temperature=1.0, gradient_checkpointing=checkpointing)
+    if lora is not None:
+        policy = replace(policy, model=attach(model, lora, "tiny"))
     # A large eps: without it AdamW turns the rounding of a gradient near 0 into a whole step.
     spec = OptimizerSpec(**({"learning_rate": 1e-2, "warmup_updates": 0, "eps": 1e-2} | changes))
     built = build_algorithm(algorithm or Pmpo())
     reference = None
     if built.beta:
         reference = replace(policy, model=deepcopy(policy.model))
+    masters = MasterWeights(policy.model) if bfloat16_weights else None
     return Learner(
         policy=policy,
         reference=reference,
         algorithm=built,
         spec=spec,
-        optimizer=make_optimizer(policy.model, spec),
+        optimizer=make_optimizer(policy.model, spec, masters),
         micro_batch_tokens=micro_batch_tokens,
+        masters=masters,
         pad_token_id=0,
     )
 

@@ -188,6 +188,36 @@ def test_a_run_that_resumes_is_bit_identical_with_one_that_was_never_broken(
         assert later.finish.result.reward_before == whole.finish.result.reward_before
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"folder": "tiny", "dtype": "bfloat16"}, "training": {"weights": "bfloat16"}},
+        {"model": {"folder": "tiny", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}},
+        {
+            "model": {"folder": "tiny", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}},
+            "training": {"gradient_checkpointing": True},
+        },
+    ],
+    ids=["bfloat16 weights", "dropout", "dropout, checkpointing"],
+)
+def test_runs_with_more_state_resume_bit_for_bit_too(
+    changes: dict[str, dict[str, object]], tmp_path: Path, stage: Stage, model_root: Path
+) -> None:
+    """Masters that the engine never sees, and what is dropped next."""
+    training = {"prompts_per_step": 4, "minibatches": 2, "epochs": 2, "steps": 3}
+    spec = changes | {"training": training | changes.get("training", {})}
+    whole = Stage(tmp_path / "whole", model_root).play(**spec)
+    first = stage.play(1, order="checkpoint_and_exit", **spec)
+    later = stage.play(2, resume=first.checkpoints[0], **spec)
+    assert whole.finish.outcome == later.finish.outcome == "finished", later.finish.error
+    assert numbers(later, 2) == numbers(whole, 2)
+    assert later.trajectories == {step: whole.trajectories[step] for step in (2, 3)}
+    expected = weights(whole, store_of(tmp_path / "whole"), tmp_path / "whole")
+    found = weights(later, store_of(tmp_path), tmp_path)
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+    assert len(whole.series("grad_norm")) >= 6  # updates were taken
+
+
 def in_place(model_root: Path) -> InPlaceEngine:
     return InPlaceEngine(model_root / "tiny", Path("/dev/shm"))
 

@@ -100,10 +100,11 @@ class Learner:
         `number` is the update's place in the step. Raises TrainingError (non_finite_loss) naming the step.
         """
         while True:
+            scored = batch.scored.clone()
             seen, facts = self._accumulated(batch, groups)
             if not len(broken := seen.broken()):
                 break
-            self.optimizer.zero_grad(set_to_none=True)
+            self._undo(batch, scored)
             self._drop(batch, broken)
         grad_norm, loss = None, float(seen.loss)
         rate = learning_rate(self.spec, self.updates)
@@ -139,6 +140,7 @@ class Learner:
 
         Where memory runs out, once with smaller micro-batches.
         """
+        scored = batch.scored.clone()
         try:
             return self._accumulate(batch, groups)
         except Exception as error:
@@ -151,10 +153,18 @@ class Learner:
         log.warning(
             "out of memory (%s): micro-batches of %d tokens from now on", message, self.micro_batch_tokens
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        self._undo(batch, scored)
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._accumulate(batch, groups)
+
+    def _undo(self, batch: TrainingBatch, scored: Tensor) -> None:
+        """Forget a pass that is done again in other micro-batches: its gradients, and the pi_old it gave.
+
+        Log-probs of other micro-batches are rounded otherwise: ratios would not start at exactly 1.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        batch.scored = scored
 
     def _accumulate(self, batch: TrainingBatch, groups: Sequence[int]) -> tuple[Seen, BatchFacts]:
         facts = batch_facts(
@@ -163,11 +173,11 @@ class Learner:
         seen = Seen(count=len(batch.advantages), beta=self.algorithm.beta)
         for tree in self._trees(batch, self.active(batch, groups)):
             remember = batch.pending(tree.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
-            with dropping(self.policy.model):
+            with dropping(self.policy.model):  # the backward pass may compute layers again
                 scores = self.policy.score(tree, entropy=remember)
-            if remember:
-                self._remember(batch, tree, scores)
-            self._learn(batch, tree, scores.log_probs, facts, seen)
+                if remember:
+                    self._remember(batch, tree, scores)
+                self._learn(batch, tree, scores.log_probs, facts, seen)
         return seen, facts
 
     def _learn(

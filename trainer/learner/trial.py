@@ -18,11 +18,11 @@ TRIED = (LEAST_GPU_TOKENS, 4 * LEAST_GPU_TOKENS)
 MOMENTS = 8  # bytes of AdamW's for a trained number
 
 
-def micro_batch_tokens(policy: Policy) -> int:
+def micro_batch_tokens(policy: Policy, optimizer: torch.optim.Optimizer) -> int:
     """Tokens of a micro-batch that fits where the policy is, before its optimiser has taken a step."""
     if policy.device.type != "cuda":
         return CPU_TOKENS
-    small, large = (_peak_bytes(policy, size) for size in TRIED)
+    small, large = (peak_bytes(policy, optimizer, size) for size in TRIED)
     trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(policy.device)
@@ -38,8 +38,11 @@ def fitting_tokens(small: int, large: int, free: int) -> int:
     return int(max(TRIED[0], min(MOST_TOKENS, (SHARE * free - anyway) / per_token)))
 
 
-def _peak_bytes(policy: Policy, tokens: int) -> int:
-    """What a forward and backward pass over so many tokens allocates at most, gradients included."""
+def peak_bytes(policy: Policy, optimizer: torch.optim.Optimizer, tokens: int) -> int:
+    """What a forward and backward pass over so many tokens allocates at most, gradients included.
+
+    None of these is left for the first update to add to.
+    """
     vocabulary = int(policy.plain_model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     rows = tokens // ROW_TOKENS
     ids = torch.arange(rows * ROW_TOKENS) * 7919 % vocabulary
@@ -50,6 +53,5 @@ def _peak_bytes(policy: Policy, tokens: int) -> int:
         log_probs = policy.score(tree, entropy=True).log_probs
         log_probs.sum().backward()  # type: ignore[no-untyped-call]
     peak = torch.cuda.max_memory_allocated(policy.device) - before
-    for weight in policy.model.parameters():
-        weight.grad = None
+    optimizer.zero_grad(set_to_none=True)
     return peak

@@ -20,6 +20,8 @@ from trainer.objectives.advantages import overlong_penalty
 from trainer.objectives.sampler_mismatch import WeightKind, raw_weights, truncated
 from trainer.objectives.surrogates import BatchFacts, MicroBatch, Surrogate, UpdateContext
 
+_ROUNDING = 1e-6  # of a gradient, in float32
+
 
 def batch_facts(mask: Tensor, max_tokens: int | None = None, reward_std: float | None = None) -> BatchFacts:
     """Count a whole minibatch's mask [B, T]. Trajectories without tokens are not in the denominator."""
@@ -42,15 +44,11 @@ class LossOutput:
     """The loss of a micro-batch and what it saw of each trajectory. Only `loss` carries a gradient."""
 
     loss: Tensor  # scalar
+    recorded_loss: Tensor  # scalar float64, without trajectories that overflow: one near 5e8 would hide all
     trajectories: dict[str, Tensor]  # name -> [B] float64, NaN where undefined
     token_weights: Tensor  # [B, T] W_t(p)
     passes: Tensor  # [B, T] I_t, 1.0 or 0.0
     distance: "Distance"  # of the gradient to GRPO's, with this clip
-
-    @property
-    def recorded_loss(self) -> Tensor:
-        """The loss [] float64 without trajectories that have overflow tokens: one near 5e8 would hide all."""
-        return self.trajectories["loss"][self.trajectories["overflow_tokens"] == 0].nansum()
 
     @property
     def clipped(self) -> Tensor:
@@ -74,22 +72,25 @@ class _ClosedForm(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Distance:
-    """Squared norms, scalars float64, that add over micro-batches: of g_p - g_1 and of g_0 - g_1."""
+    """Squared norms, scalars float64, that add over micro-batches: of g_p - g_1, of g_0 - g_1 and of g_1."""
 
     to_grpo: Tensor | float = 0.0
     of_gmpo: Tensor | float = 0.0
+    of_grpo: Tensor | float = 0.0
 
     def __add__(self, other: "Distance") -> "Distance":
-        return Distance(self.to_grpo + other.to_grpo, self.of_gmpo + other.of_gmpo)
+        return Distance(
+            self.to_grpo + other.to_grpo, self.of_gmpo + other.of_gmpo, self.of_grpo + other.of_grpo
+        )
 
     @property
     def value(self) -> float | None:
         """d = |g_p - g_1| / |g_0 - g_1|: 0 is GRPO's gradient (with this clip), 1 GMPO's distance from it.
 
-        None where those two agree.
+        None where those two agree but for rounding, as in a step's first update.
         """
         whole = float(self.of_gmpo)
-        return None if whole == 0 else (float(self.to_grpo) / whole) ** 0.5
+        return None if whole <= _ROUNDING**2 * float(self.of_grpo) else (float(self.to_grpo) / whole) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,17 @@ class Algorithm:
             found = self.surrogate(micro, UpdateContext(progress=progress, mean_reward=mean_reward))
             losses = _weighed_loss(found.loss, importance_sampling_ratio)
             gradient = _weighed(found.gradient, importance_sampling_ratio)
+            overflow = _overflow(micro)
             records = found.records | {
                 "loss": torch.where(micro.tokens > 0, losses, torch.nan),
-                "overflow_tokens": _overflow(micro),
+                "overflow_tokens": overflow,
             }
         loss = _ClosedForm.apply(  # type: ignore[no-untyped-call]
             log_ratio, losses.sum().to(micro.x.dtype), gradient.to(log_ratio.dtype)
         )
         return LossOutput(
             loss=loss,
+            recorded_loss=torch.where(overflow == 0, losses, 0.0).sum(),
             trajectories=records,
             token_weights=found.weights,
             passes=found.passes,
@@ -206,7 +209,8 @@ def _distance(
     if at_1_and_0 is None:
         return Distance()
     at_1, at_0 = (_weighed(one, importance_sampling_ratio).double() for one in at_1_and_0)
-    return Distance(to_grpo=(gradient.double() - at_1).square().sum(), of_gmpo=(at_0 - at_1).square().sum())
+    apart = (gradient.double() - at_1, at_0 - at_1, at_1)
+    return Distance(*(one.square().sum() for one in apart))
 
 
 def _weighed_loss(losses: Tensor, importance_sampling_ratio: Tensor | None) -> Tensor:

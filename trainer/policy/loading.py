@@ -22,7 +22,7 @@ from trainer.policy.flash import flash_serves
 from trainer.policy.flex import never_fall_back
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
-from trainer.policy.tree_attention import TreeUnsupportedError, attend_by_trees
+from trainer.policy.tree_attention import NAME, TreeUnsupportedError, attend_by_trees
 from trainer.rollouts.batching import Trajectories
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ def load_policy(
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
-            attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -117,15 +116,16 @@ def make_policy(
 def _by_tree(rows: Policy, expected: Tensor) -> Policy | None:
     """The policy that scores trees, where the model can; else the log says why not."""
     model, why = rows.plain_model, None
-    if _has_windows(model):
-        why = "its attention looks no further than a window"
+    if not _attends_to_all(model):
+        why = "not all of its layers attend to every token before"
     else:
         attention = model.config._attn_implementation
         attend_by_trees(model)
         flash = flash_serves(model.config.get_text_config(), rows.dtype, rows.device)
         trees = replace(rows, by_tree=True, flash=flash)
-        why = _objection(trees, expected)
-        if why is None:
+        if model.config._attn_implementation != NAME:
+            why = "its attention can't be replaced"
+        elif (why := _objection(trees, expected)) is None:
             return trees
         model.set_attn_implementation(attention)
     log.info("prompts and completions are padded, and what they share is computed again: %s", why)
@@ -202,11 +202,15 @@ def resolve_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
-def _has_windows(model: PreTrainedModel) -> bool:
+def _attends_to_all(model: PreTrainedModel) -> bool:
+    """Whether each layer attends to every token before, as far as the config tells.
+
+    A trial would not find a window that is longer than the rows it is made with.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     sliding = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    return bool(kinds - {"full_attention"} if kinds else sliding)
+    return not (kinds - {"full_attention"} if kinds else sliding)
 
 
 def _probe_rows(policy: Policy) -> Trajectories:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from powermean.contracts.job import JobSpec
 from powermean.engine_selection import text_config
@@ -41,8 +42,19 @@ def footprint(spec: JobSpec, folder: Path, prompt_tokens: int, *, cuda: bool) ->
 
     For `micro_batch_tokens: auto` on CUDA it is that of the least it takes: auto fills what is free.
     """
-    shapes = tensor_shapes(folder)
-    shape = Shape.of(text_config(folder), shapes)
+    return footprint_of(spec, text_config(folder), tensor_shapes(folder), prompt_tokens, cuda=cuda)
+
+
+def footprint_of(
+    spec: JobSpec,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    prompt_tokens: int,
+    *,
+    cuda: bool,
+) -> Footprint | None:
+    """The same from a model's config and the shapes of its weights by name."""
+    shape = Shape.of(config, shapes)
     if shape is None:
         return None
     precision = precision_of(spec, cuda=cuda)

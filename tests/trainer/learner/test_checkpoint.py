@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.artefacts import Manifest
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.job import LoraSpec, OptimizerSpec
+from tests.support.learners import GROUPS, learner, training_batch, weights
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
 from trainer.learner import checkpoint
 from trainer.learner.checkpoint import Progress
+from trainer.learner.learner import Learner
 from trainer.learner.optimizer import make_optimizer
 
 PROGRESS = Progress(step=3, updates=11, tokens=2**40, reward_before=0.25, reward_after=None)
@@ -51,6 +54,39 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         step(*pair)
     for (name, weight), found in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(weight, found), name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"bfloat16_weights": True},
+        {"lora": LoraSpec(rank=2, alpha=4, dropout=0.3)},
+        {"lora": LoraSpec(rank=2, alpha=4), "bfloat16_weights": True},
+    ],
+    ids=["bfloat16 weights", "lora with dropout", "lora, bfloat16 weights"],
+)
+def test_a_learner_goes_on_bit_for_bit(kind: dict[str, Any], tmp_path: Path) -> None:
+    """Weights below what bfloat16 holds, and which activations are dropped next."""
+    whole, resumed = learner(**kind), learner(**kind)
+    train(whole, 2)
+    progress = Progress(step=2, updates=whole.updates)
+    checkpoint.save(tmp_path, whole.policy.model, whole.optimizer, progress, whole.master_weights)
+    train(whole, 2)
+    torch.manual_seed(99)
+    checkpoint.load(tmp_path, resumed.policy.model, resumed.optimizer, resumed.master_weights)
+    resumed.updates = progress.updates
+    assert not torch.equal(weights(resumed), weights(whole))
+    train(resumed, 2)
+    assert torch.equal(weights(resumed), weights(whole))
+    for name, master in whole.master_weights.items():
+        assert torch.equal(resumed.master_weights[name], master), name
+
+
+def train(one: Learner, steps: int) -> None:
+    for _ in range(steps):
+        batch = training_batch(one.algorithm)
+        one.score_start(batch, [range(GROUPS)])
+        one.update(batch, range(GROUPS), 0)
 
 
 def test_random_states_come_back(saved: Path) -> None:

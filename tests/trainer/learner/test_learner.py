@@ -1,13 +1,15 @@
 """One optimiser step: exact however split, free for groups without spread, honest about broken numbers."""
 
+from collections.abc import Container
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.algorithms import Cispo, Dapo, Grpo, Pmpo
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.job import LoraSpec, OptimizerSpec
 from tests.support.learners import (
     GROUPS,
     SIZE,
@@ -19,7 +21,7 @@ from tests.support.learners import (
     weights,
 )
 from tests.support.tiny_model import tiny_config
-from trainer.failures import TrainingError
+from trainer.failures import TrainingError, failed
 from trainer.learner.optimizer import learning_rate, make_optimizer
 from trainer.learner.training_batch import without
 from trainer.objectives import mismatch
@@ -271,6 +273,97 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step() -> None:
     with pytest.raises(TrainingError, match="step 7: the gradient of update 3"):
         one.update(training_batch(one.algorithm), [0, 2], 3)
     assert torch.equal(weights(one), before)
+
+
+def fail_in(
+    passes: Container[int],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory.\nWith many lines of advice"),
+) -> None:
+    """Fail in the backward pass of micro-batches with these numbers, from 0 on."""
+    score, number = Policy.score, count()
+
+    def fail(_gradient: torch.Tensor) -> None:
+        raise error
+
+    def broken(policy: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
+        found = score(policy, tree, entropy=entropy)
+        if next(number) in passes:
+            found.log_probs.register_hook(fail)
+        return found
+
+    monkeypatch.setattr(Policy, "score", broken)
+
+
+@pytest.mark.parametrize("kind", [{}, {"bfloat16_weights": True}], ids=["float32", "bfloat16 weights"])
+def test_out_of_memory_halves_micro_batches_once_and_leaves_nothing_behind(
+    kind: dict[str, bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The update is, bit for bit, what the smaller size gives from the start."""
+    updates, seen = [], []
+    for tokens in (10, 20):
+        one = replace(learner(micro_batch_tokens=tokens, **kind), may_lower=True)
+        batch = replace(training_batch(one.algorithm), recorded=GROUPS * SIZE)
+        if tokens == 20:
+            fail_in({1}, monkeypatch)  # the pass before it has given gradients and pi_old
+        updates.append([one.update(batch, range(GROUPS), number) for number in range(2)])
+        seen.append((one, batch))
+    (plain, expected), (lowered, batch) = seen
+    assert (lowered.micro_batch_tokens, lowered.may_lower) == (10, False)
+    assert [record.message for record in caplog.records] == [
+        "out of memory (CUDA out of memory.): micro-batches of 10 tokens from now on"
+    ]
+    assert torch.equal(weights(lowered), weights(plain))
+    assert torch.equal(batch.old_log_probs.nan_to_num(1), expected.old_log_probs.nan_to_num(1))
+    assert torch.equal(batch.entropy.nan_to_num(1), expected.entropy.nan_to_num(1))
+    for whole, after in zip(*updates, strict=True):
+        assert (after.loss, after.grad_norm, after.distance_to_grpo) == (
+            whole.loss,
+            whole.grad_norm,
+            whole.distance_to_grpo,
+        )
+        for name, values in whole.values.items():
+            assert torch.equal(after.values[name].nan_to_num(-7), values.nan_to_num(-7)), name
+
+
+@pytest.mark.parametrize("may_lower", [True, False], ids=["auto", "a number in the spec"])
+def test_what_does_not_fit_is_out_of_memory(
+    may_lower: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A size from the spec is kept to; auto is lowered once."""
+    one = replace(learner(micro_batch_tokens=40), may_lower=may_lower)
+    before = weights(one)
+    fail_in(range(9), monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        one.update(training_batch(one.algorithm), range(GROUPS), 0)
+    error = failed(caught.value).error
+    assert error is not None
+    assert (error.code, error.path) == ("out_of_memory", "training.micro_batch_tokens")
+    assert one.micro_batch_tokens == (20 if may_lower else 40)
+    assert len(caplog.records) == may_lower
+    assert torch.equal(weights(one), before)
+
+
+def test_an_error_that_is_not_memory_lowers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replace(learner(), may_lower=True)
+    fail_in({0}, monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        one.update(training_batch(one.algorithm), range(GROUPS), 0)
+    assert (one.micro_batch_tokens, one.may_lower) == (1024, True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_drops_in_the_backward_pass_what_the_forward_pass_dropped(dropout: float) -> None:
+    found = []
+    for checkpointing in (False, True):
+        one = learner(lora=LoraSpec(rank=2, alpha=4, dropout=dropout), checkpointing=checkpointing)
+        batch = training_batch(one.algorithm)
+        one.score(batch, range(GROUPS))
+        torch.manual_seed(5)
+        reports = [one.update(batch, range(GROUPS), number) for number in range(3)]
+        found.append((weights(one), reports[-1].loss))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
 
 
 def test_the_learning_rate_rises_linearly_and_stays() -> None:

@@ -339,6 +339,21 @@ def test_an_overflowing_token_is_counted_and_has_no_gradient() -> None:
     assert out.recorded_loss.item() == pytest.approx(-0.55)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [-1.0, 0.0, 0.5, 1.0])
+def test_where_all_ratios_are_1_there_is_no_distance(p: float, dtype: torch.dtype) -> None:
+    """Not what rounding makes of 0 / 0."""
+    lengths = torch.arange(1, 40)
+    mask = torch.arange(40) < lengths[:, None]
+    batch = Batch(torch.zeros(mask.shape, dtype=dtype), mask, torch.linspace(-2, 2, 39).double())
+    out, _ = run(build_algorithm(PowerMean(p=p)), batch)
+    assert out.distance.value is None
+    noise = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    apart = Batch(1e-3 * noise, mask, batch.advantages)
+    out, _ = run(build_algorithm(PowerMean(p=p)), apart)
+    assert out.distance.value == pytest.approx(abs(1 - p), abs=0.01)
+
+
 def test_trajectories_without_tokens_or_advantage() -> None:
     x = torch.tensor([[0.5, 0.1], [0.5, 0.1], [0.5, 0.5]]).double()
     mask = torch.tensor([[True, True], [False, False], [True, True]])

@@ -1,25 +1,59 @@
-"""Layers are compiled where they can be, and stay as they were where not."""
+"""Which way of scoring a loaded model takes. Layers are compiled where they can be, and stay as they were
+where not."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM as Causal
-from transformers import LlamaForCausalLM, MambaConfig
+from transformers import LlamaForCausalLM
 
+from tests.support.small_models import small_model
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
-from trainer.policy.loading import make_policy
+from trainer.policy.loading import load_policy, make_policy
 from trainer.policy.token_tree import sort_rows, token_tree
 from trainer.rollouts.batching import Trajectories
 
-RECURRENT = MambaConfig(vocab_size=12, hidden_size=32, num_hidden_layers=2, state_size=4)
 ROWS = Trajectories([[1, 2, 3]] * 3 + [[4]], [[5, 6], [5, 7, 8], [5, 6], [9]])
 
 
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ("window", "not all of its layers attend to every token before"),
+        ("capped", "not all of its layers attend to every token before"),
+        ("recurrent", "not all of its layers attend to every token before"),
+        ("alibi", "its attention can't be replaced"),
+        ("own attention", "its attention can't be replaced"),
+        ("own attention, with SDPA", "its attention can't be replaced"),
+    ],
+)
+def test_a_model_that_takes_no_tree_is_loaded_all_the_same_and_the_log_says_why_once(
+    config: str, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever kind of attention it has; its numbers are held in test_policy.py."""
+    small_model(config).save_pretrained(tmp_path)
+    caplog.set_level("INFO", logger="trainer")
+    policy = load_policy(tmp_path, device=torch.device("cpu"), dtype=torch.float32, temperature=1.0)
+    for tree in policy.batches(ROWS, 5):
+        policy.score(tree)
+    assert not policy.by_tree
+    assert [record.message for record in caplog.records if record.name.startswith("trainer")] == [
+        f"prompts and completions are padded, and what they share is computed again: {why}"
+    ]
+
+
+def test_a_model_that_takes_trees_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small_model("tied").save_pretrained(tmp_path)
+    caplog.set_level("INFO", logger="trainer")
+    assert load_policy(tmp_path, device=torch.device("cpu"), dtype=torch.float32, temperature=1.0).by_tree
+    assert not [record for record in caplog.records if record.name.startswith("trainer")]
 
 
 def broken_compiler(layer: Callable[..., object], **_options: object) -> Callable[..., object]:
@@ -50,7 +84,7 @@ def test_who_asks_for_compiled_layers_gets_them_or_an_error(monkeypatch: pytest.
 
 
 def test_padded_rows_are_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
-    make_policy(Causal.from_config(RECURRENT), dtype=torch.float32, temperature=1.0, compiled="try")
+    make_policy(small_model("recurrent"), dtype=torch.float32, temperature=1.0, compiled="try")
     assert "are not compiled" in caplog.text
 
 

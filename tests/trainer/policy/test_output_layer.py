@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.small_models import small_model
 from trainer.policy import output_layer
 from trainer.policy.output_layer import OutputLayer, Questions
 
@@ -76,6 +77,32 @@ def test_law_gradcheck(case: tuple[OutputLayer, Tensor, Questions]) -> None:
         return replace(layer, weight=weight).answer(states, questions, torch.float64, entropy=False)[0]
 
     assert torch.autograd.gradcheck(log_probs, (hidden, layer.weight), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("config", ["tied", "untied", "scaled", "divided", "capped", "gpt2"])
+def test_what_models_do_to_their_logits_is_done(
+    config: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cohere scales, Granite divides, Gemma soft-caps: equal to the model's own logits, gradients too."""
+    monkeypatch.setattr(output_layer, "CPU_TILE_BYTES", 3 * 12 * 8)  # three states a tile
+    model = small_model(config, torch.float64)
+    ids = torch.tensor([[1, 5, 2, 7, 7, 3, 9, 4]])
+    states, tokens = torch.arange(7).repeat_interleave(2), torch.arange(14) % 12
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1] / temperature
+    every = logits.log_softmax(-1)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+    found, entropy = OutputLayer.of(model, temperature).answer(
+        hidden, Questions(states, tokens, 2 * torch.arange(8)), torch.float64, entropy=True
+    )
+    expected = every[states, tokens]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(entropy, -(every.exp() * every).sum(-1).detach(), rtol=1e-9, atol=1e-12)
+    up = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = dict(model.named_parameters())
+    both = (torch.autograd.grad(one, weights.values(), up) for one in (found, expected))
+    for name, ours, theirs in zip(weights, *both, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-9 * float(theirs.abs().max()), name
 
 
 def test_a_frozen_matrix_gets_no_gradient() -> None:

@@ -111,6 +111,19 @@ def test_the_tree_of_the_drawing() -> None:
     assert tree.rows.tolist() == [2, 0, 1, 3]
 
 
+def test_the_tree_of_the_docs() -> None:
+    """The example in docs/token-trees.md; a to h are 1 to 8, the full stop is 9."""
+    given_ = Trajectories([[1, 2]] * 4 + [[1, 7]], [[3, 4, 9], [3, 5, 9], [3, 4, 6], [3, 4, 9], [8, 9]])
+    tree = token_tree(given_, sort_rows(given_))
+    assert tree.tokens.tolist() == [1, 2, 3, 4, 5, 7, 8]
+    assert tree.depth.tolist() == [0, 1, 2, 3, 3, 1, 2]
+    assert tree.end.tolist() == [7, 5, 5, 4, 5, 7, 7]
+    assert tree.tokens[tree.heads[tree.question_head]].tolist() == [2, 3, 3, 4, 4, 5, 7, 8]
+    assert tree.question_token.tolist() == [3, 4, 5, 6, 9, 9, 8, 9]
+    drawn = ["x......", "xx.....", "xxx....", "xxxx...", "xxx.x..", "x....x.", "x....xx"]
+    assert tree.mask().tolist() == [[seen == "x" for seen in row] for row in drawn]
+
+
 def test_padding_sees_only_itself_and_is_asked_nothing() -> None:
     given_ = Trajectories([[1]], [[2, 3]])
     tree = padded(token_tree(given_, [0]), 4)
