@@ -1,4 +1,4 @@
-"""benchmarks/round.py and tree_attention.py run in toy sizes, so that they can't rot."""
+"""benchmarks/round.py, tree_attention.py and update_step.py run in toy sizes, so that they can't rot."""
 
 import os
 import subprocess
@@ -50,15 +50,16 @@ def test_what_processes_share_counts_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_tiny_round_prints_its_tables_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    command = [sys.executable, BENCHMARKS / "round.py", "--tiny", "--pairs", "2"]
+    command = [sys.executable, BENCHMARKS / "round.py", "--tiny", "--pairs", "1"]
     done = subprocess.run(
         [*command, "--data-dir", tmp_path / "data"],
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp"), "POWERMEAN_TEST_RUN": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -78,3 +79,14 @@ def test_tree_attention_runs_in_tiny_form() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| nodes |" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_update_step_runs_in_tiny_form(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "update_step.py", "--tiny", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--data-dir", tmp_path], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "  mean" in done.stdout
