@@ -1,9 +1,6 @@
 """Updates: time and memory of ours in its variants, and of TRL's whole GRPOTrainer, step by step in turns."""
 
-import contextlib
-import io
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -391,11 +388,9 @@ def trl_steps(
     after: Callable[[float, float], None],
 ) -> None:
     """TRL's GRPOTrainer on these rollouts; `after(seconds, peak GiB)` is called after each optimiser step."""
-    from datasets import Dataset  # noqa: PLC0415
-    from transformers import PrinterCallback, TrainerCallback  # noqa: PLC0415
-    from trl import GRPOConfig, GRPOTrainer  # noqa: PLC0415
+    from transformers import TrainerCallback  # noqa: PLC0415
+    from trl_peer import train_on  # noqa: PLC0415 (needs TRL, which may be missing)
 
-    graded = rewards().tolist()
     cuda = bench.device.type == "cuda"
 
     class Clock(TrainerCallback):
@@ -410,62 +405,19 @@ def trl_steps(
                 torch.cuda.reset_peak_memory_stats()
             self.began = time.perf_counter()
 
-    def rollout(prompts: list[object], trainer: object) -> dict[str, object]:
-        assert len(prompts) == GROUPS * SIZE
-        rows = given.trajectories(range(GROUPS * SIZE))
-        return {
-            "prompt_ids": [list(p) for p in rows.prompts],
-            "completion_ids": rows.completions,
-            "logprobs": None,
-        }
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
-            output_dir=folder,
-            use_cpu=not cuda,
-            bf16=True,
-            per_device_train_batch_size=SIZE * groups,
-            gradient_accumulation_steps=GROUPS // groups,
-            num_generations=SIZE,
-            num_iterations=1000,
-            max_completion_length=given.tokens.shape[1],
-            learning_rate=1e-6,
-            lr_scheduler_type="constant",
-            max_steps=steps,
-            temperature=1.0,
-            beta=0.0,
-            loss_type="grpo",
-            max_grad_norm=1.0,
-            logging_steps=10_000,
-            report_to=[],
-            save_strategy="no",
-            gradient_checkpointing=checkpointing,
-            seed=0,
-            disable_tqdm=True,
-            shuffle_dataset=False,
-        )
-        trainer = GRPOTrainer(
-            model=of,
-            reward_funcs=lambda completions, **_kw: graded,
-            args=config,
-            rollout_func=rollout,
-            train_dataset=Dataset.from_list([{"prompt": f"t{i + 3}"} for i in range(GROUPS)]),
-            processing_class=words(of.config.vocab_size),
-            callbacks=[Clock()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.train()
-
-
-def words(vocabulary: int) -> Any:
-    """A tokenizer of so many made-up words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
-
-    plain = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t2"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="t0", eos_token="t1", unk_token="t2")
+    train_on(
+        of,
+        given,
+        rewards().tolist(),
+        groups,
+        Clock(),
+        use_cpu=not cuda,
+        bf16=True,
+        learning_rate=1e-6,
+        max_steps=steps,
+        max_grad_norm=1.0,
+        gradient_checkpointing=checkpointing,
+    )
 
 
 def long_group(bench: Bench) -> dict[str, Any]:

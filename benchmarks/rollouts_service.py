@@ -19,7 +19,7 @@ from powermean.tokens import ensure_key_pair, sign_attempt_token
 from rollout.client import RolloutClient
 from worker.launcher import PATIENT
 
-JOB = "benchmark"
+JOB = f"benchmark-{os.getpid()}"  # it names files in /dev/shm, which all benchmarks share
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 900.0
 STOP_S = 30.0
