@@ -18,7 +18,7 @@ from trl_peer import train, train_on
 from powermean.contracts.job import JobSpec
 from trainer.data.source import open_source
 from trainer.learner.tokenizing import load_tokenizer
-from trainer.rewards import open_grader
+from trainer.rewards.isolation import open_grader
 from trainer.run import use_threads
 
 ROUNDS = 1000  # more than anyone waits for
