@@ -16,9 +16,10 @@ from gpu_bench import SIZE, rollouts
 from rollouts_table import Table, ratio
 from torch import Tensor
 
+from trainer.defaults import DENSE_UP_TO
 from trainer.policy.chains import by_chains
 from trainer.policy.token_tree import Attend, TokenTree, micro_batches
-from trainer.policy.tree_attention import DENSE_UP_TO, dense
+from trainer.policy.tree_attention import dense
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 9, 3, 64, 30
 # Tokens of prompts and completions, groups of 8: of the main job's size first.

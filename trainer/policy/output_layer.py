@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trainer.defaults import CPU_TILE_BYTES, CUDA_TILE_BYTES
 from trainer.fusing import fused
-
-CPU_TILE_BYTES = 64 << 20  # of logits
-CUDA_TILE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trainer.defaults import DENSE_UP_TO
 from trainer.policy.chains import by_chains
 from trainer.policy.flash import by_flash
 from trainer.policy.flex import by_flex
 from trainer.policy.token_tree import Attend, TokenTree
 
 NAME = "powermean_tree"
-DENSE_UP_TO = 256  # nodes: from here on a mask costs more than gathering
 
 
 class TreeUnsupportedError(Exception):

@@ -1,22 +1,31 @@
 """What the trainer of a job takes at its peak, from the spec and the model's folder: no PyTorch.
 
-An estimate, within 15 % of what was measured (docs/hardware.md).
+An estimate, within 15 % of what was measured (docs/hardware.md, `python benchmarks/memory.py`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from powermean.contracts.job import JobSpec
 from powermean.engine_selection import text_config
-from trainer.defaults import CPU_TOKENS, LEAST_GPU_TOKENS, compiles
+from trainer.defaults import (
+    CPU_TILE_BYTES,
+    CPU_TOKENS,
+    CUDA_TILE_BYTES,
+    DENSE_UP_TO,
+    LEAST_GPU_TOKENS,
+    compiles,
+)
 from trainer.preflight.kept_per_layer import Precision, Shape
 from trainer.preflight.tensors import linear_shapes, tensor_shapes
 
 _PROCESS = 600 << 20  # of a CPU's trainer before it has a model: Python, PyTorch, transformers
-_TILE = {True: 512 << 20, False: 64 << 20}  # trainer/policy/output_layer.py's, by whether on CUDA
+# What the C library's heap takes on a CPU beyond what is in use, as a share of it: pieces of freed memory
+# that the next tensor does not fit. Measured, not derived: benchmarks/memory.py finds 0 to 0.16.
+_GAPS = 0.08
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,10 @@ def footprint_of(
     numbers = sum(map(prod, shapes.values()))
     trained = _trained(spec, shapes, numbers)
     tokens, alone = micro_batch(spec, prompt_tokens, cuda=cuda)
-    kept = shape.kept(precision, compiled=compiles(spec.training, cuda=cuda))
+    paths = None
+    if not cuda and tokens > DENSE_UP_TO:
+        paths = _gathered_keys(spec, prompt_tokens)
+    kept = shape.kept(precision, compiled=compiles(spec.training, cuda=cuda), paths=paths)
     size = 4 if precision == "float32" else 2
     if spec.training.gradient_checkpointing:
         kept_of_all = kept + shape.layers * (2 if precision == "bfloat16" else 4) * shape.hidden
@@ -69,18 +81,20 @@ def footprint_of(
         kept_of_all = shape.layers * kept
     # Beside what the layers keep: embedding, last norm and the output layer's input; a layer's way back.
     kept_of_all += 24 * shape.hidden + 4 * size * (shape.hidden + shape.mlp)
-    activations, gradients = tokens * kept_of_all, 4 * trained
+    activations, gradients = int(tokens * kept_of_all), 4 * trained
     matrix = shape.vocabulary * shape.hidden
-    return Footprint(
+    tile = min(CUDA_TILE_BYTES if cuda else CPU_TILE_BYTES, tokens * shape.vocabulary * size)
+    in_use = Footprint(
         weights=_held(spec, precision, numbers, trained),
         # Those of a lone micro-batch come as its activations go.
         gradients=max(0, gradients - activations) if alone else gradients,
         moments=8 * trained,
         activations=activations,
-        output_layer=(2 if cuda else 3) * _TILE[cuda] + (4 if precision == "float32" else 6) * matrix,
-        process=0 if cuda else _PROCESS,
+        output_layer=(2 if cuda else 3) * tile + (4 if precision == "float32" else 6) * matrix,
+        process=0,
         tokens=tokens,
     )
+    return in_use if cuda else replace(in_use, process=_PROCESS + int(_GAPS * in_use.total))
 
 
 def precision_of(spec: JobSpec, *, cuda: bool) -> Precision:
@@ -104,6 +118,13 @@ def micro_batch(spec: JobSpec, prompt_tokens: int, *, cuda: bool) -> tuple[int, 
     together = min(groups, spec.training.micro_batch_groups or groups) * group
     tokens = max(row, min(most, together))
     return tokens, tokens >= groups * group
+
+
+def _gathered_keys(spec: JobSpec, prompt_tokens: int) -> float:
+    """Keys a token that attention gathers for the chains of a group: its prompt's, and its completions'."""
+    rollout = spec.rollout
+    completions = rollout.group_size * (prompt_tokens + rollout.max_new_tokens)
+    return (prompt_tokens + completions) / (prompt_tokens + rollout.group_size * rollout.max_new_tokens)
 
 
 def _held(spec: JobSpec, precision: Precision, numbers: int, trained: int) -> int:

@@ -75,8 +75,11 @@ class Shape:
             mlp_steps=None if gated else _STEPS.get(activation, _NATIVE),
         )
 
-    def kept(self, precision: Precision, *, compiled: bool) -> int:
-        """Bytes a token in a layer."""
+    def kept(self, precision: Precision, *, compiled: bool, paths: float | None = None) -> float:
+        """Bytes a token in a layer.
+
+        paths: keys that are gathered for a token where attention works on chains of tokens, on a CPU.
+        """
         size = 4 if precision == "float32" else 2
         ends = self.queries + self.keys
         norms = (_COMPILED_NORMS if compiled else _NORMS)[precision]
@@ -86,7 +89,9 @@ class Shape:
         steps = self.mlp_steps if self.mlp_steps is not None else 3 if compiled else 4
         if compiled:
             steps = min(steps, 3)
-        return norms * self.hidden + (2 * size + small) * ends + steps * size * self.mlp
+        # Chains keep their own keys and values in place of the tree's, and the output in both orders.
+        gathered = 0 if paths is None else size * (self.queries + 2 * self.keys * (paths - 1))
+        return norms * self.hidden + (2 * size + small) * ends + gathered + steps * size * self.mlp
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:

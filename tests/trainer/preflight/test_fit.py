@@ -50,7 +50,7 @@ def test_a_job_that_does_not_fit_is_told_what_helps(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(tmp_path, tiny_folder, **GPU)
-    assert run(monkeypatch, file, "--gpu-memory", "0.1") == fit.TOO_LARGE
+    assert run(monkeypatch, file, "--gpu-memory", "0.001") == fit.TOO_LARGE
     said = capsys.readouterr().out
     assert said.startswith("job.json: does not fit\n")
     assert "The trainer would take, with" in said

@@ -22,8 +22,11 @@ from transformers import (
     Starcoder2Config,
 )
 
+from trainer.policy.chains import by_chains
+from trainer.policy.token_tree import Attend, micro_batches
 from trainer.policy.tree_attention import attend_by_trees
 from trainer.preflight.kept_per_layer import Precision, Shape
+from trainer.rollouts.batching import Trajectories
 
 TOKENS, VOCABULARY = 40, 100
 WIDTHS = {
@@ -81,8 +84,16 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError
 
 
-def kept_bytes(config: PreTrainedConfig, precision: Precision) -> int:
-    """What autograd keeps of a pass, weights aside."""
+def fused(query: Tensor, key: Tensor, value: Tensor, _scale: float | None) -> Tensor:
+    """Attention's shape and memory, without its values."""
+    kept: Tensor = _Attention.apply(query.to(value.dtype), key.to(value.dtype), value)  # type: ignore[no-untyped-call]
+    return kept
+
+
+def kept_bytes(
+    config: PreTrainedConfig, precision: Precision, attend: Attend = fused, tokens: int = TOKENS
+) -> int:
+    """What autograd keeps of a pass over so many tokens, weights aside."""
     model = AutoModelForCausalLM.from_config(deepcopy(config)).train(False)
     if precision == "bfloat16":
         model = model.bfloat16()
@@ -99,7 +110,7 @@ def kept_bytes(config: PreTrainedConfig, precision: Precision) -> int:
             kept[place] = tensor
         return tensor
 
-    ids = torch.zeros(1, TOKENS, dtype=torch.int64)
+    ids = torch.zeros(1, tokens, dtype=torch.int64)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"),
@@ -109,9 +120,7 @@ def kept_bytes(config: PreTrainedConfig, precision: Precision) -> int:
             position_ids=ids,
             attention_mask=torch.zeros(1, 1, 1, 1),
             use_cache=False,
-            token_tree=lambda query, key, value, _scale: _Attention.apply(
-                query.to(value.dtype), key.to(value.dtype), value
-            ),
+            token_tree=attend,
         )
     return sum(one.untyped_storage().nbytes() for one in kept.values())
 
@@ -125,6 +134,23 @@ def test_a_layer_keeps_what_is_said(family: str, precision: Precision) -> None:
     shape = Shape.of(config(1).to_dict(), names)
     assert shape is not None
     assert shape.kept(precision, compiled=False) == pytest.approx((three - one) / 2 / TOKENS, rel=0.15)
+
+
+def test_chains_keep_their_own_keys_and_values() -> None:
+    """A group of 8 x (40 + 41): the keys of a chain are its prompt's and its own."""
+    prompt, completion, group = 40, 41, 8
+    given = Trajectories([[1] * prompt] * group, [[row + 2] * completion for row in range(group)])
+    (tree,) = micro_batches(given, 10_000)
+    # The last token of a completion is predicted, never read.
+    nodes, keys = prompt + group * (completion - 1), prompt + group * (prompt + completion - 1)
+    assert tree.size == nodes
+    one, three = (
+        kept_bytes(FAMILIES["llama"](layers), "float32", by_chains(tree), nodes) for layers in (1, 3)
+    )
+    shape = Shape.of(FAMILIES["llama"](1).to_dict(), ["model.layers.0.mlp.gate_proj.weight"])
+    assert shape is not None
+    said = shape.kept("float32", compiled=False, paths=keys / nodes)
+    assert said == pytest.approx((three - one) / 2 / nodes, rel=0.03)
 
 
 def test_a_config_without_widths_has_no_shape() -> None:
