@@ -7,6 +7,7 @@ estimates for a GPU.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from trainer.learner.training_batch import TrainingBatch  # noqa: E402
 from trainer.models.resolve import resolve_model  # noqa: E402
 from trainer.preflight.footprint import footprint  # noqa: E402
 from trainer.run import make_learner  # noqa: E402
+from worker.launcher import COMPACT, PATIENT  # noqa: E402
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GIB = 1 << 30
@@ -97,7 +99,9 @@ def main() -> None:
     print(f"{'case':<26} {'peak GiB':>9} {'estimate':>9} {'ratio':>6}")
     for case in CASES:
         command = [sys.executable, __file__, "--case", case, "--data-dir", str(options.data_dir)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=PATIENT | COMPACT | os.environ
+        ).stdout
         peak = json.loads(found.strip().splitlines()[-1])["peak"]
         spec, prompt = spec_of(case)
         estimated = footprint(spec, folder, prompt, cuda=False)

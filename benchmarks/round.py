@@ -39,7 +39,7 @@ from round_processes import Side, Turn, side
 from round_work import Work
 
 from powermean.home import Home
-from worker.launcher import PATIENT
+from worker.launcher import COMPACT, PATIENT
 
 PARTS = ("round", "update")
 UPDATES = ((64, 64, 2.5), (64, 256, 1.5))  # tokens of prompts and of completions, how many times as fast
@@ -63,7 +63,10 @@ class Compared:
 
 def compare(part: str, pairs: int, *given: Any) -> Compared:
     """Turns in pairs; who is first changes."""
-    with side("round_ours", part, *given) as one, side("round_trl", part, *given) as other:
+    with (
+        side("round_ours", part, *given, environment=COMPACT) as one,
+        side("round_trl", part, *given) as other,
+    ):
         found: dict[str, list[Turn]] = {"ours": [], "TRL": []}
         for number in range(pairs):
             order: list[tuple[str, Side]] = [("ours", one), ("TRL", other)]

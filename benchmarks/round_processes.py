@@ -6,13 +6,15 @@ count as the other's memory.
 """
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 _LOOK_S = 0.02
 _STOP_S = 60.0
@@ -50,12 +52,15 @@ class Side:
 
 
 @contextmanager
-def side(module: str, function: str, *given: Any) -> Iterator[Side]:
-    """A side that is warm. It ends with the block."""
+def side(
+    module: str, function: str, *given: Any, environment: Mapping[str, str] | None = None
+) -> Iterator[Side]:
+    """A side that is warm. It ends with the block. `environment` is what it has beside this process's."""
     spawn = multiprocessing.get_context("spawn")
     ours, its = spawn.Pipe()
     process = spawn.Process(target=_work, args=(its, module, function, *given))
-    process.start()
+    with patch.dict(os.environ, environment or {}):
+        process.start()
     its.close()
     try:
         found = Side(ours)

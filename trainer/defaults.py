@@ -5,10 +5,10 @@ Needs no PyTorch: a job's memory is estimated from it too.
 
 from powermean.contracts.job import TrainingSpec
 
-CPU_TOKENS = 2048  # of a micro-batch on a CPU: beyond, updates get no faster (docs/log.md)
+CPU_TOKENS = 1024  # of a micro-batch on a CPU: beyond, updates get no faster, only larger (docs/log.md)
 LEAST_GPU_TOKENS = 1024  # on a GPU, however little of its memory is free
 DENSE_UP_TO = 256  # nodes of a tree: from here on a CPU gathers chains, as a mask costs more (docs/log.md)
-CPU_TILE_BYTES = 128 << 20  # of logits at a time
+CPU_TILE_BYTES = 64 << 20  # of logits at a time
 CUDA_TILE_BYTES = 512 << 20
 COMPILED_UPDATES = 100  # from here on, compiled layers pay on a GPU (docs/log.md)
 

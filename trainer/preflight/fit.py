@@ -89,7 +89,7 @@ def lines(name: str, spec: JobSpec, folder: Path, prompt: int, place: Place, nee
         ("output layer", needed.output_layer, ""),
     ]
     if needed.process:
-        rows.append(("Python, PyTorch, gaps", needed.process, ""))
+        rows.append(("Python and PyTorch", needed.process, ""))
     where = "GPU" if place.cuda else "node"
     found = [f"{name}: {verdict}", "", _row("trainer, at its peak", needed.total, "")]
     found += [_row(f"  {what}", size, note) for what, size, note in rows]

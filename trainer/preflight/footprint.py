@@ -4,7 +4,7 @@ An estimate, within 15 % of what was measured (docs/hardware.md, `python benchma
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,6 @@ from trainer.preflight.kept_per_layer import Precision, Shape
 from trainer.preflight.tensors import linear_shapes, tensor_shapes
 
 _PROCESS = 600 << 20  # of a CPU's trainer before it has a model: Python, PyTorch, transformers
-# What the C library's heap takes on a CPU beyond what is in use, as a share of it: pieces of freed memory
-# that the next tensor does not fit. Measured, not derived: benchmarks/memory.py finds 0 to 0.16.
-_GAPS = 0.08
 
 
 @dataclass(frozen=True)
@@ -84,17 +81,16 @@ def footprint_of(
     activations, gradients = int(tokens * kept_of_all), 4 * trained
     matrix = shape.vocabulary * shape.hidden
     tile = min(CUDA_TILE_BYTES if cuda else CPU_TILE_BYTES, tokens * shape.vocabulary * size)
-    in_use = Footprint(
+    return Footprint(
         weights=_held(spec, precision, numbers, trained),
         # Those of a lone micro-batch come as its activations go.
         gradients=max(0, gradients - activations) if alone else gradients,
         moments=8 * trained,
         activations=activations,
         output_layer=(2 if cuda else 3) * tile + (4 if precision == "float32" else 6) * matrix,
-        process=0,
+        process=0 if cuda else _PROCESS,
         tokens=tokens,
     )
-    return in_use if cuda else replace(in_use, process=_PROCESS + int(_GAPS * in_use.total))
 
 
 def precision_of(spec: JobSpec, *, cuda: bool) -> Precision:
