@@ -17,8 +17,8 @@ from worker.settings import NodeSettings
 # Waiting threads of a parallel region sleep instead of spinning. If the machine does anything else at the
 # same time, spinning makes two threads many times slower than one.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-# glibc gives blocks above this size back as soon as they are freed. By default it raises the size to 32 MB as it
-# goes, and activations then share a heap with holes: up to a third more memory, by no estimate (docs/log.md).
+# glibc gives blocks above this size back as soon as they are freed. By default it raises the size to 32 MB as
+# it goes, and activations then share a heap with holes: up to a third more memory (docs/log.md).
 COMPACT = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
 ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all processes of an engine service
 OWN_GPU_SHARE = "0.9"  # share of a GPU's memory, if no trainer shares the GPU
