@@ -62,20 +62,27 @@ def evaluate(z: Tensor, tokens: Tensor, p: Tensor) -> Evaluation:
 
 
 @torch.no_grad()
-def solve_exponent(z: Tensor, tokens: Tensor, target: Tensor, start: Tensor) -> Tensor:
+def solve_exponent(
+    z: Tensor, tokens: Tensor, target: Tensor, start: Tensor, wanted: Tensor | None = None
+) -> Tensor:
     """p [B] in (0, 1] with |N(p) - N*| <= 1e-6 (1 - N(1)), or 1 where N(1) is at N* or above it.
 
     Newton on log N against p^2 inside a bracket that every evaluation tightens; a step out of the bracket is
-    replaced by its middle. All trajectories at once, without a look at the data by the host.
+    replaced by its middle. All trajectories at once. The host looks whether all have arrived on a CPU alone,
+    where that costs nothing.
 
     z [B, T] centred log-ratios (0 on padding), tokens [B], target [B] is 1 - N*, start [B] in [0, 1]: all
-    float64. Rows of equal ratios get some p.
+    float64. Rows that are not `wanted` [B] (all are, by default) get some p, and so do rows of equal ratios.
     """
+    wanted = torch.ones_like(target, dtype=torch.bool) if wanted is None else wanted
     low, high = torch.zeros_like(target), torch.ones_like(target)
     square = start.square().clamp(1e-12, 1)
     step = fused(_newton_step, z)
     for _ in range(STEPS):
+        before = square
         low, high, square = step(z, tokens, target, low, high, square)
+        if not z.is_cuda and bool((square == before)[wanted].all()):  # no further step would move them
+            break
     return torch.where(evaluate(z, tokens, torch.ones_like(start)).deficit <= target, 1.0, square.sqrt())
 
 

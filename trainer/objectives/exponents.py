@@ -125,8 +125,8 @@ class ClipAware:
             deficit = interpolated_deficit(effective, situation.deficit_at_1)
         else:
             deficit = absolute_deficit(effective, tokens)
-        solved = solve_exponent(z, tokens, deficit, p.nan_to_num(1.0))
         between = varied & (effective > 0) & (effective < 1)
+        solved = solve_exponent(z, tokens, deficit, p.nan_to_num(1.0), between)
         return Exponents(
             p=torch.where(between, solved, p),
             clip_fraction=driving,

@@ -157,3 +157,14 @@ def test_float32_log_ratios_keep_the_promise(scale: float, width: int) -> None:
     solved = solve_exponent(z, tokens, interpolated_deficit(f, at_1(z, tokens)), (1 - f).sqrt())
     for row, p in enumerate(solved.tolist()):
         assert_on_target(x[row], p, fractions[row], 1e-6)
+
+
+def test_stopping_when_all_have_arrived_changes_no_bit() -> None:
+    """A row of equal ratios never arrives: waiting for it takes all the steps that there are."""
+    x = np.random.default_rng(3).normal(size=(40, 32)) * np.geomspace(0.01, 8.0, 40)[:, None]
+    z, tokens = centred(np.vstack([np.clip(x, -20, 20), np.zeros(32)]))
+    f = torch.linspace(0.01, 0.99, 41, dtype=torch.float64)
+    target = interpolated_deficit(f, at_1(z, tokens))
+    real = torch.arange(41) < 40
+    early = solve_exponent(z, tokens, target, (1 - f).sqrt(), real)
+    assert torch.equal(early[real], solve_exponent(z, tokens, target, (1 - f).sqrt())[real])
