@@ -15,165 +15,29 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils import deterministic
-from transformers import AutoModelForCausalLM, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from powermean.contracts.rollout import Completion, GenerateRequest, Sampling
-from rollout.engine import Fence
+from gpu_engine_causes import causes
+from gpu_engine_model import QWEN, TINY, Bench, Found, draws, sampled
+
+from powermean.contracts.rollout import Completion
 from rollout.transformers.attention import decoding_attention
-from rollout.transformers.decoding import sample_batch
-from rollout.transformers.engine import Limits, TransformersEngine
 from rollout.transformers.prefill import prefill
 from rollout.transformers.slot_decoder import SlotDecoder
 from rollout.transformers.slots import STRIDE, Slots
-from rollout.transformers.stopping import Stopping
 from rollout.transformers.token_choice import choose
-from rollout.transformers.tree_decoder import TreeDecoder
-from rollout.weights import WeightSource
 
 if TYPE_CHECKING:
     import gpu_bench
-
-Found = dict[str, Any]
-
-REPEATS = 10  # of a single operation that is looked at for equal bits
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is sampled: `prompts` prompts of `width` tokens, `n` completions of `new` tokens each."""
-
-    model: dict[str, int]
-    prompts: int
-    n: int
-    width: int
-    new: int
-
-    @property
-    def rows(self) -> int:
-        return self.prompts * self.n
-
-
-QWEN = Size(
-    {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    },
-    prompts=8,
-    n=8,
-    width=256,
-    new=256,
-)
-TINY = Size(
-    {
-        "vocab_size": 600,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    prompts=2,
-    n=2,
-    width=8,
-    new=40,
-)
-
-
-class NoText:
-    """A tokenizer without stop strings has nothing to decode."""
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        raise NotImplementedError
-
-
-class Bench:
-    """The model, and what the parts ask of it."""
-
-    def __init__(self, size: Size, device: torch.device) -> None:
-        self.size = size
-        self.device = device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.graphs = device.type == "cuda"
-        self.model = self.build(self.dtype)
-
-    def build(self, dtype: torch.dtype) -> Any:
-        """The model; the same weights in every dtype, up to rounding."""
-        config = Qwen2Config(
-            **self.size.model,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-            initializer_range=0.05,
-        )
-        torch.manual_seed(0)
-        with self.device:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        return model.to(dtype).eval()
-
-    def engine(self, model: Any, *, graphs: bool) -> TransformersEngine:
-        """One that decodes in slots."""
-        return TransformersEngine(
-            model,
-            NoText(),
-            Fence("job", 1, 0),
-            WeightSource(None),
-            Limits(4096, 131072),
-            end_tokens=frozenset(),
-            slots=Slots(model, graphs=graphs and self.graphs),
-        )
-
-    def prompts(self, *, equal: bool = True) -> tuple[tuple[int, ...], ...]:
-        """Random ones; of unequal length they also begin alike in pairs."""
-        chance = torch.Generator().manual_seed(1)
-        width, vocabulary = self.size.width, self.size.model["vocab_size"]
-        ids = torch.randint(3, vocabulary, (self.size.prompts, width), generator=chance).tolist()
-        if equal:
-            return tuple(map(tuple, ids))
-        return tuple(
-            tuple(ids[i - i % 2][: width // 4] + one[width // 4 : width - i * (width // 2) // len(ids)])
-            for i, one in enumerate(ids)
-        )
-
-    def request(self, new: int, *, equal: bool = True, seed: int = 1) -> GenerateRequest:
-        sampling = Sampling(max_new_tokens=new, seed=seed)
-        return GenerateRequest(prompts=self.prompts(equal=equal), n=self.size.n, sampling=sampling)
-
-    def sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def seconds(self, action: Callable[[], object]) -> float:
-        """Of one call, with all that it has started."""
-        self.sync()
-        start = time.perf_counter()
-        action()
-        self.sync()
-        return time.perf_counter() - start
-
-
-def sampled(engine: TransformersEngine, request: GenerateRequest) -> list[Completion]:
-    """The completions, prompt by prompt."""
-    return [one for group in engine.generate(request, Event()).completions for one in group]
 
 
 def compared(one: Sequence[Completion], other: Sequence[Completion]) -> bool | str:
@@ -206,98 +70,6 @@ def seeds(bench: Bench) -> Found:
     other = sampled(engine, bench.request(new, seed=2))
     found["another seed gives others"] = compared(other, firsts[True][-1]) is not True
     return found
-
-
-def causes(bench: Bench) -> Found:
-    """What gives other bits from call to call: each suspect several times on the same input."""
-    found: Found = {}
-    for name, kernels in _backends(bench).items():
-        try:
-            with decoding_attention(bench.model, grouped=True), kernels:
-                found |= {f"{name}: {what}": equal for what, equal in _of_model(bench).items()}
-        except RuntimeError as error:
-            found[name] = str(error).splitlines()[0][:120]
-    return found | _of_operations(bench)
-
-
-def _backends(bench: Bench) -> dict[str, AbstractContextManager[Any]]:
-    kernels: dict[str, AbstractContextManager[Any]] = {"ours": nullcontext()}
-    if bench.device.type == "cuda":
-        flash, efficient = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
-        cudnn, math = SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH
-        kernels["all kernels"] = sdpa_kernel([flash, efficient, cudnn, math])
-        kernels["cuDNN"] = sdpa_kernel([cudnn, math], set_priority=True)
-        kernels["efficient"] = sdpa_kernel([efficient, math], set_priority=True)
-        kernels["math"] = sdpa_kernel(math)
-    return kernels
-
-
-@torch.inference_mode()
-def _of_model(bench: Bench) -> dict[str, bool]:
-    """Equal bits of the prompts' pass, of a step in slots, and of completions by the tree."""
-    prompts = bench.prompts()
-    model, rows = bench.model, [prompt for prompt in prompts for _ in range(bench.size.n)]
-    draws = _draws(bench, len(rows), 2)
-    slots = Slots(model, graphs=False)
-
-    def step() -> Tensor:
-        return SlotDecoder(model, slots, rows, 1.0, 2).advance(draws).log_probs.clone()
-
-    def tree() -> Tensor:
-        decoder = TreeDecoder(model, rows, 1.0, plain=True)
-        done = sample_batch(
-            decoder, _draws(bench, len(rows), 16), Stopping(NoText(), frozenset(), ()), Event()
-        )
-        return torch.tensor([one.log_probs for one in done])
-
-    return {
-        "prefill": _repeats(lambda: prefill(model, prompts, bench.device).logits, 4),
-        "two tokens in slots": _repeats(step, 4),
-        "16 tokens by the tree": _repeats(tree, 2),
-    }
-
-
-@torch.inference_mode()
-def _of_operations(bench: Bench) -> Found:
-    """Equal bits of single operations on random input."""
-    device, dtype, size = bench.device, bench.dtype, bench.size.model
-    torch.manual_seed(0)
-    logits = torch.randn(bench.size.rows, size["vocab_size"], device=device, dtype=dtype)
-    shares = logits.float().softmax(-1)
-    draws = _draws(bench, len(logits), 1)[:, 0]
-    hidden = torch.randn(bench.size.rows, size["hidden_size"], device=device, dtype=dtype)
-    weight = torch.randn(size["vocab_size"], size["hidden_size"], device=device, dtype=dtype)
-    heads, groups = size["num_attention_heads"], size["num_key_value_heads"]
-    head = size["hidden_size"] // heads
-    query = torch.randn(bench.size.rows, heads, 1, head, device=device, dtype=dtype)
-    key = torch.randn(bench.size.rows, groups, 300, head, device=device, dtype=dtype)
-
-    def choice() -> Tensor:
-        chosen = choose(logits, 1.0, draws)
-        return torch.cat([chosen.tokens.double(), chosen.log_probs.double()])
-
-    actions: dict[str, Callable[[], Tensor]] = {
-        "our token choice": choice,
-        "float64 cumsum, all rows": lambda: shares.cumsum(-1, dtype=torch.float64),
-        "float64 cumsum, one row": lambda: shares[:1].cumsum(-1, dtype=torch.float64),
-        "logsumexp": lambda: logits.float().logsumexp(-1),
-        "output layer": lambda: hidden @ weight.T,
-        "grouped attention without a mask": lambda: scaled_dot_product_attention(
-            query, key, key, enable_gqa=True
-        ),
-    }
-    return {name: _repeats(action, REPEATS) for name, action in actions.items()}
-
-
-def _repeats(action: Callable[[], Tensor], times: int) -> bool:
-    """Whether it gives the same bits each time."""
-    first = action()
-    return all(torch.equal(first, action()) for _ in range(times - 1))
-
-
-def _draws(bench: Bench, rows: int, new: int) -> Tensor:
-    chance = torch.Generator().manual_seed(0)
-    return torch.rand(rows, new, generator=chance, dtype=torch.float64).to(bench.device)
 
 
 def speed(bench: Bench) -> Found:
@@ -350,16 +122,16 @@ def _parts(bench: Bench) -> Found:
     """ms of the prompts' pass, of a choice of tokens, and of steps that the host does not look at."""
     rows = [prompt for prompt in bench.prompts() for _ in range(bench.size.n)]
     logits = torch.randn(len(rows), bench.size.model["vocab_size"], device=bench.device, dtype=bench.dtype)
-    draws = _draws(bench, len(rows), STRIDE)
+    chances = draws(bench, len(rows), STRIDE)
     with decoding_attention(bench.model, grouped=True):
         slots = Slots(bench.model, graphs=bench.graphs)
         decoder = SlotDecoder(bench.model, slots, rows, 1.0, 3 * STRIDE)
         for _ in range(2):
-            decoder.advance(draws)
-        steps = bench.seconds(lambda: decoder.advance(draws)) / STRIDE
+            decoder.advance(chances)
+        steps = bench.seconds(lambda: decoder.advance(chances)) / STRIDE
         found = {
             "ms prefill": bench.seconds(lambda: prefill(bench.model, bench.prompts(), bench.device)),
-            "ms choice": bench.seconds(lambda: [choose(logits, 1.0, draws[:, 0]) for _ in range(10)]) / 10,
+            "ms choice": bench.seconds(lambda: [choose(logits, 1.0, chances[:, 0]) for _ in range(10)]) / 10,
             "ms step": steps,
         }
     return {name: round(1e3 * one, 3) for name, one in found.items()}
@@ -370,7 +142,7 @@ def silence(bench: Bench) -> Found:
     rows = [prompt for prompt in bench.prompts(equal=False) for _ in range(bench.size.n)]
     with torch.inference_mode(), decoding_attention(bench.model, grouped=True):
         slots = Slots(bench.model, graphs=False)
-        SlotDecoder(bench.model, slots, rows, 1.0, 20).advance(_draws(bench, len(rows), 2))
+        SlotDecoder(bench.model, slots, rows, 1.0, 20).advance(draws(bench, len(rows), 2))
         with _no_sync(bench):
             for _ in range(3):
                 slots.step(len(rows), 1.0)
