@@ -11,6 +11,7 @@ from powermean.contracts.attempts import CheckpointCommit, Claim, Finish
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryRow
+from rollout.client import RolloutClient
 from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
 from tests.support.tiny_model import tiny_spec
 from trainer.run import Connection, run_attempt
@@ -71,13 +72,14 @@ class Stage:
         attempt = AttemptDir.create(path, claim)
         attempt.write_order(order)
         serving = engine or FakeEngine(self._model, Path("/dev/shm"))
+        state = serving.health() if isinstance(serving, RolloutClient) else serving
 
         @contextmanager
         def connect(_: AttemptDir) -> Iterator[Connection]:
             yield Connection(
                 serving,
                 on_this_host=True,
-                methods=serving.methods,
+                methods=state.methods,
                 adapters=isinstance(serving, FakeAdapterEngine),
             )
 
