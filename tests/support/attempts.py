@@ -79,7 +79,7 @@ class Stage:
             yield Connection(
                 serving,
                 on_this_host=True,
-                methods=state.methods,
+                methods=getattr(state, "methods", ("store", "shm")),
                 adapters=isinstance(serving, FakeAdapterEngine),
             )
 
