@@ -25,8 +25,8 @@ install-test:
 test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
 	@$(BIN)/python -m pytest $(ARGS)
 
-fast: install-test ## the tests without the slow ones, on all cores
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal $(ARGS)
+fast: install-test ## the tests without the slow ones and Postgres, on all cores
+	@$(BIN)/python -m pytest -m "not slow and not postgres" --numprocesses auto --dist worksteal $(ARGS)
 
 check: install-test ## check format, lint, types, import rules, API schema and docs
 	$(BIN)/ruff format --check .

@@ -63,11 +63,9 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(
-    params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])],
-)
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of database: a test that uses it runs on both, among the fast tests on SQLite alone."""
+    """The kind of database: a test that uses it runs on both; `make fast` takes SQLite alone."""
     return str(request.param)
 
 
