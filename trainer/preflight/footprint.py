@@ -1,6 +1,7 @@
 """What the trainer of a job takes at its peak, from the spec and the model's folder: no PyTorch.
 
-An estimate, within 15 % of what was measured (docs/hardware.md, `python benchmarks/memory.py`).
+An estimate, within 15 % of what was measured (docs/hardware.md, `python benchmarks/memory.py`), except for an
+adapter on a CPU, which takes half as much again (docs/log.md).
 """
 
 from collections.abc import Mapping
