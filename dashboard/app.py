@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dashboard import assets, cluster, group, jobs, logs, replays, signin, steps, submit, trajectory
+from dashboard import assets, cluster, group, job, jobs, logs, replays, signin, steps, submit, trajectory
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, ErrorResponse
@@ -84,9 +84,12 @@ def create_dashboard(api: ASGIApp) -> Starlette:
     application = Starlette(
         routes=[
             Route("/", jobs.jobs_page),
-            Route("/jobs/{job_id}", jobs.job_page),
-            Route("/jobs/{job_id}/part/{part}", jobs.job_part),
-            Route("/jobs/{job_id}/cancel", jobs.cancel, methods=["GET", "POST"]),
+            Route("/jobs/{job_id}", job.overview_page),
+            Route("/jobs/{job_id}/charts", job.charts_page),
+            Route("/jobs/{job_id}/system", job.system_page),
+            Route("/jobs/{job_id}/spec", job.spec_page),
+            Route("/jobs/{job_id}/part/{part}", job.job_part),
+            Route("/jobs/{job_id}/cancel", job.cancel, methods=["GET", "POST"]),
             Route("/jobs/{job_id}/steps/{step}", steps.step_page),
             Route("/jobs/{job_id}/steps/{step}/groups/{group}", group.group_page),
             Route("/jobs/{job_id}/steps/{step}/trajectories/{index}", trajectory.trajectory_page),

@@ -1,34 +1,22 @@
-"""The list of jobs, a job's page and its parts, and cancelling."""
+"""The list of jobs."""
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from dashboard import api, assets
-from dashboard.api import is_fragment, require_same_origin
-from dashboard.latest import EVALUATION, Latest, latest
+from dashboard import api
+from dashboard.api import is_fragment
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
-from powermean.contracts.api import Job, JobState, JobSummary
-from powermean.contracts.metrics import METRICS
-from powermean.contracts.staleness import JobStaleness
+from powermean.contracts.api import JobState, JobSummary
 from powermean.rest import ApiError
-from powermean.spec_yaml import to_yaml
 
 PAGE_SIZE = 25
 _REMEMBERED = 2000
-PARTS = {
-    "header": "fragments/job_header.html",
-    "health": "fragments/health.html",
-    "latest": "fragments/latest.html",
-    "outcome": "fragments/outcome.html",
-    "staleness": "fragments/staleness.html",
-}
 
 
 class _FinalExponents:
@@ -95,86 +83,3 @@ async def jobs_page(request: Request) -> Response:
         cursor=cursor,
         here=here,
     )
-
-
-async def _latest(client: AsyncClient, job: Job) -> Latest:
-    """Newest values: those of the last step, and of the last evaluation whenever it was."""
-    others = [name for name in METRICS if name not in EVALUATION]
-    return latest(
-        *await asyncio.gather(
-            client.metrics(job.id, others, from_step=max(0, job.step - 1)),
-            client.metrics(job.id, EVALUATION),
-        )
-    )
-
-
-async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
-    """p and ESS by staleness over the newest steps; None if the spec allows no staleness."""
-    return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
-
-
-def _script_data(job: Job) -> dict[str, Any]:
-    """What the page's scripts need to draw and follow; they fetch the numbers themselves."""
-    return {
-        "id": job.id,
-        "final": job.state.final,
-        "algorithm": job.algorithm,
-        "totalSteps": job.total_steps,
-        "updatesPerStep": job.spec.training.minibatches * job.spec.training.epochs,
-        "metrics": {name: info.model_dump() for name, info in METRICS.items()},
-    }
-
-
-async def job_page(request: Request) -> Response:
-    """GET /jobs/{id}."""
-    job_id = request.path_params["job_id"]
-    async with api.client(request) as client:
-        job = await client.get_job(job_id)
-        values, checkpoints, health, staleness = await asyncio.gather(
-            _latest(client, job),
-            client.checkpoints(job_id),
-            client.health(job_id),
-            _staleness(client, job),
-        )
-    return page(
-        request,
-        "job.html",
-        job=job,
-        latest=values,
-        checkpoints=checkpoints.items,
-        health=health,
-        staleness=staleness,
-        spec=to_yaml(job.spec),
-        script_data=_script_data(job),
-        install=assets.INSTALL,
-    )
-
-
-async def job_part(request: Request) -> Response:
-    """GET /jobs/{id}/part/{one of PARTS}: htmx swaps it while the job runs."""
-    job_id, part = request.path_params["job_id"], request.path_params["part"]
-    if part not in PARTS:
-        raise HTTPException(404)
-    async with api.client(request) as client:
-        job = await client.get_job(job_id)
-        context: dict[str, Any] = {}
-        if part == "latest":
-            context["latest"] = await _latest(client, job)
-        elif part == "health":
-            context["health"] = await client.health(job_id)
-        elif part == "outcome":
-            context["checkpoints"] = (await client.checkpoints(job_id)).items
-        elif part == "staleness":
-            context["staleness"] = await _staleness(client, job)
-    return page(request, PARTS[part], job=job, **context)
-
-
-async def cancel(request: Request) -> Response:
-    """GET asks for confirmation; POST cancels and shows the job."""
-    job_id = request.path_params["job_id"]
-    async with api.client(request) as client:
-        if request.method != "POST":
-            return page(request, "cancel.html", job=await client.get_job(job_id))
-        require_same_origin(request)
-        await client.cancel_job(job_id)
-    return RedirectResponse(f"/jobs/{job_id}", status_code=303)

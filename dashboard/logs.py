@@ -9,6 +9,7 @@ from dashboard import api
 from dashboard.api import is_fragment
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
+from dashboard.stages import stages
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, LogText
 
@@ -52,7 +53,7 @@ async def log_page(request: Request) -> Response:
     follows = log is not None and not job.state.final and log.attempt == job.attempt
     template = "fragments/log_piece.html" if is_fragment(request) else "log.html"
     more = log is not None and log.next_offset - log.offset >= FULL_PART
-    return page(request, template, job=job, log=log, follows=follows, more=more)
+    return page(request, template, job=job, stages=stages(job), log=log, follows=follows, more=more)
 
 
 async def _read(client: AsyncClient, job: Job, attempt: int | None, offset: int | None) -> LogText:

@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api
 from dashboard.parameters import path_number, whole_number
 from dashboard.rendering import page
+from dashboard.stages import stages
 from powermean.async_client import AsyncClient
 from powermean.contracts.replays import OBJECTIVES
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
@@ -95,6 +96,7 @@ async def step_page(request: Request) -> Response:
         request,
         "step.html",
         job=job,
+        stages=stages(job),
         found=found,
         groups=grouped(found.items),
         by_group=sort == "index",

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.phases import (
+    CHECKPOINTING,
+    EVALUATING,
+    PUBLISHING,
+    SAMPLING,
+    SCORING,
+    UPDATING,
+    in_step,
+)
 from trainer.failures import CancelledError, no_updates
 from trainer.learner import checkpoint
 from trainer.learner.training_batch import TrainingBatch
@@ -75,7 +84,7 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
 def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatch) -> None:
     """One rollout batch, from sampling to recording."""
     ready = batches.ready
-    run.reporter.phase(f"step {step} of {run.spec.training.steps}: sampling")
+    run.reporter.phase(in_step(step, run.spec.training.steps, SAMPLING))
     with watch("wait"):
         sampled = batches.take(step)
     graded, facts = sampled.graded, sampled.facts
@@ -85,7 +94,7 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
         run.progress = run.progress.advanced(
             step=step, updates=run.learner.updates, tokens=run.progress.tokens + facts.tokens
         )
-        run.reporter.phase(f"step {step} of {run.spec.training.steps}: publishing weights")
+        run.reporter.phase(in_step(step, run.spec.training.steps, PUBLISHING))
         difference = publish(run, graded.rollouts.prompts)
     batches.published(step)
     with watch("record"):
@@ -102,7 +111,7 @@ def step_batches(run: Run) -> Batches[StepBatch]:
     def begin(step: int, number: int) -> None:
         obey(run)
         if number:
-            run.reporter.phase(f"step {step} of {steps.stop - 1}: sampling (round {number + 1})")
+            run.reporter.phase(in_step(step, steps.stop - 1, SAMPLING, f"round {number + 1}"))
 
     def while_waiting() -> None:
         obey(run)
@@ -177,13 +186,14 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
         )
         for epoch in range(training.epochs)
     ]
-    run.reporter.phase(f"step {batch.step} of {training.steps}: scoring")
+    run.reporter.phase(in_step(batch.step, training.steps, SCORING))
     with watch("score"):
         learner.score_start(batch, dealt[0])
-    run.reporter.phase(f"step {batch.step} of {training.steps}: updating")
+    due = [groups for epoch in dealt for groups in epoch]
     with watch("update"):
         run.engine.hold(batch.step)
-        for groups in (groups for epoch in dealt for groups in epoch):
+        for number, groups in enumerate(due, 1):
+            run.reporter.phase(in_step(batch.step, training.steps, UPDATING, f"{number} of {len(due)}"))
             reports.append(learner.update(batch, groups, len(reports)))
             obey(run)
     return reports
@@ -206,7 +216,7 @@ def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
 def evaluate_now(run: Run) -> None:
     """Held-out reward under the present weights."""
     step = run.progress.step
-    run.reporter.phase(f"step {step} of {run.spec.training.steps}: evaluating")
+    run.reporter.phase(in_step(step, run.spec.training.steps, EVALUATING))
     started = time.perf_counter()
     problems = run.source.held_out(run.spec.evaluation.problems)
     reward = evaluate(run.engine, run.grader, problems, run.encode(problems), run.decode, run.spec)
@@ -219,7 +229,7 @@ def evaluate_now(run: Run) -> None:
 def save_checkpoint(run: Run) -> CheckpointCommit:
     """Store the run's state; once it is committed, a new attempt resumes after this step."""
     step, learner = run.progress.step, run.learner
-    run.reporter.phase(f"step {step} of {run.spec.training.steps}: saving a checkpoint")
+    run.reporter.phase(in_step(step, run.spec.training.steps, CHECKPOINTING))
     owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
     manifest = checkpoint.store(
         run.store,

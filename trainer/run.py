@@ -25,6 +25,7 @@ from torch.utils import deterministic
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
 from powermean.contracts.job import JobSpec
+from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
 from trainer.data import open_source
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, engine_url, publisher
@@ -80,7 +81,7 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
         with wired(attempt, claim, settings, reporter, connect) as run:
             if train(run) == "checkpointed":
                 return Finish(outcome="checkpointed")
-            reporter.phase("saving the model")
+            reporter.phase(SAVING_MODEL)
             return Finish(outcome="finished", result=result(run))
     except CancelledError:
         return Finish(outcome="cancelled")
@@ -115,7 +116,7 @@ def wired(
     if spec.resources.gpus and spec.resources.placement == "colocated":
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         engine_url(attempt, tell=reporter.phase)
-    reporter.phase("loading the model")
+    reporter.phase(LOADING_MODEL)
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
     tokenizer = load_tokenizer(folder)
     learner = make_learner(folder, spec, pad_token_id(tokenizer))
@@ -130,7 +131,7 @@ def wired(
         shutil.rmtree(scratch / "resume")
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source = open_source(spec.data, dataset)
-    reporter.phase("waiting for the rollout engine")
+    reporter.phase(WAITING_FOR_ENGINE)
     with (
         open_grader(spec.reward) as grader,
         connect(attempt) as connection,

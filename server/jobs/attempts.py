@@ -19,6 +19,7 @@ from powermean.contracts.attempts import (
     JobError,
 )
 from powermean.contracts.names import START_TASK, node_queue
+from powermean.contracts.phases import PREPARING_MODEL
 from powermean.tokens import AttemptClaims
 from server import outbox
 from server.db.models import Allocation, Attempt, Job
@@ -99,7 +100,7 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
             remedy="Drop the task: somebody else has it, or it is no longer needed.",
         )
     outbox.settle(session, attempt_id, now)
-    change_state(session, job, JobState.RUNNING, "preparing")
+    change_state(session, job, JobState.RUNNING, PREPARING_MODEL)
     return Claimed(job, attempt, attempt.allocations)
 
 

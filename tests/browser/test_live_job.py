@@ -25,22 +25,25 @@ def test_history_at_once_then_live(service: Service, tabs: Tabs) -> None:
     run = service.running()
     run.step(0, 1, 2, 3)
     tab = tabs.open().open(run)
+    overview = tabs.open().open(run, part="")
     assert_plots_equal_history(tab, run)
     tab.status("Live")
-    tab.shows("#health", "Too early to say: 3 of the 5 steps")
+    overview.shows("#health", "Too early to say how it goes: 3 of the 5 steps")
 
     run.step(4, 5)
     tab.wait_for_points("p", "p/mean", 6 * UPDATES)
     assert_plots_equal_history(tab, run)
     tab.shows("#job-header .progress", "5/20")
+    tab.page.get_by_text("All numbers of the last step").click()
     tab.shows("#latest caption", "step 5")
-    tab.shows("#health", "Healthy: 6.2 % of tokens clipped")
+    overview.wait_for_points("p", "p/mean", 6 * UPDATES)
+    overview.shows("#health", "Healthy: 6.2 % of tokens clipped")
     assert number(run.history("reward")[-1][2]) in tab.page.locator("#chart-reward .legend").inner_text()
 
     run.finish(5)
     tab.status("Ended")
     tab.page.wait_for_selector("#job-header .state-finished")
-    assert tab.complaints == []
+    assert tab.complaints == overview.complaints == []
 
 
 def test_a_server_that_comes_back_leaves_no_gap_and_no_double(service: Service, tabs: Tabs) -> None:
@@ -106,8 +109,9 @@ def test_a_new_attempt_takes_the_lost_steps_back(service: Service, tabs: Tabs) -
     run.step(5, shift=0.1)
     tab.wait_for_points("p", "p/mean", 5 * UPDATES)
     assert_plots_equal_history(tab, run)
-    tab.shows("#job-header", "1 restart")
-    tab.shows("#outcome", "trainer_killed")
+    overview = tabs.open().open(run, part="")
+    overview.shows("#facts", "1 restart")
+    overview.shows("#outcome", "trainer_killed")
 
 
 def test_a_long_run_is_thinned_and_still_rewinds_exactly(service: Service, tabs: Tabs) -> None:
@@ -136,7 +140,7 @@ def test_what_went_wrong_is_counted(service: Service, tabs: Tabs) -> None:
     run = service.running()
     for step, failures in ((1, 3), (2, 0)):
         run.post("metrics", {"rows": [{"step": step, "name": "grader/failures", "value": failures}]})
-    tab = tabs.open().open(run)
+    tab = tabs.open().open(run, part="system")
     assert ["grader failures", "0", "3"] in tab.table("counters")
     assert ["updates skipped", "–", "–"] in tab.table("counters")
 
@@ -160,7 +164,10 @@ def test_the_table_holds_the_plotted_numbers(service: Service, tabs: Tabs) -> No
     tab.page.get_by_role("button", name="Tables", exact=True).click()
     tab.page.wait_for_selector("#chart-reward .data tbody tr")
     assert [row[0] for row in tab.table("reward")] == ["6", "5", "4", "3", "2", "1", "0"]
-    assert tab.table("time")[0][1:3] == ["5", ""]
+    system = tabs.open()
+    system.page.goto(f"{run.path}/system?tables=1")
+    system.page.wait_for_selector("#chart-time .data tbody tr")
+    assert system.table("time")[0][1:3] == ["5", ""]
 
 
 def test_zoom_is_shared_and_can_be_typed(service: Service, tabs: Tabs) -> None:
@@ -187,9 +194,49 @@ def test_zoom_is_shared_and_can_be_typed(service: Service, tabs: Tabs) -> None:
     assert tab.complaints == []
 
 
+def test_the_address_holds_what_is_shown(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(*range(11))
+    tab = tabs.open().open(run)
+    tab.page.get_by_label("Steps", exact=True).fill("4")
+    tab.page.get_by_label("to", exact=True).fill("6")
+    tab.page.get_by_label("to", exact=True).press("Enter")
+    tab.page.get_by_role("button", name="Smooth").click()
+    assert tab.page.url.endswith("/charts?from=4&to=6&smooth=1")
+
+    for _ in range(2):  # after a reload, and on the next tab
+        tab.page.reload()
+        tab.page.wait_for_selector("#grid[data-ready]")
+        assert [x for x, _ in tab.plotted("reward", "reward")] == [4, 5, 6]
+        assert tab.page.get_by_role("button", name="Smooth").get_attribute("aria-pressed") == "true"
+        tab.page.get_by_role("button", name="Tables", exact=True).click()
+        tab.page.get_by_role("button", name="Tables", exact=True).click()
+        tab.page.get_by_role("link", name="Overview").click()
+        assert tab.page.url.endswith(f"{run.path}?from=4&to=6&smooth=1")
+    tab.page.get_by_role("button", name="Whole run").click()
+    assert tab.page.url.endswith(f"{run.path}?smooth=1")
+
+
+def test_cards_come_with_their_data_and_the_page_fits(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    tab = tabs.open(viewport={"width": 1280, "height": 800}).open(run, part="")
+    tab.shows("#no-numbers", "No numbers yet.")
+    assert tab.page.locator(".chart:visible").count() == 0
+    run.step(1)
+    tab.page.wait_for_selector("#chart-reward:visible")
+    run.step(*range(2, 20))
+    for part in ("", "charts", "system", "spec", "log"):
+        tab.page.goto(f"{run.path}/{part}".rstrip("/"))
+        tab.page.wait_for_timeout(300)
+        height = tab.page.evaluate("() => document.scrollingElement.scrollHeight")
+        assert height <= 1600, part  # two screens; it was nine
+        assert tab.page.locator(".chart:visible .nothing:visible").count() == 0
+    assert tab.complaints == []
+
+
 def test_cancel_asks_first(service: Service, tabs: Tabs) -> None:
     run = service.running()
-    tab = tabs.open().open(run)
+    tab = tabs.open().open(run, part="")
     tab.page.get_by_role("link", name="Cancel job").click()
     tab.page.get_by_role("button", name="Keep it running").click()
     assert run.job()["cancel_requested"] is False

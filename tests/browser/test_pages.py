@@ -12,6 +12,7 @@ from tests.support.real_service import ADMIN_KEY, Run, Service
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\n\t done"
 PHONE = {"viewport": {"width": 390, "height": 844}}
+NARROW = {"viewport": {"width": 320, "height": 640}}
 
 
 def record_trajectories(service: Service, run: Run, step: int) -> None:
@@ -58,11 +59,14 @@ def run(service: Service) -> Run:
 
 
 def test_every_page_is_quiet_and_fits_a_phone(run: Run, tabs: Tabs) -> None:
-    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE):
+    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE, NARROW):
         tab = tabs.open(**options)
         for path in (
             "/",
             run.path,
+            f"{run.path}/charts",
+            f"{run.path}/system",
+            f"{run.path}/spec",
             f"{run.path}/steps/4",
             f"{run.path}/log",
             f"{run.path}/cancel",
@@ -152,7 +156,8 @@ def test_model_text_stays_text(run: Run, tabs: Tabs) -> None:
 
 def test_without_scripts_the_numbers_are_there(run: Run, tabs: Tabs) -> None:
     tab = tabs.open(java_script_enabled=False)
-    tab.page.goto(run.path)
+    tab.page.goto(f"{run.path}/charts")
+    tab.page.get_by_text("All numbers of the last step").last.click()
     values = tab.page.locator("#latest").inner_text()
     assert "p/mean" in values
     assert "0.9920" in values

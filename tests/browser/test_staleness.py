@@ -27,7 +27,7 @@ def test_the_panel_appears_with_the_first_stale_trajectories_and_follows(
     job = stale_job(stand_in.api)
     job.staleness = sample_staleness(0)
     tab = signed_in(token_tabs, stand_in, color_scheme="light")
-    tab.page.goto("/jobs/job-a")
+    tab.page.goto("/jobs/job-a/charts")
     tab.status("Live")
     assert not tab.page.locator("#staleness").is_visible()
     job.staleness = sample_staleness(0, 1)
@@ -43,7 +43,7 @@ def test_the_panel_appears_with_the_first_stale_trajectories_and_follows(
 def test_it_fits_a_phone_in_the_dark(stand_in: StandIn, token_tabs: Tabs) -> None:
     stale_job(stand_in.api)
     tab = signed_in(token_tabs, stand_in, color_scheme="dark", **PHONE)
-    tab.page.goto("/jobs/job-a")
+    tab.page.goto("/jobs/job-a/charts")
     tab.until(lambda: drawn(tab), "the plot")
     assert tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth") <= 0
     assert tab.complaints == []

@@ -1,11 +1,7 @@
-import pytest
 from starlette.testclient import TestClient
 
-from powermean.contracts.api import CheckpointView, JobState
-from powermean.contracts.artefacts import ArtefactRef, Manifest
-from powermean.contracts.attempts import JobError, JobResult
-from powermean.contracts.health import Finding
-from tests.support.fake_api import NOW, SPEC, FakeApi
+from powermean.contracts.api import JobState
+from tests.support.fake_api import SPEC, FakeApi
 from tests.support.html_text import parse
 
 HOSTILE = '<script>alert("x")</script>'
@@ -66,6 +62,9 @@ def test_names_are_escaped_everywhere(browser: TestClient, api: FakeApi) -> None
     for path in (
         "/",
         "/jobs/job-x",
+        "/jobs/job-x/charts",
+        "/jobs/job-x/system",
+        "/jobs/job-x/spec",
         "/jobs/job-x/cancel",
         "/jobs/job-x/log",
         "/jobs/job-x/steps/latest",
@@ -75,117 +74,3 @@ def test_names_are_escaped_everywhere(browser: TestClient, api: FakeApi) -> None
         assert page.status_code == 200, path
         assert "<script>alert" not in page.text, path
         assert "alert(" in page.text, path
-
-
-def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
-    job = api.add_job()
-    job.metrics(
-        [
-            {"step": 2, "update": -1, "name": "reward", "value": 0.5},
-            {"step": 2, "update": 0, "name": "p/mean", "value": 1.0},
-            {"step": 2, "update": 1, "name": "p/mean", "value": 0.875},
-        ]
-    )
-    job.checkpoints.append(CheckpointView(step=2, attempt=1, size=1_600_000_000, created_at=NOW))
-    page = parse(browser.get("/jobs/job-a").text)
-    header = page.one("section", id="job-header")
-    assert "1 min 15 s" in header.words
-    assert "sampling" in header.words
-    assert header.attributes["hx-get"] == "/jobs/job-a/part/header"
-    values = page.one("section", id="latest").words
-    assert "By update within step 2" in values
-    assert "p/mean 1 0.8750 mean power-mean exponent" in values
-    assert "reward 0.5000 2 mean reward of all completions sampled in the step" in values
-    outcome = page.one("section", id="outcome").words
-    assert "1.6 GB" in outcome
-    assert "trainer on node-a, CPU" in outcome
-    assert "learning_rate: 1.0e-06" in page.one("pre", **{"class": "yaml"}).text
-    assert '"updatesPerStep": 4' in page.one("script", id="job-data").text
-
-
-def test_a_finished_job_offers_its_model(browser: TestClient, api: FakeApi) -> None:
-    file = ArtefactRef(key="jobs/a/model", sha256="ab" * 32, size=537_000_000)
-    result = JobResult(
-        steps=12,
-        reward_before=0.31,
-        reward_after=0.86,
-        tokens=2544,
-        model=Manifest(files={"a b/model#1.safetensors": file}),
-    )
-    api.add_job(state=JobState.FINISHED, result=result, finished_at=NOW)
-    page = parse(browser.get("/jobs/job-a").text)
-    assert page.one("a", download="").attributes["href"] == "/v1/jobs/job-a/files/a%20b/model%231.safetensors"
-    assert "0.3100" in page.one("section", id="outcome").words
-    assert "0.8600" in page.one("section", id="outcome").words
-    assert "hx-get" not in page.one("section", id="job-header").attributes
-    assert not page.all("a", id="cancel-link")
-
-
-def test_a_failed_job_says_what_where_and_what_to_do(browser: TestClient, api: FakeApi) -> None:
-    error = JobError(
-        code="out_of_memory",
-        message=f"no memory {HOSTILE}",
-        path="training.micro_batch_tokens",
-        remedy="Halve it.",
-    )
-    api.add_job(state=JobState.FAILED, error=error, finished_at=NOW)
-    said = parse(browser.get("/jobs/job-a").text).one("div", role="alert").words
-    for part in ("out_of_memory", HOSTILE, "training.micro_batch_tokens", "Halve it."):
-        assert part in said
-
-
-def test_a_job_without_numbers_says_so(browser: TestClient, api: FakeApi) -> None:
-    api.add_job(state=JobState.QUEUED, attempts=(), attempt=0, started_at=None, seconds_left=None)
-    page = browser.get("/jobs/job-a")
-    assert "No numbers yet." in page.text
-    assert "the job is waiting for a node" in page.text
-
-
-@pytest.mark.parametrize("part", ["header", "health", "latest", "outcome"])
-def test_parts_are_what_the_page_holds(browser: TestClient, api: FakeApi, part: str) -> None:
-    api.add_job()
-    identity = {"header": "job-header"}.get(part, part)
-    answer = browser.get(f"/jobs/job-a/part/{part}", headers={"HX-Request": "true"})
-    assert answer.status_code == 200
-    assert parse(answer.text).one("section", id=identity)
-    assert "<html" not in answer.text
-
-
-def test_health_is_told_in_words_and_escaped(browser: TestClient, api: FakeApi) -> None:
-    fake = api.add_job()
-    assert "Too early to say" in parse(browser.get("/jobs/job-a").text).one("section", id="health").words
-    fake.finding = Finding(code="clipping", level="bad", message="12 % of <b>tokens</b>", remedy="Lower it.")
-    health = parse(browser.get("/jobs/job-a/part/health").text).one("section", id="health")
-    assert health.words == "Bad: 12 % of <b>tokens</b>. Lower it."
-    assert health.one("p", class_="health-bad")
-    assert health.attributes["hx-get"] == "/jobs/job-a/part/health"
-
-
-def test_cancel_asks_and_then_cancels(browser: TestClient, api: FakeApi) -> None:
-    job = api.add_job()
-    question = parse(browser.get("/jobs/job-a/cancel").text)
-    assert question.one("form", action="/jobs/job-a/cancel").attributes["method"] == "post"
-    assert job.job.state == JobState.RUNNING
-    done = browser.post("/jobs/job-a/cancel")
-    assert done.status_code == 303
-    assert done.headers["location"] == "/jobs/job-a"
-    assert job.job.state == JobState.CANCELLED
-    assert "already ended" in browser.get("/jobs/job-a/cancel").text
-
-
-def test_another_site_cannot_cancel(browser: TestClient, api: FakeApi) -> None:
-    job = api.add_job()
-    for origin in ("https://evil.example", "null", "http://testserver.evil.example"):
-        assert browser.post("/jobs/job-a/cancel", headers={"Origin": origin}).status_code == 403
-    assert job.job.state == JobState.RUNNING
-
-
-def test_what_is_not_there(browser: TestClient, api: FakeApi) -> None:
-    api.add_job()
-    for path in ("/jobs/job-zz", "/jobs/job-a/part/nothing", "/nowhere", "/jobs/job-a/steps/one"):
-        page = browser.get(path)
-        assert page.status_code == 404, path
-        assert parse(page.text).one("div", role="alert").words, path
-    unknown = browser.get("/v1/nowhere")
-    assert unknown.status_code == 404
-    assert unknown.json()["error"]["code"] == "not_found"

@@ -19,10 +19,10 @@ class Tab:
     page: "Page"
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, run: Any) -> "Tab":
-        """A job's page, with its charts drawn."""
-        self.page.goto(run.path)
-        self.page.wait_for_selector("#grid[data-ready]")
+    def open(self, run: Any, part: str = "charts") -> "Tab":
+        """A part of a job's page, with its charts drawn: "" for the overview."""
+        self.page.goto(f"{run.path}/{part}".rstrip("/"))
+        self.page.wait_for_selector("#grid[data-ready]", state="attached")
         return self
 
     def until(self, done: Callable[[], Any], what: str) -> Any:

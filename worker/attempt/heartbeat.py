@@ -6,6 +6,7 @@ import time
 from pydantic import ValidationError
 
 from powermean.contracts.attempts import Order
+from powermean.contracts.phases import PREPARING_MODEL
 from powermean.node_client import AttemptClient
 from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
@@ -23,7 +24,7 @@ class Heartbeat(threading.Thread):
         self._attempt = attempt
         self._beat_s = beat_s
         self._halt = threading.Event()
-        self.phase = "preparing the model"
+        self.phase = PREPARING_MODEL
         self.order: Order = "continue"
         self.refused: ApiError | None = None  # the attempt is no longer ours
         self.answered = time.monotonic()

@@ -23,6 +23,7 @@ from types import FrameType
 
 from powermean.children import TICK_S, last_words, start, wait
 from powermean.contracts.attempts import Claim, EngineStart, Finish
+from powermean.contracts.phases import SENDING_RECORDS, STARTING_ENGINE, STARTING_TRAINER
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
@@ -95,7 +96,7 @@ class Supervisor:
         self._shipper.start()
         try:
             ended = self._processes()
-            self._heartbeat.phase = "sending the last records"
+            self._heartbeat.phase = SENDING_RECORDS
             return self._tell(ended)
         except AbandonedError as why:
             say(f"abandoned: {why}")
@@ -138,10 +139,10 @@ class Supervisor:
     def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
         """Start the attempt's engine; None where it samples from an engine service."""
         if self._claim.engine is not None:
-            self._heartbeat.phase = "starting the trainer"
+            self._heartbeat.phase = STARTING_TRAINER
             self._attempt.write_engine_start(EngineStart(url=self._claim.engine.url))
             return None
-        self._heartbeat.phase = "starting the engine and the trainer"
+        self._heartbeat.phase = STARTING_ENGINE
         return self._start(self._launcher.engine(self._attempt, self._claim, model))
 
     def _prepare(self) -> tuple[int | None, Path | None]:

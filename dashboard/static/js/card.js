@@ -77,6 +77,7 @@ export class Card {
     const { store, view } = this.page;
     this.#data = chartData(this.chart, store, view.updatesPerStep, view.zoom);
     const empty = this.#data.every((entry) => entry.points.length === 0);
+    this.root.hidden = this.chart.series.every((series) => store.points(series.name).length === 0);
     this.nothing.hidden = !empty || Boolean(this.chart.counters);
     this.table.hidden = !this.tabular || (empty && !this.chart.counters);
     this.canvas.hidden = this.tabular || empty;

@@ -1,13 +1,15 @@
 // All charts of a job's page. Metric names and meanings come from powermean/contracts/metrics.py.
 //
 // series: metric name, label, colour 1-7 (--s1.. in base.css) and style: line (default), dashed, marks, stack.
+// A group names the tab that shows it; `overview` charts are on the first tab as well.
 // lines: labelled reference lines. y: fixed ends of the axis, extended if the data exceeds them.
 export const CHARTS = [
-  { group: "Learning" },
+  { group: "Learning", tab: "charts" },
   {
     id: "reward",
     title: "Reward",
     half: true,
+    overview: true,
     series: [
       { name: "reward", label: "training, mean of the batch", color: 1 },
       { name: "eval/reward", label: "held-out", color: 2, style: "marks" },
@@ -18,6 +20,7 @@ export const CHARTS = [
     id: "p",
     title: "Exponent p by update",
     half: true,
+    overview: true,
     series: [
       { name: "p/mean", label: "mean", color: 1 },
       { name: "p/q10", label: "10 % quantile", color: 4 },
@@ -57,7 +60,7 @@ export const CHARTS = [
     series: [{ name: "distance_to_grpo", label: "|g_p − g_1| / |g_0 − g_1|", color: 1 }],
     y: { min: 0 },
   },
-  { group: "Optimisation" },
+  { group: "Optimisation", tab: "charts" },
   { id: "loss", title: "Loss", series: [{ name: "loss", label: "loss", color: 1 }] },
   {
     id: "grad_norm",
@@ -95,7 +98,7 @@ export const CHARTS = [
     series: [{ name: "learning_rate", label: "learning rate", color: 1 }],
     y: { min: 0 },
   },
-  { group: "Sampling and throughput" },
+  { group: "Sampling and throughput", tab: "system" },
   {
     id: "lengths",
     title: "Completion length",
@@ -182,6 +185,16 @@ export const CHARTS = [
   },
 ];
 
-export function metricNames() {
-  return [...new Set(CHARTS.flatMap((chart) => (chart.series ?? []).map((series) => series.name)))];
+// What a tab of the job's page shows: its groups with their headings, or the few charts of the overview.
+export function chartsOf(tab) {
+  if (tab === "overview") return CHARTS.filter((chart) => chart.overview);
+  let group = null;
+  return CHARTS.filter((chart) => {
+    if (chart.group) group = chart;
+    return group.tab === tab;
+  });
+}
+
+export function metricNames(charts) {
+  return [...new Set(charts.flatMap((chart) => (chart.series ?? []).map((series) => series.name)))];
 }

@@ -1,9 +1,10 @@
 // A job's page: history first, then the stream. Changes are drawn at most a few times a second.
 import { Card } from "./card.js";
-import { CHARTS, metricNames } from "./charts.js";
+import { chartsOf, metricNames } from "./charts.js";
 import { paced } from "./pace.js";
 import { SeriesStore } from "./store.js";
 import { JobStream } from "./stream.js";
+import { readView, writeView } from "./view.js";
 
 const MAX_POINTS = 1500;
 const DRAW_EVERY_MS = 250;
@@ -12,8 +13,11 @@ const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while
 
 const job = JSON.parse(document.getElementById("job-data").textContent);
 const store = new SeriesStore();
-const view = { from: 0, to: 1, zoom: null, smoothed: false, updatesPerStep: job.updatesPerStep };
+const view = { from: 0, to: 1, updatesPerStep: job.updatesPerStep, ...readView() };
+const grid = document.getElementById("grid");
+const charts = chartsOf(grid.dataset.tab);
 const cards = [];
+const headings = new Map(); // heading -> its cards
 
 async function loadEcharts() {
   const address = document.getElementById("job-script").dataset.echarts;
@@ -47,7 +51,7 @@ function apply(kind, data) {
 }
 
 async function fetchHistory() {
-  const query = new URLSearchParams([...metricNames().map((name) => ["name", name]), ["max_points", String(MAX_POINTS)]]);
+  const query = new URLSearchParams([...metricNames(charts).map((name) => ["name", name]), ["max_points", String(MAX_POINTS)]]);
   const answer = await fetch(`/v1/jobs/${encodeURIComponent(job.id)}/metrics?${query}`);
   if (!answer.ok) throw new Error(`history: ${answer.status}`);
   return answer.json();
@@ -66,6 +70,10 @@ function draw() {
   view.from = view.zoom ? view.zoom[0] : 0;
   view.to = view.zoom && Number.isFinite(view.zoom[1]) ? view.zoom[1] : Math.max(end, view.from + 1);
   for (const card of cards) card.draw();
+  for (const [heading, own] of headings) heading.hidden = own.every((card) => card.root.hidden);
+  const some = cards.some((card) => !card.root.hidden);
+  document.getElementById("no-numbers").hidden = some;
+  document.getElementById("chart-tools").hidden = !some;
 }
 
 let drawing = null;
@@ -87,6 +95,8 @@ function showStatus(status) {
   element.hidden = false;
   element.textContent = STATUS[status];
   element.className = `stream ${status}`;
+  if (status === "live") document.dispatchEvent(new CustomEvent("connection:back"));
+  if (status === "waiting") document.dispatchEvent(new CustomEvent("connection:lost"));
 }
 
 // Merged points may span a rewind, and a page left open for days collects more points than can be drawn.
@@ -132,13 +142,20 @@ function buildTools(zoomable) {
   const reset = button("Whole run", null, () => zoomTo(null));
   const apply = (range) => {
     view.zoom = range && range[1] > range[0] ? [Math.max(0, range[0]), range[1]] : null;
+    changed();
+  };
+  const changed = () => {
     reset.disabled = !view.zoom;
+    writeView(view);
     draw();
+  };
+  const showZoom = () => {
+    from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
+    to.value = view.zoom && Number.isFinite(view.zoom[1]) ? +view.zoom[1].toFixed(2) : "";
   };
   const zoomTo = (range) => {
     apply(range);
-    from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
-    to.value = view.zoom ? +view.zoom[1].toFixed(2) : "";
+    showZoom();
   };
   // An open end follows the run.
   const typed = () => {
@@ -146,36 +163,39 @@ function buildTools(zoomable) {
     return apply([Number(from.value || 0), to.value === "" ? Infinity : Number(to.value)]);
   };
   for (const input of [from, to]) input.addEventListener("change", typed);
-  reset.disabled = true;
+  showZoom();
+  reset.disabled = !view.zoom;
   tools.append(fromLabel, toLabel, reset);
   if (zoomable) {
     const toggle = (made, value) => made.setAttribute("aria-pressed", String(value));
     tools.append(
-      button("Smooth", false, (made) => { view.smoothed = !view.smoothed; toggle(made, view.smoothed); draw(); }),
-      button("Tables", false, (made) => {
-        const tabular = made.getAttribute("aria-pressed") !== "true";
-        toggle(made, tabular);
-        for (const card of cards) card.showTable(tabular);
+      button("Smooth", view.smoothed, (made) => { view.smoothed = !view.smoothed; toggle(made, view.smoothed); changed(); }),
+      button("Tables", view.tables, (made) => {
+        view.tables = !view.tables;
+        toggle(made, view.tables);
+        for (const card of cards) card.showTable(view.tables);
+        writeView(view);
       }),
     );
   }
-  tools.hidden = false;
   return zoomTo;
 }
 
 function buildCards(echarts, zoomTo) {
-  const grid = document.getElementById("grid");
   const stepAddress = (step) => `/jobs/${encodeURIComponent(job.id)}/steps/${step}`;
   const page = { store, view, echarts, zoomTo, stepAddress, final: job.final, metrics: job.metrics };
-  for (const chart of CHARTS) {
+  let heading = null;
+  for (const chart of charts) {
     if (chart.group) {
-      const heading = document.createElement("h3");
+      heading = document.createElement("h3");
       heading.textContent = chart.group;
+      headings.set(heading, []);
       grid.append(heading);
       continue;
     }
     const card = new Card(chart, page);
     cards.push(card);
+    headings.get(heading)?.push(card);
     grid.append(card.root);
   }
   new ResizeObserver(() => { for (const card of cards) card.resize(); }).observe(grid);
@@ -185,8 +205,9 @@ function buildCards(echarts, zoomTo) {
 async function start() {
   const [echarts] = await Promise.all([loadEcharts(), loadHistory()]);
   buildCards(echarts, buildTools(Boolean(echarts)));
+  if (view.tables) for (const card of cards) card.showTable(true);
   draw();
-  document.getElementById("grid").dataset.ready = "true";
+  grid.dataset.ready = "true";
   if (job.final) showStatus("ended");
   else follow();
 }
