@@ -82,7 +82,11 @@ class AttemptView(Contract):
     allocations: tuple[AllocationView, ...]
     created_at: datetime
     ended_at: datetime | None = None
-    error: JobError | None = None
+    outcome: str | None = Field(
+        None, description="finished, failed, checkpointed, cancelled or lapsed; null: it has not ended."
+    )
+    reason: str | None = Field(None, description="Why it ended, for people; null: it has not ended.")
+    error: JobError | None = Field(None, description="What went wrong, if something did.")
 
 
 class Job(JobSummary):

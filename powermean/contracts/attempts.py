@@ -171,6 +171,9 @@ class Finish(Contract):
     """The attempt's processes are gone. `checkpointed`: it stopped as ordered and can resume elsewhere."""
 
     outcome: Literal["finished", "failed", "checkpointed", "cancelled"]
+    reason: str | None = Field(
+        None, max_length=300, description="Why it was stopped, for people; null: nobody on the node stopped it."
+    )
     error: JobError | None = None
     retryable: bool = Field(
         False,

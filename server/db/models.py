@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Text,
     TypeDecorator,
     text,
 )
@@ -69,6 +70,7 @@ class Job(Base):
     name: Mapped[str] = mapped_column(String(120))
     state: Mapped[str] = mapped_column(String(16), index=True)
     spec: Mapped[dict[str, Any]]
+    spec_text: Mapped[str | None] = mapped_column(Text)  # as submitted, if it came as text
     algorithm: Mapped[str] = mapped_column(String(32))
     total_steps: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(Integer, default=0)
@@ -106,6 +108,7 @@ class Attempt(Base):
     order: Mapped[str] = mapped_column(String(24), default="continue")
     lease_expires_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(300))  # why it ended, unless `error` says it
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[datetime]
     claimed_at: Mapped[datetime | None]

@@ -32,6 +32,8 @@ from server.jobs.states import change_phase, change_state
 from server.jobs.views import job_spec
 from server.settings import Settings
 
+CANCELLED = "the job was cancelled"
+REASON_CHARACTERS = 300
 _LONGEST_PAUSE_S = 300.0
 
 
@@ -126,7 +128,7 @@ def withdraw(session: Session, job: Job) -> None:
     attempt = _current(session, job)
     if attempt is not None and attempt.state == "starting":
         now = database_now(session)
-        _end(session, attempt, "ended", now, outcome="cancelled")
+        _end(session, attempt, "ended", now, outcome="cancelled", reason=CANCELLED)
         allocations.release(session, attempt.id, now)
 
 
@@ -145,8 +147,8 @@ def finish(
         check_step(job, "result.steps", report.result.steps)
         check_owner(job.id, "result.model.files", report.result.model)
     now = database_now(session)
-    error = report.error or _unexplained(report)
-    _end(session, attempt, "ended", now, outcome=report.outcome, error=error)
+    error = report.error or _unexplained(report, attempt.order)
+    _end(session, attempt, "ended", now, outcome=report.outcome, reason=_reason(report, error), error=error)
     allocations.release(session, attempt.id, now)
     if report.outcome == "finished" and report.result is not None:
         job.result = report.result.model_dump(mode="json")
@@ -157,15 +159,29 @@ def finish(
     elif report.outcome == "checkpointed":
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
     else:
-        assert error is not None  # only a result or a checkpoint needs no reason
+        assert error is not None  # only a result, a checkpoint or an order to cancel needs no error
         if report.outcome == "cancelled" or (report.outcome == "failed" and report.retryable):
             restart_or_fail(session, settings, job, error)
         else:
             fail(session, job, error)
 
 
-def _unexplained(report: Finish) -> JobError | None:
-    """The error of an attempt that left neither a model nor a checkpoint and gave no reason."""
+def _reason(report: Finish, error: JobError | None) -> str:
+    """Why the attempt ended, in words."""
+    if error is not None:
+        return error.message[:REASON_CHARACTERS]
+    if report.outcome == "cancelled":
+        return CANCELLED
+    if report.outcome == "finished":
+        return "all steps are done"
+    return report.reason or "it stopped at a checkpoint, as ordered"
+
+
+def _unexplained(report: Finish, order: str) -> JobError | None:
+    """The error of an attempt that left neither a model nor a checkpoint and gave no reason.
+
+    An attempt that was ordered to cancel needs none: the order is the reason.
+    """
     if report.outcome == "finished" and report.result is None:
         return JobError(
             code="no_steps",
@@ -176,7 +192,7 @@ def _unexplained(report: Finish) -> JobError | None:
         return JobError(
             code="unknown", message="the attempt failed without giving a reason; its log may say more"
         )
-    if report.outcome == "cancelled":
+    if report.outcome == "cancelled" and order != "cancel":
         return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
     return None
 
@@ -195,7 +211,7 @@ def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
         return False
     claimed = attempt.state == "running"
     error = _silent(attempt, claimed)
-    _end(session, attempt, "lapsed", now, error=error)
+    _end(session, attempt, "lapsed", now, outcome="lapsed", reason=error.message, error=error)
     if not claimed:
         allocations.release(session, attempt.id, now)
     if job.cancel_requested:
@@ -278,11 +294,13 @@ def _end(
     state: str,
     now: datetime,
     *,
-    outcome: str | None = None,
+    outcome: str,
+    reason: str,
     error: JobError | None = None,
 ) -> None:
     attempt.state = state
     attempt.outcome = outcome
+    attempt.reason = reason
     attempt.ended_at = now
     if error is not None:
         attempt.error = error.model_dump(mode="json")

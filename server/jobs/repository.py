@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session, selectinload
 from powermean.contracts.api import JobState
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
-from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric
+from server.db.models import Attempt, Checkpoint, Dataset, Job, JobEvent, Metric
+from server.db.session import database_now
 from server.errors import InvalidInputError, NotFoundError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32, sorted by character
@@ -150,7 +151,10 @@ def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:
 
 
 def seconds_left(session: Session, job: Job) -> float | None:
-    """Estimate from the median duration of the last steps; None before the first step and after the end."""
+    """Estimate from the median duration of the last steps; None before the first step and after the end.
+
+    The time since the last step's trajectories came counts as part of the present step.
+    """
     if job.state != JobState.RUNNING:
         return None
     query = (
@@ -162,4 +166,17 @@ def seconds_left(session: Session, job: Job) -> float | None:
     times = [value for value in session.execute(query).scalars() if value is not None]
     if not times:
         return None
-    return statistics.median(times) * max(0, job.total_steps - job.step)
+    typical = statistics.median(times)
+    return typical * max(0, job.total_steps - job.step) - min(typical, _seconds_in_step(session, job.id))
+
+
+def _seconds_in_step(session: Session, job_id: str) -> float:
+    """Time since the last finished step was recorded; 0 if none was."""
+    query = (
+        select(JobEvent.created_at)
+        .where(JobEvent.job_id == job_id, JobEvent.kind == "trajectories")
+        .order_by(JobEvent.seq.desc())
+        .limit(1)
+    )
+    recorded = session.execute(query).scalar_one_or_none()
+    return max(0.0, (database_now(session) - recorded).total_seconds()) if recorded is not None else 0.0

@@ -56,6 +56,8 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         allocations=tuple(allocation_view(allocation) for allocation in attempt.allocations),
         created_at=attempt.created_at,
         ended_at=attempt.ended_at,
+        outcome=attempt.outcome,
+        reason=attempt.reason,
         error=JobError.model_validate(attempt.error) if attempt.error else None,
     )
 

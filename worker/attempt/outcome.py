@@ -7,6 +7,10 @@ from powermean.contracts.attempts import EngineStart, Finish, JobError
 from powermean.processes import exit_text
 
 Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
+STOPPED: dict[Stop, str] = {
+    "node_stopping": "the service on its node was stopped",
+    "order_ignored": "it did not stop in time when it was ordered to",
+}
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ def finish(ended: Ended) -> Finish:
     record = ended.record
     if ended.refused:
         return Finish(outcome="failed", error=ended.refused)
-    if record and record.outcome in ("finished", "checkpointed"):
+    if record and record.outcome == "finished":
         return record
     if ended.stop == "cancel":
         return Finish(outcome="cancelled")
-    if ended.stop in ("node_stopping", "order_ignored"):
-        return Finish(outcome="checkpointed")  # resumes from its last commit
+    if ended.stop in STOPPED:
+        return Finish(outcome="checkpointed", reason=STOPPED[ended.stop])  # resumes from its last commit
+    if record and record.outcome == "checkpointed":
+        return record
     if ended.stop == "stalled":
         return _failed(
             "trainer_stalled", "The trainer made no progress for too long and was stopped.", retry=True

@@ -2,13 +2,15 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
 
 from powermean.contracts.api import JobState
 from powermean.tokens import sign_attempt_token
-from server.db.models import Checkpoint, Garbage, Metric
+from server.db.models import Checkpoint, Garbage, JobEvent, Metric
+from server.db.session import database_now
 from tests.support.service_driver import (
     AttemptDriver,
     ServiceDriver,
@@ -313,6 +315,57 @@ def test_time_left_follows_the_last_steps(service: ServiceDriver):
     rows.append({"step": 5, "name": "reward", "value": 0.5})
     assert attempt.post("metrics", {"rows": rows}).status_code == 204
     assert service.job(job_id).seconds_left == pytest.approx(3.0 * 15)
+
+
+def test_time_left_runs_down_within_a_step(service: ServiceDriver):
+    attempt = service.running()
+    job_id = attempt.claim.job_id
+    rows = [{"step": 1, "name": "time/step", "value": 30.0}, {"step": 1, "name": "reward", "value": 0.5}]
+    attempt.post("metrics", {"rows": rows})
+    attempt.post("trajectories", {"step": 1, "rows": []})
+    for passed, left in ((10, 30.0 * 19 - 10), (300, 30.0 * 18)):  # a long step ends at any moment
+        with service.database.write() as session:
+            for event in session.scalars(select(JobEvent).where(JobEvent.kind == "trajectories")):
+                event.created_at = database_now(session) - timedelta(seconds=passed)
+        assert service.job(job_id).seconds_left == pytest.approx(left, abs=2)
+
+
+ENDS = [
+    ({"outcome": "failed", "error": {"code": "x", "message": "no memory"}}, "failed", "no memory"),
+    ({"outcome": "failed"}, "failed", "the attempt failed without giving a reason; its log may say more"),
+    ({"outcome": "checkpointed", "reason": "its node was stopped"}, "checkpointed", "its node was stopped"),
+    ({"outcome": "checkpointed"}, "checkpointed", "it stopped at a checkpoint, as ordered"),
+    ({"outcome": "cancelled"}, "cancelled", "the attempt was stopped on its node, not by an order"),
+]
+
+
+@pytest.mark.parametrize(("report", "outcome", "reason"), ENDS)
+def test_every_end_names_its_cause(service: ServiceDriver, report, outcome, reason):
+    attempt = service.running()
+    attempt.post("finish", report)
+    ended = service.job(attempt.claim.job_id).attempts[0]
+    assert (ended.outcome, ended.reason) == (outcome, reason)
+
+
+def test_an_attempt_that_was_ordered_to_cancel_has_no_error(service: ServiceDriver):
+    attempt = service.running()
+    service.person.post(f"/v1/jobs/{attempt.claim.job_id}/cancel")
+    attempt.finish("cancelled")
+    job = service.job(attempt.claim.job_id)
+    ended = job.attempts[0]
+    assert (job.error, ended.error) == (None, None)
+    assert (ended.outcome, ended.reason) == ("cancelled", "the job was cancelled")
+
+
+def test_an_end_without_a_report_names_its_cause(service: ServiceDriver):
+    withdrawn = service.started()
+    service.person.post(f"/v1/jobs/{withdrawn}/cancel")
+    assert service.job(withdrawn).attempts[0].reason == "the job was cancelled"
+    attempt = service.running()
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    lapsed = service.job(attempt.claim.job_id).attempts[0]
+    assert (lapsed.outcome, lapsed.reason) == ("lapsed", "attempt 1 stopped sending heartbeats")
 
 
 def test_events_count_up_without_a_gap(service: ServiceDriver):
