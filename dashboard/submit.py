@@ -1,8 +1,10 @@
 """A new job: a spec as text, checked by the API, with errors beside the text."""
 
+import json
 from pathlib import Path
 from uuid import uuid4
 
+import yaml
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -13,7 +15,7 @@ from dashboard.fields import spec_sections
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.rest import ApiError
-from powermean.spec_yaml import SpecText, SpecTextError, read_spec, to_yaml
+from powermean.spec_yaml import SpecTextError, read_spec
 
 STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")
 
@@ -25,11 +27,27 @@ def _form(request: Request, text: str, error: ErrorBody | None = None, status: i
     )
 
 
-def _with_lines(error: ErrorBody, text: SpecText) -> ErrorBody:
+def readable(text: str) -> str:
+    """A spec that a program sent as JSON, as YAML; any other text as it is."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True, width=100)
+    except ValueError:
+        return text
+
+
+def _with_lines(error: ErrorBody, text: str) -> ErrorBody:
     """The fields' errors with their lines in the text."""
+    if not error.fields:
+        return error
+    try:
+        read = read_spec(text)
+    except SpecTextError:
+        return error
     fields = []
     for field in error.fields:
-        line = text.line_of(field.path)
+        line = read.line_of(field.path)
         fields.append(
             field if line is None else field.model_copy(update={"message": f"line {line}: {field.message}"})
         )
@@ -37,13 +55,13 @@ def _with_lines(error: ErrorBody, text: SpecText) -> ErrorBody:
 
 
 async def form_page(request: Request) -> Response:
-    """GET /new?from=JOB: the starter spec, or another job's."""
+    """GET /new?from=JOB: the starter spec, or another job's as it was submitted."""
     source = request.query_params.get("from")
     if not source:
         return _form(request, STARTER)
     async with api.client(request) as client:
-        job = await client.get_job(source)
-    return _form(request, to_yaml(job.spec, changed_only=True))
+        text = readable((await client.job_text(source)).text)
+    return _form(request, text)
 
 
 async def submit(request: Request) -> Response:
@@ -55,15 +73,11 @@ async def submit(request: Request) -> Response:
         empty = ErrorBody(code="empty_spec", message="The spec is empty.", remedy="Start from the example.")
         return _form(request, STARTER, empty, status=422)
     try:
-        read = await run_in_threadpool(read_spec, text)  # a long one takes a second
-    except SpecTextError as error:
-        unreadable = ErrorBody(code=error.code, message=error.message, remedy=error.remedy)
-        return _form(request, text, unreadable, status=422)
-    try:
         async with api.client(request) as client:
-            job = await client.create_job(read.fields, idempotency_key=key)
+            job = await client.create_job_from_text(text, idempotency_key=key)
     except ApiError as refused:
         if refused.status == 401:
             raise
-        return _form(request, text, _with_lines(refused.body, read), status=refused.status)
+        error = await run_in_threadpool(_with_lines, refused.body, text)
+        return _form(request, text, error, status=refused.status)
     return RedirectResponse(f"/jobs/{job.id}", status_code=303)

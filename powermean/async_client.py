@@ -9,6 +9,8 @@ class AsyncClient(AsyncConnection):
     """Client's calls, awaited; authorised by a key or by a browser session's cookies."""
 
     create_job = async_method(rest.create_job)
+    create_job_from_text = async_method(rest.create_job_from_text)
+    job_text = async_method(rest.job_text)
     get_job = async_method(rest.get_job)
     list_jobs = async_method(rest.list_jobs)
     cancel_job = async_method(rest.cancel_job)

@@ -35,6 +35,8 @@ class Client(Connection):
         super().__init__(url or server_url(), key or api_key())
 
     create_job = method(rest.create_job)
+    create_job_from_text = method(rest.create_job_from_text)
+    job_text = method(rest.job_text)
     get_job = method(rest.get_job)
     list_jobs = method(rest.list_jobs)
     cancel_job = method(rest.cancel_job)

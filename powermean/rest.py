@@ -27,6 +27,7 @@ from powermean.contracts.api import (
     LoginCode,
     LogText,
     NodeList,
+    SpecSource,
     SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
@@ -159,6 +160,17 @@ def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = 
     body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=headers)
+
+
+def create_job_from_text(text: str, idempotency_key: str | None = None) -> Call[SubmittedJob]:
+    """Submit a job as YAML or JSON; the text is kept with its comments. Otherwise as `create_job`."""
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return Call("POST", "/v1/jobs/text", reads(SubmittedJob), json={"text": text}, headers=headers)
+
+
+def job_text(job_id: str) -> Call[SpecSource]:
+    """The text that the job was submitted as; JSON if it came as such."""
+    return Call("GET", job_path(job_id, "/text"), reads(SpecSource))
 
 
 def get_job(job_id: str) -> Call[Job]:

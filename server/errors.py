@@ -37,6 +37,12 @@ class InvalidInputError(ServiceError):
         )
 
 
+class UnreadableSpecError(InvalidInputError):
+    """The text of a spec can't be read: it is not the YAML that specs are written in."""
+
+    code = "unreadable_spec"
+
+
 class UnauthenticatedError(ServiceError):
     """No credential, or an invalid or expired one."""
 

@@ -108,10 +108,8 @@ def described(job: Job) -> list[str]:
     for attempt in job.attempts:
         nodes = ", ".join(sorted({part.node_id for part in attempt.allocations}))
         ended = f", {attempt.error.code}: {attempt.error.message}" if attempt.error else ""
-        if attempt.reason and not attempt.error:
-            ended = f": {attempt.reason}"
         lines.append(
-            f"attempt {attempt.number} on {nodes}: {attempt.outcome or attempt.state}, from step {attempt.first_step}{ended}"
+            f"attempt {attempt.number} on {nodes}: {attempt.state}, from step {attempt.first_step}{ended}"
         )
     if job.result:
         before, after = number(job.result.reward_before), number(job.result.reward_after)

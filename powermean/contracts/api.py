@@ -105,6 +105,12 @@ class SubmittedJob(Job):
     deprecations: tuple[Deprecation, ...] = Field((), description="Old names of fields in the request.")
 
 
+class SpecSource(Contract):
+    """A spec as text: YAML, or JSON, which is YAML. Comments and values equal to defaults are kept."""
+
+    text: str = Field(max_length=100_000)
+
+
 class JobPage(Contract):
     """Jobs, newest first. `next` is the cursor of the next page."""
 

@@ -172,7 +172,9 @@ class Finish(Contract):
 
     outcome: Literal["finished", "failed", "checkpointed", "cancelled"]
     reason: str | None = Field(
-        None, max_length=300, description="Why it was stopped, for people; null: nobody on the node stopped it."
+        None,
+        max_length=300,
+        description="Why it was stopped, for people; null: nobody on the node stopped it.",
     )
     error: JobError | None = None
     retryable: bool = Field(

@@ -8,13 +8,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Job as JobView
-from powermean.contracts.api import JobPage, JobState
+from powermean.contracts.api import JobPage, JobState, SpecSource
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.data import JsonlSource
 from powermean.contracts.job import JobSpec
 from powermean.contracts.jsonl import TemplateError, template_fields
 from powermean.contracts.names import VALIDATE_TASK
+from powermean.spec_yaml import to_yaml
 from server import outbox
 from server.db.models import Job
 from server.db.session import database_now
@@ -33,8 +34,12 @@ class Submitted:
     new: bool
 
 
-def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str | None) -> Submitted:
+def submit(
+    session: Session, person_id: str, spec: JobSpec, text: str, idempotency_key: str | None
+) -> Submitted:
     """Accept a job, or find the one that the same person submitted under the same key.
+
+    `text` is what the spec was read from; it is kept for people who edit and submit it again.
 
     Raises:
         InvalidInputError: the spec's dataset does not exist or lacks a field.
@@ -53,6 +58,7 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
         name=spec.name,
         state=JobState.VALIDATING,
         spec=data,
+        spec_text=text,
         algorithm=spec.algorithm.name,
         total_steps=spec.training.steps,
         step=0,
@@ -120,6 +126,12 @@ def show(session: Session, job_id: str) -> JobView:
     """A job with its spec, attempts and result."""
     job = repository.get_job(session, job_id)
     return job_view(job, repository.seconds_left(session, job))
+
+
+def source(session: Session, job_id: str) -> SpecSource:
+    """The text that the job was submitted as; for a job older than that, what differs from the defaults."""
+    job = repository.find_job(session, job_id)
+    return SpecSource(text=job.spec_text or to_yaml(job_spec(job), changed_only=True))
 
 
 def page(

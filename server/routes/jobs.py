@@ -1,13 +1,18 @@
 """Jobs for people, and the check of a spec by a node."""
 
+import json
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response, status
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
-from powermean.contracts.api import Job, JobPage, JobState, SubmittedJob
+from powermean.contracts.api import Job, JobPage, JobState, SpecSource, SubmittedJob
 from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
+from powermean.spec_yaml import SpecTextError, read_spec
+from server.errors import UnreadableSpecError
 from server.jobs import service
 from server.routes.access import CurrentNode, CurrentPerson
 from server.routes.dependencies import RequestDatabase
@@ -42,7 +47,39 @@ def submit_job(
 ) -> SubmittedJob:
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
     with database.write() as session:
-        submitted = service.submit(session, person.key_id, spec, idempotency_key)
+        submitted = service.submit(session, person.key_id, spec, json.dumps(given), idempotency_key)
+    return _accepted(submitted, spec, given, response)
+
+
+@router.post(
+    "/text",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Submit a job as text",
+    responses={200: {"model": SubmittedJob, "description": "Submitted before under this Idempotency-Key."}},
+)
+def submit_text(
+    source: SpecSource,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SubmittedJob:
+    """The spec as YAML or JSON: as POST /v1/jobs, and the text is kept with its comments."""
+    try:
+        given = read_spec(source.text).fields
+    except SpecTextError as error:
+        raise UnreadableSpecError(error.message, remedy=error.remedy) from error
+    try:
+        spec = JobSpec.model_validate(given)
+    except ValidationError as error:
+        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(errors, body=given) from error
+    with database.write() as session:
+        submitted = service.submit(session, person.key_id, spec, source.text, idempotency_key)
+    return _accepted(submitted, spec, given, response)
+
+
+def _accepted(submitted: service.Submitted, spec: JobSpec, given: object, response: Response) -> SubmittedJob:
     response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
     if not submitted.new:
         response.status_code = status.HTTP_200_OK
@@ -71,6 +108,13 @@ def get_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Jo
     """The job with its spec, attempts and result."""
     with database.read() as session:
         return service.show(session, job_id)
+
+
+@router.get("/{job_id}/text", summary="The spec as it was submitted")
+def get_text(job_id: str, person: CurrentPerson, database: RequestDatabase) -> SpecSource:
+    """The text with its comments, to edit and submit again; JSON if the job was submitted as such."""
+    with database.read() as session:
+        return service.source(session, job_id)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")

@@ -44,6 +44,7 @@ def test_text_and_lines_can_be_read(theme: dict[str, str]) -> None:
     pairs = [(text, surface, 4.5) for text in TEXTS for surface in SURFACES]
     pairs += [(line, surface, 3.0) for line in LINES for surface in ("--bg", "--bg-raised")]
     pairs += [("--on-accent", "--accent", 4.5), ("--accent", "--accent-bg", 4.5)]
+    pairs += [("--below", surface, 4.5) for surface in (*SURFACES, "--accent-bg")]  # p in the selected row
     pairs += [(text, "--bad-bg", 4.5) for text in ("--text", "--text-2", "--bad")]
     weak = {
         f"{a} on {b}": round(contrast(theme[a], theme[b]), 2)

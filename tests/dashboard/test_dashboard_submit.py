@@ -22,6 +22,16 @@ def test_another_jobs_spec_can_be_the_start(browser: TestClient, api: FakeApi) -
     assert "max_restarts" not in text  # as it comes by itself
 
 
+def test_a_copy_keeps_comments_and_explicit_values(browser: TestClient, api: FakeApi) -> None:
+    text = (
+        "# second try\nname: tiny\nmodel: {name: a/b}\ndata: {kind: arithmetic}\n"
+        "training: {steps: 3}  # short\nmax_restarts: 3\n"
+    )
+    form = {"spec": text, "key": "k"}
+    job = browser.post("/new", data=form).headers["location"].rpartition("/")[2]
+    assert parse(browser.get(f"/new?from={job}").text).one("textarea").text.lstrip("\n") == text
+
+
 def test_a_spec_becomes_a_job_once(browser: TestClient, api: FakeApi) -> None:
     key = parse(browser.get("/new").text).one("input", name="key").attributes["value"]
     form = {"spec": json.dumps(SPEC), "key": key}

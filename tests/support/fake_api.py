@@ -25,6 +25,7 @@ from powermean.contracts.api import (
     LogText,
     NodeList,
     NodeView,
+    SpecSource,
 )
 from powermean.contracts.attempts import AllocationView
 from powermean.contracts.engines import EngineService, EngineServiceList
@@ -35,6 +36,7 @@ from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
+from powermean.spec_yaml import SpecTextError, read_spec
 
 COOKIE = "powermean_session"
 KEY = "pm_key"
@@ -74,6 +76,7 @@ class FakeJob:
     logs: dict[int, str] = field(default_factory=dict)
     finding: Finding = TOO_EARLY
     staleness: JobStaleness = NONE_STALE
+    text: str = ""
 
     def update(self, **changes: Any) -> None:
         self.job = self.job.model_copy(update=changes)
@@ -153,7 +156,7 @@ class FakeApi:
             attempts=(attempt(job_id, 1, 0),),
             seconds_left=75.0,
         )
-        self.jobs[job_id] = FakeJob(job.model_copy(update=changes))
+        self.jobs[job_id] = FakeJob(job.model_copy(update=changes), text=json.dumps(spec or SPEC))
         return self.jobs[job_id]
 
     def find(self, job_id: str) -> FakeJob:
@@ -206,6 +209,24 @@ def _sessions(app: FastAPI) -> None:
         response.delete_cookie(COOKIE)
 
 
+def _create(api: FakeApi, request: Request, given: object) -> Job:
+    try:
+        spec = JobSpec.model_validate(given)
+    except ValidationError as error:
+        fields = tuple(
+            FieldError(path=".".join(map(str, e["loc"])), message=e["msg"], remedy="Mend it.")
+            for e in error.errors()
+        )
+        raise RefusalError(
+            422, ErrorBody(code="invalid", message=fields[0].message, fields=fields)
+        ) from error
+    key = request.headers["idempotency-key"]
+    if key not in api.keys_seen:
+        api.keys_seen.append(key)
+        api.add_job(f"job-new{len(api.keys_seen)}", spec.model_dump(mode="json"))
+    return api.jobs[f"job-new{api.keys_seen.index(key) + 1}"].job
+
+
 def _jobs(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/jobs")
     def list_jobs(
@@ -228,21 +249,24 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
     @app.post("/v1/jobs", status_code=202)
     async def create_job(request: Request) -> Job:
         _signed_in(request)
+        return _create(api, request, await request.json())
+
+    @app.post("/v1/jobs/text", status_code=202)
+    def create_job_from_text(request: Request, source: SpecSource) -> Job:
+        _signed_in(request)
         try:
-            spec = JobSpec.model_validate(await request.json())
-        except ValidationError as error:
-            fields = tuple(
-                FieldError(path=".".join(map(str, e["loc"])), message=e["msg"], remedy="Mend it.")
-                for e in error.errors()
-            )
-            raise RefusalError(
-                422, ErrorBody(code="invalid", message=fields[0].message, fields=fields)
-            ) from error
-        key = request.headers["idempotency-key"]
-        if key not in api.keys_seen:
-            api.keys_seen.append(key)
-            api.add_job(f"job-new{len(api.keys_seen)}", spec.model_dump(mode="json"))
-        return api.jobs[f"job-new{api.keys_seen.index(key) + 1}"].job
+            given = read_spec(source.text).fields
+        except SpecTextError as error:
+            body = ErrorBody(code="unreadable_spec", message=error.message, remedy=error.remedy)
+            raise RefusalError(422, body) from error
+        made = _create(api, request, given)
+        api.jobs[made.id].text = source.text
+        return made
+
+    @app.get("/v1/jobs/{job_id}/text")
+    def job_text(request: Request, job_id: str) -> SpecSource:
+        _signed_in(request)
+        return SpecSource(text=api.find(job_id).text)
 
     @app.get("/v1/jobs/{job_id}")
     def get_job(request: Request, job_id: str) -> Job:

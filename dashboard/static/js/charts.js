@@ -4,7 +4,7 @@
 // A group names the tab that shows it; `overview` charts are on the first tab as well.
 // lines: labelled reference lines. y: fixed ends of the axis, extended if the data exceeds them.
 export const CHARTS = [
-  { group: "Learning", tab: "charts" },
+  { group: "Learning", tab: "charts", overview: true },
   {
     id: "reward",
     title: "Reward",

@@ -1,11 +1,13 @@
 """Jobs over REST: submit, find, cancel, and the check by a node."""
 
+import json
 import re
 
 import pytest
+import yaml
 
 from powermean.contracts.api import JobState
-from server.db.models import Dataset
+from server.db.models import Dataset, Job
 from server.db.session import database_now
 from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
@@ -203,6 +205,51 @@ def test_the_dataset_of_a_job_must_be_there_with_its_fields(service: ServiceDriv
         assert answer.status_code == 422
         assert error_of(answer)["fields"][0]["path"] == path
         assert said in error_of(answer)["fields"][0]["message"]
+
+
+def test_the_text_of_a_spec_is_kept_as_it_came(service: ServiceDriver):
+    text = (
+        "# try 2\n"
+        + yaml.safe_dump(example_spec(max_restarts=3), sort_keys=False)
+        + "seed: 0  # as by default\n"
+    )
+    for status in (202, 200):  # a repeated request finds the first one's job
+        answer = service.person.post("/v1/jobs/text", json={"text": text}, headers={"Idempotency-Key": "k"})
+        assert answer.status_code == status, answer.text
+    assert answer.json()["spec"]["max_restarts"] == 3
+    kept = service.person.get(f"/v1/jobs/{answer.json()['id']}/text").json()
+    assert kept == {"text": text}
+
+
+def test_a_spec_sent_as_json_keeps_what_was_said(service: ServiceDriver):
+    spec = example_spec(max_restarts=3)
+    job_id = service.person.post("/v1/jobs", json=spec).json()["id"]
+    assert json.loads(service.person.get(f"/v1/jobs/{job_id}/text").json()["text"]) == spec
+
+
+def test_a_job_from_before_texts_were_kept_has_one(service: ServiceDriver):
+    job_id = service.submit(max_restarts=5)
+    with service.database.write() as session:
+        session.get_one(Job, job_id).spec_text = None
+    assert "max_restarts: 5" in service.person.get(f"/v1/jobs/{job_id}/text").json()["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "paths"),
+    [
+        ("name: a\n  b: [", "unreadable_spec", []),
+        (
+            "name: a\nmodel: {name: a/b}\ndata: {kind: arithmetic}\ntraining: {steps: 0}\n",
+            "invalid",
+            ["training.steps"],
+        ),
+    ],
+)
+def test_a_text_that_is_no_spec_says_what_is_wrong(service: ServiceDriver, text, code, paths):
+    answer = service.person.post("/v1/jobs/text", json={"text": text})
+    assert answer.status_code == 422
+    assert error_of(answer)["code"] == code
+    assert [field["path"] for field in error_of(answer)["fields"]] == paths
 
 
 def test_a_waiting_job_is_cancelled_at_once(service: ServiceDriver):
