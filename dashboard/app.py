@@ -97,6 +97,7 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/jobs/{job_id}/steps/{step}/replays", replays.ask, methods=["POST"]),
             Route("/jobs/{job_id}/replays/{replay_id}", replays.replay_page),
             Route("/jobs/{job_id}/log", logs.log_page),
+            Route("/jobs/{job_id}/log/download", logs.download),
             Route("/new", submit.form_page),
             Route("/new", submit.submit, methods=["POST"]),
             Route("/cluster", cluster.cluster_page),

@@ -1,12 +1,16 @@
-"""An attempt's log: its tail, followed by polling."""
+"""An attempt's log: its tail, followed by polling; searched; downloaded."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import islice
 
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from dashboard import api
 from dashboard.api import is_fragment
+from dashboard.log_lines import Match, complete, search, without_requests
 from dashboard.parameters import whole_number
 from dashboard.rendering import page
 from dashboard.stages import stages
@@ -15,6 +19,9 @@ from powermean.contracts.api import Job, LogText
 
 # A part of at least this many bytes was probably cut off by the API's limit, so there may be more.
 FULL_PART = 60_000
+MOST_SEARCHED = 300  # parts of a log
+MOST_MATCHES = 500
+MOST_WANTED = 200  # characters to look for
 
 
 async def tail(read: Callable[[int], Awaitable[LogText]]) -> LogText:
@@ -43,17 +50,78 @@ async def tail(read: Callable[[int], Awaitable[LogText]]) -> LogText:
 
 
 async def log_page(request: Request) -> Response:
-    """GET /jobs/{id}/log?attempt=&offset=; default: the tail. htmx gets what follows the offset."""
+    """GET /jobs/{id}/log?attempt=&offset=&q=&requests=1: the tail, or from an offset, as htmx asks.
+
+    `q` looks through the whole log; lines of HTTP requests that went well are hidden without `requests`.
+    """
+    query = request.query_params
     job_id = request.path_params["job_id"]
     attempt = whole_number(request, "attempt", least=1)
     offset = whole_number(request, "offset", least=0)
+    wanted, requests = (query.get("q") or "")[:MOST_WANTED], bool(query.get("requests"))
+    matches: list[Match] | None = None
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         log = await _read(client, job, attempt, offset) if job.attempts else None
+        if log is not None and wanted:
+            parts = [part.text async for part in _parts(client, job.id, log.attempt)]
+            found = search(parts, wanted, requests)
+            matches = await run_in_threadpool(lambda: list(islice(found, MOST_MATCHES)))
     follows = log is not None and not job.state.final and log.attempt == job.attempt
-    template = "fragments/log_piece.html" if is_fragment(request) else "log.html"
     more = log is not None and log.next_offset - log.offset >= FULL_PART
-    return page(request, template, job=job, stages=stages(job), log=log, follows=follows, more=more)
+    if log is not None:
+        log = _shown(log, requests, to_the_end=not follows and not more)
+    return page(
+        request,
+        "fragments/log_piece.html" if is_fragment(request) else "log.html",
+        job=job,
+        stages=stages(job),
+        log=log,
+        follows=follows,
+        more=more,
+        wanted=wanted,
+        requests=requests,
+        matches=matches,
+        most_matches=MOST_MATCHES,
+    )
+
+
+async def download(request: Request) -> Response:
+    """GET /jobs/{id}/log/download?attempt=: the whole log as a file."""
+    job_id = request.path_params["job_id"]
+    attempt = whole_number(request, "attempt", least=1)
+    async with api.client(request) as client:
+        job = await client.get_job(job_id)
+        if not job.attempts:
+            raise HTTPException(404, "The job has no log yet.")
+        number = (await client.logs(job_id, attempt or job.attempts[-1].number, 0)).attempt
+
+    async def body() -> AsyncIterator[bytes]:
+        async with api.client(request) as client:
+            async for part in _parts(client, job_id, number):
+                yield part.text.encode()
+
+    name = f'attachment; filename="{job_id}.{number}.log"'
+    return StreamingResponse(body(), media_type="text/plain", headers={"Content-Disposition": name})
+
+
+async def _parts(client: AsyncClient, job_id: str, attempt: int) -> AsyncIterator[LogText]:
+    """The log from its start, as far as one look through it goes."""
+    offset = 0
+    for _ in range(MOST_SEARCHED):
+        part = await client.logs(job_id, attempt, offset)
+        if not part.text:
+            return
+        yield part
+        offset = part.next_offset
+
+
+def _shown(log: LogText, requests: bool, to_the_end: bool) -> LogText:
+    """Whole lines, as long as more is to come; without those of requests, unless they are wanted."""
+    whole = log.text if to_the_end else complete(log.text)
+    cut = len(log.text.encode()) - len(whole.encode())
+    text = whole if requests else without_requests(whole)
+    return log.model_copy(update={"text": text, "next_offset": log.next_offset - cut})
 
 
 async def _read(client: AsyncClient, job: Job, attempt: int | None, offset: int | None) -> LogText:

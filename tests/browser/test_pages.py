@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from typing import Any
 
 import pytest
@@ -185,6 +186,53 @@ def test_a_log_is_followed(service: Service, run: Run, tabs: Tabs) -> None:
     tab.shows("pre.log", "step 2 done")
     assert tab.page.locator("pre.log").inner_text().count("step 1") == 1
     assert tab.complaints == []
+
+
+def test_a_page_says_since_when_it_is_out_of_touch(service: Service, run: Run, tabs: Tabs) -> None:
+    pages = [tabs.open(), tabs.open()]
+    pages[0].page.goto("/")
+    pages[1].open(run, part="")
+    for tab in pages:
+        tab.page.wait_for_selector("#connection", state="hidden")
+        tab.page.evaluate("scrollTo(0, 10000)")
+    service.stop()
+    for tab in pages:
+        notice = tab.page.locator("#connection")
+        notice.wait_for()
+        assert re.fullmatch(r"Not connected since \d\d:\d\d:\d\d\. .*", notice.inner_text())
+        box = notice.bounding_box()
+        assert box
+        assert 0 <= box["y"] < 100  # in sight, however far one has scrolled
+    service.start()
+    for tab in pages:
+        tab.page.wait_for_selector("#connection", state="hidden")
+
+
+def test_the_end_of_a_job_is_told_where_it_was_asked_for(service: Service, run: Run, tabs: Tabs) -> None:
+    asked, silent = tabs.open(permissions=["notifications"]), tabs.open(permissions=["notifications"])
+    for tab in (asked, silent):
+        tab.page.add_init_script(
+            "window.told = []; const Real = Notification; window.Notification = class extends Real {"
+            " constructor(text, options) { super(text, options); told.push(text); } };"
+        )
+        tab.open(run, part="")
+        assert tab.page.title() == "Running 4/20 · adding up · powermean"
+    asked.page.get_by_role("button", name="Notify me at the end").click()
+    run.finish(4)
+    for tab, told in ((asked, ["adding up: finished"]), (silent, [])):
+        tab.until(lambda tab=tab: tab.page.title() == "Finished · adding up · powermean", "the title")
+        assert tab.page.evaluate("told") == told
+
+
+def test_a_help_panel_opens_at_its_button(run: Run, tabs: Tabs) -> None:
+    tab = tabs.open().open(run)
+    button = tab.page.get_by_role("button", name="What Reward shows")
+    button.click()
+    at, panel = button.bounding_box(), tab.page.locator("#about-reward").bounding_box()
+    assert at
+    assert panel
+    assert 0 <= panel["y"] - (at["y"] + at["height"]) < 20
+    assert panel["x"] <= at["x"] <= panel["x"] + panel["width"]
 
 
 def test_the_list_of_jobs_refreshes_itself(service: Service, run: Run, tabs: Tabs) -> None:

@@ -70,3 +70,50 @@ def test_an_empty_log_says_so(browser: TestClient, api: FakeApi) -> None:
 def test_no_log_yet(browser: TestClient, api: FakeApi) -> None:
     api.add_job(attempts=(), attempt=0)
     assert "No log yet." in browser.get("/jobs/job-a/log").text
+
+
+REQUESTS = """INFO:     127.0.0.1:5000 - "POST /v1/generate HTTP/1.1" 200 OK
+httpx: HTTP Request: POST http://127.0.0.1:1/publish "HTTP/1.1 204 No Content"
+"""
+
+
+def test_requests_that_went_well_are_hidden_until_wanted(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job(state=JobState.FINISHED)
+    refused = 'INFO:     127.0.0.1:5000 - "POST /v1/generate HTTP/1.1" 500 Internal Server Error\n'
+    job.logs[1] = f"step 1: sampling\n{REQUESTS}{refused}"
+    shown = parse(browser.get("/jobs/job-a/log").text).one("pre", class_="log").text
+    assert shown == f"step 1: sampling\n{refused}"
+    everything = parse(browser.get("/jobs/job-a/log?requests=1").text).one("pre", class_="log").text
+    assert everything == job.logs[1]
+
+
+def test_a_line_is_shown_when_it_is_whole(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    job.logs[1] = 'one\nINFO: "POST / HT'
+    first = parse(browser.get("/jobs/job-a/log").text)
+    assert first.one("pre").all("span")[0].text == "one\n"
+    job.logs[1] += 'TP/1.1" 200 OK\ntwo\n'
+    follow = first.one("span", **{"class": "next"}).attributes["hx-get"]
+    assert parse(browser.get(follow, headers=FRAGMENT).text).all("span")[0].text == "two\n"
+
+
+def test_the_whole_log_is_searched(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    filling = "nothing here\n" * (PART // 10)
+    job.logs[1] = f"<b>NaN</b> at the start\n{filling}a nan at the end\n{filling}{REQUESTS}"
+    page = parse(browser.get("/jobs/job-a/log?q=nan").text)
+    found = [" ".join(span.text.split()) for span in page.one("pre").children if not isinstance(span, str)]
+    assert found == ["1 <b>NaN</b> at the start", f"{2 + PART // 10} a nan at the end"]
+    assert "2 lines with" in page.one("span", role="status").text
+    assert "0 lines with" in browser.get("/jobs/job-a/log?q=generate").text
+    assert "1 line with" in browser.get("/jobs/job-a/log?q=generate&requests=1").text
+
+
+def test_a_log_is_downloaded_whole(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    job.logs[1] = "é" * (2 * PART) + REQUESTS
+    answer = browser.get("/jobs/job-a/log/download?attempt=1")
+    assert answer.headers["content-disposition"] == 'attachment; filename="job-a.1.log"'
+    assert answer.text == job.logs[1]
+    api.add_job("job-b", attempts=(), attempt=0)
+    assert browser.get("/jobs/job-b/log/download").status_code == 404
