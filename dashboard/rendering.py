@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from dashboard import assets, formatting
+from dashboard import assets, formatting, remedies
 
 FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -22,6 +22,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment.filters["on_pages"] = remedies.on_pages
     environment.globals["static"] = assets.address
     environment.globals["vendor"] = assets.vendor
     return environment

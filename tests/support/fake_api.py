@@ -162,7 +162,10 @@ class FakeApi:
     def find(self, job_id: str) -> FakeJob:
         if job_id not in self.jobs:
             raise RefusalError(
-                404, ErrorBody(code="not_found", message=f"no job {job_id}", remedy="List the jobs.")
+                404,
+                ErrorBody(
+                    code="not_found", message=f"no job {job_id}", remedy="GET /v1/jobs lists the jobs."
+                ),
             )
         return self.jobs[job_id]
 
