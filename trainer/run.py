@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils import deterministic
+from transformers.utils.logging import disable_progress_bar
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
@@ -62,6 +63,7 @@ def main() -> int:
     except NodeSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws them over the lines of a log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
     reporter = Reporter(folder)
     finish = run_attempt(AttemptDir(folder), settings, reporter, partial(connected, tell=reporter.phase))

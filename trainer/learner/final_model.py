@@ -59,7 +59,7 @@ def _save(
     model: PreTrainedModel, dtype: torch.dtype, state: Mapping[str, Tensor], source: Path, folder: Path
 ) -> None:
     kept = model.config.dtype, model.generation_config
-    model.config.dtype, model.generation_config = dtype, GenerationConfig()
+    model.config.dtype, model.generation_config = dtype, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         model.save_pretrained(folder, state_dict=dict(state))
     finally:

@@ -66,7 +66,7 @@ def _config(spec: LoraSpec, names: Collection[str]) -> LoraConfig:
 
 def _linear_layers(model: PreTrainedModel) -> set[str]:
     """Names of the model's linear layers, its output layer left out."""
-    output = model.get_output_embeddings()
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return {
         path.rpartition(".")[2]
         for path, part in model.named_modules()
@@ -89,7 +89,7 @@ def _without_experts(model: PreTrainedModel, spec: LoraSpec, names: Collection[s
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of that config on the meta device: layers and shapes, no memory."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config))  # type: ignore[no-untyped-call]
     return model
 
 
