@@ -31,6 +31,7 @@ TEMPORARY_FOLDER = ".incoming"
 TEMPORARY_LIFETIME_S = 86_400.0
 NAME_LENGTH = 100
 
+_FOLDER = "file://"  # what follows is the path as it is
 _PART = re.compile(r"[A-Za-z0-9@+=_-][A-Za-z0-9.@+=_-]*")
 _OBJECT = re.compile(r"(?P<sha256>[0-9a-f]{64})-(?P<name>.+)")
 
@@ -96,11 +97,11 @@ class ArtefactStore:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            found, root = fsspec.core.url_to_fs(url)
+            found, root = _file_system(url)
         except (ValueError, ImportError, OSError) as error:
             raise ArtefactStoreUnavailableError(f"cannot use the artefact store {url}: {error}") from error
-        self._fs: _FileSystem = found
-        self._prefix = str(root).rstrip("/")
+        self._fs = cast(_FileSystem, found)
+        self._prefix = root.rstrip("/")
         self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
 
     def put_file(
@@ -305,6 +306,14 @@ class ArtefactStore:
         if self._folder is not None:
             return str(self._path(key))
         return f"{self._prefix}/{check_key(key)}"
+
+
+def _file_system(url: str) -> tuple[object, str]:
+    """The file system of a URL and the root in it. fsspec takes `::` for a chain, even in a folder's name."""
+    if url.startswith(_FOLDER):
+        return LocalFileSystem(), Path(url.removeprefix(_FOLDER)).absolute().as_posix()
+    found, root = fsspec.core.url_to_fs(url)
+    return found, str(root)
 
 
 def check_key(key: str) -> str:

@@ -99,7 +99,13 @@ def main(argv: list[str] | None = None) -> Any:
             "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: set it to the file attempt_token.pub that the "
             "server creates in POWERMEAN_SECRETS_DIR; rollout engines need it"
         )
-    hold(settings.data_dir)
+    try:
+        hold(settings.data_dir)
+    except OSError as error:
+        sys.exit(
+            f"worker: {error.filename}: {error.strerror}: "
+            "set POWERMEAN_DATA_DIR to a folder that this user may write to"
+        )
     prune(settings.data_dir)
     node = Node(settings)
     threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
