@@ -1,7 +1,7 @@
 """Keys and tokens as people set them: stripped of what copying adds, and never quoted in an error.
 
-A key from a file ends in a newline; one from `docker run --env-file` may keep its quotes. Keys are compared by
-their hash, so either would be refused for ever, and HTTP libraries quote a header that they refuse.
+A key from a file ends in a newline; one from `docker run --env-file` may keep its quotes. Keys are compared
+by their hash, so either would be refused for ever, and HTTP libraries quote a header that they refuse.
 """
 
 from pydantic import SecretStr

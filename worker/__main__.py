@@ -17,7 +17,7 @@ from celery import Celery
 from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
 from worker.attempt_dir import prune
 from worker.long_tasks import LongTasks
-from worker.node import Node
+from worker.node import Node, NodeNameTakenError
 from worker.settings import NodeSettings, NodeSettingsError
 
 THREADS = 4
@@ -108,8 +108,16 @@ def main(argv: list[str] | None = None) -> Any:
         )
     prune(settings.data_dir)
     node = Node(settings)
+    try:
+        node.report()  # before the first task: they are for the worker that has the name
+    except NodeNameTakenError as error:
+        sys.exit(f"worker: {error}")
     threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
-    return celery_app(settings, node).worker_main(argv or arguments(settings))
+    try:
+        return celery_app(settings, node).worker_main(argv or arguments(settings))
+    finally:
+        if node.name_taken:
+            sys.exit(f"worker: {node.name_taken}")
 
 
 if __name__ == "__main__":

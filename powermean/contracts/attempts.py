@@ -62,6 +62,11 @@ class NodeReport(Contract):
     """A node's inventory and what still runs there (PUT /v1/nodes/{id}, with the node's token)."""
 
     hostname: str
+    instance: str = Field(
+        "",
+        max_length=64,
+        description="Which worker this is, by its data folder; another one can't use the node's name.",
+    )
     gpus: tuple[GpuInfo, ...] = ()
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
