@@ -9,7 +9,6 @@ A folder (file:///...) is written directly, without a second copy of large files
 through its file system, whose writes must be atomic, as in object stores.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -24,6 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from powermean.contracts.artefacts import ArtefactRef
+from powermean.disk import is_full
 from powermean.errors import PowermeanError
 
 CHUNK = 1 << 20
@@ -65,6 +65,7 @@ class ArtefactStoreFullError(ArtefactError):
     """No space left."""
 
     code = "artefact_store_full"
+    retryable = True
     remedy = "free space in the artefact store, or keep fewer checkpoints"
 
 
@@ -231,6 +232,11 @@ class ArtefactStore:
         self.get_bytes(ref)
         self.delete_prefix(ref.key.rsplit("/", 1)[0])
 
+    @property
+    def folder(self) -> Path | None:
+        """The store's folder on this host; None for any other kind of store."""
+        return self._folder
+
     def sweep(self) -> None:
         """Remove half-written files that dead writers left more than a day ago."""
         if self._folder is None:
@@ -394,6 +400,6 @@ def _translated(key: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ArtefactMissingError(f"no artefact {key}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise ArtefactStoreFullError(f"no space left to store {key}") from error
         raise ArtefactStoreUnavailableError(f"the artefact store failed at {key}: {error}") from error

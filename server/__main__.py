@@ -74,6 +74,7 @@ def serve(settings: Settings) -> None:
     listener = bind(settings)
     prepare(settings)
     app = create_app(settings)
+    app.state.database.hold_ballast()
     config = uvicorn.Config(
         app,
         log_config=None,

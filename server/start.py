@@ -12,7 +12,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.errors import PowermeanError
 from server.db.migrate import migrate, pending_revision
 from server.db.models import ApiKey
-from server.db.session import Database
+from server.db.session import Database, DatabaseFullError
 from server.identity.keys import bootstrap_keys
 from server.settings import Settings, is_loopback
 
@@ -40,6 +40,8 @@ def prepare(settings: Settings) -> None:
             with database.write() as session:
                 bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
             check_exposure(settings, database)
+    except DatabaseFullError as error:
+        raise CannotStartError(f"{error}: make room on it") from error
     finally:
         database.close()
     ArtefactStore(settings.artefacts_url)

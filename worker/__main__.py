@@ -112,6 +112,8 @@ def main(argv: list[str] | None = None) -> Any:
         node.report()  # before the first task: they are for the worker that has the name
     except NodeNameTakenError as error:
         sys.exit(f"worker: {error}")
+    except OSError as error:
+        logging.getLogger("powermean.worker").warning("not reported: %s", error)  # it tries again
     threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
     try:
         return celery_app(settings, node).worker_main(argv or arguments(settings))

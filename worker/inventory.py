@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 
 from powermean import __version__
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import EngineReport, GpuInfo, NodeReport
+from powermean.disk import first_full
 from powermean.processes import end_all, marked
 from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, write_whole
 from worker.settings import NodeSettings
@@ -73,6 +75,13 @@ def instance(data_dir: Path) -> str:
     return file.read_text()
 
 
+def full_disk(settings: NodeSettings) -> str | None:
+    """A folder that attempts write to and whose disk is full."""
+    store = ArtefactStore(settings.artefacts_url).folder
+    found = first_full([settings.data_dir, *([store] if store else [])])
+    return str(found) if found else None
+
+
 def report(
     settings: NodeSettings, cards: tuple[GpuInfo, ...], services: tuple[EngineReport, ...]
 ) -> NodeReport:
@@ -84,6 +93,7 @@ def report(
         cpu_slots=settings.cpu_slots,
         engines=engines(),
         running=running(settings.data_dir),
+        full_disk=full_disk(settings),
         services=services,
         version=__version__,
     )

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from powermean.contracts.attempts import GpuInfo
+from powermean.contracts.attempts import Claim, Finish, GpuInfo, JobError
 from powermean.contracts.names import NODE_NAME_TAKEN
+from powermean.disk import is_full
 from powermean.errors import PowermeanError
-from powermean.node_client import NodeClient
+from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
+from worker.attempt.outcome import disk_full
 from worker.attempt_dir import AttemptDir
 from worker.engines.services import Engines
 from worker.inventory import gpus, report
@@ -75,8 +77,20 @@ class Node:
         except ServerUnreachableError as error:
             log.warning("attempt %s was not claimed, the server will ask again: %s", attempt_id, error)
             return
+        try:
+            pid = self._spawn(claim)
+        except OSError as error:
+            log.error("attempt %s can't be started: %s", attempt_id, error)
+            self._give_up(claim, error)
+            return
+        log.info("attempt %s started, supervisor %d", attempt_id, pid)
+        if claim.engine is not None:
+            self.report()  # the answer tells the engine about its new job and about jobs that have left
+
+    def _spawn(self, claim: Claim) -> int:
+        """Write the attempt's folder and start its supervisor; returns its pid."""
         with self._folders:
-            attempt = AttemptDir.create(self._settings.attempt_dir(attempt_id), claim)
+            attempt = AttemptDir.create(self._settings.attempt_dir(claim.attempt_id), claim)
             with (attempt.path / "supervisor.log").open("ab") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
@@ -86,10 +100,27 @@ class Node:
                     stderr=out,
                     start_new_session=True,
                 )
-            attempt.write_supervisor(ProcessId.of(process.pid))
-        log.info("attempt %s started, supervisor %d", attempt_id, process.pid)
-        if claim.engine is not None:
-            self.report()  # the answer tells the engine about its new job and about jobs that have left
+            try:
+                attempt.write_supervisor(ProcessId.of(process.pid))
+            except OSError:
+                process.kill()
+                raise
+        return process.pid
+
+    def _give_up(self, claim: Claim, why: OSError) -> None:
+        """End a claimed attempt without a supervisor at once, rather than by its silence."""
+        folder = self._settings.data_dir
+        error = (
+            disk_full(folder)
+            if is_full(why)
+            else JobError(code="supervisor_error", message=f"The node could not start the attempt: {why}")
+        )
+        end = Finish(outcome="failed", error=error, retryable=True)
+        try:
+            with AttemptClient(self._settings.server_url, claim.attempt_id, claim.token) as client:
+                client.finish(end)
+        except (ApiError, ServerUnreachableError) as failure:
+            log.warning("the end of attempt %s was not told: %s", claim.attempt_id, failure)
 
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""

@@ -54,7 +54,7 @@ def nodes() -> None:
     for column in ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"):
         table.add_column(column)
     for one in found:
-        state = "alive" if one.alive else "offline"
+        state = "offline" if not one.alive else "disk full" if one.full_disk else "alive"
         table.add_row(
             one.id,
             one.hostname,

@@ -72,6 +72,9 @@ class NodeReport(Contract):
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
     running: tuple[str, ...] = Field((), description="Attempts with live processes on the node.")
     services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")
+    full_disk: str | None = Field(
+        None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
+    )
     version: str
 
 

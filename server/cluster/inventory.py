@@ -89,6 +89,8 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
                 free_cpu_slots=max(0, whole.cpu_slots - len(slots_held[node.id])),
                 free_gpus=tuple(uuid for uuid in whole.free_gpus if uuid not in gpus_held[node.id]),
             )
+            if whole.full_disk is None
+            else replace(whole, free_cpu_slots=0, free_gpus=())
         )
     return found
 
@@ -103,6 +105,7 @@ def empty(node: Node) -> NodeCapacity:
         free_cpu_slots=report.cpu_slots,
         free_gpus=tuple(gpu.uuid for gpu in report.gpus),
         engines=report.engines,
+        full_disk=report.full_disk,
     )
 
 

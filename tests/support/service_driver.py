@@ -148,6 +148,7 @@ class ServiceDriver:
         engines: tuple[str, ...] = ("transformers",),
         services: tuple[dict[str, Any], ...] = (),
         instance: str = "the one",
+        full_disk: str | None = None,
     ) -> NodeOrders:
         """A node's report; the answer."""
         answer = self.node.put(
@@ -155,6 +156,7 @@ class ServiceDriver:
             json={
                 "hostname": node_id,
                 "instance": instance,
+                "full_disk": full_disk,
                 "cpu_slots": cpu_slots,
                 "gpus": [
                     {"uuid": f"{node_id}-gpu-{i}", "name": "H200", "memory_mb": 140_000} for i in range(gpus)

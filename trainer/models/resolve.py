@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from powermean.contracts.job import ModelSpec
+from powermean.disk import is_full
 from trainer.failures import TrainingError
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel, convert
 
@@ -80,6 +81,8 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
             HFValidationError,
             OSError,
         ) as error:
+            if is_full(error):
+                raise _disk_full(name, error) from error
             reason = error
         except TrainingError:
             if not local_only:
@@ -120,14 +123,18 @@ def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) ->
             convert(source, packaged.pad_token_id, part)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise TrainingError(
-                "disk_full",
-                f"could not write {folder}: {error}",
-                remedy="free space under POWERMEAN_DATA_DIR",
-                retryable=True,
-            ) from error
+            raise _disk_full(name, error) from error
         part.rename(folder)
     return folder
+
+
+def _disk_full(name: str, error: Exception) -> TrainingError:
+    return TrainingError(
+        "disk_full",
+        f"could not write the model {name}: {error}",
+        remedy="free space under POWERMEAN_DATA_DIR and the hub cache",
+        retryable=True,
+    )
 
 
 @contextlib.contextmanager
