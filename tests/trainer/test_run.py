@@ -1,5 +1,7 @@
 """However a run ends, its last record says how, in a typed error that people can act on."""
 
+import errno
+import io
 import json
 import logging
 import time
@@ -51,13 +53,18 @@ def test_failures_are_typed(error: Exception, code: str, retryable: bool) -> Non
     assert finish.error.message
 
 
+class _FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_failure_is_recorded_although_the_disk_of_its_log_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = NodeSettings(artefacts_url=f"file://{tmp_path}", data_dir=tmp_path)
-    with open("/dev/full", "w", buffering=1) as full:
-        monkeypatch.setattr("sys.stderr", full)
-        finish = run.run_attempt(AttemptDir(tmp_path / "none"), settings, Reporter(tmp_path), connect=None)  # type: ignore[arg-type]
+    monkeypatch.setattr("sys.stderr", _FullDisk())
+    nowhere = AttemptDir(tmp_path / "none")
+    finish = run.run_attempt(nowhere, settings, Reporter(tmp_path), connect=None)  # type: ignore[arg-type]
     assert finish.error is not None
     assert finish.error.code == "trainer_error"
 

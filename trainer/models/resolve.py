@@ -5,6 +5,7 @@ Only safetensors are loaded, and code in a model's folder is never run.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from safetensors import SafetensorError, safe_open
 
 from powermean.contracts.job import ModelSpec
 from powermean.disk import is_full
@@ -47,6 +49,7 @@ def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
     for root in roots:
         candidate = (root / folder).resolve()
         if candidate.is_relative_to(root.resolve()) and candidate.is_dir():
+            _inside(candidate, roots)
             return _checked(candidate, "model.folder")
     where = ", ".join(map(str, roots)) or "none is declared on this node"
     raise TrainingError(
@@ -57,6 +60,19 @@ def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
     )
 
 
+def _inside(folder: Path, roots: tuple[Path, ...]) -> None:
+    """Raises TrainingError for a file of the folder that is a link to somewhere outside all roots."""
+    allowed = [root.resolve() for root in roots]
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in allowed):
+            raise TrainingError(
+                "unknown_model",
+                f"{path} is a link to a place outside the declared model roots",
+                path="model.folder",
+                remedy="copy the file into the model's folder",
+            )
+
+
 def _checked(folder: Path, path: str) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise TrainingError(
@@ -65,7 +81,28 @@ def _checked(folder: Path, path: str) -> Path:
             path=path,
             remedy="save the model with save_pretrained(); pickled weights are not loaded",
         )
+    for file in sorted(folder.iterdir()):
+        if why := _damage(file):
+            raise TrainingError(
+                "unknown_model",
+                f"{file} can't be read: {why}",
+                path=path,
+                remedy="copy or download the model again",
+            )
     return folder
+
+
+def _damage(file: Path) -> str | None:
+    """Why a file is not what its name says; None for a sound one. Reads no weights."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            with safe_open(file, framework="numpy"):  # compares the file's size with its header
+                pass
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        return str(error)
+    return None
 
 
 def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
