@@ -67,6 +67,11 @@ def nodes() -> None:
     console.print(table)
 
 
+@node.callback()
+def _node() -> None:
+    """Without this, typer would make the only command the group."""
+
+
 @node.command("remove")
 def remove(name: Annotated[str, typer.Argument(help="Its id in the list of nodes.")]) -> None:
     """Remove a node that is gone for good. One that is alive or runs attempts is refused.
