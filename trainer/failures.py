@@ -94,7 +94,7 @@ def failed(error: Exception) -> Finish:
         case _ if is_disk_full(error):
             described = JobError(
                 code="disk_full",
-                message=str(error),
+                message=f"a disk of the node is full: {error}",
                 remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
             )
             retryable = True  # others may have freed some by then

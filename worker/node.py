@@ -21,10 +21,10 @@ from powermean.errors import PowermeanError
 from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
-from worker.attempt.outcome import disk_full
+from worker.attempt import outcome
 from worker.attempt_dir import AttemptDir
 from worker.engines.services import Engines
-from worker.inventory import gpus, report
+from worker.inventory import full_disk, gpus, report
 from worker.launcher import LocalEngineLauncher, without_secrets
 from worker.programs import check, replayed
 from worker.settings import NodeSettings
@@ -111,7 +111,7 @@ class Node:
         """End a claimed attempt without a supervisor at once, rather than by its silence."""
         folder = self._settings.data_dir
         error = (
-            disk_full(folder)
+            outcome.disk_full(folder)
             if is_full(why)
             else JobError(code="supervisor_error", message=f"The node could not start the attempt: {why}")
         )
@@ -126,7 +126,10 @@ class Node:
         """Check what only a node can check, and tell the server."""
         try:
             result = check(self._client.validation(job_id))
-            if result is not None:
+            if result is not None and result.errors and (folder := full_disk(self._settings)):
+                # Its errors may come from there, and would end the job for good.
+                log.warning("job %s was not validated: the disk of %s is full", job_id, folder)
+            elif result is not None:
                 self._client.post_validation(job_id, result)
         except ApiError as error:
             log.info("not validating job %s: %s", job_id, error)
