@@ -37,6 +37,7 @@ class AsyncClient(AsyncConnection):
     get_dataset = async_method(rest.get_dataset)
 
     nodes = async_method(rest.nodes)
+    remove_node = async_method(rest.remove_node)
     engines = async_method(rest.engines)
     get_engine = async_method(rest.get_engine)
     create_engine = async_method(rest.create_engine)

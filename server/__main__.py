@@ -14,7 +14,7 @@ from server.app import create_app
 from server.db.migrate import migrate
 from server.request_log import configure_logging
 from server.settings import Settings
-from server.start import bind, open_database, prepare
+from server.start import bind, database_failures, open_database, prepare
 
 GRACE_S = 5  # for requests in progress when the server is told to stop
 
@@ -55,13 +55,17 @@ def main(arguments: list[str]) -> int:
         remedy = f" ({error.remedy})" if error.remedy else ""
         print(f"cannot start: {error}{remedy}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a file or folder in the settings
+        print(f"cannot start: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
 def migrate_only(settings: Settings) -> None:
     """Bring the database to the newest revision."""
     database = open_database(settings)
-    migrate(database)
+    with database_failures(settings):
+        migrate(database)
     database.close()
 
 
@@ -70,6 +74,7 @@ def serve(settings: Settings) -> None:
     listener = bind(settings)
     prepare(settings)
     app = create_app(settings)
+    app.state.database.hold_ballast()
     config = uvicorn.Config(
         app,
         log_config=None,

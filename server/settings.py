@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from powermean.keys import clean_secret
+
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -73,6 +75,16 @@ class Settings(BaseSettings):
     bootstrap_node_token: SecretStr | None = Field(
         None, description="A node's token that is valid from the start."
     )
+
+    @field_validator("bootstrap_admin_key", "bootstrap_node_token", mode="after")
+    @classmethod
+    def _clean(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and clean_secret(value, "it")
+
+    @field_validator("database_url", "redis_url", "artefacts_url", "host", mode="after")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return value.strip()
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

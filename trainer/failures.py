@@ -6,6 +6,7 @@ from safetensors import SafetensorError
 
 from powermean.artefacts import ArtefactError
 from powermean.contracts.attempts import Finish, JobError
+from powermean.disk import is_full
 from powermean.errors import PowermeanError
 from rollout.client import RolloutError
 
@@ -90,7 +91,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_disk_full(error: Exception) -> bool:
     """Whether a disk is full: Python's error, or a library's version of it."""
-    return isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)
+    return is_full(error) or (
+        isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)
+    )
 
 
 def failed(error: Exception) -> Finish:
@@ -109,7 +112,7 @@ def failed(error: Exception) -> Finish:
         case _ if is_disk_full(error):
             described = JobError(
                 code="disk_full",
-                message=str(error),
+                message=f"a disk of the node is full: {error}",
                 remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
             )
             retryable = True  # others may have freed some by then

@@ -12,7 +12,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,8 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
     except CancelledError:
         return Finish(outcome="cancelled")
     except Exception as error:  # noqa: BLE001 (recorded as the attempt's end)
-        traceback.print_exc()
+        with suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
         return failed(error)
 
 
