@@ -41,9 +41,16 @@ def raw_client(request: Request) -> httpx.AsyncClient:
 
 def require_same_origin(request: Request) -> None:
     """Refuse a form sent by another site. The API only sees our own origin, so it can't check this."""
-    origin = request.headers.get("Origin", "")
-    if origin.partition("://")[2] != request.headers.get("Host"):
+    origin = request.headers.get("Origin", "").lower()
+    public = request.scope.get("state", {}).get("public_origin")
+    if origin.partition("://")[2] != request.headers.get("Host", "").lower() and origin != public:
         raise HTTPException(403, "This form was sent from another site. Open the page here and try again.")
+
+
+async def require_signed_in(request: Request) -> None:
+    """Raises ApiError (401) before work is done for somebody who is not; for pages that ask the API late."""
+    async with client(request) as api:
+        await api.list_jobs(limit=1)
 
 
 def is_fragment(request: Request) -> bool:

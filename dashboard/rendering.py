@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from dashboard import assets, formatting
+from powermean.contracts.names import session_cookie
 
 FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -33,6 +34,8 @@ _ENVIRONMENT = _environment()
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """The answer with a rendered template. `signed_in` says whether to offer signing out."""
     html = _ENVIRONMENT.get_template(template).render(
-        path=request.url.path, signed_in=bool(request.cookies), **context
+        path=request.url.path,
+        signed_in=session_cookie(request.headers.get("host", "")) in request.cookies,
+        **context,
     )
     return HTMLResponse(html, status_code=status)

@@ -28,6 +28,9 @@ from server.request_log import RequestLog
 from server.routes.api import api_routes
 from server.settings import Settings
 
+MAX_BODY = 512 * 1024  # bytes; the longest spec fits
+MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
+
 
 def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     """The server as an ASGI application; its database must be at the newest revision when it starts.
@@ -75,8 +78,15 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.add_middleware(
         Gate,
         hosts=settings.hosts,
-        max_body=settings.max_body,
-        max_body_of={"/v1/datasets": settings.max_dataset},
+        max_body=MAX_BODY,
+        max_body_of={
+            "/v1/datasets": settings.max_dataset,
+            "/v1/attempts/": settings.max_body,
+            "/v1/nodes/": settings.max_body,
+            "/v1/sessions": MAX_SIGN_IN,
+            "/login": MAX_SIGN_IN,
+        },
+        public_url=settings.public_url,
     )
     return app
 

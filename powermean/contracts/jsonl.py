@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+from powermean.contracts.text import broken_at, may_break
+
 Row = dict[str, Any]
 
 _BRACE = re.compile("[{}]")
@@ -28,7 +30,7 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
     """The row of one line. Raises JsonlError unless it is a JSON object with every field of `required`.
 
     Empty lines are refused too, so that line numbers are row numbers. So are NaN and infinities, which are
-    not JSON, and duplicate fields.
+    not JSON, duplicate fields, and text that is not Unicode.
     """
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -46,6 +48,8 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
         raise JsonlError(number, f"not usable: {error}") from error
     if not isinstance(row, dict):
         raise JsonlError(number, f"not a JSON object but {_kind(row)}")
+    if may_break(text) and (where := broken_at(row)) is not None:
+        raise JsonlError(number, f"field {where!r} has half of a surrogate pair, which is no character")
     for field in required:
         if row.get(field) is None:
             what = "null in field" if field in row else "no field"

@@ -15,7 +15,7 @@ from server.artefacts import datasets, logs, models
 from server.db.models import MAX_INTEGER
 from server.db.session import Database
 from server.errors import InvalidInputError
-from server.routes.access import CurrentAttempt, CurrentPerson
+from server.routes.access import CurrentAttempt, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestStore
 from server.routes.downloads import download
 from server.routes.uploads import Upload, received
@@ -23,7 +23,7 @@ from server.routes.uploads import Upload, received
 MAX_OFFSET = 2**63 - 2**31
 LOG_PART = 256 * 1024
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=KnownCallerRoute)
 
 _DATASET_BODY = {
     "requestBody": {

@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from powermean.contracts.base import Contract
 from server.errors import UnavailableError
-from server.routes.access import CurrentPerson
+from server.routes.access import CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestObservatory
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=KnownCallerRoute)
 
 
 class Health(Contract):

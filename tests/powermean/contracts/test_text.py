@@ -1,0 +1,33 @@
+"""Text that is not Unicode is found wherever it hides."""
+
+import json
+
+import pytest
+
+from powermean.contracts.text import broken_at, may_break, mended
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ("a\ud800", ""),
+        ({"a": {"b": ["fine", "\udfff"]}}, "a.b.1"),
+        ({"a": {"b\ud800": 1}}, "a.b\ufffd"),
+        ([["\udc00"], "\ud800"], "0.0"),
+        ({"a": "\U0001f600", "b": 1.5, "c": None}, None),
+    ],
+)
+def test_the_first_place_is_named(value, place):
+    assert broken_at(value) == place
+    assert may_break(json.dumps(value)) is (place is not None or "\U0001f600" in str(value))
+
+
+def test_any_depth():
+    value: object = "\ud800"
+    for _ in range(10_000):
+        value = [value]
+    assert broken_at(value) == ".".join(["0"] * 10_000)
+
+
+def test_mended_text_can_be_sent():
+    assert mended("a\ud800b\U0001f600").encode() == "a\ufffdb\U0001f600".encode()
