@@ -18,6 +18,7 @@ from powermean.tokens import ensure_key_pair
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
+from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
 from server.metrics.stream import EventHub
@@ -39,7 +40,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     """
     database = Database(settings.database_url)
     artefacts = ArtefactStore(settings.artefacts_url)
-    events = EventHub(database, settings.redis_url)
+    events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
     loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
     if loops:
         database.listen(lambda changed: _wake(loops, changed))
@@ -70,6 +71,9 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.connections = Connections(
+        settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
+    )
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events)
     app.router.routes.extend(api_routes())
     app.add_middleware(RequestLog, seconds=observatory.requests)

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from powermean.contracts.identity import Role
 from powermean.contracts.names import SESSION_COOKIE, session_cookie
 from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, Verb, verify_attempt_token
+from server.connections import Who, known_as
 from server.db.models import ApiKey
 from server.db.session import Database
 from server.errors import ForbiddenError, UnauthenticatedError
@@ -71,12 +72,14 @@ class KnownCallerRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = super().get_route_handler()
-        identify = _first_of(self.dependant, _IDENTIFY)
+        found = _first_of(self.dependant, _IDENTIFY)
         has_body = self.body_field is not None
 
         async def handle_known(request: Request) -> Response:
-            if identify is not None:
+            if found is not None:
+                who, identify = found
                 request.state.caller = await run_in_threadpool(identify, request)
+                known_as(who)
             if not has_body:
                 return await handle(request)
             read = JsonRequest(request.scope, request.receive)
@@ -161,18 +164,17 @@ def _attempt(request: Request) -> AttemptClaims:
     return claims
 
 
+_Identify = tuple[Who, Callable[[Request], object]]
 # The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
-_IDENTIFY: dict[object, Callable[[Request], object]] = {
-    require_admin: _admin,
-    require_person: _person,
-    require_node: _node,
-    require_attempt: _attempt,
+_IDENTIFY: dict[object, _Identify] = {
+    require_admin: ("person", _admin),
+    require_person: ("person", _person),
+    require_node: ("node", _node),
+    require_attempt: ("node", _attempt),
 }
 
 
-def _first_of(
-    dependant: Dependant, known: Mapping[object, Callable[[Request], object]]
-) -> Callable[[Request], object] | None:
+def _first_of(dependant: Dependant, known: Mapping[object, _Identify]) -> _Identify | None:
     """What is known of the outermost dependency that has an entry."""
     around = [dependant]
     while around:

@@ -8,7 +8,7 @@ import pytest
 
 from powermean.artefacts import ArtefactStore, ArtefactStoreFullError
 from server import observability
-from server.request_log import JsonFormatter, request_id
+from server.request_log import JsonFormatter, Sparing, request_id
 from tests.support.reports import post_rows, row, trajectory
 from tests.support.service_driver import error_of
 
@@ -68,6 +68,31 @@ def test_paths_that_are_no_route_make_one_series(service):
     for path in ("/v1/nope", "/v1/nope/2"):
         service.person.get(path)
     assert sample(service, 'powermean_request_seconds_count{method="GET",route="none",status="404"}') == 2
+
+
+def test_invented_methods_make_one_series(service):
+    for number in range(50):
+        assert service.person.request(f"M{number}", "/v1/jobs").status_code == 405
+    assert 'method="M' not in service.person.get("/metrics").text
+    series = 'powermean_request_seconds_count{method="other",route="/v1/jobs",status="405"}'
+    assert sample(service, series) == 50
+
+
+def test_warnings_of_a_kind_are_few_and_say_how_many_they_stand_for(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("server.request_log.time.monotonic", lambda: now[0])
+    sparing = Sparing(most=3, window_s=60)
+
+    def said(message, *args, level=logging.WARNING):
+        record = logging.LogRecord("x", level, "f", 1, message, args, None)
+        return record.getMessage() if sparing.filter(record) else None
+
+    assert [said("refused %d", n) for n in range(5)] == ["refused 0", "refused 1", "refused 2", None, None]
+    assert said("another") == "another"
+    assert all(said("GET", level=logging.INFO) for _ in range(10))
+    now[0] = 61.0
+    assert said("refused %d", 5) == "refused 5 (2 more like it were left out)"
+    assert said("refused %d", 6) == "refused 6"
 
 
 def test_requests_are_logged_with_their_id(service, caplog):
