@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from powermean.async_client import AsyncClient
+from powermean.contracts.names import session_cookie
 
 # How long a page waits for the API: longer than its slowest query, shorter than people's patience.
 TIMEOUT_S = 30.0
@@ -17,6 +18,13 @@ def _origin(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
+def _session(request: Request) -> dict[str, str]:
+    """The cookie of this service, without those that other programs on the host have set."""
+    name = session_cookie(request.headers.get("host", ""))
+    value = request.cookies.get(name, "")
+    return {name: value} if value and value.isascii() else {}
+
+
 def _transport(request: Request) -> httpx.ASGITransport:
     api: ASGIApp = request.app.state.api
     client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
@@ -24,8 +32,8 @@ def _transport(request: Request) -> httpx.ASGITransport:
 
 
 def client(request: Request) -> AsyncClient:
-    """A client with the caller's cookies and host name; use it as a context manager."""
-    return AsyncClient(_origin(request), cookies=request.cookies, transport=_transport(request))
+    """A client with the caller's session and host name; use it as a context manager."""
+    return AsyncClient(_origin(request), cookies=_session(request), transport=_transport(request))
 
 
 def raw_client(request: Request) -> httpx.AsyncClient:
@@ -33,7 +41,7 @@ def raw_client(request: Request) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=_origin(request),
         headers={"Origin": _origin(request)},
-        cookies=dict(request.cookies),
+        cookies=_session(request),
         transport=_transport(request),
         timeout=TIMEOUT_S,
     )

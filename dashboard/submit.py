@@ -52,7 +52,7 @@ async def submit(request: Request) -> Response:
     await require_signed_in(request)
     form = await request.form(max_fields=10)
     text, key = form.get("spec"), form.get("key")
-    if not isinstance(text, str) or not isinstance(key, str) or not text.strip():
+    if not isinstance(text, str) or not isinstance(key, str) or not key.isascii() or not text.strip():
         empty = ErrorBody(code="empty_spec", message="The spec is empty.", remedy="Start from the example.")
         return _form(request, STARTER, empty, status=422)
     try:

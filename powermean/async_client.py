@@ -35,6 +35,7 @@ class AsyncClient(AsyncConnection):
 
     datasets = async_method(rest.datasets)
     get_dataset = async_method(rest.get_dataset)
+    delete_dataset = async_method(rest.delete_dataset)
 
     nodes = async_method(rest.nodes)
     engines = async_method(rest.engines)

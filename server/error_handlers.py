@@ -18,7 +18,7 @@ from powermean.artefacts import (
     ArtefactStoreUnavailableError,
 )
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from server.db.session import DatabaseBusyError
+from server.db.session import DatabaseBusyError, DatabaseMovedError
 from server.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ArtefactError, _artefact_error)
     app.add_exception_handler(DataError, _unstorable)
-    for kind in (OperationalError, PoolTimeout, DatabaseBusyError):
+    for kind in (OperationalError, PoolTimeout, DatabaseBusyError, DatabaseMovedError):
         app.add_exception_handler(kind, _database_error)
 
 

@@ -29,15 +29,15 @@ class Readiness(Contract):
 
 
 @router.get("/healthz", summary="Does the process answer?")
-def healthz() -> Health:
+async def healthz() -> Health:
     """Needs no key. Does not check what the server depends on; restart the process if this fails."""
     return Health()
 
 
 @router.get("/readyz", summary="Is the server ready?")
-def readyz(observatory: RequestObservatory) -> Readiness:
+async def readyz(observatory: RequestObservatory) -> Readiness:
     """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
-    if wrong := observatory.wrong():
+    if wrong := await observatory.wrong():
         raise UnavailableError(
             f"not ready: {', '.join(error.path for error in wrong)}",
             remedy="The server's log says more.",
