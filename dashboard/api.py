@@ -70,5 +70,6 @@ def login_address(request: Request) -> str:
     """Address of the sign-in page that leads back to this page."""
     back = request.url.path if request.method == "GET" else "/"
     if is_fragment(request):
-        back = httpx.URL(request.headers.get("HX-Current-URL", "/")).path
+        root = request.scope.get("state", {}).get("root", "")
+        back = httpx.URL(request.headers.get("HX-Current-URL", "/")).path.removeprefix(root)
     return "/login" if back == "/" else f"/login?next={quote(back)}"

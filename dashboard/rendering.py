@@ -1,5 +1,6 @@
 """Renders pages from templates. Everything is escaped except what the templates themselves contain."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def _environment() -> Environment:
 
 
 _ENVIRONMENT = _environment()
+# An address in a template. Values are escaped, so that no text of others has a quote here.
+_ADDRESS = re.compile(r'\b((?:href|src|action|(?:hx|data)-[a-z-]+)=")/')
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
@@ -38,4 +41,6 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
         signed_in=session_cookie(request.headers.get("host", "")) in request.cookies,
         **context,
     )
+    if root := request.scope.get("state", {}).get("root"):  # the service is below a path of a proxy
+        html = _ADDRESS.sub(lambda found: f"{found[1]}{root}/", html)
     return HTMLResponse(html, status_code=status)

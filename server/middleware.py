@@ -71,7 +71,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                _add_headers(message, scope["path"], request_id)
+                _add_headers(message, scope["path"], request_id, state.get("root", ""))
             await send(message)
 
         headers = Headers(scope=scope)
@@ -146,8 +146,11 @@ def _unexpected(request_id: str) -> ErrorBody:
     )
 
 
-def _add_headers(message: Message, path: str, request_id: str) -> None:
+def _add_headers(message: Message, path: str, request_id: str, root: str) -> None:
     headers = MutableHeaders(scope=message)
+    for name in ("Location", "HX-Redirect"):
+        if root and headers.get(name, "").startswith("/"):
+            headers[name] = root + headers[name]
     headers["X-Request-Id"] = request_id
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)

@@ -1,6 +1,7 @@
 """The server's settings: read once, from environment variables that start with POWERMEAN_."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -153,10 +155,9 @@ class Settings(BaseSettings):
     def _address(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname or set(value) & set("?#@"):
+        if not _PUBLIC_URL.fullmatch(value):
             raise ValueError("must look like https://powermean.example.org or https://example.org/powermean")
-        _ = url.port  # a ValueError says what is wrong with it
+        _ = urlsplit(value).port  # a ValueError says what is wrong with it
         return value.rstrip("/")
 
     @model_validator(mode="after")

@@ -67,10 +67,10 @@ def check_exposure(settings: Settings, database: Database) -> None:
     """Refuse to serve other machines without an administrator's key and a list of host names."""
     if is_loopback(settings.host):
         return
-    if not settings.allowed_hosts:
+    if not settings.allowed_hosts and not settings.public_url:
         raise CannotStartError(
             f"POWERMEAN_HOST={settings.host} is reachable from other machines: set POWERMEAN_ALLOWED_HOSTS "
-            "to the names that people use for it"
+            "to the names that people use for it, or POWERMEAN_PUBLIC_URL to its address behind a proxy"
         )
     with database.read() as session:
         query = select(func.count()).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None))

@@ -17,9 +17,12 @@ def kind() -> str:
     return "sqlite"
 
 
-async def status_without_a_body(app, method: str, path: str, key: str | None = None) -> int:
-    """The answer to a request whose body never comes."""
+async def status_without_a_body(
+    app, method: str, path: str, key: str | None = None, origin: bytes = b""
+) -> int:
+    """The answer to a request whose body must not be read."""
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"2000")]
+    headers += [(b"origin", origin)] if origin else []
     if key is not None:
         headers.append((b"authorization", f"Bearer {key}".encode()))
     scope = {
@@ -122,3 +125,9 @@ def test_a_whole_surrogate_pair_is_a_character(service):
 )
 def test_the_session_cookie_has_the_port_in_its_name(host, name):
     assert session_cookie(host) == name
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/new", "/jobs/job-a/steps/1/replays"])
+async def test_a_form_of_a_stranger_is_not_read(service, path):
+    assert await status_without_a_body(service.app, "POST", path, origin=b"http://127.0.0.1") == 303
