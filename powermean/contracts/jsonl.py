@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from powermean.contracts.text import broken_at, may_break
+from powermean.contracts.text import UnusableJsonError, read_json
 
 Row = dict[str, Any]
 
@@ -39,17 +39,14 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
     if not text.strip():
         raise JsonlError(number, "empty line; remove it")
     try:
-        row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        row = read_json(text, _unique)
     except json.JSONDecodeError as error:
         raise JsonlError(number, f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise JsonlError(number, "not usable: nested too deeply") from error
-    except ValueError as error:
-        raise JsonlError(number, f"not usable: {error}") from error
+    except UnusableJsonError as error:
+        where = f"field {error.path!r}: " if error.path else ""
+        raise JsonlError(number, f"not usable: {where}{error}") from error
     if not isinstance(row, dict):
         raise JsonlError(number, f"not a JSON object but {_kind(row)}")
-    if may_break(text) and (where := broken_at(row)) is not None:
-        raise JsonlError(number, f"field {where!r} has half of a surrogate pair, which is no character")
     for field in required:
         if row.get(field) is None:
             what = "null in field" if field in row else "no field"
@@ -112,15 +109,11 @@ def _pieces(template: str) -> list[tuple[bool, str]]:
     return pieces
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"field {twice!r} occurs twice")
+        raise UnusableJsonError(f"field {twice!r} occurs twice")
     return row
 
 

@@ -1,6 +1,11 @@
-"""Text is Unicode: half of a surrogate pair can be written in JSON and held by Python, but never encoded."""
+"""JSON and text from outside: what Python's reader takes and nothing behind it can hold is refused here.
 
+Half of a surrogate pair can be written in JSON and held by Python, but never encoded; NaN is no JSON at all.
+"""
+
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -9,9 +14,31 @@ _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _Place = tuple["_Place", str] | None  # the place around it, and the name or index in that
 
 
-def may_break(json_text: str) -> bool:
-    """Whether the text has an escape that may be half of a pair; the cheap question before `broken_at`."""
-    return _ESCAPED_HALF.search(json_text) is not None
+class UnusableJsonError(ValueError):
+    """JSON that can't be taken; `path` is the dotted place, if one is known."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def read_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The document; `pairs` makes its objects. Raises json.JSONDecodeError or UnusableJsonError."""
+    try:
+        found = json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs)
+    except (json.JSONDecodeError, UnusableJsonError):
+        raise
+    except RecursionError as error:
+        raise UnusableJsonError("nested too deeply") from error
+    except ValueError as error:  # Python's limit for integers
+        raise UnusableJsonError("a number has too many digits") from error
+    if _ESCAPED_HALF.search(text) and (where := broken_at(found)) is not None:
+        raise UnusableJsonError("half of a surrogate pair is no character", where)
+    return found
+
+
+def _refuse(name: str) -> None:
+    raise UnusableJsonError(f"{name} is not JSON")
 
 
 def broken_at(value: Any) -> str | None:

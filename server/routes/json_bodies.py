@@ -1,11 +1,10 @@
-"""JSON bodies: UTF-8, and every text in them Unicode."""
+"""JSON bodies: in UTF-8, and every text in them Unicode."""
 
-import json
 from typing import Any
 
 from fastapi import Request
 
-from powermean.contracts.text import broken_at, may_break
+from powermean.contracts.text import UnusableJsonError, read_json
 from server.errors import InvalidInputError
 
 
@@ -32,13 +31,6 @@ def parse(body: bytes) -> Any:
             f"the body is not UTF-8 (byte {error.start + 1})", remedy="Send JSON in UTF-8."
         ) from error
     try:
-        found = json.loads(text)
-    except RecursionError as error:
-        raise InvalidInputError("the body is nested too deeply", remedy="No request needs that.") from error
-    if may_break(text) and (where := broken_at(found)) is not None:
-        raise InvalidInputError.at(
-            where or "body",
-            "half of a surrogate pair is no character",
-            "Send the whole pair, or the character itself.",
-        )
-    return found
+        return read_json(text)
+    except UnusableJsonError as error:
+        raise InvalidInputError.at(error.path or "body", str(error)) from error

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from powermean.contracts.text import broken_at, may_break, mended
+from powermean.contracts.text import UnusableJsonError, broken_at, mended, read_json
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,26 @@ from powermean.contracts.text import broken_at, may_break, mended
 )
 def test_the_first_place_is_named(value, place):
     assert broken_at(value) == place
-    assert may_break(json.dumps(value)) is (place is not None or "\U0001f600" in str(value))
+    if place is None:
+        assert read_json(json.dumps(value)) == value
+        return
+    with pytest.raises(UnusableJsonError, match="half of a surrogate pair") as caught:
+        read_json(json.dumps(value))
+    assert caught.value.path == place
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "too many digits"),
+        ("[NaN]", "NaN is not JSON"),
+        ('{"a": -Infinity}', "-Infinity is not JSON"),
+    ],
+)
+def test_what_only_pythons_reader_takes(text, message):
+    with pytest.raises(UnusableJsonError, match=message):
+        read_json(text)
 
 
 def test_any_depth():

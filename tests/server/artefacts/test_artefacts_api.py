@@ -88,7 +88,8 @@ def test_fields_are_bounded_so_that_a_row_costs_what_it_holds(service):
 )
 def test_text_that_is_not_unicode_is_refused_with_its_line(service, row, field):
     wrong = lines_of(upload(service, b'{"a": "\\ud83d\\ude00"}\n' + row))
-    assert wrong == {"line 2": f"field {field!r} has half of a surrogate pair, which is no character"}
+    said = f"not usable: field {field!r}: half of a surrogate pair is no character"
+    assert wrong == {"line 2": said}
     twice = upload(service, rb'{"\ud800": 1, "\ud800": 2}')
     assert lines_of(twice).keys() == {"line 1"}
     assert service.person.get("/v1/datasets").json()["items"] == []

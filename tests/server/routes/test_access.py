@@ -97,6 +97,8 @@ def test_attempts_send_more(service):
         (b'{"name": "\xff"}', "not UTF-8 (byte 11)"),
         (b'{"name": "\xed\xa0\x80"}', "not UTF-8 (byte 11)"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"seed": NaN}', "NaN is not JSON"),
         (b'{"\\ud800": 1, "\\ud800": 2}', "half of a surrogate pair"),
         (b'{"name"', "JSON decode error"),
     ],
