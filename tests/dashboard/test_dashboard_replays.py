@@ -62,9 +62,9 @@ def test_the_result_is_a_table_by_update_and_one_by_trajectory(browser: TestClie
     assert not page.all("meta", http_equiv="refresh")
     assert page.one("h1").words == "Step 5: pmpo → grpo"
     assert "2 of 4 trajectories" in page.one("dl", class_="facts").words
-    update = page.one("table", class_="replay-updates").one("tbody").words
+    update = page.one("table", class_="replay-updates cards").one("tbody").words
     assert update == "1 2/4 0.2500 → 1 0.9000 → 0.8000 0.5000 → 0.2500 -0.0125 → -0.0200 0.7500 → 0"
-    rows = page.one("table", class_="replay-trajectories").one("tbody").all("tr")
+    rows = page.one("table", class_="replay-trajectories cards").one("tbody").all("tr")
     assert [row.one("a").words for row in rows] == ["5", "3"]
     assert rows[0].one("a").attributes["href"] == "/jobs/job-a/steps/5/trajectories/5?update=1"
     assert rows[1].words == "3 1 -0.5000 – – – 0.5000"
