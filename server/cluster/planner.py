@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from powermean.contracts.attempts import AllocationView
+from server.jobs.demand import AdapterNeed
 
 VLLM = "vllm"
 
@@ -28,18 +29,6 @@ class NodeCapacity:
     free_cpu_slots: int
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
-
-
-@dataclass(frozen=True)
-class AdapterNeed:
-    """What a LoRA job that may share an engine needs from it."""
-
-    model: str
-    dtype: str
-    rank: int
-    tokens: int  # longest prompt with its completion
-    required: bool  # must not start its own engine instead
-    same_host: bool = False  # as the trainer's
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,10 @@ def reap(session: Session, settings: Settings, now: datetime) -> None:
 
 def tell_unchecked(session: Session, living: Sequence[Node]) -> None:
     """Record what jobs wait for that no node can check right now."""
+    alive, offline = inventory.known(session, {node.id for node in living})
     query = select(Job).where(Job.state == JobState.VALIDATING).order_by(Job.id)
     for job in session.execute(query.execution_options(populate_existing=True)).scalars().all():
-        phase = CHECKING if demand.checkers(session, job, living) else NO_CHECKER if living else NO_NODE
+        phase = CHECKING if demand.checkers(job.demand, alive, offline) else NO_CHECKER if living else NO_NODE
         if job.phase != phase and state_of(lock_job(session, job.id)) is JobState.VALIDATING:
             change_phase(session, job, phase)
 
@@ -121,7 +122,12 @@ def _queued(session: Session, now: datetime) -> Sequence[Job]:
 
 def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
     avoid = _let_down(session, [f"{job.id}.{job.attempt}" for job in jobs if job.attempt])
-    return [demand.waiting_job(job, frozenset(avoid.get(f"{job.id}.{job.attempt}", ()))) for job in jobs]
+    return [
+        demand.waiting_job(
+            job.id, job.demand, job.longest_sequence, frozenset(avoid.get(f"{job.id}.{job.attempt}", ()))
+        )
+        for job in jobs
+    ]
 
 
 def _let_down(session: Session, attempt_ids: Sequence[str]) -> dict[str, set[str]]:

@@ -8,7 +8,7 @@ from powermean.contracts.api import JobState
 from server.db.models import Garbage, Job
 from server.db.session import changes, database_now, upsert
 from server.errors import ConflictError
-from server.jobs.events import record_event
+from server.jobs.events import append_event
 from server.jobs.views import job_summary
 
 CHECKING = "waiting for a node to check the spec"  # the phase while validating
@@ -42,14 +42,16 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
         raise ConflictError(f"job {job.id} is {old} and cannot become {new}")
     job.state = new
     job.phase = phase
+    if JobState.QUEUED in (old, new) and new is not JobState.STARTING:
+        changes(session).plan = True
     now = database_now(session)
     if new is JobState.RUNNING and job.started_at is None:
         job.started_at = now
     if new.final:
         job.finished_at = now
         job.not_before = None
-        # left in the artefact store by killed attempts
-        upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
+        if job.attempt:  # killed attempts may have left something in the artefact store
+            upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
     record_state(session, job)
 
 
@@ -57,14 +59,14 @@ def change_phase(session: Session, job: Job, phase: str) -> None:
     """Set what a locked job is doing or waiting for, if it changed."""
     if job.phase != phase:
         job.phase = phase
-        record_event(session, job.id, "state", _summary_data(job))
+        append_event(session, job, "state", summary_data(job))
 
 
 def record_state(session: Session, job: Job) -> None:
-    """Tell the job's followers and the scheduler its current state."""
-    changes(session).plan = True
-    record_event(session, job.id, "state", _summary_data(job))
+    """Tell a locked job's followers its current state."""
+    append_event(session, job, "state", summary_data(job))
 
 
-def _summary_data(job: Job) -> dict[str, Any]:
+def summary_data(job: Job) -> dict[str, Any]:
+    """The job as a `state` event has it."""
     return job_summary(job).model_dump(mode="json")
