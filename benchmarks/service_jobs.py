@@ -110,7 +110,7 @@ def _fill_queue(service: Service, job_id: str, count: int) -> None:
 
 
 def planner(tiny: bool) -> Iterator[Figure]:
-    """CPU time of one plan for 100 nodes and 1,000 waiting jobs, by kind of job: the 99th percentile of many."""
+    """CPU time of a plan for 100 nodes and 1,000 waiting jobs, by kind of job: the 99th percentile."""
     nodes, jobs, rounds = (5, 20, 3) if tiny else (100, 1000, 100)
     for kind, state in _states(nodes, jobs).items():
         times = []

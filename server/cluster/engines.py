@@ -130,6 +130,12 @@ def orders(session: Session, node_id: str, sign: Callable[[str, int], str]) -> N
     )
 
 
+def any_stranded(session: Session, living: Collection[str]) -> bool:
+    """Whether a service belongs to a node that is offline."""
+    nodes = session.execute(select(EngineService.node).where(EngineService.node.is_not(None))).scalars()
+    return any(node not in living for node in nodes)
+
+
 def reap(session: Session, living: Iterable[str]) -> None:
     """Take services away from nodes that are offline, so that they start elsewhere.
 

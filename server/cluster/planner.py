@@ -213,6 +213,34 @@ def plan(state: ClusterState) -> Plan:
     return result
 
 
+def still_free(
+    starts: Iterable[Start], nodes: Iterable[NodeCapacity], engines: Iterable[SharedEngine]
+) -> list[Start]:
+    """Those of an earlier plan's starts that still find room, each counted against those behind it."""
+    slots: dict[str, int] = {}
+    gpus: dict[str, set[str]] = {}
+    for node in nodes:
+        slots[node.id], gpus[node.id] = node.free_cpu_slots, set(node.free_gpus)
+    room = {e.id: (e.node, e.max_adapters, set(e.jobs)) for e in engines if e.state == "ready"}
+    found = []
+    for start in starts:
+        trainer, rollout = start.allocations
+        wanted = {*trainer.gpu_uuids, *rollout.gpu_uuids}
+        if not (wanted <= gpus.get(trainer.node_id, set()) if wanted else slots.get(trainer.node_id, 0) > 0):
+            continue
+        if rollout.engine_id is not None:
+            node_id, most, jobs = room.get(rollout.engine_id, (None, 0, set()))
+            if node_id != rollout.node_id or len(jobs - {start.job_id}) >= most:
+                continue
+            jobs.add(start.job_id)
+        if wanted:
+            gpus[trainer.node_id] -= wanted
+        else:
+            slots[trainer.node_id] -= 1
+        found.append(start)
+    return found
+
+
 def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) -> Placement | _Wait:
     allowed = [node for node in nodes if engine.node in (None, node.id)]
     if not allowed:

@@ -165,7 +165,7 @@ def database_now(session: Session) -> datetime:
 
 
 def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: Sequence[str]) -> bool:
-    """Insert a row unless there is one with the same values in the `unique` columns; whether it was inserted."""
+    """Insert a row, unless another has the same values in the `unique` columns; whether it was inserted."""
     statement = _insert(session, model).on_conflict_do_nothing(index_elements=unique)
     done = session.execute(statement, dict(row))
     return bool(done.rowcount)  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError
 
 GROUP_S = 0.02  # how long a group takes in more writers
 
@@ -78,13 +79,12 @@ class WriteQueue:
             return
         self._group = None
         try:
-            if lost:  # as SQLite does itself when the disk is full
-                raise sqlite3.OperationalError(
-                    "the shared transaction was rolled back by another writer's error"
-                )
+            if lost:  # SQLite itself rolls back when the disk is full
+                raise OperationalError("COMMIT", None, sqlite3.OperationalError("the transaction is gone"))
             group.connection.commit()
-        except Exception as error:  # for all who wrote in it
-            group.error = error
+        except Exception as error:
+            group.error = error  # for all who wrote in it
+            raise
         finally:
             group.connection.close()
             group.over.set()

@@ -1,7 +1,9 @@
 """A job's states and transitions. What the table does not list can't happen."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
@@ -60,6 +62,13 @@ def change_phase(session: Session, job: Job, phase: str) -> None:
     if job.phase != phase:
         job.phase = phase
         append_event(session, job, "state", summary_data(job))
+
+
+def tell_phases(session: Session, phases: Mapping[str, str], state: JobState) -> None:
+    """Set what jobs wait for, by id; those that are not in this state any more are left alone."""
+    query = select(Job).where(Job.id.in_(phases), Job.state == state).order_by(Job.id).with_for_update()
+    for job in session.execute(query.execution_options(populate_existing=True)).scalars():
+        change_phase(session, job, phases[job.id])
 
 
 def record_state(session: Session, job: Job) -> None:
