@@ -61,8 +61,11 @@ def _submitted(clients: list[Connection], each: int) -> tuple[Timings, list[list
 def submit(service: Service, tiny: bool) -> Iterator[Figure]:
     """50 clients at once, each submitting one job after another."""
     with service.nodes(NODES, cpu_slots=0):
+        before = service.cpu_s()
         timings, _ids = _submitted(_clients(service, tiny), 2 if tiny else 40)
+        cpu = service.cpu_s() - before
     yield from timings.figures("submit", P99_MS, A_SECOND, LONGEST_MS)
+    yield Figure("submit: CPU of the server", 1e3 * cpu / timings.requests, "ms each")
 
 
 def cancel(service: Service, tiny: bool) -> Iterator[Figure]:
@@ -75,8 +78,11 @@ def cancel(service: Service, tiny: bool) -> Iterator[Figure]:
             return lambda number: post("POST", f"/v1/jobs/{own[number]}/cancel")
 
         # a busy server may have refused some of them
+        before = service.cpu_s()
         timings = at_once([canceller(*pair) for pair in zip(clients, ids, strict=True)], min(map(len, ids)))
+        cpu = service.cpu_s() - before
     yield from timings.figures("cancel", P99_MS, A_SECOND, LONGEST_MS)
+    yield Figure("cancel: CPU of the server", 1e3 * cpu / timings.requests, "ms each")
 
 
 def queued(service: Service, tiny: bool) -> Iterator[Figure]:
@@ -84,8 +90,11 @@ def queued(service: Service, tiny: bool) -> Iterator[Figure]:
     person = service.person()
     with service.nodes(NODES, cpu_slots=0):
         _fill_queue(service, person("POST", "/v1/jobs", spec("first"))["id"], 100 if tiny else 10_000)
+        before = service.cpu_s()
         timings, _ids = _submitted(_clients(service, tiny), 2 if tiny else 40)
+        cpu = service.cpu_s() - before
         yield from timings.figures("submit, 10,000 queued", P99_MS, A_SECOND, LONGEST_MS)
+        yield Figure("submit, 10,000 queued: CPU of the server", 1e3 * cpu / timings.requests, "ms each")
     with service.nodes(1, cpu_slots=1):
         began = time.perf_counter()
         while not person("GET", "/v1/jobs?state=starting")["items"]:

@@ -90,6 +90,12 @@ class Service:
     port: int
     database_url: str
     folder: Path  # log and artefacts
+    pid: int
+
+    def cpu_s(self) -> float:
+        """The server's CPU time: says more than seconds where other work shares the cores."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def person(self) -> Connection:
         return Connection(self.port, ADMIN_KEY)
@@ -133,6 +139,10 @@ class Timings:
     by_client: Sequence[Sequence[float]]
     wall_s: float
     refused: int = 0
+
+    @property
+    def requests(self) -> int:
+        return sum(map(len, self.by_client))
 
     def figures(
         self, what: str, p99_ms: float | None, a_second: float | None, max_ms: float | None = None
@@ -222,7 +232,7 @@ def serving(database_url: str, folder: Path) -> Iterator[Service]:
         _running([sys.executable, "-m", "server"], environment, log) as server,
     ):
         _await_ready(port, server, log)
-        yield Service(port, database_url, folder)
+        yield Service(port, database_url, folder, server.pid)
 
 
 @contextmanager
