@@ -51,6 +51,14 @@ def leads(session: Session, holder: str, lease_s: float) -> bool:
     return now + timedelta(seconds=lease_s / 2) <= lease.expires_at <= now + timedelta(seconds=lease_s)
 
 
+def is_led(session: Session, lease_s: float) -> bool:
+    """Whether some replica leads, or did less than a lease ago."""
+    now, lease = database_now(session), session.get(Leader, SCHEDULER)
+    if lease is None:
+        return False
+    return abs(lease.expires_at - now) <= timedelta(seconds=lease_s)
+
+
 def keeps_lead(session: Session, holder: str) -> bool:
     """Whether nobody else has taken the lease; until the commit nobody can."""
     query = select(Leader.holder).where(Leader.name == SCHEDULER).with_for_update()

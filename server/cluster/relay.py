@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.names import VALIDATE_TASK, node_queue
 from server.cluster import demand, inventory
+from server.cluster.clock import LONGEST_RESEND_S
 from server.db.models import Job, Outbox
 from server.db.session import Database, database_now
 from server.nodes import living_ids
@@ -20,7 +21,6 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 _BATCH = 100
-_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Relay:
         for number, message in enumerate(messages):
             assert message.queue is not None
             try:
-                self.sender.send(message.task, message.queue, message.subject, _LONGEST_PAUSE_S)
+                self.sender.send(message.task, message.queue, message.subject, LONGEST_RESEND_S)
             except BrokerDownError as error:
                 self._put_back(messages[number:], error)
                 return False
@@ -85,7 +85,7 @@ class Relay:
         return taken
 
     def _pause(self, sends: int) -> timedelta:
-        return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), _LONGEST_PAUSE_S))
+        return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), LONGEST_RESEND_S))
 
     def _put_back(self, messages: list[_Message], error: BrokerDownError) -> None:
         if not self.broker_down:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
 from server.cluster import demand, engines, inventory
+from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
 from server.cluster.planner import ClusterState, Plan, Start, plan, still_free
@@ -87,6 +88,7 @@ class Scheduler:
                 log.info("this replica leads scheduling as %s", self.holder)
                 self.leads_since = database_now(session)
                 attempts.extend_leases(session, self.settings, self.leads_since)
+                bound_times(session, self.settings, self.leads_since)
         return standing
 
     @contextmanager

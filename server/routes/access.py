@@ -14,7 +14,14 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from powermean.contracts.identity import Role
-from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, Verb, verify_attempt_token
+from powermean.tokens import (
+    AttemptClaims,
+    KeyPair,
+    TokenError,
+    TokenExpiredError,
+    Verb,
+    verify_attempt_token,
+)
 from server.db.models import ApiKey
 from server.db.session import Database
 from server.errors import ForbiddenError, UnauthenticatedError
@@ -92,16 +99,28 @@ def require_node(database: RequestDatabase, bearer: _Bearer) -> None:
 
 def require_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBearer) -> AttemptClaims:
     """The attempt in the path, by its token. The fence decides whether it may still write."""
+    return _attempt(attempt_id, keys, bearer, even_expired=False)
+
+
+def require_renewing_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBearer) -> AttemptClaims:
+    """As `require_attempt`, for the heartbeat alone: a token that expired during a partition will do.
+
+    The fence refuses it unless the attempt is still the job's current one, which then gets a fresh token.
+    """
+    return _attempt(attempt_id, keys, bearer, even_expired=True)
+
+
+def _attempt(
+    attempt_id: str, keys: KeyPair, bearer: HTTPAuthorizationCredentials | None, *, even_expired: bool
+) -> AttemptClaims:
     if bearer is None:
         raise UnauthenticatedError(
             "this needs an attempt's token", remedy="It comes with the attempt's claim."
         )
     try:
-        claims = verify_attempt_token(bearer.credentials, keys.public_pem)
+        claims = verify_attempt_token(bearer.credentials, keys.public_pem, even_expired=even_expired)
     except TokenExpiredError as error:
-        raise UnauthenticatedError(
-            str(error), remedy="Heartbeat in time: each reply brings a new token."
-        ) from error
+        raise UnauthenticatedError(str(error), remedy="Heartbeat: each reply brings a new token.") from error
     except TokenError as error:
         raise UnauthenticatedError("this is not an attempt token of this service") from error
     if not claims.allows(Verb.REPORT):
@@ -150,3 +169,4 @@ CurrentPerson = Annotated[Person, Depends(require_person)]
 CurrentAdmin = Annotated[Person, Depends(require_admin)]
 CurrentNode = Annotated[None, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]
+RenewingAttempt = Annotated[AttemptClaims, Depends(require_renewing_attempt)]

@@ -36,7 +36,7 @@ def healthz() -> Health:
 
 @router.get("/readyz", summary="Is the server ready?")
 def readyz(observatory: RequestObservatory) -> Readiness:
-    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
+    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts, scheduler."""
     if wrong := observatory.wrong():
         raise UnavailableError(
             f"not ready: {', '.join(error.path for error in wrong)}",
