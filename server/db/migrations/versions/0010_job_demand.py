@@ -1,7 +1,7 @@
 """what a job demands of the cluster is found out once, when it is submitted
 
 Revision ID: 0010
-Revises: 0005
+Revises: 0006
 """
 
 import json
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
