@@ -22,7 +22,8 @@ from typing import Any
 from sqlalchemy import create_engine, make_url, text
 
 from powermean.children import end, last_words, start
-from powermean.cli.embedded import free_port, redis_config, valkey_program
+from powermean.cli import redis_server
+from powermean.cli.embedded import free_port
 from powermean.home import Home
 
 ADMIN_KEY = "pm_" + "a" * 43
@@ -225,10 +226,11 @@ def serving(database_url: str, folder: Path) -> Iterator[Service]:
         "POWERMEAN_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY,
         "POWERMEAN_BOOTSTRAP_NODE_TOKEN": NODE_TOKEN,
     }
-    config = redis_config(home, redis_port, "secret")
+    config = home.secrets / "redis.conf"
+    redis_server.write_config(config, redis_port, "secret", folder)
     log = folder / "server.log"
     with (
-        _running([str(valkey_program()), str(config)], environment, folder / "redis.log"),
+        _running([str(redis_server.valkey_program()), "-"], environment, folder / "redis.log", config),
         _running([sys.executable, "-m", "server"], environment, log) as server,
     ):
         _await_ready(port, server, log)
@@ -237,9 +239,9 @@ def serving(database_url: str, folder: Path) -> Iterator[Service]:
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: dict[str, str], log: Path
+    command: Sequence[str], environment: dict[str, str], log: Path, given: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    process = start(command, environment, log)
+    process = start(command, environment, log, given=given)
     try:
         yield process
     finally:

@@ -114,5 +114,4 @@ class WriteQueue:
 
 
 def _in_transaction(connection: Connection) -> bool:
-    driver = connection.connection.dbapi_connection
-    return isinstance(driver, sqlite3.Connection) and driver.in_transaction
+    return bool(getattr(connection.connection.dbapi_connection, "in_transaction", False))
