@@ -21,7 +21,7 @@ import service_jobs
 from rollouts_table import Table
 from service_rig import DATABASES, Figure, databases, serving
 
-from powermean.cli.embedded import raise_on_signals
+from powermean.cli.signals import raise_on_signals
 
 SECTIONS = {**service_jobs.SECTIONS}
 ALONE = {**service_jobs.ALONE}
