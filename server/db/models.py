@@ -71,6 +71,7 @@ class Job(Base):
     state: Mapped[str] = mapped_column(String(16), index=True)
     spec: Mapped[dict[str, Any]]
     spec_text: Mapped[str | None] = mapped_column(Text)  # as submitted, if it came as text
+    demand: Mapped[str] = mapped_column(Text, server_default="")  # of the cluster; jobs/demand.py reads it
     algorithm: Mapped[str] = mapped_column(String(32))
     total_steps: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(Integer, default=0)

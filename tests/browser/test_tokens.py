@@ -14,18 +14,20 @@ import uvicorn
 
 from dashboard.app import create_dashboard
 from powermean.artefacts import ArtefactStore
+from powermean.contracts.names import session_cookie
 from powermean.contracts.token_records import StepFacts, UpdateTokens
 from powermean.token_segments import write_segment
 from tests.dashboard.test_dashboard_trajectory import PIECES, record, with_tokens
 from tests.support.browser_tabs import Tab, Tabs
-from tests.support.fake_api import COOKIE, FakeApi, create_api
+from tests.support.fake_api import FakeApi, create_api
 from tests.support.real_service import Service, free_port, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 STEP = "/jobs/job-a/steps/5"
-PHONE = {"viewport": {"width": 390, "height": 844}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+NARROW = {"viewport": {"width": 320, "height": 640}}
 
 
 @dataclass
@@ -61,19 +63,38 @@ def token_tabs(chromium: "Browser", stand_in: StandIn) -> Iterator[Tabs]:
 
 def signed_in(tabs: Tabs, stand_in: StandIn, **options: object) -> Tab:
     tab = tabs.stranger(**options)
-    tab.page.context.add_cookies([{"name": COOKIE, "value": "open", "url": stand_in.url}])
+    name = session_cookie(stand_in.url.partition("//")[2])
+    tab.page.context.add_cookies([{"name": name, "value": "open", "url": stand_in.url}])
     return tab
 
 
 @pytest.mark.parametrize("path", [f"{STEP}/trajectories/1", f"{STEP}/groups/0?by=log-ratio"])
 def test_pages_are_quiet_and_fit_a_phone(stand_in: StandIn, token_tabs: Tabs, path: str) -> None:
     with_tokens(stand_in.api, record())
-    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE):
+    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE, NARROW):
         tab = signed_in(token_tabs, stand_in, **options)
         tab.page.goto(path)
-        assert tab.page.locator("[data-tokens] > span").all_text_contents() == list(PIECES)
+        tokens = tab.page.locator("[data-tokens] > span")
+        assert tokens.all_text_contents() == list(PIECES)
+        if "has_touch" in options:  # wide enough for a finger; a line break and nothing at all have no width
+            widths = [tokens.nth(place).bounding_box()["width"] for place in (0, 2)]  # type: ignore[index]
+            assert min(widths) >= 24
         assert tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth") <= 0
         assert tab.complaints == []
+
+
+def test_p_and_ess_of_a_step_are_on_screen_on_a_phone(stand_in: StandIn, token_tabs: Tabs) -> None:
+    with_tokens(stand_in.api, record())
+    for options in (PHONE, NARROW):
+        tab = signed_in(token_tabs, stand_in, **options)
+        tab.page.goto(STEP)
+        for label in ("p", "ESS"):
+            cells = tab.page.locator(f"td[data-label='{label}']").all()
+            assert cells
+            for cell in cells:
+                box = cell.bounding_box()
+                assert box
+                assert 0 <= box["x"] <= box["x"] + box["width"] <= options["viewport"]["width"]  # type: ignore[index]
 
 
 def test_pointing_at_a_token_and_walking_with_the_keyboard(stand_in: StandIn, token_tabs: Tabs) -> None:

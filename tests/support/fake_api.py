@@ -32,6 +32,7 @@ from powermean.contracts.engines import EngineService, EngineServiceList
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
+from powermean.contracts.names import session_cookie
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
@@ -176,7 +177,7 @@ def _refusal(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _signed_in(request: Request) -> None:
-    if request.cookies.get(COOKIE) != "open":
+    if request.cookies.get(session_cookie(request.headers["host"])) != "open":
         raise RefusalError(401, ErrorBody(code="unauthenticated", message="this needs a key"))
     if (
         request.method != "GET"
@@ -203,13 +204,13 @@ def _sessions(app: FastAPI) -> None:
         if proof not in ({"key": KEY}, {"code": CODE}):
             body = ErrorBody(code="unauthenticated", message="this key is not known", remedy="Ask for a key.")
             raise RefusalError(401, body)
-        response.set_cookie(COOKIE, "open", httponly=True, samesite="strict")
+        response.set_cookie(session_cookie(request.headers["host"]), "open", httponly=True, samesite="strict")
         return {}
 
     @app.delete("/v1/sessions", status_code=204)
     def close_session(request: Request, response: Response) -> None:
         _signed_in(request)
-        response.delete_cookie(COOKIE)
+        response.delete_cookie(session_cookie(request.headers["host"]))
 
 
 def _create(api: FakeApi, request: Request, given: object) -> Job:

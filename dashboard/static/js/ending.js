@@ -31,13 +31,14 @@ function tell({ job, state, name }) {
   if (possible() && Notification.permission === "granted") new Notification(`${name}: ${state}`, { tag: job });
 }
 
-const first = document.querySelector("[data-title]")?.dataset.title;
-const [before, after] = document.title.split(first);
+let shown = null; // of the title, what the header says
 
 function update() {
   const header = document.querySelector("[data-title]");
   if (!header) return;
-  document.title = before + header.dataset.title + after;
+  const title = header.dataset.title.replace(/\s+/g, " ").trim(); // as browsers keep titles
+  if (shown !== null) document.title = document.title.replace(shown, () => title);
+  shown = title;
   const button = header.querySelector("[data-notify]");
   if (button) label(button);
   else if (["finished", "failed", "cancelled"].includes(header.dataset.state)) tell(header.dataset);
