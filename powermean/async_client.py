@@ -35,6 +35,7 @@ class AsyncClient(AsyncConnection):
 
     datasets = async_method(rest.datasets)
     get_dataset = async_method(rest.get_dataset)
+    delete_dataset = async_method(rest.delete_dataset)
 
     nodes = async_method(rest.nodes)
     remove_node = async_method(rest.remove_node)

@@ -62,6 +62,7 @@ class Client(Connection):
 
     datasets = method(rest.datasets)
     get_dataset = method(rest.get_dataset)
+    delete_dataset = method(rest.delete_dataset)
 
     nodes = method(rest.nodes)
     remove_node = method(rest.remove_node)

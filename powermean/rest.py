@@ -318,6 +318,11 @@ def create_engine(spec: EngineSpec) -> Call[EngineService]:
     return Call("POST", "/v1/engines", reads(EngineService), json=body)
 
 
+def delete_dataset(dataset_id: str) -> Call[None]:
+    """Delete an uploaded dataset that no live job trains on. For administrators."""
+    return Call("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}", _nothing)
+
+
 def remove_engine(engine_id: str) -> Call[EngineService]:
     """Let it take no new jobs, and go when its present ones have ended. For administrators."""
     return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))

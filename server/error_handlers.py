@@ -18,7 +18,7 @@ from powermean.artefacts import (
     ArtefactStoreUnavailableError,
 )
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from server.db.session import DatabaseBusyError, DatabaseFullError
+from server.db.session import DatabaseBusyError, DatabaseFullError, DatabaseMovedError
 from server.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ _CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     413: "too_large",
 }
 _REMEDIES = {
@@ -53,7 +54,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ArtefactError, _artefact_error)
     app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(DatabaseFullError, _database_full)
-    for kind in (OperationalError, PoolTimeout, DatabaseBusyError):
+    for kind in (OperationalError, PoolTimeout, DatabaseBusyError, DatabaseMovedError):
         app.add_exception_handler(kind, _database_error)
 
 

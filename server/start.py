@@ -1,5 +1,6 @@
 """Checks before the server accepts requests; each failure is one clear line."""
 
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from server.db.models import ApiKey
 from server.db.session import Database, DatabaseFullError
 from server.identity.keys import bootstrap_keys
 from server.settings import Settings, is_loopback
+
+BACKLOG = 256  # connections that wait to be accepted; several times as many are, before the first is counted
+OWN_FILES = 1000  # databases, artefacts, uploads, Redis, and connections that are about to be refused
 
 
 class CannotStartError(PowermeanError):
@@ -82,10 +86,10 @@ def check_exposure(settings: Settings, database: Database) -> None:
     """Refuse to serve other machines without an administrator's key and a list of host names."""
     if is_loopback(settings.host):
         return
-    if not settings.allowed_hosts:
+    if not settings.allowed_hosts and not settings.public_url:
         raise CannotStartError(
             f"POWERMEAN_HOST={settings.host} is reachable from other machines: set POWERMEAN_ALLOWED_HOSTS "
-            "to the names that people use for it"
+            "to the names that people use for it, or POWERMEAN_PUBLIC_URL to its address behind a proxy"
         )
     with database.read() as session:
         query = select(func.count()).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None))
@@ -94,6 +98,24 @@ def check_exposure(settings: Settings, database: Database) -> None:
                 f"POWERMEAN_HOST={settings.host} is reachable from other machines, but there is no "
                 "administrator's key: set POWERMEAN_BOOTSTRAP_ADMIN_KEY"
             )
+
+
+def allow_files(connections: int) -> None:
+    """Let this process open so many connections beside its own files: the usual soft limit is 1,024.
+
+    Raises CannotStartError if the system's hard limit is below that.
+    """
+    needed = connections + OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        most = hard - OWN_FILES
+        lower = f", or set POWERMEAN_MAX_CONNECTIONS to {most} or less" if most >= 100 else ""
+        raise CannotStartError(
+            f"{connections} connections need {needed} open files, and the system's limit is {hard}: "
+            f"raise it (ulimit -Hn, LimitNOFILE= in systemd, ulimits: in compose){lower}"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -107,7 +129,7 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        listener.listen(1024)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise CannotStartError(

@@ -10,3 +10,12 @@ NODE_NAME_TAKEN = "node_name_taken"  # error code: another worker reports under 
 def node_queue(node_id: str) -> str:
     """The Celery queue that only this node consumes."""
     return f"node.{node_id}"
+
+
+SESSION_COOKIE = "powermean_session"
+
+
+def session_cookie(host: str) -> str:
+    """The session cookie's name at the address in a Host header, with the port, which cookies ignore."""
+    _, _, port = host.rpartition(":")
+    return f"{SESSION_COOKIE}_{port}" if port.isdecimal() else SESSION_COOKIE

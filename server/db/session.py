@@ -9,6 +9,7 @@ SQLite has one writer: a writing transaction takes the write lock at its start (
 writers wait for each other instead of failing half-way. On Postgres the same code locks rows.
 """
 
+import os
 import sqlite3
 import threading
 import time
@@ -49,6 +50,10 @@ class DatabaseBusyError(PowermeanError):
     """The database's write lock could not be acquired in time."""
 
 
+class DatabaseMovedError(PowermeanError):
+    """The database's file is no longer at its address: what is written would be lost."""
+
+
 @dataclass
 class Changes:
     """What a transaction changed that others wait for; listeners are told after the commit."""
@@ -68,6 +73,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _create_engine(url)
+        self._file = _File(self.engine)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[Changes], None]] = []
@@ -90,6 +96,7 @@ class Database:
         Raises:
             DatabaseBusyError: SQLite's write lock was not free within BUSY_TIMEOUT_S.
             DatabaseFullError: there is no room on SQLite's disk.
+            DatabaseMovedError: the file was moved or replaced; nothing was written.
         """
         with (
             self._sole_writer(),
@@ -98,6 +105,7 @@ class Database:
         ):
             with session.begin():
                 yield session
+                self._file.check()
             changed = session.info.get(_CHANGES)
         if changed is not None:
             for listener in self._listeners:
@@ -108,6 +116,12 @@ class Database:
         """A transaction that only reads: one consistent view on SQLite, never committed."""
         with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
             yield session
+
+    def verify(self) -> None:
+        """Raises DatabaseMovedError or SQLAlchemyError unless this is the database that the server opened."""
+        with self.read() as session:
+            session.execute(text("SELECT version_num FROM alembic_version"))
+        self._file.check()
 
     @contextmanager
     def _full_disk(self) -> Iterator[None]:
@@ -152,6 +166,35 @@ def _ballast(engine: Engine) -> Ballast | None:
 def _says_full(error: OperationalError) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)  # the latter where it extends shared memory
+
+
+class _File:
+    """Which file SQLite opened at its address. Open connections go on with it, wherever it is moved."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._path = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._opened: tuple[int, int] | None = None
+        if self._path is not None:
+            event.listen(engine, "connect", self._remember)
+
+    def check(self) -> None:
+        """Raises DatabaseMovedError."""
+        if self._opened is not None and self._there() != self._opened:
+            raise DatabaseMovedError(
+                f"{self._path} was moved or replaced while the server had it open",
+                remedy="Put it back, or restart the server.",
+            )
+
+    def _remember(self, _connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        if self._opened is None:
+            self._opened = self._there()
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path or "")
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _create_engine(url: str) -> Engine:

@@ -11,11 +11,11 @@ from powermean.contracts.engines import NodeOrders
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
 from server.cluster import engines, inventory
-from server.routes.access import CurrentAdmin, CurrentNode, CurrentPerson
+from server.routes.access import CurrentAdmin, CurrentNode, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
+router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=KnownCallerRoute)
 
 NodeId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from server.db.migrate import NewerDatabaseError, pending_revision
 from server.db.session import Database
 from server.settings import Settings
-from server.start import CannotStartError, bind, prepare
+from server.start import CannotStartError, allow_files, bind, prepare
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
 
 
@@ -103,12 +103,44 @@ def test_a_busy_port_is_one_line():
     [
         ({"beat_s": 40.0}, "at most half of lease_s"),
         ({"allowed_hosts": "*"}, "must name hosts"),
+        ({"allowed_hosts": "pm.example.org:8443"}, "write pm.example.org "),
+        ({"allowed_hosts": "a.example.org, https://pm.example.org/x"}, "write pm.example.org "),
+        ({"allowed_hosts": '"pm.example.org"'}, "write pm.example.org "),
+        ({"allowed_hosts": 'a.example.org,"pm.example.org"'}, "write pm.example.org "),
+        ({"database_url": "'sqlite:///x.db'"}, "in quotes"),
+        ({"public_url": "pm.example.org"}, "must look like https://"),
+        ({"public_url": "https://pm.example.org/?x=1"}, "must look like https://"),
+        ({"public_url": "https://pm.example.org:99999"}, "Port out of range"),
+        ({"trusted_proxies": "proxy.example.org"}, "write an address such as"),
+        ({"trusted_proxies": "*"}, "write an address such as"),
         ({"port": 70000}, "65535"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValidationError, match=message):
         Settings(**changes)
+
+
+@pytest.mark.parametrize("hosts", ["PM.example.org,[2001:db8::1]", " pm.example.org , [2001:db8::1]"])
+def test_hosts_as_people_write_them(hosts):
+    settings = Settings(allowed_hosts=hosts, public_url="https://Public.example.org:8443/pm/")
+    assert {"pm.example.org", "[2001:db8::1]", "public.example.org"} <= set(settings.hosts)
+    assert settings.public_url == "https://Public.example.org:8443/pm"
+
+
+def test_the_soft_limit_of_open_files_is_raised_and_the_hard_one_respected(monkeypatch):
+    limits = [1024, 4096]
+    monkeypatch.setattr("resource.getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr("resource.setrlimit", lambda which, new: limits.__setitem__(slice(None), new))
+    allow_files(2000)
+    assert limits == [3000, 4096]
+    allow_files(100)
+    assert limits == [3000, 4096]
+    with pytest.raises(CannotStartError, match="POWERMEAN_MAX_CONNECTIONS to 3096 or less"):
+        allow_files(4000)
+    limits[1] = 1024
+    with pytest.raises(CannotStartError, match="limit is 1024: raise it"):
+        allow_files(2000)
 
 
 def environment_of(folder: Path, port: int) -> dict[str, str]:

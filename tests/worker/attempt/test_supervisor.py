@@ -202,6 +202,7 @@ def test_cancel_gives_grace_and_then_kills_even_the_stubborn(case: Case) -> None
     assert case.server.finish["outcome"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_grandchildren_that_left_the_process_group_are_ended_too(case: Case, tmp_path: Path) -> None:
     escape = (
         "import subprocess, sys, time;"
@@ -249,6 +250,7 @@ def test_a_server_that_comes_back_gets_everything_in_order(case: Case) -> None:
     assert case.server.kinds() == ["metrics", "metrics", "finish"]
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_attempt_after_the_grace(case: Case) -> None:
     case.limits["partition_s"] = 3.0
     case.start()
@@ -303,6 +305,7 @@ def test_when_the_node_stops_the_job_can_go_on_elsewhere(case: Case) -> None:
     assert case.server.finish["outcome"] == "checkpointed"
 
 
+@pytest.mark.slow
 def test_nothing_outlives_the_lifeline(case: Case) -> None:
     life = subprocess.Popen([sys.executable, "-S", "-c", WAIT])
     case.lifeline = life.pid
