@@ -55,7 +55,6 @@ def make_home(home: Home) -> None:
 
     Raises EmbeddedError.
     """
-    ours = home.secrets.exists() or not home.folder.exists()
     try:
         str(home.folder).encode()
     except UnicodeEncodeError:
@@ -63,6 +62,7 @@ def make_home(home: Home) -> None:
             f"The name of {home.folder!a} is not UTF-8: set POWERMEAN_HOME to another folder"
         ) from None
     try:
+        ours = home.secrets.exists() or not home.folder.exists()
         for folder in (home.folder, home.secrets, home.logs, home.redis):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if ours:
@@ -237,7 +237,7 @@ class Embedded:
         """Whether Redis listens, and as it should. Raises RedisServerError where it does not."""
         try:
             redis_server.check(*self._redis)
-        except redis.ConnectionError:
+        except (redis.ConnectionError, redis.TimeoutError):
             return False
         return True
 
