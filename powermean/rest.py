@@ -299,6 +299,11 @@ def nodes() -> Call[NodeList]:
     return Call("GET", "/v1/nodes", reads(NodeList))
 
 
+def remove_node(node_id: str) -> Call[None]:
+    """Forget a node that is gone for good; refused while it is alive or runs attempts. For administrators."""
+    return Call("DELETE", f"/v1/nodes/{quote(node_id, safe='')}", _nothing)
+
+
 def engines() -> Call[EngineServiceList]:
     return Call("GET", "/v1/engines", reads(EngineServiceList))
 

@@ -16,7 +16,7 @@ from server.connections import Connection
 from server.db.migrate import migrate
 from server.request_log import configure_logging
 from server.settings import Settings
-from server.start import BACKLOG, allow_files, bind, open_database, prepare
+from server.start import BACKLOG, allow_files, bind, database_failures, open_database, prepare
 
 GRACE_S = 5  # for requests in progress when the server is told to stop
 
@@ -57,13 +57,17 @@ def main(arguments: list[str]) -> int:
         remedy = f" ({error.remedy})" if error.remedy else ""
         print(f"cannot start: {error}{remedy}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a file or folder in the settings
+        print(f"cannot start: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
 def migrate_only(settings: Settings) -> None:
     """Bring the database to the newest revision."""
     database = open_database(settings)
-    migrate(database)
+    with database_failures(settings):
+        migrate(database)
     database.close()
 
 
@@ -73,6 +77,7 @@ def serve(settings: Settings) -> None:
     listener = bind(settings)
     prepare(settings)
     app = create_app(settings)
+    app.state.database.hold_ballast()
     config = uvicorn.Config(
         app,
         http=partial(Connection, app.state.connections),  # type: ignore[arg-type] # called, as the class is

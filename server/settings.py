@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from powermean.keys import clean_secret
+
 _PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -118,6 +120,16 @@ class Settings(BaseSettings):
         if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             raise ValueError("is in quotes, which `docker run --env-file` keeps: leave them out")
         return value
+
+    @field_validator("bootstrap_admin_key", "bootstrap_node_token", mode="after")
+    @classmethod
+    def _clean(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and clean_secret(value, "it")
+
+    @field_validator("database_url", "redis_url", "artefacts_url", "host", mode="after")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return value.strip()
 
     @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod

@@ -2,6 +2,8 @@
 
 import resource
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import func, make_url, select
@@ -11,7 +13,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.errors import PowermeanError
 from server.db.migrate import migrate, pending_revision
 from server.db.models import ApiKey
-from server.db.session import Database
+from server.db.session import Database, DatabaseFullError
 from server.identity.keys import bootstrap_keys
 from server.settings import Settings, is_loopback
 
@@ -31,21 +33,31 @@ def prepare(settings: Settings) -> None:
     """
     database = open_database(settings)
     try:
-        if settings.migrate:
-            migrate(database)
-        elif pending_revision(database) is not None:
-            raise CannotStartError(
-                "the database is not at this version's revision: run `python -m server migrate`, "
-                "or set POWERMEAN_MIGRATE=1"
-            )
-        with database.write() as session:
-            bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
-        check_exposure(settings, database)
-    except OperationalError as error:
-        raise CannotStartError(f"cannot use the database {_shown(settings)}: {error.orig}") from error
+        with database_failures(settings):
+            if settings.migrate:
+                migrate(database)
+            elif pending_revision(database) is not None:
+                raise CannotStartError(
+                    "the database is not at this version's revision: run `python -m server migrate`, "
+                    "or set POWERMEAN_MIGRATE=1"
+                )
+            with database.write() as session:
+                bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
+            check_exposure(settings, database)
+    except DatabaseFullError as error:
+        raise CannotStartError(f"{error}: make room on it") from error
     finally:
         database.close()
     ArtefactStore(settings.artefacts_url)
+
+
+@contextmanager
+def database_failures(settings: Settings) -> Iterator[None]:
+    """Raises CannotStartError for a database that can't be used, without its password."""
+    try:
+        yield
+    except OperationalError as error:
+        raise CannotStartError(f"cannot use the database {_shown(settings)}: {error.orig}") from error
 
 
 def open_database(settings: Settings) -> Database:

@@ -17,21 +17,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from powermean.disk import Ballast
 from powermean.errors import PowermeanError
 from server.db.models import Base
 
 BUSY_TIMEOUT_S = 15.0
+BALLAST_BYTES = 32 * 2**20
+BALLAST_PAUSE_S = 30.0
 _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
+
+
+class DatabaseFullError(PowermeanError):
+    """The disk of SQLite's file is full. A repetition may succeed, because the ballast was released."""
+
+    code = "disk_full"
+    retryable = True
 
 
 class DatabaseBusyError(PowermeanError):
@@ -65,6 +77,13 @@ class Database:
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[Changes], None]] = []
+        self._ballast = _ballast(self.engine)
+        self._released_at: float | None = None
+
+    def hold_ballast(self) -> None:
+        """Hold back space beside a SQLite file, so that on a full disk jobs can still be told of it."""
+        if self._ballast is not None:
+            self._ballast.hold()
 
     def listen(self, listener: Callable[[Changes], None]) -> None:
         """Call `listener` after each commit with changes, in the committing thread; it must be quick."""
@@ -76,9 +95,14 @@ class Database:
 
         Raises:
             DatabaseBusyError: SQLite's write lock was not free within BUSY_TIMEOUT_S.
+            DatabaseFullError: there is no room on SQLite's disk.
             DatabaseMovedError: the file was moved or replaced; nothing was written.
         """
-        with self._sole_writer(), Session(self._writing_engine, expire_on_commit=False) as session:
+        with (
+            self._sole_writer(),
+            self._full_disk(),
+            Session(self._writing_engine, expire_on_commit=False) as session,
+        ):
             with session.begin():
                 yield session
                 self._file.check()
@@ -100,6 +124,21 @@ class Database:
         self._file.check()
 
     @contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Give up the ballast where the disk is full, and take it again when there has been room."""
+        try:
+            yield
+        except OperationalError as error:
+            if self._ballast is None or not _says_full(error):
+                raise
+            self._ballast.release()
+            self._released_at = time.monotonic()
+            raise DatabaseFullError(f"the disk of the database is full: {error.orig}") from error
+        if self._released_at is not None and time.monotonic() - self._released_at > BALLAST_PAUSE_S:
+            self._released_at = time.monotonic()
+            self.hold_ballast()
+
+    @contextmanager
     def _sole_writer(self) -> Iterator[None]:
         """Queue this process's SQLite writers, since SQLite's own lock is polled and may starve one."""
         if self._write_lock is None:
@@ -115,6 +154,18 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+def _ballast(engine: Engine) -> Ballast | None:
+    file = engine.url.database
+    if engine.dialect.name != "sqlite" or not file or file == ":memory:":
+        return None
+    return Ballast(Path(f"{file}.ballast"), BALLAST_BYTES)
+
+
+def _says_full(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)  # the latter where it extends shared memory
 
 
 class _File:

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import text
 
-from server.db.migrate import pending_revision
+from server.db.migrate import NewerDatabaseError, pending_revision
 from server.db.session import Database
 from server.settings import Settings
 from server.start import CannotStartError, allow_files, bind, prepare
@@ -40,6 +41,16 @@ def test_embedded_servers_migrate_themselves(empty_url: str, tmp_path: Path):
     database = Database(empty_url)
     assert pending_revision(database) is None
     database.close()
+
+
+@pytest.mark.parametrize("migrate", [False, True])
+def test_a_newer_database_is_told_as_such(database_url: str, tmp_path: Path, migrate: bool):
+    database = Database(database_url)
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+    database.close()
+    with pytest.raises(NewerDatabaseError, match=r"newer version .*0099.* upgrade powermean"):
+        prepare(settings_for(database_url, tmp_path, migrate=migrate))
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
