@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.api import FieldError, JobState
+from server.cluster.leadership import is_led
 from server.connections import Connections, Who
 from server.db.models import Job
 from server.db.session import Database, DatabaseMovedError
@@ -26,6 +27,7 @@ from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
 CHECKS_TIMEOUT_S = 5.0  # of one part, whatever it does
+LEADER_WITHIN_S = 1.0
 READINESS_S = 2.0  # for how long an answer holds
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Observatory:
             "database": lambda: _check_database(database),
             "redis": lambda: _check_redis(settings.redis_url),
             "artefacts": lambda: _check_store(store),
+            "scheduler": lambda: _check_scheduler(database, settings),
         }
         self._asked: set[str] = set()  # parts that still owe an answer
         self._check: asyncio.Task[tuple[FieldError, ...]] | None = None
@@ -151,6 +154,26 @@ def _check_redis(url: str) -> str | None:
     finally:
         client.close()
     return None
+
+
+def _check_scheduler(database: Database, settings: Settings) -> str | None:
+    """A server that has just started takes a moment until it leads."""
+    if not settings.scheduler:
+        return None
+    deadline = time.monotonic() + LEADER_WITHIN_S
+    while not _is_led(database, settings):
+        if time.monotonic() > deadline:
+            return "has no leader: nothing is scheduled"
+        time.sleep(0.05)
+    return None
+
+
+def _is_led(database: Database, settings: Settings) -> bool:
+    try:
+        with database.read() as session:
+            return is_led(session, settings.leader_lease_s)
+    except SQLAlchemyError:
+        return True  # the database's check says what is wrong
 
 
 def _check_store(store: ArtefactStore) -> str | None:
