@@ -69,10 +69,10 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
-    app.state.connections = Connections(
+    app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )
-    app.state.observatory = observatory = Observatory(settings, database, artefacts, events)
+    app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections)
     app.router.routes.extend(api_routes())
     app.add_middleware(RequestLog, seconds=observatory.requests)
     app.router.default = _Elsewhere(create_dashboard(app))
