@@ -38,9 +38,15 @@ def next_seq(session: Session, job_id: str) -> int:
         NotFoundError: there is no such job.
     """
     job = lock_job(session, job_id)
-    job.seq += 1
+    take_seq(session, job)
     session.flush()
-    changes(session).jobs.add(job_id)
+    return job.seq
+
+
+def take_seq(session: Session, job: Job) -> int:
+    """The next sequence number of a locked job."""
+    job.seq += 1
+    changes(session).jobs.add(job.id)
     return job.seq
 
 

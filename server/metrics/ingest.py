@@ -6,6 +6,7 @@ reach. A report that changes nothing (a retry after a lost answer) takes no sequ
 
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -17,21 +18,24 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    insert,
     literal,
     select,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from powermean.contracts.api import FieldError
-from powermean.contracts.metrics import WHOLE_STEP, MetricRow
+from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.tokens import AttemptClaims
-from server.db.models import MAX_INTEGER, Attempt, Job, Metric, Trajectory, TrajectoryStep
+from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, TrajectoryStep
+from server.db.packing import pack
 from server.errors import InvalidInputError
-from server.jobs.events import fence, next_seq, record_event
+from server.jobs.events import fence, record_event, take_seq
+from server.metrics.blocks import rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
 
@@ -51,9 +55,11 @@ def ingest_metrics(
     _check_rows(job, attempt, rows)
     if not rows or not _upsert(session, attempt, job.seq + 1, rows):
         return
+    steps = [row.step for row in rows]
+    written = {"job_id": job.id, "first_step": min(steps), "last_step": max(steps)}
+    session.execute(insert(MetricReport), [written | {"seq": take_seq(session, job)}])
     _replace_completed_step(session, attempt, rows)
-    seq = next_seq(session, job.id)
-    assert seq == job.seq
+    summarise(session, attempt, min(steps), max(steps))
     _note_progress(job, rows)
 
 
@@ -71,22 +77,19 @@ def ingest_trajectories(
         "texts": batch.texts.model_dump(mode="json") if batch.texts is not None else None,
         "tokens": batch.tokens.model_dump(mode="json") if batch.tokens is not None else None,
         "token_rows": batch.token_rows,
+        "count": len(batch.rows),
+        "rows": pack([_storable(row) for row in sorted(batch.rows, key=attrgetter("index"))]),
     }
-    rows = {row.index: _storable(row) for row in batch.rows}
-    if _stored_batch(session, attempt, batch.step) == (head, rows):
-        return
-    for table in (Trajectory, TrajectoryStep):
-        session.execute(
-            delete(table).where(
-                table.job_id == attempt.job_id, table.step == batch.step, table.attempt == attempt.number
-            )
-        )
     place = {"job_id": attempt.job_id, "step": batch.step, "attempt": attempt.number}
-    session.add(TrajectoryStep(**place, count=len(rows), **head))
-    session.flush()
-    if rows:
-        session.execute(Trajectory.__table__.insert(), [place | _columns(row) for row in rows.values()])  # type: ignore[attr-defined]
-    record_event(session, attempt.job_id, "trajectories", {"step": batch.step, "count": len(rows)})
+    stored = session.get(TrajectoryStep, tuple(place.values()), options=[undefer(TrajectoryStep.rows)])
+    if stored is None:
+        session.add(TrajectoryStep(**place, **head))
+    elif all(getattr(stored, name) == value for name, value in head.items()):
+        return
+    else:
+        for name, value in head.items():
+            setattr(stored, name, value)
+    record_event(session, attempt.job_id, "trajectories", {"step": batch.step, "count": len(batch.rows)})
 
 
 def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
@@ -167,24 +170,39 @@ def _rows_written(session: Session, statement: Insert, values: list[dict[str, An
 def _replace_completed_step(session: Session, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
     """If the attempt completes the step before its first, its numbers replace the earlier attempts'."""
     keys = [(row.update, row.name) for row in rows if row.step < attempt.first_step]
-    if keys:
-        session.execute(
-            delete(Metric).where(
-                Metric.job_id == attempt.job_id,
-                Metric.attempt < attempt.number,
-                Metric.step == attempt.first_step - 1,
-                tuple_(Metric.update, Metric.name).in_(keys),
-            )
+    if not keys:
+        return
+    step = attempt.first_step - 1
+    session.execute(
+        delete(Metric).where(
+            Metric.job_id == attempt.job_id,
+            Metric.attempt < attempt.number,
+            Metric.step == step,
+            tuple_(Metric.update, Metric.name).in_(keys),
         )
+    )
+    earlier = select(Attempt).where(
+        Attempt.job_id == attempt.job_id, Attempt.number < attempt.number, Attempt.summarised > step
+    )
+    for one in session.scalars(earlier):
+        rebuild(session, one, step, step + 1)
 
 
 def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
-    """The mean reward marks a step as done: update the job's progress."""
-    rewards = [row for row in rows if row.name == "reward" and row.update == WHOLE_STEP]
-    if rewards:
-        last = max(rewards, key=lambda row: row.step)
-        if last.step >= job.step:
-            job.step, job.last_reward = last.step, last.value
+    """What the list of jobs shows. The mean reward marks a step as done."""
+    if (reward := _newest(rows, "reward")) and reward.step >= job.step:
+        job.step, job.last_reward = reward.step, reward.value
+    if (p := _newest(rows, "p/mean")) and p.step >= job.step:
+        job.last_p = p.value
+    if held_out := _newest(rows, "eval/reward"):
+        job.held_out = held_out.value
+        if held_out.step == 0:
+            job.held_out_before = held_out.value
+
+
+def _newest(rows: Sequence[MetricRow], name: str) -> MetricRow | None:
+    of_name = (row for row in rows if row.name == name)
+    return max(of_name, key=lambda row: (row.step, row.update), default=None)
 
 
 def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
@@ -207,23 +225,6 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
         raise InvalidInputError.at("token_rows", "more than the trajectories with recorded tokens")
 
 
-def _stored_batch(
-    session: Session, attempt: Attempt, step: int
-) -> tuple[dict[str, Any], dict[int, dict[str, Any]]] | None:
-    head = session.get(TrajectoryStep, (attempt.job_id, step, attempt.number))
-    if head is None:
-        return None
-    found = session.execute(
-        select(Trajectory.index, Trajectory.row).where(
-            Trajectory.job_id == attempt.job_id,
-            Trajectory.step == step,
-            Trajectory.attempt == attempt.number,
-        )
-    )
-    columns = {"texts": head.texts, "tokens": head.tokens, "token_rows": head.token_rows}
-    return columns, dict(found.all())
-
-
 def _storable(row: TrajectoryRow) -> dict[str, Any]:
     """The row as JSON, NUL replaced: Postgres can't store it, and a grader's error may quote anything."""
     text = row.model_dump_json()
@@ -239,7 +240,3 @@ def _without_nul(value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_nul(key): _without_nul(each) for key, each in value.items()}
     return value
-
-
-def _columns(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("index", "reward", "advantage")} | {"row": row}
