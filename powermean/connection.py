@@ -69,6 +69,8 @@ class AsyncConnection:
     ) -> None:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if transport is not None:
+            headers["Accept-Encoding"] = "identity"  # within a process there is no wire to save
         if cookies:
             headers["Origin"] = self.url  # the server wants it of whoever comes with a cookie
         self._http = httpx.AsyncClient(

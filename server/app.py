@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dashboard.app import create_dashboard
@@ -27,6 +28,9 @@ from server.queue import CelerySender, Sender, celery_app
 from server.request_log import RequestLog
 from server.routes.api import api_routes
 from server.settings import Settings
+
+# Event streams must not wait in a buffer; files of models and datasets are large and hardly get smaller.
+NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 
 
 def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
@@ -69,6 +73,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.events = events
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events)
     app.router.routes.extend(api_routes())
+    app.add_middleware(GZipMiddleware, compresslevel=5, exclude_content_types=NOT_COMPRESSED)
     app.add_middleware(RequestLog, seconds=observatory.requests)
     app.router.default = _Elsewhere(create_dashboard(app))
     install_error_handlers(app)

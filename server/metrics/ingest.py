@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     Float,
-    Insert,
     Integer,
     String,
     bindparam,
@@ -24,7 +23,6 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session, undefer
 
 from powermean.contracts.api import FieldError
@@ -39,7 +37,13 @@ from server.metrics.blocks import rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
 
-_KEY = ("job_id", "attempt", "step", "update", "name")
+_KEY = ("job_id", "step", "attempt", "update", "name")
+# Given to the driver as it is: building it for each of a report's rows takes longer than running it.
+_SQLITE_UPSERT = """
+    INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (job_id, step, attempt, "update", name)
+    DO UPDATE SET value = excluded.value, seq = excluded.seq WHERE value IS NOT excluded.value
+"""
 
 
 def ingest_metrics(
@@ -55,12 +59,13 @@ def ingest_metrics(
     _check_rows(job, attempt, rows)
     if not rows or not _upsert(session, attempt, job.seq + 1, rows):
         return
-    steps = [row.step for row in rows]
-    written = {"job_id": job.id, "first_step": min(steps), "last_step": max(steps)}
-    session.execute(insert(MetricReport), [written | {"seq": take_seq(session, job)}])
+    steps = {row.step for row in rows}
     _replace_completed_step(session, attempt, rows)
     summarise(session, attempt, min(steps), max(steps))
     _note_progress(job, rows)
+    report = {"job_id": job.id, "seq": take_seq(session, job)}
+    report |= {"first_step": min(steps), "last_step": max(steps)}
+    session.connection().execute(insert(MetricReport.__table__), report)  # type: ignore[arg-type]
 
 
 def ingest_trajectories(
@@ -93,6 +98,18 @@ def ingest_trajectories(
 
 
 def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
+    keys = {(row.step, row.update, row.name) for row in rows}
+    if len(keys) == len(rows) and not any(
+        update >= UPDATES or _foreign_step(job, attempt, step)
+        for step, update in {(step, update) for step, update, _ in keys}
+    ):
+        return
+    raise InvalidInputError(
+        "the report was not stored: some rows are wrong", fields=_wrong_rows(job, attempt, rows)[:20]
+    )
+
+
+def _wrong_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> list[FieldError]:
     wrong = []
     seen = set()
     for place, row in enumerate(rows):
@@ -104,8 +121,7 @@ def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
         if key in seen:
             wrong.append(FieldError(path=f"rows.{place}", message=f"{key} occurs twice in the report"))
         seen.add(key)
-    if wrong:
-        raise InvalidInputError("the report was not stored: some rows are wrong", fields=wrong[:20])
+    return wrong
 
 
 def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
@@ -122,15 +138,9 @@ def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricR
     """Write rows that are new or different; returns how many."""
     if session.get_bind().dialect.name == "postgresql":
         return _upsert_postgres(session, attempt, seq, rows)
-    statement = sqlite_insert(Metric.__table__)  # type: ignore[arg-type]
-    statement = statement.on_conflict_do_update(
-        index_elements=_KEY,
-        set_={"value": statement.excluded.value, "seq": statement.excluded.seq},
-        where=Metric.value.is_distinct_from(statement.excluded.value),
-    )
-    place = {"job_id": attempt.job_id, "attempt": attempt.number, "seq": seq}
-    values = [place | row.model_dump() for row in rows]
-    return _rows_written(session, statement, values)
+    job_id, number = attempt.job_id, attempt.number
+    values = [(job_id, row.step, number, row.update, row.name, row.value, seq) for row in rows]
+    return session.connection().exec_driver_sql(_SQLITE_UPSERT, values).rowcount
 
 
 def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
@@ -144,8 +154,8 @@ def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequenc
     new = columns.render_derived()
     source = select(
         literal(attempt.job_id),
-        literal(attempt.number),
         new.c.step,
+        literal(attempt.number),
         new.c.update,
         new.c.name,
         new.c.value,
@@ -157,13 +167,8 @@ def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequenc
         set_={"value": statement.excluded.value, "seq": statement.excluded.seq},
         where=Metric.value.is_distinct_from(statement.excluded.value),
     )
-    return _rows_written(session, statement, None)
-
-
-def _rows_written(session: Session, statement: Insert, values: list[dict[str, Any]] | None) -> int:
-    """Execute and count; without preserve_rowcount an insert's count is lost."""
-    result = session.connection().execute(statement, values, execution_options={"preserve_rowcount": True})
-    assert result.rowcount >= 0
+    # without preserve_rowcount an insert's count is lost
+    result = session.connection().execute(statement, execution_options={"preserve_rowcount": True})
     return result.rowcount
 
 
