@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal_column, select
 from sqlalchemy.orm import Session
 
-from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
+from powermean.contracts.metrics import METRICS, MetricsHistory, Series
 from server.db.models import Job, Metric, MetricBlock
 from server.jobs.counting import Share, counts, shares
 from server.jobs.repository import no_job
@@ -44,7 +44,7 @@ def metrics_history(
     job = session.execute(select(Job.seq, Job.spec).where(Job.id == job_id)).one_or_none()
     if job is None:
         raise no_job(job_id)
-    found: dict[str, list[Point]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     steps = _steps(session, job_id, from_step, to_step)
     if steps is not None:
         known = shares(session, job_id)
@@ -54,7 +54,10 @@ def metrics_history(
             found |= _points(merged, _last_values(session, job_id, known, merged))
     chosen = dict.fromkeys(names or sorted(found))
     return MetricsHistory(
-        series=tuple(Series(name=name, points=tuple(found.get(name, ()))) for name in chosen), seq=job.seq
+        series=tuple(
+            Series.model_validate({"name": name, "points": tuple(found.get(name, ()))}) for name in chosen
+        ),
+        seq=job.seq,
     )
 
 
@@ -264,25 +267,25 @@ def _last_values(
 
 def _points(
     merged: Mapping[str, Sequence[_Merged]], last_values: Mapping[tuple[str, int], float | None]
-) -> dict[str, list[Point]]:
+) -> dict[str, list[dict[str, Any]]]:
+    """The points' fields: validating a series at once is several times as fast as point by point."""
     found = {name: [_point(one) for one in series] for name, series in merged.items()}
     for (name, _), value in last_values.items():
-        found[name][-1] = found[name][-1].model_copy(update={"value": value})
+        last = found[name][-1]
+        last["value"] = value
+        if value is not None and "low" in last:  # rounding may have left it out
+            last |= {"low": min(last["low"], value), "high": max(last["high"], value)}
     return found
 
 
-def _point(merged: _Merged) -> Point:
+def _point(merged: _Merged) -> dict[str, Any]:
     step, update = divmod(merged.position, UPDATES)
+    place = {"step": step, "update": update - 1}
     if merged.count == 1 or merged.total is None or merged.low is None or merged.high is None:
-        return Point(step=step, update=update - 1, value=merged.low)
+        return place | {"value": merged.low}
     mean = min(max(merged.total / merged.finite / SCALE, merged.low), merged.high)
-    return Point(
-        step=step,
-        update=update - 1,
-        value=_rounded(mean),
-        low=_rounded(merged.low),
-        high=_rounded(merged.high),
-    )
+    numbers = {"value": mean, "low": merged.low, "high": merged.high}
+    return place | {name: _rounded(number) for name, number in numbers.items()}
 
 
 def _rounded(value: float) -> float:
