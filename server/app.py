@@ -19,6 +19,7 @@ from powermean.tokens import ensure_key_pair
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
+from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
 from server.metrics.stream import EventHub
@@ -31,6 +32,8 @@ from server.settings import Settings
 
 # Event streams must not wait in a buffer; files of models and datasets are large and hardly get smaller.
 NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
+MAX_BODY = 512 * 1024  # bytes; the longest spec fits
+MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
 
 
 def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
@@ -40,7 +43,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     """
     database = Database(settings.database_url)
     artefacts = ArtefactStore(settings.artefacts_url)
-    events = EventHub(database, settings.redis_url)
+    events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
     loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
     if loops:
         database.listen(lambda changed: _wake(loops, changed))
@@ -71,6 +74,9 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.connections = Connections(
+        settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
+    )
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events)
     app.router.routes.extend(api_routes())
     app.add_middleware(GZipMiddleware, compresslevel=5, exclude_content_types=NOT_COMPRESSED)
@@ -80,8 +86,15 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.add_middleware(
         Gate,
         hosts=settings.hosts,
-        max_body=settings.max_body,
-        max_body_of={"/v1/datasets": settings.max_dataset},
+        max_body=MAX_BODY,
+        max_body_of={
+            "/v1/datasets": settings.max_dataset,
+            "/v1/attempts/": settings.max_body,
+            "/v1/nodes/": settings.max_body,
+            "/v1/sessions": MAX_SIGN_IN,
+            "/login": MAX_SIGN_IN,
+        },
+        public_url=settings.public_url,
     )
     return app
 

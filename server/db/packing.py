@@ -5,7 +5,7 @@ The header is JSON, {"count": rows, "columns": {field: column}}. A column is one
 - the list of its values;
 - {"counts": [...], "columns": {...}} for lists of rows: the lists' lengths, and their rows as columns;
 - {"floats": n, "nulls": [...]} for n floats, and the rows without one. The floats follow the header as
-  doubles: first the lowest byte of each, then the next, since bytes that are alike compress well side by side.
+  doubles: the lowest byte of each, then the next, since bytes that are alike compress well side by side.
 
 Numbers keep every bit. A null and a missing field are the same: neither comes back. Stored rows have this
 form, so a change of it needs a migration.

@@ -9,7 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.command import downgrade, upgrade
 from alembic.migration import MigrationContext
-from sqlalchemy import MetaData, Table, delete, insert, inspect, select
+from sqlalchemy import MetaData, Table, delete, insert, inspect, select, text
 from sqlalchemy.orm import Session
 
 from server.db.migrate import alembic_config, migrate, pending_revision
@@ -64,6 +64,18 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, monkeypat
 
 def test_the_way_back(empty: Database):
     migrate(empty)
+    with empty.write() as session:  # what a removed node leaves
+        for statement in (
+            "INSERT INTO api_keys (id, name, role, key_sha256, created_at) VALUES ('k', '', '', '', :now)",
+            "INSERT INTO jobs (id, name, state, spec, algorithm, total_steps, step, seq, attempt, restarts, "
+            "cancel_requested, spec_sha256, created_by, created_at) "
+            "VALUES ('j', '', '', '{}', '', 1, 0, 0, 1, 0, :no, '', 'k', :now)",
+            'INSERT INTO attempts (id, job_id, number, state, first_step, "order", created_at) '
+            "VALUES ('j.1', 'j', 1, '', 0, '', :now)",
+            "INSERT INTO allocations (id, attempt_id, role, node_id, gpu_uuids) "
+            "VALUES (1, 'j.1', '', 'gone', '[]')",
+        ):
+            session.execute(text(statement), {"now": datetime.now(UTC), "no": False})
     config = alembic_config()
     with empty.write() as session:
         config.attributes["connection"] = session.connection()
@@ -141,7 +153,7 @@ def _blocks(session: Session) -> list[tuple[str, ...]]:
 
 
 def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
-    _revise(empty, upgrade, "0005")
+    _revise(empty, upgrade, "0006")
     _insert_old(empty)
     before = _old_rows(empty)
     migrate(empty)
@@ -165,7 +177,7 @@ def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
             summarise(session, attempt, end, end)
         assert _blocks(session) == blocks
         session.rollback()
-    _revise(empty, downgrade, "0005")
+    _revise(empty, downgrade, "0006")
     after = _old_rows(empty)
     assert after["metrics"] == before["metrics"]
     assert [row["row"]["updates"] for row in after["trajectories"]] == [

@@ -3,8 +3,8 @@
 Jobs know their newest results. Metrics lie in order of step, with the steps of each report and summaries over
 16 and 256 steps beside them; a step's trajectories are one packed value in place of a row of JSON each.
 
-Revision ID: 0006
-Revises: 0005
+Revision ID: 0008
+Revises: 0006
 """
 
 import sqlalchemy as sa
@@ -12,8 +12,8 @@ from alembic import op
 
 from server.db.packing import pack, unpack_rows
 
-revision = "0006"
-down_revision = "0005"
+revision = "0008"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
