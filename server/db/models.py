@@ -196,7 +196,7 @@ class Metric(Base):
     """One number; `seq` is the ingest that wrote it. Ordered by step, so a report is stored in one place."""
 
     __tablename__ = "metrics"
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     step: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -211,7 +211,7 @@ class MetricReport(Base):
     """Which steps an ingest wrote: finds the metrics of a `seq`."""
 
     __tablename__ = "metric_reports"
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -226,7 +226,7 @@ class MetricBlock(Base):
     """
 
     __tablename__ = "metric_blocks"
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     width: Mapped[int] = mapped_column(Integer, primary_key=True)

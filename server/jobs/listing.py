@@ -89,11 +89,11 @@ def _ordered(wanted: JobFilter, sort: JobSort, after: _Place | None, limit: int)
 
 
 def _later(key: ColumnElement[Any], descending: bool, after: _Place) -> ColumnElement[bool]:
-    if after.key == after.job_id:
-        return key < after.key if descending else key > after.key
     if after.key is None:
         return and_(key.is_(None), Job.id < after.job_id)
-    beyond = key < after.key if descending else key > after.key
+    beyond: ColumnElement[bool] = key < after.key if descending else key > after.key
+    if after.key == after.job_id:  # the order by time
+        return beyond
     return or_(beyond, and_(key == after.key, Job.id < after.job_id), key.is_(None))
 
 
@@ -119,7 +119,7 @@ def _read_cursor(cursor: str, sort: JobSort) -> _Place:
         kind = _KEYS[sort.removeprefix("-")].kind
         if written_for != sort or not isinstance(key, kind | None) or not isinstance(job_id, str):
             raise ValueError("of another order")
-        if "\0" in f"{key}{job_id}".encode().decode() or (kind is int and not 0 <= key < len(JobState)):
+        if "\0" in f"{key}{job_id}".encode().decode() or (isinstance(key, int) and not 0 <= key < 100):
             raise ValueError("not a value of this order")
     except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise InvalidInputError.at(

@@ -7,7 +7,7 @@ are written in the transaction that writes their rows, and again when a row of t
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, func, insert, literal_column, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.models import Attempt, Metric, MetricBlock
 
@@ -56,7 +56,7 @@ def _write(session: Session, attempt: Attempt, width: int, start: int, end: int)
     session.execute(insert(MetricBlock).from_select(_COLUMNS, source))
 
 
-def _of_rows(attempt: Attempt, start: int, end: int) -> Select[Any]:
+def _of_rows(attempt: Attempt, start: int, end: int) -> Select[*tuple[Any, ...]]:
     """The narrowest blocks."""
     block = _start(Metric.step, WIDTHS[0])
     place = (Metric.job_id, Metric.attempt, Metric.update, Metric.name)
@@ -82,7 +82,7 @@ def _of_rows(attempt: Attempt, start: int, end: int) -> Select[Any]:
     )
 
 
-def _of_narrower(attempt: Attempt, width: int, start: int, end: int) -> Select[Any]:
+def _of_narrower(attempt: Attempt, width: int, start: int, end: int) -> Select[*tuple[Any, ...]]:
     """Wider blocks, from those of the width before."""
     block = _start(MetricBlock.start, width)
     place = (MetricBlock.job_id, MetricBlock.attempt, MetricBlock.update, MetricBlock.name)
@@ -109,7 +109,7 @@ def _of_narrower(attempt: Attempt, width: int, start: int, end: int) -> Select[A
     )
 
 
-def _start(step: ColumnElement[int], width: int) -> ColumnElement[int]:
+def _start(step: InstrumentedAttribute[int], width: int) -> ColumnElement[int]:
     """The first step of the block with this step. The width is literal: Postgres compares it in GROUP BY."""
     steps: ColumnElement[int] = literal_column(str(width))
     return step // steps * steps

@@ -82,12 +82,12 @@ def _metric_frames(session: Session, job_id: str, after: int, upto: int) -> list
     written = select(func.min(MetricReport.first_step), func.max(MetricReport.last_step)).where(
         MetricReport.job_id == job_id, MetricReport.seq > after, MetricReport.seq <= upto
     )
-    first_step, last_step = session.execute(written).one()
-    if first_step is None:
+    steps = session.execute(written).one()
+    if None in steps:
         return []
     rows = session.execute(
         select(Metric.seq, Metric.attempt, Metric.step, Metric.update, Metric.name, Metric.value)
-        .where(Metric.job_id == job_id, Metric.step.between(first_step, last_step))
+        .where(Metric.job_id == job_id, Metric.step.between(*steps))
         .where(Metric.seq > after, Metric.seq <= upto)
         .order_by(Metric.seq, Metric.step, Metric.update, Metric.name)
     )

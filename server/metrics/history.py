@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal_column, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from powermean.contracts.metrics import METRICS, MetricsHistory, Series
 from server.db.models import Job, Metric, MetricBlock
@@ -20,6 +20,7 @@ from server.jobs.repository import no_job
 from server.metrics.blocks import SCALE, WIDTHS
 from server.metrics.ingest import UPDATES
 
+_Query = Select[*tuple[Any, ...]]
 _BY_STEP = frozenset(name for name, info in METRICS.items() if info.level == "step")
 _DIGITS = 6  # of merged points
 
@@ -117,12 +118,12 @@ class _Cut:
     lines: int
     block: int | None
 
-    def bucket(self, step: ColumnElement[int]) -> ColumnElement[int]:
+    def bucket(self, step: InstrumentedAttribute[int]) -> ColumnElement[int]:
         return (step - literal_column(str(self.origin))) // literal_column(str(self.width))
 
-    def line(self, update: ColumnElement[int]) -> ColumnElement[int]:
+    def line(self, update: InstrumentedAttribute[int]) -> ColumnElement[int]:
         """Updates beyond the expected ones share the last line."""
-        last = literal_column(str(self.lines - 1))
+        last: ColumnElement[int] = literal_column(str(self.lines - 1))
         return case((update < 0, literal_column("0")), (update > last, last), else_=update)
 
 
@@ -178,7 +179,7 @@ def _merged(
     return {name: sorted(series.values(), key=attrgetter("position")) for name, series in found.items()}
 
 
-def _queries(job_id: str, share: Share, cut: _Cut, wanted: _Wanted) -> Iterator[Select[Any]]:
+def _queries(job_id: str, share: Share, cut: _Cut, wanted: _Wanted) -> Iterator[_Query]:
     """An attempt's part of the buckets: from blocks as far as there are any, else from rows."""
     start = max(cut.start, share.start)
     end = cut.end if share.end is None else min(cut.end, share.end)
@@ -192,7 +193,7 @@ def _queries(job_id: str, share: Share, cut: _Cut, wanted: _Wanted) -> Iterator[
     yield _of_rows(job_id, share.attempt, start, end, cut, wanted)
 
 
-def _of_rows(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wanted: _Wanted) -> Select[Any]:
+def _of_rows(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wanted: _Wanted) -> _Query:
     bucket, line = cut.bucket(Metric.step).label("bucket"), cut.line(Metric.update).label("line")
     return (
         select(
@@ -217,7 +218,7 @@ def _of_rows(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wanted:
     )
 
 
-def _of_blocks(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wanted: _Wanted) -> Select[Any]:
+def _of_blocks(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wanted: _Wanted) -> _Query:
     bucket, line = cut.bucket(MetricBlock.start).label("bucket"), cut.line(MetricBlock.update).label("line")
     return (
         select(
@@ -243,7 +244,7 @@ def _of_blocks(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wante
     )
 
 
-def _position(step: ColumnElement[int], update: ColumnElement[int]) -> ColumnElement[int]:
+def _position(step: InstrumentedAttribute[int], update: InstrumentedAttribute[int]) -> ColumnElement[int]:
     """Step and update in one number."""
     return cast(step, BigInteger) * UPDATES + update + 1
 

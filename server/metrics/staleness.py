@@ -64,7 +64,7 @@ class _Seen:
     last: tuple[float | None, ...]
 
 
-def _packed(job_id: str, window: dict[int, int]) -> Select[tuple[int, bytes]]:
+def _packed(job_id: str, window: dict[int, int]) -> Select[int, bytes]:
     """The steps' trajectories, one step after another."""
     return select(TrajectoryStep.step, TrajectoryStep.rows).where(
         TrajectoryStep.job_id == job_id,
