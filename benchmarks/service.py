@@ -11,6 +11,7 @@ server stands in ALONE instead, and gets that argument alone.
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ import service_metrics
 from rollouts_table import Table
 from service_rig import DATABASES, Figure, databases, serving
 
-from powermean.cli.embedded import raise_on_signals
+from powermean.cli.signals import raise_on_signals
 
 SECTIONS = {**service_jobs.SECTIONS, **service_metrics.SECTIONS}
 ALONE = {**service_jobs.ALONE}
@@ -73,6 +74,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {load()} at the start", flush=True)
     table = Table("The service", ("section", "database", "figure", "value", "goal", ""), left=3)
     for name, kind, figure in measured(options):
+        print(name, kind, *figure.cells(), file=sys.stderr, flush=True)
         table.add(name, kind, *figure.cells())
     print(f"\n{table.text()}\n{load()} at the end")
 

@@ -22,7 +22,8 @@ from typing import Any
 from sqlalchemy import create_engine, make_url, text
 
 from powermean.children import end, last_words, start
-from powermean.cli.embedded import free_port, redis_config, valkey_program
+from powermean.cli import redis_server
+from powermean.cli.embedded import free_port
 from powermean.home import Home
 
 ADMIN_KEY = "pm_" + "a" * 43
@@ -57,6 +58,10 @@ class Figure:
         return f"{self.name} [{self.unit}]", f"{self.value:.4g}", goal, word
 
 
+class RefusedError(Exception):
+    """The server was too busy (503)."""
+
+
 class Connection:
     """A client's connection, kept open. Plain http.client, because the clients share the server's cores."""
 
@@ -67,11 +72,13 @@ class Connection:
     def __call__(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Any:
-        """The answer's JSON. `body` is bytes or what becomes JSON. Raises RuntimeError for an error."""
+        """The answer's JSON. `body` is bytes or what becomes JSON. Raises RefusedError, or RuntimeError."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         self._http.request(method, path, data, self._headers | (headers or {}))
         answer = self._http.getresponse()
         content = answer.read()
+        if answer.status == 503:
+            raise RefusedError
         if answer.status >= 400:
             raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
         return json.loads(content) if content else None
@@ -84,6 +91,12 @@ class Service:
     port: int
     database_url: str
     folder: Path  # log and artefacts
+    pid: int
+
+    def cpu_s(self) -> float:
+        """The server's CPU time: says more than seconds where other work shares the cores."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def person(self) -> Connection:
         return Connection(self.port, ADMIN_KEY)
@@ -103,7 +116,8 @@ class Service:
 
         def tell_all() -> None:
             for number in range(count):
-                send("PUT", f"/v1/nodes/node-{number}", body)
+                with contextlib.suppress(RefusedError):  # a worker tries again, too
+                    send("PUT", f"/v1/nodes/node-{number}", body)
 
         def repeat() -> None:
             while not over.wait(REPORT_S):
@@ -121,19 +135,26 @@ class Service:
 
 @dataclass(frozen=True)
 class Timings:
-    """What clients at once met: seconds of each request, by client, and of the whole."""
+    """What clients at once met: seconds of each request, by client, and of the whole; and how many failed."""
 
     by_client: Sequence[Sequence[float]]
     wall_s: float
+    refused: int = 0
+
+    @property
+    def requests(self) -> int:
+        return sum(map(len, self.by_client))
 
     def figures(
         self, what: str, p99_ms: float | None, a_second: float | None, max_ms: float | None = None
     ) -> Iterator[Figure]:
         times = sorted(itertools.chain.from_iterable(self.by_client))
-        yield Figure(f"{what}: rate", len(times) / self.wall_s, "1/s", a_second, at_least=True)
+        done = len(times) - self.refused
+        yield Figure(f"{what}: rate", done / self.wall_s, "1/s", a_second, at_least=True)
         yield Figure(f"{what}: p50", 1e3 * quantile(times, 0.5), "ms")
         yield Figure(f"{what}: p99", 1e3 * quantile(times, 0.99), "ms", p99_ms)
         yield Figure(f"{what}: longest", 1e3 * times[-1], "ms", max_ms)
+        yield Figure(f"{what}: refused", self.refused, "", 0)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -145,17 +166,21 @@ def at_once(clients: Sequence[Callable[[int], object]], each: int) -> Timings:
     """All clients at once, each making its requests 0 to each - 1 one after another."""
     begin = threading.Barrier(len(clients))
 
-    def work(client: Callable[[int], object]) -> tuple[float, float, list[float]]:
+    def work(client: Callable[[int], object]) -> tuple[list[float], int]:
         begin.wait()
-        ticks = [time.perf_counter()]
+        ticks, refused = [time.perf_counter()], 0
         for number in range(each):
-            client(number)
+            try:
+                client(number)
+            except RefusedError:
+                refused += 1
             ticks.append(time.perf_counter())
-        return ticks[0], ticks[-1], [after - before for before, after in itertools.pairwise(ticks)]
+        return ticks, refused
 
     with ThreadPoolExecutor(len(clients)) as pool:
-        began, ended, times = zip(*pool.map(work, clients), strict=True)
-    return Timings(times, max(ended) - min(began))
+        ticks, refused = zip(*pool.map(work, clients), strict=True)
+    times = [[after - before for before, after in itertools.pairwise(own)] for own in ticks]
+    return Timings(times, max(own[-1] for own in ticks) - min(own[0] for own in ticks), sum(refused))
 
 
 def databases(kinds: Sequence[str], scratch: Path, stack: ExitStack) -> dict[str, Callable[[], str]]:
@@ -201,21 +226,22 @@ def serving(database_url: str, folder: Path) -> Iterator[Service]:
         "POWERMEAN_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY,
         "POWERMEAN_BOOTSTRAP_NODE_TOKEN": NODE_TOKEN,
     }
-    config = redis_config(home, redis_port, "secret")
+    config = home.secrets / "redis.conf"
+    redis_server.write_config(config, redis_port, "secret", folder)
     log = folder / "server.log"
     with (
-        _running([str(valkey_program()), str(config)], environment, folder / "redis.log"),
+        _running([str(redis_server.valkey_program()), "-"], environment, folder / "redis.log", config),
         _running([sys.executable, "-m", "server"], environment, log) as server,
     ):
         _await_ready(port, server, log)
-        yield Service(port, database_url, folder)
+        yield Service(port, database_url, folder, server.pid)
 
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: dict[str, str], log: Path
+    command: Sequence[str], environment: dict[str, str], log: Path, given: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    process = start(command, environment, log)
+    process = start(command, environment, log, given=given)
     try:
         yield process
     finally:

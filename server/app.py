@@ -45,8 +45,6 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     artefacts = ArtefactStore(settings.artefacts_url)
     events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
     loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
-    if loops:
-        database.listen(lambda changed: _wake(loops, changed))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -120,13 +118,14 @@ def _loops(
     holder = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
     scheduler = Scheduler(database, settings, artefacts, holder)
     relay = Relay(database, settings, sender)
-    return (
-        Loop("scheduler", scheduler.turn, settings.poll_s, at_end=scheduler.stop),
-        Loop("relay", relay.turn, settings.poll_s),
-    )
+    scheduling = Loop("scheduler", scheduler.turn, settings.poll_s, at_end=scheduler.stop)
+    relaying = Loop("relay", relay.turn, settings.poll_s)
 
+    def wake(changed: Changes) -> None:
+        if changed.plan:
+            scheduling.wake()
+        if changed.send:
+            relaying.wake()
 
-def _wake(loops: tuple[Loop, ...], changed: Changes) -> None:
-    if changed.plan:
-        for loop in loops:
-            loop.wake()
+    database.listen(wake)
+    return scheduling, relaying

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.api import FieldError, JobState
+from server.cluster.leadership import is_led
 from server.db.models import Job
 from server.db.session import Database, DatabaseMovedError
 from server.metrics.stream import EventHub
@@ -50,6 +51,7 @@ class Observatory:
             "database": lambda: _check_database(database),
             "redis": lambda: _check_redis(settings.redis_url),
             "artefacts": lambda: _check_store(store),
+            "scheduler": lambda: _check_scheduler(database, settings),
         }
         self._asked: set[str] = set()  # parts that still owe an answer
         self._check: asyncio.Task[tuple[FieldError, ...]] | None = None
@@ -137,6 +139,17 @@ def _check_redis(url: str) -> str | None:
     finally:
         client.close()
     return None
+
+
+def _check_scheduler(database: Database, settings: Settings) -> str | None:
+    if not settings.scheduler:
+        return None
+    try:
+        with database.read() as session:
+            led = is_led(session, settings.leader_lease_s)
+    except SQLAlchemyError:
+        return None  # the database's check says it
+    return None if led else "has no leader: nothing is scheduled"
 
 
 def _check_store(store: ArtefactStore) -> str | None:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     String,
+    Text,
     TypeDecorator,
     text,
 )
@@ -70,6 +71,7 @@ class Job(Base):
     name: Mapped[str] = mapped_column(String(120))
     state: Mapped[str] = mapped_column(String(16), index=True)
     spec: Mapped[dict[str, Any]]
+    demand: Mapped[str] = mapped_column(Text, server_default="")  # of the cluster; jobs/demand.py reads it
     algorithm: Mapped[str] = mapped_column(String(32))
     total_steps: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(Integer, default=0)

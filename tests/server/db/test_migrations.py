@@ -153,7 +153,7 @@ def _blocks(session: Session) -> list[tuple[str, ...]]:
 
 
 def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
-    _revise(empty, upgrade, "0006")
+    _revise(empty, upgrade, "0010")
     _insert_old(empty)
     before = _old_rows(empty)
     migrate(empty)
@@ -177,7 +177,7 @@ def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
             summarise(session, attempt, end, end)
         assert _blocks(session) == blocks
         session.rollback()
-    _revise(empty, downgrade, "0006")
+    _revise(empty, downgrade, "0010")
     after = _old_rows(empty)
     assert after["metrics"] == before["metrics"]
     assert [row["row"]["updates"] for row in after["trajectories"]] == [

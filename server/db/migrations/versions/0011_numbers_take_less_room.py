@@ -3,8 +3,8 @@
 Jobs know their newest results. Metrics lie in order of step, with the steps of each report and summaries over
 16 and 256 steps beside them; a step's trajectories are one packed value in place of a row of JSON each.
 
-Revision ID: 0008
-Revises: 0006
+Revision ID: 0011
+Revises: 0010
 """
 
 import sqlalchemy as sa
@@ -12,8 +12,8 @@ from alembic import op
 
 from server.db.packing import pack, unpack_rows
 
-revision = "0008"
-down_revision = "0006"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
