@@ -253,7 +253,7 @@ def _await_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     while time.monotonic() < deadline:
         if server.poll() is not None:
             break
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(OSError, RefusedError):
             Connection(port, ADMIN_KEY)("GET", "/readyz")
             return
         time.sleep(0.1)

@@ -25,6 +25,7 @@ from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
 CHECKS_TIMEOUT_S = 5.0  # of one part, whatever it does
+LEADER_WITHIN_S = 1.0
 READINESS_S = 2.0  # for how long an answer holds
 
 log = logging.getLogger(__name__)
@@ -142,14 +143,23 @@ def _check_redis(url: str) -> str | None:
 
 
 def _check_scheduler(database: Database, settings: Settings) -> str | None:
+    """A server that has just started takes a moment until it leads."""
     if not settings.scheduler:
         return None
+    deadline = time.monotonic() + LEADER_WITHIN_S
+    while not _is_led(database, settings):
+        if time.monotonic() > deadline:
+            return "has no leader: nothing is scheduled"
+        time.sleep(0.05)
+    return None
+
+
+def _is_led(database: Database, settings: Settings) -> bool:
     try:
         with database.read() as session:
-            led = is_led(session, settings.leader_lease_s)
+            return is_led(session, settings.leader_lease_s)
     except SQLAlchemyError:
-        return None  # the database's check says it
-    return None if led else "has no leader: nothing is scheduled"
+        return True  # the database's check says what is wrong
 
 
 def _check_store(store: ArtefactStore) -> str | None:

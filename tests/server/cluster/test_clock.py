@@ -68,6 +68,7 @@ def test_readiness_says_that_nothing_is_scheduled(
 ):
     monkeypatch.setattr(observability, "_check_redis", lambda url: None)
     monkeypatch.setattr(observability, "READINESS_S", -1)
+    monkeypatch.setattr(observability, "LEADER_WITHIN_S", 0)
     taking_part = service.settings.model_copy(update={"scheduler": True})
     check = observability._check_scheduler
     monkeypatch.setattr(observability, "_check_scheduler", lambda database, _: check(database, taking_part))
