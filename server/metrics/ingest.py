@@ -32,7 +32,7 @@ from powermean.tokens import AttemptClaims
 from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, TrajectoryStep
 from server.db.packing import pack
 from server.errors import InvalidInputError
-from server.jobs.events import fence, record_event, take_seq
+from server.jobs.events import append_event, fenced_job, take_seq
 from server.metrics.blocks import rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
@@ -54,8 +54,7 @@ def ingest_metrics(
     Raises FencedError if the attempt may not write any more, InvalidInputError for a row of a step that is
     not the attempt's or a key that occurs twice in the report.
     """
-    attempt = fence(session, attempt_id, claims)
-    job = session.get_one(Job, attempt.job_id)
+    job, attempt = fenced_job(session, attempt_id, claims)
     _check_rows(job, attempt, rows)
     if not rows or not _upsert(session, attempt, job.seq + 1, rows):
         return
@@ -76,8 +75,8 @@ def ingest_trajectories(
     Raises FencedError, or InvalidInputError for a step that is not the attempt's, an index that occurs
     twice, or texts that are not the job's own.
     """
-    attempt = fence(session, attempt_id, claims)
-    _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
+    job, attempt = fenced_job(session, attempt_id, claims)
+    _check_batch(job, attempt, batch)
     head = {
         "texts": batch.texts.model_dump(mode="json") if batch.texts is not None else None,
         "tokens": batch.tokens.model_dump(mode="json") if batch.tokens is not None else None,
@@ -94,7 +93,7 @@ def ingest_trajectories(
     else:
         for name, value in head.items():
             setattr(stored, name, value)
-    record_event(session, attempt.job_id, "trajectories", {"step": batch.step, "count": len(batch.rows)})
+    append_event(session, job, "trajectories", {"step": batch.step, "count": len(batch.rows)})
 
 
 def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:

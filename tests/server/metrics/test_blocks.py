@@ -1,28 +1,18 @@
 """Blocks say what the rows say, whatever came late, twice, or from a later attempt."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
-from server.db.models import Attempt, MetricBlock
-from server.metrics.blocks import WIDTHS, summarise
+from server.db.models import MetricBlock
+from server.metrics.blocks import WIDTHS
 from server.metrics.history import metrics_history
-from tests.support.reports import next_attempt, post_rows, row
+from tests.support.reports import blocks_made_anew, kept_blocks, next_attempt, post_rows, row
 
 STEPS = 600  # two blocks of the widest
 
 
-def blocks(session):
-    columns = MetricBlock.__table__.columns
-    return sorted(tuple(one) for one in session.execute(select(*columns)))
-
-
 def assert_as_if_made_anew(service):
     with service.database.write() as session:
-        kept = blocks(session)
-        session.execute(delete(MetricBlock))
-        for attempt in session.scalars(select(Attempt)):
-            end, attempt.summarised = attempt.summarised, 0
-            summarise(session, attempt, end, end)
-        assert blocks(session) == kept
+        assert kept_blocks(session) == blocks_made_anew(session)
         session.rollback()
 
 
