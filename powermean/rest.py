@@ -23,6 +23,7 @@ from powermean.contracts.api import (
     FileList,
     Job,
     JobPage,
+    JobSort,
     JobState,
     LoginCode,
     LogText,
@@ -170,9 +171,10 @@ def list_jobs(
     name: str | None = None,
     cursor: str | None = None,
     limit: int | None = None,
+    sort: JobSort | None = None,
 ) -> Call[JobPage]:
-    """Jobs, newest first; pass `page.next` as `cursor` for the next page."""
-    chosen = params(state=state, name=name, cursor=cursor, limit=limit)
+    """Jobs, newest first unless sorted otherwise; pass `page.next` as `cursor` for the next page."""
+    chosen = params(state=state, name=name, cursor=cursor, limit=limit, sort=sort)
     return Call("GET", "/v1/jobs", reads(JobPage), chosen)
 
 
