@@ -172,6 +172,18 @@ THRESHOLDS = (
         "Read the trajectories' grader_error; fix reward or the answers, or raise reward.timeout_s.",
     ),
     Threshold(
+        "rows_left_out",
+        "data/left_out",
+        "peak",
+        "above",
+        1e-6,
+        0.05,
+        "a run does without rows whose prompt does not fit the engine or whose answer nothing can match; "
+        "from one row in twenty on, the data is not what was meant",
+        "Correct the lines that the attempt's log names, or name other fields in data.prompt or "
+        "data.answer_field.",
+    ),
+    Threshold(
         "cut_off",
         "completions/clipped_ratio",
         "mean",
@@ -353,6 +365,10 @@ _SENTENCES: dict[str, Callable[[_Seen], str]] = {
         f"times the median of steps {min(seen.values)} to {max(seen.values)}: one batch dominates"
     ),
     "grader_failures": lambda seen: _many(seen, "gradings failed") + ": those completions have reward 0",
+    "rows_left_out": lambda seen: (
+        f"{_percent(seen.value)} of the dataset's rows left out at step {_peak_step(seen)}: their prompt "
+        "does not fit, or no completion can match their answer"
+    ),
     "cut_off": lambda seen: (
         f"{_percent(seen.value)} of completions cut off at max_new_tokens over {seen.steps}: they don't end"
     ),

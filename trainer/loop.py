@@ -91,7 +91,8 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
     with watch("record"):
         record(run, step_report(run, batch, graded, facts, reports, difference), batch.recorded)
     times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
-    run.reporter.metrics([*times, metric(step, "sampling/queued", ready)])
+    facts_of_run = [metric(step, "sampling/queued", ready), metric(step, "data/left_out", run.share_left_out)]
+    run.reporter.metrics([*times, *facts_of_run])
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:

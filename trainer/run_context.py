@@ -39,6 +39,7 @@ class Run:
     encode: Encode
     decode: Decode
     save_model: Callable[[Path], None]
+    share_left_out: float = 0.0  # of the dataset's rows
     progress: Progress = field(default_factory=Progress)
 
     def sampling(self, seed: int) -> Sampling:

@@ -10,7 +10,7 @@ from powermean.contracts.rollout import Completion, GenerateRequest, GenerateRes
 from tests.support.tiny_model import char_tokenizer, tiny_spec
 from trainer.data import Problem
 from trainer.failures import TrainingError
-from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer
+from trainer.learner.tokenizing import decode, load_tokenizer, prompt_encoder
 from trainer.rewards.grading import Grade
 from trainer.rollouts.evaluation import evaluate
 from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, complete_prompts, sharing_limit, texts, time_limit
@@ -88,7 +88,7 @@ def test_evaluation_takes_one_completion_each_at_its_own_temperature(
     engine, tokenizer = Recorder(), char_tokenizer()
     problems = [Problem("a", "1+4=", "5"), Problem("b", "1+1=", "2")]
     for _ in range(2):
-        prompts = encode_prompts(tokenizer, problems)
+        prompts = prompt_encoder(tokenizer)(problems)
         reward = evaluate(engine, Exact(), problems, prompts, lambda ids: decode(tokenizer, ids), spec)
         assert reward == 0.5
     first, second = engine.asked
@@ -99,7 +99,7 @@ def test_evaluation_takes_one_completion_each_at_its_own_temperature(
 def test_a_chat_problem_goes_through_the_chat_template() -> None:
     tokenizer = char_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}={% endfor %}"
-    plain, chat = encode_prompts(tokenizer, [Problem("a", "1+1", "2"), Problem("a", "1+1", "2", chat=True)])
+    plain, chat = prompt_encoder(tokenizer)([Problem("a", "1+1", "2"), Problem("a", "1+1", "2", chat=True)])
     assert decode(tokenizer, plain) == "1+1"
     assert decode(tokenizer, chat) == "1+1="
 
