@@ -25,6 +25,7 @@ from torch.utils import deterministic
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
 from powermean.contracts.job import JobSpec
+from powermean.end_tokens import end_tokens
 from trainer.data import open_source
 from trainer.data.encoding import PromptEncoder
 from trainer.data.jsonl import Jsonl
@@ -168,6 +169,7 @@ def wired(
             scratch=scratch,
             encode=encode,
             decode=lambda ids: decode(tokenizer, ids),
+            end_tokens=end_tokens(folder),
             save_model=lambda folder_: save_model(learner.policy, tokenizer, folder_),
             progress=progress,
         )

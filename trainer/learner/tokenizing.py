@@ -1,6 +1,7 @@
 """Text to token ids and back, as everywhere in the trainer."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 from trainer.data.encoding import PromptEncoder, of_backend, of_python
 from trainer.failures import TrainingError
 
+UNKNOWN = "\ufffd"
 Tokenizer = Any  # transformers' tokenizer classes are untyped
 
 
@@ -41,8 +43,23 @@ def prompt_encoder(tokenizer: Tokenizer) -> PromptEncoder:
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The completion's text, without special tokens such as the end of text."""
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    """What the tokens say, special ones included: if one vanished, its neighbours would join.
+
+    An id without a token, as at the end of a padded vocabulary, is U+FFFD.
+    """
+    known = len(tokenizer)
+    if all(token < known for token in token_ids):
+        return _decoded(tokenizer, token_ids)
+    parts = groupby(token_ids, lambda token: token < known)
+    return "".join(
+        _decoded(tokenizer, list(ids)) if is_known else UNKNOWN * len(list(ids)) for is_known, ids in parts
+    )
+
+
+def _decoded(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    )
 
 
 def pad_token_id(tokenizer: Tokenizer) -> int:
