@@ -29,7 +29,7 @@ class Threshold:
 
     Measures, over the newest RECENT steps: `mean`; `peak`, the worst value; `floor`, the best; `fall`, their
     mean divided by the mean of the window's first RECENT steps; `spike`, the worst value divided by the
-    window's median; `steps`, how many of them have a value above 0. The values `watch` and `bad` themselves count.
+    window's median; `steps`, how many of them have a value above 0. `watch` and `bad` themselves count.
     """
 
     code: str
