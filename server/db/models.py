@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Text,
     TypeDecorator,
     text,
 )
@@ -69,6 +70,7 @@ class Job(Base):
     name: Mapped[str] = mapped_column(String(120))
     state: Mapped[str] = mapped_column(String(16), index=True)
     spec: Mapped[dict[str, Any]]
+    demand: Mapped[str] = mapped_column(Text, server_default="")  # of the cluster; jobs/demand.py reads it
     algorithm: Mapped[str] = mapped_column(String(32))
     total_steps: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(Integer, default=0)
@@ -132,7 +134,7 @@ class Allocation(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), index=True)
     role: Mapped[str] = mapped_column(String(16))
-    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
+    node_id: Mapped[str] = mapped_column(String(64))  # not a key: outlives the node
     gpu_uuids: Mapped[list[Any]]
     engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives the engine
     released_at: Mapped[datetime | None]
@@ -166,6 +168,7 @@ class Node(Base):
     __tablename__ = "nodes"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    instance: Mapped[str | None] = mapped_column(String(64))  # the worker that has the name
     report: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
 

@@ -66,7 +66,7 @@ def job_view(job: Job, seconds_left: float | None) -> JobView:
         **dict(job_summary(job)),
         spec=job_spec(job),
         result=JobResult.model_validate(job.result) if job.result else None,
-        attempts=tuple(attempt_view(attempt) for attempt in job.attempts),
+        attempts=tuple(attempt_view(attempt) for attempt in job.attempts) if job.attempt else (),
         seconds_left=seconds_left,
         seq=job.seq,
     )

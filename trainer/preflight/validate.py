@@ -15,13 +15,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.engine_selection import vllm_objection
 from trainer.failures import TrainingError, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
-from trainer.preflight.limits import check_adapter, check_memory
+from trainer.preflight.limits import check_adapter, check_memory, check_positions
 from worker.settings import NodeSettings, NodeSettingsError
 
 Result = TypeVar("Result")
@@ -64,6 +65,9 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     if folder is not None:
         prompt = longest - spec.rollout.max_new_tokens if longest is not None else 1
         _noted(found, lambda: check_memory(spec, folder, prompt))
+        if longest is not None:
+            _noted(found, lambda: check_positions(folder, longest))
+    _noted(found, ArtefactStore(settings.artefacts_url).probe)  # the final model goes there
     return ValidationResult(errors=tuple(found), tokens=longest)
 
 
@@ -122,6 +126,6 @@ def _noted(found: list[JobError], check: Callable[[], Result]) -> Result | None:
     """The check's result, or None with the error added to `found`."""
     try:
         return check()
-    except TrainingError as failure:
+    except (TrainingError, ArtefactError) as failure:
         found.append(failure.error)
         return None
