@@ -1,16 +1,10 @@
-"""The embedded service's folder, and how a client finds its server.
-
-Address and key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the files that `powermean up` and
-`powermean demo` write to their folder (POWERMEAN_HOME, by default .powermean in the current folder).
-"""
+"""The embedded service's folder: POWERMEAN_HOME, by default .powermean in the current folder."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from powermean.errors import PowermeanError
-
-DEFAULT_URL = "http://127.0.0.1:8700"
 
 
 class NoServerError(PowermeanError):
@@ -43,6 +37,29 @@ class Home:
         return self.folder / "server.url"
 
     @property
+    def url(self) -> str | None:
+        """The server's URL while it runs."""
+        try:
+            return self.address.read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def key(self) -> str:
+        """The administrator's key. Raises NoServerError."""
+        try:
+            return self.admin_key.read_text().strip()
+        except FileNotFoundError as error:
+            raise NoServerError(
+                f"no service has run in {self.folder}: {self.admin_key} does not exist",
+                remedy="Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY.",
+            ) from error
+        except OSError as error:
+            raise NoServerError(
+                f"{self.admin_key} can't be read: {error.strerror}",
+                remedy="Set POWERMEAN_API_KEY to a key of your own.",
+            ) from error
+
+    @property
     def lock(self) -> Path:
         return self.folder / "lock"
 
@@ -58,26 +75,3 @@ class Home:
     def models(self) -> Path:
         """Downloaded final models, one folder per job."""
         return self.folder / "models"
-
-
-def server_url() -> str:
-    """POWERMEAN_URL, else the embedded service's address, else the default."""
-    given = os.environ.get("POWERMEAN_URL")
-    if given:
-        return given.rstrip("/")
-    address = Home.find().address
-    return address.read_text().strip() if address.exists() else DEFAULT_URL
-
-
-def api_key() -> str:
-    """POWERMEAN_API_KEY, else the embedded service's administrator key."""
-    given = os.environ.get("POWERMEAN_API_KEY")
-    if given:
-        return given
-    path = Home.find().admin_key
-    if not path.exists():
-        raise NoServerError(
-            f"No service has run here: {path} does not exist. Start one with `powermean up`, "
-            "or set POWERMEAN_URL and POWERMEAN_API_KEY."
-        )
-    return path.read_text().strip()

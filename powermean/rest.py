@@ -282,8 +282,9 @@ def _replay_path(job_id: str, replay_id: str, rest: str = "") -> str:
     return job_path(job_id, f"/replays/{quote(replay_id, safe='')}{rest}")
 
 
-def datasets() -> Call[DatasetList]:
-    return Call("GET", "/v1/datasets", reads(DatasetList))
+def datasets(cursor: str | None = None, limit: int | None = None) -> Call[DatasetList]:
+    """Datasets, newest first; pass `page.next` as `cursor` for the next page."""
+    return Call("GET", "/v1/datasets", reads(DatasetList), params(cursor=cursor, limit=limit))
 
 
 def get_dataset(dataset_id: str) -> Call[Dataset]:

@@ -4,17 +4,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from powermean.cli.terminal import connected, console
+from powermean.cli.choosing import newest
+from powermean.cli.progress import local_time
+from powermean.cli.style import PLAIN
+from powermean.cli.terminal import AsJson, connected, say, say_json, say_table
+from powermean.contracts.api import DatasetList
 
-datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True)
+datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
 
 
 @datasets.command("upload")
 def upload(
-    file: Annotated[Path, typer.Argument(help="JSON objects, one per line.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON objects, one per line.", exists=True, dir_okay=False)
+    ],
     name: Annotated[str | None, typer.Option(help="What people call it; default: the file's name.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """Upload a dataset; prints the id for `data.dataset`.
 
@@ -22,57 +28,77 @@ def upload(
     """
     with connected() as client:
         dataset = client.upload_dataset(file, name)
-    console.print(f"{dataset.id}  {dataset.rows} rows, fields: {', '.join(dataset.fields)}", markup=False)
+    if json_:
+        say_json(dataset)
+    else:
+        say(f"{dataset.id}  {dataset.rows} rows, fields: {', '.join(dataset.fields)}")
 
 
 @datasets.command("list")
-def list_datasets() -> None:
+def list_datasets(
+    limit: Annotated[int | None, typer.Option(min=1, help="Most datasets to show; default: all.")] = None,
+    json_: AsJson = False,
+) -> None:
     """List datasets, newest first.
 
     Example: powermean datasets list
     """
     with connected() as client:
-        found = client.datasets().items
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "rows", "fields", "created"):
-        table.add_column(column, no_wrap=column == "id")
-    for dataset in found:
-        created = dataset.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(dataset.id, dataset.name, str(dataset.rows), ", ".join(dataset.fields), created)
-    console.print(table)
+        found, rest = newest(client.datasets, limit)
+    if json_:
+        say_json(DatasetList(items=found, next=rest))
+        return
+    say_table(
+        ("id", "name", "rows", "fields", "created"),
+        (
+            (one.id, one.name, str(one.rows), ", ".join(one.fields), local_time(one.created_at))
+            for one in found
+        ),
+        wrap=("name", "fields"),
+        right=("rows",),
+    )
+    if rest:
+        say("There are more datasets: raise --limit, or leave it out.")
 
 
-def nodes() -> None:
+def nodes(json_: AsJson = False) -> None:
     """List the cluster's nodes and what they run.
 
     Example: powermean nodes
     """
     with connected() as client:
-        found = client.nodes().items
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"):
-        table.add_column(column)
-    for node in found:
-        state = "alive" if node.alive else "offline"
-        table.add_row(
-            node.id,
-            node.hostname,
-            state,
-            str(len(node.gpus)),
-            str(node.cpu_slots),
-            ", ".join(node.engines),
-            ", ".join(node.attempts),
-        )
-    console.print(table)
+        found = client.nodes()
+    if json_:
+        say_json(found)
+        return
+    say_table(
+        ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"),
+        (
+            (
+                node.id,
+                node.hostname,
+                "alive" if node.alive else "offline",
+                str(len(node.gpus)),
+                str(node.cpu_slots),
+                ", ".join(node.engines),
+                ", ".join(node.attempts),
+            )
+            for node in found.items
+        ),
+        wrap=("host", "engines", "attempts"),
+        right=("GPUs", "CPU slots"),
+    )
 
 
-def login() -> None:
+def login(json_: AsJson = False) -> None:
     """Print a one-time link that opens the dashboard, signed in.
 
     Example: powermean login
     """
     with connected() as client:
         code = client.login_code()
-        console.print(f"{client.url}/login/{code.code}", markup=False, soft_wrap=True)
-        minutes = code.expires_at.astimezone().strftime("%H:%M")
-    console.print(f"It works once, until {minutes}.", markup=False)
+    if json_:
+        say_json(code)
+        return
+    say(f"{client.url}/login/{code.code}")
+    say(f"It works once, until {code.expires_at.astimezone().strftime('%H:%M')}.")

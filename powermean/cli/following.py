@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from queue import Empty, Queue
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
+from powermean.cli.terminal import is_live, output, say, shown
 from powermean.client import Client
 from powermean.contracts.api import Event, Job
 from powermean.contracts.health import Level
@@ -101,38 +102,35 @@ def look(client: Client, run: Run) -> None:
             raise
 
 
-def follow(client: Client, job: Job, console: Console) -> Run:
+def follow(client: Client, job: Job) -> Run:
     """Show the job until it ends."""
     run = Run.of(job)
-    if console.is_terminal:
-        _follow_live(client, run, console)
+    if is_live():
+        _follow_live(client, run)
     else:
-        _follow_lines(client, run, console)
+        _follow_lines(client, run)
     return run
 
 
-def _follow_lines(client: Client, run: Run, console: Console) -> None:
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+def _follow_lines(client: Client, run: Run) -> None:
     said = ""
     for _ in ticks(client, run):
         for step in run.new_steps():
-            line(step_line(run, step))
+            say(step_line(run, step))
         for step, value in run.new_evaluations():
-            line(f"held-out accuracy {number(value)} after step {step}")
+            say(f"held-out accuracy {number(value)} after step {step}")
         for finding in run.new_findings():
-            line(sentence(finding))
+            say(sentence(finding))
         phase = headline(run)
         if phase != said and not run.steps:  # only before the first step; after that each step has its line
-            line(phase)
+            say(phase)
         said = phase
 
 
-def _follow_live(client: Client, run: Run, console: Console) -> None:
+def _follow_live(client: Client, run: Run) -> None:
     started = time.monotonic()
     spinner = Spinner("dots")
-    with Live(console=console, refresh_per_second=8, transient=False) as live:
+    with Live(console=output(), refresh_per_second=8, transient=False) as live:
         for _ in ticks(client, run):
             live.update(_display(run, spinner, time.monotonic() - started))
 
@@ -151,7 +149,7 @@ def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
     bar.add_row(
         f"step {done}/{total}", ProgressBar(total=total, completed=done, width=40), clock(elapsed), left
     )
-    spinner.update(text=Text(headline(run)))
+    spinner.update(text=Text(shown(headline(run))))
     parts: list[Table | Spinner | Text] = [bar]
     if run.evaluations:
         points = "  ".join(f"{number(value)} after step {step}" for step, value in run.evaluations)
@@ -159,8 +157,8 @@ def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
     if run.steps:
         parts.append(_table(run))
     if run.health:
-        parts += [Text(sentence(one), style=COLOURS[one.level]) for one in run.health.findings]
-    parts.append(Text(headline(run)) if run.job.state.final else spinner)
+        parts += [Text(shown(sentence(one)), style=COLOURS[one.level]) for one in run.health.findings]
+    parts.append(Text(shown(headline(run))) if run.job.state.final else spinner)
     return Group(*parts)
 
 

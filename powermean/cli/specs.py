@@ -1,6 +1,5 @@
 """Spec files: read and checked, with the line of every mistake."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from powermean.cli.terminal import note
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
@@ -61,7 +61,7 @@ def load_spec(file: Path, overrides: Mapping[Path_, Any] | None = None) -> JobSp
         ]
         raise SpecFileError(file, mistakes) from error
     for used in old_names_used(spec, data):
-        print(f"{file}:{text.line_of(used.path)}: {used.message}", file=sys.stderr)
+        note(f"{file}:{text.line_of(used.path)}: {used.message}")
     return spec
 
 

@@ -1,25 +1,140 @@
-"""How commands talk to people: results on stdout, failures on stderr, and exit statuses."""
+"""How commands talk to people: results on stdout, notes and failures on stderr, and exit statuses.
 
+Whatever a command prints goes through this file, and all of it through `shown`: a job's name, a model's text
+or a line of a log moves no cursor, changes no colour and hides nothing.
+"""
+
+import os
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from pydantic import BaseModel, TypeAdapter
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
 
 from powermean.cli.embedded import EndedBySignalError
 from powermean.client import Client
+from powermean.discovery import find_service
 from powermean.errors import PowermeanError
 from powermean.rest import ServerUnreachableError
 
 FAILED = 1
 INTERRUPTED = 130
 
-console = Console(highlight=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print the API's own answer, as JSON.")]
+
+_UNSEEN = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # control, format, half a surrogate pair, line and paragraph separators
+_SHORT = {"\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_ENDLESS = 1_000_000  # columns of a file or a pipe
+_LEAST = 10  # columns that a text keeps when it has to wrap
+_GAP = 2  # columns between two of a table
+
+
+def shown(text: str, keep: str = "\n\t") -> str:
+    """The text with every character that would not be seen written as JSON's escape: ESC is \\u001b.
+
+    `keep` stays as it is. In a text that is JSON the result is the same JSON.
+    """
+    return "".join(c if c in keep or unicodedata.category(c) not in _UNSEEN else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return _SHORT.get(character) or "".join(rf"\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def output() -> Console:
+    """Standard output. A terminal has colours unless NO_COLOR is set; a pipe is as wide as needed."""
+    plain = bool(os.environ.get("NO_COLOR"))
+    width = None if sys.stdout.isatty() else _ENDLESS
+    return Console(
+        color_system=None if plain else "auto", width=width, highlight=False, markup=False, emoji=False
+    )
+
+
+def is_live() -> bool:
+    """Whether standard output can show what changes in place."""
+    console = output()
+    return console.is_terminal and not console.is_dumb_terminal and console.color_system is not None
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a result."""
+    sys.stdout.write(shown(text) + end)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Tell something beside the result, on standard error."""
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
-    print(f"powermean: {text}", file=sys.stderr, flush=True)
+    note(f"powermean: {text}")
+
+
+def say_json(answer: BaseModel | Any, indent: int | None = 2) -> None:
+    """Print a contract, or what is made of contracts, as the API would answer it (with the old names too)."""
+    text = TypeAdapter(Any).dump_json(answer, indent=indent, by_alias=True)
+    say(text.decode())
+
+
+def say_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    wrap: Collection[str] = (),
+    spare: Sequence[str] = (),
+    right: Collection[str] = (),
+    title: str | None = None,
+) -> None:
+    """Print a table; no cell is ever cut.
+
+    On a terminal that is too narrow, the texts under `wrap` wrap, then the columns in `spare` are left out,
+    and at last the lines are longer than the terminal.
+    """
+    console = output()
+    cells = [[shown(cell, keep="") for cell in row] for row in rows]
+    widest = [
+        max([cell_len(column), *(cell_len(row[place]) for row in cells)])
+        for place, column in enumerate(columns)
+    ]
+    least = [
+        min(size, _LEAST) if column in wrap else size for column, size in zip(columns, widest, strict=True)
+    ]
+    kept = list(range(len(columns)))
+    for column in spare:
+        if sum(least[place] + _GAP for place in kept) > console.width:
+            kept.remove(columns.index(column))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for place in kept:
+        column = columns[place]
+        justify: JustifyMethod = "right" if column in right else "left"
+        table.add_column(column, no_wrap=column not in wrap, overflow="fold", justify=justify)
+    for row in cells:
+        table.add_row(*(Text(row[place]) for place in kept))
+    needed = sum(least[place] + _GAP for place in kept)
+    if needed > console.width:
+        table.width = needed
+    with console.capture() as captured:
+        console.print(table, soft_wrap=True)
+    if title is not None:
+        say(title)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -31,7 +146,8 @@ def plain_failures() -> Iterator[None]:
         complain(f"{error}\nIs the service running? Start it with `powermean up`, or set POWERMEAN_URL.")
         raise typer.Exit(FAILED) from error
     except PowermeanError as error:
-        complain(str(error))
+        text = str(error)
+        complain(text if not error.remedy or error.remedy in text else f"{text}\n{error.remedy}")
         raise typer.Exit(FAILED) from error
     except EndedBySignalError as error:
         raise typer.Exit(128 + error.number) from error
@@ -41,6 +157,10 @@ def plain_failures() -> Iterator[None]:
 
 @contextmanager
 def connected() -> Iterator[Client]:
-    """A client for the service that the environment or the current folder points to."""
-    with plain_failures(), Client() as client:
-        yield client
+    """A client for the service that the environment or this machine has; one found elsewhere is named."""
+    with plain_failures():
+        service = find_service()
+        if service.elsewhere:
+            note(f"Using the service in {service.elsewhere} ({service.url}).")
+        with Client(service.url, service.key) as client:
+            yield client

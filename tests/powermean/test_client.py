@@ -269,20 +269,6 @@ def test_methods_work_under_their_old_names(server: ScriptedServer, client: Clie
     assert {one.old for one in METHODS} == {"lag"}
 
 
-def test_without_arguments_the_environment_and_then_the_folder_say_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POWERMEAN_HOME", str(tmp_path))
-    monkeypatch.delenv("POWERMEAN_URL", raising=False)
-    monkeypatch.delenv("POWERMEAN_API_KEY", raising=False)
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "admin.key").write_text("pm_local\n")
-    (tmp_path / "server.url").write_text("http://127.0.0.1:9123\n")
-    assert Client().url == "http://127.0.0.1:9123"
-    monkeypatch.setenv("POWERMEAN_URL", "http://127.0.0.1:9999/")
-    assert Client().url == "http://127.0.0.1:9999"
-
-
 def calls_of(client: type) -> dict[str, str]:
     """Name, parameters and result of each method that is a call."""
     return {
