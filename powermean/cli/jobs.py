@@ -10,7 +10,7 @@ from powermean.cli.choosing import ChosenJob, job_id, newest
 from powermean.cli.following import follow
 from powermean.cli.models import download_model
 from powermean.cli.progress import local_time, number
-from powermean.cli.specs import SpecFileError, load_spec, located, read_file
+from powermean.cli.specs import load_spec, located
 from powermean.cli.terminal import (
     FAILED,
     AsJson,
@@ -26,6 +26,7 @@ from powermean.client import Client
 from powermean.contracts.api import Job, JobPage, JobState, JobSummary
 from powermean.home import Home
 from powermean.rest import ApiError
+from powermean.spec_files import SpecFileError, read_file
 from powermean.spec_yaml import to_yaml
 
 STATES = ", ".join(JobState)
