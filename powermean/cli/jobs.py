@@ -10,7 +10,7 @@ from powermean.cli.choosing import ChosenJob, job_id, newest
 from powermean.cli.following import follow
 from powermean.cli.models import download_model
 from powermean.cli.progress import local_time, number
-from powermean.cli.specs import load_spec, located
+from powermean.cli.specs import check_model, load_spec, located
 from powermean.cli.terminal import (
     FAILED,
     AsJson,
@@ -45,10 +45,14 @@ def validate(
 ) -> None:
     """Check a spec without submitting it; mistakes are shown with their lines.
 
+    The model is looked for on this machine and in the hub. What needs it, such as the lengths of prompts, a
+    node checks before the job is queued.
+
     Example: powermean validate examples/arithmetic-smollm2.yaml
     """
     with plain_failures():
         spec = load_spec(file)
+        check_model(file, spec)
     if json_:
         say_json(spec)
         return

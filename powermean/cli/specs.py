@@ -1,5 +1,9 @@
 """Spec files: read and checked, with the line of every mistake."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,7 @@ from pydantic import ValidationError
 
 from powermean.cli.terminal import note
 from powermean.contracts.api import FieldError
+from powermean.contracts.attempts import JobError
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.field_errors import field_errors
@@ -48,3 +53,32 @@ def located(fields: Sequence[FieldError], text: SpecText) -> list[tuple[int | No
         )
         for wrong in fields
     ]
+
+
+def check_model(file: Path, spec: JobSpec) -> None:
+    """Look for the spec's model, as far as this machine can tell. Raises SpecFileError if there is none.
+
+    A service elsewhere has models of its own: what is not here is then a note.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None or importlib.util.find_spec("trainer") is None:
+        note("The model is not looked for: the training extra is not installed here.")
+        return
+    if spec.model.folder is not None and not os.environ.get("POWERMEAN_MODEL_ROOTS"):
+        note("The model's folder is not looked for: POWERMEAN_MODEL_ROOTS is not set here.")
+        return
+    command = [sys.executable, "-m", "trainer.models", "--check"]
+    given = spec.model.model_dump_json()
+    looked = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if looked.returncode == 0:
+        return
+    try:
+        wrong = JobError.model_validate_json(looked.stdout)
+    except ValidationError:
+        note(f"The model is not looked for: {(looked.stderr.splitlines() or ['no answer'])[-1]}")
+        return
+    field = FieldError(path=wrong.path or "model", message=wrong.message, remedy=wrong.remedy)
+    mistakes = located([field], read_file(file))
+    if not os.environ.get("POWERMEAN_URL"):
+        raise SpecFileError(file, mistakes)
+    for line, text in mistakes:
+        note(f"{file}:{line}: on this machine: {text}")

@@ -22,6 +22,7 @@ from powermean.cli.embedded import EndedBySignalError
 from powermean.client import Client
 from powermean.discovery import find_service
 from powermean.errors import PowermeanError
+from powermean.remedies import spoken
 from powermean.rest import ServerUnreachableError
 
 FAILED = 1
@@ -82,7 +83,8 @@ def note(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    note(f"powermean: {text}")
+    """Say what went wrong, with what a person at a terminal can do about it."""
+    note(f"powermean: {spoken(text, 'terminal')}")
 
 
 def say_json(answer: BaseModel | Any, indent: int | None = 2) -> None:

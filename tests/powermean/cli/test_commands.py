@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from typer.testing import Result
 
 from powermean.cli.main import COMMANDS, OLD_COMMANDS
 from powermean.contracts.api import (
@@ -253,6 +254,38 @@ def test_logs_that_are_followed_go_on_after_a_restart(
     result = powermean("logs", "job-a", "-f")
     assert result.exit_code == 0, result.output
     assert result.stdout == "one\ntwo\\u001b[2J\n"
+
+
+def validated(file: Path, **model: str) -> Result:
+    spec = SPEC.model_dump(mode="json", exclude_unset=True) | {"model": model}
+    file.write_text(json.dumps(spec, indent=1))
+    return powermean("validate", str(file))
+
+
+def test_validate_finds_a_models_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second: the trainer's room answers, and the command line imports none."""
+    file, typo = tmp_path / "spec.json", "HuggingFaceTB/SmolLM2-135-Instruct"
+    monkeypatch.delenv("POWERMEAN_URL", raising=False)
+    refused = validated(file, name=typo)
+    assert refused.exit_code == 1
+    meant = "did you mean HuggingFaceTB/SmolLM2-135M-Instruct?"
+    assert f"{file}:4: model.name: unknown model '{typo}': {meant}" in refused.stderr
+
+
+def test_validate_says_what_it_could_not_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POWERMEAN_MODEL_ROOTS", raising=False)
+    result = validated(tmp_path / "spec.json", folder="mine")
+    assert result.exit_code == 0
+    assert "valid (pmpo, 2 steps)" in result.stdout
+    assert "folder is not looked for: POWERMEAN_MODEL_ROOTS is not set" in result.stderr
+
+
+def test_remedies_name_commands(server: ScriptedServer) -> None:
+    error = {"code": "not_found", "message": "no job job-a", "remedy": "GET /v1/jobs lists the jobs."}
+    server.on("GET /v1/jobs/job-a", Answer(404, json.dumps({"error": error}).encode()))
+    assert powermean("show", "job-a").stderr == (
+        "powermean: no job job-a\n`powermean list` lists the jobs.\n"
+    )
 
 
 def test_logs_prints_all_parts(server: ScriptedServer) -> None:
