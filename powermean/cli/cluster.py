@@ -8,7 +8,7 @@ import typer
 from powermean.cli.choosing import newest
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import AsJson, connected, say, say_json, say_table
+from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
 from powermean.contracts.api import DatasetList
 
 datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
@@ -58,7 +58,7 @@ def list_datasets(
         right=("rows",),
     )
     if rest:
-        say("There are more datasets: raise --limit, or leave it out.")
+        note("There are more datasets: raise --limit, or leave it out.")
 
 
 def nodes(json_: AsJson = False) -> None:

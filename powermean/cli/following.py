@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
-from powermean.cli.terminal import is_live, output, say, shown
+from powermean.cli.terminal import is_live, output, say, shown, table
 from powermean.client import Client
 from powermean.contracts.api import Event, Job
 from powermean.contracts.health import Level
@@ -26,6 +26,7 @@ LOOK_S = 2.0  # between two queries of the job's phase
 ROWS = 12
 COLOURS: dict[Level, str] = {"ok": "green", "watch": "yellow", "bad": "red"}
 COLUMNS = ("step", "reward", "p", "p q10", "p < 0.95", "ESS", "clip", "tok/s", "s", "held-out")
+SPARE = ("tok/s", "s", "p q10", "held-out", "p < 0.95", "clip")  # on a narrow terminal, the first ones first
 
 
 class Feed(threading.Thread):
@@ -130,9 +131,10 @@ def _follow_lines(client: Client, run: Run) -> None:
 def _follow_live(client: Client, run: Run) -> None:
     started = time.monotonic()
     spinner = Spinner("dots")
-    with Live(console=output(), refresh_per_second=8, transient=False) as live:
+    console = output()
+    with Live(console=console, refresh_per_second=8, transient=False) as live:
         for _ in ticks(client, run):
-            live.update(_display(run, spinner, time.monotonic() - started))
+            live.update(_display(run, spinner, time.monotonic() - started, console.width))
 
 
 def headline(run: Run) -> str:
@@ -141,13 +143,16 @@ def headline(run: Run) -> str:
     return f"{job.state}{again}" + (f": {job.phase}" if job.phase else "")
 
 
-def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
+def _display(run: Run, spinner: Spinner, elapsed: float, width: int) -> Group:
     total = run.job.total_steps
     done = run.steps[-1] if run.steps else 0
     bar = Table.grid(padding=(0, 1))
     left = f"left {clock(run.seconds_left)}" if run.seconds_left is not None else ""
     bar.add_row(
-        f"step {done}/{total}", ProgressBar(total=total, completed=done, width=40), clock(elapsed), left
+        f"step {done}/{total}",
+        ProgressBar(total=total, completed=done, width=min(40, width // 2)),
+        clock(elapsed),
+        left,
     )
     spinner.update(text=Text(shown(headline(run))))
     parts: list[Table | Spinner | Text] = [bar]
@@ -155,19 +160,16 @@ def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
         points = "  ".join(f"{number(value)} after step {step}" for step, value in run.evaluations)
         parts.append(Text(f"held-out accuracy: {points}"))
     if run.steps:
-        parts.append(_table(run))
+        parts.append(_table(run, width))
     if run.health:
         parts += [Text(shown(sentence(one)), style=COLOURS[one.level]) for one in run.health.findings]
     parts.append(Text(shown(headline(run))) if run.job.state.final else spinner)
     return Group(*parts)
 
 
-def _table(run: Run) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for step in run.steps[-ROWS:]:
-        table.add_row(
+def _table(run: Run, width: int) -> Table:
+    rows = (
+        (
             str(step),
             number(run.value(step, "reward")),
             number(run.late(step, "p/mean"), 3),
@@ -179,4 +181,6 @@ def _table(run: Run) -> Table:
             number(run.value(step, "time/step"), 1),
             number(run.value(step, "eval/reward")) if run.value(step, "eval/reward") is not None else "",
         )
-    return table
+        for step in run.steps[-ROWS:]
+    )
+    return table(COLUMNS, rows, width, right=COLUMNS, spare=SPARE)

@@ -123,7 +123,7 @@ def list_jobs(
         right=("step", "reward"),
     )
     if rest:
-        say("There are more jobs: raise --limit.")
+        note("There are more jobs: raise --limit.")
 
 
 def show(job: ChosenJob, json_: AsJson = False) -> None:

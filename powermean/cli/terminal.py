@@ -93,47 +93,58 @@ def say_json(answer: BaseModel | Any, indent: int | None = 2) -> None:
     say(text.decode())
 
 
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int,
+    *,
+    wrap: Collection[str] = (),
+    spare: Iterable[str] = (),
+    right: Collection[str] = (),
+) -> Table:
+    """A table in which no cell is ever cut.
+
+    Where `width` is too narrow, the texts under `wrap` wrap, then the columns in `spare` are left out one by
+    one, and at last the lines are longer than that.
+    """
+    cells = [[shown(cell, keep="") for cell in row] for row in rows]
+    least = []
+    for place, column in enumerate(columns):
+        widest = max([cell_len(column), *(cell_len(row[place]) for row in cells)])
+        least.append(_GAP + (min(widest, _LEAST) if column in wrap else widest))
+    kept = list(range(len(columns)))
+    for column in spare:
+        if sum(least[place] for place in kept) > width:
+            kept.remove(columns.index(column))
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for place in kept:
+        column = columns[place]
+        justify: JustifyMethod = "right" if column in right else "left"
+        made.add_column(column, no_wrap=column not in wrap, overflow="fold", justify=justify)
+    for row in cells:
+        made.add_row(*(Text(row[place]) for place in kept))
+    needed = sum(least[place] for place in kept)
+    if needed > width:
+        made.width = needed
+    return made
+
+
 def say_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
     wrap: Collection[str] = (),
-    spare: Sequence[str] = (),
+    spare: Iterable[str] = (),
     right: Collection[str] = (),
     title: str | None = None,
 ) -> None:
-    """Print a table; no cell is ever cut.
-
-    On a terminal that is too narrow, the texts under `wrap` wrap, then the columns in `spare` are left out,
-    and at last the lines are longer than the terminal.
-    """
-    console = output()
-    cells = [[shown(cell, keep="") for cell in row] for row in rows]
-    widest = [
-        max([cell_len(column), *(cell_len(row[place]) for row in cells)])
-        for place, column in enumerate(columns)
-    ]
-    least = [
-        min(size, _LEAST) if column in wrap else size for column, size in zip(columns, widest, strict=True)
-    ]
-    kept = list(range(len(columns)))
-    for column in spare:
-        if sum(least[place] + _GAP for place in kept) > console.width:
-            kept.remove(columns.index(column))
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for place in kept:
-        column = columns[place]
-        justify: JustifyMethod = "right" if column in right else "left"
-        table.add_column(column, no_wrap=column not in wrap, overflow="fold", justify=justify)
-    for row in cells:
-        table.add_row(*(Text(row[place]) for place in kept))
-    needed = sum(least[place] + _GAP for place in kept)
-    if needed > console.width:
-        table.width = needed
-    with console.capture() as captured:
-        console.print(table, soft_wrap=True)
+    """Print a `table` as wide as standard output."""
     if title is not None:
         say(title)
+    console = output()
+    with console.capture() as captured:
+        made = table(columns, rows, console.width, wrap=wrap, spare=spare, right=right)
+        console.print(made, soft_wrap=True)
     for line in captured.get().splitlines():
         sys.stdout.write(line.rstrip() + "\n")
     sys.stdout.flush()

@@ -236,7 +236,7 @@ def test_what_a_limit_leaves_out_is_said(server: ScriptedServer) -> None:
     page = json.loads(summaries(job(), job()))
     server.on("GET /v1/jobs", Answer(body=json.dumps(page | {"next": "more"}).encode()))
     result = powermean("list", "--limit", "2")
-    assert result.stdout.splitlines()[-1] == "There are more jobs: raise --limit."
+    assert result.stderr == "There are more jobs: raise --limit.\n"
     assert [line for line, _, _ in server.requests] == ["GET /v1/jobs?limit=2"]
 
 

@@ -80,3 +80,16 @@ def test_on_a_terminal_the_table_ends_complete(client: Client, monkeypatch: pyte
     assert "bad: 95 % of groups had equal rewards." in last
     assert "watch: 12 % of tokens [b]\\u001b[5mclipped. Lower x." in last
     assert "finished" in last
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80])
+def test_a_narrow_terminal_loses_columns_but_no_digit(
+    client: Client, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    screen = terminal(monkeypatch, columns)
+    follow(client, job())
+    last = screen.text.rpartition("ESS")[2]
+    assert "…" not in last
+    assert "0.50" in last
+    assert "0.900" in last
+    assert ("tok/s" in screen.text) == (columns == 80)
