@@ -4,12 +4,13 @@ Whatever a command prints goes through this file, and all of it through `shown`:
 or a line of a log moves no cursor, changes no colour and hides nothing.
 """
 
+import codecs
 import os
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from pydantic import BaseModel, TypeAdapter
@@ -73,13 +74,27 @@ def is_live() -> bool:
 
 def say(text: str, end: str = "\n") -> None:
     """Print a result."""
-    sys.stdout.write(shown(text) + end)
-    sys.stdout.flush()
+    _write(sys.stdout, shown(text) + end)
 
 
 def note(text: str) -> None:
     """Tell something beside the result, on standard error."""
-    print(shown(text), file=sys.stderr, flush=True)
+    _write(sys.stderr, shown(text) + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """What the stream's encoding lacks is written out too."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "shown").decode(encoding))
+    stream.flush()
+
+
+def _not_in_encoding(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error("shown", _not_in_encoding)
 
 
 def complain(text: str) -> None:
@@ -145,9 +160,7 @@ def say_table(
     with console.capture() as captured:
         made = table(columns, rows, console.width, wrap=wrap, spare=spare, right=right)
         console.print(made, soft_wrap=True)
-    for line in captured.get().splitlines():
-        sys.stdout.write(line.rstrip() + "\n")
-    sys.stdout.flush()
+    _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 @contextmanager

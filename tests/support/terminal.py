@@ -17,6 +17,8 @@ def powermean(*arguments: str) -> Result:
 class Terminal(io.StringIO):
     """A standard output that is a terminal; install it with `terminal(monkeypatch, columns)`."""
 
+    encoding = "utf-8"
+
     def isatty(self) -> bool:
         return True
 

@@ -1,6 +1,7 @@
 """What commands print: nothing is cut, nothing acts on the terminal, everything can be JSON."""
 
 import ast
+import io
 import json
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def test_json_is_the_apis_own_with_nothing_that_acts(capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert json.loads(out) == {"jobs": [named.model_dump(mode="json", by_alias=True)]}
     assert r"\u009b2J é \u202e" in out
+
+
+def test_what_an_encoding_lacks_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    say("é 日 😀")
+    say_table(("name",), [("é",)])
+    assert raw.getvalue().decode().split("\n")[:3] == [r"\u00e9 \u65e5 \ud83d\ude00", "name", r"\u00e9"]
 
 
 def test_nothing_is_printed_past_it() -> None:
