@@ -84,8 +84,10 @@ class Client(Connection):
 
     datasets = method(rest.datasets)
     get_dataset = method(rest.get_dataset)
+    delete_dataset = method(rest.delete_dataset)
 
     nodes = method(rest.nodes)
+    remove_node = method(rest.remove_node)
     engines = method(rest.engines)
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)

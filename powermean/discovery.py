@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from powermean.home import Home, NoServerError
+from powermean.keys import clean_key
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +38,16 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
     Without a URL it is the one in POWERMEAN_HOME, or that runs in this folder, or the only one that this user
     runs on this machine. A service's own key is used for that service alone.
 
-    Raises NoServerError: there is none, there are several, or its key is not known.
+    Raises:
+        NoServerError: there is none, there are several, or its key is not known.
+        MalformedKeyError: POWERMEAN_API_KEY can't be a key.
     """
-    url = (url or os.environ.get("POWERMEAN_URL") or "").rstrip("/")
-    key = key or os.environ.get("POWERMEAN_API_KEY")
+    url = (url or os.environ.get("POWERMEAN_URL", "")).strip().rstrip("/")
+    key = key or clean_key(os.environ.get("POWERMEAN_API_KEY", ""), "POWERMEAN_API_KEY")
     if url:
         return FoundService(url, key or _key_for(url))
     here = Home.find()
-    if os.environ.get("POWERMEAN_HOME") or here.address.exists():
+    if os.environ.get("POWERMEAN_HOME") or here.url:
         return FoundService(here.url or DEFAULT_URL, key or here.key())
     others = running_homes()
     if len(others) == 1:
@@ -122,6 +125,6 @@ def running_homes() -> list[Home]:
             home = Home(Path(json.loads(entry.read_text())["folder"]))
             if home.url:
                 found.append((entry.stat().st_mtime, home))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, NoServerError):
             continue  # half-written, or not ours
     return [home for _, home in sorted(found, key=lambda one: -one[0])]

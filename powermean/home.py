@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from powermean.errors import PowermeanError
+from powermean.keys import clean_key
 
 
 class NoServerError(PowermeanError):
@@ -39,25 +40,22 @@ class Home:
     @property
     def url(self) -> str | None:
         """The server's URL while it runs."""
-        try:
-            return self.address.read_text().strip()
-        except FileNotFoundError:
-            return None
+        return _read(self.address)
 
     def key(self) -> str:
-        """The administrator's key. Raises NoServerError."""
-        try:
-            return self.admin_key.read_text().strip()
-        except FileNotFoundError as error:
+        """The administrator's key.
+
+        Raises:
+            NoServerError: there is none, or its file is somebody else's.
+            MalformedKeyError: it can't be a key.
+        """
+        key = _read(self.admin_key)
+        if key is None:
             raise NoServerError(
                 f"no service has run in {self.folder}: {self.admin_key} does not exist",
                 remedy="Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY.",
-            ) from error
-        except OSError as error:
-            raise NoServerError(
-                f"{self.admin_key} can't be read: {error.strerror}",
-                remedy="Set POWERMEAN_API_KEY to a key of your own.",
-            ) from error
+            )
+        return clean_key(key, str(self.admin_key))
 
     @property
     def lock(self) -> Path:
@@ -72,6 +70,28 @@ class Home:
         return self.folder / "artefacts"
 
     @property
+    def database(self) -> Path:
+        return self.folder / "server.db"
+
+    @property
+    def redis(self) -> Path:
+        """Redis's working folder."""
+        return self.folder / "redis"
+
+    @property
     def models(self) -> Path:
         """Downloaded final models, one folder per job."""
         return self.folder / "models"
+
+
+def _read(path: Path) -> str | None:
+    """The file's text; None where there is no such file. Raises NoServerError for one that can't be read."""
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise NoServerError(
+            f"{path} can't be read: {error.strerror}",
+            remedy="Set POWERMEAN_URL and POWERMEAN_API_KEY, or POWERMEAN_HOME to your own service's folder.",
+        ) from error

@@ -34,6 +34,11 @@ REMEDIES = (
         "The page Cluster lists the engines.",
     ),
     Remedy(
+        "GET /v1/nodes lists the nodes.",
+        "`powermean nodes` lists the nodes.",
+        "The page Cluster lists the nodes.",
+    ),
+    Remedy(
         "GET /v1/keys lists the keys.",
         "The API's GET /v1/keys lists the keys.",
         "The API's GET /v1/keys lists the keys.",

@@ -11,6 +11,9 @@ from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
 from powermean.contracts.api import DatasetList
 
+node = typer.Typer(
+    help="Remove nodes that are gone for good; for administrators.", no_args_is_help=True, **PLAIN
+)
 datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
 
 
@@ -61,6 +64,19 @@ def list_datasets(
         note("There are more datasets: raise --limit, or leave it out.")
 
 
+@datasets.command("remove")
+def remove_dataset(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its id in the list of datasets.")],
+) -> None:
+    """Remove a dataset that no unfinished job trains on; for administrators.
+
+    Example: powermean datasets remove ds-f4a578290476d3d899e6ea19
+    """
+    with connected() as client:
+        client.delete_dataset(dataset)
+    say(f"{dataset} is removed")
+
+
 def nodes(json_: AsJson = False) -> None:
     """List the cluster's nodes and what they run.
 
@@ -75,19 +91,37 @@ def nodes(json_: AsJson = False) -> None:
         ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"),
         (
             (
-                node.id,
-                node.hostname,
-                "alive" if node.alive else "offline",
-                str(len(node.gpus)),
-                str(node.cpu_slots),
-                ", ".join(node.engines),
-                ", ".join(node.attempts),
+                one.id,
+                one.hostname,
+                "offline" if not one.alive else "disk full" if one.full_disk else "alive",
+                str(len(one.gpus)),
+                str(one.cpu_slots),
+                ", ".join(one.engines),
+                ", ".join(one.attempts),
             )
-            for node in found.items
+            for one in found.items
         ),
         wrap=("host", "engines", "attempts"),
         right=("GPUs", "CPU slots"),
     )
+
+
+@node.callback()
+def _node() -> None:
+    """Without this, typer would make the only command the group."""
+
+
+@node.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NODE", help="Its id in the list of nodes.")],
+) -> None:
+    """Remove a node that is gone for good. One that is alive or runs attempts is refused.
+
+    Example: powermean node remove gpu-7
+    """
+    with connected() as client:
+        client.remove_node(name)
+    say(f"{name} is removed")
 
 
 def login(json_: AsJson = False) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from powermean.cli.embedded import EndedBySignalError
+from powermean.cli.signals import EndedBySignalError
 from powermean.client import Client
 from powermean.discovery import find_service
 from powermean.errors import PowermeanError
@@ -174,6 +174,11 @@ def plain_failures() -> Iterator[None]:
     except PowermeanError as error:
         text = str(error)
         complain(text if not error.remedy or error.remedy in text else f"{text}\n{error.remedy}")
+        raise typer.Exit(FAILED) from error
+    except BrokenPipeError:  # the reader has seen enough; typer ends quietly
+        raise
+    except OSError as error:  # of a file or folder that a command reads or writes
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         raise typer.Exit(FAILED) from error
     except EndedBySignalError as error:
         raise typer.Exit(128 + error.number) from error

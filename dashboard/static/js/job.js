@@ -2,6 +2,7 @@
 import { Card } from "./card.js";
 import { CHARTS, metricNames } from "./charts.js";
 import { paced } from "./pace.js";
+import { root } from "./root.js";
 import { SeriesStore } from "./store.js";
 import { JobStream } from "./stream.js";
 
@@ -48,7 +49,7 @@ function apply(kind, data) {
 
 async function fetchHistory() {
   const query = new URLSearchParams([...metricNames().map((name) => ["name", name]), ["max_points", String(MAX_POINTS)]]);
-  const answer = await fetch(`/v1/jobs/${encodeURIComponent(job.id)}/metrics?${query}`);
+  const answer = await fetch(`${root}v1/jobs/${encodeURIComponent(job.id)}/metrics?${query}`);
   if (!answer.ok) throw new Error(`history: ${answer.status}`);
   return answer.json();
 }
@@ -165,7 +166,7 @@ function buildTools(zoomable) {
 
 function buildCards(echarts, zoomTo) {
   const grid = document.getElementById("grid");
-  const stepAddress = (step) => `/jobs/${encodeURIComponent(job.id)}/steps/${step}`;
+  const stepAddress = (step) => `${root}jobs/${encodeURIComponent(job.id)}/steps/${step}`;
   const page = { store, view, echarts, zoomTo, stepAddress, final: job.final, metrics: job.metrics };
   for (const chart of CHARTS) {
     if (chart.group) {

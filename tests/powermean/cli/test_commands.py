@@ -50,11 +50,17 @@ def body(state: JobState, **changes: object) -> Answer:
     return Answer(body=job(state, **changes).model_dump_json().encode())
 
 
-SUBCOMMANDS = {"datasets": ("upload", "list"), "engine": ("add", "list", "remove")}
+SUBCOMMANDS = {
+    "datasets": ("upload", "list", "remove"),
+    "node": ("remove",),
+    "engine": ("add", "list", "remove"),
+}
 EVERY = [
     *[(c,) for c in COMMANDS if c not in SUBCOMMANDS],
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
+
+WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
 
 
 @pytest.mark.parametrize("command", EVERY)
@@ -72,7 +78,7 @@ def test_help_has_one_style(command: tuple[str, ...]) -> None:
     assert "--install-completion" not in said
 
 
-@pytest.mark.parametrize("command", [c for c in EVERY if c not in (("up",), ("demo",))])
+@pytest.mark.parametrize("command", [c for c in EVERY if c not in WITHOUT_DATA])
 def test_whatever_prints_data_prints_json_too(command: tuple[str, ...]) -> None:
     assert "--json" in powermean(*command, "--help").output
 
@@ -230,6 +236,14 @@ def test_lists_go_through_all_pages(server: ScriptedServer) -> None:
         "GET /v1/datasets?limit=200",
         "GET /v1/datasets?cursor=2026%2Fds-1&limit=200",
     ]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "node"])
+def test_what_is_gone_can_be_removed(server: ScriptedServer, kind: str) -> None:
+    server.on(f"DELETE /v1/{kind}s/one", Answer(204))
+    result = powermean({"dataset": "datasets", "node": "node"}[kind], "remove", "one")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one is removed\n"
 
 
 def test_what_a_limit_leaves_out_is_said(server: ScriptedServer) -> None:
