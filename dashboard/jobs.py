@@ -115,12 +115,17 @@ async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
 
 def _script_data(job: Job) -> dict[str, Any]:
     """What the page's scripts need to draw and follow; they fetch the numbers themselves."""
+    training, rollout = job.spec.training, job.spec.rollout
     return {
         "id": job.id,
         "final": job.state.final,
-        "algorithm": job.algorithm,
-        "totalSteps": job.total_steps,
-        "updatesPerStep": job.spec.training.minibatches * job.spec.training.epochs,
+        "algorithm": job.spec.algorithm.model_dump(mode="json"),
+        "updates": training.minibatches * training.epochs,
+        "minibatches": training.minibatches,
+        "trajectories": training.prompts_per_step * rollout.group_size,
+        "onPolicy": training.minibatches * training.epochs == 1
+        and not rollout.max_staleness
+        and rollout.old_policy != "sampler",
         "metrics": {name: info.model_dump() for name, info in METRICS.items()},
     }
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -100,7 +102,8 @@ def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
     assert "1.6 GB" in outcome
     assert "trainer on node-a, CPU" in outcome
     assert "learning_rate: 1.0e-06" in page.one("pre", **{"class": "yaml"}).text
-    assert '"updatesPerStep": 4' in page.one("script", id="job-data").text
+    told = json.loads(page.one("script", id="job-data").text)
+    assert (told["updates"], told["minibatches"], told["onPolicy"]) == (4, 2, False)
 
 
 def test_a_finished_job_offers_its_model(browser: TestClient, api: FakeApi) -> None:
