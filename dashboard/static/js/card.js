@@ -46,7 +46,7 @@ export class Card {
     this.sentence = make("p", { className: "sentence" });
     this.legend = make("ul", { className: "legend" });
     this.canvas = make("div", { className: "plot", role: "img" });
-    this.nothing = make("p", { className: "nothing", hidden: true, textContent: page.job.final ? "No numbers." : "No numbers yet." });
+    this.nothing = make("p", { className: "nothing", textContent: "Loading…" });
     this.table = make("div", { className: "data", hidden: true, tabIndex: 0, role: "region", ariaLabel: `${figure.title}: numbers` });
     this.toggle = make("button", { type: "button", textContent: "Table", className: "quiet", ariaPressed: String(this.tabular) });
     this.toggle.setAttribute("aria-label", `${figure.title} as a table`);
@@ -92,6 +92,7 @@ export class Card {
     this.sentence.hidden = empty || !sentence.length;
     this.sentence.replaceChildren(...words(sentence));
     this.nothing.hidden = !empty;
+    this.nothing.textContent = page.job.final ? "No numbers." : "No numbers yet.";
     this.table.hidden = !this.tabular || empty || !figure.table;
     this.canvas.hidden = this.tabular || empty || !this.plotted;
     this.#drawLegend(empty);

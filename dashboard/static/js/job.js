@@ -81,7 +81,7 @@ function follow() {
 function changeView(change) {
   Object.assign(view, change);
   history.replaceState(history.state, "", location.pathname + writeView(location.search, view) + location.hash);
-  if ("zoom" in change) numbers.zoom(view.zoom);
+  numbers.zoom(view.zoom);
   draw();
 }
 
@@ -119,6 +119,7 @@ async function start() {
     for (const card of cards) card.showTable(tabular);
   });
   buildCards(echarts, tools.zoomTo);
+  numbers.zoom(view.zoom);
   numbers.want(["reward"]); // where the run is, whatever is on screen
   await new Promise((done) => setTimeout(done, 0)); // the cards on screen add what they want
   await numbers.start();

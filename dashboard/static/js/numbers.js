@@ -13,7 +13,9 @@ export class Numbers {
   #loaded = new Set();
   #wanted = new Set();
   #missed = null; // events received while a history was loading
-  #range = null; // the steps that were fetched, where the whole run is too long to show each
+  #zoom = null; // the steps that are shown; null: all
+  #long = false; // the whole run has too many steps to get each, so that a part is fetched by itself
+  #range = null; // that part
   #job;
   #changed;
 
@@ -36,10 +38,15 @@ export class Numbers {
     await this.#load([...this.#wanted]);
   }
 
-  // A part of a run that is merged as a whole is fetched anew, to show its steps.
   zoom(zoom) {
-    if (!this.store.thinned && !this.#range) return;
-    this.#range = zoom;
+    this.#zoom = zoom;
+    this.#fit();
+  }
+
+  #fit() {
+    const range = this.#long ? this.#zoom : null;
+    if (range === this.#range) return;
+    this.#range = range;
     this.#reload();
   }
 
@@ -94,6 +101,7 @@ export class Numbers {
       this.#missed = null;
     }
     this.#changed();
+    this.#fit();
     this.#loadWanted();
   }
 
@@ -102,6 +110,7 @@ export class Numbers {
     for (const name of names) this.#loaded.add(name);
     this.store.addHistory(history);
     if (!this.#range) {
+      this.#long ||= this.store.thinned;
       this.first = this.store.firstStep();
       this.last = Math.max(this.last, this.store.lastStep());
     }
