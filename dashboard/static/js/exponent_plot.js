@@ -7,7 +7,7 @@ import { grouped, MOST } from "./pairs.js";
 import { inView } from "./steps.js";
 
 const LEFT = 66;
-const RIGHT = 12;
+const RIGHT = 18;
 const ROW = 20; // pixels of an update's row in the strip, less if there are many
 const STRIP_MOST = 168;
 const PASS = 132;
