@@ -26,7 +26,7 @@ test: install-test ## all tests; prints how many were skipped and why (ENGINE=vl
 	@$(BIN)/python -m pytest $(ARGS)
 
 fast: install-test ## the tests without the slow ones and Postgres, on all cores
-	@$(BIN)/python -m pytest -m "not slow and not postgres" --numprocesses auto --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not postgres" --hypothesis-profile fast --numprocesses auto --dist worksteal $(ARGS)
 
 check: install-test ## check format, lint, types, import rules, API schema and docs
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from rollouts_steps import steps_table
 from rollouts_table import Table
 from rollouts_tokens import tokens_table
 
-from powermean.cli.embedded import raise_on_signals
+from powermean.cli.signals import raise_on_signals
 from powermean.engine_selection import vllm_installed
 from powermean.home import Home
 from worker.launcher import PATIENT

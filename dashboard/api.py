@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from powermean.async_client import AsyncClient
+from powermean.contracts.names import session_cookie
 
 # How long a page waits for the API: longer than its slowest query, shorter than people's patience.
 TIMEOUT_S = 30.0
@@ -17,6 +18,13 @@ def _origin(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
+def _session(request: Request) -> dict[str, str]:
+    """The cookie of this service, without those that other programs on the host have set."""
+    name = session_cookie(request.headers.get("host", ""))
+    value = request.cookies.get(name, "")
+    return {name: value} if value and value.isascii() else {}
+
+
 def _transport(request: Request) -> httpx.ASGITransport:
     api: ASGIApp = request.app.state.api
     client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
@@ -24,8 +32,8 @@ def _transport(request: Request) -> httpx.ASGITransport:
 
 
 def client(request: Request) -> AsyncClient:
-    """A client with the caller's cookies and host name; use it as a context manager."""
-    return AsyncClient(_origin(request), cookies=request.cookies, transport=_transport(request))
+    """A client with the caller's session and host name; use it as a context manager."""
+    return AsyncClient(_origin(request), cookies=_session(request), transport=_transport(request))
 
 
 def raw_client(request: Request) -> httpx.AsyncClient:
@@ -33,7 +41,7 @@ def raw_client(request: Request) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=_origin(request),
         headers={"Origin": _origin(request)},
-        cookies=dict(request.cookies),
+        cookies=_session(request),
         transport=_transport(request),
         timeout=TIMEOUT_S,
     )
@@ -41,9 +49,16 @@ def raw_client(request: Request) -> httpx.AsyncClient:
 
 def require_same_origin(request: Request) -> None:
     """Refuse a form sent by another site. The API only sees our own origin, so it can't check this."""
-    origin = request.headers.get("Origin", "")
-    if origin.partition("://")[2] != request.headers.get("Host"):
+    origin = request.headers.get("Origin", "").lower()
+    public = request.scope.get("state", {}).get("public_origin")
+    if origin.partition("://")[2] != request.headers.get("Host", "").lower() and origin != public:
         raise HTTPException(403, "This form was sent from another site. Open the page here and try again.")
+
+
+async def require_signed_in(request: Request) -> None:
+    """Raises ApiError (401) before work is done for somebody who is not; for pages that ask the API late."""
+    async with client(request) as api:
+        await api.list_jobs(limit=1)
 
 
 def is_fragment(request: Request) -> bool:
@@ -55,5 +70,6 @@ def login_address(request: Request) -> str:
     """Address of the sign-in page that leads back to this page."""
     back = request.url.path if request.method == "GET" else "/"
     if is_fragment(request):
-        back = httpx.URL(request.headers.get("HX-Current-URL", "/")).path
+        root = request.scope.get("state", {}).get("root", "")
+        back = httpx.URL(request.headers.get("HX-Current-URL", "/")).path.removeprefix(root)
     return "/login" if back == "/" else f"/login?next={quote(back)}"

@@ -38,13 +38,17 @@ def vendor(name: str) -> str | None:
     return _versioned(f"/static/vendor/{name}", file) if file.is_file() else None
 
 
+@lru_cache(maxsize=1)
+def _own() -> frozenset[str]:
+    """Paths below static/. Looked up, so that no path from outside reaches the file system."""
+    return frozenset(file.relative_to(STATIC).as_posix() for file in STATIC.rglob("*") if file.is_file())
+
+
 def _find(path: str) -> Path | None:
     if path.startswith("vendor/"):
         file = VENDOR.get(path.removeprefix("vendor/"))
     else:
-        file = (STATIC / path).resolve()
-        if not file.is_relative_to(STATIC):
-            return None
+        file = STATIC / path if path in _own() else None
     return file if file is not None and file.is_file() and file.suffix in _TYPES else None
 
 

@@ -1,5 +1,6 @@
 """Renders pages from templates. Everything is escaped except what the templates themselves contain."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from dashboard import assets, formatting
+from powermean.contracts.names import session_cookie
 
 FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -28,11 +30,17 @@ def _environment() -> Environment:
 
 
 _ENVIRONMENT = _environment()
+# An address in a template. Values are escaped, so that no text of others has a quote here.
+_ADDRESS = re.compile(r'\b((?:href|src|action|(?:hx|data)-[a-z-]+)=")/')
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """The answer with a rendered template. `signed_in` says whether to offer signing out."""
     html = _ENVIRONMENT.get_template(template).render(
-        path=request.url.path, signed_in=bool(request.cookies), **context
+        path=request.url.path,
+        signed_in=session_cookie(request.headers.get("host", "")) in request.cookies,
+        **context,
     )
+    if root := request.scope.get("state", {}).get("root"):  # the service is below a path of a proxy
+        html = _ADDRESS.sub(lambda found: f"{found[1]}{root}/", html)
     return HTMLResponse(html, status_code=status)

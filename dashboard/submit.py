@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
-from dashboard.api import require_same_origin
+from dashboard.api import require_same_origin, require_signed_in
 from dashboard.fields import spec_sections
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
@@ -49,9 +49,10 @@ async def form_page(request: Request) -> Response:
 async def submit(request: Request) -> Response:
     """POST /new: go to the new job's page, or show the form with the errors."""
     require_same_origin(request)
+    await require_signed_in(request)
     form = await request.form(max_fields=10)
     text, key = form.get("spec"), form.get("key")
-    if not isinstance(text, str) or not isinstance(key, str) or not text.strip():
+    if not isinstance(text, str) or not isinstance(key, str) or not key.isascii() or not text.strip():
         empty = ErrorBody(code="empty_spec", message="The spec is empty.", remedy="Start from the example.")
         return _form(request, STARTER, empty, status=422)
     try:

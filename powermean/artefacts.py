@@ -9,7 +9,6 @@ A folder (file:///...) is written directly, without a second copy of large files
 through its file system, whose writes must be atomic, as in object stores.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -24,6 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from powermean.contracts.artefacts import ArtefactRef
+from powermean.disk import is_full
 from powermean.errors import PowermeanError
 
 CHUNK = 1 << 20
@@ -31,6 +31,7 @@ TEMPORARY_FOLDER = ".incoming"
 TEMPORARY_LIFETIME_S = 86_400.0
 NAME_LENGTH = 100
 
+_FOLDER = "file://"  # what follows is the path as it is
 _PART = re.compile(r"[A-Za-z0-9@+=_-][A-Za-z0-9.@+=_-]*")
 _OBJECT = re.compile(r"(?P<sha256>[0-9a-f]{64})-(?P<name>.+)")
 
@@ -64,6 +65,7 @@ class ArtefactStoreFullError(ArtefactError):
     """No space left."""
 
     code = "artefact_store_full"
+    retryable = True
     remedy = "free space in the artefact store, or keep fewer checkpoints"
 
 
@@ -96,11 +98,11 @@ class ArtefactStore:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            found, root = fsspec.core.url_to_fs(url)
+            found, root = _file_system(url)
         except (ValueError, ImportError, OSError) as error:
             raise ArtefactStoreUnavailableError(f"cannot use the artefact store {url}: {error}") from error
-        self._fs: _FileSystem = found
-        self._prefix = str(root).rstrip("/")
+        self._fs = cast(_FileSystem, found)
+        self._prefix = root.rstrip("/")
         self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
 
     def put_file(
@@ -230,6 +232,11 @@ class ArtefactStore:
         self.get_bytes(ref)
         self.delete_prefix(ref.key.rsplit("/", 1)[0])
 
+    @property
+    def folder(self) -> Path | None:
+        """The store's folder on this host; None for any other kind of store."""
+        return self._folder
+
     def sweep(self) -> None:
         """Remove half-written files that dead writers left more than a day ago."""
         if self._folder is None:
@@ -305,6 +312,14 @@ class ArtefactStore:
         if self._folder is not None:
             return str(self._path(key))
         return f"{self._prefix}/{check_key(key)}"
+
+
+def _file_system(url: str) -> tuple[object, str]:
+    """The file system of a URL and the root in it. fsspec takes `::` for a chain, even in a folder's name."""
+    if url.startswith(_FOLDER):
+        return LocalFileSystem(), Path(url.removeprefix(_FOLDER)).absolute().as_posix()
+    found, root = fsspec.core.url_to_fs(url)
+    return found, str(root)
 
 
 def check_key(key: str) -> str:
@@ -385,6 +400,6 @@ def _translated(key: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ArtefactMissingError(f"no artefact {key}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise ArtefactStoreFullError(f"no space left to store {key}") from error
         raise ArtefactStoreUnavailableError(f"the artefact store failed at {key}: {error}") from error

@@ -36,8 +36,10 @@ class AsyncClient(AsyncConnection):
 
     datasets = async_method(rest.datasets)
     get_dataset = async_method(rest.get_dataset)
+    delete_dataset = async_method(rest.delete_dataset)
 
     nodes = async_method(rest.nodes)
+    remove_node = async_method(rest.remove_node)
     engines = async_method(rest.engines)
     get_engine = async_method(rest.get_engine)
     create_engine = async_method(rest.create_engine)

@@ -22,17 +22,27 @@ LAST_WORDS = 400  # most characters of it in an error
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, answer: Path | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    answer: Path | None = None,
+    given: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output is appended to `log`; with `answer`, its standard output goes there.
 
+    With `given`, that file is its standard input.
+
     It gets a session of its own: the terminal's Ctrl-C is for us, who end our children in order.
     """
-    with log.open("ab") as errors, answer.open("wb") if answer else nullcontext(errors) as output:
+    with (
+        log.open("ab") as errors,
+        answer.open("wb") if answer else nullcontext(errors) as output,
+        (given or Path(os.devnull)).open("rb") as source,
+    ):
         return subprocess.Popen(
             tethered(command),
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=source,
             stdout=output,
             stderr=errors,
             start_new_session=True,
@@ -71,10 +81,14 @@ def rotate(log: Path, most_bytes: int = LOG_BYTES) -> None:
     """Move the text of a log that has grown too long to NAME.old.
 
     The child keeps writing to the same file, so that the text is copied and the file then emptied: a line
-    written in between is lost.
+    written in between is lost. Where there is no room for the copy, all of the text is.
     """
     if log.exists() and log.stat().st_size > most_bytes:
-        shutil.copyfile(log, log.with_suffix(".old"))
+        old = log.with_suffix(".old")
+        try:
+            shutil.copyfile(log, old)
+        except OSError:
+            old.unlink(missing_ok=True)
         os.truncate(log, 0)
 
 

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -62,8 +63,10 @@ class Client(Connection):
 
     datasets = method(rest.datasets)
     get_dataset = method(rest.get_dataset)
+    delete_dataset = method(rest.delete_dataset)
 
     nodes = method(rest.nodes)
+    remove_node = method(rest.remove_node)
     engines = method(rest.engines)
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)
@@ -116,10 +119,13 @@ class Client(Connection):
         reached = time.monotonic()
         while True:
             try:
-                for event in self._connected_events(job_id, after):
-                    after = event.seq
-                    yield event
-                reached = time.monotonic()
+                with self._event_stream(job_id, after) as stream:
+                    try:
+                        for event in stream:
+                            after = event.seq
+                            yield event
+                    finally:
+                        reached = time.monotonic()  # a connection that breaks after hours was one
                 job = self.get_job(job_id)
                 if job.state.final and job.seq <= after:
                     return
@@ -128,8 +134,9 @@ class Client(Connection):
                     raise
             time.sleep(RETRY_S)
 
-    def _connected_events(self, job_id: str, after: int) -> Iterator[Event]:
-        """Events of one connection; ends when the server ends the stream or the job has ended."""
+    @contextmanager
+    def _event_stream(self, job_id: str, after: int) -> Iterator[Iterator[Event]]:
+        """Events of one connection, until the server ends the stream or the job has ended."""
         call = rest.events(job_id, after)
         request = self._http.build_request(
             **call.keywords(), timeout=httpx.Timeout(EVENT_SILENCE_S, connect=5)
@@ -140,11 +147,15 @@ class Client(Connection):
                 if not response.is_success:
                     response.read()
                 call.parse(response)
-                for event in read_events(response.iter_lines()):
-                    yield event
-                    if event.kind == "state" and JobState(str(event.data["state"])).final:
-                        return
+                yield _until_the_end(read_events(response.iter_lines()))
             finally:
                 response.close()
         except httpx.TransportError as error:
             raise ServerUnreachableError(self.url, error) from error
+
+
+def _until_the_end(events: Iterable[Event]) -> Iterator[Event]:
+    for event in events:
+        yield event
+        if event.kind == "state" and JobState(str(event.data["state"])).final:
+            return

@@ -10,11 +10,31 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from powermean.errors import PowermeanError
+from powermean.keys import clean_key
 from powermean.rest import Call, ServerUnreachableError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 TIMEOUT = httpx.Timeout(60, connect=5)
+
+
+class BadAddressError(PowermeanError):
+    """The server's address is no URL."""
+
+    code = "bad_address"
+
+
+def address(url: str) -> str:
+    """The server's address without white space and slashes around it. Raises BadAddressError for no URL."""
+    given = url.strip().rstrip("/")
+    try:
+        parsed = httpx.URL(given)
+    except httpx.InvalidURL as error:
+        raise BadAddressError(f"{given!r} is not the address of a server: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BadAddressError(f"{given!r} is not the address of a server, such as http://127.0.0.1:8700")
+    return given
 
 
 def through_proxy(url: str) -> bool:
@@ -30,10 +50,10 @@ class Connection:
     """Runs calls one at a time with a bearer token."""
 
     def __init__(self, url: str, token: str, timeout: httpx.Timeout = TIMEOUT) -> None:
-        self.url = url.rstrip("/")
+        self.url = address(url)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {clean_key(token, 'the key')}"},
             timeout=timeout,
             trust_env=through_proxy(self.url),
         )
@@ -67,8 +87,8 @@ class AsyncConnection:
         cookies: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url = address(url)
+        headers = {"Authorization": f"Bearer {clean_key(key, 'the key')}"} if key else {}
         if cookies:
             headers["Origin"] = self.url  # the server wants it of whoever comes with a cookie
         self._http = httpx.AsyncClient(

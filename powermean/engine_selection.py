@@ -90,6 +90,19 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return next((int(config[name]) for name in _CONTEXT_FIELDS if isinstance(config.get(name), int)), None)
 
 
+def same_positions_up_to(config: Mapping[str, Any]) -> int | None:
+    """Tokens up to which a model with LongRoPE or dynamic NTK encodes positions alike; None: always.
+
+    Beyond that, transformers encodes all positions of a call otherwise, those of its short rows too.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type")
+    if kind not in ("longrope", "dynamic"):
+        return None
+    limit = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return int(limit) if limit else context_length(config)
+
+
 def lora_capacity(rank: int) -> int | None:
     """The smallest `--max-lora-rank` with which vLLM accepts adapters of this rank; None if there is none."""
     return next((capacity for capacity in LORA_RANKS if capacity >= rank), None)

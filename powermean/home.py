@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from powermean.errors import PowermeanError
+from powermean.keys import clean_key
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 
@@ -55,6 +56,15 @@ class Home:
         return self.folder / "artefacts"
 
     @property
+    def database(self) -> Path:
+        return self.folder / "server.db"
+
+    @property
+    def redis(self) -> Path:
+        """Redis's working folder."""
+        return self.folder / "redis"
+
+    @property
     def models(self) -> Path:
         """Downloaded final models, one folder per job."""
         return self.folder / "models"
@@ -62,22 +72,38 @@ class Home:
 
 def server_url() -> str:
     """POWERMEAN_URL, else the embedded service's address, else the default."""
-    given = os.environ.get("POWERMEAN_URL")
-    if given:
-        return given.rstrip("/")
-    address = Home.find().address
-    return address.read_text().strip() if address.exists() else DEFAULT_URL
+    given = os.environ.get("POWERMEAN_URL", "").strip()
+    return given.rstrip("/") or _read(Home.find().address) or DEFAULT_URL
 
 
 def api_key() -> str:
-    """POWERMEAN_API_KEY, else the embedded service's administrator key."""
-    given = os.environ.get("POWERMEAN_API_KEY")
-    if given:
-        return given
+    """POWERMEAN_API_KEY, else the embedded service's administrator key.
+
+    Raises:
+        NoServerError: there is neither, or the key's file is somebody else's.
+        MalformedKeyError: it can't be a key.
+    """
+    given = os.environ.get("POWERMEAN_API_KEY", "")
+    if given.strip():
+        return clean_key(given, "POWERMEAN_API_KEY")
     path = Home.find().admin_key
-    if not path.exists():
+    key = _read(path)
+    if key is None:
         raise NoServerError(
             f"No service has run here: {path} does not exist. Start one with `powermean up`, "
             "or set POWERMEAN_URL and POWERMEAN_API_KEY."
         )
-    return path.read_text().strip()
+    return clean_key(key, str(path))
+
+
+def _read(path: Path) -> str | None:
+    """The file's text; None where there is no such file. Raises NoServerError for one that can't be read."""
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise NoServerError(
+            f"{path} can't be read: {error.strerror}. Set POWERMEAN_URL and POWERMEAN_API_KEY, "
+            "or POWERMEAN_HOME to your own service's folder."
+        ) from error

@@ -306,6 +306,11 @@ def nodes() -> Call[NodeList]:
     return Call("GET", "/v1/nodes", reads(NodeList))
 
 
+def remove_node(node_id: str) -> Call[None]:
+    """Forget a node that is gone for good; refused while it is alive or runs attempts. For administrators."""
+    return Call("DELETE", f"/v1/nodes/{quote(node_id, safe='')}", _nothing)
+
+
 def engines() -> Call[EngineServiceList]:
     return Call("GET", "/v1/engines", reads(EngineServiceList))
 
@@ -318,6 +323,11 @@ def create_engine(spec: EngineSpec) -> Call[EngineService]:
     """Declare an engine that LoRA jobs on its model share. For administrators."""
     body = spec.model_dump(mode="json")
     return Call("POST", "/v1/engines", reads(EngineService), json=body)
+
+
+def delete_dataset(dataset_id: str) -> Call[None]:
+    """Delete an uploaded dataset that no live job trains on. For administrators."""
+    return Call("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}", _nothing)
 
 
 def remove_engine(engine_id: str) -> Call[EngineService]:

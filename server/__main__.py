@@ -4,6 +4,7 @@ import argparse
 import logging
 import socket
 import sys
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,10 +12,11 @@ from pydantic import ValidationError
 
 from powermean.errors import PowermeanError
 from server.app import create_app
+from server.connections import Connection
 from server.db.migrate import migrate
 from server.request_log import configure_logging
 from server.settings import Settings
-from server.start import bind, open_database, prepare
+from server.start import BACKLOG, allow_files, bind, database_failures, open_database, prepare
 
 GRACE_S = 5  # for requests in progress when the server is told to stop
 
@@ -55,29 +57,39 @@ def main(arguments: list[str]) -> int:
         remedy = f" ({error.remedy})" if error.remedy else ""
         print(f"cannot start: {error}{remedy}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a file or folder in the settings
+        print(f"cannot start: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
 def migrate_only(settings: Settings) -> None:
     """Bring the database to the newest revision."""
     database = open_database(settings)
-    migrate(database)
+    with database_failures(settings):
+        migrate(database)
     database.close()
 
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop by SIGINT or SIGTERM."""
+    allow_files(settings.max_connections)
     listener = bind(settings)
     prepare(settings)
     app = create_app(settings)
+    app.state.database.hold_ballast()
     config = uvicorn.Config(
         app,
+        http=partial(Connection, app.state.connections),  # type: ignore[arg-type] # called, as the class is
+        ws="none",
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,  # URLs may contain sign-in codes
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=75,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
     logging.getLogger("server").info("listening on http://%s:%d", *listener.getsockname()[:2])
     Server(config, app).run(sockets=[listener])

@@ -18,6 +18,7 @@ from powermean.tokens import ensure_key_pair
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
+from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
 from server.metrics.stream import EventHub
@@ -28,6 +29,9 @@ from server.request_log import RequestLog
 from server.routes.api import api_routes
 from server.settings import Settings
 
+MAX_BODY = 512 * 1024  # bytes; the longest spec fits
+MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
+
 
 def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     """The server as an ASGI application; its database must be at the newest revision when it starts.
@@ -36,7 +40,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     """
     database = Database(settings.database_url)
     artefacts = ArtefactStore(settings.artefacts_url)
-    events = EventHub(database, settings.redis_url)
+    events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
     loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
     if loops:
         database.listen(lambda changed: _wake(loops, changed))
@@ -67,6 +71,9 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.connections = Connections(
+        settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
+    )
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events)
     app.router.routes.extend(api_routes())
     app.add_middleware(RequestLog, seconds=observatory.requests)
@@ -75,8 +82,15 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.add_middleware(
         Gate,
         hosts=settings.hosts,
-        max_body=settings.max_body,
-        max_body_of={"/v1/datasets": settings.max_dataset},
+        max_body=MAX_BODY,
+        max_body_of={
+            "/v1/datasets": settings.max_dataset,
+            "/v1/attempts/": settings.max_body,
+            "/v1/nodes/": settings.max_body,
+            "/v1/sessions": MAX_SIGN_IN,
+            "/login": MAX_SIGN_IN,
+        },
+        public_url=settings.public_url,
     )
     return app
 

@@ -18,7 +18,7 @@ from powermean.artefacts import (
     ArtefactStoreUnavailableError,
 )
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
-from server.db.session import DatabaseBusyError
+from server.db.session import DatabaseBusyError, DatabaseFullError, DatabaseMovedError
 from server.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ _CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     413: "too_large",
 }
 _REMEDIES = {
@@ -52,7 +53,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ArtefactError, _artefact_error)
     app.add_exception_handler(DataError, _unstorable)
-    for kind in (OperationalError, PoolTimeout, DatabaseBusyError):
+    app.add_exception_handler(DatabaseFullError, _database_full)
+    for kind in (OperationalError, PoolTimeout, DatabaseBusyError, DatabaseMovedError):
         app.add_exception_handler(kind, _database_error)
 
 
@@ -129,6 +131,17 @@ def _unstorable(_request: Request, error: Exception) -> JSONResponse:
         remedy="Leave out NUL characters and numbers beyond 64 bits.",
     )
     return error_response(422, body)
+
+
+def _database_full(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DatabaseFullError)
+    log.error("database: %s", error)
+    body = ErrorBody(
+        code=error.code,
+        message="the disk of the service's database is full: this was not stored",
+        remedy="Make room there, and try again.",
+    )
+    return error_response(503, body, {"Retry-After": "2"})
 
 
 def _database_error(_request: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,6 @@
-"""For every request: its id, the Host check, the size limit, security headers, and the last error handler."""
+"""For every request: its id, the Host check, limits of the body, security headers, the last error handler."""
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from powermean.contracts.api import ErrorBody
 from server.error_handlers import error_response
+from server.settings import host_name
 
 log = logging.getLogger(__name__)
+
+IDLE_BODY_S = 30.0  # a body of which nothing comes for so long is given up
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -32,31 +36,46 @@ class Gate:
     """The outermost layer of the application."""
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Sequence[str], max_body: int, max_body_of: Mapping[str, int]
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Sequence[str],
+        max_body: int,
+        max_body_of: Mapping[str, int],
+        public_url: str | None = None,
     ) -> None:
-        """`max_body_of` sets different limits for some paths. Sizes in bytes."""
+        """`max_body_of` sets different limits for some paths, and for all below one that ends in a slash.
+
+        Sizes in bytes. `public_url` is the address before a proxy, whose scheme and path pages have to know.
+        """
         self._app = app
         self._hosts = frozenset(hosts)
         self._max_body = max_body
         self._max_body_of = dict(max_body_of)
+        self._public = urlsplit(public_url) if public_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        if self._public is not None:
+            scope["scheme"] = self._public.scheme
+            state["public_origin"] = f"{self._public.scheme}://{self._public.netloc}".lower()
+            state["root"] = self._public.path
         started = False
 
         async def send_on(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                _add_headers(message, scope["path"], request_id)
+                _add_headers(message, scope["path"], request_id, state.get("root", ""))
             await send(message)
 
         headers = Headers(scope=scope)
-        limit = self._max_body_of.get(scope["path"], self._max_body)
+        limit = self._limit(scope["path"])
         refusal = self._refusal(headers, limit) or _nul(scope)
         if refusal is not None:
             await error_response(*refusal)(scope, receive, send_on)
@@ -69,8 +88,12 @@ class Gate:
                 raise
             await error_response(500, _unexpected(request_id))(scope, receive, send_on)
 
+    def _limit(self, path: str) -> int:
+        parent = path[: path.find("/", len("/v1/")) + 1]
+        return self._max_body_of.get(path, self._max_body_of.get(parent, self._max_body))
+
     def _refusal(self, headers: Headers, limit: int) -> tuple[int, ErrorBody] | None:
-        host = _host_name(headers.get("host", ""))
+        host = host_name(headers.get("host", ""))
         if host not in self._hosts:
             return 400, ErrorBody(
                 code="host_not_allowed",
@@ -90,23 +113,19 @@ def _nul(scope: Scope) -> tuple[int, ErrorBody] | None:
     return None
 
 
-def _host_name(header: str) -> str:
-    """The name in a Host header, without port, in lower case; IPv6 addresses keep their brackets."""
-    try:
-        name = urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return header
-    return f"[{name}]" if ":" in name else name
-
-
 def _limited(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body that is longer than allowed, whatever its headers claim."""
-    got = 0
+    """Stop reading a body that is longer than allowed, whatever its headers claim, or that does not go on."""
+    got, more = 0, True
 
     async def receive_on() -> Message:
-        nonlocal got
-        message = await receive()
+        nonlocal got, more
+        try:
+            async with asyncio.timeout(IDLE_BODY_S if more else None):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408, f"nothing of the body came for {IDLE_BODY_S:g} s") from error
         if message["type"] == "http.request":
+            more = message.get("more_body", False)
             got += len(message.get("body", b""))
             if got > limit:
                 raise HTTPException(413, _too_large(limit))
@@ -127,8 +146,11 @@ def _unexpected(request_id: str) -> ErrorBody:
     )
 
 
-def _add_headers(message: Message, path: str, request_id: str) -> None:
+def _add_headers(message: Message, path: str, request_id: str, root: str) -> None:
     headers = MutableHeaders(scope=message)
+    for name in ("Location", "HX-Redirect"):
+        if root and headers.get(name, "").startswith("/"):
+            headers[name] = root + headers[name]
     headers["X-Request-Id"] = request_id
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)

@@ -1,14 +1,27 @@
-"""Which nodes are alive: a node that has not reported for `node_timeout_s` counts as gone."""
+"""Which nodes are alive, and whose names are taken.
+
+A node that has not reported for `node_timeout_s` counts as gone. A name belongs to the worker that reports
+under it until that is gone and nothing of it runs any more.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from server.db.models import Node
+from powermean.contracts.attempts import NodeReport
+from powermean.contracts.names import NODE_NAME_TAKEN
+from server.db.models import Allocation, Attempt, Node
 from server.db.session import database_now
+from server.errors import ConflictError, NotFoundError
 from server.settings import Settings
+
+
+class NodeNameTakenError(ConflictError):
+    """Another worker has this name."""
+
+    code = NODE_NAME_TAKEN
 
 
 def is_alive(node: Node, settings: Settings, now: datetime) -> bool:
@@ -26,6 +39,64 @@ def living_ids(session: Session, settings: Settings) -> frozenset[str]:
     """The ids of the nodes that are alive now."""
     oldest = _oldest(settings, database_now(session))
     return frozenset(session.execute(select(Node.id).where(Node.seen_at > oldest)).scalars())
+
+
+def check_name(session: Session, settings: Settings, node: Node, report: NodeReport, now: datetime) -> None:
+    """Raises NodeNameTakenError where the node is another worker's, which is alive or still runs attempts.
+
+    Two workers under one name would be given each slot twice: what one of them runs, the other reports gone.
+    """
+    if not node.instance or node.instance == report.instance:
+        return
+    running = running_attempts(session, node.id)
+    if not running and not is_alive(node, settings, now):
+        return
+    seen = f"{(now - node.seen_at).total_seconds():.0f} s ago"
+    host = NodeReport.model_validate(node.report).hostname
+    held = f" and runs {', '.join(running)}" if running else ""
+    raise NodeNameTakenError(
+        f"node {node.id} is another worker's, on host {host}, which last reported {seen}{held}",
+        remedy="Give each worker a POWERMEAN_NODE_ID of its own; a name is free once its worker has stopped.",
+    )
+
+
+def remove(session: Session, settings: Settings, node_id: str) -> None:
+    """Forget a node that is gone for good, and what lapsed attempts hold there.
+
+    Raises:
+        NotFoundError: there is no such node.
+        ConflictError: it is alive, or an attempt runs there.
+    """
+    node = session.get(Node, node_id, with_for_update=True)
+    if node is None:
+        raise NotFoundError(f"no node {node_id}", remedy="GET /v1/nodes lists the nodes.")
+    now = database_now(session)
+    if is_alive(node, settings, now):
+        raise ConflictError(f"node {node_id} is alive", remedy="Stop its worker first.")
+    if running := running_attempts(session, node_id):
+        raise ConflictError(
+            f"node {node_id} runs {', '.join(running)}",
+            remedy="Cancel the jobs first, or wait for their end.",
+        )
+    held = update(Allocation).where(Allocation.node_id == node_id, Allocation.released_at.is_(None))
+    session.execute(held.values(released_at=now))
+    session.delete(node)
+
+
+def running_attempts(session: Session, node_id: str) -> Sequence[str]:
+    """Attempts that have not ended or lapsed and hold something on the node."""
+    query = (
+        select(Attempt.id)
+        .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .where(
+            Allocation.node_id == node_id,
+            Allocation.released_at.is_(None),
+            Attempt.state.in_(("starting", "running")),
+        )
+        .order_by(Attempt.id)
+        .distinct()
+    )
+    return session.execute(query).scalars().all()
 
 
 def _oldest(settings: Settings, now: datetime) -> datetime:

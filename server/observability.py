@@ -1,28 +1,30 @@
 """A server process's metrics and readiness checks, for /metrics and /readyz."""
 
+import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 import redis
+from anyio import to_thread
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.api import FieldError, JobState
 from server.db.models import Job
-from server.db.session import Database
+from server.db.session import Database, DatabaseMovedError
 from server.metrics.stream import EventHub
 from server.nodes import living_ids
 from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
-READINESS_LIFETIME_S = 2.0  # limits the checks that unauthenticated callers can cause
+CHECKS_TIMEOUT_S = 5.0  # of one part, whatever it does
+READINESS_S = 2.0  # for how long an answer holds
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +51,45 @@ class Observatory:
             "redis": lambda: _check_redis(settings.redis_url),
             "artefacts": lambda: _check_store(store),
         }
-        self._lock = threading.Lock()
+        self._asked: set[str] = set()  # parts that still owe an answer
+        self._check: asyncio.Task[tuple[FieldError, ...]] | None = None
         self._checked_at = float("-inf")
-        self._wrong: tuple[FieldError, ...] = ()
 
-    def wrong(self) -> tuple[FieldError, ...]:
-        """Problems of each part that the server needs; checked at most every 2 s."""
-        with self._lock:
-            if time.monotonic() - self._checked_at > READINESS_LIFETIME_S:
-                found = {part: check() for part, check in self._checks.items()}
-                self._wrong = tuple(FieldError(path=part, message=why) for part, why in found.items() if why)
-                self._checked_at = time.monotonic()
-            return self._wrong
+    async def wrong(self) -> tuple[FieldError, ...]:
+        """Problems of each part that the server needs.
+
+        Checked at most every 2 s, once for all who ask, within a time limit: callers need no key, and those
+        who wait hold no thread.
+        """
+        if self._check is None or (self._check.done() and time.monotonic() - self._checked_at > READINESS_S):
+            self._check = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(self._check)
+
+    async def _ask_all(self) -> tuple[FieldError, ...]:
+        found = await asyncio.gather(*(self._ask(part, check) for part, check in self._checks.items()))
+        self._checked_at = time.monotonic()
+        return tuple(
+            FieldError(path=part, message=why) for part, why in zip(self._checks, found, strict=True) if why
+        )
+
+    async def _ask(self, part: str, check: Callable[[], str | None]) -> str | None:
+        """What is wrong with the part; a check that hangs keeps its one thread, and gets no second."""
+        if part in self._asked:
+            return "does not answer"
+        self._asked.add(part)
+
+        def ask() -> str | None:
+            try:
+                return check()
+            finally:
+                self._asked.discard(part)
+
+        try:
+            async with asyncio.timeout(CHECKS_TIMEOUT_S):
+                return await to_thread.run_sync(ask, abandon_on_cancel=True)
+        except TimeoutError:
+            log.warning("%s does not answer within %g s", part, CHECKS_TIMEOUT_S)
+            return "does not answer"
 
 
 class _Cluster(Collector):
@@ -88,11 +117,13 @@ class _Cluster(Collector):
 
 def _check_database(database: Database) -> str | None:
     try:
-        with database.read() as session:
-            session.execute(text("SELECT 1"))
+        database.verify()
     except SQLAlchemyError:
         log.exception("the database does not answer")
         return "does not answer"
+    except DatabaseMovedError as error:
+        log.error("%s", error)
+        return "its file was moved or replaced"
     return None
 
 

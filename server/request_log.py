@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -40,10 +41,11 @@ class RequestLog:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._seconds.labels(scope["method"], route, str(status)).observe(seconds)
+        method = _known(scope["method"])
+        self._seconds.labels(method, route, str(status)).observe(seconds)
         log.info(
             "%s %s %d",
-            scope["method"],
+            method,
             route,
             status,
             extra={"status": status, "ms": round(seconds * 1000, 1)},
@@ -68,8 +70,48 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class Sparing(logging.Filter):
+    """Lets through a few warnings of a kind in a minute; the next one says how many it stands for.
+
+    A kind is a logger and a message before its values are put in.
+    """
+
+    def __init__(self, most: int = 20, window_s: float = 60.0) -> None:
+        super().__init__()
+        self._most = most
+        self._window_s = window_s
+        self._ends_at = float("-inf")
+        self._seen: Counter[tuple[str, str]] = Counter()  # in this window
+        self._left_out: Counter[tuple[str, str]] = Counter()  # in the one before
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        if record.levelno < logging.WARNING:
+            return True
+        if (now := time.monotonic()) >= self._ends_at:
+            self._left_out = Counter(
+                {kind: n - self._most for kind, n in self._seen.items() if n > self._most}
+            )
+            self._seen.clear()
+            self._ends_at = now + self._window_s
+        kind = (record.name, str(record.msg))
+        self._seen[kind] += 1
+        if left_out := self._left_out.pop(kind, 0):
+            record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
+        return self._seen[kind] <= self._most
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _known(method: str) -> str:
+    """The method as a label: callers may invent any, and each would be a time series for ever."""
+    return method if method in _METHODS else "other"
+
+
 def configure_logging() -> None:
     """Send this process's log to stderr as JSON lines."""
     handler = logging.StreamHandler()
+    handler.addFilter(Sparing())
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,12 +1,17 @@
 """The server's settings: read once, from environment variables that start with POWERMEAN_."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from powermean.keys import clean_secret
+
+_PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -18,6 +23,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without port, in lower case; IPv6 addresses keep their brackets."""
+    try:
+        name = urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return header
+    return f"[{name}]" if ":" in name else name
 
 
 class Settings(BaseSettings):
@@ -38,7 +52,28 @@ class Settings(BaseSettings):
     port: int = Field(8700, ge=0, le=65535, description="Port to listen on.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Host names of the server, separated by commas; loopback names are always allowed.",
+        description="Host names of the server, separated by commas; loopback names and the one in "
+        "POWERMEAN_PUBLIC_URL are always allowed.",
+    )
+    public_url: str | None = Field(
+        None,
+        description="Address that people use, if a proxy is in between: https://HOST, with port and path if "
+        "it has them. The proxy takes the path off before it passes a request on.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed, separated by commas.",
+    )
+    max_connections: int = Field(
+        2000,
+        ge=100,
+        le=100_000,
+        description="Most open connections, event streams included. People have at most half, callers "
+        "without a key at most a quarter; the rest is for nodes and attempts.",
+    )
+    max_connections_per_client: int = Field(
+        500, ge=10, description="Most connections from one address, without those of nodes and attempts."
     )
     migrate: bool = Field(False, description="Migrate the database to the newest revision at the start.")
     scheduler: bool = Field(
@@ -65,7 +100,12 @@ class Settings(BaseSettings):
     replay_s: float = Field(
         600.0, gt=0, le=86_400, description="Time that a replay may wait for a node, and again to run."
     )
-    max_body: int = Field(64 * 2**20, ge=1024, description="Largest request body, except for datasets.")
+    max_body: int = Field(
+        64 * 2**20,
+        ge=1024,
+        description="Largest request body from an attempt or a node; people's are at most 512 KiB, except "
+        "for datasets.",
+    )
     max_dataset: int = Field(1 * 2**30, ge=1024, description="Largest uploaded dataset.")
     bootstrap_admin_key: SecretStr | None = Field(
         None, description="An administrator's key that is valid from the start."
@@ -74,7 +114,24 @@ class Settings(BaseSettings):
         None, description="A node's token that is valid from the start."
     )
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_quotes(cls, value: object) -> object:
+        if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            raise ValueError("is in quotes, which `docker run --env-file` keeps: leave them out")
+        return value
+
+    @field_validator("bootstrap_admin_key", "bootstrap_node_token", mode="after")
+    @classmethod
+    def _clean(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and clean_secret(value, "it")
+
+    @field_validator("database_url", "redis_url", "artefacts_url", "host", mode="after")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return value.strip()
+
+    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _by_commas(cls, value: object) -> object:
         return (
@@ -83,15 +140,46 @@ class Settings(BaseSettings):
             else value
         )
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_only(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if "*" in host:
+                raise ValueError("must name hosts: '*' would let any web page reach the service")
+            bare = host.strip("\"'")
+            if (name := host_name(bare.rpartition("://")[2])) != host.lower():
+                remedy = f": write {name}" if name else ""
+                raise ValueError(f"{host} is no host name, so no request could match it{remedy}")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"{error}: write an address such as 10.0.0.7 or 10.0.0.0/24") from error
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _PUBLIC_URL.fullmatch(value):
+            raise ValueError("must look like https://powermean.example.org or https://example.org/powermean")
+        _ = urlsplit(value).port  # a ValueError says what is wrong with it
+        return value.rstrip("/")
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.beat_s * 2 > self.lease_s:
             raise ValueError(f"beat_s ({self.beat_s:g}) must be at most half of lease_s ({self.lease_s:g})")
-        if "*" in self.allowed_hosts:
-            raise ValueError("allowed_hosts must name hosts: '*' would let any web page reach the service")
         return self
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """All host names that the server accepts, without ports, in lower case."""
-        return tuple(host.lower() for host in (*LOOPBACK_HOSTS, *self.allowed_hosts))
+        public = (host_name(urlsplit(self.public_url).netloc),) if self.public_url else ()
+        return tuple(host.lower() for host in (*LOOPBACK_HOSTS, *self.allowed_hosts, *public))

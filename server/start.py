@@ -1,6 +1,9 @@
 """Checks before the server accepts requests; each failure is one clear line."""
 
+import resource
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import func, make_url, select
@@ -10,9 +13,12 @@ from powermean.artefacts import ArtefactStore
 from powermean.errors import PowermeanError
 from server.db.migrate import migrate, pending_revision
 from server.db.models import ApiKey
-from server.db.session import Database
+from server.db.session import Database, DatabaseFullError
 from server.identity.keys import bootstrap_keys
 from server.settings import Settings, is_loopback
+
+BACKLOG = 256  # connections that wait to be accepted; several times as many are, before the first is counted
+OWN_FILES = 1000  # databases, artefacts, uploads, Redis, and connections that are about to be refused
 
 
 class CannotStartError(PowermeanError):
@@ -27,21 +33,31 @@ def prepare(settings: Settings) -> None:
     """
     database = open_database(settings)
     try:
-        if settings.migrate:
-            migrate(database)
-        elif pending_revision(database) is not None:
-            raise CannotStartError(
-                "the database is not at this version's revision: run `python -m server migrate`, "
-                "or set POWERMEAN_MIGRATE=1"
-            )
-        with database.write() as session:
-            bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
-        check_exposure(settings, database)
-    except OperationalError as error:
-        raise CannotStartError(f"cannot use the database {_shown(settings)}: {error.orig}") from error
+        with database_failures(settings):
+            if settings.migrate:
+                migrate(database)
+            elif pending_revision(database) is not None:
+                raise CannotStartError(
+                    "the database is not at this version's revision: run `python -m server migrate`, "
+                    "or set POWERMEAN_MIGRATE=1"
+                )
+            with database.write() as session:
+                bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
+            check_exposure(settings, database)
+    except DatabaseFullError as error:
+        raise CannotStartError(f"{error}: make room on it") from error
     finally:
         database.close()
     ArtefactStore(settings.artefacts_url)
+
+
+@contextmanager
+def database_failures(settings: Settings) -> Iterator[None]:
+    """Raises CannotStartError for a database that can't be used, without its password."""
+    try:
+        yield
+    except OperationalError as error:
+        raise CannotStartError(f"cannot use the database {_shown(settings)}: {error.orig}") from error
 
 
 def open_database(settings: Settings) -> Database:
@@ -63,10 +79,10 @@ def check_exposure(settings: Settings, database: Database) -> None:
     """Refuse to serve other machines without an administrator's key and a list of host names."""
     if is_loopback(settings.host):
         return
-    if not settings.allowed_hosts:
+    if not settings.allowed_hosts and not settings.public_url:
         raise CannotStartError(
             f"POWERMEAN_HOST={settings.host} is reachable from other machines: set POWERMEAN_ALLOWED_HOSTS "
-            "to the names that people use for it"
+            "to the names that people use for it, or POWERMEAN_PUBLIC_URL to its address behind a proxy"
         )
     with database.read() as session:
         query = select(func.count()).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None))
@@ -75,6 +91,24 @@ def check_exposure(settings: Settings, database: Database) -> None:
                 f"POWERMEAN_HOST={settings.host} is reachable from other machines, but there is no "
                 "administrator's key: set POWERMEAN_BOOTSTRAP_ADMIN_KEY"
             )
+
+
+def allow_files(connections: int) -> None:
+    """Let this process open so many connections beside its own files: the usual soft limit is 1,024.
+
+    Raises CannotStartError if the system's hard limit is below that.
+    """
+    needed = connections + OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        most = hard - OWN_FILES
+        lower = f", or set POWERMEAN_MAX_CONNECTIONS to {most} or less" if most >= 100 else ""
+        raise CannotStartError(
+            f"{connections} connections need {needed} open files, and the system's limit is {hard}: "
+            f"raise it (ulimit -Hn, LimitNOFILE= in systemd, ulimits: in compose){lower}"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -88,7 +122,7 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        listener.listen(1024)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise CannotStartError(

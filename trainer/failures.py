@@ -6,6 +6,7 @@ from safetensors import SafetensorError
 
 from powermean.artefacts import ArtefactError
 from powermean.contracts.attempts import Finish, JobError
+from powermean.disk import is_full
 from powermean.errors import PowermeanError
 from rollout.client import RolloutError
 
@@ -54,12 +55,30 @@ def check_modules(wanted: Iterable[str], known: Collection[str]) -> None:
     """Raises TrainingError (unknown_modules) where an adapter names layers that the model hasn't."""
     unknown = sorted(set(wanted) - set(known))
     if unknown:
-        raise TrainingError(
-            "unknown_modules",
-            f"the model has no linear layers named {', '.join(unknown)}",
-            path="model.lora.target_modules",
-            remedy=f"choose among {', '.join(sorted(known))}; an empty list takes them all",
-        )
+        raise unknown_modules(f"has no linear layers named {', '.join(unknown)}", known)
+
+
+def unknown_modules(what: str, known: Collection[str]) -> TrainingError:
+    """The error of an adapter for layers that the model hasn't; `known` are those that it has."""
+    return TrainingError(
+        "unknown_modules",
+        f"the model {what}",
+        path="model.lora.target_modules",
+        remedy=f"choose among {', '.join(sorted(known))}; an empty list takes them all"
+        if known
+        else "train the whole model: leave out model.lora",
+    )
+
+
+def length_dependent(why: str) -> TrainingError:
+    """The error of a model whose output for a row depends on how long the longest row of a call is."""
+    return TrainingError(
+        "length_dependent_model",
+        f"the model's output for a row depends on the longest row beside it: {why}",
+        path="rollout.max_new_tokens",
+        remedy="keep prompts and completions below the length at which its positions change, or choose a "
+        "model whose rotary scaling does not depend on the length (linear, llama3, yarn)",
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -72,7 +91,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_disk_full(error: Exception) -> bool:
     """Whether a disk is full: Python's error, or a library's version of it."""
-    return isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)
+    return is_full(error) or (
+        isinstance(error, OSError | RuntimeError | SafetensorError) and "No space left" in str(error)
+    )
 
 
 def failed(error: Exception) -> Finish:
@@ -91,7 +112,7 @@ def failed(error: Exception) -> Finish:
         case _ if is_disk_full(error):
             described = JobError(
                 code="disk_full",
-                message=str(error),
+                message=f"a disk of the node is full: {error}",
                 remedy="free space under POWERMEAN_DATA_DIR and /dev/shm on the node",
             )
             retryable = True  # others may have freed some by then

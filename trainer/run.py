@@ -12,7 +12,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils import deterministic
+from transformers.utils.logging import disable_progress_bar
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
@@ -30,7 +31,7 @@ from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, engine_url, publisher
 from trainer.failures import CancelledError, failed
 from trainer.learner import checkpoint
-from trainer.learner.final_model import save_model
+from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
 from trainer.learner.optimizer import MasterWeights, make_optimizer
@@ -39,6 +40,7 @@ from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
 from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
+from trainer.policy.length_probe import refuse_length_dependence
 from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
 from trainer.policy.policy import Policy
 from trainer.rewards.isolation import open_grader
@@ -61,6 +63,7 @@ def main() -> int:
     except NodeSettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws them over the lines of a log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
     reporter = Reporter(folder)
     finish = run_attempt(AttemptDir(folder), settings, reporter, partial(connected, tell=reporter.phase))
@@ -85,7 +88,8 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
     except CancelledError:
         return Finish(outcome="cancelled")
     except Exception as error:  # noqa: BLE001 (recorded as the attempt's end)
-        traceback.print_exc()
+        with suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
         return failed(error)
 
 
@@ -119,6 +123,7 @@ def wired(
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
     tokenizer = load_tokenizer(folder)
     learner = make_learner(folder, spec, pad_token_id(tokenizer))
+    try_saving(learner.policy, folder, fresh(scratch / "model"))
     progress = checkpoint.Progress()
     if claim.resume is not None:
         reporter.phase(f"loading the checkpoint of step {claim.resume.step}")
@@ -130,6 +135,8 @@ def wired(
         shutil.rmtree(scratch / "resume")
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source = open_source(spec.data, dataset)
+    prompts = encode_prompts(tokenizer, source.batch(1, spec.training.prompts_per_step, spec.seed))
+    refuse_length_dependence(learner.policy, max(map(len, prompts)) + spec.rollout.max_new_tokens)
     reporter.phase("waiting for the rollout engine")
     with (
         open_grader(spec.reward) as grader,
@@ -157,7 +164,7 @@ def wired(
             scratch=scratch,
             encode=lambda problems: encode_prompts(tokenizer, problems),
             decode=lambda ids: decode(tokenizer, ids),
-            save_model=lambda folder_: save_model(learner.policy, tokenizer, folder_),
+            save_model=lambda target: save_model(learner.policy, folder, target),
             progress=progress,
         )
 

@@ -17,7 +17,7 @@ from celery import Celery
 from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
 from worker.attempt_dir import prune
 from worker.long_tasks import LongTasks
-from worker.node import Node
+from worker.node import Node, NodeNameTakenError
 from worker.settings import NodeSettings, NodeSettingsError
 
 THREADS = 4
@@ -99,11 +99,27 @@ def main(argv: list[str] | None = None) -> Any:
             "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: set it to the file attempt_token.pub that the "
             "server creates in POWERMEAN_SECRETS_DIR; rollout engines need it"
         )
-    hold(settings.data_dir)
+    try:
+        hold(settings.data_dir)
+    except OSError as error:
+        sys.exit(
+            f"worker: {error.filename}: {error.strerror}: "
+            "set POWERMEAN_DATA_DIR to a folder that this user may write to"
+        )
     prune(settings.data_dir)
     node = Node(settings)
+    try:
+        node.report()  # before the first task: they are for the worker that has the name
+    except NodeNameTakenError as error:
+        sys.exit(f"worker: {error}")
+    except OSError as error:
+        logging.getLogger("powermean.worker").warning("not reported: %s", error)  # it tries again
     threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
-    return celery_app(settings, node).worker_main(argv or arguments(settings))
+    try:
+        return celery_app(settings, node).worker_main(argv or arguments(settings))
+    finally:
+        if node.name_taken:
+            sys.exit(f"worker: {node.name_taken}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
+ballast       space for the last record on a full disk    worker, supervisor -> trainer
 engine.json   the engine's address, or why it failed      engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
@@ -22,11 +23,13 @@ from typing import get_args
 from pydantic import TypeAdapter, ValidationError
 
 from powermean.contracts.attempts import Claim, EngineStart, Order, SpoolRecord
+from powermean.disk import Ballast, is_full
 from powermean.errors import PowermeanError
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
+BALLAST_BYTES = 2**20
 PHASE_CHARACTERS = 80  # most that the trainer says of what it is doing
 MARK = "POWERMEAN_ATTEMPT_ID"  # in the environment of all processes of an attempt
 
@@ -38,11 +41,15 @@ class SpoolError(PowermeanError):
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace the file; readers see the old or the new text, never part of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,19 @@ class AttemptDir:
         return self.path / "spool"
 
     @property
+    def ballast(self) -> Ballast:
+        return Ballast(self.path / "ballast", BALLAST_BYTES)
+
+    def write_last(self, path: Path, text: str) -> None:
+        """Write what has to be written even if the disk is full."""
+        try:
+            write_whole(path, text)
+        except OSError as error:
+            if not (is_full(error) and self.ballast.release()):
+                raise
+            write_whole(path, text)
+
+    @property
     def ended(self) -> bool:
         return (self.path / "ended").exists()
 
@@ -96,6 +116,7 @@ class AttemptDir:
         part.write_token(claim.token)
         write_whole(part.claim_file, claim.model_dump_json(), 0o600)
         part.write_order("continue")
+        part.ballast.hold()
         part.path.rename(path)
         return cls(path)
 
@@ -141,9 +162,14 @@ class AttemptDir:
     def close(self) -> None:
         """Mark the attempt as over: remove large files, keep the log and the like for people."""
         shutil.rmtree(self.path / "scratch", ignore_errors=True)
+        self.ballast.release()
         for weights in SHARED_MEMORY.glob(f"powermean-{self.attempt_id}.*"):
             weights.unlink(missing_ok=True)
-        write_whole(self.path / "ended", "")
+        try:
+            write_whole(self.path / "ended", "")
+        except OSError as error:
+            if not is_full(error):  # the worker closes it again when it looks at what runs
+                raise
 
     def spooled(self) -> list[Path]:
         """Records to post, oldest first."""

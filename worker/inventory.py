@@ -2,15 +2,18 @@
 
 import importlib.metadata
 import importlib.util
+import secrets
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 from powermean import __version__
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import EngineReport, GpuInfo, NodeReport
+from powermean.disk import first_full
 from powermean.processes import end_all, marked
-from worker.attempt_dir import MARK, AttemptDir, attempt_dirs
+from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, write_whole
 from worker.settings import NodeSettings
 
 QUERY = ("--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
@@ -64,16 +67,33 @@ def _over(attempt: AttemptDir) -> bool:
     return True
 
 
+def instance(data_dir: Path) -> str:
+    """This worker's identity: made once, kept with the attempts that it has to know of."""
+    file = data_dir / "instance"
+    if not file.exists():
+        write_whole(file, secrets.token_hex(16), 0o600)
+    return file.read_text()
+
+
+def full_disk(settings: NodeSettings) -> str | None:
+    """A folder that attempts write to and whose disk is full."""
+    store = ArtefactStore(settings.artefacts_url).folder
+    found = first_full([settings.data_dir, *([store] if store else [])])
+    return str(found) if found else None
+
+
 def report(
     settings: NodeSettings, cards: tuple[GpuInfo, ...], services: tuple[EngineReport, ...]
 ) -> NodeReport:
     """The node's report; `cards` are its GPUs, `services` the reports on its engine services."""
     return NodeReport(
         hostname=socket.gethostname(),
+        instance=instance(settings.data_dir),
         gpus=cards,
         cpu_slots=settings.cpu_slots,
         engines=engines(),
         running=running(settings.data_dir),
+        full_disk=full_disk(settings),
         services=services,
         version=__version__,
     )

@@ -21,6 +21,17 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # it goes, and activations then share a heap with holes: up to a third more memory (docs/log.md).
 COMPACT = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
 ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all processes of an engine service
+# The worker's own: whoever has the first may claim any attempt, with the second's password make workers act.
+SECRETS = frozenset(
+    {
+        "POWERMEAN_NODE_TOKEN",
+        "POWERMEAN_REDIS_URL",
+        "POWERMEAN_DATABASE_URL",
+        "POWERMEAN_API_KEY",
+        "POWERMEAN_BOOTSTRAP_ADMIN_KEY",
+        "POWERMEAN_BOOTSTRAP_NODE_TOKEN",
+    }
+)
 OWN_GPU_SHARE = "0.9"  # share of a GPU's memory, if no trainer shares the GPU
 
 
@@ -154,12 +165,16 @@ class LocalEngineLauncher:
         return Command(tuple(argv), environment)
 
 
+def without_secrets() -> dict[str, str]:
+    """This process's environment, for programs that need an attempt's token at most."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS}
+
+
 def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
-    """This process's environment without the node's token, restricted to these GPUs."""
-    environment = {k: v for k, v in os.environ.items() if k != "POWERMEAN_NODE_TOKEN"}
+    """The environment of a program that is restricted to these GPUs."""
     return (
         PATIENT
-        | environment
+        | without_secrets()
         | {
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             "PYTHONUNBUFFERED": "1",

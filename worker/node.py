@@ -6,32 +6,53 @@ engine services the node should keep running.
 """
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-from powermean.contracts.attempts import GpuInfo
-from powermean.node_client import NodeClient
+from powermean.contracts.attempts import Claim, Finish, GpuInfo, JobError
+from powermean.contracts.names import NODE_NAME_TAKEN
+from powermean.disk import is_full
+from powermean.errors import PowermeanError
+from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
+from worker.attempt import outcome
 from worker.attempt_dir import AttemptDir
 from worker.engines.services import Engines
-from worker.inventory import gpus, report
-from worker.launcher import LocalEngineLauncher
+from worker.inventory import full_disk, gpus, report
+from worker.launcher import LocalEngineLauncher, without_secrets
 from worker.programs import check, replayed
 from worker.settings import NodeSettings
 
 log = logging.getLogger("powermean.worker")
+
+
+def end_this_process() -> None:
+    """Celery ends in order."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 REPORT_S = 3.0
+UNHEARD_S = 10.0  # less than the silence after which the server gives a name away
 LOOK_AT_GPUS_S = 60.0
 
 
-class Node:
-    """The work behind the Celery tasks."""
+class NodeNameTakenError(PowermeanError):
+    """Another worker has this node's name."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+
+class Node:
+    """The work behind the Celery tasks. `refused` is called when the node's name is another worker's."""
+
+    def __init__(self, settings: NodeSettings, refused: Callable[[], object] = end_this_process) -> None:
+        self.name_taken: str | None = None  # why this worker has to end
         self._settings = settings
+        self._refused = refused
         self._client = NodeClient(settings.server_url, settings.node_token.get_secret_value())
         # the report never sees an attempt's folder without its supervisor
         self._folders = threading.Lock()
@@ -39,9 +60,15 @@ class Node:
         self._reporting = threading.Lock()  # orders are followed in the order in which they were given
         self._cards: tuple[GpuInfo, ...] = ()
         self._looked = float("-inf")
+        self._accepted = float("-inf")  # when the server last took a report
 
     def start(self, attempt_id: str) -> None:
-        """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do."""
+        """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do.
+
+        Raises NodeNameTakenError.
+        """
+        if time.monotonic() - self._accepted > UNHEARD_S:
+            self.report()  # after a silence the name may be another worker's, and so may the attempt
         try:
             claim = self._client.claim(attempt_id)
         except ApiError as error:
@@ -50,26 +77,59 @@ class Node:
         except ServerUnreachableError as error:
             log.warning("attempt %s was not claimed, the server will ask again: %s", attempt_id, error)
             return
+        try:
+            pid = self._spawn(claim)
+        except OSError as error:
+            log.error("attempt %s can't be started: %s", attempt_id, error)
+            self._give_up(claim, error)
+            return
+        log.info("attempt %s started, supervisor %d", attempt_id, pid)
+        if claim.engine is not None:
+            self.report()  # the answer tells the engine about its new job and about jobs that have left
+
+    def _spawn(self, claim: Claim) -> int:
+        """Write the attempt's folder and start its supervisor; returns its pid."""
         with self._folders:
-            attempt = AttemptDir.create(self._settings.attempt_dir(attempt_id), claim)
+            attempt = AttemptDir.create(self._settings.attempt_dir(claim.attempt_id), claim)
             with (attempt.path / "supervisor.log").open("ab") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
+                    env=without_secrets(),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
                 )
-            attempt.write_supervisor(ProcessId.of(process.pid))
-        log.info("attempt %s started, supervisor %d", attempt_id, process.pid)
-        if claim.engine is not None:
-            self.report()  # the answer tells the engine about its new job and about jobs that have left
+            try:
+                attempt.write_supervisor(ProcessId.of(process.pid))
+            except OSError:
+                process.kill()
+                raise
+        return process.pid
+
+    def _give_up(self, claim: Claim, why: OSError) -> None:
+        """End a claimed attempt without a supervisor at once, rather than by its silence."""
+        folder = self._settings.data_dir
+        error = (
+            outcome.disk_full(folder)
+            if is_full(why)
+            else JobError(code="supervisor_error", message=f"The node could not start the attempt: {why}")
+        )
+        end = Finish(outcome="failed", error=error, retryable=True)
+        try:
+            with AttemptClient(self._settings.server_url, claim.attempt_id, claim.token) as client:
+                client.finish(end)
+        except (ApiError, ServerUnreachableError) as failure:
+            log.warning("the end of attempt %s was not told: %s", claim.attempt_id, failure)
 
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""
         try:
             result = check(self._client.validation(job_id))
-            if result is not None:
+            if result is not None and result.errors and (folder := full_disk(self._settings)):
+                # Its errors may come from there, and would end the job for good.
+                log.warning("job %s was not validated: the disk of %s is full", job_id, folder)
+            elif result is not None:
                 self._client.post_validation(job_id, result)
         except ApiError as error:
             log.info("not validating job %s: %s", job_id, error)
@@ -92,12 +152,17 @@ class Node:
         while True:
             try:
                 self.report()
+            except NodeNameTakenError as error:
+                log.error("%s", error)
+                self.name_taken = str(error)
+                self._refused()
+                return
             except Exception:  # the thread must continue: a node that stops reporting counts as offline
                 log.exception("not reported")
             time.sleep(REPORT_S)
 
     def report(self) -> None:
-        """Report once and follow the orders in the answer."""
+        """Report once and follow the orders in the answer. Raises NodeNameTakenError."""
         with self._reporting:
             if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
                 self._cards, self._looked = gpus(), time.monotonic()
@@ -106,6 +171,9 @@ class Node:
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
             except (ApiError, ServerUnreachableError) as error:
+                if isinstance(error, ApiError) and error.body.code == NODE_NAME_TAKEN:
+                    raise NodeNameTakenError(str(error)) from error
                 log.warning("not reported: %s", error)
                 return
+            self._accepted = time.monotonic()
             self._engines.follow(orders)

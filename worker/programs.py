@@ -1,8 +1,10 @@
 """Trainer programs that read a task and print an answer: checking a job, replaying a step."""
 
+import logging
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,11 +15,15 @@ from powermean.contracts.base import Contract
 from powermean.contracts.replays import ReplayOutcome, ReplayTask
 from powermean.processes import exit_text
 from powermean.tether import tethered
+from worker.launcher import without_secrets
 
+log = logging.getLogger("powermean.worker")
 Answer = TypeVar("Answer", bound=Contract)
 
 VALIDATE_S = 900.0  # a model may have to be downloaded first
 REPLAY_S = 540.0  # the server waits a minute longer
+TRIES = 3  # of a program that is killed
+PAUSE_S = 3.0  # between them
 _REMEDY = (
     "Try again; if it keeps failing, check the node's memory and whether it can fetch what the job names."
 )
@@ -45,28 +51,47 @@ def _answer(
     code: str,
     name: str,
 ) -> Answer | None:
-    """Run a program that reads a task and prints its answer as its last line, with a deadline.
+    """The answer of a program that reads a task and prints its answer as its last line.
 
     None: it was stopped, for example with the worker, which says nothing about the task; the server asks
     again.
     """
     try:
-        done = subprocess.run(
-            tethered([sys.executable, "-m", module]),
-            input=task.model_dump_json(),
-            capture_output=True,
-            text=True,
-            timeout=deadline_s,
-        )
+        done = _run(module, task, deadline_s)
     except subprocess.TimeoutExpired:
         return failed(f"{code}_timeout", f"The {name} took longer than {deadline_s:.0f} s.")
     if done.returncode in _STOPPED:
         return None
+    if done.returncode < 0:
+        how = f"{exit_text(done.returncode)}, {TRIES} times"
+        return failed(f"{code}_killed", f"The {name} {how}.")
     try:
         return answer.model_validate_json(done.stdout.strip().rpartition("\n")[2])
     except ValidationError:
         words = done.stderr.strip()[-600:]
         return failed(f"{code}_failed", f"The {name} {exit_text(done.returncode)}. {words}".strip())
+
+
+def _run(module: str, task: Contract, deadline_s: float) -> subprocess.CompletedProcess[str]:
+    """Run the program. One that is killed is run again: there may be more memory by then.
+
+    Raises TimeoutExpired when the deadline for all tries has passed.
+    """
+    deadline = time.monotonic() + deadline_s
+    for tried in range(1, TRIES + 1):
+        done = subprocess.run(
+            tethered([sys.executable, "-m", module]),
+            env=without_secrets(),
+            input=task.model_dump_json(),
+            capture_output=True,
+            text=True,
+            timeout=max(0.0, deadline - time.monotonic()),
+        )
+        if done.returncode >= 0 or done.returncode in _STOPPED or tried == TRIES:
+            break
+        log.warning("%s %s and is run again in %.0f s", module, exit_text(done.returncode), PAUSE_S)
+        time.sleep(PAUSE_S)
+    return done
 
 
 def _unreplayed(code: str, message: str) -> ReplayOutcome:

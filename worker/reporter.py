@@ -51,8 +51,8 @@ class Reporter:
         self._write(CheckpointRecord(body=commit))
 
     def finish(self, finish: Finish) -> None:
-        """The last record."""
-        self._write(FinishRecord(body=finish))
+        """The last record: there is room for it even on a full disk."""
+        self._attempt.write_last(self._next(), FinishRecord(body=finish).model_dump_json())
 
     def phase(self, text: str) -> None:
         """Say what the trainer is doing, for people; at most 80 characters. It is also logged.
@@ -68,4 +68,7 @@ class Reporter:
         return self._attempt.order()
 
     def _write(self, record: SpoolRecord) -> None:
-        write_whole(self._attempt.spool / f"{next(self._numbers):08d}.json", record.model_dump_json())
+        write_whole(self._next(), record.model_dump_json())
+
+    def _next(self) -> Path:
+        return self._attempt.spool / f"{next(self._numbers):08d}.json"

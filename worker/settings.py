@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from powermean.errors import PowermeanError
+from powermean.keys import clean_secret
 
 PREFIX = "POWERMEAN_"
 
@@ -58,6 +59,16 @@ class NodeSettings(BaseSettings):
         description="PEM file with the key that rollout services use to verify attempt tokens. "
         "The worker requires it.",
     )
+
+    @field_validator("node_token", mode="after")
+    @classmethod
+    def _clean(cls, value: SecretStr) -> SecretStr:
+        return clean_secret(value, "it")
+
+    @field_validator("server_url", "redis_url", "artefacts_url", mode="after")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return value.strip()
 
     @field_validator("model_roots", mode="before")
     @classmethod

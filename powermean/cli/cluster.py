@@ -8,6 +8,7 @@ from rich.table import Table
 
 from powermean.cli.terminal import connected, console
 
+node = typer.Typer(help="Remove nodes that are gone for good; for administrators.", no_args_is_help=True)
 datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True)
 
 
@@ -52,18 +53,34 @@ def nodes() -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"):
         table.add_column(column)
-    for node in found:
-        state = "alive" if node.alive else "offline"
+    for one in found:
+        state = "offline" if not one.alive else "disk full" if one.full_disk else "alive"
         table.add_row(
-            node.id,
-            node.hostname,
+            one.id,
+            one.hostname,
             state,
-            str(len(node.gpus)),
-            str(node.cpu_slots),
-            ", ".join(node.engines),
-            ", ".join(node.attempts),
+            str(len(one.gpus)),
+            str(one.cpu_slots),
+            ", ".join(one.engines),
+            ", ".join(one.attempts),
         )
     console.print(table)
+
+
+@node.callback()
+def _node() -> None:
+    """Without this, typer would make the only command the group."""
+
+
+@node.command("remove")
+def remove(name: Annotated[str, typer.Argument(help="Its id in the list of nodes.")]) -> None:
+    """Remove a node that is gone for good. One that is alive or runs attempts is refused.
+
+    Example: powermean node remove gpu-7
+    """
+    with connected() as client:
+        client.remove_node(name)
+    console.print(f"{name} is removed", markup=False)
 
 
 def login() -> None:

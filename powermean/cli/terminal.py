@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from powermean.cli.embedded import EndedBySignalError
+from powermean.cli.signals import EndedBySignalError
 from powermean.client import Client
 from powermean.errors import PowermeanError
 from powermean.rest import ServerUnreachableError
@@ -32,6 +32,9 @@ def plain_failures() -> Iterator[None]:
         raise typer.Exit(FAILED) from error
     except PowermeanError as error:
         complain(str(error))
+        raise typer.Exit(FAILED) from error
+    except OSError as error:  # of a file or folder that a command reads or writes
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         raise typer.Exit(FAILED) from error
     except EndedBySignalError as error:
         raise typer.Exit(128 + error.number) from error

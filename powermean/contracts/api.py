@@ -164,6 +164,9 @@ class NodeView(Contract):
     gpus: tuple[GpuInfo, ...]
     cpu_slots: int
     engines: tuple[str, ...]
+    full_disk: str | None = Field(
+        None, description="Folder whose disk is full; it gets no attempts meanwhile."
+    )
     version: str
     alive: bool
     seen_at: datetime

@@ -1,8 +1,23 @@
 """References to objects in the artefact store."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StringConstraints
 
 from powermean.contracts.base import Contract, Sha256
+
+
+def _inside(path: str) -> str:
+    if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("must be a path inside the folder")
+    return path
+
+
+FilePath = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f\\]+$"),
+    AfterValidator(_inside),
+]
 
 
 class ArtefactRef(Contract):
@@ -16,4 +31,4 @@ class ArtefactRef(Contract):
 class Manifest(Contract):
     """A folder in the store: relative path -> object."""
 
-    files: dict[str, ArtefactRef]
+    files: dict[FilePath, ArtefactRef]

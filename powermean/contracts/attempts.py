@@ -62,11 +62,19 @@ class NodeReport(Contract):
     """A node's inventory and what still runs there (PUT /v1/nodes/{id}, with the node's token)."""
 
     hostname: str
+    instance: str = Field(
+        "",
+        max_length=64,
+        description="Which worker this is, by its data folder; another one can't use the node's name.",
+    )
     gpus: tuple[GpuInfo, ...] = ()
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
     running: tuple[str, ...] = Field((), description="Attempts with live processes on the node.")
     services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")
+    full_disk: str | None = Field(
+        None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
+    )
     version: str
 
 

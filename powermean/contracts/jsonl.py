@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+from powermean.contracts.text import UnusableJsonError, read_json
+
 Row = dict[str, Any]
 
 _BRACE = re.compile("[{}]")
@@ -28,7 +30,7 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
     """The row of one line. Raises JsonlError unless it is a JSON object with every field of `required`.
 
     Empty lines are refused too, so that line numbers are row numbers. So are NaN and infinities, which are
-    not JSON, and duplicate fields.
+    not JSON, duplicate fields, and text that is not Unicode.
     """
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -37,13 +39,12 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
     if not text.strip():
         raise JsonlError(number, "empty line; remove it")
     try:
-        row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        row = read_json(text, _unique)
     except json.JSONDecodeError as error:
         raise JsonlError(number, f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise JsonlError(number, "not usable: nested too deeply") from error
-    except ValueError as error:
-        raise JsonlError(number, f"not usable: {error}") from error
+    except UnusableJsonError as error:
+        where = f"field {error.path!r}: " if error.path else ""
+        raise JsonlError(number, f"not usable: {where}{error}") from error
     if not isinstance(row, dict):
         raise JsonlError(number, f"not a JSON object but {_kind(row)}")
     for field in required:
@@ -108,15 +109,11 @@ def _pieces(template: str) -> list[tuple[bool, str]]:
     return pieces
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"field {twice!r} occurs twice")
+        raise UnusableJsonError(f"field {twice!r} occurs twice")
     return row
 
 

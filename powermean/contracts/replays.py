@@ -13,6 +13,7 @@ from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError
 from powermean.contracts.base import Contract
 from powermean.contracts.renaming import Deprecation, RenamedFields
+from powermean.contracts.text import read_json
 from powermean.contracts.token_records import TrajectoryTokens
 from powermean.contracts.trajectories import TrajectoryRow
 
@@ -214,7 +215,11 @@ def parse_settings(texts: Iterable[str]) -> dict[str, JsonValue]:
         if not separator or not name.strip() or not value.strip():
             raise ValueError(f"{text!r} is not field=value, as in clip=0.2")
         try:
-            found[name.strip()] = json.loads(value)
+            read = read_json(value)
+            json.dumps(read, allow_nan=False)
         except json.JSONDecodeError:
-            found[name.strip()] = value.strip()
+            read = value.strip()
+        except ValueError as error:  # UnusableJsonError, or 1e999
+            raise ValueError(f"{text!r} can't be taken: {error}") from error
+        found[name.strip()] = read
     return found

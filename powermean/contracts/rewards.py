@@ -40,8 +40,12 @@ class ExactMatch(_Reward):
         if value is not None:
             try:
                 re.compile(value)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
+            except (
+                re.error,
+                OverflowError,
+                RecursionError,
+            ) as error:  # the last two: `a{4294967296}`, `((((`
+                raise ValueError(f"not a regular expression that can be used: {error}") from error
         return value
 
     @model_validator(mode="after")

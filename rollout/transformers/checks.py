@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from rollout.engine import EngineError
 from rollout.transformers.attention import decoding_attention
 from rollout.transformers.decoding import Decoder
 from rollout.transformers.prefill import Model, Prompt
@@ -21,10 +22,19 @@ _UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, LookupError
 def is_plain(model: Model) -> bool:
     """Whether it is a model of full attention whose mask, positions and cache can be set from outside.
 
-    Then prompts of different lengths can be sampled in one batch, with our own attention.
+    Then prompts of different lengths can be sampled in one batch, with our own attention. Raises EngineError
+    (unsupported_model) where nothing can be sampled token by token, as it keeps no keys and values.
     """
     device = next(model.parameters()).device
-    cache = model(input_ids=torch.tensor([[1]], device=device), use_cache=True).past_key_values
+    output = model(input_ids=torch.tensor([[1]], device=device), use_cache=True)
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise EngineError(
+            500,
+            "unsupported_model",
+            f"the transformers engine needs a cache of keys and values, which {type(model).__name__} has not",
+            remedy="Set rollout.engine to vllm.",
+        )
     if type(cache) is not DynamicCache or not all(type(layer) is DynamicLayer for layer in cache.layers):
         return False
     with decoding_attention(model, grouped=True):

@@ -292,7 +292,6 @@ def load_engine(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(

@@ -1,7 +1,7 @@
 """Uploaded JSONL datasets: checked line by line, stored once by content."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -10,15 +10,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Dataset as DatasetView
-from powermean.contracts.api import FieldError
+from powermean.contracts.api import FieldError, JobState
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.jsonl import JsonlError, check_line
-from server.db.models import Dataset
+from powermean.contracts.text import mended
+from server.db.models import Dataset, Job
 from server.db.session import database_now, upsert
-from server.errors import InvalidInputError, NotFoundError
+from server.errors import ConflictError, InvalidInputError, NotFoundError
 
 MAX_LINE = 4 * 2**20  # bytes
 MAX_ERRORS = 20
+MAX_FIELDS = 1000  # different ones in a dataset
+MAX_FIELD_NAME = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -42,26 +45,19 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
     Raises InvalidInputError, naming the first lines that are not rows or lack a field of `required`.
     """
     wrong: list[FieldError] = []
-    seen: dict[str, int | None] = {}  # field -> the first line without it
+    fields = _Fields()
     digest, number = hashlib.sha256(), 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE + 1):
             digest.update(line)
             number += 1
             try:
-                row = _row(number, line, required)
+                fields.take(number, _row(number, line, required))
             except JsonlError as error:
                 wrong.append(FieldError(path=f"line {error.line}", message=error.message))
                 if len(wrong) == MAX_ERRORS:
                     break
                 _skip_rest(file, line)
-                continue
-            there = {name for name, value in row.items() if value is not None}
-            for name in row:
-                seen.setdefault(name, None if number == 1 else 1)
-            for name, lacking in seen.items():
-                if lacking is None and name not in there:
-                    seen[name] = number
     if wrong:
         first = wrong[0]
         raise InvalidInputError(
@@ -73,10 +69,35 @@ def examine(path: Path, required: Collection[str] = ()) -> Examined:
         raise InvalidInputError.at("file", "the dataset has no rows", "Send one JSON object per line.")
     return Examined(
         rows=number,
-        fields=tuple(name for name, lacking in seen.items() if lacking is None),
-        lacking={name: lacking for name, lacking in seen.items() if lacking is not None},
+        fields=tuple(name for name in fields.lacking if name in fields.common),
+        lacking={name: line for name, line in fields.lacking.items() if name not in fields.common},
         sha256=digest.hexdigest(),
     )
+
+
+class _Fields:
+    """The fields of the rows so far. A row costs as much as it has fields, whatever came before."""
+
+    def __init__(self) -> None:
+        self.common: set[str] = set()  # those that every row has
+        self.lacking: dict[str, int] = {}  # every field -> the first line without it, if there is one
+
+    def take(self, number: int, row: Mapping[str, object]) -> None:
+        """The next row. Raises JsonlError if there are too many fields."""
+        for name in row:
+            if name not in self.lacking:
+                if len(name) > MAX_FIELD_NAME:
+                    raise JsonlError(number, f"a field's name is longer than {MAX_FIELD_NAME} characters")
+                if len(self.lacking) == MAX_FIELDS:
+                    raise JsonlError(
+                        number, f"field {name!r} is one more than the {MAX_FIELDS} that a dataset has"
+                    )
+                self.lacking[name] = 1
+                if number == 1:
+                    self.common.add(name)
+        lost = self.common - {name for name, value in row.items() if value is not None}
+        self.common -= lost
+        self.lacking |= dict.fromkeys(lost, number)
 
 
 def _row(number: int, line: bytes, required: Collection[str]) -> dict[str, object]:
@@ -95,7 +116,7 @@ def find(session: Session, dataset_id: str) -> DatasetView:
     """One dataset. Raises NotFoundError."""
     row = session.get(Dataset, dataset_id)
     if row is None:
-        raise NotFoundError(f"no dataset {dataset_id}", remedy="GET /v1/datasets lists the datasets.")
+        raise _no_dataset(dataset_id)
     return view(row)
 
 
@@ -120,15 +141,37 @@ def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> Datas
     return find(session, found.dataset_id)
 
 
+def remove(session: Session, dataset_id: str) -> ArtefactRef:
+    """Forget the dataset; its file is to be removed after the commit.
+
+    Raises NotFoundError, or ConflictError if a job that has not ended trains on it.
+    """
+    row = session.get(Dataset, dataset_id)
+    if row is None:
+        raise _no_dataset(dataset_id)
+    live = [state for state in JobState if not state.final]
+    trains = select(Job.id).where(Job.state.in_(live), Job.spec["data"]["dataset"].as_string() == dataset_id)
+    if (job_id := session.scalars(trains.limit(1)).first()) is not None:
+        raise ConflictError(
+            f"job {job_id} trains on dataset {dataset_id}", remedy="Wait until it has ended, or cancel it."
+        )
+    session.delete(row)
+    return ArtefactRef.model_validate(row.artefact)
+
+
 def view(row: Dataset) -> DatasetView:
-    """The dataset as the API returns it."""
+    """The dataset as the API returns it; older versions stored names that are not Unicode."""
     ref = ArtefactRef.model_validate(row.artefact)
     return DatasetView(
         id=row.id,
-        name=row.name,
+        name=mended(row.name),
         rows=row.rows,
-        fields=tuple(row.fields),
+        fields=tuple(mended(name) for name in row.fields),
         sha256=ref.sha256,
         size=ref.size,
         created_at=row.created_at,
     )
+
+
+def _no_dataset(dataset_id: str) -> NotFoundError:
+    return NotFoundError(f"no dataset {dataset_id}", remedy="GET /v1/datasets lists the datasets.")

@@ -14,25 +14,29 @@ from server.cluster.planner import NodeCapacity
 from server.db.models import Node
 from server.db.session import changes, database_now, upsert
 from server.jobs import allocations
-from server.nodes import is_alive, living_nodes
+from server.nodes import check_name, is_alive, living_nodes
 from server.settings import Settings
 
 
-def accept_report(session: Session, node_id: str, report: NodeReport) -> None:
+def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> None:
     """Store a node's report, including that on its engine services.
 
     What ended attempts still hold there is freed once the node no longer reports their processes.
+
+    Raises NodeNameTakenError where the name is another worker's.
     """
     now = database_now(session)
     data = report.model_dump(mode="json")
     known = session.get(Node, node_id)
+    if known is not None:
+        check_name(session, settings, known, report, now)
     if known is None or known.report != data:
         changes(session).plan = True
     upsert(
         session,
         Node,
-        [{"id": node_id, "report": data, "seen_at": now}],
-        replace=("report", "seen_at"),
+        [{"id": node_id, "instance": report.instance, "report": data, "seen_at": now}],
+        replace=("instance", "report", "seen_at"),
     )
     for attempt_id in allocations.held_after_the_end(session, node_id):
         if attempt_id not in report.running:
@@ -56,7 +60,7 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
             **{
                 name: value
                 for name, value in dict(_report(node)).items()
-                if name not in ("running", "services")
+                if name not in ("running", "services", "instance")
             },
         )
         for node in session.execute(select(Node).order_by(Node.id)).scalars()
@@ -85,6 +89,8 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
                 free_cpu_slots=max(0, whole.cpu_slots - len(slots_held[node.id])),
                 free_gpus=tuple(uuid for uuid in whole.free_gpus if uuid not in gpus_held[node.id]),
             )
+            if whole.full_disk is None
+            else replace(whole, free_cpu_slots=0, free_gpus=())
         )
     return found
 
@@ -99,6 +105,7 @@ def empty(node: Node) -> NodeCapacity:
         free_cpu_slots=report.cpu_slots,
         free_gpus=tuple(gpu.uuid for gpu in report.gpus),
         engines=report.engines,
+        full_disk=report.full_disk,
     )
 
 

@@ -28,6 +28,7 @@ class NodeCapacity:
     free_cpu_slots: int
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
+    full_disk: str | None = None  # the folder for which it takes nothing new
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class _Free:
         self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
         self.kept: dict[bool, set[str]] = {True: set(), False: set()}  # by line: does it need GPUs?
         self.jobs = {engine.id: set(engine.jobs) for engine in state.engines}
+        self.full = {node.id: node.full_disk for node in state.nodes if node.full_disk}
         self.engines = Counter(engine.node for engine in state.engines)
 
     def choose(self, gpus: int, nodes: Iterable[str], avoid: frozenset[str] = frozenset()) -> str | None:
@@ -292,6 +294,9 @@ def _never(gpus: int, nodes: Sequence[NodeCapacity]) -> str:
 
 
 def _busy(gpus: int, possible: frozenset[str], free: _Free) -> str:
+    if possible <= free.full.keys():
+        node_id = min(possible)
+        return f"waiting for room: the disk of {free.full[node_id]} on {node_id} is full"
     if possible <= free.kept[gpus > 0]:
         return "waiting behind earlier jobs"
     if gpus:

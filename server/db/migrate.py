@@ -1,40 +1,62 @@
 """Bring a database to the newest revision, one server at a time."""
 
-from pathlib import Path
-
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
 
+from powermean.errors import PowermeanError
 from server.db.session import Database
 
 _POSTGRES_LOCK = 0x706D_0001  # advisory lock, so that replicas that start together take turns
 
 
+class NewerDatabaseError(PowermeanError):
+    """The database is at a revision that this version does not know."""
+
+
 def alembic_config() -> Config:
     """Alembic's configuration, without an ini file."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # A package, not a path: "%" would mean something in a path.
+    config.set_main_option("script_location", "server.db:migrations")
     config.set_main_option("path_separator", "os")
     return config
 
 
 def migrate(database: Database) -> None:
-    """Run the migrations that are missing, if any, in one transaction and under a lock."""
+    """Run the migrations that are missing, if any, in one transaction and under a lock.
+
+    Raises NewerDatabaseError.
+    """
     config = alembic_config()
     with database.write() as session:
         connection = session.connection()
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRES_LOCK})
+        _known_revision(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 def pending_revision(database: Database) -> str | None:
-    """The newest revision, if the database does not have it; otherwise None."""
+    """The newest revision, if the database does not have it; otherwise None. Raises NewerDatabaseError."""
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     with database.engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    return None if current == head else head
+        return None if _known_revision(connection) == head else head
+
+
+def _known_revision(connection: Connection) -> str | None:
+    """The database's revision; None before the first one."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory.from_config(alembic_config())
+    try:
+        scripts.get_revision(current or "base")
+    except CommandError as error:
+        raise NewerDatabaseError(
+            f"the database is of a newer version of powermean (revision {current}) than this one "
+            f"({scripts.get_current_head()}): upgrade powermean"
+        ) from error
+    return current

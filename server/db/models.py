@@ -132,7 +132,7 @@ class Allocation(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), index=True)
     role: Mapped[str] = mapped_column(String(16))
-    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
+    node_id: Mapped[str] = mapped_column(String(64))  # not a key: outlives the node
     gpu_uuids: Mapped[list[Any]]
     engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives the engine
     released_at: Mapped[datetime | None]
@@ -166,6 +166,7 @@ class Node(Base):
     __tablename__ = "nodes"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    instance: Mapped[str | None] = mapped_column(String(64))  # the worker that has the name
     report: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
 

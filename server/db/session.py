@@ -9,6 +9,7 @@ SQLite has one writer: a writing transaction takes the write lock at its start (
 writers wait for each other instead of failing half-way. On Postgres the same code locks rows.
 """
 
+import os
 import sqlite3
 import threading
 import time
@@ -16,25 +17,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from powermean.disk import Ballast
 from powermean.errors import PowermeanError
 from server.db.models import Base
 
 BUSY_TIMEOUT_S = 15.0
+BALLAST_BYTES = 32 * 2**20
+BALLAST_PAUSE_S = 30.0
 _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
 
 
+class DatabaseFullError(PowermeanError):
+    """The disk of SQLite's file is full. A repetition may succeed, because the ballast was released."""
+
+    code = "disk_full"
+    retryable = True
+
+
 class DatabaseBusyError(PowermeanError):
     """The database's write lock could not be acquired in time."""
+
+
+class DatabaseMovedError(PowermeanError):
+    """The database's file is no longer at its address: what is written would be lost."""
 
 
 @dataclass
@@ -56,9 +73,17 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _create_engine(url)
+        self._file = _File(self.engine)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[Changes], None]] = []
+        self._ballast = _ballast(self.engine)
+        self._released_at: float | None = None
+
+    def hold_ballast(self) -> None:
+        """Hold back space beside a SQLite file, so that on a full disk jobs can still be told of it."""
+        if self._ballast is not None:
+            self._ballast.hold()
 
     def listen(self, listener: Callable[[Changes], None]) -> None:
         """Call `listener` after each commit with changes, in the committing thread; it must be quick."""
@@ -70,10 +95,17 @@ class Database:
 
         Raises:
             DatabaseBusyError: SQLite's write lock was not free within BUSY_TIMEOUT_S.
+            DatabaseFullError: there is no room on SQLite's disk.
+            DatabaseMovedError: the file was moved or replaced; nothing was written.
         """
-        with self._sole_writer(), Session(self._writing_engine, expire_on_commit=False) as session:
+        with (
+            self._sole_writer(),
+            self._full_disk(),
+            Session(self._writing_engine, expire_on_commit=False) as session,
+        ):
             with session.begin():
                 yield session
+                self._file.check()
             changed = session.info.get(_CHANGES)
         if changed is not None:
             for listener in self._listeners:
@@ -84,6 +116,27 @@ class Database:
         """A transaction that only reads: one consistent view on SQLite, never committed."""
         with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
             yield session
+
+    def verify(self) -> None:
+        """Raises DatabaseMovedError or SQLAlchemyError unless this is the database that the server opened."""
+        with self.read() as session:
+            session.execute(text("SELECT version_num FROM alembic_version"))
+        self._file.check()
+
+    @contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Give up the ballast where the disk is full, and take it again when there has been room."""
+        try:
+            yield
+        except OperationalError as error:
+            if self._ballast is None or not _says_full(error):
+                raise
+            self._ballast.release()
+            self._released_at = time.monotonic()
+            raise DatabaseFullError(f"the disk of the database is full: {error.orig}") from error
+        if self._released_at is not None and time.monotonic() - self._released_at > BALLAST_PAUSE_S:
+            self._released_at = time.monotonic()
+            self.hold_ballast()
 
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:
@@ -101,6 +154,47 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+def _ballast(engine: Engine) -> Ballast | None:
+    file = engine.url.database
+    if engine.dialect.name != "sqlite" or not file or file == ":memory:":
+        return None
+    return Ballast(Path(f"{file}.ballast"), BALLAST_BYTES)
+
+
+def _says_full(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)  # the latter where it extends shared memory
+
+
+class _File:
+    """Which file SQLite opened at its address. Open connections go on with it, wherever it is moved."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._path = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._opened: tuple[int, int] | None = None
+        if self._path is not None:
+            event.listen(engine, "connect", self._remember)
+
+    def check(self) -> None:
+        """Raises DatabaseMovedError."""
+        if self._opened is not None and self._there() != self._opened:
+            raise DatabaseMovedError(
+                f"{self._path} was moved or replaced while the server had it open",
+                remedy="Put it back, or restart the server.",
+            )
+
+    def _remember(self, _connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        if self._opened is None:
+            self._opened = self._there()
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path or "")
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _create_engine(url: str) -> Engine:

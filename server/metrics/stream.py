@@ -29,7 +29,6 @@ POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
 STREAM_LIFETIME_S = 3600.0  # then the client reconnects, and its key is checked again
 BACKLOG = 64  # how many batches a client may lag behind
-MAX_CLIENTS = 4000
 READERS = 4  # threads that read for streams; many streams must leave some for requests
 
 HELLO = b"retry: 2000\n\n"
@@ -75,8 +74,9 @@ class Channel:
 class EventHub:
     """All streams of one server process. Lives in its event loop; `notify` may come from any thread."""
 
-    def __init__(self, database: Database, redis_url: str) -> None:
+    def __init__(self, database: Database, redis_url: str, most_streams: int) -> None:
         self._database = database
+        self._most_streams = most_streams
         self._wakeups = RedisWakeups(redis_url, self._wake, self._wake_all)
         self._channels: dict[str, Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -126,7 +126,7 @@ class EventHub:
         """
         if self._readers is None:
             raise UnavailableError("the event streams have not started")
-        if self.clients >= MAX_CLIENTS:
+        if self.clients >= self._most_streams:
             raise UnavailableError(
                 "too many event streams are open", remedy="Ask again later, or poll /metrics."
             )

@@ -3,26 +3,34 @@
     def route(person: CurrentPerson) -> ...
 
 People send a bearer key or a browser session, nodes their token, attempts the token that the server signed
-for them. Secrets are never logged here.
+for them. A router made with `route_class=KnownCallerRoute` knows them before it reads the body. Secrets are
+never logged here.
 """
 
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request, Response, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.identity import Role
+from powermean.contracts.names import SESSION_COOKIE, session_cookie
 from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, Verb, verify_attempt_token
+from server.connections import Who, known_as
 from server.db.models import ApiKey
 from server.db.session import Database
 from server.errors import ForbiddenError, UnauthenticatedError
 from server.identity.keys import find_key
 from server.identity.sessions import find_session
-from server.routes.dependencies import RequestDatabase, RequestKeyPair
+from server.routes.json_bodies import JsonRequest
 
-SESSION_COOKIE = "powermean_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(
@@ -34,16 +42,17 @@ _attempt_bearer = HTTPBearer(
     bearerFormat="JWT",
     description="An attempt's token, from its claim, renewed by every heartbeat.",
 )
-_cookie = APIKeyCookie(
+browser_cookie = APIKeyCookie(
     name=SESSION_COOKIE,
     auto_error=False,
     scheme_name="browser session",
-    description="From POST /v1/sessions. Requests that change something need this service's Origin header.",
+    description="From POST /v1/sessions; a service at a port of its own has that in the name, as in "
+    f"{SESSION_COOKIE}_8700. Requests that change something need this service's Origin header.",
 )
 
 _Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 _AttemptBearer = Annotated[HTTPAuthorizationCredentials | None, Security(_attempt_bearer)]
-SessionSecret = Annotated[str | None, Security(_cookie)]
+_Cookie = Annotated[str | None, Security(browser_cookie)]
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,58 @@ class Person:
     role: Role
 
 
-def require_person(
-    request: Request, database: RequestDatabase, bearer: _Bearer, cookie: SessionSecret
-) -> Person:
-    """The caller, by key or browser session; otherwise raises UnauthenticatedError or ForbiddenError."""
-    if bearer is not None:
-        key = _key_of(database, bearer.credentials)
-    elif cookie is not None:
+class KnownCallerRoute(APIRoute):
+    """Knows its caller before it reads the body: a stranger's is never parsed. All routers are made of these.
+
+    FastAPI parses the body before it calls the dependencies, so that they only hand on whom the route found.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See APIRoute."""
+        handle = super().get_route_handler()
+        found = _first_of(self.dependant, _IDENTIFY)
+        has_body = self.body_field is not None
+
+        async def handle_known(request: Request) -> Response:
+            if found is not None:
+                who, identify = found
+                request.state.caller = await run_in_threadpool(identify, request)
+                known_as(who)
+            if not has_body:
+                return await handle(request)
+            read = JsonRequest(request.scope, request.receive)
+            with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
+                await read.json()
+            return await handle(read)
+
+        return handle_known
+
+
+async def require_person(request: Request, _bearer: _Bearer, _cookie: _Cookie) -> Person:
+    """The caller, by key or browser session."""
+    return cast(Person, request.state.caller)
+
+
+async def require_admin(request: Request, _person: Annotated[Person, Depends(require_person)]) -> Person:
+    """An administrator."""
+    return cast(Person, request.state.caller)
+
+
+async def require_node(_bearer: _Bearer) -> None:
+    """Only nodes, by their token."""
+
+
+async def require_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
+    """The attempt in the path, by its token. The fence decides whether it may still write."""
+    return cast(AttemptClaims, request.state.caller)
+
+
+def _person(request: Request) -> Person:
+    secret = _bearer_secret(request)
+    database: Database = request.app.state.database
+    if secret is not None:
+        key = _key_of(database, secret)
+    elif (cookie := session_secret(request)) is not None:
         check_origin(request)
         key = _signed_in(database, cookie)
     else:
@@ -72,32 +126,31 @@ def require_person(
     return Person(key.id, cast(Role, key.role))
 
 
-def require_admin(person: Annotated[Person, Depends(require_person)]) -> Person:
-    """An administrator."""
+def _admin(request: Request) -> Person:
+    person = _person(request)
     if person.role != "admin":
         raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
     return person
 
 
-def require_node(database: RequestDatabase, bearer: _Bearer) -> None:
-    """Only nodes, by their token."""
-    if bearer is None:
+def _node(request: Request) -> None:
+    secret = _bearer_secret(request)
+    if secret is None:
         raise UnauthenticatedError(
             "this needs a node's token", remedy="Set POWERMEAN_NODE_TOKEN for the worker."
         )
-    key = _key_of(database, bearer.credentials)
-    if key.role != "node":
+    if _key_of(request.app.state.database, secret).role != "node":
         raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
 
 
-def require_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBearer) -> AttemptClaims:
-    """The attempt in the path, by its token. The fence decides whether it may still write."""
-    if bearer is None:
+def _attempt(request: Request) -> AttemptClaims:
+    secret = _bearer_secret(request)
+    if secret is None:
         raise UnauthenticatedError(
             "this needs an attempt's token", remedy="It comes with the attempt's claim."
         )
     try:
-        claims = verify_attempt_token(bearer.credentials, keys.public_pem)
+        claims = verify_attempt_token(secret, request.app.state.key_pair.public_pem)
     except TokenExpiredError as error:
         raise UnauthenticatedError(
             str(error), remedy="Heartbeat in time: each reply brings a new token."
@@ -106,25 +159,61 @@ def require_attempt(attempt_id: str, keys: RequestKeyPair, bearer: _AttemptBeare
         raise UnauthenticatedError("this is not an attempt token of this service") from error
     if not claims.allows(Verb.REPORT):
         raise ForbiddenError("this token is not for reporting to the server")
-    if claims.attempt_id != attempt_id:
-        raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
+    if claims.attempt_id != request.path_params["attempt_id"]:
+        raise ForbiddenError(f"the token does not belong to attempt {request.path_params['attempt_id']}")
     return claims
+
+
+_Identify = tuple[Who, Callable[[Request], object]]
+# The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
+_IDENTIFY: dict[object, _Identify] = {
+    require_admin: ("person", _admin),
+    require_person: ("person", _person),
+    require_node: ("node", _node),
+    require_attempt: ("node", _attempt),
+}
+
+
+def _first_of(dependant: Dependant, known: Mapping[object, _Identify]) -> _Identify | None:
+    """What is known of the outermost dependency that has an entry."""
+    around = [dependant]
+    while around:
+        for one in around:
+            if one.call in known:
+                return known[one.call]
+        around = [inner for one in around for inner in one.dependencies]
+    return None
+
+
+def session_secret(request: Request) -> str | None:
+    """The secret in the browser's cookie of this service."""
+    return request.cookies.get(session_cookie(request.headers.get("host", "")))
+
+
+def _bearer_secret(request: Request) -> str | None:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    return secret if scheme.lower() == "bearer" and secret else None
 
 
 def check_origin(request: Request) -> None:
     """Refuse requests that another site's page makes a signed-in browser send.
 
-    A browser sends the page's origin with every request that changes something. Behind a proxy that
-    terminates TLS the request looks like http here, so https origins of the same host are accepted too.
+    A browser sends the page's origin with every request that changes something: the address in its Host
+    header, or the service's public one, if a proxy replaces that header. Behind a proxy that terminates TLS
+    the request looks like http here, so https origins of the same host are accepted too.
     """
     if request.method in SAFE_METHODS:
         return
-    origin = urlsplit(request.headers.get("origin", ""))
-    same_host = origin.netloc.lower() == request.headers.get("host", "").lower() != ""
+    given = request.headers.get("origin", "").lower()
+    if given and given == request.scope["state"].get("public_origin"):
+        return
+    origin = urlsplit(given)
+    same_host = origin.netloc == request.headers.get("host", "").lower() != ""
     if not (same_host and origin.scheme in ("https", request.url.scheme)):
         raise ForbiddenError(
             "with a browser session, only this service's own pages can change things",
-            remedy="Send an Origin header of this service, or use a bearer key.",
+            remedy="Send an Origin header of this service, or use a bearer key. Behind a proxy, set "
+            "POWERMEAN_PUBLIC_URL to the address that people use.",
         )
 
 

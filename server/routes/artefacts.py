@@ -15,7 +15,7 @@ from server.artefacts import datasets, logs, models
 from server.db.models import MAX_INTEGER
 from server.db.session import Database
 from server.errors import InvalidInputError
-from server.routes.access import CurrentAttempt, CurrentPerson
+from server.routes.access import CurrentAdmin, CurrentAttempt, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestStore
 from server.routes.downloads import download
 from server.routes.uploads import Upload, received
@@ -23,7 +23,7 @@ from server.routes.uploads import Upload, received
 MAX_OFFSET = 2**63 - 2**31
 LOG_PART = 256 * 1024
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=KnownCallerRoute)
 
 _DATASET_BODY = {
     "requestBody": {
@@ -74,7 +74,10 @@ def _store_dataset(
     found = datasets.examine(upload.path, require)
     ref = store.put_file(f"datasets/{found.dataset_id}", upload.path, "rows.jsonl")
     with database.write() as session:
-        return datasets.add(session, chosen, found, ref)
+        stored = datasets.add(session, chosen, found, ref)
+    if not store.exists(ref):  # somebody has just deleted the same dataset
+        store.put_file(f"datasets/{found.dataset_id}", upload.path, "rows.jsonl")
+    return stored
 
 
 def _checked_name(name: str) -> str:
@@ -102,6 +105,21 @@ def get_dataset(dataset_id: str, person: CurrentPerson, database: RequestDatabas
     """Its name, size and fields."""
     with database.read() as session:
         return datasets.find(session, dataset_id)
+
+
+@router.delete(
+    "/datasets/{dataset_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    tags=["datasets"],
+    summary="Delete a dataset",
+)
+def delete_dataset(
+    dataset_id: str, admin: CurrentAdmin, database: RequestDatabase, store: RequestStore
+) -> None:
+    """Refused while a job that has not ended trains on it. Administrators only."""
+    with database.write() as session:
+        ref = datasets.remove(session, dataset_id)
+    store.delete(ref)
 
 
 @router.post(

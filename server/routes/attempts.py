@@ -7,10 +7,10 @@ from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.jobs import attempts, checkpoints, repository, service
 from server.jobs.views import allocation_view, job_spec
-from server.routes.access import CurrentAttempt, CurrentNode
+from server.routes.access import CurrentAttempt, CurrentNode, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings
 
-router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"])
+router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"], route_class=KnownCallerRoute)
 
 
 @router.post("/claim", summary="Claim an attempt")

@@ -5,10 +5,10 @@ from fastapi import APIRouter, Response, status
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from server.cluster import engines
 from server.nodes import living_ids
-from server.routes.access import CurrentAdmin, CurrentPerson
+from server.routes.access import CurrentAdmin, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestSettings
 
-router = APIRouter(prefix="/v1/engines", tags=["engines"])
+router = APIRouter(prefix="/v1/engines", tags=["engines"], route_class=KnownCallerRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, summary="Declare an engine")

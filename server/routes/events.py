@@ -10,12 +10,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
 
 from server.db.models import MAX_BIG_INTEGER
-from server.routes.access import CurrentPerson
+from server.routes.access import CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestEvents
 
 SEND_DEADLINE_S = 30.0  # a client that reads nothing for this long is gone
 
-router = APIRouter(prefix="/v1", tags=["metrics"])
+router = APIRouter(prefix="/v1", tags=["metrics"], route_class=KnownCallerRoute)
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 

@@ -1,17 +1,35 @@
 """Keys, browser sessions and sign-in codes."""
 
-from typing import cast
+from typing import Literal, TypedDict, cast
 
-from fastapi import APIRouter, Request, Response, status
+from fastapi import APIRouter, Request, Response, Security, status
 
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import KeyList, KeyRequest, NewKey, Role, SessionRequest, SessionView
+from powermean.contracts.names import session_cookie
 from server.errors import UnauthenticatedError
 from server.identity import keys, sessions
-from server.routes.access import SESSION_COOKIE, CurrentAdmin, CurrentPerson, SessionSecret, check_origin
+from server.routes.access import (
+    CurrentAdmin,
+    CurrentPerson,
+    KnownCallerRoute,
+    browser_cookie,
+    check_origin,
+    session_secret,
+)
 from server.routes.dependencies import RequestDatabase
 
-router = APIRouter(prefix="/v1", tags=["identity"])
+
+class _Cookie(TypedDict):
+    """Arguments of Starlette's set_cookie and delete_cookie."""
+
+    path: str
+    secure: bool
+    httponly: bool
+    samesite: Literal["strict"]
+
+
+router = APIRouter(prefix="/v1", tags=["identity"], route_class=KnownCallerRoute)
 
 
 @router.post("/keys", status_code=status.HTTP_201_CREATED, summary="Create a key")
@@ -68,24 +86,36 @@ def open_session(
             key = sessions.redeem_key(session, cast(str, proof.key))
         secret, expires_at = sessions.open_session(session, key)
     response.set_cookie(
-        SESSION_COOKIE,
+        session_cookie(request.headers["host"]),
         secret,
         max_age=int(sessions.SESSION_LIFETIME.total_seconds()),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
+        **_cookie_of(request),
     )
     return SessionView(name=key.name, role=cast(Role, key.role), expires_at=expires_at)
 
 
-@router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT, summary="Sign out")
-def close_session(
-    request: Request, response: Response, cookie: SessionSecret, database: RequestDatabase
-) -> None:
+@router.delete(
+    "/sessions",
+    status_code=status.HTTP_204_NO_CONTENT,
+    summary="Sign out",
+    dependencies=[Security(browser_cookie)],
+)
+def close_session(request: Request, response: Response, database: RequestDatabase) -> None:
     """Ends this browser's session."""
+    cookie = session_secret(request)
     if cookie is None:
         raise UnauthenticatedError("there is no browser session to end")
     check_origin(request)
     with database.write() as session:
         sessions.close_session(session, cookie)
-    response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(session_cookie(request.headers["host"]), **_cookie_of(request))
+
+
+def _cookie_of(request: Request) -> _Cookie:
+    """How browsers keep the session: over TLS only where the service has it, below its own path only."""
+    return {
+        "path": request.scope["state"].get("root") or "/",
+        "secure": request.url.scheme == "https",
+        "httponly": True,
+        "samesite": "strict",
+    }

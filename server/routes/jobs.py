@@ -9,11 +9,11 @@ from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from server.jobs import service
-from server.routes.access import CurrentNode, CurrentPerson
+from server.routes.access import CurrentNode, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase
 from server.routes.deprecations import GivenBody
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=KnownCallerRoute)
 
 IdempotencyKey = Annotated[
     str | None,

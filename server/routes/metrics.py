@@ -19,11 +19,11 @@ from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.staleness import MAX_STEPS, job_staleness
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
-from server.routes.access import CurrentAttempt, CurrentPerson
+from server.routes.access import CurrentAttempt, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestObservatory, RequestStore
 from server.routes.deprecations import DEPRECATED
 
-router = APIRouter(prefix="/v1", tags=["metrics"])
+router = APIRouter(prefix="/v1", tags=["metrics"], route_class=KnownCallerRoute)
 
 Step = Annotated[int | None, Query(ge=0, le=MAX_INTEGER)]
 

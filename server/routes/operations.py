@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from powermean.contracts.base import Contract
 from server.errors import UnavailableError
-from server.routes.access import CurrentPerson
+from server.routes.access import CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestObservatory
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=KnownCallerRoute)
 
 
 class Health(Contract):
@@ -29,15 +29,15 @@ class Readiness(Contract):
 
 
 @router.get("/healthz", summary="Does the process answer?")
-def healthz() -> Health:
+async def healthz() -> Health:
     """Needs no key. Does not check what the server depends on; restart the process if this fails."""
     return Health()
 
 
 @router.get("/readyz", summary="Is the server ready?")
-def readyz(observatory: RequestObservatory) -> Readiness:
+async def readyz(observatory: RequestObservatory) -> Readiness:
     """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
-    if wrong := observatory.wrong():
+    if wrong := await observatory.wrong():
         raise UnavailableError(
             f"not ready: {', '.join(error.path for error in wrong)}",
             remedy="The server's log says more.",

@@ -20,10 +20,10 @@ from powermean.contracts.replays import (
 from server.db.models import MAX_INTEGER
 from server.replays import service
 from server.replays.results import read_result, read_tokens
-from server.routes.access import CurrentNode, CurrentPerson
+from server.routes.access import CurrentNode, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase, RequestSettings, RequestStore
 
-router = APIRouter(prefix="/v1", tags=["replays"])
+router = APIRouter(prefix="/v1", tags=["replays"], route_class=KnownCallerRoute)
 
 Index = Annotated[int, PathParameter(ge=0, le=MAX_INTEGER, description="Place in the rollout batch.")]
 

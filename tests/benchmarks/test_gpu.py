@@ -30,6 +30,7 @@ def test_all_sections_run_in_tiny_form(tmp_path: Path) -> None:
     assert {"laws", "nan", "objective", "learner", "loop", "variants", "trl", "long"} <= set(results)
 
 
+@pytest.mark.slow
 def test_an_unknown_section_is_named() -> None:
     run = subprocess.run(
         [sys.executable, SCRIPT, "--tiny", "--sections", "lawz"], capture_output=True, text=True, check=False

@@ -70,6 +70,7 @@ def test_a_tiny_round_prints_its_tables_and_leaves_nothing_behind(tmp_path: Path
     assert marked("POWERMEAN_TEST_RUN", str(tmp_path)) == set()
 
 
+@pytest.mark.slow
 def test_tree_attention_runs_in_tiny_form() -> None:
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "tree_attention.py", "--tiny"],

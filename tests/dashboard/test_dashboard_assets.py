@@ -75,3 +75,8 @@ def test_charts_use_known_metrics() -> None:
     used = set(re.findall(r'\{ name: "([^"]+)"', (DASHBOARD / "static/js/charts.js").read_text()))
     assert used
     assert used <= METRICS.keys()
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "js/" + "y/" * 3000 + "z.js", "%00.js", "js/%ff.js"])
+def test_a_path_that_is_no_file_name_is_not_found(stranger: TestClient, path: str) -> None:
+    assert stranger.get(f"/static/{path}").status_code == 404

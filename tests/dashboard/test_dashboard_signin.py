@@ -92,3 +92,12 @@ def test_every_answer_carries_the_policy(stranger: TestClient, api: FakeApi) -> 
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
     assert stranger.get("/login").headers["cache-control"] == "no-store"
+
+
+def test_cookies_of_other_programs_on_the_host_are_nobody(stranger: TestClient, browser: TestClient) -> None:
+    others = {"Cookie": "powermean_session_9999=x; theme=b\u00e9".encode("latin-1")}
+    page = stranger.get("/login", headers=others)
+    assert "Sign out" not in page.text
+    assert stranger.get("/", headers=others).headers["location"] == "/login"
+    cookie = f"powermean_session={browser.cookies['powermean_session']}; theme=b\u00e9".encode("latin-1")
+    assert stranger.get("/", headers={"Cookie": cookie}).status_code == 200

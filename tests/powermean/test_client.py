@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_origin
@@ -51,6 +52,11 @@ def server() -> Iterator[ScriptedServer]:
 def client(server: ScriptedServer) -> Iterator[Client]:
     with Client(server.url, "pm_key") as connected:
         yield connected
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "RETRY_S", 0.01)
 
 
 def frame(seq: int, kind: str, data: object) -> bytes:
@@ -114,10 +120,7 @@ def test_ids_cannot_reach_other_paths(server: ScriptedServer, client: Client) ->
         client.get_job("../nodes")
 
 
-def test_events_go_on_after_a_lost_connection(
-    server: ScriptedServer, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client_module, "RETRY_S", 0.01)
+def test_events_go_on_after_a_lost_connection(server: ScriptedServer, client: Client) -> None:
     rows = {"attempt": 1, "rows": []}
     server.on(
         "GET /v1/jobs/job-a/events",
@@ -131,6 +134,23 @@ def test_events_go_on_after_a_lost_connection(
         h["Last-Event-Id" if "Last-Event-Id" in h else "Last-Event-ID"] for _, h, _ in server.requests[:3]
     ]
     assert asked == ["0", "1", "1"]
+
+
+def test_a_connection_that_breaks_late_is_taken_up_again(server: ScriptedServer, client: Client) -> None:
+    """However long it has lasted: the patience is for the time without a connection."""
+    rows = {"attempt": 1, "rows": []}
+    server.on(
+        "GET /v1/jobs/job-a/events",
+        stream(frame(1, "metrics", rows), cut=True),
+        stream(state(2, JobState.FINISHED)),
+    )
+    server.on("GET /v1/jobs/job-a", Answer(body=ENDED.replace(b'"seq":3', b'"seq":2')))
+    patience_s = 0.5
+    seen = []
+    for event in client.events("job-a", patience_s=patience_s):
+        seen.append(event.seq)
+        time.sleep(2 * patience_s)
+    assert seen == [1, 2]
 
 
 def test_events_of_an_ended_job_end(server: ScriptedServer, client: Client) -> None:

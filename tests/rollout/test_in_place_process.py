@@ -75,6 +75,7 @@ def hold(version: int) -> HoldRequest:
     return HoldRequest(job_id=JOB, attempt=2, version=version)
 
 
+@pytest.mark.slow
 def test_there_is_one_copy_of_the_weights(trainer: Trainer, writer: InPlaceWriter, tmp_path: Path) -> None:
     """Counted over both processes, against copies; and each has all of it in its own sight."""
     copies = WeightWriter(JOB, 2, "shm", torch.float32, ArtefactStore("memory://"), tmp_path)

@@ -201,6 +201,7 @@ def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service:
         thread.join(30)
 
 
+@pytest.mark.slow
 def test_it_stops_on_sigterm_in_mid_request(start_service: StartService) -> None:
     service = start_service()
     thread = threading.Thread(target=_give_up_after, args=(service, 60.0))
@@ -212,6 +213,7 @@ def test_it_stops_on_sigterm_in_mid_request(start_service: StartService) -> None
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_it_dies_with_its_parent_and_the_client_knows_in_time(start_service: StartService) -> None:
     service = start_service(below_parent=True)
     (child,) = descendants(service.process.pid)

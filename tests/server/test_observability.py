@@ -1,16 +1,21 @@
 """Health, readiness, numbers, and the log of requests."""
 
+import asyncio
 import json
 import logging
+import shutil
 import sys
+import threading
+from pathlib import Path
 
+import httpx
 import pytest
 
 from powermean.artefacts import ArtefactStore, ArtefactStoreFullError
 from server import observability
-from server.request_log import JsonFormatter, request_id
+from server.request_log import JsonFormatter, Sparing, request_id
 from tests.support.reports import post_rows, row, trajectory
-from tests.support.service_driver import error_of
+from tests.support.service_driver import ADMIN_KEY, error_of, example_spec
 
 
 @pytest.fixture
@@ -50,6 +55,52 @@ def test_readiness_is_checked_at_most_every_two_seconds(service, monkeypatch):
     assert len(checks) == 1
 
 
+@pytest.mark.anyio
+async def test_a_part_that_hangs_holds_up_nobody(service, monkeypatch):
+    asked, thawed = [], threading.Event()
+
+    def frozen(url):
+        asked.append(url)
+        thawed.wait(30)
+
+    monkeypatch.setattr(observability, "_check_redis", frozen)
+    monkeypatch.setattr(observability, "CHECKS_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(observability, "READINESS_S", 0.0)
+    transport = httpx.ASGITransport(app=service.app)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as anyone:
+            waiting = [asyncio.create_task(anyone.get("/readyz")) for _ in range(60)]
+            await asyncio.sleep(0.1)
+            jobs = await anyone.get("/v1/jobs", headers={"Authorization": f"Bearer {ADMIN_KEY}"})
+            assert jobs.status_code == 200
+            assert not any(task.done() for task in waiting)
+            for answer in (*await asyncio.gather(*waiting), await anyone.get("/readyz")):
+                assert answer.status_code == 503
+                assert [one["path"] for one in error_of(answer)["fields"]] == ["redis"]
+        assert len(asked) == 1
+    finally:
+        thawed.set()
+
+
+def test_a_database_whose_file_was_moved_takes_nothing(service, monkeypatch):
+    monkeypatch.setattr(observability, "_check_redis", lambda url: None)
+    monkeypatch.setattr(observability, "READINESS_S", -1.0)
+    file = Path(service.database.engine.url.database)
+    away = file.with_suffix(".away")
+    before = service.submit()
+    for put in (lambda: None, lambda: shutil.copy(away, file)):
+        file.rename(away)
+        put()
+        refused = service.person.post("/v1/jobs", json=example_spec())
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "unavailable")
+        ready = service.anyone.get("/readyz")
+        assert error_of(ready)["fields"][0]["message"] == "its file was moved or replaced"
+        away.rename(file)
+    assert service.anyone.get("/readyz").status_code == 200
+    after = service.submit()
+    assert {job["id"] for job in service.person.get("/v1/jobs").json()["items"]} == {before, after}
+
+
 def test_numbers_for_prometheus(service):
     attempt = service.running()
     post_rows(attempt, row(1), row(2))
@@ -68,6 +119,31 @@ def test_paths_that_are_no_route_make_one_series(service):
     for path in ("/v1/nope", "/v1/nope/2"):
         service.person.get(path)
     assert sample(service, 'powermean_request_seconds_count{method="GET",route="none",status="404"}') == 2
+
+
+def test_invented_methods_make_one_series(service):
+    for number in range(50):
+        assert service.person.request(f"M{number}", "/v1/jobs").status_code == 405
+    assert 'method="M' not in service.person.get("/metrics").text
+    series = 'powermean_request_seconds_count{method="other",route="/v1/jobs",status="405"}'
+    assert sample(service, series) == 50
+
+
+def test_warnings_of_a_kind_are_few_and_say_how_many_they_stand_for(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("server.request_log.time.monotonic", lambda: now[0])
+    sparing = Sparing(most=3, window_s=60)
+
+    def said(message, *args, level=logging.WARNING):
+        record = logging.LogRecord("x", level, "f", 1, message, args, None)
+        return record.getMessage() if sparing.filter(record) else None
+
+    assert [said("refused %d", n) for n in range(5)] == ["refused 0", "refused 1", "refused 2", None, None]
+    assert said("another") == "another"
+    assert all(said("GET", level=logging.INFO) for _ in range(10))
+    now[0] = 61.0
+    assert said("refused %d", 5) == "refused 5 (2 more like it were left out)"
+    assert said("refused %d", 6) == "refused 6"
 
 
 def test_requests_are_logged_with_their_id(service, caplog):

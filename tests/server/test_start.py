@@ -11,11 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import text
 
-from server.db.migrate import pending_revision
+from server.db.migrate import NewerDatabaseError, pending_revision
 from server.db.session import Database
 from server.settings import Settings
-from server.start import CannotStartError, bind, prepare
+from server.start import CannotStartError, allow_files, bind, prepare
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
 
 
@@ -40,6 +41,16 @@ def test_embedded_servers_migrate_themselves(empty_url: str, tmp_path: Path):
     database = Database(empty_url)
     assert pending_revision(database) is None
     database.close()
+
+
+@pytest.mark.parametrize("migrate", [False, True])
+def test_a_newer_database_is_told_as_such(database_url: str, tmp_path: Path, migrate: bool):
+    database = Database(database_url)
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+    database.close()
+    with pytest.raises(NewerDatabaseError, match=r"newer version .*0099.* upgrade powermean"):
+        prepare(settings_for(database_url, tmp_path, migrate=migrate))
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
@@ -85,12 +96,44 @@ def test_a_busy_port_is_one_line():
     [
         ({"beat_s": 40.0}, "at most half of lease_s"),
         ({"allowed_hosts": "*"}, "must name hosts"),
+        ({"allowed_hosts": "pm.example.org:8443"}, "write pm.example.org "),
+        ({"allowed_hosts": "a.example.org, https://pm.example.org/x"}, "write pm.example.org "),
+        ({"allowed_hosts": '"pm.example.org"'}, "write pm.example.org "),
+        ({"allowed_hosts": 'a.example.org,"pm.example.org"'}, "write pm.example.org "),
+        ({"database_url": "'sqlite:///x.db'"}, "in quotes"),
+        ({"public_url": "pm.example.org"}, "must look like https://"),
+        ({"public_url": "https://pm.example.org/?x=1"}, "must look like https://"),
+        ({"public_url": "https://pm.example.org:99999"}, "Port out of range"),
+        ({"trusted_proxies": "proxy.example.org"}, "write an address such as"),
+        ({"trusted_proxies": "*"}, "write an address such as"),
         ({"port": 70000}, "65535"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValidationError, match=message):
         Settings(**changes)
+
+
+@pytest.mark.parametrize("hosts", ["PM.example.org,[2001:db8::1]", " pm.example.org , [2001:db8::1]"])
+def test_hosts_as_people_write_them(hosts):
+    settings = Settings(allowed_hosts=hosts, public_url="https://Public.example.org:8443/pm/")
+    assert {"pm.example.org", "[2001:db8::1]", "public.example.org"} <= set(settings.hosts)
+    assert settings.public_url == "https://Public.example.org:8443/pm"
+
+
+def test_the_soft_limit_of_open_files_is_raised_and_the_hard_one_respected(monkeypatch):
+    limits = [1024, 4096]
+    monkeypatch.setattr("resource.getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr("resource.setrlimit", lambda which, new: limits.__setitem__(slice(None), new))
+    allow_files(2000)
+    assert limits == [3000, 4096]
+    allow_files(100)
+    assert limits == [3000, 4096]
+    with pytest.raises(CannotStartError, match="POWERMEAN_MAX_CONNECTIONS to 3096 or less"):
+        allow_files(4000)
+    limits[1] = 1024
+    with pytest.raises(CannotStartError, match="limit is 1024: raise it"):
+        allow_files(2000)
 
 
 def environment_of(folder: Path, port: int) -> dict[str, str]:

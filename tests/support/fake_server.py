@@ -15,6 +15,8 @@ class NodeServer:
     status: dict[str, int] = field(default_factory=dict)  # kind -> error status
     posts: list[tuple[str, Any]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)  # of the heartbeats
+    code: str = "refused"  # of the errors
     _server: ThreadingHTTPServer | None = None
     _port: int = 0
 
@@ -53,9 +55,10 @@ class NodeServer:
     def answer(self, kind: str, body: Any, authorization: str) -> tuple[int, Any]:
         self.tokens.append(authorization)
         if status := self.status.get(kind):
-            code = "fenced" if status == 409 else "refused"
+            code = "fenced" if status == 409 else self.code
             return status, {"error": {"code": code, "message": f"{kind} refused"}}
         if kind == "heartbeat":
+            self.phases.append(body["phase"])
             return 200, {"order": self.order, "token": f"token-{len(self.tokens)}"}
         self.posts.append((kind, body))
         return 200, {}

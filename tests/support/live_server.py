@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import uvicorn
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 
 from powermean.contracts.api import Event
 from powermean.sse import read_events
+from server.connections import Connection
 
 
 @contextmanager
@@ -20,7 +22,9 @@ def listening(app: FastAPI, deadline_s: float = 20) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(256)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    protocol = partial(Connection, app.state.connections)
+    config = uvicorn.Config(app, http=protocol, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -147,12 +147,16 @@ class ServiceDriver:
         running: tuple[str, ...] = (),
         engines: tuple[str, ...] = ("transformers",),
         services: tuple[dict[str, Any], ...] = (),
+        instance: str = "the one",
+        full_disk: str | None = None,
     ) -> NodeOrders:
         """A node's report; the answer."""
         answer = self.node.put(
             f"/v1/nodes/{node_id}",
             json={
                 "hostname": node_id,
+                "instance": instance,
+                "full_disk": full_disk,
                 "cpu_slots": cpu_slots,
                 "gpus": [
                     {"uuid": f"{node_id}-gpu-{i}", "name": "H200", "memory_mb": 140_000} for i in range(gpus)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     attempt = AttemptDir(Path(options["attempt_dir"]))
     adopt_orphans()
-    attempt.write_supervisor(ProcessId.own())
+    with suppress(OSError):
+        attempt.write_supervisor(ProcessId.own())
     claim = attempt.claim()
     lifeline = Lifeline(options["lifeline"]) if options.get("lifeline") else None
     with AttemptClient(options["url"], attempt.attempt_id, attempt.token()) as client:

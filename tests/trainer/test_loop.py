@@ -188,6 +188,7 @@ def test_a_run_that_resumes_is_bit_identical_with_one_that_was_never_broken(
         assert later.finish.result.reward_before == whole.finish.result.reward_before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -222,6 +223,7 @@ def in_place(model_root: Path) -> InPlaceEngine:
     return InPlaceEngine(model_root / "tiny", Path("/dev/shm"))
 
 
+@pytest.mark.slow
 def test_a_run_whose_weights_are_in_place_is_the_same_run(
     tmp_path: Path, stage: Stage, model_root: Path, whole: Played
 ) -> None:
@@ -308,6 +310,7 @@ DAPO = {
 }
 
 
+@pytest.mark.slow
 def test_dapo_samples_until_every_group_has_spread_and_counts_what_it_dropped(stage: Stage) -> None:
     """At 1/3 right answers and G = 2 fewer than half of the groups have spread. A resumed run is the same."""
     played = stage.play(**DAPO)

@@ -112,6 +112,7 @@ def code(played: Played) -> str:
     return played.finish.error.code
 
 
+@pytest.mark.slow
 def test_a_run_that_overlaps_learns_from_batches_one_version_old(stage: Stage, tiny_folder: Path) -> None:
     played = play(stage, SharedDouble(tiny_folder, at_publish=meanwhile))
     assert played.finish.outcome == "finished"
@@ -125,6 +126,7 @@ def test_a_run_that_overlaps_learns_from_batches_one_version_old(stage: Stage, t
     assert all(0 <= queued <= 2 for queued in played.series("sampling/queued"))
 
 
+@pytest.mark.slow
 def test_the_batches_are_those_of_their_steps(stage: Stage, tiny_folder: Path, tmp_path: Path) -> None:
     """Problems and their order come from the seed alone, however far ahead they are sampled."""
     ahead = play(stage, SharedDouble(tiny_folder), rollout=ROLLOUT | {"max_staleness": 3})
@@ -161,6 +163,7 @@ def test_cancelled_while_the_engine_is_at_work_it_stops(stage: Stage, tiny_folde
     assert sorted(played.trajectories) in ([], [1])
 
 
+@pytest.mark.slow
 def test_sent_away_it_leaves_what_was_sampled_ahead_and_goes_on_elsewhere(
     stage: Stage, tiny_folder: Path
 ) -> None:
@@ -219,6 +222,7 @@ def test_what_fails_in_training_ends_the_sampling_too(stage: Stage, tiny_folder:
     assert code(played) == "weights_corrupt"
 
 
+@pytest.mark.slow
 def test_weights_lost_while_training_is_busy_come_with_the_next_version(
     stage: Stage, tiny_folder: Path
 ) -> None:
@@ -237,6 +241,7 @@ def test_weights_lost_while_training_is_busy_come_with_the_next_version(
     assert max(played.series("publish/logp_difference_max")) < 1e-4
 
 
+@pytest.mark.slow
 def test_weights_lost_while_training_waits_for_a_batch_are_published_again(
     stage: Stage, tiny_folder: Path
 ) -> None:

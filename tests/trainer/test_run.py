@@ -1,5 +1,7 @@
 """However a run ends, its last record says how, in a typed error that people can act on."""
 
+import errno
+import io
 import json
 import logging
 import time
@@ -22,6 +24,8 @@ from trainer.failures import TrainingError, failed
 from trainer.policy.loading import load_policy, make_policy
 from trainer.weights.in_place import InPlaceWriter
 from worker.attempt_dir import AttemptDir
+from worker.reporter import Reporter
+from worker.settings import NodeSettings
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ from worker.attempt_dir import AttemptDir
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
         (OSError(28, "No space left on device"), "disk_full", True),
         (EngineUnreachableError("http://127.0.0.1:1", "refused"), "engine_unreachable", True),
-        (ArtefactStoreFullError("no space"), "artefact_store_full", False),
+        (ArtefactStoreFullError("no space"), "artefact_store_full", True),
         (ArtefactStoreUnavailableError("no answer"), "artefact_store_unavailable", True),
         (ZeroDivisionError("division by zero"), "trainer_error", False),
     ],
@@ -47,6 +51,22 @@ def test_failures_are_typed(error: Exception, code: str, retryable: bool) -> Non
     assert finish.error.code == code
     assert finish.retryable is retryable
     assert finish.error.message
+
+
+class _FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failure_is_recorded_although_the_disk_of_its_log_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = NodeSettings(artefacts_url=f"file://{tmp_path}", data_dir=tmp_path)
+    monkeypatch.setattr("sys.stderr", _FullDisk())
+    nowhere = AttemptDir(tmp_path / "none")
+    finish = run.run_attempt(nowhere, settings, Reporter(tmp_path), connect=None)  # type: ignore[arg-type]
+    assert finish.error is not None
+    assert finish.error.code == "trainer_error"
 
 
 def test_an_engine_that_never_starts_is_a_named_error(tmp_path: Path) -> None:

@@ -173,15 +173,21 @@ def test_split_on_two_gpus_trainer_and_engine_see_one_each(tmp_path: Path) -> No
     )  # the rollout service's own share leaves room for the trainer
 
 
-def test_the_nodes_token_reaches_no_training_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POWERMEAN_NODE_TOKEN", "pmn_secret")
+def test_the_workers_secrets_reach_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_TOKEN", "pmn_hush")
+    monkeypatch.setenv("POWERMEAN_REDIS_URL", "redis://:hush@127.0.0.1:6379/0")
     launcher = LocalLauncher(settings(tmp_path))
     for command in (
         launcher.prepare(AttemptDir(tmp_path), claim()),
         launcher.engine(AttemptDir(tmp_path), claim(), Path("/model")),
         launcher.trainer(AttemptDir(tmp_path), claim(), Path("/model")),
     ):
-        assert "pmn_secret" not in command.environment.values()
+        assert not [value for value in command.environment.values() if "hush" in value]
+    told = "import json, os; print(json.dumps({'errors': [{'code': 'x', 'message': str(dict(os.environ))}]}))"
+    monkeypatch.setattr(programs, "tethered", lambda command: [sys.executable, "-S", "-c", told])
+    error = checked(ValidationTask(job_id="job-a", spec=claim().spec))
+    assert "PATH" in error.message
+    assert "hush" not in error.message
 
 
 def checked(task: ValidationTask) -> JobError:
@@ -196,6 +202,33 @@ def test_checks_that_do_not_answer_fail_the_job_with_their_words(monkeypatch: py
     error = checked(ValidationTask(job_id="job-a", spec=claim().spec))
     assert error.code == "validation_failed"
     assert "no such module" in error.message
+
+
+def test_checks_that_are_killed_are_run_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the kernel kills what takes too much memory: the first two are, the third answers."""
+    program = (
+        "import os, pathlib, signal\n"
+        f"tries = pathlib.Path({str(tmp_path / 'tries')!r})\n"
+        "with tries.open('a') as out: out.write('x')\n"
+        "if len(tries.read_text()) < 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print('{\"tokens\": 7}')"
+    )
+    monkeypatch.setattr(programs, "PAUSE_S", 0.01)
+    monkeypatch.setattr(programs, "tethered", lambda command: [sys.executable, "-S", "-c", program])
+    found = programs.check(ValidationTask(job_id="job-a", spec=claim().spec))
+    assert found is not None
+    assert (found.errors, found.tokens) == ((), 7)
+    assert caplog.text.count("was killed by SIGKILL and is run again") == 2
+
+
+def test_checks_that_are_always_killed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = [sys.executable, "-S", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    monkeypatch.setattr(programs, "PAUSE_S", 0.01)
+    monkeypatch.setattr(programs, "tethered", lambda command: killed)
+    error = checked(ValidationTask(job_id="job-a", spec=claim().spec))
+    assert (error.code, "was killed by SIGKILL, 3 times" in error.message) == ("validation_killed", True)
 
 
 def test_checks_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.attempts import Finish
+from tests.support.small_disk import fill, small_disk
 from trainer.recording.rows import metric
-from worker.attempt_dir import AttemptDir, read_record
+from worker.attempt_dir import BALLAST_BYTES, AttemptDir, read_record
 from worker.reporter import Reporter
 
 
@@ -18,6 +19,20 @@ def test_records_are_numbered_in_order_and_readable(tmp_path: Path) -> None:
     spooled = AttemptDir(tmp_path).spooled()
     assert [path.name for path in spooled] == ["00000001.json", "00000002.json"]
     assert [read_record(path).kind for path in spooled] == ["metrics", "finish"]
+
+
+def test_the_end_of_a_run_is_told_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "node", 4 * BALLAST_BYTES) as disk:
+        attempt = AttemptDir(disk)
+        attempt.ballast.hold()
+        reporter = Reporter(disk)
+        filling = fill(disk)
+        with pytest.raises(OSError, match="No space left"):
+            reporter.metrics([metric(1, "reward", 0.5)])
+        reporter.finish(Finish(outcome="cancelled"))
+        assert [read_record(path).kind for path in attempt.spooled()] == ["finish"]
+        filling.unlink()
+        assert not [path for path in attempt.spool.iterdir() if path.name.startswith(".")]
 
 
 def test_numbers_go_on_after_what_is_still_there(tmp_path: Path) -> None:

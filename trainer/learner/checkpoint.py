@@ -116,7 +116,10 @@ def store_folder(store: ArtefactStore, owner: str, folder: Path) -> Manifest:
 
 
 def fetch_folder(store: ArtefactStore, manifest: Manifest, folder: Path) -> None:
-    """Bring a checkpoint here, verified by sha256. Raises TrainingError (checkpoint_unusable)."""
+    """Bring a checkpoint here, verified by sha256.
+
+    Raises TrainingError (checkpoint_unusable), or a retryable ArtefactError.
+    """
     try:
         for name, ref in manifest.files.items():
             target = (folder / name).resolve()
@@ -124,6 +127,8 @@ def fetch_folder(store: ArtefactStore, manifest: Manifest, folder: Path) -> None
                 raise _unusable(f"its manifest names {name!r}, outside the folder")
             store.local_copy(ref, target)
     except ArtefactError as error:
+        if error.retryable:  # no room for it here, or the store is away: the checkpoint is sound
+            raise
         raise _unusable(str(error)) from error
 
 

@@ -1,40 +1,75 @@
 """The trained model as a Hugging Face folder that from_pretrained loads, tokenizer included."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
+from trainer.failures import TrainingError, is_disk_full
 from trainer.learner.lora import served_state
-from trainer.learner.model_state import CPU
-from trainer.learner.tokenizing import Tokenizer
+from trainer.learner.model_state import CPU, META
 from trainer.policy.policy import Policy
 
 ADAPTER_FOLDER = "adapter"
 
+# What training does not change is copied as it is: transformers refuses to write some files that it reads,
+# such as a generation_config.json with a temperature and no sampling.
+_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
+_WRITTEN = ("config.json", "adapter_config.json")
 
-def save_model(policy: Policy, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write config, weights (safetensors, in the policy's type) and tokenizer into the folder.
+
+def save_model(policy: Policy, source: Path, folder: Path) -> None:
+    """Write config and weights (safetensors, in the policy's type) into the folder; the rest, tokenizer and
+    generation config, comes from `source`, the folder that the model was loaded from.
 
     With an adapter these are the merged weights, and the folder `adapter` in it holds the adapter as peft
     and vLLM load it.
     """
     state = _copied(served_state(policy.model, CPU), policy.dtype)
-    model = policy.model
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
-        model = model.get_base_model()  # type: ignore[assignment]  # declared as any module
-    assert isinstance(model, PreTrainedModel)
-    kept = model.config.dtype
-    model.config.dtype = policy.dtype
+    if isinstance(policy.model, PeftModel):
+        policy.model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
+    _save(policy.plain_model, policy.dtype, state, source, folder)
+
+
+def try_saving(policy: Policy, source: Path, folder: Path) -> None:
+    """Save all of the model but its weights: what can fail at the end should fail before the first step.
+
+    Raises TrainingError (unsavable_model).
+    """
     try:
-        model.save_pretrained(folder, state_dict=state)
+        if isinstance(policy.model, PeftModel):
+            served_state(policy.model, META)
+        _save(policy.plain_model, policy.dtype, {}, source, folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if is_disk_full(error):
+            raise
+        raise TrainingError(
+            "unsavable_model",
+            f"the model could not be saved after training: {error}",
+            path="model",
+            remedy="mend what the message names in the model's folder, or choose another model",
+        ) from error
+
+
+def _save(
+    model: PreTrainedModel, dtype: torch.dtype, state: Mapping[str, Tensor], source: Path, folder: Path
+) -> None:
+    kept = model.config.dtype, model.generation_config
+    model.config.dtype, model.generation_config = dtype, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        model.save_pretrained(folder, state_dict=dict(state))
     finally:
-        model.config.dtype = kept
-    tokenizer.save_pretrained(folder)
+        model.config.dtype, model.generation_config = kept
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for file in {file for pattern in _COPIED for file in source.glob(pattern)}:
+        if file.name not in _WRITTEN and not file.name.endswith(".index.json"):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _copied(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

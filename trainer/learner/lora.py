@@ -4,18 +4,20 @@ An engine that serves whole models gets the merged weights W + (alpha / r) B A, 
 A alone; checkpoints hold the adapter alone, the final model both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from powermean.contracts.job import LoraSpec
 from powermean.contracts.rollout import AdapterShape
-from trainer.failures import check_modules
+from trainer.failures import check_modules, unknown_modules
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
@@ -24,23 +26,71 @@ _PREFIX = "base_model.model."
 def attach(model: PreTrainedModel, spec: LoraSpec, name: str) -> PeftModel:
     """The model with a new adapter, which changes nothing yet; `name` is the base model's, for the export.
 
-    Raises TrainingError (unknown_modules) where the model has no linear layers of these names.
+    Raises TrainingError (unknown_modules) where the model has no linear layers of these names, or only the
+    parameters of fused experts, which can't be merged.
     """
-    linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
-    linear -= {"lm_head"}
-    check_modules(spec.target_modules, linear)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=spec.dropout,
-        target_modules=sorted(spec.target_modules or linear),
-        task_type="CAUSAL_LM",
-    )
+    known = _linear_layers(model)
+    check_modules(spec.target_modules, known)
+    wanted = set(spec.target_modules) or _without_experts(model, spec, known)
+    if not wanted:
+        raise unknown_modules("has no linear layers for an adapter", known)
+    config = _config(spec, wanted)
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
+    others = {
+        path.rpartition(".")[2]
+        for path, layer in adapted.named_modules()
+        if isinstance(layer, BaseTunerLayer) and not isinstance(layer, LoraLinear)
+    }
+    if others:
+        taken = wanted - set(config.target_modules or ())
+        raise unknown_modules(
+            f"has no linear layers named {', '.join(sorted(taken))} in its {', '.join(sorted(others))}, "
+            "whose weights are fused",
+            wanted - taken,
+        )
     config.base_model_name_or_path = name  # peft takes the folder on this machine
     adapted.train(False)  # its new layers come in training mode, and drop
     return adapted
+
+
+def _config(spec: LoraSpec, names: Collection[str]) -> LoraConfig:
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=spec.dropout,
+        target_modules=sorted(names),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _linear_layers(model: PreTrainedModel) -> set[str]:
+    """Names of the model's linear layers, its output layer left out."""
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return {
+        path.rpartition(".")[2]
+        for path, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part is not output
+    }
+
+
+def _without_experts(model: PreTrainedModel, spec: LoraSpec, names: Collection[str]) -> set[str]:
+    """The names that peft takes for linear layers alone: it gives some to fused experts, too.
+
+    Which ones is up to peft and the architecture, so it is tried on a twin without weights.
+    """
+    if not names:
+        return set()
+    config = _config(spec, names)
+    get_peft_model(without_weights(model.config), config)
+    return set(config.target_modules or ())
+
+
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of that config on the meta device: layers and shapes, no memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config))  # type: ignore[no-untyped-call]
+    return model
 
 
 def has_dropout(model: nn.Module) -> bool:

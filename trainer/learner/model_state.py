@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
 
 
 def unique_weights(state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The model's tokenizer. Raises TrainingError (unknown_model) when it can't be loaded."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise TrainingError(
             "unknown_model",
             f"the tokenizer in {folder} can't be loaded: {error}",

@@ -5,6 +5,7 @@ Only safetensors are loaded, and code in a model's folder is never run.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -19,8 +20,10 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from safetensors import SafetensorError, safe_open
 
 from powermean.contracts.job import ModelSpec
+from powermean.disk import is_full
 from trainer.failures import TrainingError
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel, convert
 
@@ -46,6 +49,7 @@ def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
     for root in roots:
         candidate = (root / folder).resolve()
         if candidate.is_relative_to(root.resolve()) and candidate.is_dir():
+            _inside(candidate, roots)
             return _checked(candidate, "model.folder")
     where = ", ".join(map(str, roots)) or "none is declared on this node"
     raise TrainingError(
@@ -56,6 +60,19 @@ def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
     )
 
 
+def _inside(folder: Path, roots: tuple[Path, ...]) -> None:
+    """Raises TrainingError for a file of the folder that is a link to somewhere outside all roots."""
+    allowed = [root.resolve() for root in roots]
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in allowed):
+            raise TrainingError(
+                "unknown_model",
+                f"{path} is a link to a place outside the declared model roots",
+                path="model.folder",
+                remedy="copy the file into the model's folder",
+            )
+
+
 def _checked(folder: Path, path: str) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise TrainingError(
@@ -64,7 +81,28 @@ def _checked(folder: Path, path: str) -> Path:
             path=path,
             remedy="save the model with save_pretrained(); pickled weights are not loaded",
         )
+    for file in sorted(folder.iterdir()):
+        if why := _damage(file):
+            raise TrainingError(
+                "unknown_model",
+                f"{file} can't be read: {why}",
+                path=path,
+                remedy="copy or download the model again",
+            )
     return folder
+
+
+def _damage(file: Path) -> str | None:
+    """Why a file is not what its name says; None for a sound one. Reads no weights."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            with safe_open(file, framework="numpy"):  # compares the file's size with its header
+                pass
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        return str(error)
+    return None
 
 
 def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
@@ -80,6 +118,8 @@ def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
             HFValidationError,
             OSError,
         ) as error:
+            if is_full(error):
+                raise _disk_full(name, error) from error
             reason = error
         except TrainingError:
             if not local_only:
@@ -120,14 +160,18 @@ def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) ->
             convert(source, packaged.pad_token_id, part)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise TrainingError(
-                "disk_full",
-                f"could not write {folder}: {error}",
-                remedy="free space under POWERMEAN_DATA_DIR",
-                retryable=True,
-            ) from error
+            raise _disk_full(name, error) from error
         part.rename(folder)
     return folder
+
+
+def _disk_full(name: str, error: Exception) -> TrainingError:
+    return TrainingError(
+        "disk_full",
+        f"could not write the model {name}: {error}",
+        remedy="free space under POWERMEAN_DATA_DIR and the hub cache",
+        retryable=True,
+    )
 
 
 @contextlib.contextmanager

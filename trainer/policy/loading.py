@@ -28,7 +28,7 @@ from trainer.rollouts.batching import Trajectories
 log = logging.getLogger(__name__)
 
 # Largest log-prob difference between two ways that rounding explains.
-_AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
+AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 Compile = Literal["on", "try", "off"]
@@ -81,15 +81,25 @@ def make_policy(
     gradient_checkpointing: bool = False,
     compiled: Compile = "off",
 ) -> Policy:
-    """A policy around a float32 model that is on its device already.
+    """A policy around a float32 model that is on its device already, in evaluation mode for good.
 
+    That switches off dropout and router noise, whatever a model calls them; two passes show whether it did.
     Layers that can't be compiled stay as they are if that was only to be tried, and the log says so. Raises
-    TrainingError: unknown_model where no way of scoring gives what the model's own logits give, or its layers
-    can't be computed again; compile_failed where they can't be compiled.
+    TrainingError: random_model where two passes differ; unknown_model where no way of scoring gives what the
+    model's own logits give, or its layers can't be computed again; compile_failed where they can't be
+    compiled.
     """
     model.train(False)
     rows = Policy(model, temperature, dtype, next(model.parameters()).device, by_tree=False)
     expected = _by_logits(rows, _probe_rows(rows))
+    if not torch.equal(expected, again := _by_logits(rows, _probe_rows(rows))):
+        raise TrainingError(
+            "random_model",
+            "two passes over the same tokens differ by "
+            f"{float((expected - again).abs().max()):.2g} nats in evaluation mode",
+            path="model",
+            remedy="switch off in the model's config.json what draws random numbers (dropout, router noise)",
+        )
     if (why := _objection(rows, expected)) is not None:
         raise TrainingError(
             "unknown_model",
@@ -252,7 +262,7 @@ def _objection(policy: Policy, expected: Tensor) -> str | None:
     apart = float((log_probs.detach().cpu() - expected).abs().max())
     if not bool(expected.isfinite().all()):
         return "the model's own are not finite"
-    if not apart <= _AGREEMENT[policy.dtype]:
+    if not apart <= AGREEMENT[policy.dtype]:
         return f"log-probs differ by {apart:.2g}"
     if not all(bool(one.isfinite().all()) for one in gradients if one is not None):
         return "its gradient is not finite"

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import GPU_MEMORY_SHARE, choose
+from powermean.engine_selection import GPU_MEMORY_SHARE, choose, same_positions_up_to, text_config
 from powermean.memory import engine_bytes, gib, total_bytes, weight_bytes
-from trainer.failures import TrainingError, check_modules
+from trainer.failures import TrainingError, check_modules, length_dependent
 from trainer.preflight.footprint import Footprint, footprint
 from trainer.preflight.tensors import linear_shapes, tensor_shapes
 
@@ -120,10 +120,24 @@ def may_share_weights(spec: JobSpec) -> bool:
 
 
 def check_adapter(spec: JobSpec, folder: Path) -> None:
-    """Raises TrainingError (unknown_modules) where the adapter names layers that the model hasn't."""
+    """Raises TrainingError (unknown_modules, unknown_model) where the model can't take the adapter."""
     lora = spec.model.lora
-    if lora is not None and lora.target_modules and (known := linear_shapes(tensor_shapes(folder))):
+    if lora is None:
+        return
+    if lora.target_modules and (known := linear_shapes(tensor_shapes(folder))):
         check_modules(lora.target_modules, known.keys())
+    # Imported here on purpose: it takes PyTorch, transformers and peft, which other jobs are checked without.
+    importlib.import_module("trainer.preflight.adapter_trial").try_adapter(folder, lora)
+
+
+def check_positions(folder: Path, tokens: int) -> None:
+    """Raises TrainingError (length_dependent_model) where positions of a row of so many tokens are encoded
+    otherwise than those of a short row."""
+    limit = same_positions_up_to(text_config(folder))
+    if limit is not None and tokens - 1 > limit:  # the last token is never an input
+        raise length_dependent(
+            f"its positions change beyond {limit} tokens; prompt and completion may have {tokens}"
+        )
 
 
 def _has_own_engine(spec: JobSpec) -> bool:

@@ -26,7 +26,7 @@ from powermean.engine_selection import choose, context_length, cpu_cache_tokens,
 from trainer.data import Problem, PromptSource, open_source
 from trainer.failures import TrainingError, cuda_unavailable
 from trainer.models.resolve import resolve_model
-from trainer.preflight.limits import check_adapter, check_memory
+from trainer.preflight.limits import check_adapter, check_memory, check_positions
 from worker.settings import NodeSettings, NodeSettingsError
 
 Result = TypeVar("Result")
@@ -70,6 +70,9 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     if folder is not None:
         prompt = longest - spec.rollout.max_new_tokens if longest is not None else 1
         _noted(found, lambda: check_memory(spec, folder, prompt))
+        if longest is not None:
+            _noted(found, lambda: check_positions(folder, longest))
+    _noted(found, ArtefactStore(settings.artefacts_url).probe)  # the final model goes there
     return ValidationResult(errors=tuple(found), tokens=longest)
 
 
@@ -240,6 +243,6 @@ def _noted(found: list[JobError], check: Callable[[], Result]) -> Result | None:
     """The check's result, or None with the error added to `found`."""
     try:
         return check()
-    except TrainingError as failure:
+    except (TrainingError, ArtefactError) as failure:
         found.append(failure.error)
         return None

@@ -43,8 +43,8 @@ def open_grader(spec: RewardSpec) -> "IsolatedGrader":
 class IsolatedGrader:
     """Grades in `python -m MODULE ARGUMENT...`, which speaks the protocol of trainer.rewards.serving.
 
-    One process grades all completions. If one exceeds `timeout_s` or ends the process, that completion gets
-    reward 0 and an error, and a new process grades the rest.
+    One process grades all completions. If one exceeds `timeout_s` or ends the process twice, that completion
+    gets reward 0 and an error, and a new process grades the rest.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], timeout_s: float) -> None:
@@ -70,7 +70,7 @@ class IsolatedGrader:
                 grades.append(self._grade_one(*item))
         return grades
 
-    def _grade_one(self, completion: str, answer: str) -> Grade:
+    def _grade_one(self, completion: str, answer: str, *, again: bool = False) -> Grade:
         if self._process is None:
             self._process = self._start()
         try:
@@ -80,6 +80,8 @@ class IsolatedGrader:
             return Grade(0.0, f"grading took longer than {self._timeout_s:g} s")
         except _GraderDiedError as died:
             self._stop()
+            if not again:  # somebody else may have killed it, and no reward is the completion's fault then
+                return self._grade_one(completion, answer, again=True)
             return Grade(0.0, f"the grader process ended: {died}")
         if "error" in reply:
             return Grade(0.0, str(reply["error"]))

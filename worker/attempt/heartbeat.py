@@ -3,9 +3,8 @@
 import threading
 import time
 
-from pydantic import ValidationError
-
 from powermean.contracts.attempts import Order
+from powermean.disk import first_full
 from powermean.node_client import AttemptClient
 from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
@@ -25,6 +24,7 @@ class Heartbeat(threading.Thread):
         self._halt = threading.Event()
         self.phase = "preparing the model"
         self.order: Order = "continue"
+        self._written: Order = "continue"  # where the trainer reads it
         self.refused: ApiError | None = None  # the attempt is no longer ours
         self.answered = time.monotonic()
 
@@ -32,8 +32,8 @@ class Heartbeat(threading.Thread):
         while not self._halt.is_set():
             try:
                 beaten = self._beat()
-            except (OSError, ValidationError) as error:  # a full disk, an unreadable answer
-                say(f"heartbeat: {error}")
+            except Exception as error:  # noqa: BLE001  the thread's boundary: without beats the attempt lapses
+                say(f"heartbeat: {type(error).__name__}: {error}")
                 beaten = False
             self._halt.wait(self._beat_s if beaten else min(self._beat_s, RETRY_S))
 
@@ -42,7 +42,7 @@ class Heartbeat(threading.Thread):
 
     def _beat(self) -> bool:
         try:
-            reply = self._client.heartbeat(self._attempt.phase(self.phase))
+            reply = self._client.heartbeat(self._phase())
         except ServerUnreachableError:
             return False
         except ApiError as error:
@@ -52,8 +52,19 @@ class Heartbeat(threading.Thread):
             return False
         self.answered = time.monotonic()
         self._client.renew(reply.token)
-        self._attempt.write_token(reply.token)
-        if reply.order != self.order:
+        try:
+            self._attempt.write_token(reply.token)
+        except OSError as error:  # the order below matters more
+            say(f"the token was not renewed: {error}")
+        self.order = reply.order
+        if reply.order != self._written:
             self._attempt.write_order(reply.order)
-            self.order = reply.order
+            self._written = reply.order
         return True
+
+    def _phase(self) -> str:
+        """What people should know: that the disk is full, before what the trainer says."""
+        if first_full([self._attempt.path]):
+            return "the node's disk is full"
+        self._attempt.ballast.hold()
+        return self._attempt.phase(self.phase)

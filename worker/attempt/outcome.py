@@ -1,9 +1,11 @@
 """How an attempt ended, judging by what its processes left: a pure function."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from powermean.contracts.attempts import EngineStart, Finish, JobError
+from powermean.disk import is_full
 from powermean.processes import exit_text
 
 Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
@@ -21,11 +23,21 @@ class Ended:
     engine_code: int | None = None  # exit status of an engine that ended before the trainer
     engine_start: EngineStart | None = None  # its report on its start
     trainer_code: int | None = None
+    broken: OSError | None = None  # why the supervisor itself could not go on
+    full_disk: Path | None = None  # the folder whose disk had no room at the end
     last_words: str = ""  # the log's last line
 
 
 def finish(ended: Ended) -> Finish:
-    """The attempt's end, for the server."""
+    """The attempt's end, for the server. What failed for good on a full disk may succeed on another try."""
+    end = _finish(ended)
+    unexplained = ended.record is None and ended.refused is None
+    if ended.full_disk and unexplained and end.outcome == "failed" and not end.retryable:
+        return Finish(outcome="failed", error=disk_full(ended.full_disk), retryable=True)
+    return end
+
+
+def _finish(ended: Ended) -> Finish:
     record = ended.record
     if ended.refused:
         return Finish(outcome="failed", error=ended.refused)
@@ -49,11 +61,24 @@ def finish(ended: Ended) -> Finish:
         )
     if record:
         return record
+    if ended.broken and is_full(ended.broken) and ended.full_disk:
+        return Finish(outcome="failed", error=disk_full(ended.full_disk), retryable=True)
+    if ended.broken is not None:
+        return _failed("supervisor_error", f"The node could not run the attempt: {ended.broken}", retry=True)
     if ended.model_code is not None:
         return _without_record("model", "Preparing the model", ended.model_code, ended.last_words)
     if ended.trainer_code is not None:
         return _without_record("trainer", "The trainer", ended.trainer_code, ended.last_words)
     return _failed("trainer_lost", "The trainer was never started.", retry=True)
+
+
+def disk_full(folder: Path) -> JobError:
+    """The error of an attempt that needs room on its node's disk."""
+    return JobError(
+        code="disk_full",
+        message=f"The disk of {folder} on the node is full.",
+        remedy="Make room there: the job goes on from its last checkpoint by itself.",
+    )
 
 
 def _without_record(what: str, who: str, code: int, last_words: str) -> Finish:

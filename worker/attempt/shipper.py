@@ -2,6 +2,7 @@
 
 import threading
 
+from powermean.artefacts import ArtefactStoreFullError
 from powermean.contracts.attempts import Finish, FinishRecord, JobError, LogChunk
 from powermean.node_client import AttemptClient
 from powermean.rest import ApiError, FencedError, ServerUnreachableError
@@ -44,7 +45,10 @@ class Shipper(threading.Thread):
 
     def run(self) -> None:
         while not self._halt.wait(SHIP_EVERY_S):
-            self.ship()
+            try:
+                self.ship()
+            except Exception as error:  # noqa: BLE001  the thread's boundary: the next look may go better
+                say(f"not sent: {type(error).__name__}: {error}")
 
     def halt(self) -> None:
         """Returns when no post is in progress."""
@@ -97,6 +101,11 @@ class Shipper(threading.Thread):
             raw = complete(log.read(LOG_CHUNK))
         if not raw:
             return True
-        self._client.post_log(LogChunk(offset=self._log_offset, text=clean(raw)))
+        try:
+            self._client.post_log(LogChunk(offset=self._log_offset, text=clean(raw)))
+        except ApiError as error:
+            if error.body.code != ArtefactStoreFullError.code:
+                raise
+            return True  # there is no room for it: the end of the attempt must not wait for that
         self._log_offset += len(raw)
         return len(raw) < LOG_CHUNK - 4

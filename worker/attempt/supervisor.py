@@ -23,6 +23,7 @@ from types import FrameType
 
 from powermean.children import TICK_S, last_words, start, wait
 from powermean.contracts.attempts import Claim, EngineStart, Finish
+from powermean.disk import first_full
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
@@ -108,6 +109,7 @@ class Supervisor:
     def _processes(self) -> Ended:
         """Run the attempt's programs. When this returns, all of them are gone."""
         stop: Stop | None = None
+        broken: OSError | None = None
         model_code = engine_code = trainer_code = None
         engine = trainer = None
         try:
@@ -118,6 +120,9 @@ class Supervisor:
                 self._watch(engine, trainer)
         except StopError as why:
             stop = why.why
+        except OSError as error:  # a full disk, no more processes: the attempt ends in order all the same
+            say(f"the supervisor can't go on: {error}")
+            broken = error
         if engine:
             engine_code = engine.poll()  # that it ended before it was told to is a failure
         end_all(self._descendants, self._limits.grace_s)
@@ -132,6 +137,8 @@ class Supervisor:
             engine_code=engine_code,
             engine_start=self._attempt.engine_start(),
             trainer_code=trainer_code,
+            broken=broken,
+            full_disk=first_full([self._attempt.path]),
             last_words=last_words(self._attempt.log),
         )
 
@@ -247,7 +254,10 @@ def main() -> None:
     attempt = AttemptDir(parser.parse_args().attempt_dir.resolve())
     settings = NodeSettings.read()
     adopt_orphans()
-    attempt.write_supervisor(ProcessId.own())
+    try:
+        attempt.write_supervisor(ProcessId.own())
+    except OSError as error:  # the worker has written it, too
+        say(f"not written: {error}")
     claim = attempt.claim()
     lifeline = Lifeline(settings.lifeline_pid) if settings.lifeline_pid else None
     with AttemptClient(settings.server_url, attempt.attempt_id, attempt.token()) as client:

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from powermean.children import TICK_S, Deaths, RestartPolicy, last_words, rotate, start, wait
 from powermean.contracts.attempts import EngineReport, EngineStart, JobError
 from powermean.contracts.engines import EngineOrder
+from powermean.disk import is_full
 from powermean.processes import end_all, exit_text, marked
 from rollout.client import RolloutClient, RolloutError
 from worker.attempt_dir import write_whole
@@ -43,6 +44,7 @@ class Patience:
     look_s: float = 3.0  # between looks at its state
     answer_s: float = 5.0  # for its state
     grace_s: float = 10.0  # between SIGTERM and SIGKILL
+    room_s: float = 10.0  # between tries while the disk is full
     restarts: RestartPolicy = RESTARTS
 
 
@@ -108,6 +110,13 @@ class EngineKeeper(threading.Thread):
         while True:
             try:
                 self._serve()
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._end()
+                full = _error("disk_full", f"The node's disk is full: {error}")
+                self._say(state="starting", error=full, adapters=None)
+                self._rest(self._patience.room_s)
             except _DownError as down:
                 self._end()
                 deaths.add(time.monotonic())

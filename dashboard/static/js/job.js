@@ -6,6 +6,7 @@ import { trajectoriesBehind } from "./lines.js";
 import { Numbers } from "./numbers.js";
 import { paced } from "./pace.js";
 import { Pairs } from "./pairs.js";
+import { root } from "./root.js";
 import { buildTools } from "./tools.js";
 import { JobStream } from "./stream.js";
 
@@ -14,7 +15,7 @@ const TELL_EVERY_MS = { metrics: 2000, trajectories: 5000 };
 const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while hidden", ended: "Ended" };
 
 const job = JSON.parse(document.getElementById("job-data").textContent);
-const address = `/v1/jobs/${encodeURIComponent(job.id)}`;
+const address = `${root}v1/jobs/${encodeURIComponent(job.id)}`;
 const numbers = new Numbers(job, () => drawSoon());
 const pairs = new Pairs(fetchPairs, () => drawSoon());
 const view = { from: 0, to: 1, ...readView(location.search) };
@@ -87,7 +88,7 @@ function changeView(change) {
 
 function buildCards(echarts, zoomTo) {
   const grid = document.getElementById("grid");
-  const stepAddress = (step) => `/jobs/${encodeURIComponent(job.id)}/steps/${step}`;
+  const stepAddress = (step) => `${root}jobs/${encodeURIComponent(job.id)}/steps/${step}`;
   const page = {
     store: numbers.store, pairs, metrics: job.metrics, job, view, echarts, zoomTo, stepAddress,
     want: (names) => numbers.want(names),

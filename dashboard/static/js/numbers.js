@@ -1,4 +1,5 @@
 // The job's series: fetched when a chart first wants them, then kept up to date by the stream's events.
+import { root } from "./root.js";
 import { inView } from "./steps.js";
 import { SeriesStore } from "./store.js";
 
@@ -121,7 +122,7 @@ export class Numbers {
     const query = new URLSearchParams([...names.map((name) => ["name", name]), ["max_points", String(this.#points())]]);
     if (range) query.set("from_step", String(range.from));
     if (range?.to != null) query.set("to_step", String(range.to));
-    const answer = await fetch(`/v1/jobs/${encodeURIComponent(this.#job.id)}/metrics?${query}`);
+    const answer = await fetch(`${root}v1/jobs/${encodeURIComponent(this.#job.id)}/metrics?${query}`);
     if (!answer.ok) throw new Error(`history: ${answer.status}`);
     return answer.json();
   }

@@ -1,4 +1,6 @@
 // Follows a job's events with an EventSource; whatever interrupts it, it resumes after the last event seen.
+import { root } from "./root.js";
+
 const RETRY_MS = [500, 1000, 2000, 5000, 10000];
 const KINDS = ["metrics", "state", "rewind", "trajectories", "checkpoint"];
 
@@ -21,7 +23,7 @@ export class JobStream {
   open() {
     if (this.#stopped || this.#source) return;
     clearTimeout(this.#timer);
-    const source = new EventSource(`/v1/jobs/${encodeURIComponent(this.jobId)}/events?after=${this.seq}`);
+    const source = new EventSource(`${root}v1/jobs/${encodeURIComponent(this.jobId)}/events?after=${this.seq}`);
     this.#source = source;
     source.onopen = () => {
       this.#failures = 0;

@@ -43,9 +43,10 @@ def body(state: JobState, **changes: object) -> Answer:
 @pytest.mark.parametrize(
     "command",
     [
-        *[(c,) for c in COMMANDS if c not in ("datasets", "engine")],
+        *[(c,) for c in COMMANDS if c not in ("datasets", "engine", "node")],
         *[("datasets", c) for c in ("upload", "list")],
         *[("engine", c) for c in ("add", "list", "remove")],
+        ("node", "remove"),
     ],
 )
 def test_help_teaches_by_example(command: tuple[str, ...]) -> None:

@@ -1,15 +1,19 @@
 """What stands between a machine and its service is told in one clear line, before anything is started."""
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
+from powermean.artefacts import ArtefactStore
 from powermean.cli import embedded
 from powermean.cli.embedded import (
     Embedded,
     EmbeddedError,
     choose_port,
+    make_home,
     require_packages,
     require_space,
     secret,
@@ -53,6 +57,37 @@ def test_a_second_service_is_told_who_holds_the_folder(
         first.stop()
     second._take_lock()
     second.stop()
+
+
+@pytest.mark.parametrize("name", ["b[1]", "what?a", "50% off", "a::b", "x#y &c"])
+def test_everything_lies_in_the_home_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """Server and worker are told places as URLs: each reads back the same path."""
+    home = Home(tmp_path / name)
+    make_home(home)
+    (_, server, worker) = Embedded(home)._programs(8700)
+    assert make_url(server.environment["POWERMEAN_DATABASE_URL"]).database == str(home.database)
+    store = ArtefactStore(worker.environment["POWERMEAN_ARTEFACTS_URL"])
+    ref = store.put_bytes("jobs/a/model", "config.json", b"{}")
+    assert store.local_path(ref) == home.artefacts / ref.key
+    assert store.list("jobs/a/model") == (ref,)
+    store.delete_prefix("jobs/a")
+    assert not store.exists(ref)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_home_is_its_owners_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.folder.mkdir(mode=0o755)
+    make_home(home)
+    assert home.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedError, match=r"Not a directory.* set POWERMEAN_HOME"):
+        make_home(Home(tmp_path / "file" / "home"))
+    with pytest.raises(EmbeddedError, match="not UTF-8: set POWERMEAN_HOME"):
+        make_home(Home(tmp_path / os.fsdecode(b"\xff")))
 
 
 def test_secrets_are_made_once_and_are_the_owners_alone(tmp_path: Path) -> None:

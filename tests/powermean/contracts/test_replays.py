@@ -18,6 +18,12 @@ def test_anything_else_is_refused(text: str) -> None:
         parse_settings([text])
 
 
+@pytest.mark.parametrize("value", [r'"\ud800"', "NaN", "[1e999]", "[" * 100_000, "9" * 5000])
+def test_a_value_that_could_not_be_sent_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="can't be taken"):
+        parse_settings([f"clip={value}"])
+
+
 def test_a_replay_says_what_it_changed() -> None:
     recorded = Pmpo(clip_low=0.1)
     assert sample_replay(recorded=recorded, algorithm=recorded).settings == ""

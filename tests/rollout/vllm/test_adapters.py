@@ -231,11 +231,12 @@ def test_the_exported_adapter_loads_as_it_is(engine: AdapterEngine, tmp_path: Pa
             if ".lora_" in name:
                 weight.copy_(0.2 * torch.randn(weight.shape))
     policy = replace(make_policy(_base(), dtype=torch.float32, temperature=1.0), model=model)
-    save_model(policy, char_tokenizer(), tmp_path)
-    load = {"lora_name": "export", "lora_path": str(tmp_path / ADAPTER_FOLDER)}
+    char_tokenizer().save_pretrained(tmp_path / "base")
+    save_model(policy, tmp_path / "base", exported := tmp_path / "model")
+    load = {"lora_name": "export", "lora_path": str(exported / ADAPTER_FOLDER)}
     engine._server.call("load adapter", "/v1/load_lora_adapter", body=load)
     groups = complete(engine._server, REQUEST, engine._model.end_tokens, Event(), adapter=("export", 0))
-    merged = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    merged = LlamaForCausalLM.from_pretrained(exported).eval()
     for prompt, group in zip(REQUEST.prompts, groups, strict=True):
         for completion in group:
             assert _distance(model, prompt, completion) < TOLERANCE

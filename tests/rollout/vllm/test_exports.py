@@ -58,7 +58,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(room: Path) -> Iterator[VllmEngine]:
-    save_model(_policy(1), char_tokenizer(), room / "model")
+    char_tokenizer().save_pretrained(room / "base")
+    save_model(_policy(1), room / "base", room / "model")
     started = load_engine(
         VllmOptions(room / "model", "float32", max_num_seqs=16),
         fence=Fence("job-1", 1, 0),

@@ -125,6 +125,7 @@ def test_what_was_started_anew_already_is_not_ended_for_its_predecessors_faults(
     assert server._processes() == family
 
 
+@pytest.mark.slow
 def test_one_that_does_not_come_back_stays_down(make: Make) -> None:
     """Each start has its deadline, also one after a death."""
     server = make(deadlines=Deadlines(start=6.0, stop=1.0), restarts=RestartPolicy(most=1, window_s=60.0))

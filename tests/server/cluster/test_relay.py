@@ -13,7 +13,7 @@ import pytest
 import redis
 from sqlalchemy import select, update
 
-from powermean.cli.embedded import valkey_program
+from powermean.cli.redis_server import valkey_program
 from powermean.contracts.names import START_TASK, VALIDATE_TASK, node_queue
 from server.cluster.relay import Relay
 from server.cluster.scheduler import NO_CHECKER

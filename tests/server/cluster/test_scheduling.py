@@ -101,6 +101,25 @@ def test_a_silent_node_gets_no_job(service: ServiceDriver):
     assert service.person.get("/v1/nodes").json()["items"][0]["alive"] is False
 
 
+def test_a_job_that_met_a_full_disk_waits_for_room_and_goes_on(service: ServiceDriver):
+    attempt = service.running()
+    error = {"code": "disk_full", "message": "The disk of /data on the node is full."}
+    assert attempt.finish("failed", error=error, retryable=True).status_code == 204
+    service.report(full_disk="/data")
+    job_id = attempt.claim.job_id
+    for _ in range(3):  # its restarts are not used up while it waits
+        service.scheduler.turn()
+        job = service.job(job_id)
+        assert (job.state, job.phase) == (
+            JobState.QUEUED,
+            "waiting for room: the disk of /data on node-1 is full",
+        )
+    assert service.person.get("/v1/nodes").json()["items"][0]["full_disk"] == "/data"
+    service.report()
+    service.scheduler.turn()
+    service.claim(f"{job_id}.2")
+
+
 def test_what_a_lapsed_attempt_holds_is_free_once_its_processes_are_gone(service: ServiceDriver):
     attempt = service.running()
     service.let_lease_run_out(attempt.id)

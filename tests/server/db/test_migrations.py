@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.command import downgrade
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from server.db.migrate import alembic_config, migrate, pending_revision
 from server.db.models import Base
@@ -56,6 +57,18 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, monkeypat
 
 def test_the_way_back(empty: Database):
     migrate(empty)
+    with empty.write() as session:  # what a removed node leaves
+        for statement in (
+            "INSERT INTO api_keys (id, name, role, key_sha256, created_at) VALUES ('k', '', '', '', :now)",
+            "INSERT INTO jobs (id, name, state, spec, algorithm, total_steps, step, seq, attempt, restarts, "
+            "cancel_requested, spec_sha256, created_by, created_at) "
+            "VALUES ('j', '', '', '{}', '', 1, 0, 0, 1, 0, :no, '', 'k', :now)",
+            'INSERT INTO attempts (id, job_id, number, state, first_step, "order", created_at) '
+            "VALUES ('j.1', 'j', 1, '', 0, '', :now)",
+            "INSERT INTO allocations (id, attempt_id, role, node_id, gpu_uuids) "
+            "VALUES (1, 'j.1', '', 'gone', '[]')",
+        ):
+            session.execute(text(statement), {"now": datetime.now(UTC), "no": False})
     config = alembic_config()
     with empty.write() as session:
         config.attributes["connection"] = session.connection()

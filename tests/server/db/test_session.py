@@ -10,8 +10,18 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from server.db import session as sessions
+from server.db.migrate import migrate
 from server.db.models import Attempt, Leader, Node
-from server.db.session import Changes, Database, DatabaseBusyError, changes, database_now, upsert
+from server.db.session import (
+    Changes,
+    Database,
+    DatabaseBusyError,
+    DatabaseFullError,
+    changes,
+    database_now,
+    upsert,
+)
+from tests.support.small_disk import fill, small_disk
 
 
 def put(database: Database, *ids: str) -> None:
@@ -35,6 +45,29 @@ def test_a_failed_transaction_leaves_nothing(database: Database):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert ids(database) == []
+
+
+def test_on_a_full_disk_the_ballast_makes_room_for_the_next_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sessions, "BALLAST_BYTES", 2**20)
+    monkeypatch.setattr(sessions, "BALLAST_PAUSE_S", 0.0)
+    with small_disk(tmp_path / "small", 2**23) as folder:
+        database = Database(f"sqlite:///{folder / 'server.db'}")
+        migrate(database)
+        database.hold_ballast()
+        ballast = folder / "server.db.ballast"
+        assert ballast.stat().st_size == 2**20
+        filling = fill(folder)
+        with pytest.raises(DatabaseFullError, match="the disk of the database is full"):
+            put(database, *(f"{number:064}" for number in range(5000)))
+        put(database, "a heartbeat")
+        assert ids(database) == ["a heartbeat"]
+        assert not ballast.exists()
+        filling.unlink()
+        put(database, "there is room again")
+        assert ballast.exists()
+        database.close()
 
 
 def test_a_reader_neither_sees_nor_stops_an_open_writer(database: Database):

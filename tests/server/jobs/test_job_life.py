@@ -16,6 +16,7 @@ from powermean.contracts.attempts import Claim
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
+from tests.support.law_settings import at_most
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, ServiceDriver, example_result
 
 SLOTS = {"node-1": 1, "node-2": 2}
@@ -223,5 +224,5 @@ class JobLife(RuleBasedStateMachine):
 
 TestJobLife = JobLife.TestCase
 TestJobLife.settings = settings(
-    max_examples=10, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    at_most(10), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

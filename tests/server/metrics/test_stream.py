@@ -212,6 +212,7 @@ def test_streams_need_a_key_and_a_job(service):
         assert response.status_code == 404
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_is_cut_off_and_resumes_without_a_gap(service, monkeypatch):
     monkeypatch.setattr(stream_module, "BACKLOG", 2)
     monkeypatch.setattr(stream_module, "COALESCE_S", 0.01)

@@ -132,15 +132,13 @@ def test_a_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
 def test_the_export_loads_merged_and_as_an_adapter(tmp_path: Path) -> None:
     model = adapted(seed=1)
     policy = make_policy(base(), dtype=torch.float32, temperature=1.0)
-    save_model(
-        type(policy)(model, 1.0, torch.float32, policy.device, by_tree=True),
-        char_tokenizer(),
-        tmp_path,
-    )
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+    char_tokenizer().save_pretrained(source := tmp_path / "base")
+    target = tmp_path / "model"
+    save_model(type(policy)(model, 1.0, torch.float32, policy.device, by_tree=True), source, target)
+    merged = AutoModelForCausalLM.from_pretrained(target, local_files_only=True)
     torch.testing.assert_close(logits(merged), logits(model), rtol=1e-5, atol=1e-5)
-    loaded = PeftModel.from_pretrained(base(), str(tmp_path / ADAPTER_FOLDER))
+    loaded = PeftModel.from_pretrained(base(), str(target / ADAPTER_FOLDER))
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-6, atol=1e-6)
-    config = (tmp_path / ADAPTER_FOLDER / "adapter_config.json").read_text()
+    config = (target / ADAPTER_FOLDER / "adapter_config.json").read_text()
     assert '"some/model"' in config
     assert str(tmp_path) not in config

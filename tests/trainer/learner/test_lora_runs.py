@@ -75,6 +75,7 @@ def test_without_an_adapter_a_job_is_refused_by_an_engine_of_adapters(
     assert played.finish.error.path == "model.lora"
 
 
+@pytest.mark.slow
 def test_with_dropout_pi_old_has_a_pass_of_its_own(tmp_path: Path, model_root: Path) -> None:
     """Dropout moves the ratios of the very first update; without it they are 1."""
     spread = {}

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, DrGrpo, Grpo, Pmpo
 from powermean.contracts.job import LoraSpec
+from tests.support.law_settings import at_most
 from tests.support.learners import learner, weights
 from trainer.learner.training_batch import TrainingBatch
 from trainer.objectives import mismatch
@@ -166,7 +167,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@settings(max_examples=6)
+@at_most(6)
 @given(case=graded(), tokens=st.sampled_from([1, 8, 1000]))
 def test_law_trees_give_an_update_what_one_trajectory_a_pass_gives(
     name: str, case: Graded, tokens: int
@@ -176,7 +177,7 @@ def test_law_trees_give_an_update_what_one_trajectory_a_pass_gives(
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@settings(max_examples=6)
+@at_most(6)
 @given(
     case=graded(),
     tokens=st.sampled_from([8, 1000]),
@@ -194,7 +195,7 @@ def test_law_the_order_of_groups_and_trajectories_changes_nothing(
     assert_same(found, {key: v[rows] if key in by_row else v for key, v in expected.items()})
 
 
-@settings(max_examples=6)
+@at_most(6)
 @given(case=graded(), tokens=st.sampled_from([1, 1000]))
 def test_law_an_adapters_updates_are_the_same_too(case: Graded, tokens: int) -> None:
     lora, spec = LoraSpec(rank=2, alpha=4), Pmpo()

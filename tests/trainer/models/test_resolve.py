@@ -1,5 +1,6 @@
 """A model spec becomes a folder, or an error that names the field."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from powermean.contracts.attempts import Claim
 from powermean.contracts.job import JobSpec, ModelSpec
 from tests.support.tiny_model import tiny_spec
 from trainer.failures import TrainingError
+from trainer.learner.tokenizing import load_tokenizer
 from trainer.models import resolve as models
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel
 from trainer.models.resolve import resolve_model
@@ -43,6 +45,40 @@ def test_nothing_outside_the_roots_is_ever_used(tmp_path: Path, model_root: Path
     (outside / "tiny").symlink_to(model_root / "tiny")
     (root / "link").symlink_to(model_root / "tiny")
     assert refused(ModelSpec(folder=folder), tmp_path, root).error.path == "model.folder"
+
+
+def test_a_file_that_is_a_link_out_of_the_roots_is_not_opened(tmp_path: Path, model_root: Path) -> None:
+    folder = tmp_path / "root" / "tiny"
+    shutil.copytree(model_root / "tiny", folder)
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").symlink_to(tmp_path / "secret.json")
+    assert "is a link" in str(refused(ModelSpec(folder="tiny"), tmp_path, tmp_path / "root"))
+    assert resolve_model(ModelSpec(folder="tiny"), tmp_path, (tmp_path / "root", tmp_path)) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"\xff\xfe"),
+        ("tokenizer.json", b"[" * 100_000),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      x"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, model_root: Path, name: str, content: bytes) -> None:
+    folder = tmp_path / "root" / "tiny"
+    shutil.copytree(model_root / "tiny", folder)
+    (folder / name).write_bytes(content)
+    assert f"{name} can't be read" in str(refused(ModelSpec(folder="tiny"), tmp_path, tmp_path / "root"))
+
+
+def test_a_tokenizer_of_another_format_is_named(tmp_path: Path, model_root: Path) -> None:
+    shutil.copytree(model_root / "tiny", tmp_path / "tiny")
+    (tmp_path / "tiny" / "tokenizer.json").write_text('{"model": {"type": "none of ours"}}')
+    with pytest.raises(TrainingError, match=r"the tokenizer in .* can't be loaded"):
+        load_tokenizer(tmp_path / "tiny")
 
 
 def test_pickled_weights_are_no_model(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from math import exp
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec, Gmpo, Grpo, Pmpo, PowerMean
 from powermean.contracts.replays import OBJECTIVES
+from tests.support.law_settings import at_most
 from tests.trainer.objectives.objective_batches import Batch, batches, clipped, run, textbook_log_mean
 from trainer.objectives import Algorithm, Distance, batch_facts, build_algorithm, finite_rows
 from trainer.objectives.exponents import ExponentInputs, Exponents
@@ -161,7 +162,8 @@ def test_law_gradient_is_minus_a_m_i_w_at_the_solved_p(batch: Batch) -> None:
     same(found, gradient, 1e-8)
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@at_most(60)
 @given(
     batches(rows=(1, 3), tokens=(1, 5)),
     st.sampled_from(["pmpo", "gmpo", "holder", "gspo", "dr_grpo", "dapo"]),
@@ -235,7 +237,7 @@ def test_options_change_what_drives_p(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=25)
+@at_most(25)
 @given(
     batch=batches(largest=3.0),
     width=st.integers(0, 3),
@@ -266,7 +268,7 @@ def test_law_padding_changes_nothing(name: str, batch: Batch, width: int, garbag
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=25)
+@at_most(25)
 @given(batch=batches(largest=3.0, rows=(2, 5)), random=st.randoms(use_true_random=False))
 def test_law_permuting_trajectories_and_tokens_permutes_the_result(
     name: str, batch: Batch, random: object
@@ -285,7 +287,7 @@ def test_law_permuting_trajectories_and_tokens_permutes_the_result(
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=25)
+@at_most(25)
 @given(batch=batches(largest=3.0, rows=(2, 6)), cut=st.integers(1, 5))
 def test_law_micro_batches_add_up(name: str, batch: Batch, cut: int) -> None:
     assume(cut < len(batch.x))
@@ -309,7 +311,7 @@ def test_law_micro_batches_add_up(name: str, batch: Batch, cut: int) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@settings(max_examples=10)
+@at_most(10)
 @given(batch=batches(largest=1e4))
 def test_law_extreme_log_ratios_stay_finite(name: str, dtype: torch.dtype, batch: Batch) -> None:
     leaf = batch.x.to(dtype).requires_grad_()

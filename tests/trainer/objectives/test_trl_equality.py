@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec
+from tests.support.law_settings import at_most
 from tests.trainer.objectives.objective_batches import Batch, batches
 from trainer.objectives import batch_facts, build_algorithm, kl_penalty
 
@@ -107,7 +108,7 @@ def test_dapo_is_trls(batch: Batch) -> None:
     compare("dapo", batch, loss_type="dapo")
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(batches())
 def test_dapo_with_a_reference_is_trls(batch: Batch) -> None:
     compare("dapo", batch, loss_type="dapo", beta=0.1)

@@ -108,3 +108,38 @@ def test_compiled_layers_change_nothing_but_rounding(checkpointing: bool) -> Non
         found.append((torch.cat(log_probs).detach(), torch.cat([one.flatten() for one in gradients])))
     for plain, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+
+
+class Noisy(torch.nn.Module):
+    """Draws random numbers in evaluation mode, too."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return given + torch.randn_like(given)
+
+
+def test_a_model_that_is_random_in_evaluation_mode_is_refused() -> None:
+    noisy = model()
+    noisy.model.norm = torch.nn.Sequential(noisy.model.norm, Noisy())
+    with pytest.raises(TrainingError, match="two passes over the same tokens differ") as caught:
+        make_policy(noisy, dtype=torch.float32, temperature=1.0)
+    assert caught.value.code == "random_model"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["opt", "starcoder"])
+def test_dropout_under_any_name_is_off_when_scoring_and_when_layers_are_computed_again(
+    name: str, checkpointing: bool
+) -> None:
+    """Both have a dropout of 0.5, under names of their own."""
+    tree = token_tree(ROWS, sort_rows(ROWS))
+    plain = make_policy(small_model(name), dtype=torch.float32, temperature=1.0)
+    policy = make_policy(
+        small_model(name), dtype=torch.float32, temperature=1.0, gradient_checkpointing=checkpointing
+    )
+    assert plain.by_tree == policy.by_tree
+    given = tree if policy.by_tree else next(policy.batches(ROWS, 100))
+    with torch.no_grad():
+        expected = plain.score(given).log_probs
+    for _ in range(2):
+        assert torch.equal(policy.score(given).log_probs, expected)
+    assert not policy.model.training

@@ -69,6 +69,7 @@ def test_law_tiles_change_no_number_and_no_gradient(
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @given(case=cases())
 def test_law_gradcheck(case: tuple[OutputLayer, Tensor, Questions]) -> None:
     layer, hidden, questions = case

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from powermean.contracts.job import LoraSpec
+from tests.support.law_settings import at_most
 from tests.support.learners import rollouts
 from tests.support.small_models import small_model
 from tests.support.trajectories import VOCABULARY, plain_scores, trajectories
@@ -99,7 +100,7 @@ IN_FLOAT32 = CASES | {"scaled logits": {"name": "scaled"}}  # Cohere rotates in 
         *(pytest.param(torch.float32, case, id=f"float32, {name}") for name, case in IN_FLOAT32.items()),
     ],
 )
-@settings(max_examples=15)
+@at_most(15)
 @given(rows=trajectories(), most_tokens=st.sampled_from([10, 10_000]))
 def test_law_a_tree_scores_as_one_trajectory_a_row(
     dtype: torch.dtype, case: dict[str, Any], rows: Trajectories, most_tokens: int
@@ -147,7 +148,7 @@ PADDED = ["capped", "window", "recurrent", "alibi", "own attention", "own attent
 
 
 @pytest.mark.parametrize("config", [*PADDED, "tied"])
-@settings(max_examples=10)
+@at_most(10)
 @given(rows=trajectories())
 def test_law_padded_rows_score_as_one_trajectory_a_row(config: str, rows: Trajectories) -> None:
     assert_plain(replace(policy_of(config), by_tree=False), rows)
@@ -166,7 +167,7 @@ def test_rows_are_padded_on_the_right() -> None:
     assert [mask.tolist() for mask in masks] == [[[1] * 5] * 2 + [[1, 1, 1, 0, 0]] * 2]
 
 
-@settings(max_examples=10)
+@at_most(10)
 @given(rows=trajectories())
 def test_law_chains_of_any_size_score_alike(rows: Trajectories) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -70,6 +70,7 @@ def test_what_cannot_be_known_is_an_error_with_a_remedy(
     assert run(monkeypatch, tmp_path / "nothing.yaml") == 2
 
 
+@pytest.mark.slow
 def test_the_command_runs_it_and_gives_back_its_status(file: Path) -> None:
     command = [sys.executable, "-m", "powermean", "fit", str(file)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)

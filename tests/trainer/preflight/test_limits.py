@@ -1,5 +1,6 @@
 """A job that can't fit its node, or adapts layers that aren't there, is told so before it is queued."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from tests.support.tiny_model import tiny_spec
 from trainer.failures import TrainingError
 from trainer.preflight import limits
 from trainer.preflight.footprint import footprint
-from trainer.preflight.limits import ERROR, Place, changes, check_adapter, check_memory, fits, place_of
+from trainer.preflight.limits import (
+    ERROR,
+    Place,
+    changes,
+    check_adapter,
+    check_memory,
+    check_positions,
+    fits,
+    place_of,
+)
 
 PROMPT = 8
 
@@ -143,6 +153,23 @@ def test_layers_that_take_no_adapter_are_named(name: str, tiny_folder: Path) -> 
     assert "q_proj" in error.remedy
 
 
-def test_a_folder_that_cannot_be_read_is_left_to_who_loads_it(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_an_unknown_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
-    check_adapter(spec({"target_modules": ["x"]}), tmp_path)
+    with pytest.raises(TrainingError) as refused:
+        check_adapter(spec({"target_modules": ["x"]}), tmp_path)
+    assert refused.value.code == "unknown_model"
+
+
+def test_rows_beyond_the_length_at_which_positions_change_are_refused(tmp_path: Path) -> None:
+    rope: dict[str, object] = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}))
+    check_positions(tmp_path, 4097)  # the last token is never an input
+    with pytest.raises(TrainingError, match="its positions change beyond 4096 tokens") as refused:
+        check_positions(tmp_path, 4098)
+    assert refused.value.code == "length_dependent_model"
+    older = {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with pytest.raises(TrainingError, match="beyond 2048 tokens"):
+        check_positions(tmp_path, 3000)
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": {"rope_type": "yarn"}}))
+    check_positions(tmp_path, 100_000)

@@ -81,6 +81,15 @@ def test_the_context_may_be_filled_to_the_last_token(settings: NodeSettings) -> 
     assert errors(settings, rollout={"max_new_tokens": 61}) != []
 
 
+def test_a_store_that_the_final_model_cant_go_to_is_found_before_training(
+    settings: NodeSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    there = settings.model_copy(update={"artefacts_url": f"file://{tmp_path}/file"})
+    (error,) = errors(there)
+    assert error.code == "artefact_store_unavailable"
+
+
 def test_an_empty_prompt_has_nothing_to_start_from(settings: NodeSettings) -> None:
     (error,) = errors(settings, [*ROWS, {"question": "", "answer": "1"}])
     assert error.code == "prompt_empty"

@@ -133,6 +133,7 @@ def test_a_run_stores_as_many_as_asked_and_says_so(
         assert any(completions[:count])
 
 
+@pytest.mark.slow
 def test_an_attempt_that_goes_on_records_the_same_bytes(
     tmp_path: Path, model_root: Path, step: tuple[bytes, tuple[TrajectoryRow, ...]]
 ) -> None:

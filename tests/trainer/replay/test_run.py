@@ -49,7 +49,7 @@ def replayed(step: RecordedStep, recorded: AlgorithmSpec, algorithm: AlgorithmSp
     return replay(step.facts, step.rows, step.tokens, recorded, algorithm, step.distances)[0]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "spec", ALL, ids=lambda spec: "-".join([spec.name, *sorted(map(str, spec.model_fields_set))])
 )

@@ -97,6 +97,7 @@ def test_an_endless_pattern_costs_one_completion_its_reward() -> None:
         ({"extract": "pattern"}, "give the regular expression"),
         ({"extract": "all", "pattern": "x"}, "would not be used"),
         ({"extract": "pattern", "pattern": "("}, "not a regular expression"),
+        ({"extract": "pattern", "pattern": "a{4294967296}"}, "not a regular expression"),
     ],
 )
 def test_a_pattern_is_checked_with_the_spec(fields: dict[str, str], message: str) -> None:

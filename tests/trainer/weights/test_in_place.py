@@ -202,6 +202,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_there_is_never_a_second_copy_and_a_killed_attempt_leaves_none_in_the_end(tmp_path: Path) -> None:
     """The supervisor removes the file when the attempt is over; else the next attempt does."""
     job_id = f"job-{os.getpid()}"

@@ -23,8 +23,15 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-if importlib.util.find_spec("vllm") is not None:
-    from trainer.weights import vllm_senders
+vllm_senders: Any = None
+
+
+@pytest.fixture(autouse=True)
+def _senders() -> None:
+    """Imported when a test runs: it takes seconds, and collecting the quick tests should not."""
+    global vllm_senders
+    vllm_senders = importlib.import_module("trainer.weights.vllm_senders")
+
 
 FLAT = (torch.Tensor, torch.Size([64]), (1,), 0, torch.storage.TypedStorage, torch.uint8, 0)
 NCCL_ID = bytes(range(128))

@@ -17,7 +17,8 @@ from powermean.contracts.attempts import Claim, ClaimedEngine
 from powermean.contracts.job import JobSpec
 from powermean.processes import end_all, marked
 from tests.support.fake_server import NodeServer
-from worker.attempt_dir import MARK, AttemptDir
+from tests.support.small_disk import fill, small_disk
+from worker.attempt_dir import BALLAST_BYTES, MARK, AttemptDir
 
 DEADLINE_S = 20.0
 PREPARE = "print('/some/model')"
@@ -87,7 +88,12 @@ def until(true: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def case(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def case(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
     spec = JobSpec.model_validate(
         {
             "name": "test",
@@ -107,10 +113,10 @@ def case(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
         lease_s=1.0,
         beat_s=0.1,
     )
-    (tmp_path / "attempts").mkdir()
+    (data_dir / "attempts").mkdir()
     server = NodeServer()
     server.start()
-    case = Case(server, AttemptDir.create(tmp_path / "attempts" / attempt_id, claim))
+    case = Case(server, AttemptDir.create(data_dir / "attempts" / attempt_id, claim))
     yield case
     if case.process and case.process.poll() is None:
         case.process.kill()
@@ -196,6 +202,7 @@ def test_cancel_gives_grace_and_then_kills_even_the_stubborn(case: Case) -> None
     assert case.server.finish["outcome"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_grandchildren_that_left_the_process_group_are_ended_too(case: Case, tmp_path: Path) -> None:
     escape = (
         "import subprocess, sys, time;"
@@ -243,6 +250,7 @@ def test_a_server_that_comes_back_gets_everything_in_order(case: Case) -> None:
     assert case.server.kinds() == ["metrics", "metrics", "finish"]
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_attempt_after_the_grace(case: Case) -> None:
     case.limits["partition_s"] = 3.0
     case.start()
@@ -297,6 +305,7 @@ def test_when_the_node_stops_the_job_can_go_on_elsewhere(case: Case) -> None:
     assert case.server.finish["outcome"] == "checkpointed"
 
 
+@pytest.mark.slow
 def test_nothing_outlives_the_lifeline(case: Case) -> None:
     life = subprocess.Popen([sys.executable, "-S", "-c", WAIT])
     case.lifeline = life.pid
@@ -347,3 +356,44 @@ def test_an_attempt_with_a_slot_of_an_engine_service_starts_no_engine(case: Case
     log = case.attempt.log.read_text()
     assert '"url":"http://127.0.0.1:4711"' in log
     assert "an engine of its own" not in log
+
+
+class TestOnAFullDisk:
+    """The node's disk has no room: the attempt's end is told at once all the same."""
+
+    @pytest.fixture
+    def data_dir(self, tmp_path: Path) -> Iterator[Path]:
+        with small_disk(tmp_path / "small", 8 * BALLAST_BYTES) as folder:
+            yield folder
+
+    def test_heartbeats_go_on_and_say_so_and_the_attempt_is_tried_again(self, case: Case) -> None:
+        trainer = (
+            "import pathlib, sys, time\n"
+            "folder = pathlib.Path(sys.argv[1])\n"
+            "(folder / 'waits').touch()\n"
+            "while (folder / 'waits').exists(): time.sleep(0.02)\n"
+            "raise OSError(28, 'No space left on device')"
+        )
+        case.start(trainer)
+        until((case.attempt.path / "waits").exists)
+        fill(case.attempt.path)
+        seen = len(case.server.phases)
+        until(lambda: len(case.server.phases) > seen + 2)  # although tokens and log lines can't be written
+        assert case.server.phases[-1] == "the node's disk is full"
+        (case.attempt.path / "waits").unlink()
+        assert case.end() == 0
+        assert (case.server.finish["error"]["code"], case.server.finish["retryable"]) == ("disk_full", True)
+
+    def test_a_supervisor_that_cannot_write_ends_in_order(self, case: Case) -> None:
+        """The answer of the model's preparation has no room: its main thread finds that out."""
+        fill(case.attempt.path)
+        case.start(WAIT)
+        assert case.end() == 0
+        assert (case.server.finish["error"]["code"], case.server.finish["retryable"]) == ("disk_full", True)
+
+
+def test_the_end_does_not_wait_for_room_for_the_log(case: Case) -> None:
+    case.server.status["logs"], case.server.code = 503, "artefact_store_full"
+    case.start(SPOOL + f"print('step one'); spool(1, 'finish', {FINISHED})")
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "finished"

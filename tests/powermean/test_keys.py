@@ -1,0 +1,48 @@
+"""Keys are stripped or refused where they enter, and no message quotes one."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from powermean import AsyncClient, Client
+from powermean.home import api_key
+from powermean.keys import MalformedKeyError, clean_key
+from server.settings import Settings
+from worker.settings import NodeSettings
+
+KEY = "pm_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"
+WRAPPED = [f"{KEY}\n", f" {KEY}\t", f'"{KEY}"', f"'{KEY}'\r\n"]
+BROKEN = [f"{KEY}\n{KEY}", f"{KEY} {KEY}", f"\N{LEFT DOUBLE QUOTATION MARK}{KEY}", f"{KEY}\0"]
+
+
+@pytest.mark.parametrize("given", WRAPPED)
+def test_what_copying_adds_is_taken_off(given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert clean_key(given, "it") == KEY
+    monkeypatch.setenv("POWERMEAN_API_KEY", given)
+    monkeypatch.setenv("POWERMEAN_BOOTSTRAP_ADMIN_KEY", given)
+    monkeypatch.setenv("POWERMEAN_NODE_TOKEN", given)
+    monkeypatch.setenv("POWERMEAN_ARTEFACTS_URL", f"file://{tmp_path}\n")
+    monkeypatch.setenv("POWERMEAN_DATA_DIR", str(tmp_path))
+    assert api_key() == KEY
+    bootstrap = Settings().bootstrap_admin_key
+    assert bootstrap is not None
+    assert bootstrap.get_secret_value() == KEY
+    node = NodeSettings.read()
+    assert node.node_token.get_secret_value() == KEY
+    assert node.artefacts_url == f"file://{tmp_path}"
+
+
+@pytest.mark.parametrize("given", BROKEN)
+def test_what_no_header_can_hold_is_refused_without_the_key(given: str, tmp_path: Path) -> None:
+    with pytest.raises(MalformedKeyError, match="the key holds a character") as client:
+        Client("http://127.0.0.1:1", given)
+    with pytest.raises(MalformedKeyError) as async_client:
+        AsyncClient("http://127.0.0.1:1", given)
+    with pytest.raises(ValidationError) as server:
+        Settings(bootstrap_admin_key=given)
+    with pytest.raises(ValidationError) as node:
+        NodeSettings(node_token=given, artefacts_url="file:///a", data_dir=tmp_path)
+    for error in (client, async_client, server, node):
+        assert KEY not in str(error.value)
+        assert KEY not in repr(error.value)

@@ -1,0 +1,88 @@
+"""A node's name is one worker's at a time, and a node that is gone for good can be removed."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from httpx import Response
+from sqlalchemy import update
+
+from powermean.contracts.names import NODE_NAME_TAKEN
+from server.db.models import Node
+from server.db.session import database_now
+from tests.support.service_driver import ServiceDriver, error_of
+
+
+def report(service: ServiceDriver, host: str, instance: str) -> Response:
+    body = {"hostname": host, "instance": instance, "version": "0"}
+    return service.node.put("/v1/nodes/node-1", json=body)
+
+
+def silence(service: ServiceDriver) -> None:
+    with service.database.write() as session:
+        long_ago = database_now(session) - timedelta(seconds=service.settings.node_timeout_s + 1)
+        session.execute(update(Node).values(seen_at=long_ago))
+
+
+def nodes(service: ServiceDriver) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = service.person.get("/v1/nodes").json()["items"]
+    return items
+
+
+def test_a_second_worker_under_a_name_is_refused_on_both_sides(
+    service: ServiceDriver, caplog: pytest.LogCaptureFixture
+):
+    assert report(service, "first", "1").status_code == 200
+    answer = report(service, "second", "2")
+    assert answer.status_code == 409
+    assert error_of(answer)["code"] == NODE_NAME_TAKEN
+    assert "is another worker's, on host first" in error_of(answer)["message"]
+    assert "refused the worker on host second" in caplog.text
+    assert [node["hostname"] for node in nodes(service)] == ["first"]
+    assert report(service, "first", "1").status_code == 200
+
+
+def test_what_one_worker_runs_another_cannot_report_gone(service: ServiceDriver):
+    """A frozen supervisor's lease runs out while its worker is silent: its slot is not free."""
+    attempt = service.running()
+    silence(service)
+    assert report(service, "second", "2").status_code == 409  # its supervisor still sends heartbeats
+    service.let_lease_run_out(attempt.id)
+    assert report(service, "first", "the one").status_code == 200
+    service.scheduler.turn()
+    assert report(service, "second", "2").status_code == 409
+    assert nodes(service)[0]["attempts"] == [attempt.id]
+
+
+def test_a_name_is_free_when_its_worker_is_gone(service: ServiceDriver):
+    attempt = service.running()
+    silence(service)
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    assert report(service, "second", "2").status_code == 200
+    assert report(service, "first", "the one").status_code == 409
+    assert [(node["hostname"], node["attempts"]) for node in nodes(service)] == [("second", [])]
+
+
+def test_a_node_that_is_gone_can_be_removed(service: ServiceDriver):
+    attempt = service.running()
+    alive = service.person.delete("/v1/nodes/node-1")
+    assert (alive.status_code, "is alive" in error_of(alive)["message"]) == (409, True)
+    silence(service)
+    busy = service.person.delete("/v1/nodes/node-1")
+    assert (busy.status_code, f"runs {attempt.id}" in error_of(busy)["message"]) == (409, True)
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    assert service.person.delete("/v1/nodes/node-1").status_code == 204
+    assert nodes(service) == []
+    job = service.job(attempt.claim.job_id)
+    assert [part.node_id for part in job.attempts[0].allocations] == ["node-1", "node-1"]
+    assert service.person.delete("/v1/nodes/node-1").status_code == 404
+    service.report()
+    service.scheduler.turn()
+    service.claim(f"{attempt.claim.job_id}.2")
+
+
+def test_only_administrators_remove_nodes(service: ServiceDriver):
+    member = service.person.post("/v1/keys", json={"name": "m", "role": "member"}).json()["key"]
+    assert service.client(member).delete("/v1/nodes/node-1").status_code == 403
