@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dashboard import api, assets
 from dashboard.api import is_fragment, require_same_origin
+from dashboard.chart_data import chart_data
 from dashboard.latest import EVALUATION, Latest, latest
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
@@ -144,23 +145,6 @@ async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
     return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
-def _script_data(job: Job) -> dict[str, Any]:
-    """What the page's scripts need to draw and follow; they fetch the numbers themselves."""
-    training, rollout = job.spec.training, job.spec.rollout
-    return {
-        "id": job.id,
-        "final": job.state.final,
-        "algorithm": job.spec.algorithm.model_dump(mode="json"),
-        "updates": training.minibatches * training.epochs,
-        "minibatches": training.minibatches,
-        "trajectories": training.prompts_per_step * rollout.group_size,
-        "onPolicy": training.minibatches * training.epochs == 1
-        and not rollout.max_staleness
-        and rollout.old_policy != "sampler",
-        "metrics": {name: info.model_dump() for name, info in METRICS.items()},
-    }
-
-
 async def job_page(request: Request) -> Response:
     """GET /jobs/{id}."""
     job_id = request.path_params["job_id"]
@@ -181,7 +165,7 @@ async def job_page(request: Request) -> Response:
         health=health,
         staleness=staleness,
         spec=to_yaml(job.spec),
-        script_data=_script_data(job),
+        script_data=chart_data(job),
         install=assets.INSTALL,
     )
 

@@ -37,7 +37,7 @@ export class Card {
   #stale = true;
   #visible = false;
 
-  // page: { store, pairs, metrics, job, view, echarts, want, zoomTo, stepAddress, behind }
+  // page: { store, pairs, metrics, job, view, echarts, loaded, want, zoomTo, stepAddress, behind }
   constructor(figure, page) {
     this.figure = figure;
     this.page = page;
@@ -67,7 +67,7 @@ export class Card {
     if (this.plotted && !figure.still) this.#listenForZoom();
   }
 
-  // Only what is on screen is fetched and drawn.
+  // Only what is on screen is fetched and drawn, and a card without data is hidden once that is known.
   see(visible) {
     this.#visible = visible;
     if (visible && this.#stale) this.draw();
@@ -81,11 +81,13 @@ export class Card {
   }
 
   draw() {
+    const { figure, page } = this;
     this.#stale = true;
     delete this.root.dataset.drawn;
-    if (!this.#visible) return;
-    const { figure, page } = this;
-    if (!page.want(figure.names(page.store))) return; // drawn again when they are here
+    const names = figure.names(page.store);
+    if (page.loaded(names)) this.root.hidden = names.length > 0 && names.every((name) => !page.store.points(name).length);
+    if (!this.#visible || this.root.hidden) return;
+    if (!page.want(names)) return; // drawn again when they are here
     this.#data = figure.read(page, this.root.clientWidth - 26);
     const empty = figure.empty(this.#data);
     const sentence = figure.sentence(this.#data);

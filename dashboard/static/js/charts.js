@@ -3,7 +3,8 @@
 // series: metric name, label, colour 1-9 (--s1.. in base.css), each once in a chart, style: line (default), dashed, marks,
 // stack, and pool: how the updates of a step's last pass become one value (mean by default).
 // lines: labelled reference lines. unit: the y axis' title. y: fixed ends of the axis, see valueAxis in plot.js.
-// figure: "lines" by default. behind: the values are of the trajectories with a p.
+// A group names the tab that shows it; `overview` charts are on the first tab as well.
+// figure: "lines" by default. only: kinds of exponent rules (exponent.js). behind: the values are of the trajectories with a p.
 import { counterFigure } from "./counters.js";
 import { exponentRule } from "./exponent.js";
 import { exponentFigure } from "./exponent_plot.js";
@@ -14,12 +15,13 @@ import { whyFigure } from "./why.js";
 const FIGURES = { lines: lineFigure, exponent: exponentFigure, why: whyFigure, lost: lostFigure, counters: counterFigure };
 
 export const CHARTS = [
-  { group: "Learning" },
+  { group: "Learning", tab: "charts", overview: true },
   {
     id: "p",
     title: "Exponent p over the run",
     figure: "exponent",
     size: "wide",
+    overview: true,
     series: [
       { name: "p/mean", label: "mean of an update" },
       { name: "p/last_pass/mean", label: "mean" },
@@ -34,6 +36,7 @@ export const CHARTS = [
   {
     id: "reward",
     title: "Reward",
+    overview: true,
     series: [
       { name: "reward", label: "training, mean of the batch", color: 1 },
       { name: "eval/reward", label: "held-out", color: 2, style: "marks" },
@@ -83,7 +86,7 @@ export const CHARTS = [
     unit: "reward, share",
     y: { min: 0, max: 1 },
   },
-  { group: "Optimisation" },
+  { group: "Optimisation", tab: "charts" },
   { id: "loss", title: "Loss", series: [{ name: "loss", label: "loss", color: 1 }], unit: "loss" },
   {
     id: "grad_norm",
@@ -116,7 +119,7 @@ export const CHARTS = [
     unit: "learning rate",
     y: { min: 0 },
   },
-  { group: "Sampling and throughput" },
+  { group: "Sampling and throughput", tab: "system" },
   {
     id: "lengths",
     title: "Completion length",
@@ -210,10 +213,21 @@ export const CHARTS = [
   },
 ];
 
-// The headings ({ group }) and figures that suit the job's objective, in order.
-export function figures(job) {
+// What a tab shows: its groups with their headings, or the few charts of the overview. Without tabs: all.
+function chartsOf(tab) {
+  if (tab === undefined) return CHARTS;
+  if (tab === "overview") return CHARTS.filter((chart) => chart.overview);
+  let group = null;
+  return CHARTS.filter((chart) => {
+    if (chart.group) group = chart;
+    return group.tab === tab;
+  });
+}
+
+// The headings ({ group }) and figures of a tab that suit the job's objective, in order.
+export function figures(job, tab) {
   const { kind } = exponentRule(job.algorithm);
-  return CHARTS.filter((chart) => !chart.only || chart.only.includes(kind)).map((chart) =>
-    chart.group ? chart : FIGURES[chart.figure ?? "lines"](chart, job),
-  );
+  return chartsOf(tab)
+    .filter((chart) => !chart.only || chart.only.includes(kind))
+    .map((chart) => (chart.group ? chart : FIGURES[chart.figure ?? "lines"](chart, job)));
 }

@@ -11,6 +11,7 @@ import { buildTools } from "./tools.js";
 import { JobStream } from "./stream.js";
 
 const DRAW_EVERY_MS = 250;
+const SHORT = 200; // steps of a run whose series are fetched all at once, on screen or not
 const TELL_EVERY_MS = { metrics: 2000, trajectories: 5000 };
 const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while hidden", ended: "Ended" };
 
@@ -19,7 +20,9 @@ const address = `${root}v1/jobs/${encodeURIComponent(job.id)}`;
 const numbers = new Numbers(job, () => drawSoon());
 const pairs = new Pairs(fetchPairs, () => drawSoon());
 const view = { from: 0, to: 1, ...readView(location.search) };
+const grid = document.getElementById("grid");
 const cards = [];
+const headings = new Map(); // heading -> its cards
 
 async function loadEcharts() {
   const library = document.getElementById("job-script").dataset.echarts;
@@ -43,6 +46,10 @@ function draw() {
   view.from = view.zoom?.from ?? Math.min(1, numbers.first);
   view.to = Math.max(view.zoom?.to ?? numbers.last, view.from);
   for (const card of cards) card.draw();
+  for (const [heading, own] of headings) heading.hidden = own.every((card) => card.root.hidden);
+  const some = cards.some((card) => !card.root.hidden);
+  document.getElementById("no-numbers").hidden = some;
+  document.getElementById("chart-tools").hidden = !some;
 }
 
 let drawing = null;
@@ -64,6 +71,8 @@ function showStatus(status) {
   element.hidden = false;
   element.textContent = STATUS[status];
   element.className = `stream ${status}`;
+  if (status === "live") document.dispatchEvent(new CustomEvent("connection:back"));
+  if (status === "waiting") document.dispatchEvent(new CustomEvent("connection:lost"));
 }
 
 function follow() {
@@ -82,15 +91,16 @@ function follow() {
 function changeView(change) {
   Object.assign(view, change);
   history.replaceState(history.state, "", location.pathname + writeView(location.search, view) + location.hash);
+  for (const tab of document.querySelectorAll("a[data-keeps-view]")) tab.search = writeView("", view);
   numbers.zoom(view.zoom);
   draw();
 }
 
 function buildCards(echarts, zoomTo) {
-  const grid = document.getElementById("grid");
   const stepAddress = (step) => `${root}jobs/${encodeURIComponent(job.id)}/steps/${step}`;
   const page = {
     store: numbers.store, pairs, metrics: job.metrics, job, view, echarts, zoomTo, stepAddress,
+    loaded: (names) => numbers.loaded(names),
     want: (names) => numbers.want(names),
     behind: (step) => trajectoriesBehind(numbers.store, step),
   };
@@ -98,15 +108,18 @@ function buildCards(echarts, zoomTo) {
     (entries) => { for (const entry of entries) cards.find((card) => card.root === entry.target).see(entry.isIntersecting); },
     { rootMargin: "200px" },
   );
-  for (const figure of figures(job)) {
+  let heading = null;
+  for (const figure of figures(job, grid.dataset.tab)) {
     if (figure.group) {
-      const heading = document.createElement("h3");
+      heading = document.createElement("h3");
       heading.textContent = figure.group;
+      headings.set(heading, []);
       grid.append(heading);
       continue;
     }
     const card = new Card(figure, page);
     cards.push(card);
+    headings.get(heading)?.push(card);
     grid.append(card.root);
     seen.observe(card.root);
   }
@@ -122,10 +135,11 @@ async function start() {
   buildCards(echarts, tools.zoomTo);
   numbers.zoom(view.zoom);
   numbers.want(["reward"]); // where the run is, whatever is on screen
+  if (job.step < SHORT) for (const card of cards) numbers.want(card.figure.names(numbers.store));
   await new Promise((done) => setTimeout(done, 0)); // the cards on screen add what they want
   await numbers.start();
   draw();
-  document.getElementById("grid").dataset.ready = "true";
+  grid.dataset.ready = "true";
   if (job.final) showStatus("ended");
   else follow();
 }

@@ -26,6 +26,10 @@ export class Numbers {
     this.#changed = changed;
   }
 
+  loaded(names) {
+    return names.every((name) => this.#loaded.has(name));
+  }
+
   // Whether all of these series are here. If not they are fetched, together with what else is wanted meanwhile.
   want(names) {
     const missing = names.filter((name) => !this.#loaded.has(name));

@@ -47,6 +47,5 @@ export function buildTools(view, plots, change, showTables) {
       });
     tools.append(toggle("Smooth", "smoothed"), toggle("Tables", "tables", showTables));
   }
-  tools.hidden = false;
   return { zoomTo };
 }

@@ -26,7 +26,7 @@ export function whyFigure(chart, job) {
   return {
     ...chart,
     still: true, // no step axis to zoom
-    names: () => [],
+    names: () => ["p/mean"],
     read({ pairs, view }) {
       const { from, to } = view;
       pairs.want(from, to);
