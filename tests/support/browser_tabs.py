@@ -22,7 +22,7 @@ class Tab:
     def open(self, run: Any) -> "Tab":
         """A job's page, with its charts drawn."""
         self.page.goto(run.path)
-        self.page.wait_for_selector("#grid[data-ready]")
+        self.page.wait_for_selector("#grid[data-ready]", state="attached")
         return self
 
     def until(self, done: Callable[[], Any], what: str) -> Any:
