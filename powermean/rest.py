@@ -31,6 +31,7 @@ from powermean.contracts.api import (
     SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
+from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
@@ -223,6 +224,12 @@ def staleness(
     """p, ESS and mismatch by staleness, over the newest `steps` steps or a range of them."""
     chosen = params(steps=steps, from_step=from_step, to_step=to_step)
     return Call("GET", job_path(job_id, "/staleness"), reads(JobStaleness), chosen)
+
+
+def exponents(job_id: str, from_step: int, to_step: int) -> Call[JobExponents]:
+    """p against the clip fraction: how many trajectories of at most 50 steps had which."""
+    chosen = params(from_step=from_step, to_step=to_step)
+    return Call("GET", job_path(job_id, "/exponents"), reads(JobExponents), chosen)
 
 
 def trajectories(

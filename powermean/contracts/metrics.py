@@ -96,6 +96,12 @@ METRICS: dict[str, MetricInfo] = {
     "grader/failures": _step("count", "completions whose grading failed or timed out (reward 0)"),
     "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
     "trajectories/empty": _step("count", "completions without a token"),
+    "p/last_pass/mean": _step("", "mean p in the step's last pass over its batch"),
+    "p/last_pass/q10": _step("", "10 % quantile of p in the last pass"),
+    "p/last_pass/min": _step("", "smallest p in the last pass"),
+    "p/last_pass/defined": _step("count", "trajectories with a p in the last pass"),
+    "p/last_pass/below_1": _step("count", "trajectories with p < 1 in the last pass"),
+    "p/last_pass/undefined": _step("count", "trajectories without a p in the last pass"),
     "updates/skipped": _step("count", "optimiser steps not taken because no trajectory had an advantage"),
     "time/wait": _step(
         "s",

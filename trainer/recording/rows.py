@@ -7,6 +7,7 @@ import gzip
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
@@ -49,6 +50,7 @@ def step_metrics(report: StepReport) -> list[MetricRow]:
     entropy = _weighted(report.entropy, lengths.double())
     if entropy is not None:
         values["entropy"] = entropy
+    values |= last_pass_metrics(report)
     values |= report.mismatch.metrics
     values |= staleness_metrics(report.step, report.rollouts)
     rows = [metric(report.step, name, value) for name, value in values.items()]
@@ -68,6 +70,28 @@ def staleness_metrics(step: int, rollouts: Rollouts) -> dict[str, float]:
         "staleness/max": float(max(found)),
         "staleness/share_mixed": sum(len(spans) > 1 for spans in rollouts.versions) / len(found),
     }
+
+
+def last_pass_metrics(report: StepReport) -> dict[str, float]:
+    """p pooled over the updates of the last pass, each trajectory once; skipped updates count as without p.
+
+    Averages of the updates' numbers would be others: minibatches differ in how many trajectories have a p.
+    """
+    if not report.updates:
+        return {}
+    epochs = {facts.update: facts.epoch for facts in report.facts.updates}
+    last = max(epochs.values())
+    pools = [update.values["p"][update.rows] for update in report.updates if epochs[update.update] == last]
+    p = torch.cat(pools)
+    defined = p[~p.isnan()]
+    found = {"mean": _mean(p), "q10": _quantile(p, 0.1), "min": _extreme(p, "min")}
+    counts = {
+        "defined": defined.numel(),
+        "below_1": int((defined < 1).sum()),
+        "undefined": p.numel() - defined.numel(),
+    }
+    known = {name: value for name, value in found.items() if value is not None} | counts
+    return {f"p/last_pass/{name}": float(value) for name, value in known.items()}
 
 
 def time_metrics(step: int, seconds: Mapping[str, float], tokens: int) -> list[MetricRow]:
