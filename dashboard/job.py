@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dashboard import api, assets
 from dashboard.api import require_same_origin
+from dashboard.chart_data import chart_data
 from dashboard.latest import EVALUATION, Latest, latest
 from dashboard.rendering import page
 from dashboard.stages import stages
@@ -44,18 +45,6 @@ async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
     return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
-def _script_data(job: Job) -> dict[str, Any]:
-    """What the page's scripts need to draw and follow; they fetch the numbers themselves."""
-    return {
-        "id": job.id,
-        "final": job.state.final,
-        "algorithm": job.algorithm,
-        "totalSteps": job.total_steps,
-        "updatesPerStep": job.spec.training.minibatches * job.spec.training.epochs,
-        "metrics": {name: info.model_dump() for name, info in METRICS.items()},
-    }
-
-
 def _page(request: Request, template: str, job: Job, **context: Any) -> Response:
     return page(request, template, job=job, stages=stages(job), **context)
 
@@ -73,7 +62,7 @@ async def overview_page(request: Request) -> Response:
         job,
         checkpoints=checkpoints.items,
         health=health,
-        script_data=_script_data(job),
+        script_data=chart_data(job),
         install=assets.INSTALL,
     )
 
@@ -89,7 +78,7 @@ async def charts_page(request: Request) -> Response:
         job,
         latest=values,
         staleness=staleness,
-        script_data=_script_data(job),
+        script_data=chart_data(job),
         install=assets.INSTALL,
     )
 
@@ -98,7 +87,7 @@ async def system_page(request: Request) -> Response:
     """GET /jobs/{id}/system: sampling, throughput, and what went wrong."""
     async with api.client(request) as client:
         job = await client.get_job(request.path_params["job_id"])
-    return _page(request, "job_system.html", job, script_data=_script_data(job), install=assets.INSTALL)
+    return _page(request, "job_system.html", job, script_data=chart_data(job), install=assets.INSTALL)
 
 
 async def spec_page(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """Renders pages from templates. Everything is escaped except what the templates themselves contain."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from dashboard import assets, formatting, remedies
+from dashboard import assets, formatting
 from powermean.contracts.names import session_cookie
+from powermean.remedies import spoken
 
 FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -24,7 +26,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
-    environment.filters["on_pages"] = remedies.on_pages
+    environment.filters["spoken"] = partial(spoken, reader="page")
     environment.globals["static"] = assets.address
     environment.globals["vendor"] = assets.vendor
     return environment

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Job as JobView
-from powermean.contracts.api import JobPage, JobState, SpecSource
+from powermean.contracts.api import JobState, SpecSource
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.data import JsonlSource
@@ -24,7 +24,7 @@ from server.jobs import attempts, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
-from server.jobs.views import job_spec, job_summary, job_view
+from server.jobs.views import job_spec, job_view
 
 
 @dataclass(frozen=True)
@@ -130,22 +130,6 @@ def source(session: Session, job_id: str) -> SpecSource:
     """The text that the job was submitted as; for a job older than that, what differs from the defaults."""
     job = repository.find_job(session, job_id)
     return SpecSource(text=job.spec_text or to_yaml(job_spec(job), changed_only=True))
-
-
-def page(
-    session: Session,
-    *,
-    state: JobState | None,
-    name: str | None,
-    created_by: str | None,
-    cursor: str | None,
-    limit: int,
-) -> JobPage:
-    """A page of jobs, newest first."""
-    jobs, following = repository.list_jobs(
-        session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
-    )
-    return JobPage(items=tuple(job_summary(job) for job in jobs), next=following)
 
 
 def cancel(session: Session, job_id: str) -> JobView:

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from powermean.contracts.api import Job, JobPage, JobState, SpecSource, SubmittedJob
+from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource, SubmittedJob
 from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.spec_yaml import SpecTextError, read_spec
 from server.errors import UnreadableSpecError
 from server.jobs import service
+from server.jobs.listing import JobFilter, list_jobs
 from server.routes.access import CurrentNode, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase
 from server.routes.deprecations import GivenBody
@@ -87,20 +88,21 @@ def _accepted(submitted: service.Submitted, spec: JobSpec, given: object, respon
 
 
 @router.get("", summary="List jobs")
-def list_jobs(
+def get_jobs(
     person: CurrentPerson,
     database: RequestDatabase,
     state: JobState | None = None,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="Part of the name.")] = None,
     created_by: Annotated[str | None, Query(max_length=32, description="Id of the submitter's key.")] = None,
-    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
+    sort: Annotated[JobSort, Query(description="`-` is descending.")] = "-created",
+    cursor: Annotated[
+        str | None, Query(max_length=1000, description="`next` of the previous page in the same order.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
-    """Newest first."""
+    """Newest first, or in another order; jobs without the value that is sorted by come last."""
     with database.read() as session:
-        return service.page(
-            session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
-        )
+        return list_jobs(session, JobFilter(state, name, created_by), sort, cursor, limit)
 
 
 @router.get("/{job_id}", summary="Show a job")

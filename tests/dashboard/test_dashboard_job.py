@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -25,7 +27,8 @@ def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
     header = page.one("section", id="job-header")
     assert header.attributes["hx-get"] == "/jobs/job-a/part/header"
     assert "about 1 min 15 s" in page.one("section", id="facts").words
-    assert '"updatesPerStep": 4' in page.one("script", id="job-data").text
+    told = json.loads(page.one("script", id="job-data").text)
+    assert (told["updates"], told["minibatches"], told["onPolicy"]) == (4, 2, False)
     charts = parse(browser.get("/jobs/job-a/charts").text)
     assert "open" not in charts.one("details").attributes
     values = charts.one("section", id="latest").words

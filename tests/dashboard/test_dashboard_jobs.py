@@ -1,6 +1,8 @@
 from starlette.testclient import TestClient
 
+from dashboard.jobs import Exponent, newest_exponent
 from powermean.contracts.api import JobState
+from powermean.contracts.metrics import MetricsHistory, Point, Series
 from tests.support.fake_api import SPEC, FakeApi
 from tests.support.html_text import parse
 
@@ -28,6 +30,23 @@ def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: Fak
     assert first[5] == "0.9100"
     assert rows[0].one("progress").attributes["max"] == "12"
     assert rows[1].all("td")[4].words == "–"  # no step yet
+
+
+def test_p_is_of_the_last_pass_and_says_how_many_trajectories_are_behind_it() -> None:
+    def history(*points: tuple[str, int, int, float | None]) -> MetricsHistory:
+        return MetricsHistory(
+            seq=1,
+            series=tuple(
+                Series(name=name, points=(Point(step=step, update=update, value=value),))
+                for name, step, update, value in points
+            ),
+        )
+
+    pooled = [("p/last_pass/mean", 3, -1, 0.8), ("p/last_pass/defined", 3, -1, 8.0)]
+    pooled += [("p/last_pass/undefined", 3, -1, 56.0)]
+    assert newest_exponent(history(("p/mean", 3, 3, 0.9), *pooled)) == Exponent(0.8, 3, 8, 64)
+    assert newest_exponent(history(("p/mean", 4, 3, 0.9), *pooled)) == Exponent(0.9, 4)
+    assert newest_exponent(history(("p/mean", 4, 3, None), *pooled[1:])) is None
 
 
 def test_filters_and_cursor_reach_the_api_and_stay_in_the_links(browser: TestClient, api: FakeApi) -> None:
