@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,11 +14,12 @@ from dashboard import api
 from dashboard.api import is_fragment
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
-from powermean.contracts.api import JobState, JobSummary
+from powermean.contracts.api import JobSort, JobState, JobSummary
 from powermean.contracts.metrics import WHOLE_STEP, MetricsHistory
 from powermean.rest import ApiError
 
 PAGE_SIZE = 25
+NEWEST: JobSort = "-created"
 _REMEMBERED = 2000
 _MEANS = ("p/mean", "p/last_pass/mean")
 _COUNTS = ("p/last_pass/defined", "p/last_pass/undefined")
@@ -94,16 +96,40 @@ async def _exponents(
     return {job.id: value for job, value in zip(jobs, values, strict=True)}
 
 
+@dataclass(frozen=True)
+class Order:
+    """How a column's heading sorts the list: where its link goes, and what the list is sorted by now."""
+
+    sort: JobSort
+    now: Literal["ascending", "descending"] | None
+
+
+def orders(sort: JobSort) -> dict[str, Order]:
+    """By column: a second click turns the order round; numbers and times start with the largest."""
+    found = {}
+    for column in ("name", "state", "reward", "held_out", "owner", "created"):
+        first = f"-{column}" if column in ("reward", "held_out", "created") else column
+        other = column if first.startswith("-") else f"-{column}"
+        now = None if sort not in (first, other) else "descending" if sort.startswith("-") else "ascending"
+        found[column] = Order(cast(JobSort, other if sort == first else first), now)
+    return found
+
+
 async def jobs_page(request: Request) -> Response:
-    """GET /?state=&name=&cursor=. htmx polls only the table."""
+    """GET /?state=&name=&sort=&cursor=. htmx polls only the table."""
     query = request.query_params
+    sort = query.get("sort") or NEWEST
+    if sort not in get_args(JobSort):
+        raise HTTPException(400, f"sort must be one of {', '.join(get_args(JobSort))}")
     state, name, cursor = query.get("state") or None, query.get("name") or None, query.get("cursor") or None
     if state is not None and state not in set(JobState):
         raise HTTPException(400, f"state must be one of {', '.join(JobState)}")
     async with api.client(request) as client:
-        jobs = await client.list_jobs(state=state, name=name, cursor=cursor, limit=PAGE_SIZE)
+        jobs = await client.list_jobs(state=state, name=name, cursor=cursor, limit=PAGE_SIZE, sort=sort)
         exponents = await _exponents(request, client, jobs.items)
-    here = {k: v for k, v in (("state", state), ("name", name), ("cursor", cursor)) if v}
+    kept = {k: v for k, v in (("state", state), ("name", name)) if v}
+    order = {"sort": sort} if sort != NEWEST else {}
+    here = kept | order | ({"cursor": cursor} if cursor else {})
     return page(
         request,
         "fragments/jobs_table.html" if is_fragment(request) else "jobs.html",
@@ -113,5 +139,8 @@ async def jobs_page(request: Request) -> Response:
         state=state,
         name=name,
         cursor=cursor,
+        sort=sort,
+        kept=kept,
         here=here,
+        orders=orders(cast(JobSort, sort)),
     )

@@ -27,9 +27,9 @@ def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: Fak
     assert first[1].startswith("running")
     assert first[2] == "33/12"  # the bar's fallback text, then the count
     assert first[3] == "0.6250"
-    assert first[5] == "0.9100"
+    assert first[6] == "0.9100"
     assert rows[0].one("progress").attributes["max"] == "12"
-    assert rows[1].all("td")[4].words == "–"  # no step yet
+    assert rows[1].all("td")[5].words == "–"  # no step yet
 
 
 def test_p_is_of_the_last_pass_and_says_how_many_trajectories_are_behind_it() -> None:
@@ -93,3 +93,27 @@ def test_names_are_escaped_everywhere(browser: TestClient, api: FakeApi) -> None
         assert page.status_code == 200, path
         assert "<script>alert" not in page.text, path
         assert "alert(" in page.text, path
+
+
+def test_the_list_shows_owner_and_held_out_result(browser: TestClient, api: FakeApi) -> None:
+    api.add_job("job-a", owner="ada", held_out_before=0.31, held_out=0.82)
+    api.add_job("job-b", held_out_before=0.31, held_out=0.31)
+    first, second = parse(browser.get("/").text).one("tbody").all("tr")
+    assert first.one("td", data_label="Owner").words == "ada"
+    assert first.one("td", data_label="Held-out").words == "0.3100 → 0.8200"
+    assert second.one("td", data_label="Held-out").words == "0.3100"
+
+
+def test_a_heading_sorts_and_a_second_click_turns_the_order_round(browser: TestClient, api: FakeApi) -> None:
+    api.add_job()
+    page = parse(browser.get("/?name=sort").text)
+    assert [th.text.split()[0] for th in page.all("th", aria_sort="descending")] == ["Started"]
+    seen = []
+    for _ in range(3):
+        address = page.one("a", id="sort-reward").attributes["href"]
+        assert "name=sort" in address
+        page = parse(browser.get(address).text)
+        seen.append(api.sorts[-1])
+    assert seen == ["-reward", "reward", "-reward"]
+    assert page.one("div", id="jobs").attributes["hx-get"].endswith("sort=-reward")
+    assert browser.get("/?sort=colour").status_code == 400

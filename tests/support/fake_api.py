@@ -138,6 +138,7 @@ class FakeApi:
     results: dict[str, ReplayResult] = field(default_factory=dict)  # of the replays that are done
     asked: list[dict[str, Any]] = field(default_factory=list)  # replays asked for
     keys_seen: list[str] = field(default_factory=list)
+    sorts: list[str] = field(default_factory=list)  # orders of the list that were asked for
     cut: int = 0  # raised to end all open event streams
 
     def add_job(self, job_id: str = "job-a", spec: dict[str, Any] | None = None, **changes: Any) -> FakeJob:
@@ -240,8 +241,10 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
         name: str | None = None,
         cursor: str = "0",
         limit: int = 50,
+        sort: str = "-created",
     ) -> JobPage:
         _signed_in(request)
+        api.sorts.append(sort)
         found = [fake.job for fake in api.jobs.values() if state in (None, fake.job.state)]
         found = [job for job in found if name is None or name in job.name]
         start = int(cursor)
