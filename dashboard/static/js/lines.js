@@ -80,7 +80,7 @@ function referenceLines(chart, colours) {
       symbol: "none",
       animation: false,
       lineStyle: { color: colours.strong, width: 1, type: "solid" },
-      label: { color: colours.text, fontSize: 11, position: "insideEndTop", distance: [2, 2] },
+      label: { color: colours.text, fontSize: 11, position: "end", distance: 6 },
       data: chart.lines.map((line) => ({ yAxis: line.value, label: { formatter: line.label } })),
     },
   };
@@ -136,7 +136,7 @@ export function lineFigure(chart) {
       if (chart.lines) series.push(referenceLines(chart, colours));
       return {
         ...plotFrame(),
-        grid: GRID,
+        grid: { ...GRID, right: chart.lines ? 62 : GRID.right }, // room for the lines' labels
         xAxis: stepAxis(colours, view),
         yAxis: valueAxis(colours, chart.y, chart.unit),
         tooltip: {
