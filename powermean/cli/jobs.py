@@ -149,10 +149,9 @@ def described(job: Job) -> list[str]:
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:
         nodes = ", ".join(sorted({part.node_id for part in attempt.allocations}))
-        ended = f", {attempt.error.code}: {attempt.error.message}" if attempt.error else ""
-        lines.append(
-            f"attempt {attempt.number} on {nodes}: {attempt.state}, from step {attempt.first_step}{ended}"
-        )
+        why = f"{attempt.error.code}: {attempt.error.message}" if attempt.error else attempt.reason
+        how = f"{attempt.outcome or attempt.state}, from step {attempt.first_step}"
+        lines.append(f"attempt {attempt.number} on {nodes}: {how}" + (f": {why}" if why else ""))
     if job.result:
         before, after = number(job.result.reward_before), number(job.result.reward_after)
         lines.append(f"held-out reward {before} -> {after}; model: powermean download {job.id}")
