@@ -262,7 +262,8 @@ def test_cards_come_with_their_data_and_the_page_fits(service: Service, tabs: Ta
         tab.page.wait_for_timeout(300)
         height = tab.page.evaluate("() => document.scrollingElement.scrollHeight")
         assert height <= 1600, part  # two screens; it was nine
-        assert tab.page.locator(".chart:visible .nothing:visible").count() == 0
+        empty = tab.page.locator(".chart:visible .nothing:visible")
+        tab.until(lambda empty=empty: empty.count() == 0, f"the numbers of every card of {part}")
     assert tab.complaints == []
 
 
