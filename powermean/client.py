@@ -67,6 +67,7 @@ class Client(Connection):
     health = method(rest.health)
     staleness = method(rest.staleness)
     lag = renamed("lag", staleness)
+    exponents = method(rest.exponents)
 
     trajectories = method(rest.trajectories)
     trajectory = method(rest.trajectory)

@@ -23,6 +23,7 @@ from powermean.contracts.api import (
     FileList,
     Job,
     JobPage,
+    JobSort,
     JobState,
     LoginCode,
     LogText,
@@ -30,6 +31,7 @@ from powermean.contracts.api import (
     SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
+from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
@@ -188,9 +190,10 @@ def list_jobs(
     name: str | None = None,
     cursor: str | None = None,
     limit: int | None = None,
+    sort: JobSort | None = None,
 ) -> Call[JobPage]:
-    """Jobs, newest first; pass `page.next` as `cursor` for the next page."""
-    chosen = params(state=state, name=name, cursor=cursor, limit=limit)
+    """Jobs, newest first unless sorted otherwise; pass `page.next` as `cursor` for the next page."""
+    chosen = params(state=state, name=name, cursor=cursor, limit=limit, sort=sort)
     return Call("GET", "/v1/jobs", reads(JobPage), chosen)
 
 
@@ -221,6 +224,12 @@ def staleness(
     """p, ESS and mismatch by staleness, over the newest `steps` steps or a range of them."""
     chosen = params(steps=steps, from_step=from_step, to_step=to_step)
     return Call("GET", job_path(job_id, "/staleness"), reads(JobStaleness), chosen)
+
+
+def exponents(job_id: str, from_step: int, to_step: int) -> Call[JobExponents]:
+    """p against the clip fraction: how many trajectories of at most 50 steps had which."""
+    chosen = params(from_step=from_step, to_step=to_step)
+    return Call("GET", job_path(job_id, "/exponents"), reads(JobExponents), chosen)
 
 
 def trajectories(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
 
 import redis
 from anyio import to_thread
@@ -16,6 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.api import FieldError, JobState
+from server.cluster.leadership import is_led
+from server.connections import Connections, Who
 from server.db.models import Job
 from server.db.session import Database, DatabaseMovedError
 from server.metrics.stream import EventHub
@@ -24,6 +27,7 @@ from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
 CHECKS_TIMEOUT_S = 5.0  # of one part, whatever it does
+LEADER_WITHIN_S = 1.0
 READINESS_S = 2.0  # for how long an answer holds
 
 log = logging.getLogger(__name__)
@@ -33,7 +37,12 @@ class Observatory:
     """One server process's metrics and readiness checks."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: ArtefactStore, events: EventHub
+        self,
+        settings: Settings,
+        database: Database,
+        store: ArtefactStore,
+        events: EventHub,
+        connections: Connections,
     ) -> None:
         self.registry = CollectorRegistry()
         self.ingested = Counter(
@@ -45,11 +54,12 @@ class Observatory:
             ["method", "route", "status"],
             registry=self.registry,
         )
-        self.registry.register(_Cluster(database, events, settings))
+        self.registry.register(_Cluster(database, events, connections, settings))
         self._checks: dict[str, Callable[[], str | None]] = {
             "database": lambda: _check_database(database),
             "redis": lambda: _check_redis(settings.redis_url),
             "artefacts": lambda: _check_store(store),
+            "scheduler": lambda: _check_scheduler(database, settings),
         }
         self._asked: set[str] = set()  # parts that still owe an answer
         self._check: asyncio.Task[tuple[FieldError, ...]] | None = None
@@ -95,9 +105,12 @@ class Observatory:
 class _Cluster(Collector):
     """Gauges from the database, read on demand."""
 
-    def __init__(self, database: Database, events: EventHub, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, events: EventHub, connections: Connections, settings: Settings
+    ) -> None:
         self._database = database
         self._events = events
+        self._connections = connections
         self._settings = settings
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
@@ -112,6 +125,10 @@ class _Cluster(Collector):
             jobs.add_metric([state], states.get(state, 0))
         yield jobs
         yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported recently.", value=alive)
+        held = GaugeMetricFamily("powermean_connections", "Open connections.", labels=["who"])
+        for who in get_args(Who):
+            held.add_metric([who], self._connections.count(who))
+        yield held
         yield GaugeMetricFamily("powermean_event_streams", "Open event streams.", value=self._events.clients)
 
 
@@ -137,6 +154,26 @@ def _check_redis(url: str) -> str | None:
     finally:
         client.close()
     return None
+
+
+def _check_scheduler(database: Database, settings: Settings) -> str | None:
+    """A server that has just started takes a moment until it leads."""
+    if not settings.scheduler:
+        return None
+    deadline = time.monotonic() + LEADER_WITHIN_S
+    while not _is_led(database, settings):
+        if time.monotonic() > deadline:
+            return "has no leader: nothing is scheduled"
+        time.sleep(0.05)
+    return None
+
+
+def _is_led(database: Database, settings: Settings) -> bool:
+    try:
+        with database.read() as session:
+            return is_led(session, settings.leader_lease_s)
+    except SQLAlchemyError:
+        return True  # the database's check says what is wrong
 
 
 def _check_store(store: ArtefactStore) -> str | None:

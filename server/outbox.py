@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from sqlalchemy.orm import Session
 
 from server.db.models import Outbox
@@ -11,8 +11,9 @@ from server.db.session import changes
 
 def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
     """Send `task(subject)` and re-send it until it is settled; queue None means any live node."""
-    session.add(Outbox(task=task, queue=queue, subject=subject, next_send_at=now, created_at=now))
-    changes(session).plan = True
+    row = {"task": task, "queue": queue, "subject": subject, "next_send_at": now, "created_at": now}
+    session.execute(insert(Outbox.__table__), row)  # type: ignore[arg-type]
+    changes(session).send = True
 
 
 def settle(session: Session, subject: str, now: datetime) -> None:

@@ -1,5 +1,6 @@
 """`powermean up`: runs the service on this machine."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for 
 def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
     """The embedded service and an administrator's client for it; stopped at the end in any case."""
     raise_on_signals()
+    os.umask(0o077)  # what the service keeps is its owner's alone
     service = Embedded(Home.find(), port, next_port, tell=say)
     try:
         service.start()

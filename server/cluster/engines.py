@@ -22,6 +22,7 @@ from server.cluster.planner import Placement, SharedEngine, WaitingEngine
 from server.db.models import Allocation, Attempt, EngineService
 from server.db.session import changes, database_now
 from server.errors import ConflictError, NotFoundError
+from server.jobs.demand import model_key, resolved_dtype
 from server.settings import is_loopback
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -129,6 +130,12 @@ def orders(session: Session, node_id: str, sign: Callable[[str, int], str]) -> N
     )
 
 
+def any_stranded(session: Session, living: Collection[str]) -> bool:
+    """Whether a service belongs to a node that is offline."""
+    nodes = session.execute(select(EngineService.node).where(EngineService.node.is_not(None))).scalars()
+    return any(node not in living for node in nodes)
+
+
 def reap(session: Session, living: Iterable[str]) -> None:
     """Take services away from nodes that are offline, so that they start elsewhere.
 
@@ -198,18 +205,6 @@ def gpus_held(session: Session) -> dict[str, set[str]]:
     for row in session.execute(select(EngineService).where(EngineService.node.is_not(None))).scalars():
         held[row.node or ""].update(row.gpu_uuids)
     return held
-
-
-def model_key(name: str | None, folder: str | None) -> str:
-    """Identifies a model by name or folder."""
-    return name or f"folder {folder}"
-
-
-def resolved_dtype(dtype: str, gpus: int) -> str:
-    """The type that `auto` stands for."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if gpus else "float32"
 
 
 def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEngine:

@@ -1,6 +1,7 @@
 """What nodes report, and how much of it is free."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 
@@ -93,6 +94,13 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
             else replace(whole, free_cpu_slots=0, free_gpus=())
         )
     return found
+
+
+def known(session: Session, living: Collection[str]) -> tuple[list[NodeCapacity], list[NodeCapacity]]:
+    """All nodes that ever reported, as if nothing ran there: the living ones, and the others."""
+    nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
+    made = [empty(node) for node in nodes]
+    return [one for one in made if one.id in living], [one for one in made if one.id not in living]
 
 
 def empty(node: Node) -> NodeCapacity:

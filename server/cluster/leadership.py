@@ -25,14 +25,15 @@ def acquire_lead(session: Session, holder: str, lease_s: float) -> Standing:
 
     Its row stays locked until the commit, so no other leader acts meanwhile.
 
-    A leader whose own lease had run out counts as new, because it did not keep watch in between.
+    A leader whose own lease had run out counts as new, because it did not keep watch in between. A lease that
+    ends later than a new one would was taken by a clock that has been set back since: it is void.
     """
     now = database_now(session)
     upsert(session, Leader, [{"name": SCHEDULER, "holder": "", "expires_at": now}])
     query = select(Leader).where(Leader.name == SCHEDULER).with_for_update()
     lease = session.execute(query.execution_options(populate_existing=True)).scalar_one()
     now = database_now(session)
-    valid = lease.expires_at > now
+    valid = now < lease.expires_at <= now + timedelta(seconds=lease_s)
     if valid and lease.holder != holder:
         return Standing.FOLLOWER
     standing = Standing.LEADER if valid and lease.holder == holder else Standing.NEW_LEADER
@@ -40,6 +41,28 @@ def acquire_lead(session: Session, holder: str, lease_s: float) -> Standing:
         lease.holder = holder
         lease.expires_at = now + timedelta(seconds=lease_s)
     return standing
+
+
+def leads(session: Session, holder: str, lease_s: float) -> bool:
+    """Whether the lease is this holder's and needs no renewal yet; takes no lock."""
+    now, lease = database_now(session), session.get(Leader, SCHEDULER)
+    if lease is None or lease.holder != holder:
+        return False
+    return now + timedelta(seconds=lease_s / 2) <= lease.expires_at <= now + timedelta(seconds=lease_s)
+
+
+def is_led(session: Session, lease_s: float) -> bool:
+    """Whether some replica leads, or did less than a lease ago."""
+    now, lease = database_now(session), session.get(Leader, SCHEDULER)
+    if lease is None:
+        return False
+    return abs(lease.expires_at - now) <= timedelta(seconds=lease_s)
+
+
+def keeps_lead(session: Session, holder: str) -> bool:
+    """Whether nobody else has taken the lease; until the commit nobody can."""
+    query = select(Leader.holder).where(Leader.name == SCHEDULER).with_for_update()
+    return session.execute(query).scalar_one_or_none() == holder
 
 
 def resign(session: Session, holder: str) -> None:

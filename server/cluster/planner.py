@@ -7,13 +7,18 @@ service for its base model if it may and can; otherwise it gets its own engine.
 Whatever waits for GPUs or slots that exist but are taken reserves the nodes that it could use against those
 behind it, so that small jobs can't starve a large one; CPU jobs and GPU jobs queue separately. A job that no
 live node could ever hold blocks nobody, and neither does one that waits for an engine service.
+
+Long lines consist of few shapes. In the course of a plan less and less is free and more and more reserved, so
+once a job waits and that reserves nothing new, each one of its shape behind it waits for the same reason.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from powermean.contracts.attempts import AllocationView
+from server.jobs.demand import AdapterNeed
 
 VLLM = "vllm"
 
@@ -29,18 +34,6 @@ class NodeCapacity:
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
     full_disk: str | None = None  # the folder for which it takes nothing new
-
-
-@dataclass(frozen=True)
-class AdapterNeed:
-    """What a LoRA job that may share an engine needs from it."""
-
-    model: str
-    dtype: str
-    rank: int
-    tokens: int  # longest prompt with its completion
-    required: bool  # must not start its own engine instead
-    same_host: bool = False  # as the trainer's
 
 
 @dataclass(frozen=True)
@@ -157,9 +150,47 @@ class _Free:
         return taken
 
 
+class _Index:
+    """The cluster by what is asked of it; nothing here changes while planning."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self.nodes = state.nodes
+        self.engines: dict[tuple[str, str], list[SharedEngine]] = defaultdict(list)
+        for engine in state.engines:
+            self.engines[engine.model, engine.dtype].append(engine)
+        self.has_slot = frozenset(job_id for engine in state.engines for job_id in engine.jobs)
+        self.able = cache(self._able)
+        self.holding = cache(self._holding)
+        self.serving = cache(self._serving)
+
+    def _able(self, vllm: bool) -> tuple[NodeCapacity, ...]:
+        """The nodes on which jobs can have their own engine."""
+        return tuple(node for node in self.nodes if not vllm or VLLM in node.engines)
+
+    def _holding(self, gpus: int, vllm: bool) -> frozenset[str]:
+        return _holding(gpus, self.able(vllm))
+
+    def _serving(self, need: AdapterNeed) -> tuple[SharedEngine, ...]:
+        """The engines that fit, ready or not."""
+        return tuple(e for e in self.engines.get((need.model, need.dtype), ()) if _serves(e, need))
+
+    def shape(self, job: WaitingJob) -> Hashable:
+        """Equal for jobs that wait for the same reason; None for one whose reason is its own."""
+        if job.id in self.has_slot:
+            return None
+        if job.adapter is None:
+            return job.gpus, job.rollout_gpus, job.vllm
+        serving = self.serving(job.adapter)
+        if job.adapter.required and not serving:
+            return None  # the reason names its rank or its tokens
+        names = tuple(engine.id for engine in serving)
+        return job.gpus, job.rollout_gpus, job.vllm, job.adapter.required, names
+
+
 def plan(state: ClusterState) -> Plan:
     """Place engine services, then jobs, first come, first served. Never allocates anything twice."""
-    result, free = Plan(), _Free(state)
+    result, free, index = Plan(), _Free(state), _Index(state)
+    settled: dict[Hashable, str] = {}  # why jobs of a shape wait
     for engine in state.unplaced:
         placed = _place(engine, state.nodes, free)
         if isinstance(placed, Placement):
@@ -168,13 +199,48 @@ def plan(state: ClusterState) -> Plan:
             result.engines_why[engine.id] = placed.why
             free.kept[True] |= placed.nodes
     for job in state.waiting:
-        found = _find(job, state, free)
+        shape = index.shape(job)
+        if shape in settled:
+            result.why[job.id] = settled[shape]
+            continue
+        found = _find(job, index, free)
         if isinstance(found, Start):
             result.starts.append(found)
-        else:
-            result.why[job.id] = found.why
-            free.kept[job.gpus > 0] |= found.nodes
+            continue
+        result.why[job.id] = found.why
+        kept = free.kept[job.gpus > 0]
+        if shape is not None and found.nodes <= kept:
+            settled[shape] = found.why
+        kept |= found.nodes
     return result
+
+
+def still_free(
+    starts: Iterable[Start], nodes: Iterable[NodeCapacity], engines: Iterable[SharedEngine]
+) -> list[Start]:
+    """Those of an earlier plan's starts that still find room, each counted against those behind it."""
+    slots: dict[str, int] = {}
+    gpus: dict[str, set[str]] = {}
+    for node in nodes:
+        slots[node.id], gpus[node.id] = node.free_cpu_slots, set(node.free_gpus)
+    room = {e.id: (e.node, e.max_adapters, set(e.jobs)) for e in engines if e.state == "ready"}
+    found = []
+    for start in starts:
+        trainer, rollout = start.allocations
+        wanted = {*trainer.gpu_uuids, *rollout.gpu_uuids}
+        if not (wanted <= gpus.get(trainer.node_id, set()) if wanted else slots.get(trainer.node_id, 0) > 0):
+            continue
+        if rollout.engine_id is not None:
+            node_id, most, jobs = room.get(rollout.engine_id, (None, 0, set()))
+            if node_id != rollout.node_id or len(jobs - {start.job_id}) >= most:
+                continue
+            jobs.add(start.job_id)
+        if wanted:
+            gpus[trainer.node_id] -= wanted
+        else:
+            slots[trainer.node_id] -= 1
+        found.append(start)
+    return found
 
 
 def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) -> Placement | _Wait:
@@ -205,22 +271,21 @@ def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
     return bool(_holding(job.gpus + job.rollout_gpus, [node])) and (not job.vllm or VLLM in node.engines)
 
 
-def _find(job: WaitingJob, state: ClusterState, free: _Free) -> Start | _Wait:
+def _find(job: WaitingJob, index: _Index, free: _Free) -> Start | _Wait:
     if job.adapter is not None:
-        shared = _on_shared_engine(job, job.adapter, state, free)
+        shared = _on_shared_engine(job, job.adapter, index, free)
         if isinstance(shared, Start) or job.adapter.required:
             return shared
-    return _with_own_engine(job, state.nodes, free)
+    return _with_own_engine(job, index, free)
 
 
-def _with_own_engine(job: WaitingJob, nodes: Sequence[NodeCapacity], free: _Free) -> Start | _Wait:
-    able = [node for node in nodes if not job.vllm or VLLM in node.engines]
-    if nodes and not able:
+def _with_own_engine(job: WaitingJob, index: _Index, free: _Free) -> Start | _Wait:
+    if index.nodes and not index.able(job.vllm):
         return _Wait("waiting for a node with vLLM: no connected node has it")
     gpus = job.gpus + job.rollout_gpus
-    possible = _holding(gpus, able)
+    possible = index.holding(gpus, job.vllm)
     if not possible:
-        return _Wait(_never(gpus, able))
+        return _Wait(_never(gpus, index.able(job.vllm)))
     node_id = free.choose(gpus, possible - free.kept[gpus > 0], job.avoid)
     if node_id is None:
         return _Wait(_busy(gpus, possible, free), possible)
@@ -231,12 +296,12 @@ def _with_own_engine(job: WaitingJob, nodes: Sequence[NodeCapacity], free: _Free
     return Start(job.id, (trainer, rollout))
 
 
-def _on_shared_engine(job: WaitingJob, need: AdapterNeed, state: ClusterState, free: _Free) -> Start | _Wait:
-    of_model = [e for e in state.engines if (e.model, e.dtype) == (need.model, need.dtype)]
-    if not of_model:
-        return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
-    serving = [e for e in of_model if _serves(e, need)]
+def _on_shared_engine(job: WaitingJob, need: AdapterNeed, index: _Index, free: _Free) -> Start | _Wait:
+    serving = index.serving(need)
     if not serving:
+        of_model = index.engines.get((need.model, need.dtype))
+        if not of_model:
+            return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
         return _Wait(f"waiting for an engine that fits: {_limits(of_model[0], need)}")
     ready = [e for e in serving if e.state == "ready"]
     if not ready:
@@ -246,7 +311,9 @@ def _on_shared_engine(job: WaitingJob, need: AdapterNeed, state: ClusterState, f
         return _Wait(f"waiting for a free slot in engine {ready[0].name} (all {ready[0].max_adapters} taken)")
     wanted: frozenset[str] = frozenset()
     for engine in sorted(with_slot, key=lambda e: (e.node in job.avoid, len(free.jobs[e.id]), e.id)):
-        possible = _holding(job.gpus, [node for node in state.nodes if engine.reach in (None, node.id)])
+        possible = index.holding(job.gpus, False)
+        if engine.reach is not None:
+            possible &= {engine.reach}
         node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid)
         if node_id is not None:
             return _share(job, node_id, engine, free)

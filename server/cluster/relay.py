@@ -1,85 +1,91 @@
 """Sends the outbox's messages, and re-sends them with growing pauses until somebody has acted on them."""
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.names import VALIDATE_TASK, node_queue
-from server.cluster import demand
-from server.db.models import Job, Node, Outbox
+from server.cluster import demand, inventory
+from server.cluster.clock import LONGEST_RESEND_S
+from server.db.models import Job, Outbox
 from server.db.session import Database, database_now
-from server.nodes import living_nodes
+from server.nodes import living_ids
 from server.queue import BrokerDownError, Sender
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _BATCH = 100
-_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
 class _Message:
+    """`sends` is how often it had been sent when it was read; no `queue`: no live node can take it."""
+
     id: int
     task: str
-    queue: str
+    queue: str | None
     subject: str
+    sends: int
 
 
 @dataclass
 class Relay:
-    """Any number of replicas may relay; each takes messages that the others have not taken."""
+    """Any number of replicas may relay; each sends what no other has taken in the meantime."""
 
     database: Database
     settings: Settings
     sender: Sender
     broker_down: bool = False
 
-    def turn(self) -> None:
-        """Send what is due. A message is marked as sent first, so a crash in between only delays it."""
+    def turn(self) -> bool:
+        """Send some of what is due; whether there may be more.
+
+        A message is marked as sent first, so a crash in between only delays it.
+        """
         with self.database.read() as session:
-            if not _any_due(session):
-                return
+            now = database_now(session)
+            due = _due(session, self.settings, now)
+        if not due:
+            return False
         with self.database.write() as session:
-            messages = self._take(session)
+            taken = self._take(session, due, now)
+        messages = [message for message in due if message.id in taken]
         for number, message in enumerate(messages):
+            assert message.queue is not None
             try:
-                self.sender.send(message.task, message.queue, message.subject, _LONGEST_PAUSE_S)
+                self.sender.send(message.task, message.queue, message.subject, LONGEST_RESEND_S)
             except BrokerDownError as error:
                 self._put_back(messages[number:], error)
-                return
+                return False
             if self.broker_down:
                 log.info("the broker is back")
                 self.broker_down = False
+        return len(due) == _BATCH
 
-    def _take(self, session: Session) -> list[_Message]:
-        now = database_now(session)
-        due = (
-            select(Outbox)
-            .where(Outbox.done_at.is_(None), Outbox.next_send_at <= now)
-            .order_by(Outbox.id)
-            .limit(_BATCH)
-            .with_for_update(skip_locked=True)
-        )
-        rows = session.execute(due).scalars().all()
-        living = living_nodes(session, self.settings, now)
-        taken = []
-        for row in rows:
-            queue = row.queue or _any_queue(session, row, living)
-            if queue is None:  # no live node can take it
-                row.next_send_at = now + timedelta(seconds=self.settings.poll_s)
-                continue
-            row.next_send_at = now + self._pause(row.sends)
-            row.sends += 1
-            taken.append(_Message(row.id, row.task, queue, row.subject))
+    def _take(self, session: Session, due: Iterable[_Message], now: datetime) -> set[int]:
+        """Mark messages as sent, unless another replica did or they have been settled; which were marked."""
+        groups: dict[tuple[bool, int], list[int]] = defaultdict(list)
+        for message in due:
+            groups[message.queue is not None, message.sends].append(message.id)
+        taken: set[int] = set()
+        for (possible, sends), ids in groups.items():
+            unchanged = Outbox.id.in_(ids), Outbox.sends == sends, Outbox.done_at.is_(None)
+            pause = self._pause(sends) if possible else timedelta(seconds=self.settings.poll_s)
+            mark = update(Outbox).where(*unchanged, Outbox.next_send_at <= now)
+            mark = mark.values(next_send_at=now + pause, sends=sends + possible)
+            marked = session.execute(mark.returning(Outbox.id).execution_options(synchronize_session=False))
+            if possible:
+                taken.update(marked.scalars())
         return taken
 
     def _pause(self, sends: int) -> timedelta:
-        return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), _LONGEST_PAUSE_S))
+        return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), LONGEST_RESEND_S))
 
     def _put_back(self, messages: list[_Message], error: BrokerDownError) -> None:
         if not self.broker_down:
@@ -87,22 +93,31 @@ class Relay:
             self.broker_down = True
         with self.database.write() as session:
             again_at = database_now(session) + timedelta(seconds=self.settings.poll_s)
-            for row in session.execute(
-                select(Outbox).where(Outbox.id.in_([message.id for message in messages]))
-            ).scalars():
-                row.sends -= 1
-                row.next_send_at = again_at
+            put_back = update(Outbox).where(Outbox.id.in_([message.id for message in messages]))
+            session.execute(put_back.values(sends=Outbox.sends - 1, next_send_at=again_at))
 
 
-def _any_queue(session: Session, message: Outbox, living: Sequence[Node]) -> str | None:
-    """The queue of a node that can act on a message to any node; round robin."""
-    able = [node.id for node in living]
-    if message.task == VALIDATE_TASK and (job := session.get(Job, message.subject)) is not None:
-        able = demand.checkers(session, job, living)
-    return node_queue(able[(message.id + message.sends) % len(able)]) if able else None
-
-
-def _any_due(session: Session) -> bool:
-    now: datetime = database_now(session)
-    query = select(Outbox.id).where(Outbox.done_at.is_(None), Outbox.next_send_at <= now).limit(1)
-    return session.execute(query).first() is not None
+def _due(session: Session, settings: Settings, now: datetime) -> list[_Message]:
+    """Messages that are due, with the queues of nodes that can act on them; read without a lock."""
+    query = (
+        select(Outbox.id, Outbox.task, Outbox.queue, Outbox.subject, Outbox.sends, Job.demand)
+        .outerjoin(Job, (Outbox.task == VALIDATE_TASK) & (Job.id == Outbox.subject))
+        .where(Outbox.done_at.is_(None), Outbox.next_send_at <= now)
+        .order_by(Outbox.id)
+        .limit(_BATCH)
+    )
+    rows = session.execute(query).all()
+    if not rows:
+        return []
+    living, offline = inventory.known(session, living_ids(session, settings))
+    anyone = [node.id for node in living]
+    able: dict[str | None, list[str]] = {None: anyone}  # by demand
+    found = []
+    for id_, task, queue, subject, sends, demanded in rows:
+        if demanded not in able:
+            able[demanded] = demand.checkers(demanded, living, offline)
+        nodes = able[demanded]
+        if queue is None and nodes:  # round robin
+            queue = node_queue(nodes[(id_ + sends) % len(nodes)])
+        found.append(_Message(id_, task, queue, subject, sends))
+    return found

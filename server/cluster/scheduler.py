@@ -1,9 +1,16 @@
-"""The scheduler's turn: keep the lead, time out what is silent, start waiting jobs, remove garbage."""
+"""The scheduler's turn: keep the lead, time out what is silent, start waiting jobs, remove garbage.
+
+A turn reads and plans without a lock. It writes in small transactions, each of which looks again at what it
+changes, so that requests get their turns in between however long the line of jobs is.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
@@ -11,22 +18,31 @@ from sqlalchemy.orm import Session
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
 from server.cluster import demand, engines, inventory
+from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
-from server.cluster.leadership import Standing, acquire_lead, resign
-from server.cluster.planner import ClusterState, WaitingJob, plan
-from server.db.models import Allocation, Attempt, Job, Node
+from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
+from server.cluster.planner import ClusterState, Plan, Start, plan, still_free
+from server.db.models import Allocation, Attempt, Job
 from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
-from server.jobs.states import CHECKING, change_phase, state_of
-from server.nodes import living_nodes
+from server.jobs.states import CHECKING, state_of, tell_phases
+from server.nodes import living_ids
 from server.replays import service as replays
 from server.settings import Settings
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 NEVER = datetime.min.replace(tzinfo=UTC)
 NO_NODE = "waiting for a node to check the spec: none is connected"
 NO_CHECKER = "waiting for a node that can check the spec: all capable nodes are offline"
+STARTS_AT_ONCE = 10  # in one transaction
+PHASES_AT_ONCE = 25
+PHASES_A_TURN = 250  # what jobs wait for is for people, and the rest is told in the next turns
+
+
+class LeadLostError(Exception):
+    """Another replica has taken over: this turn is over."""
 
 
 @dataclass
@@ -39,99 +55,162 @@ class Scheduler:
     holder: str
     leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
 
-    def turn(self) -> None:
-        """One pass. The leader's decisions and its lease are one transaction."""
-        with self.database.write() as session:
-            standing = acquire_lead(session, self.holder, self.settings.leader_lease_s)
-            if standing is Standing.FOLLOWER:
-                return
-            now = database_now(session)
-            if standing is Standing.NEW_LEADER:
-                log.info("this replica leads scheduling as %s", self.holder)
-                self.leads_since = now
-                attempts.extend_leases(session, self.settings, now)
-            reap(session, self.settings, now)
-            replays.reap(session, self.settings, now)
-            now = database_now(session)
-            living = living_nodes(session, self.settings, now)
-            if now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
-                engines.reap(session, [node.id for node in living])
-            tell_unchecked(session, living)
-            start_waiting(session, self.settings, now)
+    def turn(self) -> bool:
+        """One pass; whether there is more to do at once."""
+        standing = self._acquire_lead()
+        if standing is Standing.FOLLOWER:
+            return False
+        try:
+            self._reap()
+            waiting = self._start_waiting()
+            told = self._tell_phases(self._unchecked(), JobState.VALIDATING)
+            told += self._tell_phases(waiting, JobState.QUEUED)
+        except LeadLostError:
+            return False
         if standing is Standing.NEW_LEADER:
             sweep(self.artefacts)
         remove_garbage(self.database, self.artefacts)
+        return told >= PHASES_A_TURN
 
     def stop(self) -> None:
         """Give up the lead."""
         with self.database.write() as session:
             resign(session, self.holder)
 
+    def _acquire_lead(self) -> Standing:
+        lease_s = self.settings.leader_lease_s
+        with self.database.read() as session:
+            if leads(session, self.holder, lease_s):
+                return Standing.LEADER
+        with self.database.write() as session:
+            standing = acquire_lead(session, self.holder, lease_s)
+            if standing is Standing.NEW_LEADER:
+                log.info("this replica leads scheduling as %s", self.holder)
+                self.leads_since = database_now(session)
+                attempts.extend_leases(session, self.settings, self.leads_since)
+                bound_times(session, self.settings, self.leads_since)
+        return standing
 
-def reap(session: Session, settings: Settings, now: datetime) -> None:
-    """Give up attempts that were silent for too long."""
-    for attempt_id in attempts.overdue(session, now):
-        if attempts.lapse(session, settings, attempt_id):
-            log.warning("gave up attempt %s: no heartbeat in time", attempt_id)
+    @contextmanager
+    def _leading(self) -> Iterator[Session]:
+        """A transaction during which no other replica takes over."""
+        with self.database.write() as session:
+            if not keeps_lead(session, self.holder):
+                raise LeadLostError
+            yield session
+
+    def _reap(self) -> None:
+        """Give up what was silent for too long."""
+        with self.database.read() as session:
+            now = database_now(session)
+            overdue = attempts.overdue(session, now)
+            open_replays = replays.any_open(session)
+            living = living_ids(session, self.settings)
+            stranded = engines.any_stranded(session, living)
+        for attempt_id in overdue:
+            with self._leading() as session:
+                if attempts.lapse(session, self.settings, attempt_id):
+                    log.warning("gave up attempt %s: no heartbeat in time", attempt_id)
+        if open_replays:
+            with self._leading() as session:
+                replays.reap(session, self.settings, now)
+        if stranded and now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
+            with self._leading() as session:
+                engines.reap(session, living_ids(session, self.settings))
+
+    def _unchecked(self) -> dict[str, str]:
+        """What jobs wait for that no node has checked yet, where their rows say something else."""
+        query = select(Job.id, Job.phase, Job.demand).where(Job.state == JobState.VALIDATING)
+        with self.database.read() as session:
+            rows = session.execute(query.order_by(Job.id)).all()
+            living, offline = inventory.known(session, living_ids(session, self.settings))
+        phases = {
+            one: CHECKING if demand.checkers(one, living, offline) else NO_CHECKER if living else NO_NODE
+            for one in {row.demand for row in rows}
+        }
+        return {row.id: phases[row.demand] for row in rows if row.phase != phases[row.demand]}
+
+    def _start_waiting(self) -> dict[str, str]:
+        """Place and start what can be started; what the others wait for, where their rows say otherwise."""
+        with self.database.read() as session:
+            jobs = _queued(session, database_now(session))
+            unplaced = engines.unplaced(session)
+            if not jobs and not unplaced:
+                return {}
+            capacities = inventory.capacities(session, self.settings, database_now(session))
+            shared = engines.shared(session, [node.id for node in capacities])
+            avoid = _let_down(session)
+        nobody: frozenset[str] = frozenset()
+        waiting = [
+            demand.waiting_job(job.id, job.demand, job.longest_sequence, avoid.get(job.id, nobody))
+            for job in jobs
+        ]
+        made = plan(ClusterState(capacities, waiting, shared, unplaced))
+        if unplaced:
+            with self._leading() as session:
+                engines.place(session, made.placements, made.engines_why)
+        for starts in _batches(made.starts, STARTS_AT_ONCE):
+            with self._leading() as session:
+                self._start(session, starts)
+        return _news(made, jobs)
+
+    def _start(self, session: Session, starts: Sequence[Start]) -> None:
+        """Start jobs of a plan that was made before, as far as it still holds."""
+        capacities = inventory.capacities(session, self.settings, database_now(session))
+        shared = engines.shared(session, [node.id for node in capacities])
+        for start in still_free(starts, capacities, shared):
+            job = lock_job(session, start.job_id)
+            if state_of(job) is JobState.QUEUED:  # it may have been cancelled in the meantime
+                attempts.start(session, self.settings, job, start.allocations)
+
+    def _tell_phases(self, phases: Mapping[str, str], state: JobState) -> int:
+        """Record what jobs in this state wait for, as many as a turn may; how many they were."""
+        chosen = list(islice(phases.items(), PHASES_A_TURN))
+        for some in _batches(chosen, PHASES_AT_ONCE):
+            with self._leading() as session:
+                tell_phases(session, dict(some), state)
+        return len(chosen)
 
 
-def tell_unchecked(session: Session, living: Sequence[Node]) -> None:
-    """Record what jobs wait for that no node can check right now."""
-    query = select(Job).where(Job.state == JobState.VALIDATING).order_by(Job.id)
-    for job in session.execute(query.execution_options(populate_existing=True)).scalars().all():
-        phase = CHECKING if demand.checkers(session, job, living) else NO_CHECKER if living else NO_NODE
-        if job.phase != phase and state_of(lock_job(session, job.id)) is JobState.VALIDATING:
-            change_phase(session, job, phase)
+class _Queued(NamedTuple):
+    """What the scheduler reads of a queued job."""
+
+    id: str
+    demand: str
+    longest_sequence: int | None
+    phase: str | None
 
 
-def start_waiting(session: Session, settings: Settings, now: datetime) -> None:
-    """Plan, place and start what can be started, and record what the others wait for."""
-    jobs = {job.id: job for job in _queued(session, now)}
-    session.flush()
-    unplaced = engines.unplaced(session)
-    if not jobs and not unplaced:
-        return
-    waiting = _as_waiting(session, list(jobs.values()))
-    capacities = inventory.capacities(session, settings, now)
-    shared = engines.shared(session, [node.id for node in capacities])
-    made = plan(ClusterState(capacities, waiting, shared, unplaced))
-    engines.place(session, made.placements, made.engines_why)
-    for start in made.starts:
-        job = lock_job(session, start.job_id)
-        if state_of(job) is JobState.QUEUED:  # it may have been cancelled in the meantime
-            attempts.start(session, settings, job, start.allocations)
-    for job_id, reason in made.why.items():
-        reason = reason[:200]
-        if jobs[job_id].phase == reason:
-            continue
-        job = lock_job(session, job_id)
-        if state_of(job) is JobState.QUEUED:
-            change_phase(session, job, reason)
-
-
-def _queued(session: Session, now: datetime) -> Sequence[Job]:
-    """Queued jobs whose pause is over, in order of submission; not locked, as there may be many."""
+def _queued(session: Session, now: datetime) -> list[_Queued]:
+    """Queued jobs whose pause is over, in order of submission."""
     query = (
-        select(Job)
+        select(Job.id, Job.demand, Job.longest_sequence, Job.phase)
         .where(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
         .order_by(Job.id)
     )
-    return session.execute(query.execution_options(populate_existing=True)).scalars().all()
+    return [_Queued(*row) for row in session.execute(query)]
 
 
-def _as_waiting(session: Session, jobs: Sequence[Job]) -> list[WaitingJob]:
-    avoid = _let_down(session, [f"{job.id}.{job.attempt}" for job in jobs if job.attempt])
-    return [demand.waiting_job(job, frozenset(avoid.get(f"{job.id}.{job.attempt}", ()))) for job in jobs]
+def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    left = iter(rows)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
-def _let_down(session: Session, attempt_ids: Sequence[str]) -> dict[str, set[str]]:
-    """The nodes of a job's lapsed attempts."""
+def _news(made: Plan, jobs: Sequence[_Queued]) -> dict[str, str]:
+    phases = {job.id: job.phase for job in jobs}
+    return {job_id: why[:200] for job_id, why in made.why.items() if phases[job_id] != why[:200]}
+
+
+def _let_down(session: Session) -> dict[str, frozenset[str]]:
+    """The nodes on which queued jobs' last attempts lapsed, by job."""
     query = (
-        select(Allocation.attempt_id, Allocation.node_id)
-        .join(Attempt, Attempt.id == Allocation.attempt_id)
-        .where(Attempt.id.in_(attempt_ids), Attempt.state == "lapsed")
+        select(Job.id, Allocation.node_id)
+        .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
+        .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .where(Job.state == JobState.QUEUED, Job.attempt > 0, Attempt.state == "lapsed")
     )
-    found: dict[str, set[str]] = {}
-    for attempt_id, node_id in session.execute(query):
-        found.setdefault(attempt_id, set()).add(node_id)
+    found: dict[str, frozenset[str]] = {}
+    for job_id, node_id in session.execute(query):
+        found[job_id] = found.get(job_id, frozenset()) | {node_id}
     return found

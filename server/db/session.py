@@ -6,22 +6,24 @@ A request or a task is one transaction, and only its boundary (a route, a loop's
         ...
 
 SQLite has one writer: a writing transaction takes the write lock at its start (BEGIN IMMEDIATE), so that two
-writers wait for each other instead of failing half-way. On Postgres the same code locks rows.
+writers wait for each other instead of failing half-way; write_queue.py has the writers of one process take
+turns. On Postgres the same code locks rows.
 """
 
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import OperationalError
@@ -31,6 +33,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from powermean.disk import Ballast
 from powermean.errors import PowermeanError
 from server.db.models import Base
+from server.db.write_queue import QueueTimeoutError, WriteQueue
 
 BUSY_TIMEOUT_S = 15.0
 BALLAST_BYTES = 32 * 2**20
@@ -59,7 +62,8 @@ class Changes:
     """What a transaction changed that others wait for; listeners are told after the commit."""
 
     jobs: set[str] = field(default_factory=set)  # jobs with new events or metrics
-    plan: bool = False  # there may be something to schedule or to send
+    plan: bool = False  # there may be something to schedule
+    send: bool = False  # there is something to send
 
 
 def changes(session: Session) -> Changes:
@@ -75,7 +79,7 @@ class Database:
         self.engine = _create_engine(url)
         self._file = _File(self.engine)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
-        self._write_lock = threading.Lock() if self.engine.dialect.name == "sqlite" else None
+        self._queue = WriteQueue(self._writing_engine) if self.engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[Changes], None]] = []
         self._ballast = _ballast(self.engine)
         self._released_at: float | None = None
@@ -99,14 +103,14 @@ class Database:
             DatabaseMovedError: the file was moved or replaced; nothing was written.
         """
         with (
-            self._sole_writer(),
             self._full_disk(),
-            Session(self._writing_engine, expire_on_commit=False) as session,
+            self._writer() as bind,
+            Session(bind, expire_on_commit=False, join_transaction_mode="create_savepoint") as session,
+            session.begin(),
         ):
-            with session.begin():
-                yield session
-                self._file.check()
-            changed = session.info.get(_CHANGES)
+            yield session
+            self._file.check()
+        changed = session.info.get(_CHANGES)
         if changed is not None:
             for listener in self._listeners:
                 listener(changed)
@@ -139,17 +143,16 @@ class Database:
             self.hold_ballast()
 
     @contextmanager
-    def _sole_writer(self) -> Iterator[None]:
-        """Queue this process's SQLite writers, since SQLite's own lock is polled and may starve one."""
-        if self._write_lock is None:
-            yield
+    def _writer(self) -> Iterator[Engine | Connection]:
+        """What a writing session is bound to; on SQLite this process's writers queue for it."""
+        if self._queue is None:
+            yield self._writing_engine
             return
-        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
-            raise DatabaseBusyError(f"another writer held the database for {BUSY_TIMEOUT_S:.0f} s")
         try:
-            yield
-        finally:
-            self._write_lock.release()
+            with self._queue.turn(BUSY_TIMEOUT_S) as connection:
+                yield connection
+        except QueueTimeoutError as error:
+            raise DatabaseBusyError(f"other writers held the database for {BUSY_TIMEOUT_S:.0f} s") from error
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -242,12 +245,26 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def database_now(session: Session) -> datetime:
-    """The database's clock. It alone decides about leases, because servers' clocks differ."""
+    """The database's clock. It alone decides about leases, because servers' clocks differ.
+
+    SQLite runs in this process, so its clock is ours.
+    """
     if session.get_bind().dialect.name == "sqlite":
-        value = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        return datetime.now(UTC)
     moment: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
     return moment.astimezone(UTC)
+
+
+def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: Sequence[str]) -> bool:
+    """Insert a row, unless another has the same values in the `unique` columns; whether it was inserted."""
+    statement = _insert(session, model).on_conflict_do_nothing(index_elements=unique)
+    done = session.execute(statement, dict(row))
+    return bool(done.rowcount)  # type: ignore[attr-defined]
+
+
+def _insert(session: Session, model: type[Base]) -> SqliteInsert | PostgresInsert:
+    make = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
+    return make(cast(Table, model.__table__))
 
 
 def upsert(
@@ -265,8 +282,7 @@ def upsert(
         return
     table = model.__table__
     keys = [column.name for column in table.primary_key]
-    make_insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
-    statement = make_insert(model)
+    statement = _insert(session, model)
     if replace:
         statement = statement.on_conflict_do_update(
             index_elements=keys, set_={name: statement.excluded[name] for name in replace}

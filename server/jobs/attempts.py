@@ -31,7 +31,7 @@ from server.jobs.states import change_phase, change_state
 from server.jobs.views import job_spec
 from server.settings import Settings
 
-_LONGEST_PAUSE_S = 300.0
+LONGEST_PAUSE_S = 300.0
 
 
 def start(session: Session, settings: Settings, job: Job, gang: Sequence[AllocationView]) -> None:
@@ -227,7 +227,7 @@ def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobEr
         fail(session, job, _exhausted(error, restarts))
         return
     job.restarts += 1
-    pause = min(settings.restart_backoff_s * 2 ** (job.restarts - 1), _LONGEST_PAUSE_S)
+    pause = min(settings.restart_backoff_s * 2 ** (job.restarts - 1), LONGEST_PAUSE_S)
     job.not_before = database_now(session) + timedelta(seconds=pause)
     phase = f"restarting ({job.restarts} of {restarts}): {error.message}"
     change_state(session, job, JobState.QUEUED, phase[:200])
@@ -257,14 +257,13 @@ def overdue(session: Session, now: datetime) -> Sequence[str]:
 
 
 def extend_leases(session: Session, settings: Settings, now: datetime) -> None:
-    """Extend every live attempt by one full period: nobody could renew while there was no leader."""
+    """Give every live attempt one full period from now: nobody could renew while there was no leader.
+
+    None has more: a lease that ends later was written by a clock that was ahead.
+    """
     for state, period in (("starting", settings.claim_s), ("running", settings.lease_s)):
         until = now + timedelta(seconds=period)
-        session.execute(
-            update(Attempt)
-            .where(Attempt.state == state, Attempt.lease_expires_at < until)
-            .values(lease_expires_at=until)
-        )
+        session.execute(update(Attempt).where(Attempt.state == state).values(lease_expires_at=until))
 
 
 def _current(session: Session, job: Job) -> Attempt | None:

@@ -6,7 +6,7 @@ commit. Numbers become visible in order, so a reader that has seen `seq` n has s
 
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from powermean.tokens import AttemptClaims
@@ -38,19 +38,42 @@ def next_seq(session: Session, job_id: str) -> int:
         NotFoundError: there is no such job.
     """
     job = lock_job(session, job_id)
-    job.seq += 1
+    take_seq(session, job)
     session.flush()
-    changes(session).jobs.add(job_id)
+    return job.seq
+
+
+def take_seq(session: Session, job: Job) -> int:
+    """The next sequence number of a locked job."""
+    job.seq += 1
+    changes(session).jobs.add(job.id)
     return job.seq
 
 
 def record_event(session: Session, job_id: str, kind: EventKind, data: dict[str, Any]) -> None:
     """Append an event to the job's stream (contracts.api.Event)."""
-    seq = next_seq(session, job_id)
-    session.add(JobEvent(job_id=job_id, seq=seq, kind=kind, data=data, created_at=database_now(session)))
+    append_event(session, lock_job(session, job_id), kind, data)
+
+
+def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, Any]) -> None:
+    """Append an event to the stream of a locked job."""
+    seq, now = take_seq(session, job), database_now(session)
+    session.add(JobEvent(job_id=job.id, seq=seq, kind=kind, data=data, created_at=now))
+
+
+def first_event(session: Session, job: Job, data: dict[str, Any]) -> None:
+    """Begin the stream of a job that this transaction inserted with `seq` 1."""
+    row = {"job_id": job.id, "seq": job.seq, "kind": "state", "data": data, "created_at": job.created_at}
+    session.execute(insert(JobEvent.__table__), row)  # type: ignore[arg-type]
+    changes(session).jobs.add(job.id)
 
 
 def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
+    """fenced_job() for those who need only the attempt."""
+    return fenced_job(session, attempt_id, claims)[1]
+
+
+def fenced_job(session: Session, attempt_id: str, claims: AttemptClaims) -> tuple[Job, Attempt]:
     """Allow or refuse a write by `attempt_id`; if allowed, the job is locked until the commit.
 
     Only the job's current attempt may write, from its claim to its end. An expired lease alone does not
@@ -70,4 +93,4 @@ def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
             f"attempt {attempt_id} ({state}) may not write any more: the job is at attempt {job.attempt}",
             remedy="Stop the attempt's processes; the job resumes from the last committed checkpoint.",
         )
-    return attempt
+    return job, attempt

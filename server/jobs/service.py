@@ -3,12 +3,12 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Job as JobView
-from powermean.contracts.api import JobPage, JobState
+from powermean.contracts.api import JobState
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.data import JsonlSource
@@ -17,12 +17,13 @@ from powermean.contracts.jsonl import TemplateError, template_fields
 from powermean.contracts.names import VALIDATE_TASK
 from server import outbox
 from server.db.models import Job
-from server.db.session import database_now
+from server.db.session import database_now, insert_new
 from server.errors import ConflictError, InvalidInputError
 from server.jobs import attempts, repository
-from server.jobs.events import lock_job
-from server.jobs.states import CHECKING, change_state, record_state, state_of
-from server.jobs.views import job_spec, job_summary, job_view
+from server.jobs.demand import demand_of
+from server.jobs.events import first_event, lock_job
+from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
+from server.jobs.views import job_spec, job_view
 
 
 @dataclass(frozen=True)
@@ -40,43 +41,40 @@ def submit(session: Session, person_id: str, spec: JobSpec, idempotency_key: str
         InvalidInputError: the spec's dataset does not exist or lacks a field.
         ConflictError: the key was used for a different spec.
     """
-    data = spec.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-    if idempotency_key is not None:
-        earlier = repository.job_by_idempotency_key(session, person_id, idempotency_key)
-        if earlier is not None:
-            return _repeated(session, earlier, digest)
+    job = _new_job(person_id, spec, idempotency_key, database_now(session))
+    values = {column.key: getattr(job, column.key) for column in Job.__table__.columns}
+    row = {name: value for name, value in values.items() if value is not None}
+    if not insert_new(session, Job, row, unique=("created_by", "idempotency_key")):
+        earlier = repository.job_by_idempotency_key(session, person_id, idempotency_key or "")
+        assert earlier is not None  # jobs are never deleted
+        return _repeated(session, earlier, job.spec_sha256)
     check_dataset(session, spec)
-    now = database_now(session)
-    job = Job(
+    outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
+    first_event(session, job, summary_data(job))
+    return Submitted(job_view(job, None), new=True)
+
+
+def _new_job(person_id: str, spec: JobSpec, idempotency_key: str | None, now: datetime) -> Job:
+    data = spec.model_dump(mode="json")
+    return Job(
         id=repository.new_job_id(),
         name=spec.name,
         state=JobState.VALIDATING,
         spec=data,
+        demand=demand_of(spec),
         algorithm=spec.algorithm.name,
         total_steps=spec.training.steps,
         step=0,
         phase=CHECKING,
-        seq=0,
+        seq=1,
         attempt=0,
         restarts=0,
         cancel_requested=False,
         idempotency_key=idempotency_key,
-        spec_sha256=digest,
+        spec_sha256=hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
         created_by=person_id,
         created_at=now,
     )
-    try:
-        with session.begin_nested():
-            session.add(job)
-    except IntegrityError:
-        earlier = repository.job_by_idempotency_key(session, person_id, idempotency_key or "")
-        if earlier is None:
-            raise
-        return _repeated(session, earlier, digest)
-    outbox.owe(session, VALIDATE_TASK, None, job.id, now)
-    record_state(session, job)
-    return Submitted(show(session, job.id), new=True)
 
 
 def _repeated(session: Session, earlier: Job, digest: str) -> Submitted:
@@ -122,22 +120,6 @@ def show(session: Session, job_id: str) -> JobView:
     return job_view(job, repository.seconds_left(session, job))
 
 
-def page(
-    session: Session,
-    *,
-    state: JobState | None,
-    name: str | None,
-    created_by: str | None,
-    cursor: str | None,
-    limit: int,
-) -> JobPage:
-    """A page of jobs, newest first."""
-    jobs, following = repository.list_jobs(
-        session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
-    )
-    return JobPage(items=tuple(job_summary(job) for job in jobs), next=following)
-
-
 def cancel(session: Session, job_id: str) -> JobView:
     """Stop a job: at once if nothing runs, otherwise by an order in its next heartbeat's reply."""
     job = lock_job(session, job_id)
@@ -150,7 +132,7 @@ def cancel(session: Session, job_id: str) -> JobView:
             attempts.withdraw(session, job)
             outbox.settle(session, job.id, database_now(session))
             change_state(session, job, JobState.CANCELLED)
-    return show(session, job_id)
+    return job_view(job, repository.seconds_left(session, job))
 
 
 def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:

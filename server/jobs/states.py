@@ -1,14 +1,16 @@
 """A job's states and transitions. What the table does not list can't happen."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.db.models import Garbage, Job
 from server.db.session import changes, database_now, upsert
 from server.errors import ConflictError
-from server.jobs.events import record_event
+from server.jobs.events import append_event
 from server.jobs.views import job_summary
 
 CHECKING = "waiting for a node to check the spec"  # the phase while validating
@@ -42,14 +44,16 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
         raise ConflictError(f"job {job.id} is {old} and cannot become {new}")
     job.state = new
     job.phase = phase
+    if JobState.QUEUED in (old, new) and new is not JobState.STARTING:
+        changes(session).plan = True
     now = database_now(session)
     if new is JobState.RUNNING and job.started_at is None:
         job.started_at = now
     if new.final:
         job.finished_at = now
         job.not_before = None
-        # left in the artefact store by killed attempts
-        upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
+        if job.attempt:  # killed attempts may have left something in the artefact store
+            upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
     record_state(session, job)
 
 
@@ -57,14 +61,21 @@ def change_phase(session: Session, job: Job, phase: str) -> None:
     """Set what a locked job is doing or waiting for, if it changed."""
     if job.phase != phase:
         job.phase = phase
-        record_event(session, job.id, "state", _summary_data(job))
+        append_event(session, job, "state", summary_data(job))
+
+
+def tell_phases(session: Session, phases: Mapping[str, str], state: JobState) -> None:
+    """Set what jobs wait for, by id; those that are not in this state any more are left alone."""
+    query = select(Job).where(Job.id.in_(phases), Job.state == state).order_by(Job.id).with_for_update()
+    for job in session.execute(query.execution_options(populate_existing=True)).scalars():
+        change_phase(session, job, phases[job.id])
 
 
 def record_state(session: Session, job: Job) -> None:
-    """Tell the job's followers and the scheduler its current state."""
-    changes(session).plan = True
-    record_event(session, job.id, "state", _summary_data(job))
+    """Tell a locked job's followers its current state."""
+    append_event(session, job, "state", summary_data(job))
 
 
-def _summary_data(job: Job) -> dict[str, Any]:
+def summary_data(job: Job) -> dict[str, Any]:
+    """The job as a `state` event has it."""
     return job_summary(job).model_dump(mode="json")

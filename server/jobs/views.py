@@ -24,6 +24,9 @@ def job_summary(job: Job) -> JobSummary:
         step=job.step,
         total_steps=job.total_steps,
         last_reward=job.last_reward,
+        last_p=job.last_p,
+        held_out_before=job.held_out_before,
+        held_out=job.held_out,
         attempt=job.attempt,
         cancel_requested=job.cancel_requested,
         phase=job.phase,
@@ -66,7 +69,7 @@ def job_view(job: Job, seconds_left: float | None) -> JobView:
         **dict(job_summary(job)),
         spec=job_spec(job),
         result=JobResult.model_validate(job.result) if job.result else None,
-        attempts=tuple(attempt_view(attempt) for attempt in job.attempts),
+        attempts=tuple(attempt_view(attempt) for attempt in job.attempts) if job.attempt else (),
         seconds_left=seconds_left,
         seq=job.seq,
     )

@@ -223,6 +223,11 @@ def _fail(session: Session, replay: Replay, error: JobError, now: datetime) -> N
     outbox.settle(session, replay.id, now)
 
 
+def any_open(session: Session) -> bool:
+    """Whether any replay waits or runs."""
+    return bool(repository.open_replays(session))
+
+
 def reap(session: Session, settings: Settings, now: datetime) -> None:
     """Fail replays that waited or ran too long; offer those of offline nodes again."""
     alive: frozenset[str] | None = None

@@ -109,6 +109,14 @@ async def require_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptC
     return cast(AttemptClaims, request.state.caller)
 
 
+async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
+    """As `require_attempt`, for the heartbeat alone: a token that expired during a partition will do.
+
+    The fence refuses it unless the attempt is still the job's current one, which then gets a fresh token.
+    """
+    return cast(AttemptClaims, request.state.caller)
+
+
 def _person(request: Request) -> Person:
     secret = _bearer_secret(request)
     database: Database = request.app.state.database
@@ -143,18 +151,21 @@ def _node(request: Request) -> None:
         raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
 
 
-def _attempt(request: Request) -> AttemptClaims:
+def _renewing_attempt(request: Request) -> AttemptClaims:
+    return _attempt(request, even_expired=True)
+
+
+def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
             "this needs an attempt's token", remedy="It comes with the attempt's claim."
         )
     try:
-        claims = verify_attempt_token(secret, request.app.state.key_pair.public_pem)
+        public_pem = request.app.state.key_pair.public_pem
+        claims = verify_attempt_token(secret, public_pem, even_expired=even_expired)
     except TokenExpiredError as error:
-        raise UnauthenticatedError(
-            str(error), remedy="Heartbeat in time: each reply brings a new token."
-        ) from error
+        raise UnauthenticatedError(str(error), remedy="Heartbeat: each reply brings a new token.") from error
     except TokenError as error:
         raise UnauthenticatedError("this is not an attempt token of this service") from error
     if not claims.allows(Verb.REPORT):
@@ -171,6 +182,7 @@ _IDENTIFY: dict[object, _Identify] = {
     require_person: ("person", _person),
     require_node: ("node", _node),
     require_attempt: ("node", _attempt),
+    require_renewing_attempt: ("node", _renewing_attempt),
 }
 
 
@@ -239,3 +251,4 @@ CurrentPerson = Annotated[Person, Depends(require_person)]
 CurrentAdmin = Annotated[Person, Depends(require_admin)]
 CurrentNode = Annotated[None, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]
+RenewingAttempt = Annotated[AttemptClaims, Depends(require_renewing_attempt)]

@@ -7,7 +7,7 @@ from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.jobs import attempts, checkpoints, repository, service
 from server.jobs.views import allocation_view, job_spec
-from server.routes.access import CurrentAttempt, CurrentNode, KnownCallerRoute
+from server.routes.access import CurrentAttempt, CurrentNode, KnownCallerRoute, RenewingAttempt
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings
 
 router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"], route_class=KnownCallerRoute)
@@ -45,7 +45,7 @@ def claim_attempt(
 def beat(
     attempt_id: str,
     beat: Heartbeat,
-    claims: CurrentAttempt,
+    claims: RenewingAttempt,
     keys: RequestKeyPair,
     database: RequestDatabase,
     settings: RequestSettings,

@@ -36,7 +36,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Is the server ready?")
 async def readyz(observatory: RequestObservatory) -> Readiness:
-    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts."""
+    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts, scheduler."""
     if wrong := await observatory.wrong():
         raise UnavailableError(
             f"not ready: {', '.join(error.path for error in wrong)}",

@@ -21,9 +21,9 @@ from powermean.spec_yaml import read_spec
 from trainer.data import open_source
 from trainer.failures import TrainingError
 from trainer.models.resolve import resolve_model
+from trainer.preflight.dataset import measured
 from trainer.preflight.footprint import Footprint, footprint
 from trainer.preflight.limits import ERROR, Change, Place, changes, fits, place_of
-from trainer.preflight.validate import count_tokens, problems_of
 
 TOO_LARGE = 1
 
@@ -146,7 +146,7 @@ def longest_prompt(spec: JobSpec, folder: Path) -> int:
             path="data",
             remedy="give --prompt-tokens, the length of the longest one",
         )
-    return max(count_tokens(folder, problems_of(spec, open_source(spec.data, None))))
+    return measured(spec, folder, open_source(spec.data, None), None).longest
 
 
 def _row(what: str, size: int, note: str) -> str:

@@ -3,9 +3,11 @@
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.cluster import planner
 from server.cluster.planner import (
     AdapterNeed,
     ClusterState,
@@ -384,3 +386,23 @@ def test_a_split_job_gets_its_gpus_and_its_engines_on_one_node_or_waits_for_them
         "with 2 GPUs: the largest connected one has 1"
         in plan(ClusterState([node("a", gpus=1)], [job])).why["j"]
     )
+
+
+@given(states())
+def test_what_is_remembered_of_a_shape_changes_no_plan(state: ClusterState):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner._Index, "shape", lambda index, job: None)
+        each_by_itself = plan(state)
+    assert plan(state) == each_by_itself
+
+
+def test_a_long_line_is_as_much_work_as_its_shapes(monkeypatch: pytest.MonkeyPatch):
+    looked: list[str] = []
+    find = planner._find
+    monkeypatch.setattr(planner, "_find", lambda job, *rest: looked.append(job.id) or find(job, *rest))
+    jobs = [lora(f"j{number}", tokens=number, gpus=number % 2) for number in range(1000)]
+    cluster = [node("a", slots=2, free_slots=1, gpus=2, free=1), node("b", slots=1, free_slots=0)]
+    made = plan(ClusterState(cluster, jobs, [engine("e", max_tokens=500)]))
+    assert len(made.starts) == 2
+    assert len(made.why) == 998
+    assert len(looked) < 20

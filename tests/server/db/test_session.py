@@ -1,15 +1,17 @@
 """Transactions, the database's clock and the upsert, alike on both databases."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from server.db import session as sessions
+from server.db import write_queue
 from server.db.migrate import migrate
 from server.db.models import Attempt, Leader, Node
 from server.db.session import (
@@ -208,3 +210,63 @@ def test_listeners_hear_of_commits_alone(database: Database):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert heard == [Changes(jobs={"job-1"})]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_writers_that_queue_share_a_commit_and_a_failed_one_undoes_its_own_work_alone(database: Database):
+    commits: list[object] = []
+    event.listen(database.engine, "commit", commits.append)
+    first_writes, all_queue = threading.Event(), threading.Event()
+
+    def write(name: str) -> None:
+        with database.write() as session:
+            session.add(Node(id=name, report={}, seen_at=database_now(session)))
+            session.flush()
+            if name == "first":
+                first_writes.set()
+                all_queue.wait(10)
+            if name == "fails":
+                raise ZeroDivisionError
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(write, "first")
+        assert first_writes.wait(10)
+        others = [pool.submit(write, name) for name in ("fails", "second", "third")]
+        while len(database._queue._waiting) < 3:
+            time.sleep(0.001)
+        all_queue.set()
+        assert [one.exception() is None for one in (first, *others)] == [True, False, True, True]
+    assert ids(database) == ["first", "second", "third"]
+    assert len(commits) < 3
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_no_writer_of_a_group_returns_when_its_commit_fails(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    """SQLite rolls back by itself where it must: then the writers before have lost their work, too."""
+    monkeypatch.setattr(write_queue, "GROUP_S", 10)
+    first_writes, second_queues = threading.Event(), threading.Event()
+
+    def write(name: str) -> None:
+        with database.write() as session:
+            session.add(Node(id=name, report={}, seen_at=database_now(session)))
+            session.flush()
+            if name == "first":
+                first_writes.set()
+                second_queues.wait(10)
+            else:
+                session.connection().connection.rollback()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write, "first")
+        assert first_writes.wait(10)
+        second = pool.submit(write, "second")
+        while not database._queue._waiting:
+            time.sleep(0.001)
+        second_queues.set()
+        assert isinstance(first.exception(), OperationalError)
+        assert second.exception() is not None
+    assert ids(database) == []
+    put(database, "third")
+    assert ids(database) == ["third"]

@@ -1,0 +1,75 @@
+"""What a job demands of the cluster: derived from its spec once, at its submission, and stored with it."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic import TypeAdapter
+
+from powermean.contracts.job import JobSpec
+
+
+@dataclass(frozen=True)
+class AdapterNeed:
+    """What a LoRA job that may share an engine needs from it."""
+
+    model: str
+    dtype: str
+    rank: int
+    tokens: int  # longest prompt with its completion; when submitted, what is known of it
+    required: bool  # must not start its own engine instead
+    same_host: bool = False  # as the trainer's
+
+
+@dataclass(frozen=True)
+class Demand:
+    """0 `gpus` means a CPU slot."""
+
+    gpus: int  # of the trainer
+    rollout_gpus: int  # of its own engine; 0: the engine shares the trainer's
+    vllm: bool  # its own engine must be vLLM
+    adapter: AdapterNeed | None  # None: it gets its own engine
+
+
+_json = TypeAdapter(Demand)
+
+
+def demand_of(spec: JobSpec) -> str:
+    """What the spec demands, as a job's row has it: equal demands are equal texts."""
+    demand = Demand(
+        gpus=spec.resources.gpus,
+        rollout_gpus=spec.resources.rollout_gpus,
+        vllm=spec.rollout.needs_vllm,
+        adapter=_adapter_need(spec),
+    )
+    return _json.dump_json(demand).decode()
+
+
+@lru_cache(maxsize=4096)
+def stored_demand(text: str) -> Demand:
+    """The demand in a job's row. Most jobs demand what others do."""
+    return _json.validate_json(text)
+
+
+def model_key(name: str | None, folder: str | None) -> str:
+    """Identifies a model by name or folder."""
+    return name or f"folder {folder}"
+
+
+def resolved_dtype(dtype: str, gpus: int) -> str:
+    """The type that `auto` stands for."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if gpus else "float32"
+
+
+def _adapter_need(spec: JobSpec) -> AdapterNeed | None:
+    if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
+        return None
+    return AdapterNeed(
+        model=model_key(spec.model.name, spec.model.folder),
+        dtype=resolved_dtype(spec.model.dtype, spec.resources.gpus),
+        rank=spec.model.lora.rank,
+        tokens=spec.rollout.max_new_tokens + 1,
+        required=spec.rollout.sharing == "shared",
+        same_host=spec.rollout.publish == "shm",
+    )
