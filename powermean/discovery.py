@@ -96,7 +96,7 @@ def _listens(url: str) -> bool:
 
 def _register() -> Path:
     """The folder with a file for each service that this user runs."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(state) / "powermean" / "services"
 
 
@@ -105,6 +105,8 @@ def registered(home: Home) -> Iterator[None]:
     """While it is open, commands in other folders find the service that this process runs."""
     entry = _register() / f"{os.getpid()}.json"
     try:
+        if not entry.is_absolute():
+            raise FileNotFoundError("this user has no home folder")
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         entry.write_text(json.dumps({"folder": str(home.folder)}))
     except OSError as error:  # such as a read-only home folder: commands find it in its own folder then

@@ -108,10 +108,12 @@ def test_a_service_that_does_not_run_is_named_and_its_key_sent_nowhere(
         find_service()
 
 
-def test_a_home_that_cannot_be_written_does_not_stop_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("state", ["file", "~/nowhere"])
+def test_a_user_without_a_folder_for_it_runs_a_service_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_STATE_HOME", state if state.startswith("~") else str(tmp_path / state))
     with registered(home(tmp_path / "home", 9001)):
         assert running_homes() == []
+    assert not Path("~").exists()
