@@ -10,8 +10,9 @@ import typer
 
 from powermean.cli.embedded import DEFAULT_PORT, Embedded
 from powermean.cli.signals import raise_on_signals
-from powermean.cli.terminal import console, plain_failures
+from powermean.cli.terminal import plain_failures, say
 from powermean.client import Client
+from powermean.discovery import registered
 from powermean.home import Home
 from powermean.rest import ServerUnreachableError
 
@@ -26,7 +27,7 @@ def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
     service = Embedded(Home.find(), port, next_port, tell=say)
     try:
         service.start()
-        with Client(service.url, service.home.admin_key.read_text().strip()) as client:
+        with registered(service.home), Client(service.url, service.home.key()) as client:
             yield service, client
     finally:
         service.stop()
@@ -51,10 +52,6 @@ def dashboard_link(client: Client) -> str:
         return f"{client.url}/login/{client.login_code().code}"
     except ServerUnreachableError:
         return f"{client.url} (powermean login prints a link that signs you in)"
-
-
-def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
 
 
 def stay() -> None:

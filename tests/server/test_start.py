@@ -126,6 +126,7 @@ def test_hosts_as_people_write_them(hosts):
     settings = Settings(allowed_hosts=hosts, public_url="https://Public.example.org:8443/pm/")
     assert {"pm.example.org", "[2001:db8::1]", "public.example.org"} <= set(settings.hosts)
     assert settings.public_url == "https://Public.example.org:8443/pm"
+    assert Settings(public_url="").public_url is None
 
 
 def test_the_soft_limit_of_open_files_is_raised_and_the_hard_one_respected(monkeypatch):
