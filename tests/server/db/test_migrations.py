@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -10,9 +11,13 @@ from alembic.command import downgrade
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
+from powermean.contracts.job import JobSpec
 from server.db.migrate import alembic_config, migrate, pending_revision
-from server.db.models import Base
-from server.db.session import Database
+from server.db.models import ApiKey, Base, Job
+from server.db.session import Database, database_now
+from server.jobs import service
+from server.jobs.demand import demand_of
+from tests.support.service_driver import example_spec
 
 
 @pytest.fixture
@@ -74,3 +79,30 @@ def test_the_way_back(empty: Database):
         config.attributes["connection"] = session.connection()
         downgrade(config, "base")
     assert inspect(empty.engine).get_table_names() == ["alembic_version"]
+
+
+SPECS: list[dict[str, Any]] = [
+    {},
+    {"resources": {"gpus": 1, "placement": "split"}},
+    {"model": {"folder": "a", "lora": {"rank": 4}}, "rollout": {"sharing": "shared"}},
+    {"model": {"name": "a", "lora": {"rank": 4}, "dtype": "float32"}, "rollout": {"publish": "shm"}},
+    {"model": {"name": "a", "lora": {"rank": 4}}, "rollout": {"sharing": "own"}},
+]
+
+
+def test_jobs_from_before_get_their_demand(empty: Database):
+    migrate(empty)
+    specs = [JobSpec.model_validate(example_spec(**changes)) for changes in SPECS]
+    with empty.write() as session:
+        now = database_now(session)
+        session.add(ApiKey(id="key", name="key", role="admin", key_sha256="0", created_at=now))
+    with empty.write() as session:
+        jobs = [service.submit(session, "key", spec, None).job.id for spec in specs]
+    config = alembic_config()
+    with empty.write() as session:
+        config.attributes["connection"] = session.connection()
+        downgrade(config, "0006")
+    migrate(empty)
+    with empty.read() as session:
+        found = [session.get_one(Job, job_id).demand for job_id in jobs]
+    assert found == [demand_of(spec) for spec in specs]
