@@ -18,12 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import service_jobs
+import service_metrics
 from rollouts_table import Table
 from service_rig import DATABASES, Figure, databases, serving
 
 from powermean.cli.signals import raise_on_signals
 
-SECTIONS = {**service_jobs.SECTIONS}
+SECTIONS = {**service_jobs.SECTIONS, **service_metrics.SECTIONS}
 ALONE = {**service_jobs.ALONE}
 
 

@@ -89,6 +89,8 @@ class AsyncConnection:
     ) -> None:
         self.url = address(url)
         headers = {"Authorization": f"Bearer {clean_key(key, 'the key')}"} if key else {}
+        if transport is not None:
+            headers["Accept-Encoding"] = "identity"  # within a process there is no wire to save
         if cookies:
             headers["Origin"] = self.url  # the server wants it of whoever comes with a cookie
         self._http = httpx.AsyncClient(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dashboard.app import create_dashboard
@@ -29,6 +30,8 @@ from server.request_log import RequestLog
 from server.routes.api import api_routes
 from server.settings import Settings
 
+# Event streams must not wait in a buffer; files of models and datasets are large and hardly get smaller.
+NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 MAX_BODY = 512 * 1024  # bytes; the longest spec fits
 MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
 
@@ -69,11 +72,12 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
-    app.state.connections = Connections(
+    app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )
-    app.state.observatory = observatory = Observatory(settings, database, artefacts, events)
+    app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections)
     app.router.routes.extend(api_routes())
+    app.add_middleware(GZipMiddleware, compresslevel=5, exclude_content_types=NOT_COMPRESSED)
     app.add_middleware(RequestLog, seconds=observatory.requests)
     app.router.default = _Elsewhere(create_dashboard(app))
     install_error_handlers(app)

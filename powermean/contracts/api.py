@@ -63,6 +63,9 @@ class JobSummary(Contract):
     step: int = Field(description="Steps done.")
     total_steps: int
     last_reward: float | None = None
+    last_p: float | None = Field(None, description="Mean p of the last update, if the objective has one.")
+    held_out_before: float | None = Field(None, description="Mean held-out reward before training.")
+    held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")
     cancel_requested: bool = False
     phase: str | None = Field(None, description="What the job is doing or waiting for, for people.")
@@ -70,6 +73,15 @@ class JobSummary(Contract):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: JobError | None = None
+    owner: str | None = Field(None, description="Name of the submitter's key, in a list of jobs.")
+    created_by: str | None = Field(None, description="Its id, in a list of jobs.")
+
+
+# Orders of the list of jobs; `-`: descending. Jobs with equal values come newest first, those without last.
+JobSort = Literal[
+    "created", "-created", "name", "-name", "state", "-state", "owner", "-owner", "reward", "-reward",
+    "held_out", "-held_out",
+]  # fmt: skip
 
 
 class AttemptView(Contract):
@@ -102,7 +114,7 @@ class SubmittedJob(Job):
 
 
 class JobPage(Contract):
-    """Jobs, newest first. `next` is the cursor of the next page."""
+    """Jobs in the requested order. `next` is the cursor of the next page."""
 
     items: tuple[JobSummary, ...]
     next: str | None = None
@@ -151,9 +163,10 @@ class Dataset(Contract):
 
 
 class DatasetList(Contract):
-    """Datasets, newest first."""
+    """Datasets, newest first. `next` is the cursor of the next page."""
 
     items: tuple[Dataset, ...]
+    next: str | None = None
 
 
 class NodeView(Contract):

@@ -90,6 +90,9 @@ METRICS: dict[str, MetricInfo] = {
     "staleness/max": _step("versions", "largest staleness"),
     "staleness/share_mixed": _step("share", "trajectories sampled by more than one weight version"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
+    "data/left_out": _step(
+        "share", "rows of the dataset that the run does without: the attempt's log has their lines and why"
+    ),
     "grader/failures": _step("count", "completions whose grading failed or timed out (reward 0)"),
     "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
     "trajectories/empty": _step("count", "completions without a token"),

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -75,6 +76,9 @@ class Job(Base):
     total_steps: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(Integer, default=0)
     last_reward: Mapped[float | None] = mapped_column(Float)
+    last_p: Mapped[float | None] = mapped_column(Float)  # p/mean of the last update
+    held_out_before: Mapped[float | None] = mapped_column(Float)  # eval/reward before training
+    held_out: Mapped[float | None] = mapped_column(Float)  # the newest
     phase: Mapped[str | None] = mapped_column(String(200))
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
@@ -105,6 +109,7 @@ class Attempt(Base):
     number: Mapped[int]
     state: Mapped[str] = mapped_column(String(16), index=True)  # starting, running, ended, lapsed
     first_step: Mapped[int] = mapped_column(Integer, default=0)
+    summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
     order: Mapped[str] = mapped_column(String(24), default="continue")
     lease_expires_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(16))
@@ -190,21 +195,53 @@ class Outbox(Base):
 
 
 class Metric(Base):
-    """One number; `seq` is the ingest that wrote it."""
+    """One number; `seq` is the ingest that wrote it. Ordered by step, so a report is stored in one place."""
 
     __tablename__ = "metrics"
-    __table_args__ = (
-        Index("ix_metrics_series", "job_id", "name", "step"),
-        Index("ix_metrics_job_id_seq", "job_id", "seq"),
-    )
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     update: Mapped[int] = mapped_column(Integer, primary_key=True)
     name: Mapped[str] = mapped_column(String(80), primary_key=True)
     value: Mapped[float | None] = mapped_column(Float)  # null: not finite
     seq: Mapped[int] = mapped_column(BigInteger)
+
+
+class MetricReport(Base):
+    """Which steps an ingest wrote: finds the metrics of a `seq`."""
+
+    __tablename__ = "metric_reports"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+
+
+class MetricBlock(Base):
+    """An attempt's numbers of one series and update over the steps [start, start + width), summarised.
+
+    Derived from `metrics`; server/metrics/blocks.py keeps it so, up to the attempt's `summarised`.
+    """
+
+    __tablename__ = "metric_blocks"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    width: Mapped[int] = mapped_column(Integer, primary_key=True)
+    start: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    update: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    last_step: Mapped[int]
+    count: Mapped[int]
+    finite: Mapped[int]  # how many are not null
+    total: Mapped[float | None] = mapped_column(Float)  # their sum, times blocks.SCALE
+    low: Mapped[float | None] = mapped_column(Float)
+    high: Mapped[float | None] = mapped_column(Float)
 
 
 class JobEvent(Base):
@@ -220,7 +257,7 @@ class JobEvent(Base):
 
 
 class TrajectoryStep(Base):
-    """One attempt's trajectories of a step: where their texts and tokens are."""
+    """One attempt's trajectories of a step: their scalars, and where their texts and tokens are."""
 
     __tablename__ = "trajectory_steps"
 
@@ -231,20 +268,7 @@ class TrajectoryStep(Base):
     texts: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     tokens: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     token_rows: Mapped[int] = mapped_column(Integer, server_default="0")  # trajectories 0 to token_rows - 1
-
-
-class Trajectory(Base):
-    """A trajectory's scalars (contracts.trajectories.TrajectoryRow)."""
-
-    __tablename__ = "trajectories"
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    step: Mapped[int] = mapped_column(Integer, primary_key=True)
-    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
-    index: Mapped[int] = mapped_column(Integer, primary_key=True)
-    reward: Mapped[float] = mapped_column(Float)
-    advantage: Mapped[float] = mapped_column(Float)
-    row: Mapped[dict[str, Any]]
+    rows: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)  # TrajectoryRows, by packing.py
 
 
 class Replay(Base):

@@ -5,18 +5,56 @@ iff no later attempt starts at or before its step. The rule is applied when read
 loses or duplicates a row.
 """
 
-from sqlalchemy import ColumnElement, Select, and_, exists, select
-from sqlalchemy.orm import InstrumentedAttribute, aliased
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from sqlalchemy import ColumnElement, and_, or_, select, true
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.models import Attempt
 
 
-def counts(
-    job_id: InstrumentedAttribute[str], attempt: InstrumentedAttribute[int], step: InstrumentedAttribute[int]
-) -> ColumnElement[bool]:
-    """The rule for the rows of a table with these columns."""
-    later = aliased(Attempt)
-    undone: Select[str] = select(later.id).where(
-        and_(later.job_id == job_id, later.number > attempt, later.first_step <= step)
+@dataclass(frozen=True)
+class Share:
+    """An attempt's part of its job's history: its rows of steps below `end` count (None: all of them).
+
+    It has none before `start`: an attempt may complete the step before its first.
+    """
+
+    attempt: int
+    start: int
+    end: int | None
+    summarised: int  # its steps below are in metric_blocks
+
+
+def shares(session: Session, job_id: str) -> list[Share]:
+    """The attempts of which rows may count, the first attempt first."""
+    query = (
+        select(Attempt.number, Attempt.first_step, Attempt.summarised)
+        .where(Attempt.job_id == job_id)
+        .order_by(Attempt.number.desc())
     )
-    return ~exists(undone)
+    newest_first = session.execute(query).all()
+    ends = [None, *accumulate((first_step for _, first_step, _ in newest_first), min)]
+    found = [
+        Share(number, max(first_step - 1, 0), end, summarised)
+        for (number, first_step, summarised), end in zip(newest_first, ends, strict=False)
+    ]
+    return found[::-1]
+
+
+def counts(
+    found: Sequence[Share], attempt: InstrumentedAttribute[int], step: InstrumentedAttribute[int]
+) -> ColumnElement[bool]:
+    """The rule for the rows of one job in a table with these columns; none is needed for a single attempt."""
+    if len(found) <= 1:
+        return true()
+    return or_(
+        *(
+            attempt == share.attempt
+            if share.end is None
+            else and_(attempt == share.attempt, step < share.end)
+            for share in found
+        )
+    )

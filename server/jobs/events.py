@@ -72,6 +72,11 @@ def first_event(session: Session, job: Job, data: dict[str, Any]) -> None:
 
 
 def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
+    """fenced_job() for those who need only the attempt."""
+    return fenced_job(session, attempt_id, claims)[1]
+
+
+def fenced_job(session: Session, attempt_id: str, claims: AttemptClaims) -> tuple[Job, Attempt]:
     """Allow or refuse a write by `attempt_id`; if allowed, the job is locked until the commit.
 
     Only the job's current attempt may write, from its claim to its end. An expired lease alone does not
@@ -91,4 +96,4 @@ def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
             f"attempt {attempt_id} ({state}) may not write any more: the job is at attempt {job.attempt}",
             remedy="Stop the attempt's processes; the job resumes from the last committed checkpoint.",
         )
-    return attempt
+    return job, attempt

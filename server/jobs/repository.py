@@ -1,7 +1,5 @@
 """Queries about jobs."""
 
-import base64
-import binascii
 import secrets
 import statistics
 import time
@@ -14,7 +12,7 @@ from powermean.contracts.api import JobState
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
 from server.db.models import Attempt, Checkpoint, Dataset, Job, Metric
-from server.errors import InvalidInputError, NotFoundError
+from server.errors import NotFoundError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # base 32, sorted by character
 _TIMED_STEPS = 10
@@ -67,54 +65,6 @@ def job_by_idempotency_key(session: Session, person_id: str, key: str) -> Job | 
     return session.execute(query).scalar_one_or_none()
 
 
-def list_jobs(
-    session: Session,
-    *,
-    state: JobState | None,
-    name: str | None,
-    created_by: str | None,
-    cursor: str | None,
-    limit: int,
-) -> tuple[Sequence[Job], str | None]:
-    """Up to `limit` jobs, newest first, and the cursor of the next page.
-
-    Raises:
-        InvalidInputError: the cursor is not one of ours.
-    """
-    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
-    if state is not None:
-        query = query.where(Job.state == state)
-    if name is not None:
-        query = query.where(Job.name.icontains(name, autoescape=True))
-    if created_by is not None:
-        query = query.where(Job.created_by == created_by)
-    if cursor is not None:
-        query = query.where(Job.id < _read_cursor(cursor))
-    found = session.execute(query).scalars().all()
-    page = found[:limit]
-    return page, _write_cursor(page[-1].id) if len(found) > limit else None
-
-
-def _write_cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> str:
-    try:
-        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (binascii.Error, ValueError) as error:
-        raise _bad_cursor() from error
-    if not job_id.startswith("job-"):
-        raise _bad_cursor()
-    return job_id
-
-
-def _bad_cursor() -> InvalidInputError:
-    return InvalidInputError.at(
-        "cursor", "not a cursor of this list", "Take it from `next` of the previous page."
-    )
-
-
 def get_dataset(session: Session, dataset_id: str) -> Dataset | None:
     """An uploaded dataset."""
     return session.get(Dataset, dataset_id)
@@ -155,7 +105,8 @@ def seconds_left(session: Session, job: Job) -> float | None:
         return None
     query = (
         select(Metric.value)
-        .where(Metric.job_id == job.id, Metric.name == "time/step", Metric.value.is_not(None))
+        .where(Metric.job_id == job.id, Metric.step > job.step - 2 * _TIMED_STEPS)
+        .where(Metric.name == "time/step", Metric.value.is_not(None))
         .order_by(Metric.step.desc(), Metric.attempt.desc())
         .limit(_TIMED_STEPS)
     )

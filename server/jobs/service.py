@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Job as JobView
-from powermean.contracts.api import JobPage, JobState
+from powermean.contracts.api import JobState
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.data import JsonlSource
@@ -23,7 +23,7 @@ from server.jobs import attempts, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
-from server.jobs.views import job_spec, job_summary, job_view
+from server.jobs.views import job_spec, job_view
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,6 @@ def show(session: Session, job_id: str) -> JobView:
     """A job with its spec, attempts and result."""
     job = repository.get_job(session, job_id)
     return job_view(job, repository.seconds_left(session, job))
-
-
-def page(
-    session: Session,
-    *,
-    state: JobState | None,
-    name: str | None,
-    created_by: str | None,
-    cursor: str | None,
-    limit: int,
-) -> JobPage:
-    """A page of jobs, newest first."""
-    jobs, following = repository.list_jobs(
-        session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
-    )
-    return JobPage(items=tuple(job_summary(job) for job in jobs), next=following)
 
 
 def cancel(session: Session, job_id: str) -> JobView:

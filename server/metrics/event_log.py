@@ -11,11 +11,11 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
-from server.db.models import Job, JobEvent, Metric
+from server.db.models import Job, JobEvent, Metric, MetricReport
 from server.jobs.repository import no_job
 
 PAGE = 64  # sequence numbers read at once
@@ -79,9 +79,16 @@ def read_page(session: Session, job_id: str, after: int) -> Page:
 
 
 def _metric_frames(session: Session, job_id: str, after: int, upto: int) -> list[Frame]:
+    written = select(func.min(MetricReport.first_step), func.max(MetricReport.last_step)).where(
+        MetricReport.job_id == job_id, MetricReport.seq > after, MetricReport.seq <= upto
+    )
+    steps = session.execute(written).one()
+    if None in steps:
+        return []
     rows = session.execute(
         select(Metric.seq, Metric.attempt, Metric.step, Metric.update, Metric.name, Metric.value)
-        .where(Metric.job_id == job_id, Metric.seq > after, Metric.seq <= upto)
+        .where(Metric.job_id == job_id, Metric.step.between(*steps))
+        .where(Metric.seq > after, Metric.seq <= upto)
         .order_by(Metric.seq, Metric.step, Metric.update, Metric.name)
     )
     frames = []

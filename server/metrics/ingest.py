@@ -6,36 +6,44 @@ reach. A report that changes nothing (a retry after a lost answer) takes no sequ
 
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     Float,
-    Insert,
     Integer,
     String,
     bindparam,
     delete,
     func,
+    insert,
     literal,
     select,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from powermean.contracts.api import FieldError
-from powermean.contracts.metrics import WHOLE_STEP, MetricRow
+from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.tokens import AttemptClaims
-from server.db.models import MAX_INTEGER, Attempt, Job, Metric, Trajectory, TrajectoryStep
+from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, TrajectoryStep
+from server.db.packing import pack
 from server.errors import InvalidInputError
-from server.jobs.events import fence, next_seq, record_event
+from server.jobs.events import append_event, fenced_job, take_seq
+from server.metrics.blocks import rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
 
-_KEY = ("job_id", "attempt", "step", "update", "name")
+_KEY = ("job_id", "step", "attempt", "update", "name")
+# Given to the driver as it is: building it for each of a report's rows takes longer than running it.
+_SQLITE_UPSERT = """
+    INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (job_id, step, attempt, "update", name)
+    DO UPDATE SET value = excluded.value, seq = excluded.seq WHERE value IS NOT excluded.value
+"""
 
 
 def ingest_metrics(
@@ -46,15 +54,17 @@ def ingest_metrics(
     Raises FencedError if the attempt may not write any more, InvalidInputError for a row of a step that is
     not the attempt's or a key that occurs twice in the report.
     """
-    attempt = fence(session, attempt_id, claims)
-    job = session.get_one(Job, attempt.job_id)
+    job, attempt = fenced_job(session, attempt_id, claims)
     _check_rows(job, attempt, rows)
     if not rows or not _upsert(session, attempt, job.seq + 1, rows):
         return
+    steps = {row.step for row in rows}
     _replace_completed_step(session, attempt, rows)
-    seq = next_seq(session, job.id)
-    assert seq == job.seq
+    summarise(session, attempt, min(steps), max(steps))
     _note_progress(job, rows)
+    report = {"job_id": job.id, "seq": take_seq(session, job)}
+    report |= {"first_step": min(steps), "last_step": max(steps)}
+    session.connection().execute(insert(MetricReport.__table__), report)  # type: ignore[arg-type]
 
 
 def ingest_trajectories(
@@ -65,31 +75,40 @@ def ingest_trajectories(
     Raises FencedError, or InvalidInputError for a step that is not the attempt's, an index that occurs
     twice, or texts that are not the job's own.
     """
-    attempt = fence(session, attempt_id, claims)
-    _check_batch(session.get_one(Job, attempt.job_id), attempt, batch)
+    job, attempt = fenced_job(session, attempt_id, claims)
+    _check_batch(job, attempt, batch)
     head = {
         "texts": batch.texts.model_dump(mode="json") if batch.texts is not None else None,
         "tokens": batch.tokens.model_dump(mode="json") if batch.tokens is not None else None,
         "token_rows": batch.token_rows,
+        "count": len(batch.rows),
+        "rows": pack([_storable(row) for row in sorted(batch.rows, key=attrgetter("index"))]),
     }
-    rows = {row.index: _storable(row) for row in batch.rows}
-    if _stored_batch(session, attempt, batch.step) == (head, rows):
-        return
-    for table in (Trajectory, TrajectoryStep):
-        session.execute(
-            delete(table).where(
-                table.job_id == attempt.job_id, table.step == batch.step, table.attempt == attempt.number
-            )
-        )
     place = {"job_id": attempt.job_id, "step": batch.step, "attempt": attempt.number}
-    session.add(TrajectoryStep(**place, count=len(rows), **head))
-    session.flush()
-    if rows:
-        session.execute(Trajectory.__table__.insert(), [place | _columns(row) for row in rows.values()])  # type: ignore[attr-defined]
-    record_event(session, attempt.job_id, "trajectories", {"step": batch.step, "count": len(rows)})
+    stored = session.get(TrajectoryStep, tuple(place.values()), options=[undefer(TrajectoryStep.rows)])
+    if stored is None:
+        session.add(TrajectoryStep(**place, **head))
+    elif all(getattr(stored, name) == value for name, value in head.items()):
+        return
+    else:
+        for name, value in head.items():
+            setattr(stored, name, value)
+    append_event(session, job, "trajectories", {"step": batch.step, "count": len(batch.rows)})
 
 
 def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
+    keys = {(row.step, row.update, row.name) for row in rows}
+    if len(keys) == len(rows) and not any(
+        update >= UPDATES or _foreign_step(job, attempt, step)
+        for step, update in {(step, update) for step, update, _ in keys}
+    ):
+        return
+    raise InvalidInputError(
+        "the report was not stored: some rows are wrong", fields=_wrong_rows(job, attempt, rows)[:20]
+    )
+
+
+def _wrong_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> list[FieldError]:
     wrong = []
     seen = set()
     for place, row in enumerate(rows):
@@ -101,8 +120,7 @@ def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
         if key in seen:
             wrong.append(FieldError(path=f"rows.{place}", message=f"{key} occurs twice in the report"))
         seen.add(key)
-    if wrong:
-        raise InvalidInputError("the report was not stored: some rows are wrong", fields=wrong[:20])
+    return wrong
 
 
 def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
@@ -119,15 +137,9 @@ def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricR
     """Write rows that are new or different; returns how many."""
     if session.get_bind().dialect.name == "postgresql":
         return _upsert_postgres(session, attempt, seq, rows)
-    statement = sqlite_insert(Metric.__table__)  # type: ignore[arg-type]
-    statement = statement.on_conflict_do_update(
-        index_elements=_KEY,
-        set_={"value": statement.excluded.value, "seq": statement.excluded.seq},
-        where=Metric.value.is_distinct_from(statement.excluded.value),
-    )
-    place = {"job_id": attempt.job_id, "attempt": attempt.number, "seq": seq}
-    values = [place | row.model_dump() for row in rows]
-    return _rows_written(session, statement, values)
+    job_id, number = attempt.job_id, attempt.number
+    values = [(job_id, row.step, number, row.update, row.name, row.value, seq) for row in rows]
+    return session.connection().exec_driver_sql(_SQLITE_UPSERT, values).rowcount
 
 
 def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
@@ -141,8 +153,8 @@ def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequenc
     new = columns.render_derived()
     source = select(
         literal(attempt.job_id),
-        literal(attempt.number),
         new.c.step,
+        literal(attempt.number),
         new.c.update,
         new.c.name,
         new.c.value,
@@ -154,37 +166,47 @@ def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequenc
         set_={"value": statement.excluded.value, "seq": statement.excluded.seq},
         where=Metric.value.is_distinct_from(statement.excluded.value),
     )
-    return _rows_written(session, statement, None)
-
-
-def _rows_written(session: Session, statement: Insert, values: list[dict[str, Any]] | None) -> int:
-    """Execute and count; without preserve_rowcount an insert's count is lost."""
-    result = session.connection().execute(statement, values, execution_options={"preserve_rowcount": True})
-    assert result.rowcount >= 0
+    # without preserve_rowcount an insert's count is lost
+    result = session.connection().execute(statement, execution_options={"preserve_rowcount": True})
     return result.rowcount
 
 
 def _replace_completed_step(session: Session, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
     """If the attempt completes the step before its first, its numbers replace the earlier attempts'."""
     keys = [(row.update, row.name) for row in rows if row.step < attempt.first_step]
-    if keys:
-        session.execute(
-            delete(Metric).where(
-                Metric.job_id == attempt.job_id,
-                Metric.attempt < attempt.number,
-                Metric.step == attempt.first_step - 1,
-                tuple_(Metric.update, Metric.name).in_(keys),
-            )
+    if not keys:
+        return
+    step = attempt.first_step - 1
+    session.execute(
+        delete(Metric).where(
+            Metric.job_id == attempt.job_id,
+            Metric.attempt < attempt.number,
+            Metric.step == step,
+            tuple_(Metric.update, Metric.name).in_(keys),
         )
+    )
+    earlier = select(Attempt).where(
+        Attempt.job_id == attempt.job_id, Attempt.number < attempt.number, Attempt.summarised > step
+    )
+    for one in session.scalars(earlier):
+        rebuild(session, one, step, step + 1)
 
 
 def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
-    """The mean reward marks a step as done: update the job's progress."""
-    rewards = [row for row in rows if row.name == "reward" and row.update == WHOLE_STEP]
-    if rewards:
-        last = max(rewards, key=lambda row: row.step)
-        if last.step >= job.step:
-            job.step, job.last_reward = last.step, last.value
+    """What the list of jobs shows. The mean reward marks a step as done."""
+    if (reward := _newest(rows, "reward")) and reward.step >= job.step:
+        job.step, job.last_reward = reward.step, reward.value
+    if (p := _newest(rows, "p/mean")) and p.step >= job.step:
+        job.last_p = p.value
+    if held_out := _newest(rows, "eval/reward"):
+        job.held_out = held_out.value
+        if held_out.step == 0:
+            job.held_out_before = held_out.value
+
+
+def _newest(rows: Sequence[MetricRow], name: str) -> MetricRow | None:
+    of_name = (row for row in rows if row.name == name)
+    return max(of_name, key=lambda row: (row.step, row.update), default=None)
 
 
 def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
@@ -207,23 +229,6 @@ def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
         raise InvalidInputError.at("token_rows", "more than the trajectories with recorded tokens")
 
 
-def _stored_batch(
-    session: Session, attempt: Attempt, step: int
-) -> tuple[dict[str, Any], dict[int, dict[str, Any]]] | None:
-    head = session.get(TrajectoryStep, (attempt.job_id, step, attempt.number))
-    if head is None:
-        return None
-    found = session.execute(
-        select(Trajectory.index, Trajectory.row).where(
-            Trajectory.job_id == attempt.job_id,
-            Trajectory.step == step,
-            Trajectory.attempt == attempt.number,
-        )
-    )
-    columns = {"texts": head.texts, "tokens": head.tokens, "token_rows": head.token_rows}
-    return columns, dict(found.all())
-
-
 def _storable(row: TrajectoryRow) -> dict[str, Any]:
     """The row as JSON, NUL replaced: Postgres can't store it, and a grader's error may quote anything."""
     text = row.model_dump_json()
@@ -239,7 +244,3 @@ def _without_nul(value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_nul(key): _without_nul(each) for key, each in value.items()}
     return value
-
-
-def _columns(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("index", "reward", "advantage")} | {"row": row}

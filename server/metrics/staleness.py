@@ -1,20 +1,22 @@
 """p and ESS by staleness, over the trajectories of a window of steps."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from statistics import fmean, quantiles
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import quantiles
 
-from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_
+from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
 from powermean.contracts.renaming import stored_names
 from powermean.contracts.staleness import JobStaleness, StalenessNumbers, StalenessRow
 from powermean.contracts.trajectories import staleness
-from server.db.models import Trajectory
+from powermean.means import known_mean
+from server.db.models import TrajectoryStep
+from server.db.packing import Columns, first_of_each, last_of_each, unpack_columns
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
-from server.metrics.trajectories import attempts_by_step, of_last_update
+from server.metrics.trajectories import attempts_by_step
 
 MAX_STEPS = 1000  # in one window
 _SEEN = ("p", "ess", "ess_at_1", "clip_fraction")
@@ -39,9 +41,10 @@ def job_staleness(
         )
     if not window:
         return JobStaleness(first_step=None, last_step=None, rows=())
-    by_staleness: dict[int, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(_chosen(session, job_id, window)):
-        by_staleness[staleness(row.step, row.weight_version)].append(row)
+    by_staleness: dict[int, list[_Seen]] = defaultdict(list)
+    for step, packed in session.execute(_packed(job_id, window)):
+        for one in _seen(unpack_columns(packed)):
+            by_staleness[staleness(step, one.weight_version)].append(one)
     return JobStaleness(
         first_step=min(window),
         last_step=max(window),
@@ -49,52 +52,66 @@ def job_staleness(
     )
 
 
-def _chosen(session: Session, job_id: str, window: dict[int, int]) -> Select[Any]:
-    """The needed scalars of each trajectory with tokens: whole rows would be ten times as much to read."""
-    row = Trajectory.row
-    seen: list[ColumnElement[Any]] = []
-    for name in _SEEN:
-        seen.append(row[("updates", 0, name)].as_float().label(f"first_{name}"))
-        seen.append(of_last_update(session, name).label(f"last_{name}"))
-    return select(
-        Trajectory.step,
-        row["weight_version"].as_integer().label("weight_version"),
-        row["length"].as_integer().label("length"),
-        _spans(session).label("spans"),
-        *(_stored(name).label(name) for name in _WHOLE),
-        *seen,
-    ).where(
-        Trajectory.job_id == job_id,
-        tuple_(Trajectory.step, Trajectory.attempt).in_(list(window.items())),
-        row["length"].as_integer() > 0,
+@dataclass(frozen=True)
+class _Seen:
+    """The needed scalars of a trajectory with tokens."""
+
+    weight_version: int
+    length: int
+    mixed: bool  # more than one weight version sampled it
+    whole: tuple[float | None, ...]  # in the order of _WHOLE
+    first: tuple[float | None, ...]  # in its first update, in the order of _SEEN
+    last: tuple[float | None, ...]
+
+
+def _packed(job_id: str, window: dict[int, int]) -> Select[int, bytes]:
+    """The steps' trajectories, one step after another."""
+    return select(TrajectoryStep.step, TrajectoryStep.rows).where(
+        TrajectoryStep.job_id == job_id,
+        tuple_(TrajectoryStep.step, TrajectoryStep.attempt).in_(list(window.items())),
     )
 
 
-def _stored(name: str) -> ColumnElement[Any]:
-    return func.coalesce(*(Trajectory.row[key].as_float() for key in stored_names(name)), None)
+def _seen(columns: Columns) -> Iterator[_Seen]:
+    lengths = columns.get("length", [])
+    nothing = [None] * len(lengths)
+    updates = columns.get("updates", nothing)
+    spans = columns.get("weight_versions", nothing)
+    rows = zip(
+        columns.get("weight_version", nothing),
+        lengths,
+        spans["counts"] if isinstance(spans, dict) else nothing,
+        zip(*(_stored(columns, name, nothing) for name in _WHOLE), strict=True),
+        zip(*(first_of_each(updates, name) for name in _SEEN), strict=True),
+        zip(*(last_of_each(updates, name) for name in _SEEN), strict=True),
+        strict=True,
+    )
+    for version, length, versions, whole, first, last in rows:
+        if length:
+            yield _Seen(version or 0, length, (versions or 0) > 1, whole, first, last)
 
 
-def _spans(session: Session) -> ColumnElement[Any]:
-    """How many weight versions sampled the trajectory; NULL for rows from before this was recorded."""
-    if session.get_bind().dialect.name == "sqlite":
-        return func.json_array_length(Trajectory.row, "$.weight_versions")
-    return func.json_array_length(Trajectory.row["weight_versions"])
+def _stored(columns: Columns, name: str, nothing: list[None]) -> list[float | None]:
+    """A column whose values may be stored under an old name."""
+    named = [columns.get(key, nothing) for key in stored_names(name)]
+    return [next((value for value in found if value is not None), None) for found in zip(*named, strict=True)]
 
 
-def _row(number: int, found: Sequence[Row[Any]]) -> StalenessRow:
+def _row(number: int, found: Sequence[_Seen]) -> StalenessRow:
+    whole = zip(*(one.whole for one in found), strict=True)
     return StalenessRow(
         staleness=number,
         trajectories=len(found),
-        mixed=sum((row.spans or 0) > 1 for row in found),
-        tokens=sum(row.length for row in found),
-        **{name: _mean(getattr(row, name) for row in found) for name in _WHOLE},
-        first=_numbers(found, "first"),
-        last=_numbers(found, "last"),
+        mixed=sum(one.mixed for one in found),
+        tokens=sum(one.length for one in found),
+        **dict(zip(_WHOLE, map(known_mean, whole), strict=True)),
+        first=_numbers([one.first for one in found]),
+        last=_numbers([one.last for one in found]),
     )
 
 
-def _numbers(found: Sequence[Row[Any]], which: str) -> StalenessNumbers:
-    columns = {name: [getattr(row, f"{which}_{name}") for row in found] for name in _SEEN}
+def _numbers(found: Sequence[tuple[float | None, ...]]) -> StalenessNumbers:
+    columns = dict(zip(_SEEN, zip(*found, strict=True), strict=True))
     p = sorted(value for value in columns["p"] if value is not None)
     tenths = quantiles(p, n=10, method="inclusive") if len(p) > 1 else [p[0]] * 9 if p else [None] * 9
     return StalenessNumbers(
@@ -102,10 +119,5 @@ def _numbers(found: Sequence[Row[Any]], which: str) -> StalenessNumbers:
         p_q10=tenths[0],
         p_median=tenths[4],
         p_q90=tenths[8],
-        **{name: _mean(values) for name, values in columns.items()},
+        **{name: known_mean(values) for name, values in columns.items()},
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, undefer
 
 from powermean.artefacts import ArtefactCorruptError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
@@ -19,10 +19,10 @@ from powermean.contracts.trajectories import (
     TrajectoryText,
     staleness,
 )
-from server.db.models import Trajectory as TrajectoryRecord
 from server.db.models import TrajectoryStep
+from server.db.packing import unpack_rows
 from server.errors import NotFoundError
-from server.jobs.counting import counts
+from server.jobs.counting import counts, shares
 from server.jobs.repository import find_job
 
 Sort = Literal["index", "reward", "-reward", "advantage", "-advantage", "p", "-p"]
@@ -53,18 +53,8 @@ def read_trajectories(
         find_job(session, job_id)
         return StoredPage(step=0, rows=(), total=0, steps=(), texts=None)
     chosen = steps[-1] if step is None else step
-    head = find_step(session, job_id, chosen)
-    found = session.scalars(
-        select(TrajectoryRecord.row)
-        .where(
-            TrajectoryRecord.job_id == job_id,
-            TrajectoryRecord.step == chosen,
-            TrajectoryRecord.attempt == head.attempt,
-        )
-        .order_by(*_order(session, sort), TrajectoryRecord.index)
-        .offset(offset)
-        .limit(limit)
-    )
+    head = find_step(session, job_id, chosen, with_rows=True)
+    found = sorted_rows(unpack_rows(head.rows), sort)[offset : offset + limit]
     return StoredPage(
         step=chosen,
         rows=tuple(TrajectoryRow.model_validate(row) for row in found),
@@ -77,13 +67,13 @@ def read_trajectories(
 
 def read_trajectory(session: Session, job_id: str, step: int, index: int) -> StoredPage:
     """One trajectory, as a page that contains only it. Raises NotFoundError, naming what exists."""
-    head = find_step(session, job_id, step)
-    found = session.get(TrajectoryRecord, (job_id, step, head.attempt, index))
+    head = find_step(session, job_id, step, with_rows=True)
+    found = next((row for row in unpack_rows(head.rows) if row["index"] == index), None)
     if found is None:
         raise no_trajectory(head, index)
     return StoredPage(
         step=step,
-        rows=(TrajectoryRow.model_validate(found.row),),
+        rows=(TrajectoryRow.model_validate(found),),
         total=head.count,
         steps=(step,),
         texts=ArtefactRef.model_validate(head.texts) if head.texts else None,
@@ -97,8 +87,8 @@ def no_trajectory(head: TrajectoryStep, index: int) -> NotFoundError:
     return NotFoundError(f"step {head.step} of {head.job_id} has no trajectory {index}", remedy=there)
 
 
-def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
-    """The step's row of the attempt that counts. Raises NotFoundError, naming the steps that exist."""
+def find_step(session: Session, job_id: str, step: int, *, with_rows: bool = False) -> TrajectoryStep:
+    """The step of the attempt that counts. Raises NotFoundError, naming the steps that exist."""
     find_job(session, job_id)
     attempts = attempts_by_step(session, job_id)
     if step not in attempts:
@@ -107,7 +97,8 @@ def find_step(session: Session, job_id: str, step: int) -> TrajectoryStep:
         raise NotFoundError(
             f"step {step} of {job_id} has no trajectories", remedy=f"Ask for another: {known}."
         )
-    return session.get_one(TrajectoryStep, (job_id, step, attempts[step]))
+    options = [undefer(TrajectoryStep.rows)] if with_rows else []
+    return session.get_one(TrajectoryStep, (job_id, step, attempts[step]), options=options)
 
 
 def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
@@ -119,7 +110,7 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
     items = []
     for row in page.rows:
         text = texts.get(row.index)
-        found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer"})
+        found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer", "graded"})
         behind = staleness(page.step, row.weight_version) if row.length else None
         has_tokens = row.index < page.token_rows
         items.append(Trajectory(**dict(row), **found, has_tokens=has_tokens, staleness=behind))
@@ -132,7 +123,7 @@ def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
         select(TrajectoryStep.step, func.max(TrajectoryStep.attempt))
         .where(
             TrajectoryStep.job_id == job_id,
-            counts(TrajectoryStep.job_id, TrajectoryStep.attempt, TrajectoryStep.step),
+            counts(shares(session, job_id), TrajectoryStep.attempt, TrajectoryStep.step),
         )
         .group_by(TrajectoryStep.step)
         .order_by(TrajectoryStep.step)
@@ -140,26 +131,21 @@ def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
     return dict(rows.all())
 
 
-def _order(session: Session, sort: Sort) -> tuple[ColumnElement[Any], ...]:
+def sorted_rows(rows: list[dict[str, Any]], sort: Sort) -> list[dict[str, Any]]:
+    """The rows of a step in order of index, or of a number with those that lack it last."""
     name = sort.removeprefix("-")
-    if name == "index":
-        return () if sort == name else (TrajectoryRecord.index.desc(),)
-    column: ColumnElement[Any] = {
-        "reward": TrajectoryRecord.reward.expression,
-        "advantage": TrajectoryRecord.advantage.expression,
-        "p": of_last_update(session, "p"),
-    }[name]
-    return ((column.desc() if sort.startswith("-") else column.asc()).nulls_last(),)
+    descending = name != sort
 
+    def number(row: dict[str, Any]) -> float | None:
+        if name != "p":
+            return row.get(name)
+        updates = row.get("updates")
+        return updates[-1].get("p") if updates else None
 
-def of_last_update(session: Session, name: str) -> ColumnElement[Any]:
-    """A number from a trajectory's last update."""
-    if session.get_bind().dialect.name == "sqlite":
-        in_sqlite: ColumnElement[Any] = func.json_extract(TrajectoryRecord.row, f"$.updates[#-1].{name}")
-        return in_sqlite
-    # One step at a time: in a single JSON path, Postgres applies -1 to an earlier array.
-    in_postgres: ColumnElement[Any] = TrajectoryRecord.row["updates"][-1][name].as_float()
-    return in_postgres
+    numbered = [(number(row), row) for row in rows]
+    known = [(value, row) for value, row in numbered if value is not None]
+    known.sort(key=lambda pair: -pair[0] if descending else pair[0])  # stable: equal ones stay by index
+    return [row for _, row in known] + [row for value, row in numbered if value is None]
 
 
 def _texts(store: ArtefactStore, ref: ArtefactRef, wanted: set[int]) -> dict[int, TrajectoryText]:

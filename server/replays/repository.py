@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.replays import ReplayState
 from powermean.contracts.trajectories import TrajectoryRow
-from server.db.models import Metric, Replay, Trajectory, TrajectoryStep
+from server.db.models import Metric, Replay, TrajectoryStep
+from server.db.packing import unpack_rows
 from server.errors import NotFoundError
-from server.jobs.counting import counts
+from server.jobs.counting import counts, shares
 
 
 def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
@@ -19,7 +20,7 @@ def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
         select(TrajectoryStep.step, TrajectoryStep.attempt, TrajectoryStep.tokens)
         .where(
             TrajectoryStep.job_id == job_id,
-            counts(TrajectoryStep.job_id, TrajectoryStep.attempt, TrajectoryStep.step),
+            counts(shares(session, job_id), TrajectoryStep.attempt, TrajectoryStep.step),
         )
         .order_by(TrajectoryStep.step, TrajectoryStep.attempt)
     )
@@ -35,16 +36,14 @@ def tokens_of(session: Session, replay: Replay) -> ArtefactRef | None:
 
 def rows_of(session: Session, replay: Replay) -> tuple[TrajectoryRow, ...]:
     """All trajectories of the replayed step."""
-    found = session.scalars(
-        select(Trajectory.row)
-        .where(
-            Trajectory.job_id == replay.job_id,
-            Trajectory.step == replay.step,
-            Trajectory.attempt == replay.attempt,
+    packed = session.scalar(
+        select(TrajectoryStep.rows).where(
+            TrajectoryStep.job_id == replay.job_id,
+            TrajectoryStep.step == replay.step,
+            TrajectoryStep.attempt == replay.attempt,
         )
-        .order_by(Trajectory.index)
     )
-    return tuple(TrajectoryRow.model_validate(row) for row in found)
+    return tuple(map(TrajectoryRow.model_validate, unpack_rows(packed) if packed is not None else ()))
 
 
 def distances_of(session: Session, replay: Replay) -> dict[int, float]:

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response, status
 
-from powermean.contracts.api import Job, JobPage, JobState, SubmittedJob
+from powermean.contracts.api import Job, JobPage, JobSort, JobState, SubmittedJob
 from powermean.contracts.attempts import ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from server.jobs import service
+from server.jobs.listing import JobFilter, list_jobs
 from server.routes.access import CurrentNode, CurrentPerson, KnownCallerRoute
 from server.routes.dependencies import RequestDatabase
 from server.routes.deprecations import GivenBody
@@ -50,20 +51,21 @@ def submit_job(
 
 
 @router.get("", summary="List jobs")
-def list_jobs(
+def get_jobs(
     person: CurrentPerson,
     database: RequestDatabase,
     state: JobState | None = None,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="Part of the name.")] = None,
     created_by: Annotated[str | None, Query(max_length=32, description="Id of the submitter's key.")] = None,
-    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
+    sort: Annotated[JobSort, Query(description="`-` is descending.")] = "-created",
+    cursor: Annotated[
+        str | None, Query(max_length=1000, description="`next` of the previous page in the same order.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
-    """Newest first."""
+    """Newest first, or in another order; jobs without the value that is sorted by come last."""
     with database.read() as session:
-        return service.page(
-            session, state=state, name=name, created_by=created_by, cursor=cursor, limit=limit
-        )
+        return list_jobs(session, JobFilter(state, name, created_by), sort, cursor, limit)
 
 
 @router.get("/{job_id}", summary="Show a job")

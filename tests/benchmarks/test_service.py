@@ -31,7 +31,7 @@ def test_a_tiny_run_prints_every_section() -> None:
     command = [sys.executable, SCRIPT, "--tiny", "--databases", "sqlite"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for section in ("submit", "cancel", "queued", "planner"):
+    for section in ("submit", "cancel", "queued", "planner", "ingest", "history", "growth", "list"):
         assert f"| {section} " in done.stdout
 
 

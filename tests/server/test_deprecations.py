@@ -8,7 +8,8 @@ from sqlalchemy import select
 from powermean.contracts.algorithms import Pmpo
 from powermean.contracts.trajectories import TrajectoryRow
 from powermean.deprecations import PATHS, SINCE
-from server.db.models import Job, Trajectory
+from server.db.models import Job, TrajectoryStep
+from server.db.packing import pack, unpack_rows
 from server.openapi import schema
 from tests.support.reports import trajectory
 from tests.support.service_driver import ServiceDriver, error_of, example_spec
@@ -142,9 +143,10 @@ def test_a_stored_trajectory_with_old_names_reads(service: ServiceDriver):
     rows = [trajectory(0, weight_version=4, **NEW_ROW), trajectory(1, weight_version=4, **NEW_ROW)]
     attempt.post("trajectories", {"step": 5, "rows": rows})
     with service.database.write() as session:
-        found = session.scalars(select(Trajectory).where(Trajectory.index == 1)).one()
-        kept = {k: v for k, v in found.row.items() if k not in TrajectoryRow.old_names.values()}
-        found.row = kept | OLD_ROW | {"token_weight": 2.5}
+        found = session.scalars(select(TrajectoryStep)).one()
+        first, second = unpack_rows(found.rows)
+        kept = {k: v for k, v in second.items() if k not in TrajectoryRow.old_names.values()}
+        found.rows = pack([first, kept | OLD_ROW | {"token_weight": 2.5}])
     path = f"/v1/jobs/{attempt.claim.job_id}"
     one = service.person.get(f"{path}/trajectories/5/1").json()
     assert one.items() >= (NEW_ROW | {"importance_sampling_ratio": 2.5}).items()

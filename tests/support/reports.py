@@ -1,7 +1,12 @@
-"""Reports of attempts, and a job whose attempts come one after the other."""
+"""Reports of attempts, what is summarised of them, and a job whose attempts come one after the other."""
 
 from typing import Any
 
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from server.db.models import Attempt, MetricBlock
+from server.metrics.blocks import summarise
 from tests.support.service_driver import AttemptDriver, ServiceDriver
 
 
@@ -38,3 +43,18 @@ def trajectory(index: int, reward: float = 0.0, p: float | None = None, **more: 
         "truncated": False,
         "updates": updates,
     } | more
+
+
+def kept_blocks(session: Session) -> list[tuple[str, ...]]:
+    """All blocks, in order; the last digits of a sum depend on the order of its rows."""
+    found = session.execute(select(*MetricBlock.__table__.columns))
+    return sorted(tuple(f"{one:.9g}" if isinstance(one, float) else str(one) for one in row) for row in found)
+
+
+def blocks_made_anew(session: Session) -> list[tuple[str, ...]]:
+    """The same, if all had been made from today's metrics."""
+    session.execute(delete(MetricBlock))
+    for attempt in session.scalars(select(Attempt)):
+        end, attempt.summarised = attempt.summarised, 0
+        summarise(session, attempt, end, end)
+    return kept_blocks(session)

@@ -16,6 +16,7 @@ from trainer.learner.update_report import UPDATE_FIELDS, UpdateReport
 from trainer.recording.report import StepReport
 from trainer.recording.tokens import token_records
 from trainer.rollouts.batching import Rollouts
+from trainer.rollouts.sampling import graded_part
 
 
 def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) -> MetricRow:
@@ -158,7 +159,7 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
     ]
 
 
-def text_segment(report: StepReport) -> bytes:
+def text_segment(report: StepReport, stop: Sequence[str]) -> bytes:
     """The texts as gzipped JSON lines, in order of index; equal texts give equal bytes."""
     group = report.rollouts.group.tolist()
     lines = [
@@ -167,7 +168,8 @@ def text_segment(report: StepReport) -> bytes:
             prompt=report.problems[group[row]].prompt,
             completion=text,
             answer=report.problems[group[row]].answer,
-        ).model_dump_json()
+            graded=None if (graded := graded_part(text, stop)) == text else len(graded),
+        ).model_dump_json(exclude_none=True)
         for row, text in enumerate(report.texts)
     ]
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)

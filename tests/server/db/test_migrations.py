@@ -1,15 +1,15 @@
 """The migrations make exactly the tables that the models name, on both databases."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
-from alembic.command import downgrade
+from alembic.command import downgrade, upgrade
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import MetaData, Table, insert, inspect, select, text
 
 from powermean.contracts.job import JobSpec
 from server.db.migrate import alembic_config, migrate, pending_revision
@@ -17,6 +17,10 @@ from server.db.models import ApiKey, Base, Job
 from server.db.session import Database, database_now
 from server.jobs import service
 from server.jobs.demand import demand_of
+from server.metrics.event_log import read_page
+from server.metrics.history import metrics_history
+from server.metrics.trajectories import read_trajectories
+from tests.support.reports import blocks_made_anew, kept_blocks, trajectory
 from tests.support.service_driver import example_spec
 
 
@@ -106,3 +110,94 @@ def test_jobs_from_before_get_their_demand(empty: Database):
     with empty.read() as session:
         found = [session.get_one(Job, job_id).demand for job_id in jobs]
     assert found == [demand_of(spec) for spec in specs]
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+OLD_JOB = {
+    "id": "job-1", "name": "old", "state": "running", "spec": {}, "algorithm": "pmpo", "total_steps": 400,
+    "step": 300, "seq": 30, "attempt": 2, "restarts": 0, "cancel_requested": False, "spec_sha256": "",
+    "created_by": "key-1", "created_at": NOW,
+}  # fmt: skip
+OLD_METRICS = [
+    {
+        "job_id": "job-1", "attempt": attempt, "step": step, "update": update, "name": name,
+        "value": value, "seq": seq,
+    }
+    for attempt, steps in ((1, range(1, 280)), (2, range(272, 301)))
+    for step in steps
+    for update, name, value, seq in (
+        (-1, "reward", step / 7, step // 10),
+        (0, "p/mean", None, step // 10),
+        (1, "p/mean", attempt + step / 1000, step // 10),
+    )
+]  # fmt: skip
+OLD_TRAJECTORIES = [trajectory(index, reward=index / 4, p=1 - index / 9) for index in range(5)]
+
+
+def _revise(database: Database, change: Callable[..., None], revision: str) -> None:
+    config = alembic_config()
+    with database.write() as session:
+        config.attributes["connection"] = session.connection()
+        change(config, revision)
+
+
+def _old_rows(database: Database) -> dict[str, list[dict[str, Any]]]:
+    with database.engine.connect() as connection:
+        tables = [Table(name, MetaData(), autoload_with=connection) for name in ("metrics", "trajectories")]
+        return {
+            table.name: sorted((dict(row) for row in connection.execute(select(table)).mappings()), key=str)
+            for table in tables
+        }
+
+
+def _insert_old(database: Database) -> None:
+    place = {"job_id": "job-1", "step": 300, "attempt": 2}
+    stored = [{name: row[name] for name in ("index", "reward", "advantage")} for row in OLD_TRAJECTORIES]
+    rows = {
+        "api_keys": [{"id": "key-1", "name": "me", "role": "admin", "key_sha256": "", "created_at": NOW}],
+        "jobs": [OLD_JOB],
+        "attempts": [
+            {
+                "id": f"job-1.{number}", "job_id": "job-1", "number": number, "state": "ended",
+                "first_step": first_step, "order": "continue", "created_at": NOW,
+            }
+            for number, first_step in ((1, 0), (2, 272))
+        ],
+        "metrics": [*OLD_METRICS, OLD_METRICS[0] | {"name": "eval/reward", "step": 0, "value": 0.25}],
+        "trajectory_steps": [place | {"count": 5, "token_rows": 0}],
+        "trajectories": [
+            place | columns | {"row": row} for columns, row in zip(stored, OLD_TRAJECTORIES, strict=True)
+        ],
+    }  # fmt: skip
+    with database.write() as session:
+        for name, values in rows.items():
+            table = Table(name, MetaData(), autoload_with=session.connection())
+            session.execute(insert(table), values)
+
+
+def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
+    _revise(empty, upgrade, "0010")
+    _insert_old(empty)
+    before = _old_rows(empty)
+    migrate(empty)
+    with empty.write() as session:
+        history = metrics_history(session, "job-1", ["reward", "p/mean"], None, None, 1000)
+        points = {one.name: {(p.step, p.update): p.value for p in one.points} for one in history.series}
+        assert points["reward"] == {(step, -1): step / 7 for step in range(1, 301)}
+        assert points["p/mean"][(271, 1)] == 1.271
+        assert points["p/mean"][(272, 1)] == 2.272
+        page = read_page(session, "job-1", 0)
+        assert {frame.seq for frame in page.frames} == {row["seq"] for row in OLD_METRICS} - {0}
+        found = read_trajectories(session, "job-1", None, 0, 10, "-p")
+        assert [row.index for row in found.rows] == [0, 1, 2, 3, 4]
+        assert found.rows[3].updates[1].p == 1 - 3 / 9
+        job = session.get_one(Job, "job-1")
+        assert (job.last_p, job.held_out_before, job.held_out) == (2.3, 0.25, 0.25)
+        assert kept_blocks(session) == blocks_made_anew(session) != []
+        session.rollback()
+    _revise(empty, downgrade, "0010")
+    after = _old_rows(empty)
+    assert after["metrics"] == before["metrics"]
+    assert [row["row"]["updates"] for row in after["trajectories"]] == [
+        row["row"]["updates"] for row in before["trajectories"]
+    ]

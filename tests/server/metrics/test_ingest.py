@@ -3,9 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
-from server.db.models import Metric, Trajectory
+from server.db.models import Metric, TrajectoryStep
+from server.db.packing import unpack_rows
 from tests.support.reports import next_attempt, post_rows, row, trajectory
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
 
@@ -137,8 +138,8 @@ def test_trajectories_are_stored_whole_and_once(service):
     shorter = {"step": 1, "rows": [trajectory(0, 0.5)]}
     assert attempt.post("trajectories", shorter).status_code == 204
     with service.database.read() as session:
-        assert session.scalar(select(func.count()).select_from(Trajectory)) == 1
-        assert session.scalar(select(Trajectory.reward)) == 0.5
+        stored = session.scalars(select(TrajectoryStep)).one()
+        assert [row["reward"] for row in unpack_rows(stored.rows)] == [0.5]
 
 
 @pytest.mark.parametrize(

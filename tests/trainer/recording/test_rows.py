@@ -248,8 +248,10 @@ def test_times(report: StepReport) -> None:
 
 
 def test_texts_are_the_same_bytes_each_time_and_whole(report: StepReport) -> None:
-    data = text_segment(report)
-    assert data == text_segment(report)
+    data = text_segment(report, ())
+    assert data == text_segment(report, ())
     lines = [json.loads(line) for line in gzip.decompress(data).splitlines()]
     assert lines[2] == {"index": 2, "prompt": "2+2=", "completion": "4 é", "answer": "4"}
+    cut = gzip.decompress(text_segment(report, (" ",))).splitlines()[2]
+    assert json.loads(cut) == lines[2] | {"graded": 1}
     assert len(lines) == 4

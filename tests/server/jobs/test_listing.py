@@ -1,0 +1,89 @@
+"""The list of jobs in its orders: pages put together are the whole list, whatever the order."""
+
+import base64
+import json
+from typing import get_args
+
+import pytest
+from sqlalchemy import update
+
+from powermean.contracts.api import JobSort
+from server.db.models import Job
+from tests.support.reports import post_rows, row
+from tests.support.service_driver import ADMIN_KEY, error_of, example_spec
+
+NAMES = ["b", "A", "b", "c", "a", "B", "d"]
+REWARDS = [0.5, None, 0.25, 0.5, None, 0.75, 0.5]
+
+
+@pytest.fixture
+def jobs(service):
+    """Seven jobs of two owners, the oldest first."""
+    made = service.person.post("/v1/keys", json={"name": "Bea", "role": "member"}).json()
+    ids = []
+    for number, name in enumerate(NAMES):
+        person = service.client(made["key"] if number % 2 else ADMIN_KEY)
+        ids.append(person.post("/v1/jobs", json=example_spec(name=name)).json()["id"])
+    with service.database.write() as session:
+        for job_id, reward in zip(ids, REWARDS, strict=True):
+            session.execute(update(Job).where(Job.id == job_id).values(last_reward=reward, held_out=reward))
+        session.execute(update(Job).where(Job.id == ids[2]).values(state="failed"))
+    return ids
+
+
+def pages(service, **query):
+    found, cursor = [], None
+    while True:
+        page = service.person.get("/v1/jobs", params=query | ({"cursor": cursor} if cursor else {})).json()
+        found += page["items"]
+        cursor = page["next"]
+        if cursor is None:
+            return found
+
+
+@pytest.mark.parametrize("sort", get_args(JobSort))
+def test_pages_of_an_order_are_the_whole_list_in_that_order(service, jobs, sort):
+    found = pages(service, sort=sort, limit=2)
+    assert found == pages(service, sort=sort)
+    assert sorted(job["id"] for job in found) == jobs
+    field, descending = sort.removeprefix("-"), sort.startswith("-")
+    field = {"created": "created_at", "reward": "last_reward"}.get(field, field)
+    values = [job[field] for job in found if job[field] is not None]
+    assert [job[field] for job in found[len(values) :]] == [None] * (len(found) - len(values))
+    if field == "state":  # in the order of a job's life
+        assert values == (["failed"] + ["validating"] * 6 if descending else ["validating"] * 6 + ["failed"])
+        return
+    by_case = [value.lower() if isinstance(value, str) else value for value in values]
+    assert by_case == sorted(by_case, reverse=descending)
+
+
+def test_filters_hold_on_every_page(service, jobs):
+    found = pages(service, sort="name", name="B", limit=1)
+    assert [job["name"].lower() for job in found] == ["b", "b", "b"]
+    bea = next(job["created_by"] for job in found if job["owner"] == "Bea")
+    assert {job["owner"] for job in pages(service, created_by=bea, limit=2)} == {"Bea"}
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "%%%", "e30", ["name", "x", "job-1"], ["reward", "x", "job-1"], ["reward", 1.0, 5], ["reward", 1.0],
+        ["reward", [1], "job-1"], ["reward", 1.0, "job-\0"], ["reward", 1.0, "\ud800"], "[" * 900,
+    ],
+)  # fmt: skip
+def test_a_cursor_that_is_not_of_this_order_is_refused(service, jobs, cursor):
+    text = (
+        cursor if isinstance(cursor, str) else base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode()
+    )
+    answer = service.person.get("/v1/jobs", params={"sort": "reward", "cursor": text})
+    assert answer.status_code == 422
+    assert error_of(answer)["fields"][0]["path"] == "cursor"
+
+
+def test_the_list_shows_a_job_s_newest_results(service):
+    attempt = service.running()
+    post_rows(attempt, row(0, "eval/reward", 0.25))
+    post_rows(attempt, row(1), row(1, "p/mean", 1.0, update=0), row(1, "p/mean", 0.75, update=1))
+    post_rows(attempt, row(1, "eval/reward", 0.5))
+    (job,) = service.person.get("/v1/jobs").json()["items"]
+    assert (job["last_p"], job["held_out_before"], job["held_out"]) == (0.75, 0.25, 0.5)
