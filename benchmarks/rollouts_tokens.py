@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from powermean.contracts.rollout import GenerateRequest, Sampling
 from trainer.data.problem import Problem
 from trainer.data.source import open_source
-from trainer.learner.tokenizing import encode_prompts, load_tokenizer, pad_token_id
+from trainer.learner.tokenizing import load_tokenizer, pad_token_id, prompt_encoder
 from trainer.rollouts.sampling import time_limit
 
 Thing = TypeVar("Thing")
@@ -50,7 +50,7 @@ class Workload:
         problems = source.batch(number, self.prompts, spec.seed)
         before = source.batch(number, self.shots, spec.seed + 1) if self.shots else []
         return GenerateRequest(
-            prompts=tuple(encode_prompts(tokenizer, with_shots(problems, before))),
+            prompts=tuple(prompt_encoder(tokenizer)(with_shots(problems, before))),
             n=self.n,
             sampling=Sampling(
                 temperature=spec.rollout.temperature,

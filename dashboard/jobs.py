@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,17 +12,20 @@ from starlette.responses import RedirectResponse, Response
 
 from dashboard import api, assets
 from dashboard.api import is_fragment, require_same_origin
+from dashboard.chart_data import chart_data
 from dashboard.latest import EVALUATION, Latest, latest
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job, JobState, JobSummary
-from powermean.contracts.metrics import METRICS
+from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricsHistory
 from powermean.contracts.staleness import JobStaleness
 from powermean.rest import ApiError
 from powermean.spec_yaml import to_yaml
 
 PAGE_SIZE = 25
 _REMEMBERED = 2000
+_MEANS = ("p/mean", "p/last_pass/mean")
+_COUNTS = ("p/last_pass/defined", "p/last_pass/undefined")
 PARTS = {
     "header": "fragments/job_header.html",
     "health": "fragments/health.html",
@@ -31,23 +35,52 @@ PARTS = {
 }
 
 
+@dataclass(frozen=True)
+class Exponent:
+    """The mean p of a step's last pass, and how many of its trajectories have one (None: not recorded)."""
+
+    value: float
+    step: int
+    defined: int | None = None
+    trajectories: int | None = None
+
+
+def newest_exponent(history: MetricsHistory) -> Exponent | None:
+    """The newest of the history's p/mean and p/last_pass/*; None if there is no p."""
+    points = {
+        (series.name, point.step, point.update): point.value
+        for series in history.series
+        for point in series.points
+        if point.value is not None
+    }
+    newest = max(((step, update) for name, step, update in points if name in _MEANS), default=None)
+    if newest is None:
+        return None
+    step = newest[0]
+    value = points.get(("p/last_pass/mean", step, WHOLE_STEP))
+    if value is None:
+        return Exponent(points["p/mean", *newest], step)
+    defined = int(points["p/last_pass/defined", step, WHOLE_STEP])
+    return Exponent(value, step, defined, defined + int(points["p/last_pass/undefined", step, WHOLE_STEP]))
+
+
 class _FinalExponents:
     """Cache of the last p of ended jobs, which no longer changes. Bounded; the oldest go first."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, float | None] = OrderedDict()
+        self._known: OrderedDict[str, Exponent | None] = OrderedDict()
 
-    def get(self, job: JobSummary) -> tuple[bool, float | None]:
+    def get(self, job: JobSummary) -> tuple[bool, Exponent | None]:
         return job.id in self._known, self._known.get(job.id)
 
-    def keep(self, job: JobSummary, value: float | None) -> None:
+    def keep(self, job: JobSummary, value: Exponent | None) -> None:
         if job.state.final:
             self._known[job.id] = value
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
 
 
-async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents) -> float | None:
+async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents) -> Exponent | None:
     """The job's newest p; None if there is none yet or the objective has none."""
     if job.step == 0:
         return None
@@ -55,18 +88,17 @@ async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents
     if known:
         return value
     try:
-        history = await client.metrics(job.id, ["p/mean"], from_step=max(0, job.step - 1))
+        history = await client.metrics(job.id, [*_MEANS, *_COUNTS], from_step=max(0, job.step - 1))
     except ApiError:  # one job's numbers must not break the list of jobs
         return None
-    points = [p for series in history.series for p in series.points if p.value is not None]
-    value = max(points, key=lambda p: (p.step, p.update)).value if points else None
+    value = newest_exponent(history)
     final.keep(job, value)
     return value
 
 
 async def _exponents(
     request: Request, client: AsyncClient, jobs: Sequence[JobSummary]
-) -> dict[str, float | None]:
+) -> dict[str, Exponent | None]:
     state = request.app.state
     if not hasattr(state, "final_exponents"):
         state.final_exponents = _FinalExponents()
@@ -113,18 +145,6 @@ async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
     return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
-def _script_data(job: Job) -> dict[str, Any]:
-    """What the page's scripts need to draw and follow; they fetch the numbers themselves."""
-    return {
-        "id": job.id,
-        "final": job.state.final,
-        "algorithm": job.algorithm,
-        "totalSteps": job.total_steps,
-        "updatesPerStep": job.spec.training.minibatches * job.spec.training.epochs,
-        "metrics": {name: info.model_dump() for name, info in METRICS.items()},
-    }
-
-
 async def job_page(request: Request) -> Response:
     """GET /jobs/{id}."""
     job_id = request.path_params["job_id"]
@@ -145,7 +165,7 @@ async def job_page(request: Request) -> Response:
         health=health,
         staleness=staleness,
         spec=to_yaml(job.spec),
-        script_data=_script_data(job),
+        script_data=chart_data(job),
         install=assets.INSTALL,
     )
 

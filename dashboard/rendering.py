@@ -1,6 +1,7 @@
 """Renders pages from templates. Everything is escaped except what the templates themselves contain."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.responses import HTMLResponse
 
 from dashboard import assets, formatting
 from powermean.contracts.names import session_cookie
+from powermean.remedies import spoken
 
 FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -24,6 +26,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment.filters["spoken"] = partial(spoken, reader="page")
     environment.globals["static"] = assets.address
     environment.globals["vendor"] = assets.vendor
     return environment

@@ -1,8 +1,8 @@
 """Train language models by group-based reinforcement learning on a self-hosted service.
 
 >>> from powermean import Client
->>> client = Client()  # POWERMEAN_URL and POWERMEAN_API_KEY, or the service started here by `powermean up`
->>> job = client.create_job({"name": "arithmetic", ...})
+>>> client = Client()  # POWERMEAN_URL with POWERMEAN_API_KEY, or the service that `powermean up` runs
+>>> job = client.create_job("examples/arithmetic-smollm2.yaml")  # or the spec itself, as a dict
 """
 
 from importlib import import_module

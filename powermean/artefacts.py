@@ -113,8 +113,9 @@ class ArtefactStore:
         With `consume` the caller gives up the file: a store on the same file system takes it over without a
         second write (used for checkpoints); otherwise it is removed once stored.
         """
-        with _reading_source(path):
-            return self._put_file(check_owner(owner), path, _clean_name(name or path.name), consume)
+        if not path.is_file():  # the caller's mistake, not the store's
+            raise ArtefactMissingError(f"no file {path} to store")
+        return self._put_file(check_owner(owner), path, _clean_name(name or path.name), consume)
 
     def put_bytes(self, owner: str, name: str, data: bytes) -> ArtefactRef:
         """Store a few bytes."""
@@ -383,14 +384,6 @@ def _pieces(file: BinaryIO, ref: ArtefactRef, start: int, end: int) -> Iterator[
                 raise ArtefactCorruptError(f"artefact {ref.key} ends {left} bytes early")
             left -= len(piece)
             yield piece
-
-
-@contextmanager
-def _reading_source(path: Path) -> Iterator[None]:
-    """A missing source file is the caller's mistake, not the store's."""
-    if not path.is_file():
-        raise ArtefactMissingError(f"no file {path} to store")
-    yield
 
 
 @contextmanager

@@ -18,6 +18,7 @@ class AsyncClient(AsyncConnection):
     health = async_method(rest.health)
     staleness = async_method(rest.staleness)
     lag = renamed("lag", staleness)
+    exponents = async_method(rest.exponents)
 
     trajectories = async_method(rest.trajectories)
     trajectory = async_method(rest.trajectory)

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,14 +13,36 @@ from powermean.contracts.api import (
     Dataset,
     Event,
     JobState,
+    LogText,
 )
 from powermean.deprecations import renamed
-from powermean.home import api_key, server_url
+from powermean.discovery import find_service
 from powermean.rest import ApiError, ServerUnreachableError
 from powermean.sse import read_events
 
 EVENT_SILENCE_S = 60.0  # the server sends a comment more often than that: silence is a dead connection
 RETRY_S = 1.0
+LOG_POLL_S = 1.0
+PATIENCE_S = 300.0
+
+
+class Patience:
+    """How long a server that is being followed may give no answer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._silent_since: float | None = None
+
+    def answered(self) -> None:
+        self._silent_since = None
+
+    def bear(self, error: ApiError | ServerUnreachableError) -> None:
+        """Wait a moment before the next try. Raises the error if no try helps, or too many have failed."""
+        now = time.monotonic()
+        self._silent_since = now if self._silent_since is None else self._silent_since
+        if not error.retryable or now - self._silent_since >= self._seconds:
+            raise error
+        time.sleep(RETRY_S)
 
 
 class Client(Connection):
@@ -29,11 +50,12 @@ class Client(Connection):
     unanswered.
 
     Without arguments it talks to POWERMEAN_URL with POWERMEAN_API_KEY, or else to the service that
-    `powermean up` runs in this folder.
+    `powermean up` runs, in this folder or as this user's only one.
     """
 
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
-        super().__init__(url or server_url(), key or api_key())
+        service = find_service(url, key)
+        super().__init__(service.url, service.key)
 
     create_job = method(rest.create_job)
     get_job = method(rest.get_job)
@@ -45,6 +67,7 @@ class Client(Connection):
     health = method(rest.health)
     staleness = method(rest.staleness)
     lag = renamed("lag", staleness)
+    exponents = method(rest.exponents)
 
     trajectories = method(rest.trajectories)
     trajectory = method(rest.trajectory)
@@ -109,33 +132,57 @@ class Client(Connection):
         finally:
             part.unlink(missing_ok=True)
 
-    def events(self, job_id: str, after: int = 0, patience_s: float = 300.0) -> Iterator[Event]:
+    def events(self, job_id: str, after: int = 0, patience_s: float = PATIENCE_S) -> Iterator[Event]:
         """What happens to a job after event number `after`, until the job has ended.
 
         Lost connections are taken up again after the last event seen, so that nothing is missed or given
         twice. Raises when refused, or when no connection succeeds for `patience_s` seconds.
         """
-        reached = time.monotonic()
+        patience = Patience(patience_s)
         while True:
             try:
-                with self._event_stream(job_id, after) as stream:
-                    try:
-                        for event in stream:
-                            after = event.seq
-                            yield event
-                    finally:
-                        reached = time.monotonic()  # a connection that breaks after hours was one
+                for event in self._connected_events(job_id, after, patience):
+                    after = event.seq
+                    yield event
                 job = self.get_job(job_id)
+                patience.answered()
                 if job.state.final and job.seq <= after:
                     return
             except (ServerUnreachableError, ApiError) as error:
-                if not error.retryable or time.monotonic() - reached > patience_s:
-                    raise
-            time.sleep(RETRY_S)
+                patience.bear(error)
+            else:
+                time.sleep(RETRY_S)
 
-    @contextmanager
-    def _event_stream(self, job_id: str, after: int) -> Iterator[Iterator[Event]]:
-        """Events of one connection, until the server ends the stream or the job has ended."""
+    def log(
+        self, job_id: str, attempt: int | None = None, follow: bool = False, patience_s: float = PATIENCE_S
+    ) -> Iterator[LogText]:
+        """The log of an attempt, by default of the newest, in parts.
+
+        With `follow` it goes on until the job has ended, through later attempts unless one was chosen. A
+        server that restarts is asked again where the text broke off, for up to `patience_s` seconds.
+        """
+        patience = Patience(patience_s if follow else 0)
+        number, offset = attempt, 0
+        while True:
+            try:
+                job = self.get_job(job_id) if follow else None  # before the text: its end is then complete
+                part = self.logs(job_id, number, offset)
+            except (ServerUnreachableError, ApiError) as error:
+                patience.bear(error)
+                continue
+            patience.answered()
+            number, offset = part.attempt or number, part.next_offset
+            if part.text:
+                yield part
+            elif job is not None and attempt is None and job.attempt > (number or 0):
+                number, offset = job.attempt, 0
+            elif job is None or job.state.final:
+                return
+            else:
+                time.sleep(LOG_POLL_S)
+
+    def _connected_events(self, job_id: str, after: int, patience: Patience) -> Iterator[Event]:
+        """Events of one connection; ends when the server ends the stream or the job has ended."""
         call = rest.events(job_id, after)
         request = self._http.build_request(
             **call.keywords(), timeout=httpx.Timeout(EVENT_SILENCE_S, connect=5)
@@ -146,15 +193,12 @@ class Client(Connection):
                 if not response.is_success:
                     response.read()
                 call.parse(response)
-                yield _until_the_end(read_events(response.iter_lines()))
+                patience.answered()
+                for event in read_events(response.iter_lines()):
+                    yield event
+                    if event.kind == "state" and JobState(str(event.data["state"])).final:
+                        return
             finally:
                 response.close()
         except httpx.TransportError as error:
             raise ServerUnreachableError(self.url, error) from error
-
-
-def _until_the_end(events: Iterable[Event]) -> Iterator[Event]:
-    for event in events:
-        yield event
-        if event.kind == "state" and JobState(str(event.data["state"])).final:
-            return

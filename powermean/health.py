@@ -17,19 +17,19 @@ RECENT = 5  # the newest of those, which a finding is about; also the fewest ste
 REWARD_RISE = 0.1  # rise of the reward, as a share, that explains a fall of entropy
 P_FALL = 0.1  # fall of p/mean over the recent steps that is reported with a clip fraction
 
-Measure = Literal["mean", "peak", "fall", "spike", "steps"]
+Measure = Literal["mean", "peak", "floor", "fall", "spike", "steps"]
 StepValues = Mapping[int, float]  # by step, ascending
 Write = Callable[[float], str]
-AT_ONCE: tuple[Measure, ...] = ("peak", "steps")  # measures that need fewer than RECENT steps
+AT_ONCE: tuple[Measure, ...] = ("peak", "floor", "steps")  # measures that need fewer than RECENT steps
 
 
 @dataclass(frozen=True)
 class Threshold:
     """One rule: a metric, how it is measured, and the values from which it is reported.
 
-    Measures, over the newest RECENT steps: `mean`; `peak`, the worst value; `fall`, their mean divided by the
-    mean of the window's first RECENT steps; `spike`, the worst value divided by the window's median; `steps`,
-    how many of them have a value above 0. The values `watch` and `bad` themselves count.
+    Measures, over the newest RECENT steps: `mean`; `peak`, the worst value; `floor`, the best; `fall`, their
+    mean divided by the mean of the window's first RECENT steps; `spike`, the worst value divided by the
+    window's median; `steps`, how many of them have a value above 0. `watch` and `bad` themselves count.
     """
 
     code: str
@@ -172,6 +172,30 @@ THRESHOLDS = (
         "Read the trajectories' grader_error; fix reward or the answers, or raise reward.timeout_s.",
     ),
     Threshold(
+        "rows_left_out",
+        "data/left_out",
+        "peak",
+        "above",
+        1e-6,
+        0.05,
+        "a run does without rows whose prompt does not fit the engine or whose answer nothing can match; "
+        "from one row in twenty on, the data is not what was meant",
+        "Correct the lines that the attempt's log names, or name other fields in data.prompt or "
+        "data.answer_field.",
+    ),
+    Threshold(
+        "never_ends",
+        "completions/clipped_ratio",
+        "floor",
+        "above",
+        0.95,
+        1.0,
+        "if hardly a completion ends by itself from the first step on, the model ends them with a token that "
+        "nobody looks for, or does not end them at all",
+        "Set rollout.stop to what ends an answer, set data.chat for a model that was trained to chat, or "
+        "raise rollout.max_new_tokens.",
+    ),
+    Threshold(
         "cut_off",
         "completions/clipped_ratio",
         "mean",
@@ -214,6 +238,8 @@ def health(series: Mapping[str, StepValues], algorithm: str) -> JobHealth:
     early = len(steps) < RECENT
     rules = [rule for rule in rules_of(algorithm) if not early or rule.measure in AT_ONCE]
     found = [finding for rule in rules if (finding := _judge(rule, window, steps[-RECENT:]))]
+    if any(finding.code == "never_ends" for finding in found):  # it says more
+        found = [finding for finding in found if finding.code != "cut_off"]
     found.sort(key=lambda finding: _WORST_FIRST.index(finding.level))
     if not found:
         found = [_too_few(len(steps)) if early else _healthy(window, steps[-RECENT:])]
@@ -261,11 +287,13 @@ def _measure(rule: Threshold, values: StepValues, recent: StepValues) -> float |
     """None if there are too few numbers."""
     if not recent:
         return None
-    worst = max(recent.values()) if rule.side == "above" else min(recent.values())
+    best, worst = min(recent.values()), max(recent.values())
+    if rule.side == "below":
+        best, worst = worst, best
     if rule.measure == "mean":
         return fmean(recent.values())
-    if rule.measure == "peak":
-        return worst
+    if rule.measure in ("peak", "floor"):
+        return worst if rule.measure == "peak" else best
     if rule.measure == "steps":
         return sum(value > 0 for value in recent.values())
     reference = _start(values) if rule.measure == "fall" else median(values.values())
@@ -353,6 +381,14 @@ _SENTENCES: dict[str, Callable[[_Seen], str]] = {
         f"times the median of steps {min(seen.values)} to {max(seen.values)}: one batch dominates"
     ),
     "grader_failures": lambda seen: _many(seen, "gradings failed") + ": those completions have reward 0",
+    "rows_left_out": lambda seen: (
+        f"{_percent(seen.value)} of the dataset's rows left out at step {_peak_step(seen)}: their prompt "
+        "does not fit, or no completion can match their answer"
+    ),
+    "never_ends": lambda seen: (
+        f"{_percent(seen.value)} of completions or more ran to max_new_tokens in {seen.steps}: the model "
+        "does not end them"
+    ),
     "cut_off": lambda seen: (
         f"{_percent(seen.value)} of completions cut off at max_new_tokens over {seen.steps}: they don't end"
     ),

@@ -1,8 +1,4 @@
-"""The embedded service's folder, and how a client finds its server.
-
-Address and key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the files that `powermean up` and
-`powermean demo` write to their folder (POWERMEAN_HOME, by default .powermean in the current folder).
-"""
+"""The embedded service's folder: POWERMEAN_HOME, by default .powermean in the current folder."""
 
 import os
 from dataclasses import dataclass
@@ -10,8 +6,6 @@ from pathlib import Path
 
 from powermean.errors import PowermeanError
 from powermean.keys import clean_key
-
-DEFAULT_URL = "http://127.0.0.1:8700"
 
 
 class NoServerError(PowermeanError):
@@ -44,6 +38,26 @@ class Home:
         return self.folder / "server.url"
 
     @property
+    def url(self) -> str | None:
+        """The server's URL while it runs."""
+        return _read(self.address)
+
+    def key(self) -> str:
+        """The administrator's key.
+
+        Raises:
+            NoServerError: there is none, or its file is somebody else's.
+            MalformedKeyError: it can't be a key.
+        """
+        key = _read(self.admin_key)
+        if key is None:
+            raise NoServerError(
+                f"no service has run in {self.folder}: {self.admin_key} does not exist",
+                remedy="Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY.",
+            )
+        return clean_key(key, str(self.admin_key))
+
+    @property
     def lock(self) -> Path:
         return self.folder / "lock"
 
@@ -70,32 +84,6 @@ class Home:
         return self.folder / "models"
 
 
-def server_url() -> str:
-    """POWERMEAN_URL, else the embedded service's address, else the default."""
-    given = os.environ.get("POWERMEAN_URL", "").strip()
-    return given.rstrip("/") or _read(Home.find().address) or DEFAULT_URL
-
-
-def api_key() -> str:
-    """POWERMEAN_API_KEY, else the embedded service's administrator key.
-
-    Raises:
-        NoServerError: there is neither, or the key's file is somebody else's.
-        MalformedKeyError: it can't be a key.
-    """
-    given = os.environ.get("POWERMEAN_API_KEY", "")
-    if given.strip():
-        return clean_key(given, "POWERMEAN_API_KEY")
-    path = Home.find().admin_key
-    key = _read(path)
-    if key is None:
-        raise NoServerError(
-            f"No service has run here: {path} does not exist. Start one with `powermean up`, "
-            "or set POWERMEAN_URL and POWERMEAN_API_KEY."
-        )
-    return clean_key(key, str(path))
-
-
 def _read(path: Path) -> str | None:
     """The file's text; None where there is no such file. Raises NoServerError for one that can't be read."""
     try:
@@ -104,6 +92,6 @@ def _read(path: Path) -> str | None:
         return None
     except OSError as error:
         raise NoServerError(
-            f"{path} can't be read: {error.strerror}. Set POWERMEAN_URL and POWERMEAN_API_KEY, "
-            "or POWERMEAN_HOME to your own service's folder."
+            f"{path} can't be read: {error.strerror}",
+            remedy="Set POWERMEAN_URL and POWERMEAN_API_KEY, or POWERMEAN_HOME to your own service's folder.",
         ) from error

@@ -31,6 +31,7 @@ from powermean.contracts.api import (
     SubmittedJob,
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
+from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
@@ -46,6 +47,7 @@ from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.errors import PowermeanError
+from powermean.spec_files import read_file
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -81,10 +83,19 @@ class FencedError(ApiError):
 
 
 def _readable(body: ErrorBody) -> str:
-    lines = [body.message]
-    for wrong in body.fields:
-        lines.append(f"  {wrong.path}: {wrong.message}" + (f" ({wrong.remedy})" if wrong.remedy else ""))
-    if body.remedy:
+    """Each thing once: an answer's message and remedy may repeat those of its first field."""
+    rest = body.message
+    if body.fields:
+        first = body.fields[0]
+        rest = rest.removeprefix(f"{first.path}: {first.message}").strip()
+    lines = [f"{one.path}: {one.message}" + (f" ({one.remedy})" if one.remedy else "") for one in body.fields]
+    if rest == f"(and {len(lines) - 1} more)":
+        rest = ""
+    if rest.startswith("(and "):
+        lines.append(rest)
+    elif rest:
+        lines = [rest, *(f"  {line}" for line in lines)]
+    if body.remedy and not any(one.remedy == body.remedy for one in body.fields):
         lines.append(body.remedy)
     return "\n".join(lines)
 
@@ -155,8 +166,16 @@ def job_path(job_id: str, rest: str = "") -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}{rest}"
 
 
-def create_job(spec: JobSpec | Mapping[str, Any], idempotency_key: str | None = None) -> Call[SubmittedJob]:
-    """Submit a job. With the same `idempotency_key` a repeated call returns the first job."""
+def create_job(
+    spec: JobSpec | Mapping[str, Any] | Path | str, idempotency_key: str | None = None
+) -> Call[SubmittedJob]:
+    """Submit a job: a spec, or the path of a YAML or JSON file with one.
+
+    With the same `idempotency_key` a repeated call returns the first job. Raises SpecFileError for a file
+    that can't be read.
+    """
+    if isinstance(spec, Path | str):
+        spec = read_file(Path(spec)).fields
     body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=headers)
@@ -205,6 +224,12 @@ def staleness(
     """p, ESS and mismatch by staleness, over the newest `steps` steps or a range of them."""
     chosen = params(steps=steps, from_step=from_step, to_step=to_step)
     return Call("GET", job_path(job_id, "/staleness"), reads(JobStaleness), chosen)
+
+
+def exponents(job_id: str, from_step: int, to_step: int) -> Call[JobExponents]:
+    """p against the clip fraction: how many trajectories of at most 50 steps had which."""
+    chosen = params(from_step=from_step, to_step=to_step)
+    return Call("GET", job_path(job_id, "/exponents"), reads(JobExponents), chosen)
 
 
 def trajectories(
@@ -284,8 +309,9 @@ def _replay_path(job_id: str, replay_id: str, rest: str = "") -> str:
     return job_path(job_id, f"/replays/{quote(replay_id, safe='')}{rest}")
 
 
-def datasets() -> Call[DatasetList]:
-    return Call("GET", "/v1/datasets", reads(DatasetList))
+def datasets(cursor: str | None = None, limit: int | None = None) -> Call[DatasetList]:
+    """Datasets, newest first; pass `page.next` as `cursor` for the next page."""
+    return Call("GET", "/v1/datasets", reads(DatasetList), params(cursor=cursor, limit=limit))
 
 
 def get_dataset(dataset_id: str) -> Call[Dataset]:

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -87,7 +87,7 @@ class Connections:
     def _in_the_way_of(self, new: "Connection") -> "Connection | None":
         if new.address is not None and self.count("stranger", new.address) >= self.most_per_client:
             return next((one for one in self._strangers if one.address == new.address), None)
-        in_all = sum(self.count(who) for who in ("stranger", "person", "node"))
+        in_all = sum(self.count(who) for who in get_args(Who))
         if len(self._strangers) >= self.most // 4 or in_all >= self.most:
             return next(iter(self._strangers), new)
         return None

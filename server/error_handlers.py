@@ -1,7 +1,7 @@
 """Turns every failure into contracts.api.ErrorResponse: which field, what is wrong, and the remedy."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,6 +18,7 @@ from powermean.artefacts import (
     ArtefactStoreUnavailableError,
 )
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
+from powermean.field_errors import field_errors
 from server.db.session import DatabaseBusyError, DatabaseFullError, DatabaseMovedError
 from server.errors import ServiceError
 
@@ -29,12 +30,6 @@ _CODES = {
     405: "method_not_allowed",
     408: "too_slow",
     413: "too_large",
-}
-_REMEDIES = {
-    "extra_forbidden": "Remove it, or check its spelling.",
-    "missing": "Add it.",
-    "json_invalid": "Send a JSON document with Content-Type: application/json.",
-    "union_tag_not_found": "Add the field that selects the kind.",
 }
 _MOST_FIELDS = 20  # in one answer
 _PLACES = ("body", "query", "path", "header", "cookie")
@@ -64,40 +59,32 @@ def _service_error(_request: Request, error: Exception) -> JSONResponse:
     return error_response(error.status, error.body, headers)
 
 
-def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
+def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
-    fields = tuple(field_error(one, error.body) for one in errors[:_MOST_FIELDS])
+    fields = tuple(_field_errors(error, request))
     first = fields[0]
     message = f"{first.path}: {first.message}" if first.path else first.message
-    if len(errors) > 1:
-        message += f" (and {len(errors) - 1} more)"
+    if (more := len(fields) - 1 + max(0, len(errors) - _MOST_FIELDS)) > 0:
+        message += f" (and {more} more)"
     return error_response(422, ErrorBody(code="invalid", message=message, remedy=first.remedy, fields=fields))
 
 
-def field_error(error: Mapping[str, Any], body: Any) -> FieldError:
-    """pydantic's error with the path as the caller wrote it, without union tags."""
+def _field_errors(error: RequestValidationError, request: Request) -> list[FieldError]:
+    """The first wrong fields, with the paths that the caller wrote."""
+    errors: list[Mapping[str, Any]] = list(error.errors()[:_MOST_FIELDS])
+    in_body = [_below_place(one) for one in errors if one["loc"][0] == "body"]
+    elsewhere = [_below_place(one) for one in errors if one["loc"][0] != "body"]
+    route_body = getattr(request.scope.get("route"), "body_field", None)
+    contract = route_body.field_info.annotation if route_body else None
+    wrong = [*field_errors(elsewhere, None), *field_errors(in_body, error.body, contract)]
+    return [one if one.path else one.model_copy(update={"path": "body"}) for one in wrong]
+
+
+def _below_place(error: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error, located within the body or among the parameters."""
     place, *rest = error["loc"]
-    parts: Sequence[str | int] = rest if place in _PLACES else error["loc"]
-    if place == "body":
-        parts = _without_tags(parts, body, missing=error["type"] == "missing")
-    path = ".".join(str(part) for part in parts) or str(place)
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return FieldError(path=path, message=message, remedy=_REMEDIES.get(error["type"]))
-
-
-def _without_tags(parts: Sequence[Any], body: Any, missing: bool) -> list[str | int]:
-    """Follow the path through the body; a step that is not there is a union's tag or the missing field."""
-    kept: list[str | int] = []
-    here = body
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
-            here = here[part]
-        elif isinstance(here, dict | list) and not (last and missing):
-            continue
-        kept.append(part)
-    return kept
+    return {**error, "loc": tuple(rest) if rest and place in _PLACES else error["loc"]}
 
 
 def _http_error(_request: Request, error: Exception) -> JSONResponse:

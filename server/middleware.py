@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from powermean.contracts.api import ErrorBody
@@ -82,6 +83,8 @@ class Gate:
             return
         try:
             await self._app(scope, _limited(receive, limit), send_on)
+        except ClientDisconnect:
+            log.info("request %s: the client went away: %s %s", request_id, scope["method"], scope["path"])
         except Exception:  # the boundary of the application: logged, and answered as an unexpected error
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
 
 import redis
 from anyio import to_thread
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.api import FieldError, JobState
 from server.cluster.leadership import is_led
+from server.connections import Connections, Who
 from server.db.models import Job
 from server.db.session import Database, DatabaseMovedError
 from server.metrics.stream import EventHub
@@ -35,7 +37,12 @@ class Observatory:
     """One server process's metrics and readiness checks."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: ArtefactStore, events: EventHub
+        self,
+        settings: Settings,
+        database: Database,
+        store: ArtefactStore,
+        events: EventHub,
+        connections: Connections,
     ) -> None:
         self.registry = CollectorRegistry()
         self.ingested = Counter(
@@ -47,7 +54,7 @@ class Observatory:
             ["method", "route", "status"],
             registry=self.registry,
         )
-        self.registry.register(_Cluster(database, events, settings))
+        self.registry.register(_Cluster(database, events, connections, settings))
         self._checks: dict[str, Callable[[], str | None]] = {
             "database": lambda: _check_database(database),
             "redis": lambda: _check_redis(settings.redis_url),
@@ -98,9 +105,12 @@ class Observatory:
 class _Cluster(Collector):
     """Gauges from the database, read on demand."""
 
-    def __init__(self, database: Database, events: EventHub, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, events: EventHub, connections: Connections, settings: Settings
+    ) -> None:
         self._database = database
         self._events = events
+        self._connections = connections
         self._settings = settings
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
@@ -115,6 +125,10 @@ class _Cluster(Collector):
             jobs.add_metric([state], states.get(state, 0))
         yield jobs
         yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported recently.", value=alive)
+        held = GaugeMetricFamily("powermean_connections", "Open connections.", labels=["who"])
+        for who in get_args(Who):
+            held.add_metric([who], self._connections.count(who))
+        yield held
         yield GaugeMetricFamily("powermean_event_streams", "Open event streams.", value=self._events.clients)
 
 

@@ -76,7 +76,7 @@ class Sparing(logging.Filter):
     A kind is a logger and a message before its values are put in.
     """
 
-    def __init__(self, most: int = 20, window_s: float = 60.0) -> None:
+    def __init__(self, most: int = 5, window_s: float = 60.0) -> None:
         super().__init__()
         self._most = most
         self._window_s = window_s

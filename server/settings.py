@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        if value is None:
+        if not value:  # as docker-compose.yml passes on what is not set
             return None
         if not _PUBLIC_URL.fullmatch(value):
             raise ValueError("must look like https://powermean.example.org or https://example.org/powermean")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import func, make_url, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from powermean.artefacts import ArtefactStore
 from powermean.errors import PowermeanError
@@ -61,8 +61,15 @@ def database_failures(settings: Settings) -> Iterator[None]:
 
 
 def open_database(settings: Settings) -> Database:
-    """The settings' database; creates the folder of a SQLite file."""
-    url = make_url(settings.database_url)
+    """The settings' database; creates the folder of a SQLite file. Raises CannotStartError."""
+    try:
+        url = make_url(settings.database_url)
+        url.get_dialect()
+    except ArgumentError as error:  # whose message may hold the URL and its password
+        raise CannotStartError(
+            "POWERMEAN_DATABASE_URL is not the address of a database: write sqlite:////folder/server.db "
+            "or postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %-codes for special characters"
+        ) from error
     if url.get_backend_name() == "sqlite":
         make_database_folder(url.database)
     return Database(settings.database_url)

@@ -40,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _services_of_tests_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands find no service that a person runs here, and a person's commands find none of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_folders_of_killed_engines() -> Iterator[None]:
     """Some tests kill rollout services, whose folders are otherwise removed by the next service."""
     yield

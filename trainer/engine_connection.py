@@ -44,6 +44,7 @@ class Connection:
     methods: tuple[PublishMethod, ...] = ("store", "shm")  # that it accepts weights by
     adapters: bool = False
     shared: bool = False
+    max_model_len: int | None = None  # most tokens of prompt and completion together
     other_jobs: int = 0  # how many other jobs may use it at the same time
 
 
@@ -66,6 +67,7 @@ def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Conn
                 methods=state.methods,
                 adapters=adapters,
                 shared=attempt.claim().engine is not None,
+                max_model_len=state.max_model_len,
                 other_jobs=slots.slots - 1 if slots is not None else 0,
             )
         finally:

@@ -23,7 +23,7 @@ from trainer.recording.tokens import recorded_rows
 from trainer.rollouts.batching import minibatches
 from trainer.rollouts.dynamic_sampling import GradedRollouts, SamplingFacts, fill_batch
 from trainer.rollouts.evaluation import evaluate
-from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, complete_prompts, texts
+from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, complete_prompts, graded_part, texts
 from trainer.rollouts.sampling_ahead import Batches, SamplingAhead, SamplingInTurn
 from trainer.run_context import Run, Stopwatch
 from trainer.seeds import derive_seed, generator
@@ -91,7 +91,8 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
     with watch("record"):
         record(run, step_report(run, batch, graded, facts, reports, difference), batch.recorded)
     times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
-    run.reporter.metrics([*times, metric(step, "sampling/queued", ready)])
+    facts_of_run = [metric(step, "sampling/queued", ready), metric(step, "data/left_out", run.share_left_out)]
+    run.reporter.metrics([*times, *facts_of_run])
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:
@@ -137,13 +138,14 @@ def sample_and_grade(run: Run, engine: Completes, step: int, begin: BeginRound) 
                 pad_token_id=run.learner.pad_token_id,
             )
         with watch("grade"):
-            completions = texts(rollouts, run.decode)
+            completions = texts(rollouts, run.decode, run.end_tokens)
+            graded = [graded_part(text, spec.rollout.stop) for text in completions]
             answers = [problem.answer for problem in problems for _ in range(rollouts.group_size)]
-            grades = run.grader.grade(list(zip(completions, answers, strict=True)))
+            grades = run.grader.grade(list(zip(graded, answers, strict=True)))
         return GradedRollouts(tuple(problems), rollouts, tuple(completions), tuple(grades))
 
-    graded, facts = fill_batch(one_round, run.learner.algorithm, run.learner.pad_token_id)
-    return StepBatch(graded, facts, watch.seconds)
+    batch, facts = fill_batch(one_round, run.learner.algorithm, run.learner.pad_token_id)
+    return StepBatch(batch, facts, watch.seconds)
 
 
 def with_advantages(run: Run, step: int, graded: GradedRollouts) -> TrainingBatch:
@@ -209,7 +211,9 @@ def evaluate_now(run: Run) -> None:
     run.reporter.phase(f"step {step} of {run.spec.training.steps}: evaluating")
     started = time.perf_counter()
     problems = run.source.held_out(run.spec.evaluation.problems)
-    reward = evaluate(run.engine, run.grader, problems, run.encode(problems), run.decode, run.spec)
+    reward = evaluate(
+        run.engine, run.grader, problems, run.encode(problems), run.decode, run.end_tokens, run.spec
+    )
     before = reward if step == 0 else run.progress.reward_before
     run.progress = run.progress.advanced(reward_before=before, reward_after=reward)
     seconds = time.perf_counter() - started

@@ -26,7 +26,10 @@ from transformers.utils.logging import disable_progress_bar
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
 from powermean.contracts.job import JobSpec
+from powermean.end_tokens import end_tokens
 from trainer.data import open_source
+from trainer.data.encoding import PromptEncoder
+from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, engine_url, publisher
 from trainer.failures import CancelledError, failed
@@ -35,7 +38,7 @@ from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
 from trainer.learner.optimizer import MasterWeights, make_optimizer
-from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer, pad_token_id
+from trainer.learner.tokenizing import decode, load_tokenizer, pad_token_id, prompt_encoder
 from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
 from trainer.models.resolve import resolve_model
@@ -46,11 +49,14 @@ from trainer.policy.policy import Policy
 from trainer.rewards.isolation import open_grader
 from trainer.rollouts.sampling import sharing_limit
 from trainer.run_context import Run
+from trainer.screening import Shelf, judge, left_out, lines, measure, named
 from trainer.weights.files import remove_stale
 from trainer.weights.steady_engine import SteadyEngine
 from worker.attempt_dir import AttemptDir
 from worker.reporter import Reporter
 from worker.settings import NodeSettings, NodeSettingsError
+
+log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -122,6 +128,7 @@ def wired(
     reporter.phase("loading the model")
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
     tokenizer = load_tokenizer(folder)
+    encode = prompt_encoder(tokenizer)
     learner = make_learner(folder, spec, pad_token_id(tokenizer))
     try_saving(learner.policy, folder, fresh(scratch / "model"))
     progress = checkpoint.Progress()
@@ -134,8 +141,8 @@ def wired(
         learner.updates = progress.updates
         shutil.rmtree(scratch / "resume")
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
-    source = open_source(spec.data, dataset)
-    prompts = encode_prompts(tokenizer, source.batch(1, spec.training.prompts_per_step, spec.seed))
+    source, share_left_out = open_source(spec.data, dataset), 0.0
+    prompts = encode(source.batch(1, spec.training.prompts_per_step, spec.seed))
     refuse_length_dependence(learner.policy, max(map(len, prompts)) + spec.rollout.max_new_tokens)
     reporter.phase("waiting for the rollout engine")
     with (
@@ -143,12 +150,17 @@ def wired(
         connect(attempt) as connection,
         closing(publisher(connection, claim, learner.policy, store, scratch)) as weights,
     ):
+        if isinstance(source, Jsonl) and claim.dataset is not None:
+            shelf = Shelf(settings.data_dir, claim.dataset.sha256)
+            reporter.phase("checking the dataset's rows")
+            source, share_left_out = usable(source, spec, folder, encode, shelf, connection.max_model_len)
         yield Run(
             job_id=claim.job_id,
             attempt=claim.number,
             spec=spec,
             learner=learner,
             source=source,
+            share_left_out=share_left_out,
             grader=grader,
             engine=SteadyEngine(
                 connection.engine,
@@ -162,11 +174,39 @@ def wired(
             reporter=reporter,
             store=store,
             scratch=scratch,
-            encode=lambda problems: encode_prompts(tokenizer, problems),
+            encode=encode,
             decode=lambda ids: decode(tokenizer, ids),
+            end_tokens=end_tokens(folder),
             save_model=lambda target: save_model(learner.policy, folder, target),
             progress=progress,
         )
+
+
+def usable(
+    source: Jsonl,
+    spec: JobSpec,
+    folder: Path,
+    encode: PromptEncoder,
+    shelf: Shelf,
+    max_model_len: int | None,
+) -> tuple[Jsonl, float]:
+    """The dataset without the rows that the engine can't take or no completion can match, and their share.
+
+    Most were found before the job was queued; an engine with less room, or another node, finds them here.
+    """
+    prompts = shelf.prompts(spec.data, folder, lambda: measure(source.to_check(), encode))
+    answers = shelf.answers(spec.data, spec.reward, lambda: judge(source.to_check(), spec.reward))
+    most = None if max_model_len is None else max_model_len - spec.rollout.max_new_tokens
+    without = left_out(prompts, answers, most)
+    if prompts.spelled_out.any():
+        spelled_out = named(lines(prompts.spelled_out))
+        log.warning("%s: control tokens in a field are read as text (data.control_tokens)", spelled_out)
+    if answers.unjudged:
+        log.warning("time was up before %d answers were tried on the grader", answers.unjudged)
+    if not without.lines:
+        return source, 0.0
+    log.warning("%s", without)
+    return source.without(without.lines), len(without.lines) / len(prompts.tokens)
 
 
 def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:

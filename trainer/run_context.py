@@ -38,7 +38,9 @@ class Run:
     scratch: Path
     encode: Encode
     decode: Decode
+    end_tokens: frozenset[int]
     save_model: Callable[[Path], None]
+    share_left_out: float = 0.0  # of the dataset's rows
     progress: Progress = field(default_factory=Progress)
 
     def sampling(self, seed: int) -> Sampling:

@@ -4,18 +4,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from powermean.cli.terminal import connected, console
+from powermean.cli.choosing import newest
+from powermean.cli.progress import local_time
+from powermean.cli.style import PLAIN
+from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.contracts.api import DatasetList
 
-node = typer.Typer(help="Remove nodes that are gone for good; for administrators.", no_args_is_help=True)
-datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True)
+node = typer.Typer(
+    help="Remove nodes that are gone for good; for administrators.", no_args_is_help=True, **PLAIN
+)
+datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
 
 
 @datasets.command("upload")
 def upload(
-    file: Annotated[Path, typer.Argument(help="JSON objects, one per line.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON objects, one per line.", exists=True, dir_okay=False)
+    ],
     name: Annotated[str | None, typer.Option(help="What people call it; default: the file's name.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """Upload a dataset; prints the id for `data.dataset`.
 
@@ -23,48 +31,79 @@ def upload(
     """
     with connected() as client:
         dataset = client.upload_dataset(file, name)
-    console.print(f"{dataset.id}  {dataset.rows} rows, fields: {', '.join(dataset.fields)}", markup=False)
+    if json_:
+        say_json(dataset)
+    else:
+        say(f"{dataset.id}  {dataset.rows} rows, fields: {', '.join(dataset.fields)}")
 
 
 @datasets.command("list")
-def list_datasets() -> None:
+def list_datasets(
+    limit: Annotated[int | None, typer.Option(min=1, help="Most datasets to show; default: all.")] = None,
+    json_: AsJson = False,
+) -> None:
     """List datasets, newest first.
 
     Example: powermean datasets list
     """
     with connected() as client:
-        found = client.datasets().items
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "rows", "fields", "created"):
-        table.add_column(column, no_wrap=column == "id")
-    for dataset in found:
-        created = dataset.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(dataset.id, dataset.name, str(dataset.rows), ", ".join(dataset.fields), created)
-    console.print(table)
+        found, rest = newest(client.datasets, limit)
+    if json_:
+        say_json(DatasetList(items=found, next=rest))
+        return
+    say_table(
+        ("id", "name", "rows", "fields", "created"),
+        (
+            (one.id, one.name, str(one.rows), ", ".join(one.fields), local_time(one.created_at))
+            for one in found
+        ),
+        wrap=("name", "fields"),
+        right=("rows",),
+    )
+    if rest:
+        note("There are more datasets: raise --limit, or leave it out.")
 
 
-def nodes() -> None:
+@datasets.command("remove")
+def remove_dataset(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its id in the list of datasets.")],
+) -> None:
+    """Remove a dataset that no unfinished job trains on; for administrators.
+
+    Example: powermean datasets remove ds-f4a578290476d3d899e6ea19
+    """
+    with connected() as client:
+        client.delete_dataset(dataset)
+    say(f"{dataset} is removed")
+
+
+def nodes(json_: AsJson = False) -> None:
     """List the cluster's nodes and what they run.
 
     Example: powermean nodes
     """
     with connected() as client:
-        found = client.nodes().items
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"):
-        table.add_column(column)
-    for one in found:
-        state = "offline" if not one.alive else "disk full" if one.full_disk else "alive"
-        table.add_row(
-            one.id,
-            one.hostname,
-            state,
-            str(len(one.gpus)),
-            str(one.cpu_slots),
-            ", ".join(one.engines),
-            ", ".join(one.attempts),
-        )
-    console.print(table)
+        found = client.nodes()
+    if json_:
+        say_json(found)
+        return
+    say_table(
+        ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"),
+        (
+            (
+                one.id,
+                one.hostname,
+                "offline" if not one.alive else "disk full" if one.full_disk else "alive",
+                str(len(one.gpus)),
+                str(one.cpu_slots),
+                ", ".join(one.engines),
+                ", ".join(one.attempts),
+            )
+            for one in found.items
+        ),
+        wrap=("host", "engines", "attempts"),
+        right=("GPUs", "CPU slots"),
+    )
 
 
 @node.callback()
@@ -73,23 +112,27 @@ def _node() -> None:
 
 
 @node.command("remove")
-def remove(name: Annotated[str, typer.Argument(help="Its id in the list of nodes.")]) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NODE", help="Its id in the list of nodes.")],
+) -> None:
     """Remove a node that is gone for good. One that is alive or runs attempts is refused.
 
     Example: powermean node remove gpu-7
     """
     with connected() as client:
         client.remove_node(name)
-    console.print(f"{name} is removed", markup=False)
+    say(f"{name} is removed")
 
 
-def login() -> None:
+def login(json_: AsJson = False) -> None:
     """Print a one-time link that opens the dashboard, signed in.
 
     Example: powermean login
     """
     with connected() as client:
         code = client.login_code()
-        console.print(f"{client.url}/login/{code.code}", markup=False, soft_wrap=True)
-        minutes = code.expires_at.astimezone().strftime("%H:%M")
-    console.print(f"It works once, until {minutes}.", markup=False)
+    if json_:
+        say_json(code)
+        return
+    say(f"{client.url}/login/{code.code}")
+    say(f"It works once, until {code.expires_at.astimezone().strftime('%H:%M')}.")

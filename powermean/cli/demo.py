@@ -12,9 +12,9 @@ from powermean.cli.following import follow
 from powermean.cli.jobs import finish_with
 from powermean.cli.models import download_model
 from powermean.cli.progress import TIMES, Run, clock, number, percent
-from powermean.cli.service import Port, dashboard_link, running, say, stay
+from powermean.cli.service import Port, dashboard_link, running, stay
 from powermean.cli.specs import Path_, load_spec
-from powermean.cli.terminal import console, plain_failures
+from powermean.cli.terminal import plain_failures, say
 from powermean.client import Client
 from powermean.contracts.api import Job
 from powermean.contracts.job import JobSpec
@@ -47,7 +47,7 @@ def demo(
         spec = load_spec(file or find_spec(), overrides(seed, steps, engine))
         require_packages(PACKAGED)
         require_space(existing(Home.find().folder), FREE_BYTES)
-        console.print("Starting the service: database, Redis, server, worker ...")
+        say("Starting the service: database, Redis, server, worker ...")
         with running(port, next_port=True) as (service, client):
             say(f"Dashboard: {dashboard_link(client)}")
             retire_unfinished(client, spec)
@@ -59,8 +59,8 @@ def demo(
                 f"{training.prompts_per_step} x {spec.rollout.group_size} completions, "
                 f"{training.minibatches} minibatches x {training.epochs} epochs"
             )
-            run = follow(client, job, console)
-            finish_with(run)
+            run = follow(client, job)
+            finish_with(run.job)
             summarise(service, client, run, time.monotonic() - started)
             if keep:
                 say("The service keeps running. Stop it with Ctrl-C.")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 from sqlalchemy import URL
@@ -50,7 +51,10 @@ def require_packages(more: Iterable[tuple[str, str]] = ()) -> None:
 
 
 def make_home(home: Home) -> None:
-    """Create the service's folder, for its owner alone. Raises EmbeddedError."""
+    """Create the service's folder, for its owner alone. One that held something else before keeps its mode.
+
+    Raises EmbeddedError.
+    """
     try:
         str(home.folder).encode()
     except UnicodeEncodeError:
@@ -58,9 +62,11 @@ def make_home(home: Home) -> None:
             f"The name of {home.folder!a} is not UTF-8: set POWERMEAN_HOME to another folder"
         ) from None
     try:
+        ours = home.secrets.exists() or not home.folder.exists()
         for folder in (home.folder, home.secrets, home.logs, home.redis):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        home.folder.chmod(0o700)  # an earlier version left it open to others
+        if ours:
+            home.folder.chmod(0o700)  # an earlier version left it open to others
         home.secrets.chmod(0o700)
     except OSError as error:
         raise EmbeddedError(
@@ -177,7 +183,7 @@ class Embedded:
             | {
                 MARK: str(os.getpid()),
                 "PYTHONUNBUFFERED": "1",
-                "POWERMEAN_REDIS_URL": f"redis://:{password}@127.0.0.1:{redis_port}/0",
+                "POWERMEAN_REDIS_URL": f"redis://:{quote(password, safe='')}@127.0.0.1:{redis_port}/0",
                 "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
             }
         )
@@ -231,7 +237,7 @@ class Embedded:
         """Whether Redis listens, and as it should. Raises RedisServerError where it does not."""
         try:
             redis_server.check(*self._redis)
-        except redis.ConnectionError:
+        except (redis.ConnectionError, redis.TimeoutError):
             return False
         return True
 

@@ -4,20 +4,21 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table
 
-from powermean.cli.terminal import FAILED, complain, connected, console
+from powermean.cli.style import PLAIN
+from powermean.cli.terminal import FAILED, AsJson, complain, connected, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.engines import EngineService, EngineSpec
+from powermean.field_errors import field_errors
 
 engine = typer.Typer(
-    help="Engines shared by LoRA jobs on one base model; for administrators.", no_args_is_help=True
+    help="Engines shared by LoRA jobs on one base model; for administrators.", no_args_is_help=True, **PLAIN
 )
 
 
 @engine.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="What people call it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What people call it.")],
     model: Annotated[
         str | None, typer.Option(help="Registry name of the base model, as in model.name of the jobs.")
     ] = None,
@@ -30,6 +31,7 @@ def add(
         int | None, typer.Option(help="Most tokens of prompt and completion; default: the model's own limit.")
     ] = None,
     node: Annotated[str | None, typer.Option(help="The node to run it; default: any node with vLLM.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """Declare an engine: a node with vLLM keeps it running, and LoRA jobs on its model share it.
 
@@ -51,38 +53,53 @@ def add(
     try:
         spec = EngineSpec.model_validate(given)
     except ValidationError as error:
-        for one in error.errors():
-            complain(f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}")
+        for one in field_errors(error.errors(include_url=False), given, EngineSpec):
+            complain(f"{one.path}: {one.message}")
         raise typer.Exit(FAILED) from error
     with connected() as client:
         made = client.create_engine(spec)
-    console.print(f"{made.id}  {made.spec.name}: {made.why or made.state}", markup=False)
+    if json_:
+        say_json(made)
+    else:
+        say(f"{made.id}  {made.spec.name}: {made.why or made.state}")
 
 
 @engine.command("list")
-def list_engines() -> None:
+def list_engines(json_: AsJson = False) -> None:
     """List the engines: state, where each runs, and its jobs.
 
     Example: powermean engine list
     """
     with connected() as client:
-        found = client.engines().items
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "model", "state", "node", "slots", "jobs"):
-        table.add_column(column)
-    for one in found:
-        model = one.spec.model.name or one.spec.model.folder or ""
-        slots = f"{len(one.jobs)} of {one.spec.max_adapters}"
-        table.add_row(one.id, one.spec.name, model, one.state, one.node or "", slots, ", ".join(one.jobs))
-    console.print(table)
-    for one in found:
+        found = client.engines()
+    if json_:
+        say_json(found)
+        return
+    say_table(
+        ("id", "name", "model", "state", "node", "slots", "jobs"),
+        (
+            (
+                one.id,
+                one.spec.name,
+                one.spec.model.name or one.spec.model.folder or "",
+                one.state,
+                one.node or "",
+                f"{len(one.jobs)} of {one.spec.max_adapters}",
+                ", ".join(one.jobs),
+            )
+            for one in found.items
+        ),
+        wrap=("name", "model", "jobs"),
+    )
+    for one in found.items:
         if why := reason(one):
-            console.print(f"{one.spec.name}: {why}", markup=False)
+            say(f"{one.spec.name}: {why}")
 
 
 @engine.command("remove")
 def remove(
     engine_or_name: Annotated[str, typer.Argument(metavar="ENGINE", help="Its id or its name.")],
+    json_: AsJson = False,
 ) -> None:
     """Remove an engine: it takes no new jobs and ends when its current ones have ended.
 
@@ -90,8 +107,11 @@ def remove(
     """
     with connected() as client:
         gone = client.remove_engine(engine_id(client, engine_or_name))
+    if json_:
+        say_json(gone)
+        return
     after = f" once its jobs have ended: {', '.join(gone.jobs)}" if gone.jobs else ""
-    console.print(f"{gone.spec.name} stops{after}", markup=False)
+    say(f"{gone.spec.name} stops{after}")
 
 
 def reason(one: EngineService) -> str | None:

@@ -14,12 +14,14 @@ from powermean.cli.terminal import plain_failures
 def fit(
     file: SpecFile,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="GiB of the GPU; by default this machine's.", show_default=False)
+        float | None,
+        typer.Option(metavar="GIB", help="GiB of the GPU; by default this machine's.", show_default=False),
     ] = None,
     prompt_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of the longest prompt of an uploaded dataset.", show_default=False),
     ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the numbers in bytes, as JSON.")] = False,
 ) -> None:
     """Estimate a job's memory, and what would make it smaller.
 
@@ -35,4 +37,6 @@ def fit(
         command += ["--gpu-memory", str(gpu_memory)]
     if prompt_tokens is not None:
         command += ["--prompt-tokens", str(prompt_tokens)]
+    if json_:
+        command.append("--json")
     raise typer.Exit(subprocess.run(command, check=False).returncode)

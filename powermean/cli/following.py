@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from queue import Empty, Queue
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
+from powermean.cli.terminal import is_live, output, say, shown, table
 from powermean.client import Client
 from powermean.contracts.api import Event, Job
 from powermean.contracts.health import Level
@@ -25,6 +26,7 @@ LOOK_S = 2.0  # between two queries of the job's phase
 ROWS = 12
 COLOURS: dict[Level, str] = {"ok": "green", "watch": "yellow", "bad": "red"}
 COLUMNS = ("step", "reward", "p", "p q10", "p < 0.95", "ESS", "clip", "tok/s", "s", "held-out")
+SPARE = ("tok/s", "s", "p q10", "held-out", "p < 0.95", "clip")  # on a narrow terminal, the first ones first
 
 
 class Feed(threading.Thread):
@@ -101,40 +103,38 @@ def look(client: Client, run: Run) -> None:
             raise
 
 
-def follow(client: Client, job: Job, console: Console) -> Run:
+def follow(client: Client, job: Job) -> Run:
     """Show the job until it ends."""
     run = Run.of(job)
-    if console.is_terminal:
-        _follow_live(client, run, console)
+    if is_live():
+        _follow_live(client, run)
     else:
-        _follow_lines(client, run, console)
+        _follow_lines(client, run)
     return run
 
 
-def _follow_lines(client: Client, run: Run, console: Console) -> None:
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+def _follow_lines(client: Client, run: Run) -> None:
     said = ""
     for _ in ticks(client, run):
         for step in run.new_steps():
-            line(step_line(run, step))
+            say(step_line(run, step))
         for step, value in run.new_evaluations():
-            line(f"held-out accuracy {number(value)} after step {step}")
+            say(f"held-out accuracy {number(value)} after step {step}")
         for finding in run.new_findings():
-            line(sentence(finding))
+            say(sentence(finding))
         phase = headline(run)
         if phase != said and not run.steps:  # only before the first step; after that each step has its line
-            line(phase)
+            say(phase)
         said = phase
 
 
-def _follow_live(client: Client, run: Run, console: Console) -> None:
+def _follow_live(client: Client, run: Run) -> None:
     started = time.monotonic()
     spinner = Spinner("dots")
+    console = output()
     with Live(console=console, refresh_per_second=8, transient=False) as live:
         for _ in ticks(client, run):
-            live.update(_display(run, spinner, time.monotonic() - started))
+            live.update(_display(run, spinner, time.monotonic() - started, console.width))
 
 
 def headline(run: Run) -> str:
@@ -143,33 +143,33 @@ def headline(run: Run) -> str:
     return f"{job.state}{again}" + (f": {job.phase}" if job.phase else "")
 
 
-def _display(run: Run, spinner: Spinner, elapsed: float) -> Group:
+def _display(run: Run, spinner: Spinner, elapsed: float, width: int) -> Group:
     total = run.job.total_steps
     done = run.steps[-1] if run.steps else 0
     bar = Table.grid(padding=(0, 1))
     left = f"left {clock(run.seconds_left)}" if run.seconds_left is not None else ""
     bar.add_row(
-        f"step {done}/{total}", ProgressBar(total=total, completed=done, width=40), clock(elapsed), left
+        f"step {done}/{total}",
+        ProgressBar(total=total, completed=done, width=min(40, width // 2)),
+        clock(elapsed),
+        left,
     )
-    spinner.update(text=Text(headline(run)))
+    spinner.update(text=Text(shown(headline(run))))
     parts: list[Table | Spinner | Text] = [bar]
     if run.evaluations:
         points = "  ".join(f"{number(value)} after step {step}" for step, value in run.evaluations)
         parts.append(Text(f"held-out accuracy: {points}"))
     if run.steps:
-        parts.append(_table(run))
+        parts.append(_table(run, width))
     if run.health:
-        parts += [Text(sentence(one), style=COLOURS[one.level]) for one in run.health.findings]
-    parts.append(Text(headline(run)) if run.job.state.final else spinner)
+        parts += [Text(shown(sentence(one)), style=COLOURS[one.level]) for one in run.health.findings]
+    parts.append(Text(shown(headline(run))) if run.job.state.final else spinner)
     return Group(*parts)
 
 
-def _table(run: Run) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for step in run.steps[-ROWS:]:
-        table.add_row(
+def _table(run: Run, width: int) -> Table:
+    rows = (
+        (
             str(step),
             number(run.value(step, "reward")),
             number(run.late(step, "p/mean"), 3),
@@ -181,4 +181,6 @@ def _table(run: Run) -> Table:
             number(run.value(step, "time/step"), 1),
             number(run.value(step, "eval/reward")) if run.value(step, "eval/reward") is not None else "",
         )
-    return table
+        for step in run.steps[-ROWS:]
+    )
+    return table(COLUMNS, rows, width, right=COLUMNS, spare=SPARE)

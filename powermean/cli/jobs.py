@@ -1,45 +1,70 @@
 """Commands about jobs."""
 
-import time
 import uuid
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from powermean.cli.choosing import ChosenJob, job_id, newest
 from powermean.cli.following import follow
 from powermean.cli.models import download_model
-from powermean.cli.progress import Run, number
-from powermean.cli.specs import SpecFileError, load_spec, located, read_file
-from powermean.cli.terminal import FAILED, complain, connected, console, plain_failures
+from powermean.cli.progress import local_time, number
+from powermean.cli.specs import check_model, load_spec, located
+from powermean.cli.terminal import (
+    FAILED,
+    AsJson,
+    complain,
+    connected,
+    note,
+    plain_failures,
+    say,
+    say_json,
+    say_table,
+)
 from powermean.client import Client
-from powermean.contracts.api import Job, JobState, JobSummary
+from powermean.contracts.api import Job, JobPage, JobState, JobSummary
 from powermean.home import Home
 from powermean.rest import ApiError
+from powermean.spec_files import SpecFileError, read_file
 from powermean.spec_yaml import to_yaml
 
-LOG_POLL_S = 1.0
+STATES = ", ".join(JobState)
 
-SpecFile = Annotated[Path, typer.Argument(help="A job spec in YAML or JSON.", show_default=False)]
-JobId = Annotated[str, typer.Argument(help="The job's id, as `powermean list` shows it.", show_default=False)]
+SpecFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A job spec in YAML or JSON.", show_default=False)
+]
+AsEvents = Annotated[bool, typer.Option("--json", help="Print the API's own events, as lines of JSON.")]
 
 
-def validate(file: SpecFile) -> None:
+def validate(
+    file: SpecFile,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the spec with all its defaults, as JSON.")
+    ] = False,
+) -> None:
     """Check a spec without submitting it; mistakes are shown with their lines.
+
+    The model is looked for on this machine and in the hub. What needs it, such as the lengths of prompts, a
+    node checks before the job is queued.
 
     Example: powermean validate examples/arithmetic-smollm2.yaml
     """
     with plain_failures():
         spec = load_spec(file)
-    console.print(f"{file}: valid ({spec.algorithm.name}, {spec.training.steps} steps)", markup=False)
+        check_model(file, spec)
+    if json_:
+        say_json(spec)
+        return
+    say(f"{file}: valid ({spec.algorithm.name}, {spec.training.steps} steps)")
 
 
 def submit(
     file: SpecFile,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
+    json_: AsJson = False,
 ) -> None:
-    """Submit a job.
+    """Submit a job; prints its id.
 
     Example: powermean submit examples/arithmetic-smollm2.yaml --watch
     """
@@ -52,50 +77,67 @@ def submit(
             if not error.body.fields:
                 raise
             raise SpecFileError(file, located(error.body.fields, read_file(file))) from error
-        console.print(job.id, markup=False)
+        if json_:
+            say_json(job, indent=None if watch_it else 2)
+        else:
+            say(job.id)
         if watch_it:
-            finish_with(follow(client, job, console))
+            follow_to_the_end(client, job, json_)
 
 
 def list_jobs(
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    state: Annotated[
+        JobState | None, typer.Option(metavar="STATE", help=f"Only jobs in this state: {STATES}.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs whose name contains this.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs to show.")] = 20,
+    json_: AsJson = False,
 ) -> None:
     """List jobs, newest first.
 
     Example: powermean list --state running
     """
     with connected() as client:
-        page = client.list_jobs(state=state, name=name, limit=limit)
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "state", "algorithm", "step", "reward", "created"):
-        table.add_column(column, no_wrap=column == "id")
-    for job in page.items:
-        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        steps = f"{job.step}/{job.total_steps}"
-        table.add_row(job.id, job.name, job.state, job.algorithm, steps, number(job.last_reward), created)
-    console.print(table)
-    if page.next:
-        console.print("There are more jobs: raise --limit.")
+        found, rest = newest(
+            lambda cursor, most: client.list_jobs(state=state, name=name, cursor=cursor, limit=most), limit
+        )
+    if json_:
+        say_json(JobPage(items=found, next=rest))
+        return
+    say_table(
+        ("id", "name", "state", "algorithm", "step", "reward", "created"),
+        (
+            (
+                job.id,
+                job.name,
+                job.state,
+                job.algorithm,
+                f"{job.step}/{job.total_steps}",
+                number(job.last_reward),
+                local_time(job.created_at),
+            )
+            for job in found
+        ),
+        wrap=("name",),
+        spare=("algorithm", "created"),
+        right=("step", "reward"),
+    )
+    if rest:
+        note("There are more jobs: raise --limit.")
 
 
-def show(
-    job_id: JobId,
-    json_: Annotated[bool, typer.Option("--json", help="Print the whole job as JSON.")] = False,
-) -> None:
+def show(job: ChosenJob, json_: AsJson = False) -> None:
     """Show a job: state, attempts, result, spec.
 
-    Example: powermean show job-abc
+    Example: powermean show arithmetic-smollm2
     """
     with connected() as client:
-        job = client.get_job(job_id)
+        found = client.get_job(job_id(client, job))
     if json_:
-        console.print(job.model_dump_json(indent=2, by_alias=True), markup=False, soft_wrap=True)
+        say_json(found)
         return
-    for line in described(job):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"\n{to_yaml(job.spec)}", markup=False, soft_wrap=True)
+    say("\n".join(described(found)))
+    say(f"\n{to_yaml(found.spec)}", end="")
 
 
 def described(job: Job) -> list[str]:
@@ -117,20 +159,30 @@ def described(job: Job) -> list[str]:
     return lines
 
 
-def watch(job_id: JobId) -> None:
+def watch(job: ChosenJob, json_: AsEvents = False) -> None:
     """Follow a job until it ends; exit status 0 if it finished.
 
-    Example: powermean watch job-abc
+    Example: powermean watch arithmetic-smollm2
     """
     with connected() as client:
-        finish_with(follow(client, client.get_job(job_id), console))
+        follow_to_the_end(client, client.get_job(job_id(client, job)), json_)
 
 
-def finish_with(run: Run) -> None:
-    """Turn the job's end into the command's exit status."""
-    if run.job.state is JobState.FINISHED:
+def follow_to_the_end(client: Client, job: Job, json_: bool) -> None:
+    """Show the job's progress, or its events as lines of JSON; its end becomes the exit status."""
+    if not json_:
+        finish_with(follow(client, job).job)
         return
-    complain(f"{run.job.id} {run.job.state}" + (f": {reason(run.job)}" if run.job.error else ""))
+    for event in client.events(job.id):
+        say_json(event, indent=None)
+    finish_with(client.get_job(job.id))
+
+
+def finish_with(job: JobSummary) -> None:
+    """Turn the job's end into the command's exit status."""
+    if job.state is JobState.FINISHED:
+        return
+    complain(f"{job.id} {job.state}" + (f": {reason(job)}" if job.error else ""))
     raise typer.Exit(FAILED)
 
 
@@ -143,70 +195,60 @@ def reason(job: JobSummary) -> str:
     return f"{job.error.code}: {where}{job.error.message}{remedy}"
 
 
-def cancel(job_id: JobId) -> None:
+def cancel(job: ChosenJob, json_: AsJson = False) -> None:
     """Cancel a job. Its checkpoints and recorded numbers are kept.
 
-    Example: powermean cancel job-abc
+    Example: powermean cancel arithmetic-smollm2
     """
     with connected() as client:
-        job = client.cancel_job(job_id)
-    console.print(
-        f"{job.id} {job.state}" if job.state.final else f"{job.id} is being cancelled", markup=False
-    )
+        found = client.cancel_job(job_id(client, job))
+    if json_:
+        say_json(found)
+    else:
+        say(f"{found.id} {found.state}" if found.state.final else f"{found.id} is being cancelled")
 
 
 def logs(
-    job_id: JobId,
+    job: ChosenJob,
     follow_it: Annotated[
         bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")
     ] = False,
     attempt: Annotated[
         int | None, typer.Option(min=1, help="Number of the attempt; default: the newest.")
     ] = None,
+    json_: AsJson = False,
 ) -> None:
     """Print the log of the trainer and the engine.
 
-    Example: powermean logs job-abc -f
+    Example: powermean logs arithmetic-smollm2 -f
     """
     with connected() as client:
-        shown, offset = attempt, 0
-        while True:
-            over = not follow_it or client.get_job(job_id).state.final
-            shown, offset, more = print_logs(client, job_id, shown, offset)
-            if (
-                attempt is None
-                and follow_it
-                and not more
-                and (new := client.get_job(job_id).attempt) > (shown or 0)
-            ):
-                shown, offset = new, 0
-                continue
-            if over and not more:
-                return
-            if not more:
-                time.sleep(LOG_POLL_S)
-
-
-def print_logs(client: Client, job_id: str, attempt: int | None, offset: int) -> tuple[int | None, int, bool]:
-    """Print one part; returns the attempt, the next offset, and whether there was any text."""
-    part = client.logs(job_id, attempt, offset)
-    typer.echo(part.text, nl=False)
-    return part.attempt or attempt, part.next_offset, bool(part.text)
+        for part in client.log(job_id(client, job), attempt, follow=follow_it):
+            if json_:
+                say_json(part, indent=None)
+            else:
+                say(part.text, end="")
 
 
 def download(
-    job_id: JobId,
+    job: ChosenJob,
     to: Annotated[
-        Path | None, typer.Option(help="Folder; default: models/JOB in the service's folder.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder; default: models/ID in the service's folder."),
     ] = None,
+    json_: AsJson = False,
 ) -> None:
     """Download a finished job's model: a Hugging Face folder.
 
     `from_pretrained` can load it.
 
-    Example: powermean download job-abc --to my-model
+    Example: powermean download arithmetic-smollm2 --to my-model
     """
-    folder = to or Home.find().models / job_id
     with connected() as client:
-        size = download_model(client, job_id, folder, lambda path: console.print(path, markup=False))
-    console.print(f"{folder} ({size / 1e6:.0f} MB)", markup=False, soft_wrap=True)
+        chosen = job_id(client, job)
+        folder = to or Home.find().models / chosen
+        size = download_model(client, chosen, folder, note)
+    if json_:
+        say_json({"folder": str(folder), "size": size})
+    else:
+        say(f"{folder} ({size / 1e6:.0f} MB)")

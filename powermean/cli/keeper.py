@@ -42,18 +42,25 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         while not self._halt.is_set():
-            process = self.process = start(self._command, self.environment, self.log, given=self._given)
-            while process.poll() is None and not self._halt.wait(TICK_S):
-                rotate(self.log)
+            try:
+                why = f"ended with status {self._watched()}"
+            except OSError as error:  # no more processes or files: this thread's end would be the service's
+                why = f"can't be started ({error})"
             if self._halt.is_set():
-                end(process, self._grace_s)
                 return
-            self.last_code = process.returncode
             self.deaths.add(monotonic())
-            self._tell(
-                f"The {self.name} ended with status {self.last_code} and is started again: see {self.log}"
-            )
+            self._tell(f"The {self.name} {why} and is started again: see {self.log}")
             self._halt.wait(self.deaths.pause_s)
+
+    def _watched(self) -> int:
+        """Run the program until it ends, or until `stop`; its exit status."""
+        process = self.process = start(self._command, self.environment, self.log, given=self._given)
+        while process.poll() is None and not self._halt.wait(TICK_S):
+            rotate(self.log)
+        if self._halt.is_set():
+            end(process, self._grace_s)
+        self.last_code = process.returncode
+        return self.last_code
 
     def stop(self, grace_s: float) -> None:
         """End the program for good: SIGTERM, and SIGKILL after `grace_s`."""

@@ -7,12 +7,13 @@ import typer
 from typer.core import TyperGroup
 
 from powermean import __version__, deprecations
+from powermean.cli.style import PLAIN
 
 # Name: where the command is, and its line in the list (the first line of its help; a test compares them).
 COMMANDS = {
     "up": ("powermean.cli.service:up", "Start the service on this machine and keep it running until Ctrl-C."),
     "demo": ("powermean.cli.demo:demo", "Train a real model with PMPO on this machine and watch it."),
-    "submit": ("powermean.cli.jobs:submit", "Submit a job."),
+    "submit": ("powermean.cli.jobs:submit", "Submit a job; prints its id."),
     "validate": (
         "powermean.cli.jobs:validate",
         "Check a spec without submitting it; mistakes are shown with their lines.",
@@ -42,11 +43,14 @@ COMMANDS = {
     "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
 }
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}
-PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
 class LazyGroup(TyperGroup):
     """Imports a command when it is called: listing the commands needs neither HTTP nor contracts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # "did you mean" chooses among these
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -61,7 +65,7 @@ class LazyGroup(TyperGroup):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         found = getattr(import_module(module), attribute)
         if not isinstance(found, typer.Typer):
-            alone = typer.Typer(**PLAIN)  # type: ignore[arg-type]
+            alone = typer.Typer(**PLAIN)
             alone.command(cmd_name)(found)
             found = alone
         return typer.main.get_command(found)
@@ -76,9 +80,9 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Train language models by group-based reinforcement learning on a self-hosted service.\n\n"
     "`powermean demo` shows everything once; `powermean up` starts the service. The other commands talk to "
-    "that service, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
+    "the service that you run on this machine, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
     no_args_is_help=True,
-    **PLAIN,  # type: ignore[arg-type]
+    **PLAIN,
 )
 
 

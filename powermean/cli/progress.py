@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from powermean.contracts.api import Event, Job, JobSummary
 from powermean.contracts.health import Finding, JobHealth, Level
@@ -131,6 +132,11 @@ def clock(seconds: float | None) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def local_time(when: datetime) -> str:
+    """To the minute, on this machine's clock."""
+    return when.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def step_line(run: Run, step: int) -> str:

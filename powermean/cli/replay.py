@@ -1,19 +1,16 @@
 """`powermean replay`: why a trajectory had this p, and what another objective would make of it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from powermean.cli.terminal import FAILED, complain, connected, console
+from powermean.cli.choosing import ChosenJob, job_id
+from powermean.cli.terminal import FAILED, AsJson, complain, connected, note, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.replays import (
     TOLERANCE,
-    Aggregates,
     Numbers,
     Replay,
     ReplayedTokens,
@@ -31,9 +28,7 @@ BAR = 12  # cells of the largest weight's bar
 
 
 def replay(
-    job_id: Annotated[
-        str, typer.Argument(help="The job's id, as `powermean list` shows it.", show_default=False)
-    ],
+    job: ChosenJob,
     step: Annotated[int, typer.Option(min=0, help="A step whose tokens were recorded.", show_default=False)],
     algorithm: Annotated[
         str | None, typer.Option(help="Another objective, e.g. grpo; default: the job's own.")
@@ -46,7 +41,7 @@ def replay(
         int | None, typer.Option(min=0, help="Show this trajectory's tokens with both weights.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Trajectories to show, most changed first.")] = 10,
-    json_: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Why this p? Recompute a recorded step under its own or another objective.
 
@@ -59,7 +54,8 @@ def replay(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from error
     with connected() as client:
-        asked = client.replay(job_id, step, algorithm, given)
+        chosen = job_id(client, job)
+        asked = client.replay(chosen, step, algorithm, given)
         for used in asked.deprecations:
             complain(used.message)
         found = finished(client, asked)
@@ -67,15 +63,11 @@ def replay(
             complain(failure(found))
             raise typer.Exit(FAILED)
         if trajectory is not None:
-            show_tokens(client.replay_tokens(job_id, found.id, trajectory), as_json=json_)
+            show_tokens(client.replay_tokens(chosen, found.id, trajectory), as_json=json_)
             return
-        result = client.replay_result(job_id, found.id)
+        result = client.replay_result(chosen, found.id)
     if json_:
-        whole = {
-            "replay": found.model_dump(mode="json", by_alias=True),
-            "trajectories": [one.model_dump(mode="json") for one in result.trajectories],
-        }
-        console.print_json(data=whole)
+        say_json({"replay": found, "trajectories": result.trajectories})
     else:
         show(found, result, top)
     if found.summary.reproduces is False:
@@ -87,11 +79,10 @@ def finished(client: Client, asked: Replay) -> Replay:
     """Wait for the replay to end, and say on standard error what it is waiting for."""
     told = None
     deadline = time.monotonic() + PATIENCE_S
-    notes = Console(stderr=True, highlight=False)
     while not asked.state.final:
         if asked.phase != told:
             told = asked.phase
-            notes.print(f"{asked.id}: {asked.phase}", markup=False, soft_wrap=True)
+            note(f"{asked.id}: {asked.phase}")
         if time.monotonic() > deadline:
             complain(f"{asked.id} is still {asked.state}: ask again later")
             raise typer.Exit(FAILED)
@@ -108,18 +99,18 @@ def failure(found: Replay) -> str:
 
 
 def show(found: Replay, result: ReplayResult, top: int) -> None:
-    """Print the tables of a finished replay."""
+    """Print the tables of a finished replay: what was recorded, and below it what the replay made of it."""
     summary = result.summary
-    console.print(headline(found, summary), markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, title="recorded -> replayed, by update", title_justify="left")
-    for column in ("update", "covered", "p", "ESS", "clipped", "loss", "distance to GRPO"):
-        table.add_column(column, no_wrap=True, justify="left" if column == "update" else "right")
+    say(headline(found, summary))
+    numbers = ("p", "ESS", "clipped", "loss", "distance to GRPO")
+    rows: list[Sequence[str]] = []
     for one in summary.updates:
-        covered = f"{one.covered}/{one.trajectories}"
-        table.add_row(str(one.update), covered, *changes_of(one.recorded, one.replayed))
-    console.print(table)
+        names = ("p", "ess", "clip_fraction", "loss", "distance_to_grpo")
+        sides = [[precise(getattr(side, name)) for name in names] for side in (one.recorded, one.replayed)]
+        rows += beside((str(one.update), f"{one.covered}/{one.trajectories}"), sides)
+    say_table(("update", "covered", "", *numbers), rows, right=numbers, title="\nby update")
     if top and result.trajectories:
-        console.print(most_changed(result.trajectories, top))
+        show_most_changed(result.trajectories, top)
 
 
 def headline(found: Replay, summary: ReplaySummary) -> str:
@@ -138,22 +129,21 @@ def headline(found: Replay, summary: ReplaySummary) -> str:
     return "\n".join(lines)
 
 
-def changes_of(recorded: Aggregates, replayed: Aggregates) -> list[str]:
-    names = ("p", "ess", "clip_fraction", "loss", "distance_to_grpo")
-    return [arrow(getattr(recorded, name), getattr(replayed, name)) for name in names]
-
-
-def arrow(before: float | None, after: float | None) -> str:
-    """`before -> after`, or one number if they look the same."""
-    texts = [precise(value) for value in (before, after)]
-    return texts[0] if texts[0] == texts[1] else " -> ".join(texts)
+def beside(place: Sequence[str], sides: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """Rows for a place's recorded and replayed numbers; one row if they look the same."""
+    recorded, replayed = sides
+    if recorded == replayed:
+        yield (*place, "both", *recorded)
+    else:
+        yield (*place, "recorded", *recorded)
+        yield (*("" for _ in place), "replayed", *replayed)
 
 
 def precise(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def most_changed(trajectories: Sequence[ReplayedTrajectory], top: int) -> Table:
+def show_most_changed(trajectories: Sequence[ReplayedTrajectory], top: int) -> None:
     """Trajectories by their largest change of p, then of loss, each with the update of that change."""
     pairs = [(one, update) for one in trajectories for update in one.updates]
     best: dict[int, tuple[tuple[float, float], int]] = {}
@@ -162,19 +152,21 @@ def most_changed(trajectories: Sequence[ReplayedTrajectory], top: int) -> Table:
         if one.index not in best or size > best[one.index][0]:
             best[one.index] = (size, place)
     ordered = sorted(best.items(), key=lambda item: (-item[1][0][0], -item[1][0][1], item[0]))[:top]
-    table = Table(box=None, pad_edge=False, title="most changed trajectories", title_justify="left")
-    for column in ("trajectory", "update", "advantage", "p", "ESS", "clipped", "loss"):
-        table.add_column(column, no_wrap=True, justify="left" if column == "trajectory" else "right")
+    numbers = ("advantage", "p", "ESS", "clipped", "loss")
+    rows: list[Sequence[str]] = []
     for index, (_, place) in ordered:
         one, update = pairs[place]
         names = ("p", "ess", "clip_fraction", "loss")
-        table.add_row(
-            str(index),
-            str(update.update),
-            arrow(one.advantage, one.advantage_replayed),
-            *[arrow(getattr(update.recorded, name), getattr(update.replayed, name)) for name in names],
-        )
-    return table
+        sides = [
+            [precise(advantage), *(precise(getattr(side, name)) for name in names)]
+            for advantage, side in (
+                (one.advantage, update.recorded),
+                (one.advantage_replayed, update.replayed),
+            )
+        ]
+        rows += beside((str(index), str(update.update)), sides)
+    title = "\nmost changed trajectories"
+    say_table(("trajectory", "update", "", *numbers), rows, right=numbers, title=title)
 
 
 def change(recorded: Numbers, replayed: Numbers) -> tuple[float, float]:
@@ -188,37 +180,38 @@ def change(recorded: Numbers, replayed: Numbers) -> tuple[float, float]:
 def show_tokens(found: ReplayedTokens, *, as_json: bool) -> None:
     """Print each update's tokens with both weights as bars; clipped tokens are marked."""
     if as_json:
-        console.print_json(data=found.model_dump(mode="json"))
+        say_json(found)
         return
-    console.print(f"trajectory {found.recorded.index}, {len(found.recorded.pieces)} tokens", markup=False)
+    say(f"trajectory {found.recorded.index}, {len(found.recorded.pieces)} tokens")
     replayed = {one.update: one for one in found.replayed.updates}
-    for recorded in found.recorded.updates:
-        if recorded.update in replayed:
-            console.print(token_table(found.recorded.pieces, recorded, replayed[recorded.update]))
+    both = [one for one in found.recorded.updates if one.update in replayed]
+    if not both:
+        say("No update took it: the rewards of its group were equal, or its minibatch is not covered.")
+    for recorded in both:
+        show_update(found.recorded.pieces, recorded, replayed[recorded.update])
 
 
-def token_table(pieces: Sequence[str], recorded: UpdateTokens, replayed: UpdateTokens) -> Table:
-    table = Table(box=None, pad_edge=False, title=f"update {recorded.update}", title_justify="left")
-    for column in ("token", "log-ratio", "recorded weight", "", "replayed weight", ""):
-        table.add_column(column, no_wrap=True, justify="right" if column == "log-ratio" else "left")
+def show_update(pieces: Sequence[str], recorded: UpdateTokens, replayed: UpdateTokens) -> None:
     largest = max((*recorded.weight, *replayed.weight), default=0.0)
-    for place, piece in enumerate(pieces):
-        table.add_row(
-            Text(printable(piece)),
-            f"{recorded.log_ratio[place]:+.4f}",
-            *weight_cells(recorded, place, largest),
-            *weight_cells(replayed, place, largest),
-        )
-    return table
+    say_table(
+        ("token", "log-ratio", "recorded weight", "", "replayed weight", ""),
+        (
+            (
+                f"'{piece}'",
+                f"{recorded.log_ratio[place]:+.4f}",
+                *weight_cells(recorded, place, largest),
+                *weight_cells(replayed, place, largest),
+            )
+            for place, piece in enumerate(pieces)
+        ),
+        wrap=("token",),
+        right=("log-ratio",),
+        title=f"\nupdate {recorded.update}",
+    )
 
 
-def weight_cells(update: UpdateTokens, place: int, largest: float) -> tuple[Text, Text]:
+def weight_cells(update: UpdateTokens, place: int, largest: float) -> tuple[str, str]:
     weight = update.weight[place]
     cells = round(BAR * weight / largest) if largest > 0 else 0
     clipped = " clipped" if update.clipped[place] else ""
-    return Text("█" * cells or "·"), Text(f"{weight:.4f}{clipped}")
-
-
-def printable(piece: str) -> str:
-    """The token's text in quotes, with control characters escaped."""
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in piece) + "'"
+    return "█" * cells or "·", f"{weight:.4f}{clipped}"

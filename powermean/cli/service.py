@@ -1,5 +1,6 @@
 """`powermean up`: runs the service on this machine."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ import typer
 
 from powermean.cli.embedded import DEFAULT_PORT, Embedded
 from powermean.cli.signals import raise_on_signals
-from powermean.cli.terminal import console, plain_failures
+from powermean.cli.terminal import plain_failures, say
 from powermean.client import Client
+from powermean.discovery import registered
 from powermean.home import Home
 from powermean.rest import ServerUnreachableError
 
@@ -21,10 +23,11 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for 
 def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
     """The embedded service and an administrator's client for it; stopped at the end in any case."""
     raise_on_signals()
+    os.umask(0o077)  # what the service keeps is its owner's alone
     service = Embedded(Home.find(), port, next_port, tell=say)
     try:
         service.start()
-        with Client(service.url, service.home.admin_key.read_text().strip()) as client:
+        with registered(service.home), Client(service.url, service.home.key()) as client:
             yield service, client
     finally:
         service.stop()
@@ -49,10 +52,6 @@ def dashboard_link(client: Client) -> str:
         return f"{client.url}/login/{client.login_code().code}"
     except ServerUnreachableError:
         return f"{client.url} (powermean login prints a link that signs you in)"
-
-
-def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
 
 
 def stay() -> None:

@@ -3,19 +3,17 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from powermean.cli.choosing import ChosenJob, job_id
 from powermean.cli.progress import number, percent
-from powermean.cli.terminal import connected, console
-from powermean.contracts.staleness import JobStaleness
+from powermean.cli.terminal import AsJson, connected, say, say_json, say_table
+from powermean.contracts.staleness import StalenessRow
 
 COLUMNS = ("stale", "n", "mixed", "first p", "p", "q10", "q90", "N(p)", "N(1)", "clipped", "KL", "w")
 
 
 def staleness(
-    job_id: Annotated[
-        str, typer.Argument(help="The job's id, as `powermean list` shows it.", show_default=False)
-    ],
+    job: ChosenJob,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Number of newest steps to include.")] = 20,
     from_step: Annotated[
         int | None, typer.Option("--from", min=0, help="First step, instead of --steps.")
@@ -23,7 +21,7 @@ def staleness(
     to_step: Annotated[
         int | None, typer.Option("--to", min=0, help="Last step; default: the newest.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Show p and ESS by staleness: how the objective treats trajectories from older weights.
 
@@ -34,25 +32,24 @@ def staleness(
     Example: powermean staleness job-abc --steps 50
     """
     with connected() as client:
-        found = client.staleness(job_id, steps, from_step, to_step)
+        found = client.staleness(job_id(client, job), steps, from_step, to_step)
     if json_:
-        console.print_json(found.model_dump_json(by_alias=True))
+        say_json(found)
     elif not found.rows:
-        console.print("No trajectories in these steps.")
+        say("No trajectories in these steps.")
     else:
-        console.print(f"steps {found.first_step} to {found.last_step}")
-        console.print(table(found))
+        say_table(
+            COLUMNS,
+            (cells(row) for row in found.rows),
+            right=COLUMNS,
+            title=f"steps {found.first_step} to {found.last_step}",
+        )
 
 
-def table(found: JobStaleness) -> Table:
-    """One row per staleness."""
-    made = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        made.add_column(column, no_wrap=True, justify="right")
-    for row in found.rows:
-        counts = (str(row.staleness), str(row.trajectories), str(row.mixed))
-        p = (number(value) for value in (row.first.p, row.last.p, row.last.p_q10, row.last.p_q90))
-        ess = (number(value, 3) for value in (row.last.ess, row.last.ess_at_1))
-        apart = (number(row.sampling_kl, 4), number(row.importance_sampling_ratio, 3))
-        made.add_row(*counts, *p, *ess, percent(row.last.clip_fraction, 1), *apart)
-    return made
+def cells(row: StalenessRow) -> list[str]:
+    """A row of the table."""
+    counts = (str(row.staleness), str(row.trajectories), str(row.mixed))
+    p = (number(value) for value in (row.first.p, row.last.p, row.last.p_q10, row.last.p_q90))
+    ess = (number(value, 3) for value in (row.last.ess, row.last.ess_at_1))
+    apart = (number(row.sampling_kl, 4), number(row.importance_sampling_ratio, 3))
+    return [*counts, *p, *ess, percent(row.last.clip_fraction, 1), *apart]

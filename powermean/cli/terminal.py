@@ -1,25 +1,166 @@
-"""How commands talk to people: results on stdout, failures on stderr, and exit statuses."""
+"""How commands talk to people: results on stdout, notes and failures on stderr, and exit statuses.
 
+Whatever a command prints goes through this file, and all of it through `shown`: a job's name, a model's text
+or a line of a log moves no cursor, changes no colour and hides nothing.
+"""
+
+import codecs
+import os
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
+from pydantic import BaseModel, TypeAdapter
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
 
 from powermean.cli.signals import EndedBySignalError
 from powermean.client import Client
+from powermean.discovery import find_service
 from powermean.errors import PowermeanError
+from powermean.remedies import spoken
 from powermean.rest import ServerUnreachableError
 
 FAILED = 1
 INTERRUPTED = 130
 
-console = Console(highlight=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print the API's own answer, as JSON.")]
+
+_UNSEEN = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # control, format, half a surrogate pair, line and paragraph separators
+_SHORT = {"\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_ENDLESS = 1_000_000  # columns of a file or a pipe
+_LEAST = 10  # columns that a text keeps when it has to wrap
+_GAP = 2  # columns between two of a table
+
+
+def shown(text: str, keep: str = "\n\t") -> str:
+    """The text with every character that would not be seen written as JSON's escape: ESC is \\u001b.
+
+    `keep` stays as it is. In a text that is JSON the result is the same JSON.
+    """
+    return "".join(c if c in keep or unicodedata.category(c) not in _UNSEEN else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return _SHORT.get(character) or "".join(rf"\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def output() -> Console:
+    """Standard output. A terminal has colours unless NO_COLOR is set; a pipe is as wide as needed."""
+    plain = bool(os.environ.get("NO_COLOR"))
+    width = None if sys.stdout.isatty() else _ENDLESS
+    return Console(
+        color_system=None if plain else "auto", width=width, highlight=False, markup=False, emoji=False
+    )
+
+
+def is_live() -> bool:
+    """Whether standard output can show what changes in place."""
+    console = output()
+    return console.is_terminal and not console.is_dumb_terminal and console.color_system is not None
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a result."""
+    _write(sys.stdout, shown(text) + end)
+
+
+def note(text: str) -> None:
+    """Tell something beside the result, on standard error."""
+    _write(sys.stderr, shown(text) + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """What the stream's encoding lacks is written out too."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "shown").decode(encoding))
+    stream.flush()
+
+
+def _not_in_encoding(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error("shown", _not_in_encoding)
 
 
 def complain(text: str) -> None:
-    print(f"powermean: {text}", file=sys.stderr, flush=True)
+    """Say what went wrong, with what a person at a terminal can do about it."""
+    note(f"powermean: {spoken(text, 'terminal')}")
+
+
+def say_json(answer: BaseModel | Any, indent: int | None = 2) -> None:
+    """Print a contract, or what is made of contracts, as the API would answer it (with the old names too)."""
+    text = TypeAdapter(Any).dump_json(answer, indent=indent, by_alias=True)
+    say(text.decode())
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int,
+    *,
+    wrap: Collection[str] = (),
+    spare: Iterable[str] = (),
+    right: Collection[str] = (),
+) -> Table:
+    """A table in which no cell is ever cut.
+
+    Where `width` is too narrow, the texts under `wrap` wrap, then the columns in `spare` are left out one by
+    one, and at last the lines are longer than that.
+    """
+    cells = [[shown(cell, keep="") for cell in row] for row in rows]
+    least = []
+    for place, column in enumerate(columns):
+        widest = max([cell_len(column), *(cell_len(row[place]) for row in cells)])
+        least.append(_GAP + (min(widest, _LEAST) if column in wrap else widest))
+    kept = list(range(len(columns)))
+    for column in spare:
+        if sum(least[place] for place in kept) > width:
+            kept.remove(columns.index(column))
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for place in kept:
+        column = columns[place]
+        justify: JustifyMethod = "right" if column in right else "left"
+        made.add_column(column, no_wrap=column not in wrap, overflow="fold", justify=justify)
+    for row in cells:
+        made.add_row(*(Text(row[place]) for place in kept))
+    needed = sum(least[place] for place in kept)
+    if needed > width:
+        made.width = needed
+    return made
+
+
+def say_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    wrap: Collection[str] = (),
+    spare: Iterable[str] = (),
+    right: Collection[str] = (),
+    title: str | None = None,
+) -> None:
+    """Print a `table` as wide as standard output."""
+    if title is not None:
+        say(title)
+    console = output()
+    with console.capture() as captured:
+        made = table(columns, rows, console.width, wrap=wrap, spare=spare, right=right)
+        console.print(made, soft_wrap=True)
+    _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 @contextmanager
@@ -31,8 +172,11 @@ def plain_failures() -> Iterator[None]:
         complain(f"{error}\nIs the service running? Start it with `powermean up`, or set POWERMEAN_URL.")
         raise typer.Exit(FAILED) from error
     except PowermeanError as error:
-        complain(str(error))
+        text = str(error)
+        complain(text if not error.remedy or error.remedy in text else f"{text}\n{error.remedy}")
         raise typer.Exit(FAILED) from error
+    except BrokenPipeError:  # the reader has seen enough; typer ends quietly
+        raise
     except OSError as error:  # of a file or folder that a command reads or writes
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         raise typer.Exit(FAILED) from error
@@ -44,6 +188,10 @@ def plain_failures() -> Iterator[None]:
 
 @contextmanager
 def connected() -> Iterator[Client]:
-    """A client for the service that the environment or the current folder points to."""
-    with plain_failures(), Client() as client:
-        yield client
+    """A client for the service that the environment or this machine has; one found elsewhere is named."""
+    with plain_failures():
+        service = find_service()
+        if service.elsewhere:
+            note(f"Using the service in {service.elsewhere} ({service.url}).")
+        with Client(service.url, service.key) as client:
+            yield client

@@ -163,9 +163,10 @@ class Dataset(Contract):
 
 
 class DatasetList(Contract):
-    """Datasets, newest first."""
+    """Datasets, newest first. `next` is the cursor of the next page."""
 
     items: tuple[Dataset, ...]
+    next: str | None = None
 
 
 class NodeView(Contract):

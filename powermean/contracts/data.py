@@ -75,6 +75,11 @@ class JsonlSource(Contract):
     chat: StrictBool = Field(
         False, description="Wrap the prompt as one user message in the model's chat template."
     )
+    control_tokens: StrictBool = Field(
+        False,
+        description="Read control tokens such as <|im_end|> in the rows' fields as tokens, not as text; "
+        "in the template they are always tokens.",
+    )
     held_out: StrictFloat = Field(
         0.1, gt=0, lt=1, description="Share of the rows kept for evaluation, by a hash of the prompt."
     )

@@ -9,12 +9,26 @@ from typing import Any
 from powermean.contracts.text import UnusableJsonError, read_json
 
 Row = dict[str, Any]
+Span = tuple[int, int]  # start and end within a text
+
+MAX_NESTING = 64  # of lists and objects within a row
 
 _BRACE = re.compile("[{}]")
 
 
 class TemplateError(ValueError):
     """A prompt template that can't be read."""
+
+
+class WrittenNumber(float):
+    """A number that keeps its text: 1e-07, 1e999 and 2.50 stand in prompts and answers as in the file."""
+
+    def __new__(cls, text: str) -> "WrittenNumber":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
 
 
 class JsonlError(ValueError):
@@ -30,7 +44,8 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
     """The row of one line. Raises JsonlError unless it is a JSON object with every field of `required`.
 
     Empty lines are refused too, so that line numbers are row numbers. So are NaN and infinities, which are
-    not JSON, duplicate fields, and text that is not Unicode.
+    not JSON, duplicate fields, and text that is not Unicode. Numbers with a point or an exponent are
+    WrittenNumber.
     """
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -39,7 +54,7 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
     if not text.strip():
         raise JsonlError(number, "empty line; remove it")
     try:
-        row = read_json(text, _unique)
+        row = read_json(text, _unique, WrittenNumber)
     except json.JSONDecodeError as error:
         raise JsonlError(number, f"not JSON: {error.msg} at column {error.colno}") from error
     except UnusableJsonError as error:
@@ -47,6 +62,8 @@ def check_line(number: int, raw: bytes | str, required: Collection[str] = ()) ->
         raise JsonlError(number, f"not usable: {where}{error}") from error
     if not isinstance(row, dict):
         raise JsonlError(number, f"not a JSON object but {_kind(row)}")
+    if _is_deeper(row, MAX_NESTING):
+        raise JsonlError(number, "not usable: nested too deeply")
     for field in required:
         if row.get(field) is None:
             what = "null in field" if field in row else "no field"
@@ -62,14 +79,50 @@ def template_fields(template: str) -> set[str]:
 def render(template: str, row: Row) -> str:
     """The template with each {field} replaced by the row's value.
 
-    Strings are inserted as they are, everything else as JSON. Raises TemplateError for a missing field.
+    Strings and numbers are inserted as they are, everything else as JSON. Raises TemplateError for a missing
+    field.
     """
-    return "".join(_value(row, text) if is_field else text for is_field, text in _pieces(template))
+    return render_with_spans(template, row)[0]
+
+
+def render_with_spans(template: str, row: Row) -> tuple[str, tuple[Span, ...]]:
+    """See render; and where in the text the row's values are."""
+    text, spans = "", []
+    for is_field, piece in _pieces(template):
+        start = len(text)
+        text += _value(row, piece) if is_field else piece
+        if is_field:
+            spans.append((start, len(text)))
+    return text, tuple(spans)
 
 
 def as_text(value: object) -> str:
-    """A row's value as it appears in a prompt: a string as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A row's value as it appears in a prompt: strings and numbers as they are, everything else as JSON."""
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: object) -> str:
+    """As json.dumps, which would write numbers its own way."""
+    match value:
+        case WrittenNumber():
+            return value.text
+        case dict():
+            return "{" + ", ".join(f"{_json(name)}: {_json(one)}" for name, one in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(_json, value)) + "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether lists and objects are nested more than `limit` deep."""
+    level: list[Any] = [value]
+    for _ in range(limit):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _value(row: Row, field: str) -> str:
@@ -118,7 +171,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _kind(value: object) -> str:
-    names = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+    names = {
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        WrittenNumber: "a number",
+        list: "a list",
+    }
     return names.get(type(value), "null")
 
 

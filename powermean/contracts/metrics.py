@@ -90,9 +90,18 @@ METRICS: dict[str, MetricInfo] = {
     "staleness/max": _step("versions", "largest staleness"),
     "staleness/share_mixed": _step("share", "trajectories sampled by more than one weight version"),
     "publish/logp_difference_max": _step("nats", "largest log-prob difference of the probe after a publish"),
+    "data/left_out": _step(
+        "share", "rows of the dataset that the run does without: the attempt's log has their lines and why"
+    ),
     "grader/failures": _step("count", "completions whose grading failed or timed out (reward 0)"),
     "trajectories/non_finite": _step("count", "trajectories dropped for non-finite log-probs"),
     "trajectories/empty": _step("count", "completions without a token"),
+    "p/last_pass/mean": _step("", "mean p in the step's last pass over its batch"),
+    "p/last_pass/q10": _step("", "10 % quantile of p in the last pass"),
+    "p/last_pass/min": _step("", "smallest p in the last pass"),
+    "p/last_pass/defined": _step("count", "trajectories with a p in the last pass"),
+    "p/last_pass/below_1": _step("count", "trajectories with p < 1 in the last pass"),
+    "p/last_pass/undefined": _step("count", "trajectories without a p in the last pass"),
     "updates/skipped": _step("count", "optimiser steps not taken because no trajectory had an advantage"),
     "time/wait": _step(
         "s",

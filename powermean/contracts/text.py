@@ -22,10 +22,17 @@ class UnusableJsonError(ValueError):
         self.path = path
 
 
-def read_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The document; `pairs` makes its objects. Raises json.JSONDecodeError or UnusableJsonError."""
+def read_json(
+    text: str,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    number: Callable[[str], float] | None = None,
+) -> Any:
+    """The document; `pairs` makes its objects, `number` what has a point or an exponent.
+
+    Raises json.JSONDecodeError or UnusableJsonError.
+    """
     try:
-        found = json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs)
+        found = json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs, parse_float=number)
     except (json.JSONDecodeError, UnusableJsonError):
         raise
     except RecursionError as error:

@@ -106,6 +106,12 @@ class TrajectoryRow(RenamedFields):
     updates: tuple[TrajectoryUpdate, ...] = Field((), description="One per optimiser step that contained it.")
 
 
+_GRADED = Field(
+    None,
+    description="Characters of the completion that were graded: a stop string ends it and is not. Null: all.",
+)
+
+
 class TrajectoryText(Contract):
     """One line of a step's text segment (gzipped JSON lines in the artefact store)."""
 
@@ -113,6 +119,7 @@ class TrajectoryText(Contract):
     prompt: str
     completion: str
     answer: str
+    graded: int | None = _GRADED
 
 
 class TrajectoryBatch(Contract):
@@ -131,6 +138,7 @@ class Trajectory(TrajectoryRow):
     prompt: str | None = None
     completion: str | None = None
     answer: str | None = None
+    graded: int | None = _GRADED
     has_tokens: bool = Field(False, description="Its tokens were recorded.")
     staleness: int | None = Field(
         None, description="How many weight versions it is behind the step's; null without tokens."

@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Dataset as DatasetView
-from powermean.contracts.api import FieldError, JobState
+from powermean.contracts.api import DatasetList, FieldError, JobState
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.jsonl import JsonlError, check_line
 from powermean.contracts.text import mended
@@ -120,10 +121,33 @@ def find(session: Session, dataset_id: str) -> DatasetView:
     return view(row)
 
 
-def newest(session: Session, offset: int, limit: int) -> list[DatasetView]:
-    """Datasets, newest first."""
-    query = select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id).offset(offset).limit(limit)
-    return [view(row) for row in session.scalars(query)]
+def page(session: Session, cursor: str | None, limit: int) -> DatasetList:
+    """Up to `limit` datasets, newest first, and the cursor of the next page.
+
+    Raises InvalidInputError: the cursor is not one of ours.
+    """
+    query = select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id).limit(limit + 1)
+    if cursor is not None:
+        created, dataset_id = _read_cursor(cursor)
+        same_time = and_(Dataset.created_at == created, Dataset.id > dataset_id)
+        query = query.where(or_(Dataset.created_at < created, same_time))
+    found = session.scalars(query).all()
+    rest = _write_cursor(found[limit - 1]) if len(found) > limit else None
+    return DatasetList(items=tuple(view(row) for row in found[:limit]), next=rest)
+
+
+def _write_cursor(last: Dataset) -> str:
+    return f"{last.created_at.isoformat()}/{last.id}"
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    created, _, dataset_id = cursor.partition("/")
+    try:
+        return datetime.fromisoformat(created).astimezone(UTC), dataset_id
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError.at(
+            "cursor", "not a cursor of this list", "Take it from `next` of the previous page."
+        ) from error
 
 
 def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> DatasetView:

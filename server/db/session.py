@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -264,7 +264,7 @@ def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], uniq
 
 def _insert(session: Session, model: type[Base]) -> SqliteInsert | PostgresInsert:
     make = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
-    return make(model.__table__)
+    return make(cast(Table, model.__table__))
 
 
 def upsert(

@@ -110,7 +110,7 @@ def join_texts(page: StoredPage, store: ArtefactStore) -> TrajectoryPage:
     items = []
     for row in page.rows:
         text = texts.get(row.index)
-        found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer"})
+        found = {} if text is None else text.model_dump(include={"prompt", "completion", "answer", "graded"})
         behind = staleness(page.step, row.weight_version) if row.length else None
         has_tokens = row.index < page.token_rows
         items.append(Trajectory(**dict(row), **found, has_tokens=has_tokens, staleness=behind))

@@ -9,6 +9,7 @@ from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import stored_names
 from powermean.contracts.replays import OBJECTIVES, ReplayRequest
+from powermean.field_errors import did_you_mean
 from server.errors import InvalidInputError
 
 _READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
@@ -28,7 +29,8 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
     recorded = spec.algorithm
     name = request.algorithm or recorded.name
     if name not in OBJECTIVES:
-        raise InvalidInputError.at("algorithm", f"no objective {name!r}", f"One of {', '.join(OBJECTIVES)}.")
+        wrong = f"unknown algorithm {name!r}{did_you_mean(name, OBJECTIVES)}"
+        raise InvalidInputError.at("algorithm", wrong, f"One of {', '.join(OBJECTIVES)}.")
     changed = _spelled_out(name, request.set)
     start: dict[str, Any] = recorded.model_dump(mode="json") if name == recorded.name else {"name": name}
     kept = {field: value for field, value in start.items() if not changed.keys() & stored_names(field)}
@@ -55,12 +57,14 @@ def _spelled_out(name: str, changes: dict[str, JsonValue]) -> dict[str, JsonValu
             raise InvalidInputError.at(f"set.{field}", _NO_REPLAY[field], f"Leave it out. {_known(name)}")
     if unknown:
         wrong = [
-            FieldError(path=f"set.{field}", message=f"{name} has no such field", remedy=_known(name))
+            FieldError(
+                path=f"set.{field}",
+                message=f"{name} has no such field{did_you_mean(field, known)}",
+                remedy=_known(name),
+            )
             for field in unknown
         ]
-        raise InvalidInputError(
-            f"set.{unknown[0]}: {name} has no such field", remedy=_known(name), fields=wrong
-        )
+        raise InvalidInputError(f"{wrong[0].path}: {wrong[0].message}", remedy=_known(name), fields=wrong)
     if "clip" not in changes:
         return changes
     ends = next((pair for pair in _CLIPS if pair[0] in fields), None)

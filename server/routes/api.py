@@ -25,6 +25,7 @@ _ANSWERS: dict[int | str, dict[str, object]] = {
     401: {"model": ErrorResponse, "description": "No valid credential."},
     403: {"model": ErrorResponse, "description": "Not allowed."},
     404: {"model": ErrorResponse, "description": "Not found."},
+    408: {"model": ErrorResponse, "description": "The body did not come."},
     409: {
         "model": ErrorResponse,
         "description": "Not possible in this state; `fenced`: not the current attempt.",

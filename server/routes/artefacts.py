@@ -92,12 +92,12 @@ def _checked_name(name: str) -> str:
 def list_datasets(
     person: CurrentPerson,
     database: RequestDatabase,
-    offset: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
+    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> DatasetList:
     """Newest first."""
     with database.read() as session:
-        return DatasetList(items=tuple(datasets.newest(session, offset, limit)))
+        return datasets.page(session, cursor, limit)
 
 
 @router.get("/datasets/{dataset_id}", tags=["datasets"], summary="Show a dataset")

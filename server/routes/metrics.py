@@ -5,12 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, status
 
 from powermean.contracts.attempts import MetricsReport
+from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
 from powermean.contracts.metrics import METRICS, MetricInfo, MetricsHistory
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryBatch, TrajectoryPage
 from server.db.models import MAX_INTEGER
+from server.metrics.exponents import job_exponents
 from server.metrics.health import job_health
 from server.metrics.history import metrics_history
 from server.metrics.ingest import ingest_metrics, ingest_trajectories
@@ -109,6 +111,19 @@ def get_staleness(
     """How the objective treats trajectories, by how many weight versions they are behind."""
     with database.read() as session:
         return job_staleness(session, job_id, steps, from_step, to_step)
+
+
+@router.get("/jobs/{job_id}/exponents", summary="p against the clip fraction")
+def get_exponents(
+    job_id: str,
+    person: CurrentPerson,
+    database: RequestDatabase,
+    from_step: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="First step.")],
+    to_step: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Last step, at most 49 after it.")],
+) -> JobExponents:
+    """Of the trajectories of these steps: how many had which p, clip fraction and sign of the advantage."""
+    with database.read() as session:
+        return job_exponents(session, job_id, from_step, to_step)
 
 
 @router.get("/jobs/{job_id}/trajectories", summary="A step's trajectories")

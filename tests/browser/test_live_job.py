@@ -1,22 +1,28 @@
 """A job's page in a real browser: history at once, then live; nothing lost, nothing twice."""
 
+from statistics import fmean
+
+import pytest
+
 from dashboard.formatting import number
 from tests.support.browser_tabs import Tab, Tabs
 from tests.support.real_service import UPDATES, Run, Service
 
 
 def expected(run: Run, name: str, **query: int) -> list[list[float]]:
-    """A metric's points as they should be plotted."""
-    points = run.history(name, **query)
-    return [[step if update < 0 else step + update / UPDATES, value] for step, update, value in points]
+    """A metric as it should be plotted: one value a step, the mean of the last pass's two updates."""
+    steps: dict[int, list[float]] = {}
+    for step, update, value in run.history(name, **query):
+        if update < 0 or update >= UPDATES // 2:
+            steps.setdefault(step, []).append(value)
+    return [[step, pytest.approx(fmean(values))] for step, values in steps.items()]
 
 
 def assert_plots_equal_history(tab: Tab, run: Run) -> None:
     for chart, name in (
         ("reward", "reward"),
         ("reward", "eval/reward"),
-        ("p", "p/mean"),
-        ("ess", "ess/mean"),
+        ("clip", "clip_fraction/mean"),
     ):
         assert tab.plotted(chart, name) == expected(run, name), name
 
@@ -30,7 +36,7 @@ def test_history_at_once_then_live(service: Service, tabs: Tabs) -> None:
     tab.shows("#health", "Too early to say: 3 of the 5 steps")
 
     run.step(4, 5)
-    tab.wait_for_points("p", "p/mean", 6 * UPDATES)
+    tab.wait_for_points("clip", "clip_fraction/mean", 6)
     assert_plots_equal_history(tab, run)
     tab.shows("#job-header .progress", "5/20")
     tab.shows("#latest caption", "step 5")
@@ -104,7 +110,7 @@ def test_a_new_attempt_takes_the_lost_steps_back(service: Service, tabs: Tabs) -
     run.restart()
     tab.until(lambda: len(tab.plotted("reward", "reward")) == 4, "the rewind")
     run.step(5, shift=0.1)
-    tab.wait_for_points("p", "p/mean", 5 * UPDATES)
+    tab.wait_for_points("clip", "clip_fraction/mean", 5)
     assert_plots_equal_history(tab, run)
     tab.shows("#job-header", "1 restart")
     tab.shows("#outcome", "trainer_killed")
@@ -117,14 +123,14 @@ def test_a_long_run_is_thinned_and_still_rewinds_exactly(service: Service, tabs:
     run.checkpoint(3000)
     tab = tabs.open().open(run)
     tab.status("Live")
-    thinned = expected(run, "reward", max_points=1500)
+    thinned = expected(run, "reward", max_points=1600)
     assert tab.plotted("reward", "reward") == thinned
-    assert 1000 < len(thinned) <= 1500
+    assert 1000 < len(thinned) <= 1600
 
     run.step(4001)
     tab.wait_for_points("reward", "reward", len(thinned) + 1)
     run.restart()
-    after = expected(run, "reward", max_points=1500)
+    after = expected(run, "reward", max_points=1600)
     assert after[-1][0] == 3000
     tab.until(lambda: tab.plotted("reward", "reward") == after, "the history of what is left")
     run.step(3001)
@@ -137,53 +143,79 @@ def test_what_went_wrong_is_counted(service: Service, tabs: Tabs) -> None:
     for step, failures in ((1, 3), (2, 0)):
         run.post("metrics", {"rows": [{"step": step, "name": "grader/failures", "value": failures}]})
     tab = tabs.open().open(run)
-    assert ["grader failures", "0", "3"] in tab.table("counters")
-    assert ["updates skipped", "–", "–"] in tab.table("counters")
+    assert ["grader failures", "0", "2", "3 in step 1"] in tab.table("counters")
+    assert ["updates skipped", "–", "–", "–"] in tab.table("counters")
 
 
 def test_the_table_holds_the_plotted_numbers(service: Service, tabs: Tabs) -> None:
     run = service.running()
     run.step(*range(6))
     tab = tabs.open().open(run)
-    plotted = {name: dict(map(tuple, tab.plotted("p", name))) for name in ("p/mean", "p/q10")}
-    tab.page.get_by_label("Exponent p by update as a table").click()
-    rows = {step: cells for step, *cells in tab.table("p")}
-    assert len(rows) == len(plotted["p/mean"]) == 6 * UPDATES
-    for step in range(6):
-        for update in range(UPDATES):
-            cells = rows[f"{step}, update {update}"]
-            x = step + update / UPDATES
-            assert cells == [number(plotted["p/mean"][x]), number(plotted["p/q10"][x]), ""]
+    plotted = dict(map(tuple, tab.plotted("clip", "clip_fraction/mean")))
+    tab.page.get_by_label("Clip fraction as a table", exact=True).click()
+    rows = {step: cells for step, *cells in tab.table("clip")}
+    assert rows == {f"{step}": [number(plotted[step]), "", "", ""] for step in range(6)}
 
     run.step(6)  # an open table follows, too
-    tab.until(lambda: len(tab.table("p")) == 7 * UPDATES, "the table's new rows")
+    tab.until(lambda: len(tab.table("clip")) == 7, "the table's new row")
     tab.page.get_by_role("button", name="Tables", exact=True).click()
-    tab.page.wait_for_selector("#chart-reward .data tbody tr")
     assert [row[0] for row in tab.table("reward")] == ["6", "5", "4", "3", "2", "1", "0"]
     assert tab.table("time")[0][1:3] == ["5", ""]
 
 
-def test_zoom_is_shared_and_can_be_typed(service: Service, tabs: Tabs) -> None:
+def test_zoom_takes_whole_steps_and_is_part_of_the_address(service: Service, tabs: Tabs) -> None:
     run = service.running()
     run.step(*range(11))
     tab = tabs.open().open(run)
-    tab.page.get_by_label("Steps", exact=True).fill("4")
-    tab.page.get_by_label("to", exact=True).fill("6")
-    tab.page.get_by_label("to", exact=True).press("Enter")
-    tab.until(lambda: [x for x, _ in tab.plotted("reward", "reward")] == [4, 5, 6], "the typed zoom")
-    assert min(x for x, _ in tab.plotted("p", "p/mean")) == 4
-    assert max(x for x, _ in tab.plotted("p", "p/mean")) == 6
+
+    def typed(first: str, last: str) -> None:
+        tab.page.get_by_label("Steps", exact=True).fill(first)
+        tab.page.get_by_label("to", exact=True).fill(last)
+        tab.page.get_by_label("to", exact=True).press("Enter")
+
+    def steps(chart: str = "reward", series: str = "reward") -> list[float]:
+        return [x for x, _ in tab.plotted(chart, series)]
+
+    typed("3", "6")
+    tab.until(lambda: steps() == [3, 4, 5, 6], "the typed zoom")
+    assert steps("clip", "clip_fraction/mean") == [3, 4, 5, 6]
+    assert max(steps("clip", "clip_fraction/mean updates")) > 6  # all updates of the last step
+    typed("4", "4")
+    tab.until(lambda: steps() == [4], "a single step")
+    tab.page.get_by_role("button", name="Smooth").click()
+    assert tab.page.url.endswith("?from=4&to=4&smooth=1")
+
+    tab.page.reload()
+    tab.until(lambda: steps() == [4], "the same after loading the address")
+    assert tab.page.get_by_label("to", exact=True).input_value() == "4"
+    assert tab.page.get_by_role("button", name="Smooth").get_attribute("aria-pressed") == "true"
     tab.page.get_by_role("button", name="Whole run").click()
     tab.wait_for_points("reward", "reward", 11)
+    assert tab.page.url.endswith("?smooth=1")
 
-    box = tab.page.locator("#chart-p .plot").bounding_box()
+    tab.chart("clip")
+    box = tab.page.locator("#chart-clip .plot").bounding_box()
     assert box
     tab.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 80)
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 80, steps=4)
     tab.page.mouse.up()
-    tab.until(lambda: len(tab.plotted("reward", "reward")) < 5, "the drawn zoom")
-    tab.page.get_by_role("button", name="Smooth").click()
+    tab.until(lambda: len(steps()) < 5, "the drawn zoom")
+    assert tab.complaints == []
+
+
+def test_a_part_of_a_long_run_shows_its_steps(service: Service, tabs: Tabs) -> None:
+    run = service.running(training={"steps": 9000})
+    rows = [{"step": step, "name": "reward", "value": (step % 100) / 100} for step in range(1, 8001)]
+    for start in range(0, 8000, 2000):
+        run.post("metrics", {"rows": rows[start : start + 2000]})
+    tab = tabs.open()
+    tab.page.goto(f"{run.path}?from=4001&to=4004")
+    tab.until(
+        lambda: [x for x, _ in tab.plotted("reward", "reward")] == [4001, 4002, 4003, 4004], "the steps"
+    )
+    tab.page.get_by_role("button", name="Whole run").click()
+    tab.until(lambda: len(tab.plotted("reward", "reward")) > 1000, "the whole run")
     assert tab.complaints == []
 
 

@@ -11,7 +11,7 @@ STYLES = Path(assets.__file__).parent / "static/css"
 CSS = (STYLES / "base.css").read_text()
 SURFACES = ("--bg", "--bg-raised", "--bg-sunken")
 TEXTS = ("--text", "--text-2", "--accent", "--good", "--bad", "--warn")
-LINES = ("--line-strong", *(f"--s{n}" for n in range(1, 8)))
+LINES = ("--line-strong", *(f"--s{n}" for n in range(1, 10)))
 
 
 def _block(selector: str) -> dict[str, str]:
@@ -57,12 +57,14 @@ def test_the_chosen_dark_theme_is_the_systems() -> None:
     assert _block(':root[data-theme="dark"] {') == _block(':root:not([data-theme="light"]) {')
 
 
-def _steps(scale: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+def _steps(
+    scale: str, sheet: str = "tokens.css", count: int = 9
+) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """Of each step of a scale: (background, text) in the light theme and in the dark one."""
     colour = r"light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)"
     rule = rf"^\.{scale}(\d) {{ --fill: {colour}; --ink: {colour}; }}$"
-    found = re.findall(rule, (STYLES / "tokens.css").read_text(), re.MULTILINE)
-    assert [int(number) for number, *_ in found] == list(range(9))
+    found = re.findall(rule, (STYLES / sheet).read_text(), re.MULTILINE)
+    assert [int(number) for number, *_ in found] == list(range(count))
     return [((light, light_text), (dark, dark_text)) for _, light, dark, light_text, dark_text in found]
 
 
@@ -70,6 +72,15 @@ def _steps(scale: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
 def test_tokens_can_be_read_on_every_step_of_a_scale(scale: str) -> None:
     shown = [theme for step in _steps(scale) for theme in step]
     assert {pair: round(contrast(*pair), 2) for pair in shown if contrast(*pair) < 4.5} == {}
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_classes_of_p_can_be_read_and_stand_out_more_the_lower_p_is(theme: int) -> None:
+    surface = (LIGHT, DARK)[theme]["--bg-raised"]
+    classes = [step[theme] for step in _steps("p", "charts.css", 5)]
+    assert {pair: round(contrast(*pair), 2) for pair in classes if contrast(*pair) < 4.5} == {}
+    shown = [contrast(fill, surface) for fill, _ in classes]
+    assert shown == sorted(set(shown))
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])

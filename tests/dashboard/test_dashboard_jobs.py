@@ -1,10 +1,14 @@
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
+from dashboard.jobs import Exponent, newest_exponent
 from powermean.contracts.api import CheckpointView, JobState
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.attempts import JobError, JobResult
 from powermean.contracts.health import Finding
+from powermean.contracts.metrics import MetricsHistory, Point, Series
 from tests.support.fake_api import NOW, SPEC, FakeApi
 from tests.support.html_text import parse
 
@@ -32,6 +36,23 @@ def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: Fak
     assert first[5] == "0.9100"
     assert rows[0].one("progress").attributes["max"] == "12"
     assert rows[1].all("td")[4].words == "–"  # no step yet
+
+
+def test_p_is_of_the_last_pass_and_says_how_many_trajectories_are_behind_it() -> None:
+    def history(*points: tuple[str, int, int, float | None]) -> MetricsHistory:
+        return MetricsHistory(
+            seq=1,
+            series=tuple(
+                Series(name=name, points=(Point(step=step, update=update, value=value),))
+                for name, step, update, value in points
+            ),
+        )
+
+    pooled = [("p/last_pass/mean", 3, -1, 0.8), ("p/last_pass/defined", 3, -1, 8.0)]
+    pooled += [("p/last_pass/undefined", 3, -1, 56.0)]
+    assert newest_exponent(history(("p/mean", 3, 3, 0.9), *pooled)) == Exponent(0.8, 3, 8, 64)
+    assert newest_exponent(history(("p/mean", 4, 3, 0.9), *pooled)) == Exponent(0.9, 4)
+    assert newest_exponent(history(("p/mean", 4, 3, None), *pooled[1:])) is None
 
 
 def test_filters_and_cursor_reach_the_api_and_stay_in_the_links(browser: TestClient, api: FakeApi) -> None:
@@ -100,7 +121,8 @@ def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
     assert "1.6 GB" in outcome
     assert "trainer on node-a, CPU" in outcome
     assert "learning_rate: 1.0e-06" in page.one("pre", **{"class": "yaml"}).text
-    assert '"updatesPerStep": 4' in page.one("script", id="job-data").text
+    told = json.loads(page.one("script", id="job-data").text)
+    assert (told["updates"], told["minibatches"], told["onPolicy"]) == (4, 2, False)
 
 
 def test_a_finished_job_offers_its_model(browser: TestClient, api: FakeApi) -> None:

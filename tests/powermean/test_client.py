@@ -12,7 +12,7 @@ from typing import get_origin
 import httpx
 import pytest
 
-from powermean import ApiError, AsyncClient, Client, ServerUnreachableError, rest
+from powermean import ApiError, AsyncClient, Client, PowermeanError, ServerUnreachableError, rest
 from powermean import client as client_module
 from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
@@ -81,6 +81,26 @@ def test_a_job_is_created_with_key_and_idempotency_key(server: ScriptedServer, c
     assert headers["Authorization"] == "Bearer pm_key"
     assert headers["Idempotency-Key"] == "once"
     assert json.loads(body)["training"] == {"steps": 2}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_job_is_created_from_a_file(
+    server: ScriptedServer, client: Client, tmp_path: Path, kind: type[str] | type[Path]
+) -> None:
+    server.on("POST /v1/jobs", Answer(202, JOB))
+    file = tmp_path / "job.yaml"
+    file.write_text("name: sums\ntraining: {steps: 2}\n")
+    client.create_job(kind(file))
+    assert json.loads(server.requests[0][2]) == {"name": "sums", "training": {"steps": 2}}
+
+
+def test_a_file_that_is_no_spec_is_told_with_its_place(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(PowermeanError, match=r"nothing\.yaml: can't be read: No such file"):
+        client.create_job(tmp_path / "nothing.yaml")
+    file = tmp_path / "job.yaml"
+    file.write_text("name: [")
+    with pytest.raises(PowermeanError, match=r"job\.yaml:1:8: not YAML"):
+        client.create_job(str(file))
 
 
 def test_a_refusal_reads_as_message_fields_and_remedy(server: ScriptedServer, client: Client) -> None:
@@ -163,6 +183,22 @@ def test_events_give_up_after_their_patience(server: ScriptedServer) -> None:
     server.stop()
     with Client(server.url, "k") as client, pytest.raises(ServerUnreachableError):
         list(client.events("job-a", patience_s=0))
+
+
+def test_patience_counts_from_the_first_failure_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that was quiet for longer than that may break off all the same."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    patience, lost = client_module.Patience(300), ServerUnreachableError("http://there", "gone")
+    for now[0] in (1000.0, 1299.0):
+        patience.bear(lost)
+    patience.answered()
+    for now[0] in (2000.0, 2299.0):
+        patience.bear(lost)
+    now[0] = 2300.0
+    with pytest.raises(ServerUnreachableError):
+        patience.bear(lost)
 
 
 def test_a_refused_event_stream_is_an_error_at_once(server: ScriptedServer, client: Client) -> None:
@@ -287,20 +323,6 @@ def test_methods_work_under_their_old_names(server: ScriptedServer, client: Clie
     with pytest.warns(DeprecationWarning, match="lag is now staleness"):
         assert asyncio.run(asynchronously()) == found
     assert {one.old for one in METHODS} == {"lag"}
-
-
-def test_without_arguments_the_environment_and_then_the_folder_say_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POWERMEAN_HOME", str(tmp_path))
-    monkeypatch.delenv("POWERMEAN_URL", raising=False)
-    monkeypatch.delenv("POWERMEAN_API_KEY", raising=False)
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "admin.key").write_text("pm_local\n")
-    (tmp_path / "server.url").write_text("http://127.0.0.1:9123\n")
-    assert Client().url == "http://127.0.0.1:9123"
-    monkeypatch.setenv("POWERMEAN_URL", "http://127.0.0.1:9999/")
-    assert Client().url == "http://127.0.0.1:9999"
 
 
 def calls_of(client: type) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Three files of a model's folder may name the tokens that end a text."""
+"""Four files of a model's folder may name the tokens that end a completion."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ def _folder(path: Path, **files: object) -> Path:
         ({}, None, set()),
         ({"eos_token_id": 1}, None, {1}),
         ({"eos_token_id": [1, 2]}, {}, {1, 2}),
-        ({"eos_token_id": 1}, {"eos_token_id": [2, 0]}, {0, 2}),  # the generation config is the newer one
+        ({"eos_token_id": 1}, {"eos_token_id": [2, 0]}, {0, 1, 2}),
         ({"eos_token_id": 1}, {"eos_token_id": None}, {1}),
         ({"text_config": {"eos_token_id": 2}}, None, {2}),
         ({"text_config": {"hidden_size": 8}, "eos_token_id": 2}, None, {2}),
     ],
 )
-def test_the_generation_config_stands_for_the_config(
+def test_both_configs_name_end_tokens(
     tmp_path: Path, config: dict[str, object], generation: dict[str, object] | None, found: set[int]
 ) -> None:
     files = {"config": config} if generation is None else {"config": config, "generation_config": generation}
@@ -55,6 +55,38 @@ def test_the_tokenizers_end_token_ends_a_text_too(
     if tokenizer is not None:
         files["tokenizer"] = tokenizer
     assert end_tokens(_folder(tmp_path, **files)) == found
+
+
+CHATML = "{% for m in messages %}<s>{{ m.role }}\n{{ m['content'] }}<turn>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        (CHATML, {0, 2}),
+        (CHATML.replace("<turn>", "{{ eos_token }}"), {0, 1}),
+        (
+            CHATML.replace("{{ m['content'] }}", "{% generation %}{{ m['content'] }}{% endgeneration %}"),
+            {0, 2},
+        ),
+        (CHATML.replace("<turn>", " <turn_over>"), {0, 3}),  # the longer of two that fit
+        (CHATML.replace("<turn>", "\n### Human"), {0}),
+        (CHATML.replace("<s>", "{{ raise_exception('no') }}"), {0}),
+        ("{% for", {0}),
+        ("{{ messages[0].content }}<turn>", {0}),  # what the assistant says is left out
+        ([{"name": "tools", "template": ""}, {"name": "default", "template": CHATML}], {0, 2}),
+    ],
+)
+def test_the_chat_template_ends_a_turn(tmp_path: Path, template: object, found: set[int]) -> None:
+    tokens = [{"id": number, "content": token} for token, number in (VOCABULARY | {"<turn_over>": 3}).items()]
+    eos = "<end>" if "eos_token" in str(template) else None
+    files = {"config": {"eos_token_id": 0}, "tokenizer": {"added_tokens": tokens}}
+    folder = _folder(tmp_path, **files, tokenizer_config={"chat_template": template, "eos_token": eos})
+    assert end_tokens(folder) == found
+    if isinstance(template, str):
+        _folder(tmp_path, tokenizer_config={"eos_token": eos})
+        (folder / "chat_template.jinja").write_text(template)
+        assert end_tokens(folder) == found
 
 
 @pytest.mark.parametrize("content", ["", "[]"])

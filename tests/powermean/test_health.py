@@ -117,6 +117,15 @@ def test_too_few_steps_say_so(steps: int) -> None:
     assert (state.first_step, state.last_step) == ((1, steps) if steps else (None, None))
 
 
+def test_completions_that_never_end_are_told_at_the_first_step() -> None:
+    finding = found({"completions/clipped_ratio": [1.0]})["never_ends"]
+    assert finding.level == "bad"
+    assert finding.message.startswith("100 % of completions or more ran to max_new_tokens in step 1")
+    assert "cut_off" not in found({"completions/clipped_ratio": [1.0] * 8})
+    assert set(found({"completions/clipped_ratio": [1.0] * 7 + [0.9]})) == {"cut_off"}
+    assert set(found({"completions/clipped_ratio": [0.9]})) == {"too_few_steps"}
+
+
 def test_a_peak_speaks_from_the_first_step() -> None:
     assert verdict(judged({"sampling/sampling_logp_difference/max": [5.0]})) == {("mismatch_token", "bad")}
 

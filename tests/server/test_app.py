@@ -1,11 +1,14 @@
 """What every request passes: names, sizes, headers, and the one shape of errors."""
 
+import asyncio
+import logging
 from collections.abc import Sequence
 
 import pytest
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from powermean.artefacts import ArtefactCorruptError, ArtefactMissingError, ArtefactStoreFullError
@@ -142,6 +145,39 @@ def test_an_unexpected_error_is_found_in_the_log_by_its_name(caplog: pytest.LogC
     assert record.exc_info is not None
 
 
+def test_an_upload_that_is_broken_off_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    messages = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    async def reading(scope, receive, send):
+        await Request(scope, receive).body()
+
+    gate = Gate(reading, hosts=["localhost"], max_body=1000, max_body_of={})
+    headers = [(b"host", b"localhost")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/datasets",
+        "query_string": b"",
+        "headers": headers,
+    }
+    asyncio.run(gate(scope, receive, send))
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+    assert "the client went away: POST /v1/datasets" in record.getMessage()
+    assert sent == []
+
+
 def test_who_is_not_known_is_told_how_to_be():
     answer = TestClient(small_app(UnauthenticatedError("who?"))).get("/raise")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -153,7 +189,7 @@ def test_all_wrong_fields_are_named(service: ServiceDriver):
     error = error_of(service.person.post("/v1/jobs", json=spec))
     by_path = {field["path"]: field for field in error["fields"]}
     assert set(by_path) == {"training.steps", "rollout.group_size", "extra"}
-    assert by_path["extra"]["remedy"] == "Remove it, or check its spelling."
+    assert by_path["extra"]["remedy"].startswith("Fields here: name, model, algorithm")
 
 
 @on_sqlite

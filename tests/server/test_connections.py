@@ -85,7 +85,9 @@ def test_a_known_connection_makes_no_room(crowded: ServiceDriver):
         held: Connections = crowded.app.state.connections
         with opened(url, 60, HALF):
             assert (held.count("person"), held.count("node")) == (1, 1)
-            assert person.get("/v1/jobs").status_code == 200
+            numbers = person.get("/metrics").text
+            assert 'powermean_connections{who="person"} 1.0' in numbers
+            assert 'powermean_connections{who="stranger"}' in numbers
 
 
 def test_a_person_has_so_many_connections_and_streams_count(crowded: ServiceDriver):

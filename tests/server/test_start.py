@@ -80,6 +80,13 @@ def test_a_database_that_is_not_there_is_one_line_without_the_password(tmp_path:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["nonsense:secret", "postgres://me:secret@host/name", "sqlite+none:///x", ""])
+def test_an_address_that_is_none_is_one_line_without_it(tmp_path: Path, url: str):
+    with pytest.raises(CannotStartError, match="POWERMEAN_DATABASE_URL is not") as caught:
+        prepare(settings_for(url, tmp_path))
+    assert "secret" not in str(caught.value)
+
+
 def test_a_busy_port_is_one_line():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -119,6 +126,7 @@ def test_hosts_as_people_write_them(hosts):
     settings = Settings(allowed_hosts=hosts, public_url="https://Public.example.org:8443/pm/")
     assert {"pm.example.org", "[2001:db8::1]", "public.example.org"} <= set(settings.hosts)
     assert settings.public_url == "https://Public.example.org:8443/pm"
+    assert Settings(public_url="").public_url is None
 
 
 def test_the_soft_limit_of_open_files_is_raised_and_the_hard_one_respected(monkeypatch):

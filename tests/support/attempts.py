@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import CheckpointCommit, Claim, Finish
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
@@ -53,9 +54,17 @@ class Stage:
         resume: CheckpointCommit | None = None,
         order: str = "continue",
         engine: FakeEngine | None = None,
+        rows: Sequence[dict[str, str]] = (),
+        max_model_len: int | None = None,
         **spec: object,
     ) -> Played:
-        """Run an attempt to its end. `spec` replaces parts of the tiny spec."""
+        """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's."""
+        dataset = None
+        if rows:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            store = ArtefactStore(self.settings.artefacts_url)
+            dataset = store.put_bytes("datasets/d", "rows.jsonl", text.encode())
+            spec = {"data": {"kind": "jsonl", "dataset": "ds-1", "held_out": 0.2}} | spec
         claim = Claim(
             attempt_id=f"{JOB}.{number}",
             job_id=JOB,
@@ -66,6 +75,7 @@ class Stage:
             lease_s=60,
             beat_s=10,
             resume=resume,
+            dataset=dataset,
         )
         path = self.settings.attempt_dir(claim.attempt_id)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +91,7 @@ class Stage:
                 on_this_host=True,
                 methods=getattr(state, "methods", ("store", "shm")),
                 adapters=isinstance(serving, FakeAdapterEngine),
+                max_model_len=max_model_len,
             )
 
         reporter = Reporter(path)

@@ -22,7 +22,7 @@ class Tab:
     def open(self, run: Any) -> "Tab":
         """A job's page, with its charts drawn."""
         self.page.goto(run.path)
-        self.page.wait_for_selector("#grid[data-ready]")
+        self.page.wait_for_selector("#grid[data-ready]", state="attached")
         return self
 
     def until(self, done: Callable[[], Any], what: str) -> Any:
@@ -40,9 +40,15 @@ class Tab:
     def status(self, text: str) -> None:
         self.shows("#stream", text)
 
-    def plotted(self, chart: str, series: str) -> list[list[float]]:
-        """What ECharts draws of a series: [x, value], without the gaps between strokes."""
+    def chart(self, chart: str) -> None:
+        """Scroll to a chart and wait until it is drawn: only what is on screen is."""
         self.page.wait_for_selector("#grid[data-ready]", state="attached")
+        self.page.locator(f"#chart-{chart}").scroll_into_view_if_needed()
+        self.page.wait_for_selector(f"#chart-{chart}[data-drawn]", state="attached")
+
+    def plotted(self, chart: str, series: str) -> list[list[float]]:
+        """What ECharts draws of a series: [x, value], without gaps."""
+        self.chart(chart)
         drawn = """async ([chart, series]) => {
             const address = document.getElementById("job-script").dataset.echarts;
             const echarts = await import(address);
@@ -60,6 +66,7 @@ class Tab:
 
     def table(self, chart: str) -> list[list[str]]:
         """The rows of a chart's table, which must be open."""
+        self.chart(chart)
         rows: list[list[str]] = self.page.locator(f"#chart-{chart} .data tbody tr").evaluate_all(
             "rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
         )

@@ -28,6 +28,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.attempts import AllocationView
 from powermean.contracts.engines import EngineService, EngineServiceList
+from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
@@ -283,6 +284,12 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         _signed_in(request)
         found = api.find(job_id).finding
         return JobHealth(level=found.level, first_step=None, last_step=None, findings=(found,))
+
+    @app.get("/v1/jobs/{job_id}/exponents")
+    def exponents(request: Request, job_id: str) -> JobExponents:
+        _signed_in(request)
+        api.find(job_id)
+        return JobExponents(steps=(), rows=())
 
     @app.get("/v1/jobs/{job_id}/staleness")
     def staleness(request: Request, job_id: str) -> JobStaleness:

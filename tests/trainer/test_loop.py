@@ -263,6 +263,22 @@ def test_the_engine_is_held_from_before_the_first_update_until_the_next_publish(
     assert engine.held is None
 
 
+def test_rows_found_unusable_are_left_out_counted_and_named(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
+    rows[9] = {"question": "1+1+1+1+1=", "answer": "5"}  # more than this engine takes with 4 new tokens
+    rows[20] = {"question": "2+4=", "answer": "6 or 7\nor 8"}
+    played = stage.play(rows=rows, max_model_len=9, training=TRAINING | {"steps": 4})
+    assert played.finish.outcome == "finished"
+    assert played.series("data/left_out") == [2 / 64] * 4
+    assert {row.problem for step in played.trajectories.values() for row in step}.isdisjoint(
+        {"line 10", "line 21"}
+    )
+    assert "line 10: the prompt has more than 5 tokens" in caplog.text
+    assert "line 21: no completion can match the answer" in caplog.text
+
+
 def test_cancel_stops_before_the_next_update(stage: Stage) -> None:
     played = stage.play(order="cancel", training=TRAINING | {"steps": 6})
     assert played.finish.outcome == "cancelled"

@@ -4,7 +4,7 @@ import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 
 from powermean.contracts.data import ArithmeticSource
 from powermean.contracts.jsonl import render
@@ -17,6 +17,7 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
 }
 # After this many unsuccessful draws in a row the remaining problems are listed instead.
 _PATIENCE = 1000
+_CHECKED = 2000  # problems of each side that are measured; there may be millions
 _REMEDY = "widen the operands' ranges, or change data.held_out"
 
 _Key = tuple[int, str, int]
@@ -41,6 +42,14 @@ class Arithmetic:
     def held_out(self, count: int) -> list[Problem]:
         """See PromptSource."""
         return list(islice(self._distinct(generator("held out"), held_out=True), count))
+
+    def to_check(self) -> Iterator[Problem]:
+        """See PromptSource. The widest have the operands with most digits."""
+        for task in self._spec.tasks:
+            for a, b in product((task.low, task.high), repeat=2):
+                yield self._problem((a, task.operator, b))
+        for held_out in (False, True):
+            yield from islice(self._distinct(generator("check"), held_out), _CHECKED)
 
     def _distinct(self, random_: random.Random, held_out: bool) -> Iterator[Problem]:
         """Every problem of one side once, in a random order that follows the weights."""

@@ -1,13 +1,14 @@
 """An uploaded dataset: one JSON object per line, read on demand and never held in memory."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from powermean.contracts.data import JsonlSource
-from powermean.contracts.jsonl import JsonlError, Row, as_text, check_line, render, template_fields
+from powermean.contracts.jsonl import JsonlError, Row, as_text, check_line, render_with_spans, template_fields
 from trainer.data.problem import Problem, digest, generator, is_held_out, too_few_problems
 from trainer.failures import TrainingError
 
@@ -38,9 +39,7 @@ class Jsonl:
                 else:
                     self._training.append(number)
         self._held_out = array("Q", (number for _, number in sorted(held_out)))
-        for purpose, numbers in (("to train on", self._training), ("to evaluate on", self._held_out)):
-            if not numbers:
-                raise too_few_problems(purpose, _REMEDY)
+        self._check_sides()
 
     def batch(self, step: int, count: int, seed: int, round_number: int = 0) -> list[Problem]:
         """See PromptSource. Later rounds take other batches of the pass, in an order specific to the step."""
@@ -58,6 +57,25 @@ class Jsonl:
         """See PromptSource."""
         return self._read(self._held_out[:count])
 
+    def to_check(self) -> Iterator[Problem]:
+        """See PromptSource."""
+        with self._path.open("rb") as file:
+            for number, _, line in _lines(file):
+                yield self._problem(number, line)
+
+    def without(self, lines: Collection[int]) -> "Jsonl":
+        """The same rows but these, by line. Raises TrainingError (too_few_problems)."""
+        rest = copy(self)
+        rest._training = array("Q", (number for number in self._training if number not in lines))
+        rest._held_out = array("Q", (number for number in self._held_out if number not in lines))
+        rest._check_sides()
+        return rest
+
+    def _check_sides(self) -> None:
+        for purpose, numbers in (("to train on", self._training), ("to evaluate on", self._held_out)):
+            if not numbers:
+                raise too_few_problems(purpose, _REMEDY)
+
     def _read(self, numbers: Sequence[int]) -> list[Problem]:
         problems = []
         with self._path.open("rb") as file:
@@ -68,11 +86,14 @@ class Jsonl:
 
     def _problem(self, number: int, line: bytes) -> Problem:
         row = self._row(number, line)
+        prompt, fields = render_with_spans(self._spec.prompt, row)
         return Problem(
             id=f"line {number}",
-            prompt=render(self._spec.prompt, row),
+            prompt=prompt,
             answer=as_text(row[self._spec.answer_field]),
             chat=self._spec.chat,
+            fields=fields,
+            control_tokens=self._spec.control_tokens,
         )
 
     def _row(self, number: int, line: bytes) -> Row:

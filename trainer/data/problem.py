@@ -2,9 +2,11 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from powermean.contracts.jsonl import Span
 from trainer.failures import TrainingError
 
 _DIGEST_RANGE = 2**64
@@ -12,12 +14,17 @@ _DIGEST_RANGE = 2**64
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: its text and the reference answer. A chat problem's prompt is one user message."""
+    """One problem: its text and the reference answer. A chat problem's prompt is one user message.
+
+    fields: where in the prompt a row's values are; control_tokens: what they spell out may be control tokens.
+    """
 
     id: str
     prompt: str
     answer: str
     chat: bool = False
+    fields: tuple[Span, ...] = ()
+    control_tokens: bool = False
 
 
 class PromptSource(Protocol):
@@ -35,6 +42,9 @@ class PromptSource(Protocol):
 
         None of them is ever in a training batch.
         """
+
+    def to_check(self) -> Iterator[Problem]:
+        """Problems that stand for all: a dataset's rows, in order; some of a generator's, and the widest."""
 
 
 def digest(text: str) -> int:

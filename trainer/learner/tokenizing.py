@@ -1,14 +1,17 @@
 """Text to token ids and back, as everywhere in the trainer."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
-from trainer.data import Problem
+from trainer.data.encoding import PromptEncoder, of_backend, of_python
 from trainer.failures import TrainingError
 
+UNKNOWN = "\ufffd"
 Tokenizer = Any  # transformers' tokenizer classes are untyped
 
 
@@ -25,24 +28,40 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ) from error
 
 
-def encode_prompts(tokenizer: Tokenizer, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
-    """Token ids of each prompt; a chat problem is one user message in the model's chat template."""
-    return [tuple(_encode(tokenizer, problem)) for problem in problems]
+def prompt_encoder(tokenizer: Tokenizer) -> PromptEncoder:
+    """How this tokenizer encodes prompts; a chat problem is one user message in the model's chat template."""
+
+    def fill(prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    fill_template = fill if tokenizer.chat_template else None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, Backend):
+        return of_backend(backend, fill_template)
+    return of_python(tokenizer, fill_template)
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The completion's text, without special tokens such as the end of text."""
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    """What the tokens say, special ones included: if one vanished, its neighbours would join.
+
+    An id without a token, as at the end of a padded vocabulary, is U+FFFD.
+    """
+    known = len(tokenizer)
+    if all(token < known for token in token_ids):
+        return _decoded(tokenizer, token_ids)
+    parts = groupby(token_ids, lambda token: token < known)
+    return "".join(
+        _decoded(tokenizer, list(ids)) if is_known else UNKNOWN * len(list(ids)) for is_known, ids in parts
+    )
+
+
+def _decoded(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    )
 
 
 def pad_token_id(tokenizer: Tokenizer) -> int:
     """An id to fill padding with; masks are never derived from it, so any will do."""
     return int(tokenizer.pad_token_id or 0)
-
-
-def _encode(tokenizer: Tokenizer, problem: Problem) -> list[int]:
-    if not problem.chat:
-        return list(tokenizer(problem.prompt).input_ids)
-    messages = [{"role": "user", "content": problem.prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)

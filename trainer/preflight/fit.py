@@ -5,8 +5,10 @@ estimate is beyond the memory.
 """
 
 import argparse
+import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,9 +21,9 @@ from powermean.spec_yaml import read_spec
 from trainer.data import open_source
 from trainer.failures import TrainingError
 from trainer.models.resolve import resolve_model
+from trainer.preflight.dataset import measured
 from trainer.preflight.footprint import Footprint, footprint
-from trainer.preflight.limits import ERROR, Place, changes, fits, place_of
-from trainer.preflight.validate import count_tokens, problems_of
+from trainer.preflight.limits import ERROR, Change, Place, changes, fits, place_of
 
 TOO_LARGE = 1
 
@@ -36,18 +38,33 @@ def main() -> int:
     parser.add_argument(
         "--prompt-tokens", type=int, help="tokens of the longest prompt, where the prompts are on the server"
     )
+    parser.add_argument("--json", action="store_true", help="print bytes as JSON instead of the table")
     options = parser.parse_args()
     try:
         spec = JobSpec.model_validate(read_spec(options.file.read_text(encoding="utf-8")).fields)
-        return report(options.file.name, spec, options.gpu_memory, options.prompt_tokens)
+        found = estimate(options.file.name, spec, options.gpu_memory, options.prompt_tokens)
     except (PowermeanError, ValidationError, OSError) as error:
         remedy = getattr(error, "remedy", None)
         print(f"error: {error}" + (f"\nremedy: {remedy}" if remedy else ""), file=sys.stderr)
         return 2
+    print(as_json(found) if options.json else table(found))
+    return 0 if fits(found.needed, found.place) else TOO_LARGE
 
 
-def report(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None) -> int:
-    """Print the table. Raises TrainingError where something about model, prompts or memory can't be known."""
+@dataclass(frozen=True)
+class Fit:
+    """What a job takes, where, and what would lower it."""
+
+    name: str
+    spec: JobSpec
+    prompt: int  # tokens of the longest
+    place: Place
+    needed: Footprint
+    changes: tuple[Change, ...]
+
+
+def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None) -> Fit:
+    """Raises TrainingError where something about model, prompts or memory can't be known."""
     data_dir = Path(os.environ.get("POWERMEAN_DATA_DIR") or Home.find().folder / "node")
     roots = tuple(Path(one) for one in os.environ.get("POWERMEAN_MODEL_ROOTS", "").split(":") if one)
     folder = resolve_model(spec.model, data_dir, roots)
@@ -68,12 +85,30 @@ def report(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int |
             path="model",
             remedy="there is no estimate for such a model",
         )
-    print("\n".join(lines(name, spec, folder, prompt, place, needed)))
-    return 0 if fits(needed, place) else TOO_LARGE
+    return Fit(name, spec, prompt, place, needed, tuple(changes(spec, folder, prompt, place)))
 
 
-def lines(name: str, spec: JobSpec, folder: Path, prompt: int, place: Place, needed: Footprint) -> list[str]:
-    """The table."""
+def as_json(found: Fit) -> str:
+    """Sizes in bytes."""
+    parts = ("weights", "gradients", "moments", "activations", "output_layer", "process")
+    return json.dumps(
+        {
+            "fits": fits(found.needed, found.place),
+            "trainer": found.needed.total,
+            "parts": {part: getattr(found.needed, part) for part in parts},
+            "engine": found.place.engine,
+            "memory": found.place.total,
+            "micro_batch_tokens": found.needed.tokens,
+            "prompt_tokens": found.prompt,
+            "changes": [{"change": one.text, "trainer": one.footprint.total} for one in found.changes],
+        },
+        indent=2,
+    )
+
+
+def table(found: Fit) -> str:
+    """For people."""
+    spec, place, needed, prompt = found.spec, found.place, found.needed, found.prompt
     verdict = "fits"
     if not fits(needed, place):
         certain = needed.total > ERROR * place.for_trainer
@@ -91,16 +126,15 @@ def lines(name: str, spec: JobSpec, folder: Path, prompt: int, place: Place, nee
     if needed.process:
         rows.append(("Python and PyTorch", needed.process, ""))
     where = "GPU" if place.cuda else "node"
-    found = [f"{name}: {verdict}", "", _row("trainer, at its peak", needed.total, "")]
-    found += [_row(f"  {what}", size, note) for what, size, note in rows]
+    lines = [f"{found.name}: {verdict}", "", _row("trainer, at its peak", needed.total, "")]
+    lines += [_row(f"  {what}", size, note) for what, size, note in rows]
     if place.engine_name:
-        found.append(_row(f"{place.engine_name} engine", place.engine, ""))
-    found.append(_row(f"the {where} has", place.total, ""))
-    others = [*changes(spec, folder, prompt, place)]
-    if others:
-        found += ["", "The trainer would take, with"]
-        found += [_row(f"  {change.text}", change.footprint.total, "") for change in others]
-    return found
+        lines.append(_row(f"{place.engine_name} engine", place.engine, ""))
+    lines.append(_row(f"the {where} has", place.total, ""))
+    if found.changes:
+        lines += ["", "The trainer would take, with"]
+        lines += [_row(f"  {change.text}", change.footprint.total, "") for change in found.changes]
+    return "\n".join(lines)
 
 
 def longest_prompt(spec: JobSpec, folder: Path) -> int:
@@ -112,7 +146,7 @@ def longest_prompt(spec: JobSpec, folder: Path) -> int:
             path="data",
             remedy="give --prompt-tokens, the length of the longest one",
         )
-    return max(count_tokens(folder, problems_of(spec, open_source(spec.data, None))))
+    return measured(spec, folder, open_source(spec.data, None), None).longest
 
 
 def _row(what: str, size: int, note: str) -> str:

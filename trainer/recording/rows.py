@@ -7,6 +7,7 @@ import gzip
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from powermean.contracts.metrics import METRICS, WHOLE_STEP, MetricRow
@@ -16,6 +17,7 @@ from trainer.learner.update_report import UPDATE_FIELDS, UpdateReport
 from trainer.recording.report import StepReport
 from trainer.recording.tokens import token_records
 from trainer.rollouts.batching import Rollouts
+from trainer.rollouts.sampling import graded_part
 
 
 def metric(step: int, name: str, value: float | None, update: int = WHOLE_STEP) -> MetricRow:
@@ -48,6 +50,7 @@ def step_metrics(report: StepReport) -> list[MetricRow]:
     entropy = _weighted(report.entropy, lengths.double())
     if entropy is not None:
         values["entropy"] = entropy
+    values |= last_pass_metrics(report)
     values |= report.mismatch.metrics
     values |= staleness_metrics(report.step, report.rollouts)
     rows = [metric(report.step, name, value) for name, value in values.items()]
@@ -67,6 +70,28 @@ def staleness_metrics(step: int, rollouts: Rollouts) -> dict[str, float]:
         "staleness/max": float(max(found)),
         "staleness/share_mixed": sum(len(spans) > 1 for spans in rollouts.versions) / len(found),
     }
+
+
+def last_pass_metrics(report: StepReport) -> dict[str, float]:
+    """p pooled over the updates of the last pass, each trajectory once; skipped updates count as without p.
+
+    Averages of the updates' numbers would be others: minibatches differ in how many trajectories have a p.
+    """
+    if not report.updates:
+        return {}
+    epochs = {facts.update: facts.epoch for facts in report.facts.updates}
+    last = max(epochs.values())
+    pools = [update.values["p"][update.rows] for update in report.updates if epochs[update.update] == last]
+    p = torch.cat(pools)
+    defined = p[~p.isnan()]
+    found = {"mean": _mean(p), "q10": _quantile(p, 0.1), "min": _extreme(p, "min")}
+    counts = {
+        "defined": defined.numel(),
+        "below_1": int((defined < 1).sum()),
+        "undefined": p.numel() - defined.numel(),
+    }
+    known = {name: value for name, value in found.items() if value is not None} | counts
+    return {f"p/last_pass/{name}": float(value) for name, value in known.items()}
 
 
 def time_metrics(step: int, seconds: Mapping[str, float], tokens: int) -> list[MetricRow]:
@@ -158,7 +183,7 @@ def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:
     ]
 
 
-def text_segment(report: StepReport) -> bytes:
+def text_segment(report: StepReport, stop: Sequence[str]) -> bytes:
     """The texts as gzipped JSON lines, in order of index; equal texts give equal bytes."""
     group = report.rollouts.group.tolist()
     lines = [
@@ -167,7 +192,8 @@ def text_segment(report: StepReport) -> bytes:
             prompt=report.problems[group[row]].prompt,
             completion=text,
             answer=report.problems[group[row]].answer,
-        ).model_dump_json()
+            graded=None if (graded := graded_part(text, stop)) == text else len(graded),
+        ).model_dump_json(exclude_none=True)
         for row, text in enumerate(report.texts)
     ]
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)

@@ -11,7 +11,9 @@ def record(run: Run, report: StepReport, count: int) -> None:
     texts_at = tokens_at = None
     name = f"{report.step:08d}.jsonl.gz"
     if run.spec.record.texts:
-        texts_at = run.store.put_bytes(f"jobs/{run.job_id}/texts/{run.attempt}", name, text_segment(report))
+        texts_at = run.store.put_bytes(
+            f"jobs/{run.job_id}/texts/{run.attempt}", name, text_segment(report, run.spec.rollout.stop)
+        )
     if count:
         segment = token_segment(report, count, run.decode)
         tokens_at = run.store.put_bytes(f"jobs/{run.job_id}/tokens/{run.attempt}", name, segment)

@@ -1,12 +1,12 @@
 """Held-out reward: one sampled completion per held-out problem."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from powermean.contracts.job import JobSpec
 from powermean.contracts.rollout import Sampling
 from trainer.data import Problem
 from trainer.rewards.grading import Grader
-from trainer.rollouts.sampling import Decode, Engine, complete_prompts, texts
+from trainer.rollouts.sampling import Decode, Engine, complete_prompts, graded_part, texts
 from trainer.seeds import derive_seed
 
 
@@ -16,6 +16,7 @@ def evaluate(
     problems: Sequence[Problem],
     prompts: Sequence[tuple[int, ...]],
     decode: Decode,
+    end_tokens: Collection[int],
     spec: JobSpec,
 ) -> float:
     """Mean reward. The seed is the same each time, so evaluations differ only by the weights."""
@@ -28,5 +29,6 @@ def evaluate(
     )
     rollouts = complete_prompts(engine, prompts, count=1, sampling=sampling, pad_token_id=0)
     answers = [problem.answer for problem in problems]
-    grades = grader.grade(list(zip(texts(rollouts, decode), answers, strict=True)))
+    graded = [graded_part(text, sampling.stop) for text in texts(rollouts, decode, end_tokens)]
+    grades = grader.grade(list(zip(graded, answers, strict=True)))
     return sum(grade.reward for grade in grades) / len(grades)

@@ -1,6 +1,6 @@
 """Completions from the rollout service."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from powermean.contracts.job import JobSpec
@@ -76,6 +76,15 @@ def complete_prompts(
 Decode = Callable[[Sequence[int]], str]
 
 
-def texts(rollouts: Rollouts, decode: Decode) -> list[str]:
-    """Text of each completion, in order of row."""
-    return [decode(row[kept].tolist()) for row, kept in zip(rollouts.tokens, rollouts.mask, strict=True)]
+def texts(rollouts: Rollouts, decode: Decode, end_tokens: Collection[int]) -> list[str]:
+    """Text of each completion, in order of row, without the token that ended it."""
+    found = []
+    for row, kept in zip(rollouts.tokens, rollouts.mask, strict=True):
+        ids = row[kept].tolist()
+        found.append(decode(ids[:-1] if ids and ids[-1] in end_tokens else ids))
+    return found
+
+
+def graded_part(text: str, stop: Sequence[str]) -> str:
+    """What is graded: the text up to the first stop string, which is where the job cut the policy off."""
+    return text[: min((place for one in stop if (place := text.find(one)) >= 0), default=len(text))]

@@ -1,158 +1,166 @@
-// One chart on the page: title, legend with the newest values, plot or table.
+// One chart on the page: title, what it says in words, legend with the newest values, plot or table.
+//
+// A figure (lines.js, exponent_plot.js, ...) knows its numbers: names(store), read(page, width) -> data, empty(data),
+// sentence(data), legend(data), option(data, page) -> ECharts options (or null: no plot), table(data), height(data).
 import { number } from "./format.js";
-import { chartData, plotOption, stepName } from "./plot.js";
+import { make } from "./plot.js";
 
 const DOUBLE_CLICK_MS = 300;
 
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name in element && name !== "popoverTargetAction") element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-function lastValue(points) {
-  return points.length ? points[points.length - 1] : null;
-}
-
-function swatch(series) {
-  const shape = { dashed: "dashed", marks: "dots", stack: "fill" }[series.style] ?? "";
-  return make("i", { className: `c${series.color} ${shape}`, ariaHidden: "true" });
-}
-
-function aboutBox(chart, metrics) {
+function aboutBox(figure, metrics) {
   const list = make("dl");
-  for (const series of chart.series) {
+  for (const series of figure.series) {
     const info = metrics[series.name] ?? { meaning: "", unit: "" };
     list.append(
       make("dt", {}, series.label, make("code", { textContent: series.name })),
       make("dd", { textContent: `${info.meaning}${info.unit ? ` (${info.unit})` : ""}` }),
     );
   }
-  return make("div", { className: "about", id: `about-${chart.id}`, popover: "auto" }, make("strong", { textContent: chart.title }), list);
+  return make("div", { className: "about", id: `about-${figure.id}`, popover: "auto" }, make("strong", { textContent: figure.title }), list);
+}
+
+function words(parts) {
+  return parts.map((part) => (typeof part === "string" ? part : make("strong", { textContent: part.strong })));
+}
+
+function plain(parts) {
+  return parts.map((part) => (typeof part === "string" ? part : part.strong)).join("");
+}
+
+function shown(item) {
+  return item.share && item.newest.value !== undefined ? `${number(100 * item.newest.value)} %` : number(item.newest.value);
 }
 
 export class Card {
   #plot = null;
-  #data = [];
+  #data = null;
+  #stale = true;
+  #visible = false;
 
-  // page: { store, metrics, view, echarts, zoomTo, final, stepAddress }
-  constructor(chart, page) {
-    this.chart = chart;
+  // page: { store, pairs, metrics, job, view, echarts, loaded, want, zoomTo, stepAddress, behind }
+  constructor(figure, page) {
+    this.figure = figure;
     this.page = page;
-    this.tabular = Boolean(chart.counters) || !page.echarts;
+    this.plotted = Boolean(figure.option && page.echarts);
+    this.tabular = !this.plotted || page.view.tables;
+    this.sentence = make("p", { className: "sentence" });
     this.legend = make("ul", { className: "legend" });
     this.canvas = make("div", { className: "plot", role: "img" });
-    this.nothing = make("p", { className: "nothing", textContent: page.final ? "No numbers." : "No numbers yet." });
-    this.table = make("div", { className: "data", tabIndex: 0, role: "region", ariaLabel: `${chart.title}: numbers` });
-    this.toggle = make("button", { type: "button", textContent: "Table", className: "quiet", ariaPressed: "false" });
-    this.toggle.setAttribute("aria-label", `${chart.title} as a table`);
+    this.nothing = make("p", { className: "nothing", textContent: "Loading…" });
+    this.table = make("div", { className: "data", hidden: true, tabIndex: 0, role: "region", ariaLabel: `${figure.title}: numbers` });
+    this.toggle = make("button", { type: "button", textContent: "Table", className: "quiet", ariaPressed: String(this.tabular) });
+    this.toggle.setAttribute("aria-label", `${figure.title} as a table`);
     this.toggle.addEventListener("click", () => this.showTable(!this.tabular));
-    this.toggle.hidden = this.tabular;
+    this.toggle.hidden = !this.plotted;
     const info = make("button", { type: "button", textContent: "?", className: "quiet" });
-    info.setAttribute("popovertarget", `about-${chart.id}`);
-    info.setAttribute("aria-label", `What ${chart.title} shows`);
-    const title = make("h4", { textContent: chart.title, id: `title-${chart.id}` });
+    info.setAttribute("popovertarget", `about-${figure.id}`);
+    info.setAttribute("aria-label", `What ${figure.title} shows`);
+    info.hidden = !figure.series.length;
+    const title = make("h4", { textContent: figure.title, id: `title-${figure.id}` });
     this.root = make(
       "article",
-      { className: chart.half ? "chart half" : "chart", id: `chart-${chart.id}` },
+      { className: figure.size ? `chart ${figure.size}` : "chart", id: `chart-${figure.id}` },
       make("div", { className: "chart-head" }, title, info, this.toggle),
-      this.legend, this.canvas, this.nothing, this.table, aboutBox(chart, page.metrics),
+      this.sentence, this.legend, this.canvas, this.nothing, this.table, aboutBox(figure, page.metrics),
     );
     this.root.setAttribute("aria-labelledby", title.id);
-    if (page.echarts) this.#listenForZoom();
+    if (this.plotted && !figure.still) this.#listenForZoom();
+  }
+
+  // Only what is on screen is fetched and drawn, and a card without data is hidden once that is known.
+  see(visible) {
+    this.#visible = visible;
+    if (visible && this.#stale) this.draw();
   }
 
   showTable(tabular) {
-    if (this.chart.counters || !this.page.echarts) return;
+    if (!this.plotted) return;
     this.tabular = tabular;
     this.toggle.setAttribute("aria-pressed", String(tabular));
     this.draw();
   }
 
   draw() {
-    const { store, view } = this.page;
-    this.#data = chartData(this.chart, store, view.updatesPerStep, view.zoom);
-    const empty = this.#data.every((entry) => entry.points.length === 0);
-    this.nothing.hidden = !empty || Boolean(this.chart.counters);
-    this.table.hidden = !this.tabular || (empty && !this.chart.counters);
-    this.canvas.hidden = this.tabular || empty;
-    this.legend.hidden = Boolean(this.chart.counters);
-    if (this.chart.counters) this.#drawCounters();
-    else {
-      this.#drawLegend();
-      if (this.tabular) this.#drawTable();
-      else if (!empty) this.#drawPlot();
-    }
+    const { figure, page } = this;
+    this.#stale = true;
+    delete this.root.dataset.drawn;
+    const names = figure.names(page.store);
+    if (page.loaded(names)) this.root.hidden = names.length > 0 && names.every((name) => !page.store.points(name).length);
+    if (!this.#visible || this.root.hidden) return;
+    if (!page.want(names)) return; // drawn again when they are here
+    this.#data = figure.read(page, this.root.clientWidth - 26);
+    const empty = figure.empty(this.#data);
+    const sentence = figure.sentence(this.#data);
+    this.sentence.hidden = empty || !sentence.length;
+    this.sentence.replaceChildren(...words(sentence));
+    this.nothing.hidden = !empty;
+    this.nothing.textContent = page.job.final ? "No numbers." : "No numbers yet.";
+    this.table.hidden = !this.tabular || empty || !figure.table;
+    this.canvas.hidden = this.tabular || empty || !this.plotted;
+    this.#drawLegend(empty);
+    if (!this.table.hidden) this.#drawTable();
+    if (!this.canvas.hidden) this.#drawPlot(sentence);
+    this.#stale = false;
+    this.root.dataset.drawn = "true";
   }
 
   resize() {
-    if (!this.canvas.hidden) this.#plot?.resize();
+    if (this.#visible && !this.canvas.hidden) this.draw();
   }
 
-  #drawLegend() {
-    this.legend.replaceChildren(
-      ...this.#data.map(({ series, points }) =>
-        make("li", {}, swatch(series), `${series.label} `, make("b", { textContent: number(lastValue(points)?.value) })),
-      ),
-    );
+  // Values that are not of the newest step say of which step they are, and how many trajectories are behind them.
+  #drawLegend(empty) {
+    const items = empty && this.figure.option ? [] : this.figure.legend(this.#data);
+    this.legend.hidden = !items.length;
+    const steps = new Set(items.map((item) => item.newest?.step).filter((step) => step !== undefined));
+    const whose = (step) => [`step ${step}`, this.figure.behind ? this.page.behind(step) : ""].filter(Boolean).join(": ");
+    const children = items.map((item) => {
+      const parts = item.mark ? [make("i", { className: item.mark, ariaHidden: "true" })] : [];
+      parts.push(`${item.label} `);
+      if (item.newest) parts.push(make("b", { textContent: shown(item) }));
+      if (steps.size > 1 && item.newest?.step !== undefined) parts.push(make("span", { className: "when", textContent: whose(item.newest.step) }));
+      return make("li", {}, ...parts);
+    });
+    if (steps.size === 1) children.push(make("li", { className: "when", textContent: whose([...steps][0]) }));
+    this.legend.replaceChildren(...children);
   }
 
-  #drawPlot() {
+  #drawPlot(sentence) {
+    const height = this.figure.height?.(this.#data);
+    if (height) this.canvas.style.height = `${height}px`;
     if (!this.#plot) this.#plot = this.page.echarts.init(this.canvas, null, { renderer: "canvas" });
     this.#plot.resize();
-    this.#plot.setOption(plotOption(this.chart, this.#data, this.page.view), { notMerge: true });
-    const said = this.#data.filter((entry) => entry.points.length).map(({ series, points }) => `${series.label} ${number(lastValue(points).value)}`);
-    this.canvas.setAttribute("aria-label", `${this.chart.title}. Newest: ${said.join("; ")}. The table has all numbers.`);
+    this.#plot.setOption(this.figure.option(this.#data, this.page), { notMerge: true });
+    const newest = this.figure.legend(this.#data).filter((item) => item.newest?.step !== undefined);
+    const said = newest.map((item) => `${item.label} ${shown(item)} in step ${item.newest.step}`);
+    const parts = [`${this.figure.title}.`, plain(sentence), said.length ? `Newest: ${said.join("; ")}.` : "", "The table has all numbers."];
+    this.canvas.setAttribute("aria-label", parts.filter(Boolean).join(" "));
   }
 
-  // One row per point in time, newest first; the values are those of the plot without smoothing.
+  // Newest step first, if rows are steps.
   #drawTable() {
-    const rows = new Map();
-    this.#data.forEach(({ points }, column) => {
-      for (const point of points) {
-        if (!rows.has(point.x)) rows.set(point.x, { point, values: [] });
-        rows.get(point.x).values[column] = point.value;
-      }
-    });
+    const { head, rows, first = "Step", warned } = this.figure.table(this.#data);
+    const byStep = first === "Step";
     const table = make("table");
-    const head = table.createTHead().insertRow();
-    head.append(make("th", { scope: "col", textContent: "Step" }), ...this.#data.map(({ series }) => make("th", { scope: "col", textContent: series.label })));
+    const titles = first === null ? head : [first, ...head];
+    table.createTHead().insertRow().append(...titles.map((text) => make("th", { scope: "col", textContent: text })));
     const body = table.createTBody();
-    for (const [, { point, values }] of [...rows].sort(([a], [b]) => b - a)) {
+    for (const [key, cells] of byStep ? [...rows].sort(([a], [b]) => b - a) : rows) {
       const row = body.insertRow();
-      const link = make("a", { href: this.page.stepAddress(point.step), textContent: stepName(point) });
-      row.append(make("th", { scope: "row" }, link));
-      this.#data.forEach((_, column) => { row.insertCell().textContent = column in values ? number(values[column]) : ""; });
+      if (byStep) row.append(make("th", { scope: "row" }, make("a", { href: this.#address(key), textContent: `${key}` })));
+      else if (first !== null) row.append(make("th", { scope: "row", textContent: key }));
+      for (const cell of cells) row.insertCell().textContent = cell;
+      if (warned?.(cells)) row.className = "happened";
     }
     this.table.replaceChildren(table);
   }
 
-  #drawCounters() {
-    const table = make("table");
-    const head = table.createTHead().insertRow();
-    head.append(...["Counter", "Last step", "Highest"].map((text) => make("th", { scope: "col", textContent: text })));
-    const body = table.createTBody();
-    for (const { series, points } of this.#data) {
-      const row = body.insertRow();
-      row.append(make("th", { scope: "row", textContent: series.label }));
-      const highest = points.reduce((most, point) => Math.max(most, point.high ?? point.value ?? 0), 0);
-      row.insertCell().textContent = number(lastValue(points)?.value);
-      row.insertCell().textContent = points.length ? number(highest) : "–";
-      if (highest > 0) row.className = "happened";
-    }
-    this.table.replaceChildren(table);
+  #address(step) {
+    return this.page.stepAddress(step) + (this.figure.stepQuery ?? "");
   }
 
-  // The step of the drawn point nearest to a horizontal pixel position.
   #stepAt(pixel) {
-    const x = this.#plot.convertFromPixel({ xAxisIndex: 0 }, pixel);
-    const distance = (point) => Math.abs(point.x - x);
-    const points = this.#data.flatMap((entry) => entry.points);
-    return points.reduce((best, point) => (distance(point) < distance(best) ? point : best)).step;
+    return Math.round(this.#plot.convertFromPixel({ xAxisIndex: 0 }, pixel));
   }
 
   // Dragging across a plot zooms all charts to those steps. A double click shows everything again, a click opens
@@ -162,6 +170,7 @@ export class Card {
     let opening = null;
     const mark = make("div", { className: "selection", hidden: true });
     const xOf = (event) => event.clientX - this.canvas.getBoundingClientRect().left;
+    const inside = (step) => Math.min(Math.max(step, this.page.view.from), this.page.view.to);
     const stop = () => { start = null; mark.hidden = true; };
     this.canvas.addEventListener("pointerdown", (event) => {
       if (event.pointerType !== "mouse" || event.button !== 0) return;
@@ -184,15 +193,15 @@ export class Card {
       if (!this.#plot) return;
       clearTimeout(opening);
       if (right - left < 6) {
-        const step = this.#stepAt(left);
-        opening = setTimeout(() => location.assign(this.page.stepAddress(step)), DOUBLE_CLICK_MS);
+        const step = inside(this.#stepAt(left));
+        opening = setTimeout(() => location.assign(this.#address(step)), DOUBLE_CLICK_MS);
         return;
       }
-      this.page.zoomTo([left, right].map((x) => this.#plot.convertFromPixel({ xAxisIndex: 0 }, x)));
+      this.page.zoomTo(...[left, right].map((x) => inside(this.#stepAt(x))));
     });
     this.canvas.addEventListener("dblclick", () => {
       clearTimeout(opening);
-      this.page.zoomTo(null);
+      this.page.zoomTo(null, null);
     });
   }
 }

@@ -1,72 +1,55 @@
 // A job's page: history first, then the stream. Changes are drawn at most a few times a second.
+import { readView, writeView } from "./address.js";
 import { Card } from "./card.js";
-import { CHARTS, metricNames } from "./charts.js";
+import { figures } from "./charts.js";
+import { trajectoriesBehind } from "./lines.js";
+import { Numbers } from "./numbers.js";
 import { paced } from "./pace.js";
+import { Pairs } from "./pairs.js";
 import { root } from "./root.js";
-import { SeriesStore } from "./store.js";
+import { buildTools } from "./tools.js";
 import { JobStream } from "./stream.js";
 
-const MAX_POINTS = 1500;
 const DRAW_EVERY_MS = 250;
+const SHORT = 200; // steps of a run whose series are fetched all at once, on screen or not
 const TELL_EVERY_MS = { metrics: 2000, trajectories: 5000 };
 const STATUS = { live: "Live", waiting: "Reconnecting…", paused: "Paused while hidden", ended: "Ended" };
 
 const job = JSON.parse(document.getElementById("job-data").textContent);
-const store = new SeriesStore();
-const view = { from: 0, to: 1, zoom: null, smoothed: false, updatesPerStep: job.updatesPerStep };
+const address = `${root}v1/jobs/${encodeURIComponent(job.id)}`;
+const numbers = new Numbers(job, () => drawSoon());
+const pairs = new Pairs(fetchPairs, () => drawSoon());
+const view = { from: 0, to: 1, ...readView(location.search) };
+const grid = document.getElementById("grid");
 const cards = [];
+const headings = new Map(); // heading -> its cards
 
 async function loadEcharts() {
-  const address = document.getElementById("job-script").dataset.echarts;
-  if (!address) return null;
+  const library = document.getElementById("job-script").dataset.echarts;
+  if (!library) return null;
   try {
-    return await import(address);
+    return await import(library);
   } catch (error) {
     console.warn("The plotting library did not load; showing tables.", error);
     return null;
   }
 }
 
-let missed = null; // events received while a history was loading
-
-// Reload the history and apply what the stream sent meanwhile.
-async function loadHistory() {
-  missed = [];
-  try {
-    store.setHistory(await fetchHistory());
-    for (const { kind, data, seq } of missed) {
-      if (seq > store.seq) apply(kind, data);
-    }
-  } finally {
-    missed = null;
-  }
-}
-
-function apply(kind, data) {
-  if (kind === "metrics") store.addRows(data.rows);
-  if (kind === "rewind") store.rewind(data.from_step);
-}
-
-async function fetchHistory() {
-  const query = new URLSearchParams([...metricNames().map((name) => ["name", name]), ["max_points", String(MAX_POINTS)]]);
-  const answer = await fetch(`${root}v1/jobs/${encodeURIComponent(job.id)}/metrics?${query}`);
-  if (!answer.ok) throw new Error(`history: ${answer.status}`);
+async function fetchPairs(from, to) {
+  const answer = await fetch(`${address}/exponents?from_step=${from}&to_step=${to}`);
+  if (!answer.ok) throw new Error(`exponents: ${answer.status}`);
   return answer.json();
 }
 
-function lastStep() {
-  let last = 0;
-  for (const points of store.series.values()) {
-    if (points.length) last = Math.max(last, points[points.length - 1].step);
-  }
-  return last;
-}
-
+// An open end of the zoom follows the run.
 function draw() {
-  const end = lastStep() + 1;
-  view.from = view.zoom ? view.zoom[0] : 0;
-  view.to = view.zoom && Number.isFinite(view.zoom[1]) ? view.zoom[1] : Math.max(end, view.from + 1);
+  view.from = view.zoom?.from ?? Math.min(1, numbers.first);
+  view.to = Math.max(view.zoom?.to ?? numbers.last, view.from);
   for (const card of cards) card.draw();
+  for (const [heading, own] of headings) heading.hidden = own.every((card) => card.root.hidden);
+  const some = cards.some((card) => !card.root.hidden);
+  document.getElementById("no-numbers").hidden = some;
+  document.getElementById("chart-tools").hidden = !some;
 }
 
 let drawing = null;
@@ -88,106 +71,75 @@ function showStatus(status) {
   element.hidden = false;
   element.textContent = STATUS[status];
   element.className = `stream ${status}`;
-}
-
-// Merged points may span a rewind, and a page left open for days collects more points than can be drawn.
-function outgrown(kind) {
-  return (kind === "rewind" && store.thinned) || store.longest() > 4 * MAX_POINTS;
+  if (status === "live") document.dispatchEvent(new CustomEvent("connection:back"));
+  if (status === "waiting") document.dispatchEvent(new CustomEvent("connection:lost"));
 }
 
 function follow() {
-  const stream = new JobStream(job.id, store.seq, {
+  const stream = new JobStream(job.id, numbers.seq, {
     status: showStatus,
     event(kind, data, seq) {
-      missed?.push({ kind, data, seq });
-      apply(kind, data);
+      numbers.take({ kind, data, seq });
+      if (kind === "rewind") pairs.rewind(data.from_step);
       drawSoon();
-      if (missed === null && outgrown(kind)) loadHistory().catch((error) => console.warn(error)).then(drawSoon);
       tell(kind);
     },
   });
   stream.open();
 }
 
-function button(text, pressed, onClick) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
-  if (pressed !== null) made.setAttribute("aria-pressed", String(pressed));
-  made.addEventListener("click", () => onClick(made));
-  return made;
-}
-
-function stepInput(name, text) {
-  const label = document.createElement("label");
-  const input = document.createElement("input");
-  Object.assign(input, { type: "number", min: "0", step: "any", name, autocomplete: "off" });
-  label.append(text, input);
-  return [label, input];
-}
-
-function buildTools(zoomable) {
-  const tools = document.getElementById("chart-tools");
-  const [fromLabel, from] = stepInput("from", "Steps");
-  const [toLabel, to] = stepInput("to", "to");
-  const reset = button("Whole run", null, () => zoomTo(null));
-  const apply = (range) => {
-    view.zoom = range && range[1] > range[0] ? [Math.max(0, range[0]), range[1]] : null;
-    reset.disabled = !view.zoom;
-    draw();
-  };
-  const zoomTo = (range) => {
-    apply(range);
-    from.value = view.zoom ? +view.zoom[0].toFixed(2) : "";
-    to.value = view.zoom ? +view.zoom[1].toFixed(2) : "";
-  };
-  // An open end follows the run.
-  const typed = () => {
-    if (from.value === "" && to.value === "") return apply(null);
-    return apply([Number(from.value || 0), to.value === "" ? Infinity : Number(to.value)]);
-  };
-  for (const input of [from, to]) input.addEventListener("change", typed);
-  reset.disabled = true;
-  tools.append(fromLabel, toLabel, reset);
-  if (zoomable) {
-    const toggle = (made, value) => made.setAttribute("aria-pressed", String(value));
-    tools.append(
-      button("Smooth", false, (made) => { view.smoothed = !view.smoothed; toggle(made, view.smoothed); draw(); }),
-      button("Tables", false, (made) => {
-        const tabular = made.getAttribute("aria-pressed") !== "true";
-        toggle(made, tabular);
-        for (const card of cards) card.showTable(tabular);
-      }),
-    );
-  }
-  tools.hidden = false;
-  return zoomTo;
+function changeView(change) {
+  Object.assign(view, change);
+  history.replaceState(history.state, "", location.pathname + writeView(location.search, view) + location.hash);
+  for (const tab of document.querySelectorAll("a[data-keeps-view]")) tab.search = writeView("", view);
+  numbers.zoom(view.zoom);
+  draw();
 }
 
 function buildCards(echarts, zoomTo) {
-  const grid = document.getElementById("grid");
   const stepAddress = (step) => `${root}jobs/${encodeURIComponent(job.id)}/steps/${step}`;
-  const page = { store, view, echarts, zoomTo, stepAddress, final: job.final, metrics: job.metrics };
-  for (const chart of CHARTS) {
-    if (chart.group) {
-      const heading = document.createElement("h3");
-      heading.textContent = chart.group;
+  const page = {
+    store: numbers.store, pairs, metrics: job.metrics, job, view, echarts, zoomTo, stepAddress,
+    loaded: (names) => numbers.loaded(names),
+    want: (names) => numbers.want(names),
+    behind: (step) => trajectoriesBehind(numbers.store, step),
+  };
+  const seen = new IntersectionObserver(
+    (entries) => { for (const entry of entries) cards.find((card) => card.root === entry.target).see(entry.isIntersecting); },
+    { rootMargin: "200px" },
+  );
+  let heading = null;
+  for (const figure of figures(job, grid.dataset.tab)) {
+    if (figure.group) {
+      heading = document.createElement("h3");
+      heading.textContent = figure.group;
+      headings.set(heading, []);
       grid.append(heading);
       continue;
     }
-    const card = new Card(chart, page);
+    const card = new Card(figure, page);
     cards.push(card);
+    headings.get(heading)?.push(card);
     grid.append(card.root);
+    seen.observe(card.root);
   }
   new ResizeObserver(() => { for (const card of cards) card.resize(); }).observe(grid);
   document.addEventListener("themechange", draw);
 }
 
 async function start() {
-  const [echarts] = await Promise.all([loadEcharts(), loadHistory()]);
-  buildCards(echarts, buildTools(Boolean(echarts)));
+  const echarts = await loadEcharts();
+  const tools = buildTools(view, Boolean(echarts), changeView, (tabular) => {
+    for (const card of cards) card.showTable(tabular);
+  });
+  buildCards(echarts, tools.zoomTo);
+  numbers.zoom(view.zoom);
+  numbers.want(["reward"]); // where the run is, whatever is on screen
+  if (job.step < SHORT) for (const card of cards) numbers.want(card.figure.names(numbers.store));
+  await new Promise((done) => setTimeout(done, 0)); // the cards on screen add what they want
+  await numbers.start();
   draw();
-  document.getElementById("grid").dataset.ready = "true";
+  grid.dataset.ready = "true";
   if (job.final) showStatus("ended");
   else follow();
 }

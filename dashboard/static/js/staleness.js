@@ -4,7 +4,7 @@ import { number, tick } from "./format.js";
 const SERIES = [
   { label: "p, mean", color: 1, of: (row) => row.last.p },
   { label: "p, 10 %", color: 4, dashed: true, of: (row) => row.last.p_q10 },
-  { label: "p, 90 %", color: 4, dashed: true, of: (row) => row.last.p_q90 },
+  { label: "p, 90 %", color: 6, dashed: true, of: (row) => row.last.p_q90 },
   { label: "N(p)", color: 3, of: (row) => row.last.ess },
   { label: "N(1)", color: 7, of: (row) => row.last.ess_at_1 },
   { label: "clipped", color: 2, of: (row) => row.last.clip_fraction },
@@ -41,7 +41,7 @@ function option(rows) {
   return {
     animation: false,
     textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
-    grid: { left: 40, right: 16, top: 12, bottom: 40 },
+    grid: { left: 48, right: 16, top: 12, bottom: 40 },
     xAxis: {
       type: "category",
       data: rows.map((row) => `${row.staleness}`),
@@ -54,8 +54,12 @@ function option(rows) {
     },
     yAxis: {
       type: "value",
-      min: ({ min }) => Math.min(0, min),
-      max: ({ max }) => Math.max(1, max),
+      min: ({ min }) => (min < 0 ? null : 0),
+      max: ({ max }) => (max > 1 ? null : 1),
+      name: "p, share",
+      nameLocation: "middle",
+      nameGap: 28,
+      nameTextStyle: text,
       axisLabel: { ...text, formatter: tick },
       splitLine: { lineStyle: { color: colour("line") } },
     },

@@ -1,11 +1,6 @@
 // The series of one job, for charts and tables. No DOM, no network.
 export const WHOLE_STEP = -1;
 
-// A point is placed at its step; the updates of a step are spread up to the next one.
-export function position(point, updatesPerStep) {
-  return point.update === WHOLE_STEP ? point.step : point.step + point.update / updatesPerStep;
-}
-
 const ORDER = 2 ** 20; // above any update number, as on the server
 
 function rank(point) {
@@ -15,7 +10,6 @@ function rank(point) {
 export class SeriesStore {
   constructor() {
     this.series = new Map(); // name -> points, ordered by (step, update), each key once
-    this.seq = 0; // everything up to this event is included
     this.thinned = false; // some points are merged from several
   }
 
@@ -27,10 +21,19 @@ export class SeriesStore {
     return Math.max(0, ...[...this.series.values()].map((points) => points.length));
   }
 
-  setHistory(history) {
-    this.series = new Map(history.series.map((series) => [series.name, [...series.points]]));
-    this.thinned = history.series.some((series) => series.points.some((point) => point.low !== null && point.low !== undefined));
-    this.seq = history.seq;
+  lastStep() {
+    return Math.max(0, ...[...this.series.values()].map((points) => points.at(-1)?.step ?? 0));
+  }
+
+  firstStep() {
+    const starts = [...this.series.values()].filter((points) => points.length).map((points) => points[0].step);
+    return starts.length ? Math.min(...starts) : 0;
+  }
+
+  // The history's series replace those of the same names.
+  addHistory(history) {
+    for (const series of history.series) this.series.set(series.name, [...series.points]);
+    this.thinned = [...this.series.values()].some((points) => points.some((point) => point.low != null));
   }
 
   // Adding the same rows again has no effect; a newer value replaces the older one.
@@ -55,16 +58,4 @@ export class SeriesStore {
     if (at > 0 && rank(points[at - 1]) === rank(point)) points[at - 1] = point;
     else points.splice(at, 0, point);
   }
-}
-
-// Exponential moving average without initial bias; gaps stay gaps.
-export function smooth(values, weight) {
-  let mean = 0;
-  let mass = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    mean = weight * mean + (1 - weight) * value;
-    mass = weight * mass + (1 - weight);
-    return mean / mass;
-  });
 }

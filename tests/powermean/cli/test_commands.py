@@ -5,20 +5,34 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from pydantic import BaseModel
+from typer.testing import Result
 
-from powermean.cli.main import COMMANDS, OLD_COMMANDS, app
-from powermean.contracts.api import JobPage, JobState, JobSummary
+from powermean.cli.main import COMMANDS, OLD_COMMANDS
+from powermean.contracts.api import (
+    Dataset,
+    DatasetList,
+    Job,
+    JobPage,
+    JobState,
+    JobSummary,
+    LoginCode,
+    NodeList,
+)
+from powermean.contracts.engines import EngineServiceList
 from powermean.contracts.renaming import Deprecation
 from powermean.contracts.replays import AskedReplay
 from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_replays import replay_result, sample_replay
 from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
+from tests.support.terminal import powermean
 
+SUMMARY = set(JobSummary.model_fields)
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
 
 
@@ -32,27 +46,46 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     scripted.stop()
 
 
-def powermean(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
 def body(state: JobState, **changes: object) -> Answer:
     return Answer(body=job(state, **changes).model_dump_json().encode())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *[(c,) for c in COMMANDS if c not in ("datasets", "engine", "node")],
-        *[("datasets", c) for c in ("upload", "list")],
-        *[("engine", c) for c in ("add", "list", "remove")],
-        ("node", "remove"),
-    ],
-)
+SUBCOMMANDS = {
+    "datasets": ("upload", "list", "remove"),
+    "node": ("remove",),
+    "engine": ("add", "list", "remove"),
+}
+EVERY = [
+    *[(c,) for c in COMMANDS if c not in SUBCOMMANDS],
+    *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
+]
+
+WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
+
+
+@pytest.mark.parametrize("command", EVERY)
 def test_help_teaches_by_example(command: tuple[str, ...]) -> None:
     result = powermean(*command, "--help")
     assert result.exit_code == 0
     assert f"Example: powermean {' '.join(command)}" in result.output
+
+
+@pytest.mark.parametrize("command", [(), *[(group,) for group in SUBCOMMANDS], *EVERY])
+def test_help_has_one_style(command: tuple[str, ...]) -> None:
+    said = powermean(*command, "--help").output
+    assert said.startswith(" ".join(("Usage: powermean", *command)))
+    assert not set("│╭╰─") & set(said)
+    assert "--install-completion" not in said
+
+
+@pytest.mark.parametrize("command", [c for c in EVERY if c not in WITHOUT_DATA])
+def test_whatever_prints_data_prints_json_too(command: tuple[str, ...]) -> None:
+    assert "--json" in powermean(*command, "--help").output
+
+
+@pytest.mark.parametrize("typo", ["lst", "shwo", "dataset"])
+def test_a_typo_is_told_the_command(typo: str) -> None:
+    assert "Did you mean" in powermean(typo).stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -118,6 +151,155 @@ def test_submit_does_not_send_what_cannot_be_right(server: ScriptedServer, tmp_p
     file.write_text("name: x\n")
     assert powermean("submit", str(file)).exit_code == 1
     assert server.requests == []
+
+
+LISTS: dict[tuple[str, ...], tuple[str, BaseModel]] = {
+    ("list",): ("GET /v1/jobs", JobPage(items=(JobSummary(**job().model_dump(include=SUMMARY)),))),
+    ("show", "job-a"): ("GET /v1/jobs/job-a", job()),
+    ("cancel", "job-a"): ("POST /v1/jobs/job-a/cancel", job(JobState.CANCELLED)),
+    ("nodes",): ("GET /v1/nodes", NodeList(items=())),
+    ("datasets", "list"): ("GET /v1/datasets", DatasetList(items=())),
+    ("engine", "list"): ("GET /v1/engines", EngineServiceList(items=())),
+    ("login",): ("POST /v1/login-codes", LoginCode(code="abc", expires_at=datetime(2026, 1, 1, tzinfo=UTC))),
+    ("staleness", "job-a"): ("GET /v1/jobs/job-a/staleness", sample_staleness()),
+}
+
+
+@pytest.mark.parametrize("command", LISTS)
+def test_json_is_the_apis_answer(server: ScriptedServer, command: tuple[str, ...]) -> None:
+    request, answer = LISTS[command]
+    server.on(request, Answer(body=answer.model_dump_json().encode()))
+    result = powermean(*command, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == answer.model_dump(mode="json", by_alias=True)
+
+
+def test_watch_prints_events_as_lines_of_json(server: ScriptedServer) -> None:
+    ended = job(JobState.FINISHED, seq=2)
+    server.on("GET /v1/jobs/job-a", Answer(body=ended.model_dump_json().encode()))
+    state = json.dumps(ended.model_dump(mode="json", include=SUMMARY))
+    frames = f"id: 1\nevent: rewind\ndata: {{}}\n\nid: 2\nevent: state\ndata: {state}\n\n"
+    server.on("GET /v1/jobs/job-a/events", Answer(body=frames.encode(), kind="text/event-stream"))
+    result = powermean("watch", "job-a", "--json")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["kind"] for line in result.stdout.splitlines()] == ["rewind", "state"]
+
+
+def summaries(*jobs: Job) -> bytes:
+    items = tuple(JobSummary.model_validate(one.model_dump(include=SUMMARY)) for one in jobs)
+    return JobPage(items=items).model_dump_json().encode()
+
+
+def test_a_name_stands_for_the_only_job_that_has_it(server: ScriptedServer) -> None:
+    page = summaries(job(id="job-b", name="sum"), job(id="job-c", name="sums"))
+    server.on("GET /v1/jobs", Answer(body=page))
+    server.on("GET /v1/jobs/job-b", Answer(body=job(id="job-b", name="sum").model_dump_json().encode()))
+    assert "job-b  sum" in powermean("show", "sum").stdout
+    assert server.requests[0][0] == "GET /v1/jobs?name=sum&limit=200"
+
+
+def test_a_name_that_several_jobs_have_is_refused_with_their_ids(server: ScriptedServer) -> None:
+    server.on("GET /v1/jobs", Answer(body=summaries(job(id="job-b"), job(JobState.FAILED, id="job-c"))))
+    result = powermean("cancel", "arithmetic")
+    assert result.exit_code == 1
+    assert [line.split()[:2] for line in result.stderr.splitlines()[1:-1]] == [
+        ["job-b", "running"],
+        ["job-c", "failed"],
+    ]
+    assert [request for request, _, _ in server.requests] == ["GET /v1/jobs?name=arithmetic&limit=200"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(c,) for c in ("show", "watch", "cancel", "logs", "staleness", "download")]
+    + [("replay", "--step", "1")],
+)
+def test_every_command_about_a_job_takes_its_name(server: ScriptedServer, command: tuple[str, ...]) -> None:
+    server.on("GET /v1/jobs", Answer(body=summaries()))
+    result = powermean(command[0], "no such name", *command[1:])
+    assert result.exit_code == 1
+    assert result.stderr == "powermean: no job is called 'no such name'\n`powermean list` lists the jobs.\n"
+
+
+def test_lists_go_through_all_pages(server: ScriptedServer) -> None:
+    one = Dataset(
+        id="ds-1", name="a", rows=1, fields=(), sha256="0" * 64, size=1, created_at="2026-01-01T00:00Z"
+    )
+    pages = [
+        DatasetList(items=(one,) * 200, next="2026/ds-1"),
+        DatasetList(items=(one.model_copy(update={"id": "ds-2"}),) * 5),
+    ]
+    server.on("GET /v1/datasets", *[Answer(body=page.model_dump_json().encode()) for page in pages])
+    lines = powermean("datasets", "list").stdout.splitlines()
+    assert len([line for line in lines if line.startswith("ds-")]) == 205
+    assert [line for line, _, _ in server.requests] == [
+        "GET /v1/datasets?limit=200",
+        "GET /v1/datasets?cursor=2026%2Fds-1&limit=200",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "node"])
+def test_what_is_gone_can_be_removed(server: ScriptedServer, kind: str) -> None:
+    server.on(f"DELETE /v1/{kind}s/one", Answer(204))
+    result = powermean({"dataset": "datasets", "node": "node"}[kind], "remove", "one")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one is removed\n"
+
+
+def test_what_a_limit_leaves_out_is_said(server: ScriptedServer) -> None:
+    page = json.loads(summaries(job(), job()))
+    server.on("GET /v1/jobs", Answer(body=json.dumps(page | {"next": "more"}).encode()))
+    result = powermean("list", "--limit", "2")
+    assert result.stderr == "There are more jobs: raise --limit.\n"
+    assert [line for line, _, _ in server.requests] == ["GET /v1/jobs?limit=2"]
+
+
+def test_logs_that_are_followed_go_on_after_a_restart(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("powermean.client.RETRY_S", 0.0)
+    monkeypatch.setattr("powermean.client.LOG_POLL_S", 0.0)
+    down = Answer(503, b"down")
+    jobs = [body(JobState.RUNNING), down, body(JobState.RUNNING), down, body(JobState.FINISHED)]
+    server.on("GET /v1/jobs/job-a", *jobs)
+    parts = [("one\n", 4), ("two\x1b[2J\n", 8), ("", 8)]
+    answers = [json.dumps({"attempt": 1, "offset": 0, "next_offset": n, "text": text}) for text, n in parts]
+    server.on("GET /v1/jobs/job-a/logs", *[Answer(body=answer.encode()) for answer in answers])
+    result = powermean("logs", "job-a", "-f")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one\ntwo\\u001b[2J\n"
+
+
+def validated(file: Path, **model: str) -> Result:
+    spec = SPEC.model_dump(mode="json", exclude_unset=True) | {"model": model}
+    file.write_text(json.dumps(spec, indent=1))
+    return powermean("validate", str(file))
+
+
+def test_validate_finds_a_models_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second: the trainer's room answers, and the command line imports none."""
+    file, typo = tmp_path / "spec.json", "HuggingFaceTB/SmolLM2-135-Instruct"
+    monkeypatch.delenv("POWERMEAN_URL", raising=False)
+    refused = validated(file, name=typo)
+    assert refused.exit_code == 1
+    meant = "did you mean HuggingFaceTB/SmolLM2-135M-Instruct?"
+    assert f"{file}:4: model.name: unknown model '{typo}': {meant}" in refused.stderr
+
+
+def test_validate_says_what_it_could_not_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POWERMEAN_MODEL_ROOTS", raising=False)
+    result = validated(tmp_path / "spec.json", folder="mine")
+    assert result.exit_code == 0
+    assert "valid (pmpo, 2 steps)" in result.stdout
+    assert "folder is not looked for: POWERMEAN_MODEL_ROOTS is not set" in result.stderr
+
+
+def test_remedies_name_commands(server: ScriptedServer) -> None:
+    error = {"code": "not_found", "message": "no job job-a", "remedy": "GET /v1/jobs lists the jobs."}
+    server.on("GET /v1/jobs/job-a", Answer(404, json.dumps({"error": error}).encode()))
+    assert powermean("show", "job-a").stderr == (
+        "powermean: no job job-a\n`powermean list` lists the jobs.\n"
+    )
 
 
 def test_logs_prints_all_parts(server: ScriptedServer) -> None:

@@ -76,10 +76,16 @@ def test_everything_lies_in_the_home_whatever_its_name(tmp_path: Path, name: str
 
 
 def test_the_home_is_its_owners_alone(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    home.folder.mkdir(mode=0o755)
-    make_home(home)
-    assert home.folder.stat().st_mode & 0o777 == 0o700
+    new, old, shared = (Home(tmp_path / name) for name in ("new", "old", "shared"))
+    old.secrets.mkdir(parents=True)  # an earlier version's
+    shared.folder.mkdir()
+    for folder in (old.folder, shared.folder):
+        folder.chmod(0o755)
+    for home in (new, old, shared):
+        make_home(home)
+    modes = [home.folder.stat().st_mode & 0o777 for home in (new, old, shared)]
+    assert modes == [0o700, 0o700, 0o755]  # the last one may be a folder like /tmp
+    assert shared.logs.stat().st_mode & 0o077 == 0
 
 
 def test_a_home_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:

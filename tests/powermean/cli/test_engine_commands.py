@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from powermean.cli.main import app
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from tests.support.scripted_server import Answer, ScriptedServer
+from tests.support.terminal import powermean
 
 
 @pytest.fixture
@@ -17,13 +17,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     scripted.start()
     monkeypatch.setenv("POWERMEAN_URL", scripted.url)
     monkeypatch.setenv("POWERMEAN_API_KEY", "pm_key")
-    monkeypatch.setenv("COLUMNS", "200")
     yield scripted
     scripted.stop()
 
 
 def engine(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ("engine", *arguments))
+    return powermean("engine", *arguments)
 
 
 def service(**changes: object) -> EngineService:

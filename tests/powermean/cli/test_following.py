@@ -1,11 +1,9 @@
 """What `watch`, `submit --watch` and `demo` show of a run, on a terminal and in a file."""
 
-import io
 import json
 from collections.abc import Iterator
 
 import pytest
-from rich.console import Console
 
 from powermean import Client
 from powermean.cli.following import follow
@@ -13,10 +11,13 @@ from powermean.contracts.api import JobState
 from powermean.contracts.health import Finding, JobHealth
 from tests.support.sample_jobs import job
 from tests.support.scripted_server import Answer, ScriptedServer
+from tests.support.terminal import terminal
 
 SUMMARY = {"exclude": {"spec", "result", "attempts", "seconds_left", "seq"}, "mode": "json"}
 
-CLIPPING = Finding(code="clipping", level="watch", message="12 % of tokens [b]clipped", remedy="Lower x.")
+CLIPPING = Finding(
+    code="clipping", level="watch", message="12 % of tokens [b]\x1b[5mclipped", remedy="Lower x."
+)
 SPREAD = Finding(code="no_spread", level="bad", message="95 % of groups had equal rewards")
 HEALTH = JobHealth(level="bad", first_step=1, last_step=2, findings=(SPREAD, CLIPPING))
 
@@ -46,10 +47,9 @@ def client() -> Iterator[Client]:
     server.stop()
 
 
-def test_in_a_file_every_step_is_a_line(client: Client) -> None:
-    out = io.StringIO()
-    run = follow(client, job(), Console(file=out))
-    lines = out.getvalue().splitlines()
+def test_in_a_file_every_step_is_a_line(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    run = follow(client, job())
+    lines = capsys.readouterr().out.splitlines()
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.split("  ")[:2] for line in steps] == [
         ["step 1/2", "reward 0.25"],
@@ -59,17 +59,37 @@ def test_in_a_file_every_step_is_a_line(client: Client) -> None:
     assert "held-out accuracy 0.50 after step 2" in lines
     assert lines[-2:] == [
         "bad: 95 % of groups had equal rewards.",
-        "watch: 12 % of tokens [b]clipped. Lower x.",
+        "watch: 12 % of tokens [b]\\u001b[5mclipped. Lower x.",
     ]
     assert run.job.state is JobState.FINISHED
 
 
-def test_on_a_terminal_the_table_ends_complete(client: Client) -> None:
-    out = io.StringIO()
-    follow(client, job(), Console(file=out, force_terminal=True, width=120))
-    last = out.getvalue().rpartition("step 2/2")[2]
+def test_without_colours_a_terminal_gets_lines(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch, 120, NO_COLOR="1")
+    follow(client, job())
+    assert "step 2/2  reward 0.50" in screen.getvalue()
+    assert "\x1b" not in screen.getvalue()
+
+
+def test_on_a_terminal_the_table_ends_complete(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch, 120)
+    follow(client, job())
+    last = screen.getvalue().rpartition("step 2/2")[2]
     assert "held-out accuracy: 0.50 after step 2" in last
     assert "0.900" in last
     assert "bad: 95 % of groups had equal rewards." in last
-    assert "watch: 12 % of tokens [b]clipped. Lower x." in last
+    assert "watch: 12 % of tokens [b]\\u001b[5mclipped. Lower x." in last
     assert "finished" in last
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80])
+def test_a_narrow_terminal_loses_columns_but_no_digit(
+    client: Client, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    screen = terminal(monkeypatch, columns)
+    follow(client, job())
+    last = screen.text.rpartition("ESS")[2]
+    assert "…" not in last
+    assert "0.50" in last
+    assert "0.900" in last
+    assert ("tok/s" in screen.text) == (columns == 80)

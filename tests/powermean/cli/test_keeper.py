@@ -52,6 +52,17 @@ def test_a_program_that_dies_is_started_again_and_one_that_was_stopped_is_not(tm
     assert told == [f"The sleeper ended with status -9 and is started again: see {tmp_path / 'log'}"]
 
 
+def test_a_program_that_can_not_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As where no more files can be opened; here its log's folder is missing at first."""
+    told: list[str] = []
+    kept = keeper("import time; time.sleep(60)", tmp_path / "logs" / "log", told.append)
+    until(lambda: told)
+    assert "The sleeper can't be started" in told[0]
+    (tmp_path / "logs").mkdir()
+    running(kept)
+    kept.stop(grace_s=5)
+
+
 def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     stubborn = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"

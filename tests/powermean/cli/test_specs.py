@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from powermean.cli.specs import SpecFileError, load_spec, located, read_file
+from powermean.cli.specs import load_spec, located
 from powermean.contracts.api import FieldError
+from powermean.spec_files import SpecFileError, read_file
 
 GOOD = """name: test
 model:
@@ -60,7 +61,11 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         ("steps: 2", "steps: two", "9: training.steps: "),
         ("steps: 2", "step: 2", "9: training.step: there is no such field"),
         ("low: 1", "low: -1", "7: data.tasks.0.low: "),
-        ("kind: arithmetic", "kind: arithmetics", "4: data: "),
+        (
+            "kind: arithmetic",
+            "kind: arithmetics",
+            "5: data.kind: unknown data kind 'arithmetics': did you mean arithmetic?",
+        ),
         ("name: some/model", "folder: a\n  name: b", "2: model: give exactly one of name and folder"),
         ("steps: 2", "steps: 2\n  steps: 3", "10:3: training.steps is given twice"),
         ("steps: 2", "steps: [2", "10:1: not YAML: "),

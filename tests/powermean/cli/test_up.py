@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path / "home", tmp_path)
+    folder = tmp_path / "what?[1] 50%::#"  # each of these means something in another program's language
+    folder.mkdir()
+    service = Service(folder / "home", tmp_path)
     yield service
     if service.process and service.process.poll() is None:
         service.kill()

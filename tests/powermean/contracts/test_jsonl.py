@@ -2,7 +2,15 @@
 
 import pytest
 
-from powermean.contracts.jsonl import JsonlError, TemplateError, as_text, check_line, render, template_fields
+from powermean.contracts.jsonl import (
+    JsonlError,
+    TemplateError,
+    as_text,
+    check_line,
+    render,
+    render_with_spans,
+    template_fields,
+)
 
 
 def test_a_row_is_a_json_object() -> None:
@@ -18,6 +26,7 @@ def test_a_row_is_a_json_object() -> None:
         (b"[1]", "not a JSON object but a list"),
         (b'"a"', "not a JSON object but a string"),
         (b"3", "not a JSON object but a number"),
+        (b"0.5", "not a JSON object but a number"),
         (b"true", "not a JSON object but true or false"),
         (b"null", "not a JSON object but null"),
         (b'{"a": 1', "not JSON: .* at column 8"),
@@ -25,6 +34,7 @@ def test_a_row_is_a_json_object() -> None:
         (b'{"a": 1, "a": 2}', "field 'a' occurs twice"),
         (b'{"a": "\xff"}', r"not UTF-8 \(byte 8 of the line\)"),
         (b'{"a": ' + b"[" * 200_000, "nested too deeply"),
+        (b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", "nested too deeply"),
         (b'{"a": ' + b"1" * 5000 + b"}", ".*digits"),
     ],
 )
@@ -64,3 +74,19 @@ def test_a_field_that_the_row_lacks_is_named() -> None:
 
 def test_values_that_are_not_strings_stand_as_json() -> None:
     assert [as_text(value) for value in ("é", 3, True, ["a"])] == ["é", "3", "true", '["a"]']
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1e-07", "1e999", "-1E5", "2.50", "0.1", "12", "1.0", "12345678901234567890.12345678901234567890"],
+)
+def test_numbers_keep_their_written_form(number: str) -> None:
+    row = check_line(1, f'{{"a": {number}, "b": [{number}, {{"c": {number}}}]}}')
+    assert as_text(row["a"]) == number
+    assert render("{b}", row) == f'[{number}, {{"c": {number}}}]'
+
+
+def test_the_places_of_a_rows_values_in_the_prompt() -> None:
+    text, spans = render_with_spans("Q: {q}{{}}{n}", {"q": "why?", "n": 7})
+    assert text == "Q: why?{}7"
+    assert [text[start:end] for start, end in spans] == ["why?", "7"]

@@ -38,10 +38,10 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     assert found.shapes == {NORM: (3,)}
 
 
-def test_the_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
+def test_both_configs_name_end_tokens(tmp_path: Path) -> None:
     config = {"text_config": {"vocab_size": 7, "eos_token_id": 1}}
     found = read_model_folder(_folder(tmp_path, config, {"eos_token_id": [2, 3]}))
-    assert (found.vocabulary, found.end_tokens) == (7, {2, 3})
+    assert (found.vocabulary, found.end_tokens) == (7, {1, 2, 3})
 
 
 def test_the_tokenizer_names_an_end_token_too(tmp_path: Path) -> None:

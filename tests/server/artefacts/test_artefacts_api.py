@@ -43,6 +43,25 @@ def test_a_form_without_a_name_takes_the_files(service):
     assert answer.json()["name"] == "sums"
 
 
+def test_the_list_comes_in_pages(service):
+    made = [upload(service, b'{"a": %d}' % number).json()["id"] for number in range(5)]
+    found, cursor = [], None
+    while True:
+        page = service.person.get(
+            "/v1/datasets", params={"limit": 2} | ({"cursor": cursor} if cursor else {})
+        )
+        found.append([one["id"] for one in page.json()["items"]])
+        if len(found) == 1:
+            upload(service, b'{"a": "later"}')  # what comes in meanwhile moves nothing
+        if (cursor := page.json()["next"]) is None:
+            break
+    assert [len(ids) for ids in found] == [2, 2, 1]
+    assert sorted(one for ids in found for one in ids) == sorted(made)
+    for cursor in ("x", "2026-13-01/ds-1", "9999999/", "0001-01-01T00:00:00+23:59/ds"):
+        refused = service.person.get("/v1/datasets", params={"cursor": cursor})
+        assert refused.status_code == 422, refused.text
+
+
 def test_a_stored_dataset_is_what_was_sent(service):
     made = upload(service, ROWS).json()
     store = ArtefactStore(service.settings.artefacts_url)

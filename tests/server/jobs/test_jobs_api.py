@@ -17,7 +17,7 @@ BAD_SPECS = [
     ({"model": {"name": 3}}, "model.name"),
     ({"model": {"name": "a", "folder": "b"}}, "model"),
     ({"algorithm": {"name": "pmpo", "clip_lowest": 1}}, "algorithm.clip_lowest"),
-    ({"algorithm": {"name": "magic"}}, "algorithm"),
+    ({"algorithm": {"name": "magic"}}, "algorithm.name"),
     ({"algorithm": {"name": "power_mean", "p": 9}}, "algorithm.p"),
     ({"algorithm": {"name": "holder", "p_end": -20}}, "algorithm.p_end"),
     ({"algorithm": {"name": "pmpo", "clip_fraction_full": 0}}, "algorithm.clip_fraction_full"),

@@ -59,7 +59,7 @@ WITH_BODIES = sorted(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("method", "path"), WITH_BODIES)
+@pytest.mark.parametrize(("method", "path"), [*WITH_BODIES, ("POST", "/v1/datasets")])
 async def test_the_body_of_a_stranger_is_not_read(service, method, path):
     for key in (None, "pm_wrong"):
         assert await status_without_a_body(service.app, method, path, key) == 401

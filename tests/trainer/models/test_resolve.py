@@ -16,7 +16,7 @@ from trainer.failures import TrainingError
 from trainer.learner.tokenizing import load_tokenizer
 from trainer.models import resolve as models
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel
-from trainer.models.resolve import resolve_model
+from trainer.models.resolve import check_known, resolve_model
 from worker.attempt_dir import AttemptDir, read_record
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -161,6 +161,34 @@ def test_a_lock_that_is_held_for_ever_is_a_named_error(
         resolve_model(spec, tmp_path, ())
     assert caught.value.error.code == "model_preparation_timeout"
     assert caught.value.retryable
+
+
+def test_a_model_is_looked_for_without_preparing_it(
+    tmp_path: Path, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_known(ModelSpec(folder="tiny"), (model_root,))
+    spec = packaged(tmp_path, monkeypatch, lambda *given: pytest.fail("it is converted"))
+    check_known(spec, ())
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "meant"),
+    [
+        (ModelSpec(name="HuggingFaceTB/SmolLM2-135-Instruct"), "model.name", SMOLLM2),
+        (ModelSpec(name="SmolLM2-135M-Instruct"), "model.name", SMOLLM2),
+        (ModelSpec(folder="tinny"), "model.folder", "tiny"),
+    ],
+)
+def test_a_typo_is_told_the_model_that_was_meant(
+    tmp_path: Path, model_root: Path, spec: ModelSpec, path: str, meant: str
+) -> None:
+    for look in (
+        lambda: check_known(spec, (model_root,)),
+        lambda: resolve_model(spec, tmp_path, (model_root,)),
+    ):
+        with pytest.raises(TrainingError, match=f": did you mean {meant}\\?") as caught:
+            look()
+        assert (caught.value.error.code, caught.value.error.path) == ("unknown_model", path)
 
 
 def test_what_the_hub_may_give_later_is_worth_another_try(

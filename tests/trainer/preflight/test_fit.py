@@ -58,6 +58,16 @@ def test_a_job_that_does_not_fit_is_told_what_helps(
     assert run(monkeypatch, file, "--gpu-memory", "80") == 0
 
 
+def test_as_json_it_has_the_bytes(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, file, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True
+    assert found["trainer"] == sum(found["parts"].values()) < found["memory"]
+    assert {"change", "trainer"} == set(found["changes"][0])
+
+
 def test_what_cannot_be_known_is_an_error_with_a_remedy(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

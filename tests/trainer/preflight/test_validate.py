@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from powermean import engine_selection as choice
 from powermean.artefacts import ArtefactStore
@@ -13,6 +15,7 @@ from powermean.contracts.attempts import JobError, ValidationResult, ValidationT
 from powermean.contracts.job import JobSpec
 from tests.support.fake_gpu import fake_gpu
 from tests.support.tiny_model import tiny_spec
+from trainer.preflight import dataset
 from trainer.preflight import validate as module
 from trainer.preflight.validate import validate
 from worker.settings import NodeSettings
@@ -28,13 +31,13 @@ def settings(tmp_path: Path, model_root: Path) -> NodeSettings:
 def errors(
     settings: NodeSettings, rows: list[dict[str, str]] | None = None, **spec: object
 ) -> list[JobError]:
-    dataset = None
+    stored = None
     if rows is not None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        dataset = ArtefactStore(settings.artefacts_url).put_bytes("datasets/d", "rows.jsonl", text.encode())
+        stored = ArtefactStore(settings.artefacts_url).put_bytes("datasets/d", "rows.jsonl", text.encode())
         spec = {"data": {"kind": "jsonl", "dataset": "ds-1", "held_out": 0.5}} | spec
     task = ValidationTask(
-        job_id="job-a", spec=JobSpec.model_validate(tiny_spec("tiny") | spec), dataset=dataset
+        job_id="job-a", spec=JobSpec.model_validate(tiny_spec("tiny") | spec), dataset=stored
     )
     return list(validate(task, settings).errors)
 
@@ -63,11 +66,91 @@ def test_all_that_is_wrong_is_said_at_once(settings: NodeSettings) -> None:
 
 
 def test_the_longest_prompt_is_named(settings: NodeSettings) -> None:
-    (error,) = errors(settings, [*ROWS, {"question": "1+" * 40, "answer": "1"}])
+    long = [{"question": "1+" * 40, "answer": "1"}, {"question": "1+" * 31, "answer": "1"}]
+    (error,) = errors(settings, [*ROWS, long[1], *ROWS, *long])
     assert error.code == "prompt_too_long"
     assert error.path == "data.prompt"
-    assert "80 tokens" in error.message
+    assert "(line 130) has 80 tokens" in error.message
     assert "64" in error.message
+    assert "so do 2 others (e.g. line 65)" in error.message
+
+
+def test_every_row_is_measured_and_not_only_those_of_the_first_steps(settings: NodeSettings) -> None:
+    rows = [*ROWS * 20, {"question": "1+" * 40, "answer": "1"}, {"question": "", "answer": "1"}]
+    training = tiny_spec("tiny")["training"] | {"prompts_per_step": 2}  # type: ignore[operator]
+    (error,) = errors(settings, rows, training=training)
+    assert (error.code, "line 1281" in error.message) == ("prompt_too_long", True)
+    (error,) = errors(settings, [*rows[:-2], rows[-1]], training=training)
+    assert (error.code, "line 1281" in error.message) == ("prompt_empty", True)
+
+
+def with_tokenizer(settings: NodeSettings, tiny_folder: Path, change: object) -> NodeSettings:
+    """A model root whose `tiny` has another tokenizer."""
+    folder = settings.data_dir / "roots" / "tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in tiny_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    change(folder)  # type: ignore[operator]
+    return settings.model_copy(update={"model_roots": (folder.parent,)})
+
+
+def test_truncation_and_padding_saved_with_the_tokenizer_do_not_count(
+    settings: NodeSettings, tiny_folder: Path
+) -> None:
+    def truncate(folder: Path) -> None:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.enable_truncation(8)
+        tokenizer.enable_padding(length=128, pad_id=0, pad_token="<pad>")
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    there = with_tokenizer(settings, tiny_folder, truncate)
+    assert errors(there, ROWS) == []
+    (error,) = errors(there, [*ROWS, {"question": "1+" * 40, "answer": "1"}])
+    assert "80 tokens" in error.message
+
+
+def test_a_token_that_the_model_lacks(settings: NodeSettings, tiny_folder: Path) -> None:
+    def add(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<user>"]})
+        tokenizer.chat_template = "<user>{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        tokenizer.save_pretrained(folder)
+
+    there = with_tokenizer(settings, tiny_folder, add)
+    data = {"kind": "jsonl", "dataset": "ds-1", "chat": True, "held_out": 0.5}
+    (error,) = errors(there, ROWS, data=data)
+    assert (error.code, error.path) == ("unknown_tokens", "data.chat")
+    assert "token 19" in error.message
+    assert errors(there, ROWS) == []
+
+
+def test_a_chat_template_that_raises(settings: NodeSettings, tiny_folder: Path) -> None:
+    def refuse(folder: Path) -> None:
+        (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+
+    there = with_tokenizer(settings, tiny_folder, refuse)
+    data = {"kind": "jsonl", "dataset": "ds-1", "chat": True, "held_out": 0.5}
+    (error,) = errors(there, ROWS, data=data)
+    assert (error.code, error.path) == ("chat_template_failed", "data.chat")
+    assert "line 1: TemplateError: no" in error.message
+
+
+@pytest.mark.parametrize("answer", ["0+1 is <<0+1=1>>.\n#### 1", "3/4", "50%", "$18", "5.", "+5", "x=5"])
+def test_answers_that_no_completion_can_match_are_refused(settings: NodeSettings, answer: str) -> None:
+    reward = {"kind": "exact_match", "extract": "last_number"}
+    rows = [*ROWS, *({"question": f"9+{i}=", "answer": answer} for i in range(6))]
+    (error,) = errors(settings, rows, reward=reward)
+    assert (error.code, error.path) == ("answers_unmatched", "data.answer_field")
+    assert "6 lines (65, 66, 67, 68, 69, 70), 9% of the rows" in error.message
+    assert errors(settings, rows, reward={"kind": "exact_match", "extract": "all"}) == []
+    assert errors(settings, [*ROWS, rows[-1]], reward=reward) == []  # few are left out of the run
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_an_answer_that_a_blank_completion_matches_is_refused(settings: NodeSettings, blank: str) -> None:
+    (error,) = errors(settings, [*ROWS, {"question": "1+1=", "answer": blank}])
+    assert (error.code, error.path) == ("empty_answers", "data.answer_field")
+    assert "line 65" in error.message
 
 
 def test_max_new_tokens_beyond_the_context_is_that_fields_error(settings: NodeSettings) -> None:
@@ -146,7 +229,7 @@ def test_what_exceeds_vllms_cache_is_that_limits_error(
     settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "vllm_objection", lambda *_, **__: None)
-    monkeypatch.setattr(module, "cpu_cache_tokens", lambda *_: 32)
+    monkeypatch.setattr(dataset, "cpu_cache_tokens", lambda *_: 32)
     asked = tiny_spec("tiny")["rollout"] | {"max_new_tokens": 28}  # type: ignore[operator]
     assert errors(settings, rollout=asked | {"engine": "vllm"}) == []
     asked |= {"max_new_tokens": 29}

@@ -15,6 +15,7 @@ from trainer.learner.update_report import RECORDED, UpdateReport
 from trainer.objectives import Mismatch, mismatch
 from trainer.recording.report import StepReport
 from trainer.recording.rows import (
+    last_pass_metrics,
     metric,
     staleness_metrics,
     step_metrics,
@@ -128,6 +129,38 @@ def test_update_numbers_are_of_defined_values_and_of_updates_that_were_made(repo
     assert (found["ratio/min"], found["ratio/max"]) == (0.5, 2.0)
     assert "distance_to_grpo" not in found
     assert "ess/target" not in found
+
+
+def test_p_of_the_last_pass_is_pooled_over_its_updates_and_earlier_passes_do_not_count(
+    report: StepReport,
+) -> None:
+    """Two minibatches, two epochs: p = 1 in the first pass, then 1 of 2 and 2 of 2 trajectories have a p."""
+    rows = ([0, 1], [2, 3]) * 2
+    seen = ([1, 1, NAN, NAN], [NAN, NAN, 1, 1], [0.4, NAN, NAN, NAN], [NAN, NAN, 0.8, 1])
+    updates = [
+        replace(report.updates[0], update=n, rows=torch.tensor(rows[n]), values=values(p=seen[n]))
+        for n in range(4)
+    ]
+    places = tuple(
+        UpdateFacts(update=n, epoch=n // 2, minibatch=n % 2, trajectories=2, tokens=4) for n in range(4)
+    )
+    facts = report.facts.model_copy(update={"updates": places})
+    found = last_pass_metrics(replace(report, updates=updates, facts=facts))
+    assert found == {
+        "p/last_pass/mean": pytest.approx((0.4 + 0.8 + 1) / 3),
+        "p/last_pass/q10": pytest.approx(0.4 + 0.2 * 0.4),
+        "p/last_pass/min": 0.4,
+        "p/last_pass/defined": 3,
+        "p/last_pass/below_1": 2,
+        "p/last_pass/undefined": 1,
+    }
+
+
+def test_a_last_pass_in_which_every_update_was_skipped_counts_who_had_no_p(report: StepReport) -> None:
+    skipped = replace(report.updates[0], grad_norm=None, values=values())
+    found = last_pass_metrics(replace(report, updates=[replace(skipped, update=n) for n in (0, 1)]))
+    assert found == {"p/last_pass/defined": 0, "p/last_pass/below_1": 0, "p/last_pass/undefined": 4}
+    assert last_pass_metrics(replace(report, updates=[])) == {}
 
 
 def test_trajectories_say_why_p_is_undefined(report: StepReport) -> None:
@@ -248,8 +281,10 @@ def test_times(report: StepReport) -> None:
 
 
 def test_texts_are_the_same_bytes_each_time_and_whole(report: StepReport) -> None:
-    data = text_segment(report)
-    assert data == text_segment(report)
+    data = text_segment(report, ())
+    assert data == text_segment(report, ())
     lines = [json.loads(line) for line in gzip.decompress(data).splitlines()]
     assert lines[2] == {"index": 2, "prompt": "2+2=", "completion": "4 é", "answer": "4"}
+    cut = gzip.decompress(text_segment(report, (" ",))).splitlines()[2]
+    assert json.loads(cut) == lines[2] | {"graded": 1}
     assert len(lines) == 4

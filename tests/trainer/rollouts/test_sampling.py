@@ -10,13 +10,22 @@ from powermean.contracts.rollout import Completion, GenerateRequest, GenerateRes
 from tests.support.tiny_model import char_tokenizer, tiny_spec
 from trainer.data import Problem
 from trainer.failures import TrainingError
-from trainer.learner.tokenizing import decode, encode_prompts, load_tokenizer
+from trainer.learner.tokenizing import decode, load_tokenizer, prompt_encoder
 from trainer.rewards.grading import Grade
+from trainer.rollouts.batching import collate
 from trainer.rollouts.evaluation import evaluate
-from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, complete_prompts, sharing_limit, texts, time_limit
+from trainer.rollouts.sampling import (
+    PUBLISH_TIMEOUT_S,
+    complete_prompts,
+    graded_part,
+    sharing_limit,
+    texts,
+    time_limit,
+)
 from trainer.seeds import derive_seed, generator
 
 SAMPLING = Sampling(max_new_tokens=4)
+END_ID = 1
 
 
 class Recorder:
@@ -40,7 +49,7 @@ class Exact:
     """1 for an equal text."""
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[Grade]:
-        return [Grade(float(text.strip() == answer)) for text, answer in items]
+        return [Grade(float(text == answer)) for text, answer in items]
 
 
 def test_an_answer_that_lacks_completions_is_refused() -> None:
@@ -53,7 +62,40 @@ def test_an_answer_that_lacks_completions_is_refused() -> None:
 def test_texts_hold_the_completions_own_tokens_only() -> None:
     rollouts = complete_prompts(Recorder(), [(1,), (2,)], count=3, sampling=SAMPLING, pad_token_id=0)
     tokenizer = char_tokenizer()
-    assert texts(rollouts, lambda ids: decode(tokenizer, ids)) == ["5\n"] * 6
+    assert texts(rollouts, lambda ids: decode(tokenizer, ids), {END_ID}) == ["5\n"] * 6
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        ((9, 0, 10, 2), "1<pad>2\n"),  # or it would be 12
+        ((9, 18, 10), "1?2"),
+        ((9, 30, 10), "1\ufffd2"),  # the model's vocabulary is larger than the tokenizer's
+        ((9, 10, 1), "12"),
+        ((9, 1, 10, 1), "1<end>2"),
+        ((1,), ""),
+        ((), ""),
+    ],
+)
+def test_a_completion_is_what_the_policy_wrote_but_its_end(ids: tuple[int, ...], text: str) -> None:
+    one = Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop", weight_versions=())
+    tokenizer = char_tokenizer()
+    assert texts(collate([(1,)], [[one]], 0), lambda some: decode(tokenizer, some), {END_ID}) == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "graded"),
+    [
+        (" 9\nQ5:", ["\nQ5:"], " 9"),
+        (" 7\nQ5:", ["\n\n", "\nQ5:"], " 7"),
+        ("a b c", ["c", "b"], "a "),
+        ("\n5", ["\n"], ""),
+        ("5", ["\n"], "5"),
+        ("5\n", [], "5\n"),
+    ],
+)
+def test_what_comes_from_the_stop_string_on_is_not_graded(text: str, stop: list[str], graded: str) -> None:
+    assert graded_part(text, stop) == graded
 
 
 def test_the_time_limit_grows_with_the_work() -> None:
@@ -88,8 +130,10 @@ def test_evaluation_takes_one_completion_each_at_its_own_temperature(
     engine, tokenizer = Recorder(), char_tokenizer()
     problems = [Problem("a", "1+4=", "5"), Problem("b", "1+1=", "2")]
     for _ in range(2):
-        prompts = encode_prompts(tokenizer, problems)
-        reward = evaluate(engine, Exact(), problems, prompts, lambda ids: decode(tokenizer, ids), spec)
+        prompts = prompt_encoder(tokenizer)(problems)
+        reward = evaluate(
+            engine, Exact(), problems, prompts, lambda ids: decode(tokenizer, ids), {END_ID}, spec
+        )
         assert reward == 0.5
     first, second = engine.asked
     assert first == second
@@ -99,7 +143,7 @@ def test_evaluation_takes_one_completion_each_at_its_own_temperature(
 def test_a_chat_problem_goes_through_the_chat_template() -> None:
     tokenizer = char_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}={% endfor %}"
-    plain, chat = encode_prompts(tokenizer, [Problem("a", "1+1", "2"), Problem("a", "1+1", "2", chat=True)])
+    plain, chat = prompt_encoder(tokenizer)([Problem("a", "1+1", "2"), Problem("a", "1+1", "2", chat=True)])
     assert decode(tokenizer, plain) == "1+1"
     assert decode(tokenizer, chat) == "1+1="
 

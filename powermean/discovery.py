@@ -1,0 +1,130 @@
+"""Which service a client talks to.
+
+Address and key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the folder of a service that
+`powermean up` or `powermean demo` runs. An entry in the user's state folder (XDG_STATE_HOME) leads there from
+any other folder.
+"""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from powermean.home import Home, NoServerError
+from powermean.keys import clean_key
+
+log = logging.getLogger(__name__)
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+
+
+@dataclass(frozen=True)
+class FoundService:
+    """A server and the key for it; `elsewhere` is the service's folder if the caller is not in it."""
+
+    url: str
+    key: str
+    elsewhere: Path | None = None
+
+
+def find_service(url: str | None = None, key: str | None = None) -> FoundService:
+    """The service to talk to; `url` and `key` default to POWERMEAN_URL and POWERMEAN_API_KEY.
+
+    Without a URL it is the one in POWERMEAN_HOME, or that runs in this folder, or the only one that this user
+    runs on this machine. A service's own key is used for that service alone.
+
+    Raises:
+        NoServerError: there is none, there are several, or its key is not known.
+        MalformedKeyError: POWERMEAN_API_KEY can't be a key.
+    """
+    url = (url or os.environ.get("POWERMEAN_URL", "")).strip().rstrip("/")
+    key = key or clean_key(os.environ.get("POWERMEAN_API_KEY", ""), "POWERMEAN_API_KEY")
+    if url:
+        return FoundService(url, key or _key_for(url))
+    here = Home.find()
+    if os.environ.get("POWERMEAN_HOME") or here.url:
+        return FoundService(here.url or DEFAULT_URL, key or here.key())
+    others = running_homes()
+    if len(others) == 1:
+        (home,) = others
+        return FoundService(home.url or DEFAULT_URL, key or home.key(), elsewhere=home.folder)
+    if others:
+        folders = "\n".join(f"  {home.folder} ({home.url})" for home in others)
+        raise NoServerError(
+            f"several services run on this machine:\n{folders}", remedy="Set POWERMEAN_HOME to one's folder."
+        )
+    if key or here.admin_key.exists():
+        return FoundService(DEFAULT_URL, key or here.key())
+    raise _nothing_found()
+
+
+def _key_for(url: str) -> str:
+    """The key of a service of this user's that has the address."""
+    for home in (Home.find(), *running_homes()):
+        if home.url == url:
+            return home.key()
+    raise NoServerError(f"{url} needs a key", remedy="Set POWERMEAN_API_KEY.")
+
+
+def _nothing_found() -> NoServerError:
+    if _listens(DEFAULT_URL):
+        return NoServerError(
+            f"something answers at {DEFAULT_URL}, but this user has started no service",
+            remedy="Set POWERMEAN_API_KEY, or POWERMEAN_HOME to the service's folder.",
+        )
+    return NoServerError(
+        "this user runs no service on this machine",
+        remedy="Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY.",
+    )
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname, parts.port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _register() -> Path:
+    """The folder with a file for each service that this user runs."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "powermean" / "services"
+
+
+@contextmanager
+def registered(home: Home) -> Iterator[None]:
+    """While it is open, commands in other folders find the service that this process runs."""
+    entry = _register() / f"{os.getpid()}.json"
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        entry.write_text(json.dumps({"folder": str(home.folder)}))
+    except OSError as error:  # such as a read-only home folder: commands find it in its own folder then
+        log.warning("%s can't be written, other folders won't find the service: %s", entry, error)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            entry.unlink(missing_ok=True)
+
+
+def running_homes() -> list[Home]:
+    """The services that this user runs here, the newest first. Entries of dead ones are removed."""
+    found: list[tuple[float, Home]] = []
+    for entry in _register().glob("*.json"):
+        try:
+            if not Path(f"/proc/{int(entry.stem)}").exists():
+                entry.unlink(missing_ok=True)
+                continue
+            home = Home(Path(json.loads(entry.read_text())["folder"]))
+            if home.url:
+                found.append((entry.stat().st_mtime, home))
+        except (OSError, ValueError, KeyError, TypeError, NoServerError):
+            continue  # half-written, or not ours
+    return [home for _, home in sorted(found, key=lambda one: -one[0])]

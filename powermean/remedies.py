@@ -1,0 +1,93 @@
+"""What to do about an error, in the terms of whoever reads it.
+
+The API's remedies name its calls. The command line has commands for them, and the dashboard has pages: each
+sentence that names a call stands here with what those say instead.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One remedy for readers of the API, of a terminal and of a page."""
+
+    api: str
+    terminal: str
+    page: str
+
+
+REMEDIES = (
+    Remedy(
+        "GET /v1/jobs lists the jobs.",
+        "`powermean list` lists the jobs.",
+        "The page Jobs lists them all.",
+    ),
+    Remedy(
+        "GET /v1/datasets lists the datasets.",
+        "`powermean datasets list` lists the datasets.",
+        "`powermean datasets list` lists the datasets.",
+    ),
+    Remedy(
+        "GET /v1/engines lists the engines.",
+        "`powermean engine list` lists the engines.",
+        "The page Cluster lists the engines.",
+    ),
+    Remedy(
+        "GET /v1/nodes lists the nodes.",
+        "`powermean nodes` lists the nodes.",
+        "The page Cluster lists the nodes.",
+    ),
+    Remedy(
+        "GET /v1/keys lists the keys.",
+        "The API's GET /v1/keys lists the keys.",
+        "The API's GET /v1/keys lists the keys.",
+    ),
+    Remedy(
+        "GET /v1/jobs/{id}/files lists them.",
+        "`powermean download JOB` fetches those that there are.",
+        "`powermean download JOB` fetches those that there are.",
+    ),
+    Remedy(
+        "GET /v1/jobs/{id}/replays lists a job's replays.",
+        "`powermean replay JOB --step N` asks for one.",
+        "The job's page Replays lists them.",
+    ),
+    Remedy(
+        "A finished job has one; its checkpoints are under /checkpoints.",
+        "A finished job has one: `powermean show JOB` says how far it is.",
+        "A finished job has one.",
+    ),
+    Remedy(
+        "Ask again later, or poll /metrics.",
+        "Try again later.",
+        "Close other pages of this service, and reload this one.",
+    ),
+    Remedy(
+        "Ask for a new one: `powermean login`, or POST /v1/login-codes.",
+        "Ask for a new one: `powermean login`.",
+        "Ask for a new one: `powermean login`.",
+    ),
+    Remedy(
+        "Send `Authorization: Bearer <key>`, or sign in at /login.",
+        "Set POWERMEAN_API_KEY to a key of yours.",
+        "Sign in.",
+    ),
+    Remedy(
+        "Sign in again at /login.",
+        "Set POWERMEAN_API_KEY to a key of yours.",
+        "Sign in again.",
+    ),
+    Remedy(
+        "openapi.json describes the API.",
+        "Are server and command of the same version? `powermean --version` prints the command's.",
+        "Start from the list of jobs.",
+    ),
+)
+
+
+def spoken(text: str, reader: Literal["terminal", "page"]) -> str:
+    """The text with each of the API's remedies in the reader's terms."""
+    for one in REMEDIES:
+        text = text.replace(one.api, one.terminal if reader == "terminal" else one.page)
+    return text
