@@ -1,15 +1,15 @@
 """p against the clip fraction, over the trajectories of a few steps."""
 
 from collections import Counter
+from collections.abc import Iterator
 
-from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from powermean.contracts.exponents import ExponentRow, JobExponents
-from server.db.models import Trajectory
+from server.db.packing import Columns, last_of_each
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
-from server.metrics.trajectories import attempts_by_step, of_last_update
+from server.metrics.trajectories import attempts_by_step, columns_by_step
 
 MAX_STEPS = 50  # in one window: the dashboard draws no more
 
@@ -30,20 +30,10 @@ def job_exponents(session: Session, job_id: str, from_step: int, to_step: int) -
     window = {step: attempt for step, attempt in attempts.items() if from_step <= step <= to_step}
     if not window:
         return JobExponents(steps=(), rows=())
-    found = session.execute(
-        select(
-            Trajectory.step,
-            of_last_update(session, "p"),
-            of_last_update(session, "clip_fraction"),
-            Trajectory.advantage,
-        ).where(
-            Trajectory.job_id == job_id,
-            tuple_(Trajectory.step, Trajectory.attempt).in_(list(window.items())),
-        )
-    )
     counted = Counter(
         (step, round(p, 3), round(clip_fraction, 4), 1 if advantage > 0 else -1)
-        for step, p, clip_fraction, advantage in found
+        for step, columns in columns_by_step(session, job_id, window)
+        for p, clip_fraction, advantage in _seen(columns)
         if p is not None and clip_fraction is not None and advantage
     )
     rows = tuple(
@@ -51,3 +41,11 @@ def job_exponents(session: Session, job_id: str, from_step: int, to_step: int) -
         for (step, p, clip_fraction, sign), count in sorted(counted.items())
     )
     return JobExponents(steps=tuple(sorted(window)), rows=rows)
+
+
+def _seen(columns: Columns) -> Iterator[tuple[float | None, float | None, float]]:
+    """Each trajectory's p and clip fraction in its last update, and its advantage."""
+    advantages = columns.get("advantage", [])
+    updates = columns.get("updates", [None] * len(advantages))
+    last = (last_of_each(updates, name) for name in ("p", "clip_fraction"))
+    return zip(*last, advantages, strict=True)
