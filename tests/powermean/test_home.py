@@ -6,7 +6,7 @@ import pytest
 
 from powermean import Client
 from powermean.connection import BadAddressError
-from powermean.home import Home, NoServerError, api_key, server_url
+from powermean.home import Home, NoServerError
 
 
 @pytest.fixture
@@ -21,18 +21,12 @@ def test_a_home_that_cannot_be_read_is_told_with_the_remedy(home: Home) -> None:
     """Folders stand in for files of somebody else: tests may run as root, who can read everything."""
     home.address.mkdir()
     home.admin_key.mkdir(parents=True)
-    with pytest.raises(
-        NoServerError, match=r"server\.url can't be read: .* set POWERMEAN_URL|POWERMEAN_HOME"
-    ):
-        server_url()
-    with pytest.raises(NoServerError, match=r"admin\.key can't be read"):
-        api_key()
-
-
-def test_without_a_service_the_default_address_and_no_key(home: Home) -> None:
-    assert server_url() == "http://127.0.0.1:8700"
-    with pytest.raises(NoServerError, match="No service has run here"):
-        api_key()
+    with pytest.raises(NoServerError, match=r"server\.url can't be read") as address:
+        _ = home.url
+    with pytest.raises(NoServerError, match=r"admin\.key can't be read") as key:
+        home.key()
+    for error in (address, key):
+        assert "POWERMEAN_HOME" in (error.value.remedy or "")
 
 
 def test_an_address_is_stripped_or_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from powermean import AsyncClient, Client
-from powermean.home import api_key
+from powermean.discovery import find_service
 from powermean.keys import MalformedKeyError, clean_key
 from server.settings import Settings
 from worker.settings import NodeSettings
@@ -25,7 +25,7 @@ def test_what_copying_adds_is_taken_off(given: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("POWERMEAN_NODE_TOKEN", given)
     monkeypatch.setenv("POWERMEAN_ARTEFACTS_URL", f"file://{tmp_path}\n")
     monkeypatch.setenv("POWERMEAN_DATA_DIR", str(tmp_path))
-    assert api_key() == KEY
+    assert find_service("http://127.0.0.1:1").key == KEY
     bootstrap = Settings().bootstrap_admin_key
     assert bootstrap is not None
     assert bootstrap.get_secret_value() == KEY
