@@ -77,9 +77,12 @@ def ingest(service: Service, tiny: bool) -> Iterator[Figure]:
     bodies = [report(step) for step in range(1, each + 1)]
     rows = len(json.loads(bodies[0])["rows"])
     posts = [lambda number, run=run: run.report("metrics", bodies[number]) for run in own]
+    before = service.cpu_s()
     timings = at_once(posts, each)
+    used = service.cpu_s() - before
     times = sorted(one for client in timings.by_client for one in client)
     yield Figure("rows", rows * len(times) / timings.wall_s, "1/s", ROWS_A_SECOND, at_least=True)
+    yield Figure("report: the server's CPU time", 1e3 * used / len(times), "ms")
     yield Figure("report: p50", 1e3 * quantile(times, 0.5), "ms")
     yield Figure("report: p99", 1e3 * quantile(times, 0.99), "ms", INGEST_P99_MS)
 

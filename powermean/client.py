@@ -161,8 +161,11 @@ class Client(Connection):
         """The log of an attempt, by default of the newest, in parts.
 
         With `follow` it goes on until the job has ended, through later attempts unless one was chosen. A
-        server that restarts is asked again where the text broke off, for up to `patience_s` seconds.
+        server that answered once and restarts is asked again where the text broke off, for up to `patience_s`
+        seconds.
         """
+        if follow:
+            self.get_job(job_id)
         patience = Patience(patience_s if follow else 0)
         number, offset = attempt, 0
         while True:

@@ -47,9 +47,9 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
     if url:
         return FoundService(url, key or _key_for(url))
     here = Home.find()
-    if os.environ.get("POWERMEAN_HOME") or here.url:
-        return FoundService(here.url or DEFAULT_URL, key or here.key())
-    others = running_homes()
+    if here.url:
+        return FoundService(here.url, key or here.key())
+    others = [] if os.environ.get("POWERMEAN_HOME") else running_homes()
     if len(others) == 1:
         (home,) = others
         return FoundService(home.url or DEFAULT_URL, key or home.key(), elsewhere=home.folder)
@@ -58,9 +58,9 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
         raise NoServerError(
             f"several services run on this machine:\n{folders}", remedy="Set POWERMEAN_HOME to one's folder."
         )
-    if key or here.admin_key.exists():
-        return FoundService(DEFAULT_URL, key or here.key())
-    raise _nothing_found()
+    if key:
+        return FoundService(DEFAULT_URL, key)
+    raise _nothing_found(here)
 
 
 def _key_for(url: str) -> str:
@@ -71,16 +71,18 @@ def _key_for(url: str) -> str:
     raise NoServerError(f"{url} needs a key", remedy="Set POWERMEAN_API_KEY.")
 
 
-def _nothing_found() -> NoServerError:
+def _nothing_found(here: Home) -> NoServerError:
+    remedy = "Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY."
+    if here.admin_key.exists():
+        return NoServerError(f"the service in {here.folder} is not running", remedy=remedy)
+    if os.environ.get("POWERMEAN_HOME"):
+        return NoServerError(f"no service has run in {here.folder}", remedy=remedy)
     if _listens(DEFAULT_URL):
         return NoServerError(
             f"something answers at {DEFAULT_URL}, but this user has started no service",
             remedy="Set POWERMEAN_API_KEY, or POWERMEAN_HOME to the service's folder.",
         )
-    return NoServerError(
-        "this user runs no service on this machine",
-        remedy="Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY.",
-    )
+    return NoServerError("this user runs no service on this machine", remedy=remedy)
 
 
 def _listens(url: str) -> bool:
@@ -94,7 +96,7 @@ def _listens(url: str) -> bool:
 
 def _register() -> Path:
     """The folder with a file for each service that this user runs."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(state) / "powermean" / "services"
 
 
@@ -103,6 +105,8 @@ def registered(home: Home) -> Iterator[None]:
     """While it is open, commands in other folders find the service that this process runs."""
     entry = _register() / f"{os.getpid()}.json"
     try:
+        if not entry.is_absolute():
+            raise FileNotFoundError("this user has no home folder")
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         entry.write_text(json.dumps({"folder": str(home.folder)}))
     except OSError as error:  # such as a read-only home folder: commands find it in its own folder then

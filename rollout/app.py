@@ -59,7 +59,13 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
-    app.add_middleware(Guard, hosts=settings.hosts, public_key_pem=public_key_pem, max_body=settings.max_body)
+    app.add_middleware(
+        Guard,
+        hosts=settings.hosts,
+        public_key_pem=public_key_pem,
+        max_body=settings.max_body,
+        even_expired=settings.job_id is not None,
+    )
     return app
 
 

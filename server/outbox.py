@@ -2,17 +2,17 @@
 
 from datetime import datetime
 
-from sqlalchemy import insert, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from server.db.models import Outbox
-from server.db.session import changes
+from server.db.session import changes, insert_row
 
 
 def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
     """Send `task(subject)` and re-send it until it is settled; queue None means any live node."""
     row = {"task": task, "queue": queue, "subject": subject, "next_send_at": now, "created_at": now}
-    session.execute(insert(Outbox.__table__), row)  # type: ignore[arg-type]
+    insert_row(session, Outbox, row)
     changes(session).send = True
 
 

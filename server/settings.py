@@ -37,7 +37,9 @@ def host_name(header: str) -> str:
 class Settings(BaseSettings):
     """Everything that configures the server. Times are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="POWERMEAN_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="POWERMEAN_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     database_url: str = Field(
         "sqlite:///.powermean/server.db", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."

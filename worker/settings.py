@@ -22,7 +22,9 @@ class NodeSettingsError(PowermeanError):
 class NodeSettings(BaseSettings):
     """Settings of the worker, the supervisors and the training processes of one node."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     server_url: str = Field("http://127.0.0.1:8700", description="Address of the server's REST API.")
     node_id: str = Field(

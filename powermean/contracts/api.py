@@ -63,7 +63,7 @@ class JobSummary(Contract):
     step: int = Field(description="Steps done.")
     total_steps: int
     last_reward: float | None = None
-    last_p: float | None = Field(None, description="Mean p of the last update, if the objective has one.")
+    last_p: float | None = Field(None, description="Mean p of the last pass, if the objective has one.")
     held_out_before: float | None = Field(None, description="Mean held-out reward before training.")
     held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 NEVER = datetime.min.replace(tzinfo=UTC)
 NO_NODE = "waiting for a node to check the spec: none is connected"
 NO_CHECKER = "waiting for a node that can check the spec: all capable nodes are offline"
+NO_ROOM = "waiting for a node that can check the spec: its disk is full"
 STARTS_AT_ONCE = 10  # in one transaction
 PHASES_AT_ONCE = 25
 PHASES_A_TURN = 250  # what jobs wait for is for people, and the rest is told in the next turns
@@ -124,8 +125,9 @@ class Scheduler:
         with self.database.read() as session:
             rows = session.execute(query.order_by(Job.id)).all()
             living, offline = inventory.known(session, living_ids(session, self.settings))
+        nobody = NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
         phases = {
-            one: CHECKING if demand.checkers(one, living, offline) else NO_CHECKER if living else NO_NODE
+            one: CHECKING if demand.checkers(one, living, offline) else nobody
             for one in {row.demand for row in rows}
         }
         return {row.id: phases[row.demand] for row in rows if row.phase != phases[row.demand]}

@@ -77,7 +77,7 @@ class Job(Base):
     total_steps: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(Integer, default=0)
     last_reward: Mapped[float | None] = mapped_column(Float)
-    last_p: Mapped[float | None] = mapped_column(Float)  # p/mean of the last update
+    last_p: Mapped[float | None] = mapped_column(Float)  # mean p of the last pass
     held_out_before: Mapped[float | None] = mapped_column(Float)  # eval/reward before training
     held_out: Mapped[float | None] = mapped_column(Float)  # the newest
     phase: Mapped[str | None] = mapped_column(String(200))

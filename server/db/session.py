@@ -255,11 +255,16 @@ def database_now(session: Session) -> datetime:
     return moment.astimezone(UTC)
 
 
+def insert_row(session: Session, model: type[Base], row: Mapping[str, Any]) -> None:
+    """Insert a row at once, without the session's bookkeeping."""
+    session.execute(_insert(session, model), dict(row))
+
+
 def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: Sequence[str]) -> bool:
     """Insert a row, unless another has the same values in the `unique` columns; whether it was inserted."""
+    table = cast(Table, model.__table__)
     statement = _insert(session, model).on_conflict_do_nothing(index_elements=unique)
-    done = session.execute(statement, dict(row))
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    return session.execute(statement.returning(*table.primary_key), dict(row)).first() is not None
 
 
 def _insert(session: Session, model: type[Base]) -> SqliteInsert | PostgresInsert:

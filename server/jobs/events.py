@@ -4,14 +4,15 @@ Every write of a job's metrics, events or results goes through `next_seq`, which
 commit. Numbers become visible in order, so a reader that has seen `seq` n has seen everything before it.
 """
 
+from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, Job, JobEvent
-from server.db.session import changes, database_now
+from server.db.session import changes, database_now, insert_row
 from server.errors import FencedError, ForbiddenError
 from server.jobs.repository import no_job
 
@@ -55,16 +56,18 @@ def record_event(session: Session, job_id: str, kind: EventKind, data: dict[str,
     append_event(session, lock_job(session, job_id), kind, data)
 
 
-def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, Any]) -> None:
-    """Append an event to the stream of a locked job."""
-    seq, now = take_seq(session, job), database_now(session)
+def append_event(
+    session: Session, job: Job, kind: EventKind, data: dict[str, Any], now: datetime | None = None
+) -> None:
+    """Append an event to the stream of a locked job, of this moment unless the caller knows it."""
+    seq, now = take_seq(session, job), now or database_now(session)
     session.add(JobEvent(job_id=job.id, seq=seq, kind=kind, data=data, created_at=now))
 
 
 def first_event(session: Session, job: Job, data: dict[str, Any]) -> None:
     """Begin the stream of a job that this transaction inserted with `seq` 1."""
     row = {"job_id": job.id, "seq": job.seq, "kind": "state", "data": data, "created_at": job.created_at}
-    session.execute(insert(JobEvent.__table__), row)  # type: ignore[arg-type]
+    insert_row(session, JobEvent, row)
     changes(session).jobs.add(job.id)
 
 

@@ -1,6 +1,7 @@
 """A job's states and transitions. What the table does not list can't happen."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -42,11 +43,11 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
     old = state_of(job)
     if new not in TRANSITIONS[old]:
         raise ConflictError(f"job {job.id} is {old} and cannot become {new}")
+    now = database_now(session)
     job.state = new
     job.phase = phase
     if JobState.QUEUED in (old, new) and new is not JobState.STARTING:
         changes(session).plan = True
-    now = database_now(session)
     if new is JobState.RUNNING and job.started_at is None:
         job.started_at = now
     if new.final:
@@ -54,21 +55,22 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
         job.not_before = None
         if job.attempt:  # killed attempts may have left something in the artefact store
             upsert(session, Garbage, [{"key": f"jobs/{job.id}/", "created_at": now}])
-    record_state(session, job)
+    append_event(session, job, "state", summary_data(job), now)
 
 
-def change_phase(session: Session, job: Job, phase: str) -> None:
+def change_phase(session: Session, job: Job, phase: str, now: datetime | None = None) -> None:
     """Set what a locked job is doing or waiting for, if it changed."""
     if job.phase != phase:
         job.phase = phase
-        append_event(session, job, "state", summary_data(job))
+        append_event(session, job, "state", summary_data(job), now)
 
 
 def tell_phases(session: Session, phases: Mapping[str, str], state: JobState) -> None:
     """Set what jobs wait for, by id; those that are not in this state any more are left alone."""
     query = select(Job).where(Job.id.in_(phases), Job.state == state).order_by(Job.id).with_for_update()
+    now = database_now(session)
     for job in session.execute(query.execution_options(populate_existing=True)).scalars():
-        change_phase(session, job, phases[job.id])
+        change_phase(session, job, phases[job.id], now)
 
 
 def record_state(session: Session, job: Job) -> None:

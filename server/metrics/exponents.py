@@ -3,15 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from powermean.contracts.exponents import ExponentRow, JobExponents
-from server.db.models import TrajectoryStep
-from server.db.packing import Columns, last_of_each, unpack_columns
+from server.db.packing import Columns, last_of_each
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
-from server.metrics.trajectories import attempts_by_step
+from server.metrics.trajectories import attempts_by_step, columns_by_step
 
 MAX_STEPS = 50  # in one window: the dashboard draws no more
 
@@ -32,16 +30,10 @@ def job_exponents(session: Session, job_id: str, from_step: int, to_step: int) -
     window = {step: attempt for step, attempt in attempts.items() if from_step <= step <= to_step}
     if not window:
         return JobExponents(steps=(), rows=())
-    packed = session.execute(
-        select(TrajectoryStep.step, TrajectoryStep.rows).where(
-            TrajectoryStep.job_id == job_id,
-            tuple_(TrajectoryStep.step, TrajectoryStep.attempt).in_(list(window.items())),
-        )
-    )
     counted = Counter(
         (step, round(p, 3), round(clip_fraction, 4), 1 if advantage > 0 else -1)
-        for step, data in packed
-        for p, clip_fraction, advantage in _last_seen(unpack_columns(data))
+        for step, columns in columns_by_step(session, job_id, window)
+        for p, clip_fraction, advantage in _seen(columns)
         if p is not None and clip_fraction is not None and advantage
     )
     rows = tuple(
@@ -51,8 +43,9 @@ def job_exponents(session: Session, job_id: str, from_step: int, to_step: int) -
     return JobExponents(steps=tuple(sorted(window)), rows=rows)
 
 
-def _last_seen(columns: Columns) -> Iterator[tuple[float | None, float | None, float | None]]:
-    """p, clip fraction and advantage of each trajectory, in its last update."""
+def _seen(columns: Columns) -> Iterator[tuple[float | None, float | None, float]]:
+    """Each trajectory's p and clip fraction in its last update, and its advantage."""
     advantages = columns.get("advantage", [])
     updates = columns.get("updates", [None] * len(advantages))
-    return zip(last_of_each(updates, "p"), last_of_each(updates, "clip_fraction"), advantages, strict=True)
+    last = (last_of_each(updates, name) for name in ("p", "clip_fraction"))
+    return zip(*last, advantages, strict=True)

@@ -22,7 +22,7 @@ from server.metrics.ingest import UPDATES
 
 _Query = Select[*tuple[Any, ...]]
 _BY_STEP = frozenset(name for name, info in METRICS.items() if info.level == "step")
-_DIGITS = 6  # of merged points
+_DIGITS = "%.6g"  # of merged points
 
 
 def metrics_history(
@@ -140,7 +140,7 @@ def _cut(first: int, last: int, lines: int, max_points: int) -> _Cut:
     return _Cut(first, last + 1, origin, width, lines, block)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Merged:
     """What a point stands for: the rows of a line within a bucket."""
 
@@ -281,13 +281,17 @@ def _points(
 
 def _point(merged: _Merged) -> dict[str, Any]:
     step, update = divmod(merged.position, UPDATES)
-    place = {"step": step, "update": update - 1}
     if merged.count == 1 or merged.total is None or merged.low is None or merged.high is None:
-        return place | {"value": merged.low}
+        return {"step": step, "update": update - 1, "value": merged.low}
     mean = min(max(merged.total / merged.finite / SCALE, merged.low), merged.high)
-    numbers = {"value": mean, "low": merged.low, "high": merged.high}
-    return place | {name: _rounded(number) for name, number in numbers.items()}
+    return {
+        "step": step,
+        "update": update - 1,
+        "value": _rounded(mean),
+        "low": _rounded(merged.low),
+        "high": _rounded(merged.high),
+    }
 
 
 def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return float(_DIGITS % value)

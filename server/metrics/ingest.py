@@ -196,7 +196,8 @@ def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
     """What the list of jobs shows. The mean reward marks a step as done."""
     if (reward := _newest(rows, "reward")) and reward.step >= job.step:
         job.step, job.last_reward = reward.step, reward.value
-    if (p := _newest(rows, "p/mean")) and p.step >= job.step:
+    p = _newest(rows, "p/last_pass/mean") or _newest(rows, "p/mean")
+    if p and p.step >= job.step:
         job.last_p = p.value
     if held_out := _newest(rows, "eval/reward"):
         job.held_out = held_out.value

@@ -5,18 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
-from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
 from powermean.contracts.renaming import stored_names
 from powermean.contracts.staleness import JobStaleness, StalenessNumbers, StalenessRow
 from powermean.contracts.trajectories import staleness
 from powermean.means import known_mean
-from server.db.models import TrajectoryStep
-from server.db.packing import Columns, first_of_each, last_of_each, unpack_columns
+from server.db.packing import Columns, first_of_each, last_of_each
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
-from server.metrics.trajectories import attempts_by_step
+from server.metrics.trajectories import attempts_by_step, columns_by_step
 
 MAX_STEPS = 1000  # in one window
 _SEEN = ("p", "ess", "ess_at_1", "clip_fraction")
@@ -42,8 +40,8 @@ def job_staleness(
     if not window:
         return JobStaleness(first_step=None, last_step=None, rows=())
     by_staleness: dict[int, list[_Seen]] = defaultdict(list)
-    for step, packed in session.execute(_packed(job_id, window)):
-        for one in _seen(unpack_columns(packed)):
+    for step, columns in columns_by_step(session, job_id, window):
+        for one in _seen(columns):
             by_staleness[staleness(step, one.weight_version)].append(one)
     return JobStaleness(
         first_step=min(window),
@@ -62,14 +60,6 @@ class _Seen:
     whole: tuple[float | None, ...]  # in the order of _WHOLE
     first: tuple[float | None, ...]  # in its first update, in the order of _SEEN
     last: tuple[float | None, ...]
-
-
-def _packed(job_id: str, window: dict[int, int]) -> Select[int, bytes]:
-    """The steps' trajectories, one step after another."""
-    return select(TrajectoryStep.step, TrajectoryStep.rows).where(
-        TrajectoryStep.job_id == job_id,
-        tuple_(TrajectoryStep.step, TrajectoryStep.attempt).in_(list(window.items())),
-    )
 
 
 def _seen(columns: Columns) -> Iterator[_Seen]:

@@ -3,11 +3,12 @@
 import gzip
 import io
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session, undefer
 
 from powermean.artefacts import ArtefactCorruptError, ArtefactStore
@@ -20,7 +21,7 @@ from powermean.contracts.trajectories import (
     staleness,
 )
 from server.db.models import TrajectoryStep
-from server.db.packing import unpack_rows
+from server.db.packing import Columns, unpack_columns, unpack_rows
 from server.errors import NotFoundError
 from server.jobs.counting import counts, shares
 from server.jobs.repository import find_job
@@ -129,6 +130,18 @@ def attempts_by_step(session: Session, job_id: str) -> dict[int, int]:
         .order_by(TrajectoryStep.step)
     )
     return dict(rows.all())
+
+
+def columns_by_step(
+    session: Session, job_id: str, attempts: Mapping[int, int]
+) -> Iterator[tuple[int, Columns]]:
+    """All trajectories of each of the steps, by columns (packing.py). `attempts`: step -> attempt."""
+    query = select(TrajectoryStep.step, TrajectoryStep.rows).where(
+        TrajectoryStep.job_id == job_id,
+        tuple_(TrajectoryStep.step, TrajectoryStep.attempt).in_(list(attempts.items())),
+    )
+    for step, packed in session.execute(query):
+        yield step, unpack_columns(packed)
 
 
 def sorted_rows(rows: list[dict[str, Any]], sort: Sort) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from powermean.contracts.names import EVENTS_CHANNEL
 RETRY_S = 2.0
 LISTEN_S = 5.0
 TIMEOUT_S = 10.0
+TELL_EVERY_S = 0.05  # jobs that report meanwhile share a message
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,8 @@ class RedisWakeups:
             self._owing.clear()
             job_ids, self._owed = self._owed, set()
             try:
-                async with self._redis.pipeline(transaction=False) as pipeline:
-                    for job_id in job_ids:
-                        pipeline.publish(EVENTS_CHANNEL, job_id)
-                    await pipeline.execute()
+                await self._redis.publish(EVENTS_CHANNEL, " ".join(job_ids))
+                await asyncio.sleep(TELL_EVERY_S)
             except (RedisError, OSError) as error:
                 log.warning("can't wake the other servers' streams: %s", error)
                 await asyncio.sleep(RETRY_S)
@@ -62,7 +61,7 @@ class RedisWakeups:
                         if message["type"] == "subscribe":
                             self._connected()
                         else:
-                            self._heard([message["data"].decode()])
+                            self._heard(message["data"].decode().split())
             except (RedisError, OSError) as error:
                 log.warning("no wake-ups from other servers until Redis is back: %s", error)
                 await asyncio.sleep(RETRY_S)

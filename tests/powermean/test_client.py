@@ -57,6 +57,7 @@ def client(server: ScriptedServer) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(client_module, "LOG_POLL_S", 0.01)
 
 
 def frame(seq: int, kind: str, data: object) -> bytes:
@@ -183,6 +184,21 @@ def test_events_give_up_after_their_patience(server: ScriptedServer) -> None:
     server.stop()
     with Client(server.url, "k") as client, pytest.raises(ServerUnreachableError):
         list(client.events("job-a", patience_s=0))
+
+
+def test_a_followed_log_goes_on_with_the_next_attempt(server: ScriptedServer, client: Client) -> None:
+    first, second = job(attempt=1), job(JobState.FINISHED, attempt=2)
+    answers = [Answer(body=one.model_dump_json().encode()) for one in (first, first, first, second)]
+    server.on("GET /v1/jobs/job-a", *answers)
+    parts = [(1, "one", 3), (1, "", 3), (1, "", 3), (2, "two", 3), (2, "", 3)]
+    logs = [{"attempt": a, "offset": 0, "next_offset": n, "text": text} for a, text, n in parts]
+    server.on("GET /v1/jobs/job-a/logs", *[Answer(body=json.dumps(one).encode()) for one in logs])
+    assert [(part.attempt, part.text) for part in client.log("job-a", follow=True)] == [
+        (1, "one"),
+        (2, "two"),
+    ]
+    asked = [line.partition("?")[2] for line, _, _ in server.requests if "/logs" in line]
+    assert asked == ["offset=0", *["attempt=1&offset=3"] * 2, "attempt=2&offset=0", "attempt=2&offset=3"]
 
 
 def test_patience_counts_from_the_first_failure_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

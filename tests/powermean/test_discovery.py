@@ -95,10 +95,25 @@ def test_without_a_service_there_is_one_clear_remedy() -> None:
     assert "POWERMEAN_API_KEY" in str(told.value.remedy)
 
 
-def test_a_home_that_cannot_be_written_does_not_stop_the_service(
+def test_a_service_that_does_not_run_is_named_and_its_key_sent_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stopped = home(tmp_path / "home", 9001)
+    stopped.address.unlink()
+    monkeypatch.setenv("POWERMEAN_HOME", str(stopped.folder))
+    with registered(home(tmp_path / "other", 9002)), pytest.raises(NoServerError, match="is not running"):
+        find_service()
+    monkeypatch.setenv("POWERMEAN_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(NoServerError, match="no service has run in"):
+        find_service()
+
+
+@pytest.mark.parametrize("state", ["file", "~/nowhere"])
+def test_a_user_without_a_folder_for_it_runs_a_service_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_STATE_HOME", state if state.startswith("~") else str(tmp_path / state))
     with registered(home(tmp_path / "home", 9001)):
         assert running_homes() == []
+    assert not Path("~").exists()

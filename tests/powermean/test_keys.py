@@ -20,7 +20,8 @@ BROKEN = [f"{KEY}\n{KEY}", f"{KEY} {KEY}", f"\N{LEFT DOUBLE QUOTATION MARK}{KEY}
 def test_what_copying_adds_is_taken_off(given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert clean_key(given, "it") == KEY
     monkeypatch.setenv("POWERMEAN_API_KEY", given)
-    monkeypatch.setenv("POWERMEAN_BOOTSTRAP_ADMIN_KEY", given)
+    unquoted = given.replace('"', "").replace("'", "")  # the server's settings refuse quotes
+    monkeypatch.setenv("POWERMEAN_BOOTSTRAP_ADMIN_KEY", unquoted)
     monkeypatch.setenv("POWERMEAN_NODE_TOKEN", given)
     monkeypatch.setenv("POWERMEAN_ARTEFACTS_URL", f"file://{tmp_path}\n")
     monkeypatch.setenv("POWERMEAN_DATA_DIR", str(tmp_path))
@@ -46,3 +47,9 @@ def test_what_no_header_can_hold_is_refused_without_the_key(given: str, tmp_path
     for error in (client, async_client, server, node):
         assert KEY not in str(error.value)
         assert KEY not in repr(error.value)
+
+
+def test_a_quoted_key_in_the_settings_is_refused_without_it() -> None:
+    with pytest.raises(ValidationError, match="is in quotes") as refused:
+        Settings(bootstrap_admin_key=f'"{KEY}"')
+    assert KEY not in str(refused.value)

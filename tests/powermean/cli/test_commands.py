@@ -260,7 +260,14 @@ def test_logs_that_are_followed_go_on_after_a_restart(
     monkeypatch.setattr("powermean.client.RETRY_S", 0.0)
     monkeypatch.setattr("powermean.client.LOG_POLL_S", 0.0)
     down = Answer(503, b"down")
-    jobs = [body(JobState.RUNNING), down, body(JobState.RUNNING), down, body(JobState.FINISHED)]
+    jobs = [
+        body(JobState.RUNNING),
+        body(JobState.RUNNING),
+        down,
+        body(JobState.RUNNING),
+        down,
+        body(JobState.FINISHED),
+    ]
     server.on("GET /v1/jobs/job-a", *jobs)
     parts = [("one\n", 4), ("two\x1b[2J\n", 8), ("", 8)]
     answers = [json.dumps({"attempt": 1, "offset": 0, "next_offset": n, "text": text}) for text, n in parts]
@@ -268,6 +275,11 @@ def test_logs_that_are_followed_go_on_after_a_restart(
     result = powermean("logs", "job-a", "-f")
     assert result.exit_code == 0, result.output
     assert result.stdout == "one\ntwo\\u001b[2J\n"
+
+
+def test_logs_of_no_server_are_not_waited_for(server: ScriptedServer) -> None:
+    server.stop()
+    assert "Is the service running?" in powermean("logs", "job-a", "-f").stderr
 
 
 def validated(file: Path, **model: str) -> Result:

@@ -14,6 +14,7 @@ from server.cluster.leadership import Standing, acquire_lead
 from server.cluster.scheduler import NEVER
 from server.db.models import Allocation, Attempt, Leader, Node, Outbox
 from server.db.session import Database, database_now
+from server.jobs.states import CHECKING
 from tests.support.service_driver import ServiceDriver, error_of
 
 
@@ -99,6 +100,18 @@ def test_a_silent_node_gets_no_job(service: ServiceDriver):
     service.scheduler.turn()
     assert service.job(job_id).phase == "waiting for a node: none is connected"
     assert service.person.get("/v1/nodes").json()["items"][0]["alive"] is False
+
+
+def test_a_job_is_not_checked_on_a_full_disk(service: ServiceDriver):
+    service.report(full_disk="/data")
+    job_id = service.submit()
+    service.scheduler.turn()
+    service.relay.turn()
+    assert service.job(job_id).phase == "waiting for a node that can check the spec: its disk is full"
+    assert service.sender.sent == []
+    service.report()
+    service.scheduler.turn()
+    assert service.job(job_id).phase == CHECKING
 
 
 def test_a_job_that_met_a_full_disk_waits_for_room_and_goes_on(service: ServiceDriver):

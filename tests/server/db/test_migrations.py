@@ -11,13 +11,17 @@ from alembic.command import downgrade, upgrade
 from alembic.migration import MigrationContext
 from sqlalchemy import MetaData, Table, insert, inspect, select, text
 
+from powermean.contracts.job import JobSpec
 from server.db.migrate import alembic_config, migrate, pending_revision
-from server.db.models import Base, Job
-from server.db.session import Database
+from server.db.models import ApiKey, Base, Job
+from server.db.session import Database, database_now
+from server.jobs import service
+from server.jobs.demand import demand_of
 from server.metrics.event_log import read_page
 from server.metrics.history import metrics_history
 from server.metrics.trajectories import read_trajectories
 from tests.support.reports import blocks_made_anew, kept_blocks, trajectory
+from tests.support.service_driver import example_spec
 
 
 @pytest.fixture
@@ -79,6 +83,33 @@ def test_the_way_back(empty: Database):
         config.attributes["connection"] = session.connection()
         downgrade(config, "base")
     assert inspect(empty.engine).get_table_names() == ["alembic_version"]
+
+
+SPECS: list[dict[str, Any]] = [
+    {},
+    {"resources": {"gpus": 1, "placement": "split"}},
+    {"model": {"folder": "a", "lora": {"rank": 4}}, "rollout": {"sharing": "shared"}},
+    {"model": {"name": "a", "lora": {"rank": 4}, "dtype": "float32"}, "rollout": {"publish": "shm"}},
+    {"model": {"name": "a", "lora": {"rank": 4}}, "rollout": {"sharing": "own"}},
+]
+
+
+def test_jobs_from_before_get_their_demand(empty: Database):
+    migrate(empty)
+    specs = [JobSpec.model_validate(example_spec(**changes)) for changes in SPECS]
+    with empty.write() as session:
+        now = database_now(session)
+        session.add(ApiKey(id="key", name="key", role="admin", key_sha256="0", created_at=now))
+    with empty.write() as session:
+        jobs = [service.submit(session, "key", spec, None).job.id for spec in specs]
+    config = alembic_config()
+    with empty.write() as session:
+        config.attributes["connection"] = session.connection()
+        downgrade(config, "0006")
+    migrate(empty)
+    with empty.read() as session:
+        found = [session.get_one(Job, job_id).demand for job_id in jobs]
+    assert found == [demand_of(spec) for spec in specs]
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

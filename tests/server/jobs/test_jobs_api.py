@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import yaml
+from sqlalchemy import event
 
 from powermean.contracts.api import JobState
 from server.db.models import Dataset, Job
@@ -279,3 +282,35 @@ def test_a_running_job_is_cancelled_by_its_next_heartbeat(service: ServiceDriver
     assert attempt.beat().json()["order"] == "cancel"
     attempt.finish("cancelled")
     assert service.job(job_id).state is JobState.CANCELLED
+
+
+@contextmanager
+def writing_statements(service: ServiceDriver) -> Iterator[list[str]]:
+    """The statements of writing transactions."""
+    seen: list[str] = []
+
+    def note(connection, cursor, statement, *rest) -> None:
+        if connection.get_execution_options().get("powermean_writes"):
+            seen.append(statement)
+
+    event.listen(service.database.engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(service.database.engine, "before_cursor_execute", note)
+
+
+def test_a_submit_and_a_cancel_hold_the_write_lock_for_few_statements(service: ServiceDriver):
+    job_id = service.submit()
+    with writing_statements(service) as submitted:
+        service.person.post("/v1/jobs", json=example_spec(), headers={"Idempotency-Key": "a"})
+    assert len([one for one in submitted if not one.startswith(("SAVEPOINT", "RELEASE"))]) <= 4, submitted
+    with writing_statements(service) as cancelled:
+        service.person.post(f"/v1/jobs/{job_id}/cancel")
+    assert len([one for one in cancelled if not one.startswith(("SAVEPOINT", "RELEASE"))]) <= 7, cancelled
+
+
+def test_what_is_stored_of_a_submitted_job_is_what_the_answer_said(service: ServiceDriver):
+    answer = service.person.post("/v1/jobs", json=example_spec()).json()
+    shown = service.person.get(f"/v1/jobs/{answer['id']}").json()
+    assert shown == {name: value for name, value in answer.items() if name != "deprecations"}
+    (first,) = service.events(answer["id"])
+    assert (first.seq, first.kind, first.data["state"]) == (1, "state", "validating")

@@ -137,7 +137,7 @@ def test_a_manifest_cannot_lead_outside_its_folder(tmp_path: Path) -> None:
     store = ArtefactStore(f"file://{tmp_path}/store")
     ref = store.put_bytes("jobs/a", "x", b"x")
     with pytest.raises(TrainingError):
-        checkpoint.fetch_folder(store, Manifest(files={"../escaped": ref}), tmp_path / "in")
+        checkpoint.fetch_folder(store, Manifest.model_construct(files={"../escaped": ref}), tmp_path / "in")
     assert not (tmp_path / "escaped").exists()
 
 
