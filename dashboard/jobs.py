@@ -20,6 +20,7 @@ from powermean.rest import ApiError
 
 PAGE_SIZE = 25
 NEWEST: JobSort = "-created"
+Direction = Literal["ascending", "descending"]
 _REMEMBERED = 2000
 _MEANS = ("p/mean", "p/last_pass/mean")
 _COUNTS = ("p/last_pass/defined", "p/last_pass/undefined")
@@ -101,7 +102,7 @@ class Order:
     """How a column's heading sorts the list: where its link goes, and what the list is sorted by now."""
 
     sort: JobSort
-    now: Literal["ascending", "descending"] | None
+    now: Direction | None
 
 
 def orders(sort: JobSort) -> dict[str, Order]:
@@ -110,7 +111,9 @@ def orders(sort: JobSort) -> dict[str, Order]:
     for column in ("name", "state", "reward", "held_out", "owner", "created"):
         first = f"-{column}" if column in ("reward", "held_out", "created") else column
         other = column if first.startswith("-") else f"-{column}"
-        now = None if sort not in (first, other) else "descending" if sort.startswith("-") else "ascending"
+        now: Direction | None = None
+        if sort in (first, other):
+            now = "descending" if sort.startswith("-") else "ascending"
         found[column] = Order(cast(JobSort, other if sort == first else first), now)
     return found
 
@@ -118,7 +121,7 @@ def orders(sort: JobSort) -> dict[str, Order]:
 async def jobs_page(request: Request) -> Response:
     """GET /?state=&name=&sort=&cursor=. htmx polls only the table."""
     query = request.query_params
-    sort = query.get("sort") or NEWEST
+    sort = cast(JobSort, query.get("sort") or NEWEST)
     if sort not in get_args(JobSort):
         raise HTTPException(400, f"sort must be one of {', '.join(get_args(JobSort))}")
     state, name, cursor = query.get("state") or None, query.get("name") or None, query.get("cursor") or None
@@ -142,5 +145,5 @@ async def jobs_page(request: Request) -> Response:
         sort=sort,
         kept=kept,
         here=here,
-        orders=orders(cast(JobSort, sort)),
+        orders=orders(sort),
     )

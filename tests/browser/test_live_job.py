@@ -262,7 +262,7 @@ def test_cards_come_with_their_data_and_the_page_fits(service: Service, tabs: Ta
         tab.page.wait_for_timeout(300)
         height = tab.page.evaluate("() => document.scrollingElement.scrollHeight")
         assert height <= 1600, part  # two screens; it was nine
-        empty = tab.page.locator(".chart:visible .nothing:visible")
+        empty = tab.page.locator(".chart:not(#chart-why):visible .nothing:visible")  # no trajectory here
         tab.until(lambda empty=empty: empty.count() == 0, f"the numbers of every card of {part}")
     assert tab.complaints == []
 
