@@ -101,7 +101,7 @@ def test_jobs_from_before_get_their_demand(empty: Database):
         now = database_now(session)
         session.add(ApiKey(id="key", name="key", role="admin", key_sha256="0", created_at=now))
     with empty.write() as session:
-        jobs = [service.submit(session, "key", spec, None).job.id for spec in specs]
+        jobs = [service.submit(session, "key", spec, "", None).job.id for spec in specs]
     config = alembic_config()
     with empty.write() as session:
         config.attributes["connection"] = session.connection()
