@@ -77,7 +77,15 @@ def submitted(service: ServiceDriver, spec: JobSpec) -> str:
     return str(answer.json()["id"])
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(
+            file, id=str(file.relative_to(ROOT)), marks=[pytest.mark.slow] * ("recipes" in file.parts)
+        )
+        for file in EXAMPLES
+    ],
+)
 def test_an_example_is_a_job_that_runs_on_a_node_with_one_gpu(
     file: Path,
     service: ServiceDriver,

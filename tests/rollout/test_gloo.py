@@ -121,6 +121,7 @@ def test_a_worker_that_leaves_in_mid_transfer_ends_the_trainers_call(
     assert "accepted no more weights" in _fails(sending)
 
 
+@pytest.mark.slow
 def test_an_end_that_hangs_is_given_up_at_the_deadline(pool: ThreadPoolExecutor) -> None:
     sender, receiver = _met(pool, timeout_s=3.0)
     started = time.monotonic()

@@ -96,6 +96,7 @@ def test_there_is_one_copy_of_the_weights(trainer: Trainer, writer: InPlaceWrite
         assert trainer.difference(client) < 1e-4
 
 
+@pytest.mark.slow
 def test_from_a_hold_until_the_next_publish_nothing_is_completed(
     trainer: Trainer, writer: InPlaceWriter
 ) -> None:

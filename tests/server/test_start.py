@@ -171,6 +171,7 @@ def test_what_keeps_the_program_from_starting_is_one_line(tmp_path: Path):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_serving_from_start_to_stop(tmp_path: Path):
     """The program itself: it migrates, answers, refuses a second one on its port, and stops when told to."""

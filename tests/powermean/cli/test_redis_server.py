@@ -37,6 +37,7 @@ def checked(port: int, password: str) -> None:
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "b[1]", "what?a", '50% "off" \\x # *\n'])
 def test_it_works_in_any_folder_on_loopback_and_with_its_password(tmp_path: Path, name: str) -> None:
     folder, port = tmp_path / name, free_port()

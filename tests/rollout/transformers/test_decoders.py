@@ -72,6 +72,7 @@ def _alone(model: LlamaForCausalLM, prompt: tuple[int, ...], draws: Tensor, temp
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_completions_are_what_they_are_alone(model: LlamaForCausalLM, make: Make, temperature: float) -> None:
     draws = _draws(len(PROMPTS))

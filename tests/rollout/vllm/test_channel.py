@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_refused_before_vllm_is_told(
     stage.engine.publish(_request())
 
 
+@pytest.mark.slow
 def test_without_a_channel_or_after_a_restart_nothing_is_received(make: Make) -> None:
     stage = make("gloo")
     assert _error(lambda: stage.engine.publish(_request())).code == "channel_closed"
@@ -246,6 +247,7 @@ def test_a_channel_that_vllm_could_not_open_costs_no_restart(make: Make) -> None
     assert (stage.engine._server.phase, stage.engine._server.starts) == ("ready", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["/init_weight_transfer_engine", *STEPS, *LAST_STEPS])
 def test_each_step_has_a_deadline_and_what_hangs_is_ended(make: Make, step: str) -> None:
     stage = make("gloo")
@@ -262,6 +264,7 @@ def test_each_step_has_a_deadline_and_what_hangs_is_ended(make: Make, step: str)
     assert stage.engine.state().version == 0
 
 
+@pytest.mark.slow
 def test_a_broken_transfer_ends_vllm_because_its_weights_are_of_two_versions(make: Make) -> None:
     stage = make("gloo")
     for text, code in (

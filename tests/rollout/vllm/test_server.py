@@ -94,6 +94,7 @@ def test_a_start_has_a_deadline(make: Make) -> None:
     assert not server._processes()
 
 
+@pytest.mark.slow
 def test_a_step_has_a_deadline(make: Make) -> None:
     server = make(deadlines=replace(QUICK, sync_step=0.5))
     server.wait_ready()
@@ -102,6 +103,7 @@ def test_a_step_has_a_deadline(make: Make) -> None:
     assert "'load weights'" in str(error)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_reported_and_started_anew(make: Make) -> None:
     server = make()
     server.wait_ready()

@@ -54,6 +54,7 @@ def test_a_stream_replays_then_follows(service):
     assert [key[0] for key in values(found)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_cut_again_and_again_misses_and_repeats_nothing(service):
     """Connections are cut in the middle while an attempt reports, fails, and another takes over."""
     first = service.running()

@@ -35,6 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return fit.main()
 
 
+@pytest.mark.slow
 def test_a_job_that_fits(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

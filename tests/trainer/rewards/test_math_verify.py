@@ -47,6 +47,7 @@ def test_an_unreadable_reference_is_counted_as_an_error(grader: Grader) -> None:
     assert good.reward == 1
 
 
+@pytest.mark.slow
 def test_an_endless_expression_costs_one_completion_its_reward() -> None:
     endless = "$\\boxed{" + "9^{" * 6 + "9" + "}" * 6 + "!}$"
     started = time.monotonic()

@@ -174,6 +174,7 @@ def test_a_model_that_cannot_be_had_fails_with_the_reason_given(case: Case) -> N
     assert case.server.finish["error"] == {**error, "remedy": None}
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_is_worth_another_attempt(case: Case) -> None:
     case.start(engine="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)")
     case.end()
@@ -194,6 +195,7 @@ def test_an_engine_that_could_not_start_fails_the_job_with_its_own_words(case: C
     )
 
 
+@pytest.mark.slow
 def test_cancel_gives_grace_and_then_kills_even_the_stubborn(case: Case) -> None:
     case.start(STUBBORN)
     until(lambda: len(case.running()) == 2)
@@ -289,6 +291,7 @@ def test_checkpoint_and_exit_is_the_trainers_to_do(case: Case) -> None:
     assert case.server.finish["outcome"] == "checkpointed"
 
 
+@pytest.mark.slow
 def test_a_hung_trainer_is_named_as_such(case: Case) -> None:
     case.limits["stall_s"] = 0.5
     case.start()
