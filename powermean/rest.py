@@ -170,13 +170,13 @@ def job_path(job_id: str, rest: str = "") -> str:
 def create_job(
     spec: JobSpec | Mapping[str, Any] | Path | str, idempotency_key: str | None = None
 ) -> Call[SubmittedJob]:
-    """Submit a job: a spec, or the path of a YAML or JSON file with one.
+    """Submit a job: a spec, or the path of a YAML or JSON file with one, whose comments are kept.
 
     With the same `idempotency_key` a repeated call returns the first job. Raises SpecFileError for a file
     that can't be read.
     """
     if isinstance(spec, Path | str):
-        spec = read_file(Path(spec)).fields
+        return create_job_from_text(read_file(Path(spec)).text, idempotency_key)
     body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=headers)

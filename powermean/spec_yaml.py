@@ -59,6 +59,7 @@ class SpecTextError(PowermeanError):
 class SpecText:
     """What a text says, before anything is checked against the contract."""
 
+    text: str
     fields: dict[str, Any]
     lines: Mapping[str, int]  # of each field and list item, by its dotted path
 
@@ -79,7 +80,7 @@ def read_spec(text: str) -> SpecText:
     events = yaml.parse(text, Loader=yaml.SafeLoader)
     remedy = "Look at indentation, brackets and quotes around this place."
     try:
-        return _document(events)
+        return _document(text, events)
     except yaml.MarkedYAMLError as error:
         problem = f"not YAML: {error.problem or error.context}"
         raise _error(problem, remedy, error.problem_mark or error.context_mark) from error
@@ -97,7 +98,7 @@ def read_spec(text: str) -> SpecText:
         raise SpecTextError(problem, "Look at the escapes in double quotes.") from error
 
 
-def _document(events: Iterator[yaml.Event]) -> SpecText:
+def _document(text: str, events: Iterator[yaml.Event]) -> SpecText:
     next(events)  # the stream's start
     if isinstance(next(events), yaml.StreamEndEvent):
         raise _no_mapping(None)
@@ -109,7 +110,7 @@ def _document(events: Iterator[yaml.Event]) -> SpecText:
     next(events)  # the document's end
     if not isinstance(second := next(events), yaml.StreamEndEvent):
         raise _error("a second document starts here", "Give each spec a text of its own.", second.start_mark)
-    return SpecText(fields, lines)
+    return SpecText(text, fields, lines)
 
 
 def _value(

@@ -69,10 +69,10 @@ def submit(
     Example: powermean submit examples/arithmetic-smollm2.yaml --watch
     """
     with plain_failures():
-        spec = load_spec(file)
+        load_spec(file)
     with connected() as client:
         try:
-            job = client.create_job(spec, idempotency_key=uuid.uuid4().hex)
+            job = client.create_job(file, idempotency_key=uuid.uuid4().hex)
         except ApiError as error:
             if not error.body.fields:
                 raise

@@ -356,7 +356,8 @@ def _never(gpus: int, nodes: Sequence[NodeCapacity]) -> str:
         return "waiting for a node: none is connected"
     if gpus:
         most = max(node.gpus for node in nodes)
-        return f"waiting for a node with {gpus} GPUs: the largest connected one has {most}"
+        wanted = "a GPU" if gpus == 1 else f"{gpus} GPUs"
+        return f"waiting for a node with {wanted}: the largest connected one has {most}"
     return "waiting for a node with CPU slots: no connected node has any"
 
 

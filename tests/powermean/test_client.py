@@ -88,11 +88,11 @@ def test_a_job_is_created_with_key_and_idempotency_key(server: ScriptedServer, c
 def test_a_job_is_created_from_a_file(
     server: ScriptedServer, client: Client, tmp_path: Path, kind: type[str] | type[Path]
 ) -> None:
-    server.on("POST /v1/jobs", Answer(202, JOB))
+    server.on("POST /v1/jobs/text", Answer(202, JOB))
     file = tmp_path / "job.yaml"
-    file.write_text("name: sums\ntraining: {steps: 2}\n")
+    file.write_text("name: sums  # of two numbers\ntraining: {steps: 2}\n")
     client.create_job(kind(file))
-    assert json.loads(server.requests[0][2]) == {"name": "sums", "training": {"steps": 2}}
+    assert json.loads(server.requests[0][2]) == {"text": file.read_text()}
 
 
 def test_a_file_that_is_no_spec_is_told_with_its_place(client: Client, tmp_path: Path) -> None:

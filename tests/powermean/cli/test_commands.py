@@ -140,7 +140,7 @@ def test_submit_tells_the_servers_refusal_with_the_files_line(server: ScriptedSe
     file.write_text(SPEC.model_dump_json(exclude_unset=True, indent=1))
     fields = [{"path": "model.name", "message": "unknown model"}]
     refusal = {"error": {"code": "invalid", "message": "no", "fields": fields}}
-    server.on("POST /v1/jobs", Answer(422, json.dumps(refusal).encode()))
+    server.on("POST /v1/jobs/text", Answer(422, json.dumps(refusal).encode()))
     result = powermean("submit", str(file))
     assert result.exit_code == 1
     assert f"{file}:4: model.name: unknown model" in result.stderr
