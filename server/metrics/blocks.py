@@ -6,13 +6,14 @@ are written in the transaction that writes their rows, and again when a row of t
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, literal_column, select
+from sqlalchemy import ColumnElement, Select, case, delete, func, insert, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.models import Attempt, Metric, MetricBlock
 
 WIDTHS = (16, 256)  # steps of a block, ascending; each divides the next
 SCALE = 2.0**-32  # of stored sums: the sum of a few of the largest floats is an error on Postgres
+_TINY = 2.0**-980  # what is smaller counts as 0 in a sum: scaled it is too small a float, an error there too
 
 _COLUMNS = (
     "job_id", "attempt", "update", "name", "width", "start", "last_step", "count", "finite", "total", "low",
@@ -68,7 +69,7 @@ def _of_rows(attempt: Attempt, start: int, end: int) -> Select[*tuple[Any, ...]]
             func.max(Metric.step),
             func.count(),
             func.count(Metric.value),
-            func.sum(Metric.value * SCALE),
+            scaled_sum(),
             func.min(Metric.value),
             func.max(Metric.value),
         )
@@ -107,6 +108,11 @@ def _of_narrower(attempt: Attempt, width: int, start: int, end: int) -> Select[*
         )
         .group_by(*place, block)
     )
+
+
+def scaled_sum() -> ColumnElement[float]:
+    """The sum of a group's values, times SCALE."""
+    return func.sum(case((func.abs(Metric.value) < _TINY, 0.0), else_=Metric.value * SCALE))
 
 
 def _start(step: InstrumentedAttribute[int], width: int) -> ColumnElement[int]:

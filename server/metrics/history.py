@@ -17,7 +17,7 @@ from powermean.contracts.metrics import METRICS, MetricsHistory, Series
 from server.db.models import Job, Metric, MetricBlock
 from server.jobs.counting import Share, counts, shares
 from server.jobs.repository import no_job
-from server.metrics.blocks import SCALE, WIDTHS
+from server.metrics.blocks import SCALE, WIDTHS, scaled_sum
 from server.metrics.ingest import UPDATES
 
 _Query = Select[*tuple[Any, ...]]
@@ -203,7 +203,7 @@ def _of_rows(job_id: str, attempt: int, start: int, end: int, cut: _Cut, wanted:
             func.max(_position(Metric.step, Metric.update)),
             func.count(),
             func.count(Metric.value),
-            func.sum(Metric.value * SCALE),
+            scaled_sum(),
             func.min(Metric.value),
             func.max(Metric.value),
         )
