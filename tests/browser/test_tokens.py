@@ -204,7 +204,7 @@ def test_from_a_chart_to_a_step(service: Service, tabs: Tabs) -> None:
         x,
     )  # shows the whole run, and stays
     tab.page.wait_for_timeout(600)
-    assert tab.page.url.endswith(run.path)
+    assert tab.page.url.endswith(f"{run.path}/charts")
     plot.click(position={"x": x, "y": 60})
     tab.page.wait_for_url(f"**{run.path}/steps/3")
     tab.open(run)

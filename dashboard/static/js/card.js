@@ -45,7 +45,7 @@ export class Card {
     this.tabular = !this.plotted || page.view.tables;
     this.sentence = make("p", { className: "sentence" });
     this.legend = make("ul", { className: "legend" });
-    this.canvas = make("div", { className: "plot", role: "img" });
+    this.canvas = make("div", { className: "plot", role: "img", ariaLabel: figure.title });
     this.nothing = make("p", { className: "nothing", textContent: "Loading…" });
     this.table = make("div", { className: "data", hidden: true, tabIndex: 0, role: "region", ariaLabel: `${figure.title}: numbers` });
     this.toggle = make("button", { type: "button", textContent: "Table", className: "quiet", ariaPressed: String(this.tabular) });
