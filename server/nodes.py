@@ -17,6 +17,9 @@ from server.db.session import database_now
 from server.errors import ConflictError, NotFoundError
 from server.settings import Settings
 
+RUNNING = ("starting", "running")  # states of attempts
+OVER = ("ended", "lapsed")
+
 
 class NodeNameTakenError(ConflictError):
     """Another worker has this name."""
@@ -48,7 +51,7 @@ def check_name(session: Session, settings: Settings, node: Node, report: NodeRep
     """
     if not node.instance or node.instance == report.instance:
         return
-    running = running_attempts(session, node.id)
+    running = attempts_holding(session, node.id, RUNNING)
     if not running and not is_alive(node, settings, now):
         return
     seen = f"{(now - node.seen_at).total_seconds():.0f} s ago"
@@ -73,7 +76,7 @@ def remove(session: Session, settings: Settings, node_id: str) -> None:
     now = database_now(session)
     if is_alive(node, settings, now):
         raise ConflictError(f"node {node_id} is alive", remedy="Stop its worker first.")
-    if running := running_attempts(session, node_id):
+    if running := attempts_holding(session, node_id, RUNNING):
         raise ConflictError(
             f"node {node_id} runs {', '.join(running)}",
             remedy="Cancel the jobs first, or wait for their end.",
@@ -83,15 +86,15 @@ def remove(session: Session, settings: Settings, node_id: str) -> None:
     session.delete(node)
 
 
-def running_attempts(session: Session, node_id: str) -> Sequence[str]:
-    """Attempts that have not ended or lapsed and hold something on the node."""
+def attempts_holding(session: Session, node_id: str, states: Sequence[str]) -> Sequence[str]:
+    """Attempts in one of the states that hold something on the node."""
     query = (
         select(Attempt.id)
         .join(Allocation, Allocation.attempt_id == Attempt.id)
         .where(
             Allocation.node_id == node_id,
             Allocation.released_at.is_(None),
-            Attempt.state.in_(("starting", "running")),
+            Attempt.state.in_(states),
         )
         .order_by(Attempt.id)
         .distinct()

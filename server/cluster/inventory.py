@@ -15,7 +15,7 @@ from server.cluster.planner import NodeCapacity
 from server.db.models import Node
 from server.db.session import changes, database_now, upsert
 from server.jobs import allocations
-from server.nodes import check_name, is_alive, living_nodes
+from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes
 from server.settings import Settings
 
 
@@ -39,7 +39,7 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
         [{"id": node_id, "instance": report.instance, "report": data, "seen_at": now}],
         replace=("instance", "report", "seen_at"),
     )
-    for attempt_id in allocations.held_after_the_end(session, node_id):
+    for attempt_id in attempts_holding(session, node_id, OVER):
         if attempt_id not in report.running:
             allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)

@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import AllocationView
-from server.db.models import Allocation, Attempt
+from server.db.models import Allocation
 from server.db.session import changes
 
 
@@ -40,18 +40,3 @@ def held(session: Session) -> Sequence[Allocation]:
     found = session.execute(query).scalars().all()
     # Sorted here: in this order the database would read all allocations ever made.
     return sorted(found, key=lambda part: part.id)
-
-
-def held_after_the_end(session: Session, node_id: str) -> Sequence[str]:
-    """Attempts that ended or lapsed but still hold something on the node."""
-    query = (
-        select(Attempt.id)
-        .join(Allocation, Allocation.attempt_id == Attempt.id)
-        .where(
-            Allocation.node_id == node_id,
-            Allocation.released_at.is_(None),
-            Attempt.state.in_(("ended", "lapsed")),
-        )
-        .distinct()
-    )
-    return session.execute(query).scalars().all()
