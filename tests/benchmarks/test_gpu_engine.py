@@ -19,6 +19,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_finds_what_a_cpu_promises() -> None:
     found = run(tiny=True)
     assert list(found) == ["machine", *PARTS]

@@ -257,6 +257,7 @@ def test_a_stranger_is_sent_to_sign_in(stranger: TestClient, api: FakeApi) -> No
     assert answer.headers["location"].startswith("/login?next=")
 
 
+@pytest.mark.slow
 def test_a_long_completion_is_quick(browser: TestClient, api: FakeApi) -> None:
     count = 3000
     update = UpdateTokens(

@@ -157,6 +157,7 @@ def test_events_go_on_after_a_lost_connection(server: ScriptedServer, client: Cl
     assert asked == ["0", "1", "1"]
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_late_is_taken_up_again(server: ScriptedServer, client: Client) -> None:
     """However long it has lasted: the patience is for the time without a connection."""
     rows = {"attempt": 1, "rows": []}

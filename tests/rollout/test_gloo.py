@@ -131,6 +131,7 @@ def test_an_end_that_hangs_is_given_up_at_the_deadline(pool: ThreadPoolExecutor)
     receiver.close()
 
 
+@pytest.mark.slow
 def test_where_no_trainer_waits_the_worker_says_so(pool: ThreadPoolExecutor) -> None:
     with socket.create_server((LOOPBACK, 0)) as probe:
         port = probe.getsockname()[1]

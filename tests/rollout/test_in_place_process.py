@@ -114,6 +114,7 @@ def test_from_a_hold_until_the_next_publish_nothing_is_completed(
         assert trainer.difference(client) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_hold_waits_for_what_is_being_completed(trainer: Trainer, writer: InPlaceWriter) -> None:
     ended: list[float] = []
 

@@ -30,6 +30,7 @@ def service(start_service: StartService) -> Service:
     return start_service()
 
 
+@pytest.mark.slow
 def test_it_generates_over_http_as_in_process(service: Service) -> None:
     with service.client() as client:
         state = client.health()
@@ -172,6 +173,7 @@ def test_it_counts_what_it_does(service: Service) -> None:
     assert counts["powermean_rollout_generate_seconds_count"] >= 1
 
 
+@pytest.mark.slow
 def test_work_that_nobody_waits_for_is_dropped_and_the_queue_is_bounded(service: Service) -> None:
     """The client gives up on an endless request; the next one does not wait for the rest of it."""
     with service.client() as client:

@@ -57,6 +57,7 @@ def test_all_who_map_it_have_one_memory_for_as_long_as_they_use_it(tmp_path: Pat
     assert torch.equal(reading, 3 * TENSORS["matrix"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_who_only_reads_hears_no_warning_and_can_t_write(tmp_path: Path) -> None:
     path = written(tmp_path / "weights")

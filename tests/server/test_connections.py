@@ -66,6 +66,7 @@ def client(url: str, key: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=url, headers=headers, timeout=5, trust_env=False)
 
 
+@pytest.mark.slow
 def test_half_sent_requests_make_room_for_others(crowded: ServiceDriver):
     with listening(crowded.app) as url, opened(url, 60, HALF) as half:
         with client(url) as anyone:

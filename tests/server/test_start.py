@@ -158,6 +158,7 @@ def environment_of(folder: Path, port: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_what_keeps_the_program_from_starting_is_one_line(tmp_path: Path):
     environment = environment_of(tmp_path, port=0) | {"POWERMEAN_BOOTSTRAP_NODE_TOKEN": ADMIN_KEY}

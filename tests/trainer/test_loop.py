@@ -54,6 +54,7 @@ def numbers(played: Played, first_step: int = 0) -> dict[tuple[int, int, str], f
     }
 
 
+@pytest.mark.slow
 def test_on_policy_training_waits_for_every_batch(whole: Played) -> None:
     assert whole.series("sampling/queued") == [0] * 6
     for step in range(1, 7):
@@ -166,6 +167,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert other.trajectories[1] != whole.trajectories[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_is_bit_identical_with_one_that_was_never_broken(
     tmp_path: Path, stage: Stage, model_root: Path, whole: Played
 ) -> None:

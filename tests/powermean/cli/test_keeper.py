@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from powermean.cli.keeper import Keeper
 from powermean.processes import ProcessId
 
@@ -74,6 +76,7 @@ def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path
     assert not process.alive
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_start_is_found_out(tmp_path: Path) -> None:
     kept = keeper("raise SystemExit('no luck')", tmp_path / "log")
     until(lambda: kept.deaths.too_many)

@@ -50,6 +50,7 @@ def test_it_works_in_any_folder_on_loopback_and_with_its_password(tmp_path: Path
     assert (folder / "redis.conf").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bind", "password", "wrong"),
     [

@@ -138,6 +138,7 @@ STEPS = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_up
 LAST_STEPS = ["/reset_prefix_cache", "/resume"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gloo", "nccl", "ipc"])
 def test_vllm_is_told_step_by_step(make: Make, method: ChannelMethod) -> None:
     stage = make(method)
@@ -183,6 +184,7 @@ def test_a_tied_weight_may_come_under_its_other_name(make: Make) -> None:
     assert "lm_head.weight" not in update["names"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "code", "words"),
     [

@@ -87,6 +87,7 @@ def test_a_failed_start_tells_its_last_lines(make: Make) -> None:
     assert "smaller cache" in error.remedy
 
 
+@pytest.mark.slow
 def test_a_start_has_a_deadline(make: Make) -> None:
     server = make("mute", deadlines=Deadlines(start=1.0, stop=3.0))
     assert _error(server.wait_ready).code == "engine_start_timeout"
@@ -116,6 +117,7 @@ def test_a_server_that_dies_is_reported_and_started_anew(make: Make) -> None:
     _until(lambda: server.starts == 2 and server.phase == "ready", 60.0)
 
 
+@pytest.mark.slow
 def test_what_was_started_anew_already_is_not_ended_for_its_predecessors_faults(make: Make) -> None:
     server = make()
     server.wait_ready()
@@ -138,6 +140,7 @@ def test_one_that_does_not_come_back_stays_down(make: Make) -> None:
     assert not server._processes()
 
 
+@pytest.mark.slow
 def test_one_that_dies_too_often_stays_down(make: Make) -> None:
     server = make(restarts=RestartPolicy(most=1, window_s=60.0))
     server.wait_ready()

@@ -211,6 +211,7 @@ def test_messages_that_the_broker_lost_are_sent_again(service: ServiceDriver, br
     app.close()
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_a_broker_that_is_not_there_is_an_error_in_time(service: ServiceDriver):

@@ -49,6 +49,7 @@ def test_a_failed_transaction_leaves_nothing(database: Database):
     assert ids(database) == []
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_the_ballast_makes_room_for_the_next_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -132,6 +133,7 @@ def test_sqlite_is_set_up_to_keep_what_it_acknowledged(database: Database):
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
 
 
+@pytest.mark.slow
 def test_servers_that_make_a_new_sqlite_file_together_wait_for_each_other(tmp_path: Path):
     """Setting its journal mode is refused at once while another does, whatever the busy timeout."""
     for number in range(30):

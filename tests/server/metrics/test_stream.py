@@ -88,6 +88,7 @@ def test_a_stream_that_is_cut_again_and_again_misses_and_repeats_nothing(service
     assert values(found) == history(service, job_id)
 
 
+@pytest.mark.slow
 def test_fifty_clients_get_the_same(service):
     attempt = service.running()
     job_id = attempt.claim.job_id
@@ -148,6 +149,7 @@ def test_a_follower_is_told_of_the_end(service):
         assert b"".join(pieces).endswith(b"event: end\ndata: {}\n\n")
 
 
+@pytest.mark.slow
 def test_a_lost_wake_up_costs_a_poll(service, monkeypatch):
     """As when another server took the report and Redis is down."""
     attempt = service.running()
@@ -162,6 +164,7 @@ def test_a_lost_wake_up_costs_a_poll(service, monkeypatch):
         assert time.monotonic() - posted < 5 * stream_module.POLL_S
 
 
+@pytest.mark.slow
 def test_a_report_to_one_server_wakes_the_streams_of_another(settings, valkey_url, monkeypatch):
     monkeypatch.setattr(stream_module, "POLL_S", 1000.0)
     here, there = (ServiceDriver(settings.model_copy(update={"redis_url": valkey_url})) for _ in range(2))

@@ -89,6 +89,7 @@ def test_the_recorded_objective_comes_out_again(job_id: str) -> None:
     assert "reproduces the recorded numbers to 1e-06" in result.output
 
 
+@pytest.mark.slow
 def test_another_objective_is_shown_beside_it(job_id: str) -> None:
     result = replay(job_id, "--step", "7", "--algorithm", "grpo", "--set", "epsilon_high=0.25", "--top", "3")
     assert result.exit_code == 0, result.output
@@ -100,6 +101,7 @@ def test_another_objective_is_shown_beside_it(job_id: str) -> None:
     assert changed.count("recorded") == changed.count("replayed") == 3
 
 
+@pytest.mark.slow
 def test_all_of_it_as_json_and_by_the_client(job_id: str) -> None:
     result = replay(job_id, "--step", "7", "--algorithm", "gmpo", "--json")
     assert result.exit_code == 0, result.output
@@ -114,6 +116,7 @@ def test_all_of_it_as_json_and_by_the_client(job_id: str) -> None:
         assert numbers.trajectories[0].updates[0].replayed.loss is not None
 
 
+@pytest.mark.slow
 def test_a_trajectorys_tokens_have_both_weights(job_id: str) -> None:
     result = replay(job_id, "--step", "7", "--algorithm", "gmpo", "--trajectory", "0")
     assert result.exit_code == 0, result.output

@@ -215,6 +215,7 @@ def test_what_the_hub_may_give_later_is_worth_another_try(
     assert not asked(LocalEntryNotFoundError("offline"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "status"), [("tiny", 0), ("none", 1)])
 def test_the_program_prints_the_folder_or_leaves_the_reason_in_the_spool(
     tmp_path: Path, model_root: Path, folder: str, status: int

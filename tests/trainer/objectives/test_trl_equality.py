@@ -93,6 +93,7 @@ def compare(name: str, batch: Batch, trainer: Any = None, beta: float = 0.0, **t
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @given(batches())
 def test_grpo_is_trls(batch: Batch) -> None:
     compare("grpo", batch, loss_type="grpo")

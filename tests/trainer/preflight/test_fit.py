@@ -47,6 +47,7 @@ def test_a_job_that_fits(
     assert "prompts of up to 4" in said  # of the packaged data, counted: `a+b=`
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_fit_is_told_what_helps(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,6 +258,7 @@ def test_a_tokenizer_without_a_chat_template(
     assert (error.code, error.path) == ("no_chat_template", "data.chat")
 
 
+@pytest.mark.slow
 def test_the_program_reads_a_task_and_prints_a_result_without_pytorch(
     tmp_path: Path, model_root: Path
 ) -> None:

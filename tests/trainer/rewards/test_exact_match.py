@@ -82,6 +82,7 @@ def test_a_pattern_takes_its_last_match() -> None:
     ]  # group 1 took no part
 
 
+@pytest.mark.slow
 def test_an_endless_pattern_costs_one_completion_its_reward() -> None:
     spec = ExactMatch(extract="pattern", pattern=r"(?:a+)+b|(ok)", timeout_s=2)
     started = time.monotonic()

@@ -22,6 +22,7 @@ def _graders() -> set[int]:
     return descendants(os.getpid())
 
 
+@pytest.mark.slow
 def test_failures_stay_with_their_completion_and_order_is_kept() -> None:
     before = _graders()
     with IsolatedGrader(HOSTILE, (), timeout_s=1.0) as grader:

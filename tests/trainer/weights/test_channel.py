@@ -175,6 +175,7 @@ def test_a_send_that_fails_here_ends_the_workers_call_too(
         assert _within(5.0, lambda: _publish(writer, service, 1, timeout_s=60.0)) == "engine_error"
 
 
+@pytest.mark.slow
 def test_a_worker_that_never_comes_has_a_deadline(writer: ChannelWriter, service: Service) -> None:
     service.open_channel = lambda request, timeout_s: time.sleep(timeout_s + 0.5)  # type: ignore[method-assign]
     assert _within(10.0, lambda: _publish(writer, service, 1, timeout_s=0.5)) == "transfer_failed"

@@ -134,6 +134,7 @@ def test_a_finished_run_ships_its_records_in_order_and_then_the_end(case: Case) 
     assert any("step one" in body["text"] for kind, body in case.server.posts if kind == "logs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "code", "retryable"),
     [
@@ -152,6 +153,7 @@ def test_a_trainer_without_a_last_word_is_judged_by_its_exit(
     assert (end["outcome"], end["error"]["code"], end["retryable"]) == ("failed", code, retryable)
 
 
+@pytest.mark.slow
 def test_an_error_quotes_the_end_of_the_log(case: Case) -> None:
     case.start("raise ValueError('bad luck')")
     case.end()
@@ -182,6 +184,7 @@ def test_an_engine_that_dies_is_worth_another_attempt(case: Case) -> None:
     assert (end["error"]["code"], end["retryable"]) == ("engine_died", True)
 
 
+@pytest.mark.slow
 def test_an_engine_that_could_not_start_fails_the_job_with_its_own_words(case: Case) -> None:
     start = {"error": {"code": "vllm_missing", "message": "no vLLM", "path": "rollout.engine"}}
     text = json.dumps(json.dumps(start))
@@ -234,6 +237,7 @@ def test_fenced_kills_at_once_and_tells_nobody(case: Case) -> None:
     assert case.server.finish is None
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_everything_in_order(case: Case) -> None:
     trainer = SPOOL + (
         "import time; spool(1, 'metrics', rows(1))\n"
@@ -261,6 +265,7 @@ def test_a_server_that_stays_away_ends_the_attempt_after_the_grace(case: Case) -
     assert case.end() == 1
 
 
+@pytest.mark.slow
 def test_a_server_error_is_tried_again(case: Case) -> None:
     case.server.status["metrics"] = 503
     case.start(SPOOL + f"spool(1, 'metrics', rows(1)); spool(2, 'finish', {FINISHED})")
@@ -271,6 +276,7 @@ def test_a_server_error_is_tried_again(case: Case) -> None:
     assert case.server.kinds() == ["metrics", "finish"]
 
 
+@pytest.mark.slow
 def test_a_refused_record_fails_the_attempt_loudly(case: Case) -> None:
     case.server.status["metrics"] = 422
     case.start(SPOOL + "spool(1, 'metrics', rows(1)); import time; time.sleep(60)")
@@ -299,6 +305,7 @@ def test_a_hung_trainer_is_named_as_such(case: Case) -> None:
     assert case.server.finish["error"]["code"] == "trainer_stalled"
 
 
+@pytest.mark.slow
 def test_when_the_node_stops_the_job_can_go_on_elsewhere(case: Case) -> None:
     case.start()
     until(lambda: len(case.running()) == 2)
@@ -347,6 +354,7 @@ def _cmdline(pid: int) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_an_attempt_with_a_slot_of_an_engine_service_starts_no_engine(case: Case) -> None:
     claim = case.attempt.claim().model_copy(
         update={"engine": ClaimedEngine(id="engine-1", url="http://127.0.0.1:4711")}
@@ -369,6 +377,7 @@ class TestOnAFullDisk:
         with small_disk(tmp_path / "small", 8 * BALLAST_BYTES) as folder:
             yield folder
 
+    @pytest.mark.slow
     def test_heartbeats_go_on_and_say_so_and_the_attempt_is_tried_again(self, case: Case) -> None:
         trainer = (
             "import pathlib, sys, time\n"
@@ -395,6 +404,7 @@ class TestOnAFullDisk:
         assert (case.server.finish["error"]["code"], case.server.finish["retryable"]) == ("disk_full", True)
 
 
+@pytest.mark.slow
 def test_the_end_does_not_wait_for_room_for_the_log(case: Case) -> None:
     case.server.status["logs"], case.server.code = 503, "artefact_store_full"
     case.start(SPOOL + f"print('step one'); spool(1, 'finish', {FINISHED})")

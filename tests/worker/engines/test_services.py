@@ -119,6 +119,7 @@ def test_a_killed_engine_comes_back_on_its_port(stage: Stage) -> None:
     assert (after.restarts, after.error) == (1, None)
 
 
+@pytest.mark.slow
 def test_a_new_worker_ends_what_the_old_one_left_and_keeps_the_port(stage: Stage) -> None:
     stage.follow(order("a"))
     url = stage.until_state("ready").url
@@ -143,6 +144,7 @@ def test_the_jobs_of_an_engine_are_in_its_file(stage: Stage) -> None:
     assert json.loads(file.read_text()) == ["job-2"]
 
 
+@pytest.mark.slow
 def test_an_engine_that_nobody_wants_ends_and_leaves_its_log(stage: Stage) -> None:
     stage.follow(order("a"), order("b"))
     until(lambda: [r.state for r in stage.engines.reports()] == ["ready"] * 2, "both ready")
@@ -212,6 +214,7 @@ def unprepared(*, retryable: bool) -> str:
     return f"import sys; print({said!r}); sys.exit(1)"
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_never_ready_is_started_again_and_then_given_up(tmp_path: Path) -> None:
     once = RestartPolicy(most=1, window_s=1800.0)
     stage = Stage(tmp_path, Patience(look_s=0.05, unready_s=0.2, grace_s=1, restarts=once))
