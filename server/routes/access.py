@@ -30,6 +30,7 @@ from server.errors import ForbiddenError, UnauthenticatedError
 from server.identity.keys import find_key
 from server.identity.sessions import find_session
 from server.routes.json_bodies import JsonRequest
+from server.routes.threads import in_one_thread
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -68,6 +69,10 @@ class KnownCallerRoute(APIRoute):
 
     FastAPI parses the body before it calls the dependencies, so that they only hand on whom the route found.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """See APIRoute."""
+        super().__init__(path, in_one_thread(endpoint), **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
