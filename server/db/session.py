@@ -256,8 +256,8 @@ def database_now(session: Session) -> datetime:
 
 
 def insert_row(session: Session, model: type[Base], row: Mapping[str, Any]) -> None:
-    """Insert a row at once, without the session's bookkeeping."""
-    session.execute(_insert(session, model), dict(row))
+    """Insert a row at once, without the session's bookkeeping: changed objects are not flushed before."""
+    session.connection().execute(_insert(session, model), dict(row))
 
 
 def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: Sequence[str]) -> bool:
