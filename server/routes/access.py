@@ -8,10 +8,9 @@ never logged here.
 """
 
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import cache, partial
-from inspect import iscoroutinefunction
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -30,9 +29,10 @@ from server.db.session import Database
 from server.errors import ForbiddenError, NotFoundError, UnauthenticatedError
 from server.identity.callers import Caller
 from server.identity.keys import find_key
-from server.identity.ownership import named_in
+from server.identity.ownership import Named, named_in, names_something
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
+from server.identity.recent import RecentCallers
 from server.identity.sessions import find_session
 from server.routes.json_bodies import JsonRequest
 from server.routes.threads import in_one_thread
@@ -80,10 +80,7 @@ class KnownCallerRoute(APIRoute):
         async def handle_known(request: Request) -> Response:
             if found is not None:
                 who, identify = found
-                if iscoroutinefunction(identify):
-                    request.state.caller = await identify(request)
-                else:
-                    request.state.caller = await run_in_threadpool(identify, request)
+                request.state.caller = await identify(request)
                 known_as(who)
             if not has_body:
                 return await handle(request)
@@ -135,12 +132,8 @@ async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) ->
 def _caller(request: Request, session: Session) -> Caller:
     secret = _bearer_secret(request)
     if secret is not None:
-        found = find_key(session, secret)
-        if found is None:
-            raise _unknown_key()
-        if found.person is None:
-            raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
-        return caller_of(session, found.person, found.key)
+        recent: RecentCallers = request.app.state.callers
+        return recent.find(secret) or _caller_by_key(recent, session, secret)
     if (cookie := session_secret(request)) is not None:
         check_origin(request)
         signed_in = find_session(session, cookie)
@@ -152,6 +145,18 @@ def _caller(request: Request, session: Session) -> Caller:
     )
 
 
+def _caller_by_key(recent: RecentCallers, session: Session, secret: str) -> Caller:
+    forgotten = recent.forgotten
+    found = find_key(session, secret)
+    if found is None:
+        raise _unknown_key()
+    if found.person is None:
+        raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
+    caller = caller_of(session, found.person, found.key)
+    recent.remember(secret, caller, forgotten)
+    return caller
+
+
 _LISTS = {
     "job": "GET /v1/jobs lists the jobs.",
     "dataset": "GET /v1/datasets lists the datasets.",
@@ -159,12 +164,25 @@ _LISTS = {
 }
 
 
-def _allowed(verb: Verb, request: Request) -> Caller:
-    """The caller, if they may do this to what the path names. What they can't see does not exist for them."""
+async def _allowed(verb: Verb, request: Request) -> Caller:
+    """The caller, if they may do this to what the path names. What they can't see does not exist for them.
+
+    Goes to a thread where the database has to be asked.
+    """
+    secret = _bearer_secret(request)
+    caller = request.app.state.callers.find(secret) if secret is not None else None
+    if caller is not None and not names_something(request.path_params):
+        return _checked(verb, caller, None)
+    return _checked(verb, *await run_in_threadpool(_caller_and_thing, request))
+
+
+def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
     database: Database = request.app.state.database
     with database.read() as session:
-        caller = _caller(request, session)
-        named = named_in(session, request.path_params)
+        return _caller(request, session), named_in(session, request.path_params)
+
+
+def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:
     if named is None:
         if verb in CLUSTER_VERBS and not caller.may(verb):
             raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
@@ -179,7 +197,11 @@ def _allowed(verb: Verb, request: Request) -> Caller:
     return caller
 
 
-def _node(request: Request) -> None:
+async def _node(request: Request) -> None:
+    await run_in_threadpool(_check_node, request)
+
+
+def _check_node(request: Request) -> None:
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -199,7 +221,7 @@ async def _renewing_attempt(request: Request) -> AttemptClaims:
 
 
 async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
-    """Not in a thread: the check takes less than the way there, and asks no database."""
+    """Not in a thread: the check takes less than the way there."""
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -219,7 +241,7 @@ async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptCl
     return claims
 
 
-_Identify = tuple[Who, Callable[[Request], object]]
+_Identify = tuple[Who, Callable[[Request], Awaitable[object]]]
 # The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
 _IDENTIFY: dict[object, _Identify] = {
     require_node: ("node", _node),
