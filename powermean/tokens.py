@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from powermean.errors import PowermeanError
 
@@ -120,7 +119,7 @@ def verify_attempt_token(token: str, public_key_pem: str, *, even_expired: bool 
     try:
         claims = jwt.decode(
             token,
-            _public_key(public_key_pem),
+            public_key_pem,
             algorithms=[ALGORITHM],
             audience=AUDIENCE,
             issuer=ISSUER,
@@ -136,15 +135,6 @@ def verify_attempt_token(token: str, public_key_pem: str, *, even_expired: bool 
     except (UnsupportedAlgorithm, ValueError, TypeError) as error:
         raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
     return _claims(claims)
-
-
-@lru_cache(maxsize=16)
-def _public_key(pem: str) -> Ed25519PublicKey:
-    """Read once: reading it takes as long as checking a signature."""
-    key = serialization.load_pem_public_key(pem.encode())
-    if not isinstance(key, Ed25519PublicKey):
-        raise TypeError("not an Ed25519 key")
-    return key
 
 
 def _claims(claims: dict[str, object]) -> AttemptClaims:
