@@ -284,7 +284,8 @@ def database_now(session: Session) -> datetime:
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    # past the session, which would write its changed objects first
+    moment: datetime = session.connection().execute(select(func.clock_timestamp())).scalar_one()
     return moment.astimezone(UTC)
 
 
