@@ -23,6 +23,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
 )
 from powermean.tokens import AttemptClaims, Verb
+from rollout.counting import FILE, CompletionCount
 from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
@@ -52,6 +53,8 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
     app.state.turns = turns
     app.state.control = control
     app.state.metrics = EngineMetrics()
+    own = settings.ready_file if settings.job_id is not None else None  # of an attempt, in its folder
+    app.state.count = CompletionCount(own and own.with_name(FILE))
     app.state.on_loopback = is_loopback(settings.host)
     app.include_router(router)
     app.add_exception_handler(EngineError, _engine_error)
@@ -73,10 +76,12 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Complete prompts."""
     engine = _engine_for(request, Verb.GENERATE)
+    count: CompletionCount = request.app.state.count
 
     def work(cancelled: Event) -> GenerateResponse:
         started = time.monotonic()
-        response = engine.generate(body, cancelled)
+        with count.of(len(body.prompts) * body.n) as finished:
+            response = engine.generate(body, cancelled, finished)
         _metrics(request).generated(body, response, time.monotonic() - started)
         return response
 

@@ -61,6 +61,7 @@ class Node:
         self._cards: tuple[GpuInfo, ...] = ()
         self._looked = float("-inf")
         self._accepted = float("-inf")  # when the server last took a report
+        self._checking: dict[str, None] = {}  # jobs, oldest first
 
     def start(self, attempt_id: str) -> None:
         """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do.
@@ -125,7 +126,9 @@ class Node:
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""
         try:
-            result = check(self._client.validation(job_id))
+            task = self._client.validation(job_id)
+            self._checking[job_id] = None
+            result = check(task)
             if result is not None and result.errors and (folder := full_disk(self._settings)):
                 # Its errors may come from there, and would end the job for good.
                 log.warning("job %s was not validated: the disk of %s is full", job_id, folder)
@@ -135,6 +138,8 @@ class Node:
             log.info("not validating job %s: %s", job_id, error)
         except ServerUnreachableError as error:
             log.warning("job %s was not validated, the server will ask again: %s", job_id, error)
+        finally:
+            self._checking.pop(job_id, None)
 
     def replay(self, replay_id: str) -> None:
         """Recompute a recorded step and tell the server."""
@@ -167,7 +172,7 @@ class Node:
             if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
                 self._cards, self._looked = gpus(), time.monotonic()
             with self._folders:
-                now = report(self._settings, self._cards, self._engines.reports())
+                now = report(self._settings, self._cards, self._engines.reports(), tuple(self._checking))
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
             except (ApiError, ServerUnreachableError) as error:

@@ -71,6 +71,7 @@ class NodeReport(Contract):
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
     running: tuple[str, ...] = Field((), description="Attempts with live processes on the node.")
+    checking: tuple[str, ...] = Field((), description="Jobs whose specs the node is checking.")
     services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")
     full_disk: str | None = Field(
         None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."

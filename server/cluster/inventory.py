@@ -61,7 +61,7 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
             **{
                 name: value
                 for name, value in dict(_report(node)).items()
-                if name not in ("running", "services", "instance")
+                if name not in ("running", "checking", "services", "instance")
             },
         )
         for node in session.execute(select(Node).order_by(Node.id)).scalars()
@@ -101,6 +101,12 @@ def known(session: Session, living: Collection[str]) -> tuple[list[NodeCapacity]
     nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
     made = [empty(node) for node in nodes]
     return [one for one in made if one.id in living], [one for one in made if one.id not in living]
+
+
+def checking(session: Session, living: Collection[str]) -> dict[str, str]:
+    """Which living node checks which job's spec, by job; of several nodes the first."""
+    nodes = session.execute(select(Node).where(Node.id.in_(living)).order_by(Node.id.desc())).scalars()
+    return {job_id: node.id for node in nodes for job_id in _report(node).checking}
 
 
 def empty(node: Node) -> NodeCapacity:

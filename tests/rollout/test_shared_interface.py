@@ -69,6 +69,7 @@ class Service:
         request: GenerateRequest,
         _ends: object,
         _cancelled: Event,
+        _finished: object,
         *,
         adapter: tuple[str, int],
     ) -> tuple[tuple[Completion, ...], ...]:
