@@ -60,7 +60,8 @@ async def form_page(request: Request) -> Response:
     if not source:
         return _form(request, STARTER)
     async with api.client(request) as client:
-        text = readable((await client.job_text(source)).text)
+        source_text = (await client.job_text(source)).text
+    text = await run_in_threadpool(readable, source_text)
     return _form(request, text)
 
 
