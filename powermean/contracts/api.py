@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult
+from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult, NameRival
 from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import Deprecation
@@ -194,6 +194,9 @@ class NodeView(Contract):
     alive: bool
     seen_at: datetime
     attempts: tuple[str, ...] = Field(description="Attempts that hold resources on the node.")
+    rival: NameRival | None = Field(
+        None, description="Another worker that tried to use the node's name within a day."
+    )
 
 
 class NodeList(Contract):

@@ -4,6 +4,7 @@ An attempt's number is its fencing token: the server refuses (409 `fenced`) ever
 is not the job's current one.
 """
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -77,6 +78,13 @@ class NodeReport(Contract):
         None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
     )
     version: str
+
+
+class NameRival(Contract):
+    """Another worker that tried to use a node's name, and was refused."""
+
+    hostname: str
+    at: datetime
 
 
 class AllocationView(Contract):

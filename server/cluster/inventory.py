@@ -9,18 +9,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import NodeView
-from powermean.contracts.attempts import NodeReport
+from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines
 from server.cluster.planner import NodeCapacity
 from server.db.models import Node
 from server.db.session import changes, database_now, upsert
 from server.jobs import allocations
-from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes
+from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
 from server.settings import Settings
 
 
-def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> None:
-    """Store a node's report, including that on its engine services.
+def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> NameRival | None:
+    """Store a node's report, including that on its engine services; who else tried to use its name.
 
     What ended attempts still hold there is freed once the node no longer reports their processes.
 
@@ -31,6 +31,8 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     known = session.get(Node, node_id)
     if known is not None:
         check_name(session, settings, known, report, now)
+        if known.instance != report.instance:  # who was refused may be who has the name now
+            known.rival = None
     if known is None or known.report != data:
         changes(session).plan = True
     upsert(
@@ -43,6 +45,7 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
         if attempt_id not in report.running:
             allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)
+    return rival_of(known, now) if known is not None else None
 
 
 def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
@@ -58,6 +61,7 @@ def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
             alive=is_alive(node, settings, now),
             seen_at=node.seen_at,
             attempts=tuple(held[node.id]),
+            rival=rival_of(node, now),
             **{
                 name: value
                 for name, value in dict(_report(node)).items()

@@ -178,6 +178,7 @@ class Node(Base):
     instance: Mapped[str | None] = mapped_column(String(64))  # the worker that has the name
     report: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
+    rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
 
 
 class Outbox(Base):
