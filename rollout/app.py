@@ -28,6 +28,7 @@ from rollout.engine import CancelledError, Engine, EngineError, EngineHost, chec
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
 from rollout.request_queue import RequestQueue, Result
+from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, is_loopback
 
 CLIENT_GONE = 499  # nobody reads it; it only separates such requests in the metrics
@@ -67,9 +68,23 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
         hosts=settings.hosts,
         public_key_pem=public_key_pem,
         max_body=settings.max_body,
-        even_expired=settings.job_id is not None,
+        current=lambda claims: _is_current(settings, claims),
     )
     return app
+
+
+def _is_current(settings: RolloutSettings, claims: AttemptClaims) -> bool:
+    """Whether nothing but its age speaks against a token; the fence is checked with every call.
+
+    An attempt's own engine ends with it. A shared one has the list of the jobs that it serves, which comes
+    from the server by way of its node.
+    """
+    if settings.job_id is not None:
+        return True
+    try:
+        return settings.jobs_file is not None and claims.job_id in read_running_jobs(settings.jobs_file)
+    except EngineError:
+        return False
 
 
 @router.post("/v1/generate")
