@@ -20,7 +20,7 @@ class Guard:
     """Checks the Host header (against DNS rebinding), the attempt token and the body's size.
 
     A token that has expired still counts for what is `current`, so that trainers go on while the server,
-    which renews their tokens, can't be reached (docs/adr/0010). At any age it tells whose state /health shows.
+    which renews their tokens, can't be reached (docs/adr/0010). At any age it says whose state /health shows.
     """
 
     def __init__(

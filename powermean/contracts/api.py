@@ -64,6 +64,8 @@ class JobSummary(Contract):
     total_steps: int
     last_reward: float | None = None
     last_p: float | None = Field(None, description="Mean p of the last pass, if the objective has one.")
+    last_p_defined: int | None = Field(None, description="Trajectories of that pass with a p.")
+    last_p_undefined: int | None = Field(None, description="Trajectories of that pass without one.")
     held_out_before: float | None = Field(None, description="Mean held-out reward before training.")
     held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")
