@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api
 from dashboard.api import require_same_origin, require_signed_in
 from dashboard.fields import spec_sections
+from dashboard.problems import said_once
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.rest import ApiError
@@ -38,7 +39,8 @@ def readable(text: str) -> str:
 
 
 def _with_lines(error: ErrorBody, text: str) -> ErrorBody:
-    """The fields' errors with their lines in the text."""
+    """The fields' errors with their lines in the text, each said once."""
+    error = said_once(error)
     if not error.fields:
         return error
     try:
