@@ -304,15 +304,12 @@ def test_a_ratio_beyond_numbers_is_a_dash() -> None:
 
 def test_what_was_not_graded_is_marked(browser: TestClient, api: FakeApi) -> None:
     with_tokens(api, record(), completion=" 4\n5", graded=3)
-    tokens = (
-        parse(browser.get("/jobs/job-a/steps/5/trajectories/1").text)
-        .one("pre", data_tokens="weight")
-        .all("span")
-    )
+    page = parse(browser.get("/jobs/job-a/steps/5/trajectories/1").text)
+    tokens = page.one("pre", data_tokens="weight").all("span")
     marked = ["ungraded" in token.attributes.get("class", "") for token in tokens]
     assert marked == [False, False, True, True]
     assert [token.attributes["title"].endswith("not graded") for token in tokens] == marked
-    assert "Dotted: not graded" in parse(browser.get("/jobs/job-a/steps/5/trajectories/1").text).words
+    assert "Dotted: not graded" in page.words
 
 
 def test_the_rest_of_a_text_is_marked_without_tokens_too(browser: TestClient, api: FakeApi) -> None:
