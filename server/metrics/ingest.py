@@ -68,8 +68,13 @@ def ingest_metrics(
     session.connection().execute(insert(MetricReport.__table__), report)  # type: ignore[arg-type]
 
 
+def packed_rows(batch: TrajectoryBatch) -> bytes:
+    """The trajectories as they are stored. It takes seconds for many: not in a transaction."""
+    return pack([_storable(row) for row in sorted(batch.rows, key=attrgetter("index"))])
+
+
 def ingest_trajectories(
-    session: Session, attempt_id: str, claims: AttemptClaims, batch: TrajectoryBatch
+    session: Session, attempt_id: str, claims: AttemptClaims, batch: TrajectoryBatch, packed: bytes
 ) -> None:
     """Store all trajectories of a step; repeating the batch has no effect, a different one replaces it.
 
@@ -83,7 +88,7 @@ def ingest_trajectories(
         "tokens": batch.tokens.model_dump(mode="json") if batch.tokens is not None else None,
         "token_rows": batch.token_rows,
         "count": len(batch.rows),
-        "rows": pack([_storable(row) for row in sorted(batch.rows, key=attrgetter("index"))]),
+        "rows": packed,
     }
     place = {"job_id": attempt.job_id, "step": batch.step, "attempt": attempt.number}
     stored = session.get(TrajectoryStep, tuple(place.values()), options=[undefer(TrajectoryStep.rows)])
