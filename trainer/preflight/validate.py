@@ -22,6 +22,7 @@ from powermean.engine_selection import vllm_objection
 from trainer.failures import TrainingError, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
+from trainer.preflight.disk_space import check_disk
 from trainer.preflight.limits import check_adapter, check_memory, check_positions
 from worker.settings import NodeSettings, NodeSettingsError
 
@@ -70,7 +71,10 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
         _noted(found, lambda: check_memory(spec, folder, prompt))
         if longest is not None:
             _noted(found, lambda: check_positions(folder, longest))
+    before = len(found)
     _noted(found, ArtefactStore(settings.artefacts_url).probe)  # the final model goes there
+    if folder is not None and len(found) == before:
+        _noted(found, lambda: check_disk(spec, folder, settings))
     return ValidationResult(errors=tuple(found), tokens=longest)
 
 
