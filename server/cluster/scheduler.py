@@ -133,7 +133,9 @@ class Scheduler:
             kinds = session.execute(select(Job.demand, Job.phase).where(unchecked).distinct()).all()
             if not kinds:
                 return {}
-            living, offline = inventory.known(session, living_ids(session, self.settings))
+            alive = living_ids(session, self.settings)
+            living, offline = inventory.known(session, alive)
+            checking, now = inventory.checking(session, alive), database_now(session)
             nobody = (
                 NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
             )
@@ -141,11 +143,14 @@ class Scheduler:
             for wanted, said in kinds:
                 phase = CHECKING if demand.checkers(wanted, living, offline) else nobody
                 if said != phase:
-                    query = select(Job.id).where(
-                        unchecked, Job.demand == wanted, Job.phase.is_not_distinct_from(said)
-                    )
+                    alike = Job.demand == wanted, Job.phase.is_not_distinct_from(said)
+                    query = select(Job.id).where(unchecked, *alike, Job.id.not_in(checking))
                     ids = session.scalars(query.order_by(Job.id).limit(PHASES_A_TURN))
                     news |= dict.fromkeys(ids, phase)
+            for row in session.execute(select(Job.id, Job.phase).where(unchecked, Job.id.in_(checking))):
+                phase = _checked_by(checking[row.id], row.phase or "", now)
+                if row.phase != phase:
+                    news[row.id] = phase
         return news
 
     def _start_waiting(self) -> dict[str, str]:
@@ -189,6 +194,12 @@ class Scheduler:
                 tell_phases(session, dict(some), state)
             self.line.told(dict(some))
         return len(chosen)
+
+
+def _checked_by(node_id: str, told: str, now: datetime) -> str:
+    """The phase of a job whose spec a node is checking: since when is what was told first."""
+    words = f"node {node_id} has been checking the spec since "
+    return told if told.startswith(words) else f"{words}{now:%H:%M} UTC"
 
 
 def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
