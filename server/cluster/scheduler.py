@@ -147,7 +147,8 @@ class Scheduler:
                     query = select(Job.id).where(unchecked, *alike, Job.id.not_in(checking))
                     ids = session.scalars(query.order_by(Job.id).limit(PHASES_A_TURN))
                     news |= dict.fromkeys(ids, phase)
-            for row in session.execute(select(Job.id, Job.phase).where(unchecked, Job.id.in_(checking))):
+            being_checked = select(Job.id, Job.phase).where(unchecked, Job.id.in_(checking))
+            for row in session.execute(being_checked) if checking else ():
                 phase = _checked_by(checking[row.id], row.phase or "", now)
                 if row.phase != phase:
                     news[row.id] = phase
