@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from sqlalchemy import Alias, ClauseElement, Column, TextClause, event
+from sqlalchemy import Alias, ClauseElement, Column, Insert, TextClause, event
 from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 from sqlalchemy.sql.util import find_tables
 from sqlalchemy.sql.visitors import ExternallyTraversible, iterate
@@ -34,9 +34,15 @@ class ScopedSession(Session):
 def _restrict(state: ORMExecuteState) -> None:
     assert isinstance(state.session, ScopedSession)
     projects = state.session.projects
-    if projects is _ALL_OF_THEM or state.is_column_load or state.is_relationship_load or state.is_insert:
+    if projects is _ALL_OF_THEM or state.is_column_load or state.is_relationship_load:
         return
     statement = cast(ClauseElement, state.statement)
+    if isinstance(statement, Insert):
+        if statement.select is not None:
+            raise UnscopedStatementError(str(statement))
+        return
+    if state.is_update and state.is_executemany:  # of rows by their keys, without a WHERE
+        raise UnscopedStatementError(str(statement))
     own_key = state.bind_mapper.primary_key if state.bind_mapper else ()  # session.get() looks for these
     ways_past = filter(_passes_the_classes, iterate(statement))
     if not all(any(part is column for column in own_key) for part in ways_past):

@@ -1,11 +1,11 @@
 """A scoped session sees its projects' rows in every kind of statement."""
 
 import pytest
-from sqlalchemy import Executable, delete, func, select, text, union, update
+from sqlalchemy import Executable, delete, func, insert, select, text, union, update
 from sqlalchemy.orm import aliased
 
-from server.db.models import Attempt, Base, Dataset, Job, OwnedByProject, Project
-from server.db.scoped import ScopedDatabase, UnscopedStatementError
+from server.db.models import Attempt, Base, Dataset, Garbage, Job, OwnedByProject, Project
+from server.db.scoped import _OWNED, ScopedDatabase, UnscopedStatementError
 from server.db.session import Database, database_now
 from tests.support.people import add_person
 
@@ -91,6 +91,15 @@ def test_ways_past_the_classes_inside_a_statement_on_classes(ours: ScopedDatabas
         session.execute(statement)
 
 
+def test_changes_without_a_condition_are_a_defect(ours: ScopedDatabase):
+    copy = insert(Garbage).from_select(["key", "created_at"], select(Job.id, Job.created_at))
+    with ours.write() as session:
+        with pytest.raises(UnscopedStatementError):
+            session.execute(update(Job), [{"id": "job-b", "name": "stolen"}])
+        with pytest.raises(UnscopedStatementError):
+            session.execute(copy)
+
+
 def test_a_condition_holds_in_every_place_of_a_statement(ours: ScopedDatabase):
     job = select(Job.id).cte()
     with ours.read() as session:
@@ -131,3 +140,4 @@ def test_whatever_has_a_project_is_owned_by_it():
     for mapper in Base.registry.mappers:
         if "project_id" in mapper.columns and mapper.class_.__name__ not in ("Membership", "ApiKey"):
             assert issubclass(mapper.class_, OwnedByProject), mapper.class_
+            assert mapper.local_table in _OWNED, mapper.class_

@@ -141,6 +141,15 @@ def test_an_upload_that_goes_on_adds_nothing_to_a_project_that_one_has_left(serv
 # --- what another project has
 
 
+def test_a_key_for_another_project_is_refused_like_one_for_none(service: ServiceDriver, projects):
+    ada = service.someone(project="ours")
+    theirs, missing = (
+        ada.post("/v1/keys", json={"name": "x", "project": project}) for project in ("theirs", "nothing")
+    )
+    assert theirs.status_code == missing.status_code == 422
+    assert theirs.text.replace("theirs", "nothing") == missing.text
+
+
 def test_an_idempotency_key_of_another_project_or_person_tells_nothing(service: ServiceDriver, projects):
     ada = service.someone(project="theirs")
     me = ada.get("/v1/me").json()["id"]
