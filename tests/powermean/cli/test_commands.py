@@ -54,13 +54,23 @@ SUBCOMMANDS = {
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
+    "project": ("list", "create", "show", "members", "add-member", "remove-member"),
+    "person": ("list", "add", "invite", "deactivate", "activate"),
+    "key": ("list", "create", "revoke"),
 }
 EVERY = [
     *[(c,) for c in COMMANDS if c not in SUBCOMMANDS],
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
 
-WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
+WITHOUT_DATA = (
+    ("up",),
+    ("demo",),
+    ("node", "remove"),
+    ("datasets", "remove"),
+    ("project", "remove-member"),
+    ("key", "revoke"),
+)
 
 
 @pytest.mark.parametrize("command", EVERY)
