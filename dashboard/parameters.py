@@ -1,4 +1,4 @@
-"""Whole numbers from a page's address."""
+"""What comes with a request: whole numbers in the address, and the fields of a form."""
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,6 +22,12 @@ def path_number(request: Request, name: str) -> int:
     if not _is_number(text):
         raise HTTPException(404)
     return int(text)
+
+
+async def form_texts(request: Request, *names: str) -> dict[str, str]:
+    """The form's fields by name; one that is missing or a file is empty."""
+    form = await request.form(max_fields=20)
+    return {name: value if isinstance(value := form.get(name), str) else "" for name in names}
 
 
 def _is_number(text: str) -> bool:
