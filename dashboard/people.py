@@ -3,21 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
 from dashboard.api import public_address, require_same_origin
-from dashboard.parameters import form_texts
+from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange
-from powermean.field_errors import field_errors
 from powermean.rest import ApiError
 
 CLUSTER_ROLES = (
-    ("none", "what projects give"),
+    ("none", "no role"),
     ("auditor", "auditor: reads all"),
     ("admin", "admin: may do all"),
 )
@@ -51,14 +49,8 @@ async def add(request: Request) -> Response:
     """POST /people: make the account, and show the link that lets them in."""
     require_same_origin(request)
     given = await form_texts(request, "name", "email", "project", "role", "kind")
-    wanted = {name: value for name, value in given.items() if value}
     try:
-        person = NewPerson.model_validate(wanted)
-    except ValidationError as error:
-        fields = tuple(field_errors(error.errors(include_url=False), wanted, NewPerson))
-        body = ErrorBody(code="invalid", message="This is no account yet.", fields=fields)
-        return await people_page(request, error=body, given=given, status=422)
-    try:
+        person = checked(NewPerson, {name: value for name, value in given.items() if value})
         async with api.client(request) as client:
             made = await client.add_person(person)
             invitation = await _invite(request, client, made) if made.kind == "person" else None
@@ -86,18 +78,11 @@ async def _invite(request: Request, client: api.AsyncClient, person: Person) -> 
 async def change(request: Request) -> Response:
     """POST /people/{person_id}: their role in the cluster, or whether they may come in."""
     require_same_origin(request)
-    given = {
-        name: value for name, value in (await form_texts(request, "cluster_role", "active")).items() if value
-    }
+    given = await form_texts(request, "cluster_role", "active")
     try:
-        wanted = PersonChange.model_validate(given)
+        wanted = checked(PersonChange, {name: value for name, value in given.items() if value})
         async with api.client(request) as client:
             await client.change_person(request.path_params["person_id"], wanted)
-    except ValidationError as error:
-        fields = tuple(field_errors(error.errors(include_url=False), given, PersonChange))
-        return await people_page(
-            request, error=ErrorBody(code="invalid", message="", fields=fields), status=422
-        )
     except ApiError as refused:
         if refused.status in (401, 403, 404):
             raise

@@ -1,17 +1,17 @@
 """Projects: their list, and for each one its members and datasets."""
 
-from typing import Any, cast
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
 from dashboard.api import require_same_origin
-from dashboard.parameters import form_texts
+from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
 from dashboard.viewer import viewer_of
 from powermean.contracts.api import ErrorBody
-from powermean.contracts.identity import ProjectRole
+from powermean.contracts.identity import MemberRequest, NewProject, ProjectChange, ProjectRole
 from powermean.rest import ApiError
 
 ROLES: tuple[ProjectRole, ...] = ("viewer", "member", "maintainer")
@@ -30,8 +30,9 @@ async def create(request: Request) -> Response:
     require_same_origin(request)
     given = await form_texts(request, "name", "title")
     try:
+        wanted = checked(NewProject, {"name": given["name"], "title": given["title"] or None})
         async with api.client(request) as client:
-            made = await client.create_project(given["name"], given["title"] or None)
+            made = await client.create_project(wanted.name, wanted.title)
     except ApiError as refused:
         return await projects_page(request, refused.body, given, refused.status)
     return RedirectResponse(f"/projects/{made.name}", status_code=303)
@@ -54,8 +55,9 @@ async def rename(request: Request) -> Response:
     require_same_origin(request)
     given = await form_texts(request, "title")
     try:
+        title = checked(ProjectChange, given).title
         async with api.client(request) as client:
-            await client.change_project(request.path_params["project"], given["title"])
+            await client.change_project(request.path_params["project"], title)
     except ApiError as refused:
         return await _refused(request, refused, given)
     return _back(request)
@@ -66,8 +68,8 @@ async def set_member(request: Request) -> Response:
     require_same_origin(request)
     given = await form_texts(request, "person", "role")
     try:
+        role = checked(MemberRequest, {"role": given["role"]}).role
         async with api.client(request) as client:
-            role = cast(ProjectRole, given["role"])
             await client.set_member(request.path_params["project"], given["person"].strip(), role)
     except ApiError as refused:
         return await _refused(request, refused, given)
