@@ -58,7 +58,7 @@ def require_same_origin(request: Request) -> None:
 def public_address(request: Request, path: str) -> str:
     """The full address of a page, as people elsewhere open it."""
     state = request.scope.get("state", {})
-    return (state.get("public_origin") or _origin(request)) + state.get("root", "") + path
+    return f"{state.get('public_origin') or _origin(request)}{state.get('root', '')}{path}"
 
 
 def is_fragment(request: Request) -> bool:

@@ -10,6 +10,7 @@ from dashboard import api
 from dashboard.api import public_address, require_same_origin
 from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
+from powermean.async_client import AsyncClient
 from powermean.contracts.api import ErrorBody, LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange
 from powermean.rest import ApiError
@@ -70,7 +71,7 @@ async def invite(request: Request) -> Response:
     return await people_page(request, invitation=invitation)
 
 
-async def _invite(request: Request, client: api.AsyncClient, person: Person) -> Invitation:
+async def _invite(request: Request, client: AsyncClient, person: Person) -> Invitation:
     code = await client.invite_person(person.id)
     return Invitation(person, public_address(request, f"/login/{code.code}"), code)
 
