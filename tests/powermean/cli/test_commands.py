@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,16 +33,6 @@ from tests.support.terminal import powermean
 
 SUMMARY = set(JobSummary.model_fields)
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    scripted = ScriptedServer()
-    scripted.start()
-    monkeypatch.setenv("POWERMEAN_URL", scripted.url)
-    monkeypatch.setenv("POWERMEAN_API_KEY", "pm_key")
-    yield scripted
-    scripted.stop()
 
 
 def body(state: JobState, **changes: object) -> Answer:
