@@ -145,7 +145,7 @@ def deactivate(someone: Someone, json_: AsJson = False) -> None:
 
 @person.command("activate")
 def activate(someone: Someone, json_: AsJson = False) -> None:
-    """Let somebody in again: what was not revoked works again.
+    """Let somebody in again: they sign in and make keys anew.
 
     Example: powermean person activate ada@example.org
     """
