@@ -68,7 +68,7 @@ def list_datasets(
 def remove_dataset(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its id in the list of datasets.")],
 ) -> None:
-    """Remove a dataset that no unfinished job trains on; for administrators.
+    """Remove a dataset that no unfinished job trains on.
 
     Example: powermean datasets remove ds-f4a578290476d3d899e6ea19
     """

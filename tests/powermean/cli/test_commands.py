@@ -51,6 +51,7 @@ def body(state: JobState, **changes: object) -> Answer:
 
 
 SUBCOMMANDS = {
+    "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
@@ -60,7 +61,14 @@ EVERY = [
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
 
-WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
+WITHOUT_DATA = (
+    ("up",),
+    ("demo",),
+    ("node", "remove"),
+    ("datasets", "remove"),
+    ("delete",),
+    *[("checkpoints", c) for c in ("delete", "pin", "unpin")],
+)
 
 
 @pytest.mark.parametrize("command", EVERY)
