@@ -14,8 +14,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol, cast
 
@@ -77,6 +79,14 @@ class ArtefactStoreUnavailableError(ArtefactError):
     remedy = "check POWERMEAN_ARTEFACTS_URL, its permissions and the connection"
 
 
+@dataclass(frozen=True)
+class StoredObject:
+    """An object, and when it was stored."""
+
+    ref: ArtefactRef
+    modified: datetime
+
+
 class _FileSystem(Protocol):
     """The part of fsspec's file systems that is used here."""
 
@@ -86,6 +96,7 @@ class _FileSystem(Protocol):
     def pipe_file(self, path: str, value: bytes) -> None: ...
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes: ...
     def find(self, path: str, detail: bool = False) -> dict[str, dict[str, object]]: ...
+    def ls(self, path: str, detail: bool = False) -> list[str]: ...
     def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
     def rm_file(self, path: str) -> None: ...
     def rm(self, path: str, recursive: bool = False) -> None: ...
@@ -197,18 +208,33 @@ class ArtefactStore:
 
     def list(self, owner: str) -> tuple[ArtefactRef, ...]:
         """Everything under an owner, by key."""
+        return tuple(found.ref for found in self.list_stored(owner))
+
+    def list_stored(self, owner: str) -> tuple[StoredObject, ...]:
+        """The same, with the times at which they were stored."""
         check_owner(owner)
         with _translated(owner):
             try:
                 found = self._fs.find(self._remote(owner), detail=True)
             except FileNotFoundError:
                 return ()
-        refs = []
+        stored = []
         for path, info in found.items():
             key = path.removeprefix(self._prefix).lstrip("/")
             if match := _OBJECT.fullmatch(key.rsplit("/", 1)[-1]):
-                refs.append(ArtefactRef(key=key, sha256=match["sha256"], size=cast(int, info["size"])))
-        return tuple(sorted(refs, key=lambda ref: ref.key))
+                ref = ArtefactRef(key=key, sha256=match["sha256"], size=cast(int, info["size"]))
+                stored.append(StoredObject(ref, _modified(info)))
+        return tuple(sorted(stored, key=lambda one: one.ref.key))
+
+    def children(self, owner: str) -> tuple[str, ...]:
+        """The names directly below an owner: the jobs below `jobs`."""
+        with _translated(owner):
+            try:
+                found = self._fs.ls(self._remote(check_owner(owner)), detail=False)
+            except FileNotFoundError:
+                return ()
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+        return tuple(sorted(name for name in names if _PART.fullmatch(name)))
 
     def delete(self, ref: ArtefactRef) -> None:
         """Remove one object; no error if it is already gone."""
@@ -321,6 +347,20 @@ def _file_system(url: str) -> tuple[object, str]:
         return LocalFileSystem(), Path(url.removeprefix(_FOLDER)).absolute().as_posix()
     found, root = fsspec.core.url_to_fs(url)
     return found, str(root)
+
+
+def _modified(info: Mapping[str, object]) -> datetime:
+    """When an object was stored, by whichever name its file system has for that; unknown: just now."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        match info.get(name):
+            case int() | float() as seconds:
+                return datetime.fromtimestamp(seconds, UTC)
+            case datetime() as moment:
+                return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            case str() as text:
+                with suppress(ValueError):
+                    return datetime.fromisoformat(text).astimezone(UTC)
+    return datetime.now(UTC)
 
 
 def check_key(key: str) -> str:

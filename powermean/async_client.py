@@ -14,6 +14,7 @@ class AsyncClient(AsyncConnection):
     get_job = async_method(rest.get_job)
     list_jobs = async_method(rest.list_jobs)
     cancel_job = async_method(rest.cancel_job)
+    delete_job = async_method(rest.delete_job)
 
     metrics = async_method(rest.metrics)
     metric_names = async_method(rest.metric_names)
@@ -31,14 +32,26 @@ class AsyncClient(AsyncConnection):
     get_replay = async_method(rest.get_replay)
     replay_result = async_method(rest.replay_result)
     replay_tokens = async_method(rest.replay_tokens)
+    delete_replay = async_method(rest.delete_replay)
 
     logs = async_method(rest.logs)
     checkpoints = async_method(rest.checkpoints)
+    delete_checkpoint = async_method(rest.delete_checkpoint)
+    pin_checkpoint = async_method(rest.pin_checkpoint)
+    unpin_checkpoint = async_method(rest.unpin_checkpoint)
     files = async_method(rest.files)
+    delete_files = async_method(rest.delete_files)
 
     datasets = async_method(rest.datasets)
     get_dataset = async_method(rest.get_dataset)
     delete_dataset = async_method(rest.delete_dataset)
+
+    storage = async_method(rest.storage)
+    limit_storage = async_method(rest.limit_storage)
+    retention = async_method(rest.retention)
+    set_retention = async_method(rest.set_retention)
+    delete_project = async_method(rest.delete_project)
+    collect_garbage = async_method(rest.collect_garbage)
 
     nodes = async_method(rest.nodes)
     remove_node = async_method(rest.remove_node)

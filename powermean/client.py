@@ -63,6 +63,7 @@ class Client(Connection):
     get_job = method(rest.get_job)
     list_jobs = method(rest.list_jobs)
     cancel_job = method(rest.cancel_job)
+    delete_job = method(rest.delete_job)
 
     metrics = method(rest.metrics)
     metric_names = method(rest.metric_names)
@@ -80,14 +81,26 @@ class Client(Connection):
     get_replay = method(rest.get_replay)
     replay_result = method(rest.replay_result)
     replay_tokens = method(rest.replay_tokens)
+    delete_replay = method(rest.delete_replay)
 
     logs = method(rest.logs)
     checkpoints = method(rest.checkpoints)
+    delete_checkpoint = method(rest.delete_checkpoint)
+    pin_checkpoint = method(rest.pin_checkpoint)
+    unpin_checkpoint = method(rest.unpin_checkpoint)
     files = method(rest.files)
+    delete_files = method(rest.delete_files)
 
     datasets = method(rest.datasets)
     get_dataset = method(rest.get_dataset)
     delete_dataset = method(rest.delete_dataset)
+
+    storage = method(rest.storage)
+    limit_storage = method(rest.limit_storage)
+    retention = method(rest.retention)
+    set_retention = method(rest.set_retention)
+    delete_project = method(rest.delete_project)
+    collect_garbage = method(rest.collect_garbage)
 
     nodes = method(rest.nodes)
     remove_node = method(rest.remove_node)

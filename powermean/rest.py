@@ -45,6 +45,7 @@ from powermean.contracts.replays import (
     ReplayResult,
 )
 from powermean.contracts.staleness import JobStaleness
+from powermean.contracts.storage import Collected, ProjectStorage, Retention
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.errors import PowermeanError
@@ -219,6 +220,11 @@ def cancel_job(job_id: str) -> Call[Job]:
     return Call("POST", job_path(job_id, "/cancel"), reads(Job))
 
 
+def delete_job(job_id: str, cascade: bool = False) -> Call[None]:
+    """Delete an ended job with all that it recorded; with `cascade` also replays of it that still wait."""
+    return Call("DELETE", job_path(job_id), nothing, _flags(cascade=cascade))
+
+
 def metrics(
     job_id: str,
     names: Iterable[str],
@@ -278,6 +284,24 @@ def checkpoints(job_id: str) -> Call[CheckpointList]:
     return Call("GET", job_path(job_id, "/checkpoints"), reads(CheckpointList))
 
 
+def delete_checkpoint(job_id: str, step: int) -> Call[None]:
+    return Call("DELETE", job_path(job_id, f"/checkpoints/{step}"), nothing)
+
+
+def pin_checkpoint(job_id: str, step: int) -> Call[None]:
+    """Keep it, whatever the spec or the project's retention says."""
+    return Call("PUT", job_path(job_id, f"/checkpoints/{step}/pin"), nothing)
+
+
+def unpin_checkpoint(job_id: str, step: int) -> Call[None]:
+    return Call("DELETE", job_path(job_id, f"/checkpoints/{step}/pin"), nothing)
+
+
+def delete_files(job_id: str) -> Call[None]:
+    """Delete the final model; the job and its numbers stay."""
+    return Call("DELETE", job_path(job_id, "/files"), nothing)
+
+
 def files(job_id: str) -> Call[FileList]:
     return Call("GET", job_path(job_id, "/files"), reads(FileList))
 
@@ -323,6 +347,11 @@ def replay_tokens(job_id: str, replay_id: str, index: int) -> Call[ReplayedToken
     return Call("GET", _replay_path(job_id, replay_id, f"/tokens/{index}"), reads(ReplayedTokens))
 
 
+def delete_replay(job_id: str, replay_id: str) -> Call[None]:
+    """Delete a replay that does not run."""
+    return Call("DELETE", _replay_path(job_id, replay_id), nothing)
+
+
 def _replay_path(job_id: str, replay_id: str, rest: str = "") -> str:
     return job_path(job_id, f"/replays/{quote(replay_id, safe='')}{rest}")
 
@@ -342,6 +371,50 @@ def get_dataset(dataset_id: str) -> Call[Dataset]:
 def upload_dataset(project: str | None = None) -> Call[Dataset]:
     """The body is a form with the fields `file` and `name`: see Client.upload_dataset."""
     return Call("POST", "/v1/datasets", reads(Dataset), params(project=project))
+
+
+def storage(project: str) -> Call[ProjectStorage]:
+    """What a project stores: bytes by kind, its limit, the largest things."""
+    return Call("GET", _project_path(project, "/storage"), reads(ProjectStorage))
+
+
+def limit_storage(project: str, limit: int | None) -> Call[ProjectStorage]:
+    """Set the most bytes that a project may store; None: no limit. For administrators."""
+    body = {"bytes": limit}
+    return Call("PUT", _project_path(project, "/storage/limit"), reads(ProjectStorage), json=body)
+
+
+def retention(project: str) -> Call[Retention]:
+    """How long a project keeps what its ended jobs stored."""
+    return Call("GET", _project_path(project, "/retention"), reads(Retention))
+
+
+def set_retention(project: str, wanted: Retention) -> Call[Retention]:
+    """Replace these rules. For maintainers."""
+    body = wanted.model_dump(mode="json")
+    return Call("PUT", _project_path(project, "/retention"), reads(Retention), json=body)
+
+
+def delete_project(project: str, cascade: bool = False) -> Call[None]:
+    """Delete a project that holds nothing, or with `cascade` all that it holds. For administrators."""
+    return Call("DELETE", _project_path(project), nothing, _flags(cascade=cascade))
+
+
+def collect_garbage(dry_run: bool = True, after: str | None = None) -> Call[Collected]:
+    """Look at a part of the artefact store for what nobody owns; pass `next` as `after` for the next part.
+
+    Only a call with `dry_run=False` removes anything. For administrators.
+    """
+    chosen = params(dry_run=str(dry_run).lower(), after=after)
+    return Call("POST", "/v1/gc", reads(Collected), chosen)
+
+
+def _project_path(project: str, rest: str = "") -> str:
+    return f"/v1/projects/{quote(project, safe='')}{rest}"
+
+
+def _flags(**given: bool) -> Params:
+    return tuple((name, "true") for name, value in given.items() if value)
 
 
 def nodes() -> Call[NodeList]:
@@ -368,7 +441,7 @@ def create_engine(spec: EngineSpec) -> Call[EngineService]:
 
 
 def delete_dataset(dataset_id: str) -> Call[None]:
-    """Delete an uploaded dataset that no live job trains on. For administrators."""
+    """Delete an uploaded dataset that no live job trains on."""
     return Call("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}", nothing)
 
 

@@ -16,6 +16,7 @@ from dashboard.app import create_dashboard
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
 from powermean.tokens import ensure_key_pair
+from server.cluster.cleaner import Cleaner
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
@@ -34,6 +35,7 @@ from server.settings import Settings
 # Event streams must not wait in a buffer; files of models and datasets are large and hardly get smaller.
 NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 MAX_BODY = 512 * 1024  # bytes; the longest spec fits
+CLEANER_PAUSE_S = 10.0
 MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
 
 
@@ -122,12 +124,15 @@ def _loops(
     relay = Relay(database, settings, sender)
     scheduling = Loop("scheduler", scheduler.turn, settings.poll_s, at_end=scheduler.stop)
     relaying = Loop("relay", relay.turn, settings.poll_s)
+    cleaning = Loop("cleaner", Cleaner(database, settings, holder).turn, CLEANER_PAUSE_S)
 
     def wake(changed: Changes) -> None:
         if changed.plan:
             scheduling.wake()
         if changed.send:
             relaying.wake()
+        if changed.swept:
+            cleaning.wake()
 
     database.listen(wake)
-    return scheduling, relaying
+    return scheduling, relaying, cleaning

@@ -71,6 +71,12 @@ class ConflictError(ServiceError):
     code = "conflict"
 
 
+class QuotaExceededError(ConflictError):
+    """The project stores as much as it may."""
+
+    code = "quota_exceeded"
+
+
 class FencedError(ConflictError):
     """The attempt is not the job's current one, or its lease has lapsed: it must stop and write no more."""
 

@@ -118,7 +118,11 @@ class _Cluster(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         with self._database.read() as session:
-            states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+            states = dict(
+                session.execute(
+                    select(Job.state, func.count()).where(Job.deleted_at.is_(None)).group_by(Job.state)
+                ).all()
+            )
             alive = len(living_ids(session, self._settings))
         jobs = GaugeMetricFamily("powermean_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:

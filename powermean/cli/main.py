@@ -23,6 +23,10 @@ COMMANDS = {
     "show": ("powermean.cli.jobs:show", "Show a job: state, attempts, result, spec."),
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it ends; exit status 0 if it finished."),
     "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. Its checkpoints and recorded numbers are kept."),
+    "delete": (
+        "powermean.cli.storage:delete",
+        "Delete ended jobs with their numbers, logs, checkpoints and models; asks first.",
+    ),
     "logs": ("powermean.cli.jobs:logs", "Print the log of the trainer and the engine."),
     "staleness": (
         "powermean.cli.staleness:staleness",
@@ -33,6 +37,7 @@ COMMANDS = {
         "Why this p? Recompute a recorded step under its own or another objective.",
     ),
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
+    "checkpoints": ("powermean.cli.storage:checkpoints", "A job's checkpoints: list, delete, pin."),
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
     "node": ("powermean.cli.cluster:node", "Remove nodes that are gone for good; for administrators."),
@@ -49,6 +54,11 @@ COMMANDS = {
     "whoami": (
         "powermean.cli.people:whoami",
         "Show who you are here: your account, your projects and what your key allows.",
+    ),
+    "storage": ("powermean.cli.storage:storage", "Show what a project stores, and its largest things."),
+    "gc": (
+        "powermean.cli.storage:gc",
+        "Remove files that nothing refers to any more, once they are a day old; for administrators.",
     ),
     "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
 }

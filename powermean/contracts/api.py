@@ -139,6 +139,7 @@ class CheckpointView(Contract):
     step: int
     attempt: int
     size: int = Field(description="Bytes.")
+    pinned: bool = Field(False, description="Kept by retention until somebody unpins it.")
     created_at: datetime
 
 

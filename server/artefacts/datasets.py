@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Dataset as DatasetView
 from powermean.contracts.api import DatasetList, FieldError, JobState
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.jsonl import JsonlError, check_line
 from powermean.contracts.text import mended
-from server.db.models import Dataset, Job
+from server.db.models import Dataset, Garbage, Job
 from server.db.scoped import ScopedSession
-from server.db.session import database_now, insert_new
+from server.db.session import database_now, insert_new, upsert
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
 
@@ -155,7 +156,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
 def add(
     session: ScopedSession, caller: Caller, project: str, name: str, found: Examined, ref: ArtefactRef
 ) -> DatasetView:
-    """Store the dataset; one of the project with the same content keeps its id and name."""
+    """Store the dataset; one of the project with the same content keeps its id, name and file."""
     row = {
         "id": found.dataset_id(project),
         "project_id": project,
@@ -168,27 +169,36 @@ def add(
         "created_by": caller.person_id,
         "created_at": database_now(session),
     }
-    insert_new(session, Dataset, row, unique=("project_id", "sha256"))
+    if not insert_new(session, Dataset, row, unique=("project_id", "sha256")):
+        discard(session, ref)
     query = select(Dataset).where(Dataset.project_id == project, Dataset.sha256 == found.sha256)
     return view(session.scalars(query).one())
 
 
-def remove(session: ScopedSession, dataset_id: str) -> ArtefactRef:
-    """Forget the dataset; its file is to be removed after the commit.
+def remove(session: ScopedSession, dataset_id: str) -> None:
+    """Delete the dataset; its file becomes garbage.
 
-    Raises NotFoundError, or ConflictError if a job that has not ended trains on it.
+    Raises NotFoundError, or ConflictError naming the jobs that have not ended and train on it.
     """
-    row = session.get(Dataset, dataset_id)
+    row = session.get(Dataset, dataset_id, with_for_update=True)
     if row is None:
         raise _no_dataset(dataset_id)
     live = [state for state in JobState if not state.final]
     trains = select(Job.id).where(Job.state.in_(live), Job.spec["data"]["dataset"].as_string() == dataset_id)
-    if (job_id := session.scalars(trains.limit(1)).first()) is not None:
+    if job_ids := session.scalars(trains.order_by(Job.id).limit(MAX_ERRORS)).all():
+        jobs = "job" if len(job_ids) == 1 else "jobs"
         raise ConflictError(
-            f"job {job_id} trains on dataset {dataset_id}", remedy="Wait until it has ended, or cancel it."
+            f"{jobs} {', '.join(job_ids)} train{'s' if len(job_ids) == 1 else ''} on dataset {dataset_id}",
+            remedy="Wait until they have ended, or cancel them.",
+            fields=[FieldError(path=f"jobs.{job_id}", message="has not ended") for job_id in job_ids],
         )
+    discard(session, ArtefactRef.model_validate(row.artefact))
     session.delete(row)
-    return ArtefactRef.model_validate(row.artefact)
+
+
+def discard(session: Session, ref: ArtefactRef) -> None:
+    """Let the leader remove a file, unless a dataset refers to it."""
+    upsert(session, Garbage, [{"key": ref.key, "created_at": database_now(session)}])
 
 
 def view(row: Dataset) -> DatasetView:

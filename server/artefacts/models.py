@@ -17,7 +17,9 @@ def checkpoints(session: ScopedSession, job_id: str) -> tuple[CheckpointView, ..
         select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step, Checkpoint.attempt)
     )
     return tuple(
-        CheckpointView(step=row.step, attempt=row.attempt, size=row.size, created_at=row.created_at)
+        CheckpointView(
+            step=row.step, attempt=row.attempt, size=row.size, pinned=row.pinned, created_at=row.created_at
+        )
         for row in rows
     )
 
@@ -30,7 +32,10 @@ def model_files(session: ScopedSession, job_id: str) -> dict[str, ArtefactRef]:
             f"{job_id} is {job.state}: it has no final model",
             remedy="A finished job has one; its checkpoints are under /checkpoints.",
         )
-    return Manifest.model_validate(job.result["model"]).files
+    files = Manifest.model_validate(job.result["model"]).files
+    if not files:
+        raise NotFoundError(f"the final model of {job_id} was deleted")
+    return files
 
 
 def model_file(session: ScopedSession, job_id: str, path: str) -> ArtefactRef:

@@ -1,7 +1,8 @@
 """Removal of objects in the artefact store that nothing refers to any more.
 
 The transaction that drops the last reference notes the key; the scheduler's leader removes the object later.
-A store that is down, or a server that stops in between, only delays it.
+A store that is down, or a server that stops in between, only delays it. What a row refers to is kept: another
+row may have the same object, and a reference may be newer than the note.
 """
 
 import logging
@@ -12,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
-from server.db.models import Checkpoint, Garbage
+from server.db.models import Garbage, Job
 from server.db.session import Database
+from server.storage.references import owned, owner_of, referenced
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +28,13 @@ def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
     """Remove some of the noted objects; failures are retried next time."""
     with database.read() as session:
         keys = session.execute(select(Garbage.key).order_by(Garbage.key).limit(_A_TURN)).scalars().all()
+        kept = referenced(session, [key for key in keys if not key.endswith("/")])
     gone = []
     for key in keys:
         try:
             if key.endswith("/"):
-                _remove_leftovers(database, artefacts, key.rstrip("/"))
-            else:
+                _remove_below(database, artefacts, key.rstrip("/"))
+            elif key not in kept:
                 _remove(artefacts, [key])
         except ArtefactError as error:
             log.warning("cannot remove %s: %s", key, error)
@@ -50,18 +53,27 @@ def sweep(artefacts: ArtefactStore) -> None:
         log.warning("cannot clean the artefact store: %s", error)
 
 
-def _remove_leftovers(database: Database, artefacts: ArtefactStore, owner: str) -> None:
-    """Remove what an ended job (`owner`: jobs/<id>) left that no committed checkpoint refers to."""
+def _remove_below(database: Database, artefacts: ArtefactStore, owner: str) -> None:
+    """Remove what no row refers to: of a whole job (jobs/<id>), or of a part of it (jobs/<id>/logs).
+
+    Of a whole job that is still there, only what a killed attempt may have left.
+    """
+    kind, job_id = owner_of(owner)
+    whole = owner == f"{kind}/{job_id}"
     with database.read() as session:
-        kept = _checkpoint_keys(session, owner.rpartition("/")[2])
-    for name in _LEFTOVERS:
-        found = (ref.key for ref in artefacts.list(f"{owner}/{name}"))
-        _remove(artefacts, (key for key in found if key not in kept))
+        if whole and not _exists(session, job_id):
+            folders: Iterable[str] = ()
+        else:
+            folders = [f"{owner}/{name}" for name in _LEFTOVERS] if whole else [owner]
+            kept = owned(session, kind, job_id)
+    if not folders:
+        artefacts.delete_prefix(owner)
+    for folder in folders:
+        _remove(artefacts, (ref.key for ref in artefacts.list(folder) if ref.key not in kept))
 
 
-def _checkpoint_keys(session: Session, job_id: str) -> set[str]:
-    manifests = session.execute(select(Checkpoint.manifest).where(Checkpoint.job_id == job_id)).scalars()
-    return {ref["key"] for manifest in manifests for ref in manifest["files"].values()}
+def _exists(session: Session, job_id: str) -> bool:
+    return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
 
 
 def _remove(artefacts: ArtefactStore, keys: Iterable[str]) -> None:

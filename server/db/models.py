@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -74,7 +75,10 @@ class Project(Base):
 
     id: Mapped[str] = mapped_column(String(63), primary_key=True)
     title: Mapped[str] = mapped_column(String(120))
+    storage_limit: Mapped[int | None] = mapped_column(BigInteger)  # bytes; null: none
+    retention: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # contracts.storage.Retention
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]  # nobody sees it from then on; its rows go in batches
 
 
 class Person(Base):
@@ -108,6 +112,12 @@ class Job(OwnedByProject, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("uq_jobs_idempotency", "created_by", "project_id", "idempotency_key", unique=True),
+        Index(
+            "ix_jobs_deleted_at",
+            "deleted_at",
+            postgresql_where=text("deleted_at IS NOT NULL"),
+            sqlite_where=text("deleted_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -140,6 +150,7 @@ class Job(OwnedByProject, Base):
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]  # nobody sees it from then on; its rows go in batches
 
     attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number")
 
@@ -356,11 +367,27 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     manifest: Mapped[dict[str, Any]]
     size: Mapped[int] = mapped_column(BigInteger)
+    pinned: Mapped[bool] = mapped_column(
+        Boolean, default=False, server_default=false()
+    )  # kept whatever comes
     created_at: Mapped[datetime]
 
 
+class RemovedPart(Base):
+    """What retention has removed of a job: `part` is texts, tokens or logs."""
+
+    __tablename__ = "removed_parts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    part: Mapped[str] = mapped_column(String(16), primary_key=True)
+    removed_at: Mapped[datetime]
+
+
 class Garbage(Base):
-    """An object in the artefact store to be deleted, because nothing refers to it any more."""
+    """An object in the artefact store to be deleted, because nothing refers to it any more.
+
+    A key that ends in / stands for all below it. What a row refers to is kept, whatever this table says.
+    """
 
     __tablename__ = "garbage"
 

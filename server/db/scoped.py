@@ -1,7 +1,8 @@
 """What people's requests see of the database: the rows of their own projects, without asking for that.
 
 A ScopedSession adds the condition to every SELECT, UPDATE and DELETE on a class that a project owns, so it
-can't be forgotten. Functions that answer people take one; a plain Session does not type-check there.
+can't be forgotten, and no job that was deleted. Functions that answer people take one; a plain Session does
+not type-check there.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 from sqlalchemy.sql.util import find_tables
 from sqlalchemy.sql.visitors import ExternallyTraversible, iterate
 
-from server.db.models import Base, OwnedByProject
+from server.db.models import Base, Job, OwnedByProject
 from server.db.session import Database
 
 _OWNED = [kind.__table__ for kind in Base.__subclasses__() if issubclass(kind, OwnedByProject)]
 _ALL_OF_THEM = None  # instead of a set of projects
+_NOT_DELETED = with_loader_criteria(Job, Job.deleted_at.is_(None), include_aliases=True)
 
 
 class UnscopedStatementError(RuntimeError):
@@ -25,7 +27,7 @@ class UnscopedStatementError(RuntimeError):
 
 
 class ScopedSession(Session):
-    """A session that sees what these projects own; `projects` None: what all do."""
+    """A session that sees what these projects own; `projects` None: what all do. It sees no deleted job."""
 
     projects: frozenset[str] | None
 
@@ -34,8 +36,15 @@ class ScopedSession(Session):
 def _restrict(state: ORMExecuteState) -> None:
     assert isinstance(state.session, ScopedSession)
     projects = state.session.projects
-    if projects is _ALL_OF_THEM or state.is_column_load or state.is_relationship_load:
+    if state.is_column_load or state.is_relationship_load:
         return
+    if projects is not _ALL_OF_THEM:
+        _restrict_to(state, projects)
+    if state.is_orm_statement and not state.is_insert and not state.is_executemany:
+        state.statement = state.statement.options(_NOT_DELETED)
+
+
+def _restrict_to(state: ORMExecuteState, projects: frozenset[str]) -> None:
     statement = cast(ClauseElement, state.statement)
     if isinstance(statement, Insert):
         if statement.select is not None:

@@ -65,6 +65,7 @@ class Changes:
     jobs: set[str] = field(default_factory=set)  # jobs with new events or metrics
     plan: bool = False  # there may be something to schedule
     send: bool = False  # there is something to send
+    swept: bool = False  # there are rows to remove
     callers: bool = False  # what keys stand for may be different
 
 

@@ -15,6 +15,7 @@ _THINGS: dict[str, tuple[str, tuple[InstrumentedAttribute[Any], ...]]] = {
     "dataset_id": ("dataset", (Dataset.id, Dataset.project_id, Dataset.created_by)),
     "project": ("project", (Project.id, Project.id)),
 }
+_DELETED_AT: dict[str, InstrumentedAttribute[Any]] = {"job": Job.deleted_at, "project": Project.deleted_at}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ def named_in(session: Session, parameters: Mapping[str, object]) -> Named | None
     for parameter, (kind, columns) in _THINGS.items():
         if parameter in parameters:
             given = str(parameters[parameter])
-            row = session.execute(select(*columns).where(columns[0] == given)).one_or_none()
+            query = select(*columns).where(columns[0] == given)
+            if (deleted_at := _DELETED_AT.get(kind)) is not None:
+                query = query.where(deleted_at.is_(None))
+            row = session.execute(query).one_or_none()
             return Named(kind, given) if row is None else Named(kind, given, *row[1:])
     return None

@@ -54,12 +54,20 @@ def _roles(session: Session, person_id: str) -> dict[str, ProjectRole]:
 
 def _everywhere(session: Session) -> dict[str, ProjectRole]:
     """An administrator with a lesser key: at most a maintainer, of every project."""
-    return dict.fromkeys(session.scalars(select(Project.id)), "maintainer")
+    return dict.fromkeys(
+        session.scalars(select(Project.id).where(Project.deleted_at.is_(None))), "maintainer"
+    )
+
+
+def project_exists(session: Session, name: str) -> bool:
+    """Whether there is such a project, and it was not deleted."""
+    query = select(Project.id).where(Project.id == name, Project.deleted_at.is_(None))
+    return session.scalar(query) is not None
 
 
 def create(session: Session, wanted: NewPerson) -> PersonView:
     """Make an account. Raises ConflictError (the address is taken), InvalidInputError (no such project)."""
-    if wanted.project is not None and session.get(Project, wanted.project) is None:
+    if wanted.project is not None and not project_exists(session, wanted.project):
         raise InvalidInputError.at("project", f"no project {wanted.project}", "GET /v1/projects lists yours.")
     person = Person(
         id=f"person-{secrets.token_hex(8)}",
@@ -114,7 +122,7 @@ def change(session: Session, person_id: str, wanted: PersonChange) -> PersonView
     service any more.
     """
     person = find(session, person_id)
-    if wanted.default_project is not None and session.get(Project, wanted.default_project) is None:
+    if wanted.default_project is not None and not project_exists(session, wanted.default_project):
         raise InvalidInputError.at(
             "default_project", f"no project {wanted.default_project}", "GET /v1/projects lists yours."
         )

@@ -10,7 +10,8 @@ from typing import Final, Literal
 from powermean.contracts.identity import ProjectRole
 
 Verb = Literal[
-    "project.read", "project.change", "member.change", "storage.read", "audit.read",
+    "project.read", "project.change", "project.remove", "member.change",
+    "storage.read", "storage.limit", "audit.read",
     "job.read", "job.submit", "job.change", "replay.ask",
     "dataset.read", "dataset.add", "dataset.remove", "secret.read", "secret.change",
     "self.use", "cluster.read", "cluster.change", "person.read", "person.change", "project.create",
@@ -25,8 +26,10 @@ POLICY: Final[dict[Verb, tuple[Grant, Grant, Grant, Grant]]] = {
     # in a project      viewer  member  maintainer  auditor
     "project.read":    ("yes",  "yes",  "yes",      "yes"),
     "project.change":  ("no",   "no",   "yes",      "no"),
+    "project.remove":  ("no",   "no",   "no",       "no"),
     "member.change":   ("no",   "no",   "yes",      "no"),
     "storage.read":    ("yes",  "yes",  "yes",      "yes"),
+    "storage.limit":   ("no",   "no",   "no",       "no"),
     "audit.read":      ("no",   "no",   "yes",      "yes"),
     "job.read":        ("yes",  "yes",  "yes",      "yes"),
     "job.submit":      ("no",   "yes",  "yes",      "no"),

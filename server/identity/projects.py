@@ -12,7 +12,7 @@ from server.db.models import Membership, Person, Project
 from server.db.session import database_now
 from server.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
-from server.identity.people import find, named
+from server.identity.people import find, named, project_exists
 from server.identity.policy import Verb
 
 
@@ -38,7 +38,7 @@ def choose(session: Session, caller: Caller, verb: Verb, named: str | None) -> s
 def sees(session: Session, caller: Caller, project: str) -> bool:
     """Whether there is such a project, as far as the caller can know."""
     if caller.visible is None:
-        return project == caller.default_project or session.get(Project, project) is not None
+        return project == caller.default_project or project_exists(session, project)
     return project in caller.visible
 
 
@@ -55,7 +55,7 @@ def create(session: Session, caller: Caller, wanted: NewProject) -> ProjectView:
 
 def list_projects(session: Session, caller: Caller) -> tuple[ProjectView, ...]:
     """What the caller sees, by name."""
-    query = select(Project).order_by(Project.id)
+    query = select(Project).where(Project.deleted_at.is_(None)).order_by(Project.id)
     if caller.visible is not None:
         query = query.where(Project.id.in_(caller.visible))
     return tuple(_view(row, caller) for row in session.scalars(query))

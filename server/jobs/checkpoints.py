@@ -79,14 +79,17 @@ def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
 
 
 def _retire(session: Session, job_id: str, keep: int) -> None:
-    """Drop all but the newest `keep` checkpoints; their files become garbage unless others refer to them."""
-    found = repository.checkpoints(session, job_id)
-    kept = {key for checkpoint in found[:keep] for key in _keys(checkpoint)}
-    now = database_now(session)
+    """Drop all but the newest `keep` checkpoints and those that people have pinned."""
+    found = [checkpoint for checkpoint in repository.checkpoints(session, job_id) if not checkpoint.pinned]
     for checkpoint in found[keep:]:
-        rows = [{"key": key, "created_at": now} for key in _keys(checkpoint) - kept]
-        upsert(session, Garbage, rows)
-        session.delete(checkpoint)
+        drop(session, checkpoint)
+
+
+def drop(session: Session, checkpoint: Checkpoint) -> None:
+    """Remove a checkpoint; its files become garbage, and go unless another one refers to them."""
+    now = database_now(session)
+    upsert(session, Garbage, [{"key": key, "created_at": now} for key in _keys(checkpoint)])
+    session.delete(checkpoint)
 
 
 def _keys(checkpoint: Checkpoint) -> set[str]:

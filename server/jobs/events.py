@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, Job, JobEvent
 from server.db.session import changes, database_now, insert_row
-from server.errors import FencedError, ForbiddenError
+from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs.repository import no_job
 
 EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
@@ -93,7 +93,13 @@ def fenced_job(session: Session, attempt_id: str, claims: AttemptClaims) -> tupl
     """
     if attempt_id != f"{claims.job_id}.{claims.attempt}":
         raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
-    job = lock_job(session, claims.job_id)
+    try:
+        job = lock_job(session, claims.job_id)
+    except NotFoundError as error:
+        raise FencedError(
+            f"attempt {attempt_id} may not write any more: the job was deleted",
+            remedy="Stop the attempt's processes.",
+        ) from error
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     if attempt is None or attempt.number != job.attempt or attempt.state != "running":
         state = "unknown" if attempt is None else attempt.state

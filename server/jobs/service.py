@@ -28,6 +28,7 @@ from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
 from server.jobs.views import job_spec, job_view
+from server.usage import check_room
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,16 @@ def submit(
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
     first_event(session, job, summary_data(job))
     return Submitted(job_view(job, None, spec), new=True)
+
+
+def check_storage(session: ScopedSession, caller: Caller, spec: JobSpec, idempotency_key: str | None) -> None:
+    """Refuse a new job of a project that stores as much as it may, before the database is held for it.
+
+    Raises QuotaExceededError, and as submit().
+    """
+    project = choose(session, caller, "job.submit", spec.project)
+    if not repository.was_submitted(session, caller.person_id, project, idempotency_key):
+        check_room(session, project)
 
 
 def _new_job(
@@ -107,7 +118,7 @@ def check_dataset(session: ScopedSession, spec: JobSpec, project: str) -> None:
     """
     if not isinstance(spec.data, JsonlSource):
         return
-    dataset = repository.get_dataset(session, spec.data.dataset)
+    dataset = repository.get_dataset(session, spec.data.dataset, keep=True)
     if dataset is None:
         raise InvalidInputError.at(
             "data.dataset", f"no dataset {spec.data.dataset}", "GET /v1/datasets lists the datasets."

@@ -24,6 +24,7 @@ from server.db.models import Replay
 from server.db.scoped import ScopedSession
 from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
+from server.jobs.events import lock_job
 from server.jobs.repository import find_job
 from server.jobs.views import job_spec
 from server.nodes import living_ids
@@ -52,7 +53,7 @@ def ask(
         NotFoundError: no such job, or no token records of the step (it names the steps with some).
         InvalidInputError: there is no such objective, or it has no such field.
     """
-    job = find_job(session, job_id)
+    job = lock_job(session, job_id)  # nobody deletes it meanwhile
     attempt = _attempt_of(session, job_id, request.step)
     algorithm = replayed_algorithm(job_spec(job), request).model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(algorithm, sort_keys=True).encode()).hexdigest()

@@ -19,6 +19,7 @@ from server.routes import (
     people,
     projects,
     replays,
+    storage,
 )
 
 # Any request may be malformed, unknown, in conflict or unavailable; errors always have the same shape.
@@ -55,6 +56,7 @@ def api_routes() -> list[BaseRoute]:
         events,
         replays,
         artefacts,
+        storage,
         operations,
     ):
         api.include_router(part.router)

@@ -1,5 +1,6 @@
 """Datasets, logs, checkpoints and the files of final models."""
 
+import secrets
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from server.routes.access import CurrentAttempt, KnownCallerRoute, May, known_ag
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestStore
 from server.routes.downloads import download
 from server.routes.uploads import Upload, received
+from server.usage import check_room
 
 MAX_OFFSET = 2**63 - 2**31
 LOG_PART = 256 * 1024
@@ -78,9 +80,11 @@ async def create_dataset(
 
 
 def _owner(database: ScopedDatabase, caller: Caller, project: str | None) -> str:
-    """The project that a new dataset belongs to, asked before the upload begins and after it."""
+    """The project that a new dataset belongs to, which must have room; asked before the upload and after."""
     with database.read() as session:
-        return choose(session, caller, "dataset.add", project)
+        chosen = choose(session, caller, "dataset.add", project)
+        check_room(session, chosen)
+        return chosen
 
 
 def _store_dataset(
@@ -94,13 +98,13 @@ def _store_dataset(
 ) -> Dataset:
     chosen = _checked_name(name or upload.name or "dataset")
     found = datasets.examine(upload.path, require)
-    folder = f"datasets/{found.dataset_id(project)}"
+    # A folder of its own: the file of a dataset of the same content that is being deleted may go any moment.
+    folder = f"datasets/{found.dataset_id(project)}/{secrets.token_hex(8)}"
+    with database.read() as session:
+        check_room(session, project, upload.path.stat().st_size)
     ref = store.put_file(folder, upload.path, "rows.jsonl")
     with database.write() as session:
-        stored = datasets.add(session, caller, project, chosen, found, ref)
-    if not store.exists(ref):  # somebody has just deleted the same dataset
-        store.put_file(folder, upload.path, "rows.jsonl")
-    return stored
+        return datasets.add(session, caller, project, chosen, found, ref)
 
 
 def _checked_name(name: str) -> str:
@@ -143,12 +147,10 @@ def delete_dataset(
     dataset_id: str,
     caller: Annotated[Caller, May("dataset.remove")],
     database: CallersDatabase,
-    store: RequestStore,
 ) -> None:
-    """Refused while a job that has not ended trains on it. Its uploader and maintainers only."""
+    """Refused while jobs that have not ended train on it, which the error lists."""
     with database.write() as session:
-        ref = datasets.remove(session, dataset_id)
-    store.delete(ref)
+        datasets.remove(session, dataset_id)
 
 
 @router.post(

@@ -13,6 +13,7 @@ from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.spec_yaml import SpecTextError, read_spec
+from server.db.scoped import ScopedDatabase
 from server.errors import UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
@@ -49,8 +50,7 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
-    with database.write() as session:
-        submitted = service.submit(session, caller, spec, json.dumps(given), idempotency_key)
+    submitted = _submit(database, caller, spec, json.dumps(given), idempotency_key)
     return _accepted(submitted, spec, given, response)
 
 
@@ -77,9 +77,17 @@ def submit_text(
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors, body=given) from error
-    with database.write() as session:
-        submitted = service.submit(session, caller, spec, source.text, idempotency_key)
+    submitted = _submit(database, caller, spec, source.text, idempotency_key)
     return _accepted(submitted, spec, given, response)
+
+
+def _submit(
+    database: ScopedDatabase, caller: Caller, spec: JobSpec, text: str, idempotency_key: str | None
+) -> service.Submitted:
+    with database.read() as session:
+        service.check_storage(session, caller, spec, idempotency_key)
+    with database.write() as session:
+        return service.submit(session, caller, spec, text, idempotency_key)
 
 
 def _accepted(submitted: service.Submitted, spec: JobSpec, given: object, response: Response) -> SubmittedJob:

@@ -15,6 +15,7 @@ from powermean.contracts.api import (
     AttemptView,
     CheckpointList,
     CheckpointView,
+    Dataset,
     ErrorBody,
     ErrorResponse,
     FieldError,
@@ -37,11 +38,13 @@ from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.staleness import JobStaleness
+from powermean.contracts.storage import ProjectStorage, Retention
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.spec_yaml import SpecTextError, read_spec
 from tests.support.sample_people import me, project
 
+EMPTY = ProjectStorage(project="default", bytes=0, over_limit=False, uses=(), largest=())
 COOKIE = "powermean_session"
 KEY = "pm_key"
 CODE = "code-1"
@@ -143,6 +146,10 @@ class FakeApi:
     sorts: list[str] = field(default_factory=list)  # orders of the list that were asked for
     me: Me = field(default_factory=me)
     projects: list[Project] = field(default_factory=lambda: [project("default", role="admin")])
+    storage: ProjectStorage = EMPTY
+    retention: Retention = field(default_factory=Retention)
+    deleted: list[str] = field(default_factory=list)  # paths below /v1/
+    refuses_deletion: str = ""  # why
     cut: int = 0  # raised to end all open event streams
 
     def add_job(self, job_id: str = "job-a", spec: dict[str, Any] | None = None, **changes: Any) -> FakeJob:
@@ -201,7 +208,47 @@ def create_api(api: FakeApi) -> FastAPI:
     _jobs(app, api)
     _records(app, api)
     _replays(app, api)
+    _storage(app, api)
     return app
+
+
+def _storage(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/me")
+    def me(request: Request) -> dict[str, Any]:
+        _signed_in(request)
+        who = {"id": "person-1", "name": "Ada", "kind": "person", "active": True}
+        return who | {"default_project": "default", "created_at": NOW.isoformat()}
+
+    @app.get("/v1/projects/{project}/storage")
+    def storage(request: Request, project: str) -> ProjectStorage:
+        _signed_in(request)
+        return api.storage
+
+    @app.get("/v1/projects/{project}/retention")
+    def retention(request: Request, project: str) -> Retention:
+        _signed_in(request)
+        return api.retention
+
+    @app.get("/v1/datasets/{dataset_id}")
+    def dataset(request: Request, dataset_id: str) -> Dataset:
+        _signed_in(request)
+        return Dataset(
+            id=dataset_id,
+            name="sums",
+            rows=1,
+            fields=(),
+            sha256="0" * 64,
+            size=1,
+            project="default",
+            created_at=NOW,
+        )
+
+    @app.delete("/v1/{path:path}", status_code=204)
+    def delete(request: Request, path: str) -> None:
+        _signed_in(request)
+        if api.refuses_deletion:
+            raise RefusalError(409, ErrorBody(code="conflict", message=api.refuses_deletion))
+        api.deleted.append(path)
 
 
 def _sessions(app: FastAPI) -> None:

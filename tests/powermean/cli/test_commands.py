@@ -40,6 +40,7 @@ def body(state: JobState, **changes: object) -> Answer:
 
 
 SUBCOMMANDS = {
+    "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
@@ -59,6 +60,8 @@ WITHOUT_DATA = (
     ("datasets", "remove"),
     ("project", "remove-member"),
     ("key", "revoke"),
+    ("delete",),
+    *[("checkpoints", c) for c in ("delete", "pin", "unpin")],
 )
 
 

@@ -140,6 +140,7 @@ def test_a_dataset_is_deleted_unless_a_live_job_trains_on_it(service):
     assert service.person.get(path).status_code == 404
     assert service.person.delete(path).status_code == 404
     store = ArtefactStore(service.settings.artefacts_url)
+    service.scheduler.turn()
     assert store.list(f"datasets/{made['id']}") == ()
     assert upload(service, ROWS).json()["id"] == made["id"]
     assert len(store.list(f"datasets/{made['id']}")) == 1

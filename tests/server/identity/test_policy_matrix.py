@@ -116,6 +116,11 @@ def test_each_role_may_what_the_policy_says_and_sees_nothing_of_others(service: 
         for project in ("ours", "theirs") if call.thing else ("ours",):
             for role in PEOPLE:
                 ids = ours[project] | {"dataset": upload(service, project)}
+                if service.person.get(f"/v1/jobs/{ids['job']}").status_code == 404:  # just deleted
+                    spec = example_spec(name=f"job of {project}", project=project)
+                    ids["job"] = ours[project]["job"] = service.person.post("/v1/jobs", json=spec).json()[
+                        "id"
+                    ]
                 path = re.sub(
                     r"\{(\w+)(:path)?\}",
                     lambda part, ids=ids: ids.get(THINGS.get(part[1], ""), "7"),

@@ -1,0 +1,201 @@
+"""Commands about what projects store: deleting jobs and checkpoints, and what takes the space."""
+
+from typing import Annotated
+
+import typer
+
+from powermean.cli.choosing import ChosenJob, job_id
+from powermean.cli.progress import local_time
+from powermean.cli.style import PLAIN
+from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.client import Client
+from powermean.contracts.storage import Collected
+
+checkpoints = typer.Typer(help="A job's checkpoints: list, delete, pin.", no_args_is_help=True, **PLAIN)
+
+ChosenStep = Annotated[
+    int, typer.Argument(metavar="STEP", min=0, help="The step after which it was saved.", show_default=False)
+]
+Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def delete(
+    jobs: Annotated[
+        list[str],
+        typer.Argument(metavar="JOB...", help="Ids, or names that only one job has.", show_default=False),
+    ],
+    yes: Sure = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Delete replays of them that still wait, too.")
+    ] = False,
+) -> None:
+    """Delete ended jobs with their numbers, logs, checkpoints and models; asks first.
+
+    Example: powermean delete arithmetic-smollm2
+    """
+    with connected() as client:
+        chosen = [client.get_job(job_id(client, job)) for job in jobs]
+        for job in chosen:
+            note(f"{job.id}  {job.name}  {job.state}")
+        _confirm(yes, f"Delete {len(chosen)} job{'s' if len(chosen) > 1 else ''} for good?")
+        for job in chosen:
+            client.delete_job(job.id, cascade=cascade)
+            say(f"{job.id} is deleted")
+
+
+@checkpoints.command("list")
+def list_checkpoints(job: ChosenJob, json_: AsJson = False) -> None:
+    """List the checkpoints that a job keeps, oldest first.
+
+    Example: powermean checkpoints list arithmetic-smollm2
+    """
+    with connected() as client:
+        found = client.checkpoints(job_id(client, job))
+    if json_:
+        say_json(found)
+        return
+    say_table(
+        ("step", "attempt", "size", "pinned", "saved"),
+        (
+            (
+                str(one.step),
+                str(one.attempt),
+                _size(one.size),
+                "pinned" if one.pinned else "",
+                local_time(one.created_at),
+            )
+            for one in found.items
+        ),
+        right=("step", "attempt", "size"),
+    )
+
+
+@checkpoints.command("delete")
+def delete_checkpoint(job: ChosenJob, step: ChosenStep, yes: Sure = False) -> None:
+    """Delete a checkpoint; asks first.
+
+    Example: powermean checkpoints delete arithmetic-smollm2 20
+    """
+    with connected() as client:
+        chosen = job_id(client, job)
+        _confirm(yes, f"Delete the checkpoint of {chosen} after step {step} for good?")
+        client.delete_checkpoint(chosen, step)
+    say(f"the checkpoint of {chosen} after step {step} is deleted")
+
+
+@checkpoints.command("pin")
+def pin(job: ChosenJob, step: ChosenStep) -> None:
+    """Keep a checkpoint, whatever the spec or the project's retention says.
+
+    Example: powermean checkpoints pin arithmetic-smollm2 20
+    """
+    with connected() as client:
+        client.pin_checkpoint(chosen := job_id(client, job), step)
+    say(f"the checkpoint of {chosen} after step {step} is pinned")
+
+
+@checkpoints.command("unpin")
+def unpin(job: ChosenJob, step: ChosenStep) -> None:
+    """Let a pinned checkpoint go again.
+
+    Example: powermean checkpoints unpin arithmetic-smollm2 20
+    """
+    with connected() as client:
+        client.unpin_checkpoint(chosen := job_id(client, job), step)
+    say(f"the checkpoint of {chosen} after step {step} is not pinned any more")
+
+
+def storage(
+    project: Annotated[
+        str, typer.Option("--project", metavar="PROJECT", help="Name of the project.")
+    ] = "default",
+    json_: AsJson = False,
+) -> None:
+    """Show what a project stores, and its largest things.
+
+    Example: powermean storage --project default
+    """
+    with connected() as client:
+        found = client.storage(project)
+    if json_:
+        say_json(found)
+        return
+    limit = f" of {_size(found.limit)}" if found.limit is not None else ""
+    over = ": over its limit, so uploads and new jobs are refused" if found.over_limit else ""
+    say(f"{found.project} stores {_size(found.bytes)}{limit}{over}\n")
+    say_table(
+        ("kind", "size", "count"),
+        ((use.kind, _size(use.bytes), str(use.count)) for use in found.uses),
+        right=("size", "count"),
+    )
+    if found.largest:
+        say("")
+        say_table(
+            ("largest", "size", "id", "name", "step"),
+            (
+                (one.kind, _size(one.bytes), one.id, one.name, "" if one.step is None else str(one.step))
+                for one in found.largest
+            ),
+            wrap=("name",),
+            right=("size", "step"),
+        )
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Remove files that nothing refers to any more, once they are a day old; for administrators.
+
+    Example: powermean gc --dry-run
+    """
+    with connected() as client:
+        total = _collect(client, dry_run)
+    if json_:
+        say_json(total)
+        return
+    for key in total.keys:
+        say(key)
+    if total.objects > len(total.keys):
+        say(f"and {total.objects - len(total.keys):,} more")
+    verb = "would be removed" if dry_run else "removed"
+    say(
+        f"{verb}: {total.objects:,} of {total.looked_at:,} objects ({_size(total.bytes)}), "
+        f"{total.rows:,} old messages"
+    )
+
+
+def _collect(client: Client, dry_run: bool) -> Collected:
+    """Go through the whole store, part by part; the totals."""
+    total = client.collect_garbage(dry_run=dry_run)
+    while total.next is not None:
+        note(f"{total.looked_at:,} objects looked at, {total.objects:,} that nothing refers to")
+        part = client.collect_garbage(dry_run=dry_run, after=total.next)
+        total = Collected(
+            dry_run=dry_run,
+            looked_at=total.looked_at + part.looked_at,
+            objects=total.objects + part.objects,
+            bytes=total.bytes + part.bytes,
+            rows=total.rows + part.rows,
+            keys=(total.keys + part.keys)[:_SHOWN],
+            next=part.next,
+        )
+    return total
+
+
+_SHOWN = 20
+
+
+def _confirm(yes: bool, question: str) -> None:
+    if not yes:
+        typer.confirm(question, abort=True)
+
+
+def _size(count: int) -> str:
+    """Bytes in decimal units."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"

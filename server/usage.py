@@ -1,0 +1,133 @@
+"""What projects store, summed from the rows that refer to it, and the limit on that.
+
+Sums are made when they are asked for: nothing else has to be kept in step with uploads, reports, retention
+and deletion.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from powermean.contracts.storage import ProjectStorage, StorageKind, StorageUse, StoredThing
+from server.db.models import Checkpoint, Dataset, Job, LogChunk, Project, Replay, TrajectoryStep
+from server.errors import QuotaExceededError
+
+LARGEST = 20
+
+
+def project_storage(session: Session, project: str) -> ProjectStorage:
+    """What the project stores, by kind, and its largest things."""
+    things = sorted(_things(session, project), key=lambda thing: thing.bytes, reverse=True)
+    uses = _uses(session, project)
+    total, limit = sum(use.bytes for use in uses), _limit(session, project)
+    return ProjectStorage(
+        project=project,
+        bytes=total,
+        limit=limit,
+        over_limit=limit is not None and total >= limit,
+        uses=uses,
+        largest=tuple(things[:LARGEST]),
+    )
+
+
+def check_room(session: Session, project: str, more: int = 0) -> None:
+    """Refuse what would take a project beyond its limit: `more` bytes, or anything new where it is reached.
+
+    Raises QuotaExceededError.
+    """
+    limit = _limit(session, project)
+    if limit is None:
+        return
+    used = sum(use.bytes for use in _uses(session, project))
+    if used >= limit or used + more > limit:
+        new = f", and this would add {more:,}" if more else ""
+        raise QuotaExceededError(
+            f"project {project} stores {used:,} of at most {limit:,} bytes{new}",
+            remedy=f"GET /v1/projects/{project}/storage shows what takes the space: delete some of it, "
+            "or ask an administrator for more.",
+        )
+
+
+def _limit(session: Session, project: str) -> int | None:
+    return session.scalar(select(Project.storage_limit).where(Project.id == project))
+
+
+def _uses(session: Session, project: str) -> tuple[StorageUse, ...]:
+    models = [_model_size(result) for _, _, result in _results(session, project)]
+    return (
+        _use(session, "datasets", _of_project(_size(Dataset.artefact)).where(Dataset.project_id == project)),
+        _use(session, "checkpoints", _of_jobs(project, Checkpoint.job_id, Checkpoint.size)),
+        StorageUse(kind="models", bytes=sum(models), count=sum(size > 0 for size in models)),
+        _use(
+            session,
+            "trajectories",
+            _of_jobs(project, TrajectoryStep.job_id, _RECORDED),
+        ),
+        _use(
+            session,
+            "replays",
+            _of_jobs(project, Replay.job_id, _size(Replay.result) + _size(Replay.tokens)),
+        ),
+        _use(session, "logs", _of_jobs(project, LogChunk.job_id, LogChunk.size)),
+    )
+
+
+def _use(session: Session, kind: StorageKind, query: Select[Any]) -> StorageUse:
+    size, count = session.execute(query).one()
+    return StorageUse(kind=kind, bytes=int(size or 0), count=count)
+
+
+def _of_project(size: Any) -> Select[Any]:
+    return select(func.sum(size), func.count())
+
+
+def _of_jobs(project: str, job_id: InstrumentedAttribute[str], size: Any) -> Select[Any]:
+    return _of_project(size).join(Job, Job.id == job_id).where(*_living(project))
+
+
+def _living(project: str) -> tuple[ColumnElement[bool], ...]:
+    return Job.project_id == project, Job.deleted_at.is_(None)
+
+
+def _size(ref: InstrumentedAttribute[Any]) -> ColumnElement[int]:
+    """The size in a column of references; null where there is none."""
+    return cast(ref["size"].as_string(), BigInteger)
+
+
+_RECORDED = func.coalesce(_size(TrajectoryStep.texts), 0) + func.coalesce(_size(TrajectoryStep.tokens), 0)
+
+
+def _results(session: Session, project: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    query = select(Job.id, Job.name, Job.result).where(*_living(project), Job.state == "finished")
+    for job_id, name, result in session.execute(query):
+        if result:
+            yield job_id, name, result
+
+
+def _model_size(result: dict[str, Any]) -> int:
+    return sum(ref["size"] for ref in result["model"]["files"].values())
+
+
+def _things(session: Session, project: str) -> Iterator[StoredThing]:
+    datasets = select(Dataset.id, Dataset.name, _size(Dataset.artefact)).where(Dataset.project_id == project)
+    for dataset_id, name, size in session.execute(
+        datasets.order_by(_size(Dataset.artefact).desc()).limit(LARGEST)
+    ):
+        yield StoredThing(kind="datasets", id=dataset_id, name=name, bytes=size)
+    checkpoints = select(Job.id, Job.name, Checkpoint.step, Checkpoint.size, Checkpoint.pinned)
+    checkpoints = checkpoints.join(Checkpoint, Checkpoint.job_id == Job.id).where(*_living(project))
+    for job_id, name, step, size, pinned in session.execute(
+        checkpoints.order_by(Checkpoint.size.desc()).limit(LARGEST)
+    ):
+        yield StoredThing(kind="checkpoints", id=job_id, name=name, bytes=size, step=step, pinned=pinned)
+    for job_id, name, result in _results(session, project):
+        if size := _model_size(result):
+            yield StoredThing(kind="models", id=job_id, name=name, bytes=size)
+    recorded = func.sum(_RECORDED)
+    steps = select(Job.id, Job.name, recorded).join(TrajectoryStep, TrajectoryStep.job_id == Job.id)
+    steps = steps.where(*_living(project)).group_by(Job.id, Job.name).order_by(recorded.desc()).limit(LARGEST)
+    for job_id, name, size in session.execute(steps):
+        if size:
+            yield StoredThing(kind="trajectories", id=job_id, name=name, bytes=int(size))
