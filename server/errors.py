@@ -77,6 +77,17 @@ class FencedError(ConflictError):
     code = "fenced"
 
 
+class TooManyRequestsError(ServiceError):
+    """The caller has used up a rate; `retry_after_s` is when there is room again."""
+
+    status = 429
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message, remedy=f"Wait {retry_after_s} s, as the header Retry-After says.")
+        self.retry_after_s = retry_after_s
+
+
 class UnavailableError(ServiceError):
     """Something that the service needs is unavailable; the same request may succeed later."""
 

@@ -28,11 +28,14 @@ class Upload:
 
 @asynccontextmanager
 async def received(request: Request) -> AsyncIterator[Upload]:
-    """The body in a temporary file, removed afterwards: the form's field `file`, or the body itself.
+    """The body in a file: the form's field `file`, or the body itself.
+
+    The file has no name on the disk, only one in this process: however the request or the server ends,
+    nothing is left. Threads are only taken for single writes, so a slow sender holds none.
 
     Raises InvalidInputError for a form without that field, UnavailableError if the disk is full.
     """
-    with tempfile.NamedTemporaryFile(prefix="powermean-upload-") as target:
+    with tempfile.TemporaryFile() as target:
         try:
             name = await _receive(request, target)
             await run_in_threadpool(target.flush)
@@ -40,7 +43,7 @@ async def received(request: Request) -> AsyncIterator[Upload]:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UnavailableError("no space left on the server for the upload") from error
             raise
-        yield Upload(Path(target.name), name)
+        yield Upload(Path(f"/proc/self/fd/{target.fileno()}"), name)
 
 
 async def _receive(request: Request, target: IO[bytes]) -> str | None:
