@@ -34,6 +34,13 @@ class Verdict:
     hash: str
     broken: Break | None = None
 
+    def said(self, head: AuditHead | None) -> str:
+        """In a line, for whoever asked on the command line."""
+        if self.broken is not None:
+            return f"entry {self.broken.seq} {self.broken.what}"
+        against = f"up to {head.seq} as signed" if head else "but no signed head says where they end"
+        return f"{self.entries} entries are unbroken, {against}"
+
 
 def entry_hash(entry: AuditEvent, seq: int, previous: str) -> str:
     """The sha256 of the entry as canonical JSON: sorted keys, no spaces, UTC; what is not set is left out,

@@ -16,12 +16,14 @@ from dashboard.app import create_dashboard
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
 from powermean.tokens import ensure_key_pair
+from server.audit.journal import Journal
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
 from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
+from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
@@ -33,6 +35,7 @@ from server.settings import Settings
 # Event streams must not wait in a buffer; files of models and datasets are large and hardly get smaller.
 NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 MAX_BODY = 512 * 1024  # bytes; the longest spec fits
+SEAL_S = 1.0  # pause before what was done is in the chain of the audit log
 MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
 
 
@@ -49,12 +52,12 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await events.start()
-        for loop in loops:
+        for loop in (*loops, sealing):
             loop.start()
         try:
             yield
         finally:
-            for loop in loops:
+            for loop in (*loops, sealing):
                 await run_in_threadpool(loop.stop)
             await events.stop()
             database.close()
@@ -72,6 +75,9 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.rates = RateLimits(settings)
+    app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)
+    sealing = Loop("audit", journal.turn, SEAL_S, at_end=journal.stop)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )

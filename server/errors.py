@@ -78,13 +78,13 @@ class FencedError(ConflictError):
 
 
 class TooManyRequestsError(ServiceError):
-    """The caller has used up a rate; `retry_after_s` is when there is room again."""
+    """The caller asks too often; `retry_after_s` says when to try again."""
 
     status = 429
     code = "too_many_requests"
 
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
-        super().__init__(message, remedy=f"Wait {retry_after_s} s, as the header Retry-After says.")
+    def __init__(self, retry_after_s: int, message: str = "too many tries") -> None:
+        super().__init__(message, remedy=f"Try again in {retry_after_s} s.")
         self.retry_after_s = retry_after_s
 
 

@@ -49,10 +49,8 @@ class RateLimits:
         """One more request. Raises TooManyRequestsError if it is one too many."""
         wait_s = self._ask(self._rates[kind], kind, who)
         if wait_s is not None:
-            raise TooManyRequestsError(
-                f"too many requests {_SAID[kind]}: the limit is {self._rates[kind]}",
-                retry_after_s=max(1, math.ceil(wait_s)),
-            )
+            said = f"too many requests {_SAID[kind]}: the limit is {self._rates[kind]}"
+            raise TooManyRequestsError(max(1, math.ceil(wait_s)), said)
 
     def _ask(self, rate: RateLimitItem, *who: str) -> float | None:
         """Seconds until there is room again; None: there is."""

@@ -61,6 +61,7 @@ def note(
     *,
     actor: str | None = None,
     actor_name: str | None = None,
+    key_id: str | None = None,
     target: str | None = None,
     project: str | None = None,
     **detail: str | None,
@@ -72,7 +73,7 @@ def note(
     record = _current.get()
     if record is None:
         return
-    given = {"actor": actor, "actor_name": actor_name, "target": target, "project": project}
+    given = {"actor": actor, "actor_name": actor_name, "key_id": key_id, "target": target, "project": project}
     update: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     more = {name: value for name, value in detail.items() if value is not None}
     record.event = record.event.model_copy(update={**update, "detail": record.event.detail | more})
@@ -93,7 +94,6 @@ class Journal:
         self._clock = clock
         self._owed = True  # there may be something to seal, also from before this process
         self._looked_at = clock()
-        self.wake: Callable[[], None] = lambda: None
         database.before_commit(self._record_change)
 
     def _record_change(self, session: Session) -> None:
@@ -143,7 +143,10 @@ class Journal:
             self._refusals.give_back(refusals)
             raise
         if not whole:
-            log.error("the audit log lacks the entry that %s names: run `audit verify`", self._head_file)
+            log.error(
+                "the audit log lacks the entry that %s names: run `python -m server verify-audit`",
+                self._head_file,
+            )
         elif head is not None:
             self._keep(head)
         return more

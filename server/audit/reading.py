@@ -1,8 +1,8 @@
 """The audit log as people read it: filtered pages, the whole log in order, and whether it is unbroken."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import chain
 
 from sqlalchemy import Select, select
@@ -13,6 +13,7 @@ from powermean.contracts.audit import AuditEntry, AuditHead, AuditPage, Outcome
 from server.db import models
 from server.db.models import AuditEntry as Row
 from server.db.session import Database
+from server.errors import InvalidInputError
 
 EXPORT_ROWS = 500  # read at a time
 
@@ -27,6 +28,10 @@ class AuditFilter:
     outcome: Outcome | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+    def of(self, project: str) -> "AuditFilter":
+        """The same, of this project alone."""
+        return replace(self, project=project)
 
 
 def page(session: Session, wanted: AuditFilter, before: int | None, limit: int) -> AuditPage:
@@ -63,7 +68,17 @@ def verify(database: Database, head: AuditHead | None) -> audit_chain.Verdict:
     return verdict
 
 
-def _matching(wanted: AuditFilter) -> Select[tuple[Row]]:
+def moment(given: datetime | None, field: str) -> datetime | None:
+    """The time in UTC, which is also what one without a zone is in. Raises InvalidInputError."""
+    if given is None or given.tzinfo is None:
+        return given and given.replace(tzinfo=UTC)
+    try:
+        return given.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInputError.at(field, "is no time that a calendar has") from error
+
+
+def _matching(wanted: AuditFilter) -> Select[Row]:
     query = select(Row)
     if wanted.project is not None:
         query = query.where(Row.project_id == wanted.project)

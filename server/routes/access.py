@@ -8,7 +8,7 @@ never logged here.
 """
 
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import cache, partial
 from typing import Annotated, Any, cast
@@ -24,18 +24,17 @@ from starlette.concurrency import run_in_threadpool
 from powermean.contracts.names import SESSION_COOKIE, session_cookie
 from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verify_attempt_token
 from powermean.tokens import Verb as TokenVerb
-from server.connections import Who, known_as
+from server.connections import known_as
 from server.db.session import Database
-from server.errors import ForbiddenError, NotFoundError, UnauthenticatedError
+from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
 from server.identity.callers import Caller
 from server.identity.keys import find_key
 from server.identity.ownership import named_in
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.sessions import find_session
+from server.routes.admission import REFUSALS, SAFE_METHODS, Door
 from server.routes.json_bodies import JsonRequest
-
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="A person's key (pm_...) or a node's token (pmn_...)."
@@ -68,20 +67,25 @@ class KnownCallerRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = super().get_route_handler()
-        found = _first_of(self.dependant, _IDENTIFY)
+        door = _door(self.path, self.name, self.dependant)
         has_body = self.body_field is not None
 
         async def handle_known(request: Request) -> Response:
-            if found is not None:
-                who, identify = found
-                request.state.caller = await run_in_threadpool(identify, request)
-                known_as(who)
-            if not has_body:
-                return await handle(request)
-            read = JsonRequest(request.scope, request.receive)
-            with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
-                await read.json()
-            return await handle(read)
+            if door.identify is not None or request.method not in SAFE_METHODS:
+                await run_in_threadpool(door.enter, request)
+            if door.kind != "stranger":
+                known_as(door.kind)
+            if has_body:
+                request = JsonRequest(request.scope, request.receive)
+                with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
+                    await request.json()
+            try:
+                with door.changes(request):
+                    return await handle(request)
+            except ServiceError as error:
+                if error.status in REFUSALS:
+                    await run_in_threadpool(door.refuse, request, error)
+                raise
 
         return handle_known
 
@@ -154,8 +158,8 @@ def _allowed(verb: Verb, request: Request) -> Caller:
     """The caller, if they may do this to what the path names. What they can't see does not exist for them."""
     database: Database = request.app.state.database
     with database.read() as session:
-        caller = _caller(request, session)
-        named = named_in(session, request.path_params)
+        request.state.caller = caller = _caller(request, session)
+        request.state.named = named = named_in(session, request.path_params)
     if named is None:
         if verb in CLUSTER_VERBS and not caller.may(verb):
             raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
@@ -209,26 +213,26 @@ def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
     return claims
 
 
-_Identify = tuple[Who, Callable[[Request], object]]
-# The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
-_IDENTIFY: dict[object, _Identify] = {
-    require_node: ("node", _node),
-    require_attempt: ("node", _attempt),
-    require_renewing_attempt: ("node", _renewing_attempt),
+# The dependency that a route declares -> what it does, and how its caller is known.
+_WORK: dict[object, tuple[str, Callable[[Request], object]]] = {
+    require_node: ("node.work", _node),
+    require_attempt: ("attempt.work", _attempt),
+    require_renewing_attempt: ("attempt.work", _renewing_attempt),
 }
 
 
-def _first_of(dependant: Dependant, known: Mapping[object, _Identify]) -> _Identify | None:
-    """What is known of the outermost dependency that has an entry."""
+def _door(path: str, name: str, dependant: Dependant) -> Door:
+    """By the outermost dependency that says who may come."""
     around = [dependant]
     while around:
         for one in around:
             if isinstance(one.call, Requires):
-                return "person", partial(_allowed, one.call.verb)
-            if one.call in known:
-                return known[one.call]
+                return Door(path, one.call.verb, "person", partial(_allowed, one.call.verb))
+            if one.call in _WORK:
+                verb, identify = _WORK[one.call]
+                return Door(path, verb, "node", identify)
         around = [inner for one in around for inner in one.dependencies]
-    return None
+    return Door(path, name)
 
 
 def session_secret(request: Request) -> str | None:

@@ -13,6 +13,7 @@ from powermean.contracts.attempts import LogChunk
 from powermean.contracts.base import Name
 from powermean.contracts.identity import ProjectName
 from server.artefacts import datasets, logs, models
+from server.audit.journal import note
 from server.db.models import MAX_INTEGER
 from server.db.scoped import ScopedDatabase
 from server.errors import InvalidInputError
@@ -95,6 +96,7 @@ def _store_dataset(
     ref = store.put_file(folder, upload.path, "rows.jsonl")
     with database.write() as session:
         stored = datasets.add(session, caller, project, chosen, found, ref)
+        note(target=stored.id, project=project)
     if not store.exists(ref):  # somebody has just deleted the same dataset
         store.put_file(folder, upload.path, "rows.jsonl")
     return stored

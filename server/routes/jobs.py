@@ -13,6 +13,7 @@ from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.spec_yaml import SpecTextError, read_spec
+from server.audit.journal import note
 from server.errors import UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
@@ -51,6 +52,7 @@ def submit_job(
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
     with database.write() as session:
         submitted = service.submit(session, caller, spec, json.dumps(given), idempotency_key)
+        note(target=submitted.job.id, project=submitted.job.project)
     return _accepted(submitted, spec, given, response)
 
 
@@ -79,6 +81,7 @@ def submit_text(
         raise RequestValidationError(errors, body=given) from error
     with database.write() as session:
         submitted = service.submit(session, caller, spec, source.text, idempotency_key)
+        note(target=submitted.job.id, project=submitted.job.project)
     return _accepted(submitted, spec, given, response)
 
 
