@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         "30000/minute", description="Most requests of one attempt, and of the nodes at one address."
     )
     rate_stranger: str = Field(
-        "120/minute", description="Most requests from one address that show no valid key, or are refused."
+        "300/minute", description="Most requests from one address that show no valid key, or are refused."
     )
     migrate: bool = Field(False, description="Migrate the database to the newest revision at the start.")
     scheduler: bool = Field(

@@ -176,7 +176,7 @@ def _extend(session: Session, refusals: list[AuditEvent]) -> tuple[int, bool]:
     seq, previous, rows = head.seq, head.hash, []
     for event in events:
         entry = linked(event, seq + 1, previous)
-        rows.append({("project_id" if k == "project" else k): v for k, v in dict(entry).items()})
+        rows.append(dict(entry))
         seq, previous = entry.seq, entry.hash
     if rows:
         session.execute(insert(AuditEntry), rows)

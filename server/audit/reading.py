@@ -81,7 +81,7 @@ def moment(given: datetime | None, field: str) -> datetime | None:
 def _matching(wanted: AuditFilter) -> Select[Row]:
     query = select(Row)
     if wanted.project is not None:
-        query = query.where(Row.project_id == wanted.project)
+        query = query.where(Row.project == wanted.project)
     if wanted.actor is not None:
         query = query.where((Row.actor == wanted.actor) | (Row.actor_name == wanted.actor))
     if wanted.verb is not None:
@@ -98,5 +98,4 @@ def _matching(wanted: AuditFilter) -> Select[Row]:
 
 
 def _entry(row: Row) -> AuditEntry:
-    fields = {name: getattr(row, name) for name in AuditEntry.model_fields if name != "project"}
-    return AuditEntry.model_validate(fields | {"project": row.project_id})
+    return AuditEntry.model_validate({name: getattr(row, name) for name in AuditEntry.model_fields})

@@ -442,11 +442,11 @@ class AuditPending(Base):
 
 
 class AuditEntry(Base):
-    """An entry of the audit log. Triggers refuse to change or delete one; keys to other tables would, too."""
+    """An entry of the audit log. Triggers refuse to change or delete one, so it refers to no other row."""
 
     __tablename__ = "audit_entries"
     __table_args__ = (
-        Index("ix_audit_entries_project_id_seq", "project_id", "seq"),
+        Index("ix_audit_entries_project_seq", "project", "seq"),
         Index("ix_audit_entries_actor_seq", "actor", "seq"),
         Index("ix_audit_entries_at", "at"),
     )
@@ -460,7 +460,7 @@ class AuditEntry(Base):
     verb: Mapped[str] = mapped_column(String(64))
     request: Mapped[str] = mapped_column(String(200))
     target: Mapped[str | None] = mapped_column(String(200))
-    project_id: Mapped[str | None] = mapped_column(String(63))
+    project: Mapped[str | None] = mapped_column(String(63))
     outcome: Mapped[str] = mapped_column(String(8))  # allowed, refused
     status: Mapped[int | None]
     count: Mapped[int]

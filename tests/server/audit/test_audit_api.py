@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from powermean.audit_chain import is_signed, verify
 from powermean.contracts.audit import AuditEntry, AuditHead
+from server.settings import Settings
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver, error_of, example_spec
 
 
@@ -99,7 +100,8 @@ def test_signing_in_is_somebodys(service: ServiceDriver) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-def test_a_flood_of_strangers_is_counted(service: ServiceDriver) -> None:
+def test_a_flood_of_strangers_is_counted(settings: Settings) -> None:
+    service = ServiceDriver(settings.model_copy(update={"rate_stranger": "120/minute"}))
     stranger = service.client("pm_wrong")
     statuses = [stranger.get(f"/v1/jobs/{number}").status_code for number in range(200)]
     assert statuses.count(401) == 120
@@ -108,6 +110,7 @@ def test_a_flood_of_strangers_is_counted(service: ServiceDriver) -> None:
     counts = [one.count for one in log(service, outcome="refused")]
     assert sum(counts) == 120
     assert len(counts) < 10
+    service.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)

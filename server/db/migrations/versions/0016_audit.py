@@ -33,7 +33,7 @@ def upgrade() -> None:
         sa.Column("verb", sa.String(64), nullable=False),
         sa.Column("request", sa.String(200), nullable=False),
         sa.Column("target", sa.String(200), nullable=True),
-        sa.Column("project_id", sa.String(63), nullable=True),
+        sa.Column("project", sa.String(63), nullable=True),
         sa.Column("outcome", sa.String(8), nullable=False),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("count", sa.Integer(), nullable=False),
@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(64), nullable=False),
         sa.PrimaryKeyConstraint("seq", name="pk_audit_entries"),
     )
-    op.create_index("ix_audit_entries_project_id_seq", "audit_entries", ["project_id", "seq"])
+    op.create_index("ix_audit_entries_project_seq", "audit_entries", ["project", "seq"])
     op.create_index("ix_audit_entries_actor_seq", "audit_entries", ["actor", "seq"])
     op.create_index("ix_audit_entries_at", "audit_entries", ["at"])
     head = op.create_table(
