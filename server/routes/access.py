@@ -221,6 +221,15 @@ _WORK: dict[object, tuple[str, Callable[[Request], object]]] = {
 }
 
 
+async def is_still_allowed(request: Request) -> bool:
+    """Whether the caller would be let in again, for answers that go on for long."""
+    try:
+        await run_in_threadpool(request.state.identify, request)
+    except ServiceError:
+        return False
+    return True
+
+
 def _door(path: str, name: str, dependant: Dependant) -> Door:
     """By the outermost dependency that says who may come."""
     around = [dependant]

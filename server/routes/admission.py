@@ -49,6 +49,7 @@ class Door:
             if request.method not in SAFE_METHODS:
                 rates.count("stranger", _address(request))
             return
+        request.state.identify = self.identify
         try:
             request.state.caller = self.identify(request)
         except ServiceError as error:
