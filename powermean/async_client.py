@@ -47,5 +47,8 @@ class AsyncClient(AsyncConnection):
     create_engine = async_method(rest.create_engine)
     remove_engine = async_method(rest.remove_engine)
 
+    audit = async_method(rest.audit)
+    audit_head = async_method(rest.audit_head)
+
     login_code = async_method(rest.login_code)
     ready = async_method(rest.ready)

@@ -40,6 +40,10 @@ COMMANDS = {
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",
     ),
+    "audit": (
+        "powermean.cli.audit:audit",
+        "Who did what on the service, and whether the log of it is whole.",
+    ),
     "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
 }
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}

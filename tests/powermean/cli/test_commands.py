@@ -54,13 +54,21 @@ SUBCOMMANDS = {
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
+    "audit": ("list", "head", "verify"),
 }
 EVERY = [
     *[(c,) for c in COMMANDS if c not in SUBCOMMANDS],
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
 
-WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
+WITHOUT_DATA = (
+    ("up",),
+    ("demo",),
+    ("node", "remove"),
+    ("datasets", "remove"),
+    ("audit", "head"),  # is JSON
+    ("audit", "verify"),
+)
 
 
 @pytest.mark.parametrize("command", EVERY)
