@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -75,6 +76,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.uploads = Counter()  # by person
     app.state.rates = RateLimits(settings)
     app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)
     sealing = Loop("audit", journal.turn, SEAL_S, at_end=journal.stop)

@@ -3,7 +3,7 @@
 A change and its event are one transaction: each writing session of the request is handed to `record_change`
 before it commits. Refusals change nothing, so they are gathered in memory (refusals.py). Both wait in
 `audit_pending` until `Journal.seal` takes them into the chain, which one server at a time may do.
-docs/adr/0007 says why, and what a crash in between means.
+docs/adr/0009 says why, and what a crash in between means.
 """
 
 import logging
@@ -147,6 +147,7 @@ class Journal:
                 "the audit log lacks the entry that %s names: run `python -m server verify-audit`",
                 self._head_file,
             )
+            self._head = read_head(self._head_file)  # somebody may have moved it away, to begin anew
         elif head is not None:
             self._keep(head)
         return more

@@ -258,6 +258,12 @@ def test_the_kept_head_survives_what_it_proves(
     assert rows(database) == 6
     assert file.read_text() == before
     assert "run `python -m server verify-audit`" in caplog.text
+    file.rename(tmp_path / "evidence")
+    written.seal()
+    with recording(event("anew")):
+        add_node(database, "anew")
+    written.seal()
+    assert reading.verify(database, journal.read_head(file)).broken is None
 
 
 @pytest.fixture

@@ -1,10 +1,16 @@
 """At the door: whoever comes too often waits, and others do not notice."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
+from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from server.app import MAX_BODY
+from server.routes.api import api_routes
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver, error_of, example_spec
 
 
@@ -67,6 +73,41 @@ def test_an_attempt_has_a_rate_of_its_own(limited: ServiceDriver) -> None:
     statuses = [attempt.beat().status_code for _ in range(31)]
     assert statuses == [200] * 30 + [429]
     limited.report()  # the node's is another
+
+
+def test_an_address_is_the_one_that_a_named_proxy_forwards(limited: ServiceDriver) -> None:
+    def asked(app: ASGIApp, address: str) -> list[int]:
+        headers = {"Authorization": "Bearer pm_wrong", "X-Forwarded-For": address}
+        client = TestClient(app, base_url="http://127.0.0.1", headers=headers)
+        return [client.get("/v1/me").status_code for _ in range(11)]
+
+    once_too_often = [401] * 10 + [429]
+    named = ProxyHeadersMiddleware(limited.app, trusted_hosts=["testclient"])
+    assert asked(named, "192.0.2.1") == once_too_often
+    assert asked(named, "192.0.2.2") == once_too_often
+    assert asked(named, "2001:db8::1") == once_too_often
+    assert asked(named, "2001:db8::2") == [429] * 11  # the same client's network
+    unnamed = ProxyHeadersMiddleware(limited.app, trusted_hosts=["192.0.2.9"])
+    assert asked(unnamed, "192.0.2.3") == once_too_often
+    assert asked(unnamed, "192.0.2.4") == [429] * 11  # a header that anybody can send changes nothing
+    answer = limited.person.get("/v1/audit", params={"outcome": "refused", "limit": 500})
+    addresses = {entry["address"] for entry in answer.json()["items"]}
+    assert addresses == {"192.0.2.1", "192.0.2.2", "2001:db8::1", "testclient"}
+
+
+def test_every_route_takes_bodies_of_a_size_that_was_meant(limited: ServiceDriver) -> None:
+    """Whoever adds a route decides about its bodies here."""
+    larger = {"/v1/datasets", "/v1/sessions"}
+    for route in api_routes():
+        assert isinstance(route, APIRoute)
+        path = re.sub(r"\{[^}]*\}", "x", route.path)
+        if path in larger or path.startswith(("/v1/attempts/", "/v1/nodes/")):
+            continue
+        for method in route.methods:
+            answer = limited.anyone.request(
+                method, path, content=b"x", headers={"Content-Length": str(MAX_BODY + 1)}
+            )
+            assert answer.status_code == 413, (method, path)
 
 
 def test_a_page_says_when_to_try_again(limited: ServiceDriver) -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from server import middleware
+from server.routes import uploads
 from tests.support.live_server import listening
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver, error_of
 
@@ -101,13 +102,26 @@ def test_an_upload_below_the_slowest_rate_is_given_up(
         eventually(lambda: not open_temporaries(scratch))
 
 
-def test_slow_uploads_hold_no_thread(service: ServiceDriver, scratch: Path):
+def test_slow_uploads_hold_no_thread(service: ServiceDriver, scratch: Path, monkeypatch: pytest.MonkeyPatch):
     """There are more of them than the 40 threads for requests, and others are answered meanwhile."""
+    monkeypatch.setattr(uploads, "MOST_AT_ONCE", 100)
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
     with listening(service.app) as url, _all_begun(url, "application/x-ndjson", 60):
         eventually(lambda: len(open_temporaries(scratch)) == 60)
         with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
             assert client.get("/v1/datasets", timeout=5).status_code == 200
+
+
+def test_a_person_has_so_many_uploads_at_once(service: ServiceDriver, scratch: Path):
+    other = service.someone()
+    with listening(service.app) as url:
+        with _all_begun(url, "application/x-ndjson", uploads.MOST_AT_ONCE):
+            eventually(lambda: len(open_temporaries(scratch)) == uploads.MOST_AT_ONCE)
+            refused = service.person.post("/v1/datasets", content=ROW)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, str(uploads.RETRY_S))
+            assert other.post("/v1/datasets", content=ROW).status_code == 201
+        eventually(lambda: not service.app.state.uploads)
+    assert service.person.post("/v1/datasets", content=ROW).status_code == 201
 
 
 @contextmanager
