@@ -46,17 +46,6 @@ class Record:
 _current: ContextVar[Record | None] = ContextVar("audit_record", default=None)
 
 
-@contextmanager
-def recording(event: AuditEvent) -> Iterator[Record]:
-    """What is written meanwhile is this event's change: the first transaction stores it."""
-    record = Record(event)
-    token = _current.set(record)
-    try:
-        yield record
-    finally:
-        _current.reset(token)
-
-
 def note(
     *,
     actor: str | None = None,
@@ -96,12 +85,23 @@ class Journal:
         self._looked_at = clock()
         database.before_commit(self._record_change)
 
+    @contextmanager
+    def recording(self, event: AuditEvent) -> Iterator[None]:
+        """What is written meanwhile is this event's change: the first transaction stores it."""
+        record = Record(event)
+        token = _current.set(record)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            if record.stored:  # and committed by now: before that, a turn would miss it
+                self._owed = True
+
     def _record_change(self, session: Session) -> None:
         record = _current.get()
         if record is not None and not record.stored:
             insert_row(session, AuditPending, {"event": record.event.model_dump(mode="json")})
             record.stored = True
-            self._owed = True
 
     def refused(self, event: AuditEvent) -> None:
         """Remember a refusal; it is written by the next `seal`."""

@@ -14,7 +14,7 @@ from fastapi import Request
 
 from powermean.contracts.audit import AuditEvent
 from powermean.tokens import AttemptClaims
-from server.audit.journal import Journal, recording
+from server.audit.journal import Journal
 from server.connections import Connections
 from server.errors import ServiceError
 from server.identity.callers import Caller
@@ -69,7 +69,10 @@ class Door:
     def changes(self, request: Request) -> AbstractContextManager[object]:
         """What people's requests write meanwhile is recorded; the open ones sign people in."""
         reads = request.method in SAFE_METHODS and self.identify is not None
-        return nullcontext() if reads or self.kind == "node" else recording(self._event(request))
+        if reads or self.kind == "node":
+            return nullcontext()
+        journal: Journal = request.app.state.journal
+        return journal.recording(self._event(request))
 
     def _event(self, request: Request, refusal: ServiceError | None = None) -> AuditEvent:
         caller = getattr(request.state, "caller", None)

@@ -14,7 +14,7 @@ from powermean.contracts.audit import AuditEvent
 from powermean.tokens import KeyPair, ensure_key_pair
 from server import __main__
 from server.audit import journal, reading
-from server.audit.journal import Journal, note, recording
+from server.audit.journal import Journal, note
 from server.db.models import AuditEntry, AuditPending, Node
 from server.db.session import Database, database_now
 from tests.support.service_driver import ServiceDriver
@@ -56,7 +56,7 @@ def targets(database: Database) -> list[str | None]:
 
 
 def test_an_event_is_committed_with_its_change(database: Database, log: Journal) -> None:
-    with recording(event("a")):
+    with log.recording(event("a")):
         add_node(database, "a")
     assert rows(database, AuditPending) == 1
     assert log.turn() is False
@@ -69,14 +69,14 @@ def test_without_the_change_there_is_no_event(database: Database, log: Journal) 
             session.add(Node(id="a", report={}, seen_at=database_now(session)))
             raise RuntimeError
 
-    with recording(event()), pytest.raises(RuntimeError):
+    with log.recording(event()), pytest.raises(RuntimeError):
         fail()
     log.seal()
     assert (rows(database), rows(database, AuditPending), rows(database, Node)) == (0, 0, 0)
 
 
 def test_the_first_transaction_of_a_request_has_its_event(database: Database, log: Journal) -> None:
-    with recording(event()):
+    with log.recording(event()):
         add_node(database, "a")
         add_node(database, "b")
     add_node(database, "c")
@@ -91,10 +91,9 @@ def test_what_a_dead_server_left_is_sealed_by_the_next(
     now = [0.0]
     living = Journal(database, keys, tmp_path / "secrets", clock=lambda: now[0])
     living.seal()
-    Journal(database, keys, tmp_path / "secrets")  # records, and never seals
-    with recording(event("left")):
+    dead = Journal(database, keys, tmp_path / "secrets")  # records, and never seals
+    with dead.recording(event("left")):
         add_node(database, "a")
-    living._owed = False  # it was the other's request
     living.turn()
     assert rows(database) == 0
     now[0] += journal.LOOK_S + 1
@@ -102,12 +101,30 @@ def test_what_a_dead_server_left_is_sealed_by_the_next(
     assert targets(database) == ["left"]
 
 
+@pytest.mark.parametrize("kind", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+def test_a_turn_just_before_the_commit_forgets_nothing(database: Database, log: Journal) -> None:
+    turns: list[bool] = []
+
+    def turn_in_between(_: object) -> None:
+        if not turns:
+            turns.append(True)
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(log.turn).result()
+
+    database.before_commit(turn_in_between)
+    with log.recording(event("a")):
+        add_node(database, "a")
+    assert targets(database) == []
+    log.turn()
+    assert targets(database) == ["a"]
+
+
 def test_more_than_a_batch_is_sealed_in_turns(
     database: Database, log: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "BATCH", 3)
     for number in range(7):
-        with recording(event(str(number))):
+        with log.recording(event(str(number))):
             add_node(database, str(number))
     assert log.turn() is True
     assert rows(database) == 3
@@ -146,7 +163,7 @@ def test_servers_that_write_at_once_make_one_chain(database_url: str, keys: KeyP
 
     def work(number: int, opened: Database, log: Journal) -> None:
         for count in range(20):
-            with recording(event(f"{number}-{count}")):
+            with log.recording(event(f"{number}-{count}")):
                 add_node(opened, f"{number}-{count}")
             log.refused(event("r", outcome="refused", status=403, actor=f"{number}-{count}"))
 
@@ -175,7 +192,7 @@ def test_servers_that_write_at_once_make_one_chain(database_url: str, keys: KeyP
 def written(database: Database, log: Journal) -> Journal:
     """A log with five entries."""
     for number in range(5):
-        with recording(event(str(number))):
+        with log.recording(event(str(number))):
             add_node(database, str(number))
             note(role="x")
     log.seal()
@@ -252,7 +269,7 @@ def test_the_kept_head_survives_what_it_proves(
     cut = "DELETE FROM audit_entries WHERE seq > 3"
     tamper(database, cut, f"UPDATE audit_head SET seq = 3, hash = '{third}'")
     for number in range(3):
-        with recording(event("later")):
+        with written.recording(event("later")):
             add_node(database, f"later-{number}")
         written.seal()
     assert rows(database) == 6
@@ -260,7 +277,7 @@ def test_the_kept_head_survives_what_it_proves(
     assert "run `python -m server verify-audit`" in caplog.text
     file.rename(tmp_path / "evidence")
     written.seal()
-    with recording(event("anew")):
+    with written.recording(event("anew")):
         add_node(database, "anew")
     written.seal()
     assert reading.verify(database, journal.read_head(file)).broken is None
