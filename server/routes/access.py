@@ -34,7 +34,8 @@ from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.sessions import find_session
 from server.routes.admission import REFUSALS, SAFE_METHODS, Door
-from server.routes.json_bodies import JsonRequest
+from server.routes.json_bodies import JsonRequest, beside_the_loop
+from server.routes.parameters import known_parameters
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="A person's key (pm_...) or a node's token (pmn_...)."
@@ -66,7 +67,7 @@ class KnownCallerRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
-        handle = super().get_route_handler()
+        handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
         door = _door(self.path, self.name, self.dependant)
         has_body = self.body_field is not None
 

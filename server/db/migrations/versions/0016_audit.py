@@ -1,14 +1,14 @@
 """an audit log whose entries can't be changed
 
 Revision ID: 0016
-Revises: 0013
+Revises: 0019
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0016"
-down_revision = "0013"
+down_revision = "0019"
 branch_labels = None
 depends_on = None
 
