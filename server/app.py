@@ -24,6 +24,7 @@ from server.cluster.scheduler import Scheduler
 from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
+from server.identity.recent import RecentCallers
 from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
@@ -80,6 +81,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.rates = RateLimits(settings)
     app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)
     sealing = Loop("audit", journal.turn, SEAL_S, at_end=journal.stop)
+    app.state.callers = RecentCallers(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )

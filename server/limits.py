@@ -45,6 +45,11 @@ class RateLimits:
         self._clock = clock
         self._alone_until = float("-inf")
 
+    @property
+    def shared(self) -> bool:
+        """Whether several servers count together, so that `count` waits for Redis."""
+        return self._shared is not None
+
     def count(self, kind: Kind, who: str) -> None:
         """One more request. Raises TooManyRequestsError if it is one too many."""
         wait_s = self._ask(self._rates[kind], kind, who)

@@ -5,12 +5,13 @@ something notes its id (`server.audit.journal.note`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.audit import AuditEvent
 from powermean.tokens import AttemptClaims
@@ -37,30 +38,26 @@ class Door:
     path: str
     verb: str
     kind: Kind = "stranger"
-    identify: Callable[[Request], object] | None = None
+    identify: Callable[[Request], Awaitable[object]] | None = None
 
-    def enter(self, request: Request) -> None:
-        """Who calls (`request.state.caller`), if they may and have not come too often.
-
-        Waits for the database and maybe Redis: call it in a thread.
-        """
-        rates: RateLimits = request.app.state.rates
+    async def enter(self, request: Request) -> None:
+        """Who calls (`request.state.caller`), if they may and have not come too often."""
         if self.identify is None:
             if request.method not in SAFE_METHODS:
-                rates.count("stranger", _address(request))
+                await _count(request, "stranger", _address(request))
             return
         request.state.identify = self.identify
         try:
-            request.state.caller = self.identify(request)
+            request.state.caller = await self.identify(request)
         except ServiceError as error:
             if error.status < 500:
-                self.refuse(request, error)
+                await self.refuse(request, error)
             raise
-        rates.count(self.kind, _whose(request) or _address(request))
+        await _count(request, self.kind, _whose(request) or _address(request))
 
-    def refuse(self, request: Request, error: ServiceError) -> None:
+    async def refuse(self, request: Request, error: ServiceError) -> None:
         """Count and record a refusal. Raises TooManyRequestsError for too many from one address."""
-        request.app.state.rates.count("stranger", _address(request))
+        await _count(request, "stranger", _address(request))
         if _whose(request) is None and "authorization" not in request.headers and self.identify is not None:
             return  # a browser that is not signed in
         journal: Journal = request.app.state.journal
@@ -92,6 +89,15 @@ class Door:
             status=refusal and refusal.status,
             request_id=request.scope["state"].get("request_id"),
         )
+
+
+async def _count(request: Request, kind: Kind, who: str) -> None:
+    """One more request; in a thread only where Redis is asked."""
+    rates: RateLimits = request.app.state.rates
+    if rates.shared:
+        await run_in_threadpool(rates.count, kind, who)
+    else:
+        rates.count(kind, who)
 
 
 def _whose(request: Request) -> str | None:
