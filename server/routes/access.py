@@ -182,8 +182,8 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
     Goes to a thread where the database has to be asked.
     """
     secret = _bearer_secret(request)
-    caller = request.app.state.callers.find(secret) if secret is not None else None
-    named = None
+    recent: RecentCallers = request.app.state.callers
+    caller, named = recent.find(secret) if secret is not None else None, None
     if caller is None or names_something(request.path_params):
         caller, named = await run_in_threadpool(_caller_and_thing, request)
     request.state.caller, request.state.named = caller, named  # also of whom the next line refuses
