@@ -183,11 +183,14 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
     """
     secret = _bearer_secret(request)
     recent: RecentCallers = request.app.state.callers
-    caller, named = recent.find(secret) if secret is not None else None, None
-    if caller is None or names_something(request.path_params):
-        caller, named = await run_in_threadpool(_caller_and_thing, request)
-    request.state.caller, request.state.named = caller, named  # also of whom the next line refuses
-    return _checked(verb, caller, named)
+    caller = recent.find(secret) if secret is not None else None
+    known: tuple[Caller, Named | None]
+    if caller is not None and not names_something(request.path_params):
+        known = caller, None
+    else:
+        known = await run_in_threadpool(_caller_and_thing, request)
+    request.state.caller, request.state.named = known  # also of whom the next line refuses
+    return _checked(verb, *known)
 
 
 def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
