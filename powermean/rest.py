@@ -413,7 +413,7 @@ def audit_head() -> Call[AuditHead]:
 
 def audit_export() -> Call[None]:
     """The whole audit log as JSON lines, oldest first: see Client.audit_export."""
-    return Call("GET", "/v1/audit/export", _nothing)
+    return Call("GET", "/v1/audit/export", nothing)
 
 
 def metric_names() -> Call[dict[str, MetricInfo]]:
