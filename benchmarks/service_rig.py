@@ -223,6 +223,8 @@ def serving(database_url: str, folder: Path) -> Iterator[Service]:
         "POWERMEAN_HOST": "127.0.0.1",
         "POWERMEAN_PORT": str(port),
         "POWERMEAN_MIGRATE": "true",
+        "POWERMEAN_RATE_PERSON": "1000000/minute",  # a hundred people with one key
+        "POWERMEAN_RATE_NODE": "1000000/minute",
         "POWERMEAN_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY,
         "POWERMEAN_BOOTSTRAP_NODE_TOKEN": NODE_TOKEN,
     }

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboard import (
     assets,
+    audit,
     cluster,
     group,
     job,
@@ -153,6 +154,8 @@ def create_dashboard(api: ASGIApp) -> Starlette:
                 methods=["GET", "POST"],
             ),
             Route("/datasets/{dataset_id}/delete", viewed(storage.delete_dataset), methods=["GET", "POST"]),
+            Route("/audit", viewed(audit.audit_page)),
+            Route("/projects/{project}/audit", viewed(audit.audit_page)),
             Route("/login", signin.login_page),
             Route("/login", signin.sign_in, methods=["POST"]),
             Route("/login/{code}", signin.code_page),

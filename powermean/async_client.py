@@ -60,6 +60,9 @@ class AsyncClient(AsyncConnection):
     create_engine = async_method(rest.create_engine)
     remove_engine = async_method(rest.remove_engine)
 
+    audit = async_method(rest.audit)
+    audit_head = async_method(rest.audit_head)
+
     me = async_method(rest_identity.me)
     people = async_method(rest_identity.people)
     add_person = async_method(rest_identity.add_person)

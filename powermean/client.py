@@ -15,6 +15,7 @@ from powermean.contracts.api import (
     JobState,
     LogText,
 )
+from powermean.contracts.audit import AuditEntry
 from powermean.deprecations import renamed
 from powermean.discovery import find_service
 from powermean.rest import ApiError, ServerUnreachableError
@@ -109,6 +110,9 @@ class Client(Connection):
     create_engine = method(rest.create_engine)
     remove_engine = method(rest.remove_engine)
 
+    audit = method(rest.audit)
+    audit_head = method(rest.audit_head)
+
     me = method(rest_identity.me)
     people = method(rest_identity.people)
     add_person = method(rest_identity.add_person)
@@ -166,6 +170,22 @@ class Client(Connection):
             raise ServerUnreachableError(self.url, error) from error
         finally:
             part.unlink(missing_ok=True)
+
+    def audit_export(self) -> Iterator[AuditEntry]:
+        """The whole audit log, oldest first, as it comes. For administrators and auditors."""
+        request = self._http.build_request(**rest.audit_export().keywords())
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                if not response.is_success:
+                    response.read()
+                rest.check(response)
+                for line in response.iter_lines():
+                    yield AuditEntry.model_validate_json(line)
+            finally:
+                response.close()
+        except httpx.TransportError as error:
+            raise ServerUnreachableError(self.url, error) from error
 
     def events(self, job_id: str, after: int = 0, patience_s: float = PATIENCE_S) -> Iterator[Event]:
         """What happens to a job after event number `after`, until the job has ended.

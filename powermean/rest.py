@@ -7,6 +7,7 @@ defaults and meaning, is written down once. An answer other than success is an A
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -31,6 +32,7 @@ from powermean.contracts.api import (
     SpecSource,
     SubmittedJob,
 )
+from powermean.contracts.audit import AuditHead, AuditPage, Outcome
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
@@ -448,6 +450,43 @@ def delete_dataset(dataset_id: str) -> Call[None]:
 def remove_engine(engine_id: str) -> Call[EngineService]:
     """Let it take no new jobs, and go when its present ones have ended. For administrators."""
     return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
+
+
+def audit(
+    project: str | None = None,
+    actor: str | None = None,
+    verb: str | None = None,
+    outcome: Outcome | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    before: int | None = None,
+    limit: int | None = None,
+) -> Call[AuditPage]:
+    """Who did what, newest first; pass `page.next` as `before` for the next page.
+
+    Everything for administrators and auditors, one project for its maintainers.
+    """
+    chosen = params(
+        actor=actor,
+        verb=verb,
+        outcome=outcome,
+        since=since.isoformat() if since else None,
+        until=until.isoformat() if until else None,
+        before=before,
+        limit=limit,
+    )
+    path = f"/v1/projects/{quote(project, safe='')}/audit" if project is not None else "/v1/audit"
+    return Call("GET", path, reads(AuditPage), chosen)
+
+
+def audit_head() -> Call[AuditHead]:
+    """The audit log's newest entry, signed. For administrators and auditors."""
+    return Call("GET", "/v1/audit/head", reads(AuditHead))
+
+
+def audit_export() -> Call[None]:
+    """The whole audit log as JSON lines, oldest first: see Client.audit_export."""
+    return Call("GET", "/v1/audit/export", nothing)
 
 
 def metric_names() -> Call[dict[str, MetricInfo]]:

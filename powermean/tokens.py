@@ -5,7 +5,6 @@ The attempt's number is the job's fencing token: whoever checks a token compares
 """
 
 import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from powermean.disk import write_beside
 from powermean.errors import PowermeanError
 
 ALGORITHM = "EdDSA"
@@ -159,7 +159,7 @@ def ensure_key_pair(folder: Path) -> KeyPair:
     public_pem = _public_half(private_pem)
     public_path = folder / PUBLIC_KEY_NAME
     if not public_path.exists() or public_path.read_text() != public_pem:
-        _replace(public_path, public_pem)
+        write_beside(public_path, public_pem).replace(public_path)
     return KeyPair(private_pem, public_pem)
 
 
@@ -183,26 +183,12 @@ def _public_half(private_pem: str) -> str:
     )
 
 
-def _write_temporary(beside: Path, text: str) -> Path:
-    path = beside.with_name(f".{beside.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return path
-
-
 def _write_new(path: Path, text: str) -> None:
     """Write the file whole or not at all; a second writer keeps the first one's file."""
-    temporary = _write_temporary(path, text)
+    temporary = write_beside(path, text)
     try:
         os.link(temporary, path)
     except FileExistsError:
         pass
     finally:
         temporary.unlink()
-
-
-def _replace(path: Path, text: str) -> None:
-    _write_temporary(path, text).replace(path)

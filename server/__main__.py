@@ -1,4 +1,7 @@
-"""`python -m server` serves the REST API and the dashboard; with `migrate` it only prepares the database."""
+"""`python -m server` serves the REST API and the dashboard; with `migrate` it only prepares the database.
+
+`verify-audit` walks the audit log in the database, and names the first entry that is not as it was written.
+"""
 
 import argparse
 import gc
@@ -6,18 +9,31 @@ import logging
 import socket
 import sys
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from powermean.audit_chain import is_signed
 from powermean.errors import PowermeanError
+from powermean.tokens import ensure_key_pair
 from server.app import create_app
+from server.audit import reading
+from server.audit.journal import HEAD_FILE, read_head
 from server.connections import Connection
 from server.db.migrate import migrate
 from server.request_log import configure_logging
 from server.settings import Settings
-from server.start import BACKLOG, allow_files, bind, database_failures, open_database, prepare
+from server.start import (
+    BACKLOG,
+    CannotStartError,
+    allow_files,
+    bind,
+    database_failures,
+    open_database,
+    prepare,
+)
 
 GRACE_S = 5  # for requests in progress when the server is told to stop
 GARBAGE_AFTER = 20_000  # new objects between searches for cycles; Python's 700 are less than a request makes
@@ -40,14 +56,22 @@ def main(arguments: list[str]) -> int:
     """Serve, or migrate; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     parser.add_argument(
-        "command", nargs="?", choices=["serve", "migrate"], default="serve", help="default: serve"
+        "command",
+        nargs="?",
+        choices=["serve", "migrate", "verify-audit"],
+        default="serve",
+        help="default: serve",
     )
-    command = parser.parse_args(arguments).command
+    parser.add_argument("--head", type=Path, help="a signed head that was kept, for verify-audit")
+    given = parser.parse_args(arguments)
+    command = given.command
     configure_logging()
     try:
         settings = Settings()
         if command == "migrate":
             migrate_only(settings)
+        elif command == "verify-audit":
+            return verify_audit(settings, given.head)
         else:
             serve(settings)
     except ValidationError as error:
@@ -71,6 +95,21 @@ def migrate_only(settings: Settings) -> None:
     with database_failures(settings):
         migrate(database)
     database.close()
+
+
+def verify_audit(settings: Settings, kept: Path | None) -> int:
+    """Check the audit log against the head that the server keeps beside its key, or another one."""
+    head = read_head(kept or settings.secrets_dir / HEAD_FILE)
+    if kept is not None and head is None:
+        raise CannotStartError(f"{kept} is not a head of the audit log")
+    if head is not None and not is_signed(head, ensure_key_pair(settings.secrets_dir).public_pem):
+        raise CannotStartError("the head of the audit log is not signed by this server's key")
+    database = open_database(settings)
+    with database_failures(settings):
+        verdict = reading.verify(database, head)
+    database.close()
+    print(verdict.said(head))
+    return 0 if verdict.broken is None else 1
 
 
 def serve(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from dashboard.app import create_dashboard
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
 from powermean.tokens import ensure_key_pair
+from server.audit.journal import Journal
 from server.cluster.cleaner import Cleaner
 from server.cluster.loops import Loop
 from server.cluster.relay import Relay
@@ -24,6 +26,7 @@ from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
 from server.identity.recent import RecentCallers
+from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
@@ -36,6 +39,7 @@ from server.settings import Settings
 NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 MAX_BODY = 512 * 1024  # bytes; the longest spec fits
 CLEANER_PAUSE_S = 10.0
+SEAL_S = 1.0  # pause before what was done is in the chain of the audit log
 MAX_SIGN_IN = 4096  # the only bodies that are read from callers who are not known yet
 
 
@@ -52,12 +56,12 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await events.start()
-        for loop in loops:
+        for loop in (*loops, sealing):
             loop.start()
         try:
             yield
         finally:
-            for loop in loops:
+            for loop in (*loops, sealing):
                 await run_in_threadpool(loop.stop)
             await events.stop()
             database.close()
@@ -75,6 +79,10 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.uploads = Counter()  # by person
+    app.state.rates = RateLimits(settings)
+    app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)
+    sealing = Loop("audit", journal.turn, SEAL_S, at_end=journal.stop)
     app.state.callers = RecentCallers(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies

@@ -20,7 +20,7 @@ from powermean.artefacts import (
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
 from powermean.field_errors import field_errors
 from server.db.session import DatabaseBusyError, DatabaseFullError, DatabaseMovedError
-from server.errors import ServiceError
+from server.errors import ServiceError, TooManyRequestsError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ _CODES = {
     405: "method_not_allowed",
     408: "too_slow",
     413: "too_large",
+    415: "unsupported_encoding",
 }
 _MOST_FIELDS = 20  # in one answer
 _PLACES = ("body", "query", "path", "header", "cookie")
@@ -56,6 +57,8 @@ def install_error_handlers(app: FastAPI) -> None:
 def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if isinstance(error, TooManyRequestsError):
+        headers["Retry-After"] = str(error.retry_after_s)
     return error_response(error.status, error.body, headers)
 
 

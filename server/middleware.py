@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from server.settings import host_name
 log = logging.getLogger(__name__)
 
 IDLE_BODY_S = 30.0  # a body of which nothing comes for so long is given up
+BODY_S = 60.0  # for a body, and a second more for each SLOWEST bytes of it
+SLOWEST = 8 * 1024  # bytes a second
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -106,6 +109,12 @@ class Gate:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > limit:
             return 413, ErrorBody(code="too_large", message=_too_large(limit))
+        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            return 415, ErrorBody(
+                code="unsupported_encoding",
+                message="bodies are taken as they are: this server unpacks nothing",
+                remedy="Send the body without Content-Encoding.",
+            )
         return None
 
 
@@ -117,16 +126,21 @@ def _nul(scope: Scope) -> tuple[int, ErrorBody] | None:
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body that is longer than allowed, whatever its headers claim, or that does not go on."""
+    """Stop reading a body that is longer than allowed, whatever its headers claim, or too slow."""
     got, more = 0, True
+    started: float | None = None  # when the application began to read
 
     async def receive_on() -> Message:
-        nonlocal got, more
+        nonlocal got, more, started
+        started = started or time.monotonic()
+        left = started + BODY_S + got / SLOWEST - time.monotonic()
         try:
-            async with asyncio.timeout(IDLE_BODY_S if more else None):
+            async with asyncio.timeout(min(IDLE_BODY_S, left) if more else None):
                 message = await receive()
         except TimeoutError as error:
-            raise HTTPException(408, f"nothing of the body came for {IDLE_BODY_S:g} s") from error
+            slow = f"it came slower than {SLOWEST} bytes a second"
+            why = f"nothing of it came for {IDLE_BODY_S:g} s" if left > IDLE_BODY_S else slow
+            raise HTTPException(408, f"the body did not come: {why}") from error
         if message["type"] == "http.request":
             more = message.get("more_body", False)
             got += len(message.get("body", b""))

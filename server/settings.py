@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import limits
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -76,6 +77,15 @@ class Settings(BaseSettings):
     )
     max_connections_per_client: int = Field(
         500, ge=10, description="Most connections from one address, without those of nodes and attempts."
+    )
+    rate_person: str = Field(
+        "6000/minute", description="Most requests of one person, with all keys and browsers together."
+    )
+    rate_node: str = Field(
+        "30000/minute", description="Most requests of one attempt, and of the nodes at one address."
+    )
+    rate_stranger: str = Field(
+        "300/minute", description="Most requests from one address that show no valid key, or are refused."
     )
     migrate: bool = Field(False, description="Migrate the database to the newest revision at the start.")
     scheduler: bool = Field(
@@ -164,6 +174,15 @@ class Settings(BaseSettings):
                 raise ValueError(f"{error}: write an address such as 10.0.0.7 or 10.0.0.0/24") from error
         return value
 
+    @field_validator("rate_person", "rate_node", "rate_stranger")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        try:
+            limits.parse(value)
+        except ValueError as error:
+            raise ValueError("must look like 120/minute (second, minute, hour or day)") from error
+        return value
+
     @field_validator("public_url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
@@ -179,6 +198,11 @@ class Settings(BaseSettings):
         if self.beat_s * 2 > self.lease_s:
             raise ValueError(f"beat_s ({self.beat_s:g}) must be at most half of lease_s ({self.lease_s:g})")
         return self
+
+    @property
+    def on_sqlite(self) -> bool:
+        """Whether this is the only server of its database."""
+        return self.database_url.startswith("sqlite")
 
     @property
     def hosts(self) -> tuple[str, ...]:

@@ -45,6 +45,10 @@ COMMANDS = {
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",
     ),
+    "audit": (
+        "powermean.cli.audit:audit",
+        "Who did what on the service, and whether the log of it is whole.",
+    ),
     "project": ("powermean.cli.projects:project", "Projects, which keep teams apart, and their members."),
     "person": (
         "powermean.cli.people:person",

@@ -84,6 +84,7 @@ class Database:
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._queue = WriteQueue(self._writing_engine) if self.engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[Changes], None]] = []
+        self._last_words: list[Callable[[Session], None]] = []
         self._ballast = _ballast(self.engine)
         self._released_at: float | None = None
 
@@ -95,6 +96,10 @@ class Database:
     def listen(self, listener: Callable[[Changes], None]) -> None:
         """Call `listener` after each commit with changes, in the committing thread; it must be quick."""
         self._listeners.append(listener)
+
+    def before_commit(self, add: Callable[[Session], None]) -> None:
+        """Call `add` in each writing transaction, as the last thing before it commits."""
+        self._last_words.append(add)
 
     def write(self) -> AbstractContextManager[Session]:
         """A transaction that may write: committed at the end, rolled back on an exception.
@@ -116,6 +121,8 @@ class Database:
             session.begin(),
         ):
             yield session
+            for add in self._last_words:
+                add(session)
             self._file.check()
         changed = session.info.get(_CHANGES)
         if changed is not None:

@@ -15,7 +15,7 @@ Verb = Literal[
     "job.read", "job.submit", "job.change", "replay.ask",
     "dataset.read", "dataset.add", "dataset.remove", "secret.read", "secret.change",
     "self.use", "cluster.read", "cluster.change", "person.read", "person.change", "project.create",
-    "operations.read",
+    "cluster.audit", "operations.read",
 ]  # fmt: skip
 Grant = Literal["no", "own", "yes"]  # own: of what the caller made
 
@@ -47,6 +47,7 @@ POLICY: Final[dict[Verb, tuple[Grant, Grant, Grant, Grant]]] = {
     "person.read":     ("no",   "no",   "no",       "yes"),
     "person.change":   ("no",   "no",   "no",       "no"),
     "project.create":  ("no",   "no",   "no",       "no"),
+    "cluster.audit":   ("no",   "no",   "no",       "yes"),  # the audit log of everything
     "operations.read": ("no",   "no",   "no",       "yes"),  # Prometheus' numbers, over all projects
 }
 # fmt: on
@@ -58,6 +59,7 @@ CLUSTER_VERBS: Final[frozenset[Verb]] = frozenset(
         "person.read",
         "person.change",
         "project.create",
+        "cluster.audit",
         "operations.read",
     }
 )  # fmt: skip

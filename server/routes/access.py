@@ -9,7 +9,7 @@ never logged here.
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import cache, partial
 from typing import Annotated, Any, cast
@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from powermean.contracts.names import SESSION_COOKIE, session_cookie
 from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verify_attempt_token
 from powermean.tokens import Verb as TokenVerb
-from server.connections import Who, known_as
+from server.connections import known_as
 from server.db.session import Database
 from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
 from server.identity.callers import Caller
@@ -35,12 +35,12 @@ from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.recent import RecentCallers
 from server.identity.sessions import find_session
+from server.routes.admission import REFUSALS, SAFE_METHODS, Door
 from server.routes.json_bodies import JsonRequest, beside_the_loop
 from server.routes.parameters import known_parameters
 from server.routes.threads import in_one_thread
 
 SLOW_BODY_S = 1.0  # whoever takes longer to send a body is looked at again before it has an effect
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="A person's key (pm_...) or a node's token (pmn_...)."
@@ -77,24 +77,29 @@ class KnownCallerRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
-        found = _first_of(self.dependant, _IDENTIFY)
+        door = _door(self.path, self.name, self.dependant)
         has_body = self.body_field is not None
 
         async def handle_known(request: Request) -> Response:
-            if found is not None:
-                who, identify = found
-                request.state.identify = identify
-                request.state.caller = await identify(request)
-                known_as(who)
-            if not has_body:
-                return await handle(request)
-            read = JsonRequest(request.scope, request.receive)
-            began = time.monotonic()
-            with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
-                await read.json()
-            if found is not None and time.monotonic() - began > SLOW_BODY_S:
-                await known_again(request)
-            return await handle(read)
+            await door.enter(request)
+            if door.kind != "stranger":
+                known_as(door.kind)
+            slow = False
+            if has_body:
+                request = JsonRequest(request.scope, request.receive)
+                began = time.monotonic()
+                with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
+                    await request.json()
+                slow = door.identify is not None and time.monotonic() - began > SLOW_BODY_S
+            try:
+                if slow:
+                    await known_again(request)
+                with door.changes(request):
+                    return await handle(request)
+            except ServiceError as error:
+                if error.status in REFUSALS:
+                    await door.refuse(request, error)
+                raise
 
         return handle_known
 
@@ -177,10 +182,15 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
     Goes to a thread where the database has to be asked.
     """
     secret = _bearer_secret(request)
-    caller = request.app.state.callers.find(secret) if secret is not None else None
+    recent: RecentCallers = request.app.state.callers
+    caller = recent.find(secret) if secret is not None else None
+    known: tuple[Caller, Named | None]
     if caller is not None and not names_something(request.path_params):
-        return _checked(verb, caller, None)
-    return _checked(verb, *await run_in_threadpool(_caller_and_thing, request))
+        known = caller, None
+    else:
+        known = await run_in_threadpool(_caller_and_thing, request)
+    request.state.caller, request.state.named = known  # also of whom the next line refuses
+    return _checked(verb, *known)
 
 
 def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
@@ -248,12 +258,11 @@ async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptCl
     return claims
 
 
-_Identify = tuple[Who, Callable[[Request], Awaitable[object]]]
-# The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
-_IDENTIFY: dict[object, _Identify] = {
-    require_node: ("node", _node),
-    require_attempt: ("node", _attempt),
-    require_renewing_attempt: ("node", _renewing_attempt),
+# The dependency that a route declares -> what it does, and how its caller is known.
+_WORK: dict[object, tuple[str, Callable[[Request], Awaitable[object]]]] = {
+    require_node: ("node.work", _node),
+    require_attempt: ("attempt.work", _attempt),
+    require_renewing_attempt: ("attempt.work", _renewing_attempt),
 }
 
 
@@ -274,17 +283,18 @@ async def is_still_allowed(request: Request) -> bool:
     return True
 
 
-def _first_of(dependant: Dependant, known: Mapping[object, _Identify]) -> _Identify | None:
-    """What is known of the outermost dependency that has an entry."""
+def _door(path: str, name: str, dependant: Dependant) -> Door:
+    """By the outermost dependency that says who may come."""
     around = [dependant]
     while around:
         for one in around:
             if isinstance(one.call, Requires):
-                return "person", partial(_allowed, one.call.verb)
-            if one.call in known:
-                return known[one.call]
+                return Door(path, one.call.verb, "person", partial(_allowed, one.call.verb))
+            if one.call in _WORK:
+                verb, identify = _WORK[one.call]
+                return Door(path, verb, "node", identify)
         around = [inner for one in around for inner in one.dependencies]
-    return None
+    return Door(path, name)
 
 
 def session_secret(request: Request) -> str | None:

@@ -9,6 +9,7 @@ from powermean.contracts.api import ErrorResponse
 from server.routes import (
     artefacts,
     attempts,
+    audit,
     engines,
     events,
     identity,
@@ -34,7 +35,18 @@ _ANSWERS: dict[int | str, dict[str, object]] = {
         "description": "Not possible in this state; `fenced`: not the current attempt.",
     },
     413: {"model": ErrorResponse, "description": "The body is too large."},
+    415: {"model": ErrorResponse, "description": "The body is compressed (Content-Encoding)."},
     422: {"model": ErrorResponse, "description": "A field is wrong; `fields` says which."},
+    429: {
+        "model": ErrorResponse,
+        "description": "Too many requests.",
+        "headers": {
+            "Retry-After": {
+                "schema": {"type": "integer"},
+                "description": "Seconds to wait.",
+            }
+        },
+    },
     500: {"model": ErrorResponse, "description": "An unexpected error."},
     503: {"model": ErrorResponse, "description": "Something that the service needs is unavailable."},
 }
@@ -57,6 +69,7 @@ def api_routes() -> list[BaseRoute]:
         replays,
         artefacts,
         storage,
+        audit,
         operations,
     ):
         api.include_router(part.router)

@@ -14,6 +14,7 @@ from powermean.contracts.attempts import LogChunk
 from powermean.contracts.base import Name
 from powermean.contracts.identity import ProjectName
 from server.artefacts import datasets, logs, models
+from server.audit.journal import note
 from server.db.models import MAX_INTEGER
 from server.db.scoped import ScopedDatabase
 from server.errors import InvalidInputError
@@ -104,7 +105,9 @@ def _store_dataset(
         check_room(session, project, upload.path.stat().st_size)
     ref = store.put_file(folder, upload.path, "rows.jsonl")
     with database.write() as session:
-        return datasets.add(session, caller, project, chosen, found, ref)
+        stored = datasets.add(session, caller, project, chosen, found, ref)
+        note(target=stored.id, project=project)
+    return stored
 
 
 def _checked_name(name: str) -> str:

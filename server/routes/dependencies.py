@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from powermean.artefacts import ArtefactStore
 from powermean.tokens import KeyPair
+from server.audit.journal import Journal
 from server.db.scoped import ScopedDatabase
 from server.db.session import Database
 from server.metrics.stream import EventHub
@@ -35,4 +36,5 @@ RequestSettings = Annotated[Settings, Depends(_state("settings"))]
 RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]
 RequestEvents = Annotated[EventHub, Depends(_state("events"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
+RequestJournal = Annotated[Journal, Depends(_state("journal"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response, status
 
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
+from server.audit.journal import note
 from server.cluster import engines
 from server.identity.callers import Caller
 from server.nodes import living_ids
@@ -24,6 +25,7 @@ def create_engine(
     """A node with vLLM keeps it running from now on; LoRA jobs on its model share it. Administrators only."""
     with database.write() as session:
         made = engines.create(session, caller.person_id, spec)
+        note(target=made.id)
     response.headers["Location"] = f"/v1/engines/{made.id}"
     return made
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response, Security, status
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import KeyList, KeyRequest, Me, NewKey, SessionRequest, SessionView
 from powermean.contracts.names import session_cookie
+from server.audit.journal import note
 from server.errors import UnauthenticatedError
 from server.identity import keys, people, sessions
 from server.identity.callers import Caller
@@ -45,7 +46,9 @@ def get_me(caller: Self, database: RequestDatabase) -> Me:
 def create_key(wanted: KeyRequest, caller: Self, database: RequestDatabase) -> NewKey:
     """For yourself; the key is shown only here. Administrators make them for others, and nodes' tokens."""
     with database.write() as session:
-        return keys.create_key(session, caller, wanted)
+        made = keys.create_key(session, caller, wanted)
+        note(target=made.id, project=made.project, role=made.role, owner=made.person_id)
+        return made
 
 
 @router.get("/keys", summary="List the keys")
@@ -94,6 +97,7 @@ def open_session(
         else:
             who = sessions.redeem_key(session, cast(str, proof.key))
         secret, expires_at = sessions.open_session(session, who)
+        note(actor=who.person.id, actor_name=who.person.name, key_id=who.key.id if who.key else None)
         role = people.highest(people.caller_of(session, who.person, who.key))
     response.set_cookie(
         session_cookie(request.headers["host"]),

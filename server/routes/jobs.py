@@ -13,6 +13,7 @@ from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.spec_yaml import SpecTextError, read_spec
+from server.audit.journal import note
 from server.db.scoped import ScopedDatabase
 from server.errors import UnreadableSpecError
 from server.identity.callers import Caller
@@ -87,7 +88,9 @@ def _submit(
     with database.read() as session:
         service.check_storage(session, caller, spec, idempotency_key)
     with database.write() as session:
-        return service.submit(session, caller, spec, text, idempotency_key)
+        submitted = service.submit(session, caller, spec, text, idempotency_key)
+        note(target=submitted.job.id, project=submitted.job.project)
+    return submitted
 
 
 def _accepted(submitted: service.Submitted, spec: JobSpec, given: object, response: Response) -> SubmittedJob:

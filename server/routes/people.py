@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, status
 
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange, PersonList
+from server.audit.journal import note
 from server.identity import people, sessions
 from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
@@ -29,7 +30,10 @@ def add_person(
 ) -> Person:
     """Or a service account for a program. Administrators only."""
     with database.write() as session:
-        return people.create(session, wanted)
+        made = people.create(session, wanted)
+        role = wanted.role if wanted.project else None
+        note(target=made.id, cluster_role=made.cluster_role, project=wanted.project, role=role)
+        return made
 
 
 @router.patch("/{person_id}", summary="Change a person")
@@ -41,6 +45,7 @@ def change_person(
 ) -> Person:
     """`active: false` ends their keys and sessions at once; what they made stays. Administrators only."""
     with database.write() as session:
+        note(**{name: str(value) for name, value in wanted.model_dump(exclude_none=True).items()})
         return people.change(session, person_id, wanted)
 
 

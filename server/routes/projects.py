@@ -13,6 +13,7 @@ from powermean.contracts.identity import (
     ProjectChange,
     ProjectList,
 )
+from server.audit.journal import note
 from server.identity import projects
 from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
@@ -41,6 +42,7 @@ def create_project(
     """Administrators only."""
     with database.write() as session:
         made = projects.create(session, caller, wanted)
+        note(target=made.name, project=made.name)
     response.headers["Location"] = f"/v1/projects/{made.name}"
     return made
 
@@ -81,7 +83,9 @@ def set_member(
 ) -> Member:
     """Adds the person, or changes their role. Maintainers only."""
     with database.write() as session:
-        return projects.set_member(session, project, person_id, wanted.role)
+        member = projects.set_member(session, project, person_id, wanted.role)
+        note(target=member.person_id, role=member.role)
+        return member
 
 
 @router.delete(

@@ -17,6 +17,7 @@ from powermean.contracts.replays import (
     ReplayResult,
     ReplayTask,
 )
+from server.audit.journal import note
 from server.db.models import MAX_INTEGER
 from server.identity.callers import Caller
 from server.replays import service
@@ -46,6 +47,7 @@ def post_replay(
     """A node computes p, ESS, weights and losses of the recorded tokens. A failed replay is retried."""
     with database.write() as session:
         asked = service.ask(session, settings, caller.person_id, job_id, request)
+        note(target=f"{job_id}/{asked.replay.id}")
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
     if not asked.new:
         response.status_code = status.HTTP_200_OK

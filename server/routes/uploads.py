@@ -2,8 +2,9 @@
 
 import errno
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -12,9 +13,11 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from server.errors import InvalidInputError, UnavailableError
+from server.errors import InvalidInputError, TooManyRequestsError, UnavailableError
 
 COPY = 1 << 20
+MOST_AT_ONCE = 4  # uploads of one person; each may take its whole size of the disk
+RETRY_S = 10
 FORM = "multipart/form-data"
 
 
@@ -28,11 +31,15 @@ class Upload:
 
 @asynccontextmanager
 async def received(request: Request) -> AsyncIterator[Upload]:
-    """The body in a temporary file, removed afterwards: the form's field `file`, or the body itself.
+    """The body in a file: the form's field `file`, or the body itself.
 
-    Raises InvalidInputError for a form without that field, UnavailableError if the disk is full.
+    The file has no name on the disk, only one in this process: however the request or the server ends,
+    nothing is left. Threads are only taken for single writes, so a slow sender holds none.
+
+    Raises InvalidInputError for a form without that field, UnavailableError if the disk is full,
+    TooManyRequestsError while as many of the person's uploads as allowed are coming.
     """
-    with tempfile.NamedTemporaryFile(prefix="powermean-upload-") as target:
+    with _counted(request), tempfile.TemporaryFile() as target:
         try:
             name = await _receive(request, target)
             await run_in_threadpool(target.flush)
@@ -40,7 +47,23 @@ async def received(request: Request) -> AsyncIterator[Upload]:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UnavailableError("no space left on the server for the upload") from error
             raise
-        yield Upload(Path(target.name), name)
+        yield Upload(Path(f"/proc/self/fd/{target.fileno()}"), name)
+
+
+@contextmanager
+def _counted(request: Request) -> Iterator[None]:
+    """One more of the caller's uploads; on the event loop, so no two change the count at once."""
+    coming: Counter[str] = request.app.state.uploads
+    who = request.state.caller.person_id
+    if coming[who] >= MOST_AT_ONCE:
+        raise TooManyRequestsError(RETRY_S, f"{MOST_AT_ONCE} of your uploads are still coming")
+    coming[who] += 1
+    try:
+        yield
+    finally:
+        coming[who] -= 1
+        if not coming[who]:
+            del coming[who]
 
 
 async def _receive(request: Request, target: IO[bytes]) -> str | None:

@@ -112,6 +112,8 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
         secrets_dir=tmp_path / "secrets",
         scheduler=False,
         restart_backoff_s=0,
+        rate_person="100000/minute",  # tests are quicker than people
+        rate_stranger="100000/minute",
         bootstrap_admin_key=ADMIN_KEY,
         bootstrap_node_token=NODE_TOKEN,
     )

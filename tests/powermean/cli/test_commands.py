@@ -44,6 +44,7 @@ SUBCOMMANDS = {
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
+    "audit": ("list", "head", "verify"),
     "project": ("list", "create", "show", "members", "add-member", "remove-member"),
     "person": ("list", "add", "invite", "deactivate", "activate"),
     "key": ("list", "create", "revoke"),
@@ -58,6 +59,8 @@ WITHOUT_DATA = (
     ("demo",),
     ("node", "remove"),
     ("datasets", "remove"),
+    ("audit", "head"),  # is JSON
+    ("audit", "verify"),
     ("project", "remove-member"),
     ("key", "revoke"),
     ("delete",),

@@ -1,0 +1,194 @@
+"""How events get into the audit log.
+
+A change and its event are one transaction: each writing session of the request is handed to `record_change`
+before it commits. Refusals change nothing, so they are gathered in memory (refusals.py). Both wait in
+`audit_pending` until `Journal.seal` takes them into the chain, which one server at a time may do.
+docs/adr/0009 says why, and what a crash in between means.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
+
+from powermean.audit_chain import START, linked, sign_head
+from powermean.contracts.audit import AuditEvent
+from powermean.contracts.audit import AuditHead as SignedHead
+from powermean.disk import write_beside
+from powermean.tokens import KeyPair
+from server.audit.refusals import Refusals
+from server.db.models import AuditEntry, AuditHead, AuditPending
+from server.db.session import Database, insert_row
+
+log = logging.getLogger(__name__)
+
+BATCH = 500  # events sealed in one transaction
+LOOK_S = 30.0  # pause between looks for what a server that died has left
+HEAD_FILE = "audit-head.json"
+HEAD_ID = 1
+
+
+@dataclass
+class Record:
+    """The event of the request that is being served, as far as it is known, and whether it is stored."""
+
+    event: AuditEvent
+    stored: bool = False
+
+
+_current: ContextVar[Record | None] = ContextVar("audit_record", default=None)
+
+
+def note(
+    *,
+    actor: str | None = None,
+    actor_name: str | None = None,
+    key_id: str | None = None,
+    target: str | None = None,
+    project: str | None = None,
+    **detail: str | None,
+) -> None:
+    """What the request's address does not say: what it made, who signed in, which role was given.
+
+    Call it inside the transaction of the change. Never pass a secret.
+    """
+    record = _current.get()
+    if record is None:
+        return
+    given = {"actor": actor, "actor_name": actor_name, "key_id": key_id, "target": target, "project": project}
+    update: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    more = {name: value for name, value in detail.items() if value is not None}
+    record.event = record.event.model_copy(update={**update, "detail": record.event.detail | more})
+
+
+class Journal:
+    """One server's way to the log. `seal` is called by a loop, and by whoever wants to read all of it."""
+
+    def __init__(
+        self, database: Database, keys: KeyPair, folder: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`folder` keeps the signed head, outside the database."""
+        self._database = database
+        self._keys = keys
+        self._head_file = folder / HEAD_FILE
+        self._head = read_head(self._head_file)
+        self._refusals = Refusals(clock)
+        self._clock = clock
+        self._owed = True  # there may be something to seal, also from before this process
+        self._looked_at = clock()
+        database.before_commit(self._record_change)
+
+    @contextmanager
+    def recording(self, event: AuditEvent) -> Iterator[None]:
+        """What is written meanwhile is this event's change: the first transaction stores it."""
+        record = Record(event)
+        token = _current.set(record)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            if record.stored:  # and committed by now: before that, a turn would miss it
+                self._owed = True
+
+    def _record_change(self, session: Session) -> None:
+        record = _current.get()
+        if record is not None and not record.stored:
+            insert_row(session, AuditPending, {"event": record.event.model_dump(mode="json")})
+            record.stored = True
+
+    def refused(self, event: AuditEvent) -> None:
+        """Remember a refusal; it is written by the next `seal`."""
+        self._refusals.add(event)
+
+    def turn(self) -> bool:
+        """Seal what there is; True if there is more."""
+        due = self._clock() - self._looked_at > LOOK_S
+        refusals = self._refusals.take()
+        if not (self._owed or refusals or due):
+            return False
+        return self._seal(refusals)
+
+    def seal(self) -> None:
+        """Seal everything that is committed by now."""
+        more = self._seal(self._refusals.take())
+        while more:
+            more = self._seal([])
+
+    def stop(self) -> None:
+        """Write what is still being counted."""
+        if refusals := self._refusals.take(all_of_them=True):
+            self._seal(refusals)
+
+    def head(self, session: Session) -> SignedHead:
+        """The newest entry, signed."""
+        row = session.get(AuditHead, HEAD_ID)
+        return sign_head(self._keys.private_pem, *((row.seq, row.hash) if row else (0, START)))
+
+    def _seal(self, refusals: list[AuditEvent]) -> bool:
+        self._owed, self._looked_at = False, self._clock()
+        try:
+            with self._database.write() as session:
+                sealed, more = _extend(session, refusals)
+                whole = self._head is None or _holds(session, self._head)
+                head = self.head(session) if sealed else None
+        except BaseException:
+            self._owed = True
+            self._refusals.give_back(refusals)
+            raise
+        if not whole:
+            log.error(
+                "the audit log lacks the entry that %s names: run `python -m server verify-audit`",
+                self._head_file,
+            )
+            self._head = read_head(self._head_file)  # somebody may have moved it away, to begin anew
+        elif head is not None:
+            self._keep(head)
+        return more
+
+    def _keep(self, head: SignedHead) -> None:
+        write_beside(self._head_file, head.model_dump_json() + "\n").replace(self._head_file)
+        self._head = head
+
+
+def read_head(file: Path) -> SignedHead | None:
+    """The head in a file; None if there is none that can be read."""
+    try:
+        return SignedHead.model_validate_json(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValidationError, OSError) as error:
+        log.error("%s can't be read: %s", file, error)
+        return None
+
+
+def _extend(session: Session, refusals: list[AuditEvent]) -> tuple[int, bool]:
+    """Append to the chain under the head's lock; how many, and whether there are more."""
+    locked = select(AuditHead).where(AuditHead.id == HEAD_ID).with_for_update()
+    head = session.execute(locked.execution_options(populate_existing=True)).scalar_one()
+    waiting = session.scalars(select(AuditPending).order_by(AuditPending.id).limit(BATCH)).all()
+    events = [AuditEvent.model_validate(one.event) for one in waiting] + refusals
+    seq, previous, rows = head.seq, head.hash, []
+    for event in events:
+        entry = linked(event, seq + 1, previous)
+        rows.append(dict(entry))
+        seq, previous = entry.seq, entry.hash
+    if rows:
+        session.execute(insert(AuditEntry), rows)
+        session.execute(delete(AuditPending).where(AuditPending.id.in_([one.id for one in waiting])))
+        head.seq, head.hash = seq, previous
+    return len(rows), len(waiting) == BATCH
+
+
+def _holds(session: Session, head: SignedHead) -> bool:
+    """Whether the log still has the entry that the head names."""
+    if head.seq == 0:
+        return True
+    query = select(AuditEntry.hash).where(AuditEntry.seq == head.seq)
+    return session.scalar(query) == head.hash
