@@ -2,7 +2,14 @@
 
 from fastapi import APIRouter, status
 
-from powermean.contracts.attempts import CheckpointCommit, Claim, Finish, Heartbeat, HeartbeatReply
+from powermean.contracts.attempts import (
+    CheckpointCommit,
+    Claim,
+    ClaimWithSecrets,
+    Finish,
+    Heartbeat,
+    HeartbeatReply,
+)
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.jobs import attempts, checkpoints, repository, service
@@ -20,13 +27,13 @@ def claim_attempt(
     keys: RequestKeyPair,
     database: RequestDatabase,
     settings: RequestSettings,
-) -> Claim:
+) -> ClaimWithSecrets:
     """Exactly one claim of an attempt succeeds; the answer contains everything needed to run it."""
     with database.write() as session:
         claimed = attempts.claim(session, settings, attempt_id)
         job, attempt = claimed.job, claimed.attempt
         spec = job_spec(job)
-        return Claim(
+        answer = Claim(
             attempt_id=attempt.id,
             job_id=job.id,
             number=attempt.number,
@@ -39,6 +46,7 @@ def claim_attempt(
             dataset=service.dataset_ref(session, spec),
             engine=engines.claimed(session, claimed.allocations),
         )
+        return ClaimWithSecrets(claim=answer)
 
 
 @router.post("/heartbeat", summary="Renew the lease")

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource, SubmittedJob
-from powermean.contracts.attempts import ValidationResult, ValidationTask
+from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.spec_yaml import SpecTextError, read_spec
@@ -127,10 +127,10 @@ def cancel_job(job_id: str, person: CurrentPerson, database: RequestDatabase) ->
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")
-def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationTask:
-    """The spec and where its dataset is."""
+def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationWithSecrets:
+    """The spec, where its dataset is, and what its model is fetched with."""
     with database.read() as session:
-        return service.validation_task(session, job_id)
+        return ValidationWithSecrets(task=service.validation_task(session, job_id))
 
 
 @router.post(
