@@ -222,6 +222,7 @@ def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEn
         node=row.node,
         reach=row.node if row.url is None or is_loopback(urlsplit(row.url).hostname or "") else None,
         jobs=frozenset(jobs),
+        projects=frozenset(spec.projects),
     )
 
 

@@ -72,6 +72,10 @@ class SharedEngine:
     node: str | None = None
     reach: str | None = None  # the only node whose trainers reach it; None: all
     jobs: frozenset[str] = frozenset()  # jobs with a slot
+    projects: frozenset[str] = frozenset()  # whose jobs it serves; none named: all
+
+    def is_open_to(self, project: str) -> bool:
+        return not self.projects or project in self.projects
 
 
 @dataclass(frozen=True)
@@ -302,7 +306,10 @@ def _on_shared_engine(job: WaitingJob, need: AdapterNeed, index: _Index, free: _
         of_model = index.engines.get((need.model, need.dtype))
         if not of_model:
             return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
-        return _Wait(f"waiting for an engine that fits: {_limits(of_model[0], need)}")
+        ours = [engine for engine in of_model if engine.is_open_to(need.project)]
+        if not ours:
+            return _Wait(f"waiting for an engine that serves project {need.project}: those there are do not")
+        return _Wait(f"waiting for an engine that fits: {_limits(ours[0], need)}")
     ready = [e for e in serving if e.state == "ready"]
     if not ready:
         return _Wait(f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
@@ -334,7 +341,7 @@ def _share(job: WaitingJob, node_id: str, engine: SharedEngine, free: _Free) -> 
 def _serves(engine: SharedEngine, need: AdapterNeed) -> bool:
     fits = engine.max_tokens is None or engine.max_tokens >= need.tokens
     near = not need.same_host or engine.reach is not None
-    return fits and near and engine.max_lora_rank >= need.rank
+    return engine.is_open_to(need.project) and fits and near and engine.max_lora_rank >= need.rank
 
 
 def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
