@@ -9,7 +9,20 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dashboard import assets, cluster, group, job, jobs, logs, replays, signin, steps, submit, trajectory
+from dashboard import (
+    assets,
+    cluster,
+    group,
+    job,
+    jobs,
+    logs,
+    replays,
+    secrets,
+    signin,
+    steps,
+    submit,
+    trajectory,
+)
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, ErrorResponse
@@ -101,6 +114,12 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/new", submit.form_page),
             Route("/new", submit.submit, methods=["POST"]),
             Route("/cluster", cluster.cluster_page),
+            Route("/me/secrets", secrets.secrets_page),
+            Route("/me/secrets", secrets.set_secret, methods=["POST"]),
+            Route("/me/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]),
+            Route("/projects/{project}/secrets", secrets.secrets_page),
+            Route("/projects/{project}/secrets", secrets.set_secret, methods=["POST"]),
+            Route("/projects/{project}/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]),
             Route("/login", signin.login_page),
             Route("/login", signin.sign_in, methods=["POST"]),
             Route("/login/{code}", signin.code_page),

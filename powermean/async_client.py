@@ -47,5 +47,9 @@ class AsyncClient(AsyncConnection):
     create_engine = async_method(rest.create_engine)
     remove_engine = async_method(rest.remove_engine)
 
+    set_secret = async_method(rest.set_secret)
+    secrets = async_method(rest.secrets)
+    remove_secret = async_method(rest.remove_secret)
+
     login_code = async_method(rest.login_code)
     ready = async_method(rest.ready)

@@ -96,6 +96,10 @@ class Client(Connection):
     create_engine = method(rest.create_engine)
     remove_engine = method(rest.remove_engine)
 
+    set_secret = method(rest.set_secret)
+    secrets = method(rest.secrets)
+    remove_secret = method(rest.remove_secret)
+
     login_code = method(rest.login_code)
     ready = method(rest.ready)
 

@@ -44,6 +44,7 @@ from powermean.contracts.replays import (
     ReplayRequest,
     ReplayResult,
 )
+from powermean.contracts.secrets import SecretList, SecretView
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
@@ -366,6 +367,26 @@ def delete_dataset(dataset_id: str) -> Call[None]:
 def remove_engine(engine_id: str) -> Call[EngineService]:
     """Let it take no new jobs, and go when its present ones have ended. For administrators."""
     return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
+
+
+def set_secret(name: str, value: str, project: str | None = None) -> Call[SecretView]:
+    """Set a secret of the project, or one of your own; no call returns its value."""
+    return Call("PUT", _secrets_path(project, name), reads(SecretView), json={"value": value})
+
+
+def secrets(project: str | None = None) -> Call[SecretList]:
+    """The secrets of the project, or your own, without their values."""
+    return Call("GET", _secrets_path(project), reads(SecretList))
+
+
+def remove_secret(name: str, project: str | None = None) -> Call[None]:
+    """Refused while a job that has not ended names it."""
+    return Call("DELETE", _secrets_path(project, name), _nothing)
+
+
+def _secrets_path(project: str | None, name: str | None = None) -> str:
+    owner = "me" if project is None else f"projects/{quote(project, safe='')}"
+    return f"/v1/{owner}/secrets" + ("" if name is None else f"/{quote(name, safe='')}")
 
 
 def metric_names() -> Call[dict[str, MetricInfo]]:

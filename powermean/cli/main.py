@@ -40,6 +40,10 @@ COMMANDS = {
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",
     ),
+    "secret": (
+        "powermean.cli.secret:secret",
+        "Secrets for jobs, such as tokens of model hubs; their values are never shown.",
+    ),
     "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
 }
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}

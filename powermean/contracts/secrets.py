@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints, field_validator
 
 from powermean.contracts.base import Contract
 
@@ -38,6 +38,16 @@ class SecretRequest(Contract):
     value: SecretStr = Field(
         min_length=SHORTEST, max_length=LONGEST, description="No answer ever contains it."
     )
+
+    @field_validator("value")
+    @classmethod
+    def _fit_for_an_environment(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if "\0" in text:
+            raise ValueError("no environment variable can hold a NUL character")
+        if len("".join(text.split())) < SHORTEST:
+            raise ValueError(f"needs {SHORTEST} characters that are not white space, to be found in logs")
+        return value
 
 
 class SecretView(Contract):
