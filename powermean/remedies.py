@@ -39,6 +39,16 @@ REMEDIES = (
         "The page Cluster lists the nodes.",
     ),
     Remedy(
+        "GET /v1/projects lists yours.",
+        "`powermean project list` lists yours.",
+        "The page Projects lists yours.",
+    ),
+    Remedy(
+        "GET /v1/people lists the people.",
+        "`powermean person list` lists the people.",
+        "The page People lists them.",
+    ),
+    Remedy(
         "GET /v1/keys lists the keys.",
         "The API's GET /v1/keys lists the keys.",
         "The API's GET /v1/keys lists the keys.",

@@ -3,7 +3,7 @@
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
 is generated from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
 docs/trajectories.md, the tree of errors in docs/architecture.md, the tables of fields in
-docs/rewards-and-data.md) must match it. `--write` generates it.
+docs/rewards-and-data.md, the policy in docs/people.md) must match it. `--write` generates it.
 """
 
 import ast
@@ -25,6 +25,7 @@ from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
 from powermean.deprecations import COMMANDS as OLD_COMMANDS
 from powermean.deprecations import FIELDS, GONE_IN, METHODS, PATHS
 from powermean.health import RECENT, THRESHOLDS, WINDOW
+from server.identity.policy import CLUSTER_VERBS, POLICY, Verb
 from server.settings import Settings
 from worker.settings import NodeSettings
 
@@ -76,6 +77,7 @@ def main() -> int:
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
         "docs/architecture.md": with_error_tree((ROOT / "docs/architecture.md").read_text()),
+        "docs/people.md": with_policy((ROOT / "docs/people.md").read_text()),
         "docs/rewards-and-data.md": with_fields((ROOT / "docs/rewards-and-data.md").read_text()),
     }
     if "--write" in sys.argv:
@@ -234,6 +236,23 @@ class ErrorClass:
     name: str
     bases: tuple[str, ...]
     file: str
+
+
+def with_policy(page: str) -> str:
+    """docs/people.md with server/identity/policy.py's table in it."""
+    before, _, rest = page.partition("<!-- policy -->\n")
+    after = rest.partition("<!-- end of policy -->")[2]
+    in_projects = [verb for verb in POLICY if verb not in CLUSTER_VERBS]
+    lines = ["| in a project | viewer | member | maintainer | auditor |", "|---|---|---|---|---|"]
+    lines += [f"| `{verb}` | " + " | ".join(_granted(verb)) + " |" for verb in in_projects]
+    lines += ["", "| in the cluster | everybody | auditor |", "|---|---|---|"]
+    in_cluster = [verb for verb in POLICY if verb in CLUSTER_VERBS]
+    lines += [f"| `{verb}` | {_granted(verb)[0]} | {_granted(verb)[3]} |" for verb in in_cluster]
+    return f"{before}<!-- policy -->\n" + "\n".join(lines) + f"\n<!-- end of policy -->{after}"
+
+
+def _granted(verb: Verb) -> list[str]:
+    return ["" if one == "no" else one for one in POLICY[verb]]
 
 
 def with_error_tree(page: str) -> str:

@@ -57,6 +57,7 @@ class JobSummary(Contract):
 
     id: str
     name: str
+    project: str = "default"
     state: JobState
     algorithm: str
     model: str
@@ -73,8 +74,8 @@ class JobSummary(Contract):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: JobError | None = None
-    owner: str | None = Field(None, description="Name of the submitter's key, in a list of jobs.")
-    created_by: str | None = Field(None, description="Its id, in a list of jobs.")
+    owner: str | None = Field(None, description="Name of the submitter, in a list of jobs.")
+    created_by: str | None = Field(None, description="The submitter's id.")
 
 
 # Orders of the list of jobs; `-`: descending. Jobs with equal values come newest first, those without last.
@@ -169,6 +170,8 @@ class Dataset(Contract):
     fields: tuple[str, ...] = Field(description="Fields that every row has.")
     sha256: str
     size: int
+    project: str
+    created_by: str | None = Field(None, description="Id of its uploader.")
     created_at: datetime
 
 
@@ -193,7 +196,8 @@ class NodeView(Contract):
     version: str
     alive: bool
     seen_at: datetime
-    attempts: tuple[str, ...] = Field(description="Attempts that hold resources on the node.")
+    attempts: tuple[str, ...] = Field(description="Attempts of your projects that hold resources on it.")
+    other_attempts: int = Field(0, description="How many of other projects hold resources on it.")
 
 
 class NodeList(Contract):

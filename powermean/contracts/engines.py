@@ -7,9 +7,9 @@ from pydantic import Field, StrictInt, StringConstraints, model_validator
 
 from powermean.contracts.attempts import EngineReport, JobError
 from powermean.contracts.base import Contract
+from powermean.contracts.identity import ProjectName
 
 EngineName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
-ProjectName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 EngineServiceState = Literal["waiting", "starting", "ready", "failed", "stopping"]
 
 

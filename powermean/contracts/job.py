@@ -7,6 +7,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
 from powermean.contracts.base import Contract, Name, conflict
 from powermean.contracts.data import DataSpec
+from powermean.contracts.identity import ProjectName
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 from powermean.contracts.secrets import MOST_OF_A_JOB, SecretReference, VariableName
 
@@ -234,6 +235,9 @@ class JobSpec(Contract):
     """A training job. Submit it as JSON to POST /v1/jobs, or as YAML with `powermean submit FILE`."""
 
     name: Name = Field(description="What people call the job.")
+    project: ProjectName | None = Field(
+        None, description="The project that it belongs to; null is your key's or account's default one."
+    )
     model: ModelSpec
     algorithm: AlgorithmSpec = Field(default_factory=Pmpo, description="The policy objective.")
     data: DataSpec

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import and_, or_, select
-from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Dataset as DatasetView
 from powermean.contracts.api import DatasetList, FieldError, JobState
@@ -16,8 +15,10 @@ from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.jsonl import JsonlError, check_line
 from powermean.contracts.text import mended
 from server.db.models import Dataset, Job
-from server.db.session import database_now, upsert
+from server.db.scoped import ScopedSession
+from server.db.session import database_now, insert_new
 from server.errors import ConflictError, InvalidInputError, NotFoundError
+from server.identity.callers import Caller
 
 MAX_LINE = 4 * 2**20  # bytes
 MAX_ERRORS = 20
@@ -34,10 +35,9 @@ class Examined:
     lacking: dict[str, int]  # every other field -> the first line without it
     sha256: str
 
-    @property
-    def dataset_id(self) -> str:
-        """The same content gives the same id."""
-        return f"ds-{self.sha256[:24]}"
+    def dataset_id(self, project: str) -> str:
+        """The same content gives the same id in a project, and tells nothing about another's."""
+        return f"ds-{hashlib.sha256(f'{project}/{self.sha256}'.encode()).hexdigest()[:24]}"
 
 
 def examine(path: Path, required: Collection[str] = ()) -> Examined:
@@ -113,7 +113,7 @@ def _skip_rest(file: BinaryIO, line: bytes) -> None:
         line = file.readline(MAX_LINE)
 
 
-def find(session: Session, dataset_id: str) -> DatasetView:
+def find(session: ScopedSession, dataset_id: str) -> DatasetView:
     """One dataset. Raises NotFoundError."""
     row = session.get(Dataset, dataset_id)
     if row is None:
@@ -121,12 +121,14 @@ def find(session: Session, dataset_id: str) -> DatasetView:
     return view(row)
 
 
-def page(session: Session, cursor: str | None, limit: int) -> DatasetList:
-    """Up to `limit` datasets, newest first, and the cursor of the next page.
+def page(session: ScopedSession, project: str | None, cursor: str | None, limit: int) -> DatasetList:
+    """Up to `limit` datasets (of a project), newest first, and the cursor of the next page.
 
     Raises InvalidInputError: the cursor is not one of ours.
     """
     query = select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id).limit(limit + 1)
+    if project is not None:
+        query = query.where(Dataset.project_id == project)
     if cursor is not None:
         created, dataset_id = _read_cursor(cursor)
         same_time = and_(Dataset.created_at == created, Dataset.id > dataset_id)
@@ -150,22 +152,28 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
         ) from error
 
 
-def add(session: Session, name: str, found: Examined, ref: ArtefactRef) -> DatasetView:
-    """Store the dataset; one with the same content keeps its name."""
+def add(
+    session: ScopedSession, caller: Caller, project: str, name: str, found: Examined, ref: ArtefactRef
+) -> DatasetView:
+    """Store the dataset; one of the project with the same content keeps its id and name."""
     row = {
-        "id": found.dataset_id,
+        "id": found.dataset_id(project),
+        "project_id": project,
         "name": name,
         "rows": found.rows,
         "fields": list(found.fields),
         "lacking": found.lacking,
         "artefact": ref.model_dump(mode="json"),
+        "sha256": found.sha256,
+        "created_by": caller.person_id,
         "created_at": database_now(session),
     }
-    upsert(session, Dataset, [row])
-    return find(session, found.dataset_id)
+    insert_new(session, Dataset, row, unique=("project_id", "sha256"))
+    query = select(Dataset).where(Dataset.project_id == project, Dataset.sha256 == found.sha256)
+    return view(session.scalars(query).one())
 
 
-def remove(session: Session, dataset_id: str) -> ArtefactRef:
+def remove(session: ScopedSession, dataset_id: str) -> ArtefactRef:
     """Forget the dataset; its file is to be removed after the commit.
 
     Raises NotFoundError, or ConflictError if a job that has not ended trains on it.
@@ -193,6 +201,8 @@ def view(row: Dataset) -> DatasetView:
         fields=tuple(mended(name) for name in row.fields),
         sha256=ref.sha256,
         size=ref.size,
+        project=row.project_id,
+        created_by=row.created_by,
         created_at=row.created_at,
     )
 

@@ -19,7 +19,7 @@ from powermean.contracts.attempts import ClaimedEngine, EngineReport, JobError
 from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
 from powermean.contracts.engines import EngineService as EngineView
 from server.cluster.planner import Placement, SharedEngine, WaitingEngine
-from server.db.models import Allocation, Attempt, EngineService
+from server.db.models import Allocation, Attempt, EngineService, Job
 from server.db.session import changes, database_now
 from server.errors import ConflictError, NotFoundError
 from server.jobs.demand import model_key, resolved_dtype
@@ -231,6 +231,7 @@ def _jobs(session: Session, rows: Sequence[EngineService]) -> dict[str, tuple[st
     query = (
         select(Allocation.engine_id, Allocation.node_id, Attempt.job_id)
         .join(Attempt, Attempt.id == Allocation.attempt_id)
+        .join(Job, Job.id == Attempt.job_id)  # so that people see the jobs of their projects alone
         .where(Allocation.engine_id.in_([row.id for row in rows]), Allocation.released_at.is_(None))
         .order_by(Attempt.job_id)
         .distinct()

@@ -12,7 +12,8 @@ from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import NodeReport
 from server.cluster import engines
 from server.cluster.planner import NodeCapacity
-from server.db.models import Node
+from server.db.models import Attempt, Job, Node
+from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
 from server.jobs import allocations
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes
@@ -45,19 +46,25 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     engines.accept_reports(session, node_id, report.services, now)
 
 
-def list_nodes(session: Session, settings: Settings) -> list[NodeView]:
-    """All nodes that ever reported, by id, with the attempts that hold resources there."""
+def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
+    """All nodes that ever reported, by id, with the attempts that hold resources there.
+
+    Those of projects that the caller doesn't see are counted alone.
+    """
     now = database_now(session)
-    held: dict[str, list[str]] = defaultdict(list)
+    held: dict[str, dict[str, None]] = defaultdict(dict)  # in order of allocation
     for allocation in allocations.held(session):
-        if allocation.attempt_id not in held[allocation.node_id]:
-            held[allocation.node_id].append(allocation.attempt_id)
+        held[allocation.node_id][allocation.attempt_id] = None
+    everywhere = [attempt_id for attempts in held.values() for attempt_id in attempts]
+    query = select(Attempt.id).join(Job, Job.id == Attempt.job_id).where(Attempt.id.in_(everywhere))
+    seen = set(session.scalars(query))
     return [
         NodeView(
             id=node.id,
             alive=is_alive(node, settings, now),
             seen_at=node.seen_at,
-            attempts=tuple(held[node.id]),
+            attempts=tuple(attempt_id for attempt_id in held[node.id] if attempt_id in seen),
+            other_attempts=sum(attempt_id not in seen for attempt_id in held[node.id]),
             **{
                 name: value
                 for name, value in dict(_report(node)).items()

@@ -32,8 +32,7 @@ def migrate(database: Database) -> None:
     Raises NewerDatabaseError.
     """
     config = alembic_config()
-    with database.write() as session:
-        connection = session.connection()
+    with database.rebuild() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRES_LOCK})
         _known_revision(connection)

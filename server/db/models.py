@@ -61,7 +61,48 @@ class Base(DeclarativeBase):
     }
 
 
-class Job(Base):
+class OwnedByProject:
+    """A row that belongs to a project. A ScopedSession sees those of its caller's projects alone."""
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+
+
+class Project(Base):
+    """What a team owns together. The id is its name."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    title: Mapped[str] = mapped_column(String(120))
+    created_at: Mapped[datetime]
+
+
+class Person(Base):
+    """Somebody who may use the service, or a service account. kind: person or service."""
+
+    __tablename__ = "people"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    email: Mapped[str | None] = mapped_column(String(254), unique=True)  # in lower case
+    kind: Mapped[str] = mapped_column(String(8))
+    cluster_role: Mapped[str | None] = mapped_column(String(16))  # admin or auditor
+    default_project: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    active: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[datetime]
+
+
+class Membership(Base):
+    """A person's role in a project: viewer, member or maintainer."""
+
+    __tablename__ = "memberships"
+
+    person_id: Mapped[str] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True, index=True)
+    role: Mapped[str] = mapped_column(String(16))
+
+
+class Job(OwnedByProject, Base):
     """A job. `attempt` is the current attempt's number: the fence that every write is checked against."""
 
     __tablename__ = "jobs"
@@ -91,7 +132,7 @@ class Job(Base):
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
     spec_sha256: Mapped[str] = mapped_column(String(64))
-    created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_by: Mapped[str] = mapped_column(ForeignKey("people.id"))
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -164,7 +205,7 @@ class EngineService(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     why: Mapped[str | None] = mapped_column(String(200))  # what it waits for, for people
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_by: Mapped[str] = mapped_column(ForeignKey("people.id"))
     created_at: Mapped[datetime]
     seen_at: Mapped[datetime | None]
 
@@ -295,7 +336,7 @@ class Replay(Base):
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     tokens: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    created_by: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_by: Mapped[str] = mapped_column(ForeignKey("people.id"))
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
 
@@ -334,10 +375,11 @@ class LogChunk(Base):
     artefact: Mapped[dict[str, Any]]
 
 
-class Dataset(Base):
-    """An uploaded JSONL dataset."""
+class Dataset(OwnedByProject, Base):
+    """An uploaded JSONL dataset. A project has each content once; another's copy has another id."""
 
     __tablename__ = "datasets"
+    __table_args__ = (Index("uq_datasets_content", "project_id", "sha256", unique=True),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(120))
@@ -345,17 +387,24 @@ class Dataset(Base):
     fields: Mapped[list[Any]]
     lacking: Mapped[dict[str, Any]]  # field that some rows lack -> first line without it
     artefact: Mapped[dict[str, Any]]
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("people.id"))  # null: by an older version
     created_at: Mapped[datetime]
 
 
 class ApiKey(Base):
-    """A bearer key, stored hashed. role: admin, member or node."""
+    """A bearer key, stored hashed: a person's, or a node's token.
+
+    A person's key allows at most what `role` does, in `project_id` alone if it names one.
+    """
 
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(120))
-    role: Mapped[str] = mapped_column(String(16))
+    role: Mapped[str] = mapped_column(String(16))  # node, or the most that it allows: identity/policy.py
+    person_id: Mapped[str | None] = mapped_column(ForeignKey("people.id"), index=True)  # null: a node's
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # null: all of the person's
     key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
@@ -368,7 +417,8 @@ class BrowserSession(Base):
 
     id_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     kind: Mapped[str] = mapped_column(String(8))  # code or session
-    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    person_id: Mapped[str] = mapped_column(ForeignKey("people.id"), index=True)
+    key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"))  # that opened it, if one did
     expires_at: Mapped[datetime]
 
 

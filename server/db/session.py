@@ -14,13 +14,13 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select, text
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -38,6 +38,7 @@ from server.db.write_queue import QueueTimeoutError, WriteQueue
 BUSY_TIMEOUT_S = 15.0
 BALLAST_BYTES = 32 * 2**20
 BALLAST_PAUSE_S = 30.0
+S = TypeVar("S", bound=Session)
 _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
 
@@ -93,8 +94,7 @@ class Database:
         """Call `listener` after each commit with changes, in the committing thread; it must be quick."""
         self._listeners.append(listener)
 
-    @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self) -> AbstractContextManager[Session]:
         """A transaction that may write: committed at the end, rolled back on an exception.
 
         Raises:
@@ -102,10 +102,15 @@ class Database:
             DatabaseFullError: there is no room on SQLite's disk.
             DatabaseMovedError: the file was moved or replaced; nothing was written.
         """
+        return self.write_as(Session)
+
+    @contextmanager
+    def write_as(self, kind: type[S]) -> Iterator[S]:
+        """write() with a session of this class."""
         with (
             self._full_disk(),
             self._writer() as bind,
-            Session(bind, expire_on_commit=False, join_transaction_mode="create_savepoint") as session,
+            kind(bind, expire_on_commit=False, join_transaction_mode="create_savepoint") as session,
             session.begin(),
         ):
             yield session
@@ -116,9 +121,29 @@ class Database:
                 listener(changed)
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
+    def rebuild(self) -> Iterator[Connection]:
+        """A writing transaction for migrations, which may replace a table that others refer to.
+
+        SQLite takes the replaced table's rows for deleted, so references are checked at the end instead.
+        """
+        with self._writing_engine.connect() as connection:
+            sqlite = connection.dialect.name == "sqlite"
+            if sqlite:
+                connection.detach()  # from the pool: the next line is for this connection alone
+                _execute_outside(connection, "PRAGMA foreign_keys = OFF")
+            with connection.begin():
+                yield connection
+                if sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
+                    raise PowermeanError(f"the migration would leave broken references: {broken[:5]}")
+
+    def read(self) -> AbstractContextManager[Session]:
         """A transaction that only reads: one consistent view on SQLite, never committed."""
-        with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+        return self.read_as(Session)
+
+    @contextmanager
+    def read_as(self, kind: type[S]) -> Iterator[S]:
+        """read() with a session of this class."""
+        with kind(self.engine, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     def verify(self) -> None:
@@ -157,6 +182,13 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+def _execute_outside(connection: Connection, statement: str) -> None:
+    """Run a statement that has no effect within a transaction."""
+    cursor = connection.connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
 
 
 def _ballast(engine: Engine) -> Ballast | None:
@@ -251,7 +283,7 @@ def database_now(session: Session) -> datetime:
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    moment: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
+    moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
     return moment.astimezone(UTC)
 
 

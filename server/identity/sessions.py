@@ -1,13 +1,14 @@
 """Browser sessions and the one-time codes that open them; both are stored hashed."""
 
 import secrets
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import LoginCode
-from server.db.models import ApiKey, BrowserSession
+from server.db.models import ApiKey, BrowserSession, Person
 from server.db.session import database_now
 from server.errors import UnauthenticatedError
 from server.identity.keys import digest, find_key
@@ -17,71 +18,92 @@ SESSION_LIFETIME = timedelta(days=7)
 SECRET_BYTES = 32
 
 
-def create_code(session: Session, key_id: str) -> LoginCode:
-    """A code that signs one browser in as the owner of this key, within ten minutes."""
+@dataclass(frozen=True)
+class SignedIn:
+    """A person who has shown who they are, and the key that restricts what they may do, if one does."""
+
+    person: Person
+    key: ApiKey | None
+
+
+def create_code(session: Session, person_id: str, key_id: str | None) -> LoginCode:
+    """A code that signs one browser in as this person with this key, within ten minutes."""
     code = secrets.token_urlsafe(SECRET_BYTES)
     expires_at = database_now(session) + CODE_LIFETIME
-    session.add(BrowserSession(id_sha256=digest(code), kind="code", key_id=key_id, expires_at=expires_at))
+    session.add(
+        BrowserSession(
+            id_sha256=digest(code), kind="code", person_id=person_id, key_id=key_id, expires_at=expires_at
+        )
+    )
     return LoginCode(code=code, expires_at=expires_at)
 
 
-def redeem_code(session: Session, code: str) -> ApiKey:
-    """The key behind a code. This uses up the code.
+def redeem_code(session: Session, code: str) -> SignedIn:
+    """Who a code stands for. This uses up the code.
 
     Raises UnauthenticatedError for a code that is unknown, used or too old.
     """
     spent = session.execute(
         delete(BrowserSession)
         .where(BrowserSession.id_sha256 == digest(code), BrowserSession.kind == "code")
-        .returning(BrowserSession.key_id, BrowserSession.expires_at)
+        .returning(BrowserSession.person_id, BrowserSession.key_id, BrowserSession.expires_at)
     ).one_or_none()
-    key = (
-        None if spent is None or spent.expires_at <= database_now(session) else _living(session, spent.key_id)
-    )
-    if key is None:
+    found = None
+    if spent is not None and spent.expires_at > database_now(session):
+        found = _living(
+            session.get(Person, spent.person_id), session.get(ApiKey, spent.key_id) if spent.key_id else None
+        )
+    if found is None:
         raise UnauthenticatedError(
             "this sign-in code is unknown, used or older than ten minutes",
             remedy="Ask for a new one: `powermean login`, or POST /v1/login-codes.",
         )
-    return key
+    return found
 
 
-def redeem_key(session: Session, secret: str) -> ApiKey:
-    """The person's key with this secret.
+def redeem_key(session: Session, secret: str) -> SignedIn:
+    """Who this key stands for.
 
-    Raises UnauthenticatedError for anything else, including a node's token.
+    Raises UnauthenticatedError for anything but a person's valid key.
     """
-    key = find_key(session, secret)
-    if key is None or key.role == "node":
+    found = find_key(session, secret)
+    if found is None or found.person is None:
         raise UnauthenticatedError("this key is not known", remedy="Ask an administrator for a key.")
-    return key
+    return SignedIn(found.person, found.key)
 
 
-def open_session(session: Session, key: ApiKey) -> tuple[str, datetime]:
+def open_session(session: Session, who: SignedIn) -> tuple[str, datetime]:
     """The secret of a new session and its expiry. Also removes expired sessions."""
     now = database_now(session)
     session.execute(delete(BrowserSession).where(BrowserSession.expires_at <= now))
     secret = secrets.token_urlsafe(SECRET_BYTES)
     expires_at = now + SESSION_LIFETIME
     session.add(
-        BrowserSession(id_sha256=digest(secret), kind="session", key_id=key.id, expires_at=expires_at)
+        BrowserSession(
+            id_sha256=digest(secret),
+            kind="session",
+            person_id=who.person.id,
+            key_id=who.key.id if who.key is not None else None,
+            expires_at=expires_at,
+        )
     )
     return secret, expires_at
 
 
-def find_session(session: Session, secret: str) -> ApiKey | None:
-    """The key whose owner is signed in with this secret."""
+def find_session(session: Session, secret: str) -> SignedIn | None:
+    """Who is signed in with this secret."""
     query = (
-        select(ApiKey)
-        .join(BrowserSession, BrowserSession.key_id == ApiKey.id)
+        select(Person, ApiKey)
+        .join(BrowserSession, BrowserSession.person_id == Person.id)
+        .outerjoin(ApiKey, ApiKey.id == BrowserSession.key_id)
         .where(
             BrowserSession.id_sha256 == digest(secret),
             BrowserSession.kind == "session",
             BrowserSession.expires_at > database_now(session),
-            ApiKey.revoked_at.is_(None),
         )
     )
-    return session.execute(query).scalar_one_or_none()
+    found = session.execute(query).one_or_none()
+    return _living(*found) if found is not None else None
 
 
 def close_session(session: Session, secret: str) -> None:
@@ -89,6 +111,7 @@ def close_session(session: Session, secret: str) -> None:
     session.execute(delete(BrowserSession).where(BrowserSession.id_sha256 == digest(secret)))
 
 
-def _living(session: Session, key_id: str) -> ApiKey | None:
-    key = session.get(ApiKey, key_id)
-    return key if key is not None and key.revoked_at is None else None
+def _living(person: Person | None, key: ApiKey | None) -> SignedIn | None:
+    if person is None or not person.active or (key is not None and key.revoked_at is not None):
+        return None
+    return SignedIn(person, key)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
-from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobPage, JobSort, JobState, JobSummary
-from server.db.models import ApiKey, Job
+from server.db.models import Job, Person
+from server.db.scoped import ScopedSession
 from server.errors import InvalidInputError
 from server.jobs.views import job_summary
 
@@ -25,7 +25,8 @@ class JobFilter:
 
     state: JobState | None = None
     name: str | None = None  # a part of it
-    created_by: str | None = None  # id of the submitter's key
+    created_by: str | None = None  # id of the submitter
+    project: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ _KEYS = {
     "created": _Key(Job.id.expression, str),  # ids sort by time
     "name": _Key(func.lower(Job.name), str),
     "state": _Key(case({state.value: n for n, state in enumerate(JobState)}, value=Job.state), int),
-    "owner": _Key(func.lower(ApiKey.name), str),
+    "owner": _Key(func.lower(Person.name), str),
     "reward": _Key(Job.last_reward.expression, float),
     "held_out": _Key(Job.held_out.expression, float),
 }
@@ -54,7 +55,9 @@ class _Place:
     job_id: str
 
 
-def list_jobs(session: Session, wanted: JobFilter, sort: JobSort, cursor: str | None, limit: int) -> JobPage:
+def list_jobs(
+    session: ScopedSession, wanted: JobFilter, sort: JobSort, cursor: str | None, limit: int
+) -> JobPage:
     """Up to `limit` jobs in the order `sort` (`-`: descending), and the cursor of the next page.
 
     Raises InvalidInputError if the cursor is not one of this list in this order.
@@ -73,13 +76,15 @@ def list_jobs(session: Session, wanted: JobFilter, sort: JobSort, cursor: str | 
 def _ordered(wanted: JobFilter, sort: JobSort, after: _Place | None, limit: int) -> Select[Any]:
     key = _KEYS[sort.removeprefix("-")].column
     descending = sort.startswith("-")
-    query = select(key, Job.id).join(ApiKey, ApiKey.id == Job.created_by)
+    query = select(key, Job.id).join(Person, Person.id == Job.created_by)
     if wanted.state is not None:
         query = query.where(Job.state == wanted.state)
     if wanted.name is not None:
         query = query.where(Job.name.icontains(wanted.name, autoescape=True))
     if wanted.created_by is not None:
         query = query.where(Job.created_by == wanted.created_by)
+    if wanted.project is not None:
+        query = query.where(Job.project_id == wanted.project)
     if after is not None:
         query = query.where(_later(key, descending, after))
     in_order = key.desc() if descending else key.asc()
@@ -97,12 +102,11 @@ def _later(key: ColumnElement[Any], descending: bool, after: _Place) -> ColumnEl
     return or_(beyond, and_(key == after.key, Job.id < after.job_id), key.is_(None))
 
 
-def _read(session: Session, ids: Sequence[str]) -> list[JobSummary]:
+def _read(session: ScopedSession, ids: Sequence[str]) -> list[JobSummary]:
     """The jobs with these ids, in their order."""
-    query = select(Job, ApiKey.name).join(ApiKey, ApiKey.id == Job.created_by).where(Job.id.in_(ids))
+    query = select(Job, Person.name).join(Person, Person.id == Job.created_by).where(Job.id.in_(ids))
     found = {
-        job.id: job_summary(job).model_copy(update={"owner": owner, "created_by": job.created_by})
-        for job, owner in session.execute(query)
+        job.id: job_summary(job).model_copy(update={"owner": owner}) for job, owner in session.execute(query)
     }
     return [found[job_id] for job_id in ids]
 

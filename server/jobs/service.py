@@ -18,8 +18,11 @@ from powermean.contracts.names import VALIDATE_TASK
 from powermean.spec_yaml import to_yaml
 from server import outbox
 from server.db.models import Job
+from server.db.scoped import ScopedSession
 from server.db.session import database_now, insert_new
 from server.errors import ConflictError, InvalidInputError
+from server.identity.callers import Caller
+from server.identity.projects import choose
 from server.jobs import attempts, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
@@ -36,34 +39,38 @@ class Submitted:
 
 
 def submit(
-    session: Session, person_id: str, spec: JobSpec, text: str, idempotency_key: str | None
+    session: ScopedSession, caller: Caller, spec: JobSpec, text: str, idempotency_key: str | None
 ) -> Submitted:
     """Accept a job, or find the one that the same person submitted under the same key.
 
     `text` is what the spec was read from; it is kept for people who edit and submit it again.
 
     Raises:
-        InvalidInputError: the spec's dataset does not exist or lacks a field.
+        InvalidInputError: there is no such project, or the spec's dataset does not exist or lacks a field.
+        ForbiddenError: the caller may not submit to the project.
         ConflictError: the key was used for a different spec.
     """
-    job = _new_job(person_id, spec, text, idempotency_key, database_now(session))
+    project = choose(session, caller, "job.submit", spec.project)
+    job = _new_job(caller.person_id, project, spec, text, idempotency_key, database_now(session))
     values = {column.key: getattr(job, column.key) for column in Job.__table__.columns}
     row = {name: value for name, value in values.items() if value is not None}
     if not insert_new(session, Job, row, unique=("created_by", "idempotency_key")):
-        earlier = repository.job_by_idempotency_key(session, person_id, idempotency_key or "")
-        assert earlier is not None  # jobs are never deleted
-        return _repeated(session, earlier, job.spec_sha256)
-    check_dataset(session, spec)
+        earlier = repository.job_by_idempotency_key(session, caller.person_id, idempotency_key or "")
+        return _repeated(session, earlier, job)
+    check_dataset(session, spec, project)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
     first_event(session, job, summary_data(job))
     return Submitted(job_view(job, None), new=True)
 
 
-def _new_job(person_id: str, spec: JobSpec, text: str, idempotency_key: str | None, now: datetime) -> Job:
+def _new_job(
+    person_id: str, project: str, spec: JobSpec, text: str, idempotency_key: str | None, now: datetime
+) -> Job:
     data = spec.model_dump(mode="json")
     return Job(
         id=repository.new_job_id(),
         name=spec.name,
+        project_id=project,
         state=JobState.VALIDATING,
         spec=data,
         spec_text=text,
@@ -83,8 +90,10 @@ def _new_job(person_id: str, spec: JobSpec, text: str, idempotency_key: str | No
     )
 
 
-def _repeated(session: Session, earlier: Job, digest: str) -> Submitted:
-    if earlier.spec_sha256 != digest:
+def _repeated(session: ScopedSession, earlier: Job | None, job: Job) -> Submitted:
+    if earlier is None:  # in a project that its submitter has left
+        raise ConflictError("the Idempotency-Key was used before", remedy="Use a new key.")
+    if (earlier.spec_sha256, earlier.project_id) != (job.spec_sha256, job.project_id):
         raise ConflictError(
             f"the Idempotency-Key was used for job {earlier.id} with a different spec",
             remedy="Use a new key for a different spec.",
@@ -92,8 +101,8 @@ def _repeated(session: Session, earlier: Job, digest: str) -> Submitted:
     return Submitted(show(session, earlier.id), new=False)
 
 
-def check_dataset(session: Session, spec: JobSpec) -> None:
-    """Check that the spec's dataset exists and that every row has the fields that the spec uses.
+def check_dataset(session: ScopedSession, spec: JobSpec, project: str) -> None:
+    """Check that the project has the spec's dataset and that every row has the fields that the spec uses.
 
     Raises:
         InvalidInputError: naming the spec's field and the dataset's fields.
@@ -104,6 +113,12 @@ def check_dataset(session: Session, spec: JobSpec) -> None:
     if dataset is None:
         raise InvalidInputError.at(
             "data.dataset", f"no dataset {spec.data.dataset}", "GET /v1/datasets lists the datasets."
+        )
+    if dataset.project_id != project:
+        raise InvalidInputError.at(
+            "data.dataset",
+            f"{spec.data.dataset} belongs to project {dataset.project_id}, the job to {project}",
+            f"Upload it to {project}, or set project: {dataset.project_id}.",
         )
     there = ", ".join(dataset.fields) or "none"
     remedy = f"Fields that every row of the dataset has: {there}."
@@ -120,19 +135,19 @@ def check_dataset(session: Session, spec: JobSpec) -> None:
                 raise InvalidInputError.at(path, f"line {line}: no field {field!r}", remedy)
 
 
-def show(session: Session, job_id: str) -> JobView:
+def show(session: ScopedSession, job_id: str) -> JobView:
     """A job with its spec, attempts and result."""
     job = repository.get_job(session, job_id)
     return job_view(job, repository.seconds_left(session, job))
 
 
-def source(session: Session, job_id: str) -> SpecSource:
+def source(session: ScopedSession, job_id: str) -> SpecSource:
     """The text that the job was submitted as; for a job older than that, what differs from the defaults."""
     job = repository.find_job(session, job_id)
     return SpecSource(text=job.spec_text or to_yaml(job_spec(job), changed_only=True))
 
 
-def cancel(session: Session, job_id: str) -> JobView:
+def cancel(session: ScopedSession, job_id: str) -> JobView:
     """Stop a job: at once if nothing runs, otherwise by an order in its next heartbeat's reply."""
     job = lock_job(session, job_id)
     if not state_of(job).final and not job.cancel_requested:

@@ -18,6 +18,8 @@ def job_summary(job: Job) -> JobSummary:
     return JobSummary(
         id=job.id,
         name=job.name,
+        project=job.project_id,
+        created_by=job.created_by,
         state=JobState(job.state),
         algorithm=job.algorithm,
         model=model.get("name") or model["folder"],

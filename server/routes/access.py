@@ -1,6 +1,6 @@
 """Authentication: every route except health declares one of these FastAPI dependencies.
 
-    def route(person: CurrentPerson) -> ...
+    def route(caller: Annotated[Caller, May("job.read")]) -> ...
 
 People send a bearer key or a browser session, nodes their token, attempts the token that the server signed
 for them. A router made with `route_class=KnownCallerRoute` knows them before it reads the body. Secrets are
@@ -10,7 +10,7 @@ never logged here.
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import cache, partial
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -18,16 +18,20 @@ from fastapi import Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from powermean.contracts.identity import Role
 from powermean.contracts.names import SESSION_COOKIE, session_cookie
-from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, Verb, verify_attempt_token
+from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verify_attempt_token
+from powermean.tokens import Verb as TokenVerb
 from server.connections import Who, known_as
-from server.db.models import ApiKey
 from server.db.session import Database
-from server.errors import ForbiddenError, UnauthenticatedError
+from server.errors import ForbiddenError, NotFoundError, UnauthenticatedError
+from server.identity.callers import Caller
 from server.identity.keys import find_key
+from server.identity.ownership import named_in
+from server.identity.people import caller_of
+from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.sessions import find_session
 from server.routes.json_bodies import JsonRequest
 
@@ -53,14 +57,6 @@ browser_cookie = APIKeyCookie(
 _Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 _AttemptBearer = Annotated[HTTPAuthorizationCredentials | None, Security(_attempt_bearer)]
 _Cookie = Annotated[str | None, Security(browser_cookie)]
-
-
-@dataclass(frozen=True)
-class Person:
-    """A person or program that may use the service."""
-
-    key_id: str
-    role: Role
 
 
 class KnownCallerRoute(APIRoute):
@@ -90,14 +86,24 @@ class KnownCallerRoute(APIRoute):
         return handle_known
 
 
-async def require_person(request: Request, _bearer: _Bearer, _cookie: _Cookie) -> Person:
-    """The caller, by key or browser session."""
-    return cast(Person, request.state.caller)
+class Requires:
+    """The dependency of a route for people: what the policy calls what it does."""
+
+    def __init__(self, verb: Verb) -> None:
+        self.verb = verb
+
+    async def __call__(self, request: Request, _bearer: _Bearer, _cookie: _Cookie) -> Caller:
+        return cast(Caller, request.state.caller)
 
 
-async def require_admin(request: Request, _person: Annotated[Person, Depends(require_person)]) -> Person:
-    """An administrator."""
-    return cast(Person, request.state.caller)
+def May(verb: Verb) -> Any:  # noqa: N802 - reads as a type: Annotated[Caller, May("job.read")]
+    """Declares what a route does; whoever may not is refused before the body is read."""
+    return Depends(_requires(verb))
+
+
+@cache
+def _requires(verb: Verb) -> Requires:
+    return Requires(verb)
 
 
 async def require_node(_bearer: _Bearer) -> None:
@@ -117,28 +123,51 @@ async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) ->
     return cast(AttemptClaims, request.state.caller)
 
 
-def _person(request: Request) -> Person:
+def _caller(request: Request, session: Session) -> Caller:
     secret = _bearer_secret(request)
-    database: Database = request.app.state.database
     if secret is not None:
-        key = _key_of(database, secret)
-    elif (cookie := session_secret(request)) is not None:
+        found = find_key(session, secret)
+        if found is None:
+            raise _unknown_key()
+        if found.person is None:
+            raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
+        return caller_of(session, found.person, found.key)
+    if (cookie := session_secret(request)) is not None:
         check_origin(request)
-        key = _signed_in(database, cookie)
-    else:
-        raise UnauthenticatedError(
-            "this needs a key", remedy="Send `Authorization: Bearer <key>`, or sign in at /login."
+        signed_in = find_session(session, cookie)
+        if signed_in is None:
+            raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
+        return caller_of(session, signed_in.person, signed_in.key)
+    raise UnauthenticatedError(
+        "this needs a key", remedy="Send `Authorization: Bearer <key>`, or sign in at /login."
+    )
+
+
+_LISTS = {
+    "job": "GET /v1/jobs lists the jobs.",
+    "dataset": "GET /v1/datasets lists the datasets.",
+    "project": "GET /v1/projects lists yours.",
+}
+
+
+def _allowed(verb: Verb, request: Request) -> Caller:
+    """The caller, if they may do this to what the path names. What they can't see does not exist for them."""
+    database: Database = request.app.state.database
+    with database.read() as session:
+        caller = _caller(request, session)
+        named = named_in(session, request.path_params)
+    if named is None:
+        if verb in CLUSTER_VERBS and not caller.may(verb):
+            raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
+        return caller
+    if named.project is None or not (caller.visible is None or named.project in caller.visible):
+        raise NotFoundError(f"no {named.kind} {named.id}", remedy=_LISTS[named.kind])
+    if not caller.may(verb, named.project, named.owner):
+        raise ForbiddenError(
+            f"you may not do this in project {named.project} ({verb})",
+            remedy="Ask one of its maintainers.",
         )
-    if key.role == "node":
-        raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
-    return Person(key.id, cast(Role, key.role))
-
-
-def _admin(request: Request) -> Person:
-    person = _person(request)
-    if person.role != "admin":
-        raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
-    return person
+    return caller
 
 
 def _node(request: Request) -> None:
@@ -147,7 +176,12 @@ def _node(request: Request) -> None:
         raise UnauthenticatedError(
             "this needs a node's token", remedy="Set POWERMEAN_NODE_TOKEN for the worker."
         )
-    if _key_of(request.app.state.database, secret).role != "node":
+    database: Database = request.app.state.database
+    with database.read() as session:
+        found = find_key(session, secret)
+    if found is None:
+        raise _unknown_key()
+    if found.person is not None:
         raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
 
 
@@ -168,7 +202,7 @@ def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
         raise UnauthenticatedError(str(error), remedy="Heartbeat: each reply brings a new token.") from error
     except TokenError as error:
         raise UnauthenticatedError("this is not an attempt token of this service") from error
-    if not claims.allows(Verb.REPORT):
+    if not claims.allows(TokenVerb.REPORT):
         raise ForbiddenError("this token is not for reporting to the server")
     if claims.attempt_id != request.path_params["attempt_id"]:
         raise ForbiddenError(f"the token does not belong to attempt {request.path_params['attempt_id']}")
@@ -178,8 +212,6 @@ def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
 _Identify = tuple[Who, Callable[[Request], object]]
 # The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
 _IDENTIFY: dict[object, _Identify] = {
-    require_admin: ("person", _admin),
-    require_person: ("person", _person),
     require_node: ("node", _node),
     require_attempt: ("node", _attempt),
     require_renewing_attempt: ("node", _renewing_attempt),
@@ -191,6 +223,8 @@ def _first_of(dependant: Dependant, known: Mapping[object, _Identify]) -> _Ident
     around = [dependant]
     while around:
         for one in around:
+            if isinstance(one.call, Requires):
+                return "person", partial(_allowed, one.call.verb)
             if one.call in known:
                 return known[one.call]
         around = [inner for one in around for inner in one.dependencies]
@@ -229,26 +263,12 @@ def check_origin(request: Request) -> None:
         )
 
 
-def _key_of(database: Database, secret: str) -> ApiKey:
-    with database.read() as session:
-        key = find_key(session, secret)
-    if key is None:
-        raise UnauthenticatedError(
-            "this key is not known or was revoked", remedy="Ask an administrator for a key."
-        )
-    return key
+def _unknown_key() -> UnauthenticatedError:
+    return UnauthenticatedError(
+        "this key is not known or was revoked", remedy="Ask an administrator for a key."
+    )
 
 
-def _signed_in(database: Database, secret: str) -> ApiKey:
-    with database.read() as session:
-        key = find_session(session, secret)
-    if key is None:
-        raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
-    return key
-
-
-CurrentPerson = Annotated[Person, Depends(require_person)]
-CurrentAdmin = Annotated[Person, Depends(require_admin)]
 CurrentNode = Annotated[None, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]
 RenewingAttempt = Annotated[AttemptClaims, Depends(require_renewing_attempt)]

@@ -16,6 +16,8 @@ from server.routes import (
     metrics,
     nodes,
     operations,
+    people,
+    projects,
     replays,
 )
 
@@ -43,6 +45,8 @@ def api_routes() -> list[BaseRoute]:
     api = APIRouter(responses=_ANSWERS, redirect_slashes=False)
     for part in (
         identity,
+        people,
+        projects,
         jobs,
         attempts,
         nodes,

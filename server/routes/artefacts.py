@@ -11,12 +11,15 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import CheckpointList, Dataset, DatasetList, ErrorResponse, FileList, LogText
 from powermean.contracts.attempts import LogChunk
 from powermean.contracts.base import Name
+from powermean.contracts.identity import ProjectName
 from server.artefacts import datasets, logs, models
 from server.db.models import MAX_INTEGER
-from server.db.session import Database
+from server.db.scoped import ScopedDatabase
 from server.errors import InvalidInputError
-from server.routes.access import CurrentAdmin, CurrentAttempt, CurrentPerson, KnownCallerRoute
-from server.routes.dependencies import RequestDatabase, RequestStore
+from server.identity.callers import Caller
+from server.identity.projects import choose
+from server.routes.access import CurrentAttempt, KnownCallerRoute, May
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestStore
 from server.routes.downloads import download
 from server.routes.uploads import Upload, received
 
@@ -55,28 +58,45 @@ _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "bi
 )
 async def create_dataset(
     request: Request,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("dataset.add")],
+    database: CallersDatabase,
     store: RequestStore,
     name: Annotated[str | None, Query(description="Name of a dataset sent as the body itself.")] = None,
+    project: Annotated[
+        ProjectName | None, Query(description="Project that it belongs to; default: yours.")
+    ] = None,
     require: Annotated[list[str], Query(description="Fields that every row must have.", max_length=32)] = [],  # noqa: B006 - FastAPI copies it
 ) -> Dataset:
     """One JSON object per line, as a form's `file` or as the body. Every line is checked, and the first wrong
     ones are named. Uploading the same content again returns the same dataset."""
+    owner = await run_in_threadpool(_owner, database, caller, project)
     async with received(request) as upload:
-        return await run_in_threadpool(_store_dataset, database, store, upload, name, require)
+        return await run_in_threadpool(_store_dataset, database, store, caller, owner, upload, name, require)
+
+
+def _owner(database: ScopedDatabase, caller: Caller, project: str | None) -> str:
+    """The project that a new dataset belongs to, known before the upload begins."""
+    with database.read() as session:
+        return choose(session, caller, "dataset.add", project)
 
 
 def _store_dataset(
-    database: Database, store: ArtefactStore, upload: Upload, name: str | None, require: list[str]
+    database: ScopedDatabase,
+    store: ArtefactStore,
+    caller: Caller,
+    project: str,
+    upload: Upload,
+    name: str | None,
+    require: list[str],
 ) -> Dataset:
     chosen = _checked_name(name or upload.name or "dataset")
     found = datasets.examine(upload.path, require)
-    ref = store.put_file(f"datasets/{found.dataset_id}", upload.path, "rows.jsonl")
+    folder = f"datasets/{found.dataset_id(project)}"
+    ref = store.put_file(folder, upload.path, "rows.jsonl")
     with database.write() as session:
-        stored = datasets.add(session, chosen, found, ref)
+        stored = datasets.add(session, caller, project, chosen, found, ref)
     if not store.exists(ref):  # somebody has just deleted the same dataset
-        store.put_file(f"datasets/{found.dataset_id}", upload.path, "rows.jsonl")
+        store.put_file(folder, upload.path, "rows.jsonl")
     return stored
 
 
@@ -90,18 +110,21 @@ def _checked_name(name: str) -> str:
 
 @router.get("/datasets", tags=["datasets"], summary="List datasets")
 def list_datasets(
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("dataset.read")],
+    database: CallersDatabase,
+    project: Annotated[ProjectName | None, Query(description="Name of a project.")] = None,
     cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> DatasetList:
     """Newest first."""
     with database.read() as session:
-        return datasets.page(session, cursor, limit)
+        return datasets.page(session, project, cursor, limit)
 
 
 @router.get("/datasets/{dataset_id}", tags=["datasets"], summary="Show a dataset")
-def get_dataset(dataset_id: str, person: CurrentPerson, database: RequestDatabase) -> Dataset:
+def get_dataset(
+    dataset_id: str, caller: Annotated[Caller, May("dataset.read")], database: CallersDatabase
+) -> Dataset:
     """Its name, size and fields."""
     with database.read() as session:
         return datasets.find(session, dataset_id)
@@ -114,9 +137,12 @@ def get_dataset(dataset_id: str, person: CurrentPerson, database: RequestDatabas
     summary="Delete a dataset",
 )
 def delete_dataset(
-    dataset_id: str, admin: CurrentAdmin, database: RequestDatabase, store: RequestStore
+    dataset_id: str,
+    caller: Annotated[Caller, May("dataset.remove")],
+    database: CallersDatabase,
+    store: RequestStore,
 ) -> None:
-    """Refused while a job that has not ended trains on it. Administrators only."""
+    """Refused while a job that has not ended trains on it. Its uploader and maintainers only."""
     with database.write() as session:
         ref = datasets.remove(session, dataset_id)
     store.delete(ref)
@@ -149,8 +175,8 @@ def post_log(
 @router.get("/jobs/{job_id}/logs", tags=["jobs"], summary="Part of an attempt's log")
 def get_logs(
     job_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     store: RequestStore,
     attempt: Annotated[
         int | None,
@@ -166,14 +192,16 @@ def get_logs(
 
 
 @router.get("/jobs/{job_id}/checkpoints", tags=["jobs"], summary="A job's checkpoints")
-def get_checkpoints(job_id: str, person: CurrentPerson, database: RequestDatabase) -> CheckpointList:
+def get_checkpoints(
+    job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase
+) -> CheckpointList:
     """The checkpoints that are kept, oldest first."""
     with database.read() as session:
         return CheckpointList(items=models.checkpoints(session, job_id))
 
 
 @router.get("/jobs/{job_id}/files", tags=["jobs"], summary="Files of the final model")
-def get_files(job_id: str, person: CurrentPerson, database: RequestDatabase) -> FileList:
+def get_files(job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase) -> FileList:
     """A Hugging Face folder: relative path -> size and sha256."""
     with database.read() as session:
         return FileList(files=models.model_files(session, job_id))
@@ -195,8 +223,8 @@ def get_file(
     job_id: str,
     path: str,
     request: Request,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     store: RequestStore,
 ) -> Response:
     """Takes Range (one range), If-Range and If-None-Match."""

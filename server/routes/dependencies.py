@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from powermean.artefacts import ArtefactStore
 from powermean.tokens import KeyPair
+from server.db.scoped import ScopedDatabase
 from server.db.session import Database
 from server.metrics.stream import EventHub
 from server.observability import Observatory
@@ -23,6 +24,12 @@ def _state(name: str) -> Callable[[Request], Awaitable[Any]]:
     return read
 
 
+async def _callers_database(request: Request) -> ScopedDatabase:
+    return ScopedDatabase(request.app.state.database, request.state.caller.visible)
+
+
+# What people's routes take: it shows what the caller may see. The other is for nodes and attempts.
+CallersDatabase = Annotated[ScopedDatabase, Depends(_callers_database)]
 RequestDatabase = Annotated[Database, Depends(_state("database"))]
 RequestSettings = Annotated[Settings, Depends(_state("settings"))]
 RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]

@@ -1,30 +1,36 @@
 """Engine services that LoRA jobs share: declared by administrators, shown to everyone."""
 
+from typing import Annotated
+
 from fastapi import APIRouter, Response, status
 
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from server.cluster import engines
+from server.identity.callers import Caller
 from server.nodes import living_ids
-from server.routes.access import CurrentAdmin, CurrentPerson, KnownCallerRoute
-from server.routes.dependencies import RequestDatabase, RequestSettings
+from server.routes.access import KnownCallerRoute, May
+from server.routes.dependencies import CallersDatabase, RequestSettings
 
 router = APIRouter(prefix="/v1/engines", tags=["engines"], route_class=KnownCallerRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, summary="Declare an engine")
 def create_engine(
-    spec: EngineSpec, admin: CurrentAdmin, database: RequestDatabase, response: Response
+    spec: EngineSpec,
+    caller: Annotated[Caller, May("cluster.change")],
+    database: CallersDatabase,
+    response: Response,
 ) -> EngineService:
     """A node with vLLM keeps it running from now on; LoRA jobs on its model share it. Administrators only."""
     with database.write() as session:
-        made = engines.create(session, admin.key_id, spec)
+        made = engines.create(session, caller.person_id, spec)
     response.headers["Location"] = f"/v1/engines/{made.id}"
     return made
 
 
 @router.get("", summary="List the engines")
 def list_engines(
-    person: CurrentPerson, database: RequestDatabase, settings: RequestSettings
+    caller: Annotated[Caller, May("cluster.read")], database: CallersDatabase, settings: RequestSettings
 ) -> EngineServiceList:
     """By name: where each runs, its state and load, and the jobs that sample from it."""
     with database.read() as session:
@@ -33,7 +39,10 @@ def list_engines(
 
 @router.get("/{engine_id}", summary="Show an engine")
 def get_engine(
-    engine_id: str, person: CurrentPerson, database: RequestDatabase, settings: RequestSettings
+    engine_id: str,
+    caller: Annotated[Caller, May("cluster.read")],
+    database: CallersDatabase,
+    settings: RequestSettings,
 ) -> EngineService:
     """One engine service."""
     with database.read() as session:
@@ -42,7 +51,10 @@ def get_engine(
 
 @router.delete("/{engine_id}", status_code=status.HTTP_202_ACCEPTED, summary="Remove an engine")
 def remove_engine(
-    engine_id: str, admin: CurrentAdmin, database: RequestDatabase, settings: RequestSettings
+    engine_id: str,
+    caller: Annotated[Caller, May("cluster.change")],
+    database: CallersDatabase,
+    settings: RequestSettings,
 ) -> EngineService:
     """It takes no new jobs and ends once its current ones have ended. Administrators only."""
     with database.write() as session:

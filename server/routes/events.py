@@ -10,7 +10,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
 
 from server.db.models import MAX_BIG_INTEGER
-from server.routes.access import CurrentPerson, KnownCallerRoute
+from server.identity.callers import Caller
+from server.routes.access import KnownCallerRoute, May
 from server.routes.dependencies import RequestEvents
 
 SEND_DEADLINE_S = 30.0  # a client that reads nothing for this long is gone
@@ -55,7 +56,7 @@ class EventStream(StreamingResponse):
 )
 async def get_events(
     job_id: str,
-    person: CurrentPerson,
+    caller: Annotated[Caller, May("job.read")],
     hub: RequestEvents,
     after: Annotated[int, Query(ge=0, le=MAX_BIG_INTEGER, description="Last event that the client has.")] = 0,
     last_event_id: Annotated[

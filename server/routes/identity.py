@@ -1,18 +1,18 @@
 """Keys, browser sessions and sign-in codes."""
 
-from typing import Literal, TypedDict, cast
+from typing import Annotated, Literal, TypedDict, cast
 
 from fastapi import APIRouter, Request, Response, Security, status
 
 from powermean.contracts.api import LoginCode
-from powermean.contracts.identity import KeyList, KeyRequest, NewKey, Role, SessionRequest, SessionView
+from powermean.contracts.identity import KeyList, KeyRequest, Me, NewKey, SessionRequest, SessionView
 from powermean.contracts.names import session_cookie
 from server.errors import UnauthenticatedError
-from server.identity import keys, sessions
+from server.identity import keys, people, sessions
+from server.identity.callers import Caller
 from server.routes.access import (
-    CurrentAdmin,
-    CurrentPerson,
     KnownCallerRoute,
+    May,
     browser_cookie,
     check_origin,
     session_secret,
@@ -31,19 +31,28 @@ class _Cookie(TypedDict):
 
 router = APIRouter(prefix="/v1", tags=["identity"], route_class=KnownCallerRoute)
 
+Self = Annotated[Caller, May("self.use")]
+
+
+@router.get("/me", summary="Who am I?")
+def get_me(caller: Self, database: RequestDatabase) -> Me:
+    """The caller's account, its projects, and what this key allows."""
+    with database.read() as session:
+        return people.me(session, caller)
+
 
 @router.post("/keys", status_code=status.HTTP_201_CREATED, summary="Create a key")
-def create_key(wanted: KeyRequest, admin: CurrentAdmin, database: RequestDatabase) -> NewKey:
-    """The key is shown only here. Administrators only."""
+def create_key(wanted: KeyRequest, caller: Self, database: RequestDatabase) -> NewKey:
+    """For yourself; the key is shown only here. Administrators make them for others, and nodes' tokens."""
     with database.write() as session:
-        return keys.create_key(session, wanted.name, wanted.role)
+        return keys.create_key(session, caller, wanted)
 
 
 @router.get("/keys", summary="List the keys")
-def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
-    """Newest first, including revoked ones, without the keys themselves. Administrators only."""
+def list_keys(caller: Self, database: RequestDatabase) -> KeyList:
+    """Yours, newest first, including revoked ones, without the keys themselves. Administrators see all."""
     with database.read() as session:
-        return KeyList(items=tuple(keys.list_keys(session)))
+        return KeyList(items=tuple(keys.list_keys(session, caller)))
 
 
 @router.delete(
@@ -51,10 +60,10 @@ def list_keys(admin: CurrentAdmin, database: RequestDatabase) -> KeyList:
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Revoke a key",
 )
-def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> None:
-    """Also ends the browser sessions opened with it. Administrators only."""
+def revoke_key(key_id: str, caller: Self, database: RequestDatabase) -> None:
+    """Also ends the browser sessions opened with it. Others' keys: administrators only."""
     with database.write() as session:
-        keys.revoke_key(session, key_id)
+        keys.revoke_key(session, caller, key_id)
 
 
 @router.post(
@@ -62,10 +71,10 @@ def revoke_key(key_id: str, admin: CurrentAdmin, database: RequestDatabase) -> N
     status_code=status.HTTP_201_CREATED,
     summary="Create a sign-in code",
 )
-def create_login_code(person: CurrentPerson, database: RequestDatabase) -> LoginCode:
+def create_login_code(caller: Self, database: RequestDatabase) -> LoginCode:
     """Signs one browser in as yourself, within ten minutes: open /login/{code}."""
     with database.write() as session:
-        return sessions.create_code(session, person.key_id)
+        return sessions.create_code(session, caller.person_id, caller.key_id)
 
 
 @router.post(
@@ -81,17 +90,18 @@ def open_session(
         check_origin(request)
     with database.write() as session:
         if proof.code is not None:
-            key = sessions.redeem_code(session, proof.code)
+            who = sessions.redeem_code(session, proof.code)
         else:
-            key = sessions.redeem_key(session, cast(str, proof.key))
-        secret, expires_at = sessions.open_session(session, key)
+            who = sessions.redeem_key(session, cast(str, proof.key))
+        secret, expires_at = sessions.open_session(session, who)
+        role = people.highest(people.caller_of(session, who.person, who.key))
     response.set_cookie(
         session_cookie(request.headers["host"]),
         secret,
         max_age=int(sessions.SESSION_LIFETIME.total_seconds()),
         **_cookie_of(request),
     )
-    return SessionView(name=key.name, role=cast(Role, key.role), expires_at=expires_at)
+    return SessionView(name=who.person.name, role=role, expires_at=expires_at)
 
 
 @router.delete(

@@ -9,14 +9,16 @@ from pydantic import ValidationError
 
 from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource, SubmittedJob
 from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
+from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
 from powermean.spec_yaml import SpecTextError, read_spec
 from server.errors import UnreadableSpecError
+from server.identity.callers import Caller
 from server.jobs import service
 from server.jobs.listing import JobFilter, list_jobs
-from server.routes.access import CurrentNode, CurrentPerson, KnownCallerRoute
-from server.routes.dependencies import RequestDatabase
+from server.routes.access import CurrentNode, KnownCallerRoute, May
+from server.routes.dependencies import CallersDatabase, RequestDatabase
 from server.routes.deprecations import GivenBody
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=KnownCallerRoute)
@@ -41,14 +43,14 @@ IdempotencyKey = Annotated[
 def submit_job(
     spec: JobSpec,
     given: GivenBody,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.submit")],
+    database: CallersDatabase,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
     with database.write() as session:
-        submitted = service.submit(session, person.key_id, spec, json.dumps(given), idempotency_key)
+        submitted = service.submit(session, caller, spec, json.dumps(given), idempotency_key)
     return _accepted(submitted, spec, given, response)
 
 
@@ -60,8 +62,8 @@ def submit_job(
 )
 def submit_text(
     source: SpecSource,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.submit")],
+    database: CallersDatabase,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
@@ -76,7 +78,7 @@ def submit_text(
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors, body=given) from error
     with database.write() as session:
-        submitted = service.submit(session, person.key_id, spec, source.text, idempotency_key)
+        submitted = service.submit(session, caller, spec, source.text, idempotency_key)
     return _accepted(submitted, spec, given, response)
 
 
@@ -89,11 +91,12 @@ def _accepted(submitted: service.Submitted, spec: JobSpec, given: object, respon
 
 @router.get("", summary="List jobs")
 def get_jobs(
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     state: JobState | None = None,
     name: Annotated[str | None, Query(min_length=1, max_length=120, description="Part of the name.")] = None,
-    created_by: Annotated[str | None, Query(max_length=32, description="Id of the submitter's key.")] = None,
+    created_by: Annotated[str | None, Query(max_length=32, description="Id of the submitter.")] = None,
+    project: Annotated[ProjectName | None, Query(description="Name of a project.")] = None,
     sort: Annotated[JobSort, Query(description="`-` is descending.")] = "-created",
     cursor: Annotated[
         str | None, Query(max_length=1000, description="`next` of the previous page in the same order.")
@@ -102,25 +105,27 @@ def get_jobs(
 ) -> JobPage:
     """Newest first, or in another order; jobs without the value that is sorted by come last."""
     with database.read() as session:
-        return list_jobs(session, JobFilter(state, name, created_by), sort, cursor, limit)
+        return list_jobs(session, JobFilter(state, name, created_by, project), sort, cursor, limit)
 
 
 @router.get("/{job_id}", summary="Show a job")
-def get_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
+def get_job(job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase) -> Job:
     """The job with its spec, attempts and result."""
     with database.read() as session:
         return service.show(session, job_id)
 
 
 @router.get("/{job_id}/text", summary="The spec as it was submitted")
-def get_text(job_id: str, person: CurrentPerson, database: RequestDatabase) -> SpecSource:
+def get_text(
+    job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase
+) -> SpecSource:
     """The text with its comments, to edit and submit again; JSON if the job was submitted as such."""
     with database.read() as session:
         return service.source(session, job_id)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")
-def cancel_job(job_id: str, person: CurrentPerson, database: RequestDatabase) -> Job:
+def cancel_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
     """At once if nothing runs; a running job stops within a heartbeat or two. Repeats have no effect."""
     with database.write() as session:
         return service.cancel(session, job_id)

@@ -12,6 +12,7 @@ from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryBatch, TrajectoryPage
 from server.db.models import MAX_INTEGER
+from server.identity.callers import Caller
 from server.metrics.exponents import job_exponents
 from server.metrics.health import job_health
 from server.metrics.history import metrics_history
@@ -19,8 +20,8 @@ from server.metrics.ingest import ingest_metrics, ingest_trajectories
 from server.metrics.staleness import MAX_STEPS, job_staleness
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
-from server.routes.access import CurrentAttempt, CurrentPerson, KnownCallerRoute
-from server.routes.dependencies import RequestDatabase, RequestObservatory, RequestStore
+from server.routes.access import CurrentAttempt, KnownCallerRoute, May
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestObservatory, RequestStore
 from server.routes.deprecations import DEPRECATED
 
 router = APIRouter(prefix="/v1", tags=["metrics"], route_class=KnownCallerRoute)
@@ -65,7 +66,7 @@ def post_trajectories(
 
 
 @router.get("/metric-names", summary="What the metrics mean")
-def get_metric_names(person: CurrentPerson) -> dict[str, MetricInfo]:
+def get_metric_names(caller: Annotated[Caller, May("self.use")]) -> dict[str, MetricInfo]:
     """Name -> level, unit and meaning."""
     return METRICS
 
@@ -73,8 +74,8 @@ def get_metric_names(person: CurrentPerson) -> dict[str, MetricInfo]:
 @router.get("/jobs/{job_id}/metrics", summary="A job's metrics")
 def get_metrics(
     job_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     name: Annotated[
         list[str], Query(description="Series to return, one parameter each; default: all.", max_length=200)
     ] = [],  # noqa: B006 - FastAPI copies it
@@ -88,7 +89,9 @@ def get_metrics(
 
 
 @router.get("/jobs/{job_id}/health", summary="A job's health")
-def get_health(job_id: str, person: CurrentPerson, database: RequestDatabase) -> JobHealth:
+def get_health(
+    job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase
+) -> JobHealth:
     """The last steps judged by the thresholds in docs/health.md, in plain words, worst first."""
     with database.read() as session:
         return job_health(session, job_id)
@@ -98,8 +101,8 @@ def get_health(job_id: str, person: CurrentPerson, database: RequestDatabase) ->
 @router.get("/jobs/{job_id}/staleness", summary="p and ESS by staleness")
 def get_staleness(
     job_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     steps: Annotated[int, Query(ge=1, le=MAX_STEPS, description="Number of newest steps to include.")] = 20,
     from_step: Annotated[
         int | None, Query(ge=0, le=MAX_INTEGER, description="First step, instead of `steps`.")
@@ -116,8 +119,8 @@ def get_staleness(
 @router.get("/jobs/{job_id}/exponents", summary="p against the clip fraction")
 def get_exponents(
     job_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     from_step: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="First step.")],
     to_step: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Last step, at most 49 after it.")],
 ) -> JobExponents:
@@ -129,8 +132,8 @@ def get_exponents(
 @router.get("/jobs/{job_id}/trajectories", summary="A step's trajectories")
 def get_trajectories(
     job_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     store: RequestStore,
     step: Annotated[
         int | None, Query(ge=0, le=MAX_INTEGER, description="Default: the newest step with trajectories.")
@@ -150,8 +153,8 @@ def get_trajectory(
     job_id: str,
     step: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
     index: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     store: RequestStore,
 ) -> Trajectory:
     """Its scalars, and its texts if they were recorded."""
@@ -165,8 +168,8 @@ def get_trajectory_tokens(
     job_id: str,
     step: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
     index: Annotated[int, Path(ge=0, le=MAX_INTEGER)],
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     store: RequestStore,
 ) -> RecordedTokens:
     """Each token's log-ratio, weight W_t and clip in each update; see `record.tokens`."""

@@ -11,8 +11,9 @@ from powermean.contracts.engines import NodeOrders
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
 from server.cluster import engines, inventory
-from server.routes.access import CurrentAdmin, CurrentNode, CurrentPerson, KnownCallerRoute
-from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings
+from server.identity.callers import Caller
+from server.routes.access import CurrentNode, KnownCallerRoute, May
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestKeyPair, RequestSettings
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=KnownCallerRoute)
@@ -21,7 +22,9 @@ NodeId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 
 
 @router.get("", summary="List the nodes")
-def list_nodes(person: CurrentPerson, database: RequestDatabase, settings: RequestSettings) -> NodeList:
+def list_nodes(
+    caller: Annotated[Caller, May("cluster.read")], database: CallersDatabase, settings: RequestSettings
+) -> NodeList:
     """What each node has, whether it is alive, and what runs there."""
     with database.read() as session:
         return NodeList(items=tuple(inventory.list_nodes(session, settings)))
@@ -57,7 +60,10 @@ def put_node(
 
 @router.delete("/{node_id}", status_code=status.HTTP_204_NO_CONTENT, summary="Remove a node")
 def delete_node(
-    node_id: NodeId, admin: CurrentAdmin, database: RequestDatabase, settings: RequestSettings
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.change")],
+    database: CallersDatabase,
+    settings: RequestSettings,
 ) -> None:
     """For a node that is gone for good: refused while it is alive or attempts hold something there.
 

@@ -3,14 +3,15 @@
 Health checks need no key and reveal only the names of parts; everything else needs one, including /metrics.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from powermean.contracts.base import Contract
 from server.errors import UnavailableError
-from server.routes.access import CurrentPerson, KnownCallerRoute
+from server.identity.callers import Caller
+from server.routes.access import KnownCallerRoute, May
 from server.routes.dependencies import RequestObservatory
 
 router = APIRouter(tags=["operations"], route_class=KnownCallerRoute)
@@ -54,6 +55,8 @@ async def readyz(observatory: RequestObservatory) -> Readiness:
         200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     },
 )
-def prometheus(person: CurrentPerson, observatory: RequestObservatory) -> Response:
+def prometheus(
+    caller: Annotated[Caller, May("operations.read")], observatory: RequestObservatory
+) -> Response:
     """Needs a key; configure Prometheus to send it as a bearer token."""
     return Response(generate_latest(observatory.registry), media_type=CONTENT_TYPE_LATEST)

@@ -18,10 +18,11 @@ from powermean.contracts.replays import (
     ReplayTask,
 )
 from server.db.models import MAX_INTEGER
+from server.identity.callers import Caller
 from server.replays import service
 from server.replays.results import read_result, read_tokens
-from server.routes.access import CurrentNode, CurrentPerson, KnownCallerRoute
-from server.routes.dependencies import RequestDatabase, RequestSettings, RequestStore
+from server.routes.access import CurrentNode, KnownCallerRoute, May
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestSettings, RequestStore
 
 router = APIRouter(prefix="/v1", tags=["replays"], route_class=KnownCallerRoute)
 
@@ -37,14 +38,14 @@ Index = Annotated[int, PathParameter(ge=0, le=MAX_INTEGER, description="Place in
 def post_replay(
     job_id: str,
     request: ReplayRequest,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("replay.ask")],
+    database: CallersDatabase,
     settings: RequestSettings,
     response: Response,
 ) -> AskedReplay:
     """A node computes p, ESS, weights and losses of the recorded tokens. A failed replay is retried."""
     with database.write() as session:
-        asked = service.ask(session, settings, person.key_id, job_id, request)
+        asked = service.ask(session, settings, caller.person_id, job_id, request)
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
     if not asked.new:
         response.status_code = status.HTTP_200_OK
@@ -55,8 +56,8 @@ def post_replay(
 @router.get("/jobs/{job_id}/replays", summary="List a job's replays")
 def list_replays(
     job_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     settings: RequestSettings,
     step: Annotated[int | None, Query(ge=0, le=MAX_INTEGER, description="Only this step's.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -70,8 +71,8 @@ def list_replays(
 def get_replay(
     job_id: str,
     replay_id: str,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     settings: RequestSettings,
 ) -> Replay:
     """Its state and, once it is done, its findings by update."""
@@ -81,7 +82,11 @@ def get_replay(
 
 @router.get("/jobs/{job_id}/replays/{replay_id}/result", summary="A replay's numbers")
 def get_result(
-    job_id: str, replay_id: str, person: CurrentPerson, database: RequestDatabase, store: RequestStore
+    job_id: str,
+    replay_id: str,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
+    store: RequestStore,
 ) -> ReplayResult:
     """Every covered trajectory in every update, as recorded and as replayed."""
     with database.read() as session:
@@ -94,8 +99,8 @@ def get_tokens(
     job_id: str,
     replay_id: str,
     index: Index,
-    person: CurrentPerson,
-    database: RequestDatabase,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
     store: RequestStore,
 ) -> ReplayedTokens:
     """Weights and clips of one trajectory's tokens, as recorded and as replayed."""

@@ -118,6 +118,26 @@ class ServiceDriver:
             raise_server_exceptions=False,
         )
 
+    def someone(
+        self,
+        role: str = "member",
+        *,
+        name: str = "Ada",
+        project: str | None = "default",
+        cluster_role: str | None = None,
+    ) -> TestClient:
+        """A client of a new person, with a key that allows all that they may."""
+        wanted = {"name": name, "role": role, "project": project, "cluster_role": cluster_role}
+        made = self.person.post("/v1/people", json=wanted)
+        assert made.status_code == 201, made.text
+        wanted = {"name": name, "role": "admin", "person_id": made.json()["id"]}
+        return self.client(self.person.post("/v1/keys", json=wanted).json()["key"])
+
+    def project(self, name: str) -> str:
+        """A project of this name, made unless it is there."""
+        assert self.person.post("/v1/projects", json={"name": name}).status_code in (201, 409)
+        return name
+
     def replica(self, holder: str) -> Scheduler:
         """The scheduler of one more replica."""
         return Scheduler(self.database, self.settings, ArtefactStore(self.settings.artefacts_url), holder)

@@ -37,6 +37,6 @@ if handed_over is not None:
     _run(handed_over)
 else:
     database = Database(Settings().database_url)
-    with database.engine.begin() as own:
+    with database.rebuild() as own:
         _run(own)
     database.close()

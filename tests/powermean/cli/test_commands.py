@@ -223,8 +223,9 @@ def test_every_command_about_a_job_takes_its_name(server: ScriptedServer, comman
 
 def test_lists_go_through_all_pages(server: ScriptedServer) -> None:
     one = Dataset(
-        id="ds-1", name="a", rows=1, fields=(), sha256="0" * 64, size=1, created_at="2026-01-01T00:00Z"
-    )
+        id="ds-1", name="a", rows=1, fields=(), sha256="0" * 64, size=1, project="default",
+        created_at="2026-01-01T00:00Z",
+    )  # fmt: skip
     pages = [
         DatasetList(items=(one,) * 200, next="2026/ds-1"),
         DatasetList(items=(one.model_copy(update={"id": "ds-2"}),) * 5),

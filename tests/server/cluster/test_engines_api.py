@@ -89,9 +89,8 @@ def test_the_way_of_an_engine_from_its_declaration_to_its_end(service: ServiceDr
 
 
 def test_administrators_declare_and_everyone_looks(service: ServiceDriver):
-    key = service.person.post("/v1/keys", json={"name": "ada", "role": "member"}).json()["key"]
+    member = service.someone()
     engine_id = declared(service)
-    member = service.client(key)
     assert [e["id"] for e in member.get("/v1/engines").json()["items"]] == [engine_id]
     assert member.post("/v1/engines", json=SPEC | {"name": "other"}).status_code == 403
     assert member.delete(f"/v1/engines/{engine_id}").status_code == 403

@@ -13,13 +13,15 @@ from sqlalchemy import MetaData, Table, insert, inspect, select, text
 
 from powermean.contracts.job import JobSpec
 from server.db.migrate import alembic_config, migrate, pending_revision
-from server.db.models import ApiKey, Base, Job
-from server.db.session import Database, database_now
+from server.db.models import ApiKey, Base, BrowserSession, Dataset, Job, Membership, Person
+from server.db.scoped import ScopedDatabase
+from server.db.session import Database
 from server.jobs import service
 from server.jobs.demand import demand_of
 from server.metrics.event_log import read_page
 from server.metrics.history import metrics_history
 from server.metrics.trajectories import read_trajectories
+from tests.support.people import add_person
 from tests.support.reports import blocks_made_anew, kept_blocks, trajectory
 from tests.support.service_driver import example_spec
 
@@ -68,20 +70,18 @@ def test_the_way_back(empty: Database):
     migrate(empty)
     with empty.write() as session:  # what a removed node leaves
         for statement in (
-            "INSERT INTO api_keys (id, name, role, key_sha256, created_at) VALUES ('k', '', '', '', :now)",
-            "INSERT INTO jobs (id, name, state, spec, algorithm, total_steps, step, seq, attempt, restarts, "
-            "cancel_requested, spec_sha256, created_by, created_at) "
-            "VALUES ('j', '', '', '{}', '', 1, 0, 0, 1, 0, :no, '', 'k', :now)",
+            "INSERT INTO people (id, name, kind, active, created_at) "
+            "VALUES ('person-1', '', 'person', :no, :now)",
+            "INSERT INTO jobs (id, project_id, name, state, spec, algorithm, total_steps, step, seq, "
+            "attempt, restarts, cancel_requested, spec_sha256, created_by, created_at) "
+            "VALUES ('j', 'default', '', '', '{}', '', 1, 0, 0, 1, 0, :no, '', 'person-1', :now)",
             'INSERT INTO attempts (id, job_id, number, state, first_step, "order", created_at) '
             "VALUES ('j.1', 'j', 1, '', 0, '', :now)",
             "INSERT INTO allocations (id, attempt_id, role, node_id, gpu_uuids) "
             "VALUES (1, 'j.1', '', 'gone', '[]')",
         ):
             session.execute(text(statement), {"now": datetime.now(UTC), "no": False})
-    config = alembic_config()
-    with empty.write() as session:
-        config.attributes["connection"] = session.connection()
-        downgrade(config, "base")
+    _revise(empty, downgrade, "base")
     assert inspect(empty.engine).get_table_names() == ["alembic_version"]
 
 
@@ -98,14 +98,10 @@ def test_jobs_from_before_get_their_demand(empty: Database):
     migrate(empty)
     specs = [JobSpec.model_validate(example_spec(**changes)) for changes in SPECS]
     with empty.write() as session:
-        now = database_now(session)
-        session.add(ApiKey(id="key", name="key", role="admin", key_sha256="0", created_at=now))
-    with empty.write() as session:
-        jobs = [service.submit(session, "key", spec, "", None).job.id for spec in specs]
-    config = alembic_config()
-    with empty.write() as session:
-        config.attributes["connection"] = session.connection()
-        downgrade(config, "0006")
+        ada = add_person(session)
+    with ScopedDatabase(empty, None).write() as scoped:
+        jobs = [service.submit(scoped, ada, spec, "", None).job.id for spec in specs]
+    _revise(empty, downgrade, "0006")
     migrate(empty)
     with empty.read() as session:
         found = [session.get_one(Job, job_id).demand for job_id in jobs]
@@ -136,8 +132,8 @@ OLD_TRAJECTORIES = [trajectory(index, reward=index / 4, p=1 - index / 9) for ind
 
 def _revise(database: Database, change: Callable[..., None], revision: str) -> None:
     config = alembic_config()
-    with database.write() as session:
-        config.attributes["connection"] = session.connection()
+    with database.rebuild() as connection:
+        config.attributes["connection"] = connection
         change(config, revision)
 
 
@@ -201,3 +197,61 @@ def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
     assert [row["row"]["updates"] for row in after["trajectories"]] == [
         row["row"]["updates"] for row in before["trajectories"]
     ]
+
+
+OLD_ROLES = {"ada": "admin", "bob": "member", "cyd": "member", "n": "node"}
+OLD_KEYS = [
+    {
+        "id": f"key-{name}", "name": name, "role": role, "key_sha256": name, "created_at": NOW,
+        "revoked_at": NOW if name == "cyd" else None,
+    }
+    for name, role in OLD_ROLES.items()
+]  # fmt: skip
+
+
+def test_old_keys_become_people_and_what_they_made_the_first_project_s(empty: Database):
+    _revise(empty, upgrade, "0012")
+    artefact = {"key": "datasets/x", "sha256": "f" * 64, "size": 3}
+    rows = {
+        "api_keys": OLD_KEYS,
+        "jobs": [OLD_JOB | {"id": f"job-{maker}", "created_by": f"key-{maker}"} for maker in ("ada", "bob")],
+        "attempts": [
+            {
+                "id": "job-bob.1", "job_id": "job-bob", "number": 1, "state": "ended", "first_step": 0,
+                "order": "continue", "created_at": NOW,
+            }
+        ],
+        "datasets": [
+            {
+                "id": "ds-1", "name": "sums", "rows": 2, "fields": [], "lacking": {}, "artefact": artefact,
+                "created_at": NOW,
+            }
+        ],
+        "browser_sessions": [
+            {"id_sha256": "s", "kind": "session", "key_id": "key-bob", "expires_at": NOW}
+        ],
+    }  # fmt: skip
+    with empty.write() as session:
+        for name, values in rows.items():
+            session.execute(insert(Table(name, MetaData(), autoload_with=session.connection())), values)
+    migrate(empty)
+    with empty.read() as session:
+        people = {person.name: person for person in session.scalars(select(Person))}
+        assert {name: (one.cluster_role, one.active) for name, one in people.items()} == {
+            "ada": ("admin", True), "bob": (None, True), "cyd": (None, False),
+        }  # fmt: skip
+        members = {(one.person_id, one.project_id, one.role) for one in session.scalars(select(Membership))}
+        assert members == {(people[name].id, "default", "member") for name in ("bob", "cyd")}
+        assert {job.id: job.created_by for job in session.scalars(select(Job))} == {
+            f"job-{name}": people[name].id for name in ("ada", "bob")
+        }
+        assert set(session.scalars(select(Job.project_id))) == {"default"}
+        keys = {key.id: key.person_id for key in session.scalars(select(ApiKey))}
+        assert keys == {f"key-{name}": person.id for name, person in people.items()} | {"key-n": None}
+        assert session.get_one(Dataset, "ds-1").sha256 == "f" * 64
+        assert session.scalars(select(BrowserSession.person_id)).all() == [people["bob"].id]
+    _revise(empty, downgrade, "0012")
+    with empty.engine.connect() as connection:
+        jobs = Table("jobs", MetaData(), autoload_with=connection)
+        makers = dict(connection.execute(select(jobs.c.id, jobs.c.created_by)).tuples().all())
+    assert makers == {"job-ada": "key-ada", "job-bob": "key-bob"}

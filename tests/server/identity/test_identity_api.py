@@ -10,7 +10,7 @@ from powermean.tokens import Verb, ensure_key_pair, sign_attempt_token
 from server.db.models import ApiKey, BrowserSession
 from server.identity.keys import WeakBootstrapKeyError, bootstrap_keys, digest
 from server.routes.access import SESSION_COOKIE
-from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, error_of
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, error_of, example_spec
 
 HERE = {"Origin": "http://127.0.0.1"}
 
@@ -56,12 +56,71 @@ def test_a_new_key_works_until_it_is_revoked_and_is_stored_hashed(service):
     assert person.get("/v1/jobs").status_code == 401
 
 
-def test_only_administrators_manage_keys(service):
-    member = service.client(new_key(service)["key"])
-    assert member.get("/v1/jobs").status_code == 200
-    assert member.get("/v1/keys").status_code == 403
-    assert member.post("/v1/keys", json={"name": "x", "role": "admin"}).status_code == 403
-    assert member.delete("/v1/keys/key-x").status_code == 403
+def test_everybody_manages_their_own_keys_alone(service):
+    theirs = new_key(service)
+    ada = service.someone()
+    mine = ada.post("/v1/keys", json={"name": "laptop"}).json()
+    listed = ada.get("/v1/keys").json()["items"]
+    assert {key["owner"] for key in listed} == {"Ada"}
+    assert mine["id"] in {key["id"] for key in listed}
+    assert ada.delete(f"/v1/keys/{theirs['id']}").status_code == 404
+    assert ada.delete(f"/v1/keys/{mine['id']}").status_code == 204
+    assert service.client(mine["key"]).get("/v1/jobs").status_code == 401
+    for wanted in ({"role": "node"}, {"person_id": "person-administrator"}):
+        assert ada.post("/v1/keys", json={"name": "x"} | wanted).status_code == 403
+
+
+def test_a_key_makes_none_that_allows_more_than_itself(service):
+    service.project("team-a")
+    viewer = service.client(new_key(service, "viewer")["key"])
+    assert viewer.post("/v1/keys", json={"name": "x", "role": "viewer"}).status_code == 201
+    assert viewer.post("/v1/keys", json={"name": "x", "role": "member"}).status_code == 403
+    wanted = {"name": "x", "role": "member", "project": "team-a"}
+    bound = service.client(service.person.post("/v1/keys", json=wanted).json()["key"])
+    assert bound.post("/v1/keys", json=wanted).status_code == 201
+    assert bound.post("/v1/keys", json=wanted | {"project": None}).status_code == 403
+    assert bound.get("/v1/me").json()["allowed"] == {"team-a": "member"}
+    assert bound.get("/v1/people").status_code == 403
+
+
+def test_who_leaves_is_out_at_once_and_what_they_made_stays(service):
+    ada = service.someone()
+    job_id = ada.post("/v1/jobs", json=example_spec()).json()["id"]
+    code = ada.post("/v1/login-codes").json()["code"]
+    browser, _ = signed_in(service, code=code)
+    me = ada.get("/v1/me").json()
+    assert (me["name"], me["projects"], me["allowed"]) == (
+        "Ada",
+        {"default": "member"},
+        {"default": "member"},
+    )
+    gone = service.person.patch(f"/v1/people/{me['id']}", json={"active": False})
+    assert gone.json()["active"] is False
+    assert ada.get("/v1/me").status_code == browser.get("/v1/me").status_code == 401
+    assert service.person.get(f"/v1/jobs/{job_id}").json()["created_by"] == me["id"]
+    mine = service.person.get("/v1/me").json()["id"]
+    assert service.person.patch(f"/v1/people/{mine}", json={"active": False}).status_code == 409
+
+
+def test_an_invitation_signs_a_person_in_without_a_key(service):
+    made = service.person.post("/v1/people", json={"name": "Bo", "email": " Bo@Example.org "}).json()
+    assert made["email"] == "bo@example.org"
+    assert service.person.post("/v1/people", json={"name": "B", "email": "BO@example.org"}).status_code == 409
+    code = service.person.post("/v1/people/bo@example.org/login-codes").json()["code"]
+    browser, answer = signed_in(service, code=code)
+    assert (answer.json()["name"], answer.json()["role"]) == ("Bo", "viewer")
+    assert browser.get("/v1/jobs").json()["items"] == []
+    assert browser.get("/v1/projects").json()["items"] == []
+    assert browser.post("/v1/jobs", json=example_spec(), headers=HERE).status_code == 422  # in which project?
+
+
+def test_the_settings_key_is_an_administrators(service):
+    me = service.person.get("/v1/me").json()
+    assert (me["id"], me["cluster_role"], me["default_project"]) == (
+        "person-administrator",
+        "admin",
+        "default",
+    )
 
 
 def test_the_last_administrators_key_stays(service):

@@ -10,7 +10,7 @@ from sqlalchemy import update
 from powermean.contracts.api import JobSort
 from server.db.models import Job
 from tests.support.reports import post_rows, row
-from tests.support.service_driver import ADMIN_KEY, error_of, example_spec
+from tests.support.service_driver import error_of, example_spec
 
 NAMES = ["b", "A", "b", "c", "a", "B", "d"]
 REWARDS = [0.5, None, 0.25, 0.5, None, 0.75, 0.5]
@@ -19,10 +19,10 @@ REWARDS = [0.5, None, 0.25, 0.5, None, 0.75, 0.5]
 @pytest.fixture
 def jobs(service):
     """Seven jobs of two owners, the oldest first."""
-    made = service.person.post("/v1/keys", json={"name": "Bea", "role": "member"}).json()
+    bea = service.someone(name="Bea")
     ids = []
     for number, name in enumerate(NAMES):
-        person = service.client(made["key"] if number % 2 else ADMIN_KEY)
+        person = bea if number % 2 else service.person
         ids.append(person.post("/v1/jobs", json=example_spec(name=name)).json()["id"])
     with service.database.write() as session:
         for job_id, reward in zip(ids, REWARDS, strict=True):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from server.db.models import Attempt, Job, Metric
-from server.identity.keys import create_key
 from server.metrics.blocks import summarise
 from server.metrics.history import metrics_history
+from tests.support.people import add_person
 from tests.support.reports import next_attempt, post_rows, row
 from tests.support.service_driver import error_of
 
@@ -67,7 +67,7 @@ def test_a_point_that_is_not_finite_stays_a_hole(service):
     [({"max_points": 1}, "max_points"), ({"from_step": -1}, "from_step"), ({"to_step": 2**40}, "to_step")],
 )
 def test_wrong_ranges_are_named(service, query, path):
-    answer = service.person.get("/v1/jobs/job-none/metrics", params=query)
+    answer = service.person.get(f"/v1/jobs/{service.submit()}/metrics", params=query)
     assert answer.status_code == 422
     assert error_of(answer)["fields"][0]["path"] == path
 
@@ -81,12 +81,12 @@ VALUES = st.one_of(st.none(), st.floats(-1e6, 1e6, allow_nan=False))
 
 def store_job(session, starts, rows):
     """A job whose attempts start at `starts`; rows are (attempt, step, update) -> value."""
-    key = create_key(session, "somebody", "member")
-    session.flush()
+    person = add_person(session)
     now = datetime.now(UTC)
     job = Job(
         id="job-x", name="x", state="running", spec={"training": {"minibatches": 3, "epochs": 1}},
-        algorithm="pmpo", total_steps=100, spec_sha256="", created_by=key.id, created_at=now,
+        algorithm="pmpo", total_steps=100, spec_sha256="", created_by=person.person_id, created_at=now,
+        project_id="default",
     )  # fmt: skip
     session.add(job)
     session.flush()

@@ -1,0 +1,51 @@
+"""The person behind a request, and what the policy lets them do with this key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from powermean.contracts.identity import ClusterRole, ProjectRole
+from server.identity.policy import CLUSTER_VERBS, ROLES, Grant, Verb, grant
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A signed-in person or a service account, already restricted to what their key allows."""
+
+    person_id: str
+    name: str
+    key_id: str | None
+    cluster_role: ClusterRole | None
+    roles: Mapping[str, ProjectRole]  # by project
+    default_project: str | None
+    cap: str = "admin"  # the most that the key allows; new keys allow no more
+    bound: str | None = None  # the only project that the key allows
+
+    def may(self, verb: Verb, project: str | None = None, owner: str | None = None) -> bool:
+        """Whether the policy allows it, for a thing of `project` that `owner` made.
+
+        Cluster verbs need no project; others are refused without one.
+        """
+        allowed = self._grant(verb, project)
+        return allowed == "yes" or (allowed == "own" and owner == self.person_id)
+
+    def _grant(self, verb: Verb, project: str | None) -> Grant:
+        if self.cluster_role == "admin":
+            return "yes"
+        if self.cluster_role == "auditor" and grant(verb, "auditor") == "yes":
+            return "yes"
+        if verb in CLUSTER_VERBS:
+            return grant(verb, "viewer")
+        role = self.roles.get(project or "")
+        return grant(verb, role) if role is not None else "no"
+
+    @property
+    def visible(self) -> frozenset[str] | None:
+        """The projects whose things this caller sees; None: all."""
+        return None if self.cluster_role is not None else frozenset(self.roles)
+
+
+def capped(role: ProjectRole, most: str) -> ProjectRole:
+    """The lower of a person's role and what their key allows; admin and auditor keys cap no project role."""
+    if most not in ROLES:
+        return role
+    return min(role, most, key=ROLES.index)

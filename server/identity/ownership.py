@@ -1,0 +1,37 @@
+"""Whose the thing in a request's path is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from server.db.models import Dataset, Job, Project
+
+# Parameter of the path -> what it is called, and the columns of its id, project and maker.
+_THINGS: dict[str, tuple[str, tuple[InstrumentedAttribute[Any], ...]]] = {
+    "job_id": ("job", (Job.id, Job.project_id, Job.created_by)),
+    "dataset_id": ("dataset", (Dataset.id, Dataset.project_id, Dataset.created_by)),
+    "project": ("project", (Project.id, Project.id)),
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A thing's name in the path, and the thing, if there is one."""
+
+    kind: str
+    id: str
+    project: str | None = None
+    owner: str | None = None
+
+
+def named_in(session: Session, parameters: Mapping[str, object]) -> Named | None:
+    """The job, dataset or project that the path names; None: it names none."""
+    for parameter, (kind, columns) in _THINGS.items():
+        if parameter in parameters:
+            given = str(parameters[parameter])
+            row = session.execute(select(*columns).where(columns[0] == given)).one_or_none()
+            return Named(kind, given) if row is None else Named(kind, given, *row[1:])
+    return None

@@ -1,0 +1,53 @@
+"""People's accounts and service accounts, for administrators."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, status
+
+from powermean.contracts.api import LoginCode
+from powermean.contracts.identity import NewPerson, Person, PersonChange, PersonList
+from server.identity import people, sessions
+from server.identity.callers import Caller
+from server.routes.access import KnownCallerRoute, May
+from server.routes.dependencies import RequestDatabase
+
+router = APIRouter(prefix="/v1/people", tags=["identity"], route_class=KnownCallerRoute)
+
+PersonId = Annotated[str, Path(max_length=254, description="Id or e-mail address.")]
+
+
+@router.get("", summary="List the people")
+def list_people(caller: Annotated[Caller, May("person.read")], database: RequestDatabase) -> PersonList:
+    """All accounts, by name. Administrators and auditors only."""
+    with database.read() as session:
+        return PersonList(items=people.list_people(session))
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, summary="Add a person")
+def add_person(
+    wanted: NewPerson, caller: Annotated[Caller, May("person.change")], database: RequestDatabase
+) -> Person:
+    """Or a service account for a program. Administrators only."""
+    with database.write() as session:
+        return people.create(session, wanted)
+
+
+@router.patch("/{person_id}", summary="Change a person")
+def change_person(
+    person_id: PersonId,
+    wanted: PersonChange,
+    caller: Annotated[Caller, May("person.change")],
+    database: RequestDatabase,
+) -> Person:
+    """`active: false` ends their keys and sessions at once; what they made stays. Administrators only."""
+    with database.write() as session:
+        return people.change(session, person_id, wanted)
+
+
+@router.post("/{person_id}/login-codes", status_code=status.HTTP_201_CREATED, summary="Invite a person")
+def invite(
+    person_id: PersonId, caller: Annotated[Caller, May("person.change")], database: RequestDatabase
+) -> LoginCode:
+    """A code that signs one browser in as them, within ten minutes: /login/{code}. Administrators only."""
+    with database.write() as session:
+        return sessions.create_code(session, people.find(session, person_id).id, None)
