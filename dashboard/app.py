@@ -119,7 +119,9 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/me/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]),
             Route("/projects/{project}/secrets", secrets.secrets_page),
             Route("/projects/{project}/secrets", secrets.set_secret, methods=["POST"]),
-            Route("/projects/{project}/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]),
+            Route(
+                "/projects/{project}/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]
+            ),
             Route("/login", signin.login_page),
             Route("/login", signin.sign_in, methods=["POST"]),
             Route("/login/{code}", signin.code_page),

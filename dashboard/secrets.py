@@ -18,7 +18,13 @@ async def secrets_page(request: Request, error: ErrorBody | None = None, status:
         found = await client.secrets(project)
     prefix = "" if project else OWN
     return page(
-        request, "secrets.html", status=status, project=project, prefix=prefix, secrets=found.items, error=error
+        request,
+        "secrets.html",
+        status=status,
+        project=project,
+        prefix=prefix,
+        secrets=found.items,
+        error=error,
     )
 
 
@@ -44,7 +50,9 @@ async def remove_secret(request: Request) -> Response:
     """GET asks first; POST removes it."""
     name = request.path_params["name"]
     if request.method == "GET":
-        return page(request, "secret_remove.html", project=_project(request), name=name, back=_address(request))
+        return page(
+            request, "secret_remove.html", project=_project(request), name=name, back=_address(request)
+        )
     require_same_origin(request)
     try:
         async with api.client(request) as client:

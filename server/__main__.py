@@ -1,4 +1,7 @@
-"""`python -m server` serves the REST API and the dashboard; with `migrate` it only prepares the database."""
+"""`python -m server` serves the REST API and the dashboard.
+
+With `migrate` it only prepares the database; with `rotate-secrets` it encrypts all secrets with a new key.
+"""
 
 import argparse
 import logging
@@ -17,6 +20,8 @@ from server.db.migrate import migrate
 from server.request_log import configure_logging
 from server.settings import Settings
 from server.start import BACKLOG, allow_files, bind, database_failures, open_database, prepare
+from server.vault.key_file import KeyFile
+from server.vault.rotation import rotate
 
 GRACE_S = 5  # for requests in progress when the server is told to stop
 
@@ -38,16 +43,13 @@ def main(arguments: list[str]) -> int:
     """Serve, or migrate; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     parser.add_argument(
-        "command", nargs="?", choices=["serve", "migrate"], default="serve", help="default: serve"
+        "command", nargs="?", choices=["serve", *OTHERS], default="serve", help="default: serve"
     )
     command = parser.parse_args(arguments).command
     configure_logging()
     try:
         settings = Settings()
-        if command == "migrate":
-            migrate_only(settings)
-        else:
-            serve(settings)
+        OTHERS.get(command, serve)(settings)
     except ValidationError as error:
         for one in error.errors():
             name = "_".join(str(part) for part in one["loc"]).upper()
@@ -69,6 +71,15 @@ def migrate_only(settings: Settings) -> None:
     with database_failures(settings):
         migrate(database)
     database.close()
+
+
+def rotate_secrets(settings: Settings) -> None:
+    """Encrypt all secrets with a new key; servers may run meanwhile."""
+    database = open_database(settings)
+    with database_failures(settings):
+        count = rotate(database, KeyFile.ensure(settings.secrets_dir))
+    database.close()
+    print(f"{count} secrets are encrypted with a new key")
 
 
 def serve(settings: Settings) -> None:
@@ -94,6 +105,8 @@ def serve(settings: Settings) -> None:
     logging.getLogger("server").info("listening on http://%s:%d", *listener.getsockname()[:2])
     Server(config, app).run(sockets=[listener])
 
+
+OTHERS = {"migrate": migrate_only, "rotate-secrets": rotate_secrets}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -51,7 +51,12 @@ def list_secrets(project: OfProject = None, json_: AsJson = False) -> None:
     say_table(
         ("name", "set by", "set", "last used"),
         (
-            (one.name, one.set_by, local_time(one.set_at), local_time(one.used_at) if one.used_at else "never")
+            (
+                one.name,
+                one.set_by,
+                local_time(one.set_at),
+                local_time(one.used_at) if one.used_at else "never",
+            )
             for one in found.items
         ),
         wrap=("set by",),

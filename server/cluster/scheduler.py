@@ -144,7 +144,9 @@ class Scheduler:
             avoid = _let_down(session)
         nobody: frozenset[str] = frozenset()
         waiting = [
-            demand.waiting_job(job.id, job.demand, job.longest_sequence, avoid.get(job.id, nobody))
+            demand.waiting_job(
+                job.id, job.demand, job.longest_sequence, avoid.get(job.id, nobody), job.project
+            )
             for job in jobs
         ]
         made = plan(ClusterState(capacities, waiting, shared, unplaced))
@@ -181,12 +183,13 @@ class _Queued(NamedTuple):
     demand: str
     longest_sequence: int | None
     phase: str | None
+    project: str
 
 
 def _queued(session: Session, now: datetime) -> list[_Queued]:
     """Queued jobs whose pause is over, in order of submission."""
     query = (
-        select(Job.id, Job.demand, Job.longest_sequence, Job.phase)
+        select(Job.id, Job.demand, Job.longest_sequence, Job.phase, Job.project_id)
         .where(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
         .order_by(Job.id)
     )

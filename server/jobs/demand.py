@@ -18,7 +18,6 @@ class AdapterNeed:
     tokens: int  # longest prompt with its completion; when submitted, what is known of it
     required: bool  # must not start its own engine instead
     same_host: bool = False  # as the trainer's
-    project: str = ""  # the job's; no part of what is stored
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from server.routes import (
     people,
     projects,
     replays,
+    secrets,
 )
 
 # Any request may be malformed, unknown, in conflict or unavailable; errors always have the same shape.
@@ -47,6 +48,7 @@ def api_routes() -> list[BaseRoute]:
         identity,
         people,
         projects,
+        secrets,
         jobs,
         attempts,
         nodes,

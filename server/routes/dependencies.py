@@ -15,6 +15,7 @@ from server.db.session import Database
 from server.metrics.stream import EventHub
 from server.observability import Observatory
 from server.settings import Settings
+from server.vault.key_file import KeyService
 
 
 def _state(name: str) -> Callable[[Request], Awaitable[Any]]:
@@ -34,5 +35,6 @@ RequestDatabase = Annotated[Database, Depends(_state("database"))]
 RequestSettings = Annotated[Settings, Depends(_state("settings"))]
 RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]
 RequestEvents = Annotated[EventHub, Depends(_state("events"))]
+RequestVault = Annotated[KeyService, Depends(_state("vault"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]

@@ -12,14 +12,17 @@ from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
+from powermean.contracts.secrets import HUB_TOKENS
 from powermean.spec_yaml import SpecTextError, read_spec
-from server.errors import UnreadableSpecError
+from server.errors import ConflictError, UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
 from server.jobs.listing import JobFilter, list_jobs
 from server.routes.access import CurrentNode, KnownCallerRoute, May
-from server.routes.dependencies import CallersDatabase, RequestDatabase
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestSettings, RequestVault
 from server.routes.deprecations import GivenBody
+from server.vault.key_file import KeyUnavailableError
+from server.vault.secrets import values_of
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=KnownCallerRoute)
 
@@ -45,12 +48,14 @@ def submit_job(
     given: GivenBody,
     caller: Annotated[Caller, May("job.submit")],
     database: CallersDatabase,
+    settings: RequestSettings,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
     with database.write() as session:
-        submitted = service.submit(session, caller, spec, json.dumps(given), idempotency_key)
+        text, allowed = json.dumps(given), settings.allowed_models
+        submitted = service.submit(session, caller, spec, text, idempotency_key, allowed)
     return _accepted(submitted, spec, given, response)
 
 
@@ -64,6 +69,7 @@ def submit_text(
     source: SpecSource,
     caller: Annotated[Caller, May("job.submit")],
     database: CallersDatabase,
+    settings: RequestSettings,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
@@ -78,7 +84,8 @@ def submit_text(
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors, body=given) from error
     with database.write() as session:
-        submitted = service.submit(session, caller, spec, source.text, idempotency_key)
+        text, allowed = source.text, settings.allowed_models
+        submitted = service.submit(session, caller, spec, text, idempotency_key, allowed)
     return _accepted(submitted, spec, given, response)
 
 
@@ -132,10 +139,20 @@ def cancel_job(job_id: str, caller: Annotated[Caller, May("job.change")], databa
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")
-def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationWithSecrets:
+def get_validation(
+    job_id: str, node: CurrentNode, database: RequestDatabase, vault: RequestVault
+) -> ValidationWithSecrets:
     """The spec, where its dataset is, and what its model is fetched with."""
-    with database.read() as session:
-        return ValidationWithSecrets(task=service.validation_task(session, job_id))
+    with database.write() as session:
+        task, job = service.validation_task(session, job_id)
+        try:
+            tokens = values_of(session, vault, job, HUB_TOKENS if task.spec.model.name else ())
+        except KeyUnavailableError as error:
+            service.accept_validation(session, job_id, ValidationResult(errors=(error.error,)))
+            refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")
+        else:
+            return ValidationWithSecrets(task=task, secrets=tokens)
+    raise refused
 
 
 @router.post(

@@ -1,6 +1,6 @@
 """The keys that protect all others, in a file: an ID and 256 random bits a line, newest last.
 
-`KeyService` is what a key management service does: it wraps and unwraps data keys, and keeps its own to itself.
+`KeyService` is what a key management service does: it wraps and unwraps data keys; its own never leave it.
 """
 
 import fcntl

@@ -6,14 +6,14 @@ key that a row still needs. Run again, it goes on with the same key. Servers may
 
 from sqlalchemy import select
 
-from server.db.models import PersonSecret, ProjectSecret
+from server.db.models import PersonSecret, ProjectSecret, SealedValue
 from server.db.session import Database
 from server.vault.key_file import KeyFile, KeyUnavailableError
 from server.vault.sealing import Owner, seal, unseal
-from server.vault.secrets import SecretRow, sealed_in
+from server.vault.secrets import sealed_in
 
 BATCH = 50  # secrets of a transaction
-KINDS: tuple[type[SecretRow], ...] = (ProjectSecret, PersonSecret)
+KINDS: tuple[type[SealedValue], ...] = (ProjectSecret, PersonSecret)
 
 
 def rotate(database: Database, keys: KeyFile) -> int:
@@ -38,7 +38,7 @@ def _in_use(database: Database) -> set[str]:
         return {key_id for kind in KINDS for key_id in session.scalars(select(kind.key_id).distinct())}
 
 
-def _encrypt_some(database: Database, keys: KeyFile, kind: type[SecretRow], newest: str) -> int:
+def _encrypt_some(database: Database, keys: KeyFile, kind: type[SealedValue], newest: str) -> int:
     with database.write() as session:
         query = select(kind).where(kind.key_id != newest).order_by(kind.name).limit(BATCH).with_for_update()
         rows = session.scalars(query).all()
@@ -55,7 +55,8 @@ def _encrypt_some(database: Database, keys: KeyFile, kind: type[SecretRow], newe
         return len(rows)
 
 
-def _owner(row: SecretRow) -> Owner:
+def _owner(row: SealedValue) -> Owner:
     if isinstance(row, ProjectSecret):
         return Owner("project", row.project_id)
+    assert isinstance(row, PersonSecret)
     return Owner("person", row.person_id)

@@ -8,17 +8,18 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from powermean.contracts.job import JobSpec
 from powermean.contracts.secrets import OWN, SecretValues, SecretView
-from server.db.models import Job, Person, PersonSecret, ProjectSecret
+from server.db.models import Job, Person, PersonSecret, ProjectSecret, SealedValue
 from server.db.session import database_now, upsert
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.vault.key_file import KeyService, KeyUnavailableError
 from server.vault.sealing import Owner, Sealed, seal, unseal
 
 MOST_OF_AN_OWNER = 200
-SecretRow = ProjectSecret | PersonSecret
 
 
-def put(session: Session, keys: KeyService, owner: Owner, name: str, value: str, person_id: str) -> SecretView:
+def put(
+    session: Session, keys: KeyService, owner: Owner, name: str, value: str, person_id: str
+) -> SecretView:
     """Set a secret, or replace its value. Raises ConflictError where the owner has too many."""
     if _find(session, owner, name) is None and _count(session, owner) >= MOST_OF_AN_OWNER:
         raise ConflictError(f"there are {MOST_OF_AN_OWNER} secrets already", remedy="Remove one first.")
@@ -89,7 +90,11 @@ def values_of(
             owner, name = owner_of(reference, job.project_id, job.created_by)
             row = _find(session, owner, name)
             if row is None or (owner.kind == "person" and not session.get_one(Person, owner.id).active):
-                raise KeyUnavailableError(f"secret {reference} is gone", remedy="Set it, and submit again.")
+                raise KeyUnavailableError(
+                    f"secret {reference} is gone",
+                    path=f"secrets.{variable}",
+                    remedy="Set it, and submit the job again.",
+                )
             found[variable] = unseal(keys, owner, name, sealed_in(row))
             row.used_at = database_now(session)
     return found
@@ -102,12 +107,12 @@ def owner_of(reference: str, project: str, person_id: str) -> tuple[Owner, str]:
     return Owner("project", project), reference
 
 
-def sealed_in(row: SecretRow) -> Sealed:
+def sealed_in(row: SealedValue) -> Sealed:
     """What the row has of the value."""
     return Sealed(row.key_id, row.wrapped_key, row.blob)
 
 
-def _kind(owner: Owner) -> type[SecretRow]:
+def _kind(owner: Owner) -> type[ProjectSecret] | type[PersonSecret]:
     return ProjectSecret if owner.kind == "project" else PersonSecret
 
 
@@ -115,12 +120,12 @@ def _column(owner: Owner) -> str:
     return f"{owner.kind}_id"
 
 
-def _of(owner: Owner) -> Select[tuple[SecretRow]]:
-    kind = _kind(owner)
+def _of(owner: Owner) -> Select[SealedValue]:
+    kind: type[SealedValue] = _kind(owner)
     return select(kind).where(getattr(kind, _column(owner)) == owner.id)
 
 
-def _find(session: Session, owner: Owner, name: str, lock: str | None = None) -> SecretRow | None:
+def _find(session: Session, owner: Owner, name: str, lock: str | None = None) -> SealedValue | None:
     """`lock`: update keeps submitters waiting that share it, and the other way round."""
     query = _of(owner).where(_kind(owner).name == name)
     if lock is not None:
