@@ -48,6 +48,9 @@ class ScriptedServer:
             def do_POST(self) -> None:
                 self.do_GET()
 
+            def do_PUT(self) -> None:
+                self.do_GET()
+
             def do_DELETE(self) -> None:
                 self.do_GET()
 

@@ -44,6 +44,7 @@ _NOT_PROVIDED = (
     HFValidationError,
     OSError,
 )
+ADAPTER = "adapter_config.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -121,6 +122,13 @@ def _checked(folder: Path, path: str) -> Path:
             f"{folder} is not a model folder: it lacks config.json or *.safetensors",
             path=path,
             remedy="save the model with save_pretrained(); pickled weights are not loaded",
+        )
+    if (folder / ADAPTER).exists():  # transformers would load the base model that it names, from anywhere
+        raise TrainingError(
+            "unknown_model",
+            f"{folder} is an adapter, not a model: it holds {ADAPTER}",
+            path=path,
+            remedy="merge the adapter into its base model, and save that with save_pretrained()",
         )
     for file in sorted(folder.iterdir()):
         if why := _damage(file):
