@@ -31,7 +31,9 @@ from server.settings import is_loopback
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
-def create(session: Session, person_id: str, spec: EngineSpec, allowed: AllowedModels = ()) -> EngineView:
+def create(
+    session: ScopedSession, person_id: str, spec: EngineSpec, allowed: AllowedModels = ()
+) -> EngineView:
     """Declare an engine service; the scheduler finds it a node.
 
     Raises:
@@ -95,7 +97,7 @@ def _as_seen(view: EngineView, projects: frozenset[str] | None) -> EngineView | 
     return view.model_copy(update={"spec": spec}) if own else None
 
 
-def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
+def remove(session: ScopedSession, engine_id: str, living: Collection[str]) -> EngineView:
     """Make it take no new jobs and end after its current ones. Raises NotFoundError."""
     found = _locked(session, EngineService.id == engine_id)
     if not found:
