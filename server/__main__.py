@@ -79,7 +79,7 @@ def rotate_secrets(settings: Settings) -> None:
     with database_failures(settings):
         count = rotate(database, KeyFile.ensure(settings.secrets_dir))
     database.close()
-    print(f"{count} secrets are encrypted with a new key")
+    print(f"secrets encrypted with a new key: {count}")
 
 
 def serve(settings: Settings) -> None:

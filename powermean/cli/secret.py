@@ -21,7 +21,7 @@ OfProject = Annotated[
 
 
 @secret.command("set")
-def set_secret(name: Name, project: OfProject = None) -> None:
+def set_secret(name: Name, project: OfProject = None, json_: AsJson = False) -> None:
     """Set a secret: asks for the value, or reads it from standard input.
 
     A spec names it by environment variable: `secrets: {HF_TOKEN: NAME}`, or me/NAME for one of your own.
@@ -33,8 +33,11 @@ def set_secret(name: Name, project: OfProject = None) -> None:
         complain("The value is empty.")
         raise typer.Exit(FAILED)
     with connected() as client:
-        client.set_secret(name, value, project)
-    say(f"{name} is set; a spec names it as {name if project else f'me/{name}'}")
+        made = client.set_secret(name, value, project)
+    if json_:
+        say_json(made)
+    else:
+        say(f"{name} is set; a spec names it as {name if project else f'me/{name}'}")
 
 
 @secret.command("list")

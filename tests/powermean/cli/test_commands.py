@@ -54,13 +54,14 @@ SUBCOMMANDS = {
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
+    "secret": ("set", "list", "remove"),
 }
 EVERY = [
     *[(c,) for c in COMMANDS if c not in SUBCOMMANDS],
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
 
-WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
+WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"), ("secret", "remove"))
 
 
 @pytest.mark.parametrize("command", EVERY)

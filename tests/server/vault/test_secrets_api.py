@@ -1,6 +1,9 @@
 """Secrets over the API: set by those who may, shown to nobody, given to the node that runs the job."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from server.vault.rotation import rotate
 from server.vault.sealing import seal
 from tests.support.service_driver import ServiceDriver, example_spec
 
+ROOT = Path(__file__).parents[3]
 VALUE = "hf_0123456789abcdefghij"
 TEAM = "/v1/projects/default/secrets"
 OWN = "/v1/me/secrets"
@@ -174,6 +178,21 @@ def test_a_job_whose_secret_cant_be_read_fails_and_says_so(service: ServiceDrive
     assert service.job(job_id).attempts[0].state == "ended"
 
 
+def test_a_leavers_own_secrets_go_to_no_job(service: ServiceDriver):
+    ada = service.someone()
+    ada.put(f"{OWN}/hf", json={"value": VALUE})
+    job_id = ada.post("/v1/jobs", json=example_spec(**naming(HF_TOKEN="me/hf"))).json()["id"]
+    service.validate(job_id)
+    service.report()
+    service.scheduler.turn()
+    person = ada.get("/v1/me").json()["id"]
+    assert service.person.patch(f"/v1/people/{person}", json={"active": False}).status_code == 200
+    assert service.node.post(f"/v1/attempts/{job_id}.1/claim").status_code == 409
+    error = service.job(job_id).error
+    assert error is not None
+    assert (error.path, error.message) == ("secrets.HF_TOKEN", "secret me/hf is gone")
+
+
 def test_rows_of_the_database_cant_be_exchanged(service: ServiceDriver):
     """As somebody could who may write to the database, but has no key."""
     service.project("theirs")
@@ -210,6 +229,24 @@ def test_a_rotation_changes_every_row_and_no_value(service: ServiceDriver):
     assert claimed(service, f"{job_id}.1") == {"HF_TOKEN": "value number 7", "WANDB_API_KEY": VALUE}
     rotate(service.database, keys)
     assert len(keys.ids()) == 2  # the newest, and the one before
+
+
+@pytest.mark.slow
+def test_the_command_rotates_while_the_server_runs(service: ServiceDriver):
+    set_one(service)
+    before = stored(service)
+    settings = {
+        "POWERMEAN_DATABASE_URL": service.settings.database_url,
+        "POWERMEAN_SECRETS_DIR": str(service.settings.secrets_dir),
+    }
+    command = [sys.executable, "-m", "server", "rotate-secrets"]
+    done = subprocess.run(
+        command, env=os.environ | settings, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "secrets encrypted with a new key: 1\n"), done.stderr
+    assert stored(service) != before
+    job_id = service.started(**naming(HF_TOKEN="hf"))
+    assert claimed(service, f"{job_id}.1") == {"HF_TOKEN": VALUE}  # the running server needs no restart
 
 
 def test_a_rotation_that_was_stopped_goes_on(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
