@@ -98,13 +98,13 @@ class LocalLauncher:
             *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
             *(("--gpu-memory-share", OWN_GPU_SHARE) if split else ()),
         )
-        return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
+        return Command(argv, _offline(self._environment(attempt, gpus)))
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         gpus = self._gpus(claim, "trainer")
         argv = (sys.executable, "-m", "trainer.run", "--attempt-dir", str(attempt.path))
         environment = ({} if gpus else COMPACT) | self._environment(attempt, gpus)
-        return Command(argv, environment | {"HF_HUB_OFFLINE": "1"}, self._secrets)
+        return Command(argv, _offline(environment), self._secrets)
 
     def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:
         here = self._settings.node_id
@@ -168,8 +168,8 @@ class LocalEngineLauncher:
             argv += ["--max-model-len", str(spec.max_model_len)]
         if on_gpu:
             argv += ["--gpu-memory-share", OWN_GPU_SHARE]
-        environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id, "HF_HUB_OFFLINE": "1"}
-        return Command(tuple(argv), environment)
+        environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id}
+        return Command(tuple(argv), _offline(environment))
 
 
 def without_secrets() -> dict[str, str]:
@@ -180,6 +180,13 @@ def without_secrets() -> dict[str, str]:
 def hub_tokens(secrets: SecretValues) -> SecretValues:
     """Those that a model is fetched with."""
     return {name: value for name, value in secrets.items() if name in HUB_TOKENS}
+
+
+def _offline(environment: dict[str, str]) -> dict[str, str]:
+    """For a program whose model is prepared: it asks no hub, and needs no token of the node's for one."""
+    return {name: value for name, value in environment.items() if name not in HUB_TOKENS} | {
+        "HF_HUB_OFFLINE": "1"
+    }
 
 
 def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
