@@ -60,18 +60,12 @@ class Redactor:
         if not self._forms:
             return chunk
         text = _Text(self._held + chunk)
-        clean, done = [], 0
-        for found in self._pattern.finditer(text.dense):
-            clean += [text.between(done, found.start()), MASK]
-            done = found.end()
-        begun = self._begun(text.dense, done)
-        self._held = text.from_(begun)
-        return b"".join([*clean, text.between(done, begun)])
+        return self._clean(text, self._begun(text.dense))
 
     def rest(self) -> bytes:
-        """What is still held back: it was no value after all."""
-        held, self._held = self._held, b""
-        return held
+        """What is still held back, redacted."""
+        text = _Text(self._held)
+        return self._clean(text, len(text.dense)) if self._forms else b""
 
     def text(self, whole: str) -> str:
         """A whole text, redacted."""
@@ -81,11 +75,23 @@ class Redactor:
         once._forms, once._pattern = self._forms, self._pattern
         return (once.feed(whole.encode(errors="surrogatepass")) + once.rest()).decode(errors="surrogatepass")
 
-    def _begun(self, dense: bytes, start: int) -> int:
+    def _clean(self, text: "_Text", certain: int) -> bytes:
+        """The text without the values that begin before `certain`; what follows is held back."""
+        clean, done = [], 0
+        for found in self._pattern.finditer(text.dense):
+            if found.start() >= certain:
+                break
+            clean += [text.between(done, found.start()), MASK]
+            done = found.end()
+        kept = max(done, certain)
+        self._held = text.from_(kept)
+        return b"".join([*clean, text.between(done, kept)])
+
+    def _begun(self, dense: bytes) -> int:
         """Where a value begins that may go on in the next chunk; the end if nowhere."""
         first = len(dense)
         for form in self._forms:
-            at = dense.find(form[:1], max(start, len(dense) - len(form) + 1))
+            at = dense.find(form[:1], max(0, len(dense) - len(form) + 1))
             while 0 <= at < first:
                 if form.startswith(dense[at:]):
                     first = at
