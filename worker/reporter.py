@@ -6,6 +6,7 @@ of the job's secrets.
 
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -28,6 +29,7 @@ from worker.redaction import own_redactor
 
 log = logging.getLogger(__name__)
 
+DETAIL_S = 2.0
 _ROWS_PER_RECORD = 20_000
 
 
@@ -41,6 +43,7 @@ class Reporter:
         written = [int(path.stem) for path in self._attempt.spooled()]
         self._numbers = itertools.count(max(written, default=0) + 1)
         self._telling = Lock()
+        self._phase, self._told = "", 0.0
 
     def metrics(self, rows: Sequence[MetricRow]) -> None:
         for start in range(0, len(rows), _ROWS_PER_RECORD):
@@ -64,7 +67,15 @@ class Reporter:
         """
         log.info(text)
         with self._telling:
-            self._attempt.write_phase(self._redactor.text(text))
+            self._phase = self._redactor.text(text)
+            self._attempt.write_phase(self._phase)
+
+    def detail(self, text: str) -> None:
+        """How far the present phase is: told now and then, since heartbeats read it no more often."""
+        with self._telling:
+            if time.monotonic() - self._told >= DETAIL_S:
+                self._told = time.monotonic()
+                self._attempt.write_phase(self._redactor.text(f"{self._phase}, {text}"))
 
     def order(self) -> Order:
         """The supervisor's order."""

@@ -106,7 +106,9 @@ class Job(OwnedByProject, Base):
     """A job. `attempt` is the current attempt's number: the fence that every write is checked against."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("uq_jobs_idempotency", "created_by", "idempotency_key", unique=True),)
+    __table_args__ = (
+        Index("uq_jobs_idempotency", "created_by", "project_id", "idempotency_key", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(120))
@@ -119,6 +121,8 @@ class Job(OwnedByProject, Base):
     step: Mapped[int] = mapped_column(Integer, default=0)
     last_reward: Mapped[float | None] = mapped_column(Float)
     last_p: Mapped[float | None] = mapped_column(Float)  # mean p of the last pass
+    last_p_defined: Mapped[int | None]  # trajectories that have one
+    last_p_undefined: Mapped[int | None]  # and that have none
     held_out_before: Mapped[float | None] = mapped_column(Float)  # eval/reward before training
     held_out: Mapped[float | None] = mapped_column(Float)  # the newest
     phase: Mapped[str | None] = mapped_column(String(200))
@@ -219,6 +223,7 @@ class Node(Base):
     instance: Mapped[str | None] = mapped_column(String(64))  # the worker that has the name
     report: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
+    rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
 
 
 class Outbox(Base):

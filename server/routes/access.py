@@ -8,6 +8,7 @@ never logged here.
 """
 
 import json
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import cache, partial
@@ -33,8 +34,10 @@ from server.identity.ownership import named_in
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.sessions import find_session
-from server.routes.json_bodies import JsonRequest
+from server.routes.json_bodies import JsonRequest, beside_the_loop
+from server.routes.parameters import known_parameters
 
+SLOW_BODY_S = 1.0  # whoever takes longer to send a body is looked at again before it has an effect
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(
@@ -67,7 +70,7 @@ class KnownCallerRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
-        handle = super().get_route_handler()
+        handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
         found = _first_of(self.dependant, _IDENTIFY)
         has_body = self.body_field is not None
 
@@ -80,8 +83,11 @@ class KnownCallerRoute(APIRoute):
             if not has_body:
                 return await handle(request)
             read = JsonRequest(request.scope, request.receive)
+            began = time.monotonic()
             with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
                 await read.json()
+            if found is not None and time.monotonic() - began > SLOW_BODY_S:
+                await known_again(request)
             return await handle(read)
 
         return handle_known
@@ -219,10 +225,18 @@ _IDENTIFY: dict[object, _Identify] = {
 }
 
 
+async def known_again(request: Request) -> None:
+    """Find the caller anew after something that they can make last: their rights may have ended meanwhile.
+
+    Raises as the first time.
+    """
+    request.state.caller = await run_in_threadpool(request.state.identify, request)
+
+
 async def is_still_allowed(request: Request) -> bool:
     """Whether the caller would be let in again, for answers that go on for long."""
     try:
-        await run_in_threadpool(request.state.identify, request)
+        await known_again(request)
     except ServiceError:
         return False
     return True

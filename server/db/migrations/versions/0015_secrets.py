@@ -1,14 +1,14 @@
 """secrets of projects and people
 
 Revision ID: 0015
-Revises: 0013
+Revises: 0019
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0015"
-down_revision = "0013"
+down_revision = "0019"
 branch_labels = None
 depends_on = None
 
