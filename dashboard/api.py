@@ -55,10 +55,10 @@ def require_same_origin(request: Request) -> None:
         raise HTTPException(403, "This form was sent from another site. Open the page here and try again.")
 
 
-async def require_signed_in(request: Request) -> None:
-    """Raises ApiError (401) before work is done for somebody who is not; for pages that ask the API late."""
-    async with client(request) as api:
-        await api.list_jobs(limit=1)
+def public_address(request: Request, path: str) -> str:
+    """The full address of a page, as people elsewhere open it."""
+    state = request.scope.get("state", {})
+    return f"{state.get('public_origin') or _origin(request)}{state.get('root', '')}{path}"
 
 
 def is_fragment(request: Request) -> bool:

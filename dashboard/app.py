@@ -1,5 +1,7 @@
 """The dashboard: web pages over the REST API."""
 
+from contextlib import suppress
+
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -16,6 +18,8 @@ from dashboard import (
     job,
     jobs,
     logs,
+    people,
+    projects,
     replays,
     secrets,
     signin,
@@ -25,6 +29,7 @@ from dashboard import (
 )
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
+from dashboard.viewer import viewed, viewer_of
 from powermean.contracts.api import ErrorBody, ErrorResponse
 from powermean.rest import ApiError, ServerUnreachableError
 
@@ -67,6 +72,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         if is_fragment(request):
             return Response(status_code=401, headers={"HX-Redirect": address})
         return RedirectResponse(address, status_code=303)
+    await _know_viewer(request)
     return page(request, "error.html", status=error.status, error=error.body)
 
 
@@ -85,7 +91,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
     if request.url.path.startswith("/v1/"):  # programs get errors in the API's shape
         return JSONResponse(ErrorResponse(error=body).model_dump(), status_code=error.status_code)
+    await _know_viewer(request)
     return page(request, "error.html", status=error.status_code, error=body)
+
+
+async def _know_viewer(request: Request) -> None:
+    """For the head of an error's page, which also strangers see."""
+    with suppress(ApiError, ServerUnreachableError):
+        await viewer_of(request)
 
 
 def create_dashboard(api: ASGIApp) -> Starlette:
@@ -96,31 +109,49 @@ def create_dashboard(api: ASGIApp) -> Starlette:
     """
     application = Starlette(
         routes=[
-            Route("/", jobs.jobs_page),
-            Route("/jobs/{job_id}", job.overview_page),
-            Route("/jobs/{job_id}/charts", job.charts_page),
-            Route("/jobs/{job_id}/system", job.system_page),
-            Route("/jobs/{job_id}/spec", job.spec_page),
+            Route("/", viewed(jobs.jobs_page)),
+            Route("/jobs/{job_id}", viewed(job.overview_page)),
+            Route("/jobs/{job_id}/charts", viewed(job.charts_page)),
+            Route("/jobs/{job_id}/system", viewed(job.system_page)),
+            Route("/jobs/{job_id}/spec", viewed(job.spec_page)),
             Route("/jobs/{job_id}/part/{part}", job.job_part),
-            Route("/jobs/{job_id}/cancel", job.cancel, methods=["GET", "POST"]),
-            Route("/jobs/{job_id}/steps/{step}", steps.step_page),
-            Route("/jobs/{job_id}/steps/{step}/groups/{group}", group.group_page),
-            Route("/jobs/{job_id}/steps/{step}/trajectories/{index}", trajectory.trajectory_page),
-            Route("/jobs/{job_id}/steps/{step}/replays", replays.form_page),
-            Route("/jobs/{job_id}/steps/{step}/replays", replays.ask, methods=["POST"]),
-            Route("/jobs/{job_id}/replays/{replay_id}", replays.replay_page),
-            Route("/jobs/{job_id}/log", logs.log_page),
+            Route("/jobs/{job_id}/cancel", viewed(job.cancel), methods=["GET", "POST"]),
+            Route("/jobs/{job_id}/steps/{step}", viewed(steps.step_page)),
+            Route("/jobs/{job_id}/steps/{step}/groups/{group}", viewed(group.group_page)),
+            Route("/jobs/{job_id}/steps/{step}/trajectories/{index}", viewed(trajectory.trajectory_page)),
+            Route("/jobs/{job_id}/steps/{step}/replays", viewed(replays.form_page)),
+            Route("/jobs/{job_id}/steps/{step}/replays", viewed(replays.ask), methods=["POST"]),
+            Route("/jobs/{job_id}/replays/{replay_id}", viewed(replays.replay_page)),
+            Route("/jobs/{job_id}/log", viewed(logs.log_page)),
             Route("/jobs/{job_id}/log/download", logs.download),
-            Route("/new", submit.form_page),
-            Route("/new", submit.submit, methods=["POST"]),
-            Route("/cluster", cluster.cluster_page),
-            Route("/me/secrets", secrets.secrets_page),
-            Route("/me/secrets", secrets.set_secret, methods=["POST"]),
-            Route("/me/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]),
-            Route("/projects/{project}/secrets", secrets.secrets_page),
-            Route("/projects/{project}/secrets", secrets.set_secret, methods=["POST"]),
+            Route("/new", viewed(submit.form_page)),
+            Route("/new", viewed(submit.submit), methods=["POST"]),
+            Route("/cluster", viewed(cluster.cluster_page)),
+            Route("/projects", viewed(projects.projects_page)),
+            Route("/projects", viewed(projects.create), methods=["POST"]),
+            Route("/projects/{project}", viewed(projects.project_page)),
+            Route("/projects/{project}", viewed(projects.rename), methods=["POST"]),
+            Route("/projects/{project}/members", viewed(projects.set_member), methods=["POST"]),
             Route(
-                "/projects/{project}/secrets/{name}/remove", secrets.remove_secret, methods=["GET", "POST"]
+                "/projects/{project}/members/{person_id}/remove",
+                viewed(projects.remove_member),
+                methods=["GET", "POST"],
+            ),
+            Route("/projects/{project}/datasets", viewed(projects.datasets_page)),
+            Route("/people", viewed(people.people_page)),
+            Route("/people", viewed(people.add), methods=["POST"]),
+            Route("/people/{person_id}", viewed(people.change), methods=["POST"]),
+            Route("/people/{person_id}/invite", viewed(people.invite), methods=["POST"]),
+            Route("/people/{person_id}/deactivate", viewed(people.deactivate_page)),
+            Route("/me/secrets", viewed(secrets.secrets_page)),
+            Route("/me/secrets", viewed(secrets.set_secret), methods=["POST"]),
+            Route("/me/secrets/{name}/remove", viewed(secrets.remove_secret), methods=["GET", "POST"]),
+            Route("/projects/{project}/secrets", viewed(secrets.secrets_page)),
+            Route("/projects/{project}/secrets", viewed(secrets.set_secret), methods=["POST"]),
+            Route(
+                "/projects/{project}/secrets/{name}/remove",
+                viewed(secrets.remove_secret),
+                methods=["GET", "POST"],
             ),
             Route("/login", signin.login_page),
             Route("/login", signin.sign_in, methods=["POST"]),

@@ -13,6 +13,7 @@ from dashboard.chart_data import chart_data
 from dashboard.latest import EVALUATION, Latest, latest
 from dashboard.rendering import page
 from dashboard.stages import stages
+from dashboard.viewer import viewer_of
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job
 from powermean.contracts.metrics import METRICS
@@ -105,7 +106,9 @@ async def job_part(request: Request) -> Response:
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         context: dict[str, Any] = {}
-        if part == "latest":
+        if part == "header":
+            await viewer_of(request)
+        elif part == "latest":
             context["latest"] = await _latest(client, job)
         elif part == "health":
             context["health"] = await client.health(job_id)

@@ -10,7 +10,9 @@ from starlette.responses import Response
 from dashboard import api
 from dashboard.api import is_fragment
 from dashboard.rendering import page
-from powermean.contracts.api import JobSort, JobState
+from dashboard.viewer import remember, viewer_of
+from powermean.contracts.api import ErrorBody, JobSort, JobState
+from powermean.rest import ApiError
 
 PAGE_SIZE = 25
 NEWEST: JobSort = "-created"
@@ -39,7 +41,10 @@ def orders(sort: JobSort) -> dict[str, Order]:
 
 
 async def jobs_page(request: Request) -> Response:
-    """GET /?state=&name=&sort=&cursor=. htmx polls only the table."""
+    """GET /?project=&state=&name=&sort=&cursor=. htmx polls only the table.
+
+    A project in the address is the chosen one from then on; an empty one: all.
+    """
     query = request.query_params
     sort = cast(JobSort, query.get("sort") or NEWEST)
     if sort not in get_args(JobSort):
@@ -47,12 +52,23 @@ async def jobs_page(request: Request) -> Response:
     state, name, cursor = query.get("state") or None, query.get("name") or None, query.get("cursor") or None
     if state is not None and state not in set(JobState):
         raise HTTPException(400, f"state must be one of {', '.join(JobState)}")
+    viewer = await viewer_of(request)
+    wanted, project = query.get("project"), viewer.chosen
+    if wanted and wanted != project and viewer.role(wanted) is None:
+        message = f"You see no project {wanted[:63]}."
+        raise ApiError(
+            404, ErrorBody(code="not_found", message=message, remedy="GET /v1/projects lists yours.")
+        )
     async with api.client(request) as client:
-        jobs = await client.list_jobs(state=state, name=name, cursor=cursor, limit=PAGE_SIZE, sort=sort)
-    kept = {k: v for k, v in (("state", state), ("name", name)) if v}
+        jobs = await client.list_jobs(
+            state=state, name=name, project=project, cursor=cursor, limit=PAGE_SIZE, sort=sort
+        )
+    # A page that stays open shows its own project, whatever is chosen in another.
+    place = {"project": project or ""} if viewer.several else {}
+    kept = place | {k: v for k, v in (("state", state), ("name", name)) if v}
     order = {"sort": sort} if sort != NEWEST else {}
     here = kept | order | ({"cursor": cursor} if cursor else {})
-    return page(
+    answer = page(
         request,
         "fragments/jobs_table.html" if is_fragment(request) else "jobs.html",
         jobs=jobs,
@@ -65,3 +81,6 @@ async def jobs_page(request: Request) -> Response:
         here=here,
         orders=orders(sort),
     )
+    if wanted is not None and viewer.several and not is_fragment(request):
+        remember(request, answer, project)
+    return answer

@@ -38,10 +38,14 @@ _ADDRESS = re.compile(r'\b((?:href|src|action|(?:hx|data)-[a-z-]+)=")/')
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """The answer with a rendered template. `signed_in` says whether to offer signing out."""
+    """The answer with a rendered template. `signed_in` says whether to offer signing out, `viewer` who looks
+    at it if that is known.
+    """
     html = _ENVIRONMENT.get_template(template).render(
         path=request.url.path,
+        status=status,
         signed_in=session_cookie(request.headers.get("host", "")) in request.cookies,
+        viewer=getattr(request.state, "viewer", None),
         **context,
     )
     if root := request.scope.get("state", {}).get("root"):  # the service is below a path of a proxy

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dashboard import api, assets
-from dashboard.api import require_same_origin, require_signed_in
+from dashboard.api import require_same_origin
 from dashboard.parameters import path_number
 from dashboard.problems import said_once
 from dashboard.rendering import page
@@ -60,7 +60,6 @@ async def form_page(request: Request) -> Response:
 async def ask(request: Request) -> Response:
     """POST /jobs/{id}/steps/{step}/replays: go to the replay's page, or show the form with the error."""
     require_same_origin(request)
-    await require_signed_in(request)
     job_id, step = request.path_params["job_id"], path_number(request, "step")
     form = await request.form(max_fields=10)
     algorithm, text = str(form.get("algorithm") or "") or None, str(form.get("set") or "")

@@ -1,6 +1,6 @@
 """The Python client for programs with an event loop."""
 
-from powermean import rest
+from powermean import rest, rest_identity
 from powermean.connection import AsyncConnection, async_method
 from powermean.deprecations import renamed
 
@@ -50,6 +50,24 @@ class AsyncClient(AsyncConnection):
     set_secret = async_method(rest.set_secret)
     secrets = async_method(rest.secrets)
     remove_secret = async_method(rest.remove_secret)
+
+    me = async_method(rest_identity.me)
+    people = async_method(rest_identity.people)
+    add_person = async_method(rest_identity.add_person)
+    change_person = async_method(rest_identity.change_person)
+    invite_person = async_method(rest_identity.invite_person)
+
+    projects = async_method(rest_identity.projects)
+    create_project = async_method(rest_identity.create_project)
+    get_project = async_method(rest_identity.get_project)
+    change_project = async_method(rest_identity.change_project)
+    members = async_method(rest_identity.members)
+    set_member = async_method(rest_identity.set_member)
+    remove_member = async_method(rest_identity.remove_member)
+
+    keys = async_method(rest_identity.keys)
+    create_key = async_method(rest_identity.create_key)
+    revoke_key = async_method(rest_identity.revoke_key)
 
     login_code = async_method(rest.login_code)
     ready = async_method(rest.ready)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from powermean import rest
+from powermean import rest, rest_identity
 from powermean.connection import Connection, method
 from powermean.contracts.api import (
     Dataset,
@@ -100,15 +100,35 @@ class Client(Connection):
     secrets = method(rest.secrets)
     remove_secret = method(rest.remove_secret)
 
+    me = method(rest_identity.me)
+    people = method(rest_identity.people)
+    add_person = method(rest_identity.add_person)
+    change_person = method(rest_identity.change_person)
+    invite_person = method(rest_identity.invite_person)
+
+    projects = method(rest_identity.projects)
+    create_project = method(rest_identity.create_project)
+    get_project = method(rest_identity.get_project)
+    change_project = method(rest_identity.change_project)
+    members = method(rest_identity.members)
+    set_member = method(rest_identity.set_member)
+    remove_member = method(rest_identity.remove_member)
+
+    keys = method(rest_identity.keys)
+    create_key = method(rest_identity.create_key)
+    revoke_key = method(rest_identity.revoke_key)
+
     login_code = method(rest.login_code)
     ready = method(rest.ready)
 
-    def upload_dataset(self, path: Path | str, name: str | None = None) -> Dataset:
-        """Upload a JSONL file: one object a line."""
+    def upload_dataset(
+        self, path: Path | str, name: str | None = None, project: str | None = None
+    ) -> Dataset:
+        """Upload a JSONL file: one object a line. It belongs to the project, by default to your own one."""
         path = Path(path)
         with path.open("rb") as body:
             return self._run(
-                rest.upload_dataset(),
+                rest.upload_dataset(project),
                 files={"file": (path.name, body, "application/x-ndjson")},
                 data={"name": rest.dataset_name(path, name)},
                 timeout=httpx.Timeout(600, connect=5),

@@ -45,13 +45,13 @@ REMEDIES = (
     ),
     Remedy(
         "GET /v1/people lists the people.",
-        "`powermean person list` lists the people.",
-        "The page People lists them.",
+        "Administrators find people with `powermean person list`, and add them with `powermean person add`.",
+        "Administrators find people on the page People, and add them there.",
     ),
     Remedy(
         "GET /v1/keys lists the keys.",
-        "The API's GET /v1/keys lists the keys.",
-        "The API's GET /v1/keys lists the keys.",
+        "`powermean key list` lists the keys.",
+        "`powermean key list` lists the keys.",
     ),
     Remedy(
         "GET /v1/jobs/{id}/files lists them.",

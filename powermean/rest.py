@@ -154,7 +154,8 @@ def reads(model: type[M]) -> Callable[[httpx.Response], M]:
     return read
 
 
-def _nothing(response: httpx.Response) -> None:
+def nothing(response: httpx.Response) -> None:
+    """The reader of an answer without a body."""
     check(response)
 
 
@@ -208,9 +209,10 @@ def list_jobs(
     cursor: str | None = None,
     limit: int | None = None,
     sort: JobSort | None = None,
+    project: str | None = None,
 ) -> Call[JobPage]:
     """Jobs, newest first unless sorted otherwise; pass `page.next` as `cursor` for the next page."""
-    chosen = params(state=state, name=name, cursor=cursor, limit=limit, sort=sort)
+    chosen = params(state=state, name=name, project=project, cursor=cursor, limit=limit, sort=sort)
     return Call("GET", "/v1/jobs", reads(JobPage), chosen)
 
 
@@ -283,13 +285,13 @@ def files(job_id: str) -> Call[FileList]:
 
 def file(job_id: str, path: str) -> Call[None]:
     """One file of the final model; the body is the file."""
-    return Call("GET", job_path(job_id, f"/files/{quote(path)}"), _nothing)
+    return Call("GET", job_path(job_id, f"/files/{quote(path)}"), nothing)
 
 
 def events(job_id: str, after: int) -> Call[None]:
     """The event stream: text/event-stream, from the event after `after` on."""
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-    return Call("GET", job_path(job_id, "/events"), _nothing, params(after=after), headers=headers)
+    return Call("GET", job_path(job_id, "/events"), nothing, params(after=after), headers=headers)
 
 
 def replay(
@@ -326,18 +328,21 @@ def _replay_path(job_id: str, replay_id: str, rest: str = "") -> str:
     return job_path(job_id, f"/replays/{quote(replay_id, safe='')}{rest}")
 
 
-def datasets(cursor: str | None = None, limit: int | None = None) -> Call[DatasetList]:
+def datasets(
+    cursor: str | None = None, limit: int | None = None, project: str | None = None
+) -> Call[DatasetList]:
     """Datasets, newest first; pass `page.next` as `cursor` for the next page."""
-    return Call("GET", "/v1/datasets", reads(DatasetList), params(cursor=cursor, limit=limit))
+    chosen = params(project=project, cursor=cursor, limit=limit)
+    return Call("GET", "/v1/datasets", reads(DatasetList), chosen)
 
 
 def get_dataset(dataset_id: str) -> Call[Dataset]:
     return Call("GET", f"/v1/datasets/{quote(dataset_id, safe='')}", reads(Dataset))
 
 
-def upload_dataset() -> Call[Dataset]:
+def upload_dataset(project: str | None = None) -> Call[Dataset]:
     """The body is a form with the fields `file` and `name`: see Client.upload_dataset."""
-    return Call("POST", "/v1/datasets", reads(Dataset))
+    return Call("POST", "/v1/datasets", reads(Dataset), params(project=project))
 
 
 def nodes() -> Call[NodeList]:
@@ -346,7 +351,7 @@ def nodes() -> Call[NodeList]:
 
 def remove_node(node_id: str) -> Call[None]:
     """Forget a node that is gone for good; refused while it is alive or runs attempts. For administrators."""
-    return Call("DELETE", f"/v1/nodes/{quote(node_id, safe='')}", _nothing)
+    return Call("DELETE", f"/v1/nodes/{quote(node_id, safe='')}", nothing)
 
 
 def engines() -> Call[EngineServiceList]:
@@ -365,7 +370,7 @@ def create_engine(spec: EngineSpec) -> Call[EngineService]:
 
 def delete_dataset(dataset_id: str) -> Call[None]:
     """Delete an uploaded dataset that no live job trains on. For administrators."""
-    return Call("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}", _nothing)
+    return Call("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}", nothing)
 
 
 def remove_engine(engine_id: str) -> Call[EngineService]:
@@ -385,7 +390,7 @@ def secrets(project: str | None = None) -> Call[SecretList]:
 
 def remove_secret(name: str, project: str | None = None) -> Call[None]:
     """Refused while a job that has not ended names it."""
-    return Call("DELETE", _secrets_path(project, name), _nothing)
+    return Call("DELETE", _secrets_path(project, name), nothing)
 
 
 def _secrets_path(project: str | None, name: str | None = None) -> str:
@@ -404,7 +409,7 @@ def login_code() -> Call[LoginCode]:
 
 def ready() -> Call[None]:
     """Return when the server can work; raises otherwise."""
-    return Call("GET", "/readyz", _nothing)
+    return Call("GET", "/readyz", nothing)
 
 
 def dataset_name(path: Path, name: str | None) -> str:

@@ -8,6 +8,7 @@ Time is bounded by what is bounded here: characters, nesting, values and the len
 the first excess, and what was read until then took time in proportion to its length.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -102,6 +103,19 @@ def read_spec(text: str) -> SpecText:
     except (ValueError, OverflowError) as error:  # PyYAML's own, of numbers that are no place in Unicode
         problem = "not YAML: an escape or a directive has a number that is too large"
         raise SpecTextError(problem, "Look at the escapes in double quotes.") from error
+
+
+def with_project(text: str, project: str) -> str:
+    """The text with a line that names its project; one that names a project stays. Raises SpecTextError."""
+    if "project" in read_spec(text).fields:
+        return text
+    events = yaml.parse(text, Loader=yaml.SafeLoader)
+    start = next(event for event in events if isinstance(event, yaml.MappingStartEvent))
+    assert start.start_mark is not None
+    at, quoted = start.start_mark.index, json.dumps(project)  # in quotes: 7 and null are names too
+    if start.flow_style:
+        return f'{text[: at + 1]}"project": {quoted}, {text[at + 1 :]}'
+    return f"{text[:at]}project: {quoted}\n{' ' * start.start_mark.column}{text[at:]}"
 
 
 def _document(text: str, events: Iterator[yaml.Event]) -> SpecText:

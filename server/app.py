@@ -22,6 +22,7 @@ from server.cluster.scheduler import Scheduler
 from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
+from server.identity.recent import RecentCallers
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
@@ -74,6 +75,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
+    app.state.callers = RecentCallers(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )

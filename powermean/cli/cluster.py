@@ -23,6 +23,9 @@ def upload(
         Path, typer.Argument(metavar="FILE", help="JSON objects, one per line.", exists=True, dir_okay=False)
     ],
     name: Annotated[str | None, typer.Option(help="What people call it; default: the file's name.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="The project whose jobs can use it; default: yours.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Upload a dataset; prints the id for `data.dataset`.
@@ -30,7 +33,7 @@ def upload(
     Example: powermean datasets upload questions.jsonl --name questions
     """
     with connected() as client:
-        dataset = client.upload_dataset(file, name)
+        dataset = client.upload_dataset(file, name, project)
     if json_:
         say_json(dataset)
     else:
@@ -39,6 +42,7 @@ def upload(
 
 @datasets.command("list")
 def list_datasets(
+    project: Annotated[str | None, typer.Option(help="Only datasets of this project.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most datasets to show; default: all.")] = None,
     json_: AsJson = False,
 ) -> None:
@@ -47,17 +51,18 @@ def list_datasets(
     Example: powermean datasets list
     """
     with connected() as client:
-        found, rest = newest(client.datasets, limit)
+        found, rest = newest(lambda cursor, most: client.datasets(cursor, most, project), limit)
     if json_:
         say_json(DatasetList(items=found, next=rest))
         return
     say_table(
-        ("id", "name", "rows", "fields", "created"),
+        ("id", "name", "project", "rows", "fields", "created"),
         (
-            (one.id, one.name, str(one.rows), ", ".join(one.fields), local_time(one.created_at))
+            (one.id, one.name, one.project, str(one.rows), ", ".join(one.fields), local_time(one.created_at))
             for one in found
         ),
         wrap=("name", "fields"),
+        spare=("project", "created"),
         right=("rows",),
     )
     if rest:
@@ -68,7 +73,7 @@ def list_datasets(
 def remove_dataset(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its id in the list of datasets.")],
 ) -> None:
-    """Remove a dataset that no unfinished job trains on; for administrators.
+    """Remove a dataset that no unfinished job trains on; for its uploader and maintainers.
 
     Example: powermean datasets remove ds-f4a578290476d3d899e6ea19
     """

@@ -3,13 +3,11 @@
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import FAILED, AsJson, complain, connected, say, say_json, say_table
+from powermean.cli.terminal import AsJson, checked, connected, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.engines import EngineService, EngineSpec
-from powermean.field_errors import field_errors
 
 engine = typer.Typer(
     help="Engines shared by LoRA jobs on one base model; for administrators.", no_args_is_help=True, **PLAIN
@@ -55,14 +53,8 @@ def add(
         "node": node,
         "projects": project or (),
     }
-    try:
-        spec = EngineSpec.model_validate(given)
-    except ValidationError as error:
-        for one in field_errors(error.errors(include_url=False), given, EngineSpec):
-            complain(f"{one.path}: {one.message}")
-        raise typer.Exit(FAILED) from error
     with connected() as client:
-        made = client.create_engine(spec)
+        made = client.create_engine(checked(EngineSpec, given))
     if json_:
         say_json(made)
     else:

@@ -27,7 +27,7 @@ from powermean.contracts.api import Job, JobPage, JobState, JobSummary
 from powermean.home import Home
 from powermean.rest import ApiError
 from powermean.spec_files import SpecFileError, read_file
-from powermean.spec_yaml import to_yaml
+from powermean.spec_yaml import to_yaml, with_project
 
 STATES = ", ".join(JobState)
 
@@ -61,6 +61,9 @@ def validate(
 
 def submit(
     file: SpecFile,
+    project: Annotated[
+        str | None, typer.Option(help="The project that it belongs to; default: the spec's, or yours.")
+    ] = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
     json_: AsJson = False,
 ) -> None:
@@ -69,10 +72,10 @@ def submit(
     Example: powermean submit examples/arithmetic-smollm2.yaml --watch
     """
     with plain_failures():
-        load_spec(file)
+        text = _text_for(file, project)
     with connected() as client:
         try:
-            job = client.create_job(file, idempotency_key=uuid.uuid4().hex)
+            job = client.create_job_from_text(text, idempotency_key=uuid.uuid4().hex)
         except ApiError as error:
             if not error.body.fields:
                 raise
@@ -85,11 +88,24 @@ def submit(
             follow_to_the_end(client, job, json_)
 
 
+def _text_for(file: Path, project: str | None) -> str:
+    """The file's text, checked, and with the project that it is submitted to. Raises SpecFileError."""
+    named = load_spec(file).project
+    text = read_file(file)
+    if project is None:
+        return text.text
+    if named not in (None, project):
+        why = f"project: the file says {named}, and --project {project} (Leave one of them out.)"
+        raise SpecFileError(file, [(text.line_of("project"), why)])
+    return with_project(text.text, project)
+
+
 def list_jobs(
     state: Annotated[
         JobState | None, typer.Option(metavar="STATE", help=f"Only jobs in this state: {STATES}.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs whose name contains this.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most jobs to show.")] = 20,
     json_: AsJson = False,
 ) -> None:
@@ -99,17 +115,21 @@ def list_jobs(
     """
     with connected() as client:
         found, rest = newest(
-            lambda cursor, most: client.list_jobs(state=state, name=name, cursor=cursor, limit=most), limit
+            lambda cursor, most: client.list_jobs(
+                state=state, name=name, project=project, cursor=cursor, limit=most
+            ),
+            limit,
         )
     if json_:
         say_json(JobPage(items=found, next=rest))
         return
     say_table(
-        ("id", "name", "state", "algorithm", "step", "reward", "created"),
+        ("id", "name", "project", "state", "algorithm", "step", "reward", "created"),
         (
             (
                 job.id,
                 job.name,
+                job.project,
                 job.state,
                 job.algorithm,
                 f"{job.step}/{job.total_steps}",
@@ -119,7 +139,7 @@ def list_jobs(
             for job in found
         ),
         wrap=("name",),
-        spare=("algorithm", "created"),
+        spare=("project", "algorithm", "created"),
         right=("step", "reward"),
     )
     if rest:

@@ -44,6 +44,16 @@ COMMANDS = {
         "powermean.cli.secret:secret",
         "Secrets for jobs, such as tokens of model hubs; their values are never shown.",
     ),
+    "project": ("powermean.cli.projects:project", "Projects, which keep teams apart, and their members."),
+    "person": (
+        "powermean.cli.people:person",
+        "People and service accounts: who is here, letting somebody in; for administrators.",
+    ),
+    "key": ("powermean.cli.keys:key", "API keys, for scripts and other machines."),
+    "whoami": (
+        "powermean.cli.people:whoami",
+        "Show who you are here: your account, your projects and what your key allows.",
+    ),
     "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
 }
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}

@@ -8,12 +8,12 @@ import codecs
 import os
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -23,8 +23,11 @@ from powermean.cli.signals import EndedBySignalError
 from powermean.client import Client
 from powermean.discovery import find_service
 from powermean.errors import PowermeanError
+from powermean.field_errors import field_errors
 from powermean.remedies import spoken
 from powermean.rest import ServerUnreachableError
+
+M = TypeVar("M", bound=BaseModel)
 
 FAILED = 1
 INTERRUPTED = 130
@@ -161,6 +164,16 @@ def say_table(
         made = table(columns, rows, console.width, wrap=wrap, spare=spare, right=right)
         console.print(made, soft_wrap=True)
     _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def checked(contract: type[M], given: Mapping[str, Any]) -> M:
+    """What a command was given, as the API takes it. Raises PowermeanError that names each mistake."""
+    try:
+        return contract.model_validate(given)
+    except ValidationError as error:
+        wrong = field_errors(error.errors(include_url=False), given, contract)
+        lines = (f"{one.path}: {one.message}" + (f" ({one.remedy})" if one.remedy else "") for one in wrong)
+        raise PowermeanError("\n".join(lines)) from error
 
 
 @contextmanager

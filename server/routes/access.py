@@ -9,7 +9,7 @@ never logged here.
 
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from typing import Annotated, Any, cast
@@ -30,12 +30,14 @@ from server.db.session import Database
 from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
 from server.identity.callers import Caller
 from server.identity.keys import find_key
-from server.identity.ownership import named_in
+from server.identity.ownership import Named, named_in, names_something
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
+from server.identity.recent import RecentCallers
 from server.identity.sessions import find_session
 from server.routes.json_bodies import JsonRequest, beside_the_loop
 from server.routes.parameters import known_parameters
+from server.routes.threads import in_one_thread
 
 SLOW_BODY_S = 1.0  # whoever takes longer to send a body is looked at again before it has an effect
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -68,6 +70,10 @@ class KnownCallerRoute(APIRoute):
     FastAPI parses the body before it calls the dependencies, so that they only hand on whom the route found.
     """
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """See APIRoute."""
+        super().__init__(path, in_one_thread(endpoint), **options)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
@@ -78,7 +84,7 @@ class KnownCallerRoute(APIRoute):
             if found is not None:
                 who, identify = found
                 request.state.identify = identify
-                request.state.caller = await run_in_threadpool(identify, request)
+                request.state.caller = await identify(request)
                 known_as(who)
             if not has_body:
                 return await handle(request)
@@ -133,12 +139,8 @@ async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) ->
 def _caller(request: Request, session: Session) -> Caller:
     secret = _bearer_secret(request)
     if secret is not None:
-        found = find_key(session, secret)
-        if found is None:
-            raise _unknown_key()
-        if found.person is None:
-            raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
-        return caller_of(session, found.person, found.key)
+        recent: RecentCallers = request.app.state.callers
+        return recent.find(secret) or _caller_by_key(recent, session, secret)
     if (cookie := session_secret(request)) is not None:
         check_origin(request)
         signed_in = find_session(session, cookie)
@@ -150,6 +152,18 @@ def _caller(request: Request, session: Session) -> Caller:
     )
 
 
+def _caller_by_key(recent: RecentCallers, session: Session, secret: str) -> Caller:
+    forgotten = recent.forgotten
+    found = find_key(session, secret)
+    if found is None:
+        raise _unknown_key()
+    if found.person is None:
+        raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
+    caller = caller_of(session, found.person, found.key)
+    recent.remember(secret, caller, forgotten)
+    return caller
+
+
 _LISTS = {
     "job": "GET /v1/jobs lists the jobs.",
     "dataset": "GET /v1/datasets lists the datasets.",
@@ -157,12 +171,25 @@ _LISTS = {
 }
 
 
-def _allowed(verb: Verb, request: Request) -> Caller:
-    """The caller, if they may do this to what the path names. What they can't see does not exist for them."""
+async def _allowed(verb: Verb, request: Request) -> Caller:
+    """The caller, if they may do this to what the path names. What they can't see does not exist for them.
+
+    Goes to a thread where the database has to be asked.
+    """
+    secret = _bearer_secret(request)
+    caller = request.app.state.callers.find(secret) if secret is not None else None
+    if caller is not None and not names_something(request.path_params):
+        return _checked(verb, caller, None)
+    return _checked(verb, *await run_in_threadpool(_caller_and_thing, request))
+
+
+def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
     database: Database = request.app.state.database
     with database.read() as session:
-        caller = _caller(request, session)
-        named = named_in(session, request.path_params)
+        return _caller(request, session), named_in(session, request.path_params)
+
+
+def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:
     if named is None:
         if verb in CLUSTER_VERBS and not caller.may(verb):
             raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
@@ -177,7 +204,11 @@ def _allowed(verb: Verb, request: Request) -> Caller:
     return caller
 
 
-def _node(request: Request) -> None:
+async def _node(request: Request) -> None:
+    await run_in_threadpool(_check_node, request)
+
+
+def _check_node(request: Request) -> None:
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -192,11 +223,12 @@ def _node(request: Request) -> None:
         raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
 
 
-def _renewing_attempt(request: Request) -> AttemptClaims:
-    return _attempt(request, even_expired=True)
+async def _renewing_attempt(request: Request) -> AttemptClaims:
+    return await _attempt(request, even_expired=True)
 
 
-def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
+async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
+    """Not in a thread: the check takes less than the way there."""
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -216,7 +248,7 @@ def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
     return claims
 
 
-_Identify = tuple[Who, Callable[[Request], object]]
+_Identify = tuple[Who, Callable[[Request], Awaitable[object]]]
 # The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
 _IDENTIFY: dict[object, _Identify] = {
     require_node: ("node", _node),
@@ -230,7 +262,7 @@ async def known_again(request: Request) -> None:
 
     Raises as the first time.
     """
-    request.state.caller = await run_in_threadpool(request.state.identify, request)
+    request.state.caller = await request.state.identify(request)
 
 
 async def is_still_allowed(request: Request) -> bool:

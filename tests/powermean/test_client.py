@@ -12,7 +12,15 @@ from typing import get_origin
 import httpx
 import pytest
 
-from powermean import ApiError, AsyncClient, Client, PowermeanError, ServerUnreachableError, rest
+from powermean import (
+    ApiError,
+    AsyncClient,
+    Client,
+    PowermeanError,
+    ServerUnreachableError,
+    rest,
+    rest_identity,
+)
 from powermean import client as client_module
 from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
@@ -26,6 +34,7 @@ from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
 
+CALLS = (rest.__name__, rest_identity.__name__)
 JOB = job().model_dump_json().encode()
 ENDED = job(JobState.FINISHED, seq=3).model_dump_json().encode()
 REFUSAL = json.dumps(
@@ -347,14 +356,15 @@ def calls_of(client: type) -> dict[str, str]:
     return {
         name: str(inspect.signature(value))
         for name, value in vars(client).items()
-        if callable(value) and getattr(value, "__module__", "") == rest.__name__
+        if callable(value) and getattr(value, "__module__", "") in CALLS
     }
 
 
 def test_both_clients_have_all_calls_with_their_parameters() -> None:
     builders = {
         name
-        for name, value in vars(rest).items()
+        for calls in (rest, rest_identity)
+        for name, value in vars(calls).items()
         if inspect.isfunction(value) and get_origin(inspect.signature(value).return_annotation) is rest.Call
     }
     by_hand = {"file", "events", "upload_dataset"}  # their bodies are streams: see Client

@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from powermean.contracts.job import JobSpec
-from powermean.spec_yaml import MAX_CHARACTERS, MAX_PATH, MAX_VALUES, SpecTextError, read_spec, to_yaml
+from powermean.spec_yaml import (
+    MAX_CHARACTERS,
+    MAX_PATH,
+    MAX_VALUES,
+    SpecTextError,
+    read_spec,
+    to_yaml,
+    with_project,
+)
 from tests.support.heavy_specs import HEAVY
 
 
@@ -170,6 +178,25 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 )
 def test_fields_are_found_in_the_text(path: str, line: int | None) -> None:
     assert read_spec("a: 1\nb:\n  c: 2\nl:\n  - {x: 1}\n  - {x: 2}\n").line_of(path) == line
+
+
+@pytest.mark.parametrize("project", ["team-a", "7", "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: x\n",
+        "# mine\n---\nname: x  # of sums\n",
+        "  name: x\n  model:\n    name: y\n",
+        '{"name": "x"}',
+        "{name: x, # mine\n}\n",
+        "\ufeffname: x\r\nlast: |\r\n  text",
+    ],
+)
+def test_a_project_is_written_into_any_text(text: str, project: str) -> None:
+    written = with_project(text, project)
+    assert fields(written) == {"project": project, **fields(text)}
+    assert len(written) - len(text) < 40  # all else is as it was
+    assert with_project(written, "other") == written
 
 
 class Counted:

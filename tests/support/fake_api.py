@@ -31,6 +31,7 @@ from powermean.contracts.attempts import AllocationView
 from powermean.contracts.engines import EngineService, EngineServiceList
 from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import Finding, JobHealth
+from powermean.contracts.identity import Me, Project, ProjectList
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
@@ -39,6 +40,7 @@ from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.spec_yaml import SpecTextError, read_spec
+from tests.support.sample_people import me, project
 
 COOKIE = "powermean_session"
 KEY = "pm_key"
@@ -139,6 +141,8 @@ class FakeApi:
     asked: list[dict[str, Any]] = field(default_factory=list)  # replays asked for
     keys_seen: list[str] = field(default_factory=list)
     sorts: list[str] = field(default_factory=list)  # orders of the list that were asked for
+    me: Me = field(default_factory=me)
+    projects: list[Project] = field(default_factory=lambda: [project("default", role="admin")])
     cut: int = 0  # raised to end all open event streams
 
     def add_job(self, job_id: str = "job-a", spec: dict[str, Any] | None = None, **changes: Any) -> FakeJob:
@@ -193,6 +197,7 @@ def create_api(api: FakeApi) -> FastAPI:
     app = FastAPI()
     app.add_exception_handler(RefusalError, _refusal)
     _sessions(app)
+    _people(app, api)
     _jobs(app, api)
     _records(app, api)
     _replays(app, api)
@@ -213,6 +218,18 @@ def _sessions(app: FastAPI) -> None:
     def close_session(request: Request, response: Response) -> None:
         _signed_in(request)
         response.delete_cookie(session_cookie(request.headers["host"]))
+
+
+def _people(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/me")
+    def get_me(request: Request) -> Me:
+        _signed_in(request)
+        return api.me
+
+    @app.get("/v1/projects")
+    def list_projects(request: Request) -> ProjectList:
+        _signed_in(request)
+        return ProjectList(items=tuple(api.projects))
 
 
 def _create(api: FakeApi, request: Request, given: object) -> Job:

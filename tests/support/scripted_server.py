@@ -51,6 +51,9 @@ class ScriptedServer:
             def do_PUT(self) -> None:
                 self.do_GET()
 
+            def do_PATCH(self) -> None:
+                self.do_GET()
+
             def do_DELETE(self) -> None:
                 self.do_GET()
 

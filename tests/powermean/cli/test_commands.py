@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,16 +35,6 @@ SUMMARY = set(JobSummary.model_fields)
 ERROR = {"code": "out_of_memory", "message": "the model does not fit", "remedy": "take a smaller one"}
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    scripted = ScriptedServer()
-    scripted.start()
-    monkeypatch.setenv("POWERMEAN_URL", scripted.url)
-    monkeypatch.setenv("POWERMEAN_API_KEY", "pm_key")
-    yield scripted
-    scripted.stop()
-
-
 def body(state: JobState, **changes: object) -> Answer:
     return Answer(body=job(state, **changes).model_dump_json().encode())
 
@@ -55,13 +44,24 @@ SUBCOMMANDS = {
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
     "secret": ("set", "list", "remove"),
+    "project": ("list", "create", "show", "members", "add-member", "remove-member"),
+    "person": ("list", "add", "invite", "deactivate", "activate"),
+    "key": ("list", "create", "revoke"),
 }
 EVERY = [
     *[(c,) for c in COMMANDS if c not in SUBCOMMANDS],
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
 
-WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"), ("secret", "remove"))
+WITHOUT_DATA = (
+    ("up",),
+    ("demo",),
+    ("node", "remove"),
+    ("datasets", "remove"),
+    ("project", "remove-member"),
+    ("key", "revoke"),
+    ("secret", "remove"),
+)
 
 
 @pytest.mark.parametrize("command", EVERY)

@@ -1,7 +1,6 @@
 """Engines on the command line, against scripted answers."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from typer.testing import Result
@@ -9,16 +8,6 @@ from typer.testing import Result
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from tests.support.scripted_server import Answer, ScriptedServer
 from tests.support.terminal import powermean
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    scripted = ScriptedServer()
-    scripted.start()
-    monkeypatch.setenv("POWERMEAN_URL", scripted.url)
-    monkeypatch.setenv("POWERMEAN_API_KEY", "pm_key")
-    yield scripted
-    scripted.stop()
 
 
 def engine(*arguments: str) -> Result:

@@ -1,23 +1,10 @@
 """Nodes on the command line, against scripted answers."""
 
-from collections.abc import Iterator
-
-import pytest
 from typer.testing import CliRunner
 
 from powermean.cli.main import app
 from powermean.contracts.api import ErrorBody, ErrorResponse
 from tests.support.scripted_server import Answer, ScriptedServer
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    scripted = ScriptedServer()
-    scripted.start()
-    monkeypatch.setenv("POWERMEAN_URL", scripted.url)
-    monkeypatch.setenv("POWERMEAN_API_KEY", "pm_key")
-    yield scripted
-    scripted.stop()
 
 
 def test_a_node_is_removed_by_its_name(server: ScriptedServer) -> None:

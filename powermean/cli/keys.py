@@ -1,0 +1,95 @@
+"""Commands about API keys."""
+
+from typing import Annotated
+
+import typer
+
+from powermean.cli.progress import local_time
+from powermean.cli.style import PLAIN
+from powermean.cli.terminal import AsJson, checked, connected, note, say, say_json, say_table
+from powermean.contracts.identity import KeyRequest, KeyView
+
+key = typer.Typer(help="API keys, for scripts and other machines.", no_args_is_help=True, **PLAIN)
+
+
+@key.command("list")
+def list_keys(json_: AsJson = False) -> None:
+    """List your keys, newest first; administrators see everybody's.
+
+    Example: powermean key list
+    """
+    with connected() as client:
+        found = client.keys()
+    if json_:
+        say_json(found)
+        return
+    say_table(
+        ("id", "name", "of", "allows", "project", "created", "state"),
+        (
+            (
+                one.id,
+                one.name,
+                one.owner or "a node",
+                one.role,
+                one.project or "all",
+                local_time(one.created_at),
+                _state(one),
+            )
+            for one in found.items
+        ),
+        wrap=("name", "of"),
+        spare=("created", "project"),
+    )
+
+
+def _state(one: KeyView) -> str:
+    return "revoked" if one.revoked_at else "works"
+
+
+@key.command("create")
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for, such as a machine.")],
+    role: Annotated[
+        str,
+        typer.Option(
+            help="The most that it allows: viewer, member, maintainer, auditor or admin; "
+            "node: a token for a node's worker."
+        ),
+    ] = "member",
+    project: Annotated[
+        str | None, typer.Option(help="The only project that it allows; default: all.")
+    ] = None,
+    owner: Annotated[
+        str | None,
+        typer.Option("--for", metavar="PERSON", help="Id or e-mail address of whose it is; default: yours."),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Create a key; prints it, this once.
+
+    Example: powermean key create laptop --role member --project team-a
+    """
+    given = {"name": name, "role": role, "project": project, "person_id": owner}
+    with connected() as client:
+        made = client.create_key(checked(KeyRequest, given))
+    if json_:
+        say_json(made)
+        return
+    say(made.key)
+    note("Keep it now: it is never shown again.")
+    where, what = ("SERVER_URL", "NODE_TOKEN") if made.role == "node" else ("URL", "API_KEY")
+    note(f"Use it by setting POWERMEAN_{where}={client.url} and POWERMEAN_{what}.")
+    note(f"`powermean key revoke {made.id}` ends it.")
+
+
+@key.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="Its id in the list of keys.")],
+) -> None:
+    """Revoke a key: it ends at once, and so do the browser sessions that were opened with it.
+
+    Example: powermean key revoke key-0123456789abcdef
+    """
+    with connected() as client:
+        client.revoke_key(key_id)
+    say(f"{key_id} is revoked")
