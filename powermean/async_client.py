@@ -62,6 +62,9 @@ class AsyncClient(AsyncConnection):
 
     audit = async_method(rest.audit)
     audit_head = async_method(rest.audit_head)
+    set_secret = async_method(rest.set_secret)
+    secrets = async_method(rest.secrets)
+    remove_secret = async_method(rest.remove_secret)
 
     me = async_method(rest_identity.me)
     people = async_method(rest_identity.people)

@@ -24,18 +24,18 @@ LAST_WORDS = 400  # most characters of it in an error
 def start(
     command: Sequence[str],
     environment: Mapping[str, str],
-    log: Path,
+    log: Path | int,
     answer: Path | None = None,
     given: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output is appended to `log`; with `answer`, its standard output goes there.
 
-    With `given`, that file is its standard input.
+    `log` is a file, or a descriptor, which stays open here. With `given`, that file is its standard input.
 
     It gets a session of its own: the terminal's Ctrl-C is for us, who end our children in order.
     """
     with (
-        log.open("ab") as errors,
+        open(log, "ab", closefd=not isinstance(log, int)) as errors,
         answer.open("wb") if answer else nullcontext(errors) as output,
         (given or Path(os.devnull)).open("rb") as source,
     ):

@@ -112,6 +112,9 @@ class Client(Connection):
 
     audit = method(rest.audit)
     audit_head = method(rest.audit_head)
+    set_secret = method(rest.set_secret)
+    secrets = method(rest.secrets)
+    remove_secret = method(rest.remove_secret)
 
     me = method(rest_identity.me)
     people = method(rest_identity.people)

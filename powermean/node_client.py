@@ -7,14 +7,14 @@ from pydantic import BaseModel
 
 from powermean.connection import Connection
 from powermean.contracts.attempts import (
-    Claim,
+    ClaimWithSecrets,
     Finish,
     Heartbeat,
     HeartbeatReply,
     LogChunk,
     NodeReport,
     ValidationResult,
-    ValidationTask,
+    ValidationWithSecrets,
 )
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.replays import ReplayClaim, ReplayOutcome, ReplayTask
@@ -42,8 +42,8 @@ class NodeClient(Connection):
         path = f"/v1/nodes/{quote(node_id, safe='')}"
         return self._run(Call("PUT", path, reads(NodeOrders), json=_body(report)))
 
-    def validation(self, job_id: str) -> ValidationTask:
-        return self._run(Call("GET", job_path(job_id, "/validation"), reads(ValidationTask)))
+    def validation(self, job_id: str) -> ValidationWithSecrets:
+        return self._run(Call("GET", job_path(job_id, "/validation"), reads(ValidationWithSecrets)))
 
     def post_validation(self, job_id: str, result: ValidationResult) -> None:
         self._run(Call("POST", job_path(job_id, "/validation"), _done, json=_body(result)))
@@ -56,9 +56,10 @@ class NodeClient(Connection):
     def post_replay(self, replay_id: str, outcome: ReplayOutcome) -> None:
         self._run(Call("POST", f"{_replay(replay_id)}/outcome", _done, json=_body(outcome)))
 
-    def claim(self, attempt_id: str) -> Claim:
+    def claim(self, attempt_id: str) -> ClaimWithSecrets:
         """Claim the attempt; raises FencedError if it is not the current one or is already claimed."""
-        return self._run(Call("POST", f"/v1/attempts/{quote(attempt_id, safe='')}/claim", reads(Claim)))
+        path = f"/v1/attempts/{quote(attempt_id, safe='')}/claim"
+        return self._run(Call("POST", path, reads(ClaimWithSecrets)))
 
 
 def _replay(replay_id: str) -> str:

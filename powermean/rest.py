@@ -46,6 +46,7 @@ from powermean.contracts.replays import (
     ReplayRequest,
     ReplayResult,
 )
+from powermean.contracts.secrets import SecretList, SecretView
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.storage import Collected, ProjectStorage, Retention
 from powermean.contracts.token_records import RecordedTokens
@@ -487,6 +488,26 @@ def audit_head() -> Call[AuditHead]:
 def audit_export() -> Call[None]:
     """The whole audit log as JSON lines, oldest first: see Client.audit_export."""
     return Call("GET", "/v1/audit/export", nothing)
+
+
+def set_secret(name: str, value: str, project: str | None = None) -> Call[SecretView]:
+    """Set a secret of the project, or one of your own; no call returns its value."""
+    return Call("PUT", _secrets_path(project, name), reads(SecretView), json={"value": value})
+
+
+def secrets(project: str | None = None) -> Call[SecretList]:
+    """The secrets of the project, or your own, without their values."""
+    return Call("GET", _secrets_path(project), reads(SecretList))
+
+
+def remove_secret(name: str, project: str | None = None) -> Call[None]:
+    """Refused while a job that has not ended names it."""
+    return Call("DELETE", _secrets_path(project, name), nothing)
+
+
+def _secrets_path(project: str | None, name: str | None = None) -> str:
+    owner = "me" if project is None else f"projects/{quote(project, safe='')}"
+    return f"/v1/{owner}/secrets" + ("" if name is None else f"/{quote(name, safe='')}")
 
 
 def metric_names() -> Call[dict[str, MetricInfo]]:

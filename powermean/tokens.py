@@ -4,7 +4,6 @@ They are EdDSA (Ed25519) JWTs, so a rollout service can verify them offline with
 The attempt's number is the job's fencing token: whoever checks a token compares it with the number it knows.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from powermean.disk import write_beside
+from powermean import private_files
 from powermean.errors import PowermeanError
 
 ALGORITHM = "EdDSA"
@@ -154,12 +153,12 @@ def ensure_key_pair(folder: Path) -> KeyPair:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     private_path = folder / PRIVATE_KEY_NAME
     if not private_path.exists():
-        _write_new(private_path, _pem(Ed25519PrivateKey.generate()))
+        private_files.write_new(private_path, _pem(Ed25519PrivateKey.generate()))
     private_pem = private_path.read_text()
     public_pem = _public_half(private_pem)
     public_path = folder / PUBLIC_KEY_NAME
     if not public_path.exists() or public_path.read_text() != public_pem:
-        write_beside(public_path, public_pem).replace(public_path)
+        private_files.replace(public_path, public_pem)
     return KeyPair(private_pem, public_pem)
 
 
@@ -181,14 +180,3 @@ def _public_half(private_pem: str) -> str:
         .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         .decode()
     )
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Write the file whole or not at all; a second writer keeps the first one's file."""
-    temporary = write_beside(path, text)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()

@@ -1,5 +1,6 @@
-"""`python -m server` serves the REST API and the dashboard; with `migrate` it only prepares the database.
+"""`python -m server` serves the REST API and the dashboard.
 
+With `migrate` it only prepares the database; with `rotate-secrets` it encrypts all secrets with a new key.
 `verify-audit` walks the audit log in the database, and names the first entry that is not as it was written.
 """
 
@@ -34,6 +35,8 @@ from server.start import (
     open_database,
     prepare,
 )
+from server.vault.key_file import KeyFile
+from server.vault.rotation import rotate
 
 GRACE_S = 5  # for requests in progress when the server is told to stop
 GARBAGE_AFTER = 20_000  # new objects between searches for cycles; Python's 700 are less than a request makes
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["serve", "migrate", "verify-audit"],
+        choices=["serve", "verify-audit", *OTHERS],
         default="serve",
         help="default: serve",
     )
@@ -68,12 +71,9 @@ def main(arguments: list[str]) -> int:
     configure_logging()
     try:
         settings = Settings()
-        if command == "migrate":
-            migrate_only(settings)
-        elif command == "verify-audit":
+        if command == "verify-audit":
             return verify_audit(settings, given.head)
-        else:
-            serve(settings)
+        OTHERS.get(command, serve)(settings)
     except ValidationError as error:
         for one in error.errors():
             name = "_".join(str(part) for part in one["loc"]).upper()
@@ -112,6 +112,15 @@ def verify_audit(settings: Settings, kept: Path | None) -> int:
     return 0 if verdict.broken is None else 1
 
 
+def rotate_secrets(settings: Settings) -> None:
+    """Encrypt all secrets with a new key; servers may run meanwhile."""
+    database = open_database(settings)
+    with database_failures(settings):
+        count = rotate(database, KeyFile.ensure(settings.secrets_dir))
+    database.close()
+    print(f"secrets encrypted with a new key: {count}")
+
+
 def serve(settings: Settings) -> None:
     """Serve until told to stop by SIGINT or SIGTERM."""
     allow_files(settings.max_connections)
@@ -146,6 +155,8 @@ def keep_from_collector() -> None:
     gc.freeze()
     gc.set_threshold(GARBAGE_AFTER)
 
+
+OTHERS = {"migrate": migrate_only, "rotate-secrets": rotate_secrets}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

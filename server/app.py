@@ -34,6 +34,7 @@ from server.queue import CelerySender, Sender, celery_app
 from server.request_log import RequestLog
 from server.routes.api import api_routes
 from server.settings import Settings
+from server.vault.key_file import KeyFile
 
 # Event streams must not wait in a buffer; files of models and datasets are large and hardly get smaller.
 NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
@@ -78,6 +79,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.database = database
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
+    app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
     app.state.uploads = Counter()  # by person
     app.state.rates = RateLimits(settings)

@@ -10,6 +10,7 @@ import limits
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.keys import clean_secret
 
 _PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
@@ -49,7 +50,7 @@ class Settings(BaseSettings):
     artefacts_url: str = Field("file://.powermean/artefacts", description="Artefact store: any fsspec URL.")
     secrets_dir: Path = Field(
         Path(".powermean/secrets"),
-        description="Folder with the key pair that signs attempt tokens.",
+        description="Folder with the key pair that signs attempt tokens and the keys that protect secrets.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8700, ge=0, le=65535, description="Port to listen on.")
@@ -88,6 +89,11 @@ class Settings(BaseSettings):
         "300/minute", description="Most requests from one address that show no valid key, or are refused."
     )
     migrate: bool = Field(False, description="Migrate the database to the newest revision at the start.")
+    allowed_models: Annotated[tuple[AllowedModel, ...], NoDecode] = Field(
+        (),
+        description="Models that jobs and engines may name, as NAME or NAME@COMMIT, separated by commas; * "
+        "stands for any characters. Empty: all. Nodes that have the setting check it themselves.",
+    )
     scheduler: bool = Field(
         True, description="Whether this process takes part in scheduling, which one leader does."
     )
@@ -142,6 +148,11 @@ class Settings(BaseSettings):
     @classmethod
     def _stripped(cls, value: str) -> str:
         return value.strip()
+
+    @field_validator("allowed_models", mode="before")
+    @classmethod
+    def _entries(cls, value: object) -> object:
+        return read_allowed_models(value) if isinstance(value, str) else value
 
     @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod

@@ -93,7 +93,7 @@ def test_an_example_is_a_job_that_runs_on_a_node_with_one_gpu(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def resolved(model: ModelSpec, _data_dir: Path, _roots: tuple[Path, ...]) -> Path:
+    def resolved(model: ModelSpec, *_: object) -> Path:
         assert model.name is not None
         return stand_ins[model.name]
 
@@ -103,7 +103,7 @@ def test_an_example_is_a_job_that_runs_on_a_node_with_one_gpu(
     job_id = submitted(service, load_spec(file))
     service.report(file.stem, gpus=1)  # a node of its own: the others have a job each
     answer = service.node.get(f"/v1/jobs/{job_id}/validation")
-    result = preflight.validate(ValidationTask.model_validate(answer.json()), settings)
+    result = preflight.validate(ValidationTask.model_validate(answer.json()["task"]), settings)
     assert result.errors == ()
     service.node.post(f"/v1/jobs/{job_id}/validation", json=result.model_dump(mode="json"))
     service.scheduler.turn()

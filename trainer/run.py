@@ -127,7 +127,7 @@ def wired(
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         engine_url(attempt, tell=reporter.phase)
     reporter.phase(LOADING_MODEL)
-    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots)
+    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
     learner = make_learner(folder, spec, pad_token_id(tokenizer))

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from powermean.contracts.attempts import Claim
 from powermean.contracts.engines import EngineOrder
+from powermean.contracts.secrets import HUB_TOKENS, SecretValues
 from worker.attempt_dir import MARK, AttemptDir
 from worker.settings import NodeSettings
 
@@ -37,10 +38,11 @@ OWN_GPU_SHARE = "0.9"  # share of a GPU's memory, if no trainer shares the GPU
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments and its environment."""
+    """A program with its arguments, its environment, and the secrets that come on top of that."""
 
     argv: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: SecretValues = field(default_factory=dict, repr=False)
 
 
 class Launcher(Protocol):
@@ -57,14 +59,19 @@ class Launcher(Protocol):
 
 
 class LocalLauncher:
-    """Runs everything on this node, on the GPUs of the allocation."""
+    """Runs everything on this node, on the GPUs of the allocation.
 
-    def __init__(self, settings: NodeSettings) -> None:
+    `secrets` are the job's. The trainer gets all of them, what prepares the model gets those that the hub
+    asks for, and the engine, which loads the prepared model, gets none.
+    """
+
+    def __init__(self, settings: NodeSettings, secrets: SecretValues | None = None) -> None:
         self._settings = settings
+        self._secrets = secrets or {}
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         argv = (sys.executable, "-m", "trainer.models", "--claim", str(attempt.claim_file))
-        return Command(argv, self._environment(attempt, ()))
+        return Command(argv, self._environment(attempt, ()), hub_tokens(self._secrets))
 
     def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         gpus = self._gpus(claim, "rollout")
@@ -91,13 +98,13 @@ class LocalLauncher:
             *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
             *(("--gpu-memory-share", OWN_GPU_SHARE) if split else ()),
         )
-        return Command(argv, self._environment(attempt, gpus) | {"HF_HUB_OFFLINE": "1"})
+        return Command(argv, _offline(self._environment(attempt, gpus)))
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         gpus = self._gpus(claim, "trainer")
         argv = (sys.executable, "-m", "trainer.run", "--attempt-dir", str(attempt.path))
         environment = ({} if gpus else COMPACT) | self._environment(attempt, gpus)
-        return Command(argv, environment | {"HF_HUB_OFFLINE": "1"})
+        return Command(argv, _offline(environment), self._secrets)
 
     def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:
         here = self._settings.node_id
@@ -161,13 +168,25 @@ class LocalEngineLauncher:
             argv += ["--max-model-len", str(spec.max_model_len)]
         if on_gpu:
             argv += ["--gpu-memory-share", OWN_GPU_SHARE]
-        environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id, "HF_HUB_OFFLINE": "1"}
-        return Command(tuple(argv), environment)
+        environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id}
+        return Command(tuple(argv), _offline(environment))
 
 
 def without_secrets() -> dict[str, str]:
     """This process's environment, for programs that need an attempt's token at most."""
     return {name: value for name, value in os.environ.items() if name not in SECRETS}
+
+
+def hub_tokens(secrets: SecretValues) -> SecretValues:
+    """Those that a model is fetched with."""
+    return {name: value for name, value in secrets.items() if name in HUB_TOKENS}
+
+
+def _offline(environment: dict[str, str]) -> dict[str, str]:
+    """For a program whose model is prepared: it asks no hub, and needs no token of the node's for one."""
+    return {name: value for name, value in environment.items() if name not in HUB_TOKENS} | {
+        "HF_HUB_OFFLINE": "1"
+    }
 
 
 def _environment(gpus: tuple[str, ...]) -> dict[str, str]:

@@ -5,6 +5,7 @@ its folder and spawning its supervisor, which outlives this process. The answer 
 engine services the node should keep running.
 """
 
+import json
 import logging
 import os
 import signal
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from powermean.contracts.attempts import Claim, Finish, GpuInfo, JobError, NameRival
 from powermean.contracts.names import NODE_NAME_TAKEN
+from powermean.contracts.secrets import SecretValues
 from powermean.disk import is_full
 from powermean.errors import PowermeanError
 from powermean.node_client import AttemptClient, NodeClient
@@ -31,6 +34,15 @@ from worker.programs import check, replayed
 from worker.settings import NodeSettings
 
 log = logging.getLogger("powermean.worker")
+
+
+@contextmanager
+def in_memory(text: str) -> Iterator[int]:
+    """A descriptor to read the text from; no file system has it."""
+    with open(os.memfd_create("given"), "w+") as file:
+        file.write(text)
+        file.seek(0)
+        yield file.fileno()
 
 
 def end_this_process() -> None:
@@ -74,15 +86,16 @@ class Node:
         if time.monotonic() - self._accepted > UNHEARD_S:
             self.report()  # after a silence the name may be another worker's, and so may the attempt
         try:
-            claim = self._client.claim(attempt_id)
+            answer = self._client.claim(attempt_id)
         except ApiError as error:
             log.info("not starting attempt %s: %s", attempt_id, error)
             return
         except ServerUnreachableError as error:
             log.warning("attempt %s was not claimed, the server will ask again: %s", attempt_id, error)
             return
+        claim = answer.claim
         try:
-            pid = self._spawn(claim)
+            pid = self._spawn(claim, answer.secrets)
         except OSError as error:
             log.error("attempt %s can't be started: %s", attempt_id, error)
             self._give_up(claim, error)
@@ -91,15 +104,18 @@ class Node:
         if claim.engine is not None:
             self.report()  # the answer tells the engine about its new job and about jobs that have left
 
-    def _spawn(self, claim: Claim) -> int:
-        """Write the attempt's folder and start its supervisor; returns its pid."""
-        with self._folders:
+    def _spawn(self, claim: Claim, secrets: SecretValues) -> int:
+        """Write the attempt's folder and start its supervisor; returns its pid.
+
+        The secrets are its standard input, from memory: neither on a disk, nor in its environment.
+        """
+        with self._folders, in_memory(json.dumps(secrets)) as given:
             attempt = AttemptDir.create(self._settings.attempt_dir(claim.attempt_id), claim)
             with (attempt.path / "supervisor.log").open("ab") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
                     env=without_secrets(),
-                    stdin=subprocess.DEVNULL,
+                    stdin=given,
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
@@ -129,9 +145,9 @@ class Node:
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""
         try:
-            task = self._client.validation(job_id)
+            given = self._client.validation(job_id)
             self._checking[job_id] = None
-            result = check(task)
+            result = check(given.task, given.secrets)
             if result is not None and result.errors and (folder := full_disk(self._settings)):
                 # Its errors may come from there, and would end the job for good.
                 log.warning("job %s was not validated: the disk of %s is full", job_id, folder)

@@ -1,6 +1,7 @@
 """The files between the trainer and its supervisor: records to post, the phase, orders.
 
-Records are written completely before they get their name, so a crash leaves none half-written.
+Records are written completely before they get their name, so a crash leaves none half-written. They hold none
+of the job's secrets.
 """
 
 import itertools
@@ -24,6 +25,7 @@ from powermean.contracts.attempts import (
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch
 from worker.attempt_dir import AttemptDir, write_whole
+from worker.redaction import own_redactor
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Reporter:
 
     def __init__(self, folder: Path) -> None:
         self._attempt = AttemptDir(folder)
+        self._redactor = own_redactor()
         self._attempt.spool.mkdir(parents=True, exist_ok=True)
         written = [int(path.stem) for path in self._attempt.spooled()]
         self._numbers = itertools.count(max(written, default=0) + 1)
@@ -55,7 +58,7 @@ class Reporter:
 
     def finish(self, finish: Finish) -> None:
         """The last record: there is room for it even on a full disk."""
-        self._attempt.write_last(self._next(), FinishRecord(body=finish).model_dump_json())
+        self._attempt.write_last(self._next(), self._text(FinishRecord(body=finish)))
 
     def phase(self, text: str) -> None:
         """Say what the trainer is doing, for people; at most 80 characters. It is also logged.
@@ -64,22 +67,25 @@ class Reporter:
         """
         log.info(text)
         with self._telling:
-            self._phase = text
-            self._attempt.write_phase(text)
+            self._phase = self._redactor.text(text)
+            self._attempt.write_phase(self._phase)
 
     def detail(self, text: str) -> None:
         """How far the present phase is: told now and then, since heartbeats read it no more often."""
         with self._telling:
             if time.monotonic() - self._told >= DETAIL_S:
                 self._told = time.monotonic()
-                self._attempt.write_phase(f"{self._phase}, {text}")
+                self._attempt.write_phase(self._redactor.text(f"{self._phase}, {text}"))
 
     def order(self) -> Order:
         """The supervisor's order."""
         return self._attempt.order()
 
     def _write(self, record: SpoolRecord) -> None:
-        write_whole(self._next(), record.model_dump_json())
+        write_whole(self._next(), self._text(record))
+
+    def _text(self, record: SpoolRecord) -> str:
+        return self._redactor.text(record.model_dump_json())
 
     def _next(self) -> Path:
         return self._attempt.spool / f"{next(self._numbers):08d}.json"

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.errors import PowermeanError
 from powermean.keys import clean_secret
 
@@ -36,6 +37,11 @@ class NodeSettings(BaseSettings):
     data_dir: Path = Field(description="The node's own folder: models, attempts.")
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Folders with models for model.folder, separated by colons."
+    )
+    allowed_models: Annotated[tuple[AllowedModel, ...], NoDecode] = Field(
+        (),
+        description="Models that jobs and engines may name, as NAME or NAME@COMMIT, separated by commas; * "
+        "stands for any characters. Empty: all. It holds for this node; the server has one, too.",
     )
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engine_host: str | None = Field(
@@ -76,6 +82,11 @@ class NodeSettings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_models", mode="before")
+    @classmethod
+    def _entries(cls, value: object) -> object:
+        return read_allowed_models(value) if isinstance(value, str) else value
 
     @field_validator("data_dir", "model_roots", mode="after")
     @classmethod

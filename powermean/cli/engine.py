@@ -29,6 +29,10 @@ def add(
         int | None, typer.Option(help="Most tokens of prompt and completion; default: the model's own limit.")
     ] = None,
     node: Annotated[str | None, typer.Option(help="The node to run it; default: any node with vLLM.")] = None,
+    project: Annotated[
+        list[str] | None,
+        typer.Option(help="A project whose jobs may use it, repeated for several; default: all."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Declare an engine: a node with vLLM keeps it running, and LoRA jobs on its model share it.
@@ -47,6 +51,7 @@ def add(
         "max_lora_rank": max_lora_rank,
         "max_model_len": max_model_len,
         "node": node,
+        "projects": project or (),
     }
     with connected() as client:
         made = client.create_engine(checked(EngineSpec, given))

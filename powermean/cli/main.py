@@ -49,6 +49,10 @@ COMMANDS = {
         "powermean.cli.audit:audit",
         "Who did what on the service, and whether the log of it is whole.",
     ),
+    "secret": (
+        "powermean.cli.secret:secret",
+        "Secrets for jobs, such as tokens of model hubs; their values are never shown.",
+    ),
     "project": ("powermean.cli.projects:project", "Projects, which keep teams apart, and their members."),
     "person": (
         "powermean.cli.people:person",

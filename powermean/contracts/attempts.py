@@ -14,6 +14,7 @@ from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.rollout import AdapterSlots
+from powermean.contracts.secrets import SecretValues
 from powermean.contracts.trajectories import TrajectoryBatch
 
 
@@ -113,7 +114,7 @@ class CheckpointCommit(Contract):
 
 
 class Claim(Contract):
-    """All that a node needs to run an attempt (answer to POST /v1/attempts/{id}/claim)."""
+    """All that a node needs to run an attempt, but its secrets: they are never written to its disk."""
 
     attempt_id: str
     job_id: str
@@ -130,12 +131,30 @@ class Claim(Contract):
     )
 
 
+class ClaimWithSecrets(Contract):
+    """The answer to POST /v1/attempts/{id}/claim."""
+
+    claim: Claim
+    secrets: SecretValues = Field(
+        default_factory=dict, repr=False, description="Values for the environment, as `spec.secrets` says."
+    )
+
+
 class ValidationTask(Contract):
-    """What a node checks before a job is queued (answer to GET /v1/jobs/{id}/validation)."""
+    """What a node checks before a job is queued."""
 
     job_id: str
     spec: JobSpec
     dataset: ArtefactRef | None = None
+
+
+class ValidationWithSecrets(Contract):
+    """The answer to GET /v1/jobs/{id}/validation."""
+
+    task: ValidationTask
+    secrets: SecretValues = Field(
+        default_factory=dict, repr=False, description="Only what a model is fetched with."
+    )
 
 
 class ValidationResult(Contract):

@@ -7,6 +7,7 @@ from pydantic import Field, StrictInt, StringConstraints, model_validator
 
 from powermean.contracts.attempts import EngineReport, JobError, NameRival
 from powermean.contracts.base import Contract
+from powermean.contracts.identity import ProjectName
 
 EngineName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
 EngineServiceState = Literal["waiting", "starting", "ready", "failed", "stopping"]
@@ -50,6 +51,9 @@ class EngineSpec(Contract):
     )
     node: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")] | None = Field(
         None, description="The only node that may run it; null means any node with vLLM."
+    )
+    projects: tuple[ProjectName, ...] = Field(
+        (), max_length=100, description="Projects whose jobs may use it; empty means all."
     )
 
 

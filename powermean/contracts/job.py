@@ -9,6 +9,7 @@ from powermean.contracts.base import Contract, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.rewards import ExactMatch, RewardSpec
+from powermean.contracts.secrets import MOST_OF_A_JOB, SecretReference, VariableName
 
 
 class LoraSpec(Contract):
@@ -252,6 +253,12 @@ class JobSpec(Contract):
     checkpoints: CheckpointSpec = Field(default_factory=CheckpointSpec)
     resources: ResourceSpec = Field(default_factory=ResourceSpec)
     record: RecordSpec = Field(default_factory=RecordSpec)
+    secrets: dict[VariableName, SecretReference] = Field(
+        default_factory=dict,
+        max_length=MOST_OF_A_JOB,
+        description="Secrets that the job's programs get, by environment variable: the name of one of the "
+        "project's, e.g. HF_TOKEN: hf-team-a, or me/NAME for one of the submitter's own.",
+    )
     seed: StrictInt = Field(0, ge=0, lt=2**31, description="Seed of everything random in the run.")
     max_restarts: StrictInt = Field(
         3, ge=0, le=100, description="New attempts allowed in a row without a new checkpoint."

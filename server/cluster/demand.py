@@ -8,9 +8,13 @@ from server.jobs.demand import stored_demand
 
 
 def waiting_job(
-    job_id: str, stored: str, longest_sequence: int | None, avoid: frozenset[str] = frozenset()
+    job_id: str,
+    stored: str,
+    longest_sequence: int | None,
+    avoid: frozenset[str] = frozenset(),
+    project: str = "",
 ) -> WaitingJob:
-    """The job as the planner sees it, from its row's `demand` and `longest_sequence`.
+    """The job as the planner sees it, from its row's `demand`, `longest_sequence` and project.
 
     `avoid` are the nodes on which its last attempt lapsed.
     """
@@ -18,7 +22,7 @@ def waiting_job(
     adapter = demand.adapter
     if adapter is not None and longest_sequence is not None:
         adapter = replace(adapter, tokens=longest_sequence)
-    return WaitingJob(job_id, demand.gpus, demand.rollout_gpus, avoid, demand.vllm, adapter)
+    return WaitingJob(job_id, demand.gpus, demand.rollout_gpus, avoid, demand.vllm, adapter, project)
 
 
 def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[NodeCapacity]) -> list[str]:

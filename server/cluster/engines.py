@@ -15,26 +15,37 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from powermean.allowed_models import AllowedModels
 from powermean.contracts.attempts import ClaimedEngine, EngineReport, JobError
 from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
 from powermean.contracts.engines import EngineService as EngineView
 from server.cluster.planner import Placement, SharedEngine, WaitingEngine
-from server.db.models import Allocation, Attempt, EngineService, Job
+from server.db.models import Allocation, Attempt, EngineService, Job, Project
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now
-from server.errors import ConflictError, NotFoundError
+from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs.demand import model_key, resolved_dtype
+from server.jobs.service import check_model
 from server.settings import is_loopback
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
-def create(session: ScopedSession, person_id: str, spec: EngineSpec) -> EngineView:
+def create(
+    session: ScopedSession, person_id: str, spec: EngineSpec, allowed: AllowedModels = ()
+) -> EngineView:
     """Declare an engine service; the scheduler finds it a node.
 
     Raises:
         ConflictError: the name is taken.
+        InvalidInputError: the model is not allowed, or there is no such project.
     """
+    check_model(spec.model.name, allowed)
+    for place, project in enumerate(spec.projects):
+        if session.get(Project, project) is None:
+            raise InvalidInputError.at(
+                f"projects.{place}", f"no project {project}", "GET /v1/projects lists the projects."
+            )
     row = EngineService(
         id="engine-" + "".join(secrets.choice(_ALPHABET) for _ in range(12)),
         name=spec.name,
@@ -59,18 +70,31 @@ def create(session: ScopedSession, person_id: str, spec: EngineSpec) -> EngineVi
 
 
 def list_engines(session: ScopedSession, living: Collection[str]) -> list[EngineView]:
-    """All engine services, by name; `living` are the nodes that reported recently."""
+    """Those that the caller's projects may use, by name; `living` are the nodes that reported recently."""
     rows = session.execute(select(EngineService).order_by(EngineService.name)).scalars().all()
     jobs = _jobs(session, rows)
-    return [_view(row, jobs[row.id], living) for row in rows]
+    views = (_view(row, jobs[row.id], living) for row in rows)
+    return [seen for view in views if (seen := _as_seen(view, session.projects)) is not None]
 
 
 def show(session: ScopedSession, engine_id: str, living: Collection[str]) -> EngineView:
-    """One engine service. Raises NotFoundError."""
+    """One engine service that the caller's projects may use. Raises NotFoundError."""
     row = session.get(EngineService, engine_id)
     if row is None:
         raise _unknown(engine_id)
-    return _view(row, _jobs(session, [row])[row.id], living)
+    view = _as_seen(_view(row, _jobs(session, [row])[row.id], living), session.projects)
+    if view is None:
+        raise _unknown(engine_id)
+    return view
+
+
+def _as_seen(view: EngineView, projects: frozenset[str] | None) -> EngineView | None:
+    """The service without the names of projects that are not among these; None: it serves none of these."""
+    if projects is None or not view.spec.projects:
+        return view
+    own = tuple(name for name in view.spec.projects if name in projects)
+    spec = view.spec.model_copy(update={"projects": own})
+    return view.model_copy(update={"spec": spec}) if own else None
 
 
 def remove(session: ScopedSession, engine_id: str, living: Collection[str]) -> EngineView:
@@ -223,6 +247,7 @@ def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEn
         node=row.node,
         reach=row.node if row.url is None or is_loopback(urlsplit(row.url).hostname or "") else None,
         jobs=frozenset(jobs),
+        projects=frozenset(spec.projects),
     )
 
 

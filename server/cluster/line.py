@@ -87,16 +87,16 @@ class Line:
 
 def _read(session: Session, job_ids: set[str] | None) -> dict[str, Queued]:
     """The queued ones of these jobs, or of all, in order of submission."""
-    query = select(Job.id, Job.demand, Job.longest_sequence, Job.attempt, Job.phase, Job.not_before).where(
-        Job.state == JobState.QUEUED
-    )
+    query = select(
+        Job.id, Job.demand, Job.longest_sequence, Job.attempt, Job.phase, Job.not_before, Job.project_id
+    ).where(Job.state == JobState.QUEUED)
     if job_ids is not None:
         query = query.where(Job.id.in_(job_ids))
     rows = session.execute(query.order_by(Job.id)).all()
     avoid = _let_down(session) if any(row.attempt for row in rows) else {}
     return {
         row.id: Queued(
-            waiting_job(row.id, row.demand, row.longest_sequence, avoid.get(row.id, _NOBODY)),
+            waiting_job(row.id, row.demand, row.longest_sequence, avoid.get(row.id, _NOBODY), row.project_id),
             row.phase,
             row.not_before,
         )

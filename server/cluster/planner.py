@@ -46,6 +46,7 @@ class WaitingJob:
     avoid: frozenset[str] = frozenset()
     vllm: bool = False  # its own engine must be vLLM
     adapter: AdapterNeed | None = None  # None: it gets its own engine
+    project: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class SharedEngine:
     node: str | None = None
     reach: str | None = None  # the only node whose trainers reach it; None: all
     jobs: frozenset[str] = frozenset()  # jobs with a slot
+    projects: frozenset[str] = frozenset()  # whose jobs it serves; none named: all
+
+    def is_open_to(self, project: str) -> bool:
+        return not self.projects or project in self.projects
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,10 @@ class _Index:
     def _holding(self, gpus: int, vllm: bool) -> frozenset[str]:
         return _holding(gpus, self.able(vllm))
 
-    def _serving(self, need: AdapterNeed) -> tuple[SharedEngine, ...]:
+    def _serving(self, need: AdapterNeed, project: str) -> tuple[SharedEngine, ...]:
         """The engines that fit, ready or not."""
-        return tuple(e for e in self.engines.get((need.model, need.dtype), ()) if _serves(e, need))
+        of_model = self.engines.get((need.model, need.dtype), ())
+        return tuple(e for e in of_model if e.is_open_to(project) and _serves(e, need))
 
     def shape(self, job: WaitingJob) -> Hashable:
         """Equal for jobs that wait for the same reason; None for one whose reason is its own."""
@@ -180,7 +186,7 @@ class _Index:
             return None
         if job.adapter is None:
             return job.gpus, job.rollout_gpus, job.vllm
-        serving = self.serving(job.adapter)
+        serving = self.serving(job.adapter, job.project)
         if job.adapter.required and not serving:
             return None  # the reason names its rank or its tokens
         names = tuple(engine.id for engine in serving)
@@ -297,12 +303,15 @@ def _with_own_engine(job: WaitingJob, index: _Index, free: _Free) -> Start | _Wa
 
 
 def _on_shared_engine(job: WaitingJob, need: AdapterNeed, index: _Index, free: _Free) -> Start | _Wait:
-    serving = index.serving(need)
+    serving = index.serving(need, job.project)
     if not serving:
         of_model = index.engines.get((need.model, need.dtype))
         if not of_model:
             return _Wait(f"waiting for an engine to be declared for {need.model} in {need.dtype}")
-        return _Wait(f"waiting for an engine that fits: {_limits(of_model[0], need)}")
+        ours = [engine for engine in of_model if engine.is_open_to(job.project)]
+        if not ours:
+            return _Wait(f"waiting for an engine that serves project {job.project}")
+        return _Wait(f"waiting for an engine that fits: {_limits(ours[0], need)}")
     ready = [e for e in serving if e.state == "ready"]
     if not ready:
         return _Wait(f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")

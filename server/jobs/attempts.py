@@ -108,6 +108,15 @@ def claim(session: Session, settings: Settings, attempt_id: str) -> Claimed:
     return Claimed(job, attempt, attempt.allocations)
 
 
+def refuse(session: Session, claimed: Claimed, why: JobError) -> None:
+    """Fail the job of an attempt that was claimed in this transaction: the node never hears of it."""
+    now = database_now(session)
+    reason = why.message[:REASON_CHARACTERS]
+    _end(session, claimed.attempt, "ended", now, outcome="failed", reason=reason, error=why)
+    allocations.release(session, claimed.attempt.id, now)
+    fail(session, claimed.job, why)
+
+
 def heartbeat(
     session: Session, settings: Settings, attempt_id: str, claims: AttemptClaims, beat: Heartbeat
 ) -> Attempt:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from powermean.allowed_models import AllowedModels, allowed_model, refusal
 from powermean.contracts.api import Job as JobView
 from powermean.contracts.api import JobState, SpecSource
 from powermean.contracts.artefacts import ArtefactRef
@@ -29,6 +30,7 @@ from server.jobs.events import first_event, lock_job
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
 from server.jobs.views import job_spec, job_view
 from server.usage import check_room
+from server.vault.secrets import check as check_secrets
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,20 @@ class Submitted:
 
 
 def submit(
-    session: ScopedSession, caller: Caller, spec: JobSpec, text: str, idempotency_key: str | None
+    session: ScopedSession,
+    caller: Caller,
+    spec: JobSpec,
+    text: str,
+    idempotency_key: str | None,
+    allowed: AllowedModels = (),
 ) -> Submitted:
     """Accept a job, or find the one that the same person submitted to the project under the same key.
 
     `text` is what the spec was read from; it is kept for people who edit and submit it again.
 
     Raises:
-        InvalidInputError: there is no such project, or the spec's dataset does not exist or lacks a field.
+        InvalidInputError: there is no such project or secret, the model is not allowed, or the spec's dataset
+            does not exist or lacks a field.
         ForbiddenError: the caller may not submit to the project.
         ConflictError: the key was used for a different spec.
     """
@@ -58,7 +66,9 @@ def submit(
     if not insert_new(session, Job, row, unique=("created_by", "project_id", "idempotency_key")):
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
+    check_model(spec.model.name, allowed)
     check_dataset(session, spec, project)
+    check_secrets(session, spec, project, caller.person_id)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
     first_event(session, job, summary_data(job))
     return Submitted(job_view(job, None, spec), new=True)
@@ -108,6 +118,12 @@ def _repeated(session: ScopedSession, earlier: Job, job: Job) -> Submitted:
             remedy="Use a new key for a different spec.",
         )
     return Submitted(show(session, earlier.id), new=False)
+
+
+def check_model(name: str | None, allowed: AllowedModels) -> None:
+    """Raises InvalidInputError for a model that the administrator has not allowed."""
+    if name is not None and allowed_model(name, allowed) is None:
+        raise InvalidInputError.at("model.name", *refusal(allowed))
 
 
 def check_dataset(session: ScopedSession, spec: JobSpec, project: str) -> None:
@@ -180,8 +196,8 @@ def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
     return ArtefactRef.model_validate(dataset.artefact) if dataset is not None else None
 
 
-def validation_task(session: Session, job_id: str) -> ValidationTask:
-    """What a node should check.
+def validation_task(session: Session, job_id: str) -> tuple[ValidationTask, Job]:
+    """What a node should check, and whose it is.
 
     Raises:
         ConflictError: the job is not waiting for a check.
@@ -192,7 +208,7 @@ def validation_task(session: Session, job_id: str) -> ValidationTask:
             f"job {job_id} is {job.state}: there is nothing to check", remedy="Drop the task."
         )
     spec = job_spec(job)
-    return ValidationTask(job_id=job_id, spec=spec, dataset=dataset_ref(session, spec))
+    return ValidationTask(job_id=job_id, spec=spec, dataset=dataset_ref(session, spec)), job
 
 
 def accept_validation(session: Session, job_id: str, result: ValidationResult) -> None:

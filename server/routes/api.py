@@ -20,6 +20,7 @@ from server.routes import (
     people,
     projects,
     replays,
+    secrets,
     storage,
 )
 
@@ -60,6 +61,7 @@ def api_routes() -> list[BaseRoute]:
         identity,
         people,
         projects,
+        secrets,
         jobs,
         attempts,
         nodes,

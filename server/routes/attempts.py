@@ -2,13 +2,23 @@
 
 from fastapi import APIRouter, status
 
-from powermean.contracts.attempts import CheckpointCommit, Claim, Finish, Heartbeat, HeartbeatReply
+from powermean.contracts.attempts import (
+    CheckpointCommit,
+    Claim,
+    ClaimWithSecrets,
+    Finish,
+    Heartbeat,
+    HeartbeatReply,
+)
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
+from server.errors import ConflictError
 from server.jobs import attempts, checkpoints, repository, service
 from server.jobs.views import allocation_view, job_spec
 from server.routes.access import CurrentAttempt, CurrentNode, KnownCallerRoute, RenewingAttempt
-from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings
+from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings, RequestVault
+from server.vault.key_file import KeyUnavailableError
+from server.vault.secrets import values_of
 
 router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"], route_class=KnownCallerRoute)
 
@@ -20,25 +30,34 @@ def claim_attempt(
     keys: RequestKeyPair,
     database: RequestDatabase,
     settings: RequestSettings,
-) -> Claim:
+    vault: RequestVault,
+) -> ClaimWithSecrets:
     """Exactly one claim of an attempt succeeds; the answer contains everything needed to run it."""
     with database.write() as session:
         claimed = attempts.claim(session, settings, attempt_id)
         job, attempt = claimed.job, claimed.attempt
-        spec = job_spec(job)
-        return Claim(
-            attempt_id=attempt.id,
-            job_id=job.id,
-            number=attempt.number,
-            spec=spec,
-            allocations=tuple(allocation_view(allocation) for allocation in claimed.allocations),
-            token=sign_attempt_token(keys.private_pem, job.id, attempt.number),
-            lease_s=settings.lease_s,
-            beat_s=settings.beat_s,
-            resume=repository.resume_point(session, job.id),
-            dataset=service.dataset_ref(session, spec),
-            engine=engines.claimed(session, claimed.allocations),
-        )
+        try:
+            secrets = values_of(session, vault, job)
+        except KeyUnavailableError as error:
+            attempts.refuse(session, claimed, error.error)
+            refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")
+        else:
+            spec = job_spec(job)
+            claim = Claim(
+                attempt_id=attempt.id,
+                job_id=job.id,
+                number=attempt.number,
+                spec=spec,
+                allocations=tuple(allocation_view(allocation) for allocation in claimed.allocations),
+                token=sign_attempt_token(keys.private_pem, job.id, attempt.number),
+                lease_s=settings.lease_s,
+                beat_s=settings.beat_s,
+                resume=repository.resume_point(session, job.id),
+                dataset=service.dataset_ref(session, spec),
+                engine=engines.claimed(session, claimed.allocations),
+            )
+            return ClaimWithSecrets(claim=claim, secrets=secrets)
+    raise refused
 
 
 @router.post("/heartbeat", summary="Renew the lease")

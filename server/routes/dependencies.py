@@ -16,6 +16,7 @@ from server.db.session import Database
 from server.metrics.stream import EventHub
 from server.observability import Observatory
 from server.settings import Settings
+from server.vault.key_file import KeyService
 
 
 def _state(name: str) -> Callable[[Request], Awaitable[Any]]:
@@ -35,6 +36,7 @@ RequestDatabase = Annotated[Database, Depends(_state("database"))]
 RequestSettings = Annotated[Settings, Depends(_state("settings"))]
 RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]
 RequestEvents = Annotated[EventHub, Depends(_state("events"))]
+RequestVault = Annotated[KeyService, Depends(_state("vault"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
 RequestJournal = Annotated[Journal, Depends(_state("journal"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]

@@ -20,11 +20,12 @@ def create_engine(
     spec: EngineSpec,
     caller: Annotated[Caller, May("cluster.change")],
     database: CallersDatabase,
+    settings: RequestSettings,
     response: Response,
 ) -> EngineService:
     """A node with vLLM keeps it running from now on; LoRA jobs on its model share it. Administrators only."""
     with database.write() as session:
-        made = engines.create(session, caller.person_id, spec)
+        made = engines.create(session, caller.person_id, spec, settings.allowed_models)
         note(target=made.id)
     response.headers["Location"] = f"/v1/engines/{made.id}"
     return made

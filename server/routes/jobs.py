@@ -8,20 +8,24 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource, SubmittedJob
-from powermean.contracts.attempts import ValidationResult, ValidationTask
+from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import old_names_used
+from powermean.contracts.secrets import HUB_TOKENS
 from powermean.spec_yaml import SpecTextError, read_spec
 from server.audit.journal import note
 from server.db.scoped import ScopedDatabase
-from server.errors import UnreadableSpecError
+from server.errors import ConflictError, UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
 from server.jobs.listing import JobFilter, list_jobs
 from server.routes.access import CurrentNode, KnownCallerRoute, May
-from server.routes.dependencies import CallersDatabase, RequestDatabase
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestSettings, RequestVault
 from server.routes.deprecations import GivenBody
+from server.settings import Settings
+from server.vault.key_file import KeyUnavailableError
+from server.vault.secrets import values_of
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=KnownCallerRoute)
 
@@ -47,11 +51,12 @@ def submit_job(
     given: GivenBody,
     caller: Annotated[Caller, May("job.submit")],
     database: CallersDatabase,
+    settings: RequestSettings,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
-    submitted = _submit(database, caller, spec, json.dumps(given), idempotency_key)
+    submitted = _submit(database, settings, caller, spec, json.dumps(given), idempotency_key)
     return _accepted(submitted, spec, given, response)
 
 
@@ -65,6 +70,7 @@ def submit_text(
     source: SpecSource,
     caller: Annotated[Caller, May("job.submit")],
     database: CallersDatabase,
+    settings: RequestSettings,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
@@ -78,17 +84,22 @@ def submit_text(
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors, body=given) from error
-    submitted = _submit(database, caller, spec, source.text, idempotency_key)
+    submitted = _submit(database, settings, caller, spec, source.text, idempotency_key)
     return _accepted(submitted, spec, given, response)
 
 
 def _submit(
-    database: ScopedDatabase, caller: Caller, spec: JobSpec, text: str, idempotency_key: str | None
+    database: ScopedDatabase,
+    settings: Settings,
+    caller: Caller,
+    spec: JobSpec,
+    text: str,
+    idempotency_key: str | None,
 ) -> service.Submitted:
     with database.read() as session:
         service.check_storage(session, caller, spec, idempotency_key)
     with database.write() as session:
-        submitted = service.submit(session, caller, spec, text, idempotency_key)
+        submitted = service.submit(session, caller, spec, text, idempotency_key, settings.allowed_models)
         note(target=submitted.job.id, project=submitted.job.project)
     return submitted
 
@@ -143,10 +154,20 @@ def cancel_job(job_id: str, caller: Annotated[Caller, May("job.change")], databa
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")
-def get_validation(job_id: str, node: CurrentNode, database: RequestDatabase) -> ValidationTask:
-    """The spec and where its dataset is."""
-    with database.read() as session:
-        return service.validation_task(session, job_id)
+def get_validation(
+    job_id: str, node: CurrentNode, database: RequestDatabase, vault: RequestVault
+) -> ValidationWithSecrets:
+    """The spec, where its dataset is, and what its model is fetched with."""
+    with database.write() as session:
+        task, job = service.validation_task(session, job_id)
+        try:
+            tokens = values_of(session, vault, job, HUB_TOKENS if task.spec.model.name else ())
+        except KeyUnavailableError as error:
+            service.accept_validation(session, job_id, ValidationResult(errors=(error.error,)))
+            refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")
+        else:
+            return ValidationWithSecrets(task=task, secrets=tokens)
+    raise refused
 
 
 @router.post(

@@ -167,7 +167,7 @@ class Run:
         until(lambda: self.job()["attempt"] == number, f"attempt {number}")
         answer = until(lambda: (a := self.service.node.post(address)).is_success and a, "the claim")
         self.attempt = number
-        self._headers = {"Authorization": f"Bearer {answer.json()['token']}"}
+        self._headers = {"Authorization": f"Bearer {answer.json()['claim']['token']}"}
 
     def post(self, what: str, body: dict[str, Any]) -> None:
         address = f"/v1/attempts/{self.job_id}.{self.attempt}/{what}"

@@ -212,7 +212,7 @@ class ServiceDriver:
     def claim(self, attempt_id: str) -> AttemptDriver:
         answer = self.node.post(f"/v1/attempts/{attempt_id}/claim")
         assert answer.status_code == 200, answer.text
-        return AttemptDriver(self.anyone, Claim.model_validate(answer.json()))
+        return AttemptDriver(self.anyone, Claim.model_validate(answer.json()["claim"]))
 
     def let_lease_run_out(self, attempt_id: str) -> None:
         """As if the attempt had been silent for a whole lease."""

@@ -12,7 +12,7 @@ from powermean.contracts.attempts import Claim
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId
 from powermean.tether import adopt_orphans
-from worker.attempt.supervisor import Limits, Supervisor
+from worker.attempt.supervisor import Limits, Supervisor, read_secrets
 from worker.attempt_dir import MARK, AttemptDir
 from worker.launcher import Command
 
@@ -22,10 +22,12 @@ class ScriptLauncher:
     """Each program is a Python text, run with the attempt's folder as its argument."""
 
     programs: dict[str, str]
+    secrets: dict[str, str]  # the trainer's
 
     def _command(self, name: str, attempt: AttemptDir) -> Command:
         argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path))
-        return Command(argv, dict(os.environ) | {MARK: attempt.attempt_id})
+        secrets = self.secrets if name == "trainer" else {}
+        return Command(argv, dict(os.environ) | {MARK: attempt.attempt_id}, secrets)
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         return self._command("prepare", attempt)
@@ -40,15 +42,14 @@ class ScriptLauncher:
 def main() -> None:
     options = json.loads(sys.argv[1])
     attempt = AttemptDir(Path(options["attempt_dir"]))
+    launcher = ScriptLauncher(options["programs"], read_secrets())
     adopt_orphans()
     with suppress(OSError):
         attempt.write_supervisor(ProcessId.own())
     claim = attempt.claim()
     lifeline = Lifeline(options["lifeline"]) if options.get("lifeline") else None
     with AttemptClient(options["url"], attempt.attempt_id, attempt.token()) as client:
-        supervisor = Supervisor(
-            attempt, claim, ScriptLauncher(options["programs"]), client, Limits(**options["limits"]), lifeline
-        )
+        supervisor = Supervisor(attempt, claim, launcher, client, Limits(**options["limits"]), lifeline)
         signal.signal(signal.SIGTERM, supervisor.stop)
         told = supervisor.run()
     sys.exit(0 if told else 1)

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from powermean.contracts.attempts import Finish, JobError, ValidationResult
+from powermean.contracts.attempts import (
+    ClaimWithSecrets,
+    Finish,
+    JobError,
+    ValidationResult,
+    ValidationTask,
+    ValidationWithSecrets,
+)
 from tests.worker.test_node import claim
 from worker import node as nodes
 from worker.attempt_dir import AttemptDir
@@ -24,14 +31,14 @@ class Server:
     def put_node(self, node_id: str, report: object) -> Any:
         raise ConnectionError
 
-    def validation(self, job_id: str) -> None:
-        return None
+    def validation(self, job_id: str) -> ValidationWithSecrets:
+        return ValidationWithSecrets(task=ValidationTask(job_id=job_id, spec=claim().spec))
 
     def post_validation(self, job_id: str, result: ValidationResult) -> None:
         self.results.append(result)
 
-    def claim(self, attempt_id: str) -> object:
-        return claim()
+    def claim(self, attempt_id: str) -> ClaimWithSecrets:
+        return ClaimWithSecrets(claim=claim())
 
     def finish(self, end: Finish) -> None:
         self.ends.append(end)
@@ -62,7 +69,7 @@ def test_a_check_that_fails_on_a_full_disk_is_not_told(
     node: Node, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = ValidationResult(errors=(JobError(code="disk_full", message="no room for the model"),))
-    monkeypatch.setattr(nodes, "check", lambda task: failed)
+    monkeypatch.setattr(nodes, "check", lambda task, secrets: failed)
     monkeypatch.setattr(nodes, "full_disk", lambda settings: "/data")
     node.validate("job-a")
     assert server.results == []

@@ -190,6 +190,38 @@ def test_the_workers_secrets_reach_no_other_program(tmp_path: Path, monkeypatch:
     assert "hush" not in error.message
 
 
+def test_each_program_of_an_attempt_gets_the_secrets_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "the node's own")
+    job = {"HF_TOKEN": "the job's own", "WANDB_API_KEY": "the tracker's"}
+    attempt, model = AttemptDir(tmp_path), Path("/model")
+    launcher, plain = LocalLauncher(settings(tmp_path), job), LocalLauncher(settings(tmp_path))
+    assert launcher.prepare(attempt, claim()).secrets == {"HF_TOKEN": "the job's own"}
+    assert launcher.engine(attempt, claim(), model).secrets == {}
+    assert launcher.trainer(attempt, claim(), model).secrets == job
+    assert plain.prepare(attempt, claim()).environment["HF_TOKEN"] == "the node's own"
+    for command in (plain.engine(attempt, claim(), model), plain.trainer(attempt, claim(), model)):
+        assert "HF_TOKEN" not in command.environment
+    assert "the job's own" not in repr(launcher.trainer(attempt, claim(), model))
+
+
+def test_a_check_gets_its_token_and_tells_it_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"HF_TOKEN": "hf_0123456789abcdefghij"}
+    task = ValidationTask(job_id="job-a", spec=claim().spec)
+    told = (
+        "import json, os; print(json.dumps({'errors': [{'code': 'x', 'message': os.environ['HF_TOKEN']}]}))"
+    )
+    broken = "import os, sys; sys.exit('refused: ' + os.environ['HF_TOKEN'])"
+    for program, message in ((told, "***"), (broken, "refused: ***")):
+        command = [sys.executable, "-S", "-c", program]
+        monkeypatch.setattr(programs, "tethered", lambda _, command=command: command)
+        found = programs.check(task, given)
+        assert found is not None
+        assert message in found.errors[0].message
+        assert given["HF_TOKEN"] not in found.model_dump_json()
+
+
 def checked(task: ValidationTask) -> JobError:
     found = programs.check(task)
     assert found is not None

@@ -34,7 +34,7 @@ def main() -> int:
     try:
         settings = NodeSettings.read()
         spec = _of_claim(arguments.claim) if arguments.claim else _of_engine(arguments.engine)
-        print(resolve_model(spec, settings.data_dir, settings.model_roots))
+        print(resolve_model(spec, settings.data_dir, settings.model_roots, settings.allowed_models))
     except TrainingError as failure:
         print(f"error: {failure} {failure.remedy or ''}".strip(), file=sys.stderr)
         if arguments.claim:

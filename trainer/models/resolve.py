@@ -5,16 +5,20 @@ Only safetensors are loaded, and code in a model's folder is never run.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -22,11 +26,14 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from powermean.allowed_models import AllowedModels, allowed_model, refusal
 from powermean.contracts.job import ModelSpec
+from powermean.contracts.secrets import HUB_TOKENS
 from powermean.disk import is_full
 from powermean.field_errors import did_you_mean
 from trainer.failures import TrainingError
 from trainer.models.packaged import PACKAGED_MODELS, PackagedModel, convert
+from worker.redaction import own_secrets
 
 PREPARE_TIMEOUT_S = 600.0
 HUB_TIMEOUT_S = 10.0
@@ -37,21 +44,28 @@ _NOT_PROVIDED = (
     HFValidationError,
     OSError,
 )
+ADAPTER = "adapter_config.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
-def resolve_model(spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...]) -> Path:
+def resolve_model(
+    spec: ModelSpec, data_dir: Path, model_roots: tuple[Path, ...], allowed: AllowedModels = ()
+) -> Path:
     """The model's folder, prepared if necessary (a packaged model is converted once per node).
 
-    Raises TrainingError with code unknown_model and the field at fault.
+    Raises TrainingError with code unknown_model, model_refused or model_not_allowed and the field at fault.
     """
     if spec.folder is not None:
         return _under_roots(spec.folder, model_roots)
     assert spec.name is not None
+    entry = allowed_model(spec.name, allowed)
+    if entry is None:
+        message, remedy = refusal(allowed)
+        raise TrainingError("model_not_allowed", message, path="model.name", remedy=remedy)
     packaged = PACKAGED_MODELS.get(spec.name)
     if packaged is not None and (source := packaged.gguf_file()) is not None:
         return _prepared(spec.name, packaged, source, data_dir / "models")
-    return _from_hub(spec.name)
+    return _from_hub(spec.name, entry.commit, data_dir / "hub")
 
 
 def check_known(spec: ModelSpec, model_roots: tuple[Path, ...]) -> None:
@@ -69,7 +83,7 @@ def check_known(spec: ModelSpec, model_roots: tuple[Path, ...]) -> None:
     try:
         hf_hub_download(spec.name, "config.json", etag_timeout=HUB_TIMEOUT_S)
     except _NOT_PROVIDED as error:
-        raise _unknown(spec.name, error) from error
+        raise _not_provided(spec.name, error, with_token=False) from error
 
 
 def _under_roots(folder: str, roots: tuple[Path, ...]) -> Path:
@@ -109,6 +123,13 @@ def _checked(folder: Path, path: str) -> Path:
             path=path,
             remedy="save the model with save_pretrained(); pickled weights are not loaded",
         )
+    if (folder / ADAPTER).exists():  # transformers would load the base model that it names, from anywhere
+        raise TrainingError(
+            "unknown_model",
+            f"{folder} is an adapter, not a model: it holds {ADAPTER}",
+            path=path,
+            remedy="merge the adapter into its base model, and save that with save_pretrained()",
+        )
     for file in sorted(folder.iterdir()):
         if why := _damage(file):
             raise TrainingError(
@@ -133,12 +154,22 @@ def _damage(file: Path) -> str | None:
     return None
 
 
-def _from_hub(name: str) -> Path:
-    """The newest snapshot in the hub's local cache, else from the hub (unless HF_HUB_OFFLINE=1)."""
-    for local_only in (True, False):
+def _from_hub(name: str, commit: str | None, own_caches: Path) -> Path:
+    """The snapshot in the hub's local cache, else from the hub (unless HF_HUB_OFFLINE=1).
+
+    What the hub gives only to the holder of the job's token goes into a cache of that token's own: other
+    jobs of this node can't use it. What it gives to anybody goes into the cache of all.
+    """
+    token = next((own_secrets()[one] for one in HUB_TOKENS if one in own_secrets()), None)
+    own = own_caches / hashlib.sha256(token.encode()).hexdigest()[:32] if token else None
+    shared = _Source(
+        None, None if token is None else False
+    )  # without a job's token, the node's, if it has one
+    sources = [shared] if own is None else [shared, _Source(own, token)]
+    reason: Exception | None = None
+    for source, local_only in [*((one, True) for one in sources), *((one, False) for one in sources)]:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local_only))
-            return _checked(folder, "model.name")
+            return _checked(source.snapshot(name, commit, local_only), "model.name")
         except _NOT_PROVIDED as error:
             if is_full(error):
                 raise _disk_full(name, error) from error
@@ -146,7 +177,53 @@ def _from_hub(name: str) -> Path:
         except TrainingError:
             if not local_only:
                 raise
-    raise _unknown(name, reason)
+    assert reason is not None
+    raise _not_provided(name, reason, with_token=token is not None)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A cache, and the token with which it is filled: None is the node's own, False none."""
+
+    cache: Path | None
+    token: str | Literal[False] | None
+
+    def snapshot(self, name: str, commit: str | None, local_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=commit,
+                cache_dir=self.cache,
+                token=self.token,
+                allow_patterns=_HUB_FILES,
+                local_files_only=local_only,
+            )
+        )
+
+
+def _not_provided(name: str, reason: Exception, *, with_token: bool) -> TrainingError:
+    """The hub refuses the model to who asks, or there is none."""
+    if not isinstance(reason, GatedRepoError) and _status(reason) not in (401, 403):
+        return _unknown(name, reason)
+    remedy = "set a secret to a token that may read it, and name it in the spec: `secrets: {HF_TOKEN: NAME}`"
+    if with_token:
+        remedy = (
+            "ask for access on the model's page with the token's account, or set a secret to another token"
+        )
+    return TrainingError(
+        "model_refused",
+        f"the hub does not give the model {name!r} to this job: {_first_sentence(reason)}",
+        path="model.name",
+        remedy=remedy,
+    )
+
+
+def _first_sentence(reason: Exception) -> str:
+    return str(reason).split(". ")[0]
+
+
+def _status(reason: Exception) -> int | None:
+    return reason.response.status_code if isinstance(reason, HfHubHTTPError) else None
 
 
 def _unknown(name: str, reason: Exception) -> TrainingError:
@@ -161,7 +238,7 @@ def _unknown(name: str, reason: Exception) -> TrainingError:
     return TrainingError(
         "unknown_model",
         f"unknown model {name!r}{meant} It is neither packaged nor in the hub cache, and the hub did not "
-        f"provide it: {str(reason).split('. ')[0]}",
+        f"provide it: {_first_sentence(reason)}",
         path="model.name",
         remedy=remedy,
         retryable=_may_pass(reason),
@@ -172,7 +249,8 @@ def _may_pass(reason: Exception) -> bool:
     """Whether the hub may provide it at a later attempt."""
     if HF_HUB_OFFLINE or isinstance(reason, HFValidationError):
         return False
-    return not isinstance(reason, HfHubHTTPError) or reason.response.status_code >= 500
+    status = _status(reason)
+    return status is None or status >= 500
 
 
 def _prepared(name: str, packaged: PackagedModel, source: Path, models: Path) -> Path:

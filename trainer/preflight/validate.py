@@ -55,7 +55,8 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     found: list[JobError] = []
     spec = task.spec
     _noted(found, lambda: check_devices(spec))
-    folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, settings.model_roots))
+    roots, allowed = settings.model_roots, settings.allowed_models
+    folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, roots, allowed))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
         built = len(found)

@@ -19,6 +19,7 @@ from powermean.contracts.rewards import RewardSpec
 from powermean.tether import tethered
 from trainer.failures import TrainingError
 from trainer.rewards.grading import Grade, Item
+from worker.redaction import without_job_secrets
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 5.0
@@ -116,7 +117,11 @@ class _LineProcess:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            tethered(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            tethered(command),
+            env=without_job_secrets(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -21,9 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from pydantic import TypeAdapter
+
 from powermean.children import TICK_S, last_words, start, wait
 from powermean.contracts.attempts import Claim, EngineStart, Finish
 from powermean.contracts.phases import SENDING_RECORDS, STARTING_ENGINE, STARTING_TRAINER
+from powermean.contracts.secrets import SecretValues
 from powermean.disk import first_full
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
@@ -31,10 +34,12 @@ from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.outcome import Ended, Stop, finish
+from worker.attempt.redacted_log import RedactedLog
 from worker.attempt.shipper import Shipper
 from worker.attempt.supervisor_log import say
 from worker.attempt_dir import AttemptDir, prune
 from worker.launcher import Command, Launcher, LocalLauncher
+from worker.redaction import with_secrets
 from worker.settings import NodeSettings
 
 
@@ -82,6 +87,7 @@ class Supervisor:
         self._lifeline = lifeline
         self._heartbeat = Heartbeat(client, attempt, claim.beat_s)
         self._shipper = Shipper(client, attempt)
+        self._logs: list[RedactedLog] = []
         self._stopping = False
         self._ordered_at: float | None = None
         self._signs: tuple[object, ...] = ()  # of progress
@@ -132,6 +138,8 @@ class Supervisor:
         if trainer:
             trainer_code = trainer.wait()
         reap()
+        for log in self._logs:
+            log.finish()
         return Ended(
             stop=stop,
             model_code=model_code,
@@ -211,7 +219,12 @@ class Supervisor:
             raise StopError("stalled")
 
     def _start(self, command: Command, answer: Path | None = None) -> subprocess.Popen[bytes]:
-        return start(command.argv, command.environment, self._attempt.log, answer)
+        if not command.secrets:
+            return start(command.argv, command.environment, self._attempt.log, answer)
+        log = RedactedLog(self._attempt.log, command.secrets)
+        self._logs.append(log)
+        with log.writing() as end:
+            return start(command.argv, with_secrets(command.environment, command.secrets), end, answer)
 
     def _descendants(self) -> set[int]:
         return descendants(os.getpid())
@@ -249,11 +262,20 @@ class Supervisor:
         time.sleep(TICK_S)
 
 
+def read_secrets() -> SecretValues:
+    """The job's secrets, which the worker hands on in memory, as standard input."""
+    given = sys.stdin.buffer.read()
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+    return TypeAdapter(SecretValues).validate_json(given or b"{}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Supervise one attempt at a job.")
     parser.add_argument("--attempt-dir", type=Path, required=True)
     attempt = AttemptDir(parser.parse_args().attempt_dir.resolve())
     settings = NodeSettings.read()
+    secrets = read_secrets()
     adopt_orphans()
     try:
         attempt.write_supervisor(ProcessId.own())
@@ -265,7 +287,7 @@ def main() -> None:
         supervisor = Supervisor(
             attempt,
             claim,
-            LocalLauncher(settings),
+            LocalLauncher(settings, secrets),
             client,
             Limits(partition_s=settings.partition_grace_s),
             lifeline,

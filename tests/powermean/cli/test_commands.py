@@ -45,6 +45,7 @@ SUBCOMMANDS = {
     "node": ("remove",),
     "engine": ("add", "list", "remove"),
     "audit": ("list", "head", "verify"),
+    "secret": ("set", "list", "remove"),
     "project": ("list", "create", "show", "members", "add-member", "remove-member"),
     "person": ("list", "add", "invite", "deactivate", "activate"),
     "key": ("list", "create", "revoke"),
@@ -65,6 +66,7 @@ WITHOUT_DATA = (
     ("key", "revoke"),
     ("delete",),
     *[("checkpoints", c) for c in ("delete", "pin", "unpin")],
+    ("secret", "remove"),
 )
 
 

@@ -163,6 +163,33 @@ def test_jobs_that_it_does_not_serve_get_their_own(service: ServiceDriver):
     assert [engine_of(service, job) for job in (too_high, too_long, other_type, own)] == [None] * 4
 
 
+def test_it_serves_the_projects_that_it_names_and_others_do_not_see_it(service: ServiceDriver):
+    for project in ("ours", "theirs", "third"):
+        service.project(project)
+    ready(service, projects=["theirs", "third"])
+    jobs = [
+        service.queued(**lora_job(sharing, project=project))
+        for sharing, project in (("auto", "ours"), ("shared", "ours"), ("auto", "theirs"))
+    ]
+    service.scheduler.turn()
+    own, waits, shares = (service.job(job_id) for job_id in jobs)
+    assert service.claim(f"{own.id}.1").claim.engine is None
+    assert (waits.state, waits.phase) == (JobState.QUEUED, "waiting for an engine that serves project ours")
+    assert service.claim(f"{shares.id}.1").claim.engine is not None
+    (engine,) = service.someone(project="theirs").get("/v1/engines").json()["items"]
+    assert engine["spec"]["projects"] == ["theirs"]
+    stranger = service.someone(project="ours")
+    assert stranger.get("/v1/engines").json()["items"] == []
+    assert stranger.get(f"/v1/engines/{engine['id']}").status_code == 404
+    assert service.person.get(f"/v1/engines/{engine['id']}").json()["spec"]["projects"] == ["theirs", "third"]
+
+
+def test_a_project_that_it_names_exists(service: ServiceDriver):
+    answer = service.person.post("/v1/engines", json=SPEC | {"projects": ["default", "nobodys"]})
+    assert answer.status_code == 422
+    assert error_of(answer)["fields"][0]["path"] == "projects.1"
+
+
 def test_a_restarting_engine_keeps_its_jobs_and_takes_no_new_ones(service: ServiceDriver):
     order = ready(service)
     first = service.queued(**lora_job("shared"))

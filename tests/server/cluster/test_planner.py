@@ -46,8 +46,17 @@ def engine(name: str, node_id: str | None = "a", **changes: Any) -> SharedEngine
     return SharedEngine(id=name, name=name, node=node_id, **(made | changes))
 
 
-def lora(name: str, *, rank: int = 8, tokens: int = 100, required: bool = False, gpus: int = 0) -> WaitingJob:
-    return WaitingJob(name, gpus, adapter=AdapterNeed("m", "float32", rank, tokens, required))
+def lora(
+    name: str,
+    *,
+    rank: int = 8,
+    tokens: int = 100,
+    required: bool = False,
+    gpus: int = 0,
+    project: str = "ours",
+) -> WaitingJob:
+    need = AdapterNeed("m", "float32", rank, tokens, required)
+    return WaitingJob(name, gpus, adapter=need, project=project)
 
 
 @st.composite
@@ -80,6 +89,7 @@ def engines(draw: st.DrawFn, found: list[NodeCapacity]) -> list[SharedEngine]:
                 max_tokens=draw(st.sampled_from([None, 50, 200])),
                 reach=draw(st.sampled_from([on, None])),
                 jobs=frozenset(taken),
+                projects=frozenset(draw(st.sampled_from([(), (), ("ours",), ("ours", "theirs")]))),
             )
         )
     return made
@@ -104,6 +114,7 @@ def states(draw: st.DrawFn) -> ClusterState:
             avoid=frozenset(draw(st.sets(st.sampled_from(["n0", "n1", "n2"])))),
             vllm=draw(st.booleans()),
             adapter=draw(needs()),
+            project=draw(st.sampled_from(["ours", "theirs"])),
         )
         for number in range(draw(st.integers(0, 12)))
     ]
@@ -199,6 +210,7 @@ def test_an_engine_never_has_more_jobs_than_slots_and_only_such_as_it_serves(sta
             continue
         one, need = found[engine_id], jobs[start.job_id].adapter
         assert need is not None
+        assert one.is_open_to(jobs[start.job_id].project)
         assert (one.state, one.model, one.dtype) == ("ready", need.model, need.dtype)
         assert one.max_lora_rank >= need.rank
         assert one.max_tokens is None or one.max_tokens >= need.tokens
@@ -329,6 +341,16 @@ def test_what_a_job_that_must_share_waits_for():
     assert "takes 50 tokens, the job has up to 100" in why(engine("e", max_tokens=50))
     assert why(engine("e"), free=0) == "waiting for a free CPU slot"
     assert why(engine("e"), slots=0, free=0) == "waiting for engine e on a node that can hold the trainer"
+
+
+def test_an_engine_serves_the_projects_that_it_names():
+    theirs = engine("e", projects=frozenset({"theirs"}))
+    jobs = [lora("j"), lora("k", required=True), lora("l", project="theirs")]
+    state = ClusterState([node("a", slots=4)], jobs, [theirs])
+    assert shared_on(state) == {"j": None, "l": "e"}
+    assert plan(state).why == {"k": "waiting for an engine that serves project ours"}
+    open_to_all = ClusterState([node("a", slots=4)], jobs, [theirs, engine("f")])
+    assert shared_on(open_to_all) == {"j": "f", "k": "f", "l": "e"}
 
 
 def test_a_job_that_waits_for_an_engine_blocks_nobody():

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from powermean.contracts.api import Job as JobView
 from powermean.contracts.api import JobState
-from powermean.contracts.attempts import Claim
+from powermean.contracts.attempts import ClaimWithSecrets
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
@@ -93,7 +93,7 @@ class JobLife(RuleBasedStateMachine):
         assert (answer.status_code == 200) == (job.state is JobState.STARTING)
         if answer.status_code == 200:
             assert attempt_id not in self.attempts
-            claim = Claim.model_validate_json(answer.content)
+            claim = ClaimWithSecrets.model_validate_json(answer.content).claim
             self.attempts[attempt_id] = AttemptDriver(self.service.anyone, claim)
             self.alive.add(attempt_id)
 

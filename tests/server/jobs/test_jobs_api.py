@@ -149,7 +149,7 @@ def test_unknown_job(service: ServiceDriver):
 def test_a_node_checks_the_spec_and_the_job_is_queued(service: ServiceDriver):
     job_id = service.submit()
     task = service.node.get(f"/v1/jobs/{job_id}/validation").json()
-    assert task["spec"]["name"] == "adding up"
+    assert task["task"]["spec"]["name"] == "adding up"
     service.validate(job_id)
     assert service.job(job_id).state is JobState.QUEUED
     assert service.node.get(f"/v1/jobs/{job_id}/validation").status_code == 409

@@ -51,6 +51,7 @@ class Case:
     )
     limits: dict[str, float] = field(default_factory=lambda: {"grace_s": 1.0, "stopping_s": 1.0})
     lifeline: int | None = None
+    secrets: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
 
     def start(self, trainer: str | None = None, **programs: str) -> None:
@@ -64,11 +65,16 @@ class Case:
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.supervised", json.dumps(options)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(self.secrets))
+        self.process.stdin.close()
+        self.process.stdin = None
 
     def end(self) -> int:
         """Its exit status; fails when anything of the attempt still runs then."""
@@ -430,3 +436,32 @@ def test_the_end_does_not_wait_for_room_for_the_log(case: Case) -> None:
     case.start(SPOOL + f"print('step one'); spool(1, 'finish', {FINISHED})")
     assert case.end() == 0
     assert case.server.finish["outcome"] == "finished"
+
+
+LEAK = """
+import base64, os, sys, time
+value = os.environ["HF_TOKEN"]
+print("the value is", value, "in base64", base64.b64encode(value.encode()).decode(), flush=True)
+sys.stderr.write(value[:7]); sys.stderr.flush(); time.sleep(0.7)  # in two chunks
+sys.stderr.write(value[7:] + chr(10)); sys.stderr.flush()
+print(value[:5]); print("    " + value[5:], flush=True)  # on two lines
+raise ValueError(f"401 for {value}")
+"""
+
+
+@pytest.mark.slow
+def test_secrets_reach_the_trainer_alone_and_no_file(case: Case) -> None:
+    case.secrets = {"HF_TOKEN": "hf_0123456789abcdefghij"}
+    case.start(
+        LEAK, engine="import os, time; print('engine has', os.environ.get('HF_TOKEN')); time.sleep(60)"
+    )
+    assert case.end() == 0
+    value = case.secrets["HF_TOKEN"]
+    log = case.attempt.log.read_text()
+    assert log.count("***") == 5
+    assert "engine has None" in log
+    assert "ValueError: 401 for ***" in log
+    assert "401 for ***" in case.server.finish["error"]["message"]
+    assert value not in json.dumps(case.server.posts)
+    for file in case.attempt.path.rglob("*"):
+        assert not file.is_file() or value.encode() not in file.read_bytes(), file
