@@ -39,11 +39,13 @@ _ADDRESS = re.compile(r'\b((?:href|src|action|(?:hx|data)-[a-z-]+)=")/')
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """The answer with a rendered template. `signed_in` says whether to offer signing out."""
+    root = request.scope.get("state", {}).get("root", "")
     html = _ENVIRONMENT.get_template(template).render(
         path=request.url.path,
+        root=root,
         signed_in=session_cookie(request.headers.get("host", "")) in request.cookies,
         **context,
     )
-    if root := request.scope.get("state", {}).get("root"):  # the service is below a path of a proxy
+    if root:  # the service is below a path of a proxy
         html = _ADDRESS.sub(lambda found: f"{found[1]}{root}/", html)
     return HTMLResponse(html, status_code=status)

@@ -45,6 +45,16 @@ class Patience:
         time.sleep(RETRY_S)
 
 
+class Stranger(Connection):
+    """What can be asked without a key: how to get one."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, None)
+
+    start_device = method(rest.start_device)
+    claim_device = method(rest.claim_device)
+
+
 class Client(Connection):
     """A synchronous client. Every method raises ApiError when refused, ServerUnreachableError when
     unanswered.
@@ -97,6 +107,14 @@ class Client(Connection):
     remove_engine = method(rest.remove_engine)
 
     login_code = method(rest.login_code)
+    me = method(rest.me)
+    keys = method(rest.keys)
+    create_key = method(rest.create_key)
+    revoke_key = method(rest.revoke_key)
+    sessions = method(rest.sessions)
+    end_session = method(rest.end_session)
+    show_device = method(rest.show_device)
+    decide_device = method(rest.decide_device)
     ready = method(rest.ready)
 
     def upload_dataset(self, path: Path | str, name: str | None = None) -> Dataset:

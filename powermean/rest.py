@@ -34,6 +34,7 @@ from powermean.contracts.api import (
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
+from powermean.contracts.identity import KeyList, KeyRequest, Me, NewKey
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
 from powermean.contracts.replays import (
@@ -43,6 +44,17 @@ from powermean.contracts.replays import (
     ReplayList,
     ReplayRequest,
     ReplayResult,
+)
+from powermean.contracts.signin import (
+    DeviceAnswer,
+    DeviceClaim,
+    DeviceCode,
+    DeviceDecision,
+    DeviceRequest,
+    DeviceView,
+    OidcStart,
+    OwnSessionList,
+    SignInWays,
 )
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.token_records import RecordedTokens
@@ -375,6 +387,68 @@ def metric_names() -> Call[dict[str, MetricInfo]]:
 def login_code() -> Call[LoginCode]:
     """A code for one sign-in of a browser: open {url}/login/{code}."""
     return Call("POST", "/v1/login-codes", reads(LoginCode))
+
+
+def me() -> Call[Me]:
+    """Who the caller is, and what this key allows."""
+    return Call("GET", "/v1/me", reads(Me))
+
+
+def keys() -> Call[KeyList]:
+    """One's own keys, newest first; all keys for administrators."""
+    return Call("GET", "/v1/keys", reads(KeyList))
+
+
+def create_key(wanted: KeyRequest) -> Call[NewKey]:
+    """A new key; the answer is the only place where it is shown."""
+    return Call("POST", "/v1/keys", reads(NewKey), json=wanted.model_dump(mode="json"))
+
+
+def revoke_key(key_id: str) -> Call[None]:
+    """Revoke a key of one's own, or anybody's as an administrator."""
+    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", _nothing)
+
+
+def start_device(wanted: DeviceRequest) -> Call[DeviceCode]:
+    """A code that a signed-in person confirms on the page /device."""
+    return Call("POST", "/v1/device-codes", reads(DeviceCode), json=wanted.model_dump(mode="json"))
+
+
+def claim_device(device_code: str) -> Call[DeviceAnswer]:
+    """Whether the person has confirmed; the key comes with the first answer after that."""
+    body = DeviceClaim(device_code=device_code).model_dump(mode="json")
+    return Call("POST", "/v1/device-codes/claim", reads(DeviceAnswer), json=body)
+
+
+def show_device(user_code: str) -> Call[DeviceView]:
+    """Which command line waits with this code."""
+    return Call("GET", f"/v1/device-codes/{quote(user_code, safe='')}", reads(DeviceView))
+
+
+def decide_device(user_code: str, decision: DeviceDecision) -> Call[DeviceView]:
+    """Sign it in as oneself, or refuse; only with a browser session."""
+    path = f"/v1/device-codes/{quote(user_code, safe='')}/decision"
+    return Call("POST", path, reads(DeviceView), json=decision.model_dump(mode="json"))
+
+
+def sign_in_ways() -> Call[SignInWays]:
+    """How people can sign in; needs no key."""
+    return Call("GET", "/v1/sign-in", reads(SignInWays))
+
+
+def start_oidc() -> Call[OidcStart]:
+    """Where to send a browser that signs in at the provider; needs no key."""
+    return Call("POST", "/v1/sessions/oidc", reads(OidcStart))
+
+
+def sessions() -> Call[OwnSessionList]:
+    """The browsers that are signed in as oneself."""
+    return Call("GET", "/v1/me/sessions", reads(OwnSessionList))
+
+
+def end_session(session_id: str) -> Call[None]:
+    """Sign one of them out."""
+    return Call("DELETE", f"/v1/me/sessions/{quote(session_id, safe='')}", _nothing)
 
 
 def ready() -> Call[None]:

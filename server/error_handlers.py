@@ -20,7 +20,7 @@ from powermean.artefacts import (
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
 from powermean.field_errors import field_errors
 from server.db.session import DatabaseBusyError, DatabaseFullError, DatabaseMovedError
-from server.errors import ServiceError
+from server.errors import ServiceError, TooManyRequestsError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ def install_error_handlers(app: FastAPI) -> None:
 def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if isinstance(error, TooManyRequestsError):
+        headers["Retry-After"] = str(error.retry_after_s)
     return error_response(error.status, error.body, headers)
 
 

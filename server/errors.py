@@ -77,6 +77,17 @@ class FencedError(ConflictError):
     code = "fenced"
 
 
+class TooManyRequestsError(ServiceError):
+    """The caller asks too often; `retry_after_s` says when to try again."""
+
+    status = 429
+    code = "too_many_requests"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__("too many tries", remedy=f"Try again in {retry_after_s} s.")
+        self.retry_after_s = retry_after_s
+
+
 class UnavailableError(ServiceError):
     """Something that the service needs is unavailable; the same request may succeed later."""
 

@@ -2,9 +2,10 @@
 
 import secrets
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -52,6 +53,11 @@ def _roles(session: Session, person_id: str) -> dict[str, ProjectRole]:
 def _everywhere(session: Session) -> dict[str, ProjectRole]:
     """An administrator with a lesser key: at most a maintainer, of every project."""
     return dict.fromkeys(session.scalars(select(Project.id)), "maintainer")
+
+
+def is_here(person: Person, now: datetime) -> bool:
+    """Whether the account may be used: active, and vouched for if a provider has to."""
+    return person.active and (person.oidc_until is None or person.oidc_until > now)
 
 
 def create(session: Session, wanted: NewPerson) -> PersonView:
@@ -121,8 +127,7 @@ def change(session: Session, person_id: str, wanted: PersonChange) -> PersonView
     if wanted.active is not None:
         person.active = wanted.active
     if not person.active:
-        for browser in session.scalars(select(BrowserSession).where(BrowserSession.person_id == person.id)):
-            session.delete(browser)
+        session.execute(delete(BrowserSession).where(BrowserSession.person_id == person.id))
     return view(session, person)
 
 

@@ -8,8 +8,11 @@ never logged here.
 """
 
 import json
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache, partial
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
@@ -18,24 +21,27 @@ from fastapi import Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.names import SESSION_COOKIE, session_cookie
 from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verify_attempt_token
 from powermean.tokens import Verb as TokenVerb
-from server.connections import Who, known_as
-from server.db.session import Database
+from server.connections import Connections, Who, known_as
+from server.db.session import Database, DatabaseBusyError, DatabaseFullError, DatabaseMovedError
 from server.errors import ForbiddenError, NotFoundError, UnauthenticatedError
 from server.identity.callers import Caller
-from server.identity.keys import find_key
+from server.identity.keys import find_key, touch_key
 from server.identity.ownership import named_in
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
-from server.identity.sessions import find_session
+from server.identity.sessions import find_session, touch_session
 from server.routes.json_bodies import JsonRequest
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+log = logging.getLogger(__name__)
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="A person's key (pm_...) or a node's token (pmn_...)."
@@ -57,6 +63,20 @@ browser_cookie = APIKeyCookie(
 _Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 _AttemptBearer = Annotated[HTTPAuthorizationCredentials | None, Security(_attempt_bearer)]
 _Cookie = Annotated[str | None, Security(browser_cookie)]
+
+
+@dataclass(frozen=True)
+class NodeCaller:
+    """A node; `bound` is the only name that its token is for, if it is for one."""
+
+    bound: str | None
+
+    def check(self, node_id: str | None) -> None:
+        """Raises ForbiddenError if the token is for another node."""
+        if self.bound is not None and node_id != self.bound:
+            raise ForbiddenError(
+                f"this token is only for node {self.bound}", remedy="Give each node a token of its own."
+            )
 
 
 class KnownCallerRoute(APIRoute):
@@ -106,8 +126,9 @@ def _requires(verb: Verb) -> Requires:
     return Requires(verb)
 
 
-async def require_node(_bearer: _Bearer) -> None:
+async def require_node(request: Request, _bearer: _Bearer) -> NodeCaller:
     """Only nodes, by their token."""
+    return cast(NodeCaller, request.state.caller)
 
 
 async def require_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
@@ -123,7 +144,15 @@ async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) ->
     return cast(AttemptClaims, request.state.caller)
 
 
-def _caller(request: Request, session: Session) -> Caller:
+@dataclass(frozen=True)
+class _Known:
+    """A caller, and what to write down of this use of the key or the session, if that is due."""
+
+    caller: Caller
+    touch: Callable[[Session], None] | None
+
+
+def _known(request: Request, session: Session) -> _Known:
     secret = _bearer_secret(request)
     if secret is not None:
         found = find_key(session, secret)
@@ -131,13 +160,16 @@ def _caller(request: Request, session: Session) -> Caller:
             raise _unknown_key()
         if found.person is None:
             raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
-        return caller_of(session, found.person, found.key)
+        touch = partial(touch_key, key_id=found.key.id) if found.due else None
+        return _Known(caller_of(session, found.person, found.key), touch)
     if (cookie := session_secret(request)) is not None:
         check_origin(request)
-        signed_in = find_session(session, cookie)
-        if signed_in is None:
+        opened = find_session(session, cookie)
+        if opened is None:
             raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
-        return caller_of(session, signed_in.person, signed_in.key)
+        idle = timedelta(seconds=request.app.state.settings.session_idle_s)
+        touch = partial(touch_session, id_sha256=opened.id_sha256, idle=idle) if opened.due else None
+        return _Known(caller_of(session, opened.who.person, opened.who.key), touch)
     raise UnauthenticatedError(
         "this needs a key", remedy="Send `Authorization: Bearer <key>`, or sign in at /login."
     )
@@ -154,8 +186,10 @@ def _allowed(verb: Verb, request: Request) -> Caller:
     """The caller, if they may do this to what the path names. What they can't see does not exist for them."""
     database: Database = request.app.state.database
     with database.read() as session:
-        caller = _caller(request, session)
+        known = _known(request, session)
+        caller = known.caller
         named = named_in(session, request.path_params)
+    _write_down(database, known.touch)
     if named is None:
         if verb in CLUSTER_VERBS and not caller.may(verb):
             raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
@@ -170,7 +204,18 @@ def _allowed(verb: Verb, request: Request) -> Caller:
     return caller
 
 
-def _node(request: Request) -> None:
+def _write_down(database: Database, touch: Callable[[Session], None] | None) -> None:
+    """Note a use, every few minutes. A database that can't be written is no reason to refuse a reader."""
+    if touch is None:
+        return
+    try:
+        with database.write() as session:
+            touch(session)
+    except (DatabaseBusyError, DatabaseFullError, DatabaseMovedError, OperationalError) as error:
+        log.warning("the use of a key or a session was not noted: %s", error)
+
+
+def _node(request: Request) -> NodeCaller:
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -183,6 +228,11 @@ def _node(request: Request) -> None:
         raise _unknown_key()
     if found.person is not None:
         raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
+    _write_down(database, partial(touch_key, key_id=found.key.id) if found.due else None)
+    node = NodeCaller(found.key.node)
+    if "node_id" in request.path_params:
+        node.check(request.path_params["node_id"])
+    return node
 
 
 def _renewing_attempt(request: Request) -> AttemptClaims:
@@ -236,6 +286,18 @@ def session_secret(request: Request) -> str | None:
     return request.cookies.get(session_cookie(request.headers.get("host", "")))
 
 
+def browsers_own(request: Request) -> str | None:
+    """The secret of the session by which the caller is known; None: it was a key."""
+    return session_secret(request) if _bearer_secret(request) is None else None
+
+
+def client_address(request: Request) -> str:
+    """Whom to count tries for: an address, or a network of IPv6."""
+    connections: Connections = request.app.state.connections
+    ip = request.client.host if request.client is not None else ""
+    return connections.client_of(ip) or ip
+
+
 def _bearer_secret(request: Request) -> str | None:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret if scheme.lower() == "bearer" and secret else None
@@ -269,6 +331,6 @@ def _unknown_key() -> UnauthenticatedError:
     )
 
 
-CurrentNode = Annotated[None, Depends(require_node)]
+CurrentNode = Annotated[NodeCaller, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]
 RenewingAttempt = Annotated[AttemptClaims, Depends(require_renewing_attempt)]

@@ -9,6 +9,7 @@ from powermean.contracts.api import ErrorResponse
 from server.routes import (
     artefacts,
     attempts,
+    device,
     engines,
     events,
     identity,
@@ -19,6 +20,7 @@ from server.routes import (
     people,
     projects,
     replays,
+    signin,
 )
 
 # Any request may be malformed, unknown, in conflict or unavailable; errors always have the same shape.
@@ -34,6 +36,7 @@ _ANSWERS: dict[int | str, dict[str, object]] = {
     },
     413: {"model": ErrorResponse, "description": "The body is too large."},
     422: {"model": ErrorResponse, "description": "A field is wrong; `fields` says which."},
+    429: {"model": ErrorResponse, "description": "Too often; `Retry-After` says when to try again."},
     500: {"model": ErrorResponse, "description": "An unexpected error."},
     503: {"model": ErrorResponse, "description": "Something that the service needs is unavailable."},
 }
@@ -45,6 +48,8 @@ def api_routes() -> list[BaseRoute]:
     api = APIRouter(responses=_ANSWERS, redirect_slashes=False)
     for part in (
         identity,
+        signin,
+        device,
         people,
         projects,
         jobs,

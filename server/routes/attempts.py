@@ -25,6 +25,7 @@ def claim_attempt(
     with database.write() as session:
         claimed = attempts.claim(session, settings, attempt_id)
         job, attempt = claimed.job, claimed.attempt
+        node.check(next((one.node_id for one in claimed.allocations if one.role == "trainer"), None))
         spec = job_spec(job)
         return Claim(
             attempt_id=attempt.id,

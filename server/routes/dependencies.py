@@ -12,6 +12,8 @@ from powermean.artefacts import ArtefactStore
 from powermean.tokens import KeyPair
 from server.db.scoped import ScopedDatabase
 from server.db.session import Database
+from server.identity.oidc import Provider
+from server.identity.throttle import Throttle
 from server.metrics.stream import EventHub
 from server.observability import Observatory
 from server.settings import Settings
@@ -35,4 +37,6 @@ RequestSettings = Annotated[Settings, Depends(_state("settings"))]
 RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]
 RequestEvents = Annotated[EventHub, Depends(_state("events"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
+RequestThrottle = Annotated[Throttle, Depends(_state("throttle"))]
+RequestProvider = Annotated[Provider | None, Depends(_state("provider"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]
