@@ -1,7 +1,7 @@
 """The servers that this user's command line is signed in to: a file with their keys, mode 0600.
 
-`$XDG_CONFIG_HOME/powermean/servers.json`, by default `~/.config/powermean/servers.json`. It is always replaced
-as a whole, so that no reader ever sees half of it or a key with a wider mode.
+`$XDG_CONFIG_HOME/powermean/servers.json`, by default `~/.config/powermean/servers.json`. It is always
+replaced as a whole, so that no reader ever sees half of it or a key with a wider mode.
 """
 
 import json

@@ -63,7 +63,7 @@ class SignInWays(Contract):
 
 
 class OidcStart(Contract):
-    """Where to send the browser, and what it must keep until it is back: in a cookie, out of scripts' reach."""
+    """Where to send the browser, and what it must keep until it is back, out of scripts' reach."""
 
     url: str
     secret: str

@@ -131,9 +131,10 @@ def _create_node_token(session: Session, caller: Caller, wanted: KeyRequest) -> 
 
 def key_end(session: Session, caller: Caller, days: int | None) -> datetime | None:
     """When a new key ends: never after the one that makes it."""
-    wanted = database_now(session) + timedelta(days=days) if days is not None else None
+    ends = [database_now(session) + timedelta(days=days)] if days is not None else []
     maker = session.get(ApiKey, caller.key_id) if caller.key_id is not None else None
-    ends = [moment for moment in (wanted, maker and maker.expires_at) if moment is not None]
+    if maker is not None and maker.expires_at is not None:
+        ends.append(maker.expires_at)
     return min(ends, default=None)
 
 

@@ -4,6 +4,8 @@ Revision ID: 0014
 Revises: 0013
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -13,7 +15,7 @@ branch_labels = None
 depends_on = None
 
 _TIME = sa.DateTime(timezone=True)
-_NEW: dict[str, tuple[tuple[str, sa.types.TypeEngine[object]], ...]] = {
+_NEW: dict[str, tuple[tuple[str, Any], ...]] = {
     "people": (
         ("password_hash", sa.String(200)),
         ("oidc_issuer", sa.String(255)),
