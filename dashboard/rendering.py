@@ -13,7 +13,18 @@ from dashboard import assets, formatting
 from powermean.contracts.names import session_cookie
 from powermean.remedies import spoken
 
-FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
+FILTERS = (
+    "browser_name",
+    "duration",
+    "elapsed",
+    "moment",
+    "number",
+    "percent",
+    "signed",
+    "size",
+    "state_class",
+    "visible",
+)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
