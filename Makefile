@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fast check format openapi install
+.PHONY: help demo up test fast fuzz check format openapi install
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: install-test ## all tests; prints how many were skipped and why (ENGINE=vl
 
 fast: install-test ## the tests without the slow ones and Postgres, on all cores
 	@$(BIN)/python -m pytest -m "not slow and not postgres" --hypothesis-profile fast --numprocesses auto --dist worksteal $(ARGS)
+
+fuzz: install-test ## tens of thousands of generated requests as each role; N=100 for more an operation
+	@POWERMEAN_FUZZ=$(or $(N),30) $(BIN)/python -m pytest -s tests/server/test_schema_conformance.py $(ARGS)
 
 check: install-test ## check format, lint, types, import rules, API schema and docs
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from powermean.contracts.api import FieldError, LogText
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, LogChunk
+from server.db.scoped import ScopedSession
 from server.errors import ConflictError, NotFoundError
 from server.jobs.events import fence
 from server.jobs.repository import find_job
@@ -67,7 +68,9 @@ def append(
         session.add(LogChunk(**place, size=len(data), artefact=ref.model_dump(mode="json")))
 
 
-def find_range(session: Session, job_id: str, attempt: int | None, offset: int, limit: int) -> StoredRange:
+def find_range(
+    session: ScopedSession, job_id: str, attempt: int | None, offset: int, limit: int
+) -> StoredRange:
     """Where bytes [offset, offset + limit) of an attempt's log are stored; default: the current attempt.
 
     Raises NotFoundError for an unknown job or attempt.

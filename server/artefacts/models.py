@@ -1,16 +1,16 @@
 """What a job has stored: its checkpoints and the files of its final model."""
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from powermean.contracts.api import CheckpointView
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from server.db.models import Checkpoint
+from server.db.scoped import ScopedSession
 from server.errors import NotFoundError
 from server.jobs.repository import find_job
 
 
-def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
+def checkpoints(session: ScopedSession, job_id: str) -> tuple[CheckpointView, ...]:
     """The checkpoints that are kept, oldest first. Raises NotFoundError."""
     job = find_job(session, job_id)
     rows = session.scalars(
@@ -22,7 +22,7 @@ def checkpoints(session: Session, job_id: str) -> tuple[CheckpointView, ...]:
     )
 
 
-def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
+def model_files(session: ScopedSession, job_id: str) -> dict[str, ArtefactRef]:
     """Relative path -> object of the final model. Raises NotFoundError, also for a job without a model."""
     job = find_job(session, job_id)
     if not job.result:
@@ -33,7 +33,7 @@ def model_files(session: Session, job_id: str) -> dict[str, ArtefactRef]:
     return Manifest.model_validate(job.result["model"]).files
 
 
-def model_file(session: Session, job_id: str, path: str) -> ArtefactRef:
+def model_file(session: ScopedSession, job_id: str, path: str) -> ArtefactRef:
     """One file of the final model. Raises NotFoundError."""
     ref = model_files(session, job_id).get(path)
     if ref is None:

@@ -20,6 +20,7 @@ from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
 from powermean.contracts.engines import EngineService as EngineView
 from server.cluster.planner import Placement, SharedEngine, WaitingEngine
 from server.db.models import Allocation, Attempt, EngineService, Job
+from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now
 from server.errors import ConflictError, NotFoundError
 from server.jobs.demand import model_key, resolved_dtype
@@ -28,7 +29,7 @@ from server.settings import is_loopback
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
-def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
+def create(session: ScopedSession, person_id: str, spec: EngineSpec) -> EngineView:
     """Declare an engine service; the scheduler finds it a node.
 
     Raises:
@@ -57,14 +58,14 @@ def create(session: Session, person_id: str, spec: EngineSpec) -> EngineView:
     return _view(row, ())
 
 
-def list_engines(session: Session, living: Collection[str]) -> list[EngineView]:
+def list_engines(session: ScopedSession, living: Collection[str]) -> list[EngineView]:
     """All engine services, by name; `living` are the nodes that reported recently."""
     rows = session.execute(select(EngineService).order_by(EngineService.name)).scalars().all()
     jobs = _jobs(session, rows)
     return [_view(row, jobs[row.id], living) for row in rows]
 
 
-def show(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
+def show(session: ScopedSession, engine_id: str, living: Collection[str]) -> EngineView:
     """One engine service. Raises NotFoundError."""
     row = session.get(EngineService, engine_id)
     if row is None:
@@ -72,7 +73,7 @@ def show(session: Session, engine_id: str, living: Collection[str]) -> EngineVie
     return _view(row, _jobs(session, [row])[row.id], living)
 
 
-def remove(session: Session, engine_id: str, living: Collection[str]) -> EngineView:
+def remove(session: ScopedSession, engine_id: str, living: Collection[str]) -> EngineView:
     """Make it take no new jobs and end after its current ones. Raises NotFoundError."""
     found = _locked(session, EngineService.id == engine_id)
     if not found:

@@ -33,13 +33,16 @@ def caller_of(session: Session, person: Person, key: ApiKey | None) -> Caller:
         held = _roles(session, person.id) if cluster_role != "admin" else _everywhere(session)
         roles = {name: capped(role, cap) for name, role in held.items() if bound in (None, name)}
         cluster_role = None
+    default = bound or person.default_project
+    if cluster_role is None and default not in roles:
+        default = next(iter(roles)) if len(roles) == 1 else None
     return Caller(
         person_id=person.id,
         name=person.name,
         key_id=key.id if key is not None else None,
         cluster_role=cluster_role,
         roles=roles,
-        default_project=bound or person.default_project or (next(iter(roles)) if len(roles) == 1 else None),
+        default_project=default,
         cap=cap,
         bound=bound,
     )

@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from sqlalchemy.orm import Session
-
 from powermean.contracts.exponents import ExponentRow, JobExponents
 from server.db.packing import Columns, last_of_each
+from server.db.scoped import ScopedSession
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
 from server.metrics.trajectories import attempts_by_step, columns_by_step
@@ -14,7 +13,7 @@ from server.metrics.trajectories import attempts_by_step, columns_by_step
 MAX_STEPS = 50  # in one window: the dashboard draws no more
 
 
-def job_exponents(session: Session, job_id: str, from_step: int, to_step: int) -> JobExponents:
+def job_exponents(session: ScopedSession, job_id: str, from_step: int, to_step: int) -> JobExponents:
     """How many trajectories of the steps had which p, as their last update saw them.
 
     Raises NotFoundError if there is no such job, and InvalidInputError for a window of more than MAX_STEPS.

@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 
-from sqlalchemy.orm import Session
-
 from powermean.contracts.health import JobHealth
 from powermean.contracts.metrics import Point, Series
 from powermean.health import NAMES, PEAKS, WINDOW, StepValues, health
 from powermean.means import late_mean
+from server.db.scoped import ScopedSession
 from server.jobs.repository import find_job
 from server.jobs.views import job_spec
 from server.metrics.history import metrics_history
@@ -15,7 +14,7 @@ from server.metrics.history import metrics_history
 MAX_POINTS = 4096  # per series; beyond that points are merged, and a peak is their extreme
 
 
-def job_health(session: Session, job_id: str) -> JobHealth:
+def job_health(session: ScopedSession, job_id: str) -> JobHealth:
     """The findings over the newest trained steps.
 
     Raises NotFoundError if there is no such job.

@@ -15,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from powermean.contracts.metrics import METRICS, MetricsHistory, Series
 from server.db.models import Job, Metric, MetricBlock
+from server.db.scoped import ScopedSession
 from server.jobs.counting import Share, counts, shares
 from server.jobs.repository import no_job
 from server.metrics.blocks import SCALE, WIDTHS, scaled_sum
@@ -26,7 +27,7 @@ _DIGITS = "%.6g"  # of merged points
 
 
 def metrics_history(
-    session: Session,
+    session: ScopedSession,
     job_id: str,
     names: Sequence[str],
     from_step: int | None,

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
-from sqlalchemy.orm import Session
-
 from powermean.contracts.renaming import stored_names
 from powermean.contracts.staleness import JobStaleness, StalenessNumbers, StalenessRow
 from powermean.contracts.trajectories import staleness
 from powermean.means import known_mean
 from server.db.packing import Columns, first_of_each, last_of_each
+from server.db.scoped import ScopedSession
 from server.errors import InvalidInputError
 from server.jobs.repository import find_job
 from server.metrics.trajectories import attempts_by_step, columns_by_step
@@ -22,7 +21,7 @@ _WHOLE = ("sampling_kl", "importance_sampling_ratio", "applied_importance_sampli
 
 
 def job_staleness(
-    session: Session, job_id: str, steps: int, from_step: int | None, to_step: int | None
+    session: ScopedSession, job_id: str, steps: int, from_step: int | None, to_step: int | None
 ) -> JobStaleness:
     """The last `steps` steps up to `to_step` (default: the newest), or those from `from_step` on.
 

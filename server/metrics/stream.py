@@ -11,7 +11,7 @@ A client that falls behind is cut off and resumes by Last-Event-ID. When a job e
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from anyio import CapacityLimiter, to_thread
@@ -27,7 +27,7 @@ from server.metrics.wakeups import RedisWakeups
 COALESCE_S = 0.1
 POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
-STREAM_LIFETIME_S = 3600.0  # then the client reconnects, and its key is checked again
+STREAM_LIFETIME_S = 3600.0  # then the client reconnects
 BACKLOG = 64  # how many batches a client may lag behind
 READERS = 4  # threads that read for streams; many streams must leave some for requests
 
@@ -132,7 +132,7 @@ class EventHub:
             )
         return await self._read(job_id, after)
 
-    async def stream(self, job_id: str, first: Page) -> AsyncIterator[bytes]:
+    async def stream(self, job_id: str, first: Page) -> AsyncGenerator[bytes, None]:
         """The frames from `first` on: from the database up to the follower's position, then live."""
         client = Subscription()
         channel = self._join(job_id, first.latest, client)

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy.orm import Session
-
 from powermean.artefacts import ArtefactCorruptError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.token_records import RecordedTokens
 from powermean.token_segments import SegmentCorruptError, read_facts, read_trajectory
+from server.db.scoped import ScopedSession
 from server.errors import NotFoundError
 from server.metrics.trajectories import find_step, no_trajectory
 
@@ -20,7 +19,7 @@ class StoredTokens:
     index: int
 
 
-def find_tokens(session: Session, job_id: str, step: int, index: int) -> StoredTokens:
+def find_tokens(session: ScopedSession, job_id: str, step: int, index: int) -> StoredTokens:
     """Raises NotFoundError for an unknown job, step or trajectory, or if its tokens were not recorded."""
     head = find_step(session, job_id, step)
     if index >= head.count:

@@ -22,6 +22,7 @@ from powermean.contracts.trajectories import (
 )
 from server.db.models import TrajectoryStep
 from server.db.packing import Columns, unpack_columns, unpack_rows
+from server.db.scoped import ScopedSession
 from server.errors import NotFoundError
 from server.jobs.counting import counts, shares
 from server.jobs.repository import find_job
@@ -43,7 +44,7 @@ class StoredPage:
 
 
 def read_trajectories(
-    session: Session, job_id: str, step: int | None, offset: int, limit: int, sort: Sort
+    session: ScopedSession, job_id: str, step: int | None, offset: int, limit: int, sort: Sort
 ) -> StoredPage:
     """A page of a step's trajectories; default: the newest step. p is the last update's.
 
@@ -66,7 +67,7 @@ def read_trajectories(
     )
 
 
-def read_trajectory(session: Session, job_id: str, step: int, index: int) -> StoredPage:
+def read_trajectory(session: ScopedSession, job_id: str, step: int, index: int) -> StoredPage:
     """One trajectory, as a page that contains only it. Raises NotFoundError, naming what exists."""
     head = find_step(session, job_id, step, with_rows=True)
     found = next((row for row in unpack_rows(head.rows) if row["index"] == index), None)

@@ -21,6 +21,7 @@ from powermean.contracts.replays import Replay as ReplayView
 from powermean.contracts.replays import ReplayOutcome, ReplayRequest, ReplayState, ReplayTask
 from server import outbox
 from server.db.models import Replay
+from server.db.scoped import ScopedSession
 from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs.repository import find_job
@@ -42,7 +43,9 @@ class Asked:
     new: bool
 
 
-def ask(session: Session, settings: Settings, person_id: str, job_id: str, request: ReplayRequest) -> Asked:
+def ask(
+    session: ScopedSession, settings: Settings, person_id: str, job_id: str, request: ReplayRequest
+) -> Asked:
     """A replay of the step: the stored one, or a new one that waits for a node.
 
     Raises:
@@ -106,13 +109,13 @@ def _wait(replay: Replay, settings: Settings, now: datetime) -> None:
     replay.deadline_at = now + timedelta(seconds=settings.replay_s)
 
 
-def show(session: Session, settings: Settings, job_id: str, replay_id: str) -> ReplayView:
+def show(session: ScopedSession, settings: Settings, job_id: str, replay_id: str) -> ReplayView:
     """A replay. Raises NotFoundError."""
     return _view(session, settings, repository.get_replay(session, replay_id, job_id))
 
 
 def page(
-    session: Session, settings: Settings, job_id: str, step: int | None, limit: int
+    session: ScopedSession, settings: Settings, job_id: str, step: int | None, limit: int
 ) -> tuple[ReplayView, ...]:
     """A job's replays (of a step), newest first. Raises NotFoundError."""
     job = find_job(session, job_id)
@@ -121,12 +124,12 @@ def page(
     return tuple(replay_view(replay, job_spec(job).algorithm, alive) for replay in found)
 
 
-def result_ref(session: Session, job_id: str, replay_id: str) -> ArtefactRef:
+def result_ref(session: ScopedSession, job_id: str, replay_id: str) -> ArtefactRef:
     """Where its numbers are stored. Raises NotFoundError and ConflictError (not done)."""
     return ArtefactRef.model_validate(_done(session, job_id, replay_id).result)
 
 
-def tokens_refs(session: Session, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
+def tokens_refs(session: ScopedSession, job_id: str, replay_id: str) -> tuple[ArtefactRef, ArtefactRef]:
     """Where the recorded and the replayed tokens are stored.
 
     Raises NotFoundError and ConflictError (not done).

@@ -30,7 +30,7 @@ from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verif
 from powermean.tokens import Verb as TokenVerb
 from server.connections import Connections, Who, known_as
 from server.db.session import Database, DatabaseBusyError, DatabaseFullError, DatabaseMovedError
-from server.errors import ForbiddenError, NotFoundError, UnauthenticatedError
+from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
 from server.identity.callers import Caller
 from server.identity.keys import find_key, touch_key
 from server.identity.ownership import named_in
@@ -94,6 +94,7 @@ class KnownCallerRoute(APIRoute):
         async def handle_known(request: Request) -> Response:
             if found is not None:
                 who, identify = found
+                request.state.identify = identify
                 request.state.caller = await run_in_threadpool(identify, request)
                 known_as(who)
             if not has_body:
@@ -266,6 +267,15 @@ _IDENTIFY: dict[object, _Identify] = {
     require_attempt: ("node", _attempt),
     require_renewing_attempt: ("node", _renewing_attempt),
 }
+
+
+async def is_still_allowed(request: Request) -> bool:
+    """Whether the caller would be let in again, for answers that go on for long."""
+    try:
+        await run_in_threadpool(request.state.identify, request)
+    except ServiceError:
+        return False
+    return True
 
 
 def _first_of(dependant: Dependant, known: Mapping[object, _Identify]) -> _Identify | None:

@@ -1,19 +1,22 @@
 """A job's events as a stream: server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Header, Query, Request, Response, status
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
 
 from server.db.models import MAX_BIG_INTEGER
 from server.identity.callers import Caller
-from server.routes.access import KnownCallerRoute, May
+from server.routes.access import KnownCallerRoute, May, is_still_allowed
 from server.routes.dependencies import RequestEvents
 
+RECHECK_S = 30.0  # a stream outlives its caller's key or membership by as much, and a keep-alive
 SEND_DEADLINE_S = 30.0  # a client that reads nothing for this long is gone
 
 router = APIRouter(prefix="/v1", tags=["metrics"], route_class=KnownCallerRoute)
@@ -56,6 +59,7 @@ class EventStream(StreamingResponse):
 )
 async def get_events(
     job_id: str,
+    request: Request,
     caller: Annotated[Caller, May("job.read")],
     hub: RequestEvents,
     after: Annotated[int, Query(ge=0, le=MAX_BIG_INTEGER, description="Last event that the client has.")] = 0,
@@ -74,4 +78,16 @@ async def get_events(
     first = await hub.first_page(job_id, position)
     if last_event_id is not None and first.ended and first.start == first.upto == position > 0:
         return Response(status_code=status.HTTP_204_NO_CONTENT)
-    return EventStream(hub.stream(job_id, first))
+    return EventStream(_while_allowed(hub.stream(job_id, first), request))
+
+
+async def _while_allowed(frames: AsyncGenerator[bytes, None], request: Request) -> AsyncIterator[bytes]:
+    """The frames, until the caller would no longer be let in."""
+    checked = time.monotonic()
+    async with aclosing(frames):
+        async for frame in frames:
+            if time.monotonic() - checked > RECHECK_S:
+                if not await is_still_allowed(request):
+                    return
+                checked = time.monotonic()
+            yield frame

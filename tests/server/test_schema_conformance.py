@@ -1,5 +1,7 @@
 """Generated requests, valid and not: no failure, and every answer is one that openapi.json declares."""
 
+import os
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -9,7 +11,8 @@ from schemathesis.checks import CHECKS
 from server.openapi import schema
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
 
-EXAMPLES = 6
+FUZZING = "POWERMEAN_FUZZ" in os.environ  # `make fuzz` sets how many requests an operation gets
+EXAMPLES = int(os.environ.get("POWERMEAN_FUZZ", "6"))
 CHECKED = [
     "not_a_server_error",
     "status_code_conformance",
@@ -33,49 +36,73 @@ def document():
     return schema()
 
 
-def credential(operation, attempt):
-    """The operation's own: a person's key, the node's token or the attempt's."""
-    schemes = [name for one in operation.definition.raw.get("security", []) for name in one]
-    if schemes == ["attempt token"]:
-        return attempt.token
-    return NODE_TOKEN if schemes == ["key"] else ADMIN_KEY
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize("real", [True, False], ids=["of the running job", "of anything"])
-def test_every_answer_is_a_declared_one(service, document, mode, real):
+@pytest.mark.parametrize("role", ["admin", "maintainer", "member", "viewer", "auditor"])
+def test_every_answer_is_a_declared_one(service, document, mode, real, role):
     attempt = service.running()
     loaded = schemathesis.openapi.from_dict(document)
     loaded.app = service.app
-    ids = {"job_id": attempt.claim.job_id, "attempt_id": attempt.id}
-    checks = [CHECKS.get_one(name) for name in CHECKED]
-
+    ids = {"job_id": attempt.claim.job_id, "attempt_id": attempt.id, "project": "default"}
+    person = ADMIN_KEY if role == "admin" else _key_of(service, role)
+    asked, failures = 0, []
     for found in loaded.get_all_operations():
         operation = found.ok()
         named = [name for name in ids if f"{{{name}}}" in operation.path]
-        if operation.label in NOTHING_TO_GENERATE:
+        schemes = [name for one in operation.definition.raw.get("security", []) for name in one]
+        if operation.label in NOTHING_TO_GENERATE or (role != "admin" and "browser session" not in schemes):
             continue
         if real and (not named or operation.path.endswith(NOT_ON_THE_REAL_JOB)):
             continue
-        headers = {"Authorization": f"Bearer {credential(operation, attempt)}", "Host": "127.0.0.1"}
-        _converse(operation, mode, headers, {name: ids[name] for name in named} if real else {}, checks)
+        secret = (
+            attempt.token if schemes == ["attempt token"] else NODE_TOKEN if schemes == ["key"] else person
+        )
+        headers = {"Authorization": f"Bearer {secret}", "Host": "127.0.0.1"}
+        examples = EXAMPLES if role == "admin" or FUZZING else 1
+        try:
+            asked += _converse(
+                operation, mode, headers, {name: ids[name] for name in named} if real else {}, examples
+            )
+        except Exception as failure:  # noqa: BLE001 - all operations are tried, and all failures told
+            failures.append(f"{operation.label}: {failure}")
+    print(f"fuzzed: {asked} requests as {role}, {len(failures)} operations failed")
+    assert failures == [], "\n\n".join(failures)
 
 
-def _converse(operation, mode, headers, ids, checks):
+def _key_of(service, role):
+    """The key of a new person: of the project `default`, or an auditor of all."""
+    wanted = (
+        {"name": role, "cluster_role": "auditor"}
+        if role == "auditor"
+        else {"name": role, "role": role, "project": "default"}
+    )
+    person = service.person.post("/v1/people", json=wanted).json()["id"]
+    wanted = {"name": "fuzz", "role": "admin", "person_id": person}
+    return service.person.post("/v1/keys", json=wanted).json()["key"]
+
+
+def _converse(operation, mode, headers, ids, examples):
+    """Send generated requests; how many."""
+    checks = [CHECKS.get_one(name) for name in CHECKED]
+    asked = 0
+
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=None,
         database=None,
-        derandomize=True,
+        derandomize=not FUZZING,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def one(case):
+        nonlocal asked
+        asked += 1
         case.path_parameters = dict(case.path_parameters or {}) | ids
         case.cookies = {}
         answer = case.call(base_url="http://127.0.0.1", headers=headers)
         case.validate_response(answer, checks=checks)
 
     one()
+    return asked

@@ -60,7 +60,7 @@ EVERY = [
     *[(group, c) for group, commands in SUBCOMMANDS.items() for c in commands],
 ]
 
-WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"))
+WITHOUT_DATA = (("up",), ("demo",), ("node", "remove"), ("datasets", "remove"), ("logout",))
 
 
 @pytest.mark.parametrize("command", EVERY)

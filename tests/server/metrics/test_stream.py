@@ -192,6 +192,20 @@ def test_a_silent_stream_is_kept_alive(service, monkeypatch):
         assert any(piece == stream_module.KEEP_ALIVE for piece in response.iter_bytes())
 
 
+def test_a_stream_ends_soon_after_its_reader_has_left(service, monkeypatch):
+    monkeypatch.setattr(stream_module, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("server.routes.events.RECHECK_S", 0.0)
+    ada = service.someone()
+    attempt = service.running()
+    key = ada.headers["Authorization"].removeprefix("Bearer ")
+    with listening(service.app) as url, stream(url, attempt.claim.job_id, key) as response:
+        pieces = response.iter_bytes()
+        next(piece for piece in pieces if piece == stream_module.KEEP_ALIVE)
+        service.person.patch(f"/v1/people/{ada.get('/v1/me').json()['id']}", json={"active": False})
+        assert b"event: end" not in b"".join(pieces)  # it ends, and the client's next try is refused
+        assert ada.get(f"/v1/jobs/{attempt.claim.job_id}/events").status_code == 401
+
+
 def test_a_position_of_another_database_starts_anew(service):
     attempt = service.running()
     job_id = attempt.claim.job_id
