@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     )
     max_dataset: int = Field(1 * 2**30, ge=1024, description="Largest uploaded dataset.")
     session_idle_s: float = Field(
-        24 * 3600.0,
+        3 * 86_400.0,
         ge=600,
         le=90 * 86_400,
         description="Time without use after which a browser is signed out.",

@@ -136,11 +136,10 @@ class Provider:
         """
         if not hmac.compare_digest(state.encode(), _derived(secret, "state").encode()):
             raise _refused("this sign-in was started in another browser, or before another one")
+        endpoint = self._endpoint("token_endpoint")
         try:
             with self._client(redirect_uri) as client:
-                token = client.fetch_token(
-                    self._endpoint("token_endpoint"), code=code, code_verifier=_derived(secret, "verifier")
-                )
+                token = client.fetch_token(endpoint, code=code, code_verifier=_derived(secret, "verifier"))
                 claims = self._verified(token, _derived(secret, "nonce"))
                 return self._subject(self._more_claims(client, claims["sub"]) | claims)
         except httpx2.HTTPError as error:
@@ -150,9 +149,13 @@ class Provider:
             raise _refused("the sign-in at the provider is not valid, or was used already") from error
 
     def _client(self, redirect_uri: str) -> OAuth2Client:
+        """Shows the secret in the header, where the provider takes it there; without one it is a public client."""
+        ways = self._metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        way = "client_secret_basic" if "client_secret_basic" in ways else "client_secret_post"
         return OAuth2Client(
             self._client_id,
             self._client_secret,
+            token_endpoint_auth_method=way if self._client_secret else "none",
             scope=self._scopes,
             redirect_uri=redirect_uri,
             code_challenge_method="S256",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.strategies import MovingWindowRateLimiter
 
 from server.errors import TooManyRequestsError
 
@@ -25,7 +25,7 @@ class Throttle:
 
     def __init__(self, limits: Mapping[str, RateLimitItem] = LIMITS) -> None:
         self._limits = limits
-        self._counts = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._counts = MovingWindowRateLimiter(MemoryStorage())
 
     def count(self, kind: str, who: str) -> None:
         """One more try. Raises TooManyRequestsError above the limit."""
