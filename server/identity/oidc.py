@@ -149,7 +149,7 @@ class Provider:
             raise _refused("the sign-in at the provider is not valid, or was used already") from error
 
     def _client(self, redirect_uri: str) -> OAuth2Client:
-        """Shows the secret in the header, where the provider takes it there; without one it is a public client."""
+        """Shows our secret in a header, or in the form if the provider wants that."""
         ways = self._metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         way = "client_secret_basic" if "client_secret_basic" in ways else "client_secret_post"
         return OAuth2Client(

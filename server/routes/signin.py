@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Literal, TypedDict, cast
 
 from fastapi import APIRouter, Request, Response, Security, status
@@ -103,16 +104,15 @@ def open_session(
     if "origin" in request.headers:
         check_origin(request)
     throttle.count("address", client_address(request))
+    identify: Callable[[Session], SignedIn | None]
     if proof.oidc is not None:
         identify = _by_oidc(proof.oidc, _configured(provider), _callback(request, settings), settings)
     elif proof.email is not None:
         identify = _by_password(proof.email, cast(str, proof.password), database, throttle)
     elif proof.code is not None:
-        code = proof.code
-        identify = lambda session: sessions.redeem_code(session, code)  # noqa: E731
+        identify = partial(sessions.redeem_code, code=proof.code)
     else:
-        key = cast(str, proof.key)
-        identify = lambda session: sessions.redeem_key(session, key)  # noqa: E731
+        identify = partial(sessions.redeem_key, secret=cast(str, proof.key))
     with database.write() as session:
         who = identify(session)
         view = _open(session, who, request, response, settings) if who is not None else None
@@ -205,7 +205,7 @@ def _by_password(
         throttle.forgive("account", normal or email)
         if passwords.is_outdated(account.password_hash):
             rehashed = passwords.hash_password(password)
-    return lambda session: accounts.signed_in(session, account, right=right, rehashed=rehashed)
+    return partial(accounts.signed_in, account=account, right=right, rehashed=rehashed)
 
 
 def _by_oidc(
@@ -214,7 +214,7 @@ def _by_oidc(
     subject = provider.finish(callback, proof.code, proof.state, proof.secret)
     allowed = oidc.granted(settings.oidc_grants, subject.claims)
     holds = timedelta(seconds=settings.oidc_key_s)
-    return lambda session: accounts.accept(session, subject, allowed, word_holds=holds)
+    return partial(accounts.accept, subject=subject, allowed=allowed, word_holds=holds)
 
 
 def _open(

@@ -1,7 +1,10 @@
 """The OIDC client against a provider process: what it accepts, and above all what it does not."""
 
 import base64
+import hashlib
+import hmac
 import json
+import time
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
@@ -9,10 +12,12 @@ import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from pydantic import ValidationError
 
 from powermean.contracts.signin import OidcGrant
 from server.errors import UnauthenticatedError, UnavailableError
 from server.identity.oidc import Provider, granted
+from server.settings import Settings
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 
 pytestmark = pytest.mark.slow
@@ -48,9 +53,7 @@ def raw_id_token(idp: OidcProvider, client_id: str) -> str:
     other = Provider(idp.issuer, client_id, "secret", "openid")
     url, _ = other.start(BACK)
     verifier = "v" * 43
-    challenge = base64.urlsafe_b64encode(__import__("hashlib").sha256(verifier.encode()).digest()).rstrip(
-        b"="
-    )
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
     asked = httpx.URL(url).copy_set_param("code_challenge", challenge.decode())
     code = answer(idp.agree(str(asked), "ada"))["code"]
     form = {"grant_type": "authorization_code", "code": code, "redirect_uri": BACK, "code_verifier": verifier}
@@ -59,7 +62,7 @@ def raw_id_token(idp: OidcProvider, client_id: str) -> str:
 
 
 def claims_for(idp: OidcProvider, nonce: str, **changes: object) -> dict[str, object]:
-    now = int(__import__("time").time())
+    now = int(time.time())
     usual = {"iss": idp.issuer, "sub": "ada", "aud": "powermean", "iat": now, "exp": now + 60, "nonce": nonce}
     return usual | changes
 
@@ -167,8 +170,6 @@ def test_forged_tokens(idp: OidcProvider, ours: Provider, how: str) -> None:
 
 def hs256(header: dict[str, object], claims: dict[str, object], secret: str) -> str:
     """joserfc refuses to sign with a public key, as an attacker would."""
-    import hashlib
-    import hmac
 
     def part(value: bytes) -> str:
         return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
@@ -240,3 +241,26 @@ def test_the_table_of_grants(
     found = granted(TABLE, claims)
     assert (found.roles, found.cluster_role) == (roles, cluster_role)
     assert found.projects == {"vision", "text", "all"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"oidc_issuer": "http://login.example.org"},
+        {"oidc_issuer": "login.example.org"},
+        {"oidc_client_id": None},
+        {"oidc_grants": '[{"value": "ml"}]'},
+        {"oidc_grants": '[{"value": "ml", "project": "vision"}]'},
+        {"oidc_grants": '[{"value": "ml", "project": "Vision", "role": "member"}]'},
+        {"oidc_grants": '[{"value": "ml", "project": "v", "role": "member", "cluster_role": "admin"}]'},
+        {"oidc_grants": '[{"value": "ml", "project": "v", "role": "admin"}]'},
+        {"oidc_grants": '{"value": "ml"}'},
+        {"oidc_grants": "ml=vision"},
+    ],
+    ids=str,
+)
+def test_settings_that_would_let_in_whom_nobody_meant_are_refused(wrong: dict[str, object]) -> None:
+    right = {"oidc_issuer": "https://login.example.org", "oidc_client_id": "powermean", "oidc_grants": ""}
+    assert Settings(**right).oidc_grants == ()
+    with pytest.raises(ValidationError):
+        Settings(**right | wrong)
