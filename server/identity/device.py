@@ -65,7 +65,7 @@ def decide(session: Session, caller: Caller, user_code: str, wanted: DeviceDecis
 
     Raises NotFoundError, ConflictError (decided already), or InvalidInputError (no such project).
     """
-    row = _find(session, user_code)
+    row = _find(session, user_code, to_change=True)
     if row.state != "pending":
         raise ConflictError("this code was decided on already", remedy="Ask for a new one.")
     project = wanted.project or caller.bound
@@ -113,9 +113,10 @@ def _key(session: Session, row: DeviceSignIn, person: Person) -> NewKey:
     )
 
 
-def _find(session: Session, user_code: str) -> DeviceSignIn:
+def _find(session: Session, user_code: str, *, to_change: bool = False) -> DeviceSignIn:
     typed = "".join(letter for letter in user_code.upper() if letter in LETTERS)
-    query = select(DeviceSignIn).where(DeviceSignIn.user_code == typed).with_for_update()
+    query = select(DeviceSignIn).where(DeviceSignIn.user_code == typed)
+    query = query.with_for_update() if to_change else query
     row = session.scalars(query).one_or_none()
     if row is None or row.expires_at <= database_now(session):
         raise NotFoundError(
