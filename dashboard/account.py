@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
 from dashboard.api import raw_client, require_same_origin
+from dashboard.problems import said_once
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody, FieldError
 from powermean.contracts.identity import KeyRequest
@@ -63,7 +64,7 @@ async def set_password(request: Request) -> Response:
     except ApiError as refused:
         if refused.status == 401:
             raise
-        return await _shown(request, refused.status, error=refused.body, where="password")
+        return await _shown(request, refused.status, error=said_once(refused.body), where="password")
     changed = RedirectResponse("/account#password", status_code=303)
     for value in answer.headers.get_list("set-cookie"):
         changed.headers.append("set-cookie", value)
@@ -79,11 +80,11 @@ async def create_key(request: Request) -> Response:
         async with api.client(request) as client:
             made = await client.create_key(wanted)
     except ValidationError as error:
-        return await _shown(request, 422, error=_problem(error), where="keys")
+        return await _shown(request, 422, error=said_once(_problem(error)), where="keys")
     except ApiError as refused:
         if refused.status == 401:
             raise
-        return await _shown(request, refused.status, error=refused.body, where="keys")
+        return await _shown(request, refused.status, error=said_once(refused.body), where="keys")
     return await _shown(request, 201, new_key=made)
 
 
@@ -117,7 +118,7 @@ async def device_page(request: Request) -> Response:
         except ApiError as refused:
             if refused.status == 401:
                 raise
-            device, error, status = None, refused.body, refused.status
+            device, error, status = None, said_once(refused.body), refused.status
     return page(
         request, "device.html", status, me=me, device=device, error=error, days=DAYS, usual_days=KEY_DAYS
     )
@@ -136,11 +137,11 @@ async def decide_device(request: Request) -> Response:
             )
             error, status = None, 200
         except ValidationError as invalid:
-            device, error, status = None, _problem(invalid), 422
+            device, error, status = None, said_once(_problem(invalid)), 422
         except ApiError as refused:
             if refused.status == 401:
                 raise
-            device, error, status = None, refused.body, refused.status
+            device, error, status = None, said_once(refused.body), refused.status
     return page(
         request, "device.html", status, me=me, device=device, error=error, days=DAYS, usual_days=KEY_DAYS
     )

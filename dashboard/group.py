@@ -55,7 +55,7 @@ async def group_page(request: Request) -> Response:
     members = []
     for item, found in zip(listed.items, records, strict=True):
         update = next((u for u in found.record.updates if u.update == number), None) if found.record else None
-        tokens = tokens_of(found.record, update, colouring) if found.record else []
+        tokens = tokens_of(found.record, update, colouring, item.graded) if found.record else []
         seen = next((u for u in item.updates if u.update == number), None)
         members.append(Member(item, found, tokens, share(tokens), seen))
     shown = [token for member in members for token in member.tokens if token.colour]

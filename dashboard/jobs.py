@@ -1,8 +1,5 @@
 """The list of jobs."""
 
-import asyncio
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -13,88 +10,11 @@ from starlette.responses import Response
 from dashboard import api
 from dashboard.api import is_fragment
 from dashboard.rendering import page
-from powermean.async_client import AsyncClient
-from powermean.contracts.api import JobSort, JobState, JobSummary
-from powermean.contracts.metrics import WHOLE_STEP, MetricsHistory
-from powermean.rest import ApiError
+from powermean.contracts.api import JobSort, JobState
 
 PAGE_SIZE = 25
 NEWEST: JobSort = "-created"
 Direction = Literal["ascending", "descending"]
-_REMEMBERED = 2000
-_MEANS = ("p/mean", "p/last_pass/mean")
-_COUNTS = ("p/last_pass/defined", "p/last_pass/undefined")
-
-
-@dataclass(frozen=True)
-class Exponent:
-    """The mean p of a step's last pass, and how many of its trajectories have one (None: not recorded)."""
-
-    value: float
-    step: int
-    defined: int | None = None
-    trajectories: int | None = None
-
-
-def newest_exponent(history: MetricsHistory) -> Exponent | None:
-    """The newest of the history's p/mean and p/last_pass/*; None if there is no p."""
-    points = {
-        (series.name, point.step, point.update): point.value
-        for series in history.series
-        for point in series.points
-        if point.value is not None
-    }
-    newest = max(((step, update) for name, step, update in points if name in _MEANS), default=None)
-    if newest is None:
-        return None
-    step = newest[0]
-    value = points.get(("p/last_pass/mean", step, WHOLE_STEP))
-    if value is None:
-        return Exponent(points["p/mean", *newest], step)
-    defined = int(points["p/last_pass/defined", step, WHOLE_STEP])
-    return Exponent(value, step, defined, defined + int(points["p/last_pass/undefined", step, WHOLE_STEP]))
-
-
-class _FinalExponents:
-    """Cache of the last p of ended jobs, which no longer changes. Bounded; the oldest go first."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[str, Exponent | None] = OrderedDict()
-
-    def get(self, job: JobSummary) -> tuple[bool, Exponent | None]:
-        return job.id in self._known, self._known.get(job.id)
-
-    def keep(self, job: JobSummary, value: Exponent | None) -> None:
-        if job.state.final:
-            self._known[job.id] = value
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-
-
-async def _exponent(client: AsyncClient, job: JobSummary, final: _FinalExponents) -> Exponent | None:
-    """The job's newest p; None if there is none yet or the objective has none."""
-    if job.step == 0:
-        return None
-    known, value = final.get(job)
-    if known:
-        return value
-    try:
-        history = await client.metrics(job.id, [*_MEANS, *_COUNTS], from_step=max(0, job.step - 1))
-    except ApiError:  # one job's numbers must not break the list of jobs
-        return None
-    value = newest_exponent(history)
-    final.keep(job, value)
-    return value
-
-
-async def _exponents(
-    request: Request, client: AsyncClient, jobs: Sequence[JobSummary]
-) -> dict[str, Exponent | None]:
-    state = request.app.state
-    if not hasattr(state, "final_exponents"):
-        state.final_exponents = _FinalExponents()
-    values = await asyncio.gather(*(_exponent(client, job, state.final_exponents) for job in jobs))
-    return {job.id: value for job, value in zip(jobs, values, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +49,6 @@ async def jobs_page(request: Request) -> Response:
         raise HTTPException(400, f"state must be one of {', '.join(JobState)}")
     async with api.client(request) as client:
         jobs = await client.list_jobs(state=state, name=name, cursor=cursor, limit=PAGE_SIZE, sort=sort)
-        exponents = await _exponents(request, client, jobs.items)
     kept = {k: v for k, v in (("state", state), ("name", name)) if v}
     order = {"sort": sort} if sort != NEWEST else {}
     here = kept | order | ({"cursor": cursor} if cursor else {})
@@ -137,7 +56,6 @@ async def jobs_page(request: Request) -> Response:
         request,
         "fragments/jobs_table.html" if is_fragment(request) else "jobs.html",
         jobs=jobs,
-        exponents=exponents,
         states=[s.value for s in JobState],
         state=state,
         name=name,

@@ -1,7 +1,7 @@
 """An attempt's log: its tail, followed by polling; searched; downloaded."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import islice
+from itertools import count, islice
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,7 +19,7 @@ from powermean.contracts.api import Job, LogText
 
 # A part of at least this many bytes was probably cut off by the API's limit, so there may be more.
 FULL_PART = 60_000
-MOST_SEARCHED = 300  # parts of a log
+MOST_SEARCHED = 300  # parts of a log: a search holds them all
 MOST_MATCHES = 500
 MOST_WANTED = 200  # characters to look for
 
@@ -60,12 +60,14 @@ async def log_page(request: Request) -> Response:
     offset = whole_number(request, "offset", least=0)
     wanted, requests = (query.get("q") or "")[:MOST_WANTED], bool(query.get("requests"))
     matches: list[Match] | None = None
+    searched: int | None = None  # bytes, if there may be more than are looked through
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         log = await _read(client, job, attempt, offset) if job.attempts else None
         if log is not None and wanted:
-            parts = [part.text async for part in _parts(client, job.id, log.attempt)]
-            found = search(parts, wanted, requests)
+            parts = [part async for part in _parts(client, job.id, log.attempt, MOST_SEARCHED)]
+            searched = parts[-1].next_offset if len(parts) == MOST_SEARCHED else None
+            found = search([part.text for part in parts], wanted, requests)
             matches = await run_in_threadpool(lambda: list(islice(found, MOST_MATCHES)))
     follows = log is not None and not job.state.final and log.attempt == job.attempt
     more = log is not None and log.next_offset - log.offset >= FULL_PART
@@ -83,6 +85,7 @@ async def log_page(request: Request) -> Response:
         requests=requests,
         matches=matches,
         most_matches=MOST_MATCHES,
+        searched=searched,
     )
 
 
@@ -105,10 +108,12 @@ async def download(request: Request) -> Response:
     return StreamingResponse(body(), media_type="text/plain", headers={"Content-Disposition": name})
 
 
-async def _parts(client: AsyncClient, job_id: str, attempt: int) -> AsyncIterator[LogText]:
-    """The log from its start, as far as one look through it goes."""
+async def _parts(
+    client: AsyncClient, job_id: str, attempt: int, most: int | None = None
+) -> AsyncIterator[LogText]:
+    """The log from its start to its end, or no more than so many parts of it."""
     offset = 0
-    for _ in range(MOST_SEARCHED):
+    for _ in count() if most is None else range(most):
         part = await client.logs(job_id, attempt, offset)
         if not part.text:
             return

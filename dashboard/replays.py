@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api, assets
 from dashboard.api import require_same_origin, require_signed_in
 from dashboard.parameters import path_number
+from dashboard.problems import said_once
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.replays import OBJECTIVES, ReplayedTrajectory, ReplayedUpdate, parse_settings
@@ -76,7 +77,7 @@ async def ask(request: Request) -> Response:
     except ApiError as refused:
         if refused.status == 401:
             raise
-        return await _form(request, algorithm, text, refused.body, refused.status)
+        return await _form(request, algorithm, text, said_once(refused.body), refused.status)
     return RedirectResponse(f"/jobs/{job_id}/replays/{replay.id}", status_code=303)
 
 

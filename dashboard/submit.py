@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api
 from dashboard.api import require_same_origin, require_signed_in
 from dashboard.fields import spec_sections
+from dashboard.problems import said_once
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.rest import ApiError
@@ -38,7 +39,8 @@ def readable(text: str) -> str:
 
 
 def _with_lines(error: ErrorBody, text: str) -> ErrorBody:
-    """The fields' errors with their lines in the text."""
+    """The fields' errors with their lines in the text, each said once."""
+    error = said_once(error)
     if not error.fields:
         return error
     try:
@@ -60,7 +62,8 @@ async def form_page(request: Request) -> Response:
     if not source:
         return _form(request, STARTER)
     async with api.client(request) as client:
-        text = readable((await client.job_text(source)).text)
+        source_text = (await client.job_text(source)).text
+    text = await run_in_threadpool(readable, source_text)
     return _form(request, text)
 
 

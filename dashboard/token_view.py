@@ -8,7 +8,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from dashboard.formatting import number, signed
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
@@ -43,6 +43,7 @@ class Token:
     relative: float | None = None  # T * W_t: 1 is a uniform weight
     clipped: bool = False
     colour: str = ""  # CSS class
+    graded: bool = True
 
     @property
     def ratio(self) -> float | None:
@@ -62,7 +63,11 @@ class Token:
                 f"W {number(self.weight)}",
                 f"{number(self.relative)} × uniform",
             ]
-        return " · ".join([*said, "clipped: no gradient"] if self.clipped else said)
+        if self.clipped:
+            said.append("clipped: no gradient")
+        if not self.graded:
+            said.append("not graded")
+        return " · ".join(said)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,12 @@ class Step:
 
 
 def tokens_of(
-    record: TrajectoryTokens, update: UpdateTokens | None, colouring: Colouring = Colouring.WEIGHT
+    record: TrajectoryTokens,
+    update: UpdateTokens | None,
+    colouring: Colouring = Colouring.WEIGHT,
+    graded: int | None = None,
 ) -> list[Token]:
-    """The completion's tokens in order, with the numbers of `update`."""
+    """The completion's tokens in order, with the numbers of `update`; `graded` of its characters counted."""
     count = len(record.token_ids)
     old = record.old_log_probs or (None,) * count
     plain = [
@@ -86,6 +94,9 @@ def tokens_of(
             zip(record.token_ids, record.pieces, record.sampler_log_probs, old, strict=True)
         )
     ]
+    if graded is not None:
+        begins = accumulate(map(len, record.pieces), initial=0)
+        plain = [replace(token, graded=begin < graded) for token, begin in zip(plain, begins, strict=False)]
     if update is None:
         return plain
     seen = zip(plain, update.log_ratio, update.weight, update.clipped, strict=True)

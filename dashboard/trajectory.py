@@ -47,7 +47,7 @@ async def trajectory_page(request: Request) -> Response:
         item = _with_index(group, index)
         found = await recorded_tokens(client, job_id, step, item)
     update = chosen_update(found.record, wanted) if found.record else None
-    tokens = tokens_of(found.record, update, colouring) if found.record else []
+    tokens = tokens_of(found.record, update, colouring, item.graded) if found.record else []
     return page(
         request,
         "trajectory.html",

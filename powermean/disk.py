@@ -20,11 +20,13 @@ def is_full(error: BaseException) -> bool:
 
 def first_full(folders: Iterable[Path]) -> Path | None:
     """The first of these folders whose disk counts as full. Folders that don't exist yet are left out."""
-    return next((folder for folder in folders if folder.exists() and _free(folder) < SCARCE_BYTES), None)
+    return next((folder for folder in folders if folder.exists() and free_bytes(folder) < SCARCE_BYTES), None)
 
 
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which need not exist yet."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    return shutil.disk_usage(there).free
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Ballast:
 
     def hold(self) -> None:
         """Take the space, if it is not held yet and there is as much again."""
-        if self.path.exists() or _free(self.path.parent) < 2 * self.size:
+        if self.path.exists() or free_bytes(self.path.parent) < 2 * self.size:
             return
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

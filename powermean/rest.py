@@ -95,15 +95,19 @@ class FencedError(ApiError):
     """The attempt is not the job's current one any more: stop at once, write nothing."""
 
 
+def beyond_fields(body: ErrorBody) -> str:
+    """What the message says beyond the fields: all, nothing, or `(and N more)` if not all are listed."""
+    if not body.fields:
+        return body.message
+    first = body.fields[0]
+    rest = body.message.removeprefix(f"{first.path}: {first.message}").strip()
+    return "" if rest == f"(and {len(body.fields) - 1} more)" else rest
+
+
 def _readable(body: ErrorBody) -> str:
     """Each thing once: an answer's message and remedy may repeat those of its first field."""
-    rest = body.message
-    if body.fields:
-        first = body.fields[0]
-        rest = rest.removeprefix(f"{first.path}: {first.message}").strip()
+    rest = beyond_fields(body)
     lines = [f"{one.path}: {one.message}" + (f" ({one.remedy})" if one.remedy else "") for one in body.fields]
-    if rest == f"(and {len(lines) - 1} more)":
-        rest = ""
     if rest.startswith("(and "):
         lines.append(rest)
     elif rest:

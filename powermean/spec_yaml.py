@@ -3,6 +3,9 @@
 Nothing changes its meaning on the way in. Only true and false are booleans (`off` is a word), numbers are
 written as in JSON, and what one YAML reader takes for a date, an octal or a base-60 number and another for a
 word has to be quoted. Anchors, aliases and tags are refused: a text stands for what it shows and no more.
+
+Time is bounded by what is bounded here: characters, nesting, values and the length of a path. Reading ends at
+the first excess, and what was read until then took time in proportion to its length.
 """
 
 import math
@@ -20,6 +23,8 @@ from powermean.errors import PowermeanError
 
 MAX_CHARACTERS = 100_000
 MAX_DEPTH = 20
+MAX_VALUES = 2_000  # fields and items of lists; the largest spec has some 200
+MAX_PATH = 500  # characters of a field's dotted path
 
 _CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -30,6 +35,7 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _YAML_1_1 = Resolver()
 _UNSURE = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_NOT_NEEDED = "No spec needs that; upload data as a dataset."
 _WRITE_PLAINLY = "Write a number as 25, -3, 0.5 or 1e-6; put a word in quotes."
 
 
@@ -119,14 +125,14 @@ def _value(
     """What the event starts, down to its end."""
     _check_plain(event)
     if len(path) > MAX_DEPTH:
-        raise _error(f"nested deeper than {MAX_DEPTH} levels", "No spec needs that.", event.start_mark)
+        raise _error(f"nested deeper than {MAX_DEPTH} levels", _NOT_NEEDED, event.start_mark)
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event)
     if isinstance(event, yaml.SequenceStartEvent):
         items: list[Any] = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             inner = (*path, str(len(items)))
-            lines[".".join(inner)] = _line(event)
+            _note(inner, event, lines)
             items.append(_value(events, event, inner, lines))
         return items
     fields: dict[str, Any] = {}
@@ -135,9 +141,18 @@ def _value(
         inner = (*path, name)
         if name in fields:
             raise _error(f"{'.'.join(inner)} is given twice", "Keep one of them.", key.start_mark)
-        lines[".".join(inner)] = _line(key)
+        _note(inner, key, lines)
         fields[name] = _value(events, next(events), inner, lines)
     return fields
+
+
+def _note(path: tuple[str, ...], event: yaml.Event, lines: dict[str, int]) -> None:
+    """Keep the line of what is at the path."""
+    if sum(map(len, path)) > MAX_PATH:
+        raise _error(f"the field's path has more than {MAX_PATH} characters", _NOT_NEEDED, event.start_mark)
+    if len(lines) == MAX_VALUES:
+        raise _error(f"more than {MAX_VALUES:,} fields and list items", _NOT_NEEDED, event.start_mark)
+    lines[".".join(path)] = _line(event)
 
 
 def _key(event: yaml.Event) -> str:

@@ -23,10 +23,12 @@ from powermean.contracts.rollout import (
     PublishRequest,
 )
 from powermean.tokens import AttemptClaims, Verb
+from rollout.counting import FILE, CompletionCount
 from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
 from rollout.request_queue import RequestQueue, Result
+from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, is_loopback
 
 CLIENT_GONE = 499  # nobody reads it; it only separates such requests in the metrics
@@ -52,6 +54,8 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
     app.state.turns = turns
     app.state.control = control
     app.state.metrics = EngineMetrics()
+    own = settings.ready_file if settings.job_id is not None else None  # of an attempt, in its folder
+    app.state.count = CompletionCount(own and own.with_name(FILE))
     app.state.on_loopback = is_loopback(settings.host)
     app.include_router(router)
     app.add_exception_handler(EngineError, _engine_error)
@@ -64,19 +68,35 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
         hosts=settings.hosts,
         public_key_pem=public_key_pem,
         max_body=settings.max_body,
-        even_expired=settings.job_id is not None,
+        current=lambda claims: _is_current(settings, claims),
     )
     return app
+
+
+def _is_current(settings: RolloutSettings, claims: AttemptClaims) -> bool:
+    """Whether nothing but its age speaks against a token; the fence is checked with every call.
+
+    An attempt's own engine ends with it. A shared one has the list of the jobs that it serves, which comes
+    from the server by way of its node.
+    """
+    if settings.job_id is not None:
+        return True
+    try:
+        return settings.jobs_file is not None and claims.job_id in read_running_jobs(settings.jobs_file)
+    except EngineError:
+        return False
 
 
 @router.post("/v1/generate")
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Complete prompts."""
     engine = _engine_for(request, Verb.GENERATE)
+    count: CompletionCount = request.app.state.count
 
     def work(cancelled: Event) -> GenerateResponse:
         started = time.monotonic()
-        response = engine.generate(body, cancelled)
+        with count.of(len(body.prompts) * body.n) as finished:
+            response = engine.generate(body, cancelled, finished)
         _metrics(request).generated(body, response, time.monotonic() - started)
         return response
 

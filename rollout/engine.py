@@ -14,6 +14,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
 )
 from powermean.errors import PowermeanError
+from rollout.counting import Finished, nobody
 
 
 class EngineError(PowermeanError):
@@ -109,7 +110,9 @@ def check_prompts(request: GenerateRequest, max_model_len: int, vocabulary: int)
 class Engine(Protocol):
     """What one job uses of an engine. As many calls at once as its host allows; `state` at any time."""
 
-    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+    def generate(
+        self, request: GenerateRequest, cancelled: Event, finished: Finished = nobody
+    ) -> GenerateResponse:
         """Complete prompts. Raises EngineError, or CancelledError soon after `cancelled` is set."""
 
     def publish(self, request: PublishRequest) -> None:

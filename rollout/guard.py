@@ -1,5 +1,6 @@
 """Access control of the service, before any request body is read."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
@@ -8,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from powermean.contracts.api import ErrorBody, ErrorResponse
-from powermean.tokens import TokenError, TokenExpiredError, verify_attempt_token
+from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verify_attempt_token
 from rollout.engine import EngineError
 
 CLAIMS = "attempt_claims"  # key in the request's state
@@ -18,8 +19,8 @@ _OPEN_PATHS = frozenset({"/health"})
 class Guard:
     """Checks the Host header (against DNS rebinding), the attempt token and the body's size.
 
-    With `even_expired` a token's age does not matter: for an engine that one attempt has for itself and that
-    ends with it. The trainer then goes on while the server, which renews its token, can't be reached.
+    A token that has expired still counts for what is `current`, so that trainers go on while the server,
+    which renews their tokens, can't be reached (docs/adr/0010). At any age it says whose state /health shows.
     """
 
     def __init__(
@@ -28,11 +29,10 @@ class Guard:
         hosts: frozenset[str],
         public_key_pem: str,
         max_body: int,
-        *,
-        even_expired: bool = False,
+        current: Callable[[AttemptClaims], bool],
     ) -> None:
         self._app = app
-        self._even_expired = even_expired
+        self._current = current
         self._hosts = hosts
         self._public_key_pem = public_key_pem
         self._max_body = max_body
@@ -69,14 +69,22 @@ class Guard:
                 return
             raise _unauthenticated("this needs an attempt token", "Send it as `Authorization: Bearer TOKEN`.")
         try:
-            claims = verify_attempt_token(
-                token.strip(), self._public_key_pem, even_expired=self._even_expired
-            )
+            claims = self._claims(token.strip(), open_path=scope["path"] in _OPEN_PATHS)
         except TokenExpiredError as error:
             raise _unauthenticated(str(error), "Use the token from the last heartbeat's reply.") from error
         except TokenError as error:
             raise _unauthenticated(str(error), "Use the token from the attempt's claim.") from error
         scope.setdefault("state", {})[CLAIMS] = claims
+
+    def _claims(self, token: str, *, open_path: bool) -> AttemptClaims:
+        """Raises TokenError."""
+        try:
+            return verify_attempt_token(token, self._public_key_pem)
+        except TokenExpiredError:
+            claims = verify_attempt_token(token, self._public_key_pem, even_expired=True)
+            if open_path or self._current(claims):
+                return claims
+            raise
 
     def _check_size(self, headers: Headers) -> None:
         announced = headers.get("content-length", "0")

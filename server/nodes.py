@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from powermean.contracts.attempts import NodeReport
+from powermean.contracts.attempts import NameRival, NodeReport
 from powermean.contracts.names import NODE_NAME_TAKEN
 from server.db.models import Allocation, Attempt, Node
 from server.db.session import database_now
@@ -19,6 +19,7 @@ from server.settings import Settings
 
 RUNNING = ("starting", "running")  # states of attempts
 OVER = ("ended", "lapsed")
+RIVAL_SHOWN = timedelta(days=1)
 
 
 class NodeNameTakenError(ConflictError):
@@ -61,6 +62,18 @@ def check_name(session: Session, settings: Settings, node: Node, report: NodeRep
         f"node {node.id} is another worker's, on host {host}, which last reported {seen}{held}",
         remedy="Give each worker a POWERMEAN_NODE_ID of its own; a name is free once its worker has stopped.",
     )
+
+
+def note_rival(session: Session, node_id: str, hostname: str) -> None:
+    """Keep which other worker was refused the node's name, for whoever has it and for people."""
+    rival = NameRival(hostname=hostname, at=database_now(session))
+    session.execute(update(Node).where(Node.id == node_id).values(rival=rival.model_dump(mode="json")))
+
+
+def rival_of(node: Node, now: datetime) -> NameRival | None:
+    """The worker that was last refused the node's name, if that was not long ago."""
+    rival = NameRival.model_validate(node.rival) if node.rival else None
+    return rival if rival is not None and now - rival.at < RIVAL_SHOWN else None
 
 
 def remove(session: Session, settings: Settings, node_id: str) -> None:

@@ -131,6 +131,7 @@ def wired(
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
     learner = make_learner(folder, spec, pad_token_id(tokenizer))
+    learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
     try_saving(learner.policy, folder, fresh(scratch / "model"))
     progress = checkpoint.Progress()
     if claim.resume is not None:

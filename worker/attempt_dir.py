@@ -4,6 +4,7 @@ claim.json    the claim                                    worker -> all
 token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
+completions   how many of a batch are finished            engine -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
 ballast       space for the last record on a full disk    worker, supervisor -> trainer
 engine.json   the engine's address, or why it failed      engine, supervisor -> trainer, supervisor
@@ -146,6 +147,13 @@ class AttemptDir:
             return (self.path / "phase").read_text(errors="replace").strip()[:PHASE_CHARACTERS] or default
         except FileNotFoundError:
             return default
+
+    def completions(self) -> str | None:
+        """How many completions of the batch that is being sampled are finished: `12 of 64`."""
+        try:
+            return (self.path / "completions").read_text(errors="replace").strip() or None
+        except FileNotFoundError:
+            return None
 
     def write_phase(self, text: str) -> None:
         write_whole(self.path / "phase", text[:PHASE_CHARACTERS])

@@ -83,9 +83,12 @@ def full_disk(settings: NodeSettings) -> str | None:
 
 
 def report(
-    settings: NodeSettings, cards: tuple[GpuInfo, ...], services: tuple[EngineReport, ...]
+    settings: NodeSettings,
+    cards: tuple[GpuInfo, ...],
+    services: tuple[EngineReport, ...],
+    checking: tuple[str, ...] = (),
 ) -> NodeReport:
-    """The node's report; `cards` are its GPUs, `services` the reports on its engine services."""
+    """The node's report: its GPUs, the reports on its engine services, the jobs that it is checking."""
     return NodeReport(
         hostname=socket.gethostname(),
         instance=instance(settings.data_dir),
@@ -93,6 +96,7 @@ def report(
         cpu_slots=settings.cpu_slots,
         engines=engines(),
         running=running(settings.data_dir),
+        checking=checking,
         full_disk=full_disk(settings),
         services=services,
         version=__version__,

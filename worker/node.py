@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
-from powermean.contracts.attempts import Claim, Finish, GpuInfo, JobError
+from powermean.contracts.attempts import Claim, Finish, GpuInfo, JobError, NameRival
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.disk import is_full
 from powermean.errors import PowermeanError
@@ -40,6 +41,7 @@ def end_this_process() -> None:
 REPORT_S = 3.0
 UNHEARD_S = 10.0  # less than the silence after which the server gives a name away
 LOOK_AT_GPUS_S = 60.0
+WARN_AGAIN = timedelta(minutes=10)
 
 
 class NodeNameTakenError(PowermeanError):
@@ -61,6 +63,8 @@ class Node:
         self._cards: tuple[GpuInfo, ...] = ()
         self._looked = float("-inf")
         self._accepted = float("-inf")  # when the server last took a report
+        self._rival: NameRival | None = None  # that was warned of last
+        self._checking: dict[str, None] = {}  # jobs, oldest first
 
     def start(self, attempt_id: str) -> None:
         """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do.
@@ -125,7 +129,9 @@ class Node:
     def validate(self, job_id: str) -> None:
         """Check what only a node can check, and tell the server."""
         try:
-            result = check(self._client.validation(job_id))
+            task = self._client.validation(job_id)
+            self._checking[job_id] = None
+            result = check(task)
             if result is not None and result.errors and (folder := full_disk(self._settings)):
                 # Its errors may come from there, and would end the job for good.
                 log.warning("job %s was not validated: the disk of %s is full", job_id, folder)
@@ -135,6 +141,8 @@ class Node:
             log.info("not validating job %s: %s", job_id, error)
         except ServerUnreachableError as error:
             log.warning("job %s was not validated, the server will ask again: %s", job_id, error)
+        finally:
+            self._checking.pop(job_id, None)
 
     def replay(self, replay_id: str) -> None:
         """Recompute a recorded step and tell the server."""
@@ -167,7 +175,7 @@ class Node:
             if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
                 self._cards, self._looked = gpus(), time.monotonic()
             with self._folders:
-                now = report(self._settings, self._cards, self._engines.reports())
+                now = report(self._settings, self._cards, self._engines.reports(), tuple(self._checking))
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
             except (ApiError, ServerUnreachableError) as error:
@@ -176,4 +184,20 @@ class Node:
                 log.warning("not reported: %s", error)
                 return
             self._accepted = time.monotonic()
+            self._warn(orders.rival)
             self._engines.follow(orders)
+
+    def _warn(self, rival: NameRival | None) -> None:
+        """Log that another worker tries to use this node's name; now and then if it goes on trying."""
+        last = self._rival
+        if rival is None or rival == last:
+            return
+        if last is None or rival.hostname != last.hostname or rival.at - last.at > WARN_AGAIN:
+            self._rival = rival
+            log.warning(
+                "another worker, on host %s, tried to use this node's name, %s, at %s and was refused: give "
+                "each worker a POWERMEAN_NODE_ID of its own",
+                rival.hostname,
+                self._settings.node_id,
+                f"{rival.at.astimezone():%H:%M:%S}",
+            )

@@ -5,6 +5,7 @@ Records are written completely before they get their name, so a crash leaves non
 
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -26,6 +27,7 @@ from worker.attempt_dir import AttemptDir, write_whole
 
 log = logging.getLogger(__name__)
 
+DETAIL_S = 2.0
 _ROWS_PER_RECORD = 20_000
 
 
@@ -38,6 +40,7 @@ class Reporter:
         written = [int(path.stem) for path in self._attempt.spooled()]
         self._numbers = itertools.count(max(written, default=0) + 1)
         self._telling = Lock()
+        self._phase, self._told = "", 0.0
 
     def metrics(self, rows: Sequence[MetricRow]) -> None:
         for start in range(0, len(rows), _ROWS_PER_RECORD):
@@ -61,7 +64,15 @@ class Reporter:
         """
         log.info(text)
         with self._telling:
+            self._phase = text
             self._attempt.write_phase(text)
+
+    def detail(self, text: str) -> None:
+        """How far the present phase is: told now and then, since heartbeats read it no more often."""
+        with self._telling:
+            if time.monotonic() - self._told >= DETAIL_S:
+                self._told = time.monotonic()
+                self._attempt.write_phase(f"{self._phase}, {text}")
 
     def order(self) -> Order:
         """The supervisor's order."""

@@ -104,6 +104,12 @@ def nodes(json_: AsJson = False) -> None:
         wrap=("host", "engines", "attempts"),
         right=("GPUs", "CPU slots"),
     )
+    for one in found.items:
+        if one.rival is not None:
+            note(
+                f"{one.id}: another worker, on host {one.rival.hostname}, tried to use this name at "
+                f"{local_time(one.rival.at)}; give each a POWERMEAN_NODE_ID of its own"
+            )
 
 
 @node.callback()

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult
+from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult, NameRival
 from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import Deprecation
@@ -65,6 +65,8 @@ class JobSummary(Contract):
     total_steps: int
     last_reward: float | None = None
     last_p: float | None = Field(None, description="Mean p of the last pass, if the objective has one.")
+    last_p_defined: int | None = Field(None, description="Trajectories of that pass with a p.")
+    last_p_undefined: int | None = Field(None, description="Trajectories of that pass without one.")
     held_out_before: float | None = Field(None, description="Mean held-out reward before training.")
     held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")
@@ -198,6 +200,9 @@ class NodeView(Contract):
     seen_at: datetime
     attempts: tuple[str, ...] = Field(description="Attempts of your projects that hold resources on it.")
     other_attempts: int = Field(0, description="How many of other projects hold resources on it.")
+    rival: NameRival | None = Field(
+        None, description="Another worker that tried to use the node's name within a day."
+    )
 
 
 class NodeList(Contract):

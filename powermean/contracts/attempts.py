@@ -4,6 +4,7 @@ An attempt's number is its fencing token: the server refuses (409 `fenced`) ever
 is not the job's current one.
 """
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -71,11 +72,19 @@ class NodeReport(Contract):
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
     running: tuple[str, ...] = Field((), description="Attempts with live processes on the node.")
+    checking: tuple[str, ...] = Field((), description="Jobs whose specs the node is checking.")
     services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")
     full_disk: str | None = Field(
         None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
     )
     version: str
+
+
+class NameRival(Contract):
+    """Another worker that tried to use a node's name, and was refused."""
+
+    hostname: str
+    at: datetime
 
 
 class AllocationView(Contract):

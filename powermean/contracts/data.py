@@ -41,6 +41,7 @@ class ArithmeticSource(Contract):
         ),
         min_length=1,
         max_length=32,
+        fail_fast=True,
         description="The mix of tasks.",
     )
     prompt: str = Field(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, StringConstraints, model_validator
 
-from powermean.contracts.attempts import EngineReport, JobError
+from powermean.contracts.attempts import EngineReport, JobError, NameRival
 from powermean.contracts.base import Contract
 
 EngineName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -68,6 +68,9 @@ class NodeOrders(Contract):
     """What a node should keep running (the answer to its report); it ends everything else."""
 
     engines: tuple[EngineOrder, ...] = ()
+    rival: NameRival | None = Field(
+        None, description="Another worker that tried to use the node's name within a day."
+    )
 
 
 class EngineService(Contract):

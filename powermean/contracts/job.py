@@ -20,6 +20,7 @@ class LoraSpec(Contract):
         Field(
             (),
             max_length=64,
+            fail_fast=True,
             description="Linear layers to adapt, e.g. q_proj; empty is all but the output layer.",
         )
     )
@@ -72,7 +73,10 @@ class RolloutSpec(Contract):
     )
     max_new_tokens: StrictInt = Field(64, ge=1, le=32768, description="Most tokens a completion may have.")
     stop: tuple[Annotated[str, Field(min_length=1, max_length=50)], ...] = Field(
-        (), max_length=8, description="Stop strings; the token that completes one is the completion's last."
+        (),
+        max_length=8,
+        fail_fast=True,  # 150,000 wrong items fit into a body, and each would cost an error of its own
+        description="Stop strings; the token that completes one is the completion's last.",
     )
     publish: Literal["auto", "in_place", "store", "shm", "gloo", "nccl", "ipc"] = Field(
         "auto",

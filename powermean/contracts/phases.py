@@ -40,6 +40,12 @@ def in_step(step: int, steps: int, activity: str, detail: str = "") -> str:
     return f"step {step} of {steps}: {activity}" + (f", {detail}" if detail else "")
 
 
+def is_sampling(phase: str) -> bool:
+    """Whether completions that the engine makes are what the attempt waits for."""
+    step = read_step(phase)
+    return step is not None and step.activity == SAMPLING
+
+
 def read_step(phase: str) -> StepPhase | None:
     """The phase within a step; None if the attempt is in none."""
     found = _STEP.fullmatch(phase)

@@ -26,13 +26,14 @@ def read_json(
     text: str,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
     number: Callable[[str], float] | None = None,
+    loads: Callable[..., Any] = json.loads,
 ) -> Any:
-    """The document; `pairs` makes its objects, `number` what has a point or an exponent.
+    """The document; `pairs` makes its objects, `number` what has a point or an exponent; `loads` reads it.
 
     Raises json.JSONDecodeError or UnusableJsonError.
     """
     try:
-        found = json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs, parse_float=number)
+        found = loads(text, parse_constant=_refuse, object_pairs_hook=pairs, parse_float=number)
     except (json.JSONDecodeError, UnusableJsonError):
         raise
     except RecursionError as error:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rollout.counting import Finished, nobody
 from rollout.engine import CancelledError, EngineError
 from rollout.transformers.stopping import Stopping
 from rollout.transformers.token_choice import Chosen
@@ -41,14 +42,17 @@ class Sampled:
 
 
 @torch.inference_mode()
-def sample_batch(decoder: Decoder, draws: Tensor, stopping: Stopping, cancelled: Event) -> list[Sampled]:
+def sample_batch(
+    decoder: Decoder, draws: Tensor, stopping: Stopping, cancelled: Event, finished: Finished = nobody
+) -> list[Sampled]:
     """A completion for each row of a new decoder.
 
     draws [B, max_new_tokens] float64 in [0, 1): all the randomness there is. Raises CancelledError within a
-    stride of `cancelled` being set, and EngineError (not_finite).
+    stride of `cancelled` being set, and EngineError (not_finite). `finished` is told of rows that end.
     """
     results = [Sampled() for _ in range(len(draws))]
     rows = list(range(len(draws)))  # which result each of the decoder's rows belongs to
+    told = 0  # how many have ended
     for start in range(0, draws.shape[1], decoder.stride):
         if cancelled.is_set():
             raise CancelledError
@@ -57,12 +61,16 @@ def sample_batch(decoder: Decoder, draws: Tensor, stopping: Stopping, cancelled:
         for row, new, new_log_probs in zip(rows, tokens, log_probs, strict=True):
             if not results[row].stopped:
                 _extend(results[row], new, new_log_probs, stopping)
+        ended = sum(result.stopped for result in results)
+        finished(ended - told)
+        told = ended
         going = [place for place, row in enumerate(rows) if not results[row].stopped]
         if not going:
             break
         if len(going) <= decoder.fullness * len(rows) and len(going) < len(rows):
             decoder.keep(going)
             rows = [rows[place] for place in going]
+    finished(len(results) - told)
     return results
 
 

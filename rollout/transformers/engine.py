@@ -24,6 +24,7 @@ from powermean.contracts.rollout import (
 )
 from powermean.end_tokens import end_tokens
 from powermean.engine_selection import context_length
+from rollout.counting import Finished, nobody
 from rollout.engine import EngineError, Fence, adapters_off, check_method, check_prompts
 from rollout.shared_weights import float_types, mapped, replace_weights
 from rollout.transformers.attention import decoding_attention
@@ -116,12 +117,14 @@ class TransformersEngine:
         """See Engine. There is none."""
         check_method(request.method, self.state())
 
-    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+    def generate(
+        self, request: GenerateRequest, cancelled: Event, finished: Finished = nobody
+    ) -> GenerateResponse:
         """See Engine. With a seed the completions are a function of request and weights, bit for bit."""
         self._check(request)
         sampled: list[Sampled] = []
         for prompts, draws in self._batches(request):
-            sampled += self._sample(prompts, draws, request, cancelled)
+            sampled += self._sample(prompts, draws, request, cancelled, finished)
         completions = [self._completion(one) for one in sampled]
         return GenerateResponse(
             completions=tuple(
@@ -184,13 +187,18 @@ class TransformersEngine:
         return torch.rand(rows, new, generator=generator, dtype=torch.float64).to(self._device)
 
     def _sample(
-        self, prompts: Sequence[Prompt], draws: Tensor, request: GenerateRequest, cancelled: Event
+        self,
+        prompts: Sequence[Prompt],
+        draws: Tensor,
+        request: GenerateRequest,
+        cancelled: Event,
+        finished: Finished,
     ) -> list[Sampled]:
         stopping = Stopping(self._tokenizer, self._end_tokens, request.sampling.stop)
         try:
             with decoding_attention(self._model, grouped=self._plain):
                 decoder = self._decoder(prompts, request.sampling.temperature, draws.shape[1])
-                return sample_batch(decoder, draws, stopping, cancelled)
+                return sample_batch(decoder, draws, stopping, cancelled, finished)
         except EngineError:
             self._clear()  # a NaN left in the cache would spread, in spite of masks
             raise

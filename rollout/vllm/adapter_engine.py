@@ -12,6 +12,7 @@ from powermean.contracts.rollout import (
     HoldRequest,
     PublishRequest,
 )
+from rollout.counting import Finished, nobody
 from rollout.engine import EngineError, Fence, check_method, check_prompts
 from rollout.vllm.adapters import Adapters
 from rollout.vllm.command import VllmOptions
@@ -74,13 +75,20 @@ class AdapterEngine:
         self._server.close()
 
     def generate_for(
-        self, job_id: str, attempt: int, request: GenerateRequest, cancelled: Event
+        self,
+        job_id: str,
+        attempt: int,
+        request: GenerateRequest,
+        cancelled: Event,
+        finished: Finished = nobody,
     ) -> GenerateResponse:
         """Completions of the base model with the job's last published adapter."""
         self._server.check_ready()
         check_prompts(request, self._max_model_len, self._model.vocabulary)
         with self.adapters.in_use(job_id, attempt) as adapter:
-            completions = complete(self._server, request, self._model.end_tokens, cancelled, adapter=adapter)
+            completions = complete(
+                self._server, request, self._model.end_tokens, cancelled, finished, adapter=adapter
+            )
         return GenerateResponse(completions=completions)
 
 
@@ -92,9 +100,11 @@ class JobEngine:
     job_id: str
     attempt: int
 
-    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+    def generate(
+        self, request: GenerateRequest, cancelled: Event, finished: Finished = nobody
+    ) -> GenerateResponse:
         """See Engine. Calls in flight keep the version they started with. Tokens differ from run to run."""
-        return self.engine.generate_for(self.job_id, self.attempt, request, cancelled)
+        return self.engine.generate_for(self.job_id, self.attempt, request, cancelled, finished)
 
     def publish(self, request: PublishRequest) -> None:
         """See Engine."""

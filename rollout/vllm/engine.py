@@ -13,6 +13,7 @@ from powermean.contracts.rollout import (
     HoldRequest,
     PublishRequest,
 )
+from rollout.counting import Finished, nobody
 from rollout.engine import EngineError, Fence, adapters_off, check_method, check_prompts
 from rollout.vllm.channel import Channel
 from rollout.vllm.command import VllmOptions
@@ -76,11 +77,13 @@ class VllmEngine:
         """See Engine."""
         raise adapters_off()
 
-    def generate(self, request: GenerateRequest, cancelled: Event) -> GenerateResponse:
+    def generate(
+        self, request: GenerateRequest, cancelled: Event, finished: Finished = nobody
+    ) -> GenerateResponse:
         """See Engine. Tokens differ from run to run, whatever the seed."""
         self._check(request)
         return GenerateResponse(
-            completions=complete(self._server, request, self._model.end_tokens, cancelled)
+            completions=complete(self._server, request, self._model.end_tokens, cancelled, finished)
         )
 
     def publish(self, request: PublishRequest) -> None:

@@ -5,12 +5,14 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Any
 
 import httpx
 
 from powermean.contracts.rollout import Completion, GenerateRequest, VersionSpan
+from rollout.counting import Finished, nobody
 from rollout.engine import CancelledError, EngineError
 from rollout.vllm.server import VllmServer, content
 
@@ -32,6 +34,7 @@ def complete(
     request: GenerateRequest,
     end_tokens: frozenset[int],
     cancelled: Event,
+    finished: Finished = nobody,
     *,
     adapter: tuple[str, int] | None = None,
 ) -> tuple[tuple[Completion, ...], ...]:
@@ -45,7 +48,7 @@ def complete(
         for prompt in request.prompts
         for start in range(0, request.n, most)
     ]
-    replies = asyncio.run(_ask_all(server, request, parts, end_tokens, cancelled, adapter))
+    replies = asyncio.run(_ask_all(server, request, parts, end_tokens, cancelled, finished, adapter))
     per_prompt = len(parts) // len(request.prompts)
     return tuple(
         tuple(one for reply in replies[start : start + per_prompt] for one in reply)
@@ -59,6 +62,7 @@ async def _ask_all(
     parts: Sequence[_Part],
     end_tokens: frozenset[int],
     cancelled: Event,
+    finished: Finished,
     adapter: tuple[str, int] | None,
 ) -> list[list[Completion]]:
     limit = server.deadlines.generate
@@ -67,6 +71,8 @@ async def _ask_all(
             tasks = [
                 group.create_task(_ask(client, server, request, part, end_tokens, adapter)) for part in parts
             ]
+            for task, part in zip(tasks, parts, strict=True):
+                task.add_done_callback(partial(_told, finished, part.n))
             while not all(task.done() for task in tasks):
                 await asyncio.wait(tasks, timeout=_POLL_S)
                 if cancelled.is_set():
@@ -81,6 +87,11 @@ async def _ask_all(
             f"vLLM did not finish {len(parts)} requests within {limit:.0f} s",
             remedy="Request fewer or shorter completions at once.",
         ) from error
+
+
+def _told(finished: Finished, count: int, task: asyncio.Task[list[Completion]]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        finished(count)
 
 
 @contextlib.asynccontextmanager

@@ -9,19 +9,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import NodeView
-from powermean.contracts.attempts import NodeReport
+from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines
 from server.cluster.planner import NodeCapacity
 from server.db.models import Attempt, Job, Node
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
 from server.jobs import allocations
-from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes
+from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
 from server.settings import Settings
 
 
-def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> None:
-    """Store a node's report, including that on its engine services.
+def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> NameRival | None:
+    """Store a node's report, including that on its engine services; who else tried to use its name.
 
     What ended attempts still hold there is freed once the node no longer reports their processes.
 
@@ -32,6 +32,8 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     known = session.get(Node, node_id)
     if known is not None:
         check_name(session, settings, known, report, now)
+        if known.instance != report.instance:  # who was refused may be who has the name now
+            known.rival = None
     if known is None or known.report != data:
         changes(session).plan = True
     upsert(
@@ -44,6 +46,7 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
         if attempt_id not in report.running:
             allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)
+    return rival_of(known, now) if known is not None else None
 
 
 def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
@@ -65,10 +68,11 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
             seen_at=node.seen_at,
             attempts=tuple(attempt_id for attempt_id in held[node.id] if attempt_id in seen),
             other_attempts=sum(attempt_id not in seen for attempt_id in held[node.id]),
+            rival=rival_of(node, now),
             **{
                 name: value
                 for name, value in dict(_report(node)).items()
-                if name not in ("running", "services", "instance")
+                if name not in ("running", "checking", "services", "instance")
             },
         )
         for node in session.execute(select(Node).order_by(Node.id)).scalars()
@@ -108,6 +112,12 @@ def known(session: Session, living: Collection[str]) -> tuple[list[NodeCapacity]
     nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
     made = [empty(node) for node in nodes]
     return [one for one in made if one.id in living], [one for one in made if one.id not in living]
+
+
+def checking(session: Session, living: Collection[str]) -> dict[str, str]:
+    """Which living node checks which job's spec, by job; of several nodes the first."""
+    nodes = session.execute(select(Node).where(Node.id.in_(living)).order_by(Node.id.desc())).scalars()
+    return {job_id: node.id for node in nodes for job_id in _report(node).checking}
 
 
 def empty(node: Node) -> NodeCapacity:

@@ -124,13 +124,21 @@ class Scheduler:
         query = select(Job.id, Job.phase, Job.demand).where(Job.state == JobState.VALIDATING)
         with self.database.read() as session:
             rows = session.execute(query.order_by(Job.id)).all()
-            living, offline = inventory.known(session, living_ids(session, self.settings))
+            if not rows:
+                return {}
+            alive = living_ids(session, self.settings)
+            living, offline = inventory.known(session, alive)
+            checking, now = inventory.checking(session, alive), database_now(session)
         nobody = NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
         phases = {
             one: CHECKING if demand.checkers(one, living, offline) else nobody
             for one in {row.demand for row in rows}
         }
-        return {row.id: phases[row.demand] for row in rows if row.phase != phases[row.demand]}
+        for row in rows:
+            if row.id in checking:
+                phases[row.id] = _checked_by(checking[row.id], row.phase or "", now)
+        due = {row.id: phases.get(row.id, phases[row.demand]) for row in rows}
+        return {row.id: due[row.id] for row in rows if row.phase != due[row.id]}
 
     def _start_waiting(self) -> dict[str, str]:
         """Place and start what can be started; what the others wait for, where their rows say otherwise."""
@@ -172,6 +180,12 @@ class Scheduler:
             with self._leading() as session:
                 tell_phases(session, dict(some), state)
         return len(chosen)
+
+
+def _checked_by(node_id: str, told: str, now: datetime) -> str:
+    """The phase of a job whose spec a node is checking: since when is what was told first."""
+    words = f"node {node_id} has been checking the spec since "
+    return told if told.startswith(words) else f"{words}{now:%H:%M} UTC"
 
 
 class _Queued(NamedTuple):

@@ -124,6 +124,8 @@ class Job(OwnedByProject, Base):
     step: Mapped[int] = mapped_column(Integer, default=0)
     last_reward: Mapped[float | None] = mapped_column(Float)
     last_p: Mapped[float | None] = mapped_column(Float)  # mean p of the last pass
+    last_p_defined: Mapped[int | None]  # trajectories that have one
+    last_p_undefined: Mapped[int | None]  # and that have none
     held_out_before: Mapped[float | None] = mapped_column(Float)  # eval/reward before training
     held_out: Mapped[float | None] = mapped_column(Float)  # the newest
     phase: Mapped[str | None] = mapped_column(String(200))
@@ -224,6 +226,7 @@ class Node(Base):
     instance: Mapped[str | None] = mapped_column(String(64))  # the worker that has the name
     report: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
+    rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
 
 
 class Outbox(Base):

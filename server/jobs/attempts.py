@@ -28,6 +28,7 @@ from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs import allocations, repository
 from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.events import fence, lock_job, record_event
+from server.jobs.progress import rewind_progress
 from server.jobs.states import change_phase, change_state
 from server.jobs.views import job_spec
 from server.settings import Settings
@@ -60,6 +61,7 @@ def start(session: Session, settings: Settings, job: Job, gang: Sequence[Allocat
     outbox.owe(session, START_TASK, node_queue(trainer_node), attempt.id, now)
     if attempt.number > 1:
         record_event(session, job.id, "rewind", {"attempt": attempt.number, "from_step": attempt.first_step})
+        rewind_progress(session, job, job_spec(job).evaluation.every)
     change_state(session, job, JobState.STARTING, f"starting on {trainer_node}")
 
 

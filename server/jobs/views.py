@@ -27,6 +27,8 @@ def job_summary(job: Job) -> JobSummary:
         total_steps=job.total_steps,
         last_reward=job.last_reward,
         last_p=job.last_p,
+        last_p_defined=job.last_p_defined,
+        last_p_undefined=job.last_p_undefined,
         held_out_before=job.held_out_before,
         held_out=job.held_out,
         attempt=job.attempt,

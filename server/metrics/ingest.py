@@ -33,6 +33,7 @@ from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, Tr
 from server.db.packing import pack
 from server.errors import InvalidInputError
 from server.jobs.events import append_event, fenced_job, take_seq
+from server.jobs.progress import note_progress
 from server.metrics.blocks import rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
@@ -61,14 +62,19 @@ def ingest_metrics(
     steps = {row.step for row in rows}
     _replace_completed_step(session, attempt, rows)
     summarise(session, attempt, min(steps), max(steps))
-    _note_progress(job, rows)
+    note_progress(job, rows)
     report = {"job_id": job.id, "seq": take_seq(session, job)}
     report |= {"first_step": min(steps), "last_step": max(steps)}
     session.connection().execute(insert(MetricReport.__table__), report)  # type: ignore[arg-type]
 
 
+def packed_rows(batch: TrajectoryBatch) -> bytes:
+    """The trajectories as they are stored. It takes seconds for many: not in a transaction."""
+    return pack([_storable(row) for row in sorted(batch.rows, key=attrgetter("index"))])
+
+
 def ingest_trajectories(
-    session: Session, attempt_id: str, claims: AttemptClaims, batch: TrajectoryBatch
+    session: Session, attempt_id: str, claims: AttemptClaims, batch: TrajectoryBatch, packed: bytes
 ) -> None:
     """Store all trajectories of a step; repeating the batch has no effect, a different one replaces it.
 
@@ -82,7 +88,7 @@ def ingest_trajectories(
         "tokens": batch.tokens.model_dump(mode="json") if batch.tokens is not None else None,
         "token_rows": batch.token_rows,
         "count": len(batch.rows),
-        "rows": pack([_storable(row) for row in sorted(batch.rows, key=attrgetter("index"))]),
+        "rows": packed,
     }
     place = {"job_id": attempt.job_id, "step": batch.step, "attempt": attempt.number}
     stored = session.get(TrajectoryStep, tuple(place.values()), options=[undefer(TrajectoryStep.rows)])
@@ -190,24 +196,6 @@ def _replace_completed_step(session: Session, attempt: Attempt, rows: Sequence[M
     )
     for one in session.scalars(earlier):
         rebuild(session, one, step, step + 1)
-
-
-def _note_progress(job: Job, rows: Sequence[MetricRow]) -> None:
-    """What the list of jobs shows. The mean reward marks a step as done."""
-    if (reward := _newest(rows, "reward")) and reward.step >= job.step:
-        job.step, job.last_reward = reward.step, reward.value
-    p = _newest(rows, "p/last_pass/mean") or _newest(rows, "p/mean")
-    if p and p.step >= job.step:
-        job.last_p = p.value
-    if held_out := _newest(rows, "eval/reward"):
-        job.held_out = held_out.value
-        if held_out.step == 0:
-            job.held_out_before = held_out.value
-
-
-def _newest(rows: Sequence[MetricRow], name: str) -> MetricRow | None:
-    of_name = (row for row in rows if row.name == name)
-    return max(of_name, key=lambda row: (row.step, row.update), default=None)
 
 
 def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:

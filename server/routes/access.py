@@ -37,7 +37,8 @@ from server.identity.ownership import named_in
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.sessions import find_session, touch_session
-from server.routes.json_bodies import JsonRequest
+from server.routes.json_bodies import JsonRequest, beside_the_loop
+from server.routes.parameters import known_parameters
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -87,7 +88,7 @@ class KnownCallerRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
-        handle = super().get_route_handler()
+        handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
         found = _first_of(self.dependant, _IDENTIFY)
         has_body = self.body_field is not None
 

@@ -16,7 +16,7 @@ from server.identity.callers import Caller
 from server.metrics.exponents import job_exponents
 from server.metrics.health import job_health
 from server.metrics.history import metrics_history
-from server.metrics.ingest import ingest_metrics, ingest_trajectories
+from server.metrics.ingest import ingest_metrics, ingest_trajectories, packed_rows
 from server.metrics.staleness import MAX_STEPS, job_staleness
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
@@ -60,8 +60,9 @@ def post_trajectories(
     observatory: RequestObservatory,
 ) -> None:
     """All trajectories of a step at once; repeating the batch has no effect."""
+    packed = packed_rows(batch)
     with database.write() as session:
-        ingest_trajectories(session, attempt_id, claims, batch)
+        ingest_trajectories(session, attempt_id, claims, batch, packed)
     observatory.ingested.labels("trajectories").inc(len(batch.rows))
 
 

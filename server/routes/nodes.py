@@ -50,11 +50,13 @@ def put_node(
 
     try:
         with database.write() as session:
-            inventory.accept_report(session, settings, node_id, report)
+            rival = inventory.accept_report(session, settings, node_id, report)
             session.flush()
-            return engines.orders(session, node_id, sign)
+            return engines.orders(session, node_id, sign).model_copy(update={"rival": rival})
     except nodes.NodeNameTakenError as error:
         log.warning("refused the worker on host %s: %s", report.hostname, error)
+        with database.write() as session:
+            nodes.note_rival(session, node_id, report.hostname)
         raise
 
 

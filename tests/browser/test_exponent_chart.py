@@ -122,3 +122,18 @@ def test_a_fixed_p_is_a_sentence(service: Service, tabs: Tabs) -> None:
     assert not tab.page.locator("#chart-p .plot").is_visible()
     assert tab.page.locator("#chart-why").count() == 0
     assert tab.complaints == []
+
+
+def test_a_chart_without_circles_says_why(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(1, 2)
+    tab = tabs.open().open(run)
+    tab.chart("why")
+    tab.shows("#chart-why .nothing", "No trajectories are recorded for the steps in view.")
+    equal = {"index": 0, "group": 0, "problem": "a", "reward": 0.0, "advantage": 0.0, "length": 3}
+    run.post("trajectories", {"step": 2, "rows": [equal | {"truncated": False}]})
+    tab.open(run).chart("why")
+    tab.shows("#chart-why .nothing", "No trajectory of the step in view has a p: in every group all rewards")
+    learn(run, 3)
+    tab.open(run).chart("why")
+    tab.until(lambda: tab.page.locator("#chart-why .nothing").is_hidden(), "circles")

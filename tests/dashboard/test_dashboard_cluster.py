@@ -1,7 +1,7 @@
 from starlette.testclient import TestClient
 
 from powermean.contracts.api import NodeView
-from powermean.contracts.attempts import AllocationView, GpuInfo
+from powermean.contracts.attempts import AllocationView, GpuInfo, NameRival
 from powermean.contracts.engines import EngineService
 from tests.support.fake_api import NOW, FakeApi
 from tests.support.html_text import parse
@@ -28,6 +28,25 @@ def test_nodes_with_what_they_have_and_hold(browser: TestClient, api: FakeApi) -
     assert "H100, 81.6 GB" in rows[0]
     assert "offline" in rows[1]
     assert parse(page.text).one("a", id="node-job-a.2").attributes["href"] == "/jobs/job-a"
+
+
+def test_a_node_says_who_else_tried_to_use_its_name(browser: TestClient, api: FakeApi) -> None:
+    node = NodeView(
+        id="node-a",
+        hostname="a",
+        gpus=(),
+        cpu_slots=2,
+        engines=(),
+        version="0.1.0",
+        alive=True,
+        seen_at=NOW,
+        attempts=(),
+        rival=NameRival(hostname="<b>", at=NOW),
+    )
+    api.nodes = [node, node.model_copy(update={"id": "node-b", "rival": None})]
+    rows = [row.words for row in parse(browser.get("/cluster").text).one("tbody").all("tr")]
+    assert "Another worker, on host <b>, tried to use this name" in rows[0]
+    assert "Another worker" not in rows[1]
 
 
 def test_no_node_yet(browser: TestClient) -> None:

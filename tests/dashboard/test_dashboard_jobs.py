@@ -1,8 +1,8 @@
+import pytest
 from starlette.testclient import TestClient
 
-from dashboard.jobs import Exponent, newest_exponent
+from powermean.async_client import AsyncClient
 from powermean.contracts.api import JobState
-from powermean.contracts.metrics import MetricsHistory, Point, Series
 from tests.support.fake_api import SPEC, FakeApi
 from tests.support.html_text import parse
 
@@ -17,8 +17,7 @@ def test_no_jobs_yet_says_how_to_start(browser: TestClient) -> None:
 
 
 def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: FakeApi) -> None:
-    job = api.add_job("job-a")
-    job.metrics([{"step": 3, "update": 3, "name": "p/mean", "value": 0.91}])
+    job = api.add_job("job-a", last_p=0.91)
     job.metrics([{"step": 3, "update": -1, "name": "reward", "value": 0.625}])
     api.add_job("job-b", {**SPEC, "name": "geometric", "algorithm": {"name": "gmpo"}}, state=JobState.QUEUED)
     rows = parse(browser.get("/").text).one("tbody").all("tr")
@@ -32,21 +31,20 @@ def test_a_row_tells_state_in_words_progress_and_p(browser: TestClient, api: Fak
     assert rows[1].all("td")[5].words == "–"  # no step yet
 
 
-def test_p_is_of_the_last_pass_and_says_how_many_trajectories_are_behind_it() -> None:
-    def history(*points: tuple[str, int, int, float | None]) -> MetricsHistory:
-        return MetricsHistory(
-            seq=1,
-            series=tuple(
-                Series(name=name, points=(Point(step=step, update=update, value=value),))
-                for name, step, update, value in points
-            ),
-        )
+def test_p_comes_with_the_trajectories_behind_it(browser: TestClient, api: FakeApi) -> None:
+    api.add_job("job-a", last_p=0.8, last_p_defined=8, last_p_undefined=56)
+    api.add_job("job-b", last_p=0.9)  # of an objective or a time without these numbers
+    api.add_job("job-c")
+    rows = parse(browser.get("/").text).one("tbody").all("tr")
+    assert [row.one("td", data_label="p").words for row in rows] == ["0.80008 of 64", "0.9000", "–"]
 
-    pooled = [("p/last_pass/mean", 3, -1, 0.8), ("p/last_pass/defined", 3, -1, 8.0)]
-    pooled += [("p/last_pass/undefined", 3, -1, 56.0)]
-    assert newest_exponent(history(("p/mean", 3, 3, 0.9), *pooled)) == Exponent(0.8, 3, 8, 64)
-    assert newest_exponent(history(("p/mean", 4, 3, 0.9), *pooled)) == Exponent(0.9, 4)
-    assert newest_exponent(history(("p/mean", 4, 3, None), *pooled[1:])) is None
+
+def test_the_list_asks_for_no_job_s_numbers(
+    browser: TestClient, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AsyncClient, "metrics", None)
+    api.add_job("job-a", step=3, last_p=0.8)
+    assert "0.8000" in browser.get("/").text
 
 
 def test_filters_and_cursor_reach_the_api_and_stay_in_the_links(browser: TestClient, api: FakeApi) -> None:

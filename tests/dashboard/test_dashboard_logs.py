@@ -3,6 +3,7 @@ import asyncio
 import pytest
 from starlette.testclient import TestClient
 
+from dashboard import logs
 from dashboard.logs import tail
 from powermean.contracts.api import JobState, LogText
 from tests.support.fake_api import PART, FakeApi
@@ -117,3 +118,18 @@ def test_a_log_is_downloaded_whole(browser: TestClient, api: FakeApi) -> None:
     assert answer.text == job.logs[1]
     api.add_job("job-b", attempts=(), attempt=0)
     assert browser.get("/jobs/job-b/log/download").status_code == 404
+
+
+def test_a_download_goes_to_the_end_and_a_search_says_where_it_stopped(
+    browser: TestClient, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MOST_SEARCHED", 2)
+    job = api.add_job()
+    job.logs[1] = "x" * (PART - 6) + "\nneedle" + "y" * 3 * PART + "\nneedle"
+    assert browser.get("/jobs/job-a/log/download").text == job.logs[1]
+    said = parse(browser.get("/jobs/job-a/log?q=needle").text).one("span", role="status").words
+    assert said.startswith("1 line with “needle” in the first 1")
+    assert "kB of attempt 1: download it to search the rest" in said
+    monkeypatch.setattr(logs, "MOST_SEARCHED", 9)
+    said = parse(browser.get("/jobs/job-a/log?q=needle").text).one("span", role="status").words
+    assert said == "2 lines with “needle” in attempt 1"

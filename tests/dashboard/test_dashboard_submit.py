@@ -4,6 +4,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from dashboard import submit
+from dashboard.problems import said_once
+from powermean.contracts.api import ErrorBody, FieldError
 from powermean.spec_yaml import SpecText, read_spec
 from tests.support.fake_api import SPEC, FakeApi
 from tests.support.html_text import parse
@@ -52,9 +54,27 @@ def test_wrong_fields_are_named_and_the_text_is_kept(browser: TestClient, api: F
     said = [item.words for item in page.one("ul", **{"class": "fields"}).all("li")]
     assert said[0].startswith("training.steps line 4: ")
     assert said[1].startswith("colour line 5: ")
-    assert "Mend it." in page.one("div", role="alert").words
+    alert = page.one("div", role="alert").words
+    assert alert.startswith("2 fields are wrong:")
+    assert alert.count("training.steps") == 1
+    assert "Mend it." in alert
     assert page.one("input", name="key").attributes["value"] != "k"
     assert api.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "fields", "head"),
+    [
+        ("a: no", ["a"], "One field is wrong:"),
+        ("a: no (and 1 more)", ["a", "b"], "2 fields are wrong:"),
+        ("a: no (and 99 more)", ["a", "b"], "Many fields are wrong; the first 2:"),
+        ("the report was not stored", ["a"], "the report was not stored"),
+        ("no such job", [], "no such job"),
+    ],
+)
+def test_a_head_repeats_none_of_its_fields(message: str, fields: list[str], head: str) -> None:
+    found = tuple(FieldError(path=path, message="no") for path in fields)
+    assert said_once(ErrorBody(code="invalid", message=message, fields=found)).message == head
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,21 @@ def test_a_ratio_beyond_numbers_is_a_dash() -> None:
     first, second, *_ = tokens_of(record(), update)
     assert "ratio – " in first.told
     assert second.ratio == 0
+
+
+def test_what_was_not_graded_is_marked(browser: TestClient, api: FakeApi) -> None:
+    with_tokens(api, record(), completion=" 4\n5", graded=3)
+    page = parse(browser.get("/jobs/job-a/steps/5/trajectories/1").text)
+    tokens = page.one("pre", data_tokens="weight").all("span")
+    marked = ["ungraded" in token.attributes.get("class", "") for token in tokens]
+    assert marked == [False, False, True, True]
+    assert [token.attributes["title"].endswith("not graded") for token in tokens] == marked
+    assert "Dotted: not graded" in page.words
+
+
+def test_the_rest_of_a_text_is_marked_without_tokens_too(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    job.trajectories[2] = [trajectory(0, completion="4\n5", graded=1), trajectory(1, completion="7")]
+    for path in ("/jobs/job-a/steps/2", "/jobs/job-a/steps/2/trajectories/0"):
+        (rest,) = parse(browser.get(path).text).all("span", **{"class": "ungraded"})
+        assert rest.text == "\n5"

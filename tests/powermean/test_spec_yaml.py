@@ -1,13 +1,17 @@
 """Specs as text: what is read is what is written there, and everything else is refused with its place."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from powermean.contracts.job import JobSpec
-from powermean.spec_yaml import MAX_CHARACTERS, SpecTextError, read_spec, to_yaml
+from powermean.spec_yaml import MAX_CHARACTERS, MAX_PATH, MAX_VALUES, SpecTextError, read_spec, to_yaml
+from tests.support.heavy_specs import HEAVY
 
 
 def fields(text: str) -> dict[str, object]:
@@ -123,6 +127,8 @@ DISAGREE = "readers of YAML disagree on what {} means"
         ("a: [1,\nb", "line 2, column 2: not YAML"),
         ("a: 1\n\tb: 2", "line 2, column 1: not YAML"),
         ("a: " + "[" * 5000, "line 1, column 24: nested deeper than 20 levels"),
+        (f"a: [{'1,' * MAX_VALUES}]", "line 1, column 4003: more than 2,000 fields and list items"),
+        (f"? {'k' * 501}\n: 1", "line 1, column 3: the field's path has more than 500 characters"),
         ("- a\n- b", "line 1, column 1: a spec is a mapping"),
         ("", "a spec is a mapping"),
         ("a: 1\n---\nb: 2", "line 2, column 1: a second document"),
@@ -164,3 +170,49 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 )
 def test_fields_are_found_in_the_text(path: str, line: int | None) -> None:
     assert read_spec("a: 1\nb:\n  c: 2\nl:\n  - {x: 1}\n  - {x: 2}\n").line_of(path) == line
+
+
+class Counted:
+    """What reading takes, in units that don't depend on the machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events = self.looks = 0  # at characters
+        events, peek, prefix = yaml.parse, yaml.SafeLoader.peek, yaml.SafeLoader.prefix
+
+        def parse(*given: Any, **named: Any) -> Iterator[yaml.Event]:
+            for event in events(*given, **named):
+                self.events += 1
+                yield event
+
+        def looked(reader: Any, index: int = 0) -> str:
+            self.looks += 1
+            return str(peek(reader, index))
+
+        def cut(reader: Any, length: int = 1) -> str:
+            self.looks += length
+            return str(prefix(reader, length))
+
+        monkeypatch.setattr(yaml, "parse", parse)
+        monkeypatch.setattr(yaml.SafeLoader, "peek", looked)
+        monkeypatch.setattr(yaml.SafeLoader, "prefix", cut)
+
+    def reading(self, text: str) -> tuple[int, int, int]:
+        """Events, looks, and characters of the paths that are kept."""
+        self.events = self.looks = 0
+        try:
+            kept = sum(map(len, read_spec(text).lines))
+        except SpecTextError:
+            kept = 0
+        return self.events, self.looks, kept
+
+
+@pytest.mark.parametrize("shape", HEAVY)
+def test_reading_takes_no_more_than_the_texts_length_and_ends_at_its_bounds(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch)
+    (_, once, _), (events, twice, kept) = (counted.reading(HEAVY[shape](size)) for size in (10_000, 20_000))
+    assert twice <= 2.2 * once + 100  # linear: no shape costs more for its length
+    assert twice <= 25 * 20_000
+    assert events <= 4 * MAX_VALUES + 10
+    assert kept <= MAX_VALUES * (MAX_PATH + 20)

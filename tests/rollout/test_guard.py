@@ -16,20 +16,27 @@ def keys(tmp_path: Path) -> KeyPair:
     return ensure_key_pair(tmp_path)
 
 
-def status(keys: KeyPair, token: str, *, even_expired: bool) -> int:
+def old(keys: KeyPair, job: str = "job-a") -> str:
+    return sign_attempt_token(keys.private_pem, job, 1, now=datetime.now(UTC) - timedelta(hours=1))
+
+
+def status(keys: KeyPair, token: str, *, current: bool, path: str = "/v1/generate") -> int:
     answers = PlainTextResponse("here")
-    guard = Guard(answers, frozenset({"testserver"}), keys.public_pem, 100, even_expired=even_expired)
-    return TestClient(guard).post("/v1/generate", headers={"Authorization": f"Bearer {token}"}).status_code
+    guard = Guard(answers, frozenset({"testserver"}), keys.public_pem, 100, lambda _claims: current)
+    return TestClient(guard).post(path, headers={"Authorization": f"Bearer {token}"}).status_code
 
 
-@pytest.mark.parametrize(("even_expired", "expected"), [(True, 200), (False, 401)])
-def test_an_engine_of_one_attempt_takes_its_token_through_a_long_partition(
-    keys: KeyPair, even_expired: bool, expected: int
+@pytest.mark.parametrize(("current", "expected"), [(True, 200), (False, 401)])
+def test_a_current_attempts_token_is_taken_through_a_long_partition(
+    keys: KeyPair, current: bool, expected: int
 ):
-    old = sign_attempt_token(keys.private_pem, "job-a", 1, now=datetime.now(UTC) - timedelta(hours=1))
-    assert status(keys, old, even_expired=even_expired) == expected
+    assert status(keys, old(keys), current=current) == expected
+    assert status(keys, old(keys), current=current, path="/health") == 200
+    assert status(keys, sign_attempt_token(keys.private_pem, "job-a", 1), current=False) == 200
 
 
-def test_no_engine_takes_a_token_that_another_key_signed(keys: KeyPair, tmp_path: Path):
+@pytest.mark.parametrize("path", ["/v1/generate", "/health"])
+def test_no_engine_takes_a_token_that_another_key_signed(keys: KeyPair, tmp_path: Path, path: str):
     other = ensure_key_pair(tmp_path / "other")
-    assert status(keys, sign_attempt_token(other.private_pem, "job-a", 1), even_expired=True) == 401
+    fresh = sign_attempt_token(other.private_pem, "job-a", 1)
+    assert [status(keys, token, current=True, path=path) for token in (old(other), fresh)] == [401, 401]

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 
@@ -54,7 +55,12 @@ class Service:
         adapters = Adapters(self.server, WeightSource(self.store), slots=2)  # type: ignore[arg-type]
         engine = AdapterEngine(self.server, MODEL, adapters, only)  # type: ignore[arg-type]
         settings = RolloutSettings(
-            engine="vllm", model=folder, public_key=folder / "key", max_adapters=2, max_waiting=0
+            engine="vllm",
+            model=folder,
+            public_key=folder / "key",
+            max_adapters=2,
+            max_waiting=0,
+            jobs_file=folder / "jobs.json",
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -69,6 +75,7 @@ class Service:
         request: GenerateRequest,
         _ends: object,
         _cancelled: Event,
+        _finished: object,
         *,
         adapter: tuple[str, int],
     ) -> tuple[tuple[Completion, ...], ...]:
@@ -81,8 +88,11 @@ class Service:
         spans = (VersionSpan(version=adapter[1], start=0, end=1),)
         return ((Completion(token_ids=(1,), logprobs=(-1.0,), finish_reason="stop", weight_versions=spans),),)
 
-    def client(self, job: str, attempt: int = 1, verbs: tuple[str, ...] = tuple(Verb)) -> RolloutClient:
-        token = sign_attempt_token(self.keys.private_pem, job, attempt, verbs)
+    def client(
+        self, job: str, attempt: int = 1, verbs: tuple[str, ...] = tuple(Verb), age: timedelta = timedelta()
+    ) -> RolloutClient:
+        now = datetime.now(UTC) - age
+        token = sign_attempt_token(self.keys.private_pem, job, attempt, verbs, now=now)
         return RolloutClient(self.url, lambda: token)
 
     def request(self, job: str, version: int, attempt: int = 1, rank: int = 4) -> PublishRequest:
@@ -121,6 +131,33 @@ def _refused(call: object) -> EngineRefusedError:
     with pytest.raises(EngineRefusedError) as caught:
         call()  # type: ignore[operator]
     return caught.value
+
+
+def test_a_partition_longer_than_a_token_lives_stops_no_job_that_the_engine_serves(service: Service) -> None:
+    """Whom the server has given up it takes from the list, and a newer attempt's adapter shuts it out."""
+    jobs = service.folder / "jobs.json"
+    with service.client("a", age=timedelta(hours=3)) as a, service.client("a", attempt=2) as newer:
+        for text in (None, "[]", '["b"]', "broken"):
+            if text is not None:
+                jobs.write_text(text)
+            assert _refused(lambda: a.publish(service.request("a", 0), 30)).status == 401
+        jobs.write_text('["b", "a"]')
+        a.publish(service.request("a", 0), 30)
+        assert _version(a) == 0
+        newer.publish(service.request("a", 5, attempt=2), 30)
+        assert _refused(lambda: a.generate(REQUEST, 30)).code == "fenced"
+        assert _refused(lambda: a.publish(service.request("a", 1), 30)).code == "fenced"
+        jobs.write_text('["b"]')
+        assert _refused(lambda: a.generate(REQUEST, 30)).status == 401
+
+
+def test_a_node_cut_off_from_the_server_still_sees_that_its_engine_is_well(service: Service) -> None:
+    """Its own token, whose subject is the engine, comes from the server too."""
+    with service.client("engine-1", verbs=(Verb.GENERATE,), age=timedelta(hours=3)) as node:
+        state = node.health()
+        assert state.ready
+        assert state.adapters is not None
+        assert _refused(lambda: node.generate(REQUEST, 30)).status == 401
 
 
 def test_each_token_reaches_the_adapter_of_its_own_job(service: Service) -> None:

@@ -230,7 +230,13 @@ def _create(api: FakeApi, request: Request, given: object) -> Job:
             for e in error.errors()
         )
         raise RefusalError(
-            422, ErrorBody(code="invalid", message=fields[0].message, fields=fields)
+            422,
+            ErrorBody(
+                code="invalid",
+                message=f"{fields[0].path}: {fields[0].message}"
+                + (f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""),
+                fields=fields,
+            ),
         ) from error
     key = request.headers["idempotency-key"]
     if key not in api.keys_seen:

@@ -169,6 +169,7 @@ class ServiceDriver:
         services: tuple[dict[str, Any], ...] = (),
         instance: str = "the one",
         full_disk: str | None = None,
+        checking: tuple[str, ...] = (),
     ) -> NodeOrders:
         """A node's report; the answer."""
         answer = self.node.put(
@@ -182,6 +183,7 @@ class ServiceDriver:
                     {"uuid": f"{node_id}-gpu-{i}", "name": "H200", "memory_mb": 140_000} for i in range(gpus)
                 ],
                 "running": running,
+                "checking": checking,
                 "engines": engines,
                 "services": services,
                 "version": "0",

@@ -1,10 +1,14 @@
 """A worker whose node's name is another one's takes no tasks, says why, and ends."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from powermean.contracts.api import ErrorBody
+from powermean.contracts.attempts import NameRival
+from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.rest import ApiError
 from worker.inventory import instance
@@ -42,6 +46,33 @@ def test_it_ends_and_claims_nothing(
     with pytest.raises(NodeNameTakenError):
         node.start("job-a.1")
     assert server.claims == []
+
+
+def test_it_says_who_else_tries_to_use_its_name_and_not_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    rivals = [
+        None,
+        NameRival(hostname="other", at=start),  # said
+        NameRival(hostname="other", at=start),
+        NameRival(hostname="other", at=start + timedelta(minutes=5)),  # a process manager starts it again
+        NameRival(hostname="other", at=start + timedelta(minutes=11)),  # said
+        NameRival(hostname="third", at=start + timedelta(minutes=12)),  # said
+        None,
+    ]
+    orders = iter(NodeOrders(rival=rival) for rival in rivals)
+    node = Node(NodeSettings(artefacts_url="file:///a", data_dir=tmp_path))
+    monkeypatch.setattr(node, "_client", SimpleNamespace(put_node=lambda *_: next(orders)))
+    for _ in rivals:
+        node.report()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(" tried")[0].rpartition(" ")[2].strip(",") for line in said] == [
+        "other",
+        "other",
+        "third",
+    ]
+    assert all("was refused" in line and "POWERMEAN_NODE_ID" in line for line in said)
 
 
 def test_a_worker_is_the_same_after_a_restart_and_another_in_another_folder(tmp_path: Path) -> None:

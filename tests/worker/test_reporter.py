@@ -73,3 +73,17 @@ def test_two_threads_may_tell_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(reporter.phase, ["sampling", "updating"] * 100))
     assert (tmp_path / "phase").read_text() in ("sampling", "updating")
+
+
+def test_details_follow_the_phase_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reporter = tmp_path / "phase", Reporter(tmp_path)
+    reporter.phase("step 1 of 9: updating, 2 of 4")
+    reporter.detail("micro-batch 1 of 8")
+    assert told.read_text() == "step 1 of 9: updating, 2 of 4, micro-batch 1 of 8"
+    reporter.detail("micro-batch 2 of 8")
+    assert told.read_text().endswith("micro-batch 1 of 8")
+    monkeypatch.setattr("worker.reporter.DETAIL_S", 0.0)
+    reporter.detail("micro-batch 3 of 8")
+    assert told.read_text().endswith("2 of 4, micro-batch 3 of 8")
+    reporter.phase("step 1 of 9: updating, 3 of 4")
+    assert told.read_text() == "step 1 of 9: updating, 3 of 4"

@@ -7,8 +7,8 @@ weights are those at the start of the step. Where the sampler's log-probs are pi
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class Learner:
     may_lower: bool = False  # micro_batch_tokens, once, when memory runs out
     masters: MasterWeights | None = None  # of a policy in bfloat16
     updates: int = 0
+    tell: Callable[[int, int], object] = field(default=lambda number, of: None, repr=False)  # micro-batches
 
     def active(self, batch: TrainingBatch, groups: Sequence[int]) -> list[int]:
         """The groups that cost a forward and backward pass."""
@@ -171,7 +172,10 @@ class Learner:
             batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
         )
         seen = Seen(count=len(batch.advantages), beta=self.algorithm.beta)
-        for tree in self._trees(batch, self.active(batch, groups)):
+        trees = self._micro_batches(batch, self.active(batch, groups))
+        for number, tree in enumerate(trees, 1):
+            self.tell(number, len(trees))
+            tree = tree.to(self.policy.device)
             remember = batch.pending(tree.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
             with dropping(self.policy.model):  # the backward pass may compute layers again
                 scores = self.policy.score(tree, entropy=remember)
@@ -242,13 +246,18 @@ class Learner:
         return norm
 
     def _trees(self, batch: TrainingBatch, groups: Sequence[int]) -> Iterator[TokenTree]:
-        """The groups' trajectories as micro-batches on the policy's device; `rows` are those of the batch."""
+        """Micro-batches on the policy's device, one after the other."""
+        return (tree.to(self.policy.device) for tree in self._micro_batches(batch, groups))
+
+    def _micro_batches(self, batch: TrainingBatch, groups: Sequence[int]) -> list[TokenTree]:
+        """The groups' trajectories as micro-batches in the host's memory; `rows` are those of the batch."""
         size = self.micro_batch_groups or max(1, len(groups))
+        found = []
         for start in range(0, len(groups), size):
             rows = batch.rollouts.rows(groups[start : start + size])
             given = batch.rollouts.trajectories(rows.tolist())
-            for tree in self.policy.batches(given, self.micro_batch_tokens):
-                yield tree.numbered(rows).to(self.policy.device)
+            found += [tree.numbered(rows) for tree in self.policy.batches(given, self.micro_batch_tokens)]
+        return found
 
 
 def _fill(place: Tensor, tree: TokenTree, values: Tensor) -> None:

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
 from trainer.policy.flash import flash_serves
 from trainer.policy.flex import never_fall_back
+from trainer.policy.model_files import check_weights
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
 from trainer.policy.tree_attention import NAME, TreeUnsupportedError, attend_by_trees
@@ -44,8 +45,9 @@ def load_policy(
     compiled: Compile = "off",
 ) -> Policy:
     """The model in `folder`, dropout off. Raises TrainingError: unknown_model when it can't be loaded, and
-    those of `make_policy`.
+    those of `check_weights` and `make_policy`.
     """
+    check_weights(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -84,14 +86,21 @@ def make_policy(
     """A policy around a float32 model that is on its device already, in evaluation mode for good.
 
     That switches off dropout and router noise, whatever a model calls them; two passes show whether it did.
-    Layers that can't be compiled stay as they are if that was only to be tried, and the log says so. Raises
-    TrainingError: random_model where two passes differ; unknown_model where no way of scoring gives what the
-    model's own logits give, or its layers can't be computed again; compile_failed where they can't be
-    compiled.
+    Layers that can't be compiled stay as they were if that was only to be tried, and the log says so. Raises
+    TrainingError: model_not_finite where log-probs are no numbers; random_model where two passes differ;
+    unknown_model where no way of scoring gives what the model's own logits give, or its layers can't be
+    computed again; compile_failed where they can't be compiled.
     """
     model.train(False)
     rows = Policy(model, temperature, dtype, next(model.parameters()).device, by_tree=False)
     expected = _by_logits(rows, _probe_rows(rows))
+    if not expected.isfinite().all():
+        raise TrainingError(
+            "model_not_finite",
+            "the model's log-probs are not finite numbers: its weights hold NaN or infinity, or overflow",
+            path="model",
+            remedy="download the model again, or choose a checkpoint from before it diverged",
+        )
     if not torch.equal(expected, again := _by_logits(rows, _probe_rows(rows))):
         raise TrainingError(
             "random_model",

@@ -1,7 +1,7 @@
 """Checks of a job that only a node can make, before it is queued: python -m trainer.preflight
 
 Reads a ValidationTask (--task FILE, or standard input) and prints a ValidationResult as its last line (or
-writes it to --out FILE). It only loads what a check needs: plain prompts need no PyTorch.
+writes it to --out FILE). It only loads what a check needs: plain prompts of a packaged model need no PyTorch.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from powermean.engine_selection import vllm_objection
 from trainer.failures import TrainingError, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
+from trainer.preflight.disk_space import check_disk
 from trainer.preflight.limits import check_adapter, check_memory, check_positions
 from worker.settings import NodeSettings, NodeSettingsError
 
@@ -57,7 +58,10 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, settings.model_roots))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
-        _noted(found, lambda: check_adapter(spec, folder))
+        built = len(found)
+        _noted(found, lambda: check_weights(folder, settings))
+        if len(found) == built:
+            _noted(found, lambda: check_adapter(spec, folder))
     before = len(found)
     longest = _noted(found, lambda: check_data(task, settings, folder))
     if len(found) == before:
@@ -67,8 +71,19 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
         _noted(found, lambda: check_memory(spec, folder, prompt))
         if longest is not None:
             _noted(found, lambda: check_positions(folder, longest))
+    before = len(found)
     _noted(found, ArtefactStore(settings.artefacts_url).probe)  # the final model goes there
+    if folder is not None and len(found) == before:
+        _noted(found, lambda: check_disk(spec, folder, settings))
     return ValidationResult(errors=tuple(found), tokens=longest)
+
+
+def check_weights(folder: Path, settings: NodeSettings) -> None:
+    """Raises TrainingError (model_mismatch, unknown_model): see trainer.policy.model_files."""
+    if folder.is_relative_to(settings.data_dir / "models"):  # we wrote it
+        return
+    # Imported here on purpose: PyTorch takes seconds to import, and a packaged model is checked without it.
+    importlib.import_module("trainer.policy.model_files").check_weights(folder)
 
 
 def check_devices(spec: JobSpec) -> None:

@@ -4,12 +4,12 @@ import threading
 import time
 
 from powermean.contracts.attempts import Order
-from powermean.contracts.phases import PREPARING_MODEL
+from powermean.contracts.phases import PREPARING_MODEL, is_sampling
 from powermean.disk import first_full
 from powermean.node_client import AttemptClient
 from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
-from worker.attempt_dir import AttemptDir
+from worker.attempt_dir import PHASE_CHARACTERS, AttemptDir
 
 RETRY_S = 1.0
 
@@ -69,7 +69,9 @@ class Heartbeat(threading.Thread):
             if first_full([self._attempt.path]):
                 return "the node's disk is full"
             self._attempt.ballast.hold()
-            return self._attempt.phase(self.phase)
+            phase = self._attempt.phase(self.phase)
+            count = self._attempt.completions() if is_sampling(phase) else None
+            return f"{phase}, {count} completions"[:PHASE_CHARACTERS] if count else phase
         except OSError as error:  # a lease must not depend on a disk
             say(f"the phase is not known: {error}")
             return self.phase

@@ -1,7 +1,8 @@
 // One chart on the page: title, what it says in words, legend with the newest values, plot or table.
 //
 // A figure (lines.js, exponent_plot.js, ...) knows its numbers: names(store), read(page, width) -> data, empty(data),
-// sentence(data), legend(data), option(data, page) -> ECharts options (or null: no plot), table(data), height(data).
+// nothing(data): why it is empty, sentence(data), legend(data), option(data, page) -> ECharts options (or null: no
+// plot), table(data), height(data).
 import { number } from "./format.js";
 import { make } from "./plot.js";
 
@@ -94,7 +95,7 @@ export class Card {
     this.sentence.hidden = empty || !sentence.length;
     this.sentence.replaceChildren(...words(sentence));
     this.nothing.hidden = !empty;
-    this.nothing.textContent = page.job.final ? "No numbers." : "No numbers yet.";
+    this.nothing.textContent = figure.nothing?.(this.#data) ?? (page.job.final ? "No numbers." : "No numbers yet.");
     this.table.hidden = !this.tabular || empty || !figure.table;
     this.canvas.hidden = this.tabular || empty || !this.plotted;
     this.#drawLegend(empty);

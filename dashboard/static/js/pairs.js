@@ -3,6 +3,8 @@ export const MOST = 50; // steps of one answer, as on the server
 
 export class Pairs {
   #steps = new Map(); // step -> [{ step, p, clip_fraction, advantage, trajectories }]
+  #recorded = new Set(); // steps that have trajectories, with a p or without
+  #answered = false;
   #loading = null; // { cut }: the fetch under way, and the step from which on it no longer counts
   #fetch;
   #changed;
@@ -27,8 +29,11 @@ export class Pairs {
       const newest = Math.max(-1, ...answer.steps);
       const kept = steps(from, to).filter((step) => step <= newest && step < loading.cut);
       for (const step of kept) this.#steps.set(step, []); // a step without rows is known, too
+      for (const step of answer.steps) if (step < loading.cut) this.#recorded.add(step);
+      const first = !this.#answered;
+      this.#answered = true;
       for (const row of answer.rows) if (row.step < loading.cut) this.#steps.get(row.step)?.push(row);
-      if (kept.length) this.#changed();
+      if (kept.length || first) this.#changed();
     } catch (error) {
       console.warn(error);
     } finally {
@@ -38,7 +43,13 @@ export class Pairs {
 
   rewind(step) {
     for (const known of [...this.#steps.keys()]) if (known >= step) this.#steps.delete(known);
+    for (const known of [...this.#recorded]) if (known >= step) this.#recorded.delete(known);
     if (this.#loading) this.#loading.cut = Math.min(step, this.#loading.cut);
+  }
+
+  // How many steps of the range have trajectories; null until the first answer.
+  recorded(from, to) {
+    return this.#answered ? steps(from, to).filter((step) => this.#recorded.has(step)).length : null;
   }
 
   rows(from, to) {

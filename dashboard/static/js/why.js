@@ -15,6 +15,14 @@ export function circles(rows) {
   return grouped(rows, (row) => `${row.p} ${row.clip_fraction} ${row.advantage}`);
 }
 
+// Why there is no circle; `recorded`: how many steps in view have trajectories, or null if that isn't known yet.
+export function nothing(recorded) {
+  if (recorded === null) return "Loading…";
+  if (recorded === 0) return "No trajectories are recorded for the steps in view.";
+  const steps = recorded === 1 ? "the step" : `the ${number(recorded)} steps`;
+  return `No trajectory of ${steps} in view has a p: in every group all rewards were equal.`;
+}
+
 function line(expected, most) {
   return Array.from({ length: 61 }, (_, i) => (i / 60) * most).map((f) => [f, expected(f)]);
 }
@@ -30,9 +38,10 @@ export function whyFigure(chart, job) {
     read({ pairs, view }) {
       const { from, to } = view;
       pairs.want(from, to);
-      return { circles: circles(pairs.rows(from, to)), cut: to - from >= MOST };
+      return { circles: circles(pairs.rows(from, to)), cut: to - from >= MOST, recorded: pairs.recorded(from, to) };
     },
     empty: (data) => data.circles.length === 0,
+    nothing: ({ recorded }) => nothing(recorded),
     sentence(data) {
       const which = data.cut ? `, of the newest ${MOST} steps in view` : "";
       const found = [`Each circle: trajectories of the last pass with that clip fraction and p${which}.`];

@@ -84,6 +84,16 @@ def test_rows_leave_when_few_enough_go_on() -> None:
     assert _sample(script, 1, 0.0)[1].asked == [4] * 8
 
 
+@pytest.mark.parametrize(("stride", "told"), [(1, [1, 0, 1, 0, 0, 1]), (2, [1, 1, 0, 1]), (16, [2, 1])])
+def test_it_tells_of_rows_that_end(stride: int, told: list[int]) -> None:
+    """The last of them has no end but the limit."""
+    script, seen = [" aaaa", "aa aa", "aaaaa"], list[int]()
+    draws = (torch.arange(3)[:, None] + torch.arange(5) / 1000).double().round(decimals=3)
+    stopping = Stopping(Letters(), frozenset({END}), ())
+    sample_batch(Scripted(script, stride, 1.0), draws, stopping, Event(), seen.append)
+    assert seen == told
+
+
 def test_it_ends_with_the_last_row() -> None:
     assert _sample(["a aaaaaa", "aaa aaaa"], 2)[1].asked == [2, 1]
 

@@ -24,6 +24,12 @@ def silence(service: ServiceDriver) -> None:
         session.execute(update(Node).values(seen_at=long_ago))
 
 
+def age_rival(service: ServiceDriver, age: timedelta) -> None:
+    with service.database.write() as session:
+        at = (database_now(session) - age).isoformat()
+        session.execute(update(Node).values(rival={"hostname": "second", "at": at}))
+
+
 def nodes(service: ServiceDriver) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = service.person.get("/v1/nodes").json()["items"]
     return items
@@ -39,7 +45,24 @@ def test_a_second_worker_under_a_name_is_refused_on_both_sides(
     assert "is another worker's, on host first" in error_of(answer)["message"]
     assert "refused the worker on host second" in caplog.text
     assert [node["hostname"] for node in nodes(service)] == ["first"]
-    assert report(service, "first", "1").status_code == 200
+    told = report(service, "first", "1")
+    assert told.status_code == 200
+    rival = told.json()["rival"]
+    assert rival["hostname"] == "second"
+    assert nodes(service)[0]["rival"] == rival
+    age_rival(service, timedelta(hours=23))
+    assert report(service, "first", "1").json()["rival"]["hostname"] == "second"
+    age_rival(service, timedelta(hours=25))
+    assert report(service, "first", "1").json()["rival"] is None
+    assert nodes(service)[0]["rival"] is None
+
+
+def test_who_was_refused_and_has_the_name_later_is_no_rival_of_itself(service: ServiceDriver):
+    report(service, "first", "1")
+    report(service, "second", "2")
+    silence(service)
+    assert report(service, "second", "2").json()["rival"] is None
+    assert report(service, "second", "2").json()["rival"] is None
 
 
 def test_what_one_worker_runs_another_cannot_report_gone(service: ServiceDriver):

@@ -1,7 +1,7 @@
 """The scheduler's turns: what starts, what is given up, what is handed out again, and who leads."""
 
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from powermean.artefacts import TEMPORARY_FOLDER
 from powermean.contracts.api import JobState
 from powermean.contracts.names import START_TASK
+from server.cluster import scheduler
 from server.cluster.leadership import Standing, acquire_lead
 from server.cluster.scheduler import NEVER
 from server.db.models import Allocation, Attempt, Leader, Node, Outbox
@@ -112,6 +113,27 @@ def test_a_job_is_not_checked_on_a_full_disk(service: ServiceDriver):
     service.report()
     service.scheduler.turn()
     assert service.job(job_id).phase == CHECKING
+
+
+def test_a_job_says_which_node_checks_it_since_when(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
+    job_id, other = service.submit(), service.submit()
+    now = datetime(2026, 11, 27, 12, 4, 59, tzinfo=UTC)
+
+    def told_at(when: datetime) -> tuple[str | None, str | None]:
+        monkeypatch.setattr(scheduler, "database_now", lambda _session: when)
+        service.scheduler.turn()
+        return service.job(job_id).phase, service.job(other).phase
+
+    service.report(checking=(job_id,))
+    service.report("node-2", checking=(job_id, "job_that_is_gone"))
+    checked = "node node-1 has been checking the spec since 12:04 UTC"
+    assert told_at(now) == (checked, CHECKING)
+    assert told_at(now + timedelta(minutes=3)) == (checked, CHECKING)
+    service.report()  # it was stopped
+    service.report("node-2", checking=(job_id,))
+    assert told_at(now + timedelta(minutes=3))[0] == "node node-2 has been checking the spec since 12:07 UTC"
+    service.report("node-2")
+    assert told_at(now)[0] == CHECKING
 
 
 def test_a_job_that_met_a_full_disk_waits_for_room_and_goes_on(service: ServiceDriver):

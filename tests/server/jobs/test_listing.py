@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from powermean.contracts.api import JobSort
 from server.db.models import Job
-from tests.support.reports import post_rows, row
+from tests.support.reports import next_attempt, post_rows, row
 from tests.support.service_driver import error_of, example_spec
 
 NAMES = ["b", "A", "b", "c", "a", "B", "d"]
@@ -80,10 +80,46 @@ def test_a_cursor_that_is_not_of_this_order_is_refused(service, jobs, cursor):
     assert error_of(answer)["fields"][0]["path"] == "cursor"
 
 
+def shown(service) -> dict[str, object]:
+    (job,) = service.person.get("/v1/jobs").json()["items"]
+    names = ("last_reward", "last_p", "last_p_defined", "last_p_undefined", "held_out_before", "held_out")
+    return {name: job[name] for name in names}
+
+
 def test_the_list_shows_a_job_s_newest_results(service):
     attempt = service.running()
     post_rows(attempt, row(0, "eval/reward", 0.25))
     post_rows(attempt, row(1), row(1, "p/mean", 1.0, update=0), row(1, "p/mean", 0.75, update=1))
     post_rows(attempt, row(1, "eval/reward", 0.5))
-    (job,) = service.person.get("/v1/jobs").json()["items"]
+    job = shown(service)
     assert (job["last_p"], job["held_out_before"], job["held_out"]) == (0.75, 0.25, 0.5)
+    post_rows(attempt, row(2), *pooled(2, 0.5, 8, 56))
+    job = shown(service)
+    assert (job["last_p"], job["last_p_defined"], job["last_p_undefined"]) == (0.5, 8, 56)
+
+
+def pooled(step: int, p: float, defined: int, undefined: int) -> list[dict[str, object]]:
+    """Numbers of a step's last pass."""
+    named = {"mean": p, "defined": defined, "undefined": undefined}
+    return [row(step, f"p/last_pass/{name}", value) for name, value in named.items()]
+
+
+def test_a_restart_takes_back_what_no_longer_counts(service):
+    first = service.running(evaluation={"every": 2})
+    post_rows(first, row(0, "eval/reward", 0.1), row(1, value=0.1))
+    post_rows(first, row(2, value=0.2), row(2, "eval/reward", 0.2), *pooled(2, 0.75, 3, 1))
+    post_rows(first, row(3, value=0.3))  # all rewards of a group are equal: there is no p
+    first.commit(3)
+    before = shown(service)
+    post_rows(first, row(4, value=0.9), row(4, "eval/reward", 0.9), *pooled(4, 0.25, 1, 3))
+    assert shown(service) != before
+    next_attempt(service, first)
+    assert before["held_out"] == 0.2
+    assert shown(service) == before
+
+
+def test_a_restart_from_the_start_has_nothing_to_show(service):
+    first = service.running()
+    post_rows(first, row(0, "eval/reward", 0.1), row(1), *pooled(1, 0.75, 3, 1))
+    next_attempt(service, first)
+    assert set(shown(service).values()) == {None}

@@ -50,6 +50,17 @@ def test_micro_batches_add_up_to_the_minibatch(algorithm: object) -> None:
                 assert torch.allclose(values, expected.values[name], atol=1e-4, equal_nan=True), name
 
 
+@pytest.mark.parametrize("tokens", [1, 12, 1000])
+def test_it_tells_which_micro_batch_of_how_many(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    one = learner(micro_batch_tokens=tokens)
+    one.tell = lambda number, of: told.append((number, of))
+    passes = counted(one, monkeypatch)
+    one.update(training_batch(one.algorithm), [0, 1, 2, 3], 0)
+    assert told == [(number, len(passes)) for number in range(1, len(passes) + 1)]
+    assert told
+
+
 def test_groups_without_spread_cost_no_pass_but_count(monkeypatch: pytest.MonkeyPatch) -> None:
     one = learner()
     batch = training_batch(one.algorithm)

@@ -1,6 +1,7 @@
 """What only a node can check comes back as errors with the field's path and a remedy."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_all_that_is_wrong_is_said_at_once(settings: NodeSettings) -> None:
     assert "line 17" in found[2].message
     assert "answer" in found[2].message
     assert all(error.remedy for error in found)
+
+
+def test_weights_that_do_not_fit_the_config_are_found(settings: NodeSettings, model_root: Path) -> None:
+    root = settings.data_dir / "roots"
+    config = shutil.copytree(model_root / "tiny", root / "tiny") / "config.json"
+    settings = settings.model_copy(update={"model_roots": (root,)})
+    assert errors(settings, model={"folder": "tiny", "lora": {}}) == []
+    config.write_text(config.read_text().replace('"intermediate_size": 128', '"intermediate_size": 96'))
+    (error,) = errors(settings, model={"folder": "tiny", "lora": {}})  # its adapter is not tried
+    assert (error.code, error.path) == ("model_mismatch", "model")
+    assert "instead of" in error.message
 
 
 def test_the_longest_prompt_is_named(settings: NodeSettings) -> None:

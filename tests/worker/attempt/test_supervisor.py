@@ -16,6 +16,7 @@ import pytest
 from powermean.contracts.attempts import Claim, ClaimedEngine
 from powermean.contracts.job import JobSpec
 from powermean.processes import end_all, marked
+from rollout.counting import FILE
 from tests.support.fake_server import NodeServer
 from tests.support.small_disk import fill, small_disk
 from worker.attempt_dir import BALLAST_BYTES, MARK, AttemptDir
@@ -402,6 +403,25 @@ class TestOnAFullDisk:
         case.start(WAIT)
         assert case.end() == 0
         assert (case.server.finish["error"]["code"], case.server.finish["retryable"]) == ("disk_full", True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "told"),
+    [
+        ("step 1 of 9: sampling", "step 1 of 9: sampling, 12 of 64 completions"),
+        ("step 1 of 9: sampling, round 2", "step 1 of 9: sampling, round 2, 12 of 64 completions"),
+        ("step 1 of 9: updating, 2 of 4", "step 1 of 9: updating, 2 of 4"),  # the engine samples ahead
+    ],
+)
+def test_heartbeats_say_how_far_sampling_is(case: Case, phase: str, told: str) -> None:
+    case.attempt.write_phase(phase)
+    (case.attempt.path / FILE).write_text("12 of 64")
+    case.start(WAIT)
+    until(lambda: case.server.phases)
+    assert case.process
+    case.process.terminate()
+    case.end()
+    assert case.server.phases[0] == told
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """passwords, OIDC, sessions that end, keys that expire, command lines that wait
 
 Revision ID: 0014
-Revises: 0013
+Revises: 0019
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0013"
+down_revision = "0019"
 branch_labels = None
 depends_on = None
 
