@@ -67,7 +67,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: record.__dict__[name] for name in ("status", "ms") if name in record.__dict__}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)  # ASCII: no value of a caller begins a line or moves a terminal's cursor
 
 
 class Sparing(logging.Filter):

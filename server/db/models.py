@@ -111,7 +111,9 @@ class Job(OwnedByProject, Base):
     """A job. `attempt` is the current attempt's number: the fence that every write is checked against."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("uq_jobs_idempotency", "created_by", "idempotency_key", unique=True),)
+    __table_args__ = (
+        Index("uq_jobs_idempotency", "created_by", "project_id", "idempotency_key", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(120))

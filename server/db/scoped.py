@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from sqlalchemy import ClauseElement, TextClause, event
+from sqlalchemy import Alias, ClauseElement, Column, Insert, TextClause, event
 from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 from sqlalchemy.sql.util import find_tables
+from sqlalchemy.sql.visitors import ExternallyTraversible, iterate
 
 from server.db.models import Base, OwnedByProject
 from server.db.session import Database
@@ -33,17 +34,38 @@ class ScopedSession(Session):
 def _restrict(state: ORMExecuteState) -> None:
     assert isinstance(state.session, ScopedSession)
     projects = state.session.projects
-    if projects is _ALL_OF_THEM or state.is_column_load or state.is_relationship_load or state.is_insert:
+    if projects is _ALL_OF_THEM or state.is_column_load or state.is_relationship_load:
         return
+    statement = cast(ClauseElement, state.statement)
+    if isinstance(statement, Insert):
+        if statement.select is not None:
+            raise UnscopedStatementError(str(statement))
+        return
+    if state.is_update and state.is_executemany:  # of rows by their keys, without a WHERE
+        raise UnscopedStatementError(str(statement))
+    own_key = state.bind_mapper.primary_key if state.bind_mapper else ()  # session.get() looks for these
+    ways_past = filter(_passes_the_classes, iterate(statement))
+    if not all(any(part is column for column in own_key) for part in ways_past):
+        raise UnscopedStatementError(str(statement))
     if not state.is_orm_statement:
-        statement = cast(ClauseElement, state.statement)
-        if isinstance(statement, TextClause) or any(table in _OWNED for table in find_tables(statement)):
-            raise UnscopedStatementError(str(state.statement))
+        if any(table in _OWNED for table in find_tables(statement)):
+            raise UnscopedStatementError(str(statement))
         return
     own = sorted(projects)
     state.statement = state.statement.options(
         with_loader_criteria(OwnedByProject, lambda owned: owned.project_id.in_(own), include_aliases=True)
     )
+
+
+def _passes_the_classes(part: ExternallyTraversible) -> bool:
+    """Whether this part of a statement gets no condition: a text, or a column of the table itself.
+
+    A column of the class is an annotated copy, which has another type.
+    """
+    if type(part) is Column:
+        table = part.table
+        return (table.element if isinstance(table, Alias) else table) in _OWNED
+    return isinstance(part, TextClause)
 
 
 class ScopedDatabase:

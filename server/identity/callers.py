@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from powermean.contracts.identity import ClusterRole, ProjectRole
 from server.identity.policy import CLUSTER_VERBS, ROLES, Grant, Verb, grant
@@ -28,6 +29,14 @@ class Caller:
         allowed = self._grant(verb, project)
         return allowed == "yes" or (allowed == "own" and owner == self.person_id)
 
+    def covers(self, role: str, project: str | None) -> bool:
+        """Whether this key allows all that one of this role and project does."""
+        if self.bound not in (None, project):
+            return False
+        if self.cap in ROLES and role in ROLES:
+            return ROLES.index(role) <= ROLES.index(self.cap)
+        return self.cap in ("admin", role) or role == "viewer"
+
     def _grant(self, verb: Verb, project: str | None) -> Grant:
         if self.cluster_role == "admin":
             return "yes"
@@ -45,7 +54,6 @@ class Caller:
 
 
 def capped(role: ProjectRole, most: str) -> ProjectRole:
-    """The lower of a person's role and what their key allows; admin and auditor keys cap no project role."""
-    if most not in ROLES:
-        return role
-    return min(role, most, key=ROLES.index)
+    """The lower of a person's role and what their key allows."""
+    highest = {"admin": "maintainer", "auditor": "viewer"}.get(most, most)
+    return min(role, cast(ProjectRole, highest), key=ROLES.index)

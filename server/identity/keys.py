@@ -91,7 +91,7 @@ def create_key(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:
     """
     if wanted.role == "node":
         return _create_node_token(session, caller, wanted)
-    if _rank(wanted.role) > _rank(caller.cap) or caller.bound not in (None, wanted.project):
+    if not caller.covers(wanted.role, wanted.project):
         raise ForbiddenError(
             "a key can't make one that allows more than itself",
             remedy=f"Yours allows {caller.cap}" + (f" in project {caller.bound}." if caller.bound else "."),
@@ -166,37 +166,41 @@ def key_for(
     return NewKey(key=secret, **dict(view(row, person.name if person is not None else None)))
 
 
-def _rank(role: str) -> int:
-    return ("viewer", "member", "maintainer", "auditor", "admin").index(role)
-
-
 def list_keys(session: Session, caller: Caller) -> list[KeyView]:
-    """The caller's keys, newest first, including revoked ones; all keys for those who may see people."""
+    """The caller's keys, newest first, including revoked ones; all keys for those who may see people.
+
+    A key shows none that allows more than itself: whoever found it should learn nothing of them.
+    """
     query = (
         select(ApiKey, Person.name)
         .outerjoin(Person, Person.id == ApiKey.person_id)
         .order_by(ApiKey.created_at.desc(), ApiKey.id)
     )
-    if not caller.may("person.read"):
-        query = query.where(ApiKey.person_id == caller.person_id)
-    return [view(row, owner) for row, owner in session.execute(query)]
+    if caller.may("person.read"):
+        return [view(row, owner) for row, owner in session.execute(query)]
+    own = session.execute(query.where(ApiKey.person_id == caller.person_id))
+    return [view(row, owner) for row, owner in own if _manages(caller, row)]
+
+
+def _manages(caller: Caller, row: ApiKey) -> bool:
+    return row.person_id == caller.person_id and caller.covers(row.role, row.project_id)
 
 
 def revoke_key(session: Session, caller: Caller, key_id: str) -> None:
     """Revoke a key and end the browser sessions that it opened. Revoking it again is no error.
 
-    Raises NotFoundError, also for others' keys, or ConflictError for the last administrator's key, without
-    which nobody could manage the service.
+    Raises NotFoundError, also for keys that the caller is not shown, or ConflictError for the last
+    administrator's key, without which nobody could manage the service.
     """
     admins = session.scalars(
         select(ApiKey.id)
         .join(Person, Person.id == ApiKey.person_id)
-        .where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None))
+        .where(ApiKey.role == "admin", ApiKey.project_id.is_(None), ApiKey.revoked_at.is_(None))
         .where(Person.cluster_role == "admin", Person.active)
         .with_for_update(of=ApiKey)
     ).all()
     row = session.get(ApiKey, key_id)
-    if row is None or not (row.person_id == caller.person_id or caller.may("person.change")):
+    if row is None or not (_manages(caller, row) or caller.may("person.change")):
         raise NotFoundError(f"no key {key_id}", remedy="GET /v1/keys lists the keys.")
     if row.revoked_at is not None:
         return

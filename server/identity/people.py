@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -91,10 +91,14 @@ def create(session: Session, wanted: NewPerson) -> PersonView:
     return view(session, person)
 
 
+def named(person_id: str) -> ColumnElement[bool]:
+    """The condition of the account with this id or e-mail address."""
+    return or_(Person.id == person_id, Person.email == person_id.lower())
+
+
 def find(session: Session, person_id: str) -> Person:
     """The account with this id or e-mail address. Raises NotFoundError."""
-    query = select(Person).where((Person.id == person_id) | (Person.email == person_id.lower()))
-    person = session.scalars(query).one_or_none()
+    person = session.scalars(select(Person).where(named(person_id))).one_or_none()
     if person is None:
         raise NotFoundError(f"no person {person_id}", remedy="GET /v1/people lists the people.")
     return person
@@ -130,8 +134,16 @@ def change(session: Session, person_id: str, wanted: PersonChange) -> PersonView
     if wanted.active is not None:
         person.active = wanted.active
     if not person.active:
-        session.execute(delete(BrowserSession).where(BrowserSession.person_id == person.id))
+        _end_access(session, person.id)
     return view(session, person)
+
+
+def _end_access(session: Session, person_id: str) -> None:
+    """End the person's sessions, codes and keys, for good: who comes back gets new ones."""
+    for browser in session.scalars(select(BrowserSession).where(BrowserSession.person_id == person_id)):
+        session.delete(browser)
+    for key in session.scalars(select(ApiKey).where(ApiKey.person_id == person_id)):
+        key.revoked_at = key.revoked_at or database_now(session)
 
 
 def check_others_administrate(session: Session, person_id: str) -> None:
@@ -157,9 +169,11 @@ def administrator(session: Session) -> Person:
 
 
 def me(session: Session, caller: Caller) -> Me:
-    """The caller's account, and what this key allows of it."""
+    """The caller's account, and what this key allows of it; one of a single project shows no other."""
     person = view(session, session.get_one(Person, caller.person_id))
-    return Me(**dict(person), key_id=caller.key_id, allowed=dict(caller.roles))
+    shown = {name: role for name, role in person.projects.items() if caller.bound in (None, name)}
+    restricted = {"projects": shown, "default_project": caller.default_project}
+    return Me(**dict(person) | restricted, key_id=caller.key_id, allowed=dict(caller.roles))
 
 
 def view(session: Session, person: Person) -> PersonView:

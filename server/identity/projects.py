@@ -12,7 +12,7 @@ from server.db.models import Membership, Person, Project
 from server.db.session import database_now
 from server.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
-from server.identity.people import find
+from server.identity.people import find, named
 from server.identity.policy import Verb
 
 
@@ -24,7 +24,7 @@ def choose(session: Session, caller: Caller, verb: Verb, named: str | None) -> s
     project = named or caller.default_project
     if project is None:
         raise InvalidInputError.at(
-            "project", "which project is it for?", "Name one, or set a default project for your account."
+            "project", "which project is it for?", "Name it, or use a key of one project."
         )
     if not sees(session, caller, project):
         raise InvalidInputError.at("project", f"no project {project}", "GET /v1/projects lists yours.")
@@ -92,17 +92,21 @@ def set_member(session: Session, project: str, person_id: str, role: ProjectRole
         session.add(Membership(person_id=person.id, project_id=project, role=role))
     else:
         row.role = role
-    person.default_project = person.default_project or project
     session.flush()
     return _member(person, role)
 
 
 def remove_member(session: Session, project: str, person_id: str) -> None:
     """Take a person out of the project; what they made there stays. Raises NotFoundError."""
-    person = find(session, person_id)
-    row = session.get(Membership, (person.id, project))
-    if row is None:
+    query = (
+        select(Membership, Person)
+        .join(Person, Person.id == Membership.person_id)
+        .where(Membership.project_id == project, named(person_id))
+    )
+    found = session.execute(query).one_or_none()
+    if found is None:
         raise NotFoundError(f"{person_id} is not in project {project}")
+    row, person = found
     session.delete(row)
     if person.default_project == project:
         person.default_project = None

@@ -60,10 +60,12 @@ def get_job(session: Session, job_id: str) -> Job:
     return job
 
 
-def job_by_idempotency_key(session: Session, person_id: str, key: str) -> Job | None:
-    """The job that this person submitted earlier under the key."""
-    query = select(Job).where(Job.created_by == person_id, Job.idempotency_key == key)
-    return session.execute(query).scalar_one_or_none()
+def job_by_idempotency_key(session: Session, person_id: str, project: str, key: str) -> Job:
+    """The job that this person submitted earlier to the project under the key."""
+    query = select(Job).where(
+        Job.created_by == person_id, Job.project_id == project, Job.idempotency_key == key
+    )
+    return session.execute(query).scalar_one()
 
 
 def get_dataset(session: Session, dataset_id: str) -> Dataset | None:

@@ -41,7 +41,7 @@ class Submitted:
 def submit(
     session: ScopedSession, caller: Caller, spec: JobSpec, text: str, idempotency_key: str | None
 ) -> Submitted:
-    """Accept a job, or find the one that the same person submitted under the same key.
+    """Accept a job, or find the one that the same person submitted to the project under the same key.
 
     `text` is what the spec was read from; it is kept for people who edit and submit it again.
 
@@ -54,8 +54,8 @@ def submit(
     job = _new_job(caller.person_id, project, spec, text, idempotency_key, database_now(session))
     values = {column.key: getattr(job, column.key) for column in Job.__table__.columns}
     row = {name: value for name, value in values.items() if value is not None}
-    if not insert_new(session, Job, row, unique=("created_by", "idempotency_key")):
-        earlier = repository.job_by_idempotency_key(session, caller.person_id, idempotency_key or "")
+    if not insert_new(session, Job, row, unique=("created_by", "project_id", "idempotency_key")):
+        earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
     check_dataset(session, spec, project)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
@@ -90,10 +90,8 @@ def _new_job(
     )
 
 
-def _repeated(session: ScopedSession, earlier: Job | None, job: Job) -> Submitted:
-    if earlier is None:  # in a project that its submitter has left
-        raise ConflictError("the Idempotency-Key was used before", remedy="Use a new key.")
-    if (earlier.spec_sha256, earlier.project_id) != (job.spec_sha256, job.project_id):
+def _repeated(session: ScopedSession, earlier: Job, job: Job) -> Submitted:
+    if earlier.spec_sha256 != job.spec_sha256:
         raise ConflictError(
             f"the Idempotency-Key was used for job {earlier.id} with a different spec",
             remedy="Use a new key for a different spec.",

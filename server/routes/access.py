@@ -9,6 +9,7 @@ never logged here.
 
 import json
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from server.identity.sessions import find_session, touch_session
 from server.routes.json_bodies import JsonRequest, beside_the_loop
 from server.routes.parameters import known_parameters
 
+SLOW_BODY_S = 1.0  # whoever takes longer to send a body is looked at again before it has an effect
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 log = logging.getLogger(__name__)
@@ -101,8 +103,11 @@ class KnownCallerRoute(APIRoute):
             if not has_body:
                 return await handle(request)
             read = JsonRequest(request.scope, request.receive)
+            began = time.monotonic()
             with suppress(json.JSONDecodeError):  # FastAPI reports it, if it wants JSON
                 await read.json()
+            if found is not None and time.monotonic() - began > SLOW_BODY_S:
+                await known_again(request)
             return await handle(read)
 
         return handle_known
@@ -270,10 +275,18 @@ _IDENTIFY: dict[object, _Identify] = {
 }
 
 
+async def known_again(request: Request) -> None:
+    """Find the caller anew after something that they can make last: their rights may have ended meanwhile.
+
+    Raises as the first time.
+    """
+    request.state.caller = await run_in_threadpool(request.state.identify, request)
+
+
 async def is_still_allowed(request: Request) -> bool:
     """Whether the caller would be let in again, for answers that go on for long."""
     try:
-        await run_in_threadpool(request.state.identify, request)
+        await known_again(request)
     except ServiceError:
         return False
     return True

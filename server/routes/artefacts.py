@@ -18,7 +18,7 @@ from server.db.scoped import ScopedDatabase
 from server.errors import InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose
-from server.routes.access import CurrentAttempt, KnownCallerRoute, May
+from server.routes.access import CurrentAttempt, KnownCallerRoute, May, known_again
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestStore
 from server.routes.downloads import download
 from server.routes.uploads import Upload, received
@@ -69,13 +69,16 @@ async def create_dataset(
 ) -> Dataset:
     """One JSON object per line, as a form's `file` or as the body. Every line is checked, and the first wrong
     ones are named. Uploading the same content again returns the same dataset."""
-    owner = await run_in_threadpool(_owner, database, caller, project)
+    await run_in_threadpool(_owner, database, caller, project)
     async with received(request) as upload:
-        return await run_in_threadpool(_store_dataset, database, store, caller, owner, upload, name, require)
+        await known_again(request)
+        now: Caller = request.state.caller
+        owner = await run_in_threadpool(_owner, database, now, project)
+        return await run_in_threadpool(_store_dataset, database, store, now, owner, upload, name, require)
 
 
 def _owner(database: ScopedDatabase, caller: Caller, project: str | None) -> str:
-    """The project that a new dataset belongs to, known before the upload begins."""
+    """The project that a new dataset belongs to, asked before the upload begins and after it."""
     with database.read() as session:
         return choose(session, caller, "dataset.add", project)
 

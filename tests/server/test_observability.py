@@ -168,3 +168,12 @@ def test_an_exception_is_one_line_of_json():
     assert "\n" not in text
     assert json.loads(text)["message"] == "failed 3"
     assert "ValueError" in json.loads(text)["exception"]
+
+
+def test_no_value_in_a_line_begins_another_or_reaches_a_terminal():
+    name = "a\r\n\x1b[2J\x7f\x85\x9b2J\u2028\u202e\u2066"
+    record = logging.makeLogRecord({"msg": "refused the worker on host %s", "args": (name,)})
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert line.replace("\x7f", "").isprintable()
+    assert name in json.loads(line)["message"]

@@ -9,6 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.command import downgrade, upgrade
 from alembic.migration import MigrationContext
+from pydantic import SecretStr
 from sqlalchemy import MetaData, Table, insert, inspect, select, text
 
 from powermean.contracts.job import JobSpec
@@ -16,6 +17,9 @@ from server.db.migrate import alembic_config, migrate, pending_revision
 from server.db.models import ApiKey, Base, BrowserSession, Dataset, Job, Membership, Person
 from server.db.scoped import ScopedDatabase
 from server.db.session import Database
+from server.identity.keys import bootstrap_keys, digest, find_key
+from server.identity.people import caller_of
+from server.identity.projects import members
 from server.jobs import service
 from server.jobs.demand import demand_of
 from server.metrics.event_log import read_page
@@ -255,3 +259,38 @@ def test_old_keys_become_people_and_what_they_made_the_first_project_s(empty: Da
         jobs = Table("jobs", MetaData(), autoload_with=connection)
         makers = dict(connection.execute(select(jobs.c.id, jobs.c.created_by)).tuples().all())
     assert makers == {"job-ada": "key-ada", "job-bob": "key-bob"}
+
+
+def test_odd_keys_of_before_leave_a_service_that_somebody_manages(empty: Database):
+    """The only administrator's key is revoked, people share a name, and a revoked key has made a job."""
+    _revise(empty, upgrade, "0012")
+    keys = [
+        {
+            "id": f"key-{number}", "name": "same", "role": role, "key_sha256": digest(f"pm_{number}"),
+            "created_at": NOW, "revoked_at": NOW if revoked else None,
+        }
+        for number, role, revoked in (
+            (1, "admin", True), (2, "member", False), (3, "member", False), (4, "member", True),
+        )
+    ]  # fmt: skip
+    jobs = [OLD_JOB | {"id": f"job-{key}", "created_by": f"key-{key}"} for key in (1, 2, 4)]
+    with empty.write() as session:
+        for name, values in {"api_keys": keys, "jobs": jobs}.items():
+            session.execute(insert(Table(name, MetaData(), autoload_with=session.connection())), values)
+    migrate(empty)
+    with empty.write() as session:
+        bootstrap_keys(session, SecretStr("pm_" + "z" * 43), None)
+    with empty.read() as session:
+        known = {number: find_key(session, f"pm_{number}") for number in (1, 2, 3, 4)}
+        assert [number for number, found in known.items() if found is not None] == [2, 3]
+        ids = {found.person.id for found in known.values() if found is not None and found.person}
+        assert len(ids) == 2
+        made = session.scalars(select(Job).join(Person, Person.id == Job.created_by)).all()
+        assert len(made) == len(jobs)
+        found = find_key(session, "pm_" + "z" * 43)
+        assert found is not None
+        assert found.person is not None
+        assert caller_of(session, found.person, found.key).cluster_role == "admin"
+        assert [one.role for one in members(session, "default")] == ["member"] * 3
+    _revise(empty, downgrade, "0012")
+    migrate(empty)

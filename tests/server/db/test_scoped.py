@@ -1,11 +1,11 @@
 """A scoped session sees its projects' rows in every kind of statement."""
 
 import pytest
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import Executable, delete, func, insert, select, text, union, update
 from sqlalchemy.orm import aliased
 
-from server.db.models import Attempt, Base, Dataset, Job, OwnedByProject, Project
-from server.db.scoped import ScopedDatabase, UnscopedStatementError
+from server.db.models import Attempt, Base, Dataset, Garbage, Job, OwnedByProject, Project
+from server.db.scoped import _OWNED, ScopedDatabase, UnscopedStatementError
 from server.db.session import Database, database_now
 from tests.support.people import add_person
 
@@ -69,7 +69,75 @@ def test_ways_past_the_classes_are_a_defect(ours: ScopedDatabase):
             session.execute(text("SELECT id FROM jobs"))
 
 
+_TABLE = Job.__table__
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        select(Attempt.id).join(_TABLE, _TABLE.c.id == Attempt.job_id),
+        select(Attempt.id).where(Attempt.job_id.in_(select(_TABLE.c.id))),
+        select(Attempt.id).where(Attempt.job_id == _TABLE.c.id),
+        select(Attempt.id, select(_TABLE.c.name).limit(1).scalar_subquery()),
+        select(Attempt.id, _TABLE.alias().c.name),
+        select(Attempt.id).where(text("job_id IN (SELECT id FROM jobs)")),
+        select(Job).from_statement(text("SELECT * FROM jobs")),
+        text("SELECT id FROM jobs").columns(Job.id),
+        update(Attempt).where(Attempt.job_id == _TABLE.c.id).values(reason="x"),
+    ],
+)
+def test_ways_past_the_classes_inside_a_statement_on_classes(ours: ScopedDatabase, statement: Executable):
+    with ours.read() as session, pytest.raises(UnscopedStatementError):
+        session.execute(statement)
+
+
+def test_changes_without_a_condition_are_a_defect(ours: ScopedDatabase):
+    copy = insert(Garbage).from_select(["key", "created_at"], select(Job.id, Job.created_at))
+    with ours.write() as session:
+        with pytest.raises(UnscopedStatementError):
+            session.execute(update(Job), [{"id": "job-b", "name": "stolen"}])
+        with pytest.raises(UnscopedStatementError):
+            session.execute(copy)
+
+
+def test_a_condition_holds_in_every_place_of_a_statement(ours: ScopedDatabase):
+    job = select(Job.id).cte()
+    with ours.read() as session:
+        for statement in (
+            select(Job.id.expression).order_by(func.lower(Job.name)),
+            union(select(Job.id), select(Job.id)),
+            select(job.c.id),
+            select(aliased(Job, select(Job).subquery()).id),
+            select(Job.id).where(Job.attempts.any(Attempt.number == 1)),
+        ):
+            assert session.scalars(statement).all() == ["job-a"]
+        for statement in (
+            select(Attempt.id).where(Attempt.job_id == Job.id),
+            select(Attempt.id).where(select(Job.id).where(Job.id == Attempt.job_id).exists()),
+        ):
+            assert session.scalars(statement).all() == ["job-a.1"]
+        assert session.scalar(select(func.count()).where(Job.state == "queued")) == 1
+        outer = select(Attempt.id, Job.name).outerjoin(Job, Job.id == Attempt.job_id)
+        assert set(session.execute(outer).tuples()) == {("job-a.1", "a"), ("job-b.1", None)}
+
+
+def test_a_cached_statement_serves_each_caller_their_own(database: Database, ours: ScopedDatabase):
+    jobs, renamed = select(Job.id).order_by(Job.id), update(Job).values(name="x")
+    for projects in ("a", "b", "ab", "", "b", "a"):
+        seen = [f"job-{project}" for project in projects]
+        scoped = ScopedDatabase(database, frozenset(projects))
+        with scoped.read() as session:
+            assert session.scalars(jobs).all() == seen
+            assert session.scalar(select(func.count()).select_from(Job)) == len(seen)
+            assert (session.get(Job, "job-b") is None) == ("b" not in projects)
+        with scoped.write() as session:
+            assert session.execute(renamed).rowcount == len(seen)
+    with ScopedDatabase(database, None).read() as session:
+        assert session.scalars(jobs).all() == ["job-a", "job-b"]
+
+
 def test_whatever_has_a_project_is_owned_by_it():
     for mapper in Base.registry.mappers:
         if "project_id" in mapper.columns and mapper.class_.__name__ not in ("Membership", "ApiKey"):
             assert issubclass(mapper.class_, OwnedByProject), mapper.class_
+            assert mapper.local_table in _OWNED, mapper.class_
