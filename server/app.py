@@ -23,6 +23,7 @@ from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
 from server.identity.oidc import Provider
+from server.identity.recent import RecentCallers
 from server.identity.throttle import Throttle
 from server.metrics.stream import EventHub
 from server.middleware import Gate
@@ -74,6 +75,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir)
     app.state.events = events
+    app.state.callers = RecentCallers(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )

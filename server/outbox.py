@@ -18,6 +18,6 @@ def owe(session: Session, task: str, queue: str | None, subject: str, now: datet
 
 def settle(session: Session, subject: str, now: datetime) -> None:
     """Send nothing more about `subject`."""
-    session.execute(
-        update(Outbox).where(Outbox.subject == subject, Outbox.done_at.is_(None)).values(done_at=now)
-    )
+    table = Outbox.__table__
+    owed = update(table).where(table.c.subject == subject, table.c.done_at.is_(None))  # type: ignore[arg-type]
+    session.connection().execute(owed.values(done_at=now))

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
@@ -21,8 +21,9 @@ from server.cluster import demand, engines, inventory
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
+from server.cluster.line import Line, Queued
 from server.cluster.planner import ClusterState, Plan, Start, plan, still_free
-from server.db.models import Allocation, Attempt, Job
+from server.db.models import Job
 from server.db.session import Database, database_now
 from server.jobs import attempts
 from server.jobs.events import lock_job
@@ -55,10 +56,16 @@ class Scheduler:
     artefacts: ArtefactStore
     holder: str
     leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
+    settled: ClusterState | None = None  # it was planned, and there is nothing to start or to tell
+
+    def __post_init__(self) -> None:
+        self.line = Line(self.database)
 
     def turn(self) -> bool:
         """One pass; whether there is more to do at once."""
         standing = self._acquire_lead()
+        if standing is not Standing.LEADER:
+            self.line.forget()
         if standing is Standing.FOLLOWER:
             return False
         try:
@@ -121,48 +128,55 @@ class Scheduler:
 
     def _unchecked(self) -> dict[str, str]:
         """What jobs wait for that no node has checked yet, where their rows say something else."""
-        query = select(Job.id, Job.phase, Job.demand).where(Job.state == JobState.VALIDATING)
+        unchecked = Job.state == JobState.VALIDATING
         with self.database.read() as session:
-            rows = session.execute(query.order_by(Job.id)).all()
-            if not rows:
+            kinds = session.execute(select(Job.demand, Job.phase).where(unchecked).distinct()).all()
+            if not kinds:
                 return {}
             alive = living_ids(session, self.settings)
             living, offline = inventory.known(session, alive)
             checking, now = inventory.checking(session, alive), database_now(session)
-        nobody = NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
-        phases = {
-            one: CHECKING if demand.checkers(one, living, offline) else nobody
-            for one in {row.demand for row in rows}
-        }
-        for row in rows:
-            if row.id in checking:
-                phases[row.id] = _checked_by(checking[row.id], row.phase or "", now)
-        due = {row.id: phases.get(row.id, phases[row.demand]) for row in rows}
-        return {row.id: due[row.id] for row in rows if row.phase != due[row.id]}
+            nobody = (
+                NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
+            )
+            news: dict[str, str] = {}
+            for wanted, said in kinds:
+                phase = CHECKING if demand.checkers(wanted, living, offline) else nobody
+                if said != phase:
+                    alike = Job.demand == wanted, Job.phase.is_not_distinct_from(said)
+                    query = select(Job.id).where(unchecked, *alike, Job.id.not_in(checking))
+                    ids = session.scalars(query.order_by(Job.id).limit(PHASES_A_TURN))
+                    news |= dict.fromkeys(ids, phase)
+            being_checked = select(Job.id, Job.phase).where(unchecked, Job.id.in_(checking))
+            for row in session.execute(being_checked) if checking else ():
+                phase = _checked_by(checking[row.id], row.phase or "", now)
+                if row.phase != phase:
+                    news[row.id] = phase
+        return news
 
     def _start_waiting(self) -> dict[str, str]:
         """Place and start what can be started; what the others wait for, where their rows say otherwise."""
         with self.database.read() as session:
-            jobs = _queued(session, database_now(session))
+            queued = self.line.read(session, database_now(session))
             unplaced = engines.unplaced(session)
-            if not jobs and not unplaced:
+            if not queued and not unplaced:
                 return {}
             capacities = inventory.capacities(session, self.settings, database_now(session))
             shared = engines.shared(session, [node.id for node in capacities])
-            avoid = _let_down(session)
-        nobody: frozenset[str] = frozenset()
-        waiting = [
-            demand.waiting_job(job.id, job.demand, job.longest_sequence, avoid.get(job.id, nobody))
-            for job in jobs
-        ]
-        made = plan(ClusterState(capacities, waiting, shared, unplaced))
+        state = ClusterState(capacities, [one.job for one in queued], shared, unplaced)
+        if state == self.settled:
+            return {}
+        made = plan(state)
         if unplaced:
             with self._leading() as session:
                 engines.place(session, made.placements, made.engines_why)
         for starts in _batches(made.starts, STARTS_AT_ONCE):
+            self.line.recheck(start.job_id for start in starts)
             with self._leading() as session:
                 self._start(session, starts)
-        return _news(made, jobs)
+        news = _news(made, queued)
+        self.settled = None if news or made.starts or made.placements else state
+        return news
 
     def _start(self, session: Session, starts: Sequence[Start]) -> None:
         """Start jobs of a plan that was made before, as far as it still holds."""
@@ -179,6 +193,7 @@ class Scheduler:
         for some in _batches(chosen, PHASES_AT_ONCE):
             with self._leading() as session:
                 tell_phases(session, dict(some), state)
+            self.line.told(dict(some))
         return len(chosen)
 
 
@@ -188,45 +203,12 @@ def _checked_by(node_id: str, told: str, now: datetime) -> str:
     return told if told.startswith(words) else f"{words}{now:%H:%M} UTC"
 
 
-class _Queued(NamedTuple):
-    """What the scheduler reads of a queued job."""
-
-    id: str
-    demand: str
-    longest_sequence: int | None
-    phase: str | None
-
-
-def _queued(session: Session, now: datetime) -> list[_Queued]:
-    """Queued jobs whose pause is over, in order of submission."""
-    query = (
-        select(Job.id, Job.demand, Job.longest_sequence, Job.phase)
-        .where(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
-        .order_by(Job.id)
-    )
-    return [_Queued(*row) for row in session.execute(query)]
-
-
 def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     left = iter(rows)
     while batch := list(islice(left, size)):
         yield batch
 
 
-def _news(made: Plan, jobs: Sequence[_Queued]) -> dict[str, str]:
-    phases = {job.id: job.phase for job in jobs}
+def _news(made: Plan, queued: Sequence[Queued]) -> dict[str, str]:
+    phases = {one.job.id: one.phase for one in queued}
     return {job_id: why[:200] for job_id, why in made.why.items() if phases[job_id] != why[:200]}
-
-
-def _let_down(session: Session) -> dict[str, frozenset[str]]:
-    """The nodes on which queued jobs' last attempts lapsed, by job."""
-    query = (
-        select(Job.id, Allocation.node_id)
-        .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
-        .join(Allocation, Allocation.attempt_id == Attempt.id)
-        .where(Job.state == JobState.QUEUED, Job.attempt > 0, Attempt.state == "lapsed")
-    )
-    found: dict[str, frozenset[str]] = {}
-    for job_id, node_id in session.execute(query):
-        found[job_id] = found.get(job_id, frozenset()) | {node_id}
-    return found

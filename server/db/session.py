@@ -65,6 +65,7 @@ class Changes:
     jobs: set[str] = field(default_factory=set)  # jobs with new events or metrics
     plan: bool = False  # there may be something to schedule
     send: bool = False  # there is something to send
+    callers: bool = False  # what keys stand for may be different
 
 
 def changes(session: Session) -> Changes:
@@ -283,13 +284,14 @@ def database_now(session: Session) -> datetime:
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    # past the session, which would write its changed objects first
+    moment: datetime = session.connection().execute(select(func.clock_timestamp())).scalar_one()
     return moment.astimezone(UTC)
 
 
 def insert_row(session: Session, model: type[Base], row: Mapping[str, Any]) -> None:
-    """Insert a row at once, without the session's bookkeeping."""
-    session.execute(_insert(session, model), dict(row))
+    """Insert a row at once, without the session's bookkeeping: changed objects are not flushed before."""
+    session.connection().execute(_insert(session, model), dict(row))
 
 
 def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: Sequence[str]) -> bool:

@@ -27,6 +27,11 @@ class Named:
     owner: str | None = None
 
 
+def names_something(parameters: Mapping[str, object]) -> bool:
+    """Whether the path names something that a project owns."""
+    return not _THINGS.keys().isdisjoint(parameters)
+
+
 def named_in(session: Session, parameters: Mapping[str, object]) -> Named | None:
     """The job, dataset or project that the path names; None: it names none."""
     for parameter, (kind, columns) in _THINGS.items():

@@ -60,15 +60,20 @@ def append_event(
     session: Session, job: Job, kind: EventKind, data: dict[str, Any], now: datetime | None = None
 ) -> None:
     """Append an event to the stream of a locked job, of this moment unless the caller knows it."""
-    seq, now = take_seq(session, job), now or database_now(session)
-    session.add(JobEvent(job_id=job.id, seq=seq, kind=kind, data=data, created_at=now))
+    _insert_event(session, job, take_seq(session, job), kind, data, now or database_now(session))
 
 
 def first_event(session: Session, job: Job, data: dict[str, Any]) -> None:
     """Begin the stream of a job that this transaction inserted with `seq` 1."""
-    row = {"job_id": job.id, "seq": job.seq, "kind": "state", "data": data, "created_at": job.created_at}
-    insert_row(session, JobEvent, row)
+    _insert_event(session, job, job.seq, "state", data, job.created_at)
     changes(session).jobs.add(job.id)
+
+
+def _insert_event(
+    session: Session, job: Job, seq: int, kind: EventKind, data: dict[str, Any], now: datetime
+) -> None:
+    row = {"job_id": job.id, "seq": seq, "kind": kind, "data": data, "created_at": now}
+    insert_row(session, JobEvent, row)
 
 
 def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:

@@ -60,7 +60,7 @@ def submit(
     check_dataset(session, spec, project)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
     first_event(session, job, summary_data(job))
-    return Submitted(job_view(job, None), new=True)
+    return Submitted(job_view(job, None, spec), new=True)
 
 
 def _new_job(
@@ -149,13 +149,14 @@ def cancel(session: ScopedSession, job_id: str) -> JobView:
     """Stop a job: at once if nothing runs, otherwise by an order in its next heartbeat's reply."""
     job = lock_job(session, job_id)
     if not state_of(job).final and not job.cancel_requested:
-        job.cancel_requested = True
         if state_of(job) is JobState.RUNNING:
+            job.cancel_requested = True
             attempts.order_cancel(session, job)
             record_state(session, job)
         else:
             attempts.withdraw(session, job)
             outbox.settle(session, job.id, database_now(session))
+            job.cancel_requested = True
             change_state(session, job, JobState.CANCELLED)
     return job_view(job, repository.seconds_left(session, job))
 

@@ -69,11 +69,11 @@ def attempt_view(attempt: Attempt) -> AttemptView:
     )
 
 
-def job_view(job: Job, seconds_left: float | None) -> JobView:
-    """A job with its spec, attempts and result."""
+def job_view(job: Job, seconds_left: float | None, spec: JobSpec | None = None) -> JobView:
+    """A job with its spec (which the caller may have read already), attempts and result."""
     return JobView(
         **dict(job_summary(job)),
-        spec=job_spec(job),
+        spec=spec or job_spec(job),
         result=JobResult.model_validate(job.result) if job.result else None,
         attempts=tuple(attempt_view(attempt) for attempt in job.attempts) if job.attempt else (),
         seconds_left=seconds_left,

@@ -10,7 +10,7 @@ never logged here.
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,12 +34,14 @@ from server.db.session import Database, DatabaseBusyError, DatabaseFullError, Da
 from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
 from server.identity.callers import Caller
 from server.identity.keys import find_key, touch_key
-from server.identity.ownership import named_in
+from server.identity.ownership import Named, named_in, names_something
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
+from server.identity.recent import RecentCallers
 from server.identity.sessions import find_session, touch_session
 from server.routes.json_bodies import JsonRequest, beside_the_loop
 from server.routes.parameters import known_parameters
+from server.routes.threads import in_one_thread
 
 SLOW_BODY_S = 1.0  # whoever takes longer to send a body is looked at again before it has an effect
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -88,6 +90,10 @@ class KnownCallerRoute(APIRoute):
     FastAPI parses the body before it calls the dependencies, so that they only hand on whom the route found.
     """
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """See APIRoute."""
+        super().__init__(path, in_one_thread(endpoint), **options)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
@@ -98,7 +104,7 @@ class KnownCallerRoute(APIRoute):
             if found is not None:
                 who, identify = found
                 request.state.identify = identify
-                request.state.caller = await run_in_threadpool(identify, request)
+                request.state.caller = await identify(request)
                 known_as(who)
             if not has_body:
                 return await handle(request)
@@ -162,13 +168,9 @@ class _Known:
 def _known(request: Request, session: Session) -> _Known:
     secret = _bearer_secret(request)
     if secret is not None:
-        found = find_key(session, secret)
-        if found is None:
-            raise _unknown_key()
-        if found.person is None:
-            raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
-        touch = partial(touch_key, key_id=found.key.id) if found.due else None
-        return _Known(caller_of(session, found.person, found.key), touch)
+        recent: RecentCallers = request.app.state.callers
+        remembered = recent.find(secret)
+        return _Known(remembered, None) if remembered else _known_by_key(recent, session, secret)
     if (cookie := session_secret(request)) is not None:
         check_origin(request)
         opened = find_session(session, cookie)
@@ -182,6 +184,18 @@ def _known(request: Request, session: Session) -> _Known:
     )
 
 
+def _known_by_key(recent: RecentCallers, session: Session, secret: str) -> _Known:
+    forgotten = recent.forgotten
+    found = find_key(session, secret)
+    if found is None:
+        raise _unknown_key()
+    if found.person is None:
+        raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
+    caller = caller_of(session, found.person, found.key)
+    recent.remember(secret, caller, forgotten)
+    return _Known(caller, partial(touch_key, key_id=found.key.id) if found.due else None)
+
+
 _LISTS = {
     "job": "GET /v1/jobs lists the jobs.",
     "dataset": "GET /v1/datasets lists the datasets.",
@@ -189,14 +203,27 @@ _LISTS = {
 }
 
 
-def _allowed(verb: Verb, request: Request) -> Caller:
-    """The caller, if they may do this to what the path names. What they can't see does not exist for them."""
+async def _allowed(verb: Verb, request: Request) -> Caller:
+    """The caller, if they may do this to what the path names. What they can't see does not exist for them.
+
+    Goes to a thread where the database has to be asked.
+    """
+    secret = _bearer_secret(request)
+    caller = request.app.state.callers.find(secret) if secret is not None else None
+    if caller is not None and not names_something(request.path_params):
+        return _checked(verb, caller, None)
+    return _checked(verb, *await run_in_threadpool(_caller_and_thing, request))
+
+
+def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
     database: Database = request.app.state.database
     with database.read() as session:
-        known = _known(request, session)
-        caller = known.caller
-        named = named_in(session, request.path_params)
+        known, named = _known(request, session), named_in(session, request.path_params)
     _write_down(database, known.touch)
+    return known.caller, named
+
+
+def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:
     if named is None:
         if verb in CLUSTER_VERBS and not caller.may(verb):
             raise ForbiddenError("only an administrator may do this", remedy="Use an administrator's key.")
@@ -222,7 +249,11 @@ def _write_down(database: Database, touch: Callable[[Session], None] | None) -> 
         log.warning("the use of a key or a session was not noted: %s", error)
 
 
-def _node(request: Request) -> NodeCaller:
+async def _node(request: Request) -> NodeCaller:
+    return await run_in_threadpool(_check_node, request)
+
+
+def _check_node(request: Request) -> NodeCaller:
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -242,11 +273,12 @@ def _node(request: Request) -> NodeCaller:
     return node
 
 
-def _renewing_attempt(request: Request) -> AttemptClaims:
-    return _attempt(request, even_expired=True)
+async def _renewing_attempt(request: Request) -> AttemptClaims:
+    return await _attempt(request, even_expired=True)
 
 
-def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
+async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
+    """Not in a thread: the check takes less than the way there."""
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -266,7 +298,7 @@ def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
     return claims
 
 
-_Identify = tuple[Who, Callable[[Request], object]]
+_Identify = tuple[Who, Callable[[Request], Awaitable[object]]]
 # The dependency that a route declares -> how its caller is known. A route takes the first that it declares.
 _IDENTIFY: dict[object, _Identify] = {
     require_node: ("node", _node),
@@ -280,7 +312,7 @@ async def known_again(request: Request) -> None:
 
     Raises as the first time.
     """
-    request.state.caller = await run_in_threadpool(request.state.identify, request)
+    request.state.caller = await request.state.identify(request)
 
 
 async def is_still_allowed(request: Request) -> bool:

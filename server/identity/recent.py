@@ -1,0 +1,61 @@
+"""Callers whom their keys have shown a moment ago, so that a busy client is not looked up for each request.
+
+A change of anybody's account, key or projects empties the memory of the server that made it before that is
+acknowledged. Other servers go on for REMEMBERED_S at most.
+"""
+
+import threading
+import time
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from server.db.models import ApiKey, Membership, Person, Project
+from server.db.session import Changes, Database, changes
+from server.identity.callers import Caller
+from server.identity.keys import digest
+
+REMEMBERED_S = 1.0
+MOST = 10_000
+_SAY_WHO = (Person, ApiKey, Membership, Project)
+
+
+@event.listens_for(Session, "after_flush")
+def _note(session: Session, _context: object) -> None:
+    if any(isinstance(one, _SAY_WHO) for one in (*session.new, *session.dirty, *session.deleted)):
+        changes(session).callers = True
+
+
+class RecentCallers:
+    """The memory of one server; any thread may use it."""
+
+    def __init__(self, database: Database) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Caller, float]] = {}  # by what is stored of the key: who, until when
+        self._forgotten = 0
+        database.listen(self._forget)
+
+    @property
+    def forgotten(self) -> int:
+        """How often the memory was emptied."""
+        return self._forgotten
+
+    def find(self, secret: str) -> Caller | None:
+        """Who showed this key a moment ago."""
+        caller, until = self._known.get(digest(secret), (None, 0.0))
+        return caller if time.monotonic() < until else None
+
+    def remember(self, secret: str, caller: Caller, forgotten: int) -> None:
+        """Remember who was read from the database after `forgotten`, unless that has changed since."""
+        with self._lock:
+            if forgotten != self._forgotten:
+                return
+            if len(self._known) >= MOST:
+                self._known.clear()
+            self._known[digest(secret)] = caller, time.monotonic() + REMEMBERED_S
+
+    def _forget(self, changed: Changes) -> None:
+        if changed.callers:
+            with self._lock:
+                self._forgotten += 1
+                self._known.clear()

@@ -1,0 +1,46 @@
+"""How often a request goes to a thread and back: each time costs about as much as a query."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio.to_thread
+import pytest
+
+from server.identity import recent
+from tests.support.service_driver import ServiceDriver, example_spec
+
+
+@contextmanager
+def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What ran in a thread."""
+    names: list[str] = []
+    run = anyio.to_thread.run_sync
+
+    async def noted(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        names.append(getattr(work, "__name__", repr(work)))
+        return await run(work, *arguments, **options)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", noted)
+    yield names
+    monkeypatch.setattr(anyio.to_thread, "run_sync", run)
+
+
+def test_a_submit_goes_to_a_thread_once_and_a_cancel_also_to_ask_whose_the_job_is(
+    service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recent, "REMEMBERED_S", 60.0)
+    job_id = service.submit()
+    with ways(monkeypatch) as submitted:
+        service.person.post("/v1/jobs", json=example_spec())
+    assert len(submitted) == 1, submitted
+    with ways(monkeypatch) as cancelled:
+        service.person.post(f"/v1/jobs/{job_id}/cancel")
+    assert len(cancelled) == 2, cancelled
+
+
+def test_a_report_goes_to_a_thread_once(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
+    attempt = service.running()
+    with ways(monkeypatch) as reported:
+        attempt.post("metrics", {"rows": [{"step": 1, "name": "reward", "value": 0.5}]})
+    assert len(reported) == 1, reported
