@@ -40,7 +40,7 @@ def raw_client(request: Request) -> httpx.AsyncClient:
     """Plain HTTP to the API, for calls whose answer sets a cookie."""
     return httpx.AsyncClient(
         base_url=_origin(request),
-        headers={"Origin": _origin(request)},
+        headers={"Origin": _origin(request), "User-Agent": request.headers.get("User-Agent", "")},
         cookies=_session(request),
         transport=_transport(request),
         timeout=TIMEOUT_S,

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboard import (
+    account,
     assets,
     audit,
     cluster,
@@ -169,8 +170,17 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             ),
             Route("/login", signin.login_page),
             Route("/login", signin.sign_in, methods=["POST"]),
+            Route("/login/oidc", signin.to_provider),
+            Route("/login/oidc/callback", signin.from_provider),
             Route("/login/{code}", signin.code_page),
             Route("/login/{code}", signin.sign_in_with_code, methods=["POST"]),
+            Route("/account", account.account_page),
+            Route("/account/password", account.set_password, methods=["POST"]),
+            Route("/account/keys", account.create_key, methods=["POST"]),
+            Route("/account/keys/{key_id}/revoke", account.revoke_key, methods=["POST"]),
+            Route("/account/sessions/{session_id}/end", account.end_session, methods=["POST"]),
+            Route("/device", account.device_page),
+            Route("/device", account.decide_device, methods=["POST"]),
             Route("/logout", signin.sign_out, methods=["POST"]),
             Route("/static/{path:path}", assets.static_file),
         ],

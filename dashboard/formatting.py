@@ -56,10 +56,13 @@ def size(count: int) -> str:
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """How long ago, in one unit."""
+    """How long ago, or in how long, in one unit."""
     if moment is None:
         return "–"
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    if seconds <= -MINUTE:
+        unit, length = next(one for one in (("d", DAY), ("h", HOUR), ("min", MINUTE)) if -seconds >= one[1])
+        return f"in {round(-seconds / length)} {unit}"
     if seconds < 5:
         return "just now"
     for unit, length in (("d", DAY), ("h", HOUR), ("min", MINUTE)):
@@ -76,6 +79,25 @@ def moment(value: datetime | None) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         exact.isoformat(timespec="seconds"), exact.strftime("%Y-%m-%d %H:%M:%S UTC"), ago(value)
     )
+
+
+_BROWSERS = (  # the more particular ones first: each says that it is all of those below it
+    ("Edg/", "Edge"),
+    ("OPR/", "Opera"),
+    ("Firefox/", "Firefox"),
+    ("Chrome/", "Chrome"),
+    ("Safari/", "Safari"),
+)
+_SYSTEMS = ("Android", "iPhone", "iPad", "Windows", "Mac OS", "Linux")
+
+
+def browser_name(agent: str | None) -> str:
+    """What people call a browser, from its User-Agent header; unknown ones by their own words."""
+    if not agent:
+        return "not known"
+    name = next((name for mark, name in _BROWSERS if mark in agent), agent[:60])
+    system = next((one for one in _SYSTEMS if one in agent), None)
+    return f"{name} on {system}" if system is not None and name != agent[:60] else name
 
 
 def elapsed(started: datetime | None, finished: datetime | None, now: datetime | None = None) -> str:

@@ -13,7 +13,18 @@ from dashboard import assets, formatting
 from powermean.contracts.names import session_cookie
 from powermean.remedies import spoken
 
-FILTERS = ("duration", "elapsed", "moment", "number", "percent", "signed", "size", "state_class", "visible")
+FILTERS = (
+    "browser_name",
+    "duration",
+    "elapsed",
+    "moment",
+    "number",
+    "percent",
+    "signed",
+    "size",
+    "state_class",
+    "visible",
+)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -41,13 +52,15 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
     """The answer with a rendered template. `signed_in` says whether to offer signing out, `viewer` who looks
     at it if that is known.
     """
+    root = request.scope.get("state", {}).get("root", "")
     html = _ENVIRONMENT.get_template(template).render(
         path=request.url.path,
         status=status,
+        root=root,
         signed_in=session_cookie(request.headers.get("host", "")) in request.cookies,
         viewer=getattr(request.state, "viewer", None),
         **context,
     )
-    if root := request.scope.get("state", {}).get("root"):  # the service is below a path of a proxy
+    if root:  # the service is below a path of a proxy
         html = _ADDRESS.sub(lambda found: f"{found[1]}{root}/", html)
     return HTMLResponse(html, status_code=status)

@@ -46,6 +46,16 @@ class Patience:
         time.sleep(RETRY_S)
 
 
+class Stranger(Connection):
+    """What can be asked without a key: how to get one."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, None)
+
+    start_device = method(rest_identity.start_device)
+    claim_device = method(rest_identity.claim_device)
+
+
 class Client(Connection):
     """A synchronous client. Every method raises ApiError when refused, ServerUnreachableError when
     unanswered.
@@ -110,11 +120,11 @@ class Client(Connection):
     create_engine = method(rest.create_engine)
     remove_engine = method(rest.remove_engine)
 
-    audit = method(rest.audit)
-    audit_head = method(rest.audit_head)
-    set_secret = method(rest.set_secret)
-    secrets = method(rest.secrets)
-    remove_secret = method(rest.remove_secret)
+    audit = method(rest_identity.audit)
+    audit_head = method(rest_identity.audit_head)
+    set_secret = method(rest_identity.set_secret)
+    secrets = method(rest_identity.secrets)
+    remove_secret = method(rest_identity.remove_secret)
 
     me = method(rest_identity.me)
     people = method(rest_identity.people)
@@ -134,7 +144,13 @@ class Client(Connection):
     create_key = method(rest_identity.create_key)
     revoke_key = method(rest_identity.revoke_key)
 
-    login_code = method(rest.login_code)
+    login_code = method(rest_identity.login_code)
+    sessions = method(rest_identity.sessions)
+    end_session = method(rest_identity.end_session)
+    sign_in_ways = method(rest_identity.sign_in_ways)
+    start_oidc = method(rest_identity.start_oidc)
+    show_device = method(rest_identity.show_device)
+    decide_device = method(rest_identity.decide_device)
     ready = method(rest.ready)
 
     def upload_dataset(
@@ -176,7 +192,7 @@ class Client(Connection):
 
     def audit_export(self) -> Iterator[AuditEntry]:
         """The whole audit log, oldest first, as it comes. For administrators and auditors."""
-        request = self._http.build_request(**rest.audit_export().keywords())
+        request = self._http.build_request(**rest_identity.audit_export().keywords())
         try:
             response = self._http.send(request, stream=True)
             try:

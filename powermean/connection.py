@@ -47,13 +47,13 @@ def through_proxy(url: str) -> bool:
 
 
 class Connection:
-    """Runs calls one at a time with a bearer token."""
+    """Runs calls one at a time, with a bearer token, or as a stranger where there is none yet."""
 
-    def __init__(self, url: str, token: str, timeout: httpx.Timeout = TIMEOUT) -> None:
+    def __init__(self, url: str, token: str | None, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = address(url)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {clean_key(token, 'the key')}"},
+            headers={"Authorization": f"Bearer {clean_key(token, 'the key')}"} if token else {},
             timeout=timeout,
             trust_env=through_proxy(self.url),
         )

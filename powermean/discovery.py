@@ -1,6 +1,7 @@
 """Which service a client talks to.
 
-Address and key come from POWERMEAN_URL and POWERMEAN_API_KEY, or from the folder of a service that
+Address and key come from POWERMEAN_URL and POWERMEAN_API_KEY, from the servers that
+`powermean login --server` signed in to (POWERMEAN_SERVER names one), or from the folder of a service that
 `powermean up` or `powermean demo` runs. An entry in the user's state folder (XDG_STATE_HOME) leads there from
 any other folder.
 """
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from powermean.home import Home, NoServerError
 from powermean.keys import clean_key
+from powermean.servers import SavedServers, read_servers
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +27,34 @@ DEFAULT_URL = "http://127.0.0.1:8700"
 
 @dataclass(frozen=True)
 class FoundService:
-    """A server and the key for it; `elsewhere` is the service's folder if the caller is not in it."""
+    """A server and the key for it.
+
+    `elsewhere` is the service's folder if the caller is not in it. `name` is that of a server signed in to,
+    and `chosen_from_several` says that nobody named it and there are more.
+    """
 
     url: str
     key: str
     elsewhere: Path | None = None
+    name: str | None = None
+    chosen_from_several: bool = False
 
 
 def find_service(url: str | None = None, key: str | None = None) -> FoundService:
     """The service to talk to; `url` and `key` default to POWERMEAN_URL and POWERMEAN_API_KEY.
 
-    Without a URL it is the one in POWERMEAN_HOME, or that runs in this folder, or the only one that this user
-    runs on this machine. A service's own key is used for that service alone.
+    POWERMEAN_SERVER comes before POWERMEAN_URL. Without either it is the one in POWERMEAN_HOME, or that runs
+    in this folder, or the one signed in to last, or the only one that this user runs on this machine. A
+    server's own key is used for that server alone.
 
     Raises:
         NoServerError: there is none, there are several, or its key is not known.
         MalformedKeyError: POWERMEAN_API_KEY can't be a key.
+        ServersFileError: there is no server of that name, or the file of servers is damaged.
     """
+    name = os.environ.get("POWERMEAN_SERVER", "").strip()
+    if name and url is None:
+        return _saved(read_servers(), name)
     url = (url or os.environ.get("POWERMEAN_URL", "")).strip().rstrip("/")
     key = key or clean_key(os.environ.get("POWERMEAN_API_KEY", ""), "POWERMEAN_API_KEY")
     if url:
@@ -49,6 +62,9 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
     here = Home.find()
     if here.url:
         return FoundService(here.url, key or here.key())
+    saved = read_servers()
+    if saved.default is not None and not key and not os.environ.get("POWERMEAN_HOME"):
+        return _saved(saved, saved.default, unnamed=True)
     others = [] if os.environ.get("POWERMEAN_HOME") else running_homes()
     if len(others) == 1:
         (home,) = others
@@ -63,12 +79,23 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
     raise _nothing_found(here)
 
 
+def _saved(servers: SavedServers, name: str, *, unnamed: bool = False) -> FoundService:
+    server = servers.named(name)
+    several = unnamed and len(servers.servers) > 1
+    return FoundService(server.url, server.key, name=name, chosen_from_several=several)
+
+
 def _key_for(url: str) -> str:
-    """The key of a service of this user's that has the address."""
+    """The key of a service of this user's, or that they are signed in to, at the address."""
     for home in (Home.find(), *running_homes()):
         if home.url == url:
             return home.key()
-    raise NoServerError(f"{url} needs a key", remedy="Set POWERMEAN_API_KEY.")
+    if saved := read_servers().at(url):
+        return saved.key
+    raise NoServerError(
+        f"{url} needs a key",
+        remedy=f"Sign in with `powermean login --server {url}`, or set POWERMEAN_API_KEY.",
+    )
 
 
 def _nothing_found(here: Home) -> NoServerError:
@@ -83,6 +110,11 @@ def _nothing_found(here: Home) -> NoServerError:
             remedy="Set POWERMEAN_API_KEY, or POWERMEAN_HOME to the service's folder.",
         )
     return NoServerError("this user runs no service on this machine", remedy=remedy)
+
+
+def this_host() -> str:
+    """This machine's name, for people to tell it from others."""
+    return socket.gethostname()[:64] or "a machine without a name"
 
 
 def _listens(url: str) -> bool:

@@ -80,8 +80,18 @@ REMEDIES = (
     ),
     Remedy(
         "Send `Authorization: Bearer <key>`, or sign in at /login.",
-        "Set POWERMEAN_API_KEY to a key of yours.",
+        "Sign in with `powermean login --server URL`, or set POWERMEAN_API_KEY to a key of yours.",
         "Sign in.",
+    ),
+    Remedy(
+        "GET /v1/me/sessions lists yours.",
+        "The page Account lists yours.",
+        "The page Account lists yours.",
+    ),
+    Remedy(
+        "Start again at /login.",
+        "Start again on the page that signs you in.",
+        "Start again.",
     ),
     Remedy(
         "Sign in again at /login.",

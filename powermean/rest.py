@@ -7,7 +7,6 @@ defaults and meaning, is written down once. An answer other than success is an A
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -26,13 +25,11 @@ from powermean.contracts.api import (
     JobPage,
     JobSort,
     JobState,
-    LoginCode,
     LogText,
     NodeList,
     SpecSource,
     SubmittedJob,
 )
-from powermean.contracts.audit import AuditHead, AuditPage, Outcome
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
@@ -46,7 +43,6 @@ from powermean.contracts.replays import (
     ReplayRequest,
     ReplayResult,
 )
-from powermean.contracts.secrets import SecretList, SecretView
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.storage import Collected, ProjectStorage, Retention
 from powermean.contracts.token_records import RecordedTokens
@@ -453,70 +449,8 @@ def remove_engine(engine_id: str) -> Call[EngineService]:
     return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
 
 
-def audit(
-    project: str | None = None,
-    actor: str | None = None,
-    verb: str | None = None,
-    outcome: Outcome | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    before: int | None = None,
-    limit: int | None = None,
-) -> Call[AuditPage]:
-    """Who did what, newest first; pass `page.next` as `before` for the next page.
-
-    Everything for administrators and auditors, one project for its maintainers.
-    """
-    chosen = params(
-        actor=actor,
-        verb=verb,
-        outcome=outcome,
-        since=since.isoformat() if since else None,
-        until=until.isoformat() if until else None,
-        before=before,
-        limit=limit,
-    )
-    path = f"/v1/projects/{quote(project, safe='')}/audit" if project is not None else "/v1/audit"
-    return Call("GET", path, reads(AuditPage), chosen)
-
-
-def audit_head() -> Call[AuditHead]:
-    """The audit log's newest entry, signed. For administrators and auditors."""
-    return Call("GET", "/v1/audit/head", reads(AuditHead))
-
-
-def audit_export() -> Call[None]:
-    """The whole audit log as JSON lines, oldest first: see Client.audit_export."""
-    return Call("GET", "/v1/audit/export", nothing)
-
-
-def set_secret(name: str, value: str, project: str | None = None) -> Call[SecretView]:
-    """Set a secret of the project, or one of your own; no call returns its value."""
-    return Call("PUT", _secrets_path(project, name), reads(SecretView), json={"value": value})
-
-
-def secrets(project: str | None = None) -> Call[SecretList]:
-    """The secrets of the project, or your own, without their values."""
-    return Call("GET", _secrets_path(project), reads(SecretList))
-
-
-def remove_secret(name: str, project: str | None = None) -> Call[None]:
-    """Refused while a job that has not ended names it."""
-    return Call("DELETE", _secrets_path(project, name), nothing)
-
-
-def _secrets_path(project: str | None, name: str | None = None) -> str:
-    owner = "me" if project is None else f"projects/{quote(project, safe='')}"
-    return f"/v1/{owner}/secrets" + ("" if name is None else f"/{quote(name, safe='')}")
-
-
 def metric_names() -> Call[dict[str, MetricInfo]]:
     return Call("GET", "/v1/metric-names", _metric_names)
-
-
-def login_code() -> Call[LoginCode]:
-    """A code for one sign-in of a browser: open {url}/login/{code}."""
-    return Call("POST", "/v1/login-codes", reads(LoginCode))
 
 
 def ready() -> Call[None]:

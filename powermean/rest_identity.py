@@ -1,8 +1,10 @@
-"""The calls about people, projects, members and keys, as values: see rest.py."""
+"""The calls about people, projects, keys, signing in, secrets and the audit log, as values: see rest.py."""
 
+from datetime import datetime
 from urllib.parse import quote
 
 from powermean.contracts.api import LoginCode
+from powermean.contracts.audit import AuditHead, AuditPage, Outcome
 from powermean.contracts.identity import (
     KeyList,
     KeyRequest,
@@ -21,7 +23,19 @@ from powermean.contracts.identity import (
     ProjectList,
     ProjectRole,
 )
-from powermean.rest import Call, nothing, reads
+from powermean.contracts.secrets import SecretList, SecretView
+from powermean.contracts.signin import (
+    DeviceAnswer,
+    DeviceClaim,
+    DeviceCode,
+    DeviceDecision,
+    DeviceRequest,
+    DeviceView,
+    OidcStart,
+    OwnSessionList,
+    SignInWays,
+)
+from powermean.rest import Call, nothing, params, reads
 
 
 def me() -> Call[Me]:
@@ -103,6 +117,110 @@ def create_key(wanted: KeyRequest) -> Call[NewKey]:
 def revoke_key(key_id: str) -> Call[None]:
     """Revoke a key of one's own, or anybody's as an administrator."""
     return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", nothing)
+
+
+def login_code() -> Call[LoginCode]:
+    """A code for one sign-in of a browser: open {url}/login/{code}."""
+    return Call("POST", "/v1/login-codes", reads(LoginCode))
+
+
+def start_device(wanted: DeviceRequest) -> Call[DeviceCode]:
+    """A code that a signed-in person confirms on the page /device."""
+    return Call("POST", "/v1/device-codes", reads(DeviceCode), json=wanted.model_dump(mode="json"))
+
+
+def claim_device(device_code: str) -> Call[DeviceAnswer]:
+    """Whether the person has confirmed; the key comes with the first answer after that."""
+    body = DeviceClaim(device_code=device_code).model_dump(mode="json")
+    return Call("POST", "/v1/device-codes/claim", reads(DeviceAnswer), json=body)
+
+
+def show_device(user_code: str) -> Call[DeviceView]:
+    """Which command line waits with this code."""
+    return Call("GET", f"/v1/device-codes/{quote(user_code, safe='')}", reads(DeviceView))
+
+
+def decide_device(user_code: str, decision: DeviceDecision) -> Call[DeviceView]:
+    """Sign it in as oneself, or refuse; only with a browser session."""
+    path = f"/v1/device-codes/{quote(user_code, safe='')}/decision"
+    return Call("POST", path, reads(DeviceView), json=decision.model_dump(mode="json"))
+
+
+def sign_in_ways() -> Call[SignInWays]:
+    """How people can sign in; needs no key."""
+    return Call("GET", "/v1/sign-in", reads(SignInWays))
+
+
+def start_oidc() -> Call[OidcStart]:
+    """Where to send a browser that signs in at the provider; needs no key."""
+    return Call("POST", "/v1/sessions/oidc", reads(OidcStart))
+
+
+def sessions() -> Call[OwnSessionList]:
+    """The browsers that are signed in as oneself."""
+    return Call("GET", "/v1/me/sessions", reads(OwnSessionList))
+
+
+def end_session(session_id: str) -> Call[None]:
+    """Sign one of them out."""
+    return Call("DELETE", f"/v1/me/sessions/{quote(session_id, safe='')}", nothing)
+
+
+def set_secret(name: str, value: str, project: str | None = None) -> Call[SecretView]:
+    """Set a secret of the project, or one of your own; no call returns its value."""
+    return Call("PUT", _secrets_path(project, name), reads(SecretView), json={"value": value})
+
+
+def secrets(project: str | None = None) -> Call[SecretList]:
+    """The secrets of the project, or your own, without their values."""
+    return Call("GET", _secrets_path(project), reads(SecretList))
+
+
+def remove_secret(name: str, project: str | None = None) -> Call[None]:
+    """Refused while a job that has not ended names it."""
+    return Call("DELETE", _secrets_path(project, name), nothing)
+
+
+def _secrets_path(project: str | None, name: str | None = None) -> str:
+    owner = "me" if project is None else f"projects/{quote(project, safe='')}"
+    return f"/v1/{owner}/secrets" + ("" if name is None else f"/{quote(name, safe='')}")
+
+
+def audit(
+    project: str | None = None,
+    actor: str | None = None,
+    verb: str | None = None,
+    outcome: Outcome | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    before: int | None = None,
+    limit: int | None = None,
+) -> Call[AuditPage]:
+    """Who did what, newest first; pass `page.next` as `before` for the next page.
+
+    Everything for administrators and auditors, one project for its maintainers.
+    """
+    chosen = params(
+        actor=actor,
+        verb=verb,
+        outcome=outcome,
+        since=since.isoformat() if since else None,
+        until=until.isoformat() if until else None,
+        before=before,
+        limit=limit,
+    )
+    path = f"/v1/projects/{quote(project, safe='')}/audit" if project is not None else "/v1/audit"
+    return Call("GET", path, reads(AuditPage), chosen)
+
+
+def audit_head() -> Call[AuditHead]:
+    """The audit log's newest entry, signed. For administrators and auditors."""
+    return Call("GET", "/v1/audit/head", reads(AuditHead))
+
+
+def audit_export() -> Call[None]:
+    """The whole audit log as JSON lines, oldest first: see Client.audit_export."""
+    return Call("GET", "/v1/audit/export", nothing)
 
 
 def _person_path(person: str, rest: str = "") -> str:

@@ -25,7 +25,9 @@ from server.cluster.scheduler import Scheduler
 from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
+from server.identity.oidc import Provider
 from server.identity.recent import RecentCallers
+from server.identity.throttle import Throttle
 from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
@@ -89,6 +91,8 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )
+    app.state.throttle = Throttle()
+    app.state.provider = _provider(settings)
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections)
     app.router.routes.extend(api_routes())
     app.add_middleware(GZipMiddleware, compresslevel=5, exclude_content_types=NOT_COMPRESSED)
@@ -104,11 +108,27 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
             "/v1/attempts/": settings.max_body,
             "/v1/nodes/": settings.max_body,
             "/v1/sessions": MAX_SIGN_IN,
+            "/v1/sessions/oidc": MAX_SIGN_IN,
+            "/v1/device-codes": MAX_SIGN_IN,
+            "/v1/device-codes/": MAX_SIGN_IN,
             "/login": MAX_SIGN_IN,
         },
         public_url=settings.public_url,
     )
     return app
+
+
+def _provider(settings: Settings) -> Provider | None:
+    """Where people sign in, if they do so elsewhere."""
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    secret = settings.oidc_client_secret
+    return Provider(
+        settings.oidc_issuer,
+        settings.oidc_client_id,
+        secret.get_secret_value() if secret is not None else None,
+        settings.oidc_scopes,
+    )
 
 
 class _Elsewhere:

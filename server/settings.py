@@ -7,13 +7,15 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import limits
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, TypeAdapter, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
+from powermean.contracts.signin import OidcGrant
 from powermean.keys import clean_secret
 
 _PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
+GRANTS: TypeAdapter[tuple[OidcGrant, ...]] = TypeAdapter(tuple[OidcGrant, ...])
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -125,6 +127,41 @@ class Settings(BaseSettings):
         "for datasets.",
     )
     max_dataset: int = Field(1 * 2**30, ge=1024, description="Largest uploaded dataset.")
+    session_idle_s: float = Field(
+        3 * 86_400.0,
+        ge=600,
+        le=90 * 86_400,
+        description="Time without use after which a browser is signed out.",
+    )
+    session_s: float = Field(
+        7 * 86_400.0,
+        ge=600,
+        le=90 * 86_400,
+        description="Time after which a browser is signed out in any case.",
+    )
+    oidc_issuer: str | None = Field(
+        None,
+        description="Address of an OpenID Connect provider that people sign in at; see docs/signing-in.md.",
+    )
+    oidc_name: str = Field(
+        "single sign-on", max_length=60, description="What the button calls that provider."
+    )
+    oidc_client_id: str | None = Field(None, description="How the provider knows this service.")
+    oidc_client_secret: SecretStr | None = Field(
+        None, description="Shared with the provider, if it wants one."
+    )
+    oidc_scopes: str = Field("openid profile email", description="What to ask the provider for.")
+    oidc_grants: Annotated[tuple[OidcGrant, ...], NoDecode] = Field(
+        (), description="JSON: which claims give which role in which project; see docs/signing-in.md."
+    )
+    oidc_session_s: float = Field(
+        8 * 3600.0, ge=60, description="Time after which who signed in at the provider has to do so again."
+    )
+    oidc_key_s: float = Field(
+        7 * 86_400.0,
+        ge=60,
+        description="Time after such a sign-in for which the person's keys go on working.",
+    )
     bootstrap_admin_key: SecretStr | None = Field(
         None, description="An administrator's key that is valid from the start."
     )
@@ -204,8 +241,29 @@ class Settings(BaseSettings):
         _ = urlsplit(value).port  # a ValueError says what is wrong with it
         return value.rstrip("/")
 
+    @field_validator("oidc_issuer", "oidc_client_id", "oidc_client_secret", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: object) -> object:
+        return None if value == "" else value  # as docker-compose.yml passes on what is not set
+
+    @field_validator("oidc_grants", mode="before")
+    @classmethod
+    def _grants(cls, value: object) -> object:
+        return GRANTS.validate_json(value or "[]") if isinstance(value, str) else value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _safe_issuer(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+                raise ValueError("must start with https://, except on this machine")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
+        if self.oidc_issuer is not None and self.oidc_client_id is None:
+            raise ValueError("oidc_issuer needs oidc_client_id")
         if self.beat_s * 2 > self.lease_s:
             raise ValueError(f"beat_s ({self.beat_s:g}) must be at most half of lease_s ({self.lease_s:g})")
         return self

@@ -44,6 +44,7 @@ def _services_of_tests_only(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Commands find no service that a person runs here, and a person's commands find none of the tests'."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 
 

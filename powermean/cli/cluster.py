@@ -1,4 +1,4 @@
-"""Commands about nodes, datasets and signing in."""
+"""Commands about nodes and datasets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -133,17 +133,3 @@ def remove(
     with connected() as client:
         client.remove_node(name)
     say(f"{name} is removed")
-
-
-def login(json_: AsJson = False) -> None:
-    """Print a one-time link that opens the dashboard, signed in.
-
-    Example: powermean login
-    """
-    with connected() as client:
-        code = client.login_code()
-    if json_:
-        say_json(code)
-        return
-    say(f"{client.url}/login/{code.code}")
-    say(f"It works once, until {code.expires_at.astimezone().strftime('%H:%M')}.")

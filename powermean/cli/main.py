@@ -1,5 +1,6 @@
 """The `powermean` command."""
 
+import os
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -68,7 +69,18 @@ COMMANDS = {
         "powermean.cli.storage:gc",
         "Remove files that nothing refers to any more, once they are a day old; for administrators.",
     ),
-    "login": ("powermean.cli.cluster:login", "Print a one-time link that opens the dashboard, signed in."),
+    "login": (
+        "powermean.cli.signin:login",
+        "Print a one-time link that opens the dashboard, or sign in at a server.",
+    ),
+    "logout": (
+        "powermean.cli.signin:logout",
+        "Sign this command line out of a server: its key is revoked and forgotten.",
+    ),
+    "servers": (
+        "powermean.cli.signin:servers",
+        "List the servers that this command line is signed in to.",
+    ),
 }
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}
 
@@ -108,7 +120,8 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Train language models by group-based reinforcement learning on a self-hosted service.\n\n"
     "`powermean demo` shows everything once; `powermean up` starts the service. The other commands talk to "
-    "the service that you run on this machine, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
+    "the service that you run on this machine, to a server that you signed in to with "
+    "`powermean login --server URL`, or to POWERMEAN_URL with POWERMEAN_API_KEY.",
     no_args_is_help=True,
     **PLAIN,
 )
@@ -125,5 +138,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="NAME",
+            help="A server that you signed in to; default: POWERMEAN_SERVER, or the last one.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if server is not None:
+        os.environ["POWERMEAN_SERVER"] = server

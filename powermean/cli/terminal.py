@@ -206,5 +206,7 @@ def connected() -> Iterator[Client]:
         service = find_service()
         if service.elsewhere:
             note(f"Using the service in {service.elsewhere} ({service.url}).")
+        elif service.chosen_from_several:
+            note(f"Using the server {service.name} ({service.url}).")
         with Client(service.url, service.key) as client:
             yield client

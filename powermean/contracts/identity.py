@@ -1,9 +1,9 @@
-"""Wire types of people, projects, keys and browser sessions."""
+"""Wire types of people, projects and keys."""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from powermean.contracts.base import Contract, Name
 
@@ -135,6 +135,10 @@ class KeyRequest(Contract):
     person_id: str | None = Field(
         None, max_length=32, description="Whose key it is; default: yours (others: administrators only)."
     )
+    days: int | None = Field(None, ge=1, le=3660, description="How long it works; null: until it is revoked.")
+    node: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = Field(
+        None, description="With role node: the only node that may use it."
+    )
 
 
 class KeyView(Contract):
@@ -146,7 +150,11 @@ class KeyView(Contract):
     project: str | None = None
     person_id: str | None = Field(None, description="Whose it is; null: a node's.")
     owner: str | None = Field(None, description="That person's name.")
+    node: str | None = Field(None, description="The only node that may use it.")
+    prefix: str | None = Field(None, description="How it begins, to tell it from others.")
     created_at: datetime
+    expires_at: datetime | None = None
+    used_at: datetime | None = Field(None, description="To within five minutes.")
     revoked_at: datetime | None = None
 
 
@@ -160,24 +168,3 @@ class KeyList(Contract):
     """Keys, newest first."""
 
     items: tuple[KeyView, ...]
-
-
-class SessionRequest(Contract):
-    """Sign a browser in, with a key or a one-time code (POST /v1/login-codes)."""
-
-    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    code: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-
-    @model_validator(mode="after")
-    def _one_proof(self) -> "SessionRequest":
-        if (self.key is None) == (self.code is None):
-            raise ValueError("give exactly one of key and code")
-        return self
-
-
-class SessionView(Contract):
-    """Who is signed in, and until when; the session itself is in an HttpOnly cookie."""
-
-    name: str
-    role: Role
-    expires_at: datetime

@@ -7,10 +7,11 @@ import hashlib
 import logging
 import secrets
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import cast
 
 from pydantic import SecretStr
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.identity import KeyRequest, KeyView, NewKey, Role
@@ -19,11 +20,15 @@ from server.db.models import ApiKey, BrowserSession, Person
 from server.db.session import database_now, upsert
 from server.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
-from server.identity.people import administrator, find
+from server.identity.people import administrator, find, is_here
 from server.identity.projects import sees
 
 PERSON_PREFIX, NODE_PREFIX = "pm_", "pmn_"
 SECRET_BYTES = 32
+SHOWN = (
+    9  # characters of a key that lists show: with pm_ before them, 36 bits are not shown to help guess 256
+)
+TOUCH = timedelta(minutes=5)  # how exactly the last use of a key or a session is known
 MIN_BOOTSTRAP_LENGTH = 16
 
 log = logging.getLogger(__name__)
@@ -44,19 +49,39 @@ class FoundKey:
 
     key: ApiKey
     person: Person | None
+    due: bool  # its use is to be written down
 
 
 def find_key(session: Session, secret: str) -> FoundKey | None:
-    """The key with this secret, if there is one that is not revoked and whose person is still here."""
+    """The key with this secret, if it is neither revoked nor too old and its person is still here."""
     query = (
         select(ApiKey, Person)
         .outerjoin(Person, Person.id == ApiKey.person_id)
         .where(ApiKey.key_sha256 == digest(secret), ApiKey.revoked_at.is_(None))
     )
     found = session.execute(query).one_or_none()
-    if found is None or (found[1] is not None and not found[1].active):
+    if found is None:
         return None
-    return FoundKey(*found)
+    key, person = found
+    now = database_now(session)
+    if is_over(key, now) or (person is not None and not is_here(person, now)):
+        return None
+    return FoundKey(key, person, is_due(key.used_at, now))
+
+
+def is_over(key: ApiKey, now: datetime) -> bool:
+    """Whether the key was revoked or is too old."""
+    return key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now)
+
+
+def is_due(used_at: datetime | None, now: datetime) -> bool:
+    """Whether a use has to be written down: not each one, so that reading stays reading."""
+    return used_at is None or now - used_at >= TOUCH
+
+
+def touch_key(session: Session, key_id: str) -> None:
+    """The key is being used."""
+    session.execute(update(ApiKey).where(ApiKey.id == key_id).values(used_at=database_now(session)))
 
 
 def create_key(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:
@@ -75,8 +100,17 @@ def create_key(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:
         raise InvalidInputError.at("project", f"no project {wanted.project}", "GET /v1/projects lists yours.")
     if wanted.person_id not in (None, caller.person_id) and not caller.may("person.change"):
         raise ForbiddenError("only an administrator makes keys for others", remedy="Make one for yourself.")
+    if wanted.node is not None:
+        raise InvalidInputError.at("node", "only a node's token has one", "Leave it out.")
     person = find(session, wanted.person_id or caller.person_id)
-    return _store(session, wanted, person, PERSON_PREFIX)
+    return key_for(
+        session,
+        person,
+        name=wanted.name,
+        role=wanted.role,
+        project=wanted.project,
+        expires_at=key_end(session, caller, wanted.days),
+    )
 
 
 def _create_node_token(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:
@@ -85,19 +119,48 @@ def _create_node_token(session: Session, caller: Caller, wanted: KeyRequest) -> 
     for field in ("project", "person_id"):
         if getattr(wanted, field) is not None:
             raise InvalidInputError.at(field, "a node's token has none", "Leave it out.")
-    return _store(session, wanted, None, NODE_PREFIX)
+    return key_for(
+        session,
+        None,
+        name=wanted.name,
+        role="node",
+        node=wanted.node,
+        expires_at=key_end(session, caller, wanted.days),
+    )
 
 
-def _store(session: Session, wanted: KeyRequest, person: Person | None, prefix: str) -> NewKey:
-    secret = prefix + secrets.token_urlsafe(SECRET_BYTES)
+def key_end(session: Session, caller: Caller, days: int | None) -> datetime | None:
+    """When a new key ends: never after the one that makes it."""
+    ends = [database_now(session) + timedelta(days=days)] if days is not None else []
+    maker = session.get(ApiKey, caller.key_id) if caller.key_id is not None else None
+    if maker is not None and maker.expires_at is not None:
+        ends.append(maker.expires_at)
+    return min(ends, default=None)
+
+
+def key_for(
+    session: Session,
+    person: Person | None,
+    *,
+    name: str,
+    role: Role,
+    project: str | None = None,
+    node: str | None = None,
+    expires_at: datetime | None = None,
+) -> NewKey:
+    """A new key of a person, or of a node; whether they may have it has been decided."""
+    secret = (NODE_PREFIX if person is None else PERSON_PREFIX) + secrets.token_urlsafe(SECRET_BYTES)
     row = ApiKey(
         id=f"key-{secrets.token_hex(8)}",
-        name=wanted.name,
-        role=wanted.role,
+        name=name,
+        role=role,
         person_id=person.id if person is not None else None,
-        project_id=wanted.project,
+        project_id=project,
+        node=node,
         key_sha256=digest(secret),
+        prefix=secret[:SHOWN],
         created_at=database_now(session),
+        expires_at=expires_at,
     )
     session.add(row)
     return NewKey(key=secret, **dict(view(row, person.name if person is not None else None)))
@@ -199,6 +262,10 @@ def view(row: ApiKey, owner: str | None) -> KeyView:
         project=row.project_id,
         person_id=row.person_id,
         owner=owner,
+        node=row.node,
+        prefix=row.prefix,
         created_at=row.created_at,
+        expires_at=row.expires_at,
+        used_at=row.used_at,
         revoked_at=row.revoked_at,
     )

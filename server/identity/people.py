@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, func, or_, select
@@ -63,6 +64,11 @@ def project_exists(session: Session, name: str) -> bool:
     """Whether there is such a project, and it was not deleted."""
     query = select(Project.id).where(Project.id == name, Project.deleted_at.is_(None))
     return session.scalar(query) is not None
+
+
+def is_here(person: Person, now: datetime) -> bool:
+    """Whether the account may be used: active, and vouched for if a provider has to."""
+    return person.active and (person.oidc_until is None or person.oidc_until > now)
 
 
 def create(session: Session, wanted: NewPerson) -> PersonView:

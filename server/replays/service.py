@@ -183,6 +183,11 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
     )
 
 
+def claimed_by(session: Session, replay_id: str) -> str | None:
+    """The node that computes it. Raises NotFoundError."""
+    return repository.lock_replay(session, replay_id).node
+
+
 def accept(session: Session, replay_id: str, outcome: ReplayOutcome) -> None:
     """Store its result or error. A second report has no effect: every node's result is the same.
 

@@ -8,9 +8,12 @@ never logged here.
 """
 
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache, partial
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
@@ -19,28 +22,31 @@ from fastapi import Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.names import SESSION_COOKIE, session_cookie
 from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verify_attempt_token
 from powermean.tokens import Verb as TokenVerb
-from server.connections import known_as
-from server.db.session import Database
+from server.connections import Connections, known_as
+from server.db.session import Database, DatabaseBusyError, DatabaseFullError, DatabaseMovedError
 from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
 from server.identity.callers import Caller
-from server.identity.keys import find_key
+from server.identity.keys import find_key, touch_key
 from server.identity.ownership import Named, named_in, names_something
 from server.identity.people import caller_of
 from server.identity.policy import CLUSTER_VERBS, Verb
 from server.identity.recent import RecentCallers
-from server.identity.sessions import find_session
+from server.identity.sessions import find_session, touch_session
 from server.routes.admission import REFUSALS, SAFE_METHODS, Door
 from server.routes.json_bodies import JsonRequest, beside_the_loop
 from server.routes.parameters import known_parameters
 from server.routes.threads import in_one_thread
 
 SLOW_BODY_S = 1.0  # whoever takes longer to send a body is looked at again before it has an effect
+
+log = logging.getLogger(__name__)
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="A person's key (pm_...) or a node's token (pmn_...)."
@@ -62,6 +68,20 @@ browser_cookie = APIKeyCookie(
 _Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 _AttemptBearer = Annotated[HTTPAuthorizationCredentials | None, Security(_attempt_bearer)]
 _Cookie = Annotated[str | None, Security(browser_cookie)]
+
+
+@dataclass(frozen=True)
+class NodeCaller:
+    """A node; `bound` is the only name that its token is for, if it is for one."""
+
+    bound: str | None
+
+    def check(self, node_id: str | None) -> None:
+        """Raises ForbiddenError if the token is for another node."""
+        if self.bound is not None and node_id != self.bound:
+            raise ForbiddenError(
+                f"this token is only for node {self.bound}", remedy="Give each node a token of its own."
+            )
 
 
 class KnownCallerRoute(APIRoute):
@@ -124,8 +144,9 @@ def _requires(verb: Verb) -> Requires:
     return Requires(verb)
 
 
-async def require_node(_bearer: _Bearer) -> None:
+async def require_node(request: Request, _bearer: _Bearer) -> NodeCaller:
     """Only nodes, by their token."""
+    return cast(NodeCaller, request.state.caller)
 
 
 async def require_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
@@ -141,23 +162,34 @@ async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) ->
     return cast(AttemptClaims, request.state.caller)
 
 
-def _caller(request: Request, session: Session) -> Caller:
+@dataclass(frozen=True)
+class _Known:
+    """A caller, and what to write down of this use of the key or the session, if that is due."""
+
+    caller: Caller
+    touch: Callable[[Session], None] | None
+
+
+def _known(request: Request, session: Session) -> _Known:
     secret = _bearer_secret(request)
     if secret is not None:
         recent: RecentCallers = request.app.state.callers
-        return recent.find(secret) or _caller_by_key(recent, session, secret)
+        remembered = recent.find(secret)
+        return _Known(remembered, None) if remembered else _known_by_key(recent, session, secret)
     if (cookie := session_secret(request)) is not None:
         check_origin(request)
-        signed_in = find_session(session, cookie)
-        if signed_in is None:
+        opened = find_session(session, cookie)
+        if opened is None:
             raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
-        return caller_of(session, signed_in.person, signed_in.key)
+        idle = timedelta(seconds=request.app.state.settings.session_idle_s)
+        touch = partial(touch_session, id_sha256=opened.id_sha256, idle=idle) if opened.due else None
+        return _Known(caller_of(session, opened.who.person, opened.who.key), touch)
     raise UnauthenticatedError(
         "this needs a key", remedy="Send `Authorization: Bearer <key>`, or sign in at /login."
     )
 
 
-def _caller_by_key(recent: RecentCallers, session: Session, secret: str) -> Caller:
+def _known_by_key(recent: RecentCallers, session: Session, secret: str) -> _Known:
     forgotten = recent.forgotten
     found = find_key(session, secret)
     if found is None:
@@ -166,7 +198,7 @@ def _caller_by_key(recent: RecentCallers, session: Session, secret: str) -> Call
         raise ForbiddenError("a node's token is only for its worker", remedy="Use a person's key.")
     caller = caller_of(session, found.person, found.key)
     recent.remember(secret, caller, forgotten)
-    return caller
+    return _Known(caller, partial(touch_key, key_id=found.key.id) if found.due else None)
 
 
 _LISTS = {
@@ -196,7 +228,9 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
 def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
     database: Database = request.app.state.database
     with database.read() as session:
-        return _caller(request, session), named_in(session, request.path_params)
+        known, named = _known(request, session), named_in(session, request.path_params)
+    _write_down(database, known.touch)
+    return known.caller, named
 
 
 def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:
@@ -214,11 +248,22 @@ def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:
     return caller
 
 
-async def _node(request: Request) -> None:
-    await run_in_threadpool(_check_node, request)
+def _write_down(database: Database, touch: Callable[[Session], None] | None) -> None:
+    """Note a use, every few minutes. A database that can't be written is no reason to refuse a reader."""
+    if touch is None:
+        return
+    try:
+        with database.write() as session:
+            touch(session)
+    except (DatabaseBusyError, DatabaseFullError, DatabaseMovedError, OperationalError) as error:
+        log.warning("the use of a key or a session was not noted: %s", error)
 
 
-def _check_node(request: Request) -> None:
+async def _node(request: Request) -> NodeCaller:
+    return await run_in_threadpool(_check_node, request)
+
+
+def _check_node(request: Request) -> NodeCaller:
     secret = _bearer_secret(request)
     if secret is None:
         raise UnauthenticatedError(
@@ -231,6 +276,11 @@ def _check_node(request: Request) -> None:
         raise _unknown_key()
     if found.person is not None:
         raise ForbiddenError("only nodes may do this", remedy="Use a node's token (pmn_...).")
+    _write_down(database, partial(touch_key, key_id=found.key.id) if found.due else None)
+    node = NodeCaller(found.key.node)
+    if "node_id" in request.path_params:
+        node.check(request.path_params["node_id"])
+    return node
 
 
 async def _renewing_attempt(request: Request) -> AttemptClaims:
@@ -302,6 +352,18 @@ def session_secret(request: Request) -> str | None:
     return request.cookies.get(session_cookie(request.headers.get("host", "")))
 
 
+def browsers_own(request: Request) -> str | None:
+    """The secret of the session by which the caller is known; None: it was a key."""
+    return session_secret(request) if _bearer_secret(request) is None else None
+
+
+def client_address(request: Request) -> str:
+    """Whom to count tries for: an address, or a network of IPv6."""
+    connections: Connections = request.app.state.connections
+    ip = request.client.host if request.client is not None else ""
+    return connections.client_of(ip) or ip
+
+
 def _bearer_secret(request: Request) -> str | None:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret if scheme.lower() == "bearer" and secret else None
@@ -335,6 +397,6 @@ def _unknown_key() -> UnauthenticatedError:
     )
 
 
-CurrentNode = Annotated[None, Depends(require_node)]
+CurrentNode = Annotated[NodeCaller, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]
 RenewingAttempt = Annotated[AttemptClaims, Depends(require_renewing_attempt)]

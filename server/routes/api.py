@@ -10,6 +10,7 @@ from server.routes import (
     artefacts,
     attempts,
     audit,
+    device,
     engines,
     events,
     identity,
@@ -21,6 +22,7 @@ from server.routes import (
     projects,
     replays,
     secrets,
+    signin,
     storage,
 )
 
@@ -59,6 +61,8 @@ def api_routes() -> list[BaseRoute]:
     api = APIRouter(responses=_ANSWERS, redirect_slashes=False)
     for part in (
         identity,
+        signin,
+        device,
         people,
         projects,
         secrets,

@@ -36,6 +36,7 @@ def claim_attempt(
     with database.write() as session:
         claimed = attempts.claim(session, settings, attempt_id)
         job, attempt = claimed.job, claimed.attempt
+        node.check(next((one.node_id for one in claimed.allocations if one.role == "trainer"), None))
         try:
             secrets = values_of(session, vault, job)
         except KeyUnavailableError as error:

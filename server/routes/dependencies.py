@@ -13,6 +13,8 @@ from powermean.tokens import KeyPair
 from server.audit.journal import Journal
 from server.db.scoped import ScopedDatabase
 from server.db.session import Database
+from server.identity.oidc import Provider
+from server.identity.throttle import Throttle
 from server.metrics.stream import EventHub
 from server.observability import Observatory
 from server.settings import Settings
@@ -39,4 +41,6 @@ RequestEvents = Annotated[EventHub, Depends(_state("events"))]
 RequestVault = Annotated[KeyService, Depends(_state("vault"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
 RequestJournal = Annotated[Journal, Depends(_state("journal"))]
+RequestThrottle = Annotated[Throttle, Depends(_state("throttle"))]
+RequestProvider = Annotated[Provider | None, Depends(_state("provider"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]

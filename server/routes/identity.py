@@ -1,34 +1,15 @@
-"""Keys, browser sessions and sign-in codes."""
+"""Who one is, and keys."""
 
-from typing import Annotated, Literal, TypedDict, cast
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response, Security, status
+from fastapi import APIRouter, status
 
-from powermean.contracts.api import LoginCode
-from powermean.contracts.identity import KeyList, KeyRequest, Me, NewKey, SessionRequest, SessionView
-from powermean.contracts.names import session_cookie
+from powermean.contracts.identity import KeyList, KeyRequest, Me, NewKey
 from server.audit.journal import note
-from server.errors import UnauthenticatedError
-from server.identity import keys, people, sessions
+from server.identity import keys, people
 from server.identity.callers import Caller
-from server.routes.access import (
-    KnownCallerRoute,
-    May,
-    browser_cookie,
-    check_origin,
-    session_secret,
-)
+from server.routes.access import KnownCallerRoute, May
 from server.routes.dependencies import RequestDatabase
-
-
-class _Cookie(TypedDict):
-    """Arguments of Starlette's set_cookie and delete_cookie."""
-
-    path: str
-    secure: bool
-    httponly: bool
-    samesite: Literal["strict"]
-
 
 router = APIRouter(prefix="/v1", tags=["identity"], route_class=KnownCallerRoute)
 
@@ -67,69 +48,3 @@ def revoke_key(key_id: str, caller: Self, database: RequestDatabase) -> None:
     """Also ends the browser sessions opened with it. Others' keys: administrators only."""
     with database.write() as session:
         keys.revoke_key(session, caller, key_id)
-
-
-@router.post(
-    "/login-codes",
-    status_code=status.HTTP_201_CREATED,
-    summary="Create a sign-in code",
-)
-def create_login_code(caller: Self, database: RequestDatabase) -> LoginCode:
-    """Signs one browser in as yourself, within ten minutes: open /login/{code}."""
-    with database.write() as session:
-        return sessions.create_code(session, caller.person_id, caller.key_id)
-
-
-@router.post(
-    "/sessions",
-    status_code=status.HTTP_201_CREATED,
-    summary="Sign a browser in",
-)
-def open_session(
-    proof: SessionRequest, request: Request, response: Response, database: RequestDatabase
-) -> SessionView:
-    """With a person's key or a sign-in code; the session is a cookie that scripts can't read."""
-    if "origin" in request.headers:
-        check_origin(request)
-    with database.write() as session:
-        if proof.code is not None:
-            who = sessions.redeem_code(session, proof.code)
-        else:
-            who = sessions.redeem_key(session, cast(str, proof.key))
-        secret, expires_at = sessions.open_session(session, who)
-        note(actor=who.person.id, actor_name=who.person.name, key_id=who.key.id if who.key else None)
-        role = people.highest(people.caller_of(session, who.person, who.key))
-    response.set_cookie(
-        session_cookie(request.headers["host"]),
-        secret,
-        max_age=int(sessions.SESSION_LIFETIME.total_seconds()),
-        **_cookie_of(request),
-    )
-    return SessionView(name=who.person.name, role=role, expires_at=expires_at)
-
-
-@router.delete(
-    "/sessions",
-    status_code=status.HTTP_204_NO_CONTENT,
-    summary="Sign out",
-    dependencies=[Security(browser_cookie)],
-)
-def close_session(request: Request, response: Response, database: RequestDatabase) -> None:
-    """Ends this browser's session."""
-    cookie = session_secret(request)
-    if cookie is None:
-        raise UnauthenticatedError("there is no browser session to end")
-    check_origin(request)
-    with database.write() as session:
-        sessions.close_session(session, cookie)
-    response.delete_cookie(session_cookie(request.headers["host"]), **_cookie_of(request))
-
-
-def _cookie_of(request: Request) -> _Cookie:
-    """How browsers keep the session: over TLS only where the service has it, below its own path only."""
-    return {
-        "path": request.scope["state"].get("root") or "/",
-        "secure": request.url.scheme == "https",
-        "httponly": True,
-        "samesite": "strict",
-    }

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, status
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange, PersonList
 from server.audit.journal import note
-from server.identity import people, sessions
+from server.identity import accounts, people, sessions
 from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
 from server.routes.dependencies import RequestDatabase
@@ -53,6 +53,11 @@ def change_person(
 def invite(
     person_id: PersonId, caller: Annotated[Caller, May("person.change")], database: RequestDatabase
 ) -> LoginCode:
-    """A code that signs one browser in as them, within ten minutes: /login/{code}. Administrators only."""
+    """A link for their first sign-in, or for a new password: /login/{code}, once, within three days.
+
+    Administrators only.
+    """
     with database.write() as session:
-        return sessions.create_code(session, people.find(session, person_id).id, None)
+        person = people.find(session, person_id)
+        accounts.check_own_password(person)
+        return sessions.create_code(session, person.id, None, "invite")

@@ -120,6 +120,7 @@ def claim_replay(
     settings: RequestSettings,
 ) -> ReplayTask:
     """Everything a node needs to compute it. Other nodes are refused while the claiming one is alive."""
+    node.check(claim.node_id)
     with database.write() as session:
         return service.claim(session, settings, replay_id, claim.node_id)
 
@@ -135,4 +136,6 @@ def post_outcome(
 ) -> None:
     """The result, already in the artefact store, or the error."""
     with database.write() as session:
+        if node.bound is not None:
+            node.check(service.claimed_by(session, replay_id))
         service.accept(session, replay_id, outcome)

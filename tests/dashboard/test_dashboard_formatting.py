@@ -73,3 +73,24 @@ def test_hostile_text_is_escaped_and_control_characters_are_named() -> None:
     assert "&lt;script&gt;" in html
     assert '<i class="ctl">U+0000</i><i class="ctl">U+202E</i>' in html
     assert html.endswith("&amp;amp;")
+
+
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    [
+        (None, "not known"),
+        ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox on Linux"),
+        ("Mozilla/5.0 (Windows NT 10.0) Chrome/150.0 Safari/537.36 Edg/150.0", "Edge on Windows"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Safari/604.1", "Safari on iPhone"),
+        ("python-httpx/0.28.1", "python-httpx/0.28.1"),
+        ("<b>x" * 40, "<b>x" * 15),
+    ],
+)
+def test_browsers_have_the_names_that_people_use(agent: str | None, name: str) -> None:
+    assert formatting.browser_name(agent) == name
+
+
+def test_what_is_to_come_is_told_in_one_unit() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    told = [formatting.ago(now + timedelta(seconds=s), now) for s in (90 * 86400 - 1, 7200, 600, 30)]
+    assert told == ["in 90 d", "in 2 h", "in 10 min", "just now"]

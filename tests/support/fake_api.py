@@ -37,6 +37,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
+from powermean.contracts.signin import SessionView, SignInMethod, SignInWays
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.storage import ProjectStorage, Retention
 from powermean.contracts.token_records import RecordedTokens
@@ -253,13 +254,18 @@ def _storage(app: FastAPI, api: FakeApi) -> None:
 
 def _sessions(app: FastAPI) -> None:
     @app.post("/v1/sessions", status_code=201)
-    async def open_session(request: Request, response: Response) -> dict[str, str]:
+    async def open_session(request: Request, response: Response) -> SessionView:
         proof = await request.json()
         if proof not in ({"key": KEY}, {"code": CODE}):
             body = ErrorBody(code="unauthenticated", message="this key is not known", remedy="Ask for a key.")
             raise RefusalError(401, body)
         response.set_cookie(session_cookie(request.headers["host"]), "open", httponly=True, samesite="strict")
-        return {}
+        method: SignInMethod = "key" if "key" in proof else "code"
+        return SessionView(name="Ada", role="member", method=method, expires_at=NOW)
+
+    @app.get("/v1/sign-in")
+    def sign_in_ways() -> SignInWays:
+        return SignInWays(oidc=None, passwords=False)
 
     @app.delete("/v1/sessions", status_code=204)
     def close_session(request: Request, response: Response) -> None:

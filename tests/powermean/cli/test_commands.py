@@ -67,6 +67,7 @@ WITHOUT_DATA = (
     ("delete",),
     *[("checkpoints", c) for c in ("delete", "pin", "unpin")],
     ("secret", "remove"),
+    ("logout",),
 )
 
 

@@ -275,9 +275,15 @@ def test_no_secret_reaches_a_log(service, caplog):
     code = service.person.post("/v1/login-codes").json()["code"]
     browser, _ = signed_in(service, code=code)
     service.anyone.get(f"/login/{code}")
+    password = "a password that is not logged"
+    service.anyone.post("/v1/sessions", json={"email": "ada@example.org", "password": password})
+    device = service.anyone.post("/v1/device-codes", json={"client": "x"}).json()["device_code"]
+    service.anyone.post("/v1/device-codes/claim", json={"device_code": device})
+    service.anyone.get("/login/oidc/callback?code=secret-code&state=secret-state")
     service.client("pm_wrong_but_secret").get("/v1/jobs")
     test_clients = ("httpx", "httpx2", "httpcore")
     lines = [r.getMessage() for r in caplog.records if r.name.split(".")[0] not in test_clients]
     ours = "\n".join(lines)
-    for secret in (ADMIN_KEY, made["key"], code, browser.cookies[SESSION_COOKIE], "pm_wrong_but_secret"):
+    secrets = (ADMIN_KEY, made["key"], code, browser.cookies[SESSION_COOKIE], "pm_wrong_but_secret")
+    for secret in (*secrets, password, device, "secret-code"):
         assert secret not in ours

@@ -15,7 +15,24 @@ from server.identity.policy import CLUSTER_VERBS, POLICY, ROLES, Verb, grant
 from server.routes.access import Requires
 from tests.support.service_driver import ServiceDriver, example_spec
 
-PUBLIC = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/v1/sessions"), ("DELETE", "/v1/sessions")}
+PUBLIC = {
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/v1/sign-in"),
+    ("POST", "/v1/sessions"),
+    ("POST", "/v1/sessions/oidc"),
+    ("DELETE", "/v1/sessions"),
+    ("POST", "/v1/device-codes"),
+    ("POST", "/v1/device-codes/claim"),
+}
+# One's own, and what only a browser may do: tests/server/identity/test_signing_in.py
+NOT_BY_ROLE = (
+    "/v1/keys/{key_id}",
+    "/v1/login-codes",
+    "/v1/me/password",
+    "/v1/me/sessions/{session_id}",
+    "/v1/device-codes/{user_code}/decision",
+)
 FOR_MACHINES = ("/v1/attempts/", "/v1/replays/")
 THINGS = {"job_id": "job", "dataset_id": "dataset", "project": "project"}
 ROW = '{"question": "of project", "answer": "1"}'
@@ -111,8 +128,8 @@ def test_each_role_may_what_the_policy_says_and_sees_nothing_of_others(service: 
     people["admin"], people["nobody"] = service.person, service.anyone
     cases = 0
     for call in calls(service):
-        if call.path in ("/v1/keys/{key_id}", "/v1/login-codes") or call.path.endswith("/events"):
-            continue  # one's own; a stream does not end
+        if call.path in NOT_BY_ROLE or call.path.endswith("/events"):
+            continue  # a stream does not end
         for project in ("ours", "theirs") if call.thing else ("ours",):
             for role in PEOPLE:
                 ids = ours[project] | {"dataset": upload(service, project)}

@@ -1,0 +1,299 @@
+"""The dashboard's pages for signing in and for one's account, over the real API."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from sqlalchemy import update
+
+from server.db.models import Person
+from server.routes.access import SESSION_COOKIE
+from tests.server.identity.test_signing_in import ADA, PASSWORD, asked, claim, person, stranger, with_password
+from tests.support.html_text import parse
+from tests.support.oidc_provider import OidcProvider, oidc_provider
+from tests.support.service_driver import ADMIN_KEY, ServiceDriver
+
+pytestmark = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+
+
+def visitor(service):
+    browser = stranger(service)
+    browser.follow_redirects = False
+    return browser
+
+
+def test_the_page_asks_only_for_what_somebody_has(service):
+    alone = visitor(service).get("/login").text
+    assert 'name="key"' in alone
+    assert 'name="password"' not in alone
+    assert "/login/oidc" not in alone
+    with_password(service)
+    assert 'name="password"' in visitor(service).get("/login").text
+
+
+def test_an_invitation_leads_to_a_password_and_that_to_the_front_page(service):
+    person(service)
+    code = service.person.post(f"/v1/people/{ADA}/login-codes").json()["code"]
+    browser = visitor(service)
+    answer = browser.post(f"/login/{code}")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/account#password")
+    page = browser.get("/account").text
+    assert "Set a password" in page
+    assert 'name="current"' not in page
+    refused = browser.post("/account/password", data={"password": PASSWORD, "again": PASSWORD + "x"})
+    assert refused.status_code == 422
+    assert "differ" in refused.text
+    before = browser.cookies[SESSION_COOKIE]
+    saved = browser.post("/account/password", data={"password": PASSWORD, "again": PASSWORD})
+    assert saved.status_code == 303
+    assert browser.cookies[SESSION_COOKIE] != before
+    assert "Change your password" in browser.get("/account").text
+    other = visitor(service)
+    form = {"email": ADA, "password": PASSWORD, "next": "/cluster"}
+    answer = other.post("/login", data=form)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/cluster")
+    assert PASSWORD not in page
+
+
+@pytest.mark.parametrize(
+    "next_", ["//evil.example", "/\\evil.example", "https://evil.example", "javascript:x"]
+)
+def test_signing_in_leads_to_no_other_site(service, next_):
+    with_password(service)
+    for form in ({"email": ADA, "password": PASSWORD}, {"key": ADMIN_KEY}):
+        answer = visitor(service).post("/login", data=form | {"next": next_})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_wrong_password_is_not_repeated(service):
+    with_password(service)
+    answer = visitor(service).post("/login", data={"email": ADA, "password": "not the right one"})
+    assert answer.status_code == 401
+    assert "not the right one" not in answer.text
+    assert "e-mail address or password is wrong" in answer.text
+
+
+def test_a_new_key_is_shown_once_and_revoked_with_a_button(service):
+    browser = with_password(service)
+    browser.follow_redirects = False
+    made = browser.post(
+        "/account/keys", data={"name": "<b>laptop", "role": "viewer", "project": "", "days": "7"}
+    )
+    assert made.status_code == 201
+    secret = parse(made.text).one("code", class_="secret").text
+    assert service.client(secret).get("/v1/me").status_code == 200
+    assert "<b>laptop" not in made.text
+    again = browser.get("/account").text
+    assert secret not in again
+    assert secret[:9] in again
+    key_id = browser.get("/v1/keys").json()["items"][0]["id"]
+    assert browser.post(f"/account/keys/{key_id}/revoke").status_code == 303
+    assert service.client(secret).get("/v1/me").status_code == 401
+    assert secret[:9] not in browser.get("/account").text
+    assert browser.post("/account/keys", data={"name": "", "role": "member"}).status_code == 422
+
+
+def test_another_browser_is_signed_out_with_a_button(service):
+    first = with_password(service)
+    second = visitor(service)
+    second.post("/login", data={"email": ADA, "password": PASSWORD})
+    page = parse(first.get("/account").text)
+    (form,) = [one for one in page.all("form") if one.attributes["action"].endswith("/end")]
+    first.post(form.attributes["action"])
+    assert second.get("/account").headers["location"] == "/login?next=/account"
+
+
+def test_a_command_line_is_confirmed_on_a_page(service):
+    browser = with_password(service)
+    started = asked(service, "powermean on <i>gpu-1")
+    assert 'name="code"' in browser.get("/device").text
+    shown = browser.get("/device", params={"code": started["user_code"].lower()})
+    assert "powermean on &lt;i&gt;gpu-1" in shown.text
+    assert started["user_code"] in shown.text
+    assert claim(service, started).json()["state"] == "pending"  # looking at it is no word
+    said = browser.post("/device", data={"code": started["user_code"], "approve": "yes", "days": "7"})
+    assert "is signed in as Ada" in said.text
+    assert claim(service, started).json()["state"] == "approved"
+    assert browser.get("/device", params={"code": "BBBB-BBBB"}).status_code == 404
+    refused = asked(service)
+    assert "Refused" in browser.post("/device", data={"code": refused["user_code"], "approve": "no"}).text
+    assert claim(service, refused).json()["state"] == "denied"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/account/password", "/account/keys", "/account/keys/k/revoke", "/account/sessions/s/end", "/device"],
+)
+def test_another_site_changes_nothing(service, path):
+    browser = with_password(service)
+    started = asked(service)
+    form = {"code": started["user_code"], "approve": "yes", "name": "x"}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+        assert browser.post(path, data=form, headers={"Origin": origin}).status_code == 403
+    assert claim(service, started).json()["state"] == "pending"
+    assert browser.get("/v1/keys").json()["items"] == []
+
+
+def test_strangers_are_asked_to_sign_in_first(service):
+    for path in ("/account", "/device"):
+        assert visitor(service).get(path).headers["location"] == f"/login?next={path}"
+
+
+# OIDC
+
+
+@pytest.fixture(scope="module")
+def idp() -> Iterator[OidcProvider]:
+    with oidc_provider() as running:
+        yield running
+
+
+GRANTS = """[{"value": "ml", "project": "default", "role": "member"},
+             {"value": "leads", "project": "default", "role": "maintainer"},
+             {"value": "ops", "cluster_role": "auditor"}]"""
+
+
+@pytest.fixture
+def with_oidc(settings, idp) -> Iterator[ServiceDriver]:
+    given = settings.model_dump() | {
+        "oidc_issuer": idp.issuer,
+        "oidc_client_id": "powermean",
+        "oidc_client_secret": "secret",
+        "oidc_grants": GRANTS,
+        "oidc_name": "Example",
+    }
+    driver = ServiceDriver(type(settings)(**given))
+    yield driver
+    driver.close()
+
+
+def come_in(service, idp, subject, next_=None):
+    """A browser's way to the provider and back."""
+    browser = visitor(service)
+    to_provider = browser.get("/login/oidc", params={"next": next_} if next_ else {})
+    assert to_provider.status_code == 303
+    back = urlsplit(idp.agree(to_provider.headers["location"], subject))
+    return browser, browser.get(f"{back.path}?{back.query}")
+
+
+@pytest.mark.slow
+def test_a_provider_lets_people_in_as_its_table_says(with_oidc, idp):
+    idp.add("ada", name="Ada", email=ADA, email_verified=True, groups=["ml"])
+    assert "Sign in with Example" in visitor(with_oidc).get("/login").text
+    browser, answer = come_in(with_oidc, idp, "ada", "/cluster")
+    assert answer.status_code == 200
+    assert 'content="0; url=/cluster"' in answer.text
+    cookies = answer.headers.get_list("set-cookie")
+    assert any("powermean_session_oidc=" in one and "Max-Age=0" in one for one in cookies)
+    assert any(one.startswith("powermean_session=") and "SameSite=strict" in one for one in cookies)
+    me = browser.get("/v1/me").json()
+    assert (me["name"], me["email"], me["projects"]) == ("Ada", ADA, {"default": "member"})
+    assert me["default_project"] == "default"
+    idp.add("ada", name="Ada L.", groups=["leads", "ops"])
+    again, _ = come_in(with_oidc, idp, "ada")
+    assert again.get("/v1/me").json()["id"] == me["id"]
+    assert again.get("/v1/me").json()["projects"] == {"default": "maintainer"}
+    assert browser.get("/v1/me").json()["cluster_role"] == "auditor"  # sessions have no rights of their own
+    session = again.get("/v1/me/sessions").json()["items"][0]
+    assert session["method"] == "oidc"
+
+
+@pytest.mark.slow
+def test_who_lost_their_groups_is_out_and_their_sessions_with_them(with_oidc, idp):
+    idp.add("bob", name="Bob", groups=["ml"])
+    browser, _ = come_in(with_oidc, idp, "bob")
+    key = browser.post("/v1/keys", json={"name": "k"}).json()["key"]
+    assert with_oidc.client(key).get("/v1/jobs").status_code == 200
+    idp.add("bob", name="Bob", groups=[])
+    _, refused = come_in(with_oidc, idp, "bob")
+    assert refused.status_code == 403
+    assert "no project yet" in refused.text
+    assert browser.get("/v1/me").status_code == 401
+    assert with_oidc.client(key).get("/v1/me").json()["allowed"] == {}
+
+
+@pytest.mark.slow
+def test_a_deactivated_account_is_not_revived_by_the_provider(with_oidc, idp):
+    idp.add("eve", name="Eve", groups=["ml"])
+    browser, _ = come_in(with_oidc, idp, "eve")
+    me = browser.get("/v1/me").json()["id"]
+    with_oidc.person.patch(f"/v1/people/{me}", json={"active": False})
+    _, refused = come_in(with_oidc, idp, "eve")
+    assert refused.status_code == 403
+    assert "not active" in refused.text
+
+
+@pytest.mark.slow
+def test_an_address_alone_is_nobodys_account(with_oidc, idp):
+    """The provider's user with an administrator's address gets an account of their own, without it."""
+    mine = person(with_oidc, "root@example.org", cluster_role="admin")
+    idp.add("mallory", name="Root", email="Root@Example.org", email_verified=True, groups=["ml"])
+    browser, _ = come_in(with_oidc, idp, "mallory")
+    me = browser.get("/v1/me").json()
+    assert me["id"] != mine["id"]
+    assert (me["email"], me["cluster_role"]) == (None, None)
+
+
+@pytest.mark.slow
+def test_what_the_provider_sends_is_good_in_the_browser_that_asked_and_once(with_oidc, idp):
+    idp.add("ada", name="Ada", groups=["ml"])
+    attacker = visitor(with_oidc)
+    back = urlsplit(idp.agree(attacker.get("/login/oidc").headers["location"], "ada"))
+    address = f"{back.path}?{back.query}"
+    for victim in (visitor(with_oidc), visitor(with_oidc)):
+        assert victim.get(address).status_code == 401
+        assert SESSION_COOKIE not in victim.cookies
+        victim.get("/login/oidc")
+        assert victim.get(address).status_code == 401
+    secret = attacker.cookies["powermean_session_oidc"]
+    assert attacker.get(address).status_code == 200
+    attacker.cookies.set("powermean_session_oidc", secret, path="/login/oidc")
+    assert attacker.get(address).status_code == 401
+
+
+@pytest.mark.slow
+def test_the_way_back_leads_to_no_other_site(with_oidc, idp):
+    idp.add("ada", name="Ada", groups=["ml"])
+    _, answer = come_in(with_oidc, idp, "ada", "//evil.example/")
+    assert 'content="0; url=/"' in answer.text
+    browser = visitor(with_oidc)
+    to_provider = browser.get("/login/oidc")
+    secret = browser.cookies["powermean_session_oidc"].partition(".")[0]
+    browser.cookies.set("powermean_session_oidc", f"{secret}.%2F%2Fevil.example", path="/login/oidc")
+    back = urlsplit(idp.agree(to_provider.headers["location"], "ada"))
+    browser.cookies.delete("powermean_session_oidc", domain="127.0.0.1")
+    answer = browser.get(f"{back.path}?{back.query}")
+    assert "evil.example" not in answer.text
+
+
+@pytest.mark.slow
+def test_a_refusal_at_the_provider_is_said(with_oidc):
+    browser = visitor(with_oidc)
+    state = parse_qs(urlsplit(browser.get("/login/oidc").headers["location"]).query)["state"][0]
+    answer = browser.get("/login/oidc/callback", params={"error": "access_denied", "state": state})
+    assert answer.status_code == 401
+    assert "has not signed you in" in answer.text
+
+
+@pytest.mark.slow
+def test_whom_a_provider_vouches_for_has_no_password_and_keys_only_while_it_does(with_oidc, idp):
+    idp.add("ada", name="Ada", email=ADA, email_verified=True, groups=["ml"])
+    browser, _ = come_in(with_oidc, idp, "ada")
+    assert browser.put("/v1/me/password", json={"password": PASSWORD}).status_code == 409
+    assert with_oidc.person.post(f"/v1/people/{ADA}/login-codes").status_code == 409
+    key = browser.post("/v1/keys", json={"name": "k"}).json()["key"]
+    assert with_oidc.client(key).get("/v1/me").status_code == 200
+    with with_oidc.database.write() as session:
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        session.execute(update(Person).where(Person.oidc_subject == "ada").values(oidc_until=past))
+    assert with_oidc.client(key).get("/v1/me").status_code == 401
+    come_in(with_oidc, idp, "ada")
+    assert with_oidc.client(key).get("/v1/me").status_code == 200
+
+
+def test_without_a_provider_there_is_no_way_there(service):
+    assert visitor(service).get("/login/oidc").status_code == 404
+    assert service.anyone.post("/v1/sessions/oidc").status_code == 404
+    proof = {"oidc": {"code": "c", "state": "s", "secret": "x"}}
+    assert service.anyone.post("/v1/sessions", json=proof).status_code == 404
