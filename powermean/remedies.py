@@ -49,6 +49,11 @@ REMEDIES = (
         "Administrators find people on the page People, and add them there.",
     ),
     Remedy(
+        "GET /v1/jobs/{id}/checkpoints lists the checkpoints that are kept.",
+        "`powermean checkpoints list JOB` lists the checkpoints that are kept.",
+        "The project's page Storage lists the checkpoints that are kept.",
+    ),
+    Remedy(
         "GET /v1/keys lists the keys.",
         "`powermean key list` lists the keys.",
         "`powermean key list` lists the keys.",

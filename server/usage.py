@@ -45,8 +45,8 @@ def check_room(session: Session, project: str, more: int = 0) -> None:
         new = f", and this would add {more:,}" if more else ""
         raise QuotaExceededError(
             f"project {project} stores {used:,} of at most {limit:,} bytes{new}",
-            remedy=f"GET /v1/projects/{project}/storage shows what takes the space: delete some of it, "
-            "or ask an administrator for more.",
+            remedy="Delete some of it (the project's storage says what takes the space), or ask an "
+            "administrator for more.",
         )
 
 

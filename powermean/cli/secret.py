@@ -1,6 +1,5 @@
 """Commands about secrets: keys for other services that jobs get in their environment."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -79,6 +78,7 @@ def remove_secret(name: Name, project: OfProject = None) -> None:
 
 def read_value() -> str:
     """From a prompt that does not show it, or all of standard input but the line's end."""
-    if sys.stdin.isatty():
+    given = typer.get_text_stream("stdin")
+    if given.isatty():
         return str(typer.prompt("Value", hide_input=True)).strip()
-    return sys.stdin.read().rstrip("\r\n")
+    return given.read().rstrip("\r\n")

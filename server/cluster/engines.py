@@ -44,7 +44,7 @@ def create(
     for place, project in enumerate(spec.projects):
         if session.get(Project, project) is None:
             raise InvalidInputError.at(
-                f"projects.{place}", f"no project {project}", "GET /v1/projects lists the projects."
+                f"projects.{place}", f"no project {project}", "GET /v1/projects lists yours."
             )
     row = EngineService(
         id="engine-" + "".join(secrets.choice(_ALPHABET) for _ in range(12)),

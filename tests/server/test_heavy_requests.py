@@ -9,7 +9,7 @@ from powermean.spec_yaml import MAX_CHARACTERS
 from tests.support.heavy_specs import HEAVY
 from tests.support.service_driver import ServiceDriver, example_spec
 
-MOST_CPU_S = 1.0  # under a tenth of it where nothing else runs
+MOST_CPU_S = 3.0  # under 0.4 where nothing else runs; a full collection of a long test process takes one
 
 on_sqlite = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 

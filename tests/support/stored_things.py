@@ -13,6 +13,9 @@ from server.db.models import Base, Job
 from server.db.session import Database, database_now
 from tests.support.service_driver import AttemptDriver, ServiceDriver
 
+# What is to be removed, and what was done to whom: the log of that outlives all.
+NOT_OF_JOBS = {"garbage", "audit_pending", "audit_entries"}
+
 
 def store_of(service: ServiceDriver) -> ArtefactStore:
     return ArtefactStore(service.settings.artefacts_url)
@@ -102,14 +105,15 @@ def rows_with(database: Database, text: str) -> Iterator[tuple[str, Any]]:
         for table in Base.metadata.sorted_tables:
             for column in table.columns:
                 query = select(table).where(cast(column, String).contains(text))
-                if table.name != "garbage" and (row := session.execute(query).first()) is not None:
+                if table.name not in NOT_OF_JOBS and (row := session.execute(query).first()) is not None:
                     yield f"{table.name}.{column.name}", row
 
 
 def counts(database: Database) -> dict[str, int]:
     """Table -> its rows."""
     with database.read() as session:
-        return {table.name: _count(session, table) for table in Base.metadata.sorted_tables}
+        tables = [table for table in Base.metadata.sorted_tables if table.name not in NOT_OF_JOBS]
+        return {table.name: _count(session, table) for table in tables}
 
 
 def _count(session: Any, table: Table) -> int:
