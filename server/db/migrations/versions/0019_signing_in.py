@@ -1,7 +1,7 @@
 """passwords, OIDC, sessions that end, keys that expire, command lines that wait
 
-Revision ID: 0014
-Revises: 0015
+Revision ID: 0019
+Revises: 0018
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0014"
-down_revision = "0015"
+revision = "0019"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 

@@ -2,13 +2,13 @@
 
 A key of one project told whether its person had used an Idempotency-Key in another.
 
-Revision ID: 0018
+Revision ID: 0014
 Revises: 0013
 """
 
 from alembic import op
 
-revision = "0018"
+revision = "0014"
 down_revision = "0013"
 branch_labels = None
 depends_on = None

@@ -3,15 +3,15 @@
 Jobs and projects are marked as deleted before their rows go in batches; checkpoints can be pinned; projects
 have a limit on what they store and rules on how long they keep it.
 
-Revision ID: 0017
-Revises: 0019
+Revision ID: 0016
+Revises: 0015
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0017"
-down_revision = "0019"
+revision = "0016"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 

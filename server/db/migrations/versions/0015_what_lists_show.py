@@ -1,14 +1,14 @@
 """the lists show who else tried to use a node's name, and how many trajectories are behind a job's p
 
-Revision ID: 0019
-Revises: 0018
+Revision ID: 0015
+Revises: 0014
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0019"
-down_revision = "0018"
+revision = "0015"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 
