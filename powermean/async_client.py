@@ -46,12 +46,12 @@ class AsyncClient(AsyncConnection):
     get_dataset = async_method(rest.get_dataset)
     delete_dataset = async_method(rest.delete_dataset)
 
-    storage = async_method(rest.storage)
-    limit_storage = async_method(rest.limit_storage)
-    retention = async_method(rest.retention)
-    set_retention = async_method(rest.set_retention)
-    delete_project = async_method(rest.delete_project)
-    collect_garbage = async_method(rest.collect_garbage)
+    storage = async_method(rest_identity.storage)
+    limit_storage = async_method(rest_identity.limit_storage)
+    retention = async_method(rest_identity.retention)
+    set_retention = async_method(rest_identity.set_retention)
+    delete_project = async_method(rest_identity.delete_project)
+    collect_garbage = async_method(rest_identity.collect_garbage)
 
     nodes = async_method(rest.nodes)
     remove_node = async_method(rest.remove_node)

@@ -106,12 +106,12 @@ class Client(Connection):
     get_dataset = method(rest.get_dataset)
     delete_dataset = method(rest.delete_dataset)
 
-    storage = method(rest.storage)
-    limit_storage = method(rest.limit_storage)
-    retention = method(rest.retention)
-    set_retention = method(rest.set_retention)
-    delete_project = method(rest.delete_project)
-    collect_garbage = method(rest.collect_garbage)
+    storage = method(rest_identity.storage)
+    limit_storage = method(rest_identity.limit_storage)
+    retention = method(rest_identity.retention)
+    set_retention = method(rest_identity.set_retention)
+    delete_project = method(rest_identity.delete_project)
+    collect_garbage = method(rest_identity.collect_garbage)
 
     nodes = method(rest.nodes)
     remove_node = method(rest.remove_node)

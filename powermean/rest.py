@@ -44,7 +44,6 @@ from powermean.contracts.replays import (
     ReplayResult,
 )
 from powermean.contracts.staleness import JobStaleness
-from powermean.contracts.storage import Collected, ProjectStorage, Retention
 from powermean.contracts.token_records import RecordedTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
 from powermean.errors import PowermeanError
@@ -221,7 +220,7 @@ def cancel_job(job_id: str) -> Call[Job]:
 
 def delete_job(job_id: str, cascade: bool = False) -> Call[None]:
     """Delete an ended job with all that it recorded; with `cascade` also replays of it that still wait."""
-    return Call("DELETE", job_path(job_id), nothing, _flags(cascade=cascade))
+    return Call("DELETE", job_path(job_id), nothing, flags(cascade=cascade))
 
 
 def metrics(
@@ -372,47 +371,7 @@ def upload_dataset(project: str | None = None) -> Call[Dataset]:
     return Call("POST", "/v1/datasets", reads(Dataset), params(project=project))
 
 
-def storage(project: str) -> Call[ProjectStorage]:
-    """What a project stores: bytes by kind, its limit, the largest things."""
-    return Call("GET", _project_path(project, "/storage"), reads(ProjectStorage))
-
-
-def limit_storage(project: str, limit: int | None) -> Call[ProjectStorage]:
-    """Set the most bytes that a project may store; None: no limit. For administrators."""
-    body = {"bytes": limit}
-    return Call("PUT", _project_path(project, "/storage/limit"), reads(ProjectStorage), json=body)
-
-
-def retention(project: str) -> Call[Retention]:
-    """How long a project keeps what its ended jobs stored."""
-    return Call("GET", _project_path(project, "/retention"), reads(Retention))
-
-
-def set_retention(project: str, wanted: Retention) -> Call[Retention]:
-    """Replace these rules. For maintainers."""
-    body = wanted.model_dump(mode="json")
-    return Call("PUT", _project_path(project, "/retention"), reads(Retention), json=body)
-
-
-def delete_project(project: str, cascade: bool = False) -> Call[None]:
-    """Delete a project that holds nothing, or with `cascade` all that it holds. For administrators."""
-    return Call("DELETE", _project_path(project), nothing, _flags(cascade=cascade))
-
-
-def collect_garbage(dry_run: bool = True, after: str | None = None) -> Call[Collected]:
-    """Look at a part of the artefact store for what nobody owns; pass `next` as `after` for the next part.
-
-    Only a call with `dry_run=False` removes anything. For administrators.
-    """
-    chosen = params(dry_run=str(dry_run).lower(), after=after)
-    return Call("POST", "/v1/gc", reads(Collected), chosen)
-
-
-def _project_path(project: str, rest: str = "") -> str:
-    return f"/v1/projects/{quote(project, safe='')}{rest}"
-
-
-def _flags(**given: bool) -> Params:
+def flags(**given: bool) -> Params:
     return tuple((name, "true") for name, value in given.items() if value)
 
 

@@ -1,4 +1,4 @@
-"""The calls about people, projects, keys, signing in, secrets and the audit log, as values: see rest.py."""
+"""The calls about people, projects, keys, signing in, secrets, storage and the audit log: see rest.py."""
 
 from datetime import datetime
 from urllib.parse import quote
@@ -35,7 +35,8 @@ from powermean.contracts.signin import (
     OwnSessionList,
     SignInWays,
 )
-from powermean.rest import Call, nothing, params, reads
+from powermean.contracts.storage import Collected, ProjectStorage, Retention
+from powermean.rest import Call, flags, nothing, params, reads
 
 
 def me() -> Call[Me]:
@@ -86,6 +87,42 @@ def change_project(project: str, title: str) -> Call[Project]:
     """Change what pages call it. For its maintainers."""
     body = ProjectChange(title=title).model_dump(mode="json")
     return Call("PATCH", _project_path(project), reads(Project), json=body)
+
+
+def storage(project: str) -> Call[ProjectStorage]:
+    """What a project stores: bytes by kind, its limit, the largest things."""
+    return Call("GET", _project_path(project, "/storage"), reads(ProjectStorage))
+
+
+def limit_storage(project: str, limit: int | None) -> Call[ProjectStorage]:
+    """Set the most bytes that a project may store; None: no limit. For administrators."""
+    body = {"bytes": limit}
+    return Call("PUT", _project_path(project, "/storage/limit"), reads(ProjectStorage), json=body)
+
+
+def retention(project: str) -> Call[Retention]:
+    """How long a project keeps what its ended jobs stored."""
+    return Call("GET", _project_path(project, "/retention"), reads(Retention))
+
+
+def set_retention(project: str, wanted: Retention) -> Call[Retention]:
+    """Replace these rules. For maintainers."""
+    body = wanted.model_dump(mode="json")
+    return Call("PUT", _project_path(project, "/retention"), reads(Retention), json=body)
+
+
+def delete_project(project: str, cascade: bool = False) -> Call[None]:
+    """Delete a project that holds nothing, or with `cascade` all that it holds. For administrators."""
+    return Call("DELETE", _project_path(project), nothing, flags(cascade=cascade))
+
+
+def collect_garbage(dry_run: bool = True, after: str | None = None) -> Call[Collected]:
+    """Look at a part of the artefact store for what nobody owns; pass `next` as `after` for the next part.
+
+    Only a call with `dry_run=False` removes anything. For administrators.
+    """
+    chosen = params(dry_run=str(dry_run).lower(), after=after)
+    return Call("POST", "/v1/gc", reads(Collected), chosen)
 
 
 def members(project: str) -> Call[MemberList]:
