@@ -65,6 +65,8 @@ def test_a_second_person_is_let_in_without_scripts(service: Service, tabs: Tabs,
     bob = tabs.stranger(java_script_enabled=False).page
     bob.goto(link)
     bob.get_by_role("button", name="Sign in").click()
+    assert bob.url.endswith("/account#password")  # where he may choose one
+    bob.get_by_role("link", name="Jobs", exact=True).click()
     assert bob.locator("#jobs tbody tr").count() == 1
     assert bob.locator("#switch").count() == 0  # one project
     bob.get_by_role("link", name="Projects", exact=True).click()
