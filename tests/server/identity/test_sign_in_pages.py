@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select
 
 from server.db.models import Person
 from server.routes.access import SESSION_COOKIE
@@ -286,7 +286,7 @@ def test_whom_a_provider_vouches_for_has_no_password_and_keys_only_while_it_does
     assert with_oidc.client(key).get("/v1/me").status_code == 200
     with with_oidc.database.write() as session:
         past = datetime.now(UTC) - timedelta(seconds=1)
-        session.execute(update(Person).where(Person.oidc_subject == "ada").values(oidc_until=past))
+        session.scalars(select(Person).where(Person.oidc_subject == "ada")).one().oidc_until = past
     assert with_oidc.client(key).get("/v1/me").status_code == 401
     come_in(with_oidc, idp, "ada")
     assert with_oidc.client(key).get("/v1/me").status_code == 200

@@ -10,6 +10,7 @@ from httpx import Response
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
+from server.identity import recent
 from server.routes.access import Requires
 from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
@@ -87,7 +88,9 @@ def told(answer: Response, ids: dict[str, str]) -> tuple[object, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-def test_what_others_own_answers_as_what_does_not_exist(service: ServiceDriver, theirs, ada):
+def test_what_others_own_answers_as_what_does_not_exist(service: ServiceDriver, theirs, ada, monkeypatch):
+    monkeypatch.setattr(recent, "REMEMBERED_S", 0.0)  # one of a pair might find its caller in memory
+    ada.get("/v1/me")  # writes down that the key was used, which is due once in some minutes
     asked = {"If-None-Match": "*", "Range": "bytes=0-1", "Last-Event-ID": "1", "Idempotency-Key": "k"}
     cases = 0
     for method, path in routes(service):
