@@ -15,6 +15,7 @@ def _one_thread() -> Iterator[None]:
     """Its products are too small to be shared among threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)  # as in a process of its own
     yield
     torch.set_num_threads(threads)
 

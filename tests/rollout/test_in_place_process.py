@@ -137,6 +137,7 @@ def test_a_hold_waits_for_what_is_being_completed(trainer: Trainer, writer: InPl
         client.publish(writer.write(trainer.model, version + 1), TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_who_holds_has_to_be_the_trainer_of_now(trainer: Trainer) -> None:
     with trainer.service.client() as client:
         version = client.health().version

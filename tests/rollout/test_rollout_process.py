@@ -45,6 +45,7 @@ def test_it_generates_over_http_as_in_process(service: Service) -> None:
         assert [len(group) for group in first.completions] == [3, 3]
 
 
+@pytest.mark.slow
 def test_published_weights_change_what_is_generated(service: Service, tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(save_tiny_model(tmp_path, seed=5))
     weights = {name: weight.detach() for name, weight in model.named_parameters()}

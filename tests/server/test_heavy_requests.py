@@ -14,6 +14,7 @@ MOST_CPU_S = 3.0  # under 0.4 where nothing else runs; a full collection of a lo
 on_sqlite = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 
 
+@pytest.mark.slow
 @on_sqlite
 @pytest.mark.parametrize("shape", HEAVY)
 def test_a_spec_as_text(service: ServiceDriver, shape: str):

@@ -99,6 +99,7 @@ def test_signing_in_is_somebodys(service: ServiceDriver) -> None:
     assert entry.key_id is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_a_flood_of_strangers_is_counted(settings: Settings) -> None:
     service = ServiceDriver(settings.model_copy(update={"rate_stranger": "120/minute"}))

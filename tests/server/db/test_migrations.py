@@ -261,6 +261,7 @@ def test_old_keys_become_people_and_what_they_made_the_first_project_s(empty: Da
     assert makers == {"job-ada": "key-ada", "job-bob": "key-bob"}
 
 
+@pytest.mark.slow
 def test_odd_keys_of_before_leave_a_service_that_somebody_manages(empty: Database):
     """The only administrator's key is revoked, people share a name, and a revoked key has made a job."""
     _revise(empty, upgrade, "0012")

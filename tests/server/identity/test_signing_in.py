@@ -186,6 +186,7 @@ def test_addresses_are_compared_without_case_and_without_look_alikes(service):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_guessing_is_slowed_down_by_account_known_or_not(service):
     with_password(service)

@@ -128,6 +128,7 @@ def test_a_trajectorys_tokens_have_both_weights(job_id: str) -> None:
     assert "no token records" in missing.output
 
 
+@pytest.mark.slow
 def test_errors_teach(job_id: str) -> None:
     for arguments, words in (
         (("--set", "clipp=1"), "Fields of pmpo: clip_low, clip_high"),

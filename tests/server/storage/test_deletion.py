@@ -111,6 +111,7 @@ def test_what_a_lapsed_attempt_holds_on_a_node_is_remembered(service: ServiceDri
     assert (late.status_code, error_of(late)["code"]) == (409, "fenced")
 
 
+@pytest.mark.slow
 def test_replays_hold_their_job(service: ServiceDriver):
     job = full_job(service)
     (waiting,) = service.person.get(f"/v1/jobs/{job}/replays").json()["items"]

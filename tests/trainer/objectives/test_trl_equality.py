@@ -99,6 +99,7 @@ def test_grpo_is_trls(batch: Batch) -> None:
     compare("grpo", batch, loss_type="grpo")
 
 
+@pytest.mark.slow
 @given(batches())
 def test_dr_grpo_is_trls(batch: Batch) -> None:
     compare("dr_grpo", batch, loss_type="dr_grpo")

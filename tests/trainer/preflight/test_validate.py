@@ -271,18 +271,12 @@ def test_a_tokenizer_without_a_chat_template(
 
 
 @pytest.mark.slow
-def test_the_program_reads_a_task_and_prints_a_result_without_pytorch(
-    tmp_path: Path, model_root: Path
-) -> None:
-    """The demo waits for it: PyTorch alone would take seconds to import."""
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('imported')")
+def test_the_program_reads_a_task_and_prints_a_result(tmp_path: Path, model_root: Path) -> None:
     task = ValidationTask(job_id="job-a", spec=JobSpec.model_validate(tiny_spec("tiny")))
     done = subprocess.run(
         [sys.executable, "-m", "trainer.preflight"],
         input=task.model_dump_json(),
         env={
-            "PYTHONPATH": str(tmp_path),
             "POWERMEAN_ARTEFACTS_URL": f"file://{tmp_path}/store",
             "POWERMEAN_DATA_DIR": str(tmp_path / "data"),
             "POWERMEAN_MODEL_ROOTS": str(model_root),

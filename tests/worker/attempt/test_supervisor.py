@@ -411,6 +411,7 @@ class TestOnAFullDisk:
         assert (case.server.finish["error"]["code"], case.server.finish["retryable"]) == ("disk_full", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "told"),
     [
