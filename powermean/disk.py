@@ -5,7 +5,6 @@ The report of a full disk has to be written to that disk. A file that is removed
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -60,14 +59,3 @@ class Ballast:
         except FileNotFoundError:
             return False
         return True
-
-
-def write_beside(path: Path, text: str) -> Path:
-    """A new file in the same folder with this text, safely on the disk; rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from powermean import private_files
 from powermean.audit_chain import START, linked, sign_head
 from powermean.contracts.audit import AuditEvent
 from powermean.contracts.audit import AuditHead as SignedHead
-from powermean.disk import write_beside
 from powermean.tokens import KeyPair
 from server.audit.refusals import Refusals
 from server.db.models import AuditEntry, AuditHead, AuditPending
@@ -153,7 +153,7 @@ class Journal:
         return more
 
     def _keep(self, head: SignedHead) -> None:
-        write_beside(self._head_file, head.model_dump_json() + "\n").replace(self._head_file)
+        private_files.replace(self._head_file, head.model_dump_json() + "\n")
         self._head = head
 
 
