@@ -14,12 +14,13 @@ from powermean.contracts.renaming import Deprecation
 
 
 class JobState(StrEnum):
-    """The life of a job. The last three are final."""
+    """The life of a job. The last three are final; a paused one waits for somebody to resume it."""
 
     VALIDATING = "validating"
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -193,12 +194,18 @@ class NodeView(Contract):
     gpus: tuple[GpuInfo, ...]
     cpu_slots: int
     engines: tuple[str, ...]
+    labels: dict[str, str] = Field({}, description="What specs may ask for.")
     full_disk: str | None = Field(
         None, description="Folder whose disk is full; it gets no attempts meanwhile."
     )
     version: str
     alive: bool
     seen_at: datetime
+    closed: Literal["cordoned", "draining"] | None = Field(
+        None, description="It takes no new work; draining: what runs there leaves at its next step."
+    )
+    closed_reason: str | None = Field(None, description="Who closed it and why, for people.")
+    drain_at: datetime | None = Field(None, description="When it starts to drain.")
     attempts: tuple[str, ...] = Field(description="Attempts of your projects that hold resources on it.")
     other_attempts: int = Field(0, description="How many of other projects hold resources on it.")
     rival: NameRival | None = Field(

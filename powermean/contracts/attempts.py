@@ -60,6 +60,10 @@ class EngineReport(Contract):
     error: JobError | None = Field(None, description="Why it failed, or why it was restarted.")
 
 
+LabelText = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32)]
+
+
 class NodeReport(Contract):
     """A node's inventory and what still runs there (PUT /v1/nodes/{id}, with the node's token)."""
 
@@ -72,6 +76,7 @@ class NodeReport(Contract):
     gpus: tuple[GpuInfo, ...] = ()
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
+    labels: Labels = Field({}, description="What specs may ask for by `resources.node_labels`.")
     running: tuple[str, ...] = Field((), description="Attempts with live processes on the node.")
     checking: tuple[str, ...] = Field((), description="Jobs whose specs the node is checking.")
     services: tuple[EngineReport, ...] = Field((), description="Engine services that run there.")

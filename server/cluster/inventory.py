@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
+from typing import Literal, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -69,6 +70,9 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
             attempts=tuple(attempt_id for attempt_id in held[node.id] if attempt_id in seen),
             other_attempts=sum(attempt_id not in seen for attempt_id in held[node.id]),
             rival=rival_of(node, now),
+            closed=cast(Literal["cordoned", "draining"] | None, node.closed),
+            closed_reason=node.closed_reason,
+            drain_at=node.drain_at,
             **{
                 name: value
                 for name, value in dict(_report(node)).items()
@@ -101,7 +105,7 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
                 free_cpu_slots=max(0, whole.cpu_slots - len(slots_held[node.id])),
                 free_gpus=tuple(uuid for uuid in whole.free_gpus if uuid not in gpus_held[node.id]),
             )
-            if whole.full_disk is None
+            if whole.full_disk is None and whole.closed is None
             else replace(whole, free_cpu_slots=0, free_gpus=())
         )
     return found
@@ -131,6 +135,9 @@ def empty(node: Node) -> NodeCapacity:
         free_gpus=tuple(gpu.uuid for gpu in report.gpus),
         engines=report.engines,
         full_disk=report.full_disk,
+        closed=node.closed_reason if node.closed else None,
+        labels=frozenset(report.labels.items()),
+        gpu_info=report.gpus,
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from powermean.contracts.attempts import AllocationView
+from powermean.contracts.attempts import AllocationView, GpuInfo
 from server.jobs.demand import AdapterNeed
 
 VLLM = "vllm"
@@ -34,6 +34,9 @@ class NodeCapacity:
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
     full_disk: str | None = None  # the folder for which it takes nothing new
+    closed: str | None = None  # why it takes nothing new, for people: cordoned, draining
+    labels: frozenset[tuple[str, str]] = frozenset()
+    gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
 
 
 @dataclass(frozen=True)
