@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines
+from server.cluster.drains import DRAINING, why_closed
 from server.cluster.planner import NodeCapacity
 from server.db.models import Attempt, Job, Node
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
+from server.errors import NotFoundError
 from server.jobs import allocations
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
 from server.settings import Settings
@@ -50,18 +52,29 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     return rival_of(known, now) if known is not None else None
 
 
-def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
-    """All nodes that ever reported, by id, with the attempts that hold resources there.
+def show_node(session: ScopedSession, settings: Settings, node_id: str) -> NodeView:
+    """One node, as in the list. Raises NotFoundError."""
+    found = list_nodes(session, settings, node_id)
+    if not found:
+        raise NotFoundError(f"no node {node_id}", remedy="GET /v1/nodes lists the nodes.")
+    return found[0]
+
+
+def list_nodes(session: ScopedSession, settings: Settings, node_id: str | None = None) -> list[NodeView]:
+    """All nodes that ever reported (or the one), by id, with the attempts that hold resources there.
 
     Those of projects that the caller doesn't see are counted alone.
     """
     now = database_now(session)
+    query = select(Node) if node_id is None else select(Node).where(Node.id == node_id)
+    nodes = session.execute(query.order_by(Node.id)).scalars().all()
     held: dict[str, dict[str, None]] = defaultdict(dict)  # in order of allocation
     for allocation in allocations.held(session):
         held[allocation.node_id][allocation.attempt_id] = None
     everywhere = [attempt_id for attempts in held.values() for attempt_id in attempts]
-    query = select(Attempt.id).join(Job, Job.id == Attempt.job_id).where(Attempt.id.in_(everywhere))
-    seen = set(session.scalars(query))
+    own = select(Attempt.id).join(Job, Job.id == Attempt.job_id).where(Attempt.id.in_(everywhere))
+    seen = set(session.scalars(own))
+    served = engines.placed(session)
     return [
         NodeView(
             id=node.id,
@@ -73,13 +86,14 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
             closed=cast(Literal["cordoned", "draining"] | None, node.closed),
             closed_reason=node.closed_reason,
             drain_at=node.drain_at,
+            drained=node.closed == DRAINING and not (held[node.id] or node.id in served or _serves(node)),
             **{
                 name: value
                 for name, value in dict(_report(node)).items()
                 if name not in ("running", "checking", "services", "instance")
             },
         )
-        for node in session.execute(select(Node).order_by(Node.id)).scalars()
+        for node in nodes
     ]
 
 
@@ -135,10 +149,15 @@ def empty(node: Node) -> NodeCapacity:
         free_gpus=tuple(gpu.uuid for gpu in report.gpus),
         engines=report.engines,
         full_disk=report.full_disk,
-        closed=node.closed_reason if node.closed else None,
+        closed=why_closed(node) if node.closed else None,
         labels=frozenset(report.labels.items()),
         gpu_info=report.gpus,
     )
+
+
+def _serves(node: Node) -> bool:
+    """Whether an engine service still runs there, ordered or not."""
+    return bool(_report(node).services)
 
 
 def _report(node: Node) -> NodeReport:

@@ -34,7 +34,7 @@ class NodeCapacity:
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
     full_disk: str | None = None  # the folder for which it takes nothing new
-    closed: str | None = None  # why it takes nothing new, for people: cordoned, draining
+    closed: str | None = None  # for people: `n3 is draining (kernel update)`; it takes nothing new
     labels: frozenset[tuple[str, str]] = frozenset()
     gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
 
@@ -136,6 +136,7 @@ class _Free:
         self.kept: dict[bool, set[str]] = {True: set(), False: set()}  # by line: does it need GPUs?
         self.jobs = {engine.id: set(engine.jobs) for engine in state.engines}
         self.full = {node.id: node.full_disk for node in state.nodes if node.full_disk}
+        self.closed = {node.id: node.closed for node in state.nodes if node.closed}
         self.engines = Counter(engine.node for engine in state.engines)
 
     def choose(self, gpus: int, nodes: Iterable[str], avoid: frozenset[str] = frozenset()) -> str | None:
@@ -262,7 +263,10 @@ def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) ->
         if engine.node:
             return _Wait(f"waiting for node {engine.node} to have {needs}")
         return _Wait(f"waiting for a node with {needs}: no connected node has that")
+    if all(node.closed for node in fitting):
+        return _Wait(f"waiting for a node: {fitting[0].closed}")
     if not engine.gpus:
+        fitting = [node for node in fitting if node.closed is None]
         spread = min(fitting, key=lambda node: (free.engines[node.id], -node.cpu_slots, node.id))
         free.engines[spread.id] += 1
         return Placement(engine.id, spread.id, ())
@@ -377,6 +381,9 @@ def _busy(gpus: int, possible: frozenset[str], free: _Free) -> str:
     if possible <= free.full.keys():
         node_id = min(possible)
         return f"waiting for room: the disk of {free.full[node_id]} on {node_id} is full"
+    if possible <= free.full.keys() | free.closed.keys():
+        closed = [free.closed[id_] for id_ in sorted(possible & free.closed.keys())]
+        return f"waiting for a node: {', '.join(closed)}"
     if possible <= free.kept[gpus > 0]:
         return "waiting behind earlier jobs"
     if gpus:
