@@ -95,6 +95,7 @@ def report(
         gpus=cards,
         cpu_slots=settings.cpu_slots,
         engines=engines(),
+        labels=settings.labels,
         running=running(settings.data_dir),
         checking=checking,
         full_disk=full_disk(settings),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef, Manifest
-from powermean.contracts.base import Contract
+from powermean.contracts.base import Contract, Labels
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.rollout import AdapterSlots
@@ -58,10 +58,6 @@ class EngineReport(Contract):
     requests: int | None = Field(None, ge=0, description="Requests in progress.")
     restarts: int = Field(0, ge=0, description="How often its process was restarted.")
     error: JobError | None = Field(None, description="Why it failed, or why it was restarted.")
-
-
-LabelText = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32)]
 
 
 class NodeReport(Contract):

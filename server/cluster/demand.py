@@ -22,7 +22,18 @@ def waiting_job(
     adapter = demand.adapter
     if adapter is not None and longest_sequence is not None:
         adapter = replace(adapter, tokens=longest_sequence)
-    return WaitingJob(job_id, demand.gpus, demand.rollout_gpus, avoid, demand.vllm, adapter, project)
+    return WaitingJob(
+        job_id,
+        demand.gpus,
+        demand.rollout_gpus,
+        avoid,
+        demand.vllm,
+        adapter,
+        project,
+        demand.gpu_type,
+        demand.gpu_memory_mb,
+        demand.labels,
+    )
 
 
 def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[NodeCapacity]) -> list[str]:

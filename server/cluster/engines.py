@@ -249,7 +249,7 @@ def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngin
 
 def placed(session: Session) -> set[str]:
     """The nodes that services belong to."""
-    return set(session.scalars(select(EngineService.node).where(EngineService.node.is_not(None)))) - {None}
+    return {node for node in session.scalars(select(EngineService.node)) if node is not None}
 
 
 def gpus_held(session: Session) -> dict[str, set[str]]:
@@ -262,7 +262,9 @@ def gpus_held(session: Session) -> dict[str, set[str]]:
 
 def _state(row: EngineService, alive: Collection[str], closed: Mapping[str, str | None]) -> str:
     """For jobs: `ready` only where a new one may begin."""
-    if row.node is not None and row.node not in alive:
+    if row.node is None:
+        return row.state
+    if row.node not in alive:
         return "its node is offline"
     return f"its node is {closed[row.node]}" if row.node in closed else row.state
 
