@@ -55,6 +55,7 @@ class AsyncClient(AsyncConnection):
 
     nodes = async_method(rest.nodes)
     get_node = async_method(rest.get_node)
+    node_samples = async_method(rest.node_samples)
     cordon_node = async_method(rest.cordon_node)
     drain_node = async_method(rest.drain_node)
     uncordon_node = async_method(rest.uncordon_node)

@@ -115,6 +115,7 @@ class Client(Connection):
 
     nodes = method(rest.nodes)
     get_node = method(rest.get_node)
+    node_samples = method(rest.node_samples)
     cordon_node = method(rest.cordon_node)
     drain_node = method(rest.drain_node)
     uncordon_node = method(rest.uncordon_node)

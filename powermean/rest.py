@@ -30,6 +30,7 @@ from powermean.contracts.api import (
     NodeClosing,
     NodeDrain,
     NodeList,
+    NodeSamples,
     NodeView,
     SpecSource,
     SubmittedJob,
@@ -385,6 +386,12 @@ def nodes() -> Call[NodeList]:
 
 def get_node(node_id: str) -> Call[NodeView]:
     return Call("GET", _node_path(node_id), reads(NodeView))
+
+
+def node_samples(node_id: str, since: datetime | None = None) -> Call[NodeSamples]:
+    """What the node used, every ten seconds of the last hour, or after a time (with its time zone)."""
+    given = params(since=since.isoformat() if since is not None else None)
+    return Call("GET", _node_path(node_id, "/samples"), reads(NodeSamples), given)
 
 
 def cordon_node(node_id: str, reason: str | None = None) -> Call[NodeView]:

@@ -12,11 +12,11 @@ class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def conflict(field: tuple[str, ...], why: str, value: object) -> ValidationError:
+def conflict(field: tuple[str | int, ...], why: str, value: object) -> ValidationError:
     """The error of two incompatible fields, located at one of them; raise it in a model's validator."""
     kind = PydanticCustomError("conflict", "{why}", {"why": why})
     return ValidationError.from_exception_data(
-        ".".join(field), [InitErrorDetails(type=kind, loc=field, input=value)]
+        ".".join(map(str, field)), [InitErrorDetails(type=kind, loc=field, input=value)]
     )
 
 

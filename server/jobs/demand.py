@@ -35,6 +35,7 @@ class Demand:
 
 
 _json = TypeAdapter(Demand)
+_LATER = ("gpu_type", "gpu_memory_mb", "labels")  # not in the texts of jobs from before
 
 
 def demand_of(spec: JobSpec) -> str:
@@ -48,7 +49,7 @@ def demand_of(spec: JobSpec) -> str:
         gpu_memory_mb=ceil((spec.resources.gpu_memory_gib or 0) * 1024),
         labels=tuple(sorted(spec.resources.node_labels.items())),
     )
-    return _json.dump_json(demand).decode()
+    return _json.dump_json(demand, exclude={name for name in _LATER if not getattr(demand, name)}).decode()
 
 
 @lru_cache(maxsize=4096)

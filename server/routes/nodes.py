@@ -3,14 +3,15 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Path, status
+from fastapi import APIRouter, Path, Query, status
+from pydantic import AwareDatetime
 
-from powermean.contracts.api import NodeClosing, NodeDrain, NodeList, NodeView
+from powermean.contracts.api import NodeClosing, NodeDrain, NodeList, NodeSamples, NodeView
 from powermean.contracts.attempts import NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
-from server.cluster import drains, engines, inventory
+from server.cluster import drains, engines, inventory, samples
 from server.identity.callers import Caller
 from server.routes.access import CurrentNode, KnownCallerRoute, May
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestKeyPair, RequestSettings
@@ -40,6 +41,20 @@ def get_node(
     """One node, as in the list."""
     with database.read() as session:
         return inventory.show_node(session, settings, node_id)
+
+
+@router.get("/{node_id}/samples", summary="Show what a node used")
+def get_samples(
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.read")],
+    database: CallersDatabase,
+    settings: RequestSettings,
+    since: Annotated[AwareDatetime | None, Query(description="After this time; an hour is kept.")] = None,
+) -> NodeSamples:
+    """Every ten seconds of the last hour: how busy its GPUs were, and what your attempts used."""
+    with database.read() as session:
+        inventory.show_node(session, settings, node_id)
+        return samples.history(session, node_id, since)
 
 
 @router.post("/{node_id}/cordon", summary="Give a node nothing new")
