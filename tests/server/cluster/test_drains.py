@@ -1,6 +1,8 @@
 """Nodes are cordoned, drained and opened again; what runs on a draining node goes on elsewhere."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -336,3 +338,28 @@ def test_the_audit_log_has_who_closed_it_and_why(service: ServiceDriver):
     entry = service.person.get("/v1/audit").json()["items"][0]
     assert (entry["verb"], entry["detail"]["reason"]) == ("cluster.change", "kernel update")
     assert entry["target"] == "node-1"
+
+
+def test_administrators_who_contradict_each_other_leave_nothing_stuck(service: ServiceDriver):
+    attempt, reason = service.running(), {"reason": "fan"}
+
+    def say_in_turn(words: tuple[str, ...]) -> list[int]:
+        asked = [
+            service.person.post(f"/v1/nodes/node-1/{word}", json=reason if word != "uncordon" else None)
+            for word in words
+        ]
+        return [answer.status_code for answer in asked if answer.status_code != 200]
+
+    with ThreadPoolExecutor(3) as pool:
+        said = [pool.submit(say_in_turn, words) for words in permutations(("drain", "cordon", "uncordon"))]
+        for _ in range(5):
+            service.scheduler.turn()
+        assert [one.result() for one in said] == [[]] * 6
+    assert node(service)["closed"] in (None, "cordoned", "draining")
+    say(service, "uncordon")
+    service.scheduler.turn()
+    if order(attempt) == "checkpoint_and_exit":
+        leave(attempt)
+        service.scheduler.turn()
+        attempt = service.claim(f"{attempt.claim.job_id}.2")
+    assert order(attempt) == "continue"
