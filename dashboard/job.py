@@ -1,4 +1,4 @@
-"""A job's page: overview, charts, system and spec, each at its own address; its parts; cancelling."""
+"""A job's page: overview, charts, system and spec, each at its own address; parts and buttons."""
 
 import asyncio
 from typing import Any
@@ -117,6 +117,24 @@ async def job_part(request: Request) -> Response:
         elif part == "staleness":
             context["staleness"] = await _staleness(client, job)
     return _page(request, PARTS[part], job, **context)
+
+
+async def pause(request: Request) -> Response:
+    """POST pauses and shows the job."""
+    job_id = request.path_params["job_id"]
+    require_same_origin(request)
+    async with api.client(request) as client:
+        await client.pause_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+async def resume(request: Request) -> Response:
+    """POST resumes and shows the job."""
+    job_id = request.path_params["job_id"]
+    require_same_origin(request)
+    async with api.client(request) as client:
+        await client.resume_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
 
 
 async def cancel(request: Request) -> Response:

@@ -14,6 +14,8 @@ class AsyncClient(AsyncConnection):
     get_job = async_method(rest.get_job)
     list_jobs = async_method(rest.list_jobs)
     cancel_job = async_method(rest.cancel_job)
+    pause_job = async_method(rest.pause_job)
+    resume_job = async_method(rest.resume_job)
     delete_job = async_method(rest.delete_job)
 
     metrics = async_method(rest.metrics)

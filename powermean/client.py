@@ -74,6 +74,8 @@ class Client(Connection):
     get_job = method(rest.get_job)
     list_jobs = method(rest.list_jobs)
     cancel_job = method(rest.cancel_job)
+    pause_job = method(rest.pause_job)
+    resume_job = method(rest.resume_job)
     delete_job = method(rest.delete_job)
 
     metrics = method(rest.metrics)

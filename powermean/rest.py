@@ -218,6 +218,16 @@ def cancel_job(job_id: str) -> Call[Job]:
     return Call("POST", job_path(job_id, "/cancel"), reads(Job))
 
 
+def pause_job(job_id: str) -> Call[Job]:
+    """Have it save a checkpoint at the end of its step and free its place, until it is resumed."""
+    return Call("POST", job_path(job_id, "/pause"), reads(Job))
+
+
+def resume_job(job_id: str) -> Call[Job]:
+    """Let a paused job wait for a place again; it goes on from its last checkpoint."""
+    return Call("POST", job_path(job_id, "/resume"), reads(Job))
+
+
 def delete_job(job_id: str, cascade: bool = False) -> Call[None]:
     """Delete an ended job with all that it recorded; with `cascade` also replays of it that still wait."""
     return Call("DELETE", job_path(job_id), nothing, flags(cascade=cascade))

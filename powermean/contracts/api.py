@@ -7,7 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult, NameRival
+from powermean.contracts.attempts import (
+    AllocationView,
+    GpuInfo,
+    JobError,
+    JobResult,
+    NameRival,
+    OrderCause,
+)
 from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import Deprecation
@@ -72,6 +79,9 @@ class JobSummary(Contract):
     held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")
     cancel_requested: bool = False
+    pause_requested: bool = Field(
+        False, description="It pauses when its step, or the check of its spec, is done."
+    )
     phase: str | None = Field(None, description="What the job is doing or waiting for, for people.")
     created_at: datetime
     started_at: datetime | None = None
@@ -97,7 +107,13 @@ class AttemptView(Contract):
     first_step: int
     allocations: tuple[AllocationView, ...]
     created_at: datetime
+    order_cause: OrderCause | None = Field(
+        None, description="Why it was ordered to stop; null: nobody ordered it to."
+    )
+    order_reason: str | None = Field(None, description="The same in words, with names.")
+    ordered_at: datetime | None = None
     ended_at: datetime | None = None
+    freed_at: datetime | None = Field(None, description="When all that it held was free again.")
     outcome: str | None = Field(
         None, description="finished, failed, checkpointed, cancelled or lapsed; null: it has not ended."
     )
@@ -111,6 +127,7 @@ class Job(JobSummary):
     spec: JobSpec
     result: JobResult | None = None
     attempts: tuple[AttemptView, ...] = ()
+    preemptions: int = Field(0, description="How often it gave way to other work.")
     seconds_left: float | None = Field(None, description="Estimate from the durations of the last steps.")
     seq: int = Field(0, description="Number of the last event: follow /events from here.")
 

@@ -104,6 +104,8 @@ def _new_job(
         attempt=0,
         restarts=0,
         cancel_requested=False,
+        pause_requested=False,
+        preemptions=0,
         idempotency_key=idempotency_key,
         spec_sha256=hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
         created_by=person_id,
@@ -172,13 +174,13 @@ def source(session: ScopedSession, job_id: str) -> SpecSource:
     return SpecSource(text=job.spec_text or to_yaml(job_spec(job), changed_only=True))
 
 
-def cancel(session: ScopedSession, job_id: str) -> JobView:
+def cancel(session: ScopedSession, job_id: str, name: str) -> JobView:
     """Stop a job: at once if nothing runs, otherwise by an order in its next heartbeat's reply."""
     job = lock_job(session, job_id)
     if not state_of(job).final and not job.cancel_requested:
         if state_of(job) is JobState.RUNNING:
             job.cancel_requested = True
-            attempts.order_cancel(session, job)
+            attempts.order_cancel(session, job, f"cancelled by {name}", database_now(session))
             record_state(session, job)
         else:
             attempts.withdraw(session, job)
@@ -186,6 +188,50 @@ def cancel(session: ScopedSession, job_id: str) -> JobView:
             job.cancel_requested = True
             change_state(session, job, JobState.CANCELLED)
     return job_view(job, repository.seconds_left(session, job))
+
+
+def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
+    """Have a job leave its place at the end of its step, and wait until somebody resumes it.
+
+    At once if nothing runs; a spec that a node is checking is checked first. Raises ConflictError: the job
+    has ended or is ending.
+    """
+    job = lock_job(session, job_id)
+    state = state_of(job)
+    if why := "is being cancelled" if job.cancel_requested and not state.final else _ended(state):
+        raise ConflictError(f"job {job_id} {why}: it can't be paused")
+    if state is not JobState.PAUSED and not job.pause_requested:
+        job.pause_requested = True
+        reason = f"paused by {name}"
+        if state is JobState.QUEUED:
+            change_state(session, job, JobState.PAUSED, reason)
+        elif not attempts.order_stop(session, job, reason, database_now(session), cause="paused"):
+            record_state(session, job)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def resume(session: ScopedSession, job_id: str) -> JobView:
+    """Queue a paused job again; of one that is about to pause, the attempt still leaves first.
+
+    No effect on a job that is not paused. Raises ConflictError: the job has ended.
+    """
+    job = lock_job(session, job_id)
+    state = state_of(job)
+    if why := _ended(state):
+        raise ConflictError(
+            f"job {job_id} {why}: it can't be resumed", remedy="Submit its spec again as a new job."
+        )
+    if state is JobState.PAUSED:
+        job.not_before = None
+        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
+    elif job.pause_requested:
+        job.pause_requested = False
+        record_state(session, job)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def _ended(state: JobState) -> str | None:
+    return f"has ended ({state})" if state.final else None
 
 
 def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
@@ -219,7 +265,10 @@ def accept_validation(session: Session, job_id: str, result: ValidationResult) -
     outbox.settle(session, job_id, database_now(session))
     if not result.errors:
         job.longest_sequence = result.tokens
-        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
+        if job.pause_requested:
+            change_state(session, job, JobState.PAUSED, "paused")
+        else:
+            change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
         return
     job.error = _combined(result.errors).model_dump(mode="json")
     change_state(session, job, JobState.FAILED)

@@ -150,7 +150,24 @@ def get_text(
 def cancel_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
     """At once if nothing runs; a running job stops within a heartbeat or two. Repeats have no effect."""
     with database.write() as session:
-        return service.cancel(session, job_id)
+        return service.cancel(session, job_id, caller.name)
+
+
+@router.post("/{job_id}/pause", summary="Pause a job")
+def pause_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
+    """A running job saves a checkpoint at the end of its step and frees its place; POST .../resume queues it.
+
+    At once if nothing runs. Repeats have no effect.
+    """
+    with database.write() as session:
+        return service.pause(session, job_id, caller.name)
+
+
+@router.post("/{job_id}/resume", summary="Resume a paused job")
+def resume_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
+    """It waits for a place, and goes on from its last checkpoint. Repeats have no effect."""
+    with database.write() as session:
+        return service.resume(session, job_id)
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")

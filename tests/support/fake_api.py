@@ -364,6 +364,20 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
         fake.set_state(JobState.CANCELLED, cancel_requested=True, finished_at=NOW + timedelta(minutes=3))
         return fake.job
 
+    @app.post("/v1/jobs/{job_id}/pause")
+    def pause_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(fake.job.state, pause_requested=True)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/resume")
+    def resume_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(JobState.QUEUED)
+        return fake.job
+
     @app.get("/v1/nodes")
     def nodes(request: Request) -> NodeList:
         _signed_in(request)
