@@ -118,6 +118,7 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/jobs/{job_id}/system", viewed(job.system_page)),
             Route("/jobs/{job_id}/spec", viewed(job.spec_page)),
             Route("/jobs/{job_id}/part/{part}", job.job_part),
+            Route("/jobs/{job_id}/priority", viewed(job.priority), methods=["GET", "POST"]),
             Route("/jobs/{job_id}/pause", viewed(job.pause), methods=["POST"]),
             Route("/jobs/{job_id}/resume", viewed(job.resume), methods=["POST"]),
             Route("/jobs/{job_id}/cancel", viewed(job.cancel), methods=["GET", "POST"]),

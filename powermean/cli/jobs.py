@@ -164,6 +164,7 @@ def described(job: Job) -> list[str]:
     lines = [
         f"{job.id}  {job.name}",
         f"{job.state}" + (f": {job.phase}" if job.phase else ""),
+        f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
     lines += [reason(job)] if job.error else []

@@ -32,6 +32,10 @@ COMMANDS = {
         "powermean.cli.jobs:resume",
         "Resume a paused job: it waits for a place, and goes on from its last checkpoint.",
     ),
+    "priority": (
+        "powermean.cli.priorities:priority",
+        "Give a job another priority: it goes before others, or behind them.",
+    ),
     "delete": (
         "powermean.cli.storage:delete",
         "Delete ended jobs with their numbers, logs, checkpoints and models; asks first.",
@@ -50,6 +54,7 @@ COMMANDS = {
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
     "node": ("powermean.cli.cluster:node", "Remove nodes that are gone for good; for administrators."),
+    "priorities": ("powermean.cli.priorities:priorities", "Priority classes, which specs name."),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

@@ -17,6 +17,7 @@ from powermean.contracts.attempts import (
 )
 from powermean.contracts.base import Contract
 from powermean.contracts.job import JobSpec
+from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.renaming import Deprecation
 
 
@@ -67,6 +68,7 @@ class JobSummary(Contract):
     name: str
     project: str = "default"
     state: JobState
+    priority: str = DEFAULT_PRIORITY
     algorithm: str
     model: str
     step: int = Field(description="Steps done.")

@@ -20,11 +20,11 @@ from powermean.spec_yaml import to_yaml
 from server import outbox
 from server.db.models import Job
 from server.db.scoped import ScopedSession
-from server.db.session import database_now, insert_new
-from server.errors import ConflictError, InvalidInputError
+from server.db.session import changes, database_now, insert_new
+from server.errors import ConflictError, ForbiddenError, InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose
-from server.jobs import attempts, repository
+from server.jobs import attempts, priorities, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
@@ -54,8 +54,8 @@ def submit(
     `text` is what the spec was read from; it is kept for people who edit and submit it again.
 
     Raises:
-        InvalidInputError: there is no such project or secret, the model is not allowed, or the spec's dataset
-            does not exist or lacks a field.
+        InvalidInputError: there is no such project, secret or priority, the model or the priority is not
+            allowed, or the spec's dataset does not exist or lacks a field.
         ForbiddenError: the caller may not submit to the project.
         ConflictError: the key was used for a different spec.
     """
@@ -67,6 +67,8 @@ def submit(
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
     check_model(spec.model.name, allowed)
+    if why := priorities.objection(session, caller, project, spec.priority):
+        raise InvalidInputError.at("priority", why, "GET /v1/priorities says who may use which.")
     check_dataset(session, spec, project)
     check_secrets(session, spec, project, caller.person_id)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
@@ -96,6 +98,7 @@ def _new_job(
         spec=data,
         spec_text=text,
         demand=demand_of(spec),
+        priority=spec.priority,
         algorithm=spec.algorithm.name,
         total_steps=spec.training.steps,
         step=0,
@@ -226,6 +229,20 @@ def resume(session: ScopedSession, job_id: str) -> JobView:
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
     elif job.pause_requested:
         job.pause_requested = False
+        record_state(session, job)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def set_priority(session: ScopedSession, caller: Caller, job_id: str, name: str) -> JobView:
+    """Give a live job another priority. Raises InvalidInputError, ForbiddenError, or ConflictError."""
+    job = lock_job(session, job_id)
+    if why := _ended(state_of(job)):
+        raise ConflictError(f"job {job_id} {why}: its priority can't be changed")
+    if why := priorities.objection(session, caller, job.project_id, name):
+        raise ForbiddenError(why, remedy="GET /v1/priorities says who may use which.")
+    if job.priority != name:
+        job.priority = name
+        changes(session).plan = True
         record_state(session, job)
     return job_view(job, repository.seconds_left(session, job))
 

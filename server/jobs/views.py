@@ -24,6 +24,7 @@ def job_summary(job: Job) -> JobSummary:
         project=job.project_id,
         created_by=job.created_by,
         state=JobState(job.state),
+        priority=job.priority,
         algorithm=job.algorithm,
         model=model.get("name") or model["folder"],
         step=job.step,

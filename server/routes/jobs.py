@@ -11,6 +11,7 @@ from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource,
 from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
+from powermean.contracts.priorities import PriorityChange
 from powermean.contracts.renaming import old_names_used
 from powermean.contracts.secrets import HUB_TOKENS
 from powermean.spec_yaml import SpecTextError, read_spec
@@ -168,6 +169,19 @@ def resume_job(job_id: str, caller: Annotated[Caller, May("job.change")], databa
     """It waits for a place, and goes on from its last checkpoint. Repeats have no effect."""
     with database.write() as session:
         return service.resume(session, job_id)
+
+
+@router.post("/{job_id}/priority", summary="Change a job's priority")
+def set_priority(
+    job_id: str,
+    wanted: PriorityChange,
+    caller: Annotated[Caller, May("job.change")],
+    database: CallersDatabase,
+) -> Job:
+    """It goes before others from now on, or behind them, waiting or running."""
+    with database.write() as session:
+        note(priority=wanted.priority)
+        return service.set_priority(session, caller, job_id, wanted.priority)
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")

@@ -161,6 +161,21 @@ def test_a_job_is_paused_and_resumed(browser: TestClient, api: FakeApi) -> None:
     assert job.job.state == JobState.QUEUED
 
 
+def test_a_priority_is_changed_or_the_question_stays_with_the_reason(
+    browser: TestClient, api: FakeApi
+) -> None:
+    job = api.add_job()
+    link = parse(browser.get("/jobs/job-a").text).one("a", id="priority-link")
+    form = parse(browser.get(link.attributes["href"]).text).one("form", action="/jobs/job-a/priority")
+    assert [one.attributes["value"] for one in form.all("option")] == ["high", "normal", "low"]
+    refused = browser.post("/jobs/job-a/priority", data={"priority": "high"})
+    assert refused.status_code == 403
+    assert "high needs a maintainer" in parse(refused.text).one("div", role="alert").words
+    assert browser.post("/jobs/job-a/priority", data={"priority": "low"}).status_code == 303
+    assert job.job.priority == "low"
+    assert "priority low" in parse(browser.get("/").text).one("td", **{"data-label": "State"}).words
+
+
 def test_the_order_to_leave_is_shown_with_its_cause_and_its_times(browser: TestClient, api: FakeApi) -> None:
     ordered = {"order_cause": "preempted", "order_reason": "preempted by job-17", "ordered_at": NOW}
     (attempt,) = api.add_job().job.attempts
@@ -173,7 +188,7 @@ def test_the_order_to_leave_is_shown_with_its_cause_and_its_times(browser: TestC
 def test_another_site_cannot_cancel(browser: TestClient, api: FakeApi) -> None:
     job = api.add_job()
     for origin in ("https://evil.example", "null", "http://testserver.evil.example"):
-        for what in ("cancel", "pause", "resume"):
+        for what in ("cancel", "pause", "resume", "priority"):
             assert browser.post(f"/jobs/job-a/{what}", headers={"Origin": origin}).status_code == 403
     assert job.job.state == JobState.RUNNING
 
