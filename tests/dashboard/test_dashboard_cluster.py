@@ -25,7 +25,7 @@ def test_nodes_with_what_they_have_and_hold(browser: TestClient, api: FakeApi) -
     rows = [row.words for row in parse(page.text).one("tbody").all("tr")]
     assert "<i>a</i>" not in page.text
     assert "alive" in rows[0]
-    assert "H100, 81.6 GB" in rows[0]
+    assert "H100, 79.6 GiB" in rows[0]
     assert "offline" in rows[1]
     assert parse(page.text).one("a", id="node-job-a.2").attributes["href"] == "/jobs/job-a"
 
