@@ -258,6 +258,18 @@ class Node(Base):
     closed: Mapped[str | None] = mapped_column(String(8))  # cordoned or draining: it takes nothing new
     closed_reason: Mapped[str | None] = mapped_column(String(200))  # for people
     drain_at: Mapped[datetime | None]  # from then on it drains
+    gpus_since: Mapped[datetime | None]  # when it first reported the newest of its GPUs
+
+
+class NodeSample(Base):
+    """What a node used in ten seconds, for an hour; cluster/samples.py has its form."""
+
+    __tablename__ = "node_samples"
+    __table_args__ = (Index("ix_node_samples_at", "at"), {"sqlite_with_rowid": False})
+
+    node_id: Mapped[str] = mapped_column(String(64), primary_key=True)  # not a key: outlives the node
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    use: Mapped[dict[str, Any]]
 
 
 class PriorityClass(Base):

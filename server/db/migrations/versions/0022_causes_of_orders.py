@@ -1,4 +1,4 @@
-"""why an attempt was ordered to stop, and the limits that the leader judges
+"""why an attempt was ordered to stop
 
 Revision ID: 0022
 Revises: 0020
@@ -15,9 +15,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("attempts", sa.Column("order_cause", sa.String(16), nullable=True))
-    op.add_column("jobs", sa.Column("limits", sa.JSON(), nullable=True))
 
 
 def downgrade() -> None:
-    op.drop_column("jobs", "limits")
     op.drop_column("attempts", "order_cause")
