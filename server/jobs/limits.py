@@ -78,13 +78,14 @@ def _spent(limits: Mapping[str, float], hours: float, gpu_hours: float) -> str |
 
 def _stalled(session: Session, job: Job, attempt: Attempt, now: datetime) -> str | None:
     """Why the attempt counts as stalled. Its first step, before which models are loaded, has any time."""
-    usual = repository.usual_step_s(session, job)
     last = repository.last_step_at(session, job.id)
-    if usual is None or last is None or attempt.claimed_at is None or last < attempt.claimed_at:
+    if last is None or attempt.claimed_at is None or last < attempt.claimed_at:
         return None
-    factor = (job.limits or {})["stall_factor"]
     silent = (now - last).total_seconds()
-    if silent <= max(factor * usual, STALL_FLOOR_S):
+    if silent <= STALL_FLOOR_S:  # most jobs: no more is read of them
+        return None
+    usual, factor = repository.usual_step_s(session, job), (job.limits or {})["stall_factor"]
+    if usual is None or silent <= factor * usual:
         return None
     return f"limits.stall_factor: no step for {silent:.0f} s, and the limit is {factor:g} times {usual:.3g} s"
 

@@ -4,10 +4,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select
 
 from powermean.contracts.api import JobState
 from server.db.models import Attempt, JobEvent
+from server.db.session import database_now
+from server.jobs import limits
 from server.jobs.limits import STALL_FLOOR_S
 from tests.support.reports import post_rows, row, trajectory
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of, example_result
@@ -25,8 +27,8 @@ def earlier(service: ServiceDriver, job_id: str, seconds: float) -> None:
                     setattr(attempt, name, at - by)
             for part in attempt.allocations:
                 part.released_at = part.released_at - by if part.released_at else None
-        for event in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id)):
-            event.created_at -= by
+        for told in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id)):
+            told.created_at -= by
 
 
 def look(service: ServiceDriver) -> None:
@@ -34,8 +36,8 @@ def look(service: ServiceDriver) -> None:
     service.scheduler.turn()
 
 
-def limited(service: ServiceDriver, **limits: Any) -> AttemptDriver:
-    return service.running(limits=limits)
+def limited(service: ServiceDriver, **given: Any) -> AttemptDriver:
+    return service.running(limits=given)
 
 
 def order(attempt: AttemptDriver) -> str:
@@ -185,16 +187,17 @@ def test_a_stalled_job_that_is_to_pause_pauses(service: ServiceDriver):
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_limits_are_looked_at_every_few_seconds_and_only_where_there_are_any(service: ServiceDriver):
-    plain, attempt = service.running(), None
+    plain = service.running()
+    asked: list[str] = []
+    event.listen(service.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     with service.database.read() as session:
-        assert session.scalar(select(Attempt.order).where(Attempt.id == plain.id)) == "continue"
+        assert limits.reached(session, database_now(session)) == []
+    assert len([one for one in asked if one.startswith("SELECT")]) == 1
     plain.finish("finished", result=example_result(plain.claim.job_id))
     attempt = limited(service, wall_hours=1.0)
     look(service)
     earlier(service, attempt.claim.job_id, 2 * HOUR_S)
     service.scheduler.turn()
     assert order(attempt) == "continue", "it was looked at a moment ago"
-    with service.database.write() as session:
-        session.execute(update(Attempt).values(order="continue"))
     look(service)
     assert order(attempt) == "finish"
