@@ -157,6 +157,7 @@ class Job(OwnedByProject, Base):
     queued_at: Mapped[datetime | None]  # since when it has waited for its place
     preemptions: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     ended_by: Mapped[str | None] = mapped_column(String(300))  # the rule that ended it early, for people
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # jobs/limits.py
     longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
