@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from powermean import rest, rest_identity
+from powermean import rest, rest_identity, rest_sharing
 from powermean.connection import Connection, method
 from powermean.contracts.api import (
     Dataset,
@@ -119,6 +119,13 @@ class Client(Connection):
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)
     remove_engine = method(rest.remove_engine)
+
+    quotas = method(rest_sharing.quotas)
+    change_quota = method(rest_sharing.change_quota)
+    queue = method(rest_sharing.queue)
+    lanes = method(rest_sharing.lanes)
+    usage = method(rest_sharing.usage)
+    usage_csv = method(rest_sharing.usage_csv)
 
     audit = method(rest_identity.audit)
     audit_head = method(rest_identity.audit_head)

@@ -42,6 +42,22 @@ COMMANDS = {
     "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
     "node": ("powermean.cli.cluster:node", "Remove nodes that are gone for good; for administrators."),
+    "top": (
+        "powermean.cli.top:top",
+        "Show running jobs, the GPUs of each node and the head of the queue, live until Ctrl-C.",
+    ),
+    "queue": (
+        "powermean.cli.sharing:queue",
+        "List the jobs that wait, in order, and why each waits; for one job all that is known.",
+    ),
+    "quota": (
+        "powermean.cli.sharing:quota",
+        "Show what projects are guaranteed and use; with options an administrator changes one's quota.",
+    ),
+    "usage": (
+        "powermean.cli.sharing:usage",
+        "Show GPU-hours and CPU-slot-hours by person, project or job; jobs that were deleted count too.",
+    ),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

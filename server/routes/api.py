@@ -22,6 +22,7 @@ from server.routes import (
     projects,
     replays,
     secrets,
+    sharing,
     signin,
     storage,
 )
@@ -70,6 +71,7 @@ def api_routes() -> list[BaseRoute]:
         attempts,
         nodes,
         engines,
+        sharing,
         metrics,
         events,
         replays,
