@@ -22,6 +22,7 @@ from dashboard import (
     logs,
     people,
     projects,
+    quota,
     replays,
     secrets,
     signin,
@@ -29,6 +30,7 @@ from dashboard import (
     storage,
     submit,
     trajectory,
+    usage,
 )
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
@@ -130,6 +132,8 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/new", viewed(submit.form_page)),
             Route("/new", viewed(submit.submit), methods=["POST"]),
             Route("/cluster", viewed(cluster.cluster_page)),
+            Route("/cluster/part/{part}", cluster.cluster_part),
+            Route("/usage", viewed(usage.usage_page)),
             Route("/projects", viewed(projects.projects_page)),
             Route("/projects", viewed(projects.create), methods=["POST"]),
             Route("/projects/{project}", viewed(projects.project_page)),
@@ -140,6 +144,8 @@ def create_dashboard(api: ASGIApp) -> Starlette:
                 viewed(projects.remove_member),
                 methods=["GET", "POST"],
             ),
+            Route("/projects/{project}/quota", viewed(quota.quota_page)),
+            Route("/projects/{project}/quota", viewed(quota.change), methods=["POST"]),
             Route("/projects/{project}/datasets", viewed(projects.datasets_page)),
             Route("/people", viewed(people.people_page)),
             Route("/people", viewed(people.add), methods=["POST"]),

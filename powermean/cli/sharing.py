@@ -171,7 +171,7 @@ def _show_waiting(job: QueuedJob) -> None:
     if job.starts_at is not None:
         say(f"starts about {local_time(job.starts_at)}" + (f": {job.basis}" if job.basis else ""))
     else:
-        say("no honest estimate of its start")
+        say("when it starts is not known yet")
 
 
 def needs(job: QueuedJob) -> str:

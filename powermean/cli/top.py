@@ -8,11 +8,21 @@ from typing import Annotated
 import typer
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from powermean.cli.progress import number
 from powermean.cli.sharing import counted, needs
-from powermean.cli.terminal import connected, is_live, output, say_table, shown, table
+from powermean.cli.terminal import (
+    AsJson,
+    connected,
+    is_live,
+    output,
+    say_json,
+    say_table,
+    shown,
+    table,
+)
 from powermean.client import Client
 from powermean.contracts.api import JobState, JobSummary, NodeList
 from powermean.contracts.lanes import ClusterLanes, Lane
@@ -36,37 +46,49 @@ class Panel:
     right: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class View:
+    """What the API says of the cluster at one time."""
+
+    jobs: Sequence[JobSummary]
+    nodes: NodeList
+    lanes: ClusterLanes
+    queue: Queue
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        return _jobs(self.jobs), _nodes(self.nodes, self.lanes), _queue(self.queue)
+
+
 def top(
     once: Annotated[bool, typer.Option("--once", help="Print it once and end.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Show running jobs, the GPUs of each node and the head of the queue, live until Ctrl-C.
 
     Example: powermean top --once
     """
     with connected() as client:
-        panels = look(client)
-        if once or not is_live():
-            for place, panel in enumerate(panels):
-                say_table(
-                    panel.columns,
-                    panel.rows,
-                    wrap=panel.wrap,
-                    spare=panel.spare,
-                    right=panel.right,
-                    title=f"\n{panel.title}" if place else panel.title,
-                )
-            return
-        _follow(client, panels)
+        view = look(client)
+        if json_:
+            say_json({name: getattr(view, name) for name in ("jobs", "nodes", "lanes", "queue")})
+        elif once or not is_live():
+            for place, panel in enumerate(view.panels):
+                title = f"\n{panel.title}" if place else panel.title
+                looks = {"wrap": panel.wrap, "spare": panel.spare, "right": panel.right}
+                say_table(panel.columns, panel.rows, **looks, title=title)
+        else:
+            _follow(client, view)
 
 
-def _follow(client: Client, panels: list[Panel]) -> None:
+def _follow(client: Client, view: View) -> None:
     console, trouble = output(), ""
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
-            live.update(_drawn(panels, console.width, trouble), refresh=True)
+            live.update(_drawn(view.panels, console.width, trouble), refresh=True)
             time.sleep(LOOK_S)
             try:
-                panels, trouble = look(client), ""
+                view, trouble = look(client), ""
             except (ApiError, ServerUnreachableError) as error:
                 if not error.retryable:
                     raise
@@ -74,28 +96,21 @@ def _follow(client: Client, panels: list[Panel]) -> None:
 
 
 def _drawn(panels: Sequence[Panel], width: int, trouble: str) -> Group:
-    parts: list[object] = []
-    for panel in panels:
-        parts += [Text(shown(panel.title), style="bold"), _table(panel, width), Text()]
-    return Group(*parts, Text(shown(trouble), style="red"))  # type: ignore[arg-type]
+    parts: list[Text | Table] = []
+    for one in panels:
+        drawn = table(one.columns, one.rows, width, wrap=one.wrap, spare=one.spare, right=one.right)
+        parts += [Text(shown(one.title), style="bold"), drawn, Text()]
+    return Group(*parts, Text(shown(trouble), style="red"))
 
 
-def _table(panel: Panel, width: int) -> object:
-    return table(panel.columns, panel.rows, width, wrap=panel.wrap, spare=panel.spare, right=panel.right)
-
-
-def look(client: Client) -> list[Panel]:
+def look(client: Client) -> View:
     """What there is to show now."""
     jobs = [
         job
         for state in (JobState.RUNNING, JobState.STARTING)
         for job in client.list_jobs(state=state, limit=MOST_JOBS).items
     ]
-    return [
-        _jobs(jobs),
-        _nodes(client.nodes(), client.lanes()),
-        _queue(client.queue(limit=QUEUE_HEAD)),
-    ]
+    return View(jobs, client.nodes(), client.lanes(), client.queue(limit=QUEUE_HEAD))
 
 
 def _jobs(jobs: Sequence[JobSummary]) -> Panel:

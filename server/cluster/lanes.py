@@ -98,7 +98,7 @@ def _lanes(
     gone = {node for node, _ in gpus} | set(slots)
     for node in sorted(gone | reports.keys()):
         report = reports.get(node)
-        known = {gpu.uuid: getattr(gpu, "unhealthy", None) for gpu in report.gpus} if report else {}
+        known = [gpu.uuid for gpu in report.gpus] if report else []
         uuids = [*known, *sorted(uuid for place, uuid in gpus if place == node and uuid not in known)]
         for number, uuid in enumerate(uuids):
             spans, busy = _spans(gpus.get((node, uuid), ()), own, since, now)
@@ -107,7 +107,6 @@ def _lanes(
                 gpu=uuid,
                 slot=number,
                 known=node in alive and uuid in known,
-                unhealthy=known.get(uuid),
                 engine=engines.get((node, uuid)),
                 spans=spans,
                 busy_s=busy,

@@ -70,7 +70,7 @@ class Cluster:
             "engines": ["transformers", "vllm"],
             "version": "0.1.0",
         }
-        seen = self.now if alive else self.ago(hours=2)
+        seen = self.now + timedelta(minutes=10) if alive else self.ago(hours=2)  # long enough for a test
         self.session.add(Node(id=name, instance=name, report=report, seen_at=seen, **changes))
 
     def job(self, project: str, state: str = "running", name: str | None = None, **changes: Any) -> Job:
