@@ -158,7 +158,7 @@ function option(data, width) {
 }
 
 function explain(data) {
-  const item = (name, color, mark) => make("li", color ? { className: `c${color}` } : {}, make("i", { className: mark }), name);
+  const item = (name, color, mark) => make("li", {}, make("i", { className: color ? `${mark} c${color}` : mark }), name);
   const others = data.lanes.some((lane) => lane.spans.some((span) => span.attempt === null));
   const colours = data.phases
     ? ACTIVITIES.map(({ name, color }) => item(name, color, "strip"))
