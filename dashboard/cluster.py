@@ -144,8 +144,8 @@ def _out_of_use(lane: Lane, node: NodeView | None, gpu: GpuInfo | None) -> str |
     """Why no job gets it."""
     if not lane.known:
         return "not connected"
-    if gpu is not None and (unhealthy := getattr(gpu, "unhealthy", None)):
-        return str(unhealthy)
+    if gpu is not None and gpu.unhealthy:
+        return gpu.unhealthy
     if node is None:
         return None
     if node.closed:

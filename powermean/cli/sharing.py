@@ -141,7 +141,7 @@ def queue(
                 one.name,
                 one.project,
                 one.priority,
-                needs(one),
+                one.needs.words,
                 local_time(one.since),
                 one.reason,
                 local_time(one.starts_at) if one.starts_at else "",
@@ -160,7 +160,7 @@ def queue(
 
 def _show_waiting(job: QueuedJob) -> None:
     say(f"{job.id}  {job.name}  number {job.position} in the queue, priority {job.priority}")
-    say(f"needs {needs(job)}, waits since {local_time(job.since)}")
+    say(f"needs {job.needs.words}, waits since {local_time(job.since)}")
     say(f"why: {job.reason}")
     if job.help:
         say(f"what would help: {job.help}")
@@ -172,12 +172,6 @@ def _show_waiting(job: QueuedJob) -> None:
         say(f"starts about {local_time(job.starts_at)}" + (f": {job.basis}" if job.basis else ""))
     else:
         say("when it starts is not known yet")
-
-
-def needs(job: QueuedJob) -> str:
-    """What the job waits for, in words."""
-    what = "a CPU slot" if not job.needs.gpus else f"{job.needs.gpus} GPU{'s' if job.needs.gpus > 1 else ''}"
-    return f"{what} and a shared engine" if job.needs.shared_engine else what
 
 
 def counted(count: int, noun: str = "job") -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from powermean.cli.progress import number
-from powermean.cli.sharing import counted, needs
+from powermean.cli.sharing import counted
 from powermean.cli.terminal import (
     AsJson,
     connected,
@@ -175,7 +175,7 @@ def _queue(queue: Queue) -> Panel:
     return Panel(
         title=f"{counted(waiting)} waiting{others}",
         columns=("#", "job", "needs", "why"),
-        rows=[(str(job.position), job.name, needs(job), job.reason) for job in queue.items],
+        rows=[(str(job.position), job.name, job.needs.words, job.reason) for job in queue.items],
         wrap=("job", "why"),
         right=("#",),
     )

@@ -90,7 +90,20 @@ class Needs(Contract):
     """What a job waits for."""
 
     gpus: int = Field(description="Of its trainer and its own engine; 0: a CPU slot.")
+    gpu_type: str | None = Field(None, description="Part of the GPUs' name.")
+    gpu_memory_gib: float = Field(0, description="At least, of each GPU.")
+    node_labels: dict[str, str] = Field({}, description="Labels that the node must have.")
     shared_engine: bool = Field(False, description="It samples from a shared engine, or not at all.")
+
+    @property
+    def words(self) -> str:
+        """The same for people: 2 GPUs (h100, 40 GiB each, zone=a)."""
+        what = "a CPU slot" if not self.gpus else f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}"
+        memory = f"{self.gpu_memory_gib:g} GiB{' each' if self.gpus > 1 else ''}"
+        kind = [self.gpu_type, memory if self.gpu_memory_gib else None]
+        more = [one for one in kind if one] + [f"{name}={value}" for name, value in self.node_labels.items()]
+        engine = " and a shared engine" if self.shared_engine else ""
+        return what + (f" ({', '.join(more)})" if more else "") + engine
 
 
 class QueuedJob(Contract):

@@ -184,6 +184,7 @@ class Attempt(Base):
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
     order: Mapped[str] = mapped_column(String(24), default="continue")
+    order_cause: Mapped[str | None] = mapped_column(String(16))  # contracts.attempts.OrderCause
     order_reason: Mapped[str | None] = mapped_column(String(300))  # who or what ordered it, for people
     ordered_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None]
@@ -281,6 +282,18 @@ class Node(Base):
     closed: Mapped[str | None] = mapped_column(String(8))  # cordoned or draining: it takes nothing new
     closed_reason: Mapped[str | None] = mapped_column(String(200))  # for people
     drain_at: Mapped[datetime | None]  # from then on it drains
+    gpus_since: Mapped[datetime | None]  # when it first reported the newest of its GPUs
+
+
+class NodeSample(Base):
+    """What a node used in ten seconds, for an hour; cluster/samples.py has its form."""
+
+    __tablename__ = "node_samples"
+    __table_args__ = (Index("ix_node_samples_at", "at"), {"sqlite_with_rowid": False})
+
+    node_id: Mapped[str] = mapped_column(String(64), primary_key=True)  # not a key: outlives the node
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    use: Mapped[dict[str, Any]]
 
 
 class PriorityClass(Base):

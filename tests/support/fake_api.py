@@ -24,6 +24,7 @@ from powermean.contracts.api import (
     JobState,
     JobSummary,
     LogText,
+    NodeDrain,
     NodeList,
     NodeView,
     SpecSource,
@@ -37,6 +38,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.lanes import ClusterLanes
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
+from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.sharing import ProjectQuota, Queue, QuotaList, Usage, UsageRow
 from powermean.contracts.signin import SessionView, SignInMethod, SignInWays
@@ -145,6 +147,7 @@ class FakeApi:
 
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     nodes: list[NodeView] = field(default_factory=list)
+    closings: list[tuple[str, str, NodeDrain | None]] = field(default_factory=list)  # of nodes, and openings
     engines: list[EngineService] = field(default_factory=list)
     replays: dict[str, Replay] = field(default_factory=dict)
     results: dict[str, ReplayResult] = field(default_factory=dict)  # of the replays that are done
@@ -417,10 +420,53 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
         fake.set_state(JobState.CANCELLED, cancel_requested=True, finished_at=NOW + timedelta(minutes=3))
         return fake.job
 
+    @app.post("/v1/jobs/{job_id}/pause")
+    def pause_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(fake.job.state, pause_requested=True)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/resume")
+    def resume_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(JobState.QUEUED)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/priority")
+    def set_priority(request: Request, job_id: str, wanted: PriorityChange) -> Job:
+        _signed_in(request)
+        if wanted.priority == "high":
+            raise RefusalError(403, ErrorBody(code="forbidden", message="high needs a maintainer"))
+        api.find(job_id).job = api.find(job_id).job.model_copy(update={"priority": wanted.priority})
+        return api.find(job_id).job
+
+    @app.get("/v1/priorities")
+    def priorities(request: Request) -> PriorityClassList:
+        _signed_in(request)
+        ranks = (("high", 100, "maintainer"), ("normal", 0, "member"), ("low", -100, "member"))
+        return PriorityClassList(
+            items=tuple(PriorityClass(name=name, value=value, role=role) for name, value, role in ranks)
+        )
+
     @app.get("/v1/nodes")
     def nodes(request: Request) -> NodeList:
         _signed_in(request)
         return NodeList(items=tuple(api.nodes))
+
+    @app.get("/v1/nodes/{node_id}")
+    def get_node(request: Request, node_id: str) -> NodeView:
+        _signed_in(request)
+        return next(node for node in api.nodes if node.id == node_id)
+
+    @app.post("/v1/nodes/{node_id}/{what}")
+    def change_node(request: Request, node_id: str, what: str, asked: NodeDrain | None = None) -> NodeView:
+        _signed_in(request)
+        if asked is not None and asked.at is not None and asked.at < NOW:
+            raise RefusalError(422, ErrorBody(code="invalid", message="at: is past"))
+        api.closings.append((node_id, what, asked))
+        return next(node for node in api.nodes if node.id == node_id)
 
     @app.get("/v1/engines")
     def engines(request: Request) -> EngineServiceList:

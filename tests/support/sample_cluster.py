@@ -1,12 +1,15 @@
 """A cluster with a history, written straight into the database: nodes, projects, jobs, who held what when."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from powermean.contracts.attempts import NodeReport
 from powermean.contracts.job import JobSpec
 from powermean.contracts.phases import (
     CHECKPOINTING,
@@ -19,6 +22,8 @@ from powermean.contracts.phases import (
     UPDATING,
     in_step,
 )
+from server.cluster import samples
+from server.cluster.inventory import FAST
 from server.db.models import Allocation, Attempt, Job, JobEvent, Node, Person, Project
 from server.db.session import database_now
 from server.jobs.demand import demand_of
@@ -59,19 +64,38 @@ class Cluster:
         self.session.flush()
 
     def node(
-        self, name: str, *, gpus: int = 0, cpu_slots: int = 1, alive: bool = True, **changes: Any
+        self,
+        name: str,
+        *,
+        gpus: int = 0,
+        cpu_slots: int = 1,
+        alive: bool = True,
+        use: Mapping[int, tuple[float, int]] = MappingProxyType({}),
+        unhealthy: Mapping[int, str] = MappingProxyType({}),
+        **changes: Any,
     ) -> None:
-        """A node, with what it reported last; `changes` are columns of it."""
-        report = {
-            "hostname": f"{name}.example",
-            "instance": name,
-            "gpus": [{"uuid": f"GPU-{name}-{i}", "name": "H100", "memory_mb": 81_559} for i in range(gpus)],
-            "cpu_slots": cpu_slots,
-            "engines": ["transformers", "vllm"],
-            "version": "0.1.0",
-        }
+        """A node, with what it reported last; `use`: utilisation and MiB of GPUs by number; `changes` are
+        columns of its row."""
+        kinds = [
+            {"uuid": f"GPU-{name}-{i}", "name": "H100", "memory_mb": 81_559, "unhealthy": unhealthy.get(i)}
+            | ({"utilisation": use[i][0], "memory_used_mb": use[i][1]} if i in use else {})
+            for i in range(gpus)
+        ]
+        report = NodeReport.model_validate(
+            {
+                "hostname": f"{name}.example",
+                "instance": name,
+                "gpus": kinds,
+                "cpu_slots": cpu_slots,
+                "engines": ("transformers", "vllm"),
+                "version": "0.1.0",
+            }
+        )
         seen = self.now + timedelta(minutes=10) if alive else self.ago(hours=2)  # long enough for a test
-        self.session.add(Node(id=name, instance=name, report=report, seen_at=seen, **changes))
+        data = report.model_dump(mode="json", exclude=FAST)
+        self.session.add(Node(id=name, instance=name, report=data, seen_at=seen, **changes))
+        if use:
+            samples.record(self.session, name, report, seen)
 
     def job(self, project: str, state: str = "running", name: str | None = None, **changes: Any) -> Job:
         """A job of the project's person; `changes` are columns of it."""
@@ -166,7 +190,10 @@ def busy(session: Session) -> Cluster:
         cluster.project(name, person, quota, limit)
     for number in range(1, 5):
         closed = {"closed": "draining", "closed_reason": "new driver"} if number == 4 else {}
-        cluster.node(f"gpu-{number}", gpus=8, cpu_slots=0, **closed)
+        used = {i: (float(chance.randint(35, 99)), chance.randint(20_000, 76_000)) for i in range(8)}
+        used |= dict.fromkeys((6, 7), (0.0, 420)) if number > 2 else {7: (0.0, 420)}
+        broken = {7: "Xid 79: the GPU has fallen off the bus"} if number == 3 else {}
+        cluster.node(f"gpu-{number}", gpus=8, cpu_slots=0, use=used, unhealthy=broken, **closed)
     cluster.node("cpu-1", cpu_slots=4)
     turns = ["vision", "language", "vision", "agents", "language", "vision"]
     places = [(f"gpu-{n}", f"GPU-gpu-{n}-{i}") for n in range(1, 5) for i in range(8)]
