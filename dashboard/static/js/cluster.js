@@ -41,6 +41,13 @@ function box(api, { from, to, row }, area) {
   return { x, y: y - ROW / 2 + 1, width: Math.max(end - x, 1) };
 }
 
+// As much of the text as fits into these pixels; nothing if that says nothing.
+function fitted(text, width) {
+  const room = Math.floor(width / LETTER);
+  if (text.length <= room) return text;
+  return room >= 4 ? `${text.slice(0, room - 1)}…` : "";
+}
+
 // Where strips have the colours, bars have none; else a bar has its project's.
 function barSeries(data, bars, colours, hatched, inks) {
   return {
@@ -59,9 +66,8 @@ function barSeries(data, bars, colours, hatched, inks) {
         { type: "rect", shape: { ...shape, width: Math.min(3, at.width) }, style: { fill: color } },
       ];
       const text = bar.mine ? names(bar.mine, data.phases) : "another project";
-      const room = Math.floor((at.width - 9) / LETTER);
-      if (room >= Math.min(4, text.length)) {
-        const shown = text.length <= room ? text : `${text.slice(0, Math.max(1, room - 1))}…`;
+      const shown = fitted(text, at.width - 9);
+      if (shown) {
         const style = { text: shown, x: at.x + 6, y: at.y + BAND / 2, fill: bar.mine ? colours.ink : colours.text, fontSize: 10.5, verticalAlign: "middle" };
         children.push({ type: "text", style, silent: true });
       }
@@ -109,8 +115,10 @@ function laneSeries(rows, data, colours) {
       const line = { type: "rect", shape: { x: area.x, y: y - ROW / 2, width: area.width, height: 1 }, style: { fill: row.first ? colours.strong : colours.line } };
       const texts = [];
       const say = (text, x, align, fill) => texts.push({ type: "text", style: { text, x, y, align, fill, verticalAlign: "middle", fontSize: 10.5 } });
-      if (row.note && !row.held) say(row.note, area.x + 8, "left", colours.text);
-      if (row.gauge) say(row.gauge, area.x + area.width + GAUGE - 2, "right", colours.text);
+      const right = area.x + area.width;
+      const [free] = api.coord([row.freeSince, 0]);
+      if (row.note && !row.held) say(fitted(row.note, right - Math.max(free, area.x) - 14), right - 6, "right", colours.text);
+      if (row.gauge) say(row.gauge, right + GAUGE - 2, "right", colours.text);
       return { type: "group", children: [line, ...texts] };
     },
   };

@@ -14,7 +14,7 @@ export const ACTIVITIES = [
 const COLOURS = 6;
 
 // One row a lane, from the top; `first`: the lane begins a node. `nodes`: as GET /v1/nodes has them.
-export function rowsOf({ lanes }, nodes) {
+export function rowsOf({ lanes, since }, nodes) {
   const known = new Map(nodes.map((node) => [node.id, node]));
   return lanes.map((lane, i) => {
     const node = known.get(lane.node);
@@ -26,6 +26,7 @@ export function rowsOf({ lanes }, nodes) {
       first: i === 0 || lanes[i - 1].node !== lane.node,
       note: out || (lane.engine ? `shared engine ${lane.engine} holds it now` : ""),
       held: lane.spans.some((span) => span.end === null),
+      freeSince: Math.max(Date.parse(since), ...lane.spans.map((span) => Date.parse(span.end ?? since))),
       gauge: gaugeOf(gpu),
     };
   });
