@@ -164,10 +164,8 @@ def _show_waiting(job: QueuedJob) -> None:
     say(f"why: {job.reason}")
     if job.help:
         say(f"what would help: {job.help}")
-    if job.ahead:
-        say(f"ahead of it: {', '.join(job.ahead)}")
-    if job.ahead_others:
-        say(f"{counted(job.ahead_others)} of other projects ahead")
+    if job.position > 1:
+        say(f"before it: {counted(job.ahead_own)} of your projects, {job.ahead_others} of others")
     if job.starts_at is not None:
         say(f"starts about {local_time(job.starts_at)}" + (f": {job.basis}" if job.basis else ""))
     else:
