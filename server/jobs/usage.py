@@ -28,7 +28,7 @@ def report(
     start: datetime | None = None,
     end: datetime | None = None,
     project: str | None = None,
-    limit: int,
+    limit: int | None,
 ) -> Usage:
     """What the `visible` projects held (None: all), the most first; of the last 30 days unless it is said.
 
@@ -54,7 +54,7 @@ def report(
         by=by,
         rows=tuple(named[:limit]),
         total=total,
-        left_out=max(0, len(named) - limit),
+        left_out=len(named) - len(named[:limit]),
     )
 
 
