@@ -291,9 +291,12 @@ def test_viewers_are_offered_nothing_to_change(service: ServiceDriver, admin: Te
     for reader, offered in ((ada, False), (admin, True)):
         shown = page(reader.get(path))
         assert (shown.all("a", id="cancel-link") != []) is offered
+        assert (shown.all("button", id="pause") != []) is offered
         assert (shown.all("a", id="copy-link") != []) is offered
         part = reader.get(f"{path}/part/header", headers={"HX-Request": "true"})
         assert ("cancel-link" in part.text) is offered
+        part = reader.get(f"{path}/part/facts", headers={"HX-Request": "true"})
+        assert ("priority-link" in part.text) is offered
         assert ("/new" in {link.attributes["href"] for link in page(reader.get("/")).all("a")}) is offered
     assert "You can't submit jobs yet." in page(ada.get("/new")).text
 
