@@ -23,7 +23,7 @@ install-test:
 	@$(PYTHON) tools/install.py test$(WITH_VLLM)
 
 test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python tools/run_tests.py $(ARGS)
 
 fast: install-test ## the tests without the slow ones and Postgres, on all cores
 	@$(BIN)/python -m pytest -m "not slow and not postgres" --hypothesis-profile fast --numprocesses auto --dist worksteal $(ARGS)

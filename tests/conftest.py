@@ -3,11 +3,14 @@
 import os
 import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from rollout.own_folder import remove_abandoned
+
+PHASES = ("shared", "alone")  # of `make test`: see tools/run_tests.py
 
 # More threads than cores only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,14 +32,35 @@ for profile, examples in {"powermean": 40, "fast": 8}.items():
 settings.load_profile("powermean")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--phase",
+        choices=PHASES,
+        help="only the tests that may run beside others (shared), or only those marked `alone`",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Both phases of `make test` get the same options, but each has a report of its own."""
+    report = config.getoption("xmlpath", None)
+    if report is not None and config.getoption("phase") == "alone":
+        config.option.xmlpath = str(Path(report).with_stem(f"{Path(report).stem}-alone"))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """A failure in a quick test should not wait for the slow ones, as all that start vLLM are."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """A failure in a quick test should not wait for the slow ones. Real vLLM is slow and needs all cores."""
     for item in items:
         if item.get_closest_marker("vllm") is not None:
             item.add_marker(pytest.mark.slow)  # before `-m` chooses
+            item.add_marker(pytest.mark.alone)
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    if (phase := config.getoption("phase")) is not None:
+        of_phase = [(item.get_closest_marker("alone") is not None) == (phase == "alone") for item in items]
+        config.hook.pytest_deselected(items=[i for i, here in zip(items, of_phase, strict=True) if not here])
+        items[:] = [i for i, here in zip(items, of_phase, strict=True) if here]
 
 
 @pytest.fixture(scope="session", autouse=True)
