@@ -13,6 +13,9 @@ demo: install ## train a real model with PMPO on this machine and watch it (ARGS
 up: install ## start the service on loopback and keep it running
 	@$(BIN)/powermean up $(ARGS)
 
+# Byte code is kept even where the shell says otherwise: the tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 WITH_VLLM := $(if $(filter vllm,$(ENGINE)),-vllm)
 
 install: ## set up .venv (repeating it does nothing); ENGINE=vllm installs that engine, too
