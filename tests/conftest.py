@@ -1,5 +1,6 @@
 """What holds for every test: no socket leaves this machine, quick tests run first."""
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         of_phase = [(item.get_closest_marker("alone") is not None) == (phase == "alone") for item in items]
         config.hook.pytest_deselected(items=[i for i, here in zip(items, of_phase, strict=True) if not here])
         items[:] = [i for i, here in zip(items, of_phase, strict=True) if here]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector would look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
