@@ -69,6 +69,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extensions tell of objects that they find alive at the process's end
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _services_of_tests_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Commands find no service that a person runs here, and a person's commands find none of the tests'."""
