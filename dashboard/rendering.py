@@ -23,6 +23,7 @@ FILTERS = (
     "signed",
     "size",
     "state_class",
+    "state_word",
     "visible",
 )
 _TEMPLATES = Path(__file__).parent / "templates"
