@@ -39,11 +39,13 @@ async def _open_session(request: Request, body: dict[str, Any]) -> httpx.Respons
     return check(answer)
 
 
-async def _asked(request: Request, back: str, status: int = 200, error: ErrorBody | None = None) -> Response:
+async def _asked(
+    request: Request, back: str, status: int = 200, error: ErrorBody | None = None, email: str = ""
+) -> Response:
     """The page that asks who it is, with the ways that there are."""
     async with api.client(request) as client:
         ways = await client.sign_in_ways()
-    return page(request, "login.html", status=status, back=back, error=error, ways=ways)
+    return page(request, "login.html", status=status, back=back, error=error, ways=ways, email=email)
 
 
 async def login_page(request: Request) -> Response:
@@ -64,11 +66,11 @@ async def sign_in(request: Request) -> Response:
         body = {"key": given["key"]}
     else:
         error = ErrorBody(code="nothing_given", message="Fill in e-mail address and password, or a key.")
-        return await _asked(request, back, 422, error)
+        return await _asked(request, back, 422, error, given["email"])
     try:
         answer = await _open_session(request, body)
     except ApiError as refused:
-        return await _asked(request, back, refused.status, refused.body)
+        return await _asked(request, back, refused.status, refused.body, given["email"])
     return _with_cookies(RedirectResponse(back, status_code=303), answer)
 
 

@@ -10,6 +10,7 @@ from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.storage import Collected
+from powermean.sizes import size
 
 checkpoints = typer.Typer(help="A job's checkpoints: list, delete, pin.", no_args_is_help=True, **PLAIN)
 
@@ -60,7 +61,7 @@ def list_checkpoints(job: ChosenJob, json_: AsJson = False) -> None:
             (
                 str(one.step),
                 str(one.attempt),
-                _size(one.size),
+                size(one.size),
                 "pinned" if one.pinned else "",
                 local_time(one.created_at),
             )
@@ -120,12 +121,12 @@ def storage(
     if json_:
         say_json(found)
         return
-    limit = f" of {_size(found.limit)}" if found.limit is not None else ""
+    limit = f" of {size(found.limit)}" if found.limit is not None else ""
     over = ": over its limit, so uploads and new jobs are refused" if found.over_limit else ""
-    say(f"{found.project} stores {_size(found.bytes)}{limit}{over}\n")
+    say(f"{found.project} stores {size(found.bytes)}{limit}{over}\n")
     say_table(
         ("kind", "size", "count"),
-        ((use.kind, _size(use.bytes), str(use.count)) for use in found.uses),
+        ((use.kind, size(use.bytes), str(use.count)) for use in found.uses),
         right=("size", "count"),
     )
     if found.largest:
@@ -133,7 +134,7 @@ def storage(
         say_table(
             ("largest", "size", "id", "name", "step"),
             (
-                (one.kind, _size(one.bytes), one.id, one.name, "" if one.step is None else str(one.step))
+                (one.kind, size(one.bytes), one.id, one.name, "" if one.step is None else str(one.step))
                 for one in found.largest
             ),
             wrap=("name",),
@@ -160,7 +161,7 @@ def gc(
         say(f"and {total.objects - len(total.keys):,} more")
     verb = "would be removed" if dry_run else "removed"
     say(
-        f"{verb}: {total.objects:,} of {total.looked_at:,} objects ({_size(total.bytes)}), "
+        f"{verb}: {total.objects:,} of {total.looked_at:,} objects ({size(total.bytes)}), "
         f"{total.rows:,} old messages"
     )
 
@@ -189,13 +190,3 @@ _SHOWN = 20
 def _confirm(yes: bool, question: str) -> None:
     if not yes:
         typer.confirm(question, abort=True)
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
