@@ -89,10 +89,11 @@ async def create_key(request: Request) -> Response:
 
 
 async def revoke_key(request: Request) -> Response:
-    """POST /account/keys/{key_id}/revoke."""
+    """POST /account/keys/{key_id}/revoke, with `cascade` also those that were made with it."""
     require_same_origin(request)
+    cascade = (await request.form()).get("cascade") == "yes"
     async with api.client(request) as client:
-        await client.revoke_key(request.path_params["key_id"])
+        await client.revoke_key(request.path_params["key_id"], cascade=cascade)
     return RedirectResponse("/account#keys", status_code=303)
 
 

@@ -143,6 +143,7 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/projects/{project}/datasets", viewed(projects.datasets_page)),
             Route("/people", viewed(people.people_page)),
             Route("/people", viewed(people.add), methods=["POST"]),
+            Route("/people/{person_id}", viewed(people.person_page)),
             Route("/people/{person_id}", viewed(people.change), methods=["POST"]),
             Route("/people/{person_id}/invite", viewed(people.invite), methods=["POST"]),
             Route("/people/{person_id}/deactivate", viewed(people.deactivate_page)),

@@ -7,17 +7,18 @@ import typer
 from powermean.cli.choosing import ChosenJob, job_id
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.cli.terminal import AsJson, Sure, confirm, connected, note, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.storage import Collected
 from powermean.sizes import size
+
+_SHOWN = 20  # removed objects that are named
 
 checkpoints = typer.Typer(help="A job's checkpoints: list, delete, pin.", no_args_is_help=True, **PLAIN)
 
 ChosenStep = Annotated[
     int, typer.Argument(metavar="STEP", min=0, help="The step after which it was saved.", show_default=False)
 ]
-Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def delete(
@@ -38,7 +39,7 @@ def delete(
         chosen = [client.get_job(job_id(client, job)) for job in jobs]
         for job in chosen:
             note(f"{job.id}  {job.name}  {job.state}")
-        _confirm(yes, f"Delete {len(chosen)} job{'s' if len(chosen) > 1 else ''} for good?")
+        confirm(yes, f"Delete {len(chosen)} job{'s' if len(chosen) > 1 else ''} for good?")
         for job in chosen:
             client.delete_job(job.id, cascade=cascade)
             say(f"{job.id} is deleted")
@@ -79,7 +80,7 @@ def delete_checkpoint(job: ChosenJob, step: ChosenStep, yes: Sure = False) -> No
     """
     with connected() as client:
         chosen = job_id(client, job)
-        _confirm(yes, f"Delete the checkpoint of {chosen} after step {step} for good?")
+        confirm(yes, f"Delete the checkpoint of {chosen} after step {step} for good?")
         client.delete_checkpoint(chosen, step)
     say(f"the checkpoint of {chosen} after step {step} is deleted")
 
@@ -182,11 +183,3 @@ def _collect(client: Client, dry_run: bool) -> Collected:
             next=part.next,
         )
     return total
-
-
-_SHOWN = 20
-
-
-def _confirm(yes: bool, question: str) -> None:
-    if not yes:
-        typer.confirm(question, abort=True)

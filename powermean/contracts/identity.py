@@ -65,6 +65,7 @@ class PersonChange(Contract):
     """What to change of an account; what is left out stays."""
 
     name: Name | None = None
+    email: Email | None = Field(None, description="With it, the person can sign in by password.")
     active: bool | None = Field(None, description="False ends all its keys and sessions at once.")
     cluster_role: ClusterRole | Literal["none"] | None = Field(None, description="`none` takes it away.")
     default_project: ProjectName | None = None
@@ -156,6 +157,7 @@ class KeyView(Contract):
     expires_at: datetime | None = None
     used_at: datetime | None = Field(None, description="To within five minutes.")
     revoked_at: datetime | None = None
+    made_by: str | None = Field(None, description="The key that made it, if a key did.")
 
 
 class NewKey(KeyView):

@@ -35,7 +35,14 @@ from server.routes.access import (
     client_address,
     session_secret,
 )
-from server.routes.dependencies import RequestDatabase, RequestProvider, RequestSettings, RequestThrottle
+from server.routes.dependencies import (
+    RequestDatabase,
+    RequestProvider,
+    RequestSettings,
+    RequestThrottle,
+    login_code,
+    public_address,
+)
 from server.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["identity"], route_class=KnownCallerRoute)
@@ -58,10 +65,13 @@ class _Cookie(TypedDict):
     status_code=status.HTTP_201_CREATED,
     summary="Create a sign-in code",
 )
-def create_login_code(caller: Self, database: RequestDatabase) -> LoginCode:
-    """Signs one browser in as yourself, within ten minutes: open /login/{code}."""
+def create_login_code(
+    caller: Self, request: Request, database: RequestDatabase, settings: RequestSettings
+) -> LoginCode:
+    """Signs one browser in as yourself, within ten minutes: open `url`."""
     with database.write() as session:
-        return sessions.create_code(session, caller.person_id, caller.key_id)
+        made = sessions.create_code(session, caller.person_id, caller.key_id)
+    return login_code(request, settings, *made)
 
 
 @router.get("/sign-in", summary="How can one sign in?")
@@ -80,7 +90,7 @@ def start_oidc(
 ) -> OidcStart:
     """The browser goes to `url`, and comes back to /login/oidc/callback with a code and `state`."""
     throttle.count("address", client_address(request))
-    url, secret = _configured(provider).start(_callback(request, settings))
+    url, secret = _configured(provider).start(public_address(request, settings, CALLBACK))
     return OidcStart(url=url, secret=secret)
 
 
@@ -107,7 +117,9 @@ def open_session(
     throttle.count("address", client_address(request))
     identify: Callable[[Session], SignedIn | None]
     if proof.oidc is not None:
-        identify = _by_oidc(proof.oidc, _configured(provider), _callback(request, settings), settings)
+        identify = _by_oidc(
+            proof.oidc, _configured(provider), public_address(request, settings, CALLBACK), settings
+        )
     elif proof.email is not None:
         identify = _by_password(proof.email, cast(str, proof.password), database, throttle)
     elif proof.code is not None:
@@ -137,7 +149,9 @@ def close_session(request: Request, response: Response, database: RequestDatabas
         raise UnauthenticatedError("there is no browser session to end")
     check_origin(request)
     with database.write() as session:
-        sessions.close_session(session, cookie)
+        person = sessions.close_session(session, cookie)
+        if person is not None:
+            note(actor=person.id, actor_name=person.name)
     response.delete_cookie(session_cookie(request.headers["host"]), **_cookie_of(request))
 
 
@@ -244,12 +258,6 @@ def _configured(provider: oidc.Provider | None) -> oidc.Provider:
             "no OIDC provider is configured", remedy="An administrator sets POWERMEAN_OIDC_ISSUER."
         )
     return provider
-
-
-def _callback(request: Request, settings: Settings) -> str:
-    """The address of ours that the provider sends browsers back to."""
-    here = settings.public_url or f"{request.url.scheme}://{request.headers['host']}"
-    return here + CALLBACK
 
 
 def _cookie_of(request: Request) -> _Cookie:

@@ -118,6 +118,13 @@ class ServiceDriver:
             raise_server_exceptions=False,
         )
 
+    def browser(self) -> TestClient:
+        """A browser on the service's own pages, in which nobody has signed in yet."""
+        browser = self.client("none")
+        del browser.headers["Authorization"]
+        browser.headers["Origin"] = "http://127.0.0.1"
+        return browser
+
     def someone(
         self,
         role: str = "member",

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from server.db.models import Person
 from server.routes.access import SESSION_COOKIE
-from tests.server.identity.test_signing_in import ADA, PASSWORD, asked, claim, person, stranger, with_password
+from tests.server.identity.test_signing_in import ADA, PASSWORD, asked, claim, person, with_password
 from tests.support.html_text import parse
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 
 
 def visitor(service):
-    browser = stranger(service)
+    browser = service.browser()
     browser.follow_redirects = False
     return browser
 
@@ -92,6 +92,28 @@ def test_a_new_key_is_shown_once_and_revoked_with_a_button(service):
     assert service.client(secret).get("/v1/me").status_code == 401
     assert secret[:9] not in browser.get("/account").text
     assert browser.post("/account/keys", data={"name": "", "role": "member"}).status_code == 422
+
+
+def test_a_key_that_made_others_is_revoked_with_them_by_a_second_button(service):
+    browser = with_password(service)
+    secret = (
+        parse(browser.post("/account/keys", data={"name": "laptop"}).text).one("code", class_="secret").text
+    )
+    assert "With those it made" not in browser.get("/account").text
+    child = service.client(secret).post("/v1/keys", json={"name": "x"}).json()
+    parent = child["made_by"]
+    form = parse(browser.get("/account").text).one("form", action=f"/account/keys/{parent}/revoke")
+    assert form.all("button")[-1].text == "With those it made"
+    browser.post(f"/account/keys/{parent}/revoke", data={"cascade": "yes"})
+    for one in (secret, child["key"]):
+        assert service.client(one).get("/v1/me").status_code == 401
+
+
+def test_a_wrong_password_keeps_the_address_that_was_typed(service):
+    with_password(service)
+    page = parse(visitor(service).post("/login", data={"email": ADA, "password": "wrong wrong wrong"}).text)
+    assert page.one("input", name="email").attributes["value"] == ADA
+    assert "autofocus" in page.one("input", name="password").attributes
 
 
 def test_another_browser_is_signed_out_with_a_button(service):
