@@ -22,4 +22,4 @@ def bytes_of(text: str) -> int:
     if found is None:
         raise ValueError("must be a size, such as 500 GB")
     power = [unit.lower() for unit in _UNITS].index(found[2].lower())
-    return round(float(found[1]) * 1000**power)
+    return round(float(found[1]) * 1000.0**power)

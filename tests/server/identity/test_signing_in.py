@@ -220,8 +220,8 @@ def test_guessing_is_slowed_down_by_address(service):
     assert service.person.get("/v1/me").status_code == 200
 
 
-def test_right_passwords_are_not_counted_for_ever():
-    throttle = Throttle()
+def test_right_passwords_are_not_counted_for_ever(settings):
+    throttle = Throttle(settings)
     for _ in range(30):
         throttle.count("account", ADA)
         throttle.forgive("account", ADA)
