@@ -178,6 +178,7 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/login", signin.sign_in, methods=["POST"]),
             Route("/login/oidc", signin.to_provider),
             Route("/login/oidc/callback", signin.from_provider),
+            Route("/login/oidc/link", viewed(signin.link_provider), methods=["POST"]),
             Route("/login/{code}", signin.code_page),
             Route("/login/{code}", signin.sign_in_with_code, methods=["POST"]),
             Route("/account", viewed(account.account_page)),

@@ -130,9 +130,7 @@ def open_session(
         who = identify(session)
         view = _open(session, who, request, response, settings) if who is not None else None
     if view is None:
-        raise ForbiddenError(
-            "you have an account here, but no project yet", remedy="Ask an administrator to add you to one."
-        )
+        raise _no_project()
     return view
 
 
@@ -183,14 +181,8 @@ def set_password(
     throttle: RequestThrottle,
 ) -> SessionView:
     """Only from a browser that is signed in. All of your sessions end, and this browser gets a new one."""
-    secret = browsers_own(request)
-    if secret is None:
-        raise ForbiddenError("a key can't set a password", remedy="Sign in with a browser.")
     throttle.count("account", caller.person_id)
-    with database.read() as session:
-        opened = sessions.find_session(session, secret)
-    if opened is None:
-        raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
+    opened = _own_session(request, database)
     person = opened.who.person
     accounts.check_own_password(person)
     if opened.who.method != "invitation" and not passwords.is_password(
@@ -204,6 +196,55 @@ def set_password(
     with database.write() as session:
         who = accounts.set_password(session, person.id, hashed)
         return _open(session, who, request, response, settings)
+
+
+@router.put("/me/provider", summary="Sign in at the OIDC provider from now on")
+def link_provider(
+    proof: OidcProof,
+    caller: Self,
+    request: Request,
+    response: Response,
+    database: RequestDatabase,
+    settings: RequestSettings,
+    provider: RequestProvider,
+) -> SessionView:
+    """Only in a browser that came by an invitation. Your password and all of your sessions end, this browser
+    gets a new one, and the table of grants decides about the roles that it names."""
+    configured = _configured(provider)
+    opened = _own_session(request, database)
+    if opened.who.method != "invitation":
+        raise ForbiddenError(
+            "only an invitation opens the way to this", remedy="Ask an administrator for a link."
+        )
+    subject = configured.finish(
+        public_address(request, settings, CALLBACK), proof.code, proof.state, proof.secret
+    )
+    allowed = oidc.granted(settings.oidc_grants, subject.claims)
+    with database.write() as session:
+        holds = timedelta(seconds=settings.oidc_key_s)
+        who = accounts.link(session, caller.person_id, subject, allowed, word_holds=holds)
+        view = _open(session, who, request, response, settings) if who is not None else None
+    if view is None:
+        raise _no_project()
+    return view
+
+
+def _own_session(request: Request, database: Database) -> sessions.OpenSession:
+    """The browser's session. Raises ForbiddenError for a key, and UnauthenticatedError."""
+    secret = browsers_own(request)
+    if secret is None:
+        raise ForbiddenError("a key can't change how you sign in", remedy="Sign in with a browser.")
+    with database.read() as session:
+        opened = sessions.find_session(session, secret)
+    if opened is None:
+        raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
+    return opened
+
+
+def _no_project() -> ForbiddenError:
+    return ForbiddenError(
+        "you have an account here, but no project yet", remedy="Ask an administrator to add you to one."
+    )
 
 
 def _by_password(
