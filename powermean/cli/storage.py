@@ -10,6 +10,7 @@ from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, Sure, confirm, connected, note, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.storage import Collected
+from powermean.errors import PowermeanError
 from powermean.sizes import size
 
 _SHOWN = 20  # removed objects that are named
@@ -109,16 +110,19 @@ def unpin(job: ChosenJob, step: ChosenStep) -> None:
 
 def storage(
     project: Annotated[
-        str, typer.Option("--project", metavar="PROJECT", help="Name of the project.")
-    ] = "default",
+        str | None, typer.Option("--project", metavar="PROJECT", help="Default: your default project.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Show what a project stores, and its largest things.
 
-    Example: powermean storage --project default
+    Example: powermean storage --project team-a
     """
     with connected() as client:
-        found = client.storage(project)
+        name = project or client.me().default_project
+        if name is None:
+            raise PowermeanError("you have no default project: name one with --project")
+        found = client.storage(name)
     if json_:
         say_json(found)
         return
