@@ -54,6 +54,11 @@ class AsyncClient(AsyncConnection):
     collect_garbage = async_method(rest_identity.collect_garbage)
 
     nodes = async_method(rest.nodes)
+    get_node = async_method(rest.get_node)
+    node_samples = async_method(rest.node_samples)
+    cordon_node = async_method(rest.cordon_node)
+    drain_node = async_method(rest.drain_node)
+    uncordon_node = async_method(rest.uncordon_node)
     remove_node = async_method(rest.remove_node)
     engines = async_method(rest.engines)
     get_engine = async_method(rest.get_engine)

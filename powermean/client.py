@@ -114,6 +114,11 @@ class Client(Connection):
     collect_garbage = method(rest_identity.collect_garbage)
 
     nodes = method(rest.nodes)
+    get_node = method(rest.get_node)
+    node_samples = method(rest.node_samples)
+    cordon_node = method(rest.cordon_node)
+    drain_node = method(rest.drain_node)
+    uncordon_node = method(rest.uncordon_node)
     remove_node = method(rest.remove_node)
     engines = method(rest.engines)
     get_engine = method(rest.get_engine)

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
+from powermean.contracts.base import Labels
 from powermean.errors import PowermeanError
 from powermean.keys import clean_secret
 
@@ -44,6 +45,11 @@ class NodeSettings(BaseSettings):
         "stands for any characters. Empty: all. It holds for this node; the server has one, too.",
     )
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
+    labels: Annotated[Labels, NoDecode] = Field(
+        {},
+        description="What resources.node_labels of a job may ask for, as NAME=VALUE separated by commas: "
+        "zone=a,rack=3.",
+    )
     engine_host: str | None = Field(
         None,
         min_length=1,
@@ -82,6 +88,20 @@ class NodeSettings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+        names = [name for name, _, _ in pairs]
+        for name, equals, _ in pairs:
+            if not equals:
+                raise ValueError(f"{name} has no value: write NAME=VALUE, as in zone=a,rack=3")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is there twice")
+        return {name: text for name, _, text in pairs}
 
     @field_validator("allowed_models", mode="before")
     @classmethod

@@ -39,9 +39,12 @@ COMMANDS = {
     ),
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
     "checkpoints": ("powermean.cli.storage:checkpoints", "A job's checkpoints: list, delete, pin."),
-    "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
-    "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
-    "node": ("powermean.cli.cluster:node", "Remove nodes that are gone for good; for administrators."),
+    "datasets": ("powermean.cli.datasets:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
+    "nodes": ("powermean.cli.nodes:nodes", "List the cluster's nodes and what they run."),
+    "node": (
+        "powermean.cli.nodes:node",
+        "Nodes: what they are and run. Administrators take them out of service and back.",
+    ),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

@@ -4,22 +4,31 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult, NameRival
-from powermean.contracts.base import Contract
+from powermean.contracts.attempts import (
+    AllocationView,
+    AttemptUse,
+    GpuInfo,
+    GpuUse,
+    JobError,
+    JobResult,
+    NameRival,
+)
+from powermean.contracts.base import Contract, Name
 from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import Deprecation
 
 
 class JobState(StrEnum):
-    """The life of a job. The last three are final."""
+    """The life of a job. The last three are final; a paused one waits for somebody to resume it."""
 
     VALIDATING = "validating"
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -193,17 +202,56 @@ class NodeView(Contract):
     gpus: tuple[GpuInfo, ...]
     cpu_slots: int
     engines: tuple[str, ...]
+    labels: dict[str, str] = Field({}, description="What specs may ask for.")
     full_disk: str | None = Field(
         None, description="Folder whose disk is full; it gets no attempts meanwhile."
     )
     version: str
     alive: bool
     seen_at: datetime
+    closed: Literal["cordoned", "draining"] | None = Field(
+        None, description="It takes no new work; draining: what runs there leaves at its next step."
+    )
+    closed_reason: str | None = Field(None, description="Who closed it and why, for people.")
+    drain_at: datetime | None = Field(None, description="When it starts to drain, or started.")
+    drained: bool = Field(False, description="It drains and nothing is left there: it may be switched off.")
     attempts: tuple[str, ...] = Field(description="Attempts of your projects that hold resources on it.")
     other_attempts: int = Field(0, description="How many of other projects hold resources on it.")
+    use: tuple[AttemptUse, ...] = Field((), description="What attempts of your projects use of it.")
+    missing_gpus: tuple[str, ...] = Field(
+        (), description="GPUs that attempts hold there and that the node doesn't report any more."
+    )
+    blind: tuple[str, ...] = Field((), description="What of its GPUs' health can't be read there.")
     rival: NameRival | None = Field(
         None, description="Another worker that tried to use the node's name within a day."
     )
+
+
+class NodeSample(Contract):
+    """What a node used at a time: how busy its GPUs were, and your projects' attempts."""
+
+    at: datetime
+    gpus: tuple[GpuUse, ...]
+    attempts: tuple[AttemptUse, ...]
+
+
+class NodeSamples(Contract):
+    """Samples of the last hour, oldest first; a gap is a time without reports."""
+
+    every_s: int = Field(description="Seconds between two.")
+    items: tuple[NodeSample, ...]
+
+
+class NodeClosing(Contract):
+    """Why a node takes nothing new (POST /v1/nodes/{id}/cordon)."""
+
+    reason: Name | None = Field(None, description="For people: jobs that wait for the node say it.")
+
+
+class NodeDrain(NodeClosing):
+    """When and why a node is emptied (POST /v1/nodes/{id}/drain)."""
+
+    at: AwareDatetime | None = Field(None, description="With its time zone; null: at once.")
 
 
 class NodeList(Contract):

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
-from powermean.contracts.base import Contract, Name, conflict
+from powermean.contracts.base import Contract, Labels, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.rewards import ExactMatch, RewardSpec
@@ -211,6 +211,18 @@ class ResourceSpec(Contract):
         "the same node for itself. A shared engine has its own in any case.",
     )
 
+    gpu_type: Annotated[StrictStr, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Part of the GPUs' name, e.g. H100, in capitals or not; null takes any."
+    )
+    gpu_memory_gib: StrictFloat | None = Field(
+        None,
+        gt=0,
+        le=4096,
+        description="Least memory of each GPU, in GiB as `powermean node show` has it: that of an 80 GB H100 "
+        "is 79.6. null takes any.",
+    )
+    node_labels: Labels = Field({}, description="Labels that the node must have, e.g. {zone: a}.")
+
     @property
     def rollout_gpus(self) -> int:
         """GPUs of the engine's own, beside the trainer's."""
@@ -221,6 +233,13 @@ class ResourceSpec(Contract):
         if self.placement == "split" and self.gpus == 0:
             why = "split is for GPUs and gpus is 0: set gpus to 1, or leave placement at colocated"
             raise conflict(("placement",), why, self.placement)
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_of_a_kind(self) -> "ResourceSpec":
+        for field in ("gpu_type", "gpu_memory_gib"):
+            if (value := getattr(self, field)) is not None and self.gpus == 0:
+                raise conflict((field,), "is for GPUs and gpus is 0: set gpus to 1, or leave it out", value)
         return self
 
 

@@ -16,8 +16,9 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
-from powermean.contracts.attempts import AllocationView
+from powermean.contracts.attempts import AllocationView, GpuInfo
 from server.jobs.demand import AdapterNeed
 
 VLLM = "vllm"
@@ -34,6 +35,10 @@ class NodeCapacity:
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
     full_disk: str | None = None  # the folder for which it takes nothing new
+    closed: str | None = None  # for people: `n3 is draining (kernel update)`; it takes nothing new
+    labels: frozenset[tuple[str, str]] = frozenset()
+    gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
+    unhealthy: tuple[str, ...] = ()  # why each of the others may not, for people
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,48 @@ class WaitingJob:
     vllm: bool = False  # its own engine must be vLLM
     adapter: AdapterNeed | None = None  # None: it gets its own engine
     project: str = ""
+    gpu_type: str | None = None  # part of its GPUs' name, in small letters
+    gpu_memory_mb: int = 0  # of each GPU, at least
+    labels: tuple[tuple[str, str], ...] = ()  # of its trainer's node
+
+    @property
+    def kind(self) -> "Kind":
+        return Kind(self.vllm, self.gpu_type, self.gpu_memory_mb, self.labels)
+
+
+class Kind(NamedTuple):
+    """What a job asks of a node and its GPUs, beside their number."""
+
+    vllm: bool = False
+    gpu_type: str | None = None
+    gpu_memory_mb: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+
+    def takes(self, node: NodeCapacity) -> bool:
+        return (not self.vllm or VLLM in node.engines) and node.labels.issuperset(self.labels)
+
+    def gpus(self, node: NodeCapacity) -> frozenset[str]:
+        """Those of the node's GPUs that fit."""
+        return frozenset(gpu.uuid for gpu in node.gpu_info if self._fits(gpu))
+
+    @property
+    def any_gpu(self) -> bool:
+        return self.gpu_type is None and not self.gpu_memory_mb
+
+    def _fits(self, gpu: GpuInfo) -> bool:
+        named = self.gpu_type is None or self.gpu_type in gpu.name.lower()
+        return named and gpu.memory_mb >= self.gpu_memory_mb
+
+    def __str__(self) -> str:
+        asked = [f"{name}={value}" for name, value in self.labels]
+        if self.gpu_type is not None:
+            asked.append(f"GPUs called {self.gpu_type}")
+        if self.gpu_memory_mb:
+            asked.append(f"{self.gpu_memory_mb / 1024:.4g} GiB a GPU")
+        return ", ".join([*asked, *(["vLLM"] if self.vllm else [])])
+
+
+ANY = Kind()
 
 
 @dataclass(frozen=True)
@@ -132,26 +179,40 @@ class _Free:
         self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
         self.kept: dict[bool, set[str]] = {True: set(), False: set()}  # by line: does it need GPUs?
         self.jobs = {engine.id: set(engine.jobs) for engine in state.engines}
+        nodes = {node.id: node for node in state.nodes}
+        self.of_kind = cache(lambda node_id, kind: kind.gpus(nodes[node_id]))
         self.full = {node.id: node.full_disk for node in state.nodes if node.full_disk}
+        self.closed = {node.id: node.closed for node in state.nodes if node.closed}
         self.engines = Counter(engine.node for engine in state.engines)
 
-    def choose(self, gpus: int, nodes: Iterable[str], avoid: frozenset[str] = frozenset()) -> str | None:
+    def fitting(self, node_id: str, kind: Kind) -> list[str]:
+        """The node's free GPUs of this kind."""
+        free = self.gpus[node_id]
+        return free if kind.any_gpu else [uuid for uuid in free if uuid in self.of_kind(node_id, kind)]
+
+    def choose(
+        self,
+        gpus: int,
+        nodes: Iterable[str],
+        avoid: frozenset[str] = frozenset(),
+        kind: Kind = ANY,
+    ) -> str | None:
         """The node that fits most tightly, so that large gaps stay large; nodes to avoid come last.
 
         CPU jobs share a node's cores, so they are spread.
         """
-        free = {id_: len(self.gpus[id_]) if gpus else self.slots[id_] for id_ in nodes}
+        free = {id_: len(self.fitting(id_, kind)) if gpus else self.slots[id_] for id_ in nodes}
         fitting = [id_ for id_, amount in free.items() if amount >= max(1, gpus)]
         tight = 1 if gpus else -1
         return min(fitting, key=lambda id_: (id_ in avoid, tight * free[id_], id_), default=None)
 
-    def take(self, node_id: str, gpus: int) -> tuple[str, ...]:
+    def take(self, node_id: str, gpus: int, kind: Kind = ANY) -> tuple[str, ...]:
         """GPUs of the node, or (0) one of its CPU slots."""
         if not gpus:
             self.slots[node_id] -= 1
             return ()
-        taken = tuple(self.gpus[node_id][:gpus])
-        del self.gpus[node_id][:gpus]
+        taken = tuple(self.fitting(node_id, kind)[:gpus])
+        self.gpus[node_id] = [uuid for uuid in self.gpus[node_id] if uuid not in taken]
         return taken
 
 
@@ -168,12 +229,12 @@ class _Index:
         self.holding = cache(self._holding)
         self.serving = cache(self._serving)
 
-    def _able(self, vllm: bool) -> tuple[NodeCapacity, ...]:
-        """The nodes on which jobs can have their own engine."""
-        return tuple(node for node in self.nodes if not vllm or VLLM in node.engines)
+    def _able(self, kind: Kind) -> tuple[NodeCapacity, ...]:
+        """The nodes on which jobs of this kind can have their own engine."""
+        return tuple(node for node in self.nodes if kind.takes(node))
 
-    def _holding(self, gpus: int, vllm: bool) -> frozenset[str]:
-        return _holding(gpus, self.able(vllm))
+    def _holding(self, gpus: int, kind: Kind) -> frozenset[str]:
+        return _holding(gpus, self.able(kind), kind)
 
     def _serving(self, need: AdapterNeed, project: str) -> tuple[SharedEngine, ...]:
         """The engines that fit, ready or not."""
@@ -185,12 +246,12 @@ class _Index:
         if job.id in self.has_slot:
             return None
         if job.adapter is None:
-            return job.gpus, job.rollout_gpus, job.vllm
+            return job.gpus, job.rollout_gpus, job.kind
         serving = self.serving(job.adapter, job.project)
         if job.adapter.required and not serving:
             return None  # the reason names its rank or its tokens
         names = tuple(engine.id for engine in serving)
-        return job.gpus, job.rollout_gpus, job.vllm, job.adapter.required, names
+        return job.gpus, job.rollout_gpus, job.kind, job.adapter.required, names
 
 
 def plan(state: ClusterState) -> Plan:
@@ -259,7 +320,10 @@ def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) ->
         if engine.node:
             return _Wait(f"waiting for node {engine.node} to have {needs}")
         return _Wait(f"waiting for a node with {needs}: no connected node has that")
+    if all(node.closed for node in fitting):
+        return _Wait(f"waiting for a node: {fitting[0].closed}")
     if not engine.gpus:
+        fitting = [node for node in fitting if node.closed is None]
         spread = min(fitting, key=lambda node: (free.engines[node.id], -node.cpu_slots, node.id))
         free.engines[spread.id] += 1
         return Placement(engine.id, spread.id, ())
@@ -273,8 +337,9 @@ def _place(engine: WaitingEngine, nodes: Sequence[NodeCapacity], free: _Free) ->
 def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
     """Whether the empty node could hold the job, with its own engine unless the job must share one."""
     if job.adapter is not None and job.adapter.required:
-        return bool(_holding(job.gpus, [node]))
-    return bool(_holding(job.gpus + job.rollout_gpus, [node])) and (not job.vllm or VLLM in node.engines)
+        trainer = job.kind._replace(vllm=False)
+        return trainer.takes(node) and bool(_holding(job.gpus, [node], trainer))
+    return job.kind.takes(node) and bool(_holding(job.gpus + job.rollout_gpus, [node], job.kind))
 
 
 def _find(job: WaitingJob, index: _Index, free: _Free) -> Start | _Wait:
@@ -286,16 +351,16 @@ def _find(job: WaitingJob, index: _Index, free: _Free) -> Start | _Wait:
 
 
 def _with_own_engine(job: WaitingJob, index: _Index, free: _Free) -> Start | _Wait:
-    if index.nodes and not index.able(job.vllm):
-        return _Wait("waiting for a node with vLLM: no connected node has it")
-    gpus = job.gpus + job.rollout_gpus
-    possible = index.holding(gpus, job.vllm)
+    kind, gpus = job.kind, job.gpus + job.rollout_gpus
+    if index.nodes and not index.able(kind):
+        return _Wait(f"waiting for a node with {kind}: no connected node has it")
+    possible = index.holding(gpus, kind)
     if not possible:
-        return _Wait(_never(gpus, index.able(job.vllm)))
-    node_id = free.choose(gpus, possible - free.kept[gpus > 0], job.avoid)
+        return _Wait(_never(gpus, index.able(kind), kind))
+    node_id = free.choose(gpus, possible - free.kept[gpus > 0], job.avoid, kind)
     if node_id is None:
         return _Wait(_busy(gpus, possible, free), possible)
-    taken = free.take(node_id, gpus)
+    taken = free.take(node_id, gpus, kind)
     engines = taken[job.gpus :] if job.rollout_gpus else taken
     trainer = AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken[: job.gpus])
     rollout = AllocationView(role="rollout", node_id=node_id, gpu_uuids=engines)
@@ -319,11 +384,12 @@ def _on_shared_engine(job: WaitingJob, need: AdapterNeed, index: _Index, free: _
     if not with_slot:
         return _Wait(f"waiting for a free slot in engine {ready[0].name} (all {ready[0].max_adapters} taken)")
     wanted: frozenset[str] = frozenset()
+    kind = job.kind._replace(vllm=False)  # of the trainer's node
     for engine in sorted(with_slot, key=lambda e: (e.node in job.avoid, len(free.jobs[e.id]), e.id)):
-        possible = index.holding(job.gpus, False)
+        possible = index.holding(job.gpus, kind)
         if engine.reach is not None:
             possible &= {engine.reach}
-        node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid)
+        node_id = free.choose(job.gpus, possible - free.kept[job.gpus > 0], job.avoid, kind)
         if node_id is not None:
             return _share(job, node_id, engine, free)
         wanted |= possible
@@ -335,7 +401,9 @@ def _on_shared_engine(job: WaitingJob, need: AdapterNeed, index: _Index, free: _
 def _share(job: WaitingJob, node_id: str, engine: SharedEngine, free: _Free) -> Start:
     assert engine.node is not None
     free.jobs[engine.id].add(job.id)
-    trainer = AllocationView(role="trainer", node_id=node_id, gpu_uuids=free.take(node_id, job.gpus))
+    trainer = AllocationView(
+        role="trainer", node_id=node_id, gpu_uuids=free.take(node_id, job.gpus, job.kind)
+    )
     rollout = AllocationView(role="rollout", node_id=engine.node, engine_id=engine.id)
     return Start(job.id, (trainer, rollout))
 
@@ -354,19 +422,26 @@ def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
     return f"{engine.name} may be on another host, where shm does not reach (set rollout.publish to auto)"
 
 
-def _holding(gpus: int, nodes: Iterable[NodeCapacity]) -> frozenset[str]:
-    """The nodes that have this many GPUs in all, or (for 0) any CPU slot."""
-    return frozenset(n.id for n in nodes if (n.gpus >= gpus if gpus else n.cpu_slots > 0))
+def _holding(gpus: int, nodes: Iterable[NodeCapacity], kind: Kind) -> frozenset[str]:
+    """The nodes that have this many GPUs of the kind in all, or (for 0) any CPU slot."""
+    return frozenset(n.id for n in nodes if (_number(n, kind) >= gpus if gpus else n.cpu_slots > 0))
 
 
-def _never(gpus: int, nodes: Sequence[NodeCapacity]) -> str:
+def _number(node: NodeCapacity, kind: Kind) -> int:
+    return node.gpus if kind.any_gpu else len(kind.gpus(node))
+
+
+def _never(gpus: int, nodes: Sequence[NodeCapacity], kind: Kind) -> str:
     """Why no node could hold the job, even if it were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
     if gpus:
-        most = max(node.gpus for node in nodes)
+        most = max(_number(node, kind) for node in nodes)
         wanted = "a GPU" if gpus == 1 else f"{gpus} GPUs"
-        return f"waiting for a node with {wanted}: the largest connected one has {most}"
+        of_kind = "" if kind.any_gpu else f" ({kind._replace(vllm=False)})"
+        ill = [f"{node.id}: {why}" for node in nodes for why in node.unhealthy]
+        said = f"waiting for a node with {wanted}{of_kind}: the largest connected one has {most}"
+        return f"{said} (left out: {', '.join(ill)})" if ill else said
     return "waiting for a node with CPU slots: no connected node has any"
 
 
@@ -374,6 +449,9 @@ def _busy(gpus: int, possible: frozenset[str], free: _Free) -> str:
     if possible <= free.full.keys():
         node_id = min(possible)
         return f"waiting for room: the disk of {free.full[node_id]} on {node_id} is full"
+    if possible <= free.full.keys() | free.closed.keys():
+        closed = [free.closed[id_] for id_ in sorted(possible & free.closed.keys())]
+        return f"waiting for a node: {', '.join(closed)}"
     if possible <= free.kept[gpus > 0]:
         return "waiting behind earlier jobs"
     if gpus:

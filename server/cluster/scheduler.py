@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import demand, engines, inventory
+from server.cluster import demand, drains, engines, inventory
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
 from server.cluster.line import Line, Queued
-from server.cluster.planner import ClusterState, Plan, Start, plan, still_free
+from server.cluster.planner import ClusterState, NodeCapacity, Plan, Start, plan, still_free
 from server.db.models import Job
 from server.db.session import Database, database_now
 from server.jobs import attempts
@@ -70,6 +70,7 @@ class Scheduler:
             return False
         try:
             self._reap()
+            self._drain()
             waiting = self._start_waiting()
             told = self._tell_phases(self._unchecked(), JobState.VALIDATING)
             told += self._tell_phases(waiting, JobState.QUEUED)
@@ -126,6 +127,27 @@ class Scheduler:
             with self._leading() as session:
                 engines.reap(session, living_ids(session, self.settings))
 
+    def _drain(self) -> None:
+        """Begin the drains whose time has come, and tell what is on draining nodes to leave."""
+        with self.database.read() as session:
+            due = drains.any_due(session, database_now(session))
+        if due:
+            with self._leading() as session:
+                drains.begin_due(session, database_now(session))
+        with self.database.read() as session:
+            draining = drains.draining(session)
+            if not draining:
+                return
+            jobs = drains.to_leave(session, draining)
+            stranded = engines.any_to_move(session, draining)
+        for some in _batches(jobs, STARTS_AT_ONCE):
+            with self._leading() as session:
+                for job_id in some:
+                    drains.order_to_leave(session, job_id, database_now(session))
+        if stranded:
+            with self._leading() as session:
+                engines.move(session, drains.draining(session))
+
     def _unchecked(self) -> dict[str, str]:
         """What jobs wait for that no node has checked yet, where their rows say something else."""
         unchecked = Job.state == JobState.VALIDATING
@@ -136,9 +158,7 @@ class Scheduler:
             alive = living_ids(session, self.settings)
             living, offline = inventory.known(session, alive)
             checking, now = inventory.checking(session, alive), database_now(session)
-            nobody = (
-                NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
-            )
+            nobody = _no_checker(living)
             news: dict[str, str] = {}
             for wanted, said in kinds:
                 phase = CHECKING if demand.checkers(wanted, living, offline) else nobody
@@ -195,6 +215,16 @@ class Scheduler:
                 tell_phases(session, dict(some), state)
             self.line.told(dict(some))
         return len(chosen)
+
+
+def _no_checker(living: Sequence[NodeCapacity]) -> str:
+    """Why no node may check a spec."""
+    if not living:
+        return NO_NODE
+    if any(node.full_disk for node in living):
+        return NO_ROOM
+    closed = next((node.closed for node in living if node.closed), None)
+    return f"waiting for a node that can check the spec: {closed}"[:200] if closed else NO_CHECKER
 
 
 def _checked_by(node_id: str, told: str, now: datetime) -> str:

@@ -76,6 +76,12 @@ class Project(Base):
     id: Mapped[str] = mapped_column(String(63), primary_key=True)
     title: Mapped[str] = mapped_column(String(120))
     storage_limit: Mapped[int | None] = mapped_column(BigInteger)  # bytes; null: none
+    gpu_quota: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # guaranteed GPUs
+    gpu_limit: Mapped[int | None]  # the most, with what is borrowed; null: all that is idle
+    cpu_quota: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # slots of CPU jobs
+    cpu_limit: Mapped[int | None]
+    share_weight: Mapped[float] = mapped_column(Float, default=1.0, server_default="1")  # among borrowers
+    quota_version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # counts its changes
     retention: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # contracts.storage.Retention
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]  # nobody sees it from then on; its rows go in batches
@@ -146,6 +152,11 @@ class Job(OwnedByProject, Base):
     restarts: Mapped[int] = mapped_column(Integer, default=0)  # since the last new checkpoint
     not_before: Mapped[datetime | None]  # restart no earlier than this
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
+    pause_requested: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    priority: Mapped[str] = mapped_column(String(32), default="normal", server_default="normal")  # a class
+    queued_at: Mapped[datetime | None]  # since when it has waited for its place
+    preemptions: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    ended_by: Mapped[str | None] = mapped_column(String(300))  # the rule that ended it early, for people
     longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
@@ -173,6 +184,8 @@ class Attempt(Base):
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
     order: Mapped[str] = mapped_column(String(24), default="continue")
+    order_reason: Mapped[str | None] = mapped_column(String(300))  # who or what ordered it, for people
+    ordered_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(300))  # why it ended, unless `error` says it
@@ -240,6 +253,31 @@ class Node(Base):
     report: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
     rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
+    closed: Mapped[str | None] = mapped_column(String(8))  # cordoned or draining: it takes nothing new
+    closed_reason: Mapped[str | None] = mapped_column(String(200))  # for people
+    drain_at: Mapped[datetime | None]  # from then on it drains
+    gpus_since: Mapped[datetime | None]  # when it first reported the newest of its GPUs
+
+
+class NodeSample(Base):
+    """What a node used in ten seconds, for an hour; cluster/samples.py has its form."""
+
+    __tablename__ = "node_samples"
+    __table_args__ = (Index("ix_node_samples_at", "at"), {"sqlite_with_rowid": False})
+
+    node_id: Mapped[str] = mapped_column(String(64), primary_key=True)  # not a key: outlives the node
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    use: Mapped[dict[str, Any]]
+
+
+class PriorityClass(Base):
+    """A priority that a spec may name. Higher values go first; `role`: who may use it, in a project."""
+
+    __tablename__ = "priority_classes"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[int]
+    role: Mapped[str] = mapped_column(String(16))  # member, maintainer or admin
 
 
 class Outbox(Base):

@@ -134,6 +134,24 @@ def order_cancel(session: Session, job: Job) -> None:
         attempt.order = "cancel"
 
 
+def order_stop(session: Session, job: Job, reason: str, now: datetime) -> None:
+    """Order a locked job's attempt to checkpoint and exit at its next step; it goes on in another one.
+
+    An attempt that nobody has claimed is withdrawn. One that has an order already keeps it.
+    """
+    attempt = _current(session, job)
+    if attempt is None:
+        return
+    if attempt.state == "starting":
+        _end(session, attempt, "ended", now, outcome="cancelled", reason=reason)
+        allocations.release(session, attempt.id, now)
+        change_state(session, job, JobState.QUEUED, reason[:200])
+    elif attempt.state == "running" and attempt.order == "continue":
+        attempt.order = "checkpoint_and_exit"
+        attempt.order_reason = reason
+        attempt.ordered_at = now
+
+
 def withdraw(session: Session, job: Job) -> None:
     """End an attempt that nobody has claimed; it can't be claimed any more."""
     attempt = _current(session, job)

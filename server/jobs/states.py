@@ -17,12 +17,15 @@ from server.jobs.views import job_summary
 CHECKING = "waiting for a node to check the spec"  # the phase while validating
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED}),
+    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.STARTING, JobState.PAUSED, JobState.CANCELLED}),
     # back to queued: nobody claimed the attempt in time
-    JobState.STARTING: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED}),
+    JobState.STARTING: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.PAUSED, JobState.CANCELLED}),
     # back to queued: the attempt ended and another one resumes from its last checkpoint
-    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.PAUSED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     JobState.FINISHED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),
@@ -48,6 +51,8 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
     job.phase = phase
     if JobState.QUEUED in (old, new) and new is not JobState.STARTING:
         changes(session).plan = True
+    if new is JobState.QUEUED:
+        job.queued_at = now
     if new is JobState.RUNNING and job.started_at is None:
         job.started_at = now
     if new.final:

@@ -24,6 +24,7 @@ from powermean.contracts.api import (
     JobState,
     JobSummary,
     LogText,
+    NodeDrain,
     NodeList,
     NodeView,
     SpecSource,
@@ -139,6 +140,7 @@ class FakeApi:
 
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     nodes: list[NodeView] = field(default_factory=list)
+    closings: list[tuple[str, str, NodeDrain | None]] = field(default_factory=list)  # of nodes, and openings
     engines: list[EngineService] = field(default_factory=list)
     replays: dict[str, Replay] = field(default_factory=dict)
     results: dict[str, ReplayResult] = field(default_factory=dict)  # of the replays that are done
@@ -376,6 +378,19 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
     def nodes(request: Request) -> NodeList:
         _signed_in(request)
         return NodeList(items=tuple(api.nodes))
+
+    @app.get("/v1/nodes/{node_id}")
+    def get_node(request: Request, node_id: str) -> NodeView:
+        _signed_in(request)
+        return next(node for node in api.nodes if node.id == node_id)
+
+    @app.post("/v1/nodes/{node_id}/{what}")
+    def change_node(request: Request, node_id: str, what: str, asked: NodeDrain | None = None) -> NodeView:
+        _signed_in(request)
+        if asked is not None and asked.at is not None and asked.at < NOW:
+            raise RefusalError(422, ErrorBody(code="invalid", message="at: is past"))
+        api.closings.append((node_id, what, asked))
+        return next(node for node in api.nodes if node.id == node_id)
 
     @app.get("/v1/engines")
     def engines(request: Request) -> EngineServiceList:
