@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from powermean.contracts.base import Contract, Name
+from powermean.contracts.names import NODE_NAME
 
 ProjectRole = Literal["viewer", "member", "maintainer"]
 ClusterRole = Literal["admin", "auditor"]
@@ -137,7 +138,7 @@ class KeyRequest(Contract):
         None, max_length=32, description="Whose key it is; default: yours (others: administrators only)."
     )
     days: int | None = Field(None, ge=1, le=3660, description="How long it works; null: until it is revoked.")
-    node: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = Field(
+    node: Annotated[str, Field(max_length=64, pattern=NODE_NAME)] | None = Field(
         None, description="With role node: the only node that may use it."
     )
 
