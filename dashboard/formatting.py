@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from powermean.contracts.api import JobState, JobSummary
+
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -122,5 +124,11 @@ def visible(text: str) -> Markup:
 
 def state_class(state: str) -> str:
     """CSS class of a job's state; unknown states look neutral."""
-    known = {"validating", "queued", "starting", "running", "finished", "failed", "cancelled"}
-    return f"state-{state}" if state in known else "state-queued"
+    return f"state-{state}" if state in set(JobState) else "state-queued"
+
+
+def state_word(job: JobSummary) -> str:
+    """A job's state in a word; one that is about to change says so."""
+    if job.state.final:
+        return job.state.value
+    return "cancelling" if job.cancel_requested else "pausing" if job.pause_requested else job.state.value

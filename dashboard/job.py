@@ -1,4 +1,4 @@
-"""A job's page: overview, charts, system and spec, each at its own address; its parts; cancelling."""
+"""A job's page: overview, charts, system and spec, each at its own address; parts and buttons."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,9 @@ from dashboard.viewer import viewer_of
 from powermean.async_client import AsyncClient
 from powermean.contracts.api import Job
 from powermean.contracts.metrics import METRICS
+from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.staleness import JobStaleness
+from powermean.rest import ApiError
 from powermean.spec_yaml import to_yaml
 
 PARTS = {
@@ -117,6 +119,51 @@ async def job_part(request: Request) -> Response:
         elif part == "staleness":
             context["staleness"] = await _staleness(client, job)
     return _page(request, PARTS[part], job, **context)
+
+
+async def pause(request: Request) -> Response:
+    """POST pauses and shows the job."""
+    job_id = request.path_params["job_id"]
+    require_same_origin(request)
+    async with api.client(request) as client:
+        await client.pause_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+async def resume(request: Request) -> Response:
+    """POST resumes and shows the job."""
+    job_id = request.path_params["job_id"]
+    require_same_origin(request)
+    async with api.client(request) as client:
+        await client.resume_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+async def priority(request: Request) -> Response:
+    """GET asks which; POST changes it and shows the job, or the question again with what is wrong."""
+    job_id = request.path_params["job_id"]
+    error = None
+    async with api.client(request) as client:
+        if request.method == "POST":
+            require_same_origin(request)
+            form = await request.form()
+            try:
+                await client.set_priority(job_id, str(form.get("priority") or DEFAULT_PRIORITY))
+            except ApiError as refused:
+                if refused.status == 401:
+                    raise
+                error = refused
+            else:
+                return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+        job, found = await asyncio.gather(client.get_job(job_id), client.priorities())
+    return page(
+        request,
+        "priority.html",
+        status=error.status if error else 200,
+        job=job,
+        classes=found.items,
+        error=error.body if error else None,
+    )
 
 
 async def cancel(request: Request) -> Response:

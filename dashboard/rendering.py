@@ -23,6 +23,7 @@ FILTERS = (
     "percent",
     "signed",
     "state_class",
+    "state_word",
     "visible",
 )
 _TEMPLATES = Path(__file__).parent / "templates"

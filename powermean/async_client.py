@@ -14,6 +14,9 @@ class AsyncClient(AsyncConnection):
     get_job = async_method(rest.get_job)
     list_jobs = async_method(rest.list_jobs)
     cancel_job = async_method(rest.cancel_job)
+    pause_job = async_method(rest.pause_job)
+    resume_job = async_method(rest.resume_job)
+    set_priority = async_method(rest.set_priority)
     delete_job = async_method(rest.delete_job)
 
     metrics = async_method(rest.metrics)
@@ -64,6 +67,9 @@ class AsyncClient(AsyncConnection):
     get_engine = async_method(rest.get_engine)
     create_engine = async_method(rest.create_engine)
     remove_engine = async_method(rest.remove_engine)
+    priorities = async_method(rest.priorities)
+    set_priority_class = async_method(rest.set_priority_class)
+    remove_priority_class = async_method(rest.remove_priority_class)
 
     audit = async_method(rest_identity.audit)
     audit_head = async_method(rest_identity.audit_head)

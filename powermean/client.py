@@ -74,6 +74,9 @@ class Client(Connection):
     get_job = method(rest.get_job)
     list_jobs = method(rest.list_jobs)
     cancel_job = method(rest.cancel_job)
+    pause_job = method(rest.pause_job)
+    resume_job = method(rest.resume_job)
+    set_priority = method(rest.set_priority)
     delete_job = method(rest.delete_job)
 
     metrics = method(rest.metrics)
@@ -124,6 +127,9 @@ class Client(Connection):
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)
     remove_engine = method(rest.remove_engine)
+    priorities = method(rest.priorities)
+    set_priority_class = method(rest.set_priority_class)
+    remove_priority_class = method(rest.remove_priority_class)
 
     audit = method(rest_identity.audit)
     audit_head = method(rest_identity.audit_head)

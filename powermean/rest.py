@@ -40,6 +40,7 @@ from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList, PriorityRank
 from powermean.contracts.replays import (
     AskedReplay,
     Replay,
@@ -221,6 +222,38 @@ def list_jobs(
 
 def cancel_job(job_id: str) -> Call[Job]:
     return Call("POST", job_path(job_id, "/cancel"), reads(Job))
+
+
+def pause_job(job_id: str) -> Call[Job]:
+    """Have it save a checkpoint at the end of its step and free its place, until it is resumed."""
+    return Call("POST", job_path(job_id, "/pause"), reads(Job))
+
+
+def resume_job(job_id: str) -> Call[Job]:
+    """Let a paused job wait for a place again; it goes on from its last checkpoint."""
+    return Call("POST", job_path(job_id, "/resume"), reads(Job))
+
+
+def set_priority(job_id: str, priority: str) -> Call[Job]:
+    """Give it another priority: the name of a class (see priorities)."""
+    body = PriorityChange(priority=priority).model_dump()
+    return Call("POST", job_path(job_id, "/priority"), reads(Job), json=body)
+
+
+def priorities() -> Call[PriorityClassList]:
+    """The priority classes, the highest first."""
+    return Call("GET", "/v1/priorities", reads(PriorityClassList))
+
+
+def set_priority_class(name: str, rank: PriorityRank) -> Call[PriorityClass]:
+    """Make a class, or change one. For administrators."""
+    path = f"/v1/priorities/{quote(name, safe='')}"
+    return Call("PUT", path, reads(PriorityClass), json=rank.model_dump())
+
+
+def remove_priority_class(name: str) -> Call[None]:
+    """Remove a class that no live job has. For administrators."""
+    return Call("DELETE", f"/v1/priorities/{quote(name, safe='')}", nothing)
 
 
 def delete_job(job_id: str, cascade: bool = False) -> Call[None]:

@@ -56,6 +56,8 @@ def train(run: Run) -> Literal["finished", "checkpointed"]:
     Raises CancelledError, and TrainingError for failures, including a run without a single optimiser step.
     """
     last = run.spec.training.steps
+    if run.reporter.order() == "checkpoint_and_exit":
+        return "checkpointed"  # where it began: nothing is new
     if run.progress.step > 0 or run.weights.from_the_start:
         publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
     if run.progress.step == 0:

@@ -69,6 +69,12 @@ class NodeSettings(BaseSettings):
         gt=0,
         description="Seconds for which an attempt keeps training while the server can't be reached.",
     )
+    stop_grace_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds that an attempt has to end its step when it is paused or gives way; then its "
+        "processes are ended, and the job goes on from its last checkpoint.",
+    )
     attempt_public_key: Path | None = Field(
         None,
         description="PEM file with the key that rollout services use to verify attempt tokens. "

@@ -24,6 +24,18 @@ COMMANDS = {
     "show": ("powermean.cli.jobs:show", "Show a job: state, attempts, result, spec."),
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it ends; exit status 0 if it finished."),
     "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. Its checkpoints and recorded numbers are kept."),
+    "pause": (
+        "powermean.cli.jobs:pause",
+        "Pause a job: it saves a checkpoint at the end of its step and frees its GPUs.",
+    ),
+    "resume": (
+        "powermean.cli.jobs:resume",
+        "Resume a paused job: it waits for a place, and goes on from its last checkpoint.",
+    ),
+    "priority": (
+        "powermean.cli.priorities:priority",
+        "Give a job another priority: it goes before others, or behind them.",
+    ),
     "delete": (
         "powermean.cli.storage:delete",
         "Delete ended jobs with their numbers, logs, checkpoints and models; asks first.",
@@ -45,6 +57,7 @@ COMMANDS = {
         "powermean.cli.nodes:node",
         "Nodes: what they are and run. Administrators take them out of service and back.",
     ),
+    "priorities": ("powermean.cli.priorities:priorities", "Priority classes, which specs name."),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

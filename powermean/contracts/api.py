@@ -15,9 +15,11 @@ from powermean.contracts.attempts import (
     JobError,
     JobResult,
     NameRival,
+    OrderCause,
 )
 from powermean.contracts.base import Contract, Name
 from powermean.contracts.job import JobSpec
+from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.renaming import Deprecation
 
 
@@ -68,6 +70,7 @@ class JobSummary(Contract):
     name: str
     project: str = "default"
     state: JobState
+    priority: str = DEFAULT_PRIORITY
     algorithm: str
     model: str
     step: int = Field(description="Steps done.")
@@ -80,6 +83,9 @@ class JobSummary(Contract):
     held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")
     cancel_requested: bool = False
+    pause_requested: bool = Field(
+        False, description="It pauses when its step, or the check of its spec, is done."
+    )
     phase: str | None = Field(None, description="What the job is doing or waiting for, for people.")
     created_at: datetime
     started_at: datetime | None = None
@@ -105,7 +111,13 @@ class AttemptView(Contract):
     first_step: int
     allocations: tuple[AllocationView, ...]
     created_at: datetime
+    order_cause: OrderCause | None = Field(
+        None, description="Why it was ordered to stop; null: nobody ordered it to."
+    )
+    order_reason: str | None = Field(None, description="The same in words, with names.")
+    ordered_at: datetime | None = None
     ended_at: datetime | None = None
+    freed_at: datetime | None = Field(None, description="When all that it held was free again.")
     outcome: str | None = Field(
         None, description="finished, failed, checkpointed, cancelled or lapsed; null: it has not ended."
     )
@@ -119,6 +131,7 @@ class Job(JobSummary):
     spec: JobSpec
     result: JobResult | None = None
     attempts: tuple[AttemptView, ...] = ()
+    preemptions: int = Field(0, description="How often it gave way to other work.")
     seconds_left: float | None = Field(None, description="Estimate from the durations of the last steps.")
     seq: int = Field(0, description="Number of the last event: follow /events from here.")
 

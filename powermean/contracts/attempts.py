@@ -207,6 +207,8 @@ class ValidationResult(Contract):
 
 
 Order = Literal["continue", "checkpoint_and_exit", "cancel"]
+# Why an order to stop was given.
+OrderCause = Literal["paused", "preempted", "drained", "cancelled"]
 
 
 class Heartbeat(Contract):

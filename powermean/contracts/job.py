@@ -8,6 +8,7 @@ from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
 from powermean.contracts.base import Contract, Labels, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
+from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityName
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 from powermean.contracts.secrets import MOST_OF_A_JOB, SecretReference, VariableName
 
@@ -262,6 +263,9 @@ class JobSpec(Contract):
         None, description="The project that it belongs to; null is your key's or account's default one."
     )
     model: ModelSpec
+    priority: PriorityName = Field(
+        DEFAULT_PRIORITY, description="Class of its priority: GET /v1/priorities lists them."
+    )
     algorithm: AlgorithmSpec = Field(default_factory=Pmpo, description="The policy objective.")
     data: DataSpec
     reward: RewardSpec = Field(default_factory=ExactMatch)

@@ -101,7 +101,7 @@ def order_to_leave(session: Session, job_id: str, now: datetime) -> None:
     held = Allocation.attempt_id == f"{job_id}.{job.attempt}", Allocation.released_at.is_(None)
     node = session.scalar(query.where(*held, Node.closed == DRAINING))
     if node is not None:
-        attempts.order_stop(session, job, why_closed(node), now)
+        attempts.order_stop(session, job, why_closed(node), now, cause="drained")
 
 
 def _due(now: datetime) -> tuple[ColumnElement[bool], ...]:

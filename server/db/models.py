@@ -184,6 +184,7 @@ class Attempt(Base):
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
     order: Mapped[str] = mapped_column(String(24), default="continue")
+    order_cause: Mapped[str | None] = mapped_column(String(16))  # contracts.attempts.OrderCause
     order_reason: Mapped[str | None] = mapped_column(String(300))  # who or what ordered it, for people
     ordered_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None]

@@ -17,6 +17,8 @@ from powermean.contracts.attempts import (
     Finish,
     Heartbeat,
     JobError,
+    Order,
+    OrderCause,
 )
 from powermean.contracts.names import START_TASK, node_queue
 from powermean.contracts.phases import PREPARING_MODEL
@@ -29,7 +31,7 @@ from server.jobs import allocations, repository
 from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.events import fence, lock_job, record_event
 from server.jobs.progress import rewind_progress
-from server.jobs.states import change_phase, change_state
+from server.jobs.states import change_phase, change_state, record_state
 from server.jobs.views import job_spec
 from server.settings import Settings
 
@@ -127,29 +129,48 @@ def heartbeat(
     return attempt
 
 
-def order_cancel(session: Session, job: Job) -> None:
+def order_cancel(session: Session, job: Job, reason: str, now: datetime) -> None:
     """Order the running attempt to stop; its next heartbeat delivers the order."""
     attempt = _current(session, job)
     if attempt is not None:
-        attempt.order = "cancel"
+        _order(attempt, "cancel", "cancelled", reason, now)
 
 
-def order_stop(session: Session, job: Job, reason: str, now: datetime) -> None:
-    """Order a locked job's attempt to checkpoint and exit at its next step; it goes on in another one.
+def order_stop(
+    session: Session, job: Job, reason: str, now: datetime, *, cause: OrderCause = "preempted"
+) -> bool:
+    """Have a locked job's attempt leave at the end of its step; an order that it has already stays.
 
-    An attempt that nobody has claimed is withdrawn. One that has an order already keeps it.
+    It checkpoints, exits, and the job is queued again, or paused where somebody asked for that. An attempt
+    that nobody has claimed leaves at once. `reason` names who or what needs its place, for people. False:
+    there was nothing to order.
     """
     attempt = _current(session, job)
-    if attempt is None:
-        return
-    if attempt.state == "starting":
+    if attempt is None or attempt.state not in ("starting", "running") or attempt.order != "continue":
+        return False
+    _order(attempt, "checkpoint_and_exit", cause, reason, now)
+    if attempt.state == "running":
+        record_state(session, job)
+    else:
         _end(session, attempt, "ended", now, outcome="cancelled", reason=reason)
         allocations.release(session, attempt.id, now)
-        change_state(session, job, JobState.QUEUED, reason[:200])
-    elif attempt.state == "running" and attempt.order == "continue":
-        attempt.order = "checkpoint_and_exit"
-        attempt.order_reason = reason
-        attempt.ordered_at = now
+        _leave(session, job, attempt)
+    return True
+
+
+def _order(attempt: Attempt, order: Order, cause: OrderCause, reason: str, now: datetime) -> None:
+    attempt.order, attempt.order_cause = order, cause
+    attempt.order_reason, attempt.ordered_at = reason[:REASON_CHARACTERS], now
+
+
+def _leave(session: Session, job: Job, attempt: Attempt) -> None:
+    """The attempt has left as ordered: the job waits for its next one, or for somebody to resume it."""
+    if job.pause_requested:
+        why = attempt.order_reason if attempt.order_cause == "paused" else None
+        change_state(session, job, JobState.PAUSED, why or "paused")
+        return
+    job.preemptions += attempt.order_cause == "preempted"
+    change_state(session, job, JobState.QUEUED, f"waiting for the scheduler: {attempt.order_reason}"[:200])
 
 
 def withdraw(session: Session, job: Job) -> None:
@@ -176,8 +197,12 @@ def finish(
         check_step(job, "result.steps", report.result.steps)
         check_owner(job.id, "result.model.files", report.result.model)
     now = database_now(session)
-    error = report.error or _unexplained(report, attempt.order)
-    _end(session, attempt, "ended", now, outcome=report.outcome, reason=_reason(report, error), error=error)
+    leaves = attempt.order == "checkpoint_and_exit" and (
+        report.outcome in ("checkpointed", "cancelled") or report.retryable
+    )
+    error = None if leaves else report.error or _unexplained(report, attempt.order)
+    reason = _left(attempt, report) if leaves else _reason(report, error)
+    _end(session, attempt, "ended", now, outcome=report.outcome, reason=reason, error=error)
     allocations.release(session, attempt.id, now)
     if report.outcome == "finished" and report.result is not None:
         job.result = report.result.model_dump(mode="json")
@@ -185,6 +210,8 @@ def finish(
         change_state(session, job, JobState.FINISHED)
     elif job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
+    elif leaves:
+        _leave(session, job, attempt)
     elif report.outcome == "checkpointed":
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
     else:
@@ -204,6 +231,12 @@ def _reason(report: Finish, error: JobError | None) -> str:
     if report.outcome == "finished":
         return "all steps are done"
     return report.reason or "it stopped at a checkpoint, as ordered"
+
+
+def _left(attempt: Attempt, report: Finish) -> str:
+    """Why an attempt left as ordered; how, if it was not by a checkpoint of its own accord."""
+    how = report.error.message if report.error else report.reason
+    return "; ".join(filter(None, (attempt.order_reason, how)))
 
 
 def _unexplained(report: Finish, order: str) -> JobError | None:
@@ -240,11 +273,15 @@ def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
         return False
     claimed = attempt.state == "running"
     error = _silent(attempt, claimed)
-    _end(session, attempt, "lapsed", now, outcome="lapsed", reason=error.message, error=error)
+    leaves = attempt.order == "checkpoint_and_exit"
+    reason = f"{attempt.order_reason}; {error.message}" if leaves else error.message
+    _end(session, attempt, "lapsed", now, outcome="lapsed", reason=reason, error=None if leaves else error)
     if not claimed:
         allocations.release(session, attempt.id, now)
     if job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
+    elif leaves:
+        _leave(session, job, attempt)
     elif claimed:
         restart_or_fail(session, settings, job, error)
     else:
@@ -328,7 +365,7 @@ def _end(
 ) -> None:
     attempt.state = state
     attempt.outcome = outcome
-    attempt.reason = reason
+    attempt.reason = reason[:REASON_CHARACTERS]
     attempt.ended_at = now
     if error is not None:
         attempt.error = error.model_dump(mode="json")

@@ -37,6 +37,7 @@ from powermean.contracts.identity import Me, Project, ProjectList
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
+from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.signin import SessionView, SignInMethod, SignInWays
 from powermean.contracts.staleness import JobStaleness
@@ -373,6 +374,36 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
         fake = api.find(job_id)
         fake.set_state(JobState.CANCELLED, cancel_requested=True, finished_at=NOW + timedelta(minutes=3))
         return fake.job
+
+    @app.post("/v1/jobs/{job_id}/pause")
+    def pause_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(fake.job.state, pause_requested=True)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/resume")
+    def resume_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(JobState.QUEUED)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/priority")
+    def set_priority(request: Request, job_id: str, wanted: PriorityChange) -> Job:
+        _signed_in(request)
+        if wanted.priority == "high":
+            raise RefusalError(403, ErrorBody(code="forbidden", message="high needs a maintainer"))
+        api.find(job_id).job = api.find(job_id).job.model_copy(update={"priority": wanted.priority})
+        return api.find(job_id).job
+
+    @app.get("/v1/priorities")
+    def priorities(request: Request) -> PriorityClassList:
+        _signed_in(request)
+        ranks = (("high", 100, "maintainer"), ("normal", 0, "member"), ("low", -100, "member"))
+        return PriorityClassList(
+            items=tuple(PriorityClass(name=name, value=value, role=role) for name, value, role in ranks)
+        )
 
     @app.get("/v1/nodes")
     def nodes(request: Request) -> NodeList:

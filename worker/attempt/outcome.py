@@ -8,9 +8,10 @@ from powermean.contracts.attempts import EngineStart, Finish, JobError
 from powermean.disk import is_full
 from powermean.processes import exit_text
 
-Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
+Stop = Literal["cancel", "node_stopping", "not_begun", "order_ignored", "stalled"]
 STOPPED: dict[Stop, str] = {
     "node_stopping": "the service on its node was stopped",
+    "not_begun": "its training had not begun",
     "order_ignored": "it did not stop in time when it was ordered to",
 }
 

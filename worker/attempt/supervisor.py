@@ -89,6 +89,7 @@ class Supervisor:
         self._shipper = Shipper(client, attempt)
         self._logs: list[RedactedLog] = []
         self._stopping = False
+        self._training = False  # before that there is nothing to save
         self._ordered_at: float | None = None
         self._signs: tuple[object, ...] = ()  # of progress
         self._progress_at = time.monotonic()
@@ -124,6 +125,7 @@ class Supervisor:
             if model is not None:
                 engine = self._own_engine(model)
                 trainer = self._start(self._launcher.trainer(self._attempt, self._claim, model))
+                self._training = True
                 self._watch(engine, trainer)
         except StopError as why:
             stop = why.why
@@ -196,6 +198,8 @@ class Supervisor:
         if self._heartbeat.order == "cancel":
             raise StopError("cancel")
         if self._heartbeat.order == "checkpoint_and_exit":
+            if not self._training:
+                raise StopError("not_begun")
             self._ordered_at = self._ordered_at or time.monotonic()
             if time.monotonic() - self._ordered_at > self._limits.order_s:
                 raise StopError("order_ignored")
@@ -289,7 +293,7 @@ def main() -> None:
             claim,
             LocalLauncher(settings, secrets),
             client,
-            Limits(partition_s=settings.partition_grace_s),
+            Limits(partition_s=settings.partition_grace_s, order_s=settings.stop_grace_s),
             lifeline,
         )
         signal.signal(signal.SIGTERM, supervisor.stop)

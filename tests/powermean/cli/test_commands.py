@@ -43,6 +43,7 @@ SUBCOMMANDS = {
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
+    "priorities": ("list", "set", "remove"),
     "engine": ("add", "list", "remove"),
     "audit": ("list", "head", "verify"),
     "secret": ("set", "list", "remove"),
@@ -59,6 +60,7 @@ WITHOUT_DATA = (
     ("up",),
     ("demo",),
     ("node", "remove"),
+    ("priorities", "remove"),
     ("datasets", "remove"),
     ("audit", "head"),  # is JSON
     ("audit", "verify"),
@@ -222,8 +224,8 @@ def test_a_name_that_several_jobs_have_is_refused_with_their_ids(server: Scripte
 
 @pytest.mark.parametrize(
     "command",
-    [(c,) for c in ("show", "watch", "cancel", "logs", "staleness", "download")]
-    + [("replay", "--step", "1")],
+    [(c,) for c in ("show", "watch", "cancel", "pause", "resume", "logs", "staleness", "download")]
+    + [("replay", "--step", "1"), ("priority", "high")],
 )
 def test_every_command_about_a_job_takes_its_name(server: ScriptedServer, command: tuple[str, ...]) -> None:
     server.on("GET /v1/jobs", Answer(body=summaries()))

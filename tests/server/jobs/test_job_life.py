@@ -14,6 +14,9 @@ from powermean.contracts.api import Job as JobView
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import ClaimWithSecrets
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
+from server.db.session import database_now
+from server.jobs.attempts import order_stop
+from server.jobs.events import lock_job
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
 from tests.support.law_settings import at_most
@@ -156,6 +159,24 @@ class JobLife(RuleBasedStateMachine):
         else:
             assert answer["state"] == before
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), what=st.sampled_from(["pause", "resume"]))
+    def pause_or_resume(self, data: st.DataObject, what: str) -> None:
+        before = self.service.job(data.draw(st.sampled_from(self.jobs)))
+        answer = self.service.person.post(f"/v1/jobs/{before.id}/{what}")
+        ending = before.state.final or (what == "pause" and before.cancel_requested)
+        assert answer.status_code == (409 if ending else 200)
+        if not ending:
+            after = JobView.model_validate(answer.json())
+            assert (after.pause_requested or after.state is JobState.PAUSED) == (what == "pause")
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def give_way(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(self.jobs))
+        with self.service.database.write() as session:
+            order_stop(session, lock_job(session, job_id), "preempted", database_now(session))
+
     @invariant()
     def promises_hold(self) -> None:
         if not hasattr(self, "service"):
@@ -189,6 +210,7 @@ class JobLife(RuleBasedStateMachine):
                 assert (current.number, current.state) == (job.attempt, job.state)
             else:
                 assert living[job.id] == []
+            assert not (job.pause_requested and (state.final or state is JobState.PAUSED))
             assert (job.finished_at is not None) == state.final
             assert (job.error is not None) == (state is JobState.FAILED)
             assert (job.result is not None) == (state is JobState.FINISHED)
