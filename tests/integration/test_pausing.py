@@ -16,9 +16,7 @@ from tests.support.tiny_model import tiny_spec
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 14
 TRAINING = {"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
-LONG = tiny_spec(
-    "tiny", training=TRAINING, checkpoints={"every": 5}, evaluation={"every": 7, "problems": 25}
-)
+LONG = tiny_spec("tiny", training=TRAINING, checkpoints={"every": 5}, evaluation={"every": 7, "problems": 25})
 
 
 def in_state(service: Service, job_id: str, state: JobState) -> Job:
