@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -253,7 +254,7 @@ class JobLife(RuleBasedStateMachine):
                 assert after == before or after in TRANSITIONS[before]
 
 
-TestJobLife = JobLife.TestCase
+TestJobLife = pytest.mark.slow(JobLife.TestCase)
 TestJobLife.settings = settings(
     at_most(10), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
