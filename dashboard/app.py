@@ -23,6 +23,7 @@ from dashboard import (
     nodes,
     people,
     projects,
+    quota,
     replays,
     secrets,
     signin,
@@ -30,6 +31,7 @@ from dashboard import (
     storage,
     submit,
     trajectory,
+    usage,
 )
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
@@ -134,6 +136,8 @@ def create_dashboard(api: ASGIApp) -> Starlette:
             Route("/new", viewed(submit.form_page)),
             Route("/new", viewed(submit.submit), methods=["POST"]),
             Route("/cluster", viewed(cluster.cluster_page)),
+            Route("/cluster/part/{part}", cluster.cluster_part),
+            Route("/usage", viewed(usage.usage_page)),
             Route("/nodes/{node_id}", viewed(nodes.node_page)),
             Route("/nodes/{node_id}/{what}", viewed(nodes.change), methods=["POST"]),
             Route("/projects", viewed(projects.projects_page)),
@@ -146,6 +150,8 @@ def create_dashboard(api: ASGIApp) -> Starlette:
                 viewed(projects.remove_member),
                 methods=["GET", "POST"],
             ),
+            Route("/projects/{project}/quota", viewed(quota.quota_page)),
+            Route("/projects/{project}/quota", viewed(quota.change), methods=["POST"]),
             Route("/projects/{project}/datasets", viewed(projects.datasets_page)),
             Route("/people", viewed(people.people_page)),
             Route("/people", viewed(people.add), methods=["POST"]),

@@ -15,9 +15,10 @@ from dashboard.rendering import page
 from dashboard.stages import stages
 from dashboard.viewer import viewer_of
 from powermean.async_client import AsyncClient
-from powermean.contracts.api import Job
+from powermean.contracts.api import Job, JobState
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.priorities import DEFAULT_PRIORITY
+from powermean.contracts.sharing import QueuedJob
 from powermean.contracts.staleness import JobStaleness
 from powermean.rest import ApiError
 from powermean.spec_yaml import to_yaml
@@ -29,6 +30,7 @@ PARTS = {
     "latest": "fragments/latest.html",
     "outcome": "fragments/outcome.html",
     "staleness": "fragments/staleness.html",
+    "waiting": "fragments/waiting.html",
 }
 
 
@@ -48,6 +50,18 @@ async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
     return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
+async def _waiting(client: AsyncClient, job: Job) -> QueuedJob | None:
+    """Why the job waits; None if it doesn't, or has just stopped to."""
+    if job.state is not JobState.QUEUED:
+        return None
+    try:
+        return (await client.queue(job=job.id)).items[0]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
 def _page(request: Request, template: str, job: Job, **context: Any) -> Response:
     return page(request, template, job=job, stages=stages(job), **context)
 
@@ -59,12 +73,14 @@ async def overview_page(request: Request) -> Response:
         job, checkpoints, health = await asyncio.gather(
             client.get_job(job_id), client.checkpoints(job_id), client.health(job_id)
         )
+        waiting = await _waiting(client, job)
     return _page(
         request,
         "job_overview.html",
         job,
         checkpoints=checkpoints.items,
         health=health,
+        waiting=waiting,
         script_data=chart_data(job),
         install=assets.INSTALL,
     )
@@ -118,6 +134,8 @@ async def job_part(request: Request) -> Response:
             context["checkpoints"] = (await client.checkpoints(job_id)).items
         elif part == "staleness":
             context["staleness"] = await _staleness(client, job)
+        elif part == "waiting":
+            context["waiting"] = await _waiting(client, job)
     return _page(request, PARTS[part], job, **context)
 
 

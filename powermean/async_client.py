@@ -1,6 +1,6 @@
 """The Python client for programs with an event loop."""
 
-from powermean import rest, rest_identity
+from powermean import rest, rest_identity, rest_sharing
 from powermean.connection import AsyncConnection, async_method
 from powermean.deprecations import renamed
 
@@ -70,6 +70,13 @@ class AsyncClient(AsyncConnection):
     priorities = async_method(rest.priorities)
     set_priority_class = async_method(rest.set_priority_class)
     remove_priority_class = async_method(rest.remove_priority_class)
+
+    quotas = async_method(rest_sharing.quotas)
+    change_quota = async_method(rest_sharing.change_quota)
+    queue = async_method(rest_sharing.queue)
+    lanes = async_method(rest_sharing.lanes)
+    usage = async_method(rest_sharing.usage)
+    usage_csv = async_method(rest_sharing.usage_csv)
 
     audit = async_method(rest_identity.audit)
     audit_head = async_method(rest_identity.audit_head)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from powermean import rest, rest_identity
+from powermean import rest, rest_identity, rest_sharing
 from powermean.connection import Connection, method
 from powermean.contracts.api import (
     Dataset,
@@ -130,6 +130,13 @@ class Client(Connection):
     priorities = method(rest.priorities)
     set_priority_class = method(rest.set_priority_class)
     remove_priority_class = method(rest.remove_priority_class)
+
+    quotas = method(rest_sharing.quotas)
+    change_quota = method(rest_sharing.change_quota)
+    queue = method(rest_sharing.queue)
+    lanes = method(rest_sharing.lanes)
+    usage = method(rest_sharing.usage)
+    usage_csv = method(rest_sharing.usage_csv)
 
     audit = method(rest_identity.audit)
     audit_head = method(rest_identity.audit_head)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from powermean.contracts.attempts import GpuInfo
+from powermean.contracts.attempts import MOST_MEMORY_MB, GpuInfo
 
 log = logging.getLogger("powermean.worker")
 
@@ -117,15 +117,17 @@ def read_gpus(text: str, fields: Sequence[str], xids: dict[str, int]) -> tuple[G
 
 
 def _gpu(row: dict[str, str], xids: dict[str, int]) -> GpuInfo:
-    memory, used = _number(row["memory.total"]), _number(row["memory.used"])
+    memory = _number(row["memory.total"], MOST_MEMORY_MB)
+    used = _number(row["memory.used"], memory or MOST_MEMORY_MB)
+    heat = _number(row["temperature.gpu"], 1000)
     return GpuInfo(
         uuid=row["uuid"],
         name=row["name"],
         memory_mb=int(memory or 0),
-        utilisation=_number(row["utilization.gpu"]),
-        memory_used_mb=None if used is None else int(min(used, memory or used)),
-        temperature_c=None if (heat := _number(row["temperature.gpu"])) is None else int(heat),
-        power_w=_number(row["power.draw"]),
+        utilisation=_number(row["utilization.gpu"], 100),
+        memory_used_mb=None if used is None else int(used),
+        temperature_c=None if heat is None else int(heat),
+        power_w=_number(row["power.draw"], 100_000),
         unhealthy=_unhealthy(row, xids.get(address(row["pci.bus_id"]))),
     )
 
@@ -134,17 +136,17 @@ def _unhealthy(row: dict[str, str], xid: int | None) -> str | None:
     """Words that stay the same while nothing changes: a new one is new to the scheduler."""
     if xid is not None:
         return f"Xid {xid}: {XIDS[xid]}"
-    if errors := _number(row.get(ECC, "")):
+    if errors := _number(row.get(ECC, ""), float("inf")):
         return f"uncorrected memory errors since its last reset: {errors:.0f}"
     if any(row[field] == "Active" for field in row if field.endswith("hw_thermal_slowdown")):
         return "slowed down by its heat"
     return None
 
 
-def _number(text: str) -> float | None:
-    """Of `[N/A]` and the like: None."""
+def _number(text: str, most: float) -> float | None:
+    """From 0 to `most`: a report with more would be refused, and the node be offline. None for `[N/A]`."""
     try:
-        return float(text)
+        return min(max(0.0, float(text)), most)
     except ValueError:
         return None
 

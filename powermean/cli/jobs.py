@@ -167,6 +167,7 @@ def described(job: Job) -> list[str]:
         f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
+    lines += [f"ended early by {job.ended_by}"] if job.ended_by else []
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:
         nodes = ", ".join(sorted({part.node_id for part in attempt.allocations}))

@@ -58,6 +58,22 @@ COMMANDS = {
         "Nodes: what they are and run. Administrators take them out of service and back.",
     ),
     "priorities": ("powermean.cli.priorities:priorities", "Priority classes, which specs name."),
+    "top": (
+        "powermean.cli.top:top",
+        "Show running jobs, the GPUs of each node and the head of the queue, live until Ctrl-C.",
+    ),
+    "queue": (
+        "powermean.cli.sharing:queue",
+        "List the jobs that wait, in order, and why each waits; for one job all that is known.",
+    ),
+    "quota": (
+        "powermean.cli.sharing:quota",
+        "Show what projects are guaranteed and use; with options an administrator changes one's quota.",
+    ),
+    "usage": (
+        "powermean.cli.sharing:usage",
+        "Show GPU-hours and CPU-slot-hours by person, project or job; jobs that were deleted count too.",
+    ),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

@@ -22,8 +22,16 @@ Reason = Annotated[
 TIMES = ["%H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M%z", "%Y-%m-%dT%H:%M:%S%z"]
 
 
-@node.command("list")
 def nodes(json_: AsJson = False) -> None:
+    """List the cluster's nodes and what they run.
+
+    Example: powermean nodes
+    """
+    list_nodes(json_)
+
+
+@node.command("list")
+def list_nodes(json_: AsJson = False) -> None:
     """List the cluster's nodes and what they run.
 
     Example: powermean node list

@@ -91,6 +91,7 @@ class JobSummary(Contract):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: JobError | None = None
+    ended_by: str | None = Field(None, description="The limit that ended it early, in words.")
     owner: str | None = Field(None, description="Name of the submitter, in a list of jobs.")
     created_by: str | None = Field(None, description="The submitter's id.")
 

@@ -206,9 +206,9 @@ class ValidationResult(Contract):
     tokens: int | None = Field(None, ge=1, description="Longest prompt with its completion, if known.")
 
 
-Order = Literal["continue", "checkpoint_and_exit", "cancel"]
+Order = Literal["continue", "checkpoint_and_exit", "finish", "cancel"]
 # Why an order to stop was given.
-OrderCause = Literal["paused", "preempted", "drained", "cancelled"]
+OrderCause = Literal["paused", "preempted", "drained", "cancelled", "limit", "stalled"]
 
 
 class Heartbeat(Contract):
@@ -262,6 +262,9 @@ class Finish(Contract):
         description="Failed because of circumstances (killed, node trouble): a new attempt may succeed.",
     )
     result: JobResult | None = None
+    ended_by: str | None = Field(
+        None, max_length=300, description="The limit that ended its training early, in words."
+    )
 
 
 class MetricsRecord(Contract):

@@ -8,6 +8,7 @@ from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
 from powermean.contracts.base import Contract, Labels, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
+from powermean.contracts.limits import LimitSpec
 from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityName
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 from powermean.contracts.secrets import MOST_OF_A_JOB, SecretReference, VariableName
@@ -275,6 +276,7 @@ class JobSpec(Contract):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     checkpoints: CheckpointSpec = Field(default_factory=CheckpointSpec)
     resources: ResourceSpec = Field(default_factory=ResourceSpec)
+    limits: LimitSpec = Field(default_factory=LimitSpec, description="Rules that end the job early.")
     record: RecordSpec = Field(default_factory=RecordSpec)
     secrets: dict[VariableName, SecretReference] = Field(
         default_factory=dict,
@@ -303,6 +305,13 @@ class JobSpec(Contract):
         if served != trained:
             return f"in_place is for one type, and the engine's is {served}, training.weights {trained}"
         return None
+
+    @model_validator(mode="after")
+    def _hours_of_gpus(self) -> "JobSpec":
+        if self.limits.gpu_hours is not None and self.resources.gpus == 0:
+            why = "resources.gpus is 0, so it holds none: use wall_hours"
+            raise conflict(("limits", "gpu_hours"), why, self.limits.gpu_hours)
+        return self
 
     @model_validator(mode="after")
     def _device_matches(self) -> "JobSpec":

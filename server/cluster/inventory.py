@@ -21,6 +21,7 @@ from server.db.session import changes, database_now, upsert
 from server.errors import NotFoundError
 from server.jobs import allocations
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
+from server.replays.repository import busy_nodes
 from server.settings import Settings
 
 # What changes with every report: samples.py keeps it, and nothing is planned anew for it.
@@ -89,7 +90,7 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
     seen = set(session.scalars(query))
     nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
     reasons = unusable(living_nodes(session, settings, now))
-    used, serving = samples.latest(session, now), engines.placed(session)
+    used, busy = samples.latest(session, now), engines.placed(session) | busy_nodes(session)
     return [
         _view(
             node,
@@ -99,7 +100,7 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
             reasons.get(node.id, {}),
             alive=is_alive(node, settings, now),
             rival=rival_of(node, now),
-            drained=node.closed == DRAINING and not held[node.id] and node.id not in serving,
+            drained=node.closed == DRAINING and not held[node.id] and node.id not in busy,
         )
         for node in nodes
     ]
@@ -139,7 +140,7 @@ def _view(
         closed=cast(Literal["cordoned", "draining"] | None, node.closed),
         closed_reason=node.closed_reason,
         drain_at=node.drain_at,
-        drained=drained and not report.services,
+        drained=drained and not (report.services or report.checking),
         attempts=tuple(attempt_id for attempt_id in attempts if attempt_id in seen),
         other_attempts=sum(attempt_id not in seen for attempt_id in attempts),
         use=used.attempts if used is not None and alive else (),

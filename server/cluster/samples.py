@@ -40,8 +40,9 @@ def latest(session: ScopedSession, now: datetime) -> dict[str, NodeSample]:
 
 def history(session: ScopedSession, node_id: str, since: datetime | None) -> NodeSamples:
     """A node's samples after `since`, oldest first; of attempts those that the caller sees."""
-    from_ = max(since or database_now(session) - KEPT, database_now(session) - KEPT)
-    query = select(Row).where(Row.node_id == node_id, Row.at > from_).order_by(Row.at)
+    now = database_now(session)
+    after = max(now - KEPT, min(since, now)) if since is not None else now - KEPT
+    query = select(Row).where(Row.node_id == node_id, Row.at > after).order_by(Row.at)
     return NodeSamples(every_s=EVERY_S, items=tuple(_as_seen(session, session.scalars(query).all())))
 
 

@@ -5,6 +5,7 @@ changes, so that requests get their turns in between however long the line of jo
 """
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from server.cluster.line import Line, Queued
 from server.cluster.planner import ClusterState, NodeCapacity, Plan, Start, plan, still_free
 from server.db.models import Job
 from server.db.session import Database, database_now
-from server.jobs import attempts
+from server.jobs import attempts, limits
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, state_of, tell_phases
 from server.nodes import living_ids
@@ -56,6 +57,7 @@ class Scheduler:
     artefacts: ArtefactStore
     holder: str
     leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
+    limits_at: float = float("-inf")  # when limits were last looked at
     settled: ClusterState | None = None  # it was planned, and there is nothing to start or to tell
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class Scheduler:
             return False
         try:
             self._reap()
+            self._enforce_limits()
             self._drain()
             waiting = self._start_waiting()
             told = self._tell_phases(self._unchecked(), JobState.VALIDATING)
@@ -126,6 +129,19 @@ class Scheduler:
         if stranded and now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
             with self._leading() as session:
                 engines.reap(session, living_ids(session, self.settings))
+
+    def _enforce_limits(self) -> None:
+        """Order the attempts of jobs that have reached a limit to end; looked at every few seconds."""
+        if time.monotonic() - self.limits_at < limits.JUDGED_EVERY_S:
+            return
+        self.limits_at = time.monotonic()
+        with self.database.read() as session:
+            now = database_now(session)
+            reached = limits.reached(session, now)
+        for one in reached:
+            log.info("job %s: %s", one.job_id, one.rule)
+            with self._leading() as session:
+                limits.enforce(session, one, now)
 
     def _drain(self) -> None:
         """Begin the drains whose time has come, and tell what is on draining nodes to leave."""

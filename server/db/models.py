@@ -157,6 +157,7 @@ class Job(OwnedByProject, Base):
     queued_at: Mapped[datetime | None]  # since when it has waited for its place
     preemptions: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     ended_by: Mapped[str | None] = mapped_column(String(300))  # the rule that ended it early, for people
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # jobs/limits.py
     longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
@@ -211,6 +212,12 @@ class Allocation(Base):
             postgresql_where=text("released_at IS NULL"),
             sqlite_where=text("released_at IS NULL"),
         ),
+        Index(
+            "ix_allocations_released_at",
+            "released_at",
+            postgresql_where=text("released_at IS NOT NULL"),
+            sqlite_where=text("released_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -220,6 +227,25 @@ class Allocation(Base):
     gpu_uuids: Mapped[list[Any]]
     engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives the engine
     released_at: Mapped[datetime | None]
+
+
+class UsageRecord(Base):
+    """What a job that was deleted held: GPUs and CPU slots from one time to another.
+
+    It refers to no job and no project, since it outlives both; the project of one that was deleted is
+    `NAME (deleted)`, which no new project can be called.
+    """
+
+    __tablename__ = "usage_records"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(32))
+    project: Mapped[str] = mapped_column(String(80), index=True)
+    person_id: Mapped[str] = mapped_column(ForeignKey("people.id"))
+    gpus: Mapped[int]
+    cpu_slots: Mapped[int]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class EngineService(Base):

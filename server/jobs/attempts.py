@@ -7,6 +7,7 @@ a job's next attempt resumes from the last committed checkpoint.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -158,6 +159,22 @@ def order_stop(
     return True
 
 
+def order_by_rule(
+    session: Session, job: Job, order: Literal["finish", "cancel"], rule: str, now: datetime
+) -> None:
+    """Have a locked job's running attempt finish early, or end to be tried again, unless it has an order."""
+    attempt = _current(session, job)
+    if attempt is not None and attempt.state == "running" and attempt.order == "continue":
+        _order(attempt, order, "limit" if order == "finish" else "stalled", rule, now)
+        record_state(session, job)
+
+
+def finishes(session: Session, job: Job) -> bool:
+    """Whether the job's attempt is ordered to finish early."""
+    attempt = _current(session, job)
+    return attempt is not None and attempt.order == "finish" and attempt.state == "running"
+
+
 def _order(attempt: Attempt, order: Order, cause: OrderCause, reason: str, now: datetime) -> None:
     attempt.order, attempt.order_cause = order, cause
     attempt.order_reason, attempt.ordered_at = reason[:REASON_CHARACTERS], now
@@ -197,16 +214,17 @@ def finish(
         check_step(job, "result.steps", report.result.steps)
         check_owner(job.id, "result.model.files", report.result.model)
     now = database_now(session)
-    leaves = attempt.order == "checkpoint_and_exit" and (
+    leaves = (attempt.order == "checkpoint_and_exit" or job.pause_requested) and (
         report.outcome in ("checkpointed", "cancelled") or report.retryable
     )
-    error = None if leaves else report.error or _unexplained(report, attempt.order)
+    error = None if leaves else report.error or _unexplained(report, attempt)
     reason = _left(attempt, report) if leaves else _reason(report, error)
     _end(session, attempt, "ended", now, outcome=report.outcome, reason=reason, error=error)
     allocations.release(session, attempt.id, now)
     if report.outcome == "finished" and report.result is not None:
         job.result = report.result.model_dump(mode="json")
         job.step = report.result.steps
+        job.ended_by = _ended_by(job, attempt, report)
         change_state(session, job, JobState.FINISHED)
     elif job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
@@ -219,7 +237,14 @@ def finish(
         if report.outcome == "cancelled" or (report.outcome == "failed" and report.retryable):
             restart_or_fail(session, settings, job, error)
         else:
+            job.ended_by = _ended_by(job, attempt, report)
             fail(session, job, error)
+
+
+def _ended_by(job: Job, attempt: Attempt, report: Finish) -> str | None:
+    """The limit that ended the job before its last step."""
+    ordered = attempt.order_reason if attempt.order == "finish" and job.step < job.total_steps else None
+    return report.ended_by or ordered
 
 
 def _reason(report: Finish, error: JobError | None) -> str:
@@ -229,7 +254,7 @@ def _reason(report: Finish, error: JobError | None) -> str:
     if report.outcome == "cancelled":
         return CANCELLED
     if report.outcome == "finished":
-        return "all steps are done"
+        return report.ended_by or "all steps are done"
     return report.reason or "it stopped at a checkpoint, as ordered"
 
 
@@ -239,7 +264,7 @@ def _left(attempt: Attempt, report: Finish) -> str:
     return "; ".join(filter(None, (attempt.order_reason, how)))
 
 
-def _unexplained(report: Finish, order: str) -> JobError | None:
+def _unexplained(report: Finish, attempt: Attempt) -> JobError | None:
     """The error of an attempt that left neither a model nor a checkpoint and gave no reason.
 
     An attempt that was ordered to cancel needs none: the order is the reason.
@@ -254,7 +279,13 @@ def _unexplained(report: Finish, order: str) -> JobError | None:
         return JobError(
             code="unknown", message="the attempt failed without giving a reason; its log may say more"
         )
-    if report.outcome == "cancelled" and order != "cancel":
+    if report.outcome == "cancelled" and attempt.order_cause == "stalled":
+        return JobError(
+            code="stalled",
+            message=attempt.order_reason or "the attempt made no step",
+            remedy="The attempt's log shows what it did last.",
+        )
+    if report.outcome == "cancelled" and attempt.order != "cancel":
         return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
     return None
 

@@ -27,6 +27,7 @@ from server.identity.projects import choose
 from server.jobs import attempts, priorities, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
+from server.jobs.limits import judged_here
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
 from server.jobs.views import job_spec, job_view
 from server.usage import check_room
@@ -99,6 +100,7 @@ def _new_job(
         spec_text=text,
         demand=demand_of(spec),
         priority=spec.priority,
+        limits=judged_here(spec.limits),
         algorithm=spec.algorithm.name,
         total_steps=spec.training.steps,
         step=0,
@@ -201,7 +203,7 @@ def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
     """
     job = lock_job(session, job_id)
     state = state_of(job)
-    if why := "is being cancelled" if job.cancel_requested and not state.final else _ended(state):
+    if why := _ended(state) or _ending(session, job):
         raise ConflictError(f"job {job_id} {why}: it can't be paused")
     if state is not JobState.PAUSED and not job.pause_requested:
         job.pause_requested = True
@@ -245,6 +247,12 @@ def set_priority(session: ScopedSession, caller: Caller, job_id: str, name: str)
         changes(session).plan = True
         record_state(session, job)
     return job_view(job, repository.seconds_left(session, job))
+
+
+def _ending(session: Session, job: Job) -> str | None:
+    if job.cancel_requested:
+        return "is being cancelled"
+    return "has reached a limit and is finishing" if attempts.finishes(session, job) else None
 
 
 def _ended(state: JobState) -> str | None:

@@ -43,6 +43,7 @@ def job_summary(job: Job) -> JobSummary:
         started_at=job.started_at,
         finished_at=job.finished_at,
         error=JobError.model_validate(job.error) if job.error else None,
+        ended_by=job.ended_by,
     )
 
 

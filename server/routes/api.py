@@ -23,6 +23,7 @@ from server.routes import (
     projects,
     replays,
     secrets,
+    sharing,
     signin,
     storage,
 )
@@ -71,6 +72,7 @@ def api_routes() -> list[BaseRoute]:
         attempts,
         nodes,
         engines,
+        sharing,
         priorities,
         metrics,
         events,

@@ -12,6 +12,7 @@ from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
+from server.audit.journal import note
 from server.cluster import drains, engines, inventory, samples
 from server.identity.callers import Caller
 from server.routes.access import CurrentNode, KnownCallerRoute, May
@@ -69,6 +70,7 @@ def cordon_node(
     """What runs there goes on. A node that drains goes on draining. Administrators only."""
     with database.write() as session:
         drains.cordon(session, node_id, asked, caller.name)
+        note(reason=asked.reason)
         session.flush()
         return inventory.show_node(session, settings, node_id)
 
@@ -88,6 +90,7 @@ def drain_node(
     """
     with database.write() as session:
         drains.drain(session, node_id, asked, caller.name)
+        note(reason=asked.reason, at=asked.at.isoformat() if asked.at is not None else None)
         session.flush()
         return inventory.show_node(session, settings, node_id)
 

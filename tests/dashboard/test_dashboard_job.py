@@ -185,6 +185,19 @@ def test_the_order_to_leave_is_shown_with_its_cause_and_its_times(browser: TestC
     assert "ordered to stop" in page.one("section", id="outcome").words
 
 
+def test_the_limit_that_ends_a_job_early_is_said_before_and_after(browser: TestClient, api: FakeApi) -> None:
+    ordered = {"order_cause": "limit", "order_reason": "limits.wall_hours: 2 of 2 hours", "ordered_at": NOW}
+    job = api.add_job()
+    (attempt,) = job.job.attempts
+    job.set_state(JobState.RUNNING, attempts=(attempt.model_copy(update=ordered),))
+    header = parse(browser.get("/jobs/job-a").text).one("section", id="job-header")
+    assert "It finishes with this step: limits.wall_hours: 2 of 2 hours." in header.words
+    assert not header.all("button", id="pause")
+    job.set_state(JobState.FINISHED, ended_by="limits.wall_hours: 2 of 2 hours", finished_at=NOW)
+    header = parse(browser.get("/jobs/job-a").text).one("section", id="job-header")
+    assert "Ended early by limits.wall_hours: 2 of 2 hours." in header.words
+
+
 def test_another_site_cannot_cancel(browser: TestClient, api: FakeApi) -> None:
     job = api.add_job()
     for origin in ("https://evil.example", "null", "http://testserver.evil.example"):

@@ -46,11 +46,11 @@ def test_what_it_has_how_its_gpus_are_and_what_runs_there(browser: TestClient) -
         "zone=a",
         "97 %",
         "500 W",
-        "1.1 GB",
+        "1.0 of 79.6 GiB",
         "Xid 79: <b>: it gets no work",
         "GPU-3 is held by an attempt",
         "Not seen there: Xid errors.",
-        "1.2 cores",
+        "1.2 cores, 1.0 GiB",
         "1 of other projects",
     ):
         assert said in words

@@ -73,6 +73,18 @@ def test_a_preempted_job_takes_its_place_again_when_it_can(service: Service) -> 
     assert second.first_step > 2
 
 
+def test_a_job_that_has_run_for_its_hours_finishes_early_with_its_model(service: Service) -> None:
+    spec = tiny_spec("tiny", training=TRAINING | {"steps": 10_000}, limits={"wall_hours": 0.001})
+    job = service.finished(service.client.create_job(spec).id)
+    assert 1 <= job.step < 10_000
+    assert job.result is not None
+    assert (job.result.steps, job.result.model.files != {}) == (job.step, True)
+    assert str(job.ended_by).startswith("limits.wall_hours: ")
+    rows = metric_rows(service.client, job.id)
+    assert (job.step, -1, "eval/reward") in rows
+    assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, job.step + 1))
+
+
 def test_a_cancelled_pause_and_a_pause_before_the_first_step(service: Service) -> None:
     client = service.client
     job_id = client.create_job(LONG).id

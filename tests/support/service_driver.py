@@ -216,6 +216,13 @@ class ServiceDriver:
         """A job's first attempt, claimed."""
         return self.claim(f"{self.started(**changes)}.1")
 
+    def running_on(self, gpus: int, **changes: Any) -> AttemptDriver:
+        """As `running`, on a node with this many GPUs."""
+        job_id = self.queued(**changes)
+        self.report(gpus=gpus)
+        self.scheduler.turn()
+        return self.claim(f"{job_id}.1")
+
     def claim(self, attempt_id: str) -> AttemptDriver:
         answer = self.node.post(f"/v1/attempts/{attempt_id}/claim")
         assert answer.status_code == 200, answer.text

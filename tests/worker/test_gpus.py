@@ -38,10 +38,9 @@ def test_what_is_not_known_is_left_open() -> None:
     assert (one.memory_mb, one.memory_used_mb, one.power_w, one.unhealthy) == (0, None, None, None)
 
 
-def test_more_is_never_used_than_there_is() -> None:
-    """The server refuses such a report, and the node would be offline."""
-    (one,) = read(WELL.replace("70123", "81600"))
-    assert one.memory_used_mb == one.memory_mb == 81559
+def test_no_number_makes_a_report_that_the_server_refuses() -> None:
+    (one,) = read(WELL.replace("70123", "81600").replace(" 97,", " 255,").replace("61", "-1"))
+    assert (one.memory_used_mb, one.utilisation, one.temperature_c) == (81559, 100, 0)
 
 
 def test_lines_of_another_form_are_no_gpus() -> None:

@@ -112,7 +112,7 @@ def test_help_imports_neither_http_nor_contracts_nor_a_room() -> None:
         "except SystemExit: pass\n"
         "heavy = {'httpx', 'pydantic', 'server', 'trainer', 'rollout', 'dashboard', 'torch'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "from powermean.cli import cluster, demo, jobs, service\n"
+        "from powermean.cli import demo, jobs, nodes, service\n"
         "assert not (heavy - {'httpx', 'pydantic'}) & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

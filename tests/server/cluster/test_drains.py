@@ -1,16 +1,18 @@
 """Nodes are cordoned, drained and opened again; what runs on a draining node goes on elsewhere."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from typing import Any
 
 import pytest
 from httpx import Response
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
 from powermean.contracts.engines import EngineSpec
 from server.cluster import drains
-from server.db.models import Attempt, Node
+from server.db.models import Attempt, Node, Person, Replay
 from server.db.session import database_now
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
 
@@ -298,3 +300,66 @@ def test_only_administrators_close_nodes_and_only_those_that_are_there(service: 
         assert ask(service.person, f"/v1/nodes/node-9/{what}").status_code == 404
         assert service.person.post(f"/v1/nodes/node-1/{what}").status_code == 200  # without a body
     assert service.person.get("/v1/nodes/node-9").status_code == 404
+
+
+def test_a_node_that_checks_a_spec_or_runs_a_replay_is_not_empty(service: ServiceDriver):
+    attempt = service.running()
+    say(service, "drain")
+    service.scheduler.turn()
+    leave(attempt)
+    service.report(checking=("job-b",))
+    assert not node(service)["drained"]
+    service.report()
+    assert node(service)["drained"]
+    with service.database.write() as session:
+        at = database_now(session)
+        session.add(
+            Replay(
+                id="replay-a",
+                job_id=attempt.claim.job_id,
+                step=1,
+                attempt=1,
+                algorithm={},
+                digest="0" * 64,
+                state="running",
+                node="node-1",
+                deadline_at=at,
+                created_by=session.scalars(select(Person.id)).first(),
+                created_at=at,
+            )
+        )
+    assert not node(service)["drained"]
+
+
+def test_the_audit_log_has_who_closed_it_and_why(service: ServiceDriver):
+    service.report()
+    say(service, "drain", reason="kernel update")
+    service.app.state.journal.seal()
+    entry = service.person.get("/v1/audit").json()["items"][0]
+    assert (entry["verb"], entry["detail"]["reason"]) == ("cluster.change", "kernel update")
+    assert entry["target"] == "node-1"
+
+
+def test_administrators_who_contradict_each_other_leave_nothing_stuck(service: ServiceDriver):
+    attempt, reason = service.running(), {"reason": "fan"}
+
+    def say_in_turn(words: tuple[str, ...]) -> list[int]:
+        asked = [
+            service.person.post(f"/v1/nodes/node-1/{word}", json=reason if word != "uncordon" else None)
+            for word in words
+        ]
+        return [answer.status_code for answer in asked if answer.status_code != 200]
+
+    with ThreadPoolExecutor(3) as pool:
+        said = [pool.submit(say_in_turn, words) for words in permutations(("drain", "cordon", "uncordon"))]
+        for _ in range(5):
+            service.scheduler.turn()
+        assert [one.result() for one in said] == [[]] * 6
+    assert node(service)["closed"] in (None, "cordoned", "draining")
+    say(service, "uncordon")
+    service.scheduler.turn()
+    if order(attempt) == "checkpoint_and_exit":
+        leave(attempt)
+        service.scheduler.turn()
+        attempt = service.claim(f"{attempt.claim.job_id}.2")
+    assert order(attempt) == "continue"

@@ -194,6 +194,15 @@ def test_others_see_nothing_of_an_attempt_in_samples(service: ServiceDriver):
     assert attempt.id in service.person.get("/v1/nodes/node-2/samples").text
 
 
+@pytest.mark.parametrize(
+    ("since", "found"), [("0001-01-01T00:00:00+23:59", 1), ("9999-12-31T23:59:59-23:59", 0)]
+)
+def test_a_since_of_any_year_is_answered(service: ServiceDriver, since: str, found: int):
+    put(service, gpu(utilisation=1))
+    answer = service.person.get("/v1/nodes/node-1/samples", params={"since": since})
+    assert (answer.status_code, len(answer.json()["items"])) == (200, found)
+
+
 @pytest.mark.parametrize("since", ["2026-01-01T00:00:00", "yesterday"])
 def test_a_since_that_is_no_time_is_named(service: ServiceDriver, since: str):
     put(service)

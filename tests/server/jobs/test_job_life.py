@@ -4,6 +4,7 @@ import tempfile
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from powermean.contracts.api import JobState
 from powermean.contracts.attempts import ClaimWithSecrets
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
 from server.db.session import database_now
-from server.jobs.attempts import order_stop
+from server.jobs.attempts import order_by_rule, order_stop
 from server.jobs.events import lock_job
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
@@ -164,7 +165,8 @@ class JobLife(RuleBasedStateMachine):
     def pause_or_resume(self, data: st.DataObject, what: str) -> None:
         before = self.service.job(data.draw(st.sampled_from(self.jobs)))
         answer = self.service.person.post(f"/v1/jobs/{before.id}/{what}")
-        ending = before.state.final or (what == "pause" and before.cancel_requested)
+        finishing = before.state is JobState.RUNNING and before.attempts[-1].order_cause == "limit"
+        ending = before.state.final or (what == "pause" and (before.cancel_requested or finishing))
         assert answer.status_code == (409 if ending else 200)
         if not ending:
             after = JobView.model_validate(answer.json())
@@ -176,6 +178,13 @@ class JobLife(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(self.jobs))
         with self.service.database.write() as session:
             order_stop(session, lock_job(session, job_id), "preempted", database_now(session))
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), order=st.sampled_from(["finish", "cancel"]))
+    def reach_a_limit(self, data: st.DataObject, order: Literal["finish", "cancel"]) -> None:
+        job_id = data.draw(st.sampled_from(self.jobs))
+        with self.service.database.write() as session:
+            order_by_rule(session, lock_job(session, job_id), order, "a limit", database_now(session))
 
     @invariant()
     def promises_hold(self) -> None:

@@ -317,6 +317,17 @@ def test_who_ignores_the_order_is_ended_at_the_deadline(case: Case) -> None:
 
 
 @pytest.mark.slow
+def test_who_does_not_finish_early_in_time_fails_by_name(case: Case) -> None:
+    case.limits |= {"order_s": 0.5}
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    case.server.order = "finish"
+    assert case.end() == 0
+    end = case.server.finish
+    assert (end["outcome"], end["error"]["code"], end["retryable"]) == ("failed", "finish_timed_out", False)
+
+
+@pytest.mark.slow
 def test_before_its_training_has_begun_it_leaves_at_once(case: Case) -> None:
     case.start(prepare=WAIT)
     until(lambda: len(case.running()) == 1)

@@ -1,14 +1,14 @@
 """which key made a key, so that a leaked one ends with all that were made with it
 
 Revision ID: 0021
-Revises: 0023
+Revises: 0025
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0021"
-down_revision = "0023"
+down_revision = "0025"
 branch_labels = None
 depends_on = None
 
