@@ -64,11 +64,11 @@ def test_the_window_is_chosen_and_a_bar_leads_to_its_job(cluster: Service, tabs:
     tab.page.wait_for_url("**/cluster?window=24h")
     tab.page.wait_for_selector("#lanes[data-drawn]", state="attached")
     assert bars(tab) > hour > 20
+    tab.page.wait_for_load_state("networkidle")  # nothing moves any more
     place = tab.page.locator("#lanes canvas").bounding_box()
     assert place is not None
-    tab.page.mouse.click(
-        place["x"] + place["width"] - 60, place["y"] + 6 + 4 * 21 + 8
-    )  # gpu-1, its first GPU
+    first_gpu = place["y"] + 6 + 4 * 21 + 8  # of gpu-1, below four CPU slots
+    tab.page.mouse.click(place["x"] + place["width"] - 95, first_gpu)  # left of its utilisation
     tab.page.wait_for_url("**/jobs/job-0001")
 
 

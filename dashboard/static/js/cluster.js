@@ -175,6 +175,16 @@ function explain(data) {
   legend.hidden = false;
 }
 
+// The plot; a click on a bar opens its job.
+function opened(echarts, newest) {
+  const plot = echarts.init(place, null, { renderer: "canvas" });
+  plot.on("click", { seriesId: "bars" }, ({ dataIndex }) => {
+    const job = barsOf(newest())[dataIndex].mine?.job;
+    if (job) location.assign(`${root}jobs/${encodeURIComponent(job)}`);
+  });
+  return plot;
+}
+
 async function start() {
   const echarts = await import(document.getElementById("cluster-script").dataset.echarts);
   let plot = null;
@@ -182,7 +192,7 @@ async function start() {
   function draw() {
     if (!data) return;
     place.style.height = `${TOP + data.lanes.length * ROW + BOTTOM}px`;
-    plot ??= echarts.init(place, null, { renderer: "canvas" });
+    plot ??= opened(echarts, () => data);
     plot.resize();
     plot.setOption(option(data, place.clientWidth), { notMerge: true });
     place.dataset.drawn = "";
@@ -200,10 +210,6 @@ async function start() {
     draw();
   }
   await renew();
-  plot?.on("click", { seriesId: "bars" }, ({ dataIndex }) => {
-    const job = barsOf(data)[dataIndex].mine?.job;
-    if (job) location.assign(`${root}jobs/${encodeURIComponent(job)}`);
-  });
   setInterval(renew, EVERY_MS);
   document.addEventListener("visibilitychange", renew);
   document.addEventListener("themechange", draw);
