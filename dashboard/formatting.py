@@ -47,16 +47,6 @@ def duration(seconds: float | None) -> str:
     return f"{whole // DAY} d {whole % DAY // HOUR} h"
 
 
-def size(count: int) -> str:
-    """Bytes in decimal units."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
     """How long ago, or in how long, in one unit."""
     if moment is None:

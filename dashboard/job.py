@@ -124,7 +124,7 @@ async def job_part(request: Request) -> Response:
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         context: dict[str, Any] = {}
-        if part == "header":
+        if part in ("header", "facts"):
             await viewer_of(request)
         elif part == "latest":
             context["latest"] = await _latest(client, job)

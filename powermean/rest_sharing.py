@@ -47,10 +47,9 @@ def usage_csv(
     start: datetime | None = None,
     end: datetime | None = None,
     project: str | None = None,
-    limit: int | None = None,
 ) -> Call[str]:
-    """The same as CSV."""
-    return Call("GET", "/v1/usage.csv", _text, _period(by, start, end, project, limit))
+    """All rows of that as CSV."""
+    return Call("GET", "/v1/usage.csv", _text, _period(by, start, end, project, None))
 
 
 def _period(

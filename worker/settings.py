@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.contracts.base import Labels
+from powermean.contracts.names import NODE_NAME
 from powermean.errors import PowermeanError
 from powermean.keys import clean_secret
 
@@ -30,7 +31,7 @@ class NodeSettings(BaseSettings):
 
     server_url: str = Field("http://127.0.0.1:8700", description="Address of the server's REST API.")
     node_id: str = Field(
-        "local", min_length=1, max_length=64, pattern=r"^[\w.-]+$", description="This node's name."
+        "local", min_length=1, max_length=64, pattern=NODE_NAME, description="This node's name."
     )
     node_token: SecretStr = Field(SecretStr(""), description="The node's bearer token (pmn_...).")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Celery's broker.")

@@ -164,10 +164,8 @@ def _show_waiting(job: QueuedJob) -> None:
     say(f"why: {job.reason}")
     if job.help:
         say(f"what would help: {job.help}")
-    if job.ahead:
-        say(f"ahead of it: {', '.join(job.ahead)}")
-    if job.ahead_others:
-        say(f"{counted(job.ahead_others)} of other projects ahead")
+    if job.position > 1:
+        say(f"before it: {counted(job.ahead_own)} of your projects, {job.ahead_others} of others")
     if job.starts_at is not None:
         say(f"starts about {local_time(job.starts_at)}" + (f": {job.basis}" if job.basis else ""))
     else:
@@ -189,7 +187,7 @@ def usage(
     end: Annotated[datetime | None, typer.Option("--to", help="Before this day or time.")] = None,
     project: Annotated[str | None, typer.Option(help="Only what this project held.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most rows to show.")] = 1000,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print all rows as CSV, for a spreadsheet.")] = False,
     json_: AsJson = False,
 ) -> None:
     """Show GPU-hours and CPU-slot-hours by person, project or job; jobs that were deleted count too.
@@ -199,7 +197,7 @@ def usage(
     period = (start and start.astimezone(), end and end.astimezone())
     with connected() as client:
         if csv:
-            say(client.usage_csv(by, *period, project, limit).replace("\r\n", "\n"), end="")
+            say(client.usage_csv(by, *period, project).replace("\r\n", "\n"), end="")
             return
         found = client.usage(by, *period, project, limit)
     if json_:

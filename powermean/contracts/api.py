@@ -275,9 +275,10 @@ class NodeList(Contract):
 
 
 class LoginCode(Contract):
-    """A code that signs a browser in once: open /login/{code}."""
+    """A code that signs a browser in once."""
 
     code: str
+    url: str = Field(description="Open it in that browser.")
     expires_at: datetime
 
 

@@ -120,8 +120,11 @@ class QueuedJob(Contract):
     kind: str = Field(description="A short name of the reason, for programs.")
     reason: str = Field(description="Why it waits, for people.")
     help: str | None = Field(None, description="What would help, for people.")
-    ahead: tuple[str, ...] = Field((), description="Ids of jobs of your projects that go first, next first.")
-    ahead_others: int = Field(0, description="How many jobs of other projects go first.")
+    ahead: tuple[str, ...] = Field(
+        (), description="Ids of the jobs of your projects just before it, the nearest first."
+    )
+    ahead_own: int = Field(0, description="How many jobs of your projects are before it.")
+    ahead_others: int = Field(0, description="How many jobs of other projects are before it.")
     starts_at: datetime | None = Field(None, description="An estimate, where one can be given honestly.")
     basis: str | None = Field(None, description="What the estimate rests on.")
 

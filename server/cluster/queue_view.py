@@ -1,7 +1,7 @@
 """Why each queued job waits, as the scheduler would say it now."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,16 +19,18 @@ STARTS_NEXT = "a place is free: it starts in a moment"
 
 @dataclass(frozen=True)
 class Why:
-    """What a queued job waits for. `projects` are all whose names are in `text` or `help`."""
+    """Why a queued job waits."""
 
     kind: str
     text: str
     position: int
-    ahead: tuple[str, ...] = ()
-    projects: tuple[str, ...] = ()
     help: str | None = None
-    starts_at: datetime | None = None
+    start_at: float | None = None
     basis: str | None = None
+
+    def words(self, may_see: Callable[[str], bool]) -> str:
+        """For somebody who may see these projects: the planner's reasons name none."""
+        return self.text
 
 
 def waiting(session: Session, settings: Settings) -> dict[str, Why]:

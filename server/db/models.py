@@ -516,6 +516,7 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     used_at: Mapped[datetime | None]  # to within sessions.TOUCH
     revoked_at: Mapped[datetime | None]
+    made_by: Mapped[str | None] = mapped_column(String(32), index=True)  # the key that made it
 
 
 class BrowserSession(Base):
@@ -555,6 +556,7 @@ class DeviceSignIn(Base):
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # of the key, as what follows
     role: Mapped[str | None] = mapped_column(String(16))
     key_ends_at: Mapped[datetime | None]
+    made_by: Mapped[str | None] = mapped_column(String(32))  # the key behind the session that decided
 
 
 class SealedValue:

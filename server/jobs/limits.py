@@ -4,9 +4,8 @@ They count over all attempts: an attempt runs from its claim to its end, and hol
 they are free.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from sqlalchemy import select
@@ -14,13 +13,14 @@ from sqlalchemy.orm import Session, load_only
 
 from powermean.contracts.api import JobState
 from powermean.contracts.limits import LimitSpec
-from server.db.models import Allocation, Attempt, Job
-from server.jobs import attempts, repository
+from server.db.models import Attempt, Job
+from server.jobs import allocations, attempts, repository
 from server.jobs.events import lock_job
+from server.jobs.hours import MICROSECOND, merged
 
 JUDGED_EVERY_S = 5.0
 STALL_FLOOR_S = 300.0  # nobody is stalled sooner, however short the steps
-HOUR_S = 3600.0
+HOUR = timedelta(hours=1)
 
 
 class Reached(NamedTuple):
@@ -47,15 +47,10 @@ def reached(session: Session, now: datetime) -> list[Reached]:
         .options(load_only(Job.id, Job.limits, Job.step))
         .order_by(Job.id)
     )
-    found = [(job, attempt) for job, attempt in session.execute(running)]
-    if not found:
-        return []
-    ids = [job.id for job, _ in found]
-    hours, gpu_hours = _hours(session, ids, now), _gpu_hours(session, ids, now)
     over = []
-    for job, attempt in found:
+    for job, attempt in session.execute(running).all():
         limits = job.limits or {}
-        if rule := _spent(limits, hours[job.id], gpu_hours[job.id]):
+        if rule := _spent(session, job.id, limits, now):
             over.append(Reached(job.id, attempt.number, "finish", rule))
         elif "stall_factor" in limits and (why := _stalled(session, job, attempt, now)):
             over.append(Reached(job.id, attempt.number, "cancel", why))
@@ -69,9 +64,9 @@ def enforce(session: Session, one: Reached, now: datetime) -> None:
         attempts.order_by_rule(session, job, one.order, one.rule, now)
 
 
-def _spent(limits: Mapping[str, float], hours: float, gpu_hours: float) -> str | None:
-    for name, spent, unit in (("wall_hours", hours, "hours"), ("gpu_hours", gpu_hours, "GPU-hours")):
-        if name in limits and spent >= limits[name]:
+def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: datetime) -> str | None:
+    for name, count, unit in (("wall_hours", _hours, "hours"), ("gpu_hours", _gpu_hours, "GPU-hours")):
+        if name in limits and (spent := count(session, job_id, now)) >= limits[name]:
             return f"limits.{name}: {spent:.3g} of {limits[name]:g} {unit}"
     return None
 
@@ -90,29 +85,12 @@ def _stalled(session: Session, job: Job, attempt: Attempt, now: datetime) -> str
     return f"limits.stall_factor: no step for {silent:.0f} s, and the limit is {factor:g} times {usual:.3g} s"
 
 
-def _hours(session: Session, job_ids: Sequence[str], now: datetime) -> Mapping[str, float]:
-    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at).where(Attempt.job_id.in_(job_ids))
-    return _summed((job_id, since, until or now) for job_id, since, until in session.execute(query) if since)
+def _hours(session: Session, job_id: str, now: datetime) -> float:
+    query = select(Attempt.claimed_at, Attempt.ended_at).where(Attempt.job_id == job_id)
+    spans = [(until or now) - since for since, until in session.execute(query) if since]
+    return sum(spans, timedelta()) / HOUR
 
 
-def _gpu_hours(session: Session, job_ids: Sequence[str], now: datetime) -> Mapping[str, float]:
-    """Trainer and engine may hold the same GPU, which counts once, until both have left it."""
-    query = (
-        select(Attempt.id, Attempt.job_id, Attempt.created_at, Allocation.gpu_uuids, Allocation.released_at)
-        .join(Allocation, Allocation.attempt_id == Attempt.id)
-        .where(Attempt.job_id.in_(job_ids))
-    )
-    held: dict[tuple[str, str], tuple[str, datetime, datetime]] = {}
-    for attempt_id, job_id, since, gpus, released_at in session.execute(query):
-        for gpu in gpus:
-            _, _, before = held.get((attempt_id, gpu), (job_id, since, since))
-            held[attempt_id, gpu] = job_id, since, max(before, released_at or now)
-    return _summed(held.values())
-
-
-def _summed(spans: Iterable[tuple[str, datetime, datetime]]) -> Mapping[str, float]:
-    """Hours by job."""
-    hours: dict[str, float] = defaultdict(float)
-    for job_id, since, until in spans:
-        hours[job_id] += (until - since).total_seconds() / HOUR_S
-    return hours
+def _gpu_hours(session: Session, job_id: str, now: datetime) -> float:
+    held = merged(allocations.of_job(session, job_id))
+    return sum(one.gpus * one.microseconds(one.start, now) for one in held) * MICROSECOND / HOUR

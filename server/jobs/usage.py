@@ -28,7 +28,7 @@ def report(
     start: datetime | None = None,
     end: datetime | None = None,
     project: str | None = None,
-    limit: int,
+    limit: int | None,
 ) -> Usage:
     """What the `visible` projects held (None: all), the most first; of the last 30 days unless it is said.
 
@@ -54,7 +54,7 @@ def report(
         by=by,
         rows=tuple(named[:limit]),
         total=total,
-        left_out=max(0, len(named) - limit),
+        left_out=len(named) - len(named[:limit]),
     )
 
 
@@ -78,7 +78,7 @@ def as_csv(usage: Usage) -> str:
     """The rows as CSV, with no cell that a spreadsheet would take for a formula."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow((usage.by, "name", "project", "gpu_hours", "cpu_slot_hours", "jobs"))
+    writer.writerow(("key", "name", "project", "gpu_hours", "cpu_slot_hours", "jobs"))
     for row in usage.rows:
         texts = (_plain(text or "") for text in (row.key, row.name, row.project))
         writer.writerow((*texts, repr(row.gpu_hours), repr(row.cpu_slot_hours), row.jobs))

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime
 from powermean.contracts.api import NodeClosing, NodeDrain, NodeList, NodeSamples, NodeView
 from powermean.contracts.attempts import NodeReport
 from powermean.contracts.engines import NodeOrders
+from powermean.contracts.names import NODE_NAME
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
 from server.audit.journal import note
@@ -20,7 +21,7 @@ from server.routes.dependencies import CallersDatabase, RequestDatabase, Request
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=KnownCallerRoute)
 
-NodeId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
+NodeId = Annotated[str, Path(min_length=1, max_length=64, pattern=NODE_NAME)]
 
 
 @router.get("", summary="List the nodes")

@@ -121,10 +121,9 @@ def get_usage_csv(
     start: From = None,
     end: To = None,
     project: ProjectFilter = None,
-    limit: Limit = 10_000,
 ) -> Response:
-    """The same rows, for spreadsheets."""
-    found = _usage(caller, database, by, start, end, project, limit)
+    """All rows, for spreadsheets."""
+    found = _usage(caller, database, by, start, end, project, None)
     headers = {"Content-Disposition": f'attachment; filename="usage-by-{by}.csv"'}
     return Response(usage.as_csv(found), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -136,7 +135,7 @@ def _usage(
     start: datetime | None,
     end: datetime | None,
     project: str | None,
-    limit: int,
+    limit: int | None,
 ) -> Usage:
     since, until = moment(start, "from"), moment(end, "to")
     with database.read() as session:

@@ -62,7 +62,7 @@ def test_the_cluster_s_list_leads_there_and_says_what_is_wrong(browser: TestClie
     ]
     page = parse(browser.get("/cluster").text)
     assert page.one("a", id="node-node-a").attributes["href"] == "/nodes/node-a"
-    row = page.one("tbody").one("tr").words
+    row = page.one("div", id="nodes").one("tbody").one("tr").words
     for said in ("draining (kernel update)", "Xid 79: <b>: it gets no work", "GPU-3 is missing"):
         assert said in row
 

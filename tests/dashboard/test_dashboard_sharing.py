@@ -63,7 +63,7 @@ def queued(job_id: str = "job-q", **changes: Any) -> QueuedJob:
     given: dict[str, Any] = {
         "id": job_id, "name": "later", "project": "vision", "owner": "Ada", "priority": "high", "position": 3,
         "since": NOW, "needs": Needs(gpus=2), "kind": "busy", "reason": "needs 2 GPUs; <b>n3</b> has 1",
-        "help": "Ask for 1 GPU.", "ahead": ("job-a",), "ahead_others": 1,
+        "help": "Ask for 1 GPU.", "ahead": ("job-a",), "ahead_own": 1, "ahead_others": 1,
         "starts_at": NOW + timedelta(hours=1), "basis": "job-a has 20 steps left",
     }  # fmt: skip
     return QueuedJob(**(given | changes))
@@ -144,7 +144,7 @@ def test_a_waiting_job_says_why(browser: TestClient, api: FakeApi) -> None:
     api.queue = Queue(items=(queued(),), others=1)
     box = parse(browser.get("/jobs/job-q").text).one("section", id="waiting")
     assert "Number 3 in the queue" in box.words
-    assert "job-a, 1 job of other projects" in box.words
+    assert "behind 1 of your projects' jobs and 1 of other projects" in box.words
     for words in ("<b>n3</b> has 1", "Ask for 1 GPU.", "job-a has 20 steps left"):
         assert words in box.words
     assert "every 10s" in box.attributes["hx-trigger"]

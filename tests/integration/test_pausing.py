@@ -13,12 +13,10 @@ from server.jobs.events import lock_job
 from tests.support.embedded_service import JOB_S, Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
-STEPS = 20
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 14
 TRAINING = {"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
-LONG = tiny_spec(
-    "tiny", training=TRAINING, checkpoints={"every": 8}, evaluation={"every": 10, "problems": 25}
-)
+LONG = tiny_spec("tiny", training=TRAINING, checkpoints={"every": 5}, evaluation={"every": 7, "problems": 25})
 
 
 def in_state(service: Service, job_id: str, state: JobState) -> Job:

@@ -335,6 +335,14 @@ def _people(app: FastAPI, api: FakeApi) -> None:
         _signed_in(request)
         return api.me
 
+    @app.get("/v1/projects/{name}")
+    def get_project(request: Request, name: str) -> Project:
+        _signed_in(request)
+        found = next((one for one in api.projects if one.name == name), None)
+        if found is None:
+            raise RefusalError(404, ErrorBody(code="not_found", message=f"no project {name}"))
+        return found
+
     @app.get("/v1/projects")
     def list_projects(request: Request) -> ProjectList:
         _signed_in(request)

@@ -124,6 +124,13 @@ class ServiceDriver:
         client.portal = self._portal
         return client
 
+    def browser(self) -> TestClient:
+        """A browser on the service's own pages, in which nobody has signed in yet."""
+        browser = self.client("none")
+        del browser.headers["Authorization"]
+        browser.headers["Origin"] = "http://127.0.0.1"
+        return browser
+
     def someone(
         self,
         role: str = "member",

@@ -170,7 +170,10 @@ LISTS: dict[tuple[str, ...], tuple[str, BaseModel]] = {
     ("nodes",): ("GET /v1/nodes", NodeList(items=())),
     ("datasets", "list"): ("GET /v1/datasets", DatasetList(items=())),
     ("engine", "list"): ("GET /v1/engines", EngineServiceList(items=())),
-    ("login",): ("POST /v1/login-codes", LoginCode(code="abc", expires_at=datetime(2026, 1, 1, tzinfo=UTC))),
+    ("login",): (
+        "POST /v1/login-codes",
+        LoginCode(code="abc", url="http://x/login/abc", expires_at=datetime(2026, 1, 1, tzinfo=UTC)),
+    ),
     ("staleness", "job-a"): ("GET /v1/jobs/job-a/staleness", sample_staleness()),
 }
 
@@ -354,9 +357,9 @@ def test_download_stays_in_its_folder(server: ScriptedServer, tmp_path: Path) ->
 
 
 def test_login_prints_a_link(server: ScriptedServer) -> None:
-    code = {"code": "abc", "expires_at": "2026-01-01T00:00:00Z"}
+    code = {"code": "abc", "url": "https://lab.example.org/login/abc", "expires_at": "2026-01-01T00:00:00Z"}
     server.on("POST /v1/login-codes", Answer(body=json.dumps(code).encode()))
-    assert f"{server.url}/login/abc" in powermean("login").output
+    assert powermean("login").stdout.startswith("https://lab.example.org/login/abc\n")
 
 
 def test_without_a_server_there_is_one_clear_remedy(server: ScriptedServer) -> None:

@@ -83,8 +83,7 @@ def test_one_waiting_job_in_full(server: ScriptedServer) -> None:
         "number 3 in the queue, priority high",
         "needs 2 GPUs",
         "what would help: Ask for 1 GPU.",
-        "ahead of it: job-a",
-        "1 job of other projects ahead",
+        "before it: 1 job of your projects, 1 of others",
         "job-a has 20 steps left",
     ):
         assert words in said
