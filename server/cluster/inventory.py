@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines
-from server.cluster.planner import NodeCapacity
 from server.db.models import Attempt, Job, Node
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
 from server.jobs import allocations
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
+from server.placement.state import NodeCapacity
 from server.settings import Settings
 
 
@@ -86,6 +86,7 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
     """What the live nodes have, and how much of it no attempt and no engine service holds."""
     gpus_held = engines.gpus_held(session)
+    served = {node_id: set(uuids) for node_id, uuids in gpus_held.items()}
     slots_held: dict[str, set[str]] = defaultdict(set)
     for allocation in allocations.held(session):
         if allocation.engine_id is not None:
@@ -98,7 +99,8 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
     for node in living_nodes(session, settings, now):
         for service in _report(node).services:  # including removed services, until they are gone
             gpus_held[node.id].update(service.gpu_uuids)
-        whole = empty(node)
+            served.setdefault(node.id, set()).update(service.gpu_uuids)
+        whole = replace(empty(node), served=len(served.get(node.id, ())))
         found.append(
             replace(
                 whole,

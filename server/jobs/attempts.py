@@ -34,6 +34,7 @@ from server.jobs.views import job_spec
 from server.settings import Settings
 
 CANCELLED = "the job was cancelled"
+STOP = "checkpoint_and_exit"  # the order to give way, or to pause
 REASON_CHARACTERS = 300
 LONGEST_PAUSE_S = 300.0
 
@@ -134,6 +135,16 @@ def order_cancel(session: Session, job: Job) -> None:
         attempt.order = "cancel"
 
 
+def order_stop(session: Session, job: Job, reason: str, now: datetime) -> None:
+    """Order a locked job's running attempt to save a checkpoint and end; its next heartbeat delivers it.
+
+    An earlier order stands.
+    """
+    attempt = _current(session, job)
+    if attempt is not None and attempt.state == "running" and attempt.order == "continue":
+        attempt.order, attempt.order_reason, attempt.ordered_at = STOP, reason[:REASON_CHARACTERS], now
+
+
 def withdraw(session: Session, job: Job) -> None:
     """End an attempt that nobody has claimed; it can't be claimed any more."""
     attempt = _current(session, job)
@@ -168,6 +179,7 @@ def finish(
     elif job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
     elif report.outcome == "checkpointed":
+        job.preemptions += attempt.order == STOP
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
     else:
         assert error is not None  # only a result, a checkpoint or an order to cancel needs no error

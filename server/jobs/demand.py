@@ -28,6 +28,9 @@ class Demand:
     rollout_gpus: int  # of its own engine; 0: the engine shares the trainer's
     vllm: bool  # its own engine must be vLLM
     adapter: AdapterNeed | None  # None: it gets its own engine
+    gpu_type: str | None = None  # part of the GPUs' name, in any case
+    gpu_memory_mb: int = 0  # at least, of each GPU
+    labels: tuple[tuple[str, str], ...] = ()  # of its node
 
 
 _json = TypeAdapter(Demand)
