@@ -43,7 +43,7 @@ class _Planning:
         self.state, self.result = state, Plan()
         self.index, self.catalogue = Index(state.nodes), engines.Catalogue(state.engines)
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
-        self.victims = reclaim.Victims(state)
+        self.victims = reclaim.Victims(state, self.index, self.room, self.ledger)
         self.place = queue_order.places(state.waiting, state.rules)
         self.promised = _promises(state)
         self.impatient = self._impatient()
@@ -178,13 +178,11 @@ class _Planning:
 
     def _make_way(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Wait | None:
         """Tell those to give way that lose least by it."""
-        if not self.victims.might_help(job, guaranteed, self.ledger):
-            return None
         for ask, _ in tries:
-            found = self.victims.find(job, ask, self.index, self.room, self.ledger, guaranteed)
+            found = self.victims.find(job, ask, guaranteed)
             if found is not None:
                 nodes, stopped = found
-                self.victims.stop(stopped, self.room, self.ledger)
+                self.victims.stop(stopped)
                 self.result.stops += reclaim.orders(job, stopped)
                 return self._keep(nodes, ask)
         return None

@@ -4,7 +4,8 @@ What is lost is the work since a job's last checkpoint, so the plan stops those 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 
 from server.placement.fit import Ask, Index
 from server.placement.quotas import Ledger
@@ -23,108 +24,153 @@ def may_be_stopped(job: RunningJob, rules: Rules, now: float) -> bool:
 
 
 class Victims:
-    """The running jobs that could give way, the cheapest first."""
+    """The running jobs that could give way, the cheapest first.
 
-    def __init__(self, state: ClusterState) -> None:
-        self._now = state.now
+    In the course of a plan there is ever less to be had on a node, but for what stops leave over. So each
+    kind of request keeps its nodes in a heap by what they cost when last looked at, and looks at the first.
+    """
+
+    def __init__(self, state: ClusterState, index: Index, room: Room, ledger: Ledger) -> None:
+        self._index, self._room, self._ledger = index, room, ledger
         self._on: dict[tuple[str, bool], list[RunningJob]] = defaultdict(list)
         self._lowest: dict[tuple[str, bool], int] = {}  # priority, by project
+        self._nodes: dict[tuple[str, bool], set[str]] = defaultdict(set)  # by project
         stoppable = [job for job in state.running if may_be_stopped(job, state.rules, state.now)]
-        for job in sorted(stoppable, key=lambda job: (cost(job, state.now), job.id)):
+        self._cost = {job.id: cost(job, state.now) for job in stoppable}
+        for job in sorted(stoppable, key=lambda job: (self._cost[job.id], job.id)):
             key = job.project, job.uses_gpus
             self._lowest[key] = min(job.value, self._lowest.get(key, job.value))
             for node_id in {node_id for node_id, _ in job.holds}:
                 self._on[node_id, job.uses_gpus].append(job)
+                self._nodes[key].add(node_id)
         self._stopped: set[str] = set()
-
-    def might_help(self, job: WaitingJob, guaranteed: bool, ledger: Ledger) -> bool:
-        """Whether anybody could be told to give way to the job: a quick look before the long one."""
-        lowest = self._lowest.get((job.project, job.uses_gpus))
-        return (lowest is not None and lowest < job.value) or (
-            guaranteed and ledger.borrowed_by_any(job.uses_gpus, job.project)
-        )
+        self._heaps: dict[Hashable, list[tuple[float, int, str]]] = {}
 
     def find(
-        self, job: WaitingJob, ask: Ask, index: Index, room: Room, ledger: Ledger, guaranteed: bool
+        self, job: WaitingJob, ask: Ask, guaranteed: bool
     ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
-        """The nodes on which the job would fit once these have stopped; None if no stops would do.
+        """The nodes on which the job would fit once these have stopped; None if no stops would do."""
+        lower = self._has_lower(job)
+        if not lower and not (guaranteed and self._ledger.borrowed_by_any(job.uses_gpus, job.project)):
+            return None
+        over = self._ledger.over_limit(job)
+        if ask.nodes > 1 or over:
+            return self._one_by_one(job, ask, guaranteed, over)
+        return self._first(job, ask, guaranteed, (job.project, job.value) if lower else None)
 
-        Each node's cheapest sufficient jobs are found, and the nodes that cost least taken one by one.
-        """
-        over = ledger.over_limit(job)
-        nodes: list[str] = []
-        chosen: dict[str, RunningJob] = {}
-        for _ in range(ask.nodes):
-            offers = (
-                (sum(cost(one, self._now) for one in offer), len(offer), node_id, offer)
-                for node_id in index.possible(ask)
-                if node_id not in nodes
-                and (offer := self._offer(job, ask, node_id, index, room, ledger, guaranteed, over, chosen))
-                is not None
-            )
-            found = min(offers, key=lambda offer: offer[:3], default=None)
-            if found is None:
-                return None
-            nodes.append(found[2])
-            chosen |= {one.id: one for one in found[3]}
-            over = max(0, over - sum(one.amount for one in found[3] if one.project == job.project))
-        return (tuple(nodes), list(chosen.values())) if chosen and not over else None
-
-    def stop(self, stopped: Iterable[RunningJob], room: Room, ledger: Ledger) -> None:
+    def stop(self, stopped: Iterable[RunningJob]) -> None:
         """These give way, and what they hold is about to be free."""
         for job in stopped:
             self._stopped.add(job.id)
-            room.release(job.holds)
-            ledger.remove(job)
+            self._room.release(job.holds)
+            self._ledger.remove(job)
+            for heap in self._heaps.values():
+                for node_id, _ in job.holds:
+                    heappush(heap, (0.0, 0, node_id))  # it may cost less now: look again
+
+    def _has_lower(self, job: WaitingJob) -> bool:
+        """Whether the job's project runs any of lower priority."""
+        lowest = self._lowest.get((job.project, job.uses_gpus))
+        return lowest is not None and lowest < job.value
+
+    def _first(
+        self, job: WaitingJob, ask: Ask, guaranteed: bool, own: Hashable
+    ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
+        """The node that costs least. `own`: what sets the job apart from those of other projects."""
+        key = ask, guaranteed, own
+        if key not in self._heaps:
+            nodes = self._index.possible(ask)
+            if not guaranteed:
+                mine = self._nodes[job.project, job.uses_gpus]
+                nodes = tuple(node_id for node_id in nodes if node_id in mine)
+            offers = ((node_id, self._offer(job, ask, node_id, guaranteed)) for node_id in nodes)
+            self._heaps[key] = [self._price(node_id, offer) for node_id, offer in offers if offer]
+            heapify(self._heaps[key])
+        heap = self._heaps[key]
+        while heap:
+            node_id = heap[0][-1]
+            offer = self._offer(job, ask, node_id, guaranteed)
+            if not offer:
+                heappop(heap)
+            elif (price := self._price(node_id, offer)) == heap[0]:
+                return (node_id,), offer
+            else:
+                heapreplace(heap, price)
+        return None
+
+    def _one_by_one(
+        self, job: WaitingJob, ask: Ask, guaranteed: bool, over: int
+    ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
+        """The nodes of a gang, the cheapest first; or one whose own jobs' ends keep the project's limit."""
+        nodes: list[str] = []
+        chosen: list[RunningJob] = []
+        for _ in range(ask.nodes):
+            offers = [
+                (*self._price(node_id, offer), offer)
+                for node_id in self._index.possible(ask)
+                if node_id not in nodes
+                and (offer := self._offer(job, ask, node_id, guaranteed, over, chosen)) is not None
+            ]
+            if not offers:
+                return None
+            *_, node_id, offer = min(offers, key=lambda one: one[:3])
+            nodes.append(node_id)
+            chosen += offer
+            over = max(0, over - sum(one.amount for one in offer if one.project == job.project))
+        return (tuple(nodes), chosen) if chosen and not over else None
+
+    def _price(self, node_id: str, offer: Sequence[RunningJob]) -> tuple[float, int, str]:
+        return sum(self._cost[one.id] for one in offer), len(offer), node_id
 
     def _offer(
         self,
         job: WaitingJob,
         ask: Ask,
         node_id: str,
-        index: Index,
-        room: Room,
-        ledger: Ledger,
         guaranteed: bool,
-        over: int,
-        chosen: dict[str, RunningJob],
+        over: int = 0,
+        chosen: Sequence[RunningJob] = (),
     ) -> list[RunningJob] | None:
         """The cheapest jobs on the node whose stop makes room there, besides those chosen already."""
-        gpus = ask.uses_gpus
-        if gpus and (node_id in room.reserved or (ask.is_picky and index.wanted(ask, node_id) is not None)):
+        node, gpus = self._index.nodes[node_id], ask.uses_gpus
+        mixed = ask.is_picky and self._index.wanted(ask, node_id) is not None
+        if node.closed or node.full_disk or (gpus and (mixed or node_id in self._room.reserved)):
             return None
-        node = index.nodes[node_id]
-        if node.closed or node.full_disk:
-            return None
-        missing = ask.amount - index.promised(ask, node_id, room)
-        missing -= sum(one.on(node_id) for one in chosen.values())
+        missing = ask.amount - self._room.promised(node_id, gpus) - sum(one.on(node_id) for one in chosen)
         over = over if ask.nodes == 1 else 0
         if missing <= 0 and not over:
             return []
-        spare: dict[str, int] = {}
-        eligible: list[RunningJob] = []
-        for one in self._on.get((node_id, gpus), ()):
-            if one.id in self._stopped or one.id in chosen:
+        eligible = self._eligible(job, node_id, guaranteed and not over, chosen)
+
+        def enough(some: Sequence[RunningJob]) -> bool:
+            if sum(one.on(node_id) for one in some) < missing:
+                return False
+            return not over or sum(one.amount for one in some if one.project == job.project) >= over
+
+        return cheapest(eligible, enough, lambda one: self._cost[one.id])
+
+    def _eligible(
+        self, job: WaitingJob, node_id: str, from_others: bool, chosen: Sequence[RunningJob]
+    ) -> list[RunningJob]:
+        """Those on the node that the job goes before; of borrowers, no more than what they borrow."""
+        left: dict[str, int] = {}
+        found: list[RunningJob] = []
+        for one in self._on.get((node_id, job.uses_gpus), ()):
+            if one.id in self._stopped or one in chosen:
                 continue
             if one.project == job.project:
                 if one.value < job.value:
-                    eligible.append(one)
-            elif guaranteed and not over:
-                left = spare.get(one.project)
-                if left is None:
-                    given = sum(c.amount for c in chosen.values() if c.project == one.project)
-                    left = ledger.borrowed(one.project, gpus) - given
-                if left > 0:
-                    eligible.append(one)
-                    left -= one.amount
-                spare[one.project] = left
-
-        def enough(some: Sequence[RunningJob]) -> bool:
-            freed = sum(one.on(node_id) for one in some)
-            own = sum(one.amount for one in some if one.project == job.project)
-            return freed >= missing and own >= over
-
-        return cheapest(eligible, enough, lambda one: cost(one, self._now))
+                    found.append(one)
+                continue
+            if not from_others:
+                continue
+            if one.project not in left:
+                gone = sum(other.amount for other in chosen if other.project == one.project)
+                left[one.project] = self._ledger.borrowed(one.project, job.uses_gpus) - gone
+            if left[one.project] > 0:
+                found.append(one)
+                left[one.project] -= one.amount
+        return found
 
 
 def cheapest(

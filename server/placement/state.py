@@ -6,6 +6,7 @@ reason to plan anew now and then, not at once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from powermean.contracts.attempts import AllocationView, GpuInfo
 from server.jobs.demand import AdapterNeed
@@ -82,11 +83,11 @@ class RunningJob:
     stops_for: str | None = None  # the job that is to have them
     claimed: bool = True  # only such an attempt hears an order
 
-    @property
+    @cached_property
     def uses_gpus(self) -> bool:
         return any(gpus for _, gpus in self.holds)
 
-    @property
+    @cached_property
     def amount(self) -> int:
         return sum(len(gpus) for _, gpus in self.holds) or 1
 
