@@ -81,11 +81,11 @@ def plan_times(tiny: bool) -> Table:
     return table
 
 
-def days(tiny: bool, long: bool) -> dict[tuple[str, str, str], Outcome]:
+def days(tiny: bool, long: bool, size: int) -> dict[tuple[str, str, str], Outcome]:
     """By span, load and policy."""
-    spans = {"day": (3, DAY / 8)} if tiny else {"day": (100, DAY)}
+    spans = {"day": (3, DAY / 8)} if tiny else {"day": (size, DAY)}
     if long:
-        spans["week"] = (4, DAY / 4) if tiny else (25, 7 * DAY)
+        spans["week"] = (4, DAY / 4) if tiny else (size // 4, 7 * DAY)
     found = {}
     for span, (nodes, seconds) in spans.items():
         for load in LOADS:
@@ -161,13 +161,14 @@ def main() -> None:
     parser.add_argument("--plans", action="store_true", help="plan times alone")
     parser.add_argument("--days", action="store_true", help="simulated days alone")
     parser.add_argument("--no-week", action="store_true", help="a day alone")
+    parser.add_argument("--nodes", type=int, default=100, help="of 8 GPUs for a day; a quarter for a week")
     parser.add_argument("--figure", type=Path, help="draw the comparison there (SVG)")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start", flush=True)
     if not options.days:
         print(f"\n{plan_times(options.tiny).text()}", flush=True)
     if not options.plans:
-        found = days(options.tiny, not options.no_week)
+        found = days(options.tiny, not options.no_week, options.nodes)
         print(f"\n{fairness(found).text()}\n\n{waits(found).text()}", flush=True)
         if options.figure:
             from placement_figure import draw  # noqa: PLC0415  matplotlib is for the figure alone

@@ -162,13 +162,16 @@ class _Planning:
 
     def _keep_what_is_coming(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
         """Others were told to give way already: keep what they leave, with what is free beside it."""
-        if not any(self.room.coming.values()):
+        soon = {
+            node_id for (node_id, gpus), count in self.room.coming.items() if count and gpus == job.uses_gpus
+        }
+        if not soon:
             return None
         for ask, _ in tries:
             possible = self.index.possible(ask)
             fitting = [
                 (node_id not in self.promised.get(job.id, ()), room, node_id)
-                for node_id in possible
+                for node_id in (possible if ask.nodes > 1 else soon.intersection(possible))
                 if (room := self.index.promised(ask, node_id, self.room)) >= ask.amount
             ]
             if len(fitting) >= ask.nodes:
@@ -191,7 +194,7 @@ class _Planning:
         for node_id in nodes:
             self.room.keep(node_id, ask.uses_gpus, ask.amount)
         text = "waiting for others to save their checkpoints and give way"
-        return Wait("checkpoint", text, frozenset(self.index.possible(ask)), tuple(nodes))
+        return Wait("checkpoint", text, tuple(nodes))
 
     def _limited(self, job: WaitingJob) -> Wait:
         limit = self.ledger.share(job.project).limit(job.uses_gpus) or 0
@@ -208,7 +211,7 @@ class _Planning:
         self.reservations += 1
         self.room.reserved |= kept
         at = next(iter(kept.values())).at
-        return Wait("reserved", _busy(ask), frozenset(self.index.possible(ask)), tuple(kept), at)
+        return Wait("reserved", _busy(ask), tuple(kept), at)
 
     def _plainly(self, job: WaitingJob, tries: list[_Try]) -> Wait:
         ask = tries[0][0]
@@ -218,12 +221,12 @@ class _Planning:
             node = shut[0]
             if node.full_disk:
                 text = f"waiting for room: the disk of {node.full_disk} on {node.id} is full"
-                return Wait("disk", text, possible)
-            return Wait("closed", f"waiting for {node.id} to be opened: {node.closed}", possible)
+                return Wait("disk", text)
+            return Wait("closed", f"waiting for {node.id} to be opened: {node.closed}")
         gpus, needed = ask.uses_gpus, ask.amount
         if sum(self.room.free(node_id, gpus) >= needed for node_id in possible) >= ask.nodes:
-            return Wait("behind", "waiting behind earlier jobs", possible)
-        return Wait("busy", _busy(ask), possible)
+            return Wait("behind", "waiting behind earlier jobs")
+        return Wait("busy", _busy(ask))
 
     def _impatient(self) -> dict[tuple[str, bool], WaitingJob]:
         """By project and resource: the job that its project's limit has held back for too long."""

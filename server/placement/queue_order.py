@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
+from math import inf, nextafter
 
 from server.placement.quotas import Ledger
 from server.placement.state import Rules, WaitingJob
@@ -34,7 +35,7 @@ def places(waiting: Iterable[WaitingJob], rules: Rules) -> dict[str, Place]:
             if other.value > job.value and other.queued_at <= job.queued_at
         ]
         old = _place(job, job.first_queued_at or 0.0, rules)
-        found[job.id] = min(found[job.id], max([old, *((at, job.id) for at, _ in ahead)]))
+        found[job.id] = min(found[job.id], max([old, *((nextafter(at, inf), job.id) for at, _ in ahead)]))
     return found
 
 
@@ -60,7 +61,12 @@ def guaranteed_first(
 
     So do those that would pass one of their project's that has waited for too long.
     """
-    heads = [(place[job.id], project) for project, line in lines.items() for job in line[-1:]]
+    heads = [
+        (place[job.id], project)
+        for project, line in lines.items()
+        if ledger.has_quota_left(project)
+        for job in line[-1:]
+    ]
     heapify(heads)
     over: dict[str, list[WaitingJob]] = defaultdict(list)
     while heads:
@@ -71,9 +77,10 @@ def guaranteed_first(
             yield job
         else:
             over[project].append(job)
-        if line:
+        if line and ledger.has_quota_left(project):
             heappush(heads, (place[line[-1].id], project))
-    lines.update({project: passed[::-1] for project, passed in over.items()})
+    for project, passed in over.items():
+        lines[project] += passed[::-1]
 
 
 def by_fair_share(

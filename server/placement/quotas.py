@@ -36,6 +36,11 @@ class Ledger:
         quota = self.share(job.project).quota(job.uses_gpus)
         return self.used(job.project, job.uses_gpus) + job.amount <= quota
 
+    def has_quota_left(self, project: str) -> bool:
+        """Whether its quota covers anything more."""
+        share = self.share(project)
+        return any(share.quota(gpus) > self.used(project, gpus) for gpus in (True, False))
+
     def over_limit(self, job: WaitingJob) -> int:
         """By how much the job would take its project over its limit."""
         limit = self.share(job.project).limit(job.uses_gpus)

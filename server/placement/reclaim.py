@@ -3,7 +3,7 @@
 What is lost is the work since a job's last checkpoint, so the plan stops those that lose least.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 
@@ -34,7 +34,7 @@ class Victims:
         self._index, self._room, self._ledger = index, room, ledger
         self._on: dict[tuple[str, bool], list[RunningJob]] = defaultdict(list)
         self._lowest: dict[tuple[str, bool], int] = {}  # priority, by project
-        self._nodes: dict[tuple[str, bool], set[str]] = defaultdict(set)  # by project
+        self._most: Counter[tuple[str, bool, str | None]] = Counter()  # on a node, of a project or (None) all
         stoppable = [job for job in state.running if may_be_stopped(job, state.rules, state.now)]
         self._cost = {job.id: cost(job, state.now) for job in stoppable}
         for job in sorted(stoppable, key=lambda job: (self._cost[job.id], job.id)):
@@ -42,7 +42,8 @@ class Victims:
             self._lowest[key] = min(job.value, self._lowest.get(key, job.value))
             for node_id in {node_id for node_id, _ in job.holds}:
                 self._on[node_id, job.uses_gpus].append(job)
-                self._nodes[key].add(node_id)
+                for project in (job.project, None):
+                    self._most[node_id, job.uses_gpus, project] += job.on(node_id)
         self._stopped: set[str] = set()
         self._heaps: dict[Hashable, list[tuple[float, int, str]]] = {}
 
@@ -79,10 +80,13 @@ class Victims:
         """The node that costs least. `own`: what sets the job apart from those of other projects."""
         key = ask, guaranteed, own
         if key not in self._heaps:
-            nodes = self._index.possible(ask)
-            if not guaranteed:
-                mine = self._nodes[job.project, job.uses_gpus]
-                nodes = tuple(node_id for node_id in nodes if node_id in mine)
+            whose = None if guaranteed else job.project
+            nodes = [
+                node_id
+                for node_id in self._index.possible(ask)
+                if (most := self._most[node_id, job.uses_gpus, whose])
+                and most + self._room.promised(node_id, job.uses_gpus) >= ask.amount
+            ]
             offers = ((node_id, self._offer(job, ask, node_id, guaranteed)) for node_id in nodes)
             self._heaps[key] = [self._price(node_id, offer) for node_id, offer in offers if offer]
             heapify(self._heaps[key])

@@ -205,7 +205,6 @@ class Wait:
 
     kind: str
     text: str
-    possible: frozenset[str] = NOBODY  # nodes that could hold it
     kept: tuple[str, ...] = ()  # nodes on which room is kept for it
     at: float | None = None  # when that is free, if the running jobs keep their pace
 
