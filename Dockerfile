@@ -5,6 +5,6 @@ RUN apt-get update && apt-get install -y --no-install-recommends make git gcc li
 COPY . .
 RUN python tools/install.py run
 ENV PATH=/app/.venv/bin:$PATH
-RUN useradd --create-home powermean && mkdir -p /data /scratch && chown powermean /data /scratch
+RUN useradd --create-home powermean && mkdir -p /data /secrets /public /scratch && chown powermean /data /secrets /public /scratch
 USER powermean
 CMD ["python", "-m", "server"]

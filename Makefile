@@ -13,6 +13,9 @@ demo: install ## train a real model with PMPO on this machine and watch it (ARGS
 up: install ## start the service on loopback and keep it running
 	@$(BIN)/powermean up $(ARGS)
 
+# Byte code is kept even where the shell says otherwise: the tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 WITH_VLLM := $(if $(filter vllm,$(ENGINE)),-vllm)
 
 install: ## set up .venv (repeating it does nothing); ENGINE=vllm installs that engine, too
@@ -23,7 +26,7 @@ install-test:
 	@$(PYTHON) tools/install.py test$(WITH_VLLM)
 
 test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python tools/run_tests.py $(ARGS)
 
 fast: install-test ## the tests without the slow ones and Postgres, on all cores
 	@$(BIN)/python -m pytest -m "not slow and not postgres" --hypothesis-profile fast --numprocesses auto --dist worksteal $(ARGS)

@@ -28,7 +28,9 @@ async def account_page(request: Request) -> Response:
 
 async def _shown(request: Request, status: int = 200, **more: Any) -> Response:
     async with api.client(request) as client:
-        me, keys, sessions = await asyncio.gather(client.me(), client.keys(), client.sessions())
+        me, keys, sessions, ways = await asyncio.gather(
+            client.me(), client.keys(), client.sessions(), client.sign_in_ways()
+        )
     own = [key for key in keys.items if key.person_id == me.id and key.revoked_at is None]
     mine = next((one for one in sessions.items if one.current), None)
     context = {"new_key": None, "error": None, "where": None} | more
@@ -40,6 +42,7 @@ async def _shown(request: Request, status: int = 200, **more: Any) -> Response:
         keys=own,
         sessions=sessions.items,
         session=mine,
+        provider=ways.oidc,
         days=DAYS,
         usual_days=KEY_DAYS,
         roles=ROLES,
@@ -89,10 +92,11 @@ async def create_key(request: Request) -> Response:
 
 
 async def revoke_key(request: Request) -> Response:
-    """POST /account/keys/{key_id}/revoke."""
+    """POST /account/keys/{key_id}/revoke, with `cascade` also those that were made with it."""
     require_same_origin(request)
+    cascade = (await request.form()).get("cascade") == "yes"
     async with api.client(request) as client:
-        await client.revoke_key(request.path_params["key_id"])
+        await client.revoke_key(request.path_params["key_id"], cascade=cascade)
     return RedirectResponse("/account#keys", status_code=303)
 
 

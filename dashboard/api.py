@@ -55,12 +55,6 @@ def require_same_origin(request: Request) -> None:
         raise HTTPException(403, "This form was sent from another site. Open the page here and try again.")
 
 
-def public_address(request: Request, path: str) -> str:
-    """The full address of a page, as people elsewhere open it."""
-    state = request.scope.get("state", {})
-    return f"{state.get('public_origin') or _origin(request)}{state.get('root', '')}{path}"
-
-
 def is_fragment(request: Request) -> bool:
     """Whether htmx requests part of a page."""
     return request.headers.get("HX-Request") == "true"

@@ -21,11 +21,11 @@ async def audit_page(request: Request) -> Response:
     kept = {name: value for name in names if (value := request.query_params.get(name, "").strip())}
     if kept.get("outcome") not in (None, "allowed", "refused"):
         raise HTTPException(400, "outcome must be allowed or refused")
-    project = request.path_params.get("project")
+    name = request.path_params.get("project")
     before = whole_number(request, "before", 1)
     async with api.client(request) as client:
         found = await client.audit(
-            project,
+            name,
             kept.get("person"),
             kept.get("verb"),
             cast("Outcome | None", kept.get("outcome")),
@@ -34,6 +34,7 @@ async def audit_page(request: Request) -> Response:
             before,
             PAGE_SIZE,
         )
+        project = await client.get_project(name) if name else None
     return page(request, "audit.html", found=found, kept=kept, project=project, before=before)
 
 

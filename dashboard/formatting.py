@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from powermean.contracts.api import JobState, JobSummary
+
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -43,16 +45,6 @@ def duration(seconds: float | None) -> str:
     if whole < DAY:
         return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
     return f"{whole // DAY} d {whole % DAY // HOUR} h"
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
@@ -132,5 +124,11 @@ def visible(text: str) -> Markup:
 
 def state_class(state: str) -> str:
     """CSS class of a job's state; unknown states look neutral."""
-    known = {"validating", "queued", "starting", "running", "finished", "failed", "cancelled"}
-    return f"state-{state}" if state in known else "state-queued"
+    return f"state-{state}" if state in set(JobState) else "state-queued"
+
+
+def state_word(job: JobSummary) -> str:
+    """A job's state in a word; one that is about to change says so."""
+    if job.state.final:
+        return job.state.value
+    return "cancelling" if job.cancel_requested else "pausing" if job.pause_requested else job.state.value

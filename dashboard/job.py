@@ -1,4 +1,4 @@
-"""A job's page: overview, charts, system and spec, each at its own address; its parts; cancelling."""
+"""A job's page: overview, charts, system and spec, each at its own address; parts and buttons."""
 
 import asyncio
 from typing import Any
@@ -15,9 +15,12 @@ from dashboard.rendering import page
 from dashboard.stages import stages
 from dashboard.viewer import viewer_of
 from powermean.async_client import AsyncClient
-from powermean.contracts.api import Job
+from powermean.contracts.api import Job, JobState
 from powermean.contracts.metrics import METRICS
+from powermean.contracts.priorities import DEFAULT_PRIORITY
+from powermean.contracts.sharing import QueuedJob
 from powermean.contracts.staleness import JobStaleness
+from powermean.rest import ApiError
 from powermean.spec_yaml import to_yaml
 
 PARTS = {
@@ -27,6 +30,7 @@ PARTS = {
     "latest": "fragments/latest.html",
     "outcome": "fragments/outcome.html",
     "staleness": "fragments/staleness.html",
+    "waiting": "fragments/waiting.html",
 }
 
 
@@ -46,6 +50,18 @@ async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
     return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
 
 
+async def _waiting(client: AsyncClient, job: Job) -> QueuedJob | None:
+    """Why the job waits; None if it doesn't, or has just stopped to."""
+    if job.state is not JobState.QUEUED:
+        return None
+    try:
+        return (await client.queue(job=job.id)).items[0]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
 def _page(request: Request, template: str, job: Job, **context: Any) -> Response:
     return page(request, template, job=job, stages=stages(job), **context)
 
@@ -57,12 +73,14 @@ async def overview_page(request: Request) -> Response:
         job, checkpoints, health = await asyncio.gather(
             client.get_job(job_id), client.checkpoints(job_id), client.health(job_id)
         )
+        waiting = await _waiting(client, job)
     return _page(
         request,
         "job_overview.html",
         job,
         checkpoints=checkpoints.items,
         health=health,
+        waiting=waiting,
         script_data=chart_data(job),
         install=assets.INSTALL,
     )
@@ -106,7 +124,7 @@ async def job_part(request: Request) -> Response:
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         context: dict[str, Any] = {}
-        if part == "header":
+        if part in ("header", "facts"):
             await viewer_of(request)
         elif part == "latest":
             context["latest"] = await _latest(client, job)
@@ -116,7 +134,54 @@ async def job_part(request: Request) -> Response:
             context["checkpoints"] = (await client.checkpoints(job_id)).items
         elif part == "staleness":
             context["staleness"] = await _staleness(client, job)
+        elif part == "waiting":
+            context["waiting"] = await _waiting(client, job)
     return _page(request, PARTS[part], job, **context)
+
+
+async def pause(request: Request) -> Response:
+    """POST pauses and shows the job."""
+    job_id = request.path_params["job_id"]
+    require_same_origin(request)
+    async with api.client(request) as client:
+        await client.pause_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+async def resume(request: Request) -> Response:
+    """POST resumes and shows the job."""
+    job_id = request.path_params["job_id"]
+    require_same_origin(request)
+    async with api.client(request) as client:
+        await client.resume_job(job_id)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+async def priority(request: Request) -> Response:
+    """GET asks which; POST changes it and shows the job, or the question again with what is wrong."""
+    job_id = request.path_params["job_id"]
+    error = None
+    async with api.client(request) as client:
+        if request.method == "POST":
+            require_same_origin(request)
+            form = await request.form()
+            try:
+                await client.set_priority(job_id, str(form.get("priority") or DEFAULT_PRIORITY))
+            except ApiError as refused:
+                if refused.status == 401:
+                    raise
+                error = refused
+            else:
+                return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+        job, found = await asyncio.gather(client.get_job(job_id), client.priorities())
+    return page(
+        request,
+        "priority.html",
+        status=error.status if error else 200,
+        job=job,
+        classes=found.items,
+        error=error.body if error else None,
+    )
 
 
 async def cancel(request: Request) -> Response:

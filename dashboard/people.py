@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
-from dashboard.api import public_address, require_same_origin
+from dashboard.api import require_same_origin
 from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
@@ -27,7 +27,6 @@ class Invitation:
     """A link that signs somebody in, shown this once."""
 
     person: Person
-    link: str
     code: LoginCode
 
 
@@ -54,7 +53,7 @@ async def add(request: Request) -> Response:
         person = checked(NewPerson, {name: value for name, value in given.items() if value})
         async with api.client(request) as client:
             made = await client.add_person(person)
-            invitation = await _invite(request, client, made) if made.kind == "person" else None
+            invitation = await _invite(client, made) if made.kind == "person" else None
     except ApiError as refused:
         if refused.status in (401, 403):
             raise
@@ -67,19 +66,27 @@ async def invite(request: Request) -> Response:
     require_same_origin(request)
     person = await _person(request)
     async with api.client(request) as client:
-        invitation = await _invite(request, client, person)
+        invitation = await _invite(client, person)
     return await people_page(request, invitation=invitation)
 
 
-async def _invite(request: Request, client: AsyncClient, person: Person) -> Invitation:
+async def _invite(client: AsyncClient, person: Person) -> Invitation:
     code = await client.invite_person(person.id)
-    return Invitation(person, public_address(request, f"/login/{code.code}"), code)
+    return Invitation(person, code)
+
+
+async def person_page(
+    request: Request, error: ErrorBody | None = None, given: dict[str, str] | None = None, status: int = 200
+) -> Response:
+    """GET /people/{person_id}: what an administrator changes of an account."""
+    person = await _person(request)
+    return page(request, "person.html", status, person=person, error=error, given=given or {})
 
 
 async def change(request: Request) -> Response:
-    """POST /people/{person_id}: their role in the cluster, or whether they may come in."""
+    """POST /people/{person_id}: their name and address, role in the cluster, or whether they may come in."""
     require_same_origin(request)
-    given = await form_texts(request, "cluster_role", "active")
+    given = await form_texts(request, "name", "email", "default_project", "cluster_role", "active")
     try:
         wanted = checked(PersonChange, {name: value for name, value in given.items() if value})
         async with api.client(request) as client:
@@ -87,6 +94,8 @@ async def change(request: Request) -> Response:
     except ApiError as refused:
         if refused.status in (401, 403, 404):
             raise
+        if given["name"]:
+            return await person_page(request, refused.body, given, refused.status)
         return await people_page(request, error=refused.body, status=refused.status)
     return RedirectResponse("/people", status_code=303)
 

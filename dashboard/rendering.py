@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse
 from dashboard import assets, formatting
 from powermean.contracts.names import session_cookie
 from powermean.remedies import spoken
+from powermean.sizes import size
 
 FILTERS = (
     "browser_name",
@@ -21,8 +22,8 @@ FILTERS = (
     "number",
     "percent",
     "signed",
-    "size",
     "state_class",
+    "state_word",
     "visible",
 )
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -37,6 +38,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment.filters["size"] = size
     environment.filters["spoken"] = partial(spoken, reader="page")
     environment.globals["static"] = assets.address
     environment.globals["vendor"] = assets.vendor

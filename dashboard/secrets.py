@@ -13,9 +13,10 @@ from powermean.rest import ApiError
 
 async def secrets_page(request: Request, error: ErrorBody | None = None, status: int = 200) -> Response:
     """GET /projects/{project}/secrets or /me/secrets."""
-    project = _project(request)
+    name = _project(request)
     async with api.client(request) as client:
-        found = await client.secrets(project)
+        found = await client.secrets(name)
+        project = await client.get_project(name) if name else None
     prefix = "" if project else OWN
     return page(
         request,

@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dashboard import api
 from dashboard.api import raw_client, require_same_origin
+from dashboard.parameters import form_texts
 from dashboard.rendering import page
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.names import session_cookie
@@ -17,6 +18,7 @@ from powermean.rest import ApiError, check
 
 OIDC_PATH = "/login/oidc"
 OIDC_S = 600  # for a person to sign in at the provider
+LINK = "link"  # in place of the page to return to, which starts with a slash
 
 
 def safe_return(address: object) -> str:
@@ -39,11 +41,13 @@ async def _open_session(request: Request, body: dict[str, Any]) -> httpx.Respons
     return check(answer)
 
 
-async def _asked(request: Request, back: str, status: int = 200, error: ErrorBody | None = None) -> Response:
+async def _asked(
+    request: Request, back: str, status: int = 200, error: ErrorBody | None = None, email: str = ""
+) -> Response:
     """The page that asks who it is, with the ways that there are."""
     async with api.client(request) as client:
         ways = await client.sign_in_ways()
-    return page(request, "login.html", status=status, back=back, error=error, ways=ways)
+    return page(request, "login.html", status=status, back=back, error=error, ways=ways, email=email)
 
 
 async def login_page(request: Request) -> Response:
@@ -64,11 +68,11 @@ async def sign_in(request: Request) -> Response:
         body = {"key": given["key"]}
     else:
         error = ErrorBody(code="nothing_given", message="Fill in e-mail address and password, or a key.")
-        return await _asked(request, back, 422, error)
+        return await _asked(request, back, 422, error, given["email"])
     try:
         answer = await _open_session(request, body)
     except ApiError as refused:
-        return await _asked(request, back, refused.status, refused.body)
+        return await _asked(request, back, refused.status, refused.body, given["email"])
     return _with_cookies(RedirectResponse(back, status_code=303), answer)
 
 
@@ -90,8 +94,12 @@ async def sign_in_with_code(request: Request) -> Response:
 
 
 async def to_provider(request: Request) -> Response:
-    """GET /login/oidc: off to the provider. What the browser has to keep goes into a cookie of its own."""
-    back = safe_return(request.query_params.get("next"))
+    """GET /login/oidc: off to the provider. What the browser has to keep goes into a cookie of its own.
+
+    With ?link=yes whoever is signed in by an invitation wants to sign in there from now on.
+    """
+    linking = request.query_params.get("link") == "yes"
+    back = LINK if linking else safe_return(request.query_params.get("next"))
     try:
         async with api.client(request) as client:
             started = await client.start_oidc()
@@ -113,8 +121,8 @@ async def from_provider(request: Request) -> Response:
 
     The session's cookie is not sent along a way that began at another site, so the page goes on by itself.
     """
-    secret, _, back = request.cookies.get(_oidc_cookie(request), "").partition(".")
-    back = safe_return(unquote(back))
+    secret, _, kept = request.cookies.get(_oidc_cookie(request), "").partition(".")
+    back = safe_return(unquote(kept))
     given = request.query_params
     if "code" not in given or "state" not in given or not secret:
         error = ErrorBody(
@@ -125,6 +133,8 @@ async def from_provider(request: Request) -> Response:
             remedy="Start again.",
         )
         return await _asked(request, back, 401, error)
+    if kept == LINK:
+        return page(request, "link_provider.html", code=given["code"], state=given["state"])
     proof = {"code": given["code"], "state": given["state"], "secret": secret}
     try:
         answer = await _open_session(request, {"oidc": proof})
@@ -133,6 +143,18 @@ async def from_provider(request: Request) -> Response:
     signed_in = _with_cookies(page(request, "signed_in.html", back=back), answer)
     signed_in.delete_cookie(_oidc_cookie(request), **_for_oidc(request))
     return signed_in
+
+
+async def link_provider(request: Request) -> Response:
+    """POST /login/oidc/link: the person confirms that the provider signs them in from now on."""
+    require_same_origin(request)
+    secret = request.cookies.get(_oidc_cookie(request), "").partition(".")[0]
+    given = await form_texts(request, "code", "state")
+    async with raw_client(request) as client:
+        answer = check(await client.put("/v1/me/provider", json=given | {"secret": secret}))
+    linked = _with_cookies(RedirectResponse("/account", status_code=303), answer)
+    linked.delete_cookie(_oidc_cookie(request), **_for_oidc(request))
+    return linked
 
 
 def _oidc_cookie(request: Request) -> str:

@@ -29,8 +29,11 @@ class Stages:
 
 
 def stages(job: Job) -> Stages | None:
-    """The way to the first step; from then on the activities of the present step. None for an ended job."""
-    if job.state.final:
+    """The way to the first step; from then on the activities of the present step.
+
+    None for a job that has ended or is paused.
+    """
+    if job.state.final or job.state is JobState.PAUSED:
         return None
     phase = job.phase or ""
     step = read_step(phase) if job.state is JobState.RUNNING else None

@@ -1,6 +1,6 @@
 """The Python client for programs with an event loop."""
 
-from powermean import rest, rest_identity
+from powermean import rest, rest_identity, rest_sharing
 from powermean.connection import AsyncConnection, async_method
 from powermean.deprecations import renamed
 
@@ -14,6 +14,9 @@ class AsyncClient(AsyncConnection):
     get_job = async_method(rest.get_job)
     list_jobs = async_method(rest.list_jobs)
     cancel_job = async_method(rest.cancel_job)
+    pause_job = async_method(rest.pause_job)
+    resume_job = async_method(rest.resume_job)
+    set_priority = async_method(rest.set_priority)
     delete_job = async_method(rest.delete_job)
 
     metrics = async_method(rest.metrics)
@@ -54,11 +57,26 @@ class AsyncClient(AsyncConnection):
     collect_garbage = async_method(rest_identity.collect_garbage)
 
     nodes = async_method(rest.nodes)
+    get_node = async_method(rest.get_node)
+    node_samples = async_method(rest.node_samples)
+    cordon_node = async_method(rest.cordon_node)
+    drain_node = async_method(rest.drain_node)
+    uncordon_node = async_method(rest.uncordon_node)
     remove_node = async_method(rest.remove_node)
     engines = async_method(rest.engines)
     get_engine = async_method(rest.get_engine)
     create_engine = async_method(rest.create_engine)
     remove_engine = async_method(rest.remove_engine)
+    priorities = async_method(rest.priorities)
+    set_priority_class = async_method(rest.set_priority_class)
+    remove_priority_class = async_method(rest.remove_priority_class)
+
+    quotas = async_method(rest_sharing.quotas)
+    change_quota = async_method(rest_sharing.change_quota)
+    queue = async_method(rest_sharing.queue)
+    lanes = async_method(rest_sharing.lanes)
+    usage = async_method(rest_sharing.usage)
+    usage_csv = async_method(rest_sharing.usage_csv)
 
     audit = async_method(rest_identity.audit)
     audit_head = async_method(rest_identity.audit_head)

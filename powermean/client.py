@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from powermean import rest, rest_identity
+from powermean import rest, rest_identity, rest_sharing
 from powermean.connection import Connection, method
 from powermean.contracts.api import (
     Dataset,
@@ -74,6 +74,9 @@ class Client(Connection):
     get_job = method(rest.get_job)
     list_jobs = method(rest.list_jobs)
     cancel_job = method(rest.cancel_job)
+    pause_job = method(rest.pause_job)
+    resume_job = method(rest.resume_job)
+    set_priority = method(rest.set_priority)
     delete_job = method(rest.delete_job)
 
     metrics = method(rest.metrics)
@@ -114,11 +117,26 @@ class Client(Connection):
     collect_garbage = method(rest_identity.collect_garbage)
 
     nodes = method(rest.nodes)
+    get_node = method(rest.get_node)
+    node_samples = method(rest.node_samples)
+    cordon_node = method(rest.cordon_node)
+    drain_node = method(rest.drain_node)
+    uncordon_node = method(rest.uncordon_node)
     remove_node = method(rest.remove_node)
     engines = method(rest.engines)
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)
     remove_engine = method(rest.remove_engine)
+    priorities = method(rest.priorities)
+    set_priority_class = method(rest.set_priority_class)
+    remove_priority_class = method(rest.remove_priority_class)
+
+    quotas = method(rest_sharing.quotas)
+    change_quota = method(rest_sharing.change_quota)
+    queue = method(rest_sharing.queue)
+    lanes = method(rest_sharing.lanes)
+    usage = method(rest_sharing.usage)
+    usage_csv = method(rest_sharing.usage_csv)
 
     audit = method(rest_identity.audit)
     audit_head = method(rest_identity.audit_head)

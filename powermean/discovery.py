@@ -99,7 +99,10 @@ def _key_for(url: str) -> str:
 
 
 def _nothing_found(here: Home) -> NoServerError:
-    remedy = "Start one with `powermean up`, or set POWERMEAN_URL and POWERMEAN_API_KEY."
+    remedy = (
+        "Start one with `powermean up`, sign in to one with `powermean login --server URL`, "
+        "or set POWERMEAN_URL and POWERMEAN_API_KEY."
+    )
     if here.admin_key.exists():
         return NoServerError(f"the service in {here.folder} is not running", remedy=remedy)
     if os.environ.get("POWERMEAN_HOME"):

@@ -60,19 +60,41 @@ def _pids() -> list[int]:
 
 def descendants(root: int) -> set[int]:
     """Live descendants of `root`, without `root` itself."""
+    return trees([root])[root]
+
+
+def trees(roots: Iterable[int]) -> dict[int, set[int]]:
+    """Live descendants of each root, without the root itself, in one pass over all processes."""
     children: dict[int, list[int]] = {}
     for pid in _pids():
         fields = _stat(pid)
         if fields:
             children.setdefault(int(fields[1]), []).append(pid)
-    found: set[int] = set()
-    frontier = [root]
-    while frontier:
-        for child in children.get(frontier.pop(), ()):
-            if child not in found:
-                found.add(child)
-                frontier.append(child)
-    return found
+    below: dict[int, set[int]] = {}
+    for root in roots:
+        found: set[int] = set()
+        frontier = [root]
+        while frontier:
+            for child in children.get(frontier.pop(), ()):
+                if child not in found:
+                    found.add(child)
+                    frontier.append(child)
+        below[root] = found
+    return below
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time that a live process has spent, without its children."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM, what it shares with others included; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def marked(name: str, value: str) -> set[int]:

@@ -7,6 +7,7 @@ defaults and meaning, is written down once. An answer other than success is an A
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -26,7 +27,11 @@ from powermean.contracts.api import (
     JobSort,
     JobState,
     LogText,
+    NodeClosing,
+    NodeDrain,
     NodeList,
+    NodeSamples,
+    NodeView,
     SpecSource,
     SubmittedJob,
 )
@@ -35,6 +40,7 @@ from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
+from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList, PriorityRank
 from powermean.contracts.replays import (
     AskedReplay,
     Replay,
@@ -218,6 +224,38 @@ def cancel_job(job_id: str) -> Call[Job]:
     return Call("POST", job_path(job_id, "/cancel"), reads(Job))
 
 
+def pause_job(job_id: str) -> Call[Job]:
+    """Have it save a checkpoint at the end of its step and free its place, until it is resumed."""
+    return Call("POST", job_path(job_id, "/pause"), reads(Job))
+
+
+def resume_job(job_id: str) -> Call[Job]:
+    """Let a paused job wait for a place again; it goes on from its last checkpoint."""
+    return Call("POST", job_path(job_id, "/resume"), reads(Job))
+
+
+def set_priority(job_id: str, priority: str) -> Call[Job]:
+    """Give it another priority: the name of a class (see priorities)."""
+    body = PriorityChange(priority=priority).model_dump()
+    return Call("POST", job_path(job_id, "/priority"), reads(Job), json=body)
+
+
+def priorities() -> Call[PriorityClassList]:
+    """The priority classes, the highest first."""
+    return Call("GET", "/v1/priorities", reads(PriorityClassList))
+
+
+def set_priority_class(name: str, rank: PriorityRank) -> Call[PriorityClass]:
+    """Make a class, or change one. For administrators."""
+    path = f"/v1/priorities/{quote(name, safe='')}"
+    return Call("PUT", path, reads(PriorityClass), json=rank.model_dump())
+
+
+def remove_priority_class(name: str) -> Call[None]:
+    """Remove a class that no live job has. For administrators."""
+    return Call("DELETE", f"/v1/priorities/{quote(name, safe='')}", nothing)
+
+
 def delete_job(job_id: str, cascade: bool = False) -> Call[None]:
     """Delete an ended job with all that it recorded; with `cascade` also replays of it that still wait."""
     return Call("DELETE", job_path(job_id), nothing, flags(cascade=cascade))
@@ -379,9 +417,40 @@ def nodes() -> Call[NodeList]:
     return Call("GET", "/v1/nodes", reads(NodeList))
 
 
+def get_node(node_id: str) -> Call[NodeView]:
+    return Call("GET", _node_path(node_id), reads(NodeView))
+
+
+def node_samples(node_id: str, since: datetime | None = None) -> Call[NodeSamples]:
+    """What the node used, every ten seconds of the last hour, or after a time (with its time zone)."""
+    given = params(since=since.isoformat() if since is not None else None)
+    return Call("GET", _node_path(node_id, "/samples"), reads(NodeSamples), given)
+
+
+def cordon_node(node_id: str, reason: str | None = None) -> Call[NodeView]:
+    """Give the node nothing new; what runs there goes on. For administrators."""
+    body = NodeClosing(reason=reason).model_dump(mode="json")
+    return Call("POST", _node_path(node_id, "/cordon"), reads(NodeView), json=body)
+
+
+def drain_node(node_id: str, reason: str | None = None, at: datetime | None = None) -> Call[NodeView]:
+    """Empty the node, now or at a time (with its time zone): its jobs go on elsewhere. For administrators."""
+    body = NodeDrain(reason=reason, at=at).model_dump(mode="json")
+    return Call("POST", _node_path(node_id, "/drain"), reads(NodeView), json=body)
+
+
+def uncordon_node(node_id: str) -> Call[NodeView]:
+    """Open the node again. For administrators."""
+    return Call("POST", _node_path(node_id, "/uncordon"), reads(NodeView))
+
+
+def _node_path(node_id: str, rest: str = "") -> str:
+    return f"/v1/nodes/{quote(node_id, safe='')}{rest}"
+
+
 def remove_node(node_id: str) -> Call[None]:
     """Forget a node that is gone for good; refused while it is alive or runs attempts. For administrators."""
-    return Call("DELETE", f"/v1/nodes/{quote(node_id, safe='')}", nothing)
+    return Call("DELETE", _node_path(node_id), nothing)
 
 
 def engines() -> Call[EngineServiceList]:

@@ -64,7 +64,7 @@ def change_person(person: str, change: PersonChange) -> Call[Person]:
 
 
 def invite_person(person: str) -> Call[LoginCode]:
-    """A code for their next sign-in: {url}/login/{code} works once. For administrators."""
+    """A link for their next sign-in, which works once. For administrators."""
     return Call("POST", _person_path(person, "/login-codes"), reads(LoginCode))
 
 
@@ -151,13 +151,13 @@ def create_key(wanted: KeyRequest) -> Call[NewKey]:
     return Call("POST", "/v1/keys", reads(NewKey), json=wanted.model_dump(mode="json"))
 
 
-def revoke_key(key_id: str) -> Call[None]:
-    """Revoke a key of one's own, or anybody's as an administrator."""
-    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", nothing)
+def revoke_key(key_id: str, cascade: bool = False) -> Call[None]:
+    """Revoke a key of one's own, or anybody's as an administrator; with `cascade` those made with it, too."""
+    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", nothing, flags(cascade=cascade))
 
 
 def login_code() -> Call[LoginCode]:
-    """A code for one sign-in of a browser: open {url}/login/{code}."""
+    """A link for one sign-in of a browser."""
     return Call("POST", "/v1/login-codes", reads(LoginCode))
 
 

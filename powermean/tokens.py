@@ -145,10 +145,11 @@ def _claims(claims: dict[str, object]) -> AttemptClaims:
     return AttemptClaims(job_id, attempt, frozenset(verbs))
 
 
-def ensure_key_pair(folder: Path) -> KeyPair:
+def ensure_key_pair(folder: Path, copy: Path | None = None) -> KeyPair:
     """The key pair in `folder`, generated on first use; safe if several servers start at once.
 
-    Only its owner can read the private key. Raises TokenKeyError if the file there is not such a key.
+    Only its owner can read the private key. `copy` gets the public one, too: nodes need nothing else of the
+    folder. Raises TokenKeyError if the file there is not such a key.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     private_path = folder / PRIVATE_KEY_NAME
@@ -156,9 +157,9 @@ def ensure_key_pair(folder: Path) -> KeyPair:
         private_files.write_new(private_path, _pem(Ed25519PrivateKey.generate()))
     private_pem = private_path.read_text()
     public_pem = _public_half(private_pem)
-    public_path = folder / PUBLIC_KEY_NAME
-    if not public_path.exists() or public_path.read_text() != public_pem:
-        private_files.replace(public_path, public_pem)
+    for path in (folder / PUBLIC_KEY_NAME, copy):
+        if path is not None and (not path.exists() or path.read_text() != public_pem):
+            private_files.replace(path, public_pem)
     return KeyPair(private_pem, public_pem)
 
 

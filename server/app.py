@@ -51,7 +51,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
 
     `sender` replaces Celery.
     """
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, settings.statement_s)
     artefacts = ArtefactStore(settings.artefacts_url)
     events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
     loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
@@ -80,7 +80,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.artefacts = artefacts
-    app.state.key_pair = ensure_key_pair(settings.secrets_dir)
+    app.state.key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
     app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
     app.state.uploads = Counter()  # by person
@@ -91,7 +91,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )
-    app.state.throttle = Throttle()
+    app.state.throttle = Throttle(settings)
     app.state.provider = _provider(settings)
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections)
     app.router.routes.extend(api_routes())

@@ -8,11 +8,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage, RedisStorage
-from limits.strategies import FixedWindowRateLimiter
+from limits.strategies import FixedWindowRateLimiter, RateLimiter
 from redis.exceptions import RedisError
 
 from server.errors import TooManyRequestsError
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 REDIS_TIMEOUT_S = 0.5
 REDIS_PAUSE_S = 10.0  # without Redis, after it has failed
 
+T = TypeVar("T")
 Kind = Literal["person", "node", "stranger"]
 _SAID: dict[Kind, str] = {
     "person": "with this person's keys and sessions",
@@ -31,8 +33,48 @@ _SAID: dict[Kind, str] = {
 }
 
 
+class Counts:
+    """What one server process counts, together with the others that share its database.
+
+    Any thread may ask; an answer may wait for Redis.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        strategy: type[RateLimiter] = FixedWindowRateLimiter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._here = strategy(MemoryStorage())
+        self._shared = None if settings.on_sqlite else strategy(_in_redis(settings.redis_url))
+        self._clock = clock
+        self._alone_until = float("-inf")
+
+    @property
+    def shared(self) -> bool:
+        """Whether several servers count together, so that answers wait for Redis."""
+        return self._shared is not None
+
+    def wait(self, rate: RateLimitItem, *who: str) -> float | None:
+        """Count one more; the seconds until there is room again, or None: there is."""
+        return self._ask(partial(_wait, rate=rate, who=who))
+
+    def clear(self, rate: RateLimitItem, *who: str) -> None:
+        """What was counted counts no more."""
+        self._ask(lambda limiter: limiter.clear(rate, *who))
+
+    def _ask(self, question: Callable[[RateLimiter], T]) -> T:
+        if self._shared is not None and self._clock() >= self._alone_until:
+            try:
+                return question(self._shared)
+            except RedisError as error:
+                self._alone_until = self._clock() + REDIS_PAUSE_S
+                log.warning("Redis can't count requests, each server does so for itself: %s", error)
+        return question(self._here)
+
+
 class RateLimits:
-    """The rates of one server process. Any thread may ask; an answer may wait for Redis."""
+    """The rates of requests."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._rates: dict[Kind, RateLimitItem] = {
@@ -40,45 +82,31 @@ class RateLimits:
             "node": parse(settings.rate_node),
             "stranger": parse(settings.rate_stranger),
         }
-        self._here = FixedWindowRateLimiter(MemoryStorage())
-        self._shared = None if settings.on_sqlite else _in_redis(settings.redis_url)
-        self._clock = clock
-        self._alone_until = float("-inf")
+        self._counts = Counts(settings, clock=clock)
 
     @property
     def shared(self) -> bool:
-        """Whether several servers count together, so that `count` waits for Redis."""
-        return self._shared is not None
+        """Whether `count` waits for Redis."""
+        return self._counts.shared
 
     def count(self, kind: Kind, who: str) -> None:
         """One more request. Raises TooManyRequestsError if it is one too many."""
-        wait_s = self._ask(self._rates[kind], kind, who)
+        wait_s = self._counts.wait(self._rates[kind], kind, who)
         if wait_s is not None:
             said = f"too many requests {_SAID[kind]}: the limit is {self._rates[kind]}"
             raise TooManyRequestsError(max(1, math.ceil(wait_s)), said)
 
-    def _ask(self, rate: RateLimitItem, *who: str) -> float | None:
-        """Seconds until there is room again; None: there is."""
-        if self._shared is not None and self._clock() >= self._alone_until:
-            try:
-                return _wait(self._shared, rate, *who)
-            except RedisError as error:
-                self._alone_until = self._clock() + REDIS_PAUSE_S
-                log.warning("Redis can't count requests, each server does so for itself: %s", error)
-        return _wait(self._here, rate, *who)
 
-
-def _wait(limiter: FixedWindowRateLimiter, rate: RateLimitItem, *who: str) -> float | None:
+def _wait(limiter: RateLimiter, rate: RateLimitItem, who: tuple[str, ...]) -> float | None:
     if limiter.hit(rate, *who):
         return None
     return limiter.get_window_stats(rate, *who).reset_time - time.time()
 
 
-def _in_redis(url: str) -> FixedWindowRateLimiter:
-    storage = RedisStorage(
+def _in_redis(url: str) -> RedisStorage:
+    return RedisStorage(
         url,
         key_prefix="powermean:rates",
         socket_timeout=REDIS_TIMEOUT_S,
         socket_connect_timeout=REDIS_TIMEOUT_S,
     )
-    return FixedWindowRateLimiter(storage)

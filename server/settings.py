@@ -48,11 +48,22 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///.powermean/server.db", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
     )
+    statement_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Longest that Postgres works at one statement, which then fails (503). Migrations may "
+        "take any time.",
+    )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis, which wakes nodes and streams.")
     artefacts_url: str = Field("file://.powermean/artefacts", description="Artefact store: any fsspec URL.")
     secrets_dir: Path = Field(
         Path(".powermean/secrets"),
         description="Folder with the key pair that signs attempt tokens and the keys that protect secrets.",
+    )
+    attempt_public_key: Path | None = Field(
+        None,
+        description="File for nodes, outside POWERMEAN_SECRETS_DIR, that gets a copy of attempt_token.pub.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8700, ge=0, le=65535, description="Port to listen on.")

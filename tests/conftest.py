@@ -1,13 +1,17 @@
 """What holds for every test: no socket leaves this machine, quick tests run first."""
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from rollout.own_folder import remove_abandoned
+
+PHASES = ("shared", "alone")  # of `make test`: see tools/run_tests.py
 
 # More threads than cores only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,14 +33,44 @@ for profile, examples in {"powermean": 40, "fast": 8}.items():
 settings.load_profile("powermean")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--phase",
+        choices=PHASES,
+        help="only the tests that may run beside others (shared), or only those marked `alone`",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Both phases of `make test` get the same options, but each has a report of its own."""
+    report = config.getoption("xmlpath", None)
+    if report is not None and config.getoption("phase") == "alone":
+        config.option.xmlpath = str(Path(report).with_stem(f"{Path(report).stem}-alone"))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """A failure in a quick test should not wait for the slow ones, as all that start vLLM are."""
     for item in items:
         if item.get_closest_marker("vllm") is not None:
             item.add_marker(pytest.mark.slow)  # before `-m` chooses
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    if (phase := config.getoption("phase")) is not None:
+        of_phase = [(item.get_closest_marker("alone") is not None) == (phase == "alone") for item in items]
+        config.hook.pytest_deselected(items=[i for i, here in zip(items, of_phase, strict=True) if not here])
+        items[:] = [i for i, here in zip(items, of_phase, strict=True) if here]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector would look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extensions tell of objects that they find alive at the process's end
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,9 +55,24 @@ def test_ports_secrets_and_stores_of_the_services_agree() -> None:
     assert "server" in server["environment"]["POWERMEAN_ALLOWED_HOSTS"]
     for shared in ("POWERMEAN_REDIS_URL", "POWERMEAN_ARTEFACTS_URL"):
         assert server["environment"][shared] == worker["environment"][shared]
-    key = Path(worker["environment"]["POWERMEAN_ATTEMPT_PUBLIC_KEY"])
-    assert key.parent == Path(server["environment"]["POWERMEAN_SECRETS_DIR"])
-    assert key.name in (ROOT / "powermean/tokens.py").read_text()
+    key = "POWERMEAN_ATTEMPT_PUBLIC_KEY"
+    assert server["environment"][key] == worker["environment"][key]
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """Where a service has which volume."""
+    return {target: volume for volume, target in (one.split(":")[:2] for one in service["volumes"])}
+
+
+def test_a_worker_has_the_public_key_and_no_secret_of_the_server() -> None:
+    server, worker = OURS["server"], OURS["worker"]
+    there, here = mounts(server), mounts(worker)
+    assert there[server["environment"]["POWERMEAN_SECRETS_DIR"]] not in here.values()
+    folder = str(Path(worker["environment"]["POWERMEAN_ATTEMPT_PUBLIC_KEY"]).parent)
+    assert here[folder] == there[folder]
+    image = (ROOT / "Dockerfile").read_text()  # a new volume takes its owner from there
+    for target in {*there, *here}:
+        assert f" {target}" in image.partition("chown powermean")[2]
 
 
 def test_every_variable_of_the_file_is_in_the_example_of_env() -> None:

@@ -25,6 +25,7 @@ from trainer.failures import CancelledError, no_updates
 from trainer.learner import checkpoint
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
+from trainer.limits import judge
 from trainer.recording.report import step_report
 from trainer.recording.rows import metric, time_metrics
 from trainer.recording.spool import record
@@ -50,35 +51,67 @@ class StepBatch:
     seconds: Mapping[str, float]  # by phase
 
 
-def train(run: Run) -> Literal["finished", "checkpointed"]:
-    """Train from `run.progress` to the last step. `checkpointed`: stopped as ordered, to resume elsewhere.
+@dataclass(frozen=True)
+class TrainingEnd:
+    """`checkpointed`: stopped as ordered, to resume elsewhere. `ended_by`: the limit that it has reached."""
+
+    outcome: Literal["finished", "checkpointed"]
+    ended_by: str | None = None
+
+
+def train(run: Run) -> TrainingEnd:
+    """Train from `run.progress` to the last step, or to where an order or a limit ends it.
 
     Raises CancelledError, and TrainingError for failures, including a run without a single optimiser step.
     """
-    last = run.spec.training.steps
+    last, every, ended_by = run.spec.training.steps, run.spec.evaluation.every, None
+    if run.reporter.order() == "checkpoint_and_exit":
+        return TrainingEnd("checkpointed")  # where it began: nothing is new
     if run.progress.step > 0 or run.weights.from_the_start:
         publish(run, run.encode(run.source.batch(run.progress.step, probe.PROBE_PROMPTS, run.spec.seed)))
     if run.progress.step == 0:
         evaluate_now(run)
+    elif run.reporter.order() == "finish":
+        if not (every and run.progress.step % every == 0):
+            evaluate_now(run)
+        return finished(run)
     with step_batches(run) as batches:
         for step in range(run.progress.step + 1, last + 1):
             watch = Stopwatch()
             train_step(run, batches, step, watch)
-            every = run.spec.evaluation.every
-            if step == last or (every and step % every == 0):
+            evaluated = step == last or bool(every and step % every == 0)
+            if evaluated:
                 evaluate_now(run)
-            leave = run.reporter.order() == "checkpoint_and_exit" and step < last
-            if leave or (step % run.spec.checkpoints.every == 0 and step < last):
+            ended_by, order = judge_limits(run, step), run.reporter.order()
+            if step == last or ended_by or order == "finish":
+                if not evaluated:
+                    evaluate_now(run)
+                break
+            leave = order == "checkpoint_and_exit"
+            if leave or step % run.spec.checkpoints.every == 0:
                 with watch("checkpoint"):
                     commit = save_checkpoint(run)
-                run.reporter.metrics([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
+                run.report([metric(step, "time/checkpoint", watch.seconds["checkpoint"])])
                 # Last, because a new attempt resumes after it: everything before must be complete.
                 run.reporter.checkpoint(commit)
             if leave:
-                return "checkpointed"
+                return TrainingEnd("checkpointed")
+    return finished(run, ended_by)
+
+
+def finished(run: Run, ended_by: str | None = None) -> TrainingEnd:
+    """The end of a run with a model. Raises TrainingError if it trained nothing."""
     if run.progress.updates == 0:
-        raise no_updates(last)
-    return "finished"
+        raise no_updates(run.progress.step)
+    return TrainingEnd("finished", ended_by if run.progress.step < run.spec.training.steps else None)
+
+
+def judge_limits(run: Run, step: int) -> str | None:
+    """The limit that the run has reached with this step, in words."""
+    measured = {name: row.value for name, row in run.measured.items() if row.step == step}
+    judged = judge(run.spec.limits, step, run.progress.tokens, run.progress.streak, measured)
+    run.progress = run.progress.advanced(streak=judged.streak)
+    return judged.reached
 
 
 def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatch) -> None:
@@ -101,7 +134,7 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
         record(run, step_report(run, batch, graded, facts, reports, difference), batch.recorded)
     times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
     facts_of_run = [metric(step, "sampling/queued", ready), metric(step, "data/left_out", run.share_left_out)]
-    run.reporter.metrics([*times, *facts_of_run])
+    run.report([*times, *facts_of_run])
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:
@@ -227,7 +260,7 @@ def evaluate_now(run: Run) -> None:
     before = reward if step == 0 else run.progress.reward_before
     run.progress = run.progress.advanced(reward_before=before, reward_after=reward)
     seconds = time.perf_counter() - started
-    run.reporter.metrics([metric(step, "eval/reward", reward), metric(step, "eval/seconds", seconds)])
+    run.report([metric(step, "eval/reward", reward), metric(step, "eval/seconds", seconds)])
 
 
 def save_checkpoint(run: Run) -> CheckpointCommit:

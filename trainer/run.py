@@ -88,10 +88,11 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
         use_threads(settings.cpu_slots)
         seed_all(claim.spec.seed)
         with wired(attempt, claim, settings, reporter, connect) as run:
-            if train(run) == "checkpointed":
+            end = train(run)
+            if end.outcome == "checkpointed":
                 return Finish(outcome="checkpointed")
             reporter.phase(SAVING_MODEL)
-            return Finish(outcome="finished", result=result(run))
+            return Finish(outcome="finished", result=result(run), ended_by=end.ended_by)
     except CancelledError:
         return Finish(outcome="cancelled")
     except Exception as error:  # noqa: BLE001 (recorded as the attempt's end)

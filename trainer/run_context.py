@@ -8,6 +8,7 @@ from pathlib import Path
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.job import JobSpec
+from powermean.contracts.metrics import WHOLE_STEP, MetricRow
 from powermean.contracts.rollout import Sampling
 from trainer.data import Problem, PromptSource
 from trainer.learner.checkpoint import Progress
@@ -23,7 +24,7 @@ Encode = Callable[[Sequence[Problem]], list[tuple[int, ...]]]
 
 @dataclass
 class Run:
-    """Everything a run works with. Only `progress` is replaced during the run."""
+    """Everything a run works with. Only `progress` and `measured` change during the run."""
 
     job_id: str
     attempt: int
@@ -42,6 +43,12 @@ class Run:
     save_model: Callable[[Path], None]
     share_left_out: float = 0.0  # of the dataset's rows
     progress: Progress = field(default_factory=Progress)
+    measured: dict[str, MetricRow] = field(default_factory=dict)  # the newest of whole steps, by metric
+
+    def report(self, rows: Sequence[MetricRow]) -> None:
+        """Spool metrics, and remember those of whole steps."""
+        self.reporter.metrics(rows)
+        self.measured |= {row.name: row for row in rows if row.update == WHOLE_STEP}
 
     def sampling(self, seed: int) -> Sampling:
         rollout = self.spec.rollout

@@ -2,7 +2,7 @@
 
 claim.json    the claim                                    worker -> all
 token         the attempt token, renewed                   supervisor -> trainer
-order         continue, checkpoint_and_exit or cancel      supervisor -> trainer
+order         continue, checkpoint_and_exit, finish, cancel   supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
 completions   how many of a batch are finished            engine -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor

@@ -3,43 +3,20 @@
 import importlib.metadata
 import importlib.util
 import secrets
-import shutil
 import socket
-import subprocess
 from pathlib import Path
 
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.attempts import EngineReport, GpuInfo, NodeReport
+from powermean.contracts.attempts import EngineReport, NodeReport
 from powermean.disk import first_full
-from powermean.processes import end_all, marked
+from powermean.processes import ProcessId, end_all, marked
 from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, write_whole
+from worker.gpus import Gpus
 from worker.settings import NodeSettings
+from worker.usage import UsageMeter
 
-QUERY = ("--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
-LOOK_S = 10.0  # for nvidia-smi
 ENGINES = ("transformers", "vllm")  # their packages have the same names
-
-
-def gpus() -> tuple[GpuInfo, ...]:
-    """The node's GPUs according to nvidia-smi; none without a driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    try:
-        answer = subprocess.run([program, *QUERY], capture_output=True, text=True, timeout=LOOK_S, check=True)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        return ()
-    return read_gpus(answer.stdout)
-
-
-def read_gpus(text: str) -> tuple[GpuInfo, ...]:
-    """Lines of `uuid, name, MiB`."""
-    rows = [line.split(", ") for line in text.splitlines() if line.strip()]
-    return tuple(
-        GpuInfo(uuid=uuid, name=name, memory_mb=int(memory) if memory.isdigit() else 0)
-        for uuid, name, memory in rows
-    )
 
 
 def engines() -> tuple[str, ...]:
@@ -47,14 +24,16 @@ def engines() -> tuple[str, ...]:
     return tuple(name for name in ENGINES if importlib.util.find_spec(name))
 
 
-def running(data_dir: Path) -> tuple[str, ...]:
-    """Attempts with live processes.
+def running(data_dir: Path) -> dict[str, ProcessId | None]:
+    """Attempts with live processes, and their supervisors, if those live.
 
     What a dead supervisor left behind is ended first, because the report says whether GPUs are free.
     """
-    return tuple(
-        attempt.attempt_id for attempt in attempt_dirs(data_dir) if not attempt.ended and not _over(attempt)
-    )
+    return {
+        attempt.attempt_id: attempt.supervisor()
+        for attempt in attempt_dirs(data_dir)
+        if not attempt.ended and not _over(attempt)
+    }
 
 
 def _over(attempt: AttemptDir) -> bool:
@@ -84,18 +63,24 @@ def full_disk(settings: NodeSettings) -> str | None:
 
 def report(
     settings: NodeSettings,
-    cards: tuple[GpuInfo, ...],
+    gpus: Gpus,
+    usage: UsageMeter,
     services: tuple[EngineReport, ...],
     checking: tuple[str, ...] = (),
 ) -> NodeReport:
-    """The node's report: its GPUs, the reports on its engine services, the jobs that it is checking."""
+    """The node's report: what it has and runs, with its engine services and the jobs that it is checking."""
+    attempts = running(settings.data_dir)
+    alive = {attempt_id: process for attempt_id, process in attempts.items() if process is not None}
     return NodeReport(
         hostname=socket.gethostname(),
         instance=instance(settings.data_dir),
-        gpus=cards,
+        gpus=gpus.look(),
         cpu_slots=settings.cpu_slots,
         engines=engines(),
-        running=running(settings.data_dir),
+        labels=settings.labels,
+        running=tuple(attempts),
+        use=usage.look(alive),
+        blind=gpus.blind,
         checking=checking,
         full_disk=full_disk(settings),
         services=services,

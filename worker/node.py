@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from powermean.contracts.attempts import Claim, Finish, GpuInfo, JobError, NameRival
+from powermean.contracts.attempts import Claim, Finish, JobError, NameRival
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import is_full
@@ -28,10 +28,12 @@ from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt import outcome
 from worker.attempt_dir import AttemptDir
 from worker.engines.services import Engines
-from worker.inventory import full_disk, gpus, report
+from worker.gpus import Gpus
+from worker.inventory import full_disk, report
 from worker.launcher import LocalEngineLauncher, without_secrets
 from worker.programs import check, replayed
 from worker.settings import NodeSettings
+from worker.usage import UsageMeter
 
 log = logging.getLogger("powermean.worker")
 
@@ -52,7 +54,6 @@ def end_this_process() -> None:
 
 REPORT_S = 3.0
 UNHEARD_S = 10.0  # less than the silence after which the server gives a name away
-LOOK_AT_GPUS_S = 60.0
 WARN_AGAIN = timedelta(minutes=10)
 
 
@@ -72,8 +73,7 @@ class Node:
         self._folders = threading.Lock()
         self._engines = Engines(settings.data_dir, LocalEngineLauncher(settings))
         self._reporting = threading.Lock()  # orders are followed in the order in which they were given
-        self._cards: tuple[GpuInfo, ...] = ()
-        self._looked = float("-inf")
+        self._gpus, self._usage = Gpus(), UsageMeter()
         self._accepted = float("-inf")  # when the server last took a report
         self._rival: NameRival | None = None  # that was warned of last
         self._checking: dict[str, None] = {}  # jobs, oldest first
@@ -188,10 +188,10 @@ class Node:
     def report(self) -> None:
         """Report once and follow the orders in the answer. Raises NodeNameTakenError."""
         with self._reporting:
-            if time.monotonic() - self._looked > LOOK_AT_GPUS_S:
-                self._cards, self._looked = gpus(), time.monotonic()
+            self._gpus.look()  # it may take seconds, and no attempt should wait for it
             with self._folders:
-                now = report(self._settings, self._cards, self._engines.reports(), tuple(self._checking))
+                services, checking = self._engines.reports(), tuple(self._checking)
+                now = report(self._settings, self._gpus, self._usage, services, checking)
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
             except (ApiError, ServerUnreachableError) as error:

@@ -10,6 +10,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
+from powermean.contracts.base import Labels
+from powermean.contracts.names import NODE_NAME
 from powermean.errors import PowermeanError
 from powermean.keys import clean_secret
 
@@ -29,7 +31,7 @@ class NodeSettings(BaseSettings):
 
     server_url: str = Field("http://127.0.0.1:8700", description="Address of the server's REST API.")
     node_id: str = Field(
-        "local", min_length=1, max_length=64, pattern=r"^[\w.-]+$", description="This node's name."
+        "local", min_length=1, max_length=64, pattern=NODE_NAME, description="This node's name."
     )
     node_token: SecretStr = Field(SecretStr(""), description="The node's bearer token (pmn_...).")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Celery's broker.")
@@ -44,6 +46,11 @@ class NodeSettings(BaseSettings):
         "stands for any characters. Empty: all. It holds for this node; the server has one, too.",
     )
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
+    labels: Annotated[Labels, NoDecode] = Field(
+        {},
+        description="What resources.node_labels of a job may ask for, as NAME=VALUE separated by commas: "
+        "zone=a,rack=3.",
+    )
     engine_host: str | None = Field(
         None,
         min_length=1,
@@ -61,6 +68,12 @@ class NodeSettings(BaseSettings):
         900.0,
         gt=0,
         description="Seconds for which an attempt keeps training while the server can't be reached.",
+    )
+    stop_grace_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds that an attempt has to end its step when it is paused or gives way; then its "
+        "processes are ended, and the job goes on from its last checkpoint.",
     )
     attempt_public_key: Path | None = Field(
         None,
@@ -82,6 +95,20 @@ class NodeSettings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+        names = [name for name, _, _ in pairs]
+        for name, equals, _ in pairs:
+            if not equals:
+                raise ValueError(f"{name} has no value: write NAME=VALUE, as in zone=a,rack=3")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is there twice")
+        return {name: text for name, _, text in pairs}
 
     @field_validator("allowed_models", mode="before")
     @classmethod

@@ -164,14 +164,20 @@ def described(job: Job) -> list[str]:
     lines = [
         f"{job.id}  {job.name}",
         f"{job.state}" + (f": {job.phase}" if job.phase else ""),
+        f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
+    lines += [f"ended early by {job.ended_by}"] if job.ended_by else []
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:
         nodes = ", ".join(sorted({part.node_id for part in attempt.allocations}))
         why = f"{attempt.error.code}: {attempt.error.message}" if attempt.error else attempt.reason
         how = f"{attempt.outcome or attempt.state}, from step {attempt.first_step}"
         lines.append(f"attempt {attempt.number} on {nodes}: {how}" + (f": {why}" if why else ""))
+        if attempt.ordered_at:
+            freed = f", freed {local_time(attempt.freed_at)}" if attempt.freed_at else ""
+            told = "" if attempt.ended_at else f" ({attempt.order_reason})"
+            lines.append(f"  ordered to stop {local_time(attempt.ordered_at)}{told}{freed}")
     if job.result:
         before, after = number(job.result.reward_before), number(job.result.reward_after)
         lines.append(f"held-out reward {before} -> {after}; model: powermean download {job.id}")
@@ -225,6 +231,35 @@ def cancel(job: ChosenJob, json_: AsJson = False) -> None:
         say_json(found)
     else:
         say(f"{found.id} {found.state}" if found.state.final else f"{found.id} is being cancelled")
+
+
+def pause(job: ChosenJob, json_: AsJson = False) -> None:
+    """Pause a job: it saves a checkpoint at the end of its step and frees its GPUs.
+
+    A job that waits for a place is paused at once.
+
+    Example: powermean pause arithmetic-smollm2
+    """
+    with connected() as client:
+        found = client.pause_job(job_id(client, job))
+    if json_:
+        say_json(found)
+    else:
+        when = "after its step" if found.state is JobState.RUNNING else "after the check of its spec"
+        say(f"{found.id} pauses {when}" if found.pause_requested else f"{found.id} {found.state}")
+
+
+def resume(job: ChosenJob, json_: AsJson = False) -> None:
+    """Resume a paused job: it waits for a place, and goes on from its last checkpoint.
+
+    Example: powermean resume arithmetic-smollm2
+    """
+    with connected() as client:
+        found = client.resume_job(job_id(client, job))
+    if json_:
+        say_json(found)
+    else:
+        say(f"{found.id} {found.state}")
 
 
 def logs(

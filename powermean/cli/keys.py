@@ -1,5 +1,6 @@
 """Commands about API keys."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def list_keys(json_: AsJson = False) -> None:
         say_json(found)
         return
     say_table(
-        ("id", "name", "of", "allows", "project", "created", "state"),
+        ("id", "name", "of", "allows", "project", "created", "used", "ends", "state"),
         (
             (
                 one.id,
@@ -33,17 +34,21 @@ def list_keys(json_: AsJson = False) -> None:
                 one.role,
                 one.project or "all",
                 local_time(one.created_at),
+                local_time(one.used_at) if one.used_at else "never",
+                local_time(one.expires_at) if one.expires_at else "",
                 _state(one),
             )
             for one in found.items
         ),
         wrap=("name", "of"),
-        spare=("created", "project"),
+        spare=("created", "project", "used"),
     )
 
 
 def _state(one: KeyView) -> str:
-    return "revoked" if one.revoked_at else "works"
+    if one.revoked_at:
+        return "revoked"
+    return "ended" if one.expires_at and one.expires_at <= datetime.now(UTC) else "works"
 
 
 @key.command("create")
@@ -63,13 +68,19 @@ def create(
         str | None,
         typer.Option("--for", metavar="PERSON", help="Id or e-mail address of whose it is; default: yours."),
     ] = None,
+    days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="How long it works; default: until it is revoked.")
+    ] = None,
+    node: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With role node: the only node that may use it.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Create a key; prints it, this once.
 
-    Example: powermean key create laptop --role member --project team-a
+    Example: powermean key create laptop --role member --project team-a --days 90
     """
-    given = {"name": name, "role": role, "project": project, "person_id": owner}
+    given = {"name": name, "role": role, "project": project, "person_id": owner, "days": days, "node": node}
     with connected() as client:
         made = client.create_key(checked(KeyRequest, given))
     if json_:
@@ -79,17 +90,22 @@ def create(
     note("Keep it now: it is never shown again.")
     where, what = ("SERVER_URL", "NODE_TOKEN") if made.role == "node" else ("URL", "API_KEY")
     note(f"Use it by setting POWERMEAN_{where}={client.url} and POWERMEAN_{what}.")
+    if made.expires_at is not None:
+        note(f"It works until {local_time(made.expires_at)}.")
     note(f"`powermean key revoke {made.id}` ends it.")
 
 
 @key.command("revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="Its id in the list of keys.")],
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="For a leaked key: revoke those that were made with it, too.")
+    ] = False,
 ) -> None:
     """Revoke a key: it ends at once, and so do the browser sessions that were opened with it.
 
     Example: powermean key revoke key-0123456789abcdef
     """
     with connected() as client:
-        client.revoke_key(key_id)
-    say(f"{key_id} is revoked")
+        client.revoke_key(key_id, cascade=cascade)
+    say(f"{key_id} is revoked" + (" with all that were made with it" if cascade else ""))

@@ -24,6 +24,18 @@ COMMANDS = {
     "show": ("powermean.cli.jobs:show", "Show a job: state, attempts, result, spec."),
     "watch": ("powermean.cli.jobs:watch", "Follow a job until it ends; exit status 0 if it finished."),
     "cancel": ("powermean.cli.jobs:cancel", "Cancel a job. Its checkpoints and recorded numbers are kept."),
+    "pause": (
+        "powermean.cli.jobs:pause",
+        "Pause a job: it saves a checkpoint at the end of its step and frees its GPUs.",
+    ),
+    "resume": (
+        "powermean.cli.jobs:resume",
+        "Resume a paused job: it waits for a place, and goes on from its last checkpoint.",
+    ),
+    "priority": (
+        "powermean.cli.priorities:priority",
+        "Give a job another priority: it goes before others, or behind them.",
+    ),
     "delete": (
         "powermean.cli.storage:delete",
         "Delete ended jobs with their numbers, logs, checkpoints and models; asks first.",
@@ -39,9 +51,29 @@ COMMANDS = {
     ),
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
     "checkpoints": ("powermean.cli.storage:checkpoints", "A job's checkpoints: list, delete, pin."),
-    "datasets": ("powermean.cli.cluster:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
-    "nodes": ("powermean.cli.cluster:nodes", "List the cluster's nodes and what they run."),
-    "node": ("powermean.cli.cluster:node", "Remove nodes that are gone for good; for administrators."),
+    "datasets": ("powermean.cli.datasets:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
+    "nodes": ("powermean.cli.nodes:nodes", "List the cluster's nodes and what they run."),
+    "node": (
+        "powermean.cli.nodes:node",
+        "Nodes: what they are and run. Administrators take them out of service and back.",
+    ),
+    "priorities": ("powermean.cli.priorities:priorities", "Priority classes, which specs name."),
+    "top": (
+        "powermean.cli.top:top",
+        "Show running jobs, the GPUs of each node and the head of the queue, live until Ctrl-C.",
+    ),
+    "queue": (
+        "powermean.cli.sharing:queue",
+        "List the jobs that wait, in order, and why each waits; for one job all that is known.",
+    ),
+    "quota": (
+        "powermean.cli.sharing:quota",
+        "Show what projects are guaranteed and use; with options an administrator changes one's quota.",
+    ),
+    "usage": (
+        "powermean.cli.sharing:usage",
+        "Show GPU-hours and CPU-slot-hours by person, project or job; jobs that were deleted count too.",
+    ),
     "engine": (
         "powermean.cli.engine:engine",
         "Engines shared by LoRA jobs on one base model; for administrators.",

@@ -10,6 +10,7 @@ from powermean.cli.terminal import AsJson, checked, connected, note, say, say_js
 from powermean.client import Client
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange
+from powermean.errors import PowermeanError
 
 person = typer.Typer(
     help="People and service accounts: who is here, letting somebody in; for administrators.",
@@ -98,15 +99,14 @@ def add(
         wanted = checked(NewPerson, given | {"project": project})
         made = client.add_person(wanted.model_copy(update={"project": project or _only_project(client)}))
         code = None if service else client.invite_person(made.id)
-        link = _link(client, code) if code else None
     if json_:
-        say_json({"person": made, "link": link, "expires_at": code and code.expires_at})
+        say_json({"person": made, "link": code and code.url, "expires_at": code and code.expires_at})
         return
     if code is None:
         say(made.id)
         note(f"Make its key with `powermean key create NAME --for {made.id}`.")
         return
-    _say_link(made.name, link, code)
+    _say_link(made.name, code)
     if not made.projects and not made.cluster_role:
         who = made.email or made.id
         note(f"{made.name} is in no project yet: `powermean project add-member PROJECT {who}` adds them.")
@@ -117,6 +117,30 @@ def _only_project(client: Client) -> str | None:
     return found[0].name if len(found) == 1 else None
 
 
+@person.command("change")
+def change(
+    someone: Someone,
+    name: Annotated[str | None, typer.Option(help="What people call them.")] = None,
+    email: Annotated[
+        str | None, typer.Option(help="Their e-mail address; with it they can sign in by password.")
+    ] = None,
+    cluster_role: Annotated[str | None, typer.Option(help="admin, auditor, or none.")] = None,
+    default_project: Annotated[str | None, typer.Option(help="Where their jobs go by default.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Change an account; what is left out stays.
+
+    Example: powermean person change person-administrator --email root@example.org
+    """
+    given = {"name": name, "email": email, "cluster_role": cluster_role, "default_project": default_project}
+    given = {field: value for field, value in given.items() if value is not None}
+    with connected() as client:
+        if not given:
+            raise PowermeanError("say what to change, such as --email")
+        changed = client.change_person(someone, checked(PersonChange, given))
+    _say_changed(changed, "is changed", json_)
+
+
 @person.command("invite")
 def invite(someone: Someone, json_: AsJson = False) -> None:
     """Print a new one-time link that signs them in.
@@ -125,11 +149,10 @@ def invite(someone: Someone, json_: AsJson = False) -> None:
     """
     with connected() as client:
         code = client.invite_person(someone)
-        link = _link(client, code)
     if json_:
         say_json(code)
     else:
-        _say_link(someone, link, code)
+        _say_link(someone, code)
 
 
 @person.command("deactivate")
@@ -161,11 +184,7 @@ def _say_changed(changed: Person, what: str, json_: bool) -> None:
         say(f"{changed.name} ({changed.email or changed.id}) {what}")
 
 
-def _link(client: Client, code: LoginCode) -> str:
-    return f"{client.url}/login/{code.code}"
-
-
-def _say_link(who: str, link: str | None, code: LoginCode) -> None:
+def _say_link(who: str, code: LoginCode) -> None:
     """The link alone on standard output, so that a script can take it."""
-    say(str(link))
+    say(code.url)
     note(f"Send this link to {who}: it signs them in, once, until {local_time(code.expires_at)}.")

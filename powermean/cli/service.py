@@ -49,7 +49,7 @@ def up(port: Port = DEFAULT_PORT) -> None:
 def dashboard_link(client: Client) -> str:
     """A link that signs the browser in once. A server that is just restarting does not end the service."""
     try:
-        return f"{client.url}/login/{client.login_code().code}"
+        return client.login_code().url
     except ServerUnreachableError:
         return f"{client.url} (powermean login prints a link that signs you in)"
 

@@ -47,7 +47,7 @@ def login(
     if json_:
         say_json(code)
         return
-    say(f"{client.url}/login/{code.code}")
+    say(code.url)
     say(f"It works once, until {code.expires_at.astimezone().strftime('%H:%M')}.")
 
 

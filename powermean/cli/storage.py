@@ -7,16 +7,19 @@ import typer
 from powermean.cli.choosing import ChosenJob, job_id
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.cli.terminal import AsJson, Sure, confirm, connected, note, say, say_json, say_table
 from powermean.client import Client
 from powermean.contracts.storage import Collected
+from powermean.errors import PowermeanError
+from powermean.sizes import size
+
+_SHOWN = 20  # removed objects that are named
 
 checkpoints = typer.Typer(help="A job's checkpoints: list, delete, pin.", no_args_is_help=True, **PLAIN)
 
 ChosenStep = Annotated[
     int, typer.Argument(metavar="STEP", min=0, help="The step after which it was saved.", show_default=False)
 ]
-Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def delete(
@@ -37,7 +40,7 @@ def delete(
         chosen = [client.get_job(job_id(client, job)) for job in jobs]
         for job in chosen:
             note(f"{job.id}  {job.name}  {job.state}")
-        _confirm(yes, f"Delete {len(chosen)} job{'s' if len(chosen) > 1 else ''} for good?")
+        confirm(yes, f"Delete {len(chosen)} job{'s' if len(chosen) > 1 else ''} for good?")
         for job in chosen:
             client.delete_job(job.id, cascade=cascade)
             say(f"{job.id} is deleted")
@@ -60,7 +63,7 @@ def list_checkpoints(job: ChosenJob, json_: AsJson = False) -> None:
             (
                 str(one.step),
                 str(one.attempt),
-                _size(one.size),
+                size(one.size),
                 "pinned" if one.pinned else "",
                 local_time(one.created_at),
             )
@@ -78,7 +81,7 @@ def delete_checkpoint(job: ChosenJob, step: ChosenStep, yes: Sure = False) -> No
     """
     with connected() as client:
         chosen = job_id(client, job)
-        _confirm(yes, f"Delete the checkpoint of {chosen} after step {step} for good?")
+        confirm(yes, f"Delete the checkpoint of {chosen} after step {step} for good?")
         client.delete_checkpoint(chosen, step)
     say(f"the checkpoint of {chosen} after step {step} is deleted")
 
@@ -107,25 +110,28 @@ def unpin(job: ChosenJob, step: ChosenStep) -> None:
 
 def storage(
     project: Annotated[
-        str, typer.Option("--project", metavar="PROJECT", help="Name of the project.")
-    ] = "default",
+        str | None, typer.Option("--project", metavar="PROJECT", help="Default: your default project.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Show what a project stores, and its largest things.
 
-    Example: powermean storage --project default
+    Example: powermean storage --project team-a
     """
     with connected() as client:
-        found = client.storage(project)
+        name = project or client.me().default_project
+        if name is None:
+            raise PowermeanError("you have no default project: name one with --project")
+        found = client.storage(name)
     if json_:
         say_json(found)
         return
-    limit = f" of {_size(found.limit)}" if found.limit is not None else ""
+    limit = f" of {size(found.limit)}" if found.limit is not None else ""
     over = ": over its limit, so uploads and new jobs are refused" if found.over_limit else ""
-    say(f"{found.project} stores {_size(found.bytes)}{limit}{over}\n")
+    say(f"{found.project} stores {size(found.bytes)}{limit}{over}\n")
     say_table(
         ("kind", "size", "count"),
-        ((use.kind, _size(use.bytes), str(use.count)) for use in found.uses),
+        ((use.kind, size(use.bytes), str(use.count)) for use in found.uses),
         right=("size", "count"),
     )
     if found.largest:
@@ -133,7 +139,7 @@ def storage(
         say_table(
             ("largest", "size", "id", "name", "step"),
             (
-                (one.kind, _size(one.bytes), one.id, one.name, "" if one.step is None else str(one.step))
+                (one.kind, size(one.bytes), one.id, one.name, "" if one.step is None else str(one.step))
                 for one in found.largest
             ),
             wrap=("name",),
@@ -160,7 +166,7 @@ def gc(
         say(f"and {total.objects - len(total.keys):,} more")
     verb = "would be removed" if dry_run else "removed"
     say(
-        f"{verb}: {total.objects:,} of {total.looked_at:,} objects ({_size(total.bytes)}), "
+        f"{verb}: {total.objects:,} of {total.looked_at:,} objects ({size(total.bytes)}), "
         f"{total.rows:,} old messages"
     )
 
@@ -181,21 +187,3 @@ def _collect(client: Client, dry_run: bool) -> Collected:
             next=part.next,
         )
     return total
-
-
-_SHOWN = 20
-
-
-def _confirm(yes: bool, question: str) -> None:
-    if not yes:
-        typer.confirm(question, abort=True)
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"

@@ -33,6 +33,7 @@ FAILED = 1
 INTERRUPTED = 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's own answer, as JSON.")]
+Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _UNSEEN = (
     "Cc",
@@ -164,6 +165,12 @@ def say_table(
         made = table(columns, rows, console.width, wrap=wrap, spare=spare, right=right)
         console.print(made, soft_wrap=True)
     _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def confirm(yes: bool, question: str) -> None:
+    """Ask before something goes for good, unless `yes` says that it may. A no ends the command."""
+    if not yes:
+        typer.confirm(question, abort=True)
 
 
 def checked(contract: type[M], given: Mapping[str, Any]) -> M:

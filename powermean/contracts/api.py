@@ -4,12 +4,22 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.attempts import AllocationView, GpuInfo, JobError, JobResult, NameRival
-from powermean.contracts.base import Contract
+from powermean.contracts.attempts import (
+    AllocationView,
+    AttemptUse,
+    GpuInfo,
+    GpuUse,
+    JobError,
+    JobResult,
+    NameRival,
+    OrderCause,
+)
+from powermean.contracts.base import Contract, Name
 from powermean.contracts.job import JobSpec
+from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.renaming import Deprecation
 
 
@@ -60,6 +70,7 @@ class JobSummary(Contract):
     name: str
     project: str = "default"
     state: JobState
+    priority: str = DEFAULT_PRIORITY
     algorithm: str
     model: str
     step: int = Field(description="Steps done.")
@@ -72,11 +83,15 @@ class JobSummary(Contract):
     held_out: float | None = Field(None, description="The newest mean held-out reward.")
     attempt: int = Field(description="Number of the current attempt; 0 before the first.")
     cancel_requested: bool = False
+    pause_requested: bool = Field(
+        False, description="It pauses when its step, or the check of its spec, is done."
+    )
     phase: str | None = Field(None, description="What the job is doing or waiting for, for people.")
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: JobError | None = None
+    ended_by: str | None = Field(None, description="The limit that ended it early, in words.")
     owner: str | None = Field(None, description="Name of the submitter, in a list of jobs.")
     created_by: str | None = Field(None, description="The submitter's id.")
 
@@ -97,7 +112,13 @@ class AttemptView(Contract):
     first_step: int
     allocations: tuple[AllocationView, ...]
     created_at: datetime
+    order_cause: OrderCause | None = Field(
+        None, description="Why it was ordered to stop; null: nobody ordered it to."
+    )
+    order_reason: str | None = Field(None, description="The same in words, with names.")
+    ordered_at: datetime | None = None
     ended_at: datetime | None = None
+    freed_at: datetime | None = Field(None, description="When all that it held was free again.")
     outcome: str | None = Field(
         None, description="finished, failed, checkpointed, cancelled or lapsed; null: it has not ended."
     )
@@ -111,6 +132,7 @@ class Job(JobSummary):
     spec: JobSpec
     result: JobResult | None = None
     attempts: tuple[AttemptView, ...] = ()
+    preemptions: int = Field(0, description="How often it gave way to other work.")
     seconds_left: float | None = Field(None, description="Estimate from the durations of the last steps.")
     seq: int = Field(0, description="Number of the last event: follow /events from here.")
 
@@ -205,12 +227,45 @@ class NodeView(Contract):
         None, description="It takes no new work; draining: what runs there leaves at its next step."
     )
     closed_reason: str | None = Field(None, description="Who closed it and why, for people.")
-    drain_at: datetime | None = Field(None, description="When it starts to drain.")
+    drain_at: datetime | None = Field(None, description="When it starts to drain, or started.")
+    drained: bool = Field(False, description="It drains and nothing is left there: it may be switched off.")
     attempts: tuple[str, ...] = Field(description="Attempts of your projects that hold resources on it.")
     other_attempts: int = Field(0, description="How many of other projects hold resources on it.")
+    use: tuple[AttemptUse, ...] = Field((), description="What attempts of your projects use of it.")
+    missing_gpus: tuple[str, ...] = Field(
+        (), description="GPUs that attempts hold there and that the node doesn't report any more."
+    )
+    blind: tuple[str, ...] = Field((), description="What of its GPUs' health can't be read there.")
     rival: NameRival | None = Field(
         None, description="Another worker that tried to use the node's name within a day."
     )
+
+
+class NodeSample(Contract):
+    """What a node used at a time: how busy its GPUs were, and your projects' attempts."""
+
+    at: datetime
+    gpus: tuple[GpuUse, ...]
+    attempts: tuple[AttemptUse, ...]
+
+
+class NodeSamples(Contract):
+    """Samples of the last hour, oldest first; a gap is a time without reports."""
+
+    every_s: int = Field(description="Seconds between two.")
+    items: tuple[NodeSample, ...]
+
+
+class NodeClosing(Contract):
+    """Why a node takes nothing new (POST /v1/nodes/{id}/cordon)."""
+
+    reason: Name | None = Field(None, description="For people: jobs that wait for the node say it.")
+
+
+class NodeDrain(NodeClosing):
+    """When and why a node is emptied (POST /v1/nodes/{id}/drain)."""
+
+    at: AwareDatetime | None = Field(None, description="With its time zone; null: at once.")
 
 
 class NodeList(Contract):
@@ -220,9 +275,10 @@ class NodeList(Contract):
 
 
 class LoginCode(Contract):
-    """A code that signs a browser in once: open /login/{code}."""
+    """A code that signs a browser in once."""
 
     code: str
+    url: str = Field(description="Open it in that browser.")
     expires_at: datetime
 
 

@@ -5,17 +5,19 @@ is not the job's current one.
 """
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from powermean.contracts.artefacts import ArtefactRef, Manifest
-from powermean.contracts.base import Contract
+from powermean.contracts.base import Contract, Labels, conflict
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.rollout import AdapterSlots
 from powermean.contracts.secrets import SecretValues
 from powermean.contracts.trajectories import TrajectoryBatch
+
+MOST_MEMORY_MB = 4 * 2**20  # of one GPU: 4 TiB
 
 
 class JobError(Contract):
@@ -37,12 +39,39 @@ class EngineStart(Contract):
     retryable: bool = Field(False, description="Whether another start may succeed.")
 
 
-class GpuInfo(Contract):
-    """One GPU of a node."""
+class GpuUse(Contract):
+    """How busy a GPU is; null: not known."""
 
-    uuid: str
-    name: str
-    memory_mb: int
+    uuid: str = Field(min_length=1, max_length=64)
+    utilisation: float | None = Field(None, ge=0, le=100, description="Percent of the time it was busy.")
+    memory_used_mb: int | None = Field(None, ge=0, le=MOST_MEMORY_MB)
+    temperature_c: int | None = Field(None, ge=-100, le=1000)
+    power_w: float | None = Field(None, ge=0, le=100_000)
+
+
+class GpuInfo(GpuUse):
+    """One GPU of a node: what it is, how it is, and how busy it is."""
+
+    name: str = Field(max_length=200)
+    memory_mb: int = Field(ge=0, le=MOST_MEMORY_MB, description="In MiB; 0: not known.")
+    unhealthy: str | None = Field(
+        None, max_length=200, description="Why it is given no work, for people; null: it is well."
+    )
+
+    @model_validator(mode="after")
+    def _used_of_what_there_is(self) -> Self:
+        used = self.memory_used_mb
+        if used is not None and 0 < self.memory_mb < used:
+            raise conflict(("memory_used_mb",), f"is above memory_mb ({self.memory_mb})", used)
+        return self
+
+
+class AttemptUse(Contract):
+    """What the processes of an attempt use of a node's CPUs and memory."""
+
+    attempt_id: str = Field(max_length=64)
+    cpu: float = Field(ge=0, description="Busy cores.")
+    memory_mb: int = Field(ge=0, description="In MiB; memory that processes share counts in each of them.")
 
 
 class EngineReport(Contract):
@@ -60,10 +89,6 @@ class EngineReport(Contract):
     error: JobError | None = Field(None, description="Why it failed, or why it was restarted.")
 
 
-LabelText = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32)]
-
-
 class NodeReport(Contract):
     """A node's inventory and what still runs there (PUT /v1/nodes/{id}, with the node's token)."""
 
@@ -73,7 +98,7 @@ class NodeReport(Contract):
         max_length=64,
         description="Which worker this is, by its data folder; another one can't use the node's name.",
     )
-    gpus: tuple[GpuInfo, ...] = ()
+    gpus: tuple[GpuInfo, ...] = Field((), max_length=256)
     cpu_slots: int = Field(1, ge=0, le=1024, description="CPU jobs that the node runs at once.")
     engines: tuple[str, ...] = Field((), description="Rollout engines installed there.")
     labels: Labels = Field({}, description="What specs may ask for by `resources.node_labels`.")
@@ -83,7 +108,19 @@ class NodeReport(Contract):
     full_disk: str | None = Field(
         None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
     )
+    use: tuple[AttemptUse, ...] = Field((), max_length=4096, description="What its attempts use now.")
+    blind: tuple[str, ...] = Field(
+        (), max_length=8, description="What of its GPUs' health can't be read there, for people."
+    )
     version: str
+
+    @model_validator(mode="after")
+    def _each_gpu_once(self) -> Self:
+        seen: dict[str, int] = {}
+        for place, gpu in enumerate(self.gpus):
+            if (first := seen.setdefault(gpu.uuid, place)) != place:
+                raise conflict(("gpus", place, "uuid"), f"is the same as gpus.{first}.uuid", gpu.uuid)
+        return self
 
 
 class NameRival(Contract):
@@ -169,7 +206,9 @@ class ValidationResult(Contract):
     tokens: int | None = Field(None, ge=1, description="Longest prompt with its completion, if known.")
 
 
-Order = Literal["continue", "checkpoint_and_exit", "cancel"]
+Order = Literal["continue", "checkpoint_and_exit", "finish", "cancel"]
+# Why an order to stop was given.
+OrderCause = Literal["paused", "preempted", "drained", "cancelled", "limit", "stalled"]
 
 
 class Heartbeat(Contract):
@@ -223,6 +262,9 @@ class Finish(Contract):
         description="Failed because of circumstances (killed, node trouble): a new attempt may succeed.",
     )
     result: JobResult | None = None
+    ended_by: str | None = Field(
+        None, max_length=300, description="The limit that ended its training early, in words."
+    )
 
 
 class MetricsRecord(Contract):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
@@ -12,13 +12,15 @@ class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def conflict(field: tuple[str, ...], why: str, value: object) -> ValidationError:
+def conflict(field: tuple[str | int, ...], why: str, value: object) -> ValidationError:
     """The error of two incompatible fields, located at one of them; raise it in a model's validator."""
     kind = PydanticCustomError("conflict", "{why}", {"why": why})
     return ValidationError.from_exception_data(
-        ".".join(field), [InitErrorDetails(type=kind, loc=field, input=value)]
+        ".".join(map(str, field)), [InitErrorDetails(type=kind, loc=field, input=value)]
     )
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+LabelText = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32)]  # of a node, such as zone -> a

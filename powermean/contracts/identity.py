@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from powermean.contracts.base import Contract, Name
+from powermean.contracts.names import NODE_NAME
 
 ProjectRole = Literal["viewer", "member", "maintainer"]
 ClusterRole = Literal["admin", "auditor"]
@@ -65,6 +66,7 @@ class PersonChange(Contract):
     """What to change of an account; what is left out stays."""
 
     name: Name | None = None
+    email: Email | None = Field(None, description="With it, the person can sign in by password.")
     active: bool | None = Field(None, description="False ends all its keys and sessions at once.")
     cluster_role: ClusterRole | Literal["none"] | None = Field(None, description="`none` takes it away.")
     default_project: ProjectName | None = None
@@ -136,7 +138,7 @@ class KeyRequest(Contract):
         None, max_length=32, description="Whose key it is; default: yours (others: administrators only)."
     )
     days: int | None = Field(None, ge=1, le=3660, description="How long it works; null: until it is revoked.")
-    node: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = Field(
+    node: Annotated[str, Field(max_length=64, pattern=NODE_NAME)] | None = Field(
         None, description="With role node: the only node that may use it."
     )
 
@@ -156,6 +158,7 @@ class KeyView(Contract):
     expires_at: datetime | None = None
     used_at: datetime | None = Field(None, description="To within five minutes.")
     revoked_at: datetime | None = None
+    made_by: str | None = Field(None, description="The key that made it, if a key did.")
 
 
 class NewKey(KeyView):

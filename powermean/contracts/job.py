@@ -2,12 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
-from powermean.contracts.base import Contract, Name, conflict
+from powermean.contracts.base import Contract, Labels, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
+from powermean.contracts.limits import LimitSpec
+from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityName
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 from powermean.contracts.secrets import MOST_OF_A_JOB, SecretReference, VariableName
 
@@ -211,6 +213,18 @@ class ResourceSpec(Contract):
         "the same node for itself. A shared engine has its own in any case.",
     )
 
+    gpu_type: Annotated[StrictStr, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Part of the GPUs' name, e.g. H100, in capitals or not; null takes any."
+    )
+    gpu_memory_gib: StrictFloat | None = Field(
+        None,
+        gt=0,
+        le=4096,
+        description="Least memory of each GPU, in GiB as `powermean node show` has it: that of an 80 GB H100 "
+        "is 79.6. null takes any.",
+    )
+    node_labels: Labels = Field({}, description="Labels that the node must have, e.g. {zone: a}.")
+
     @property
     def rollout_gpus(self) -> int:
         """GPUs of the engine's own, beside the trainer's."""
@@ -221,6 +235,13 @@ class ResourceSpec(Contract):
         if self.placement == "split" and self.gpus == 0:
             why = "split is for GPUs and gpus is 0: set gpus to 1, or leave placement at colocated"
             raise conflict(("placement",), why, self.placement)
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_of_a_kind(self) -> "ResourceSpec":
+        for field in ("gpu_type", "gpu_memory_gib"):
+            if (value := getattr(self, field)) is not None and self.gpus == 0:
+                raise conflict((field,), "is for GPUs and gpus is 0: set gpus to 1, or leave it out", value)
         return self
 
 
@@ -243,6 +264,9 @@ class JobSpec(Contract):
         None, description="The project that it belongs to; null is your key's or account's default one."
     )
     model: ModelSpec
+    priority: PriorityName = Field(
+        DEFAULT_PRIORITY, description="Class of its priority: GET /v1/priorities lists them."
+    )
     algorithm: AlgorithmSpec = Field(default_factory=Pmpo, description="The policy objective.")
     data: DataSpec
     reward: RewardSpec = Field(default_factory=ExactMatch)
@@ -252,6 +276,7 @@ class JobSpec(Contract):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     checkpoints: CheckpointSpec = Field(default_factory=CheckpointSpec)
     resources: ResourceSpec = Field(default_factory=ResourceSpec)
+    limits: LimitSpec = Field(default_factory=LimitSpec, description="Rules that end the job early.")
     record: RecordSpec = Field(default_factory=RecordSpec)
     secrets: dict[VariableName, SecretReference] = Field(
         default_factory=dict,
@@ -280,6 +305,13 @@ class JobSpec(Contract):
         if served != trained:
             return f"in_place is for one type, and the engine's is {served}, training.weights {trained}"
         return None
+
+    @model_validator(mode="after")
+    def _hours_of_gpus(self) -> "JobSpec":
+        if self.limits.gpu_hours is not None and self.resources.gpus == 0:
+            why = "resources.gpus is 0, so it holds none: use wall_hours"
+            raise conflict(("limits", "gpu_hours"), why, self.limits.gpu_hours)
+        return self
 
     @model_validator(mode="after")
     def _device_matches(self) -> "JobSpec":

@@ -4,6 +4,7 @@ START_TASK = "powermean.start"  # start(attempt_id): a node claims the attempt a
 VALIDATE_TASK = "powermean.validate"  # validate(job_id): a node checks what only a node can check
 REPLAY_TASK = "powermean.replay"  # replay(replay_id): a node recomputes a recorded step
 EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: ids of jobs with news
+NODE_NAME = r"^\w[\w.-]*$"  # a part of addresses, where `..` would be none
 NODE_NAME_TAKEN = "node_name_taken"  # error code: another worker reports under this node's name
 
 

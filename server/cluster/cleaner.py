@@ -1,4 +1,4 @@
-"""The leader's slow work beside scheduling: the rows of what was deleted, and retention.
+"""The leader's slow work beside scheduling: the rows of what was deleted, retention, old samples of nodes.
 
 It has a thread of its own, so that no job waits for it. Each transaction is short, and checks that this
 replica still leads.
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from server.cluster import samples
 from server.cluster.leadership import keeps_lead, leads
-from server.db.session import Database
+from server.db.session import Database, database_now
 from server.settings import Settings
 from server.storage.retention import apply_retention
 from server.storage.rows import deleted_job, empty_projects, remove_project, remove_some
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 TURN_S = 0.2  # of removing rows; others write in between
 RETENTION_S = 300.0
+PRUNE_S = 60.0  # between removals of old samples of nodes
 
 
 class LeadLostError(Exception):
@@ -36,6 +38,7 @@ class Cleaner:
     settings: Settings
     holder: str
     retained_at: float = float("-inf")
+    pruned_at: float = float("-inf")
 
     def turn(self) -> bool:
         """One pass; whether there is more to remove."""
@@ -44,6 +47,10 @@ class Cleaner:
                 return False
         try:
             more = self._remove_rows()
+            if time.monotonic() - self.pruned_at > PRUNE_S:
+                with self._leading() as session:
+                    samples.prune(session, database_now(session))
+                self.pruned_at = time.monotonic()
             if time.monotonic() - self.retained_at > RETENTION_S:
                 apply_retention(self.database, self._leading)
                 self.retained_at = time.monotonic()

@@ -40,11 +40,11 @@ def waiting_job(
 def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[NodeCapacity]) -> list[str]:
     """The live nodes that may check a job of this demand: those that could run it, since nodes differ.
 
-    None while all nodes that could run it are offline, or their disks full. If no node ever could, any live
-    one may check it: its errors say what is missing.
+    None while all nodes that could run it are offline, closed, or their disks full. If no node ever could,
+    any live one may check it: its errors say what is missing.
     """
     asked = waiting_job("", stored, None)
     able = [node for node in living if could_run(asked, node)]
     if not able and any(could_run(asked, node) for node in offline):
         return []
-    return [node.id for node in able or living if node.full_disk is None]
+    return [node.id for node in able or living if node.full_disk is None and node.closed is None]

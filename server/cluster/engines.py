@@ -19,7 +19,7 @@ from powermean.allowed_models import AllowedModels
 from powermean.contracts.attempts import ClaimedEngine, EngineReport, JobError
 from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
 from powermean.contracts.engines import EngineService as EngineView
-from server.db.models import Allocation, Attempt, EngineService, Job, Project
+from server.db.models import Allocation, Attempt, EngineService, Job, Node, Project
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
@@ -175,9 +175,30 @@ def reap(session: Session, living: Iterable[str]) -> None:
         if row.state == "stopping":
             session.delete(row)
             continue
-        row.state, row.why = "waiting", f"node {row.node} is offline"
-        row.node = row.url = row.report = row.error = None
-        row.gpu_uuids = []
+        _take_away(row, f"node {row.node} is offline")
+
+
+def any_to_move(session: Session, draining: Collection[str]) -> bool:
+    """Whether a service has to leave one of these nodes, and no attempt samples from it any more."""
+    query = select(EngineService).where(EngineService.node.in_(draining), EngineService.state != "stopping")
+    return any(not _in_use(session, row) for row in session.execute(query).scalars())
+
+
+def move(session: Session, draining: Mapping[str, str]) -> None:
+    """Take services away from nodes that drain (with the reason), so that they start elsewhere.
+
+    One that an attempt samples from stays until the attempt has left.
+    """
+    for row in _locked(session, EngineService.node.in_(draining), EngineService.state != "stopping"):
+        if row.node is not None and not _in_use(session, row):
+            _take_away(row, draining[row.node])
+            changes(session).plan = True
+
+
+def _take_away(row: EngineService, why: str) -> None:
+    row.state, row.why = "waiting", why[:200]
+    row.node = row.url = row.report = row.error = None
+    row.gpu_uuids = []
 
 
 def place(session: Session, placements: Sequence[Placement], why: Mapping[str, str]) -> None:
@@ -205,7 +226,9 @@ def shared(session: Session, living: Iterable[str]) -> list[SharedEngine]:
     query = select(EngineService).where(EngineService.state != "stopping").order_by(EngineService.id)
     rows = session.execute(query.execution_options(populate_existing=True)).scalars().all()
     jobs = _jobs(session, rows)
-    return [_as_shared(row, jobs[row.id], row.node is None or row.node in alive) for row in rows]
+    shut = session.execute(select(Node.id, Node.closed).where(Node.closed.is_not(None)))
+    closed = {row.id: row.closed for row in shut}
+    return [_as_shared(row, jobs[row.id], _state(row, alive, closed)) for row in rows]
 
 
 def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngine | None:
@@ -224,6 +247,11 @@ def claimed(session: Session, allocations: Iterable[Allocation]) -> ClaimedEngin
     return None
 
 
+def placed(session: Session) -> set[str]:
+    """The nodes that services belong to."""
+    return {node for node in session.scalars(select(EngineService.node)) if node is not None}
+
+
 def gpus_held(session: Session) -> dict[str, set[str]]:
     """GPUs held by services, by node."""
     held: dict[str, set[str]] = defaultdict(set)
@@ -232,7 +260,16 @@ def gpus_held(session: Session) -> dict[str, set[str]]:
     return held
 
 
-def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEngine:
+def _state(row: EngineService, alive: Collection[str], closed: Mapping[str, str | None]) -> str:
+    """For jobs: `ready` only where a new one may begin."""
+    if row.node is None:
+        return row.state
+    if row.node not in alive:
+        return "its node is offline"
+    return f"its node is {closed[row.node]}" if row.node in closed else row.state
+
+
+def _as_shared(row: EngineService, jobs: Iterable[str], state: str) -> SharedEngine:
     spec = EngineSpec.model_validate(row.spec)
     said = row.report["max_model_len"] if row.report else None
     return SharedEngine(
@@ -240,7 +277,7 @@ def _as_shared(row: EngineService, jobs: Iterable[str], alive: bool) -> SharedEn
         name=row.name,
         model=model_key(spec.model.name, spec.model.folder),
         dtype=resolved_dtype(spec.dtype, spec.gpus),
-        state=row.state if alive else "its node is offline",
+        state=state,
         max_adapters=spec.max_adapters,
         max_lora_rank=spec.max_lora_rank,
         max_tokens=said or spec.max_model_len,

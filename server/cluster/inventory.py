@@ -1,24 +1,35 @@
 """What nodes report, and how much of it is free."""
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from powermean.contracts.api import NodeView
+from powermean.contracts.api import NodeSample, NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
-from server.cluster import engines
-from server.db.models import Attempt, Job, Node
+from server.cluster import engines, samples
+from server.cluster.drains import DRAINING, why_closed
+from server.cluster.unusable import unusable
+from server.db.models import Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
+from server.errors import NotFoundError
 from server.jobs import allocations
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
 from server.placement.state import NodeCapacity
+from server.replays.repository import busy_nodes
 from server.settings import Settings
+
+# What changes with every report: samples.py keeps it, and nothing is planned anew for it.
+FAST: Any = {
+    "use": True,
+    "gpus": {"__all__": samples.GAUGES},
+    "services": {"__all__": {"requests", "adapters"}},
+}
 
 
 def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> NameRival | None:
@@ -29,7 +40,7 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     Raises NodeNameTakenError where the name is another worker's.
     """
     now = database_now(session)
-    data = report.model_dump(mode="json")
+    data = report.model_dump(mode="json", exclude=FAST)
     known = session.get(Node, node_id)
     if known is not None:
         check_name(session, settings, known, report, now)
@@ -37,17 +48,32 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
             known.rival = None
     if known is None or known.report != data:
         changes(session).plan = True
-    upsert(
-        session,
-        Node,
-        [{"id": node_id, "instance": report.instance, "report": data, "seen_at": now}],
-        replace=("instance", "report", "seen_at"),
-    )
+        row = {"id": node_id, "instance": report.instance, "report": data, "seen_at": now}
+        row["gpus_since"] = _gpus_since(known, report, now)
+        upsert(session, Node, [row], replace=("instance", "report", "seen_at", "gpus_since"))
+    else:
+        session.execute(update(Node).where(Node.id == node_id).values(seen_at=now))
+    samples.record(session, node_id, report, now)
     for attempt_id in attempts_holding(session, node_id, OVER):
         if attempt_id not in report.running:
             allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)
     return rival_of(known, now) if known is not None else None
+
+
+def _gpus_since(known: Node | None, report: NodeReport, now: datetime) -> datetime:
+    """When the node first reported the newest of its GPUs."""
+    before = {gpu.uuid for gpu in _report(known).gpus} if known is not None else set()
+    new = any(gpu.uuid not in before for gpu in report.gpus)
+    return now if new or known is None or known.gpus_since is None else known.gpus_since
+
+
+def show_node(session: ScopedSession, settings: Settings, node_id: str) -> NodeView:
+    """One node, as in the list. Raises NotFoundError."""
+    found = [node for node in list_nodes(session, settings) if node.id == node_id]
+    if not found:
+        raise NotFoundError(f"no node {node_id}", remedy="GET /v1/nodes lists the nodes.")
+    return found[0]
 
 
 def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
@@ -56,37 +82,78 @@ def list_nodes(session: ScopedSession, settings: Settings) -> list[NodeView]:
     Those of projects that the caller doesn't see are counted alone.
     """
     now = database_now(session)
-    held: dict[str, dict[str, None]] = defaultdict(dict)  # in order of allocation
+    held: dict[str, list[Allocation]] = defaultdict(list)  # in order of allocation
     for allocation in allocations.held(session):
-        held[allocation.node_id][allocation.attempt_id] = None
-    everywhere = [attempt_id for attempts in held.values() for attempt_id in attempts]
+        held[allocation.node_id].append(allocation)
+    everywhere = [part.attempt_id for parts in held.values() for part in parts]
     query = select(Attempt.id).join(Job, Job.id == Attempt.job_id).where(Attempt.id.in_(everywhere))
     seen = set(session.scalars(query))
+    nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
+    reasons = unusable(living_nodes(session, settings, now))
+    used, busy = samples.latest(session, now), engines.placed(session) | busy_nodes(session)
     return [
-        NodeView(
-            id=node.id,
+        _view(
+            node,
+            held[node.id],
+            seen,
+            used.get(node.id),
+            reasons.get(node.id, {}),
             alive=is_alive(node, settings, now),
-            seen_at=node.seen_at,
-            attempts=tuple(attempt_id for attempt_id in held[node.id] if attempt_id in seen),
-            other_attempts=sum(attempt_id not in seen for attempt_id in held[node.id]),
             rival=rival_of(node, now),
-            closed=cast(Literal["cordoned", "draining"] | None, node.closed),
-            closed_reason=node.closed_reason,
-            drain_at=node.drain_at,
-            **{
-                name: value
-                for name, value in dict(_report(node)).items()
-                if name not in ("running", "checking", "services", "instance")
-            },
+            drained=node.closed == DRAINING and not held[node.id] and node.id not in busy,
         )
-        for node in session.execute(select(Node).order_by(Node.id)).scalars()
+        for node in nodes
     ]
+
+
+def _view(
+    node: Node,
+    held: Sequence[Allocation],
+    seen: Container[str],
+    used: NodeSample | None,
+    reasons: Mapping[str, str],
+    *,
+    alive: bool,
+    rival: NameRival | None,
+    drained: bool,
+) -> NodeView:
+    report = _report(node)
+    attempts = list(dict.fromkeys(part.attempt_id for part in held))
+    gauges = {gpu.uuid: gpu.model_dump() for gpu in used.gpus} if used is not None and alive else {}
+    there = {gpu.uuid for gpu in report.gpus}
+    return NodeView(
+        id=node.id,
+        hostname=report.hostname,
+        gpus=tuple(
+            gpu.model_copy(
+                update=gauges.get(gpu.uuid, {}) | {"unhealthy": reasons.get(gpu.uuid, gpu.unhealthy)}
+            )
+            for gpu in report.gpus
+        ),
+        cpu_slots=report.cpu_slots,
+        engines=report.engines,
+        labels=report.labels,
+        full_disk=report.full_disk,
+        version=report.version,
+        alive=alive,
+        seen_at=node.seen_at,
+        closed=cast(Literal["cordoned", "draining"] | None, node.closed),
+        closed_reason=node.closed_reason,
+        drain_at=node.drain_at,
+        drained=drained and not (report.services or report.checking),
+        attempts=tuple(attempt_id for attempt_id in attempts if attempt_id in seen),
+        other_attempts=sum(attempt_id not in seen for attempt_id in attempts),
+        use=used.attempts if used is not None and alive else (),
+        missing_gpus=tuple(sorted({uuid for part in held for uuid in part.gpu_uuids} - there)),
+        blind=report.blind,
+        rival=rival,
+    )
 
 
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
     """What the live nodes have, and how much of it no attempt and no engine service holds."""
     gpus_held = engines.gpus_held(session)
-    served = {node_id: set(uuids) for node_id, uuids in gpus_held.items()}
+    served = defaultdict(set, {node_id: set(uuids) for node_id, uuids in gpus_held.items()})
     slots_held: dict[str, set[str]] = defaultdict(set)
     for allocation in allocations.held(session):
         if allocation.engine_id is not None:
@@ -95,17 +162,21 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
             gpus_held[allocation.node_id].update(allocation.gpu_uuids)
         else:
             slots_held[allocation.node_id].add(allocation.attempt_id)
-    found = []
-    for node in living_nodes(session, settings, now):
+    living = living_nodes(session, settings, now)
+    for node in living:
         for service in _report(node).services:  # including removed services, until they are gone
             gpus_held[node.id].update(service.gpu_uuids)
-            served.setdefault(node.id, set()).update(service.gpu_uuids)
-        whole = replace(empty(node), served=len(served.get(node.id, ())))
+            served[node.id].update(service.gpu_uuids)
+    reasons = unusable(living)
+    taken = {uuid for uuids in gpus_held.values() for uuid in uuids}  # also under a name that it had before
+    found = []
+    for node in living:
+        whole = replace(empty(node, reasons.get(node.id, {})), served=len(served[node.id]))
         found.append(
             replace(
                 whole,
                 free_cpu_slots=max(0, whole.cpu_slots - len(slots_held[node.id])),
-                free_gpus=tuple(uuid for uuid in whole.free_gpus if uuid not in gpus_held[node.id]),
+                free_gpus=tuple(uuid for uuid in whole.free_gpus if uuid not in taken),
             )
             if whole.full_disk is None and whole.closed is None
             else replace(whole, free_cpu_slots=0, free_gpus=())
@@ -116,7 +187,8 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
 def known(session: Session, living: Collection[str]) -> tuple[list[NodeCapacity], list[NodeCapacity]]:
     """All nodes that ever reported, as if nothing ran there: the living ones, and the others."""
     nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
-    made = [empty(node) for node in nodes]
+    reasons = unusable(node for node in nodes if node.id in living)
+    made = [empty(node, reasons.get(node.id, {})) for node in nodes]
     return [one for one in made if one.id in living], [one for one in made if one.id not in living]
 
 
@@ -126,20 +198,26 @@ def checking(session: Session, living: Collection[str]) -> dict[str, str]:
     return {job_id: node.id for node in nodes for job_id in _report(node).checking}
 
 
-def empty(node: Node) -> NodeCapacity:
-    """What the node would have free if nothing ran there."""
+def empty(node: Node, unusable: Mapping[str, str]) -> NodeCapacity:
+    """What the node would have free if nothing ran there; `unusable` GPUs, with the reasons, don't count."""
     report = _report(node)
+    usable = tuple(gpu for gpu in report.gpus if gpu.uuid not in unusable)
     return NodeCapacity(
         id=node.id,
         cpu_slots=report.cpu_slots,
-        gpus=len(report.gpus),
+        gpus=len(usable),
         free_cpu_slots=report.cpu_slots,
-        free_gpus=tuple(gpu.uuid for gpu in report.gpus),
+        free_gpus=tuple(gpu.uuid for gpu in usable),
         engines=report.engines,
         full_disk=report.full_disk,
-        closed=node.closed_reason if node.closed else None,
+        closed=why_closed(node) if node.closed else None,
         labels=frozenset(report.labels.items()),
-        gpu_info=report.gpus,
+        gpu_info=usable,
+        unhealthy=tuple(
+            f"GPU {place}: {unusable[gpu.uuid]}"
+            for place, gpu in enumerate(report.gpus)
+            if gpu.uuid in unusable
+        ),
     )
 
 

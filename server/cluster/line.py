@@ -34,6 +34,10 @@ class Queued(NamedTuple):
     phase: str | None
     not_before: datetime | None
 
+    def is_due(self, now: datetime) -> bool:
+        """Whether its pause after a failure is over."""
+        return self.not_before is None or self.not_before <= now
+
 
 class Line:
     """The queued jobs. The scheduler's thread reads it; any thread may commit changes."""
@@ -71,7 +75,7 @@ class Line:
         except Exception:
             self.forget()
             raise
-        return _due(self._queued, now)
+        return [one for one in self._queued.values() if one.is_due(now)]
 
     def _update(self, session: Session, changed: set[str]) -> None:
         began = time.monotonic()
@@ -88,13 +92,9 @@ class Line:
             self.recheck(changed.jobs)
 
 
-def queued(session: Session, now: datetime) -> list[Queued]:
-    """The jobs whose pause is over, in order of submission, as the database has them now."""
-    return _due(_read(session, None, priorities(session)), now)
-
-
-def _due(found: Mapping[str, Queued], now: datetime) -> list[Queued]:
-    return [one for one in found.values() if one.not_before is None or one.not_before <= now]
+def queued(session: Session) -> list[Queued]:
+    """All of them in order of submission, as the database has them now."""
+    return list(_read(session, None, priorities(session)).values())
 
 
 def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int]) -> dict[str, Queued]:

@@ -110,7 +110,7 @@ def _due(session: Session, settings: Settings, now: datetime) -> list[_Message]:
     if not rows:
         return []
     living, offline = inventory.known(session, living_ids(session, settings))
-    anyone = [node.id for node in living]
+    anyone = [node.id for node in living if node.closed is None]
     able: dict[str | None, list[str]] = {None: anyone}  # by demand
     found = []
     for id_, task, queue, subject, sends, demanded in rows:

@@ -18,20 +18,20 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import demand, engines, inventory, state
+from server.cluster import demand, drains, engines, inventory, state
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
 from server.cluster.line import Line, Queued
 from server.db.models import Job
 from server.db.session import Database, database_now
-from server.jobs import attempts
+from server.jobs import attempts, limits
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, state_of, tell_phases
 from server.nodes import living_ids
 from server.placement.plan import plan
 from server.placement.recheck import still_free
-from server.placement.state import ClusterState, Plan, Start, Stop
+from server.placement.state import ClusterState, NodeCapacity, Plan, Start, Stop
 from server.replays import service as replays
 from server.settings import Settings
 
@@ -60,6 +60,7 @@ class Scheduler:
     artefacts: ArtefactStore
     holder: str
     leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
+    limits_at: float = float("-inf")  # when limits were last looked at
     settled: ClusterState | None = None  # it was planned, and there is nothing to do or to tell
     planned_at: float = float("-inf")
 
@@ -75,6 +76,8 @@ class Scheduler:
             return False
         try:
             self._reap()
+            self._enforce_limits()
+            self._drain()
             waiting = self._start_waiting()
             told = self._tell_phases(self._unchecked(), JobState.VALIDATING)
             told += self._tell_phases(waiting, JobState.QUEUED)
@@ -131,6 +134,40 @@ class Scheduler:
             with self._leading() as session:
                 engines.reap(session, living_ids(session, self.settings))
 
+    def _enforce_limits(self) -> None:
+        """Order the attempts of jobs that have reached a limit to end; looked at every few seconds."""
+        if time.monotonic() - self.limits_at < limits.JUDGED_EVERY_S:
+            return
+        self.limits_at = time.monotonic()
+        with self.database.read() as session:
+            now = database_now(session)
+            reached = limits.reached(session, now)
+        for one in reached:
+            log.info("job %s: %s", one.job_id, one.rule)
+            with self._leading() as session:
+                limits.enforce(session, one, now)
+
+    def _drain(self) -> None:
+        """Begin the drains whose time has come, and tell what is on draining nodes to leave."""
+        with self.database.read() as session:
+            due = drains.any_due(session, database_now(session))
+        if due:
+            with self._leading() as session:
+                drains.begin_due(session, database_now(session))
+        with self.database.read() as session:
+            draining = drains.draining(session)
+            if not draining:
+                return
+            jobs = drains.to_leave(session, draining)
+            stranded = engines.any_to_move(session, draining)
+        for some in _batches(jobs, STARTS_AT_ONCE):
+            with self._leading() as session:
+                for job_id in some:
+                    drains.order_to_leave(session, job_id, database_now(session))
+        if stranded:
+            with self._leading() as session:
+                engines.move(session, drains.draining(session))
+
     def _unchecked(self) -> dict[str, str]:
         """What jobs wait for that no node has checked yet, where their rows say something else."""
         unchecked = Job.state == JobState.VALIDATING
@@ -141,9 +178,7 @@ class Scheduler:
             alive = living_ids(session, self.settings)
             living, offline = inventory.known(session, alive)
             checking, now = inventory.checking(session, alive), database_now(session)
-            nobody = (
-                NO_NODE if not living else NO_ROOM if any(node.full_disk for node in living) else NO_CHECKER
-            )
+            nobody = _no_checker(living)
             news: dict[str, str] = {}
             for wanted, said in kinds:
                 phase = CHECKING if demand.checkers(wanted, living, offline) else nobody
@@ -210,6 +245,16 @@ class Scheduler:
                 tell_phases(session, dict(some), state)
             self.line.told(dict(some))
         return len(chosen)
+
+
+def _no_checker(living: Sequence[NodeCapacity]) -> str:
+    """Why no node may check a spec."""
+    if not living:
+        return NO_NODE
+    if any(node.full_disk for node in living):
+        return NO_ROOM
+    closed = next((node.closed for node in living if node.closed), None)
+    return f"waiting for a node that can check the spec: {closed}"[:200] if closed else NO_CHECKER
 
 
 def _checked_by(node_id: str, told: str, now: datetime) -> str:

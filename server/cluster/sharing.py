@@ -9,11 +9,11 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.db.models import Allocation, Attempt, Checkpoint, Job, PriorityClass, Project
-from server.jobs.attempts import STOP
 from server.nodes import RUNNING
 from server.placement.reclaim import made_way_for
 from server.placement.state import RunningJob, Share
 
+_LEAVES = ("checkpoint_and_exit", "cancel", "finish")  # orders
 _PACED = 2  # steps from which on an attempt's pace says something
 
 
@@ -27,7 +27,10 @@ def shares(session: Session) -> dict[str, Share]:
         Project.cpu_limit,
         Project.share_weight,
     ).where(Project.deleted_at.is_(None))
-    return {project: Share(*share) for project, *share in session.execute(query)}
+    return {
+        row.id: Share(row.gpu_quota, row.gpu_limit, row.cpu_quota, row.cpu_limit, row.share_weight)
+        for row in session.execute(query)
+    }
 
 
 def priorities(session: Session) -> dict[str, int]:
@@ -68,7 +71,7 @@ def running(session: Session, values: Mapping[str, int], now: datetime) -> list[
                 started_at=began.timestamp(),
                 saved_at=max(began, saved.get(attempt.job_id, began)).timestamp(),
                 ends_at=_ends_at(step, attempt.first_step, total, began, now),
-                stopping=attempt.order in (STOP, "cancel"),
+                stopping=attempt.order in _LEAVES,
                 stops_for=made_way_for(attempt.order_reason),
                 claimed=attempt.state == "running",
             )

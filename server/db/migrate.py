@@ -1,5 +1,7 @@
 """Bring a database to the newest revision, one server at a time."""
 
+from functools import cache
+
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -42,7 +44,7 @@ def migrate(database: Database) -> None:
 
 def pending_revision(database: Database) -> str | None:
     """The newest revision, if the database does not have it; otherwise None. Raises NewerDatabaseError."""
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    head = _scripts().get_current_head()
     with database.engine.connect() as connection:
         return None if _known_revision(connection) == head else head
 
@@ -50,7 +52,7 @@ def pending_revision(database: Database) -> str | None:
 def _known_revision(connection: Connection) -> str | None:
     """The database's revision; None before the first one."""
     current = MigrationContext.configure(connection).get_current_revision()
-    scripts = ScriptDirectory.from_config(alembic_config())
+    scripts = _scripts()
     try:
         scripts.get_revision(current or "base")
     except CommandError as error:
@@ -59,3 +61,9 @@ def _known_revision(connection: Connection) -> str | None:
             f"({scripts.get_current_head()}): upgrade powermean"
         ) from error
     return current
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    """The revisions. Reading them runs each one's file."""
+    return ScriptDirectory.from_config(alembic_config())

@@ -157,6 +157,7 @@ class Job(OwnedByProject, Base):
     queued_at: Mapped[datetime | None]  # since when it has waited for its place
     preemptions: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     ended_by: Mapped[str | None] = mapped_column(String(300))  # the rule that ended it early, for people
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # jobs/limits.py
     longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
@@ -184,6 +185,7 @@ class Attempt(Base):
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
     order: Mapped[str] = mapped_column(String(24), default="continue")
+    order_cause: Mapped[str | None] = mapped_column(String(16))  # contracts.attempts.OrderCause
     order_reason: Mapped[str | None] = mapped_column(String(300))  # who or what ordered it, for people
     ordered_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None]
@@ -210,6 +212,12 @@ class Allocation(Base):
             postgresql_where=text("released_at IS NULL"),
             sqlite_where=text("released_at IS NULL"),
         ),
+        Index(
+            "ix_allocations_released_at",
+            "released_at",
+            postgresql_where=text("released_at IS NOT NULL"),
+            sqlite_where=text("released_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -219,6 +227,25 @@ class Allocation(Base):
     gpu_uuids: Mapped[list[Any]]
     engine_id: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives the engine
     released_at: Mapped[datetime | None]
+
+
+class UsageRecord(Base):
+    """What a job that was deleted held: GPUs and CPU slots from one time to another.
+
+    It refers to no job and no project, since it outlives both; the project of one that was deleted is
+    `NAME (deleted)`, which no new project can be called.
+    """
+
+    __tablename__ = "usage_records"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(32))
+    project: Mapped[str] = mapped_column(String(80), index=True)
+    person_id: Mapped[str] = mapped_column(ForeignKey("people.id"))
+    gpus: Mapped[int]
+    cpu_slots: Mapped[int]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class EngineService(Base):
@@ -256,6 +283,18 @@ class Node(Base):
     closed: Mapped[str | None] = mapped_column(String(8))  # cordoned or draining: it takes nothing new
     closed_reason: Mapped[str | None] = mapped_column(String(200))  # for people
     drain_at: Mapped[datetime | None]  # from then on it drains
+    gpus_since: Mapped[datetime | None]  # when it first reported the newest of its GPUs
+
+
+class NodeSample(Base):
+    """What a node used in ten seconds, for an hour; cluster/samples.py has its form."""
+
+    __tablename__ = "node_samples"
+    __table_args__ = (Index("ix_node_samples_at", "at"), {"sqlite_with_rowid": False})
+
+    node_id: Mapped[str] = mapped_column(String(64), primary_key=True)  # not a key: outlives the node
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    use: Mapped[dict[str, Any]]
 
 
 class PriorityClass(Base):
@@ -477,6 +516,7 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     used_at: Mapped[datetime | None]  # to within sessions.TOUCH
     revoked_at: Mapped[datetime | None]
+    made_by: Mapped[str | None] = mapped_column(String(32), index=True)  # the key that made it
 
 
 class BrowserSession(Base):
@@ -516,6 +556,7 @@ class DeviceSignIn(Base):
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # of the key, as what follows
     role: Mapped[str | None] = mapped_column(String(16))
     key_ends_at: Mapped[datetime | None]
+    made_by: Mapped[str | None] = mapped_column(String(32))  # the key behind the session that decided
 
 
 class SealedValue:

@@ -10,6 +10,7 @@ writers wait for each other instead of failing half-way; write_queue.py has the 
 turns. On Postgres the same code locks rows.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -78,8 +79,9 @@ def changes(session: Session) -> Changes:
 class Database:
     """An engine and its two kinds of transactions."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = _create_engine(url)
+    def __init__(self, url: str, statement_s: float | None = None) -> None:
+        """`statement_s` is the longest that Postgres works at one statement; None: any time."""
+        self.engine = _create_engine(url, statement_s)
         self._file = _File(self.engine)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
         self._queue = WriteQueue(self._writing_engine) if self.engine.dialect.name == "sqlite" else None
@@ -241,18 +243,21 @@ class _File:
         return found.st_dev, found.st_ino
 
 
-def _create_engine(url: str) -> Engine:
+def _create_engine(url: str, statement_s: float | None) -> Engine:
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_engine(url, pool_size=20, max_overflow=30, connect_args={"check_same_thread": False})
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+    options = "-c timezone=UTC -c lock_timeout=15s"
+    if statement_s is not None:
+        options += f" -c statement_timeout={math.ceil(statement_s * 1000)}ms"
     return create_engine(
         url,
         pool_size=10,
         max_overflow=20,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 10, "options": "-c timezone=UTC -c lock_timeout=15s"},
+        connect_args={"connect_timeout": 10, "options": options},
     )
 
 

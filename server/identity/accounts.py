@@ -16,7 +16,7 @@ from server.db.session import database_now
 from server.errors import ConflictError, ForbiddenError, UnauthenticatedError
 from server.identity.oidc import Granted, Subject
 from server.identity.passwords import is_outdated
-from server.identity.people import is_here
+from server.identity.people import check_others_administrate, is_here
 from server.identity.sessions import SignedIn, end_sessions
 
 _EMAIL: TypeAdapter[str] = TypeAdapter(Email)
@@ -112,9 +112,41 @@ def accept(session: Session, subject: Subject, allowed: Granted, *, word_holds: 
     return SignedIn(person, None, "oidc")
 
 
-def _person_of(session: Session, subject: Subject) -> Person:
+def link(
+    session: Session, person_id: str, subject: Subject, allowed: Granted, *, word_holds: timedelta
+) -> SignedIn | None:
+    """From now on the provider vouches for this person: their password and all sessions end.
+
+    Answers as `accept` does. Raises ConflictError if the provider's account opens another one here, which is
+    in use, or if nobody would administrate the service any more.
+    """
+    person = session.get_one(Person, person_id)
+    check_own_password(person)
+    if allowed.decides_cluster_role and allowed.cluster_role != "admin" and person.cluster_role == "admin":
+        check_others_administrate(session, person.id)
+    other = _find(session, subject)
+    if other is not None:
+        if other.active:
+            raise ConflictError(
+                f"it signs in {other.name} ({other.id}) here already",
+                remedy="Sign in with it, or ask an administrator to deactivate that account first.",
+            )
+        other.oidc_issuer = other.oidc_subject = None
+        session.flush()
+    person.oidc_issuer, person.oidc_subject = subject.issuer, subject.subject
+    person.password_hash = None
+    end_sessions(session, person.id)
+    session.flush()
+    return accept(session, subject, allowed, word_holds=word_holds)
+
+
+def _find(session: Session, subject: Subject) -> Person | None:
     query = select(Person).where(Person.oidc_issuer == subject.issuer, Person.oidc_subject == subject.subject)
-    person = session.scalars(query.with_for_update()).one_or_none()
+    return session.scalars(query.with_for_update()).one_or_none()
+
+
+def _person_of(session: Session, subject: Subject) -> Person:
+    person = _find(session, subject)
     if person is not None:
         return person
     person = Person(

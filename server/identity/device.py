@@ -76,6 +76,7 @@ def decide(session: Session, caller: Caller, user_code: str, wanted: DeviceDecis
     row.project_id = project
     row.role = caller.cap
     row.key_ends_at = key_end(session, caller, wanted.days)
+    row.made_by = caller.key_id
     return _view(row)
 
 
@@ -110,6 +111,7 @@ def _key(session: Session, row: DeviceSignIn, person: Person) -> NewKey:
         role=cast(Role, row.role),
         project=row.project_id,
         expires_at=row.key_ends_at,
+        made_by=row.made_by,
     )
 
 

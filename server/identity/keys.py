@@ -18,7 +18,13 @@ from powermean.contracts.identity import KeyRequest, KeyView, NewKey, Role
 from powermean.errors import PowermeanError
 from server.db.models import ApiKey, BrowserSession, Person
 from server.db.session import database_now, upsert
-from server.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
+from server.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+    UnauthenticatedError,
+)
 from server.identity.callers import Caller
 from server.identity.people import administrator, find, is_here
 from server.identity.projects import sees
@@ -110,6 +116,7 @@ def create_key(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:
         role=wanted.role,
         project=wanted.project,
         expires_at=key_end(session, caller, wanted.days),
+        made_by=caller.key_id,
     )
 
 
@@ -126,15 +133,22 @@ def _create_node_token(session: Session, caller: Caller, wanted: KeyRequest) -> 
         role="node",
         node=wanted.node,
         expires_at=key_end(session, caller, wanted.days),
+        made_by=caller.key_id,
     )
 
 
 def key_end(session: Session, caller: Caller, days: int | None) -> datetime | None:
-    """When a new key ends: never after the one that makes it."""
+    """When a new key ends: never after the one that makes it.
+
+    Raises UnauthenticatedError if that one was revoked meanwhile: the new one would be missed.
+    """
     ends = [database_now(session) + timedelta(days=days)] if days is not None else []
-    maker = session.get(ApiKey, caller.key_id) if caller.key_id is not None else None
-    if maker is not None and maker.expires_at is not None:
-        ends.append(maker.expires_at)
+    if caller.key_id is not None:
+        maker = session.get_one(ApiKey, caller.key_id, with_for_update=True, populate_existing=True)
+        if is_over(maker, database_now(session)):
+            raise UnauthenticatedError("this key was revoked", remedy="Ask for another one.")
+        if maker.expires_at is not None:
+            ends.append(maker.expires_at)
     return min(ends, default=None)
 
 
@@ -147,6 +161,7 @@ def key_for(
     project: str | None = None,
     node: str | None = None,
     expires_at: datetime | None = None,
+    made_by: str | None = None,
 ) -> NewKey:
     """A new key of a person, or of a node; whether they may have it has been decided."""
     secret = (NODE_PREFIX if person is None else PERSON_PREFIX) + secrets.token_urlsafe(SECRET_BYTES)
@@ -161,6 +176,7 @@ def key_for(
         prefix=secret[:SHOWN],
         created_at=database_now(session),
         expires_at=expires_at,
+        made_by=made_by,
     )
     session.add(row)
     return NewKey(key=secret, **dict(view(row, person.name if person is not None else None)))
@@ -186,8 +202,11 @@ def _manages(caller: Caller, row: ApiKey) -> bool:
     return row.person_id == caller.person_id and caller.covers(row.role, row.project_id)
 
 
-def revoke_key(session: Session, caller: Caller, key_id: str) -> None:
-    """Revoke a key and end the browser sessions that it opened. Revoking it again is no error.
+def revoke_key(session: Session, caller: Caller, key_id: str, *, cascade: bool = False) -> int:
+    """Revoke a key and end the browser sessions that it opened; how many keys are revoked by that.
+
+    With `cascade` also the keys that were made with it, and with those: who found a key may have made more.
+    Revoking it again is no error.
 
     Raises NotFoundError, also for keys that the caller is not shown, or ConflictError for the last
     administrator's key, without which nobody could manage the service.
@@ -199,16 +218,29 @@ def revoke_key(session: Session, caller: Caller, key_id: str) -> None:
         .where(Person.cluster_role == "admin", Person.active)
         .with_for_update(of=ApiKey)
     ).all()
-    row = session.get(ApiKey, key_id)
+    row = session.get(ApiKey, key_id, with_for_update=True)
     if row is None or not (_manages(caller, row) or caller.may("person.change")):
         raise NotFoundError(f"no key {key_id}", remedy="GET /v1/keys lists the keys.")
-    if row.revoked_at is not None:
-        return
-    if list(admins) == [key_id]:
+    revoked = _made_with(session, [row]) if cascade else [row]
+    revoked = [one for one in revoked if one.revoked_at is None]
+    ids = {one.id for one in revoked}
+    if admins and set(admins) <= ids:
         raise ConflictError("this is the last administrator's key", remedy="Create another one first.")
-    row.revoked_at = database_now(session)
-    for browser in session.scalars(select(BrowserSession).where(BrowserSession.key_id == key_id)):
+    for one in revoked:
+        one.revoked_at = database_now(session)
+    for browser in session.scalars(select(BrowserSession).where(BrowserSession.key_id.in_(ids))):
         session.delete(browser)
+    return len(revoked)
+
+
+def _made_with(session: Session, keys: list[ApiKey]) -> list[ApiKey]:
+    """These keys and all that came from them; a key is made once, so that there are no circles."""
+    found = list(keys)
+    while keys:
+        query = select(ApiKey).where(ApiKey.made_by.in_([one.id for one in keys])).with_for_update()
+        keys = list(session.scalars(query))
+        found += keys
+    return found
 
 
 def bootstrap_keys(session: Session, admin_key: SecretStr | None, node_token: SecretStr | None) -> None:
@@ -268,4 +300,5 @@ def view(row: ApiKey, owner: str | None) -> KeyView:
         expires_at=row.expires_at,
         used_at=row.used_at,
         revoked_at=row.revoked_at,
+        made_by=row.made_by,
     )

@@ -1,7 +1,8 @@
 """People's accounts and service accounts, and who calls."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Literal, cast
 
@@ -85,18 +86,23 @@ def create(session: Session, wanted: NewPerson) -> PersonView:
         active=True,
         created_at=database_now(session),
     )
-    try:
-        with session.begin_nested():
-            session.add(person)
-    except IntegrityError as error:
-        raise ConflictError(
-            f"somebody with the e-mail address {wanted.email} is here already",
-            remedy="Add that account to the project instead.",
-        ) from error
+    with _free_email(session, wanted.email, remedy="Add that account to the project instead."):
+        session.add(person)
     if wanted.project is not None:
         session.add(Membership(person_id=person.id, project_id=wanted.project, role=wanted.role))
         session.flush()
     return view(session, person)
+
+
+@contextmanager
+def _free_email(session: Session, email: str | None, remedy: str) -> Iterator[None]:
+    """Raises ConflictError if another account has the address that the body gives to one."""
+    try:
+        with session.begin_nested():
+            yield
+    except IntegrityError as error:
+        message = f"somebody with the e-mail address {email} is here already"
+        raise ConflictError(message, remedy=remedy) from error
 
 
 def named(person_id: str) -> ColumnElement[bool]:
@@ -124,8 +130,8 @@ def list_people(session: Session) -> tuple[PersonView, ...]:
 def change(session: Session, person_id: str, wanted: PersonChange) -> PersonView:
     """Change an account.
 
-    Raises NotFoundError, InvalidInputError (no such project), or ConflictError: nobody could manage the
-    service any more.
+    Raises NotFoundError, InvalidInputError (no such project), or ConflictError: another account has the
+    address, or nobody could manage the service any more.
     """
     person = find(session, person_id)
     if wanted.default_project is not None and not project_exists(session, wanted.default_project):
@@ -135,6 +141,9 @@ def change(session: Session, person_id: str, wanted: PersonChange) -> PersonView
     loses = wanted.active is False or wanted.cluster_role in ("auditor", "none")
     if loses and person.cluster_role == "admin" and person.active:
         check_others_administrate(session, person.id)
+    if wanted.email is not None:
+        with _free_email(session, wanted.email, remedy="Use that account, or change its address first."):
+            person.email = wanted.email
     person.name = wanted.name or person.name
     person.default_project = wanted.default_project or person.default_project
     if wanted.cluster_role is not None:

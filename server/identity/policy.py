@@ -11,7 +11,7 @@ from powermean.contracts.identity import ProjectRole
 
 Verb = Literal[
     "project.read", "project.change", "project.remove", "member.change",
-    "storage.read", "storage.limit", "audit.read",
+    "storage.read", "storage.limit", "quota.read", "quota.change", "audit.read",
     "job.read", "job.submit", "job.change", "replay.ask",
     "dataset.read", "dataset.add", "dataset.remove", "secret.read", "secret.change",
     "self.use", "cluster.read", "cluster.change", "person.read", "person.change", "project.create",
@@ -30,6 +30,8 @@ POLICY: Final[dict[Verb, tuple[Grant, Grant, Grant, Grant]]] = {
     "member.change":   ("no",   "no",   "yes",      "no"),
     "storage.read":    ("yes",  "yes",  "yes",      "yes"),
     "storage.limit":   ("no",   "no",   "no",       "no"),
+    "quota.read":      ("yes",  "yes",  "yes",      "yes"),
+    "quota.change":    ("no",   "no",   "no",       "no"),
     "audit.read":      ("no",   "no",   "yes",      "yes"),
     "job.read":        ("yes",  "yes",  "yes",      "yes"),
     "job.submit":      ("no",   "yes",  "yes",      "no"),

@@ -6,13 +6,12 @@ when it is not used for a while, at its absolute end, with the key that opened i
 
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from powermean.contracts.api import LoginCode
 from powermean.contracts.signin import OwnSession, SignInMethod
 from server.db.models import ApiKey, BrowserSession, Person
 from server.db.session import database_now
@@ -62,9 +61,9 @@ class OpenSession:
 
 def create_code(
     session: Session, person_id: str, key_id: str | None, kind: Literal["code", "invite"] = "code"
-) -> LoginCode:
-    """A code that signs one browser in as this person, with this key: within ten minutes, or an invitation
-    within three days, after which the person can set a password.
+) -> tuple[str, datetime]:
+    """A code that signs one browser in as this person, with this key, and until when it works: ten minutes,
+    or three days for an invitation, after which the person can set a password.
     """
     code = secrets.token_urlsafe(SECRET_BYTES)
     now = database_now(session)
@@ -81,7 +80,7 @@ def create_code(
             ends_at=expires_at,
         )
     )
-    return LoginCode(code=code, expires_at=expires_at)
+    return code, expires_at
 
 
 def redeem_code(session: Session, code: str) -> SignedIn:
@@ -218,9 +217,11 @@ def end_sessions(session: Session, person_id: str) -> None:
     session.execute(delete(BrowserSession).where(BrowserSession.person_id == person_id))
 
 
-def close_session(session: Session, secret: str) -> None:
-    """Sign out; no error if the session has already ended."""
-    session.execute(delete(BrowserSession).where(BrowserSession.id_sha256 == digest(secret)))
+def close_session(session: Session, secret: str) -> Person | None:
+    """Sign out; whose session it was, or None if it has ended already."""
+    ended = delete(BrowserSession).where(BrowserSession.id_sha256 == digest(secret))
+    person_id = session.execute(ended.returning(BrowserSession.person_id)).scalar_one_or_none()
+    return session.get(Person, person_id) if person_id is not None else None
 
 
 def _living(

@@ -1,15 +1,15 @@
-"""How often one may try to sign in. In process: each replica counts for itself."""
+"""How often one may try to sign in."""
 
 import hashlib
 import math
-import time
 from collections.abc import Mapping
 
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from server.errors import TooManyRequestsError
+from server.limits import Counts
+from server.settings import Settings
 
 # A tenth of a guess a second at one account is nothing against argon2id and twelve characters.
 LIMITS: Mapping[str, RateLimitItem] = {
@@ -23,20 +23,18 @@ LIMITS: Mapping[str, RateLimitItem] = {
 class Throttle:
     """Counts tries, by kind and by who makes them."""
 
-    def __init__(self, limits: Mapping[str, RateLimitItem] = LIMITS) -> None:
-        self._limits = limits
-        self._counts = MovingWindowRateLimiter(MemoryStorage())
+    def __init__(self, settings: Settings) -> None:
+        self._counts = Counts(settings, MovingWindowRateLimiter)
 
     def count(self, kind: str, who: str) -> None:
         """One more try. Raises TooManyRequestsError above the limit."""
-        limit, name = self._limits[kind], _short(who)
-        if not self._counts.hit(limit, kind, name):
-            resets = self._counts.get_window_stats(limit, kind, name).reset_time
-            raise TooManyRequestsError(max(1, math.ceil(resets - time.time())))
+        wait_s = self._counts.wait(LIMITS[kind], kind, _short(who))
+        if wait_s is not None:
+            raise TooManyRequestsError(max(1, math.ceil(wait_s)))
 
     def forgive(self, kind: str, who: str) -> None:
         """The try was right: earlier ones count no more."""
-        self._counts.clear(self._limits[kind], kind, _short(who))
+        self._counts.clear(LIMITS[kind], kind, _short(who))
 
 
 def _short(who: str) -> str:

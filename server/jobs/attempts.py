@@ -7,6 +7,7 @@ a job's next attempt resumes from the last committed checkpoint.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -17,6 +18,8 @@ from powermean.contracts.attempts import (
     Finish,
     Heartbeat,
     JobError,
+    Order,
+    OrderCause,
 )
 from powermean.contracts.names import START_TASK, node_queue
 from powermean.contracts.phases import PREPARING_MODEL
@@ -29,12 +32,11 @@ from server.jobs import allocations, repository
 from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.events import fence, lock_job, record_event
 from server.jobs.progress import rewind_progress
-from server.jobs.states import change_phase, change_state
+from server.jobs.states import change_phase, change_state, record_state
 from server.jobs.views import job_spec
 from server.settings import Settings
 
 CANCELLED = "the job was cancelled"
-STOP = "checkpoint_and_exit"  # the order to give way, or to pause
 REASON_CHARACTERS = 300
 LONGEST_PAUSE_S = 300.0
 
@@ -128,21 +130,66 @@ def heartbeat(
     return attempt
 
 
-def order_cancel(session: Session, job: Job) -> None:
+def order_cancel(session: Session, job: Job, reason: str, now: datetime) -> None:
     """Order the running attempt to stop; its next heartbeat delivers the order."""
     attempt = _current(session, job)
     if attempt is not None:
-        attempt.order = "cancel"
+        _order(attempt, "cancel", "cancelled", reason, now)
 
 
-def order_stop(session: Session, job: Job, reason: str, now: datetime) -> None:
-    """Order a locked job's running attempt to save a checkpoint and end; its next heartbeat delivers it.
+def order_stop(
+    session: Session, job: Job, reason: str, now: datetime, *, cause: OrderCause = "preempted"
+) -> bool:
+    """Have a locked job's attempt leave at the end of its step; an order that it has already stays.
 
-    An earlier order stands.
+    It checkpoints, exits, and the job is queued again, or paused where somebody asked for that. An attempt
+    that nobody has claimed leaves at once. `reason` names who or what needs its place, for people. False:
+    there was nothing to order.
     """
     attempt = _current(session, job)
+    if attempt is None or attempt.state not in ("starting", "running") or attempt.order != "continue":
+        return False
+    _order(attempt, "checkpoint_and_exit", cause, reason, now)
+    if attempt.state == "running":
+        record_state(session, job)
+    else:
+        _end(session, attempt, "ended", now, outcome="cancelled", reason=reason)
+        allocations.release(session, attempt.id, now)
+        _leave(session, job, attempt)
+    return True
+
+
+def order_by_rule(
+    session: Session, job: Job, order: Literal["finish", "cancel"], rule: str, now: datetime
+) -> None:
+    """Have a locked job's running attempt finish early, or end to be tried again, unless it has an order."""
+    attempt = _current(session, job)
     if attempt is not None and attempt.state == "running" and attempt.order == "continue":
-        attempt.order, attempt.order_reason, attempt.ordered_at = STOP, reason[:REASON_CHARACTERS], now
+        _order(attempt, order, "limit" if order == "finish" else "stalled", rule, now)
+        record_state(session, job)
+
+
+def finishes(session: Session, job: Job) -> bool:
+    """Whether the job's attempt is ordered to finish early."""
+    attempt = _current(session, job)
+    return attempt is not None and attempt.order == "finish" and attempt.state == "running"
+
+
+def _order(attempt: Attempt, order: Order, cause: OrderCause, reason: str, now: datetime) -> None:
+    attempt.order, attempt.order_cause = order, cause
+    attempt.order_reason, attempt.ordered_at = reason[:REASON_CHARACTERS], now
+
+
+def _leave(session: Session, job: Job, attempt: Attempt) -> None:
+    """The attempt has left as ordered: the job waits for its next one, or for somebody to resume it."""
+    if job.pause_requested:
+        why = attempt.order_reason if attempt.order_cause == "paused" else None
+        change_state(session, job, JobState.PAUSED, why or "paused")
+        return
+    job.preemptions += attempt.order_cause == "preempted"
+    # a phase names no other project and none of its jobs
+    why = "it gave way to another job" if attempt.order_cause == "preempted" else attempt.order_reason
+    change_state(session, job, JobState.QUEUED, f"waiting for the scheduler: {why}"[:200])
 
 
 def withdraw(session: Session, job: Job) -> None:
@@ -169,24 +216,37 @@ def finish(
         check_step(job, "result.steps", report.result.steps)
         check_owner(job.id, "result.model.files", report.result.model)
     now = database_now(session)
-    error = report.error or _unexplained(report, attempt.order)
-    _end(session, attempt, "ended", now, outcome=report.outcome, reason=_reason(report, error), error=error)
+    leaves = (attempt.order == "checkpoint_and_exit" or job.pause_requested) and (
+        report.outcome in ("checkpointed", "cancelled") or report.retryable
+    )
+    error = None if leaves else report.error or _unexplained(report, attempt)
+    reason = _left(attempt, report) if leaves else _reason(report, error)
+    _end(session, attempt, "ended", now, outcome=report.outcome, reason=reason, error=error)
     allocations.release(session, attempt.id, now)
     if report.outcome == "finished" and report.result is not None:
         job.result = report.result.model_dump(mode="json")
         job.step = report.result.steps
+        job.ended_by = _ended_by(job, attempt, report)
         change_state(session, job, JobState.FINISHED)
     elif job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
+    elif leaves:
+        _leave(session, job, attempt)
     elif report.outcome == "checkpointed":
-        job.preemptions += attempt.order == STOP
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
     else:
         assert error is not None  # only a result, a checkpoint or an order to cancel needs no error
         if report.outcome == "cancelled" or (report.outcome == "failed" and report.retryable):
             restart_or_fail(session, settings, job, error)
         else:
+            job.ended_by = _ended_by(job, attempt, report)
             fail(session, job, error)
+
+
+def _ended_by(job: Job, attempt: Attempt, report: Finish) -> str | None:
+    """The limit that ended the job before its last step."""
+    ordered = attempt.order_reason if attempt.order == "finish" and job.step < job.total_steps else None
+    return report.ended_by or ordered
 
 
 def _reason(report: Finish, error: JobError | None) -> str:
@@ -196,11 +256,17 @@ def _reason(report: Finish, error: JobError | None) -> str:
     if report.outcome == "cancelled":
         return CANCELLED
     if report.outcome == "finished":
-        return "all steps are done"
+        return report.ended_by or "all steps are done"
     return report.reason or "it stopped at a checkpoint, as ordered"
 
 
-def _unexplained(report: Finish, order: str) -> JobError | None:
+def _left(attempt: Attempt, report: Finish) -> str:
+    """Why an attempt left as ordered; how, if it was not by a checkpoint of its own accord."""
+    how = report.error.message if report.error else report.reason
+    return "; ".join(filter(None, (attempt.order_reason, how)))
+
+
+def _unexplained(report: Finish, attempt: Attempt) -> JobError | None:
     """The error of an attempt that left neither a model nor a checkpoint and gave no reason.
 
     An attempt that was ordered to cancel needs none: the order is the reason.
@@ -215,7 +281,13 @@ def _unexplained(report: Finish, order: str) -> JobError | None:
         return JobError(
             code="unknown", message="the attempt failed without giving a reason; its log may say more"
         )
-    if report.outcome == "cancelled" and order != "cancel":
+    if report.outcome == "cancelled" and attempt.order_cause == "stalled":
+        return JobError(
+            code="stalled",
+            message=attempt.order_reason or "the attempt made no step",
+            remedy="The attempt's log shows what it did last.",
+        )
+    if report.outcome == "cancelled" and attempt.order != "cancel":
         return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
     return None
 
@@ -234,11 +306,15 @@ def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
         return False
     claimed = attempt.state == "running"
     error = _silent(attempt, claimed)
-    _end(session, attempt, "lapsed", now, outcome="lapsed", reason=error.message, error=error)
+    leaves = attempt.order == "checkpoint_and_exit"
+    reason = f"{attempt.order_reason}; {error.message}" if leaves else error.message
+    _end(session, attempt, "lapsed", now, outcome="lapsed", reason=reason, error=None if leaves else error)
     if not claimed:
         allocations.release(session, attempt.id, now)
     if job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
+    elif leaves:
+        _leave(session, job, attempt)
     elif claimed:
         restart_or_fail(session, settings, job, error)
     else:
@@ -322,7 +398,7 @@ def _end(
 ) -> None:
     attempt.state = state
     attempt.outcome = outcome
-    attempt.reason = reason
+    attempt.reason = reason[:REASON_CHARACTERS]
     attempt.ended_at = now
     if error is not None:
         attempt.error = error.model_dump(mode="json")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 from pydantic import TypeAdapter
 
@@ -28,12 +29,13 @@ class Demand:
     rollout_gpus: int  # of its own engine; 0: the engine shares the trainer's
     vllm: bool  # its own engine must be vLLM
     adapter: AdapterNeed | None  # None: it gets its own engine
-    gpu_type: str | None = None  # part of the GPUs' name, in any case
-    gpu_memory_mb: int = 0  # at least, of each GPU
-    labels: tuple[tuple[str, str], ...] = ()  # of its node
+    gpu_type: str | None = None  # part of the GPUs' name
+    gpu_memory_mb: int = 0  # of each GPU, at least
+    labels: tuple[tuple[str, str], ...] = ()  # of the trainer's node
 
 
 _json = TypeAdapter(Demand)
+_LATER = ("gpu_type", "gpu_memory_mb", "labels")  # not in the texts of jobs from before
 
 
 def demand_of(spec: JobSpec) -> str:
@@ -43,8 +45,11 @@ def demand_of(spec: JobSpec) -> str:
         rollout_gpus=spec.resources.rollout_gpus,
         vllm=spec.rollout.needs_vllm,
         adapter=_adapter_need(spec),
+        gpu_type=spec.resources.gpu_type.lower() if spec.resources.gpu_type else None,
+        gpu_memory_mb=ceil((spec.resources.gpu_memory_gib or 0) * 1024),
+        labels=tuple(sorted(spec.resources.node_labels.items())),
     )
-    return _json.dump_json(demand).decode()
+    return _json.dump_json(demand, exclude={name for name in _LATER if not getattr(demand, name)}).decode()
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
@@ -117,6 +118,48 @@ def seconds_left(session: Session, job: Job) -> float | None:
     """
     if job.state != JobState.RUNNING:
         return None
+    typical = _typical(session, job)
+    if typical is None:
+        return None
+    last = last_step_at(session, job.id)
+    in_step = max(0.0, (database_now(session) - last).total_seconds()) if last is not None else 0.0
+    return typical * max(0, job.total_steps - job.step) - min(typical, in_step)
+
+
+def usual_step_s(session: Session, job: Job) -> float | None:
+    """How long a step takes with its evaluation and its checkpoint; None before the first one."""
+    typical = _typical(session, job)
+    return (
+        None
+        if typical is None
+        else typical
+        + sum(_newest_value(session, job, name) or 0.0 for name in ("eval/seconds", "time/checkpoint"))
+    )
+
+
+def last_step_at(session: Session, job_id: str) -> datetime | None:
+    """When the last finished step was recorded."""
+    query = (
+        select(JobEvent.created_at)
+        .where(JobEvent.job_id == job_id, JobEvent.kind == "trajectories")
+        .order_by(JobEvent.seq.desc())
+        .limit(1)
+    )
+    return session.execute(query).scalar_one_or_none()
+
+
+def _newest_value(session: Session, job: Job, name: str) -> float | None:
+    query = (
+        select(Metric.value)
+        .where(Metric.job_id == job.id, Metric.name == name, Metric.value.is_not(None))
+        .order_by(Metric.step.desc(), Metric.attempt.desc())
+        .limit(1)
+    )
+    return session.execute(query).scalar_one_or_none()
+
+
+def _typical(session: Session, job: Job) -> float | None:
+    """The median duration of the last steps."""
     query = (
         select(Metric.value)
         .where(Metric.job_id == job.id, Metric.step > job.step - 2 * _TIMED_STEPS)
@@ -125,19 +168,4 @@ def seconds_left(session: Session, job: Job) -> float | None:
         .limit(_TIMED_STEPS)
     )
     times = [value for value in session.execute(query).scalars() if value is not None]
-    if not times:
-        return None
-    typical = statistics.median(times)
-    return typical * max(0, job.total_steps - job.step) - min(typical, _seconds_in_step(session, job.id))
-
-
-def _seconds_in_step(session: Session, job_id: str) -> float:
-    """Time since the last finished step was recorded; 0 if none was."""
-    query = (
-        select(JobEvent.created_at)
-        .where(JobEvent.job_id == job_id, JobEvent.kind == "trajectories")
-        .order_by(JobEvent.seq.desc())
-        .limit(1)
-    )
-    recorded = session.execute(query).scalar_one_or_none()
-    return max(0.0, (database_now(session) - recorded).total_seconds()) if recorded is not None else 0.0
+    return statistics.median(times) if times else None

@@ -20,13 +20,14 @@ from powermean.spec_yaml import to_yaml
 from server import outbox
 from server.db.models import Job
 from server.db.scoped import ScopedSession
-from server.db.session import database_now, insert_new
-from server.errors import ConflictError, InvalidInputError
+from server.db.session import changes, database_now, insert_new
+from server.errors import ConflictError, ForbiddenError, InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose
-from server.jobs import attempts, repository
+from server.jobs import attempts, priorities, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
+from server.jobs.limits import judged_here
 from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
 from server.jobs.views import job_spec, job_view
 from server.usage import check_room
@@ -54,8 +55,8 @@ def submit(
     `text` is what the spec was read from; it is kept for people who edit and submit it again.
 
     Raises:
-        InvalidInputError: there is no such project or secret, the model is not allowed, or the spec's dataset
-            does not exist or lacks a field.
+        InvalidInputError: there is no such project, secret or priority, the model or the priority is not
+            allowed, or the spec's dataset does not exist or lacks a field.
         ForbiddenError: the caller may not submit to the project.
         ConflictError: the key was used for a different spec.
     """
@@ -67,6 +68,8 @@ def submit(
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
     check_model(spec.model.name, allowed)
+    if why := priorities.objection(session, caller, project, spec.priority):
+        raise InvalidInputError.at("priority", why, "GET /v1/priorities says who may use which.")
     check_dataset(session, spec, project)
     check_secrets(session, spec, project, caller.person_id)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
@@ -96,6 +99,8 @@ def _new_job(
         spec=data,
         spec_text=text,
         demand=demand_of(spec),
+        priority=spec.priority,
+        limits=judged_here(spec.limits),
         algorithm=spec.algorithm.name,
         total_steps=spec.training.steps,
         step=0,
@@ -104,6 +109,8 @@ def _new_job(
         attempt=0,
         restarts=0,
         cancel_requested=False,
+        pause_requested=False,
+        preemptions=0,
         idempotency_key=idempotency_key,
         spec_sha256=hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
         created_by=person_id,
@@ -172,13 +179,13 @@ def source(session: ScopedSession, job_id: str) -> SpecSource:
     return SpecSource(text=job.spec_text or to_yaml(job_spec(job), changed_only=True))
 
 
-def cancel(session: ScopedSession, job_id: str) -> JobView:
+def cancel(session: ScopedSession, job_id: str, name: str) -> JobView:
     """Stop a job: at once if nothing runs, otherwise by an order in its next heartbeat's reply."""
     job = lock_job(session, job_id)
     if not state_of(job).final and not job.cancel_requested:
         if state_of(job) is JobState.RUNNING:
             job.cancel_requested = True
-            attempts.order_cancel(session, job)
+            attempts.order_cancel(session, job, f"cancelled by {name}", database_now(session))
             record_state(session, job)
         else:
             attempts.withdraw(session, job)
@@ -186,6 +193,70 @@ def cancel(session: ScopedSession, job_id: str) -> JobView:
             job.cancel_requested = True
             change_state(session, job, JobState.CANCELLED)
     return job_view(job, repository.seconds_left(session, job))
+
+
+def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
+    """Have a job leave its place at the end of its step, and wait until somebody resumes it.
+
+    At once if nothing runs; a spec that a node is checking is checked first. Raises ConflictError: the job
+    has ended or is ending.
+    """
+    job = lock_job(session, job_id)
+    state = state_of(job)
+    if why := _ended(state) or _ending(session, job):
+        raise ConflictError(f"job {job_id} {why}: it can't be paused")
+    if state is not JobState.PAUSED and not job.pause_requested:
+        job.pause_requested = True
+        reason = f"paused by {name}"
+        if state is JobState.QUEUED:
+            change_state(session, job, JobState.PAUSED, reason)
+        elif not attempts.order_stop(session, job, reason, database_now(session), cause="paused"):
+            record_state(session, job)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def resume(session: ScopedSession, job_id: str) -> JobView:
+    """Queue a paused job again; of one that is about to pause, the attempt still leaves first.
+
+    No effect on a job that is not paused. Raises ConflictError: the job has ended.
+    """
+    job = lock_job(session, job_id)
+    state = state_of(job)
+    if why := _ended(state):
+        raise ConflictError(
+            f"job {job_id} {why}: it can't be resumed", remedy="Submit its spec again as a new job."
+        )
+    if state is JobState.PAUSED:
+        job.not_before = None
+        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
+    elif job.pause_requested:
+        job.pause_requested = False
+        record_state(session, job)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def set_priority(session: ScopedSession, caller: Caller, job_id: str, name: str) -> JobView:
+    """Give a live job another priority. Raises InvalidInputError, ForbiddenError, or ConflictError."""
+    job = lock_job(session, job_id)
+    if why := _ended(state_of(job)):
+        raise ConflictError(f"job {job_id} {why}: its priority can't be changed")
+    if why := priorities.objection(session, caller, job.project_id, name):
+        raise ForbiddenError(why, remedy="GET /v1/priorities says who may use which.")
+    if job.priority != name:
+        job.priority = name
+        changes(session).plan = True
+        record_state(session, job)
+    return job_view(job, repository.seconds_left(session, job))
+
+
+def _ending(session: Session, job: Job) -> str | None:
+    if job.cancel_requested:
+        return "is being cancelled"
+    return "has reached a limit and is finishing" if attempts.finishes(session, job) else None
+
+
+def _ended(state: JobState) -> str | None:
+    return f"has ended ({state})" if state.final else None
 
 
 def dataset_ref(session: Session, spec: JobSpec) -> ArtefactRef | None:
@@ -219,7 +290,10 @@ def accept_validation(session: Session, job_id: str, result: ValidationResult) -
     outbox.settle(session, job_id, database_now(session))
     if not result.errors:
         job.longest_sequence = result.tokens
-        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
+        if job.pause_requested:
+            change_state(session, job, JobState.PAUSED, "paused")
+        else:
+            change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
         return
     job.error = _combined(result.errors).model_dump(mode="json")
     change_state(session, job, JobState.FAILED)

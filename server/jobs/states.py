@@ -53,6 +53,8 @@ def change_state(session: Session, job: Job, new: JobState, phase: str | None = 
         changes(session).plan = True
     if new is JobState.QUEUED:
         job.queued_at = now
+    if new is JobState.PAUSED or new.final:
+        job.pause_requested = False
     if new is JobState.RUNNING and job.started_at is None:
         job.started_at = now
     if new.final:

@@ -1,8 +1,11 @@
 """Rows as the API returns them."""
 
+from datetime import datetime
+from typing import cast
+
 from powermean.contracts.api import AttemptView, JobState, JobSummary
 from powermean.contracts.api import Job as JobView
-from powermean.contracts.attempts import AllocationView, JobError, JobResult
+from powermean.contracts.attempts import AllocationView, JobError, JobResult, OrderCause
 from powermean.contracts.job import JobSpec
 from server.db.models import Allocation, Attempt, Job
 
@@ -21,6 +24,7 @@ def job_summary(job: Job) -> JobSummary:
         project=job.project_id,
         created_by=job.created_by,
         state=JobState(job.state),
+        priority=job.priority,
         algorithm=job.algorithm,
         model=model.get("name") or model["folder"],
         step=job.step,
@@ -33,11 +37,13 @@ def job_summary(job: Job) -> JobSummary:
         held_out=job.held_out,
         attempt=job.attempt,
         cancel_requested=job.cancel_requested,
+        pause_requested=job.pause_requested,
         phase=job.phase,
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
         error=JobError.model_validate(job.error) if job.error else None,
+        ended_by=job.ended_by,
     )
 
 
@@ -62,11 +68,21 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         first_step=attempt.first_step,
         allocations=tuple(allocation_view(allocation) for allocation in attempt.allocations),
         created_at=attempt.created_at,
+        order_cause=cast(OrderCause | None, attempt.order_cause),
+        order_reason=attempt.order_reason,
+        ordered_at=attempt.ordered_at,
         ended_at=attempt.ended_at,
+        freed_at=_freed_at(attempt),
         outcome=attempt.outcome,
         reason=attempt.reason,
         error=JobError.model_validate(attempt.error) if attempt.error else None,
     )
+
+
+def _freed_at(attempt: Attempt) -> datetime | None:
+    times = [allocation.released_at for allocation in attempt.allocations]
+    released = [time for time in times if time is not None]
+    return max(released) if released and len(released) == len(times) else None
 
 
 def job_view(job: Job, seconds_left: float | None, spec: JobSpec | None = None) -> JobView:
@@ -76,6 +92,7 @@ def job_view(job: Job, seconds_left: float | None, spec: JobSpec | None = None) 
         spec=spec or job_spec(job),
         result=JobResult.model_validate(job.result) if job.result else None,
         attempts=tuple(attempt_view(attempt) for attempt in job.attempts) if job.attempt else (),
+        preemptions=job.preemptions,
         seconds_left=seconds_left,
         seq=job.seq,
     )

@@ -33,7 +33,10 @@ def place(
         if engine.node:
             return f"waiting for node {engine.node} to have {needs}"
         return f"waiting for a node with {needs}: no connected node has that"
+    if all(node.closed for node in fitting):
+        return f"waiting for a node: {fitting[0].closed}"
     if not engine.gpus:
+        fitting = [node for node in fitting if node.closed is None]
         spread = min(fitting, key=lambda node: (room.services[node.id], -node.cpu_slots, node.id))
         room.services[spread.id] += 1
         return Placement(engine.id, spread.id, ())

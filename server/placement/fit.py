@@ -1,7 +1,7 @@
 """Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from server.placement.room import Room
@@ -107,7 +107,7 @@ def best(
 
 
 def _could_hold(ask: Ask, node: NodeCapacity) -> bool:
-    if (ask.vllm and VLLM not in node.engines) or not node.labels.issuperset(ask.labels):
+    if not _takes(ask, node):
         return False
     if not ask.uses_gpus:
         return node.cpu_slots > 0
@@ -128,22 +128,31 @@ def never(ask: Ask, nodes: Sequence[NodeCapacity]) -> str:
     """Why no node could hold the gang, even if all were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
-    able = [node for node in nodes if not ask.vllm or VLLM in node.engines]
+    able = [node for node in nodes if _takes(ask, node)]
     if not able:
-        return "waiting for a node with vLLM: no connected node has it"
-    labelled = [node for node in able if node.labels.issuperset(ask.labels)]
-    if not labelled:
-        asked = ", ".join(f"{name}={value}" for name, value in ask.labels)
-        return f"waiting for a node labelled {asked}: no connected node is"
+        return f"waiting for a node with {_kind(ask)}: no connected node has it"
     if not ask.uses_gpus:
         return "waiting for a node with CPU slots: no connected node has any"
+    most = max(len(_matching(ask, node)) if ask.is_picky else node.gpus for node in able)
     wanted = "a GPU" if ask.gpus == 1 else f"{ask.gpus} GPUs"
     if ask.is_picky:
-        most = max(len(_matching(ask, node)) for node in labelled)
-        kind = " ".join(filter(None, [ask.gpu_type, ask.gpu_memory_mb and f"of {ask.gpu_memory_mb} MB"]))
-        wanted += f" ({kind})"
-    else:
-        most = max(node.gpus for node in labelled)
-    if most < ask.gpus:
-        return f"waiting for a node with {wanted}: the largest connected one has {most}"
-    return f"waiting for {ask.nodes} nodes with {wanted} each: too few are connected"
+        wanted += f" ({_kind(replace(ask, vllm=False))})"
+    if most >= ask.gpus:
+        return f"waiting for {ask.nodes} nodes with {wanted} each: too few are connected"
+    said = f"waiting for a node with {wanted}: the largest connected one has {most}"
+    ill = [f"{node.id}: {why}" for node in able for why in node.unhealthy]
+    return f"{said} (left out: {', '.join(ill)})" if ill else said
+
+
+def _takes(ask: Ask, node: NodeCapacity) -> bool:
+    return (not ask.vllm or VLLM in node.engines) and node.labels.issuperset(ask.labels)
+
+
+def _kind(ask: Ask) -> str:
+    """What is asked of a node and its GPUs, beside their number."""
+    asked = [f"{name}={value}" for name, value in ask.labels]
+    if ask.gpu_type is not None:
+        asked.append(f"GPUs called {ask.gpu_type}")
+    if ask.gpu_memory_mb:
+        asked.append(f"{ask.gpu_memory_mb / 1024:.4g} GiB a GPU")
+    return ", ".join([*asked, *(["vLLM"] if ask.vllm else [])])

@@ -216,13 +216,14 @@ class _Planning:
     def _plainly(self, job: WaitingJob, tries: list[_Try]) -> Wait:
         ask = tries[0][0]
         possible = frozenset(self.index.possible(ask))
-        shut = [node for node in self.state.nodes if node.id in possible and (node.full_disk or node.closed)]
-        if len(shut) == len(possible):
-            node = shut[0]
-            if node.full_disk:
-                text = f"waiting for room: the disk of {node.full_disk} on {node.id} is full"
-                return Wait("disk", text)
-            return Wait("closed", f"waiting for {node.id} to be opened: {node.closed}")
+        there = [node for node in self.state.nodes if node.id in possible]
+        closed = ", ".join(node.closed for node in there if node.closed)
+        if all(node.full_disk or node.closed for node in there):
+            if closed:
+                return Wait("closed", f"waiting for a node: {closed}")
+            return Wait(
+                "disk", f"waiting for room: the disk of {there[0].full_disk} on {there[0].id} is full"
+            )
         gpus, needed = ask.uses_gpus, ask.amount
         if sum(self.room.free(node_id, gpus) >= needed for node_id in possible) >= ask.nodes:
             return Wait("behind", "waiting behind earlier jobs")

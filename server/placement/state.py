@@ -26,9 +26,10 @@ class NodeCapacity:
     free_gpus: tuple[str, ...]
     engines: tuple[str, ...] = ()  # installed there
     full_disk: str | None = None  # the folder for which it takes nothing new
-    closed: str | None = None  # why it takes nothing new, for people: cordoned, draining
+    closed: str | None = None  # for people: `n3 is draining (kernel update)`; it takes nothing new
     labels: frozenset[tuple[str, str]] = frozenset()
     gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
+    unhealthy: tuple[str, ...] = ()  # why each of the others may not, for people
     served: int = 0  # GPUs that engine services hold
 
 

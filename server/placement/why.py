@@ -46,8 +46,8 @@ class Why:
         return "; ".join(dict.fromkeys(filter(None, seen)))
 
 
-def explain(state: ClusterState, plan: Plan) -> dict[str, Why]:
-    """Why each job of the plan waits."""
+def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
+    """Why each job of the plan waits; the first one's position is `first`."""
     order = line(state)
     waiting = [job for job in order if job.id in plan.why]
     times = starts(state, plan, order)
@@ -55,7 +55,7 @@ def explain(state: ClusterState, plan: Plan) -> dict[str, Why]:
     owners = _owners(waiting, ledger, plan)
     found: dict[str, Why] = {}
     before: dict[bool, list[WaitingJob]] = {True: [], False: []}
-    for number, job in enumerate(waiting, start=1):
+    for number, job in enumerate(waiting, start=first):
         wait = plan.why[job.id]
         ahead = before[job.uses_gpus]
         parts = [_need(job, wait)]

@@ -28,6 +28,12 @@ def recorded_steps(session: Session, job_id: str) -> dict[int, int]:
     return {step: attempt for step, (attempt, tokens) in newest.items() if tokens}
 
 
+def busy_nodes(session: Session) -> set[str]:
+    """The nodes that run a replay."""
+    nodes = session.scalars(select(Replay.node).where(Replay.state == "running"))
+    return {node for node in nodes if node is not None}
+
+
 def tokens_of(session: Session, replay: Replay) -> ArtefactRef | None:
     """Where the step's token records are; None if they are gone."""
     head = session.get(TrajectoryStep, (replay.job_id, replay.step, replay.attempt))

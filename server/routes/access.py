@@ -36,7 +36,7 @@ from server.identity.callers import Caller
 from server.identity.keys import find_key, touch_key
 from server.identity.ownership import Named, named_in, names_something
 from server.identity.people import caller_of
-from server.identity.policy import CLUSTER_VERBS, Verb
+from server.identity.policy import CLUSTER_VERBS, Verb, grant
 from server.identity.recent import RecentCallers
 from server.identity.sessions import find_session, touch_session
 from server.routes.admission import REFUSALS, SAFE_METHODS, Door
@@ -241,9 +241,9 @@ def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:
     if named.project is None or not (caller.visible is None or named.project in caller.visible):
         raise NotFoundError(f"no {named.kind} {named.id}", remedy=_LISTS[named.kind])
     if not caller.may(verb, named.project, named.owner):
+        whom = "an administrator" if grant(verb, "maintainer") == "no" else "one of its maintainers"
         raise ForbiddenError(
-            f"you may not do this in project {named.project} ({verb})",
-            remedy="Ask one of its maintainers.",
+            f"you may not do this in project {named.project} ({verb})", remedy=f"Ask {whom}."
         )
     return caller
 

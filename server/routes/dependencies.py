@@ -4,11 +4,13 @@ def route(database: RequestDatabase, settings: RequestSettings) -> ...
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from powermean.artefacts import ArtefactStore
+from powermean.contracts.api import LoginCode
 from powermean.tokens import KeyPair
 from server.audit.journal import Journal
 from server.db.scoped import ScopedDatabase
@@ -44,3 +46,15 @@ RequestJournal = Annotated[Journal, Depends(_state("journal"))]
 RequestThrottle = Annotated[Throttle, Depends(_state("throttle"))]
 RequestProvider = Annotated[Provider | None, Depends(_state("provider"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]
+
+
+def public_address(request: Request, settings: Settings, path: str) -> str:
+    """The full address of a page, as people elsewhere open it."""
+    here = settings.public_url or f"{request.url.scheme}://{request.headers['host']}"
+    return here + path
+
+
+def login_code(request: Request, settings: Settings, code: str, expires_at: datetime) -> LoginCode:
+    """A one-time code with the page that takes it."""
+    url = public_address(request, settings, f"/login/{code}")
+    return LoginCode(code=code, url=url, expires_at=expires_at)

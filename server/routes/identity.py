@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, status
+from fastapi import APIRouter, Query, status
 
 from powermean.contracts.identity import KeyList, KeyRequest, Me, NewKey
 from server.audit.journal import note
@@ -44,7 +44,13 @@ def list_keys(caller: Self, database: RequestDatabase) -> KeyList:
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Revoke a key",
 )
-def revoke_key(key_id: str, caller: Self, database: RequestDatabase) -> None:
+def revoke_key(
+    key_id: str,
+    caller: Self,
+    database: RequestDatabase,
+    cascade: Annotated[bool, Query(description="Revoke the keys that were made with it, too.")] = False,
+) -> None:
     """Also ends the browser sessions opened with it. Others' keys: administrators only."""
     with database.write() as session:
-        keys.revoke_key(session, caller, key_id)
+        revoked = keys.revoke_key(session, caller, key_id, cascade=cascade)
+        note(keys=str(revoked) if cascade else None)

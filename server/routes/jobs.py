@@ -11,6 +11,7 @@ from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource,
 from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
+from powermean.contracts.priorities import PriorityChange
 from powermean.contracts.renaming import old_names_used
 from powermean.contracts.secrets import HUB_TOKENS
 from powermean.spec_yaml import SpecTextError, read_spec
@@ -150,7 +151,37 @@ def get_text(
 def cancel_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
     """At once if nothing runs; a running job stops within a heartbeat or two. Repeats have no effect."""
     with database.write() as session:
-        return service.cancel(session, job_id)
+        return service.cancel(session, job_id, caller.name)
+
+
+@router.post("/{job_id}/pause", summary="Pause a job")
+def pause_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
+    """A running job saves a checkpoint at the end of its step and frees its place; POST .../resume queues it.
+
+    At once if nothing runs. Repeats have no effect.
+    """
+    with database.write() as session:
+        return service.pause(session, job_id, caller.name)
+
+
+@router.post("/{job_id}/resume", summary="Resume a paused job")
+def resume_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
+    """It waits for a place, and goes on from its last checkpoint. Repeats have no effect."""
+    with database.write() as session:
+        return service.resume(session, job_id)
+
+
+@router.post("/{job_id}/priority", summary="Change a job's priority")
+def set_priority(
+    job_id: str,
+    wanted: PriorityChange,
+    caller: Annotated[Caller, May("job.change")],
+    database: CallersDatabase,
+) -> Job:
+    """It goes before others from now on, or behind them, waiting or running."""
+    with database.write() as session:
+        note(priority=wanted.priority)
+        return service.set_priority(session, caller, job_id, wanted.priority)
 
 
 @router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")

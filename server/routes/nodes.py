@@ -3,14 +3,17 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Path, status
+from fastapi import APIRouter, Path, Query, status
+from pydantic import AwareDatetime
 
-from powermean.contracts.api import NodeList
+from powermean.contracts.api import NodeClosing, NodeDrain, NodeList, NodeSamples, NodeView
 from powermean.contracts.attempts import NodeReport
 from powermean.contracts.engines import NodeOrders
+from powermean.contracts.names import NODE_NAME
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
-from server.cluster import engines, inventory
+from server.audit.journal import note
+from server.cluster import drains, engines, inventory, samples
 from server.identity.callers import Caller
 from server.routes.access import CurrentNode, KnownCallerRoute, May
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestKeyPair, RequestSettings
@@ -18,7 +21,7 @@ from server.routes.dependencies import CallersDatabase, RequestDatabase, Request
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=KnownCallerRoute)
 
-NodeId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
+NodeId = Annotated[str, Path(min_length=1, max_length=64, pattern=NODE_NAME)]
 
 
 @router.get("", summary="List the nodes")
@@ -28,6 +31,85 @@ def list_nodes(
     """What each node has, whether it is alive, and what runs there."""
     with database.read() as session:
         return NodeList(items=tuple(inventory.list_nodes(session, settings)))
+
+
+@router.get("/{node_id}", summary="Show a node")
+def get_node(
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.read")],
+    database: CallersDatabase,
+    settings: RequestSettings,
+) -> NodeView:
+    """One node, as in the list."""
+    with database.read() as session:
+        return inventory.show_node(session, settings, node_id)
+
+
+@router.get("/{node_id}/samples", summary="Show what a node used")
+def get_samples(
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.read")],
+    database: CallersDatabase,
+    settings: RequestSettings,
+    since: Annotated[AwareDatetime | None, Query(description="After this time; an hour is kept.")] = None,
+) -> NodeSamples:
+    """Every ten seconds of the last hour: how busy its GPUs were, and what your attempts used."""
+    with database.read() as session:
+        inventory.show_node(session, settings, node_id)
+        return samples.history(session, node_id, since)
+
+
+@router.post("/{node_id}/cordon", summary="Give a node nothing new")
+def cordon_node(
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.change")],
+    database: CallersDatabase,
+    settings: RequestSettings,
+    asked: NodeClosing = NodeClosing(),
+) -> NodeView:
+    """What runs there goes on. A node that drains goes on draining. Administrators only."""
+    with database.write() as session:
+        drains.cordon(session, node_id, asked, caller.name)
+        note(reason=asked.reason)
+        session.flush()
+        return inventory.show_node(session, settings, node_id)
+
+
+@router.post("/{node_id}/drain", summary="Empty a node")
+def drain_node(
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.change")],
+    database: CallersDatabase,
+    settings: RequestSettings,
+    asked: NodeDrain = NodeDrain(),
+) -> NodeView:
+    """Jobs there save a checkpoint at their next step and go on elsewhere; shared engines move.
+
+    The node takes nothing new, also after a restart, until it is uncordoned. With `at`, all this begins then.
+    Administrators only.
+    """
+    with database.write() as session:
+        drains.drain(session, node_id, asked, caller.name)
+        note(reason=asked.reason, at=asked.at.isoformat() if asked.at is not None else None)
+        session.flush()
+        return inventory.show_node(session, settings, node_id)
+
+
+@router.post("/{node_id}/uncordon", summary="Open a node again")
+def uncordon_node(
+    node_id: NodeId,
+    caller: Annotated[Caller, May("cluster.change")],
+    database: CallersDatabase,
+    settings: RequestSettings,
+) -> NodeView:
+    """Ends a cordon or a drain, also a planned one. Jobs that were told to leave still do.
+
+    Administrators only.
+    """
+    with database.write() as session:
+        drains.uncordon(session, node_id)
+        session.flush()
+        return inventory.show_node(session, settings, node_id)
 
 
 @router.put("/{node_id}", summary="Report a node")

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, status
+from fastapi import APIRouter, Path, Request, status
 
 from powermean.contracts.api import LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange, PersonList
@@ -10,7 +10,7 @@ from server.audit.journal import note
 from server.identity import accounts, people, sessions
 from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
-from server.routes.dependencies import RequestDatabase
+from server.routes.dependencies import RequestDatabase, RequestSettings, login_code
 
 router = APIRouter(prefix="/v1/people", tags=["identity"], route_class=KnownCallerRoute)
 
@@ -51,13 +51,18 @@ def change_person(
 
 @router.post("/{person_id}/login-codes", status_code=status.HTTP_201_CREATED, summary="Invite a person")
 def invite(
-    person_id: PersonId, caller: Annotated[Caller, May("person.change")], database: RequestDatabase
+    person_id: PersonId,
+    caller: Annotated[Caller, May("person.change")],
+    request: Request,
+    database: RequestDatabase,
+    settings: RequestSettings,
 ) -> LoginCode:
-    """A link for their first sign-in, or for a new password: /login/{code}, once, within three days.
+    """A link for their first sign-in, or for a new password: it works once, within three days.
 
     Administrators only.
     """
     with database.write() as session:
         person = people.find(session, person_id)
         accounts.check_own_password(person)
-        return sessions.create_code(session, person.id, None, "invite")
+        made = sessions.create_code(session, person.id, None, "invite")
+    return login_code(request, settings, *made)

@@ -35,7 +35,14 @@ from server.routes.access import (
     client_address,
     session_secret,
 )
-from server.routes.dependencies import RequestDatabase, RequestProvider, RequestSettings, RequestThrottle
+from server.routes.dependencies import (
+    RequestDatabase,
+    RequestProvider,
+    RequestSettings,
+    RequestThrottle,
+    login_code,
+    public_address,
+)
 from server.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["identity"], route_class=KnownCallerRoute)
@@ -58,10 +65,13 @@ class _Cookie(TypedDict):
     status_code=status.HTTP_201_CREATED,
     summary="Create a sign-in code",
 )
-def create_login_code(caller: Self, database: RequestDatabase) -> LoginCode:
-    """Signs one browser in as yourself, within ten minutes: open /login/{code}."""
+def create_login_code(
+    caller: Self, request: Request, database: RequestDatabase, settings: RequestSettings
+) -> LoginCode:
+    """Signs one browser in as yourself, within ten minutes: open `url`."""
     with database.write() as session:
-        return sessions.create_code(session, caller.person_id, caller.key_id)
+        made = sessions.create_code(session, caller.person_id, caller.key_id)
+    return login_code(request, settings, *made)
 
 
 @router.get("/sign-in", summary="How can one sign in?")
@@ -80,7 +90,7 @@ def start_oidc(
 ) -> OidcStart:
     """The browser goes to `url`, and comes back to /login/oidc/callback with a code and `state`."""
     throttle.count("address", client_address(request))
-    url, secret = _configured(provider).start(_callback(request, settings))
+    url, secret = _configured(provider).start(public_address(request, settings, CALLBACK))
     return OidcStart(url=url, secret=secret)
 
 
@@ -107,7 +117,9 @@ def open_session(
     throttle.count("address", client_address(request))
     identify: Callable[[Session], SignedIn | None]
     if proof.oidc is not None:
-        identify = _by_oidc(proof.oidc, _configured(provider), _callback(request, settings), settings)
+        identify = _by_oidc(
+            proof.oidc, _configured(provider), public_address(request, settings, CALLBACK), settings
+        )
     elif proof.email is not None:
         identify = _by_password(proof.email, cast(str, proof.password), database, throttle)
     elif proof.code is not None:
@@ -118,9 +130,7 @@ def open_session(
         who = identify(session)
         view = _open(session, who, request, response, settings) if who is not None else None
     if view is None:
-        raise ForbiddenError(
-            "you have an account here, but no project yet", remedy="Ask an administrator to add you to one."
-        )
+        raise _no_project()
     return view
 
 
@@ -137,7 +147,9 @@ def close_session(request: Request, response: Response, database: RequestDatabas
         raise UnauthenticatedError("there is no browser session to end")
     check_origin(request)
     with database.write() as session:
-        sessions.close_session(session, cookie)
+        person = sessions.close_session(session, cookie)
+        if person is not None:
+            note(actor=person.id, actor_name=person.name)
     response.delete_cookie(session_cookie(request.headers["host"]), **_cookie_of(request))
 
 
@@ -169,14 +181,8 @@ def set_password(
     throttle: RequestThrottle,
 ) -> SessionView:
     """Only from a browser that is signed in. All of your sessions end, and this browser gets a new one."""
-    secret = browsers_own(request)
-    if secret is None:
-        raise ForbiddenError("a key can't set a password", remedy="Sign in with a browser.")
     throttle.count("account", caller.person_id)
-    with database.read() as session:
-        opened = sessions.find_session(session, secret)
-    if opened is None:
-        raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
+    opened = _own_session(request, database)
     person = opened.who.person
     accounts.check_own_password(person)
     if opened.who.method != "invitation" and not passwords.is_password(
@@ -190,6 +196,55 @@ def set_password(
     with database.write() as session:
         who = accounts.set_password(session, person.id, hashed)
         return _open(session, who, request, response, settings)
+
+
+@router.put("/me/provider", summary="Sign in at the OIDC provider from now on")
+def link_provider(
+    proof: OidcProof,
+    caller: Self,
+    request: Request,
+    response: Response,
+    database: RequestDatabase,
+    settings: RequestSettings,
+    provider: RequestProvider,
+) -> SessionView:
+    """Only in a browser that came by an invitation. Your password and all of your sessions end, this browser
+    gets a new one, and the table of grants decides about the roles that it names."""
+    configured = _configured(provider)
+    opened = _own_session(request, database)
+    if opened.who.method != "invitation":
+        raise ForbiddenError(
+            "only an invitation opens the way to this", remedy="Ask an administrator for a link."
+        )
+    subject = configured.finish(
+        public_address(request, settings, CALLBACK), proof.code, proof.state, proof.secret
+    )
+    allowed = oidc.granted(settings.oidc_grants, subject.claims)
+    with database.write() as session:
+        holds = timedelta(seconds=settings.oidc_key_s)
+        who = accounts.link(session, caller.person_id, subject, allowed, word_holds=holds)
+        view = _open(session, who, request, response, settings) if who is not None else None
+    if view is None:
+        raise _no_project()
+    return view
+
+
+def _own_session(request: Request, database: Database) -> sessions.OpenSession:
+    """The browser's session. Raises ForbiddenError for a key, and UnauthenticatedError."""
+    secret = browsers_own(request)
+    if secret is None:
+        raise ForbiddenError("a key can't change how you sign in", remedy="Sign in with a browser.")
+    with database.read() as session:
+        opened = sessions.find_session(session, secret)
+    if opened is None:
+        raise UnauthenticatedError("the browser session has ended", remedy="Sign in again at /login.")
+    return opened
+
+
+def _no_project() -> ForbiddenError:
+    return ForbiddenError(
+        "you have an account here, but no project yet", remedy="Ask an administrator to add you to one."
+    )
 
 
 def _by_password(
@@ -244,12 +299,6 @@ def _configured(provider: oidc.Provider | None) -> oidc.Provider:
             "no OIDC provider is configured", remedy="An administrator sets POWERMEAN_OIDC_ISSUER."
         )
     return provider
-
-
-def _callback(request: Request, settings: Settings) -> str:
-    """The address of ours that the provider sends browsers back to."""
-    here = settings.public_url or f"{request.url.scheme}://{request.headers['host']}"
-    return here + CALLBACK
 
 
 def _cookie_of(request: Request) -> _Cookie:

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, status
 
 from powermean.contracts.storage import Collected, ProjectStorage, Retention, StorageLimit
+from server.audit.journal import note
 from server.db.models import MAX_INTEGER, Project
 from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
@@ -107,6 +108,7 @@ def put_retention(
     """Applied to ended jobs within minutes. Maintainers only."""
     with database.write() as session:
         retention.set_retention(session, project, wanted)
+        note(**{rule: str(value) for rule, value in wanted.model_dump().items() if value is not None})
     return wanted
 
 
@@ -130,6 +132,7 @@ def put_limit(
     only."""
     with database.write() as session:
         session.get_one(Project, project).storage_limit = wanted.bytes
+        note(limit="none" if wanted.bytes is None else str(wanted.bytes))
         session.flush()
         return project_storage(session, project)
 

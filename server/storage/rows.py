@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from server.db.models import Allocation, Attempt, Base, Garbage, Job, Outbox, Project, Replay
 from server.db.session import database_now, upsert
+from server.jobs import hours
 
 BATCH = 2000  # rows in a transaction: tens of milliseconds
 
@@ -30,7 +31,11 @@ def deleted_job(session: Session) -> str | None:
 
 
 def remove_some(session: Session, job_id: str) -> int:
-    """Remove up to BATCH rows of a deleted job. 0: there were none left, and now its own row is gone too."""
+    """Remove up to BATCH rows of a deleted job. 0: there were none left, and now its own row is gone too.
+
+    What it held on nodes stays on record.
+    """
+    hours.keep(session, job_id)
     for table, condition in _parts(job_id):
         if removed := _remove(session, table, condition, BATCH):
             return removed
@@ -48,6 +53,7 @@ def empty_projects(session: Session) -> list[str]:
 
 def remove_project(session: Session, project: str) -> None:
     """Remove the row of an empty project."""
+    hours.forget_project(session, project)
     session.execute(delete(Project).where(Project.id == project))
 
 

@@ -168,6 +168,31 @@ def test_without_scripts_the_numbers_are_there(run: Run, tabs: Tabs) -> None:
     assert "cancelling" in tab.page.locator("#job-header").inner_text()
 
 
+def test_a_job_is_paused_and_resumed_from_its_page_and_the_list(service: Service, tabs: Tabs) -> None:
+    run = service.running()
+    run.step(0, 1)
+    tab = tabs.open()
+    tab.page.goto(run.path)
+    tab.page.get_by_role("button", name="Pause").click()
+    tab.shows("#job-header", "pausing")
+    tab.shows("#job-header", "frees its place: paused by administrator")
+    run.checkpoint(1)
+    run.post("finish", {"outcome": "checkpointed"})
+    tab.shows("#job-header", "Paused by administrator.")
+    tab.shows("#outcome", "ordered to stop")
+    tab.page.goto("/?state=paused")
+    tab.shows("table.jobs", "paused by administrator")
+    tab.page.locator(f"#link-{run.job_id}").click()
+    tab.page.get_by_role("button", name="Resume").click()
+    tab.until(lambda: tab.page.get_by_role("button", name="Pause").count() == 1, "it can be paused again")
+    assert tab.complaints == []
+    service.report_node()
+    run.claim(2)
+    run.step(2)
+    tab.shows("#job-header", "running")
+    assert [step for step, _, _ in run.history("reward")] == [0, 1, 2]
+
+
 def test_without_the_plotting_library_tables_follow(run: Run, tabs: Tabs) -> None:
     tab = tabs.open()
     tab.page.route("**/static/vendor/echarts.js*", lambda route: route.abort())

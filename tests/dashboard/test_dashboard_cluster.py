@@ -22,10 +22,10 @@ def test_nodes_with_what_they_have_and_hold(browser: TestClient, api: FakeApi) -
     )
     api.nodes = [node, node.model_copy(update={"id": "node-b", "alive": False, "attempts": ()})]
     page = browser.get("/cluster")
-    rows = [row.words for row in parse(page.text).one("tbody").all("tr")]
+    rows = [row.words for row in parse(page.text).one("div", id="nodes").one("tbody").all("tr")]
     assert "<i>a</i>" not in page.text
     assert "alive" in rows[0]
-    assert "H100, 81.6 GB" in rows[0]
+    assert "H100, 79.6 GiB" in rows[0]
     assert "offline" in rows[1]
     assert parse(page.text).one("a", id="node-job-a.2").attributes["href"] == "/jobs/job-a"
 
@@ -44,7 +44,9 @@ def test_a_node_says_who_else_tried_to_use_its_name(browser: TestClient, api: Fa
         rival=NameRival(hostname="<b>", at=NOW),
     )
     api.nodes = [node, node.model_copy(update={"id": "node-b", "rival": None})]
-    rows = [row.words for row in parse(browser.get("/cluster").text).one("tbody").all("tr")]
+    rows = [
+        row.words for row in parse(browser.get("/cluster").text).one("div", id="nodes").one("tbody").all("tr")
+    ]
     assert "Another worker, on host <b>, tried to use this name" in rows[0]
     assert "Another worker" not in rows[1]
 

@@ -49,12 +49,6 @@ def test_durations_have_two_units(seconds: float | None, text: str) -> None:
     assert formatting.duration(seconds) == text
 
 
-def test_sizes_are_decimal() -> None:
-    assert [formatting.size(n) for n in (0, 999, 1000, 537_000_000, 2_500_000_000_000)] == [
-        "0 B", "999 B", "1.0 kB", "537.0 MB", "2.5 TB",
-    ]  # fmt: skip
-
-
 def test_moments_are_relative_with_the_exact_time_at_hand() -> None:
     then = datetime.now(UTC) - timedelta(hours=2, minutes=1)
     html = formatting.moment(then)

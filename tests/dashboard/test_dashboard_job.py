@@ -143,10 +143,66 @@ def test_cancel_asks_and_then_cancels(browser: TestClient, api: FakeApi) -> None
     assert "already ended" in browser.get("/jobs/job-a/cancel").text
 
 
+def test_a_job_is_paused_and_resumed(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    page = parse(browser.get("/jobs/job-a").text)
+    assert page.one("form", action="/jobs/job-a/pause").one("button", id="pause").words == "Pause"
+    done = browser.post("/jobs/job-a/pause")
+    assert (done.status_code, done.headers["location"]) == (303, "/jobs/job-a")
+    header = parse(browser.get("/jobs/job-a").text).one("section", id="job-header")
+    assert "pausing" in header.words
+    job.set_state(JobState.PAUSED, pause_requested=False, phase="paused by Ada <b>")
+    page = parse(browser.get("/jobs/job-a").text)
+    assert "Paused by Ada <b>. Its checkpoints are kept" in page.one("section", id="job-header").words
+    assert not page.all("button", id="pause")
+    assert "paused" in parse(browser.get("/").text).one("td", **{"data-label": "State"}).words
+    page.one("form", action="/jobs/job-a/resume").one("button", id="resume")
+    assert browser.post("/jobs/job-a/resume").status_code == 303
+    assert job.job.state == JobState.QUEUED
+
+
+def test_a_priority_is_changed_or_the_question_stays_with_the_reason(
+    browser: TestClient, api: FakeApi
+) -> None:
+    job = api.add_job()
+    link = parse(browser.get("/jobs/job-a").text).one("a", id="priority-link")
+    form = parse(browser.get(link.attributes["href"]).text).one("form", action="/jobs/job-a/priority")
+    assert [one.attributes["value"] for one in form.all("option")] == ["high", "normal", "low"]
+    refused = browser.post("/jobs/job-a/priority", data={"priority": "high"})
+    assert refused.status_code == 403
+    assert "high needs a maintainer" in parse(refused.text).one("div", role="alert").words
+    assert browser.post("/jobs/job-a/priority", data={"priority": "low"}).status_code == 303
+    assert job.job.priority == "low"
+    assert "priority low" in parse(browser.get("/").text).one("td", **{"data-label": "State"}).words
+
+
+def test_the_order_to_leave_is_shown_with_its_cause_and_its_times(browser: TestClient, api: FakeApi) -> None:
+    ordered = {"order_cause": "preempted", "order_reason": "preempted by job-17", "ordered_at": NOW}
+    (attempt,) = api.add_job().job.attempts
+    api.find("job-a").set_state(JobState.RUNNING, attempts=(attempt.model_copy(update=ordered),))
+    page = parse(browser.get("/jobs/job-a").text)
+    assert "frees its place: preempted by job-17." in page.one("section", id="job-header").words
+    assert "ordered to stop" in page.one("section", id="outcome").words
+
+
+def test_the_limit_that_ends_a_job_early_is_said_before_and_after(browser: TestClient, api: FakeApi) -> None:
+    ordered = {"order_cause": "limit", "order_reason": "limits.wall_hours: 2 of 2 hours", "ordered_at": NOW}
+    job = api.add_job()
+    (attempt,) = job.job.attempts
+    job.set_state(JobState.RUNNING, attempts=(attempt.model_copy(update=ordered),))
+    header = parse(browser.get("/jobs/job-a").text).one("section", id="job-header")
+    assert "It finishes with this step: limits.wall_hours: 2 of 2 hours." in header.words
+    assert not header.all("button", id="pause")
+    job.set_state(JobState.FINISHED, ended_by="limits.wall_hours: 2 of 2 hours", finished_at=NOW)
+    header = parse(browser.get("/jobs/job-a").text).one("section", id="job-header")
+    assert "Ended early by limits.wall_hours: 2 of 2 hours." in header.words
+
+
 def test_another_site_cannot_cancel(browser: TestClient, api: FakeApi) -> None:
     job = api.add_job()
     for origin in ("https://evil.example", "null", "http://testserver.evil.example"):
-        assert browser.post("/jobs/job-a/cancel", headers={"Origin": origin}).status_code == 403
+        for what in ("cancel", "pause", "resume", "priority"):
+            assert browser.post(f"/jobs/job-a/{what}", headers={"Origin": origin}).status_code == 403
     assert job.job.state == JobState.RUNNING
 
 

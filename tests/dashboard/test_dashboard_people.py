@@ -106,6 +106,20 @@ def test_a_wrong_account_is_explained_and_the_form_keeps_what_was_typed(admin: T
     assert "is here already" in page(admin.post("/people", data=taken), 409).text
 
 
+def test_an_account_gets_an_address_on_its_page(service: ServiceDriver, admin: TestClient) -> None:
+    someone(service, "Ada", email="ada@example.org")
+    address = "/people/person-administrator"
+    assert page(admin.get("/people")).one("a", href=address).text == "administrator"
+    taken = {"name": "Root", "email": "ada@example.org", "default_project": "team-a"}
+    shown = page(admin.post(address, data=taken), 409)
+    assert "is here already" in shown.text
+    assert shown.one("input", name="name").attributes["value"] == "Root"
+    done = admin.post(address, data=taken | {"email": "root@example.org"}, follow_redirects=False)
+    assert done.headers["location"] == "/people"
+    mine = service.person.get("/v1/me").json()
+    assert (mine["name"], mine["email"], mine["default_project"]) == ("Root", "root@example.org", "team-a")
+
+
 def test_who_looks_alike_is_told_apart_and_no_name_is_markup(
     service: ServiceDriver, admin: TestClient
 ) -> None:
@@ -291,9 +305,12 @@ def test_viewers_are_offered_nothing_to_change(service: ServiceDriver, admin: Te
     for reader, offered in ((ada, False), (admin, True)):
         shown = page(reader.get(path))
         assert (shown.all("a", id="cancel-link") != []) is offered
+        assert (shown.all("button", id="pause") != []) is offered
         assert (shown.all("a", id="copy-link") != []) is offered
         part = reader.get(f"{path}/part/header", headers={"HX-Request": "true"})
         assert ("cancel-link" in part.text) is offered
+        part = reader.get(f"{path}/part/facts", headers={"HX-Request": "true"})
+        assert ("priority-link" in part.text) is offered
         assert ("/new" in {link.attributes["href"] for link in page(reader.get("/")).all("a")}) is offered
     assert "You can't submit jobs yet." in page(ada.get("/new")).text
 

@@ -51,6 +51,14 @@ def test_what_takes_the_space(browser: TestClient, stored: FakeApi) -> None:
         "/jobs/job-a/delete",
         "/datasets/ds-1/delete",
     ]  # and none for the pinned one
+    assert [
+        button.attributes["value"]
+        for button in page.all("button")
+        if button.attributes.get("name") == "pinned"
+    ] == [
+        "yes",
+        "no",
+    ]
     assert "quota_exceeded" not in answer.text
     stored.storage = stored.storage.model_copy(update={"over_limit": True})
     assert "Jobs that run go on." in browser.get("/projects/default/storage").text

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.integration, pytest.mark.timeout(1500)]
 REPOSITORY = Path(__file__).parent.parent.parent
 POWERMEAN = Path(sys.executable).with_name("powermean")
 

@@ -7,16 +7,13 @@ import pytest
 
 from powermean.processes import end_all
 from tests.support.embedded_service import Service
-from tests.support.tiny_model import build_tiny_model
+from tests.support.tiny_model import shared_model_root
 
 
 @pytest.fixture(scope="session")
 def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model root with the model `tiny`."""
-    root = tmp_path_factory.getbasetemp() / "tiny-models"
-    if not (root / "tiny").exists():
-        build_tiny_model(root / "part").rename(root / "tiny")
-    return root
+    return shared_model_root(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,7 @@ def test_without_a_service_there_is_one_clear_remedy() -> None:
     with pytest.raises(NoServerError) as told:
         find_service()
     assert "POWERMEAN_API_KEY" in str(told.value.remedy)
+    assert "login --server" in str(told.value.remedy)
 
 
 def test_a_service_that_does_not_run_is_named_and_its_key_sent_nowhere(

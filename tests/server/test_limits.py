@@ -14,6 +14,7 @@ from powermean.children import end, start
 from powermean.cli import redis_server
 from powermean.cli.embedded import free_port
 from server.errors import TooManyRequestsError
+from server.identity.throttle import Throttle
 from server.limits import REDIS_PAUSE_S, RateLimits
 from server.settings import Settings
 
@@ -123,6 +124,23 @@ def test_servers_of_one_database_count_together(redis_url: str) -> None:
         keys = list(redis.scan_iter("powermean:rates:*"))
         assert keys
         assert all(0 < redis.ttl(key) <= 3600 for key in keys)  # nothing stays
+
+
+def test_guesses_at_an_account_are_counted_over_all_servers(redis_url: str) -> None:
+    here, there = (Throttle(settings(redis_url, POSTGRES)) for _ in range(2))
+    for number in range(10):
+        (here, there)[number % 2].count("account", "ada@example.org")
+    for server in (here, there):
+        with pytest.raises(TooManyRequestsError) as refused:
+            server.count("account", "ada@example.org")
+        assert 1 <= refused.value.retry_after_s <= 300
+        server.count("account", "bob@example.org")
+    there.forgive("account", "ada@example.org")
+    here.count("account", "ada@example.org")
+    with Redis.from_url(redis_url) as redis:
+        keys = [key.decode() for key in redis.scan_iter("powermean:rates:*")]
+    assert keys
+    assert not [key for key in keys if "example.org" in key]  # Redis learns no addresses
 
 
 def test_on_sqlite_redis_is_not_asked(redis_url: str) -> None:

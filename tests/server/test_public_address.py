@@ -52,6 +52,14 @@ def test_a_session_is_opened_used_and_closed(behind: ServiceDriver, host: str):
     assert browser.get("/", headers=session).headers["location"] == "/powermean/login"
 
 
+def test_links_lead_to_where_people_reach_it(behind: ServiceDriver):
+    assert behind.person.post("/v1/login-codes").json()["url"].startswith(f"{PUBLIC}/login/")
+    browser = TestClient(behind.app, base_url="http://127.0.0.1:8700")
+    session = signed_in(browser.post("/v1/sessions", json={"key": ADMIN_KEY}, headers=ORIGIN))
+    page = browser.post("/people", data={"name": "Ada"}, headers=session | ORIGIN)
+    assert f">{PUBLIC}/login/" in page.text
+
+
 def test_every_address_on_a_page_is_below_the_path(behind: ServiceDriver):
     attempt = behind.running()
     job_id = attempt.claim.job_id

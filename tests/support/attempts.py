@@ -11,7 +11,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import CheckpointCommit, Claim, Finish
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
-from powermean.contracts.trajectories import TrajectoryRow
+from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from rollout.client import RolloutClient
 from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
 from tests.support.tiny_model import tiny_spec
@@ -38,6 +38,14 @@ class Played:
         return [value for (_, _, found), value in sorted(self.metrics.items()) if found == name]
 
 
+class Leaving(Reporter):
+    """Of an attempt that is ordered to leave in its first step."""
+
+    def trajectories(self, batch: TrajectoryBatch) -> None:
+        super().trajectories(batch)
+        self._attempt.write_order("checkpoint_and_exit")
+
+
 class Stage:
     """Where attempts run: one node, one store, one model root."""
 
@@ -53,12 +61,16 @@ class Stage:
         number: int = 1,
         resume: CheckpointCommit | None = None,
         order: str = "continue",
+        at_once: bool = False,
         engine: FakeEngine | None = None,
         rows: Sequence[dict[str, str]] = (),
         max_model_len: int | None = None,
         **spec: object,
     ) -> Played:
-        """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's."""
+        """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's.
+
+        The order to leave comes in the attempt's first step unless `at_once`, another one before it.
+        """
         dataset = None
         if rows:
             text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -80,7 +92,8 @@ class Stage:
         path = self.settings.attempt_dir(claim.attempt_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         attempt = AttemptDir.create(path, claim)
-        attempt.write_order(order)
+        leaves = order == "checkpoint_and_exit" and not at_once
+        attempt.write_order("continue" if leaves else order)
         serving = engine or FakeEngine(self._model, Path("/dev/shm"))
         state = serving.health() if isinstance(serving, RolloutClient) else serving
 
@@ -94,7 +107,7 @@ class Stage:
                 max_model_len=max_model_len,
             )
 
-        reporter = Reporter(path)
+        reporter = Leaving(path) if leaves else Reporter(path)
         finish = run_attempt(attempt, self.settings, reporter, connect)
         return played(finish, attempt)
 

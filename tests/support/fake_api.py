@@ -24,6 +24,7 @@ from powermean.contracts.api import (
     JobState,
     JobSummary,
     LogText,
+    NodeDrain,
     NodeList,
     NodeView,
     SpecSource,
@@ -34,9 +35,12 @@ from powermean.contracts.exponents import JobExponents
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.identity import Me, Project, ProjectList
 from powermean.contracts.job import JobSpec
+from powermean.contracts.lanes import ClusterLanes
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
+from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
+from powermean.contracts.sharing import ProjectQuota, Queue, QuotaList, Usage, UsageRow
 from powermean.contracts.signin import SessionView, SignInMethod, SignInWays
 from powermean.contracts.staleness import JobStaleness
 from powermean.contracts.storage import ProjectStorage, Retention
@@ -53,6 +57,10 @@ PART = 64 * 1024  # most of a log in one answer
 TOO_EARLY = Finding(code="too_few_steps", level="ok", message="0 of the 5 steps")
 NONE_STALE = JobStaleness(first_step=None, last_step=None, rows=())
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+
+NO_LANES = ClusterLanes(since=NOW - timedelta(hours=1), until=NOW, lanes=(), attempts={}, phases=True)
+NOTHING = UsageRow(key="total", gpu_hours=0, cpu_slot_hours=0, jobs=0)
+NO_USAGE = Usage(start=NOW - timedelta(days=30), end=NOW, by="project", rows=(), total=NOTHING)
 
 SPEC: dict[str, Any] = {
     "name": "sorting",
@@ -139,6 +147,7 @@ class FakeApi:
 
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     nodes: list[NodeView] = field(default_factory=list)
+    closings: list[tuple[str, str, NodeDrain | None]] = field(default_factory=list)  # of nodes, and openings
     engines: list[EngineService] = field(default_factory=list)
     replays: dict[str, Replay] = field(default_factory=dict)
     results: dict[str, ReplayResult] = field(default_factory=dict)  # of the replays that are done
@@ -151,6 +160,11 @@ class FakeApi:
     retention: Retention = field(default_factory=Retention)
     deleted: list[str] = field(default_factory=list)  # paths below /v1/
     refuses_deletion: str = ""  # why
+    queue: Queue = field(default_factory=lambda: Queue(items=(), others=0))
+    quotas: QuotaList = field(default_factory=lambda: QuotaList(items=()))
+    changed_quotas: list[dict[str, Any]] = field(default_factory=list)  # as they were sent
+    lanes: ClusterLanes = NO_LANES
+    usage: Usage = NO_USAGE
     cut: int = 0  # raised to end all open event streams
 
     def add_job(self, job_id: str = "job-a", spec: dict[str, Any] | None = None, **changes: Any) -> FakeJob:
@@ -210,7 +224,49 @@ def create_api(api: FakeApi) -> FastAPI:
     _records(app, api)
     _replays(app, api)
     _storage(app, api)
+    _sharing(app, api)
     return app
+
+
+def _sharing(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/queue")
+    def queue(request: Request, job: str | None = None) -> Queue:
+        _signed_in(request)
+        found = tuple(one for one in api.queue.items if job in (None, one.id))
+        if job is not None and not found:
+            raise RefusalError(404, ErrorBody(code="not_found", message=f"job {job} is not in the queue"))
+        return api.queue.model_copy(update={"items": found})
+
+    @app.get("/v1/quotas")
+    def quotas(request: Request) -> QuotaList:
+        _signed_in(request)
+        return api.quotas
+
+    @app.put("/v1/projects/{project}/quota")
+    async def change_quota(request: Request, project: str) -> ProjectQuota:
+        _signed_in(request)
+        (quota,) = (one for one in api.quotas.items if one.project == project)
+        wanted = await request.json()
+        if wanted["version"] != quota.version:
+            now = FieldError(path="version", message=f"is now {quota.version}")
+            raise RefusalError(409, ErrorBody(code="conflict", message="changed meanwhile", fields=(now,)))
+        api.changed_quotas.append(wanted)
+        return quota
+
+    @app.get("/v1/projects/{project}")
+    def get_project(request: Request, project: str) -> Project:
+        _signed_in(request)
+        return next(one for one in api.projects if one.name == project)
+
+    @app.get("/v1/cluster/lanes")
+    def lanes(request: Request) -> ClusterLanes:
+        _signed_in(request)
+        return api.lanes
+
+    @app.get("/v1/usage")
+    def usage(request: Request) -> Usage:
+        _signed_in(request)
+        return api.usage
 
 
 def _storage(app: FastAPI, api: FakeApi) -> None:
@@ -278,6 +334,14 @@ def _people(app: FastAPI, api: FakeApi) -> None:
     def get_me(request: Request) -> Me:
         _signed_in(request)
         return api.me
+
+    @app.get("/v1/projects/{name}")
+    def get_project(request: Request, name: str) -> Project:
+        _signed_in(request)
+        found = next((one for one in api.projects if one.name == name), None)
+        if found is None:
+            raise RefusalError(404, ErrorBody(code="not_found", message=f"no project {name}"))
+        return found
 
     @app.get("/v1/projects")
     def list_projects(request: Request) -> ProjectList:
@@ -364,10 +428,53 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
         fake.set_state(JobState.CANCELLED, cancel_requested=True, finished_at=NOW + timedelta(minutes=3))
         return fake.job
 
+    @app.post("/v1/jobs/{job_id}/pause")
+    def pause_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(fake.job.state, pause_requested=True)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/resume")
+    def resume_job(request: Request, job_id: str) -> Job:
+        _signed_in(request)
+        fake = api.find(job_id)
+        fake.set_state(JobState.QUEUED)
+        return fake.job
+
+    @app.post("/v1/jobs/{job_id}/priority")
+    def set_priority(request: Request, job_id: str, wanted: PriorityChange) -> Job:
+        _signed_in(request)
+        if wanted.priority == "high":
+            raise RefusalError(403, ErrorBody(code="forbidden", message="high needs a maintainer"))
+        api.find(job_id).job = api.find(job_id).job.model_copy(update={"priority": wanted.priority})
+        return api.find(job_id).job
+
+    @app.get("/v1/priorities")
+    def priorities(request: Request) -> PriorityClassList:
+        _signed_in(request)
+        ranks = (("high", 100, "maintainer"), ("normal", 0, "member"), ("low", -100, "member"))
+        return PriorityClassList(
+            items=tuple(PriorityClass(name=name, value=value, role=role) for name, value, role in ranks)
+        )
+
     @app.get("/v1/nodes")
     def nodes(request: Request) -> NodeList:
         _signed_in(request)
         return NodeList(items=tuple(api.nodes))
+
+    @app.get("/v1/nodes/{node_id}")
+    def get_node(request: Request, node_id: str) -> NodeView:
+        _signed_in(request)
+        return next(node for node in api.nodes if node.id == node_id)
+
+    @app.post("/v1/nodes/{node_id}/{what}")
+    def change_node(request: Request, node_id: str, what: str, asked: NodeDrain | None = None) -> NodeView:
+        _signed_in(request)
+        if asked is not None and asked.at is not None and asked.at < NOW:
+            raise RefusalError(422, ErrorBody(code="invalid", message="at: is past"))
+        api.closings.append((node_id, what, asked))
+        return next(node for node in api.nodes if node.id == node_id)
 
     @app.get("/v1/engines")
     def engines(request: Request) -> EngineServiceList:

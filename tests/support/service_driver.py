@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
 from httpx import Response
 from sqlalchemy import update
@@ -102,21 +103,33 @@ class ServiceDriver:
         self.database: Database = self.app.state.database
         self.scheduler = self.replica("first")
         self.relay = Relay(self.database, settings, self.sender)
-        self.anyone = TestClient(self.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+        self._loop = start_blocking_portal()  # one for all clients; otherwise each request starts its own
+        self._portal = self._loop.__enter__()
+        self.anyone = self._client()
         self.person = self.client(ADMIN_KEY)
         self.node = self.client(NODE_TOKEN)
 
     def close(self) -> None:
+        self._loop.__exit__(None, None, None)
         self.database.close()
 
     def client(self, token: str) -> TestClient:
         """A client with a bearer token."""
-        return TestClient(
-            self.app,
-            base_url="http://127.0.0.1",
-            headers={"Authorization": f"Bearer {token}"},
-            raise_server_exceptions=False,
+        return self._client({"Authorization": f"Bearer {token}"})
+
+    def _client(self, headers: dict[str, str] | None = None) -> TestClient:
+        client = TestClient(
+            self.app, base_url="http://127.0.0.1", headers=headers, raise_server_exceptions=False
         )
+        client.portal = self._portal
+        return client
+
+    def browser(self) -> TestClient:
+        """A browser on the service's own pages, in which nobody has signed in yet."""
+        browser = self.client("none")
+        del browser.headers["Authorization"]
+        browser.headers["Origin"] = "http://127.0.0.1"
+        return browser
 
     def someone(
         self,
@@ -208,6 +221,13 @@ class ServiceDriver:
     def running(self, **changes: Any) -> AttemptDriver:
         """A job's first attempt, claimed."""
         return self.claim(f"{self.started(**changes)}.1")
+
+    def running_on(self, gpus: int, **changes: Any) -> AttemptDriver:
+        """As `running`, on a node with this many GPUs."""
+        job_id = self.queued(**changes)
+        self.report(gpus=gpus)
+        self.scheduler.turn()
+        return self.claim(f"{job_id}.1")
 
     def claim(self, attempt_id: str) -> AttemptDriver:
         answer = self.node.post(f"/v1/attempts/{attempt_id}/claim")

@@ -9,9 +9,9 @@ from typer.testing import CliRunner, Result
 from powermean.cli.main import app
 
 
-def powermean(*arguments: str) -> Result:
-    """Run a command whose output goes into a pipe."""
-    return CliRunner().invoke(app, arguments)
+def powermean(*arguments: str, typed: str | None = None) -> Result:
+    """Run a command whose output goes into a pipe; `typed` answers what it asks."""
+    return CliRunner().invoke(app, arguments, input=typed)
 
 
 class Terminal(io.StringIO):

@@ -4,7 +4,9 @@ Supervised warm-up on `a+b=` with half the answers wrong leaves an accuracy near
 reinforcement learning can raise.
 """
 
+import fcntl
 import json
+import os
 import random
 from pathlib import Path
 
@@ -50,6 +52,19 @@ def tiny_config(**changes: object) -> LlamaConfig:
         "bos_token_id": None,
     }
     return LlamaConfig(**(settings | changes))
+
+
+def shared_model_root(base: Path) -> Path:
+    """A model root that holds the folder `tiny`; `base` is pytest's, and all processes of a run share it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    root = base / "tiny-models"
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "tiny").exists():
+            build_tiny_model(root / "part").rename(root / "tiny")
+    return root
 
 
 def build_tiny_model(folder: Path, updates: int = 150, seed: int = 0, **changes: object) -> Path:

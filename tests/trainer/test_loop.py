@@ -190,6 +190,11 @@ def test_a_run_that_resumes_is_bit_identical_with_one_that_was_never_broken(
         assert later.finish.result.reward_before == whole.finish.result.reward_before
 
 
+def test_sent_away_before_its_first_step_it_leaves_nothing(stage: Stage) -> None:
+    played = stage.play(1, order="checkpoint_and_exit", at_once=True)
+    assert (played.finish.outcome, played.metrics, played.checkpoints) == ("checkpointed", {}, [])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",

@@ -14,7 +14,7 @@ from worker import programs
 from worker.__main__ import main
 from worker.attempt.shipper import clean, complete
 from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, prune
-from worker.inventory import read_gpus, running
+from worker.inventory import running
 from worker.launcher import LocalLauncher
 from worker.settings import NodeSettings
 
@@ -63,33 +63,28 @@ def option(argv: tuple[str, ...], name: str) -> str:
     return argv[argv.index(name) + 1]
 
 
-def test_gpus_are_read_as_nvidia_smi_lists_them() -> None:
-    cards = read_gpus("GPU-1, NVIDIA H200, 143771\nGPU-2, NVIDIA Jetson, [N/A]\n")
-    assert [(card.uuid, card.memory_mb) for card in cards] == [("GPU-1", 143771), ("GPU-2", 0)]
-
-
 def test_an_attempt_runs_as_long_as_its_supervisor(tmp_path: Path) -> None:
     attempt = made(tmp_path)
     with subprocess.Popen(SLEEP) as supervisor:
         attempt.write_supervisor(ProcessId.of(supervisor.pid))
-        assert running(tmp_path) == (attempt.attempt_id,)
+        assert running(tmp_path) == {attempt.attempt_id: ProcessId.of(supervisor.pid)}
         supervisor.kill()
         supervisor.wait()
-    assert running(tmp_path) == ()
+    assert running(tmp_path) == {}
     assert attempt.ended
 
 
 def test_a_pid_that_came_round_again_is_no_supervisor(tmp_path: Path) -> None:
     attempt = made(tmp_path)
     attempt.write_supervisor(ProcessId(pid=os.getpid(), started=ProcessId.own().started - 1))
-    assert running(tmp_path) == ()
+    assert running(tmp_path) == {}
 
 
 def test_what_a_dead_supervisor_left_is_ended_before_its_gpus_are_reported_free(tmp_path: Path) -> None:
     attempt = made(tmp_path)
     left = subprocess.Popen(SLEEP, env={MARK: attempt.attempt_id}, start_new_session=True)
     try:
-        assert running(tmp_path) == ()
+        assert running(tmp_path) == {}
         assert left.wait(5) == -9
     finally:
         end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0)

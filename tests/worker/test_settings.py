@@ -44,3 +44,25 @@ def test_errors_name_the_variable(variable: str, value: str | None, monkeypatch:
         monkeypatch.setenv(f"POWERMEAN_{variable}", value)
     with pytest.raises(NodeSettingsError, match=f"POWERMEAN_{variable}"):
         NodeSettings.read()
+
+
+def test_labels_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert NodeSettings.read().labels == {}
+    monkeypatch.setenv("POWERMEAN_LABELS", " zone=a, rack=3,")
+    assert NodeSettings.read().labels == {"zone": "a", "rack": "3"}
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("zone", "zone has no value: write NAME=VALUE"),
+        ("zone=a,zone=b", "zone is there twice"),
+        ("zone=", "at least 1 character"),
+        ("zo ne=a", "should match pattern"),
+    ],
+)
+def test_labels_that_are_none_are_named(value: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_LABELS", value)
+    with pytest.raises(NodeSettingsError, match="POWERMEAN_LABELS") as caught:
+        NodeSettings.read()
+    assert why in str(caught.value)

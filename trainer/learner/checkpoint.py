@@ -42,6 +42,7 @@ class Progress:
     tokens: int = 0  # completion tokens sampled in training
     reward_before: float | None = None
     reward_after: float | None = None  # of the newest evaluation
+    streak: int = 0  # values in a row that kept to limits.stop_when
 
     def advanced(self, **changes: object) -> "Progress":
         return replace(self, **changes)  # type: ignore[arg-type]

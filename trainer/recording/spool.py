@@ -17,7 +17,7 @@ def record(run: Run, report: StepReport, count: int) -> None:
     if count:
         segment = token_segment(report, count, run.decode)
         tokens_at = run.store.put_bytes(f"jobs/{run.job_id}/tokens/{run.attempt}", name, segment)
-    run.reporter.metrics(step_metrics(report))
+    run.report(step_metrics(report))
     run.reporter.trajectories(
         TrajectoryBatch(
             step=report.step,

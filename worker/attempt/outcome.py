@@ -8,9 +8,10 @@ from powermean.contracts.attempts import EngineStart, Finish, JobError
 from powermean.disk import is_full
 from powermean.processes import exit_text
 
-Stop = Literal["cancel", "node_stopping", "order_ignored", "stalled"]
+Stop = Literal["cancel", "node_stopping", "not_begun", "order_ignored", "finish_ignored", "stalled"]
 STOPPED: dict[Stop, str] = {
     "node_stopping": "the service on its node was stopped",
+    "not_begun": "its training had not begun",
     "order_ignored": "it did not stop in time when it was ordered to",
 }
 
@@ -53,6 +54,13 @@ def _finish(ended: Ended) -> Finish:
         return Finish(outcome="checkpointed", reason=STOPPED[ended.stop])  # resumes from its last commit
     if record and record.outcome == "checkpointed":
         return record
+    if ended.stop == "finish_ignored":
+        return _failed(
+            "finish_timed_out",
+            "The job reached a limit, and its trainer did not finish in time.",
+            retry=False,
+            remedy="Its last checkpoint is kept; POWERMEAN_STOP_GRACE_S of the node is the time it had.",
+        )
     if ended.stop == "stalled":
         return _failed(
             "trainer_stalled", "The trainer made no progress for too long and was stopped.", retry=True

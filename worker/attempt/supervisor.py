@@ -50,7 +50,7 @@ class Limits:
     partition_s: float = 900.0  # for a server that can't be reached
     prepare_s: float = 3600.0  # for the model to be ready
     grace_s: float = 10.0  # between SIGTERM and SIGKILL
-    order_s: float = 900.0  # for a trainer to checkpoint and exit
+    order_s: float = 900.0  # for a trainer to checkpoint and exit, or to finish early
     stall_s: float = 3600.0  # without a sign of progress
     stopping_s: float = 5.0  # for the last posts when the node stops
 
@@ -89,6 +89,7 @@ class Supervisor:
         self._shipper = Shipper(client, attempt)
         self._logs: list[RedactedLog] = []
         self._stopping = False
+        self._training = False  # before that there is nothing to save
         self._ordered_at: float | None = None
         self._signs: tuple[object, ...] = ()  # of progress
         self._progress_at = time.monotonic()
@@ -124,6 +125,7 @@ class Supervisor:
             if model is not None:
                 engine = self._own_engine(model)
                 trainer = self._start(self._launcher.trainer(self._attempt, self._claim, model))
+                self._training = True
                 self._watch(engine, trainer)
         except StopError as why:
             stop = why.why
@@ -195,10 +197,13 @@ class Supervisor:
             raise StopError("node_stopping")
         if self._heartbeat.order == "cancel":
             raise StopError("cancel")
-        if self._heartbeat.order == "checkpoint_and_exit":
+        if self._heartbeat.order == "checkpoint_and_exit" and not self._training:
+            raise StopError("not_begun")
+        if self._heartbeat.order != "continue":
             self._ordered_at = self._ordered_at or time.monotonic()
             if time.monotonic() - self._ordered_at > self._limits.order_s:
-                raise StopError("order_ignored")
+                finishing = self._heartbeat.order == "finish"
+                raise StopError("finish_ignored" if finishing else "order_ignored")
 
     def _check_ours(self) -> None:
         if self._heartbeat.refused:
@@ -289,7 +294,7 @@ def main() -> None:
             claim,
             LocalLauncher(settings, secrets),
             client,
-            Limits(partition_s=settings.partition_grace_s),
+            Limits(partition_s=settings.partition_grace_s, order_s=settings.stop_grace_s),
             lifeline,
         )
         signal.signal(signal.SIGTERM, supervisor.stop)

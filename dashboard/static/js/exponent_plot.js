@@ -2,7 +2,7 @@
 import { CLASS_LABELS, cellText, classOf, columnSize, columns, exponentRule, exponentSteps, mergedWidth, namesOf, sentence, strip } from "./exponent.js";
 import { number } from "./format.js";
 import { lineFigure } from "./lines.js";
-import { classColours, exponentScale, palette, plotFrame, SMALL, stepAxis, tip, tooltipStyle, valueAxis } from "./plot.js";
+import { classColours, exponentScale, hatch, palette, plotFrame, SMALL, stepAxis, tip, tooltipStyle, valueAxis } from "./plot.js";
 import { grouped, MOST } from "./pairs.js";
 import { inView } from "./steps.js";
 
@@ -24,22 +24,6 @@ function heights(updates) {
 
 function height(data) {
   return heights(data.updates).strip + PASS + COUNTS + 2 * GAP + 46;
-}
-
-// Diagonal lines on nothing: no p.
-function hatch(colour) {
-  const tile = document.createElement("canvas");
-  tile.width = tile.height = 6;
-  const pen = tile.getContext("2d");
-  pen.strokeStyle = colour;
-  pen.globalAlpha = 0.45;
-  pen.lineWidth = 1;
-  for (const shift of [-6, 0, 6]) {
-    pen.moveTo(shift, 6);
-    pen.lineTo(shift + 6, 0);
-  }
-  pen.stroke();
-  return { image: tile, repeat: "repeat" };
 }
 
 // A rectangle over the steps `from` to `to` (both included) and the values `low` to `high`.

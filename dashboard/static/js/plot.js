@@ -120,3 +120,19 @@ export function tip(heading, rows) {
   }
   return make("div", { className: "tip" }, make("p", { textContent: heading }), table);
 }
+
+// Diagonal lines: a place without a value.
+export function hatch(colour) {
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = 6;
+  const pen = tile.getContext("2d");
+  pen.strokeStyle = colour;
+  pen.globalAlpha = 0.45;
+  pen.lineWidth = 1;
+  for (const shift of [-6, 0, 6]) {
+    pen.moveTo(shift, 6);
+    pen.lineTo(shift + 6, 0);
+  }
+  pen.stroke();
+  return { image: tile, repeat: "repeat" };
+}

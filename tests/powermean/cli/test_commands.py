@@ -43,6 +43,7 @@ SUBCOMMANDS = {
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
+    "priorities": ("list", "set", "remove"),
     "engine": ("add", "list", "remove"),
     "audit": ("list", "head", "verify"),
     "secret": ("set", "list", "remove"),
@@ -59,6 +60,7 @@ WITHOUT_DATA = (
     ("up",),
     ("demo",),
     ("node", "remove"),
+    ("priorities", "remove"),
     ("datasets", "remove"),
     ("audit", "head"),  # is JSON
     ("audit", "verify"),
@@ -110,7 +112,7 @@ def test_help_imports_neither_http_nor_contracts_nor_a_room() -> None:
         "except SystemExit: pass\n"
         "heavy = {'httpx', 'pydantic', 'server', 'trainer', 'rollout', 'dashboard', 'torch'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "from powermean.cli import cluster, demo, jobs, service\n"
+        "from powermean.cli import demo, jobs, nodes, service\n"
         "assert not (heavy - {'httpx', 'pydantic'}) & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -168,7 +170,10 @@ LISTS: dict[tuple[str, ...], tuple[str, BaseModel]] = {
     ("nodes",): ("GET /v1/nodes", NodeList(items=())),
     ("datasets", "list"): ("GET /v1/datasets", DatasetList(items=())),
     ("engine", "list"): ("GET /v1/engines", EngineServiceList(items=())),
-    ("login",): ("POST /v1/login-codes", LoginCode(code="abc", expires_at=datetime(2026, 1, 1, tzinfo=UTC))),
+    ("login",): (
+        "POST /v1/login-codes",
+        LoginCode(code="abc", url="http://x/login/abc", expires_at=datetime(2026, 1, 1, tzinfo=UTC)),
+    ),
     ("staleness", "job-a"): ("GET /v1/jobs/job-a/staleness", sample_staleness()),
 }
 
@@ -219,8 +224,8 @@ def test_a_name_that_several_jobs_have_is_refused_with_their_ids(server: Scripte
 
 @pytest.mark.parametrize(
     "command",
-    [(c,) for c in ("show", "watch", "cancel", "logs", "staleness", "download")]
-    + [("replay", "--step", "1")],
+    [(c,) for c in ("show", "watch", "cancel", "pause", "resume", "logs", "staleness", "download")]
+    + [("replay", "--step", "1"), ("priority", "high")],
 )
 def test_every_command_about_a_job_takes_its_name(server: ScriptedServer, command: tuple[str, ...]) -> None:
     server.on("GET /v1/jobs", Answer(body=summaries()))
@@ -352,9 +357,9 @@ def test_download_stays_in_its_folder(server: ScriptedServer, tmp_path: Path) ->
 
 
 def test_login_prints_a_link(server: ScriptedServer) -> None:
-    code = {"code": "abc", "expires_at": "2026-01-01T00:00:00Z"}
+    code = {"code": "abc", "url": "https://lab.example.org/login/abc", "expires_at": "2026-01-01T00:00:00Z"}
     server.on("POST /v1/login-codes", Answer(body=json.dumps(code).encode()))
-    assert f"{server.url}/login/abc" in powermean("login").output
+    assert powermean("login").stdout.startswith("https://lab.example.org/login/abc\n")
 
 
 def test_without_a_server_there_is_one_clear_remedy(server: ScriptedServer) -> None:

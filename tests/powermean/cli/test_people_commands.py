@@ -7,12 +7,14 @@ from pydantic import BaseModel
 
 from powermean.contracts.api import Dataset, DatasetList, ErrorBody, ErrorResponse, JobPage, LoginCode
 from powermean.contracts.identity import KeyList, MemberList, NewKey, PersonList, ProjectList
+from powermean.contracts.storage import ProjectStorage, Retention
 from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_people import ADA, NOW, key, me, member, person, project
 from tests.support.scripted_server import Answer, ScriptedServer
 from tests.support.terminal import powermean
 
-CODE = LoginCode(code="abc", expires_at=NOW)
+CODE = LoginCode(code="abc", url="https://lab.example.org/login/abc", expires_at=NOW)
+STORED = ProjectStorage(project="team-a", bytes=0, over_limit=False, uses=(), largest=())
 LOOK_ALIKE = "аdministrator"  # its first letter is Cyrillic
 
 
@@ -32,11 +34,15 @@ ANSWERS: dict[tuple[str, ...], tuple[str, BaseModel]] = {
     ("person", "invite", "person-ada"): ("POST /v1/people/person-ada/login-codes", CODE),
     ("person", "deactivate", "person-ada"): ("PATCH /v1/people/person-ada", person(active=False)),
     ("person", "activate", "person-ada"): ("PATCH /v1/people/person-ada", person()),
+    ("person", "change", "person-ada", "--name", "Ada L"): ("PATCH /v1/people/person-ada", person()),
     ("project", "list"): ("GET /v1/projects", ProjectList(items=(project(),))),
     ("project", "create", "team-a"): ("POST /v1/projects", project()),
     ("project", "show", "team-a"): ("GET /v1/projects/team-a", project()),
     ("project", "members", "team-a"): ("GET /v1/projects/team-a/members", MemberList(items=(member(),))),
     ("project", "add-member", "team-a", "x"): ("PUT /v1/projects/team-a/members/x", member()),
+    ("project", "rename", "team-a", "Vision"): ("PATCH /v1/projects/team-a", project()),
+    ("project", "retention", "team-a"): ("GET /v1/projects/team-a/retention", Retention(logs_days=7)),
+    ("project", "limit", "team-a", "none"): ("PUT /v1/projects/team-a/storage/limit", STORED),
     ("key", "list"): ("GET /v1/keys", KeyList(items=(key(),))),
     ("key", "create", "laptop"): ("POST /v1/keys", NewKey(key="pm_secret", **dict(key()))),
 }
@@ -57,7 +63,7 @@ def test_one_command_lets_a_second_person_in(server: ScriptedServer) -> None:
     server.on("POST /v1/people/person-ada/login-codes", body(CODE, 201))
     result = powermean("person", "add", "Ada", "--email", "ADA@example.org")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{server.url}/login/abc\n"
+    assert result.stdout == "https://lab.example.org/login/abc\n"  # where others reach it, says the server
     assert "signs them in, once, until" in result.stderr
     wanted = sent(server, "POST /v1/people")
     assert isinstance(wanted, dict)
@@ -91,6 +97,11 @@ def test_a_service_account_gets_no_link(server: ScriptedServer) -> None:
         ("project", "create", "Team A"),
         ("project", "add-member", "team-a", "x", "--role", "admin"),
         ("key", "create", "x", "--role", "boss"),
+        ("key", "create", "x", "--days", "0"),
+        ("person", "change", "ada@example.org"),
+        ("person", "change", "ada@example.org", "--email", "no address"),
+        ("project", "limit", "team-a", "lots"),
+        ("project", "retention", "team-a", "--logs-days", "some"),
     ],
 )
 def test_mistakes_are_told_before_anybody_is_asked(server: ScriptedServer, command: tuple[str, ...]) -> None:
@@ -193,3 +204,59 @@ def test_submit_takes_no_side_where_file_and_option_differ(server: ScriptedServe
     assert result.exit_code == 1
     assert "project: the file says b, and --project team-a" in result.stderr
     assert server.requests == []
+
+
+def test_a_key_may_end_and_the_list_says_when_and_when_it_was_used(server: ScriptedServer) -> None:
+    server.on("POST /v1/keys", body(NewKey(key="pm_secret", **dict(key(expires_at=NOW))), 201))
+    result = powermean("key", "create", "laptop", "--days", "30")
+    assert "It works until" in result.stderr
+    wanted = sent(server, "POST /v1/keys")
+    assert isinstance(wanted, dict)
+    assert wanted["days"] == 30
+    ended, unused = key(expires_at=NOW, used_at=NOW), key(id="key-2", revoked_at=NOW)
+    server.on("GET /v1/keys", body(KeyList(items=(ended, unused))))
+    first, second = powermean("key", "list").stdout.splitlines()[1:]
+    assert first.split()[-1] == "ended"
+    assert first.count("2026-01-05") == 3  # made, used, ended
+    assert "never" in second
+    assert second.split()[-1] == "revoked"
+
+
+def test_a_leaked_key_is_revoked_with_those_that_it_made(server: ScriptedServer) -> None:
+    server.on("DELETE /v1/keys/key-1", Answer(204))
+    result = powermean("key", "revoke", "key-1", "--cascade")
+    assert result.exit_code == 0, result.output
+    assert "with all that were made with it" in result.stdout
+    assert server.requests[0][0] == "DELETE /v1/keys/key-1?cascade=true"
+
+
+def test_an_address_is_given_to_an_account(server: ScriptedServer) -> None:
+    server.on("PATCH /v1/people/person-administrator", body(person()))
+    result = powermean("person", "change", "person-administrator", "--email", "Root@example.org")
+    assert result.exit_code == 0, result.output
+    assert sent(server, "PATCH /v1/people/person-administrator") == {"email": "root@example.org"}
+
+
+def test_a_rule_changes_and_the_others_stay(server: ScriptedServer) -> None:
+    rules = Retention(texts_days=30, logs_days=7, checkpoints_best=True)
+    server.on("GET /v1/projects/team-a/retention", body(rules))
+    server.on("PUT /v1/projects/team-a/retention", body(rules))
+    result = powermean("project", "retention", "team-a", "--logs-days", "forever", "--checkpoints-last", "2")
+    assert result.exit_code == 0, result.output
+    changed = rules.model_copy(update={"logs_days": None, "checkpoints_last": 2})
+    assert sent(server, "PUT /v1/projects/team-a/retention") == changed.model_dump()
+
+
+def test_a_limit_is_a_size(server: ScriptedServer) -> None:
+    server.on("PUT /v1/projects/team-a/storage/limit", body(STORED.model_copy(update={"limit": 5 * 10**11})))
+    assert "500.0 GB" in powermean("project", "limit", "team-a", "500 GB").stdout
+    assert sent(server, "PUT /v1/projects/team-a/storage/limit") == {"bytes": 500_000_000_000}
+
+
+def test_deleting_a_project_asks_first(server: ScriptedServer) -> None:
+    assert powermean("project", "delete", "team-a", typed="n\n").exit_code == 1
+    assert server.requests == []
+    server.on("DELETE /v1/projects/team-a", Answer(204))
+    result = powermean("project", "delete", "team-a", "--cascade", "--yes")
+    assert result.exit_code == 0, result.output
+    assert server.requests[0][0] == "DELETE /v1/projects/team-a?cascade=true"

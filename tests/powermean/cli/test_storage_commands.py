@@ -9,6 +9,7 @@ from powermean.cli.main import app
 from powermean.contracts.api import JobState
 from powermean.contracts.storage import Collected, ProjectStorage, StorageUse, StoredThing
 from tests.support.sample_jobs import job
+from tests.support.sample_people import me
 from tests.support.scripted_server import Answer, ScriptedServer
 from tests.support.terminal import powermean
 
@@ -80,6 +81,17 @@ def test_storage_shows_what_takes_the_space(server: ScriptedServer) -> None:
     shown = powermean("storage", "--project", "team").output
     assert "team stores 3.0 GB of 2.0 GB: over its limit" in shown
     assert "checkpoints  2.0 GB  job-a  sorting    20" in shown
+
+
+def test_storage_is_of_ones_default_project(server: ScriptedServer) -> None:
+    found = ProjectStorage(project="team", bytes=0, over_limit=False, uses=(), largest=())
+    answers = [Answer(body=me(default_project=name).model_dump_json().encode()) for name in ("team", None)]
+    server.on("GET /v1/me", *answers)
+    server.on("GET /v1/projects/team/storage", Answer(body=found.model_dump_json().encode()))
+    assert "team stores 0 B" in powermean("storage").output
+    result = powermean("storage")
+    assert result.exit_code == 1
+    assert "name one with --project" in result.stderr
 
 
 def test_gc_goes_through_the_whole_store(server: ScriptedServer) -> None:

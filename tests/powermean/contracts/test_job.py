@@ -171,3 +171,28 @@ def test_more_gpus_than_a_trainer_can_use_are_refused_at_the_field() -> None:
     ((path, message),) = faults(resources={"gpus": 2})
     assert path == ("resources", "gpus")
     assert "less than or equal to 1" in message
+
+
+@pytest.mark.parametrize(
+    ("resources", "path", "why"),
+    [
+        ({"gpu_type": "H100"}, ("resources", "gpu_type"), "gpus is 0: set gpus to 1"),
+        ({"gpu_memory_gib": 40.0}, ("resources", "gpu_memory_gib"), "gpus is 0: set gpus to 1"),
+        ({"gpus": 1, "gpu_memory_gib": 0.0}, ("resources", "gpu_memory_gib"), "greater than 0"),
+        ({"gpus": 1, "gpu_type": ""}, ("resources", "gpu_type"), "at least 1 character"),
+        ({"node_labels": {"zone": ""}}, ("resources", "node_labels", "zone"), "at least 1 character"),
+        ({"node_labels": {"zone": "a b"}}, ("resources", "node_labels", "zone"), "pattern"),
+        ({"node_labels": {"zone": 3}}, ("resources", "node_labels", "zone"), "valid string"),
+    ],
+)
+def test_what_is_asked_of_nodes_and_gpus_must_make_sense(
+    resources: dict[str, object], path: tuple[str, ...], why: str
+) -> None:
+    ((where, message),) = faults(resources=resources)
+    assert where == path
+    assert why in message
+
+
+def test_labels_go_with_a_cpu_slot_too() -> None:
+    spec = JobSpec.model_validate(tiny_spec("tiny", resources={"node_labels": {"zone": "a"}}))
+    assert spec.resources.node_labels == {"zone": "a"}

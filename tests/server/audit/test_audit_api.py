@@ -32,6 +32,14 @@ def test_a_change_says_who_did_what_from_where_to_what(service: ServiceDriver) -
     assert abs(datetime.now(UTC) - entry.at) < timedelta(minutes=1)
 
 
+def test_a_sign_out_names_the_person(service: ServiceDriver) -> None:
+    browser = service.browser()
+    assert browser.post("/v1/sessions", json={"key": ADMIN_KEY}).status_code == 201
+    assert browser.delete("/v1/sessions").status_code == 204
+    (entry,) = log(service, verb="close_session")
+    assert (entry.actor, entry.actor_name) == ("person-administrator", "administrator")
+
+
 def test_reads_and_the_work_of_nodes_are_not_recorded(service: ServiceDriver) -> None:
     attempt = service.running()
     before = len(log(service))

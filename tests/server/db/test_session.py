@@ -275,3 +275,17 @@ def test_no_writer_of_a_group_returns_when_its_commit_fails(
     assert ids(database) == []
     put(database, "third")
     assert ids(database) == ["third"]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_a_statement_has_an_end_and_a_migration_has_none(empty_url: str) -> None:
+    limited, free = Database(empty_url, statement_s=0.2), Database(empty_url)
+    with limited.read() as session, pytest.raises(OperationalError, match="statement timeout"):
+        session.execute(text("SELECT pg_sleep(30)"))
+    with limited.read() as session:  # the connection is good for others
+        assert session.scalar(text("SELECT 1")) == 1
+    with free.read() as session:
+        assert session.scalar(text("SHOW statement_timeout")) == "0"
+    limited.close()
+    free.close()

@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from powermean.contracts.identity import KeyRequest
+from server.db.models import ApiKey, Person
+from server.errors import UnauthenticatedError
+from server.identity.keys import create_key
+from server.identity.people import caller_of
 from tests.support.service_driver import ServiceDriver, example_spec
 
 
@@ -50,6 +55,54 @@ def test_a_leaked_key_reaches_no_key_that_allows_more(service: ServiceDriver, pr
     assert leaked.delete(f"/v1/keys/{me['key_id']}").status_code == 404
     assert ada.get("/v1/me").status_code == 200
     assert leaked.delete(f"/v1/keys/{listed[0]['id']}").status_code == 204  # whoever finds it may end it
+
+
+def test_what_a_leaked_key_made_ends_with_it_if_wanted(service: ServiceDriver, projects):
+    ada = service.someone(project="ours")
+    other = key_of(service, ada)
+    leaked = key_of(service, ada)
+    child = key_of(service, leaked)
+    browser = service.browser()
+    code = child.post("/v1/login-codes").json()["code"]
+    assert browser.post("/v1/sessions", json={"code": code}).status_code == 201
+    started = service.anyone.post("/v1/device-codes", json={"client": "x"}).json()
+    path = f"/v1/device-codes/{started['user_code']}/decision"
+    assert browser.post(path, json={"approve": True}).status_code == 200
+    claimed = service.anyone.post("/v1/device-codes/claim", json={"device_code": started["device_code"]})
+    grandchild = service.client(claimed.json()["signed_in"]["key"]["key"])
+    leaked_id = leaked.get("/v1/me").json()["key_id"]
+    made_by = {one["id"]: one["made_by"] for one in ada.get("/v1/keys").json()["items"]}
+    assert made_by[child.get("/v1/me").json()["key_id"]] == leaked_id
+    assert ada.delete(f"/v1/keys/{leaked_id}").status_code == 204
+    assert [one.get("/v1/me").status_code for one in (leaked, child, grandchild)] == [401, 200, 200]
+    assert ada.delete(f"/v1/keys/{leaked_id}?cascade=true").status_code == 204
+    for one in (child, grandchild, browser):
+        assert one.get("/v1/me").status_code == 401
+    assert other.get("/v1/me").status_code == ada.get("/v1/me").status_code == 200
+
+
+def test_the_last_administrators_key_stays_also_among_others(service: ServiceDriver):
+    mine = service.person.get("/v1/me").json()["key_id"]
+    key_of(service, service.person, role="admin")
+    answer = service.person.delete(f"/v1/keys/{mine}?cascade=true")
+    assert answer.status_code == 409
+    assert service.person.delete(f"/v1/keys/{mine}").status_code == 204
+
+
+def test_a_key_that_is_revoked_meanwhile_makes_none(service: ServiceDriver, projects):
+    ada = service.someone(project="ours")
+    leaked = key_of(service, ada)
+    mine = leaked.get("/v1/me").json()["key_id"]
+    with service.database.write() as session:
+        caller = caller_of(session, *_person_and_key(session, mine))
+    assert ada.delete(f"/v1/keys/{mine}").status_code == 204
+    with service.database.write() as session, pytest.raises(UnauthenticatedError):
+        create_key(session, caller, KeyRequest(name="x"))
+
+
+def _person_and_key(session, key_id: str):
+    key = session.get_one(ApiKey, key_id)
+    return session.get_one(Person, key.person_id), key
 
 
 def test_a_bound_key_tells_of_no_other_project(service: ServiceDriver, projects):
@@ -123,6 +176,7 @@ def test_a_body_that_goes_on_keeps_no_right_that_has_ended(
     service: ServiceDriver, projects, every_body_is_slow
 ):
     maintainer = service.someone("maintainer", project="ours")
+    maintainer.portal = None  # an event loop of its own: this one waits for the request in its body
     path = f"/v1/projects/ours/members/{maintainer.get('/v1/me').json()['id']}"
     content = dripping(b'{"role": "maintainer"}', lambda: service.person.delete(path))
     answer = maintainer.put(path, content=content, headers={"Content-Type": "application/json"})
@@ -132,6 +186,7 @@ def test_a_body_that_goes_on_keeps_no_right_that_has_ended(
 
 def test_an_upload_that_goes_on_adds_nothing_to_a_project_that_one_has_left(service: ServiceDriver, projects):
     ada = service.someone(project="ours")
+    ada.portal = None  # as above
     member = f"/v1/projects/ours/members/{ada.get('/v1/me').json()['id']}"
     content = dripping(b'{"question": "1"}\n', lambda: service.person.delete(member))
     assert ada.post("/v1/datasets?project=ours", content=content).status_code == 422

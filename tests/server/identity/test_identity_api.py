@@ -123,6 +123,15 @@ def test_the_settings_key_is_an_administrators(service):
     )
 
 
+def test_a_refusal_says_whom_to_ask(service):
+    maintainer, member = service.someone("maintainer"), service.someone("member")
+    limit = "/v1/projects/default/storage/limit"
+    assert error_of(maintainer.put(limit, json={"bytes": 1}))["remedy"] == "Ask an administrator."
+    title = {"title": "x"}
+    refused = member.patch("/v1/projects/default", json=title)
+    assert error_of(refused)["remedy"] == "Ask one of its maintainers."
+
+
 def test_the_last_administrators_key_stays(service):
     mine = next(k for k in service.person.get("/v1/keys").json()["items"] if k["role"] == "admin")
     assert service.person.delete(f"/v1/keys/{mine['id']}").status_code == 409

@@ -30,6 +30,7 @@ NOT_BY_ROLE = (
     "/v1/keys/{key_id}",
     "/v1/login-codes",
     "/v1/me/password",
+    "/v1/me/provider",
     "/v1/me/sessions/{session_id}",
     "/v1/device-codes/{user_code}/decision",
 )

@@ -9,7 +9,16 @@ from sqlalchemy import select
 
 from server.db.models import Person
 from server.routes.access import SESSION_COOKIE
-from tests.server.identity.test_signing_in import ADA, PASSWORD, asked, claim, person, stranger, with_password
+from tests.server.identity.test_signing_in import (
+    ADA,
+    PASSWORD,
+    asked,
+    claim,
+    invited,
+    person,
+    sign_in,
+    with_password,
+)
 from tests.support.html_text import parse
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver
@@ -18,7 +27,7 @@ pytestmark = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 
 
 def visitor(service):
-    browser = stranger(service)
+    browser = service.browser()
     browser.follow_redirects = False
     return browser
 
@@ -92,6 +101,28 @@ def test_a_new_key_is_shown_once_and_revoked_with_a_button(service):
     assert service.client(secret).get("/v1/me").status_code == 401
     assert secret[:9] not in browser.get("/account").text
     assert browser.post("/account/keys", data={"name": "", "role": "member"}).status_code == 422
+
+
+def test_a_key_that_made_others_is_revoked_with_them_by_a_second_button(service):
+    browser = with_password(service)
+    secret = (
+        parse(browser.post("/account/keys", data={"name": "laptop"}).text).one("code", class_="secret").text
+    )
+    assert "With those it made" not in browser.get("/account").text
+    child = service.client(secret).post("/v1/keys", json={"name": "x"}).json()
+    parent = child["made_by"]
+    form = parse(browser.get("/account").text).one("form", action=f"/account/keys/{parent}/revoke")
+    assert form.all("button")[-1].text == "With those it made"
+    browser.post(f"/account/keys/{parent}/revoke", data={"cascade": "yes"})
+    for one in (secret, child["key"]):
+        assert service.client(one).get("/v1/me").status_code == 401
+
+
+def test_a_wrong_password_keeps_the_address_that_was_typed(service):
+    with_password(service)
+    page = parse(visitor(service).post("/login", data={"email": ADA, "password": "wrong wrong wrong"}).text)
+    assert page.one("input", name="email").attributes["value"] == ADA
+    assert "autofocus" in page.one("input", name="password").attributes
 
 
 def test_another_browser_is_signed_out_with_a_button(service):
@@ -290,6 +321,84 @@ def test_whom_a_provider_vouches_for_has_no_password_and_keys_only_while_it_does
     assert with_oidc.client(key).get("/v1/me").status_code == 401
     come_in(with_oidc, idp, "ada")
     assert with_oidc.client(key).get("/v1/me").status_code == 200
+
+
+def link(browser, idp, subject):
+    """An invited browser's way to the provider, back, and the yes."""
+    to_provider = browser.get("/login/oidc", params={"link": "yes"})
+    back = urlsplit(idp.agree(to_provider.headers["location"], subject))
+    question = browser.get(f"{back.path}?{back.query}")
+    assert question.status_code == 200
+    form = parse(question.text).one("form", action="/login/oidc/link")
+    names = [one.attributes for one in form.all("input")]
+    return browser.post("/login/oidc/link", data={one["name"]: one["value"] for one in names})
+
+
+@pytest.mark.slow
+def test_an_account_that_is_here_is_linked_by_an_invitation(with_oidc, idp):
+    with_password(with_oidc)
+    idp.add("ada-2", name="Ada", groups=["leads"])
+    browser = invited(with_oidc)
+    browser.follow_redirects = False
+    me = browser.get("/v1/me").json()["id"]
+    assert "Sign in with Example from now on" in browser.get("/account").text
+    done = link(browser, idp, "ada-2")
+    assert (done.status_code, done.headers["location"]) == (303, "/account")
+    mine = browser.get("/v1/me").json()
+    assert (mine["id"], mine["email"], mine["projects"]) == (me, ADA, {"default": "maintainer"})
+    assert browser.get("/v1/me/sessions").json()["items"][0]["method"] == "oidc"
+    assert come_in(with_oidc, idp, "ada-2")[0].get("/v1/me").json()["id"] == me
+    assert sign_in(with_oidc)[1].status_code == 401  # the password is gone
+    assert with_oidc.person.post(f"/v1/people/{ADA}/login-codes").status_code == 409
+
+
+@pytest.mark.slow
+def test_only_an_invitation_links_and_only_what_opens_no_other_account(with_oidc, idp):
+    browser = with_password(with_oidc)
+    browser.follow_redirects = False
+    idp.add("ada-3", name="Ada", groups=["ml"])
+    assert link(browser, idp, "ada-3").status_code == 403  # a stolen session gains nothing
+    key = browser.post("/v1/keys", json={"name": "k"}).json()["key"]
+    proof = {"code": "c", "state": "s", "secret": "x"}
+    assert with_oidc.client(key).put("/v1/me/provider", json=proof).status_code == 403
+    other = come_in(with_oidc, idp, "ada-3")[0].get("/v1/me").json()["id"]
+    browser = invited(with_oidc)
+    browser.follow_redirects = False
+    refused = link(browser, idp, "ada-3")
+    assert refused.status_code == 409
+    assert other in refused.text
+    with_oidc.person.patch(f"/v1/people/{other}", json={"active": False})
+    assert link(browser, idp, "ada-3").status_code == 303
+    assert browser.get("/v1/me").json()["email"] == ADA
+
+
+@pytest.mark.slow
+def test_another_browsers_answer_links_nothing(with_oidc, idp):
+    """Somebody who makes an invited person's browser take their own provider account."""
+    person(with_oidc)
+    browser = invited(with_oidc)
+    browser.follow_redirects = False
+    idp.add("mallory", name="Mallory", groups=["ml"])
+    attacker = visitor(with_oidc)
+    back = urlsplit(idp.agree(attacker.get("/login/oidc?link=yes").headers["location"], "mallory"))
+    form = {name: values[0] for name, values in parse_qs(back.query).items()}
+    browser.get("/login/oidc?link=yes")
+    assert browser.post("/login/oidc/link", data=form).headers["location"].startswith("/login")
+    assert (
+        browser.post("/login/oidc/link", data=form, headers={"Origin": "https://evil.org"}).status_code == 403
+    )
+    with with_oidc.database.read() as session:
+        assert session.scalars(select(Person.oidc_subject).where(Person.email == ADA)).one() is None
+
+
+@pytest.mark.slow
+def test_the_last_administrator_is_not_linked_away(with_oidc, idp):
+    with_oidc.person.patch("/v1/people/person-administrator", json={"email": "root@example.org"})
+    browser = invited(with_oidc, "root@example.org")
+    browser.follow_redirects = False
+    idp.add("root", name="Root", groups=["ml"])  # whom the table makes no administrator
+    assert link(browser, idp, "root").status_code == 409
+    assert browser.get("/v1/me").json()["cluster_role"] == "admin"
 
 
 def test_without_a_provider_there_is_no_way_there(service):

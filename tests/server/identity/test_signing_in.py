@@ -17,13 +17,6 @@ ADA = "ada@example.org"
 PASSWORD = "correct horse battery"
 
 
-def stranger(service):
-    browser = service.client("none")
-    del browser.headers["Authorization"]
-    browser.headers.update(HERE)
-    return browser
-
-
 def person(service, email=ADA, **more):
     answer = service.person.post(
         "/v1/people", json={"name": "Ada", "email": email, "project": "default"} | more
@@ -35,7 +28,7 @@ def person(service, email=ADA, **more):
 def invited(service, email=ADA):
     """A browser that followed an invitation."""
     code = service.person.post(f"/v1/people/{email}/login-codes").json()["code"]
-    browser = stranger(service)
+    browser = service.browser()
     assert browser.post("/v1/sessions", json={"code": code}).status_code == 201
     return browser
 
@@ -49,7 +42,7 @@ def with_password(service, email=ADA):
 
 
 def sign_in(service, email=ADA, password=PASSWORD):
-    browser = stranger(service)
+    browser = service.browser()
     return browser, browser.post("/v1/sessions", json={"email": email, "password": password})
 
 
@@ -66,12 +59,33 @@ def test_an_invitation_lets_a_person_set_a_password_and_sign_in_with_it(service)
     assert PASSWORD not in stored
 
 
+def test_the_settings_administrator_gets_an_address_and_signs_in_with_it(service):
+    address = "/v1/people/person-administrator"
+    changed = service.person.patch(address, json={"email": "Root@Example.org"})
+    assert changed.json()["email"] == "root@example.org"
+    browser = invited(service, "root@example.org")
+    assert browser.put("/v1/me/password", json={"password": PASSWORD}).status_code == 200
+    assert sign_in(service, "root@example.org")[1].json()["role"] == "admin"
+
+
+def test_an_address_belongs_to_one_account(service):
+    person(service)
+    person(service, "bob@example.org")
+    answer = service.person.patch("/v1/people/bob@example.org", json={"email": ADA, "name": "Bob"})
+    assert answer.status_code == 409
+    assert error_of(answer)["message"] == f"somebody with the e-mail address {ADA} is here already"
+    names = {one["email"]: one["name"] for one in service.person.get("/v1/people").json()["items"]}
+    assert names["bob@example.org"] == "Ada"  # nothing of it was changed
+    same = service.person.patch(f"/v1/people/{ADA}", json={"email": ADA})
+    assert same.status_code == 200
+
+
 def test_an_invitation_works_once(service):
     person(service)
     code = service.person.post(f"/v1/people/{ADA}/login-codes").json()["code"]
-    assert stranger(service).post("/v1/sessions", json={"code": code}).status_code == 201
-    assert stranger(service).post("/v1/sessions", json={"code": code}).status_code == 401
-    stranger_with_code = stranger(service)
+    assert service.browser().post("/v1/sessions", json={"code": code}).status_code == 201
+    assert service.browser().post("/v1/sessions", json={"code": code}).status_code == 401
+    stranger_with_code = service.browser()
     other = service.person.post(f"/v1/people/{ADA}/login-codes").json()["code"]
     stranger_with_code.cookies.set(SESSION_COOKIE, other)
     assert stranger_with_code.get("/v1/me").status_code == 401
@@ -107,7 +121,7 @@ def test_neither_a_key_nor_a_link_of_ones_own_sets_a_first_password(service):
     made = person(service)
     key = service.person.post("/v1/keys", json={"name": "k", "person_id": made["id"]}).json()["key"]
     assert service.client(key).put("/v1/me/password", json={"password": PASSWORD}).status_code == 403
-    browser = stranger(service)
+    browser = service.browser()
     browser.post("/v1/sessions", json={"key": key})
     assert browser.put("/v1/me/password", json={"password": PASSWORD}).status_code == 422
     code = service.client(key).post("/v1/login-codes").json()["code"]
@@ -201,13 +215,13 @@ def test_guessing_is_slowed_down_by_account_known_or_not(service):
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_guessing_is_slowed_down_by_address(service):
-    statuses = [stranger(service).post("/v1/sessions", json={"code": f"c{n}"}).status_code for n in range(61)]
+    statuses = [service.browser().post("/v1/sessions", json={"code": f"c{n}"}).status_code for n in range(61)]
     assert statuses == [401] * 60 + [429]
     assert service.person.get("/v1/me").status_code == 200
 
 
-def test_right_passwords_are_not_counted_for_ever():
-    throttle = Throttle()
+def test_right_passwords_are_not_counted_for_ever(settings):
+    throttle = Throttle(settings)
     for _ in range(30):
         throttle.count("account", ADA)
         throttle.forgive("account", ADA)
@@ -218,16 +232,16 @@ def test_signing_in_ends_what_the_browser_was_given_before(service):
     with_password(service)
     planted, _ = sign_in(service)
     secret = planted.cookies[SESSION_COOKIE]
-    victim = stranger(service)
+    victim = service.browser()
     victim.cookies.set(SESSION_COOKIE, secret)
     answer = victim.post("/v1/sessions", json={"key": ADMIN_KEY})
     assert answer.status_code == 201
     assert secret not in answer.headers["set-cookie"]
     assert planted.get("/v1/me").status_code == 401
-    made_up = stranger(service)
+    made_up = service.browser()
     made_up.cookies.set(SESSION_COOKIE, "chosen by an attacker")
     made_up.post("/v1/sessions", json={"key": ADMIN_KEY})
-    other = stranger(service)
+    other = service.browser()
     other.cookies.set(SESSION_COOKIE, "chosen by an attacker")
     assert other.get("/v1/me").status_code == 401
 
@@ -282,14 +296,14 @@ def test_who_leaves_is_out_at_once_and_every_key_with_them(service):
     service.person.patch(f"/v1/people/{ADA}", json={"active": False})
     assert browser.get("/v1/me").status_code == 401
     assert service.client(key).get("/v1/me").status_code == 401
-    assert stranger(service).post("/v1/sessions", json={"code": link}).status_code == 401
-    assert stranger(service).post("/v1/sessions", json={"key": key}).status_code == 401
+    assert service.browser().post("/v1/sessions", json={"code": link}).status_code == 401
+    assert service.browser().post("/v1/sessions", json={"key": key}).status_code == 401
     assert sign_in(service)[1].status_code == 401
 
 
 def test_a_session_ends_with_the_key_that_opened_it(service):
     made = service.person.post("/v1/keys", json={"name": "k", "role": "viewer", "days": 1}).json()
-    browser = stranger(service)
+    browser = service.browser()
     browser.post("/v1/sessions", json={"key": made["key"]})
     assert browser.get("/v1/me").status_code == 200
     with service.database.write() as session:
@@ -351,13 +365,13 @@ def test_no_token_passes_for_another_kind(service):
     device = service.anyone.post("/v1/device-codes", json={"client": "x"}).json()["device_code"]
     for secret in (attempt.token, session, code, device):
         assert service.client(secret).get("/v1/me").status_code == 401
-        assert stranger(service).post("/v1/sessions", json={"key": secret}).status_code in (401, 422)
+        assert service.browser().post("/v1/sessions", json={"key": secret}).status_code in (401, 422)
     for secret in (attempt.token, ADMIN_KEY, NODE_TOKEN, code, device):
-        cookie = stranger(service)
+        cookie = service.browser()
         cookie.cookies.set(SESSION_COOKIE, secret)
         assert cookie.get("/v1/me").status_code == 401
     for secret in (attempt.token, session, ADMIN_KEY, device):
-        assert stranger(service).post("/v1/sessions", json={"code": secret}).status_code in (401, 422)
+        assert service.browser().post("/v1/sessions", json={"code": secret}).status_code in (401, 422)
         if secret != device:
             answer = service.anyone.post("/v1/device-codes/claim", json={"device_code": secret})
             assert answer.status_code in (401, 422)
@@ -444,7 +458,7 @@ def test_a_command_line_gets_no_more_than_the_session_that_confirms_it(service):
     made = service.person.post(
         "/v1/keys", json={"name": "k", "role": "viewer", "project": "default", "days": 2}
     )
-    browser = stranger(service)
+    browser = service.browser()
     browser.post("/v1/sessions", json={"key": made.json()["key"]})
     started = asked(service)
     browser.post(f"/v1/device-codes/{started['user_code']}/decision", json={"approve": True, "days": 300})

@@ -4,7 +4,9 @@ import tempfile
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,6 +16,9 @@ from powermean.contracts.api import Job as JobView
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import ClaimWithSecrets
 from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
+from server.db.session import database_now
+from server.jobs.attempts import order_by_rule, order_stop
+from server.jobs.events import lock_job
 from server.jobs.states import TRANSITIONS
 from server.settings import Settings
 from tests.support.law_settings import at_most
@@ -156,6 +161,32 @@ class JobLife(RuleBasedStateMachine):
         else:
             assert answer["state"] == before
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), what=st.sampled_from(["pause", "resume"]))
+    def pause_or_resume(self, data: st.DataObject, what: str) -> None:
+        before = self.service.job(data.draw(st.sampled_from(self.jobs)))
+        answer = self.service.person.post(f"/v1/jobs/{before.id}/{what}")
+        finishing = before.state is JobState.RUNNING and before.attempts[-1].order_cause == "limit"
+        ending = before.state.final or (what == "pause" and (before.cancel_requested or finishing))
+        assert answer.status_code == (409 if ending else 200)
+        if not ending:
+            after = JobView.model_validate(answer.json())
+            assert (after.pause_requested or after.state is JobState.PAUSED) == (what == "pause")
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def give_way(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(self.jobs))
+        with self.service.database.write() as session:
+            order_stop(session, lock_job(session, job_id), "preempted", database_now(session))
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), order=st.sampled_from(["finish", "cancel"]))
+    def reach_a_limit(self, data: st.DataObject, order: Literal["finish", "cancel"]) -> None:
+        job_id = data.draw(st.sampled_from(self.jobs))
+        with self.service.database.write() as session:
+            order_by_rule(session, lock_job(session, job_id), order, "a limit", database_now(session))
+
     @invariant()
     def promises_hold(self) -> None:
         if not hasattr(self, "service"):
@@ -189,6 +220,7 @@ class JobLife(RuleBasedStateMachine):
                 assert (current.number, current.state) == (job.attempt, job.state)
             else:
                 assert living[job.id] == []
+            assert not (job.pause_requested and (state.final or state is JobState.PAUSED))
             assert (job.finished_at is not None) == state.final
             assert (job.error is not None) == (state is JobState.FAILED)
             assert (job.result is not None) == (state is JobState.FINISHED)
@@ -222,7 +254,7 @@ class JobLife(RuleBasedStateMachine):
                 assert after == before or after in TRANSITIONS[before]
 
 
-TestJobLife = JobLife.TestCase
+TestJobLife = pytest.mark.slow(JobLife.TestCase)
 TestJobLife.settings = settings(
     at_most(10), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -1,14 +1,17 @@
 """The planner's laws, for any cluster and any line of jobs."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from powermean.contracts.attempts import GpuInfo
 from server.jobs.demand import AdapterNeed
 from server.placement import plan as planning
+from server.placement.fit import could_run
 from server.placement.plan import plan
 from server.placement.state import (
     ClusterState,
@@ -423,3 +426,53 @@ def test_a_long_line_is_as_much_work_as_its_shapes(monkeypatch: pytest.MonkeyPat
     assert len(made.starts) == 2
     assert len(made.why) == 998
     assert len(looked) < 20
+
+
+def of_kind(node_id: str, *cards: tuple[str, int], labels: dict[str, str] | None = None) -> NodeCapacity:
+    """A node with GPUs of these names and memories."""
+    info = tuple(
+        GpuInfo(uuid=f"{node_id}-{i}", name=name, memory_mb=memory) for i, (name, memory) in enumerate(cards)
+    )
+    found = frozenset((labels or {}).items())
+    return replace(node(node_id, slots=1, gpus=len(cards)), gpu_info=info, labels=found)
+
+
+A10, H100 = ("NVIDIA A10", 23_028), ("NVIDIA H100 80GB HBM3", 81_559)
+
+
+def test_gpus_are_of_the_kind_that_was_asked_for():
+    mixed = [of_kind("a", A10, A10), of_kind("b", A10, H100)]
+    asked = [
+        WaitingJob("named", 1, gpu_type="h100"),
+        WaitingJob("large", 1, gpu_memory_mb=40_000, queued_at=1.0),
+        WaitingJob("any", 1),
+        WaitingJob("two", 2, gpu_type="h100"),
+    ]
+    made = plan(ClusterState(mixed, asked))
+    assert {start.job_id: start.allocations[0].gpu_uuids for start in made.starts} == {
+        "named": ("b-1",),
+        "any": ("a-0",),
+    }
+    assert texts(made) == {
+        "large": "waiting for 1 free GPU on one node",
+        "two": "waiting for a node with 2 GPUs (GPUs called h100): the largest connected one has 1",
+    }
+
+
+def test_labels_choose_nodes():
+    zones = [of_kind("a", labels={"zone": "a"}), of_kind("b", labels={"zone": "b", "rack": "3"})]
+    asked = [
+        WaitingJob("both", 0, labels=(("rack", "3"), ("zone", "b"))),
+        WaitingJob("neither", 0, labels=(("rack", "3"), ("zone", "a"))),
+    ]
+    made = plan(ClusterState(zones, asked))
+    assert [(start.job_id, start.allocations[0].node_id) for start in made.starts] == [("both", "b")]
+    assert texts(made) == {"neither": "waiting for a node with rack=3, zone=a: no connected node has it"}
+    assert [n.id for n in zones if could_run(asked[0], n)] == ["b"]
+
+
+def test_who_has_a_slot_in_an_engine_asks_it_of_the_trainers_node():
+    zones = [of_kind("a", labels={"zone": "a"}), of_kind("b", labels={"zone": "b"})]
+    job = replace(lora("job"), labels=(("zone", "b"),))
+    made = plan(ClusterState(zones, [job], [engine("e", "a", reach=None)]))
+    assert [part.node_id for start in made.starts for part in start.allocations] == ["b", "a"]

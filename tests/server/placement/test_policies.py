@@ -168,17 +168,21 @@ def test_gpus_of_the_type_and_memory_and_nodes_with_the_labels_asked_for():
     assert where["two"].node_id == "pair"
     _, made = planned(nodes, [job("j", labels=(("zone", "b"),)), job("k", labels=(("zone", "c"),))])
     assert made.starts[0].allocations[0].node_id == "pair"
-    assert made.why["k"].text == "waiting for a node labelled zone=c: no connected node is"
+    assert made.why["k"].text == "waiting for a node with zone=c: no connected node has it"
     _, made = planned(nodes, [job("j", 2, gpu_type="a100"), job("k", gpu_memory_mb=90_000)])
-    assert made.why["j"].text == "waiting for a node with 2 GPUs (a100): the largest connected one has 1"
     assert (
-        made.why["k"].text == "waiting for a node with a GPU (of 90000 MB): the largest connected one has 0"
+        made.why["j"].text
+        == "waiting for a node with 2 GPUs (GPUs called a100): the largest connected one has 1"
+    )
+    assert (
+        made.why["k"].text
+        == "waiting for a node with a GPU (87.89 GiB a GPU): the largest connected one has 0"
     )
 
 
 def test_a_closed_node_takes_nothing_and_says_why():
-    _, made = planned([node("n", 4, 0, closed="draining for new disks")], [job("j")])
-    assert made.why["j"].text == "waiting for n to be opened: draining for new disks"
+    _, made = planned([node("n", 4, 0, closed="n is draining (new disks)")], [job("j")])
+    assert made.why["j"].text == "waiting for a node: n is draining (new disks)"
 
 
 @pytest.mark.parametrize("ends_at", [None, 11 * HOUR])

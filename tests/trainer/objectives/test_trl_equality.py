@@ -18,11 +18,17 @@ from tests.support.law_settings import at_most
 from tests.trainer.objectives.objective_batches import Batch, batches
 from trainer.objectives import batch_facts, build_algorithm, kl_penalty
 
-trl = pytest.importorskip("trl", reason="TRL is not installed (the `dev` extra): nothing to compare with")
+pytestmark = pytest.mark.slow  # the import of TRL's trainers alone takes seconds
 
 LENGTH = 17  # TRL's max_completion_length
 # Irrational edges: the strategies' round numbers never sit on a kink, where subgradients may differ.
 LOW, HIGH = 0.2 + 1e-4 * 2**0.5, 0.28 + 1e-4 * 3**0.5
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Any:
+    trl = pytest.importorskip("trl", reason="TRL is not installed (the `dev` extra): nothing to compare with")
+    return trl.GRPOTrainer
 
 
 def trl_loss(
@@ -68,7 +74,7 @@ def trl_loss(
     return loss
 
 
-def compare(name: str, batch: Batch, trainer: Any = None, beta: float = 0.0, **trl_settings: Any) -> None:
+def compare(name: str, batch: Batch, trainer: Any, beta: float = 0.0, **trl_settings: Any) -> None:
     fields = {} if name in ("cispo", "gmpo") else {"epsilon_low": LOW, "epsilon_high": HIGH}
     algorithm = build_algorithm(TypeAdapter(AlgorithmSpec).validate_python({"name": name} | fields))
     # TRL has no trajectory without tokens in its denominators' sense: give every row one
@@ -78,7 +84,7 @@ def compare(name: str, batch: Batch, trainer: Any = None, beta: float = 0.0, **t
     old = torch.linspace(-2, -0.1, batch.x.numel()).double().reshape(batch.x.shape)
     reference = old - 0.3
     leaf = (batch.x + old).requires_grad_()
-    theirs = trl_loss(trainer or trl.GRPOTrainer, batch, leaf, old, reference, beta=beta, **trl_settings)
+    theirs = trl_loss(trainer, batch, leaf, old, reference, beta=beta, **trl_settings)
     (their_gradient,) = torch.autograd.grad(theirs, leaf)
 
     facts = batch_facts(mask, max_tokens=LENGTH)
@@ -93,41 +99,39 @@ def compare(name: str, batch: Batch, trainer: Any = None, beta: float = 0.0, **t
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.slow
 @given(batches())
-def test_grpo_is_trls(batch: Batch) -> None:
-    compare("grpo", batch, loss_type="grpo")
-
-
-@pytest.mark.slow
-@given(batches())
-def test_dr_grpo_is_trls(batch: Batch) -> None:
-    compare("dr_grpo", batch, loss_type="dr_grpo")
+def test_grpo_is_trls(trainer: Any, batch: Batch) -> None:
+    compare("grpo", batch, trainer, loss_type="grpo")
 
 
 @given(batches())
-def test_dapo_is_trls(batch: Batch) -> None:
-    compare("dapo", batch, loss_type="dapo")
+def test_dr_grpo_is_trls(trainer: Any, batch: Batch) -> None:
+    compare("dr_grpo", batch, trainer, loss_type="dr_grpo")
+
+
+@given(batches())
+def test_dapo_is_trls(trainer: Any, batch: Batch) -> None:
+    compare("dapo", batch, trainer, loss_type="dapo")
 
 
 @at_most(30)
 @given(batches())
-def test_dapo_with_a_reference_is_trls(batch: Batch) -> None:
-    compare("dapo", batch, loss_type="dapo", beta=0.1)
+def test_dapo_with_a_reference_is_trls(trainer: Any, batch: Batch) -> None:
+    compare("dapo", batch, trainer, loss_type="dapo", beta=0.1)
 
 
 @given(batches())
-def test_cispo_is_trls(batch: Batch) -> None:
-    compare("cispo", batch, loss_type="cispo", epsilon_high=5.0)
+def test_cispo_is_trls(trainer: Any, batch: Batch) -> None:
+    compare("cispo", batch, trainer, loss_type="cispo", epsilon_high=5.0)
 
 
 @given(batches())
-def test_gspo_is_trls_sequence_level(batch: Batch) -> None:
-    compare("gspo", batch, loss_type="grpo", importance_sampling_level="sequence")
+def test_gspo_is_trls_sequence_level(trainer: Any, batch: Batch) -> None:
+    compare("gspo", batch, trainer, loss_type="grpo", importance_sampling_level="sequence")
 
 
 @given(batches())
-def test_gmpo_is_trls_experimental_one(batch: Batch) -> None:
+def test_gmpo_is_trls_experimental_one(trainer: Any, batch: Batch) -> None:
     from trl.experimental.gmpo import GMPOTrainer
 
     held = batch.x.abs()

@@ -305,6 +305,39 @@ def test_checkpoint_and_exit_is_the_trainers_to_do(case: Case) -> None:
 
 
 @pytest.mark.slow
+def test_who_ignores_the_order_is_ended_at_the_deadline(case: Case) -> None:
+    case.limits |= {"order_s": 0.5}
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    case.server.order = "checkpoint_and_exit"
+    assert case.end() == 0
+    end = case.server.finish
+    assert (end["outcome"], end["error"]) == ("checkpointed", None)
+    assert "did not stop in time" in end["reason"]
+
+
+@pytest.mark.slow
+def test_who_does_not_finish_early_in_time_fails_by_name(case: Case) -> None:
+    case.limits |= {"order_s": 0.5}
+    case.start(STUBBORN)
+    until(lambda: len(case.running()) == 2)
+    case.server.order = "finish"
+    assert case.end() == 0
+    end = case.server.finish
+    assert (end["outcome"], end["error"]["code"], end["retryable"]) == ("failed", "finish_timed_out", False)
+
+
+@pytest.mark.slow
+def test_before_its_training_has_begun_it_leaves_at_once(case: Case) -> None:
+    case.start(prepare=WAIT)
+    until(lambda: len(case.running()) == 1)
+    case.server.order = "checkpoint_and_exit"
+    assert case.end() == 0
+    end = case.server.finish
+    assert (end["outcome"], end["reason"]) == ("checkpointed", "its training had not begun")
+
+
+@pytest.mark.slow
 def test_a_hung_trainer_is_named_as_such(case: Case) -> None:
     case.limits["stall_s"] = 0.5
     case.start()

@@ -1,4 +1,4 @@
-"""Commands about nodes and datasets."""
+"""Commands about datasets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,6 @@ from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
 from powermean.contracts.api import DatasetList
 
-node = typer.Typer(
-    help="Remove nodes that are gone for good; for administrators.", no_args_is_help=True, **PLAIN
-)
 datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
 
 
@@ -80,56 +77,3 @@ def remove_dataset(
     with connected() as client:
         client.delete_dataset(dataset)
     say(f"{dataset} is removed")
-
-
-def nodes(json_: AsJson = False) -> None:
-    """List the cluster's nodes and what they run.
-
-    Example: powermean nodes
-    """
-    with connected() as client:
-        found = client.nodes()
-    if json_:
-        say_json(found)
-        return
-    say_table(
-        ("id", "host", "state", "GPUs", "CPU slots", "engines", "attempts"),
-        (
-            (
-                one.id,
-                one.hostname,
-                "offline" if not one.alive else "disk full" if one.full_disk else "alive",
-                str(len(one.gpus)),
-                str(one.cpu_slots),
-                ", ".join(one.engines),
-                ", ".join(one.attempts),
-            )
-            for one in found.items
-        ),
-        wrap=("host", "engines", "attempts"),
-        right=("GPUs", "CPU slots"),
-    )
-    for one in found.items:
-        if one.rival is not None:
-            note(
-                f"{one.id}: another worker, on host {one.rival.hostname}, tried to use this name at "
-                f"{local_time(one.rival.at)}; give each a POWERMEAN_NODE_ID of its own"
-            )
-
-
-@node.callback()
-def _node() -> None:
-    """Without this, typer would make the only command the group."""
-
-
-@node.command("remove")
-def remove(
-    name: Annotated[str, typer.Argument(metavar="NODE", help="Its id in the list of nodes.")],
-) -> None:
-    """Remove a node that is gone for good. One that is alive or runs attempts is refused.
-
-    Example: powermean node remove gpu-7
-    """
-    with connected() as client:
-        client.remove_node(name)
-    say(f"{name} is removed")

@@ -1,0 +1,96 @@
+"""The limits that the leader judges: time running, GPU-hours, and attempts without a step.
+
+They count over all attempts: an attempt runs from its claim to its end, and holds GPUs from its start until
+they are free.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, load_only
+
+from powermean.contracts.api import JobState
+from powermean.contracts.limits import LimitSpec
+from server.db.models import Attempt, Job
+from server.jobs import allocations, attempts, repository
+from server.jobs.events import lock_job
+from server.jobs.hours import MICROSECOND, merged
+
+JUDGED_EVERY_S = 5.0
+STALL_FLOOR_S = 300.0  # nobody is stalled sooner, however short the steps
+HOUR = timedelta(hours=1)
+
+
+class Reached(NamedTuple):
+    """A job whose attempt is to end: `finish` with its model, `cancel` and try again."""
+
+    job_id: str
+    attempt: int
+    order: Literal["finish", "cancel"]
+    rule: str
+
+
+def judged_here(limits: LimitSpec) -> dict[str, float] | None:
+    """What the job's row says of its limits; None: the leader need not look."""
+    given = limits.model_dump(include={"wall_hours", "gpu_hours", "stall_factor"}, exclude_none=True)
+    return given or None
+
+
+def reached(session: Session, now: datetime) -> list[Reached]:
+    """The running jobs that have reached a limit and are not ordered to do anything yet."""
+    running = (
+        select(Job, Attempt)
+        .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
+        .where(Job.state == JobState.RUNNING, Job.limits.is_not(None), Attempt.order == "continue")
+        .options(load_only(Job.id, Job.limits, Job.step))
+        .order_by(Job.id)
+    )
+    over = []
+    for job, attempt in session.execute(running).all():
+        limits = job.limits or {}
+        if rule := _spent(session, job.id, limits, now):
+            over.append(Reached(job.id, attempt.number, "finish", rule))
+        elif "stall_factor" in limits and (why := _stalled(session, job, attempt, now)):
+            over.append(Reached(job.id, attempt.number, "cancel", why))
+    return over
+
+
+def enforce(session: Session, one: Reached, now: datetime) -> None:
+    """Give the order, unless the job has left that attempt in the meantime."""
+    job = lock_job(session, one.job_id)
+    if job.state == JobState.RUNNING and job.attempt == one.attempt:
+        attempts.order_by_rule(session, job, one.order, one.rule, now)
+
+
+def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: datetime) -> str | None:
+    for name, count, unit in (("wall_hours", _hours, "hours"), ("gpu_hours", _gpu_hours, "GPU-hours")):
+        if name in limits and (spent := count(session, job_id, now)) >= limits[name]:
+            return f"limits.{name}: {spent:.3g} of {limits[name]:g} {unit}"
+    return None
+
+
+def _stalled(session: Session, job: Job, attempt: Attempt, now: datetime) -> str | None:
+    """Why the attempt counts as stalled. Its first step, before which models are loaded, has any time."""
+    last = repository.last_step_at(session, job.id)
+    if last is None or attempt.claimed_at is None or last < attempt.claimed_at:
+        return None
+    silent = (now - last).total_seconds()
+    if silent <= STALL_FLOOR_S:  # most jobs: no more is read of them
+        return None
+    usual, factor = repository.usual_step_s(session, job), (job.limits or {})["stall_factor"]
+    if usual is None or silent <= factor * usual:
+        return None
+    return f"limits.stall_factor: no step for {silent:.0f} s, and the limit is {factor:g} times {usual:.3g} s"
+
+
+def _hours(session: Session, job_id: str, now: datetime) -> float:
+    query = select(Attempt.claimed_at, Attempt.ended_at).where(Attempt.job_id == job_id)
+    spans = [(until or now) - since for since, until in session.execute(query) if since]
+    return sum(spans, timedelta()) / HOUR
+
+
+def _gpu_hours(session: Session, job_id: str, now: datetime) -> float:
+    held = merged(allocations.of_job(session, job_id))
+    return sum(one.gpus * one.microseconds(one.start, now) for one in held) * MICROSECOND / HOUR

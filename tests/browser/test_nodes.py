@@ -1,0 +1,40 @@
+"""A node's page in a real browser over the stand-in API: it fits a phone, and its button drains."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from powermean.contracts.api import NodeDrain
+from tests.browser.test_accessibility import LOOKS, findings
+from tests.browser.test_tokens import StandIn, signed_in, stand_in, token_tabs
+from tests.dashboard.test_dashboard_nodes import NODE
+from tests.support.browser_tabs import Tabs
+
+__all__ = ["stand_in", "token_tabs"]  # fixtures
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=["light", "dark phone"])
+def test_it_is_quiet_fits_and_is_accessible(
+    stand_in: StandIn, token_tabs: Tabs, look: dict[str, object]
+) -> None:
+    closed = {"closed": "draining", "closed_reason": "kernel update", "drain_at": NODE.seen_at}
+    for changes in ({}, closed):
+        stand_in.api.nodes = [NODE.model_copy(update=changes)]
+        tab = signed_in(token_tabs, stand_in, bypass_csp=True, **look)
+        for path in ("/nodes/node-a", "/cluster"):
+            assert findings(tab, path) == []
+            assert tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth") <= 0
+        assert tab.complaints == []
+
+
+def test_its_button_drains_it_from_a_time_on(stand_in: StandIn, token_tabs: Tabs) -> None:
+    stand_in.api.nodes = [NODE]
+    tab = signed_in(token_tabs, stand_in, color_scheme="light")
+    tab.page.goto("/nodes/node-a")
+    tab.page.get_by_label("Reason").fill("kernel update")
+    tab.page.get_by_label("From (UTC)").fill("2026-12-01T22:00")
+    tab.page.get_by_role("button", name="Drain").click()
+    tab.page.wait_for_url("**/nodes/node-a")
+    tab.until(lambda: stand_in.api.closings != [], "it is drained")
+    at = datetime(2026, 12, 1, 22, tzinfo=UTC)
+    assert stand_in.api.closings == [("node-a", "drain", NodeDrain(reason="kernel update", at=at))]

@@ -1,0 +1,122 @@
+"""Pause, resume and preemption with real processes: the place is free meanwhile, and the run is whole."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from powermean.contracts.api import Job, JobState
+from powermean.home import Home
+from server.db.session import Database, database_now
+from server.jobs.attempts import order_stop
+from server.jobs.events import lock_job
+from tests.support.embedded_service import JOB_S, Service, learned, metric_rows, until
+from tests.support.tiny_model import tiny_spec
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 14
+TRAINING = {"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
+LONG = tiny_spec("tiny", training=TRAINING, checkpoints={"every": 5}, evaluation={"every": 7, "problems": 25})
+
+
+def in_state(service: Service, job_id: str, state: JobState) -> Job:
+    def there() -> Job | None:
+        job = service.client.get_job(job_id)
+        return job if job.state is state else None
+
+    return until(there, JOB_S, f"{job_id} {state}")
+
+
+def test_a_paused_job_frees_its_slot_and_goes_on_without_gap_or_double(service: Service) -> None:
+    client = service.client
+    job_id = client.create_job(LONG).id
+    service.at_step(job_id, 3)
+    client.pause_job(job_id)
+    paused = in_state(service, job_id, JobState.PAUSED)
+    assert 3 <= paused.step < STEPS
+    assert service.running("trainer.run") == set()
+    (checkpoint,) = client.checkpoints(job_id).items
+    assert checkpoint.step == paused.step, "its last step is saved"
+    between = service.finished(client.create_job(tiny_spec("tiny")).id)  # the node has one slot
+    assert between.attempts[0].created_at > paused.attempts[0].freed_at  # type: ignore[operator]
+
+    client.resume_job(job_id)
+    job = service.finished(job_id)
+    assert [attempt.outcome for attempt in job.attempts] == ["checkpointed", "finished"]
+    assert job.attempts[0].reason == "paused by administrator"
+    assert job.attempts[1].first_step == paused.step + 1
+    whole = service.finished(client.create_job(LONG).id)
+    rows = metric_rows(client, job_id)
+    assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, STEPS + 1))
+    assert learned(rows) == learned(metric_rows(client, whole.id)), "the run that was never paused"
+
+
+def test_a_preempted_job_takes_its_place_again_when_it_can(service: Service) -> None:
+    job_id = service.client.create_job(tiny_spec("tiny", training=TRAINING | {"steps": 10})).id
+    service.at_step(job_id, 2)
+    database = Database(f"sqlite:///{Home(service.home).database}")
+    with database.write() as session:  # as the scheduler does
+        order_stop(session, lock_job(session, job_id), "preempted by job-17", database_now(session))
+    database.close()
+    job = service.finished(job_id)
+    assert (job.preemptions, len(job.attempts)) == (1, 2)
+    first, second = job.attempts
+    assert (first.outcome, first.order_cause, first.reason) == (
+        "checkpointed",
+        "preempted",
+        "preempted by job-17",
+    )
+    rows = metric_rows(service.client, job_id)
+    assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, 11))
+    assert second.first_step > 2
+
+
+def test_a_job_that_has_run_for_its_hours_finishes_early_with_its_model(service: Service) -> None:
+    spec = tiny_spec("tiny", training=TRAINING | {"steps": 10_000}, limits={"wall_hours": 0.001})
+    job = service.finished(service.client.create_job(spec).id)
+    assert 1 <= job.step < 10_000
+    assert job.result is not None
+    assert (job.result.steps, job.result.model.files != {}) == (job.step, True)
+    assert str(job.ended_by).startswith("limits.wall_hours: ")
+    rows = metric_rows(service.client, job.id)
+    assert (job.step, -1, "eval/reward") in rows
+    assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, job.step + 1))
+
+
+def test_a_cancelled_pause_and_a_pause_before_the_first_step(service: Service) -> None:
+    client = service.client
+    job_id = client.create_job(LONG).id
+    in_state(service, job_id, JobState.RUNNING)
+    client.pause_job(job_id)
+    client.resume_job(job_id)
+    job = service.at_step(job_id, 1)
+    assert job.state is JobState.RUNNING
+    client.pause_job(job_id)
+    in_state(service, job_id, JobState.PAUSED)
+    assert client.cancel_job(job_id).state is JobState.CANCELLED
+    assert service.running("trainer.run") == set()
+
+
+def test_a_trainer_that_ignores_the_order_is_ended_at_the_deadline(
+    tmp_path: Path, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step of this one takes longer than the node gives it."""
+    monkeypatch.setenv("POWERMEAN_STOP_GRACE_S", "2")
+    service = Service(tmp_path / "home", model_root)
+    service.start()
+    try:
+        spec = tiny_spec("tiny", training=TRAINING | {"prompts_per_step": 4096, "minibatches": 64})
+        job_id = service.client.create_job(spec | {"max_restarts": 0}).id
+        until(lambda: service.running("trainer.run"), JOB_S, "the trainer runs")
+        until(lambda: "sampling" in str(service.client.get_job(job_id).phase), JOB_S, "it samples")
+        service.client.pause_job(job_id)
+        job = in_state(service, job_id, JobState.PAUSED)
+        assert service.running("trainer.run") == set()
+        (attempt,) = job.attempts
+        assert attempt.error is None
+        assert "did not stop in time" in str(attempt.reason)
+        assert attempt.ordered_at is not None
+        assert attempt.freed_at is not None
+        assert attempt.freed_at - attempt.ordered_at > timedelta(seconds=2)
+    finally:
+        assert service.interrupt() == 130
