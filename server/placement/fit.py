@@ -75,10 +75,13 @@ class Index:
 
     def usable(self, ask: Ask, node_id: str, room: Room, seconds: float | None = None) -> int:
         """What the gang could have there now."""
-        usable = room.usable(node_id, ask.uses_gpus, seconds)
+        return min(self.free(ask, node_id, room), room.usable(node_id, ask.uses_gpus, seconds))
+
+    def free(self, ask: Ask, node_id: str, room: Room) -> int:
+        """What is free there of what will do, whoever it is kept for."""
         if not ask.is_picky or (wanted := self.wanted(ask, node_id)) is None:
-            return usable
-        return min(usable, sum(uuid in wanted for uuid in room.gpus[node_id]))
+            return room.free(node_id, ask.uses_gpus)
+        return sum(uuid in wanted for uuid in room.gpus[node_id])
 
     def promised(self, ask: Ask, node_id: str, room: Room) -> int:
         """What nobody has been promised there, with what is about to be free; that counts if all will do."""

@@ -224,8 +224,8 @@ class _Planning:
             return Wait(
                 "disk", f"waiting for room: the disk of {there[0].full_disk} on {there[0].id} is full"
             )
-        gpus, needed = ask.uses_gpus, ask.amount
-        if sum(self.room.free(node_id, gpus) >= needed for node_id in possible) >= ask.nodes:
+        free = [self.index.free(ask, node_id, self.room) for node_id in possible]
+        if sum(count >= ask.amount for count in free) >= ask.nodes:
             return Wait("behind", "waiting behind earlier jobs")
         return Wait("busy", _busy(ask))
 
