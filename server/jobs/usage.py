@@ -78,7 +78,7 @@ def as_csv(usage: Usage) -> str:
     """The rows as CSV, with no cell that a spreadsheet would take for a formula."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow((usage.by, "name", "project", "gpu_hours", "cpu_slot_hours", "jobs"))
+    writer.writerow(("key", "name", "project", "gpu_hours", "cpu_slot_hours", "jobs"))
     for row in usage.rows:
         texts = (_plain(text or "") for text in (row.key, row.name, row.project))
         writer.writerow((*texts, repr(row.gpu_hours), repr(row.cpu_slot_hours), row.jobs))

@@ -37,6 +37,7 @@ def document():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600 if FUZZING else 300)  # thousands of requests, on a machine that others use too
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize("real", [True, False], ids=["of the running job", "of anything"])
 @pytest.mark.parametrize("role", ["admin", "maintainer", "member", "viewer", "auditor"])

@@ -196,7 +196,7 @@ def test_the_csv_has_the_rows_and_no_formula(service: ServiceDriver):
     answer = service.person.get("/v1/usage.csv?by=job")
     assert answer.headers["content-type"].startswith("text/csv")
     heading, row = csv.reader(answer.text.splitlines())
-    assert heading == ["job", "name", "project", "gpu_hours", "cpu_slot_hours", "jobs"]
+    assert heading == ["key", "name", "project", "gpu_hours", "cpu_slot_hours", "jobs"]
     assert row[1] == '\'=cmd|"/c calc"!A1, x'
     assert float(row[3]) == pytest.approx(4)
 

@@ -177,29 +177,29 @@ def test_datasets_are_held_by_jobs_that_have_not_ended(service: ServiceDriver):
 
 
 def test_a_project_goes_with_all_it_holds(service: ServiceDriver):
-    for name in ("ours", "theirs"):
+    for name in ("our-lab", "theirs"):
         service.project(name)
         service.someone(project=name, name=f"member of {name}")
         service.person.post(f"/v1/datasets?project={name}", content=b'{"of": "%s"}' % name.encode())
     theirs = full_job(service, project="theirs")
-    ours = full_job(service, project="ours")
+    ours = full_job(service, project="our-lab")
     fail_replays(service, theirs)
-    live = service.submit(project="ours")
-    refused = error_of(delete(service, "projects/ours?cascade=true"))
+    live = service.submit(project="our-lab")
+    refused = error_of(delete(service, "projects/our-lab?cascade=true"))
     assert refused["fields"][0]["path"] == f"jobs.{live}"
     service.person.post(f"/v1/jobs/{live}/cancel")
-    refused = error_of(delete(service, "projects/ours"))
+    refused = error_of(delete(service, "projects/our-lab"))
     held = {field["path"]: field["message"] for field in refused["fields"]}
     assert held == {"jobs": "2", "datasets": "1", "memberships": "1"}
-    assert delete(service, "projects/ours?cascade=true").status_code == 204
-    assert service.person.get("/v1/projects/ours").status_code == 404
+    assert delete(service, "projects/our-lab?cascade=true").status_code == 204
+    assert service.person.get("/v1/projects/our-lab").status_code == 404
     assert {one["name"] for one in service.person.get("/v1/projects").json()["items"]} == {
         "default",
         "theirs",
     }
-    assert service.person.post("/v1/jobs", json=example_spec(project="ours")).status_code == 422
+    assert service.person.post("/v1/jobs", json=example_spec(project="our-lab")).status_code == 422
     sweep(service)
-    for text in (ours, live, "ours"):
+    for text in (ours, live, "our-lab"):
         assert {where for where, _ in rows_with(service.database, text)} - {
             "people.name",
             "api_keys.name",
@@ -207,7 +207,7 @@ def test_a_project_goes_with_all_it_holds(service: ServiceDriver):
     assert refs_below(service, f"jobs/{ours}") == ()
     assert len(refs_below(service, "datasets")) == 1
     assert service.person.get(f"/v1/jobs/{theirs}").status_code == 200
-    assert service.person.post("/v1/projects", json={"name": "ours"}).status_code == 201
+    assert service.person.post("/v1/projects", json={"name": "our-lab"}).status_code == 201
 
 
 def test_an_empty_project_goes_without_more(service: ServiceDriver):
