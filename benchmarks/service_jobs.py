@@ -9,16 +9,11 @@ from typing import Any
 from service_rig import Connection, Figure, Service, Timings, at_once
 from sqlalchemy import insert, select
 
-from server.cluster.planner import (
-    AdapterNeed,
-    ClusterState,
-    NodeCapacity,
-    SharedEngine,
-    WaitingJob,
-    plan,
-)
 from server.db.models import Job
 from server.db.session import Database
+from server.jobs.demand import AdapterNeed
+from server.placement.plan import plan
+from server.placement.state import ClusterState, NodeCapacity, SharedEngine, WaitingJob
 
 P99_MS = 150.0
 LONGEST_MS = 1000.0

@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     restart_backoff_s: float = Field(
         2.0, ge=0, le=600, description="Pause before a restart; doubles each time."
     )
+    min_run_s: float = Field(
+        600.0, ge=0, le=86_400, description="Time that a job runs at least before it gives way to another."
+    )
     replay_s: float = Field(
         600.0, gt=0, le=86_400, description="Time that a replay may wait for a node, and again to run."
     )

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from server.cluster.planner import NodeCapacity, WaitingJob, could_run
 from server.jobs.demand import stored_demand
+from server.placement.fit import could_run
+from server.placement.state import NodeCapacity, WaitingJob
 
 
 def waiting_job(
@@ -23,16 +24,16 @@ def waiting_job(
     if adapter is not None and longest_sequence is not None:
         adapter = replace(adapter, tokens=longest_sequence)
     return WaitingJob(
-        job_id,
-        demand.gpus,
-        demand.rollout_gpus,
-        avoid,
-        demand.vllm,
-        adapter,
-        project,
-        demand.gpu_type,
-        demand.gpu_memory_mb,
-        demand.labels,
+        id=job_id,
+        gpus=demand.gpus,
+        rollout_gpus=demand.rollout_gpus,
+        avoid=avoid,
+        vllm=demand.vllm,
+        adapter=adapter,
+        project=project,
+        gpu_type=demand.gpu_type,
+        gpu_memory_mb=demand.gpu_memory_mb,
+        labels=demand.labels,
     )
 
 

@@ -19,13 +19,13 @@ from powermean.allowed_models import AllowedModels
 from powermean.contracts.attempts import ClaimedEngine, EngineReport, JobError
 from powermean.contracts.engines import EngineOrder, EngineSpec, NodeOrders
 from powermean.contracts.engines import EngineService as EngineView
-from server.cluster.planner import Placement, SharedEngine, WaitingEngine
 from server.db.models import Allocation, Attempt, EngineService, Job, Node, Project
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs.demand import model_key, resolved_dtype
 from server.jobs.service import check_model
+from server.placement.state import Placement, SharedEngine, WaitingEngine
 from server.settings import is_loopback
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -13,7 +13,6 @@ from powermean.contracts.api import NodeSample, NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines, samples
 from server.cluster.drains import DRAINING, why_closed
-from server.cluster.planner import NodeCapacity
 from server.cluster.unusable import unusable
 from server.db.models import Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
@@ -21,6 +20,7 @@ from server.db.session import changes, database_now, upsert
 from server.errors import NotFoundError
 from server.jobs import allocations
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
+from server.placement.state import NodeCapacity
 from server.replays.repository import busy_nodes
 from server.settings import Settings
 
@@ -153,6 +153,7 @@ def _view(
 def capacities(session: Session, settings: Settings, now: datetime) -> list[NodeCapacity]:
     """What the live nodes have, and how much of it no attempt and no engine service holds."""
     gpus_held = engines.gpus_held(session)
+    served = defaultdict(set, {node_id: set(uuids) for node_id, uuids in gpus_held.items()})
     slots_held: dict[str, set[str]] = defaultdict(set)
     for allocation in allocations.held(session):
         if allocation.engine_id is not None:
@@ -165,11 +166,12 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
     for node in living:
         for service in _report(node).services:  # including removed services, until they are gone
             gpus_held[node.id].update(service.gpu_uuids)
+            served[node.id].update(service.gpu_uuids)
     reasons = unusable(living)
     taken = {uuid for uuids in gpus_held.values() for uuid in uuids}  # also under a name that it had before
     found = []
     for node in living:
-        whole = empty(node, reasons.get(node.id, {}))
+        whole = replace(empty(node, reasons.get(node.id, {})), served=len(served[node.id]))
         found.append(
             replace(
                 whole,

@@ -8,6 +8,7 @@ line now and then, as a new leader does.
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -16,14 +17,14 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.cluster.demand import waiting_job
-from server.cluster.planner import WaitingJob
+from server.cluster.sharing import priorities
 from server.db.models import Allocation, Attempt, Job
 from server.db.session import Changes, Database
+from server.placement.reclaim import made_way_for
+from server.placement.state import NOBODY, WaitingJob
 
 REFRESH_S = 5.0  # the whole line is read so often
 MANY = 500  # changed jobs from which on the whole line is read
-
-_NOBODY: frozenset[str] = frozenset()
 
 
 class Queued(NamedTuple):
@@ -32,6 +33,10 @@ class Queued(NamedTuple):
     job: WaitingJob
     phase: str | None
     not_before: datetime | None
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether its pause after a failure is over."""
+        return self.not_before is None or self.not_before <= now
 
 
 class Line:
@@ -42,6 +47,7 @@ class Line:
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         self._whole_at = float("-inf")  # when all of it was last read
+        self._values: dict[str, int] = {}  # of the priorities
         database.listen(self._note)
 
     def forget(self) -> None:
@@ -69,50 +75,88 @@ class Line:
         except Exception:
             self.forget()
             raise
-        return [one for one in self._queued.values() if one.not_before is None or one.not_before <= now]
+        return [one for one in self._queued.values() if one.is_due(now)]
 
     def _update(self, session: Session, changed: set[str]) -> None:
         began = time.monotonic()
-        if len(changed) > MANY or began - self._whole_at > REFRESH_S:
-            self._queued = _read(session, None)
-            self._whole_at = began
+        values = priorities(session)
+        if len(changed) > MANY or began - self._whole_at > REFRESH_S or values != self._values:
+            self._queued = _read(session, None, values)
+            self._whole_at, self._values = began, values
         elif changed:
             kept = {job_id: one for job_id, one in self._queued.items() if job_id not in changed}
-            self._queued = dict(sorted((kept | _read(session, changed)).items()))
+            self._queued = dict(sorted((kept | _read(session, changed, values)).items()))
 
     def _note(self, changed: Changes) -> None:
         if changed.plan:
             self.recheck(changed.jobs)
 
 
-def _read(session: Session, job_ids: set[str] | None) -> dict[str, Queued]:
+def queued(session: Session) -> list[Queued]:
+    """All of them in order of submission, as the database has them now."""
+    return list(_read(session, None, priorities(session)).values())
+
+
+def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int]) -> dict[str, Queued]:
     """The queued ones of these jobs, or of all, in order of submission."""
     query = select(
-        Job.id, Job.demand, Job.longest_sequence, Job.attempt, Job.phase, Job.not_before, Job.project_id
+        Job.id,
+        Job.demand,
+        Job.longest_sequence,
+        Job.attempt,
+        Job.phase,
+        Job.not_before,
+        Job.project_id,
+        Job.priority,
+        Job.created_at,
+        Job.queued_at,
+        Job.preemptions,
     ).where(Job.state == JobState.QUEUED)
     if job_ids is not None:
         query = query.where(Job.id.in_(job_ids))
     rows = session.execute(query.order_by(Job.id)).all()
-    avoid = _let_down(session) if any(row.attempt for row in rows) else {}
-    return {
-        row.id: Queued(
-            waiting_job(row.id, row.demand, row.longest_sequence, avoid.get(row.id, _NOBODY), row.project_id),
-            row.phase,
-            row.not_before,
+    last = _last_attempts(session) if any(row.attempt for row in rows) else {}
+    found: dict[str, Queued] = {}
+    for row in rows:
+        before = last.get(row.id, _NO_ATTEMPT)
+        asked = waiting_job(row.id, row.demand, row.longest_sequence, before.lapsed_on, row.project_id)
+        job = replace(
+            asked,
+            priority=row.priority,
+            value=values.get(row.priority, 0),
+            queued_at=(row.queued_at or row.created_at).timestamp(),
+            first_queued_at=row.created_at.timestamp() if row.preemptions else None,
+            made_way_for=before.made_way_for,
+            left=before.left,
         )
-        for row in rows
-    }
+        found[row.id] = Queued(job, row.phase, row.not_before)
+    return found
 
 
-def _let_down(session: Session) -> dict[str, frozenset[str]]:
-    """The nodes on which queued jobs' last attempts lapsed, by job."""
+class _LastAttempt(NamedTuple):
+    """What a queued job's last attempt means for the next one."""
+
+    lapsed_on: frozenset[str] = NOBODY  # nodes
+    made_way_for: str | None = None
+    left: tuple[str, ...] = ()  # nodes
+
+
+_NO_ATTEMPT = _LastAttempt()
+
+
+def _last_attempts(session: Session) -> dict[str, _LastAttempt]:
+    """Queued jobs' last attempts that lapsed or were ordered to stop, by job."""
     query = (
-        select(Job.id, Allocation.node_id)
+        select(Job.id, Attempt.state, Attempt.order_reason, Allocation.node_id)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .join(Allocation, Allocation.attempt_id == Attempt.id)
-        .where(Job.state == JobState.QUEUED, Job.attempt > 0, Attempt.state == "lapsed")
+        .where(Job.state == JobState.QUEUED, Job.attempt > 0)
+        .where((Attempt.state == "lapsed") | Attempt.order_reason.is_not(None))
+        .order_by(Allocation.id)
     )
-    found: dict[str, frozenset[str]] = {}
-    for job_id, node_id in session.execute(query):
-        found[job_id] = found.get(job_id, frozenset()) | {node_id}
+    found: dict[str, _LastAttempt] = {}
+    for job_id, state, reason, node_id in session.execute(query):
+        nodes = tuple(dict.fromkeys((*found.get(job_id, _NO_ATTEMPT).left, node_id)))
+        lapsed = frozenset(nodes) if state == "lapsed" else NOBODY
+        found[job_id] = _LastAttempt(lapsed, made_way_for(reason), nodes)
     return found

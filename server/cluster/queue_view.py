@@ -1,63 +1,39 @@
-"""Why each queued job waits, as the scheduler would say it now."""
+"""Why each queued job waits: planned afresh from the database, so that every replica can tell."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from powermean.contracts.api import JobState
-from server.cluster import engines, inventory
-from server.cluster.demand import waiting_job
-from server.cluster.planner import ClusterState, plan
-from server.db.models import Job
+from server.cluster import line, state
 from server.db.session import database_now
+from server.placement.plan import plan
+from server.placement.why import Part, Why, explain
 from server.settings import Settings
 
 STARTS_NEXT = "a place is free: it starts in a moment"
 
 
-@dataclass(frozen=True)
-class Why:
-    """Why a queued job waits."""
-
-    kind: str
-    text: str
-    position: int
-    help: str | None = None
-    start_at: float | None = None
-    basis: str | None = None
-
-    def words(self, may_see: Callable[[str], bool]) -> str:
-        """For somebody who may see these projects: the planner's reasons name none."""
-        return self.text
-
-
 def waiting(session: Session, settings: Settings) -> dict[str, Why]:
-    """Of every queued job, in order of the queue."""
+    """Of every queued job. Those that the plan starts come first, those that pause after a failure last.
+
+    The session must see all projects. `Why.words` leaves out the names of those that a caller may not see.
+    """
     now = database_now(session)
-    query = select(Job.id, Job.demand, Job.longest_sequence, Job.phase, Job.not_before, Job.project_id).where(
-        Job.state == JobState.QUEUED, Job.deleted_at.is_(None)
-    )
-    rows = session.execute(query.order_by(Job.id)).all()
-    if not rows:
-        return {}
-    due = [row for row in rows if row.not_before is None or row.not_before <= now]
-    capacities = inventory.capacities(session, settings, now)
-    made = plan(
-        ClusterState(
-            capacities,
-            [waiting_job(r.id, r.demand, r.longest_sequence, project=r.project_id) for r in due],
-            engines.shared(session, [node.id for node in capacities]),
-            engines.unplaced(session),
-        )
-    )
+    queued = line.queued(session)
+    due = [one for one in queued if one.is_due(now)]
+    made_of = state.read(session, settings, [one.job for one in due], now)
+    made = plan(made_of)
     found: dict[str, Why] = {}
-    for place, row in enumerate(rows, start=1):
-        if row.not_before is not None and row.not_before > now:
-            found[row.id] = Why("restarting", row.phase or "it restarts after a pause", place)
-        elif row.id in made.why:
-            found[row.id] = Why("waiting", made.why[row.id], place)
-        else:
-            found[row.id] = Why("next", STARTS_NEXT, place)
+    for place, start in enumerate(made.starts, start=1):
+        project = next(one.job.project for one in due if one.job.id == start.job_id)
+        found[start.job_id] = _plain("next", STARTS_NEXT, project, place)
+    starting = len(found)
+    for job_id, why in explain(made_of, made, first=starting + 1).items():
+        found[job_id] = why
+    for one in queued:
+        if not one.is_due(now):
+            text = one.phase or "it restarts after a pause"
+            found[one.job.id] = _plain("restarting", text, one.job.project, len(found) + 1)
     return found
+
+
+def _plain(kind: str, text: str, project: str, position: int) -> Why:
+    return Why(kind, text, project, position, ahead=position - 1, parts=(Part(text),))

@@ -18,18 +18,20 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import demand, drains, engines, inventory
+from server.cluster import demand, drains, engines, inventory, state
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
 from server.cluster.line import Line, Queued
-from server.cluster.planner import ClusterState, NodeCapacity, Plan, Start, plan, still_free
 from server.db.models import Job
 from server.db.session import Database, database_now
 from server.jobs import attempts, limits
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, state_of, tell_phases
 from server.nodes import living_ids
+from server.placement.plan import plan
+from server.placement.recheck import still_free
+from server.placement.state import ClusterState, NodeCapacity, Plan, Start, Stop
 from server.replays import service as replays
 from server.settings import Settings
 
@@ -39,7 +41,8 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 NO_NODE = "waiting for a node to check the spec: none is connected"
 NO_CHECKER = "waiting for a node that can check the spec: all capable nodes are offline"
 NO_ROOM = "waiting for a node that can check the spec: its disk is full"
-STARTS_AT_ONCE = 10  # in one transaction
+STARTS_AT_ONCE = 10  # in one transaction, and stops
+REPLAN_S = 10.0  # a state that is the same is planned again so often: jobs grow old, and have run for longer
 PHASES_AT_ONCE = 25
 PHASES_A_TURN = 250  # what jobs wait for is for people, and the rest is told in the next turns
 
@@ -58,7 +61,8 @@ class Scheduler:
     holder: str
     leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
     limits_at: float = float("-inf")  # when limits were last looked at
-    settled: ClusterState | None = None  # it was planned, and there is nothing to start or to tell
+    settled: ClusterState | None = None  # it was planned, and there is nothing to do or to tell
+    planned_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.line = Line(self.database)
@@ -191,28 +195,38 @@ class Scheduler:
         return news
 
     def _start_waiting(self) -> dict[str, str]:
-        """Place and start what can be started; what the others wait for, where their rows say otherwise."""
+        """Start and stop what should be; what the others wait for, where their rows say otherwise."""
         with self.database.read() as session:
-            queued = self.line.read(session, database_now(session))
-            unplaced = engines.unplaced(session)
-            if not queued and not unplaced:
+            now = database_now(session)
+            queued = self.line.read(session, now)
+            if not queued and not engines.unplaced(session):
                 return {}
-            capacities = inventory.capacities(session, self.settings, database_now(session))
-            shared = engines.shared(session, [node.id for node in capacities])
-        state = ClusterState(capacities, [one.job for one in queued], shared, unplaced)
-        if state == self.settled:
+            found = state.read(session, self.settings, [one.job for one in queued], now)
+        if found == self.settled and time.monotonic() - self.planned_at < REPLAN_S:
             return {}
-        made = plan(state)
-        if unplaced:
+        made = plan(found)
+        self.planned_at = time.monotonic()
+        if found.unplaced:
             with self._leading() as session:
                 engines.place(session, made.placements, made.engines_why)
+        for stops in _batches(made.stops, STARTS_AT_ONCE):
+            with self._leading() as session:
+                self._stop(session, stops)
         for starts in _batches(made.starts, STARTS_AT_ONCE):
             self.line.recheck(start.job_id for start in starts)
             with self._leading() as session:
                 self._start(session, starts)
         news = _news(made, queued)
-        self.settled = None if news or made.starts or made.placements else state
+        self.settled = None if news or made.starts or made.stops or made.placements else found
         return news
+
+    def _stop(self, session: Session, stops: Sequence[Stop]) -> None:
+        """Tell running jobs to give way to those that still wait."""
+        now = database_now(session)
+        for stop in stops:
+            made_for = session.get(Job, stop.made_for)
+            if made_for is not None and state_of(made_for) is JobState.QUEUED:
+                attempts.order_stop(session, lock_job(session, stop.job_id), stop.reason, now)
 
     def _start(self, session: Session, starts: Sequence[Start]) -> None:
         """Start jobs of a plan that was made before, as far as it still holds."""
@@ -257,4 +271,5 @@ def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _news(made: Plan, queued: Sequence[Queued]) -> dict[str, str]:
     phases = {one.job.id: one.phase for one in queued}
-    return {job_id: why[:200] for job_id, why in made.why.items() if phases[job_id] != why[:200]}
+    told = {job_id: wait.text[:200] for job_id, wait in made.why.items()}
+    return {job_id: text for job_id, text in told.items() if phases[job_id] != text}

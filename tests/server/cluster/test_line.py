@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from powermean.contracts.api import JobState
 from server.cluster import line, scheduler
-from server.cluster.planner import ClusterState
+from server.placement.state import ClusterState
 from tests.support.service_driver import ServiceDriver
 
 

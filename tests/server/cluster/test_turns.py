@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.cluster import scheduler
-from server.cluster.planner import ClusterState, Plan, plan
 from server.db.session import changes
+from server.placement.plan import plan
+from server.placement.state import ClusterState, Plan
 from tests.server.cluster.test_scheduling import held, let_leader_lease_run_out
 from tests.support.service_driver import ServiceDriver
 

@@ -1,0 +1,101 @@
+"""Engine services: where those that an administrator declared run, and which of them a LoRA job may share."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+
+from server.jobs.demand import AdapterNeed
+from server.placement.backfill import Calendar, reserve
+from server.placement.fit import Ask, Index, best
+from server.placement.room import Room
+from server.placement.state import (
+    NOBODY,
+    VLLM,
+    NodeCapacity,
+    Placement,
+    SharedEngine,
+    Wait,
+    WaitingEngine,
+    WaitingJob,
+)
+
+
+def place(
+    engine: WaitingEngine, nodes: Sequence[NodeCapacity], index: Index, room: Room, calendar: Calendar
+) -> Placement | str:
+    """The engine's node and GPUs, or why it waits. What it waits for is kept for it."""
+    allowed = [node for node in nodes if engine.node in (None, node.id)]
+    if not allowed:
+        return f"waiting for {f'node {engine.node}' if engine.node else 'a node'} to connect"
+    fitting = [node for node in allowed if VLLM in node.engines and node.gpus >= engine.gpus]
+    if not fitting:
+        needs = f"vLLM and {engine.gpus} GPUs" if engine.gpus else "vLLM"
+        if engine.node:
+            return f"waiting for node {engine.node} to have {needs}"
+        return f"waiting for a node with {needs}: no connected node has that"
+    if all(node.closed for node in fitting):
+        return f"waiting for a node: {fitting[0].closed}"
+    if not engine.gpus:
+        fitting = [node for node in fitting if node.closed is None]
+        spread = min(fitting, key=lambda node: (room.services[node.id], -node.cpu_slots, node.id))
+        room.services[spread.id] += 1
+        return Placement(engine.id, spread.id, ())
+    ask = Ask(engine.gpus, vllm=True, only=engine.node)
+    chosen = best(ask, index.possible(ask), index, room, NOBODY, None)
+    if chosen is None:
+        room.reserved |= reserve(ask, index, room, calendar) or {}
+        return f"waiting for {engine.gpus} free GPUs on a node with vLLM"
+    return Placement(engine.id, chosen[0], room.take(chosen[0], engine.gpus))
+
+
+class Catalogue:
+    """The engine services by what a LoRA job needs of them. Nothing here changes while a plan is made."""
+
+    def __init__(self, engines: Sequence[SharedEngine]) -> None:
+        self._of_model: dict[tuple[str, str], list[SharedEngine]] = defaultdict(list)
+        for engine in engines:
+            self._of_model[engine.model, engine.dtype].append(engine)
+        self.has_slot = frozenset(job_id for engine in engines for job_id in engine.jobs)
+        self.serving = cache(self._serving)
+
+    def _serving(self, need: AdapterNeed, project: str) -> tuple[SharedEngine, ...]:
+        """The engines that fit, ready or not."""
+        of_model = self._of_model.get((need.model, need.dtype), ())
+        return tuple(e for e in of_model if e.is_open_to(project) and _serves(e, need))
+
+    def choose(self, job: WaitingJob, need: AdapterNeed, room: Room) -> list[SharedEngine] | Wait:
+        """The engines with a free slot, the emptiest first, or what the job waits for."""
+        serving = self.serving(need, job.project)
+        if not serving:
+            return Wait("engine", self._unserved(need, job.project))
+        ready = [e for e in serving if e.state == "ready"]
+        if not ready:
+            return Wait("engine", f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
+        with_slot = [e for e in ready if len(room.adapters[e.id] - {job.id}) < e.max_adapters]
+        if not with_slot:
+            taken = f"all {ready[0].max_adapters} taken"
+            return Wait("engine", f"waiting for a free slot in engine {ready[0].name} ({taken})")
+        return sorted(with_slot, key=lambda e: (e.node in job.avoid, len(room.adapters[e.id]), e.id))
+
+    def _unserved(self, need: AdapterNeed, project: str) -> str:
+        of_model = self._of_model.get((need.model, need.dtype))
+        if not of_model:
+            return f"waiting for an engine to be declared for {need.model} in {need.dtype}"
+        ours = [engine for engine in of_model if engine.is_open_to(project)]
+        if not ours:
+            return f"waiting for an engine that serves project {project}"
+        return f"waiting for an engine that fits: {_limits(ours[0], need)}"
+
+
+def _serves(engine: SharedEngine, need: AdapterNeed) -> bool:
+    fits = engine.max_tokens is None or engine.max_tokens >= need.tokens
+    near = not need.same_host or engine.reach is not None
+    return fits and near and engine.max_lora_rank >= need.rank
+
+
+def _limits(engine: SharedEngine, need: AdapterNeed) -> str:
+    if engine.max_lora_rank < need.rank:
+        return f"{engine.name} takes ranks up to {engine.max_lora_rank}, the job has {need.rank}"
+    if engine.max_tokens is not None and engine.max_tokens < need.tokens:
+        return f"{engine.name} takes {engine.max_tokens} tokens, the job has up to {need.tokens}"
+    return f"{engine.name} may be on another host, where shm does not reach (set rollout.publish to auto)"

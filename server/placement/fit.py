@@ -1,0 +1,161 @@
+"""Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from server.placement.room import Room
+from server.placement.state import NOBODY, VLLM, NodeCapacity, WaitingJob
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a gang needs: so many GPUs (0: a CPU slot) on each of so many nodes of a kind."""
+
+    gpus: int
+    nodes: int = 1
+    vllm: bool = False
+    gpu_type: str | None = None
+    gpu_memory_mb: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    only: str | None = None  # the only node that will do
+
+    @property
+    def uses_gpus(self) -> bool:
+        return self.gpus > 0
+
+    @property
+    def amount(self) -> int:
+        """On each node."""
+        return max(1, self.gpus)
+
+    @property
+    def is_picky(self) -> bool:
+        """Whether not all GPUs will do."""
+        return bool(self.gpu_type or self.gpu_memory_mb)
+
+
+def own_engine(job: WaitingJob) -> Ask:
+    """What the job needs with an engine of its own."""
+    kind = job.gpu_type and job.gpu_type.casefold()
+    return Ask(job.gpus + job.rollout_gpus, job.nodes, job.vllm, kind, job.gpu_memory_mb, job.labels)
+
+
+def beside_shared_engine(job: WaitingJob, only: str | None) -> Ask:
+    """What its trainer needs."""
+    kind = job.gpu_type and job.gpu_type.casefold()
+    return Ask(job.gpus, job.nodes, False, kind, job.gpu_memory_mb, job.labels, only)
+
+
+def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
+    """Whether the empty node could hold the job, with its own engine unless the job must share one."""
+    must_share = job.adapter is not None and job.adapter.required
+    ask = beside_shared_engine(job, None) if must_share else own_engine(job)
+    return _could_hold(ask, node)
+
+
+class Index:
+    """The nodes by what is asked of them. Nothing here changes while a plan is made."""
+
+    def __init__(self, nodes: Sequence[NodeCapacity]) -> None:
+        self.nodes = {node.id: node for node in nodes}
+        self.possible = cache(self._possible)
+        self.wanted = cache(self._wanted)
+
+    def _possible(self, ask: Ask) -> tuple[str, ...]:
+        """The nodes that could hold the gang's part if they were empty; none if there are too few for all."""
+        found = [n.id for n in self.nodes.values() if ask.only in (None, n.id) and _could_hold(ask, n)]
+        return tuple(found) if len(found) >= ask.nodes else ()
+
+    def _wanted(self, ask: Ask, node_id: str) -> frozenset[str] | None:
+        """The node's GPUs that will do; None: all."""
+        node = self.nodes[node_id]
+        matching = _matching(ask, node)
+        return None if len(matching) == node.gpus else matching
+
+    def usable(self, ask: Ask, node_id: str, room: Room, seconds: float | None = None) -> int:
+        """What the gang could have there now."""
+        return min(self.free(ask, node_id, room), room.usable(node_id, ask.uses_gpus, seconds))
+
+    def free(self, ask: Ask, node_id: str, room: Room) -> int:
+        """What is free there of what will do, whoever it is kept for."""
+        if not ask.is_picky or (wanted := self.wanted(ask, node_id)) is None:
+            return room.free(node_id, ask.uses_gpus)
+        return sum(uuid in wanted for uuid in room.gpus[node_id])
+
+    def promised(self, ask: Ask, node_id: str, room: Room) -> int:
+        """What nobody has been promised there, with what is about to be free; that counts if all will do."""
+        if ask.is_picky and self.wanted(ask, node_id) is not None:
+            return self.usable(ask, node_id, room)
+        return room.promised(node_id, ask.uses_gpus)
+
+
+def best(
+    ask: Ask, nodes: Iterable[str], index: Index, room: Room, avoid: frozenset[str], seconds: float | None
+) -> tuple[str, ...] | None:
+    """The nodes that fit most tightly, so that large gaps stay large; those to avoid come last.
+
+    CPU jobs share a node's cores, so they are spread.
+    """
+    tight = 1 if ask.uses_gpus else -1
+    fitting = [
+        (node_id in avoid, tight * usable, node_id)
+        for node_id in nodes
+        if (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
+    ]
+    if len(fitting) < ask.nodes:
+        return None
+    chosen = [min(fitting)] if ask.nodes == 1 else sorted(fitting)[: ask.nodes]
+    return tuple(node_id for *_, node_id in chosen)
+
+
+def _could_hold(ask: Ask, node: NodeCapacity) -> bool:
+    if not _takes(ask, node):
+        return False
+    if not ask.uses_gpus:
+        return node.cpu_slots > 0
+    return len(_matching(ask, node)) >= ask.gpus if ask.is_picky else node.gpus >= ask.gpus
+
+
+def _matching(ask: Ask, node: NodeCapacity) -> frozenset[str]:
+    if not ask.is_picky:
+        return NOBODY
+    return frozenset(
+        gpu.uuid
+        for gpu in node.gpu_info
+        if (ask.gpu_type or "") in gpu.name.casefold() and gpu.memory_mb >= ask.gpu_memory_mb
+    )
+
+
+def never(ask: Ask, nodes: Sequence[NodeCapacity]) -> str:
+    """Why no node could hold the gang, even if all were empty."""
+    if not nodes:
+        return "waiting for a node: none is connected"
+    able = [node for node in nodes if _takes(ask, node)]
+    if not able:
+        return f"waiting for a node with {_kind(ask)}: no connected node has it"
+    if not ask.uses_gpus:
+        return "waiting for a node with CPU slots: no connected node has any"
+    most = max(len(_matching(ask, node)) if ask.is_picky else node.gpus for node in able)
+    wanted = "a GPU" if ask.gpus == 1 else f"{ask.gpus} GPUs"
+    if ask.is_picky:
+        wanted += f" ({_kind(replace(ask, vllm=False))})"
+    if most >= ask.gpus:
+        return f"waiting for {ask.nodes} nodes with {wanted} each: too few are connected"
+    said = f"waiting for a node with {wanted}: the largest connected one has {most}"
+    ill = [f"{node.id}: {why}" for node in able for why in node.unhealthy]
+    return f"{said} (left out: {', '.join(ill)})" if ill else said
+
+
+def _takes(ask: Ask, node: NodeCapacity) -> bool:
+    return (not ask.vllm or VLLM in node.engines) and node.labels.issuperset(ask.labels)
+
+
+def _kind(ask: Ask) -> str:
+    """What is asked of a node and its GPUs, beside their number."""
+    asked = [f"{name}={value}" for name, value in ask.labels]
+    if ask.gpu_type is not None:
+        asked.append(f"GPUs called {ask.gpu_type}")
+    if ask.gpu_memory_mb:
+        asked.append(f"{ask.gpu_memory_mb / 1024:.4g} GiB a GPU")
+    return ", ".join([*asked, *(["vLLM"] if ask.vllm else [])])

@@ -1,0 +1,290 @@
+"""The plan: engine services, then jobs: those that others make way for, those within quotas, the borrowers.
+
+An engine service that an administrator declared gets its GPUs before any job. Each job is one gang (its
+trainers and their engines): it starts whole or not at all. A job for which there is no room waits: for others
+to give way to it, with nodes kept for it, or plainly. What is kept for one is not free for those behind it.
+
+Long lines consist of few shapes. In the course of a plan less and less is free and more and more promised, so
+once a job waits plainly, each one of its shape behind it waits for the same reason.
+"""
+
+from collections.abc import Hashable, Iterable
+
+from powermean.contracts.attempts import AllocationView
+from server.placement import engines, queue_order, reclaim
+from server.placement.backfill import Calendar, reserve
+from server.placement.fit import Ask, Index, beside_shared_engine, best, never, own_engine
+from server.placement.quotas import Ledger
+from server.placement.room import Room
+from server.placement.state import (
+    ClusterState,
+    Placement,
+    Plan,
+    SharedEngine,
+    Start,
+    Wait,
+    WaitingJob,
+)
+
+_Try = tuple[Ask, SharedEngine | None]
+
+
+def plan(state: ClusterState) -> Plan:
+    """What to start, what to stop, and why the others wait. Never allocates anything twice."""
+    planning = _Planning(state)
+    planning.place_engines()
+    for job, guaranteed in planning.in_order():
+        planning.decide(job, guaranteed)
+    return planning.result
+
+
+class _Planning:
+    def __init__(self, state: ClusterState) -> None:
+        self.state, self.result = state, Plan()
+        self.index, self.catalogue = Index(state.nodes), engines.Catalogue(state.engines)
+        self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
+        self.victims = reclaim.Victims(state, self.index, self.room, self.ledger)
+        self.place = queue_order.places(state.waiting, state.rules)
+        self.promised = _promises(state)
+        self.impatient = self._impatient()
+        self.reservations = 0
+        self.full: set[Ask] = set()  # known not to fit any more
+        self.settled: dict[Hashable, tuple[float, Wait]] = {}  # why jobs of a shape wait that run for longer
+
+    def place_engines(self) -> None:
+        for engine in self.state.unplaced:
+            placed = engines.place(engine, self.state.nodes, self.index, self.room, self.calendar)
+            if isinstance(placed, Placement):
+                self.result.placements.append(placed)
+            else:
+                self.result.engines_why[engine.id] = placed
+
+    def in_order(self) -> Iterable[tuple[WaitingJob, bool]]:
+        """The waiting jobs, each with whether its project's quota covers it."""
+        others = [job for job in self.state.waiting if job.id not in self.promised]
+        if self.promised:
+            made_way = [job for job in self.state.waiting if job.id in self.promised]
+            for job in sorted(made_way, key=lambda job: self.place[job.id]):
+                yield job, self.ledger.is_guaranteed(job)
+        lines = queue_order.by_project(others, self.place)
+        for job in queue_order.guaranteed_first(lines, self.ledger, self.place, self._passes):
+            yield job, True
+        for job in queue_order.by_fair_share(lines, self.ledger, self.place):
+            yield job, self.ledger.is_guaranteed(job)
+
+    def decide(self, job: WaitingJob, guaranteed: bool) -> None:
+        """Start the job, have others give way to it, or note why it waits."""
+        shape = self._shape(job, guaranteed)
+        seconds = float("inf") if job.seconds is None else job.seconds
+        if shape is not None and (known := self.settled.get(shape)) and seconds >= known[0]:
+            self.result.why[job.id] = known[1]
+            return
+        tries = self._tries(job)
+        found = tries if isinstance(tries, Wait) else self._find(job, tries, guaranteed)
+        if isinstance(found, Start):
+            self.result.starts.append(found)
+            self.ledger.add(job)
+            return
+        self.result.why[job.id] = found
+        if found.kept:
+            self.ledger.add(job)
+        elif shape is not None:
+            self.settled[shape] = seconds, found
+
+    def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
+        """What would do for the job, the best first."""
+        own: list[_Try] = [(own_engine(job), None)]
+        if job.adapter is None:
+            return own
+        shared = self.catalogue.choose(job, job.adapter, self.room)
+        if isinstance(shared, Wait):
+            return shared if job.adapter.required else own
+        tries: list[_Try] = [(beside_shared_engine(job, engine.reach), engine) for engine in shared]
+        if not job.adapter.required:
+            return tries + own
+        if not any(self.index.possible(ask) for ask, _ in tries):
+            nobody = f"waiting for engine {shared[0].name} on a node that can hold the trainer"
+            return Wait("engine", nobody)
+        return tries
+
+    def _find(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Start | Wait:
+        tries = [one for one in tries if self.index.possible(one[0])]
+        if not tries:
+            return Wait("no_node", never(own_engine(job), self.state.nodes))
+        if self.ledger.exceeds_any(job):
+            limit = self.ledger.share(job.project).limit(job.uses_gpus)
+            return Wait(
+                "limit", f"its project may have {_amount(limit or 0, job)}, and the job needs {job.amount}"
+            )
+        if self._is_barred(job):
+            return Wait("behind", "waiting behind an earlier job, which its project's limit holds back")
+        over = self.ledger.over_limit(job)
+        if not over and (start := self._start(job, tries)):
+            return start
+        return (
+            (not over and self._keep_what_is_coming(job, tries))
+            or self._make_way(job, tries, guaranteed)
+            or (over and self._limited(job))
+            or self._reserve(job, tries)
+            or self._plainly(job, tries)
+        )
+
+    def _start(self, job: WaitingJob, tries: list[_Try]) -> Start | None:
+        for ask, engine in tries:
+            if ask in self.full:
+                continue
+            possible = self.index.possible(ask)
+            vacated = [node_id for node_id in self.promised.get(job.id, ()) if node_id in possible]
+            chosen = None
+            for nodes in (vacated, possible) if vacated else (possible,):
+                chosen = chosen or best(ask, nodes, self.index, self.room, job.avoid, job.seconds)
+            if chosen is not None:
+                return self._take(job, ask, chosen, engine)
+            if job.seconds is None:
+                self.full.add(ask)
+        return None
+
+    def _take(self, job: WaitingJob, ask: Ask, nodes: Iterable[str], engine: SharedEngine | None) -> Start:
+        parts: list[AllocationView] = []
+        for node_id in nodes:
+            taken = self.room.take(
+                node_id, ask.gpus, self.index.wanted(ask, node_id) if ask.is_picky else None
+            )
+            parts.append(AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken[: job.gpus]))
+            if engine is None:
+                own = taken[job.gpus :] if job.rollout_gpus else taken
+                parts.append(AllocationView(role="rollout", node_id=node_id, gpu_uuids=own))
+        if engine is not None:
+            assert engine.node is not None
+            self.room.adapters[engine.id].add(job.id)
+            parts.append(AllocationView(role="rollout", node_id=engine.node, engine_id=engine.id))
+        return Start(job.id, tuple(parts))
+
+    def _keep_what_is_coming(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
+        """Others were told to give way already: keep what they leave, with what is free beside it."""
+        soon = {
+            node_id for (node_id, gpus), count in self.room.coming.items() if count and gpus == job.uses_gpus
+        }
+        if not soon:
+            return None
+        for ask, _ in tries:
+            possible = self.index.possible(ask)
+            fitting = [
+                (node_id not in self.promised.get(job.id, ()), room, node_id)
+                for node_id in (possible if ask.nodes > 1 else soon.intersection(possible))
+                if (room := self.index.promised(ask, node_id, self.room)) >= ask.amount
+            ]
+            if len(fitting) >= ask.nodes:
+                kept = [node_id for *_, node_id in sorted(fitting)[: ask.nodes]]
+                return self._keep(kept, ask)
+        return None
+
+    def _make_way(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Wait | None:
+        """Tell those to give way that lose least by it."""
+        for ask, _ in tries:
+            found = self.victims.find(job, ask, guaranteed)
+            if found is not None:
+                nodes, stopped = found
+                self.victims.stop(stopped)
+                self.result.stops += reclaim.orders(job, stopped)
+                return self._keep(nodes, ask)
+        return None
+
+    def _keep(self, nodes: Iterable[str], ask: Ask) -> Wait:
+        for node_id in nodes:
+            self.room.keep(node_id, ask.uses_gpus, ask.amount)
+        text = "waiting for others to save their checkpoints and give way"
+        return Wait("checkpoint", text, tuple(nodes))
+
+    def _limited(self, job: WaitingJob) -> Wait:
+        limit = self.ledger.share(job.project).limit(job.uses_gpus) or 0
+        return Wait("limit", f"waiting for its project to use less: it may have {_amount(limit, job)}")
+
+    def _reserve(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
+        """Keep the nodes on which the job can start soonest; one GPU that waits leaves nothing to be kept."""
+        ask = tries[0][0]
+        if ask.gpus * ask.nodes <= 1 or self.reservations >= self.state.rules.reservations:
+            return None
+        kept = reserve(ask, self.index, self.room, self.calendar)
+        if kept is None:
+            return None
+        self.reservations += 1
+        self.room.reserved |= kept
+        at = next(iter(kept.values())).at
+        return Wait("reserved", _busy(ask), tuple(kept), at)
+
+    def _plainly(self, job: WaitingJob, tries: list[_Try]) -> Wait:
+        ask = tries[0][0]
+        possible = frozenset(self.index.possible(ask))
+        there = [node for node in self.state.nodes if node.id in possible]
+        closed = ", ".join(node.closed for node in there if node.closed)
+        if all(node.full_disk or node.closed for node in there):
+            if closed:
+                return Wait("closed", f"waiting for a node: {closed}")
+            return Wait(
+                "disk", f"waiting for room: the disk of {there[0].full_disk} on {there[0].id} is full"
+            )
+        free = [self.index.free(ask, node_id, self.room) for node_id in possible]
+        if sum(count >= ask.amount for count in free) >= ask.nodes:
+            return Wait("behind", "waiting behind earlier jobs")
+        return Wait("busy", _busy(ask))
+
+    def _impatient(self) -> dict[tuple[str, bool], WaitingJob]:
+        """By project and resource: the job that its project's limit has held back for too long."""
+        found: dict[tuple[str, bool], WaitingJob] = {}
+        longest = self.state.now - self.state.rules.patience_s
+        for job in self.state.waiting:
+            if job.queued_at <= longest and self.ledger.is_tight(job):
+                key = job.project, job.uses_gpus
+                if key not in found or self.place[job.id] < self.place[found[key].id]:
+                    found[key] = job
+        return found
+
+    def _passes(self, job: WaitingJob) -> bool:
+        """Whether the job is behind such a one."""
+        first = self.impatient.get((job.project, job.uses_gpus))
+        return first is not None and self.place[job.id] > self.place[first.id]
+
+    def _is_barred(self, job: WaitingJob) -> bool:
+        """Whether the job is behind one that needs its project to use less."""
+        return self._passes(job) and self.ledger.over_limit(self.impatient[job.project, job.uses_gpus]) > 0
+
+    def _shape(self, job: WaitingJob, guaranteed: bool) -> Hashable:
+        """Equal for jobs that wait for the same reason; None for one whose reason is its own."""
+        if job.id in self.promised or job.id in self.catalogue.has_slot:
+            return None
+        kind: tuple[Hashable, ...] = (
+            *(job.project, job.value, guaranteed, job.gpus, job.rollout_gpus, job.nodes, job.vllm),
+            *(job.gpu_type, job.gpu_memory_mb, job.labels, bool(self.impatient) and self._is_barred(job)),
+        )
+        if job.adapter is None:
+            return kind
+        serving = self.catalogue.serving(job.adapter, job.project)
+        if job.adapter.required and not serving:
+            return None  # the reason names its rank or its tokens
+        return *kind, job.adapter.required, tuple(engine.id for engine in serving)
+
+
+def _promises(state: ClusterState) -> dict[str, tuple[str, ...]]:
+    """The nodes on which others give way, or gave way a moment ago, by the job for which they did."""
+    waiting = {job.id for job in state.waiting}
+    found: dict[str, set[str]] = {}
+    for job in state.running:
+        if job.stopping and job.stops_for in waiting:
+            found.setdefault(job.stops_for or "", set()).update(node_id for node_id, _ in job.holds)
+    for left in state.waiting:
+        if left.made_way_for in waiting:
+            found.setdefault(left.made_way_for or "", set()).update(left.left)
+    return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
+
+
+def _amount(count: int, job: WaitingJob) -> str:
+    what = "GPU" if job.uses_gpus else "CPU slot"
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _busy(ask: Ask) -> str:
+    if not ask.uses_gpus:
+        return "waiting for a free CPU slot"
+    gpus = f"{ask.gpus} free GPU{'s' * (ask.gpus > 1)} on one node"
+    return f"waiting for {gpus}" if ask.nodes == 1 else f"waiting for {gpus}, on {ask.nodes} nodes at once"

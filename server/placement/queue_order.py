@@ -1,0 +1,105 @@
+"""Who is next: by priority and age within a project; by quota, then by fair share, among projects."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from math import inf, nextafter
+
+from server.placement.quotas import Ledger
+from server.placement.state import Rules, WaitingJob
+
+Place = tuple[float, str]  # smaller goes first
+
+
+def places(waiting: Iterable[WaitingJob], rules: Rules) -> dict[str, Place]:
+    """Each job's place among its project's.
+
+    Priority and age count together: a job of one point more goes before those that were queued up to
+    `point_s` earlier. So everyone's turn comes, and no clock is needed to compare two jobs.
+
+    A job that gave way returns to the place that it had when it was first queued, but stays behind those of
+    higher priority that waited when it returned. Else it could take back what it left to one of them.
+    """
+    returning: list[WaitingJob] = []
+    found: dict[str, Place] = {}
+    by_project: dict[str, list[WaitingJob]] = defaultdict(list)
+    for job in waiting:
+        found[job.id] = _place(job, job.queued_at, rules)
+        by_project[job.project].append(job)
+        if job.first_queued_at is not None:
+            returning.append(job)
+    for job in returning:
+        ahead = [
+            found[other.id]
+            for other in by_project[job.project]
+            if other.value > job.value and other.queued_at <= job.queued_at
+        ]
+        old = _place(job, job.first_queued_at or 0.0, rules)
+        found[job.id] = min(found[job.id], max([old, *((nextafter(at, inf), job.id) for at, _ in ahead)]))
+    return found
+
+
+def _place(job: WaitingJob, queued_at: float, rules: Rules) -> Place:
+    return queued_at - rules.point_s * job.value, job.id
+
+
+def by_project(waiting: Iterable[WaitingJob], place: dict[str, Place]) -> dict[str, list[WaitingJob]]:
+    """Each project's jobs, the next one last: lines are taken from their ends."""
+    lines: dict[str, list[WaitingJob]] = defaultdict(list)
+    for job in sorted(waiting, key=lambda job: place[job.id], reverse=True):
+        lines[job.project].append(job)
+    return lines
+
+
+def guaranteed_first(
+    lines: dict[str, list[WaitingJob]],
+    ledger: Ledger,
+    place: dict[str, Place],
+    passes: Callable[[WaitingJob], bool],
+) -> Iterator[WaitingJob]:
+    """Jobs that their project's quota covers, by their places; the others stay in their lines.
+
+    So do those that would pass one of their project's that has waited for too long.
+    """
+    heads = [
+        (place[job.id], project)
+        for project, line in lines.items()
+        if ledger.has_quota_left(project)
+        for job in line[-1:]
+    ]
+    heapify(heads)
+    over: dict[str, list[WaitingJob]] = defaultdict(list)
+    while heads:
+        _, project = heappop(heads)
+        line = lines[project]
+        job = line.pop()
+        if ledger.is_guaranteed(job) and not passes(job):
+            yield job
+        else:
+            over[project].append(job)
+        if line and ledger.has_quota_left(project):
+            heappush(heads, (place[line[-1].id], project))
+    for project, passed in over.items():
+        lines[project] += passed[::-1]
+
+
+def by_fair_share(
+    lines: dict[str, list[WaitingJob]], ledger: Ledger, place: dict[str, Place]
+) -> Iterator[WaitingJob]:
+    """The next job of the project with the least dominant share of what is borrowed, over and over.
+
+    Between equals their jobs' places decide. What is started meanwhile counts, as it is in the ledger.
+    """
+    heads = [
+        (ledger.dominant_share(project), place[job.id], project)
+        for project, line in lines.items()
+        for job in line[-1:]
+    ]
+    heapify(heads)
+    while heads:
+        *_, project = heappop(heads)
+        line = lines[project]
+        job = line.pop()
+        yield job
+        if line:
+            heappush(heads, (ledger.dominant_share(project), place[line[-1].id], project))

@@ -1,0 +1,79 @@
+"""What is left of the cluster while a plan is made, and what is kept for whom."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.placement.state import ClusterState
+
+
+@dataclass
+class Reservation:
+    """A node that a job will start on once enough of it is free.
+
+    Until then others may use `spare` GPUs, which that start leaves over, and all that is free as long as they
+    end by `at` (None: nobody knows when that is).
+    """
+
+    spare: int
+    at: float | None
+
+
+class Room:
+    """Free GPUs and CPU slots by node, and those that are about to be free. In a plan they only get fewer."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self.now = state.now
+        self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
+        self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
+        self.coming: Counter[tuple[str, bool]] = Counter()  # by node, and whether they are GPUs
+        for job in state.running:
+            if job.stopping:
+                self.release(job.holds)
+        self.reserved: dict[str, Reservation] = {}
+        self.adapters = {engine.id: set(engine.jobs) for engine in state.engines}
+        self.services = Counter(engine.node for engine in state.engines)
+
+    def release(self, holds: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+        """What a job that gives way holds is about to be free."""
+        for node_id, gpus in holds:
+            self.coming[node_id, bool(gpus)] += max(1, len(gpus))
+
+    def free(self, node_id: str, gpus: bool) -> int:
+        return len(self.gpus[node_id]) if gpus else self.slots[node_id]
+
+    def usable(self, node_id: str, gpus: bool, seconds: float | None) -> int:
+        """What a job that runs for so long may take there, without delaying the one with a reservation."""
+        free = self.free(node_id, gpus)
+        kept = self.reserved.get(node_id) if gpus else None
+        if kept is None or (kept.at is not None and seconds is not None and self.now + seconds <= kept.at):
+            return free
+        return min(free, kept.spare)
+
+    def promised(self, node_id: str, gpus: bool) -> int:
+        """What nobody has been promised, there and about to be free there."""
+        return self.usable(node_id, gpus, None) + (
+            0 if gpus and node_id in self.reserved else self.coming[node_id, gpus]
+        )
+
+    def take(self, node_id: str, gpus: int, wanted: frozenset[str] | None = None) -> tuple[str, ...]:
+        """GPUs of the node (of those wanted), or (0) one of its CPU slots."""
+        if not gpus:
+            self.slots[node_id] -= 1
+            return ()
+        free = self.gpus[node_id]
+        taken = tuple([uuid for uuid in free if wanted is None or uuid in wanted][:gpus])
+        self.gpus[node_id] = [uuid for uuid in free if uuid not in taken]
+        if kept := self.reserved.get(node_id):
+            kept.spare = max(0, kept.spare - gpus)
+        return taken
+
+    def keep(self, node_id: str, gpus: bool, amount: int) -> None:
+        """For a job that others give way to: what is about to be free, and what it lacks of what is free."""
+        soon = min(amount, self.coming[node_id, gpus])
+        self.coming[node_id, gpus] -= soon
+        if gpus:
+            left = len(self.gpus[node_id]) - (amount - soon)
+            del self.gpus[node_id][max(0, left) :]
+        else:
+            self.slots[node_id] -= amount - soon

@@ -1,0 +1,224 @@
+"""Why a job waits, for people: what it needs and lacks, who goes first, what would help, when it may start.
+
+A sentence that names another project or its job says whose it is, so that those who may not see that project
+get the sentence without names.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.placement import queue_order
+from server.placement.estimate import BASIS, starts
+from server.placement.fit import Ask, Index, own_engine
+from server.placement.quotas import Ledger
+from server.placement.state import ClusterState, Plan, Share, Wait, WaitingJob
+
+NAMED = 3  # jobs, nodes or projects in a sentence
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sentence. `project`: whose names it has; who may not see that gets `anonymous`."""
+
+    text: str
+    project: str | None = None
+    anonymous: str = ""
+    job_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why one job waits. `position` counts from 1; `start_at` is in seconds since the epoch, where known."""
+
+    kind: str
+    text: str
+    project: str
+    position: int
+    ahead: int
+    parts: tuple[Part, ...]
+    help: str | None = None
+    start_at: float | None = None
+    basis: str | None = None
+
+    def words(self, may_see: Callable[[str], bool]) -> str:
+        """All of it, for somebody who may see these projects."""
+        seen = [p.text if p.project is None or may_see(p.project) else p.anonymous for p in self.parts]
+        return "; ".join(dict.fromkeys(filter(None, seen)))
+
+
+def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
+    """Why each job of the plan waits; the first one's position is `first`."""
+    order = line(state)
+    waiting = [job for job in order if job.id in plan.why]
+    times = starts(state, plan, order)
+    index, ledger, free = Index(state.nodes), _ledger(state, plan), _free(state, plan)
+    owners = _owners(waiting, ledger, plan)
+    found: dict[str, Why] = {}
+    before: dict[bool, list[WaitingJob]] = {True: [], False: []}
+    for number, job in enumerate(waiting, start=first):
+        wait = plan.why[job.id]
+        ahead = before[job.uses_gpus]
+        parts = [_need(job, wait)]
+        if wait.kind in ("busy", "reserved", "behind"):
+            parts += _nodes(own_engine(job), index, free)
+            parts += _kept(wait)
+            parts += [_goes_first(project) for project in owners if project != job.project][:NAMED]
+            parts += _ahead(ahead, job)
+        if wait.kind == "checkpoint":
+            parts += _stopping(state, plan, job)
+        at = times.get(job.id)
+        found[job.id] = Why(
+            kind=wait.kind,
+            text=wait.text,
+            project=job.project,
+            position=number,
+            ahead=len(ahead),
+            parts=tuple(parts),
+            help=_help(job, wait, ledger, state),
+            start_at=at,
+            basis=BASIS if at is not None else None,
+        )
+        ahead.append(job)
+    return found
+
+
+def line(state: ClusterState) -> list[WaitingJob]:
+    """The waiting jobs in the order in which they would start if each had room in its turn."""
+    ledger, place = Ledger(state), queue_order.places(state.waiting, state.rules)
+    lines = queue_order.by_project(state.waiting, place)
+    found: list[WaitingJob] = []
+    for job in queue_order.guaranteed_first(lines, ledger, place, lambda _: False):
+        ledger.add(job)
+        found.append(job)
+    for job in queue_order.by_fair_share(lines, ledger, place):
+        ledger.add(job)
+        found.append(job)
+    return found
+
+
+def _ledger(state: ClusterState, plan: Plan) -> Ledger:
+    """What is used once the plan's starts have happened."""
+    ledger, started = Ledger(state), {start.job_id for start in plan.starts}
+    for job in state.waiting:
+        if job.id in started:
+            ledger.add(job)
+    return ledger
+
+
+def _free(state: ClusterState, plan: Plan) -> dict[tuple[str, bool], int]:
+    """What is free on each node after the plan's starts."""
+    found: dict[tuple[str, bool], int] = {}
+    for node in state.nodes:
+        found[node.id, True], found[node.id, False] = len(node.free_gpus), node.free_cpu_slots
+    for start in plan.starts:
+        holds: dict[str, set[str]] = {}
+        for part in start.allocations:
+            if part.engine_id is None:
+                holds.setdefault(part.node_id, set()).update(part.gpu_uuids)
+        for node_id, gpus in holds.items():
+            found[node_id, bool(gpus)] -= len(gpus) or 1
+    return found
+
+
+def _owners(waiting: Sequence[WaitingJob], ledger: Ledger, plan: Plan) -> list[str]:
+    """Projects with a job that their quota covers and that could run, in the order of the line."""
+    able = (job for job in waiting if plan.why[job.id].kind not in ("no_node", "engine", "limit"))
+    return list(dict.fromkeys(job.project for job in able if ledger.is_guaranteed(job)))
+
+
+def _need(job: WaitingJob, wait: Wait) -> Part:
+    if wait.kind not in ("busy", "reserved", "behind", "checkpoint"):
+        return Part(wait.text)
+    if not job.uses_gpus:
+        return Part("needs a CPU slot")
+    count = job.gpus + job.rollout_gpus
+    kind = f" {job.gpu_type}" if job.gpu_type else ""
+    text = f"needs {count}{kind} GPU{'s' * (count > 1)}"
+    if count > 1 or job.nodes > 1:
+        text += " on one node" if job.nodes == 1 else f" on each of {job.nodes} nodes"
+    return Part(text)
+
+
+def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[Part]:
+    """The nodes that come nearest."""
+    gpus = ask.uses_gpus
+    some = sorted((-free[node_id, gpus], node_id) for node_id in index.possible(ask))
+    return [Part(f"{node_id} has {-count} free") for count, node_id in some[:NAMED] if count][:NAMED]
+
+
+def _kept(wait: Wait) -> list[Part]:
+    if not wait.kept:
+        return []
+    return [Part(f"{', '.join(wait.kept)} {'is' if len(wait.kept) == 1 else 'are'} kept for it")]
+
+
+def _goes_first(project: str) -> Part:
+    return Part(
+        f"{project} is under its quota and goes first",
+        project,
+        "another project is under its quota and goes first",
+    )
+
+
+def _ahead(ahead: Sequence[WaitingJob], job: WaitingJob) -> list[Part]:
+    """The jobs just before it: its own project's first, since those are its people's to change."""
+    own = [other for other in ahead if other.project == job.project]
+    others = [other for other in ahead if other.project != job.project]
+    named = (own[-NAMED:] + others[-NAMED:])[:NAMED]
+    parts = [
+        Part(
+            f"ahead of it: {other.id} (priority {other.priority})",
+            other.project,
+            f"ahead of it: {_jobs(len(others))} of other projects",
+            other.id,
+        )
+        for other in named
+    ]
+    more = len(ahead) - len(named)
+    return [*parts, Part(f"and {_jobs(more)} more ahead of it")] if more else parts
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'s' * (count != 1)}"
+
+
+def _stopping(state: ClusterState, plan: Plan, job: WaitingJob) -> list[Part]:
+    """Who gives way to it."""
+    told = {stop.job_id for stop in plan.stops if stop.made_for == job.id}
+    return [
+        Part(
+            f"{one.id} of {one.project} saves a checkpoint and gives way to it",
+            one.project,
+            "a job of another project saves a checkpoint and gives way to it",
+            one.id,
+        )
+        for one in state.running
+        if one.id in told or (one.stopping and one.stops_for == job.id)
+    ]
+
+
+def _help(job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState) -> str | None:
+    """What its people, or an administrator, could do."""
+    share: Share = ledger.share(job.project)
+    if wait.kind == "limit":
+        used = ledger.used(job.project, job.uses_gpus)
+        return (
+            f"End one of the project's jobs (it has {used} in use), or have an administrator raise its limit."
+        )
+    if wait.kind == "no_node":
+        most = max((node.gpus for node in state.nodes), default=0)
+        if job.uses_gpus and most:
+            return f"Ask for at most {most} GPU{'s' * (most > 1)} on a node, or connect a node that has more."
+        return "Connect a node that has what it asks for."
+    if wait.kind == "closed":
+        return "An administrator can open the node again."
+    if wait.kind == "disk":
+        return "Make room on the node's disk."
+    if wait.kind == "engine":
+        return "Declare an engine that serves it, or let the job start its own (rollout.sharing)."
+    if wait.kind in ("busy", "behind", "reserved"):
+        if job.amount > 1:
+            return "A job of fewer GPUs finds room sooner."
+        if not share.quota(job.uses_gpus):
+            return "A quota for the project puts its jobs before those that borrow."
+    return None

@@ -1,0 +1,210 @@
+"""Each policy by itself: who goes first, who gives way, what is kept, what fits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from powermean.contracts.attempts import GpuInfo
+from server.placement.plan import plan
+from server.placement.reclaim import made_way_for
+from server.placement.state import ClusterState, NodeCapacity, Plan, Rules, RunningJob, Share, WaitingJob
+from server.placement.why import explain
+
+HOUR = 3600.0
+
+
+def node(node_id: str, gpus: int = 8, free: int | None = None, **more: Any) -> NodeCapacity:
+    uuids = tuple(f"{node_id}-{number}" for number in range(gpus))
+    return NodeCapacity(node_id, 0, gpus, 0, uuids[gpus - (gpus if free is None else free) :], **more)
+
+
+def runs(job_id: str, project: str, on: str, gpus: tuple[int, ...], **more: Any) -> RunningJob:
+    return RunningJob(job_id, project, ((on, tuple(f"{on}-{number}" for number in gpus)),), **more)
+
+
+def planned(nodes: list[NodeCapacity], waiting: list[WaitingJob], **more: Any) -> tuple[ClusterState, Plan]:
+    state = ClusterState(nodes, waiting, **({"now": 10 * HOUR} | more))
+    return state, plan(state)
+
+
+def started(made: Plan) -> list[str]:
+    return [start.job_id for start in made.starts]
+
+
+def stopped(made: Plan) -> list[str]:
+    return [stop.job_id for stop in made.stops]
+
+
+def job(job_id: str, gpus: int = 1, project: str = "a", **more: Any) -> WaitingJob:
+    return WaitingJob(job_id, gpus, project=project, **more)
+
+
+def test_a_quota_goes_before_borrowers_however_long_they_wait():
+    waiting = [job("old", project="b"), job("owner", project="a", queued_at=9 * HOUR)]
+    _, made = planned([node("n", 1)], waiting, shares={"a": Share(gpu_quota=1)})
+    assert started(made) == ["owner"]
+
+
+def test_borrowers_share_by_weight():
+    waiting = [job(f"{project}{number}", project=project) for project in "ab" for number in range(8)]
+    _, made = planned([node("n", 6)], waiting, shares={"a": Share(weight=2.0)})
+    assert sorted(name[0] for name in started(made)) == ["a"] * 4 + ["b"] * 2
+
+
+def test_the_dominant_share_counts_slots_beside_gpus():
+    """A project that uses half of the CPU slots borrows as much as one that uses half of the GPUs."""
+    busy = RunningJob("r", "a", (("n", ()),))
+    nodes = [replace(node("n", 4, 1), cpu_slots=2, free_cpu_slots=1)]
+    other = runs("s", "b", "n", (0,))
+    _, made = planned(nodes, [job("a1", project="a"), job("b1", project="b")], running=[busy, other])
+    assert started(made) == ["b1"]
+
+
+def test_priority_and_age_count_together():
+    day, rules = 86_400.0, Rules(point_s=864.0)
+    high = job("high", value=100, queued_at=2 * day)
+    _, made = planned([node("n", 1)], [job("old", queued_at=1.1 * day), high], rules=rules, now=3 * day)
+    assert started(made) == ["high"]
+    _, made = planned([node("n", 1)], [job("older", queued_at=0.9 * day), high], rules=rules, now=3 * day)
+    assert started(made) == ["older"]
+
+
+def test_a_job_that_gave_way_returns_to_its_place_but_not_before_the_one_it_left():
+    back = job("back", queued_at=9 * HOUR, first_queued_at=0.0)
+    _, made = planned([node("n", 1)], [job("later", queued_at=5 * HOUR), back])
+    assert started(made) == ["back"]
+    high = job("high", value=1, queued_at=8 * HOUR)
+    _, made = planned([node("n", 1)], [high, back])
+    assert started(made) == ["high"]
+
+
+def test_the_victim_loses_least_and_only_as_many_as_needed_stop():
+    running = [
+        runs("dear", "b", "n", (0, 1), saved_at=8 * HOUR),
+        runs("cheap", "b", "n", (2, 3), saved_at=9.9 * HOUR),
+        runs("cheaper", "b", "n", (4,), saved_at=9.99 * HOUR),
+    ]
+    shares = {"a": Share(gpu_quota=4)}
+    _, made = planned([node("n", 5, 0)], [job("j", 2)], running=running, shares=shares)
+    assert stopped(made) == ["cheap"]
+    assert made.stops[0].reason == "preempted: project a takes back 2 GPUs of its quota for j"
+    assert made_way_for(made.stops[0].reason) == "j"
+
+
+def test_no_more_is_taken_back_than_is_borrowed():
+    running = [runs(f"b{number}", "b", "n", (number,)) for number in range(4)]
+    shares = {"a": Share(gpu_quota=4), "b": Share(gpu_quota=3)}
+    _, made = planned([node("n", 4, 0)], [job("j1"), job("j2")], running=running, shares=shares)
+    assert len(made.stops) == 1
+    assert made.why["j2"].kind == "busy"
+
+
+def test_nobody_stops_where_that_helps_nobody():
+    """The node's other GPUs are held by a job that keeps them: no stop there makes room for four."""
+    running = [runs("kept", "a", "n", (0, 1)), runs("borrowed", "b", "n", (2, 3))]
+    _, made = planned([node("n", 4, 0)], [job("j", 4)], running=running, shares={"a": Share(gpu_quota=8)})
+    assert made.stops == []
+
+
+def test_what_others_leave_is_for_the_job_that_they_left_it_to():
+    """Also when it is free already, and somebody else would be next."""
+    shares = {"a": Share(weight=0.1)}
+    high, next_ = job("high", value=100, queued_at=9 * HOUR), job("next", project="b")
+    low = runs("low", "a", "n", (0,), value=0)
+    held = [low, runs("more", "a", "n", (1,), value=100)]
+    _, made = planned([node("n", 2, 0)], [high, next_], running=held, shares=shares)
+    assert stopped(made) == ["low"]
+    stopping = [replace(low, stopping=True, stops_for="high"), held[1]]
+    _, made = planned([node("n", 2, 0)], [high, next_], running=stopping, shares=shares)
+    assert made.stops == []
+    assert made.why["high"].kept == ("n",)
+    left = job("low", queued_at=10 * HOUR, first_queued_at=0.0, made_way_for="high", left=("n",))
+    _, made = planned([node("n", 2, 1)], [high, next_, left], running=held[1:], shares=shares)
+    assert started(made) == ["high"]
+
+
+def test_small_jobs_fill_what_is_kept_for_a_large_one_if_they_end_before():
+    running = [runs("r", "b", "n", (0, 1, 2, 3), ends_at=12 * HOUR)]
+    large = job("large", 6)
+    short, long = (job(name, seconds=hours * HOUR) for name, hours in (("short", 1.9), ("long", 2.1)))
+    _, made = planned([node("n", 8, 4)], [large, short, long, job("unknown")], running=running)
+    assert made.why["large"].at == 12 * HOUR
+    assert sorted(started(made)) == ["long", "short"]  # two GPUs are left over when the large job starts
+    assert made.why["unknown"].kind == "behind"
+
+
+def test_nobody_fills_what_is_kept_where_no_end_is_known():
+    running = [runs("r", "b", "n", (0, 1, 2, 3))]
+    _, made = planned([node("n", 8, 4)], [job("large", 6), job("short", seconds=1.0)], running=running)
+    assert started(made) == []
+    _, made = planned([node("n", 8, 4), node("m", 1)], [job("large", 6), job("short")], running=running)
+    assert started(made) == ["short"]
+
+
+def test_a_gang_gets_all_of_its_nodes_or_none():
+    gang = job("gang", 4, nodes=2)
+    _, made = planned([node("n", 8, 4), node("m", 4, 3)], [gang])
+    assert started(made) == []
+    assert made.why["gang"].text == "waiting for 4 free GPUs on one node, on 2 nodes at once"
+    _, made = planned([node("n", 8, 4), node("m", 4)], [gang])
+    assert [(part.role, part.node_id) for part in made.starts[0].allocations] == [
+        *(("trainer", "m"), ("rollout", "m"), ("trainer", "n"), ("rollout", "n"))
+    ]
+
+
+def test_gpus_of_the_type_and_memory_and_nodes_with_the_labels_asked_for():
+    def with_gpus(node_id: str, *names: str, **more: Any) -> NodeCapacity:
+        info = tuple(GpuInfo(uuid=f"{node_id}-{n}", name=x, memory_mb=80_000) for n, x in enumerate(names))
+        return node(node_id, len(names), gpu_info=info, **more)
+
+    nodes = [
+        with_gpus("mixed", "NVIDIA A100", "NVIDIA H100"),
+        with_gpus("pair", "NVIDIA H100", "NVIDIA H100", labels=frozenset({("zone", "b")})),
+    ]
+    _, made = planned(nodes, [job("one", gpu_type="h100"), job("two", 2, gpu_type="h100")])
+    where = {start.job_id: start.allocations[0] for start in made.starts}
+    assert where["one"].gpu_uuids == ("mixed-1",)
+    assert where["two"].node_id == "pair"
+    _, made = planned(nodes, [job("j", labels=(("zone", "b"),)), job("k", labels=(("zone", "c"),))])
+    assert made.starts[0].allocations[0].node_id == "pair"
+    assert made.why["k"].text == "waiting for a node with zone=c: no connected node has it"
+    _, made = planned(nodes, [job("j", 2, gpu_type="a100"), job("k", gpu_memory_mb=90_000)])
+    assert (
+        made.why["j"].text
+        == "waiting for a node with 2 GPUs (GPUs called a100): the largest connected one has 1"
+    )
+    assert (
+        made.why["k"].text
+        == "waiting for a node with a GPU (87.89 GiB a GPU): the largest connected one has 0"
+    )
+
+
+def test_a_closed_node_takes_nothing_and_says_why():
+    _, made = planned([node("n", 4, 0, closed="n is draining (new disks)")], [job("j")])
+    assert made.why["j"].text == "waiting for a node: n is draining (new disks)"
+
+
+@pytest.mark.parametrize("ends_at", [None, 11 * HOUR])
+def test_an_estimate_is_given_where_the_running_jobs_pace_says_something(ends_at: float | None):
+    running = [runs("r", "b", "n", (0, 1), ends_at=ends_at), runs("s", "b", "n", (2, 3), ends_at=12 * HOUR)]
+    waiting = [job("first", 4), job("second", 1)]
+    state, made = planned([node("n", 4, 0)], waiting, running=running)
+    why = explain(state, made)
+    assert [why[one.id].position for one in waiting] == [1, 2]
+    assert why["first"].start_at == (None if ends_at is None else 12 * HOUR)
+    assert why["second"].start_at is None  # the first gives nothing back, as far as anybody knows
+    assert why["second"].words(lambda _: True) == "needs 1 GPU; ahead of it: first (priority normal)"
+
+
+def test_owners_who_go_first_are_named_to_those_who_may_see_them():
+    running = [runs("r", "c", "n", (0, 1), started_at=10 * HOUR)]
+    waiting = [job("own", 2, "a", priority="high"), job("mine", 2, "b")]
+    state, made = planned([node("n", 2, 0)], waiting, running=running, shares={"a": Share(gpu_quota=2)})
+    why = explain(state, made)["mine"]
+    assert "a is under its quota and goes first" in why.words(lambda _: True)
+    assert "ahead of it: own (priority high)" in why.words(lambda _: True)
+    hidden = why.words(lambda project: project == "b")
+    assert "another project is under its quota and goes first" in hidden
+    assert "own" not in hidden
+    assert why.text == "waiting for 2 free GPUs on one node"
