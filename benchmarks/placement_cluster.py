@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.placement.reclaim import made_way_for
 from server.placement.state import (
     ClusterState,
     NodeCapacity,
@@ -33,7 +32,7 @@ class Work:
     waited: float = 0.0
     preemptions: int = 0
     lost_gpu_s: float = 0.0
-    order_reason: str | None = None
+    stopped_for: str | None = None
     left: tuple[str, ...] = ()
 
     @property
@@ -50,7 +49,7 @@ class Work:
             value=self.value,
             queued_at=self.queued_at,
             first_queued_at=self.submitted_at if self.preemptions else None,
-            made_way_for=made_way_for(self.order_reason),
+            made_way_for=self.stopped_for,
             left=self.left,
             seconds=None if self.estimate is None else self.estimate - self.done,
         )
@@ -125,7 +124,7 @@ class Cluster:
                 saved_at=one.saved_at,
                 ends_at=self.expected_end(one),
                 stopping=one.stopping_since is not None,
-                stops_for=made_way_for(one.work.order_reason),
+                stops_for=one.work.stopped_for,
             )
             for one in self.running.values()
         ]
@@ -139,7 +138,7 @@ class Cluster:
         for start in plan.starts:
             work = self.waiting.pop(start.job_id)
             work.waited += self.now - work.queued_at
-            work.order_reason, work.left = None, ()
+            work.stopped_for, work.left = None, ()
             holds: dict[str, tuple[str, ...]] = {}
             for part in start.allocations:
                 holds[part.node_id] = tuple(dict.fromkeys((*holds.get(part.node_id, ()), *part.gpu_uuids)))
@@ -148,7 +147,7 @@ class Cluster:
         for stop in plan.stops:
             one = self.running[stop.job_id]
             one.stopping_since = self.now
-            one.work.order_reason = stop.reason
+            one.work.stopped_for = stop.made_for
 
     def finish(self, job_id: str) -> Work:
         one = self.running.pop(job_id)
@@ -166,7 +165,7 @@ class Cluster:
             work.preemptions += 1
             work.left = tuple(node_id for node_id, _ in one.holds)
         else:
-            work.order_reason = None
+            work.stopped_for = None
         self.waiting[work.id] = work
 
     def _hold(self, holds: Iterable[tuple[str, tuple[str, ...]]], held: bool) -> None:

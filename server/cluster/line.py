@@ -20,7 +20,6 @@ from server.cluster.demand import waiting_job
 from server.cluster.sharing import priorities
 from server.db.models import Allocation, Attempt, Job
 from server.db.session import Changes, Database
-from server.placement.reclaim import made_way_for
 from server.placement.state import NOBODY, WaitingJob
 
 REFRESH_S = 5.0  # the whole line is read so often
@@ -145,18 +144,18 @@ _NO_ATTEMPT = _LastAttempt()
 
 
 def _last_attempts(session: Session) -> dict[str, _LastAttempt]:
-    """Queued jobs' last attempts that lapsed or were ordered to stop, by job."""
+    """Queued jobs' last attempts that lapsed or made way for another job, by job."""
     query = (
-        select(Job.id, Attempt.state, Attempt.order_reason, Allocation.node_id)
+        select(Job.id, Attempt.state, Attempt.made_way_for, Allocation.node_id)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .join(Allocation, Allocation.attempt_id == Attempt.id)
         .where(Job.state == JobState.QUEUED, Job.attempt > 0)
-        .where((Attempt.state == "lapsed") | Attempt.order_reason.is_not(None))
+        .where((Attempt.state == "lapsed") | Attempt.made_way_for.is_not(None))
         .order_by(Allocation.id)
     )
     found: dict[str, _LastAttempt] = {}
-    for job_id, state, reason, node_id in session.execute(query):
+    for job_id, state, made_way_for, node_id in session.execute(query):
         nodes = tuple(dict.fromkeys((*found.get(job_id, _NO_ATTEMPT).left, node_id)))
         lapsed = frozenset(nodes) if state == "lapsed" else NOBODY
-        found[job_id] = _LastAttempt(lapsed, made_way_for(reason), nodes)
+        found[job_id] = _LastAttempt(lapsed, made_way_for, nodes)
     return found

@@ -226,7 +226,8 @@ class Scheduler:
         for stop in stops:
             made_for = session.get(Job, stop.made_for)
             if made_for is not None and state_of(made_for) is JobState.QUEUED:
-                attempts.order_stop(session, lock_job(session, stop.job_id), stop.reason, now)
+                job = lock_job(session, stop.job_id)
+                attempts.order_stop(session, job, stop.reason, now, made_way_for=stop.made_for)
 
     def _start(self, session: Session, starts: Sequence[Start]) -> None:
         """Start jobs of a plan that was made before, as far as it still holds."""

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.db.models import Allocation, Attempt, Checkpoint, Job, PriorityClass, Project
 from server.nodes import RUNNING
-from server.placement.reclaim import made_way_for
 from server.placement.state import RunningJob, Share
 
 _LEAVES = ("checkpoint_and_exit", "cancel", "finish")  # orders
@@ -72,7 +71,7 @@ def running(session: Session, values: Mapping[str, int], now: datetime) -> list[
                 saved_at=max(began, saved.get(attempt.job_id, began)).timestamp(),
                 ends_at=_ends_at(step, attempt.first_step, total, began, now),
                 stopping=attempt.order in _LEAVES,
-                stops_for=made_way_for(attempt.order_reason),
+                stops_for=attempt.made_way_for,
                 claimed=attempt.state == "running",
             )
         )

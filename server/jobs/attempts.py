@@ -138,18 +138,25 @@ def order_cancel(session: Session, job: Job, reason: str, now: datetime) -> None
 
 
 def order_stop(
-    session: Session, job: Job, reason: str, now: datetime, *, cause: OrderCause = "preempted"
+    session: Session,
+    job: Job,
+    reason: str,
+    now: datetime,
+    *,
+    cause: OrderCause = "preempted",
+    made_way_for: str | None = None,
 ) -> bool:
     """Have a locked job's attempt leave at the end of its step; an order that it has already stays.
 
     It checkpoints, exits, and the job is queued again, or paused where somebody asked for that. An attempt
-    that nobody has claimed leaves at once. `reason` names who or what needs its place, for people. False:
-    there was nothing to order.
+    that nobody has claimed leaves at once. `reason` is for the job's people; `made_way_for` is the job that
+    gets its place. False: there was nothing to order.
     """
     attempt = _current(session, job)
     if attempt is None or attempt.state not in ("starting", "running") or attempt.order != "continue":
         return False
     _order(attempt, "checkpoint_and_exit", cause, reason, now)
+    attempt.made_way_for = made_way_for
     if attempt.state == "running":
         record_state(session, job)
     else:

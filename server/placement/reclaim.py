@@ -205,15 +205,9 @@ def orders(job: WaitingJob, stopped: Iterable[RunningJob]) -> list[Stop]:
 
 
 def _reason(job: WaitingJob, stopped: RunningJob) -> str:
+    """For the people of the stopped job, who may not see other projects."""
     if stopped.project == job.project:
         return f"preempted: priority {job.priority} goes before {stopped.priority}, for {job.id}"
     what = "GPU" if stopped.uses_gpus else "CPU slot"
     count = f"{stopped.amount} {what}{'s' * (stopped.amount > 1)}"
-    return f"preempted: project {job.project} takes back {count} of its quota for {job.id}"
-
-
-def made_way_for(reason: str | None) -> str | None:
-    """The job for which such an order was given; None: it was another's order."""
-    if reason is None or not reason.startswith("preempted: "):
-        return None
-    return reason.rpartition(" for ")[2]
+    return f"preempted: another project takes back {count} of its quota"

@@ -7,7 +7,6 @@ import pytest
 
 from powermean.contracts.attempts import GpuInfo
 from server.placement.plan import plan
-from server.placement.reclaim import made_way_for
 from server.placement.state import ClusterState, NodeCapacity, Plan, Rules, RunningJob, Share, WaitingJob
 from server.placement.why import explain
 
@@ -88,8 +87,8 @@ def test_the_victim_loses_least_and_only_as_many_as_needed_stop():
     shares = {"a": Share(gpu_quota=4)}
     _, made = planned([node("n", 5, 0)], [job("j", 2)], running=running, shares=shares)
     assert stopped(made) == ["cheap"]
-    assert made.stops[0].reason == "preempted: project a takes back 2 GPUs of its quota for j"
-    assert made_way_for(made.stops[0].reason) == "j"
+    assert made.stops[0].made_for == "j"
+    assert made.stops[0].reason == "preempted: another project takes back 2 GPUs of its quota"
 
 
 def test_no_more_is_taken_back_than_is_borrowed():
