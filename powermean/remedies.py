@@ -44,6 +44,21 @@ REMEDIES = (
         "The page Projects lists yours.",
     ),
     Remedy(
+        "GET /v1/priorities says who may use which.",
+        "`powermean priorities list` says who may use which.",
+        "`powermean priorities list` says who may use which.",
+    ),
+    Remedy(
+        "GET /v1/priorities lists them.",
+        "`powermean priorities list` lists them.",
+        "`powermean priorities list` lists them.",
+    ),
+    Remedy(
+        "GET /v1/jobs/{id} says what it does.",
+        "`powermean show JOB` says what it does.",
+        "The job's page says what it does.",
+    ),
+    Remedy(
         "GET /v1/people lists the people.",
         "Administrators find people with `powermean person list`, and add them with `powermean person add`.",
         "Administrators find people on the page People, and add them there.",

@@ -194,9 +194,7 @@ def _leave(session: Session, job: Job, attempt: Attempt) -> None:
         change_state(session, job, JobState.PAUSED, why or "paused")
         return
     job.preemptions += attempt.order_cause == "preempted"
-    # a phase names no other project and none of its jobs
-    why = "it gave way to another job" if attempt.order_cause == "preempted" else attempt.order_reason
-    change_state(session, job, JobState.QUEUED, f"waiting for the scheduler: {why}"[:200])
+    change_state(session, job, JobState.QUEUED, f"waiting for the scheduler: {attempt.order_reason}"[:200])
 
 
 def withdraw(session: Session, job: Job) -> None:

@@ -189,7 +189,7 @@ def test_all_wrong_fields_are_named(service: ServiceDriver):
     error = error_of(service.person.post("/v1/jobs", json=spec))
     by_path = {field["path"]: field for field in error["fields"]}
     assert set(by_path) == {"training.steps", "rollout.group_size", "extra"}
-    assert by_path["extra"]["remedy"].startswith("Fields here: name, project, model, algorithm")
+    assert by_path["extra"]["remedy"].startswith("Fields here: name, project, model, priority, algorithm")
 
 
 @on_sqlite

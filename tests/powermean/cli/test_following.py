@@ -7,13 +7,13 @@ import pytest
 
 from powermean import Client
 from powermean.cli.following import follow
-from powermean.contracts.api import JobState
+from powermean.contracts.api import JobState, JobSummary
 from powermean.contracts.health import Finding, JobHealth
 from tests.support.sample_jobs import job
 from tests.support.scripted_server import Answer, ScriptedServer
 from tests.support.terminal import terminal
 
-SUMMARY = {"exclude": {"spec", "result", "attempts", "seconds_left", "seq"}, "mode": "json"}
+SUMMARY = {"include": set(JobSummary.model_fields), "mode": "json"}
 
 CLIPPING = Finding(
     code="clipping", level="watch", message="12 % of tokens [b]\x1b[5mclipped", remedy="Lower x."
