@@ -20,6 +20,7 @@ from server.cluster.demand import waiting_job
 from server.cluster.sharing import priorities
 from server.db.models import Allocation, Attempt, Job
 from server.db.session import Changes, Database
+from server.jobs import limits
 from server.placement.state import NOBODY, WaitingJob
 
 REFRESH_S = 5.0  # the whole line is read so often
@@ -110,11 +111,13 @@ def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int])
         Job.created_at,
         Job.queued_at,
         Job.preemptions,
+        Job.limits,
     ).where(Job.state == JobState.QUEUED)
     if job_ids is not None:
         query = query.where(Job.id.in_(job_ids))
     rows = session.execute(query.order_by(Job.id)).all()
     last = _last_attempts(session) if any(row.attempt for row in rows) else {}
+    may_run = limits.wall_seconds(session, {row.id: row.limits for row in rows})
     found: dict[str, Queued] = {}
     for row in rows:
         before = last.get(row.id, _NO_ATTEMPT)
@@ -127,6 +130,7 @@ def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int])
             first_queued_at=row.created_at.timestamp() if row.preemptions else None,
             made_way_for=before.made_way_for,
             left=before.left,
+            seconds=may_run.get(row.id),
         )
         found[row.id] = Queued(job, row.phase, row.not_before)
     return found

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.db.models import Allocation, Attempt, Checkpoint, Job, PriorityClass, Project
+from server.jobs import limits
 from server.nodes import RUNNING
 from server.placement.state import RunningJob, Share
 
@@ -51,15 +52,19 @@ def running(session: Session, values: Mapping[str, int], now: datetime) -> list[
         on_node = holds[attempt_id].get(node_id, ())
         holds[attempt_id][node_id] = tuple(dict.fromkeys((*on_node, *gpus)))
     query = (
-        select(Attempt, Job.project_id, Job.priority, Job.step, Job.total_steps)
+        select(Attempt, Job.project_id, Job.priority, Job.step, Job.total_steps, Job.limits)
         .join(Job, Job.id == Attempt.job_id)
         .where(Attempt.state.in_(RUNNING))
         .order_by(Attempt.id)
     )
     saved = _saved(session)
     found = []
-    for attempt, project, priority, step, total in session.execute(query):
+    rows = session.execute(query).all()
+    may_run = limits.wall_seconds(session, {row.Attempt.job_id: row.limits for row in rows})
+    for attempt, project, priority, step, total, _ in rows:
         began = attempt.claimed_at or attempt.created_at
+        paced = _ends_at(step, attempt.first_step, total, began, now)
+        at_latest = began.timestamp() + may_run[attempt.job_id] if attempt.job_id in may_run else None
         found.append(
             RunningJob(
                 id=attempt.job_id,
@@ -69,7 +74,7 @@ def running(session: Session, values: Mapping[str, int], now: datetime) -> list[
                 value=values.get(priority, 0),
                 started_at=began.timestamp(),
                 saved_at=max(began, saved.get(attempt.job_id, began)).timestamp(),
-                ends_at=_ends_at(step, attempt.first_step, total, began, now),
+                ends_at=min(filter(None, (paced, at_latest)), default=None),
                 stopping=attempt.order in _LEAVES,
                 stops_for=attempt.made_way_for,
                 claimed=attempt.state == "running",

@@ -57,6 +57,24 @@ def reached(session: Session, now: datetime) -> list[Reached]:
     return over
 
 
+def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | None]) -> dict[str, float]:
+    """How long the next attempt of jobs with `wall_hours` may run, by job; `limits` as their rows have them.
+
+    A job that reaches it finishes its step and evaluates: it ends a little later.
+    """
+    most = {
+        job_id: given["wall_hours"] for job_id, given in limits.items() if given and "wall_hours" in given
+    }
+    if not most:
+        return {}
+    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at)
+    spent: dict[str, timedelta] = dict.fromkeys(most, timedelta())
+    for job_id, since, until in session.execute(query.where(Attempt.job_id.in_(most))):
+        if since and until:
+            spent[job_id] += until - since
+    return {job_id: max(0.0, hours * 3600 - spent[job_id].total_seconds()) for job_id, hours in most.items()}
+
+
 def enforce(session: Session, one: Reached, now: datetime) -> None:
     """Give the order, unless the job has left that attempt in the meantime."""
     job = lock_job(session, one.job_id)

@@ -8,7 +8,7 @@ from server.placement.state import ClusterState, Plan, WaitingJob
 
 MOST = 100  # jobs from the front of the line: what is further off is guesswork
 
-BASIS = "remaining steps x seconds a step of the running jobs"
+BASIS = "the running jobs' remaining steps x seconds a step, and their wall_hours"
 
 
 class _Future:

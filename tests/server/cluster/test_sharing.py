@@ -1,10 +1,13 @@
 """Projects share the cluster through the scheduler: who gives way, how, and what those who wait are told."""
 
+from datetime import timedelta
+
 from sqlalchemy import update
 
 from powermean.contracts.api import JobState
-from server.cluster import queue_view
+from server.cluster import line, queue_view, sharing
 from server.db.models import Attempt, Job, Project
+from server.db.session import database_now
 from server.settings import Settings
 from tests.support.service_driver import AttemptDriver, ServiceDriver
 
@@ -127,3 +130,25 @@ def test_a_waiting_job_is_told_why_and_nobody_is_told_of_projects_that_they_cann
     assert hidden == "needs 2 GPUs on one node; node-1 has 1 free; ahead of it: 1 job of other projects"
     for named in (theirs, owner):
         assert named not in (service.job(ours).phase or "")
+
+
+def test_the_hours_that_a_job_may_still_run_are_known_to_the_plan(service: ServiceDriver):
+    project = quota(service, "team-a")
+    service.report(gpus=1, cpu_slots=0)
+    spec = {"resources": {"gpus": 1}, "limits": {"wall_hours": 2.0}}
+    runs, waits = queued(service, project, **spec), queued(service, project, **spec)
+    attempt = started(service, runs)
+    open_end = queued(service, project, resources={"gpus": 1})
+    with service.database.write() as session:
+        now = database_now(session)
+        session.get_one(Attempt, attempt.id).claimed_at = now - timedelta(hours=1.5)
+        values = sharing.priorities(session)
+        (found,) = sharing.running(session, values, now)
+        assert found.ends_at == (now + timedelta(hours=0.5)).timestamp()
+        seconds = {one.job.id: one.job.seconds for one in line.queued(session)}
+        assert seconds == {waits: 7200.0, open_end: None}
+    attempt.finish("checkpointed")
+    with service.database.write() as session:
+        row = session.get_one(Attempt, attempt.id)
+        row.claimed_at, row.ended_at = now - timedelta(hours=1.5), now
+        assert {one.job.id: one.job.seconds for one in line.queued(session)}[runs] == 1800.0
