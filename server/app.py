@@ -20,6 +20,7 @@ from powermean.tokens import ensure_key_pair
 from server.audit.journal import Journal
 from server.cluster.cleaner import Cleaner
 from server.cluster.loops import Loop
+from server.cluster.queue_view import QueueView
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
 from server.connections import Connections
@@ -92,6 +93,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )
     app.state.throttle = Throttle(settings)
+    app.state.queue = QueueView(database, settings)
     app.state.provider = _provider(settings)
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections)
     app.router.routes.extend(api_routes())

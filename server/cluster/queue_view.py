@@ -1,14 +1,47 @@
 """Why each queued job waits: planned afresh from the database, so that every replica can tell."""
 
+import threading
+import time
+from collections.abc import Mapping
+
 from sqlalchemy.orm import Session
 
 from server.cluster import line, state
-from server.db.session import database_now
+from server.db.session import Changes, Database, database_now
 from server.placement.plan import plan
 from server.placement.why import Part, Why, explain
 from server.settings import Settings
 
 STARTS_NEXT = "a place is free: it starts in a moment"
+REMEMBERED_S = 2.0
+
+
+class QueueView:
+    """What one server tells. A hundred open pages ask every few seconds: one plan answers all of a moment.
+
+    What this server commits to the queue or the cluster is told at once, what others do REMEMBERED_S later.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        self._one_at_a_time = threading.Lock()
+        self._told: Mapping[str, Why] = {}
+        self._until, self._after = 0.0, -1  # how long that holds, and after how many changes it was planned
+        self._changes = 0
+        database.listen(self._note)
+
+    def waiting(self) -> Mapping[str, Why]:
+        """Of every queued job."""
+        with self._one_at_a_time:
+            before = self._changes
+            if time.monotonic() > self._until or self._after != before:
+                with self._database.read() as session:
+                    self._told = waiting(session, self._settings)
+                self._until, self._after = time.monotonic() + REMEMBERED_S, before
+            return self._told
+
+    def _note(self, changed: Changes) -> None:
+        self._changes += changed.plan
 
 
 def waiting(session: Session, settings: Settings) -> dict[str, Why]:

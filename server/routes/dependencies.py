@@ -13,6 +13,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import LoginCode
 from powermean.tokens import KeyPair
 from server.audit.journal import Journal
+from server.cluster.queue_view import QueueView
 from server.db.scoped import ScopedDatabase
 from server.db.session import Database
 from server.identity.oidc import Provider
@@ -43,6 +44,7 @@ RequestEvents = Annotated[EventHub, Depends(_state("events"))]
 RequestVault = Annotated[KeyService, Depends(_state("vault"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]
 RequestJournal = Annotated[Journal, Depends(_state("journal"))]
+RequestQueue = Annotated[QueueView, Depends(_state("queue"))]
 RequestThrottle = Annotated[Throttle, Depends(_state("throttle"))]
 RequestProvider = Annotated[Provider | None, Depends(_state("provider"))]
 RequestObservatory = Annotated[Observatory, Depends(_state("observatory"))]

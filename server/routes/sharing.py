@@ -9,12 +9,12 @@ from powermean.contracts.lanes import ClusterLanes
 from powermean.contracts.sharing import ChangedQuota, Queue, QuotaChange, QuotaList, Usage, UsageBy
 from server.audit.journal import note
 from server.audit.reading import moment
-from server.cluster import lanes, queue_listing, queue_view, quotas
+from server.cluster import lanes, queue_listing, quotas
 from server.db.session import Database
 from server.identity.callers import Caller
 from server.jobs import usage
 from server.routes.access import KnownCallerRoute, May
-from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestSettings
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestQueue, RequestSettings
 
 router = APIRouter(prefix="/v1", tags=["sharing"], route_class=KnownCallerRoute)
 
@@ -62,9 +62,8 @@ def put_quota(
 @router.get("/queue", summary="The jobs that wait, and why")
 def get_queue(
     caller: ReadsJobs,
-    everything: RequestDatabase,
+    queue: RequestQueue,
     database: CallersDatabase,
-    settings: RequestSettings,
     project: ProjectFilter = None,
     job: Annotated[str | None, Query(max_length=32, description="This job alone.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -73,8 +72,7 @@ def get_queue(
 
     Jobs of projects that you don't see are only counted. 404: the job that you ask for doesn't wait.
     """
-    with everything.read() as session:
-        whys = queue_view.waiting(session, settings)
+    whys = queue.waiting()
     with database.read() as session:
         return queue_listing.list_queue(session, whys, project=project, job=job, limit=limit)
 
