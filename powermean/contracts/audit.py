@@ -49,4 +49,5 @@ class AuditPage(Contract):
     """Entries, newest first."""
 
     items: tuple[AuditEntry, ...]
+    words: dict[str, str] = Field({}, description="What the items' requests do, for people, by `request`.")
     next: int | None = Field(None, description="`before` for the next page.")

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 
 from powermean.contracts.audit import AuditHead, AuditPage, Outcome
 from server.audit import reading
@@ -54,6 +55,7 @@ Wanted = Annotated[AuditFilter, Depends(_wanted)]
 @router.get("/audit", summary="The audit log")
 def get_audit(
     caller: Everything,
+    request: Request,
     database: RequestDatabase,
     journal: RequestJournal,
     wanted: Wanted,
@@ -63,7 +65,7 @@ def get_audit(
     """Who did what, newest first. Administrators and auditors only."""
     journal.seal()
     with database.read() as session:
-        return reading.page(session, wanted, before, limit)
+        return _in_words(request, reading.page(session, wanted, before, limit))
 
 
 @router.get("/audit/head", summary="The audit log's end, signed")
@@ -89,6 +91,7 @@ def export_audit(
 def get_project_audit(
     project: str,
     caller: OfProject,
+    request: Request,
     database: RequestDatabase,
     journal: RequestJournal,
     wanted: Wanted,
@@ -98,7 +101,7 @@ def get_project_audit(
     """Who did what in the project, newest first. Maintainers only."""
     journal.seal()
     with database.read() as session:
-        return reading.page(session, wanted.of(project), before, limit)
+        return _in_words(request, reading.page(session, wanted.of(project), before, limit))
 
 
 @router.get(
@@ -113,6 +116,16 @@ def export_project_audit(
     """Oldest first. The chain links all projects' entries, so it can't be checked from these alone."""
     journal.seal()
     return _lines(database, wanted.of(project))
+
+
+def _in_words(request: Request, found: AuditPage) -> AuditPage:
+    """The page with what its requests do, as the API's description calls it."""
+    asked = {entry.request for entry in found.items}
+    routes = (route for route in request.app.routes if isinstance(route, APIRoute))
+    summaries = {
+        f"{method} {route.path}": route.summary or route.name for route in routes for method in route.methods
+    }
+    return found.model_copy(update={"words": {one: summaries[one] for one in asked & summaries.keys()}})
 
 
 def _lines(database: Database, wanted: AuditFilter) -> Response:

@@ -33,7 +33,7 @@ def test_who_did_what_is_shown_and_filtered(service: ServiceDriver) -> None:
     refused, submitted = (row for row in rows(page) if row.startswith("<b>Ada</b>"))
     for part in ("cluster.change", "DELETE /v1/nodes/{node_id}", "refused", "403"):
         assert part in refused
-    for part in ("job.submit", "POST /v1/jobs", job_id, "default", "allowed"):
+    for part in ("Submit a job", "job.submit", "POST /v1/jobs", job_id, "default", "allowed"):
         assert part in submitted
     assert len(rows(admin.get("/audit?verb=job").text)) == 1
     assert len(rows(admin.get("/audit?outcome=refused&person=%3Cb%3EAda%3C/b%3E").text)) == 1
