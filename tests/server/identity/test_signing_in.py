@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from argon2 import Type
 from sqlalchemy import select, update
 
 from server.db.models import ApiKey, BrowserSession, DeviceSignIn, Person
@@ -143,6 +144,11 @@ def test_a_password_is_the_same_from_every_keyboard(service):
     assert sign_in(service, password="fine A\u030angstro\u0308m pass")[1].status_code == 201
 
 
+def test_a_hash_takes_the_work_that_rfc_9106_asks_of_servers_with_little_memory(parameters_of_passwords):
+    found = parameters_of_passwords
+    assert (found.type, found.memory_cost, found.time_cost) == (Type.ID, 64 * 1024, 3)
+
+
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_wrong_passwords_and_unknown_people_get_one_answer_for_the_same_work(service, monkeypatch):
     with_password(service)
@@ -150,11 +156,11 @@ def test_wrong_passwords_and_unknown_people_get_one_answer_for_the_same_work(ser
     gone = person(service, "gone@example.org")
     service.person.patch(f"/v1/people/{gone['id']}", json={"active": False})
     hashed = []
-    verify = passwords._hasher.verify
+    verify = passwords.HASHER.verify
     monkeypatch.setattr(
         passwords,
-        "_hasher",
-        _Counting(passwords._hasher, lambda *given: hashed.append(given) or verify(*given)),
+        "HASHER",
+        _Counting(passwords.HASHER, lambda *given: hashed.append(given) or verify(*given)),
     )
     answers = set()
     for email in (
