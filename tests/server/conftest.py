@@ -106,20 +106,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def database_folder(tmp_path: Path) -> Iterator[Path]:
-    """For SQLite's files: in memory if the system has a place there, because each commit waits for a disk."""
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """In memory if the system has a place there: commits, keys and uploads wait for a disk each time."""
     if not os.access(IN_MEMORY, os.W_OK):
-        yield tmp_path
+        yield tmp_path_factory.mktemp("server")
         return
     with TemporaryDirectory(dir=IN_MEMORY, prefix="pytest-") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
-def empty_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) -> str:
+def empty_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """A database without tables."""
     if kind == "sqlite":
-        return f"sqlite:///{database_folder / 'server.db'}"
+        return f"sqlite:///{tmp_path / 'server.db'}"
     server: str = request.getfixturevalue("postgres_url")
     name = f"test_{next(_names)}"
     _execute(server, f"CREATE DATABASE {name}")
@@ -127,10 +127,10 @@ def empty_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture
-def database_url(kind: str, database_folder: Path, request: pytest.FixtureRequest) -> str:
+def database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """A migrated database."""
     if kind == "sqlite":
-        file = database_folder / "server.db"
+        file = tmp_path / "server.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), file)
         return f"sqlite:///{file}"
     server: str = request.getfixturevalue("postgres_url")
