@@ -6,10 +6,6 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.api import Job, JobState
-from powermean.home import Home
-from server.db.session import Database, database_now
-from server.jobs.attempts import order_stop
-from server.jobs.events import lock_job
 from tests.support.embedded_service import JOB_S, Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
@@ -51,24 +47,29 @@ def test_a_paused_job_frees_its_slot_and_goes_on_without_gap_or_double(service: 
     assert learned(rows) == learned(metric_rows(client, whole.id)), "the run that was never paused"
 
 
-def test_a_preempted_job_takes_its_place_again_when_it_can(service: Service) -> None:
-    job_id = service.client.create_job(tiny_spec("tiny", training=TRAINING | {"steps": 10})).id
-    service.at_step(job_id, 2)
-    database = Database(f"sqlite:///{Home(service.home).database}")
-    with database.write() as session:  # as the scheduler does
-        order_stop(session, lock_job(session, job_id), "preempted by job-17", database_now(session))
-    database.close()
-    job = service.finished(job_id)
-    assert (job.preemptions, len(job.attempts)) == (1, 2)
-    first, second = job.attempts
-    assert (first.outcome, first.order_cause, first.reason) == (
-        "checkpointed",
-        "preempted",
-        "preempted by job-17",
-    )
-    rows = metric_rows(service.client, job_id)
-    assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, 11))
-    assert second.first_step > 2
+def test_a_job_gives_way_to_one_of_higher_priority_and_takes_its_place_again(
+    tmp_path: Path, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERMEAN_MIN_RUN_S", "0")
+    service = Service(tmp_path / "home", model_root)
+    service.start()
+    try:
+        client = service.client
+        low = client.create_job(tiny_spec("tiny", training=TRAINING | {"steps": 10}) | {"priority": "low"}).id
+        service.at_step(low, 2)
+        high = service.finished(client.create_job(tiny_spec("tiny") | {"priority": "high"}).id)
+        job = service.finished(low)
+        first, second = job.attempts
+        assert (job.preemptions, first.outcome, first.order_cause) == (1, "checkpointed", "preempted")
+        assert first.reason == f"preempted: priority high goes before low, for {high.id}"
+        assert first.freed_at is not None
+        assert first.freed_at <= high.attempts[0].created_at < second.created_at
+        assert len(high.attempts) == 1
+        rows = metric_rows(client, low)  # fails on a row that is there twice
+        assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, 11))
+        assert second.first_step > 2
+    finally:
+        assert service.interrupt() == 130
 
 
 def test_a_job_that_has_run_for_its_hours_finishes_early_with_its_model(service: Service) -> None:

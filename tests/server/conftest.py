@@ -50,10 +50,12 @@ def dialects() -> Iterator[dict[str, Dialect]]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory, dialects: dict[str, Dialect]) -> Iterator[str]:
-    """A Postgres server of the test run; its database `template` is migrated."""
-    folder = tmp_path_factory.mktemp("postgres")
-    with _start_postgres(folder) as server:
+def postgres_url(dialects: dict[str, Dialect]) -> Iterator[str]:
+    """A Postgres server of the test run.
+
+    It runs as a user of its own, for whom pytest's folder is closed whenever root starts another run.
+    """
+    with TemporaryDirectory(prefix="postgres-") as folder, _start_postgres(Path(folder)) as server:
         made = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         url = made.render_as_string(hide_password=False)
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):

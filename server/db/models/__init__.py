@@ -1,0 +1,60 @@
+"""The tables. Alembic alone creates them; a test checks that the migrations and these classes agree."""
+
+from server.db.models.audit import AuditEntry, AuditHead, AuditPending
+from server.db.models.base import MAX_BIG_INTEGER, MAX_INTEGER, Base, OwnedByProject, UtcDateTime
+from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Outbox
+from server.db.models.jobs import (
+    Allocation,
+    Attempt,
+    Checkpoint,
+    Job,
+    JobEvent,
+    PriorityClass,
+    Replay,
+    UsageRecord,
+)
+from server.db.models.metrics import Metric, MetricBlock, MetricReport, TrajectoryStep
+from server.db.models.people import ApiKey, BrowserSession, DeviceSignIn, Membership, Person, Project
+from server.db.models.secrets import PersonSecret, ProjectSecret, SealedValue
+from server.db.models.storage import Dataset, Garbage, LogChunk, RemovedPart
+
+__all__ = [
+    "MAX_BIG_INTEGER",
+    "MAX_INTEGER",
+    "Allocation",
+    "ApiKey",
+    "Attempt",
+    "AuditEntry",
+    "AuditHead",
+    "AuditPending",
+    "Base",
+    "BrowserSession",
+    "Checkpoint",
+    "Dataset",
+    "DeviceSignIn",
+    "EngineService",
+    "Garbage",
+    "Job",
+    "JobEvent",
+    "Leader",
+    "LogChunk",
+    "Membership",
+    "Metric",
+    "MetricBlock",
+    "MetricReport",
+    "Node",
+    "NodeSample",
+    "Outbox",
+    "OwnedByProject",
+    "Person",
+    "PersonSecret",
+    "PriorityClass",
+    "Project",
+    "ProjectSecret",
+    "RemovedPart",
+    "Replay",
+    "SealedValue",
+    "TrajectoryStep",
+    "UsageRecord",
+    "UtcDateTime",
+]
