@@ -35,6 +35,7 @@ def test_a_tiny_run_prints_every_section() -> None:
         assert f"| {section} " in done.stdout
 
 
+@pytest.mark.slow
 def test_unknown_sections_are_named() -> None:
     command = [sys.executable, SCRIPT, "--sections", "submit,x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

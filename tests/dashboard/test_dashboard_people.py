@@ -81,6 +81,7 @@ def names_of_fields(shown: Element) -> set[str]:
     return {field.attributes.get("name", "") for kind in ("input", "select") for field in shown.all(kind)}
 
 
+@pytest.mark.slow
 def test_an_administrator_lets_somebody_in_with_one_form(service: ServiceDriver, admin: TestClient) -> None:
     form = {
         "name": "Ada",
@@ -154,6 +155,7 @@ def test_only_maintainers_are_offered_to_manage_members(service: ServiceDriver, 
     assert refused.status_code == (303 if role == "maintainer" else 403)
 
 
+@pytest.mark.slow
 def test_a_maintainer_adds_changes_and_removes(service: ServiceDriver) -> None:
     _, ada = someone(service, role="maintainer")
     bob, bobs = someone(service, "Bob", email="bob@example.org", project="default")
@@ -239,6 +241,7 @@ def test_another_sites_forms_change_nothing(service: ServiceDriver, admin: TestC
     assert [(one["person_id"], one["role"]) for one in left] == [(person, "member")]
 
 
+@pytest.mark.slow
 def test_the_switch_is_remembered_and_an_open_page_keeps_its_own(
     service: ServiceDriver, admin: TestClient
 ) -> None:
@@ -298,6 +301,7 @@ def test_a_job_goes_to_the_chosen_project_unless_its_spec_names_one(
     assert copied.one("form", action="/new").one("option", selected="").text == "default"
 
 
+@pytest.mark.slow
 def test_viewers_are_offered_nothing_to_change(service: ServiceDriver, admin: TestClient) -> None:
     service.person.post("/v1/jobs", json=example_spec(project="team-a")).raise_for_status()
     path = page(admin.get("/")).one("tbody").one("a").attributes["href"]

@@ -36,6 +36,7 @@ def test_our_names_are_fields_of_the_spec() -> None:
     assert set(column(0)) <= fields_of_the_spec()
 
 
+@pytest.mark.slow
 def test_trls_names_are_fields_of_its_config() -> None:
     trl = pytest.importorskip("trl", reason="TRL is not installed (the `dev` extra): nothing to compare with")
     fields = {field.name for field in dataclasses.fields(trl.GRPOConfig)}

@@ -196,6 +196,7 @@ def test_events_give_up_after_their_patience(server: ScriptedServer) -> None:
         list(client.events("job-a", patience_s=0))
 
 
+@pytest.mark.slow
 def test_a_followed_log_goes_on_with_the_next_attempt(server: ScriptedServer, client: Client) -> None:
     first, second = job(attempt=1), job(JobState.FINISHED, attempt=2)
     answers = [Answer(body=one.model_dump_json().encode()) for one in (first, first, first, second)]

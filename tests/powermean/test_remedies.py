@@ -30,6 +30,7 @@ def remedies() -> Iterator[str]:
                     yield part.value
 
 
+@pytest.mark.slow
 def test_whatever_names_a_call_is_said_otherwise_elsewhere() -> None:
     found = {text for text in remedies() if OF_THE_API.search(text)} - FOR_PROGRAMS
     assert found == {one.api for one in REMEDIES}

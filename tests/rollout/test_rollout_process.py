@@ -22,7 +22,7 @@ from tests.support.tiny_engines import JOB, save_tiny_model
 REQUEST = GenerateRequest(prompts=((1, 10, 2), (4, 10)), n=3, sampling=Sampling(max_new_tokens=6, seed=0))
 LONG = GenerateRequest(prompts=((3,),) * 4096, n=64, sampling=Sampling(max_new_tokens=60, seed=0))
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def test_allowed_hosts_add_to_loopback() -> None:
     assert settings.hosts == {"127.0.0.1", "localhost", "[::1]", "node-1", "n2"}
 
 
+@pytest.mark.slow
 def test_the_client_needs_neither_torch_nor_an_engine() -> None:
     script = (
         "import sys, rollout.client\n"

@@ -183,6 +183,7 @@ def test_another_jobs_adapter_can_be_neither_replaced_nor_dropped(service: Servi
         assert _version(a) == 1
 
 
+@pytest.mark.slow
 def test_fences_slots_and_ranks_are_refused_by_name(service: Service) -> None:
     with service.client("a", 2) as a, service.client("a", 1) as old, service.client("c") as c:
         a.publish(service.request("a", 1, attempt=2), 30)
@@ -215,6 +216,7 @@ def test_verbs_are_asked_for(service: Service) -> None:
     assert httpx.get(service.url + "/health").json() == {"ready": True}
 
 
+@pytest.mark.slow
 def test_publishes_pass_completions_under_way_which_keep_their_version(service: Service) -> None:
     """As sampling ahead does: generate and publish of one job at once, beside another job's."""
     found: dict[str, list[int]] = {"a": [], "b": []}

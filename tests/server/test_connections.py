@@ -91,6 +91,7 @@ def test_a_known_connection_makes_no_room(crowded: ServiceDriver):
             assert 'powermean_connections{who="stranger"}' in numbers
 
 
+@pytest.mark.slow
 def test_a_person_has_so_many_connections_and_streams_count(crowded: ServiceDriver):
     job_id = crowded.submit()
     with listening(crowded.app) as url, contextlib.ExitStack() as stack:
@@ -112,6 +113,7 @@ def test_a_page_in_a_browser_is_a_persons(crowded: ServiceDriver):
         assert crowded.app.state.connections.count("person") == 1
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_come_is_given_up(crowded: ServiceDriver, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_S", 0.3)
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -140,6 +142,7 @@ def test_who_sends_a_large_body_reads_why_it_is_refused(crowded: ServiceDriver):
             assert anyone.post(path, content=body).status_code == status
 
 
+@pytest.mark.slow
 def test_a_body_that_does_not_go_on_is_given_up(crowded: ServiceDriver, monkeypatch):
     monkeypatch.setattr(middleware, "IDLE_BODY_S", 0.2)
     head = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -148,6 +151,7 @@ def test_a_body_that_does_not_go_on_is_given_up(crowded: ServiceDriver, monkeypa
         assert said.startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_read_is_given_up(crowded: ServiceDriver, monkeypatch):
     monkeypatch.setattr(connections, "UNREAD_S", 0.2)
     get = b"GET /static/vendor/echarts.js HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -83,6 +83,7 @@ def test_mistakes_are_named_as_they_were_sent(service: ServiceDriver, algorithm:
     assert [one["path"] for one in error_of(refused)["fields"]] == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
 @pytest.mark.parametrize("kind", ["application/json", "text/plain"])
 def test_a_body_that_is_no_json_is_still_the_callers_mistake(service: ServiceDriver, body: bytes, kind: str):

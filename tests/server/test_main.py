@@ -2,9 +2,12 @@
 
 import gc
 
+import pytest
+
 from server.__main__ import GARBAGE_AFTER, keep_from_collector
 
 
+@pytest.mark.slow
 def test_the_collector_leaves_alone_what_lives_as_long_as_the_server():
     before = gc.get_threshold()
     tracked = len(gc.get_objects())

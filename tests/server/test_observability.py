@@ -55,6 +55,7 @@ def test_readiness_is_checked_at_most_every_two_seconds(service, monkeypatch):
     assert len(checks) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_part_that_hangs_holds_up_nobody(service, monkeypatch):
     asked, thawed = [], threading.Event()

@@ -60,6 +60,7 @@ def test_links_lead_to_where_people_reach_it(behind: ServiceDriver):
     assert f">{PUBLIC}/login/" in page.text
 
 
+@pytest.mark.slow
 def test_every_address_on_a_page_is_below_the_path(behind: ServiceDriver):
     attempt = behind.running()
     job_id = attempt.claim.job_id

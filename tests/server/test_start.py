@@ -34,6 +34,7 @@ def test_a_database_that_was_not_migrated_is_refused_with_the_remedy(empty_url: 
         prepare(settings_for(empty_url, tmp_path))
 
 
+@pytest.mark.slow
 def test_embedded_servers_migrate_themselves(empty_url: str, tmp_path: Path):
     settings = settings_for(empty_url, tmp_path, migrate=True)
     for _ in range(2):

@@ -47,6 +47,7 @@ def stage(tmp_path, model_root) -> Stage:
     return Stage(tmp_path, model_root)
 
 
+@pytest.mark.slow
 def test_a_run_that_reaches_its_tokens_finishes_with_an_evaluation_and_a_model(stage: Stage) -> None:
     played = stage.play(training=TRAINING, limits={"tokens": 1}, evaluation={"every": 0, "problems": 5})
     finish = played.finish

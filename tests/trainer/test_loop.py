@@ -106,6 +106,7 @@ def test_the_engine_serves_the_trainers_weights(whole: Played) -> None:
     assert not list(Path("/dev/shm").glob(f"powermean-{JOB}.*"))
 
 
+@pytest.mark.slow
 def test_pi_old_may_be_the_samplers(whole: Played, stage: Stage) -> None:
     """On-policy it is the same run; what is known of the trainer is what the first minibatch gave."""
     rollout = tiny_spec("tiny")["rollout"] | {"old_policy": "sampler"}
@@ -157,6 +158,7 @@ def test_texts_are_kept_as_a_compressed_segment(whole: Played) -> None:
     assert graded == [row.reward for row in whole.trajectories[2]]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     tmp_path: Path, model_root: Path, whole: Played
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_run_that_resumes_is_bit_identical_with_one_that_was_never_broken(
         assert later.finish.result.reward_before == whole.finish.result.reward_before
 
 
+@pytest.mark.slow
 def test_sent_away_before_its_first_step_it_leaves_nothing(stage: Stage) -> None:
     played = stage.play(1, order="checkpoint_and_exit", at_once=True)
     assert (played.finish.outcome, played.metrics, played.checkpoints) == ("checkpointed", {}, [])
@@ -254,6 +257,7 @@ def test_a_run_whose_weights_are_in_place_is_the_same_run(
     assert not list(Path("/dev/shm").glob(f"powermean-{JOB}.*"))
 
 
+@pytest.mark.slow
 def test_the_engine_is_held_from_before_the_first_update_until_the_next_publish(
     stage: Stage, model_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +274,7 @@ def test_the_engine_is_held_from_before_the_first_update_until_the_next_publish(
     assert engine.held is None
 
 
+@pytest.mark.slow
 def test_rows_found_unusable_are_left_out_counted_and_named(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -286,6 +291,7 @@ def test_rows_found_unusable_are_left_out_counted_and_named(
     assert "line 21: no completion can match the answer" in caplog.text
 
 
+@pytest.mark.slow
 def test_cancel_stops_before_the_next_update(stage: Stage) -> None:
     played = stage.play(order="cancel", training=TRAINING | {"steps": 6})
     assert played.finish.outcome == "cancelled"
@@ -310,6 +316,7 @@ class Broken(FakeEngine):
         return super().generate(request, timeout_s)
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_a_typed_failure(stage: Stage, tiny_folder: Path) -> None:
     finish = stage.play(engine=Broken(tiny_folder, answers=1)).finish
     assert finish.outcome == "failed"
@@ -319,6 +326,7 @@ def test_running_out_of_memory_is_a_typed_failure(stage: Stage, tiny_folder: Pat
     assert not finish.retryable
 
 
+@pytest.mark.slow
 def test_other_weights_than_those_sent_fail_the_run_loudly(stage: Stage, tiny_folder: Path) -> None:
     finish = stage.play(engine=Broken(tiny_folder, answers=99, keep_weights=True)).finish
     assert finish.error is not None
@@ -381,6 +389,7 @@ class Changed(FakeEngine):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["pmpo", "dapo"])
 def test_a_run_without_one_optimiser_step_is_no_success(
     stage: Stage, tiny_folder: Path, algorithm: str
@@ -399,6 +408,7 @@ def test_a_run_without_one_optimiser_step_is_no_success(
     assert played.series("sampling/rounds") == ([10, 10] if algorithm == "dapo" else [1, 1])
 
 
+@pytest.mark.slow
 def test_empty_completions_are_counted_and_train_nothing(stage: Stage, tiny_folder: Path) -> None:
     training = {"steps": 1, "prompts_per_step": 4, "minibatches": 2, "epochs": 1}
     played = stage.play(engine=Changed(tiny_folder, empty=True), training=training)
@@ -409,6 +419,7 @@ def test_empty_completions_are_counted_and_train_nothing(stage: Stage, tiny_fold
     assert {seen.p_reason for row in empty for seen in row.updates} == {"no tokens"}
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_finite_trajectory_fails_the_run_and_names_the_step(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from tests.support.attempts import JOB, Played, Stage
 from tests.support.fake_engine import FakeEngine
 from worker.attempt_dir import AttemptDir
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 60.0
 PROMPTS, GROUP, STEPS = 16, 8, 6
 ROLLOUT = {"group_size": GROUP, "max_new_tokens": 4, "stop": ["\n"], "max_staleness": 1}

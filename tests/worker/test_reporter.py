@@ -41,6 +41,7 @@ def test_numbers_go_on_after_what_is_still_there(tmp_path: Path) -> None:
     assert [path.stem for path in AttemptDir(tmp_path).spooled()] == ["00000001", "00000002"]
 
 
+@pytest.mark.slow
 def test_many_rows_are_cut_into_records_the_server_takes(tmp_path: Path) -> None:
     Reporter(tmp_path).metrics([metric(step, "reward", 0.5) for step in range(20_001)])
     bodies = [read_record(path).body for path in AttemptDir(tmp_path).spooled()]

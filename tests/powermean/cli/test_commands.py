@@ -103,6 +103,7 @@ def test_the_list_of_commands_says_what_their_own_help_says(command: str) -> Non
     assert " ".join(COMMANDS[command][1].split()) in " ".join(powermean(command, "--help").output.split())
 
 
+@pytest.mark.slow
 def test_help_imports_neither_http_nor_contracts_nor_a_room() -> None:
     """It answers at once; and no room is ever imported here, they are started as processes."""
     script = (
@@ -268,6 +269,7 @@ def test_what_a_limit_leaves_out_is_said(server: ScriptedServer) -> None:
     assert [line for line, _, _ in server.requests] == ["GET /v1/jobs?limit=2"]
 
 
+@pytest.mark.slow
 def test_logs_that_are_followed_go_on_after_a_restart(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +304,7 @@ def validated(file: Path, **model: str) -> Result:
     return powermean("validate", str(file))
 
 
+@pytest.mark.slow
 def test_validate_finds_a_models_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second: the trainer's room answers, and the command line imports none."""
     file, typo = tmp_path / "spec.json", "HuggingFaceTB/SmolLM2-135-Instruct"

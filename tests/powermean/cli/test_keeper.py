@@ -41,6 +41,7 @@ def running(keeper: Keeper, unlike: ProcessId | None = None) -> ProcessId:
     return found[-1]
 
 
+@pytest.mark.slow
 def test_a_program_that_dies_is_started_again_and_one_that_was_stopped_is_not(tmp_path: Path) -> None:
     told: list[str] = []
     kept = keeper("import time; time.sleep(60)", tmp_path / "log", told.append)
@@ -54,6 +55,7 @@ def test_a_program_that_dies_is_started_again_and_one_that_was_stopped_is_not(tm
     assert told == [f"The sleeper ended with status -9 and is started again: see {tmp_path / 'log'}"]
 
 
+@pytest.mark.slow
 def test_a_program_that_can_not_be_started_is_tried_again(tmp_path: Path) -> None:
     """As where no more files can be opened; here its log's folder is missing at first."""
     told: list[str] = []

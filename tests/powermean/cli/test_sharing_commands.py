@@ -116,6 +116,7 @@ def cluster(server: ScriptedServer, phase: str = "step 3 of 20: sampling") -> No
     answers(server, "GET /v1/queue", Queue(items=(queued(),), others=7))
 
 
+@pytest.mark.slow
 def test_top_prints_once_where_nobody_can_watch(server: ScriptedServer) -> None:
     cluster(server, phase="sampling\x1b[31m")
     result = powermean("top")
@@ -129,6 +130,7 @@ def test_top_prints_once_where_nobody_can_watch(server: ScriptedServer) -> None:
     assert set(json.loads(powermean("top", "--json").stdout)) == {"jobs", "nodes", "lanes", "queue"}
 
 
+@pytest.mark.slow
 def test_top_goes_on_through_a_restart_of_the_server(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_completions_are_what_they_are_alone(model: LlamaForCausalLM, make: Make
     assert temperature == 0 or len(lengths) > 4  # so that rows left at different times
 
 
+@pytest.mark.slow
 def test_both_ways_give_the_same(model: LlamaForCausalLM) -> None:
     draws = _draws(len(PROMPTS))
     for stop in ((), ("12", "3\n", "9")):
@@ -96,6 +97,7 @@ def test_both_ways_give_the_same(model: LlamaForCausalLM) -> None:
         assert [one.stopped for one in tree] == [one.stopped for one in slots]
 
 
+@pytest.mark.slow
 def test_slots_go_from_request_to_request(model: LlamaForCausalLM) -> None:
     """Larger, smaller, of another shape; what an earlier request left in them does not show."""
     slots = Slots(model, graphs=False)
@@ -147,6 +149,7 @@ def test_a_step_asks_nothing_of_the_device(model: LlamaForCausalLM) -> None:
             slots.step(8, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a graph can be captured")
 def test_without_cuda_graphs_it_goes_on_and_says_so_once(
     model: LlamaForCausalLM, caplog: pytest.LogCaptureFixture

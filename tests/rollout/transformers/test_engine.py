@@ -66,6 +66,7 @@ def test_log_probs_are_those_of_a_plain_forward_pass(
             )
 
 
+@pytest.mark.slow
 def test_neither_neighbours_nor_cuts_change_a_completion(
     make_engine: MakeEngine, engine: TransformersEngine
 ) -> None:

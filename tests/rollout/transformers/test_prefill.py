@@ -41,6 +41,7 @@ def test_each_prompt_is_as_alone(model: LlamaForCausalLM, monkeypatch: pytest.Mo
     _is_as_alone(model, PROMPTS[::-1])
 
 
+@pytest.mark.slow
 def test_random_prompts_are_as_alone(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(0)
     for _ in range(20):

@@ -82,6 +82,7 @@ def test_the_last_token_of_any_vocabulary_is_within_reach(vocabulary: int) -> No
     assert choose(logits, 1.0, draws).tokens.tolist() == [0, vocabulary // 2, vocabulary - 1]
 
 
+@pytest.mark.slow
 def test_every_tokens_share_of_the_draws_is_its_probability() -> None:
     """Measured exactly, by bisection for the first draw that gives each token or a later one."""
     generator = torch.Generator().manual_seed(0)
@@ -100,6 +101,7 @@ def test_every_tokens_share_of_the_draws_is_its_probability() -> None:
     assert float(probabilities[probabilities > 0].min()) < 1e-9  # small ones have their share too
 
 
+@pytest.mark.slow
 def test_frequencies_are_probabilities() -> None:
     """Chi-square over the likelier tokens of 700, 20,000 draws."""
     generator = torch.Generator().manual_seed(1)

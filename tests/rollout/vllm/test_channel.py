@@ -41,6 +41,8 @@ from rollout.weights import WeightSource
 from tests.support.tiny_model import tiny_config
 from trainer.weights.files import unique_weights
 
+pytestmark = pytest.mark.slow
+
 FAKE = Path(__file__).parents[2] / "support" / "fake_vllm.py"
 NCCL_ID = base64.b64encode(bytes(range(128))).decode()
 JOB = "job-1"

@@ -18,6 +18,8 @@ from rollout.vllm import server as vllm_server
 from rollout.vllm.command import VllmOptions
 from rollout.vllm.server import Deadlines, VllmServer, require_vllm
 
+pytestmark = pytest.mark.slow
+
 FAKE = Path(__file__).parents[2] / "support" / "fake_vllm.py"
 ROOT = Path(__file__).parents[3]
 QUICK = Deadlines(start=20.0, sync_step=10.0, stop=3.0)

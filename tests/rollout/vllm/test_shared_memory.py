@@ -53,6 +53,7 @@ def test_what_a_killed_process_had_is_removed(others: Path) -> None:
     remove(found)  # nothing is left to remove
 
 
+@pytest.mark.slow
 def test_the_guard_removes_it_when_its_service_is_killed() -> None:
     script = f"import subprocess; subprocess.run({guarded([sys.executable, '-c', PROGRAM])[:3]!r} + "
     script += f"[str(__import__('os').getpid()), {sys.executable!r}, '-c', {PROGRAM!r}])"

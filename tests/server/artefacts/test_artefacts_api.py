@@ -27,6 +27,7 @@ def lines_of(answer):
     return {field["path"]: field["message"] for field in error_of(answer)["fields"]}
 
 
+@pytest.mark.slow
 def test_a_dataset_as_a_form_and_as_a_body_is_the_same(service):
     form = service.person.post("/v1/datasets", files={"file": ("sums.jsonl", ROWS)}, data={"name": "Sums"})
     assert form.status_code == 201, form.text

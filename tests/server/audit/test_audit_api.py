@@ -174,6 +174,7 @@ def test_a_projects_log_is_that_projects(service: ServiceDriver) -> None:
         assert [json.loads(line)["seq"] for line in lines] == [one.seq for one in reversed(entries)]
 
 
+@pytest.mark.slow
 def test_the_export_is_the_whole_chain_and_its_head_is_signed(service: ServiceDriver) -> None:
     for _ in range(3):
         service.submit()

@@ -33,6 +33,7 @@ def served(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield service
 
 
+@pytest.mark.slow
 def test_the_list(served: ServiceDriver) -> None:
     said = powermean("audit").output.splitlines()
     assert said[0].split() == ["time", "who", "what", "request", "target", "project", "outcome", "from"]
@@ -57,6 +58,7 @@ def test_more_than_the_api_gives_at_once(served: ServiceDriver, monkeypatch: pyt
     assert [one["seq"] for one in found["items"]] == list(range(len(found["items"]), 0, -1))
 
 
+@pytest.mark.slow
 def test_the_chain_is_walked_against_a_kept_head(served: ServiceDriver, tmp_path: Path) -> None:
     head = tmp_path / "head.json"
     head.write_text(powermean("audit", "head").output)

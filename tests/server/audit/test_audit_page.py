@@ -23,6 +23,7 @@ def rows(page: str) -> list[str]:
     return [row.words for row in parse(page).one("tbody").all("tr")]
 
 
+@pytest.mark.slow
 def test_who_did_what_is_shown_and_filtered(service: ServiceDriver) -> None:
     ada = service.someone(name="<b>Ada</b>")
     job_id = ada.post("/v1/jobs", json=example_spec()).json()["id"]
@@ -43,6 +44,7 @@ def test_who_did_what_is_shown_and_filtered(service: ServiceDriver) -> None:
         assert admin.get(f"/audit?{wrong}").status_code == 400
 
 
+@pytest.mark.slow
 def test_a_maintainer_sees_the_projects_and_a_member_nothing(service: ServiceDriver) -> None:
     service.project("vision")
     service.submit(project="vision")

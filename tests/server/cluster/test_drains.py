@@ -143,6 +143,7 @@ def test_a_drain_begins_at_its_time(service: ServiceDriver):
     assert node(service)["closed"] == "draining"
 
 
+@pytest.mark.slow
 def test_a_planned_drain_of_a_cordoned_node_and_its_end(service: ServiceDriver):
     service.report()
     say(service, "cordon")
@@ -340,6 +341,7 @@ def test_the_audit_log_has_who_closed_it_and_why(service: ServiceDriver):
     assert entry["target"] == "node-1"
 
 
+@pytest.mark.slow
 def test_administrators_who_contradict_each_other_leave_nothing_stuck(service: ServiceDriver):
     attempt, reason = service.running(), {"reason": "fan"}
 

@@ -163,6 +163,7 @@ def test_jobs_that_it_does_not_serve_get_their_own(service: ServiceDriver):
     assert [engine_of(service, job) for job in (too_high, too_long, other_type, own)] == [None] * 4
 
 
+@pytest.mark.slow
 def test_it_serves_the_projects_that_it_names_and_others_do_not_see_it(service: ServiceDriver):
     for project in ("ours", "theirs", "third"):
         service.project(project)

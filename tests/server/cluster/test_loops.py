@@ -4,6 +4,8 @@ import threading
 import time
 from itertools import pairwise
 
+import pytest
+
 from server.cluster.loops import REST_S, Loop
 
 
@@ -56,6 +58,7 @@ def test_what_happens_in_the_rest_is_not_forgotten():
     loop.stop()
 
 
+@pytest.mark.slow
 def test_stopping_does_not_wait_for_the_rest():
     loop = Loop("test", lambda: time.sleep(0.5), pause_s=60)  # a rest of 2 s
     loop.start()

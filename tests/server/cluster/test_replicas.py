@@ -3,6 +3,7 @@
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from sqlalchemy import select
 
 from powermean.contracts.api import JobState
@@ -15,6 +16,7 @@ from tests.support.service_driver import RecordingSender, ServiceDriver
 REPLICAS = 4
 
 
+@pytest.mark.slow
 def test_schedulers_at_once_start_each_job_once(service: ServiceDriver):
     jobs = [service.queued() for _ in range(6)]
     service.report("node-1", cpu_slots=2)

@@ -31,6 +31,7 @@ def turn_with(
     monkeypatch.setattr(scheduler, "plan", plan)
 
 
+@pytest.mark.slow
 def test_a_job_cancelled_after_the_plan_does_not_start(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
 ):

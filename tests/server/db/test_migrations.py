@@ -44,6 +44,7 @@ def test_migrations_and_models_agree(empty: Database):
         assert compare_metadata(context, Base.metadata) == []
 
 
+@pytest.mark.slow
 def test_migrating_again_changes_nothing(empty: Database):
     assert pending_revision(empty) is not None
     for _ in range(2):
@@ -51,6 +52,7 @@ def test_migrating_again_changes_nothing(empty: Database):
         assert pending_revision(empty) is None
 
 
+@pytest.mark.slow
 def test_servers_that_start_together_take_turns(empty_url: str):
     databases = [Database(empty_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -70,6 +72,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, monkeypat
     assert inspect(empty.engine).get_table_names() == []
 
 
+@pytest.mark.slow
 def test_the_way_back(empty: Database):
     migrate(empty)
     with empty.write() as session:  # what a removed node leaves
@@ -98,6 +101,7 @@ SPECS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_jobs_from_before_get_their_demand(empty: Database):
     migrate(empty)
     specs = [JobSpec.model_validate(example_spec(**changes)) for changes in SPECS]
@@ -175,6 +179,7 @@ def _insert_old(database: Database) -> None:
             session.execute(insert(table), values)
 
 
+@pytest.mark.slow
 def test_old_numbers_are_found_in_their_new_place_and_go_back(empty: Database):
     _revise(empty, upgrade, "0010")
     _insert_old(empty)
@@ -213,6 +218,7 @@ OLD_KEYS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_old_keys_become_people_and_what_they_made_the_first_project_s(empty: Database):
     _revise(empty, upgrade, "0012")
     artefact = {"key": "datasets/x", "sha256": "f" * 64, "size": 3}

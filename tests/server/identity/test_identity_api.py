@@ -56,6 +56,7 @@ def test_a_new_key_works_until_it_is_revoked_and_is_stored_hashed(service):
     assert person.get("/v1/jobs").status_code == 401
 
 
+@pytest.mark.slow
 def test_everybody_manages_their_own_keys_alone(service):
     theirs = new_key(service)
     ada = service.someone()
@@ -278,6 +279,7 @@ def test_a_guessable_key_of_the_settings_is_refused(service):
         bootstrap_keys(session, weak.bootstrap_admin_key, None)
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_log(service, caplog):
     caplog.set_level(logging.DEBUG)
     made = new_key(service)

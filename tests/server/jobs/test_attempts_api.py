@@ -261,6 +261,7 @@ def test_restarts_end_at_the_limit_with_the_reason(service: ServiceDriver):
     assert len(job.attempts) == 3
 
 
+@pytest.mark.slow
 def test_progress_earns_new_restarts(service: ServiceDriver):
     attempt = service.running(max_restarts=1)
     for step in range(1, 5):

@@ -115,6 +115,7 @@ def test_pages_hold_every_job_once_newest_first(service: ServiceDriver):
     assert seen == sorted(made, reverse=True)
 
 
+@pytest.mark.slow
 def test_filters(service: ServiceDriver):
     first = service.submit(name="50% off")
     second = service.queued(name="Sorting")
@@ -310,6 +311,7 @@ def test_a_submit_and_a_cancel_hold_the_write_lock_for_few_statements(service: S
     assert len([one for one in cancelled if not one.startswith(("SAVEPOINT", "RELEASE"))]) <= 7, cancelled
 
 
+@pytest.mark.slow
 def test_what_is_stored_of_a_submitted_job_is_what_the_answer_said(service: ServiceDriver):
     answer = service.person.post("/v1/jobs", json=example_spec()).json()
     shown = service.person.get(f"/v1/jobs/{answer['id']}").json()

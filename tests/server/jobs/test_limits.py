@@ -44,6 +44,7 @@ def order(attempt: AttemptDriver) -> str:
     return str(attempt.beat().json()["order"])
 
 
+@pytest.mark.slow
 def test_hours_of_running_count_over_attempts_and_waiting_is_free(service: ServiceDriver):
     attempt = limited(service, wall_hours=2.0)
     job_id = attempt.claim.job_id

@@ -202,6 +202,7 @@ def test_a_paused_job_is_cancelled_at_once_and_a_pausing_one_in_its_place(servic
     assert service.person.delete(f"/v1/jobs/{waiting}").status_code == 204
 
 
+@pytest.mark.slow
 def test_the_first_reason_stays_and_a_pause_on_top_of_it_pauses(service: ServiceDriver):
     attempt = service.running()
     job_id = attempt.claim.job_id

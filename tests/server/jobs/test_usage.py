@@ -208,6 +208,7 @@ def test_no_cell_starts_as_a_formula(start: str):
     assert list(csv.reader(made.split("\r\n")))[1][1] == f"'{start}1+1"
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_limit_are_in_the_total(service: ServiceDriver):
     finished(service, 1)
     finished(service, 2)

@@ -103,6 +103,7 @@ def store_job(session, starts, rows):
     session.flush()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(data=st.data())
 def test_a_row_counts_iff_no_later_attempt_starts_at_or_before_its_step(database, data):

@@ -40,6 +40,7 @@ def history(service, job_id):
     }
 
 
+@pytest.mark.slow
 def test_a_stream_replays_then_follows(service):
     attempt = service.running()
     job_id = attempt.claim.job_id
@@ -123,6 +124,7 @@ def test_fifty_clients_get_the_same(service):
     assert len({body.replace(stream_module.KEEP_ALIVE, b"") for body in bodies}) == 1
 
 
+@pytest.mark.slow
 def test_the_stream_of_a_job_that_ended_ends_and_then_is_empty(service):
     attempt = service.running()
     job_id = attempt.claim.job_id
@@ -140,6 +142,7 @@ def test_the_stream_of_a_job_that_ended_ends_and_then_is_empty(service):
         assert again.content == stream_module.HELLO + stream_module.END
 
 
+@pytest.mark.slow
 def test_a_follower_is_told_of_the_end(service):
     attempt = service.running()
     with listening(service.app) as url, stream(url, attempt.claim.job_id, ADMIN_KEY) as response:
@@ -185,6 +188,7 @@ def test_a_report_to_one_server_wakes_the_streams_of_another(settings, valkey_ur
     there.close()
 
 
+@pytest.mark.slow
 def test_a_silent_stream_is_kept_alive(service, monkeypatch):
     monkeypatch.setattr(stream_module, "KEEP_ALIVE_S", 0.05)
     attempt = service.running()
@@ -192,6 +196,7 @@ def test_a_silent_stream_is_kept_alive(service, monkeypatch):
         assert any(piece == stream_module.KEEP_ALIVE for piece in response.iter_bytes())
 
 
+@pytest.mark.slow
 def test_a_stream_ends_soon_after_its_reader_has_left(service, monkeypatch):
     monkeypatch.setattr(stream_module, "KEEP_ALIVE_S", 0.05)
     monkeypatch.setattr("server.routes.events.RECHECK_S", 0.0)

@@ -81,6 +81,7 @@ def replay(*arguments: str) -> Result:
     return powermean("replay", *arguments)
 
 
+@pytest.mark.slow
 def test_the_recorded_objective_comes_out_again(job_id: str) -> None:
     result = replay(job_id, "--step", "7")
     assert result.exit_code == 0, result.output

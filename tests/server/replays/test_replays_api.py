@@ -248,6 +248,7 @@ def test_a_step_without_records_says_which_have_some(service: ServiceDriver, ask
     assert "record.tokens" in error_of(answer)["remedy"]
 
 
+@pytest.mark.slow
 def test_the_attempt_that_counts_is_replayed(
     service: ServiceDriver, recorded: AttemptDriver, ask: Callable[..., Any]
 ) -> None:

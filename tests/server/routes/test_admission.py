@@ -42,6 +42,7 @@ def let_in(client: TestClient, path: str = "/v1/me", most: int = 100) -> int:
     return most
 
 
+@pytest.mark.slow
 def test_a_person_has_one_rate_for_all_keys_and_browsers(limited: ServiceDriver) -> None:
     ada, other = limited.someone(), limited.someone(name="Bob")
     second = limited.client(ada.post("/v1/keys", json={"name": "second"}).json()["key"])
@@ -68,6 +69,7 @@ def test_refusals_of_known_people_count_for_the_address(limited: ServiceDriver) 
     assert answers == [403] * 10 + [429] * 2
 
 
+@pytest.mark.slow
 def test_an_attempt_has_a_rate_of_its_own(limited: ServiceDriver) -> None:
     attempt = limited.running()
     statuses = [attempt.beat().status_code for _ in range(31)]
@@ -75,6 +77,7 @@ def test_an_attempt_has_a_rate_of_its_own(limited: ServiceDriver) -> None:
     limited.report()  # the node's is another
 
 
+@pytest.mark.slow
 def test_an_address_is_the_one_that_a_named_proxy_forwards(limited: ServiceDriver) -> None:
     def asked(app: ASGIApp, address: str) -> list[int]:
         headers = {"Authorization": "Bearer pm_wrong", "X-Forwarded-For": address}
@@ -110,6 +113,7 @@ def test_every_route_takes_bodies_of_a_size_that_was_meant(limited: ServiceDrive
             assert answer.status_code == 413, (method, path)
 
 
+@pytest.mark.slow
 def test_a_page_says_when_to_try_again(limited: ServiceDriver) -> None:
     browser = TestClient(limited.app, base_url="http://127.0.0.1")
     browser.post("/v1/sessions", json={"key": ADMIN_KEY})

@@ -90,6 +90,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(service: ServiceDriver, scratc
     assert service.person.get("/v1/datasets").json()["items"] == []
 
 
+@pytest.mark.slow
 def test_an_upload_below_the_slowest_rate_is_given_up(
     service: ServiceDriver, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -102,6 +103,7 @@ def test_an_upload_below_the_slowest_rate_is_given_up(
         eventually(lambda: not open_temporaries(scratch))
 
 
+@pytest.mark.slow
 def test_slow_uploads_hold_no_thread(service: ServiceDriver, scratch: Path, monkeypatch: pytest.MonkeyPatch):
     """There are more of them than the 40 threads for requests, and others are answered meanwhile."""
     monkeypatch.setattr(uploads, "MOST_AT_ONCE", 100)
@@ -133,6 +135,7 @@ def _all_begun(url: str, kind: str, number: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_whole_upload_is_stored(service: ServiceDriver, scratch: Path):
     with listening(service.app) as url:
         for kind in BODIES:

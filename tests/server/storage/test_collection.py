@@ -26,6 +26,7 @@ def collect(service: ServiceDriver, *, dry_run: bool = False, grace: timedelta =
     return collection.collect(service.database, store_of(service), dry_run=dry_run, after=None, grace=grace)
 
 
+@pytest.mark.slow
 def test_a_dry_run_removes_nothing_and_says_what_it_would(service: ServiceDriver):
     job = full_job(service)
     fail_replays(service, job)
@@ -88,6 +89,7 @@ def test_parts_cover_the_whole_store(service: ServiceDriver, monkeypatch: pytest
     assert service.someone("maintainer").post("/v1/gc").status_code == 403
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_nothing_that_a_row_refers_to_is_removed(service: ServiceDriver):
     """Whatever set of references: what is left is what rows refer to, and all of that."""

@@ -27,6 +27,7 @@ def delete(service: ServiceDriver, path: str):
     return service.person.delete(f"/v1/{path}")
 
 
+@pytest.mark.slow
 def test_nothing_refers_to_a_deleted_job(service: ServiceDriver):
     kept = full_job(service)
     fail_replays(service, kept)
@@ -56,6 +57,7 @@ def test_every_table_of_a_job_has_rows_in_these_tests(service: ServiceDriver):
     assert of_jobs - names == {"metric_blocks", "removed_parts"}  # made of many steps, and by retention
 
 
+@pytest.mark.slow
 def test_a_deleted_job_is_invisible_at_once(service: ServiceDriver):
     job = full_job(service)
     fail_replays(service, job)
@@ -94,6 +96,7 @@ def test_only_ended_jobs_go(service: ServiceDriver):
     assert service.job(job).state == "running"
 
 
+@pytest.mark.slow
 def test_what_a_lapsed_attempt_holds_on_a_node_is_remembered(service: ServiceDriver):
     attempt = service.running(max_restarts=0)
     service.report(running=(attempt.id,))
@@ -176,6 +179,7 @@ def test_datasets_are_held_by_jobs_that_have_not_ended(service: ServiceDriver):
     assert len(refs_below(service, f"datasets/{made}")) == 1
 
 
+@pytest.mark.slow
 def test_a_project_goes_with_all_it_holds(service: ServiceDriver):
     for name in ("our-lab", "theirs"):
         service.project(name)
@@ -217,6 +221,7 @@ def test_an_empty_project_goes_without_more(service: ServiceDriver):
     assert delete(service, "projects/empty").status_code == 204
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_sweep_may_stop_anywhere(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch, batch: int):
     monkeypatch.setattr("server.storage.rows.BATCH", batch)

@@ -30,6 +30,7 @@ def apply(database: Database) -> dict[str, int]:
     return dict(apply_retention(database, database.write))
 
 
+@pytest.mark.slow
 def test_parts_go_after_their_days(service: ServiceDriver, caplog: pytest.LogCaptureFixture):
     old, young = full_job(service), full_job(service)
     fail_replays(service, old)
@@ -108,6 +109,7 @@ def test_only_maintainers_set_rules_and_only_administrators_limits(service: Serv
         assert someone.get("/v1/projects/default/storage").status_code == 200
 
 
+@pytest.mark.slow
 def test_what_a_project_stores_is_the_sum_of_its_objects(service: ServiceDriver):
     service.project("other")
     job = full_job(service)

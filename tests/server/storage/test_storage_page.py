@@ -76,6 +76,7 @@ def test_a_checkpoint_is_pinned_and_unpinned(service: ServiceDriver, admin: Test
         assert service.person.get(address).json()["items"][0]["pinned"] is pinned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["viewer", "member", "maintainer"])
 def test_pages_offer_what_one_may_do(service: ServiceDriver, role: str) -> None:
     full_job(service)

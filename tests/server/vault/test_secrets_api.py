@@ -215,6 +215,7 @@ def test_rows_of_the_database_cant_be_exchanged(service: ServiceDriver):
     assert "the value of others" not in answer.text
 
 
+@pytest.mark.slow
 def test_a_rotation_changes_every_row_and_no_value(service: ServiceDriver):
     for number in range(120):
         set_one(service, f"s{number}", f"value number {number}")

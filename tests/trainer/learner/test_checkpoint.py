@@ -56,6 +56,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(weight, found), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

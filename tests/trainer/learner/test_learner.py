@@ -30,6 +30,7 @@ from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [Pmpo(), Grpo(), Dapo(), Cispo(), Pmpo(beta=0.1)], ids=lambda a: a.name)
 def test_micro_batches_add_up_to_the_minibatch(algorithm: object) -> None:
     """Same weights after two epochs, same loss, same numbers of each trajectory."""

@@ -43,6 +43,7 @@ def test_an_adapter_learns_and_a_resumed_run_ends_bit_identical(tmp_path: Path, 
         assert torch.equal(weight, expected[name]), name
 
 
+@pytest.mark.slow
 def test_an_engine_of_adapters_gets_nothing_else_and_has_one_before_the_first_evaluation(
     tmp_path: Path, model_root: Path
 ) -> None:

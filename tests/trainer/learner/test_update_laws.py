@@ -21,6 +21,8 @@ from trainer.learner.training_batch import TrainingBatch
 from trainer.objectives import mismatch
 from trainer.rollouts.batching import Rollouts
 
+pytestmark = pytest.mark.slow
+
 SIZE, LONGEST = 4, 4  # completions of a group, tokens of one
 RELATIVE = 1e-9
 ALGORITHMS: dict[str, AlgorithmSpec] = {

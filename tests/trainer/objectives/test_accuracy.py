@@ -7,6 +7,7 @@ import pytest
 from benchmarks.accuracy import BOUNDS, ORDINARY_BOUNDS, ROUNDING, Errors, measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [2, 8, 512])
 def test_errors_stay_within_the_stated_bounds(width: int) -> None:
     for family, kinds in measure(width, seed=7).items():

@@ -107,6 +107,7 @@ def test_cispo_weighs_log_probs_by_a_detached_capped_ratio(batch: Batch, cap: fl
     check(build("cispo", ratio_cap=cap), batch, -(weight * leaf).sum() / batch.mask.sum(), leaf)
 
 
+@pytest.mark.slow
 def test_advantage_rules_filters_and_shaping() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.5, 0.5])
     group, lengths = torch.tensor([0, 0, 1, 1]), torch.tensor([10, 95, 100, 3])

@@ -121,6 +121,7 @@ def long_trajectories(seed: int) -> Trajectories:
     return Trajectories(prompts, completions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_flex_attention_sees_paths_alone(seed: int) -> None:
     """Not compiled, and without a backward pass: it has none on a CPU (tests/gpu)."""

@@ -13,6 +13,8 @@ from trainer.failures import TrainingError
 from trainer.preflight.disk_space import check_disk, needs
 from worker.settings import NodeSettings
 
+pytestmark = pytest.mark.slow
+
 
 def spec(steps: int = 10, every: int = 5, **model: object) -> JobSpec:
     changes = {

@@ -171,6 +171,7 @@ def test_max_new_tokens_beyond_the_context_is_that_fields_error(settings: NodeSe
     assert error.remedy == "at most 60 for the longest prompt (4 tokens)"
 
 
+@pytest.mark.slow
 def test_the_context_may_be_filled_to_the_last_token(settings: NodeSettings) -> None:
     assert errors(settings, rollout={"max_new_tokens": 60}) == []
     assert errors(settings, rollout={"max_new_tokens": 61}) != []

@@ -39,6 +39,7 @@ def tokens(step: tuple[bytes, tuple[TrajectoryRow, ...]]) -> list[TrajectoryToke
     return list(read_trajectories(step[0]))
 
 
+@pytest.mark.slow
 def test_every_trajectory_is_there_with_its_tokens(
     step: tuple[bytes, tuple[TrajectoryRow, ...]], tokens: list[TrajectoryTokens]
 ) -> None:
@@ -107,6 +108,7 @@ def test_as_many_as_asked_by_whole_groups(wanted: Literal["all", "none"] | int, 
     assert recorded_rows(wanted, groups=8, group_size=8) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "count"), [("none", 0), (23, 16)])
 def test_a_run_stores_as_many_as_asked_and_says_so(
     tmp_path: Path, model_root: Path, wanted: str | int, count: int

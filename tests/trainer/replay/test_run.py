@@ -28,6 +28,8 @@ from trainer.objectives import BatchFacts, build_algorithm
 from trainer.replay import run as module
 from trainer.replay.run import replay
 
+pytestmark = pytest.mark.slow
+
 TIGHT = Pmpo(clip_low=0.05, clip_high=0.05)  # so that p is far from 1
 ALL = [
     TIGHT,

@@ -45,6 +45,7 @@ def test_failures_stay_with_their_completion_and_order_is_kept() -> None:
     assert start_time(process) is None
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_no_completion_its_reward() -> None:
     before = _graders()
     with IsolatedGrader(HOSTILE, (), timeout_s=30.0) as grader:
@@ -69,6 +70,7 @@ def test_a_grader_that_cannot_start_is_one_named_error() -> None:
     assert error.value.error.path == "reward.kind"
 
 
+@pytest.mark.slow
 def test_grader_processes_end_with_their_parent() -> None:
     script = (
         "import time\n"

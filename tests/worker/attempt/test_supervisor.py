@@ -21,6 +21,8 @@ from tests.support.fake_server import NodeServer
 from tests.support.small_disk import fill, small_disk
 from worker.attempt_dir import BALLAST_BYTES, MARK, AttemptDir
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 PREPARE = "print('/some/model')"
 WAIT = "import time; time.sleep(60)"

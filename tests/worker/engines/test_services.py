@@ -21,6 +21,8 @@ from worker.engines.services import Engines
 from worker.launcher import ENGINE_MARK, Command, LocalEngineLauncher
 from worker.settings import NodeSettings
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 RESTARTS = RestartPolicy(most=2, window_s=1800.0, first_pause_s=0.05)
 QUICK = Patience(look_s=0.1, grace_s=2.0, restarts=RESTARTS)
