@@ -17,6 +17,7 @@ from server.db.models import Attempt, Job
 from server.jobs import allocations, attempts, repository
 from server.jobs.events import lock_job
 from server.jobs.hours import MICROSECOND, merged
+from server.settings import Settings
 
 JUDGED_EVERY_S = 5.0
 STALL_FLOOR_S = 300.0  # nobody is stalled sooner, however short the steps
@@ -38,8 +39,11 @@ def judged_here(limits: LimitSpec) -> dict[str, float] | None:
     return given or None
 
 
-def reached(session: Session, now: datetime) -> list[Reached]:
-    """The running jobs that have reached a limit and are not ordered to do anything yet."""
+def reached(session: Session, settings: Settings, leads_since: datetime, now: datetime) -> list[Reached]:
+    """The running jobs that have reached a limit and are not ordered to do anything yet.
+
+    Before `leads_since` there may have been no server that attempts could have told of their steps.
+    """
     running = (
         select(Job, Attempt)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
@@ -52,7 +56,9 @@ def reached(session: Session, now: datetime) -> list[Reached]:
         limits = job.limits or {}
         if rule := _spent(session, job.id, limits, now):
             over.append(Reached(job.id, attempt.number, "finish", rule))
-        elif "stall_factor" in limits and (why := _stalled(session, job, attempt, now)):
+        elif "stall_factor" in limits and (
+            why := _stalled(session, settings, job, attempt, leads_since, now)
+        ):
             over.append(Reached(job.id, attempt.number, "cancel", why))
     return over
 
@@ -89,16 +95,19 @@ def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: date
     return None
 
 
-def _stalled(session: Session, job: Job, attempt: Attempt, now: datetime) -> str | None:
+def _stalled(
+    session: Session, settings: Settings, job: Job, attempt: Attempt, leads_since: datetime, now: datetime
+) -> str | None:
     """Why the attempt counts as stalled. Its first step, before which models are loaded, has any time."""
     last = repository.last_step_at(session, job.id)
     if last is None or attempt.claimed_at is None or last < attempt.claimed_at:
         return None
-    silent = (now - last).total_seconds()
-    if silent <= STALL_FLOOR_S:  # most jobs: no more is read of them
+    silent = (now - max(last, leads_since)).total_seconds()
+    unreachable = settings.lease_s  # for so long its node may have been: its steps come once that is over
+    if silent <= STALL_FLOOR_S + unreachable:  # most jobs: no more is read of them
         return None
     usual, factor = repository.usual_step_s(session, job), (job.limits or {})["stall_factor"]
-    if usual is None or silent <= factor * usual:
+    if usual is None or silent <= factor * usual + unreachable:
         return None
     return f"limits.stall_factor: no step for {silent:.0f} s, and the limit is {factor:g} times {usual:.3g} s"
 

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import event, select
 
 from powermean.contracts.api import JobState
+from server.cluster.scheduler import NEVER
 from server.db.models import Attempt, JobEvent
 from server.db.session import database_now
 from server.jobs import limits
@@ -18,8 +19,12 @@ HOUR_S = 3600.0
 
 
 def earlier(service: ServiceDriver, job_id: str, seconds: float) -> None:
-    """As if all that is known of the job's attempts and steps had happened so much earlier."""
+    """As if all that is known of the job's attempts and steps had happened so much earlier.
+
+    The scheduler led already then.
+    """
     by = timedelta(seconds=seconds)
+    service.scheduler.leads_since -= by
     with service.database.write() as session:
         for attempt in session.scalars(select(Attempt).where(Attempt.job_id == job_id)):
             for name in ("created_at", "claimed_at", "ended_at"):
@@ -167,7 +172,31 @@ def test_an_attempt_without_a_step_for_long_is_ended_and_tried_again(service: Se
 def test_short_steps_are_not_held_against_a_job_before_the_floor(service: ServiceDriver):
     attempt = limited(service, stall_factor=2.0)
     steps(attempt, 1, 2, seconds=0.1)
-    earlier(service, attempt.claim.job_id, STALL_FLOOR_S - 10)
+    earlier(service, attempt.claim.job_id, STALL_FLOOR_S + service.settings.lease_s - 10)
+    look(service)
+    assert order(attempt) == "continue"
+    earlier(service, attempt.claim.job_id, 20)
+    look(service)
+    assert order(attempt) == "cancel"
+
+
+def test_steps_that_nobody_could_be_told_of_are_not_missed(service: ServiceDriver):
+    attempt = limited(service, stall_factor=2.0)
+    steps(attempt, 1)
+    earlier(service, attempt.claim.job_id, 1000)
+    service.scheduler.stop()  # no server was there for so long
+    look(service)
+    assert order(attempt) == "continue"
+    earlier(service, attempt.claim.job_id, 1000)
+    look(service)
+    assert order(attempt) == "cancel"
+
+
+def test_a_node_may_have_been_unreachable_for_a_lease_before_it_sends_its_steps(service: ServiceDriver):
+    attempt = limited(service, stall_factor=10.0)
+    steps(attempt, 1)
+    limit = 10 * 100 + service.settings.lease_s
+    earlier(service, attempt.claim.job_id, limit - 10)
     look(service)
     assert order(attempt) == "continue"
     earlier(service, attempt.claim.job_id, 20)
@@ -192,7 +221,7 @@ def test_limits_are_looked_at_every_few_seconds_and_only_where_there_are_any(ser
     asked: list[str] = []
     event.listen(service.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     with service.database.read() as session:
-        assert limits.reached(session, database_now(session)) == []
+        assert limits.reached(session, service.settings, NEVER, database_now(session)) == []
     assert len([one for one in asked if one.startswith("SELECT")]) == 1
     plain.finish("finished", result=example_result(plain.claim.job_id))
     attempt = limited(service, wall_hours=1.0)
