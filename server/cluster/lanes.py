@@ -39,7 +39,6 @@ _ACTIVITIES: Mapping[str, Activity] = {
     phases.EVALUATING: "evaluating",
     phases.CHECKPOINTING: "saving",
 }
-_SAVING = (phases.SAVING_MODEL, phases.SENDING_RECORDS)
 
 
 def show(
@@ -198,4 +197,4 @@ def activity_of(phase: str) -> Activity:
     step = phases.read_step(phase)
     if step is not None:
         return _ACTIVITIES[step.activity]
-    return "saving" if phase in _SAVING else "preparing"
+    return "saving" if phase in phases.AFTER_LAST_STEP else "preparing"

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session, load_only
 
+from powermean.contracts import phases
 from powermean.contracts.api import JobState
 from powermean.contracts.limits import LimitSpec
 from server.db.models import Attempt, Job
@@ -48,7 +49,7 @@ def reached(session: Session, settings: Settings, leads_since: datetime, now: da
         select(Job, Attempt)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .where(Job.state == JobState.RUNNING, Job.limits.is_not(None), Attempt.order == "continue")
-        .options(load_only(Job.id, Job.limits, Job.step))
+        .options(load_only(Job.id, Job.limits, Job.step, Job.total_steps, Job.phase))
         .order_by(Job.id)
     )
     over = []
@@ -98,7 +99,10 @@ def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: date
 def _stalled(
     session: Session, settings: Settings, job: Job, attempt: Attempt, leads_since: datetime, now: datetime
 ) -> str | None:
-    """Why the attempt counts as stalled. Its first step, before which models are loaded, has any time."""
+    """Why the attempt counts as stalled. Before its first step, when models are loaded, it has any time, and
+    after its last one, when the model is saved."""
+    if job.step >= job.total_steps or job.phase in phases.AFTER_LAST_STEP:
+        return None
     last = repository.last_step_at(session, job.id)
     if last is None or attempt.claimed_at is None or last < attempt.claimed_at:
         return None

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import event, select
 
 from powermean.contracts.api import JobState
+from powermean.contracts.phases import EVALUATING, SAVING_MODEL, SENDING_RECORDS, in_step
 from server.cluster.scheduler import NEVER
 from server.db.models import Attempt, JobEvent
 from server.db.session import database_now
@@ -178,6 +179,23 @@ def test_short_steps_are_not_held_against_a_job_before_the_floor(service: Servic
     earlier(service, attempt.claim.job_id, 20)
     look(service)
     assert order(attempt) == "cancel"
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [
+        (20, in_step(20, 20, EVALUATING)),
+        (4, SAVING_MODEL),  # it has reached a limit of its own
+        (4, SENDING_RECORDS),
+    ],
+)
+def test_no_step_is_expected_after_the_last_one(service: ServiceDriver, step: int, phase: str):
+    attempt = limited(service, stall_factor=2.0)
+    steps(attempt, step)
+    attempt.beat(phase)
+    earlier(service, attempt.claim.job_id, 1000)
+    look(service)
+    assert order(attempt) == "continue"
 
 
 def test_steps_that_nobody_could_be_told_of_are_not_missed(service: ServiceDriver):
