@@ -233,6 +233,20 @@ def test_a_stalled_job_that_is_to_pause_pauses(service: ServiceDriver):
     assert service.job(job_id).state is JobState.PAUSED
 
 
+def test_a_stalled_job_that_is_to_pause_pauses_although_its_node_is_silent(service: ServiceDriver):
+    attempt = limited(service, stall_factor=2.0)
+    job_id = attempt.claim.job_id
+    steps(attempt, 1)
+    earlier(service, job_id, 1000)
+    look(service)
+    assert service.person.post(f"/v1/jobs/{job_id}/pause").status_code == 200
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    assert service.job(job_id).state is JobState.PAUSED
+    assert service.person.post(f"/v1/jobs/{job_id}/resume").status_code == 200
+    assert service.job(job_id).state is JobState.QUEUED
+
+
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_limits_are_looked_at_every_few_seconds_and_only_where_there_are_any(service: ServiceDriver):
     plain = service.running()
