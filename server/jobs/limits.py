@@ -22,6 +22,8 @@ from server.settings import Settings
 
 JUDGED_EVERY_S = 5.0
 STALL_FLOOR_S = 300.0  # nobody is stalled sooner, however short the steps
+NAMED_AT_ONCE = 100  # jobs in a query; a database takes only so many parameters
+WAITING_OR_RUNNING = (JobState.QUEUED, JobState.STARTING, JobState.RUNNING)
 HOUR = timedelta(hours=1)
 
 
@@ -67,17 +69,22 @@ def reached(session: Session, settings: Settings, leads_since: datetime, now: da
 def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | None]) -> dict[str, float]:
     """How long the next attempt of jobs with `wall_hours` may run, by job; `limits` as their rows have them.
 
-    A job that reaches it finishes its step and evaluates: it ends a little later.
+    They wait or run. A job that reaches it finishes its step and evaluates: it ends a little later.
     """
     most = {
         job_id: given["wall_hours"] for job_id, given in limits.items() if given and "wall_hours" in given
     }
     if not most:
         return {}
-    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at)
+    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at).where(Attempt.ended_at.is_not(None))
+    if len(most) <= NAMED_AT_ONCE:
+        query = query.where(Attempt.job_id.in_(most))
+    else:
+        limited = Job.state.in_(WAITING_OR_RUNNING), Job.limits.is_not(None)
+        query = query.join(Job, Job.id == Attempt.job_id).where(*limited)
     spent: dict[str, timedelta] = dict.fromkeys(most, timedelta())
-    for job_id, since, until in session.execute(query.where(Attempt.job_id.in_(most))):
-        if since and until:
+    for job_id, since, until in session.execute(query):
+        if job_id in spent and since:
             spent[job_id] += until - since
     return {job_id: max(0.0, hours * 3600 - spent[job_id].total_seconds()) for job_id, hours in most.items()}
 

@@ -247,6 +247,23 @@ def test_a_stalled_job_that_is_to_pause_pauses_although_its_node_is_silent(servi
     assert service.job(job_id).state is JobState.QUEUED
 
 
+def test_what_is_left_of_many_jobs_takes_no_parameter_for_each(service: ServiceDriver):
+    attempt = limited(service, wall_hours=2.0)
+    job_id = attempt.claim.job_id
+    earlier(service, job_id, 0.5 * HOUR_S)
+    attempt.finish("failed", retryable=True, error={"code": "trainer_killed", "message": "killed"})
+    given: list[Any] = []
+    with service.database.read() as session:
+        session.connection()
+        event.listen(service.database.engine, "before_cursor_execute", lambda *asked: given.append(asked[3]))
+        alone = limits.wall_seconds(session, {job_id: {"wall_hours": 2.0}})
+        many = {f"job-{n}": {"wall_hours": 1.0} for n in range(1000)} | {job_id: {"wall_hours": 2.0}}
+        among = limits.wall_seconds(session, many)
+    assert alone[job_id] == among[job_id] == pytest.approx(1.5 * HOUR_S, abs=10)
+    assert (len(among), among["job-0"]) == (1001, HOUR_S)
+    assert max(len(parameters) for parameters in given) < 10
+
+
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_limits_are_looked_at_every_few_seconds_and_only_where_there_are_any(service: ServiceDriver):
     plain = service.running()
