@@ -120,6 +120,7 @@ class Cluster:
                 holds=one.holds,
                 priority=one.work.priority,
                 value=one.work.value,
+                queued_at=one.work.submitted_at if one.work.preemptions else one.work.queued_at,
                 started_at=one.started_at,
                 saved_at=one.saved_at,
                 ends_at=self.expected_end(one),

@@ -110,7 +110,6 @@ def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int])
         Job.priority,
         Job.created_at,
         Job.queued_at,
-        Job.preemptions,
         Job.limits,
     ).where(Job.state == JobState.QUEUED)
     if job_ids is not None:
@@ -127,7 +126,7 @@ def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int])
             priority=row.priority,
             value=values.get(row.priority, 0),
             queued_at=(row.queued_at or row.created_at).timestamp(),
-            first_queued_at=row.created_at.timestamp() if row.preemptions else None,
+            first_queued_at=row.created_at.timestamp() if before.sent_away else None,
             made_way_for=before.made_way_for,
             left=before.left,
             seconds=may_run.get(row.id),
@@ -141,25 +140,27 @@ class _LastAttempt(NamedTuple):
 
     lapsed_on: frozenset[str] = NOBODY  # nodes
     made_way_for: str | None = None
+    sent_away: bool = False  # it gave way, or its node drained: the job returns to its old place
     left: tuple[str, ...] = ()  # nodes
 
 
 _NO_ATTEMPT = _LastAttempt()
+_SENT_AWAY = ("preempted", "drained")
 
 
 def _last_attempts(session: Session) -> dict[str, _LastAttempt]:
-    """Queued jobs' last attempts that lapsed or made way for another job, by job."""
+    """Queued jobs' last attempts that lapsed or were sent away, by job."""
     query = (
-        select(Job.id, Attempt.state, Attempt.made_way_for, Allocation.node_id)
+        select(Job.id, Attempt.state, Attempt.order_cause, Attempt.made_way_for, Allocation.node_id)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .join(Allocation, Allocation.attempt_id == Attempt.id)
         .where(Job.state == JobState.QUEUED, Job.attempt > 0)
-        .where((Attempt.state == "lapsed") | Attempt.made_way_for.is_not(None))
+        .where((Attempt.state == "lapsed") | Attempt.order_cause.in_(_SENT_AWAY))
         .order_by(Allocation.id)
     )
     found: dict[str, _LastAttempt] = {}
-    for job_id, state, made_way_for, node_id in session.execute(query):
+    for job_id, state, cause, made_way_for, node_id in session.execute(query):
         nodes = tuple(dict.fromkeys((*found.get(job_id, _NO_ATTEMPT).left, node_id)))
         lapsed = frozenset(nodes) if state == "lapsed" else NOBODY
-        found[job_id] = _LastAttempt(lapsed, made_way_for, nodes)
+        found[job_id] = _LastAttempt(lapsed, made_way_for, cause in _SENT_AWAY, nodes)
     return found

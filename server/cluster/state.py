@@ -18,7 +18,7 @@ def read(session: Session, settings: Settings, queued: Sequence[WaitingJob], now
         waiting=queued,
         engines=engines.shared(session, [node.id for node in nodes]),
         unplaced=engines.unplaced(session),
-        running=sharing.running(session, sharing.priorities(session), now),
+        running=sharing.running(session, sharing.priorities(session), now, nodes),
         shares=sharing.shares(session),
         rules=Rules(min_run_s=settings.min_run_s),
         now=now.timestamp(),

@@ -19,8 +19,8 @@ class Calendar:
         self._ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
         for job in state.running:
             if job.uses_gpus and not job.stopping:
-                for node_id, gpus in job.holds:
-                    self._ends[node_id].append((max(state.now, job.ends_at or inf), len(gpus)))
+                for node_id, _ in job.holds:
+                    self._ends[node_id].append((max(state.now, job.ends_at or inf), job.on(node_id)))
         for ends in self._ends.values():
             ends.sort()
 

@@ -43,7 +43,8 @@ def place(
     ask = Ask(engine.gpus, vllm=True, only=engine.node)
     chosen = best(ask, index.possible(ask), index, room, NOBODY, None)
     if chosen is None:
-        room.reserved |= reserve(ask, index, room, calendar) or {}
+        for node_id in reserve(ask, index, room, calendar) or {}:
+            room.hold(node_id, engine.gpus)
         return f"waiting for {engine.gpus} free GPUs on a node with vLLM"
     return Placement(engine.id, chosen[0], room.take(chosen[0], engine.gpus))
 

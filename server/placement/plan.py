@@ -1,6 +1,6 @@
-"""The plan: engine services, then jobs: those that others make way for, those within quotas, the borrowers.
+"""The plan: jobs that others made way for, then engine services, jobs within quotas, and borrowers.
 
-An engine service that an administrator declared gets its GPUs before any job. Each job is one gang (its
+An engine service that an administrator declared gets its GPUs before any other job. Each job is one gang (its
 trainers and their engines): it starts whole or not at all. A job for which there is no room waits: for others
 to give way to it, with nodes kept for it, or plainly. What is kept for one is not free for those behind it.
 
@@ -32,6 +32,8 @@ _Try = tuple[Ask, SharedEngine | None]
 def plan(state: ClusterState) -> Plan:
     """What to start, what to stop, and why the others wait. Never allocates anything twice."""
     planning = _Planning(state)
+    for job in planning.others_made_way_for():
+        planning.decide(job, planning.ledger.is_guaranteed(job))
     planning.place_engines()
     for job, guaranteed in planning.in_order():
         planning.decide(job, guaranteed)
@@ -43,8 +45,8 @@ class _Planning:
         self.state, self.result = state, Plan()
         self.index, self.catalogue = Index(state.nodes), engines.Catalogue(state.engines)
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
-        self.victims = reclaim.Victims(state, self.index, self.room, self.ledger)
         self.place = queue_order.places(state.waiting, state.rules)
+        self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
         self.promised = _promises(state)
         self.impatient = self._impatient()
         self.reservations = 0
@@ -59,17 +61,18 @@ class _Planning:
             else:
                 self.result.engines_why[engine.id] = placed
 
+    def others_made_way_for(self) -> list[WaitingJob]:
+        """The jobs for which others gave way, or are about to, in order of their waiting."""
+        found = [job for job in self.state.waiting if job.id in self.promised]
+        return sorted(found, key=lambda job: (job.queued_at, job.id))
+
     def in_order(self) -> Iterable[tuple[WaitingJob, bool]]:
-        """The waiting jobs, each with whether its project's quota covers it."""
+        """The other waiting jobs, each with whether its project's quota covers it."""
         others = [job for job in self.state.waiting if job.id not in self.promised]
-        if self.promised:
-            made_way = [job for job in self.state.waiting if job.id in self.promised]
-            for job in sorted(made_way, key=lambda job: self.place[job.id]):
-                yield job, self.ledger.is_guaranteed(job)
         lines = queue_order.by_project(others, self.place)
-        for job in queue_order.guaranteed_first(lines, self.ledger, self.place, self._passes):
+        for job in queue_order.guaranteed_first(lines, self.ledger, self._passes):
             yield job, True
-        for job in queue_order.by_fair_share(lines, self.ledger, self.place):
+        for job in queue_order.by_fair_share(lines, self.ledger):
             yield job, self.ledger.is_guaranteed(job)
 
     def decide(self, job: WaitingJob, guaranteed: bool) -> None:
@@ -167,7 +170,7 @@ class _Planning:
         }
         if not soon:
             return None
-        for ask, _ in tries:
+        for ask, engine in tries:
             possible = self.index.possible(ask)
             fitting = [
                 (node_id not in self.promised.get(job.id, ()), room, node_id)
@@ -176,23 +179,25 @@ class _Planning:
             ]
             if len(fitting) >= ask.nodes:
                 kept = [node_id for *_, node_id in sorted(fitting)[: ask.nodes]]
-                return self._keep(kept, ask)
+                return self._keep(job, kept, ask, engine)
         return None
 
     def _make_way(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Wait | None:
         """Tell those to give way that lose least by it."""
-        for ask, _ in tries:
+        for ask, engine in tries:
             found = self.victims.find(job, ask, guaranteed)
             if found is not None:
                 nodes, stopped = found
                 self.victims.stop(stopped)
                 self.result.stops += reclaim.orders(job, stopped)
-                return self._keep(nodes, ask)
+                return self._keep(job, nodes, ask, engine)
         return None
 
-    def _keep(self, nodes: Iterable[str], ask: Ask) -> Wait:
+    def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
         for node_id in nodes:
             self.room.keep(node_id, ask.uses_gpus, ask.amount)
+        if engine is not None:
+            self.room.adapters[engine.id].add(job.id)
         text = "waiting for others to save their checkpoints and give way"
         return Wait("checkpoint", text, tuple(nodes))
 
@@ -202,7 +207,7 @@ class _Planning:
 
     def _reserve(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
         """Keep the nodes on which the job can start soonest; one GPU that waits leaves nothing to be kept."""
-        ask = tries[0][0]
+        ask, engine = tries[0]
         if ask.gpus * ask.nodes <= 1 or self.reservations >= self.state.rules.reservations:
             return None
         kept = reserve(ask, self.index, self.room, self.calendar)
@@ -210,6 +215,8 @@ class _Planning:
             return None
         self.reservations += 1
         self.room.reserved |= kept
+        if engine is not None:
+            self.room.adapters[engine.id].add(job.id)
         at = next(iter(kept.values())).at
         return Wait("reserved", _busy(ask), tuple(kept), at)
 
@@ -236,9 +243,18 @@ class _Planning:
         for job in self.state.waiting:
             if job.queued_at <= longest and self.ledger.is_tight(job):
                 key = job.project, job.uses_gpus
-                if key not in found or self.place[job.id] < self.place[found[key].id]:
+                sooner = key not in found or self.place[job.id] < self.place[found[key].id]
+                if sooner and self._has_somewhere(job):
                     found[key] = job
         return found
+
+    def _has_somewhere(self, job: WaitingJob) -> bool:
+        """Whether anything but what others use keeps the job from running."""
+        tries = self._tries(job)
+        if isinstance(tries, Wait):
+            return False
+        nodes = (self.index.nodes[node_id] for ask, _ in tries for node_id in self.index.possible(ask))
+        return any(not (node.closed or node.full_disk) for node in nodes)
 
     def _passes(self, job: WaitingJob) -> bool:
         """Whether the job is behind such a one."""
@@ -267,14 +283,15 @@ class _Planning:
 
 def _promises(state: ClusterState) -> dict[str, tuple[str, ...]]:
     """The nodes on which others give way, or gave way a moment ago, by the job for which they did."""
-    waiting = {job.id for job in state.waiting}
+    waiting = {job.id: job for job in state.waiting}
     found: dict[str, set[str]] = {}
     for job in state.running:
         if job.stopping and job.stops_for in waiting:
             found.setdefault(job.stops_for or "", set()).update(node_id for node_id, _ in job.holds)
     for left in state.waiting:
-        if left.made_way_for in waiting:
-            found.setdefault(left.made_way_for or "", set()).update(left.left)
+        made_for = waiting.get(left.made_way_for or "")
+        if made_for is not None and made_for.queued_at <= left.queued_at:  # it has not run since
+            found.setdefault(made_for.id, set()).update(left.left)
     return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
 
 

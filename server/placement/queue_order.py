@@ -1,12 +1,13 @@
 """Who is next: by priority and age within a project; by quota, then by fair share, among projects."""
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from math import inf, nextafter
 
 from server.placement.quotas import Ledger
-from server.placement.state import Rules, WaitingJob
+from server.placement.state import Rules, RunningJob, WaitingJob
 
 Place = tuple[float, str]  # smaller goes first
 
@@ -22,24 +23,28 @@ def places(waiting: Iterable[WaitingJob], rules: Rules) -> dict[str, Place]:
     """
     returning: list[WaitingJob] = []
     found: dict[str, Place] = {}
-    by_project: dict[str, list[WaitingJob]] = defaultdict(list)
+    queued: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # by project and value
     for job in waiting:
-        found[job.id] = _place(job, job.queued_at, rules)
-        by_project[job.project].append(job)
+        found[job.id] = place_of(job, job.queued_at, rules)
+        queued[job.project][job.value].append(job.queued_at)
         if job.first_queued_at is not None:
             returning.append(job)
+    for project in {job.project for job in returning}:
+        for times in queued[project].values():
+            times.sort()
     for job in returning:
-        ahead = [
-            found[other.id]
-            for other in by_project[job.project]
-            if other.value > job.value and other.queued_at <= job.queued_at
+        behind = [
+            nextafter(times[number - 1] - rules.point_s * value, inf)  # the last one's place of that priority
+            for value, times in queued[job.project].items()
+            if value > job.value and (number := bisect_right(times, job.queued_at))
         ]
-        old = _place(job, job.first_queued_at or 0.0, rules)
-        found[job.id] = min(found[job.id], max([old, *((nextafter(at, inf), job.id) for at, _ in ahead)]))
+        old = place_of(job, job.first_queued_at or 0.0, rules)
+        found[job.id] = min(found[job.id], max([old, *((at, job.id) for at in behind)]))
     return found
 
 
-def _place(job: WaitingJob, queued_at: float, rules: Rules) -> Place:
+def place_of(job: WaitingJob | RunningJob, queued_at: float, rules: Rules) -> Place:
+    """The place of a job that was queued then."""
     return queued_at - rules.point_s * job.value, job.id
 
 
@@ -52,17 +57,16 @@ def by_project(waiting: Iterable[WaitingJob], place: dict[str, Place]) -> dict[s
 
 
 def guaranteed_first(
-    lines: dict[str, list[WaitingJob]],
-    ledger: Ledger,
-    place: dict[str, Place],
-    passes: Callable[[WaitingJob], bool],
+    lines: dict[str, list[WaitingJob]], ledger: Ledger, passes: Callable[[WaitingJob], bool]
 ) -> Iterator[WaitingJob]:
-    """Jobs that their project's quota covers, by their places; the others stay in their lines.
+    """Jobs that their project's quota covers; the others stay in their lines.
 
-    So do those that would pass one of their project's that has waited for too long.
+    The project that uses least of its quota is next, between equals the job that waits longest. Places don't
+    count: they hold priorities, which reach into no other project. Jobs that would pass one of their
+    project's that has waited for too long stay, too.
     """
     heads = [
-        (place[job.id], project)
+        (ledger.quota_part(project), job.queued_at, project)
         for project, line in lines.items()
         if ledger.has_quota_left(project)
         for job in line[-1:]
@@ -70,7 +74,7 @@ def guaranteed_first(
     heapify(heads)
     over: dict[str, list[WaitingJob]] = defaultdict(list)
     while heads:
-        _, project = heappop(heads)
+        *_, project = heappop(heads)
         line = lines[project]
         job = line.pop()
         if ledger.is_guaranteed(job) and not passes(job):
@@ -78,20 +82,18 @@ def guaranteed_first(
         else:
             over[project].append(job)
         if line and ledger.has_quota_left(project):
-            heappush(heads, (place[line[-1].id], project))
+            heappush(heads, (ledger.quota_part(project), line[-1].queued_at, project))
     for project, passed in over.items():
         lines[project] += passed[::-1]
 
 
-def by_fair_share(
-    lines: dict[str, list[WaitingJob]], ledger: Ledger, place: dict[str, Place]
-) -> Iterator[WaitingJob]:
+def by_fair_share(lines: dict[str, list[WaitingJob]], ledger: Ledger) -> Iterator[WaitingJob]:
     """The next job of the project with the least dominant share of what is borrowed, over and over.
 
-    Between equals their jobs' places decide. What is started meanwhile counts, as it is in the ledger.
+    Between equals the job that waits longest. What is started meanwhile counts, as it is in the ledger.
     """
     heads = [
-        (ledger.dominant_share(project), place[job.id], project)
+        (ledger.dominant_share(project), job.queued_at, project)
         for project, line in lines.items()
         for job in line[-1:]
     ]
@@ -102,4 +104,4 @@ def by_fair_share(
         job = line.pop()
         yield job
         if line:
-            heappush(heads, (ledger.dominant_share(project), place[line[-1].id], project))
+            heappush(heads, (ledger.dominant_share(project), line[-1].queued_at, project))

@@ -36,6 +36,12 @@ class Ledger:
         quota = self.share(job.project).quota(job.uses_gpus)
         return self.used(job.project, job.uses_gpus) + job.amount <= quota
 
+    def quota_part(self, project: str) -> float:
+        """How much of its quota it uses: of that of GPUs or of CPU slots, whichever is used more."""
+        share = self.share(project)
+        parts = (self.used(project, gpus) / quota for gpus in (True, False) if (quota := share.quota(gpus)))
+        return max(parts, default=0.0)
+
     def has_quota_left(self, project: str) -> bool:
         """Whether its quota covers anything more."""
         share = self.share(project)

@@ -4,10 +4,11 @@ What is lost is the work since a job's last checkpoint, so the plan stops those 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 
 from server.placement.fit import Ask, Index
+from server.placement.queue_order import Place, place_of
 from server.placement.quotas import Ledger
 from server.placement.room import Room
 from server.placement.state import ClusterState, Rules, RunningJob, Stop, WaitingJob
@@ -30,8 +31,11 @@ class Victims:
     kind of request keeps its nodes in a heap by what they cost when last looked at, and looks at the first.
     """
 
-    def __init__(self, state: ClusterState, index: Index, room: Room, ledger: Ledger) -> None:
+    def __init__(
+        self, state: ClusterState, index: Index, room: Room, ledger: Ledger, place: Mapping[str, Place]
+    ) -> None:
         self._index, self._room, self._ledger = index, room, ledger
+        self._place, self._rules = place, state.rules
         self._on: dict[tuple[str, bool], list[RunningJob]] = defaultdict(list)
         self._lowest: dict[tuple[str, bool], int] = {}  # priority, by project
         self._most: Counter[tuple[str, bool, str | None]] = Counter()  # on a node, of a project or (None) all
@@ -63,7 +67,7 @@ class Victims:
         """These give way, and what they hold is about to be free."""
         for job in stopped:
             self._stopped.add(job.id)
-            self._room.release(job.holds)
+            self._room.release(job)
             self._ledger.remove(job)
             for heap in self._heaps.values():
                 for node_id, _ in job.holds:
@@ -156,14 +160,18 @@ class Victims:
     def _eligible(
         self, job: WaitingJob, node_id: str, from_others: bool, chosen: Sequence[RunningJob]
     ) -> list[RunningJob]:
-        """Those on the node that the job goes before; of borrowers, no more than what they borrow."""
+        """Those on the node that the job goes before; of borrowers, no more than what they borrow.
+
+        A job of its own project must have a lower priority, and be behind it in line: one that got its place
+        by its age keeps it.
+        """
         left: dict[str, int] = {}
         found: list[RunningJob] = []
         for one in self._on.get((node_id, job.uses_gpus), ()):
-            if one.id in self._stopped or one in chosen:
+            if one.id in self._stopped or one in chosen or not one.on(node_id):
                 continue
             if one.project == job.project:
-                if one.value < job.value:
+                if one.value < job.value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
                     found.append(one)
                 continue
             if not from_others:

@@ -1,10 +1,9 @@
 """What is left of the cluster while a plan is made, and what is kept for whom."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from server.placement.state import ClusterState
+from server.placement.state import ClusterState, RunningJob
 
 
 @dataclass
@@ -27,17 +26,22 @@ class Room:
         self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
         self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
         self.coming: Counter[tuple[str, bool]] = Counter()  # by node, and whether they are GPUs
+        self._open = {node.id for node in state.nodes if not (node.closed or node.full_disk)}
         for job in state.running:
             if job.stopping:
-                self.release(job.holds)
+                self.release(job)
         self.reserved: dict[str, Reservation] = {}
         self.adapters = {engine.id: set(engine.jobs) for engine in state.engines}
         self.services = Counter(engine.node for engine in state.engines)
 
-    def release(self, holds: Iterable[tuple[str, tuple[str, ...]]]) -> None:
-        """What a job that gives way holds is about to be free."""
-        for node_id, gpus in holds:
-            self.coming[node_id, bool(gpus)] += max(1, len(gpus))
+    def release(self, job: RunningJob) -> None:
+        """What a job that gives way holds is about to be free, but for nodes that take nothing new."""
+        for node_id in {node_id for node_id, _ in job.holds} & self._open:
+            self.coming[node_id, job.uses_gpus] += job.on(node_id)
+
+    def hold(self, node_id: str, gpus: int) -> None:
+        """So many GPUs of the node, as far as they are free, are for something that waits for the rest."""
+        del self.gpus[node_id][:gpus]
 
     def free(self, node_id: str, gpus: bool) -> int:
         return len(self.gpus[node_id]) if gpus else self.slots[node_id]

@@ -64,8 +64,9 @@ class WaitingJob:
 
     @property
     def amount(self) -> int:
-        """GPUs or CPU slots in all, with those of its own engine."""
-        return max(1, self.gpus + self.rollout_gpus) * self.nodes
+        """GPUs or CPU slots in all, with those of its own engine, unless it must share one."""
+        shares = self.adapter is not None and self.adapter.required
+        return max(1, self.gpus + (0 if shares else self.rollout_gpus)) * self.nodes
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ class RunningJob:
     holds: tuple[tuple[str, tuple[str, ...]], ...]
     priority: str = "normal"
     value: int = 0
+    queued_at: float = 0.0  # before it started
     started_at: float = 0.0
     saved_at: float = field(default=0.0, compare=False)  # its last checkpoint, or else its start
     ends_at: float | None = field(default=None, compare=False)  # by its steps so far
     stopping: bool = False  # ordered to stop: its GPUs are about to be free
     stops_for: str | None = None  # the job that is to have them
     claimed: bool = True  # only such an attempt hears an order
+    ill: frozenset[str] = NOBODY  # of its GPUs: nobody gets them after it
 
     @cached_property
     def uses_gpus(self) -> bool:
@@ -93,8 +96,12 @@ class RunningJob:
         return sum(len(gpus) for _, gpus in self.holds) or 1
 
     def on(self, node_id: str) -> int:
-        """GPUs, or the CPU slot, on this node."""
-        return sum(max(1, len(gpus)) for held, gpus in self.holds if held == node_id)
+        """GPUs that others could use after it, or the CPU slot, on this node."""
+        return sum(
+            sum(gpu not in self.ill for gpu in gpus) if gpus else 1
+            for held, gpus in self.holds
+            if held == node_id
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A sentence that names another project or its job says whose it is, so that those
 get the sentence without names.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
     index, ledger, free = Index(state.nodes), _ledger(state, plan), _free(state, plan)
     owners = _owners(waiting, ledger, plan)
     found: dict[str, Why] = {}
-    before: dict[bool, list[WaitingJob]] = {True: [], False: []}
+    before = {True: _Before(), False: _Before()}
     for number, job in enumerate(waiting, start=first):
         wait = plan.why[job.id]
         ahead = before[job.uses_gpus]
@@ -72,14 +73,37 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
             text=wait.text,
             project=job.project,
             position=number,
-            ahead=len(ahead),
+            ahead=ahead.count,
             parts=tuple(parts),
             help=_help(job, wait, ledger, state),
             start_at=at,
             basis=BASIS if at is not None else None,
         )
-        ahead.append(job)
+        ahead.add(job)
     return found
+
+
+class _Before:
+    """The jobs before one in the line: how many, and the last few, by project and in all."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.of_project: Counter[str] = Counter()
+        self.last: dict[str, deque[tuple[int, WaitingJob]]] = {}
+
+    def add(self, job: WaitingJob) -> None:
+        self.last.setdefault(job.project, deque(maxlen=NAMED)).append((self.count, job))
+        self.count += 1
+        self.of_project[job.project] += 1
+
+    def own(self, project: str) -> list[WaitingJob]:
+        """The last few of the project."""
+        return [job for _, job in self.last.get(project, ())]
+
+    def others(self, project: str) -> list[WaitingJob]:
+        """The last few of all other projects."""
+        some = (one for other, jobs in self.last.items() if other != project for one in jobs)
+        return [job for _, job in sorted(some, key=lambda one: one[0])[-NAMED:]]
 
 
 def line(state: ClusterState) -> list[WaitingJob]:
@@ -87,10 +111,10 @@ def line(state: ClusterState) -> list[WaitingJob]:
     ledger, place = Ledger(state), queue_order.places(state.waiting, state.rules)
     lines = queue_order.by_project(state.waiting, place)
     found: list[WaitingJob] = []
-    for job in queue_order.guaranteed_first(lines, ledger, place, lambda _: False):
+    for job in queue_order.guaranteed_first(lines, ledger, lambda _: False):
         ledger.add(job)
         found.append(job)
-    for job in queue_order.by_fair_share(lines, ledger, place):
+    for job in queue_order.by_fair_share(lines, ledger):
         ledger.add(job)
         found.append(job)
     return found
@@ -160,21 +184,20 @@ def _goes_first(project: str) -> Part:
     )
 
 
-def _ahead(ahead: Sequence[WaitingJob], job: WaitingJob) -> list[Part]:
+def _ahead(ahead: _Before, job: WaitingJob) -> list[Part]:
     """The jobs just before it: its own project's first, since those are its people's to change."""
-    own = [other for other in ahead if other.project == job.project]
-    others = [other for other in ahead if other.project != job.project]
-    named = (own[-NAMED:] + others[-NAMED:])[:NAMED]
+    named = (ahead.own(job.project) + ahead.others(job.project))[:NAMED]
+    others = ahead.count - ahead.of_project[job.project]
     parts = [
         Part(
             f"ahead of it: {other.id} (priority {other.priority})",
             other.project,
-            f"ahead of it: {_jobs(len(others))} of other projects",
+            f"ahead of it: {_jobs(others)} of other projects",
             other.id,
         )
         for other in named
     ]
-    more = len(ahead) - len(named)
+    more = ahead.count - len(named)
     return [*parts, Part(f"and {_jobs(more)} more ahead of it")] if more else parts
 
 

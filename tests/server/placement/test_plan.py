@@ -370,7 +370,7 @@ def test_an_engine_has_its_gpu_before_any_job_and_is_not_starved():
     two = WaitingEngine("e", gpus=2)
     busy = ClusterState([node("a", gpus=2, free=1, vllm=True)], [WaitingJob("j", 1)], (), [two])
     assert plan(busy).engines_why == {"e": "waiting for 2 free GPUs on a node with vLLM"}
-    assert texts(plan(busy)) == {"j": "waiting behind earlier jobs"}
+    assert texts(plan(busy)) == {"j": "waiting for 1 free GPU on one node"}
 
 
 def test_an_engine_on_the_cpu_takes_no_slot():
