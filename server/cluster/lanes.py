@@ -157,10 +157,11 @@ def _spans(
 
 def _engine_names(session: Session, visible: frozenset[str] | None) -> dict[tuple[str, str], str]:
     """The shared engines that hold GPUs now; no names of those that serve none of these projects."""
-    rows = session.scalars(select(EngineService).where(EngineService.node.is_not(None)))
+    rows = session.scalars(select(EngineService))
     return {
         (row.node, uuid): row.name if engines.is_shown(row.spec["projects"], visible) else OTHERS
         for row in rows
+        if row.node is not None
         for uuid in row.gpu_uuids
     }
 

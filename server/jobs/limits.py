@@ -76,7 +76,7 @@ def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | No
     }
     if not most:
         return {}
-    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at).where(Attempt.ended_at.is_not(None))
+    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at)
     if len(most) <= NAMED_AT_ONCE:
         query = query.where(Attempt.job_id.in_(most))
     else:
@@ -84,7 +84,7 @@ def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | No
         query = query.join(Job, Job.id == Attempt.job_id).where(*limited)
     spent: dict[str, timedelta] = dict.fromkeys(most, timedelta())
     for job_id, since, until in session.execute(query):
-        if job_id in spent and since:
+        if job_id in spent and since and until:
             spent[job_id] += until - since
     return {job_id: max(0.0, hours * 3600 - spent[job_id].total_seconds()) for job_id, hours in most.items()}
 
