@@ -24,9 +24,12 @@ async def usage_page(request: Request) -> Response:
         raise HTTPException(400, f"by must be one of {', '.join(BY)}")
     today = datetime.now(UTC).date()
     last = _day(request, "to") or datetime.combine(today, time(), UTC)
-    first = _day(request, "from") or last - timedelta(days=DAYS)
+    try:
+        first, end = _day(request, "from") or last - timedelta(days=DAYS), last + timedelta(days=1)
+    except OverflowError as error:
+        raise HTTPException(400, f"to must be a day such as {today}") from error
     async with api.client(request) as client:
-        found = await client.usage(by, first, last + timedelta(days=1), limit=SHOWN)
+        found = await client.usage(by, first, end, limit=SHOWN)
     period = {"from": f"{first:%Y-%m-%d}", "to": f"{last:%Y-%m-%d}"}
     exact = {"from": found.start.isoformat(), "to": found.end.isoformat()}
     return page(

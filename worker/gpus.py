@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from powermean.contracts.attempts import MOST_MEMORY_MB, GpuInfo
@@ -20,6 +21,7 @@ from powermean.contracts.attempts import MOST_MEMORY_MB, GpuInfo
 log = logging.getLogger("powermean.worker")
 
 LOOK_S = 10.0  # for an answer of nvidia-smi
+KILLED_S = 1.0  # for its end once it was killed
 EVERY_S = 10.0  # between looks
 AFTER_SILENCE_S = 60.0  # between looks at a driver that does not answer
 KERNEL_LOG = Path("/dev/kmsg")
@@ -55,6 +57,7 @@ class Gpus:
         self._cards: tuple[GpuInfo, ...] = ()
         self._next_look = float("-inf")
         self._health = 0  # place in HEALTH of what the driver knows
+        self._child: subprocess.Popen[str] | None = None  # the last nvidia-smi
         self._xids = Xids(kernel_log) if shutil.which("nvidia-smi") else None
 
     @property
@@ -94,13 +97,36 @@ class Gpus:
         """What it prints; also if it fails over one GPU and has lines for others."""
         while True:
             query = [program, f"--query-gpu={','.join(self._fields)}", "--format=csv,noheader,nounits"]
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=LOOK_S)
+            answer = self._run(query)
             unknown = "not a valid field" in answer.stdout + answer.stderr
             if not (unknown and HEALTH[self._health]):
                 if "GPU-" not in answer.stdout:
                     answer.check_returncode()
                 return answer.stdout
             self._health += 1
+
+    def _run(self, query: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Its answer. One that a broken driver holds in the kernel dies of no signal: it is left behind, and
+        no second one is started beside it.
+
+        Raises OSError and SubprocessError.
+        """
+        if self._child is not None and self._child.poll() is None:
+            raise subprocess.SubprocessError(f"the one with process id {self._child.pid} is still stuck")
+        child = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._child = child
+        try:
+            out, err = child.communicate(timeout=LOOK_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(KILLED_S)
+            raise
+        finally:
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
+        return subprocess.CompletedProcess(query, child.returncode, out, err)
 
 
 def _lost(card: GpuInfo, why: str) -> GpuInfo:

@@ -25,7 +25,11 @@ class Lane(Contract):
     gpu: str | None = Field(None, description="UUID; null: a CPU slot.")
     slot: int = Field(description="Number on the node, from 0. CPU slots are numbered as they were taken.")
     known: bool = Field(True, description="Whether its node is connected and reports it.")
-    engine: str | None = Field(None, description="Name of the shared engine that holds it now.")
+    engine: str | None = Field(
+        None,
+        description="Name of the shared engine that holds it now; "
+        "'of another project' if none of yours may use it.",
+    )
     spans: tuple[Span, ...]
     busy_s: float = Field(description="Seconds of the window in which somebody held it.")
 

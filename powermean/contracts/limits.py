@@ -13,6 +13,7 @@ from powermean.contracts.metrics import METRICS
 
 Comparison = Literal[">=", ">", "<=", "<"]
 MOST_VALUES = 1000
+MEASURED_LATER = ("time/checkpoint",)  # a rule may end the job instead of saving the checkpoint
 _COMPARES = {">=": ge, ">": gt, "<=": le, "<": lt}
 _RULE = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([^\s<>=]+)(?:\s+for\s+(\d{1,6}))?\s*", re.ASCII)
 
@@ -48,6 +49,8 @@ def read_stop_rule(text: str) -> StopRule:
             f"no metric of whole steps is called {metric}: eval/reward and reward are two, and "
             "GET /v1/metric-names lists all"
         )
+    if metric in MEASURED_LATER:
+        raise ValueError(f"{metric} is only measured after its step was judged: choose another metric")
     try:
         bound = float(number)
     except ValueError:

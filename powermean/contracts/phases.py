@@ -13,6 +13,7 @@ LOADING_MODEL = "loading the model"
 WAITING_FOR_ENGINE = "waiting for the rollout engine"
 SAVING_MODEL = "saving the model"
 SENDING_RECORDS = "sending the last records"
+AFTER_LAST_STEP = (SAVING_MODEL, SENDING_RECORDS)
 
 SAMPLING = "sampling"
 SCORING = "scoring"

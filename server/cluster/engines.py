@@ -90,11 +90,15 @@ def show(session: ScopedSession, engine_id: str, living: Collection[str]) -> Eng
 
 def _as_seen(view: EngineView, projects: frozenset[str] | None) -> EngineView | None:
     """The service without the names of projects that are not among these; None: it serves none of these."""
-    if projects is None or not view.spec.projects:
-        return view
-    own = tuple(name for name in view.spec.projects if name in projects)
-    spec = view.spec.model_copy(update={"projects": own})
-    return view.model_copy(update={"spec": spec}) if own else None
+    if not is_shown(view.spec.projects, projects):
+        return None
+    own = tuple(name for name in view.spec.projects if projects is None or name in projects)
+    return view.model_copy(update={"spec": view.spec.model_copy(update={"projects": own})})
+
+
+def is_shown(served: Collection[str], projects: frozenset[str] | None) -> bool:
+    """Whether members of `projects` (None: of all) may know of a service for these; for none: for all."""
+    return not served or projects is None or not projects.isdisjoint(served)
 
 
 def remove(session: ScopedSession, engine_id: str, living: Collection[str]) -> EngineView:

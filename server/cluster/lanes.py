@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts import phases
 from powermean.contracts.attempts import NodeReport
 from powermean.contracts.lanes import Activity, ClusterLanes, Lane, LaneAttempt, Span
+from server.cluster import engines
 from server.db.models import EngineService, JobEvent, Node
 from server.db.session import database_now
 from server.errors import InvalidInputError
@@ -29,6 +30,7 @@ PHASED = timedelta(hours=1, minutes=5)  # up to here phases are shown
 MOST_RELEASED = 4000  # allocations; those that are still held come on top, as many as the cluster has places
 MOST_PHASED = 100  # attempts, the newest
 MOST_EVENTS = 500  # of a job: more than an hour of heartbeats
+OTHERS = "of another project"  # instead of an engine's name: pages say "shared engine NAME"
 IDLE_SLOTS = 32  # a node's CPU slots that are drawn though nobody took them
 
 _ACTIVITIES: Mapping[str, Activity] = {
@@ -39,7 +41,6 @@ _ACTIVITIES: Mapping[str, Activity] = {
     phases.EVALUATING: "evaluating",
     phases.CHECKPOINTING: "saving",
 }
-_SAVING = (phases.SAVING_MODEL, phases.SENDING_RECORDS)
 
 
 def show(
@@ -66,7 +67,7 @@ def show(
     return ClusterLanes(
         since=since,
         until=now,
-        lanes=tuple(_lanes(session, settings, parts, own.keys(), since, now)),
+        lanes=tuple(_lanes(session, settings, visible, parts, own.keys(), since, now)),
         attempts={
             one.attempt_id: LaneAttempt(
                 job=one.job_id,
@@ -85,13 +86,14 @@ def show(
 def _lanes(
     session: Session,
     settings: Settings,
+    visible: frozenset[str] | None,
     parts: Sequence[Past],
     own: Collection[str],
     since: datetime,
     now: datetime,
 ) -> Iterator[Lane]:
     gpus, slots = _by_place(parts)
-    engines = _engines(session)
+    names = _engine_names(session, visible)
     nodes = session.scalars(select(Node).order_by(Node.id)).all()
     reports = {node.id: NodeReport.model_validate(node.report) for node in nodes}
     alive = {node.id for node in nodes if is_alive(node, settings, now)}
@@ -107,7 +109,7 @@ def _lanes(
                 gpu=uuid,
                 slot=number,
                 known=node in alive and uuid in known,
-                engine=engines.get((node, uuid)),
+                engine=names.get((node, uuid)),
                 spans=spans,
                 busy_s=busy,
             )
@@ -153,11 +155,15 @@ def _spans(
     return tuple(spans), busy.total_seconds()
 
 
-def _engines(session: Session) -> dict[tuple[str, str], str]:
-    """The shared engines that hold GPUs now."""
-    query = select(EngineService.name, EngineService.node, EngineService.gpu_uuids)
-    rows = session.execute(query.where(EngineService.node.is_not(None)))
-    return {(row.node, uuid): row.name for row in rows for uuid in row.gpu_uuids}
+def _engine_names(session: Session, visible: frozenset[str] | None) -> dict[tuple[str, str], str]:
+    """The shared engines that hold GPUs now; no names of those that serve none of these projects."""
+    rows = session.scalars(select(EngineService))
+    return {
+        (row.node, uuid): row.name if engines.is_shown(row.spec["projects"], visible) else OTHERS
+        for row in rows
+        if row.node is not None
+        for uuid in row.gpu_uuids
+    }
 
 
 def _phases(
@@ -198,4 +204,4 @@ def activity_of(phase: str) -> Activity:
     step = phases.read_step(phase)
     if step is not None:
         return _ACTIVITIES[step.activity]
-    return "saving" if phase in _SAVING else "preparing"
+    return "saving" if phase in phases.AFTER_LAST_STEP else "preparing"

@@ -141,7 +141,7 @@ class Scheduler:
         self.limits_at = time.monotonic()
         with self.database.read() as session:
             now = database_now(session)
-            reached = limits.reached(session, now)
+            reached = limits.reached(session, self.settings, self.leads_since, now)
         for one in reached:
             log.info("job %s: %s", one.job_id, one.rule)
             with self._leading() as session:

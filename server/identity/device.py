@@ -24,7 +24,7 @@ from server.db.models import DeviceSignIn, Person
 from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError, UnauthenticatedError
 from server.identity.callers import Caller
-from server.identity.keys import digest, key_end, key_for
+from server.identity.keys import digest, key_end, key_for, still_valid
 from server.identity.people import is_here
 from server.identity.projects import sees
 
@@ -83,7 +83,8 @@ def decide(session: Session, caller: Caller, user_code: str, wanted: DeviceDecis
 def claim(session: Session, secret: str) -> DeviceAnswer:
     """The word so far. After a yes this makes the key; a second question finds nothing.
 
-    Raises UnauthenticatedError for a secret that is unknown, used or too old, or whose person has left.
+    Raises UnauthenticatedError for a secret that is unknown, used or too old, whose person has left, or that
+    was approved with a key that is over.
     """
     query = select(DeviceSignIn).where(DeviceSignIn.secret_sha256 == digest(secret)).with_for_update()
     row = session.scalars(query).one_or_none()
@@ -98,6 +99,8 @@ def claim(session: Session, secret: str) -> DeviceAnswer:
     person = session.get(Person, row.person_id)
     if person is None or not is_here(person, database_now(session)):
         raise _unknown()
+    if row.made_by is not None:
+        still_valid(session, row.made_by)
     return DeviceAnswer(
         state=state, signed_in=SignedInDevice(person=person.name, key=_key(session, row, person))
     )

@@ -138,18 +138,24 @@ def _create_node_token(session: Session, caller: Caller, wanted: KeyRequest) -> 
 
 
 def key_end(session: Session, caller: Caller, days: int | None) -> datetime | None:
-    """When a new key ends: never after the one that makes it.
-
-    Raises UnauthenticatedError if that one was revoked meanwhile: the new one would be missed.
-    """
+    """When a new key ends: never after the one that makes it. Raises UnauthenticatedError if that is over."""
     ends = [database_now(session) + timedelta(days=days)] if days is not None else []
     if caller.key_id is not None:
-        maker = session.get_one(ApiKey, caller.key_id, with_for_update=True, populate_existing=True)
-        if is_over(maker, database_now(session)):
-            raise UnauthenticatedError("this key was revoked", remedy="Ask for another one.")
+        maker = still_valid(session, caller.key_id)
         if maker.expires_at is not None:
             ends.append(maker.expires_at)
     return min(ends, default=None)
+
+
+def still_valid(session: Session, maker_id: str) -> ApiKey:
+    """The key that makes another one, locked: a revocation with `cascade` comes before that or finds both.
+
+    Raises UnauthenticatedError if it is over: the new one would be missed.
+    """
+    maker = session.get_one(ApiKey, maker_id, with_for_update=True, populate_existing=True)
+    if is_over(maker, database_now(session)):
+        raise UnauthenticatedError("the key behind this was revoked or is too old", remedy="Sign in again.")
+    return maker
 
 
 def key_for(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select, true, update
+from sqlalchemy import ColumnElement, Select, and_, func, select, true, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import AllocationView
@@ -62,10 +62,18 @@ class Past:
     deleted: bool  # the job is
 
 
-def within(session: Session, since: datetime, until: datetime, most: int | None = None) -> list[Past]:
-    """What was held at some time from `since` to `until`: what still is, and the `most` released last."""
-    held = _past(until, Allocation.released_at.is_(None))
-    released = _past(until, Allocation.released_at > since)
+def within(
+    session: Session,
+    since: datetime,
+    until: datetime,
+    most: int | None = None,
+    projects: frozenset[str] | None = None,
+) -> list[Past]:
+    """What these projects (None: all) held at some time from `since` to `until`: what they still do, and the
+    `most` released last."""
+    theirs = true() if projects is None else Job.project_id.in_(projects)
+    held = _past(until, and_(theirs, Allocation.released_at.is_(None)))
+    released = _past(until, and_(theirs, Allocation.released_at > since))
     if most is not None:
         released = released.order_by(Allocation.released_at.desc()).limit(most)
     return [_read(row) for query in (held, released) for row in session.execute(query)]

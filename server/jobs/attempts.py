@@ -311,8 +311,8 @@ def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
         return False
     claimed = attempt.state == "running"
     error = _silent(attempt, claimed)
-    leaves = attempt.order == "checkpoint_and_exit"
-    reason = f"{attempt.order_reason}; {error.message}" if leaves else error.message
+    leaves = attempt.order == "checkpoint_and_exit" or job.pause_requested
+    reason = "; ".join(filter(None, (attempt.order_reason, error.message))) if leaves else error.message
     _end(session, attempt, "lapsed", now, outcome="lapsed", reason=reason, error=None if leaves else error)
     if not claimed:
         allocations.release(session, attempt.id, now)

@@ -39,11 +39,19 @@ class Holding:
         return max(0, (end - max(self.start, since)) // MICROSECOND)
 
 
-def holdings(session: Session, since: datetime, until: datetime) -> Iterator[Holding]:
-    """All that was held at some time from `since` to `until`."""
-    yield from merged(allocations.within(session, since, until))
+def holdings(
+    session: Session, since: datetime, until: datetime, projects: frozenset[str] | None
+) -> Iterator[Holding]:
+    """What these projects (None: all) held at some time from `since` to `until`."""
+    parts = allocations.within(session, since, until, projects=projects)
+    yield from merged(parts)
+    seen = {part.job_id for part in parts}
     query = select(UsageRecord).where(UsageRecord.ended_at > since, UsageRecord.started_at < until)
+    if projects is not None:
+        query = query.where(UsageRecord.project.in_(projects))
     for row in session.scalars(query):
+        if row.job_id in seen:  # its rows went between the two queries
+            continue
         times = row.started_at, row.ended_at
         yield Holding(row.job_id, row.project, row.person_id, row.gpus, row.cpu_slots, *times)
 

@@ -11,15 +11,19 @@ from typing import Literal, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session, load_only
 
+from powermean.contracts import phases
 from powermean.contracts.api import JobState
 from powermean.contracts.limits import LimitSpec
 from server.db.models import Attempt, Job
 from server.jobs import allocations, attempts, repository
 from server.jobs.events import lock_job
 from server.jobs.hours import MICROSECOND, merged
+from server.settings import Settings
 
 JUDGED_EVERY_S = 5.0
 STALL_FLOOR_S = 300.0  # nobody is stalled sooner, however short the steps
+NAMED_AT_ONCE = 100  # jobs in a query; a database takes only so many parameters
+WAITING_OR_RUNNING = (JobState.QUEUED, JobState.STARTING, JobState.RUNNING)
 HOUR = timedelta(hours=1)
 
 
@@ -38,13 +42,16 @@ def judged_here(limits: LimitSpec) -> dict[str, float] | None:
     return given or None
 
 
-def reached(session: Session, now: datetime) -> list[Reached]:
-    """The running jobs that have reached a limit and are not ordered to do anything yet."""
+def reached(session: Session, settings: Settings, leads_since: datetime, now: datetime) -> list[Reached]:
+    """The running jobs that have reached a limit and are not ordered to do anything yet.
+
+    Before `leads_since` there may have been no server that attempts could have told of their steps.
+    """
     running = (
         select(Job, Attempt)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .where(Job.state == JobState.RUNNING, Job.limits.is_not(None), Attempt.order == "continue")
-        .options(load_only(Job.id, Job.limits, Job.step))
+        .options(load_only(Job.id, Job.limits, Job.step, Job.total_steps, Job.phase))
         .order_by(Job.id)
     )
     over = []
@@ -52,7 +59,9 @@ def reached(session: Session, now: datetime) -> list[Reached]:
         limits = job.limits or {}
         if rule := _spent(session, job.id, limits, now):
             over.append(Reached(job.id, attempt.number, "finish", rule))
-        elif "stall_factor" in limits and (why := _stalled(session, job, attempt, now)):
+        elif "stall_factor" in limits and (
+            why := _stalled(session, settings, job, attempt, leads_since, now)
+        ):
             over.append(Reached(job.id, attempt.number, "cancel", why))
     return over
 
@@ -60,7 +69,7 @@ def reached(session: Session, now: datetime) -> list[Reached]:
 def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | None]) -> dict[str, float]:
     """How long the next attempt of jobs with `wall_hours` may run, by job; `limits` as their rows have them.
 
-    A job that reaches it finishes its step and evaluates: it ends a little later.
+    They wait or run. A job that reaches it finishes its step and evaluates: it ends a little later.
     """
     most = {
         job_id: given["wall_hours"] for job_id, given in limits.items() if given and "wall_hours" in given
@@ -68,9 +77,14 @@ def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | No
     if not most:
         return {}
     query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at)
+    if len(most) <= NAMED_AT_ONCE:
+        query = query.where(Attempt.job_id.in_(most))
+    else:
+        limited = Job.state.in_(WAITING_OR_RUNNING), Job.limits.is_not(None)
+        query = query.join(Job, Job.id == Attempt.job_id).where(*limited)
     spent: dict[str, timedelta] = dict.fromkeys(most, timedelta())
-    for job_id, since, until in session.execute(query.where(Attempt.job_id.in_(most))):
-        if since and until:
+    for job_id, since, until in session.execute(query):
+        if job_id in spent and since and until:
             spent[job_id] += until - since
     return {job_id: max(0.0, hours * 3600 - spent[job_id].total_seconds()) for job_id, hours in most.items()}
 
@@ -89,16 +103,22 @@ def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: date
     return None
 
 
-def _stalled(session: Session, job: Job, attempt: Attempt, now: datetime) -> str | None:
-    """Why the attempt counts as stalled. Its first step, before which models are loaded, has any time."""
+def _stalled(
+    session: Session, settings: Settings, job: Job, attempt: Attempt, leads_since: datetime, now: datetime
+) -> str | None:
+    """Why the attempt counts as stalled. Before its first step, when models are loaded, it has any time, and
+    after its last one, when the model is saved."""
+    if job.step >= job.total_steps or job.phase in phases.AFTER_LAST_STEP:
+        return None
     last = repository.last_step_at(session, job.id)
     if last is None or attempt.claimed_at is None or last < attempt.claimed_at:
         return None
-    silent = (now - last).total_seconds()
-    if silent <= STALL_FLOOR_S:  # most jobs: no more is read of them
+    silent = (now - max(last, leads_since)).total_seconds()
+    unreachable = settings.lease_s  # for so long its node may have been: its steps come once that is over
+    if silent <= STALL_FLOOR_S + unreachable:  # most jobs: no more is read of them
         return None
     usual, factor = repository.usual_step_s(session, job), (job.limits or {})["stall_factor"]
-    if usual is None or silent <= factor * usual:
+    if usual is None or silent <= factor * usual + unreachable:
         return None
     return f"limits.stall_factor: no step for {silent:.0f} s, and the limit is {factor:g} times {usual:.3g} s"
 

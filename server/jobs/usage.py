@@ -16,6 +16,7 @@ from server.errors import InvalidInputError
 from server.jobs.hours import MICROSECOND, Holding, holdings
 
 PERIOD = timedelta(days=30)
+LONGEST = timedelta(days=400)
 HOUR = timedelta(hours=1) // MICROSECOND
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell starts that a spreadsheet computes
 
@@ -32,18 +33,12 @@ def report(
 ) -> Usage:
     """What the `visible` projects held (None: all), the most first; of the last 30 days unless it is said.
 
-    Raises InvalidInputError: the period is empty.
+    Raises InvalidInputError: the period is empty or too long, or it begins before there are dates.
     """
-    now = database_now(session)
-    until = now if end is None else min(end, now)
-    since = until - PERIOD if start is None else start
-    if since >= until:
-        raise InvalidInputError.at("from", "is not before the end of the period", "Name an earlier time.")
-    seen = [
-        one
-        for one in holdings(session, since, until)
-        if (visible is None or one.project in visible) and project in (None, one.project)
-    ]
+    since, until = _period(start, end, database_now(session))
+    if project is not None:
+        visible = frozenset({project} if visible is None or project in visible else ())
+    seen = list(holdings(session, since, until, visible))
     rows = summed(seen, by, since, until)
     names = _names(session, by)
     named = [row.model_copy(update={"name": names.get(row.key, row.name)}) for row in rows]
@@ -56,6 +51,23 @@ def report(
         total=total,
         left_out=len(named) - len(named[:limit]),
     )
+
+
+def _period(start: datetime | None, end: datetime | None, now: datetime) -> tuple[datetime, datetime]:
+    until = now if end is None else min(end, now)
+    try:
+        since = until - PERIOD if start is None else start
+    except OverflowError:
+        raise InvalidInputError.at("to", "is too early", "Name a later time.") from None
+    if since >= until:
+        raise InvalidInputError.at("from", "is not before the end of the period", "Name an earlier time.")
+    if until - since > LONGEST:
+        raise InvalidInputError.at(
+            "from",
+            f"is more than {LONGEST.days} days before the end of the period",
+            "Ask for one year after another.",
+        )
+    return since, until
 
 
 def summed(held: Iterable[Holding], by: UsageBy, since: datetime, until: datetime) -> list[UsageRow]:

@@ -23,7 +23,7 @@ _CSV: dict[int | str, dict[str, Any]] = {
     200: {"description": "A line for each row.", "content": {"text/csv": {"schema": {"type": "string"}}}}
 }
 From = Annotated[
-    datetime | None, Query(alias="from", description="Not before; default: 30 days before `to`.")
+    datetime | None, Query(alias="from", description="Not before; default: 30 days before `to`, at most 400.")
 ]
 To = Annotated[datetime | None, Query(alias="to", description="Before; default: now.")]
 Limit = Annotated[int, Query(ge=1, le=10_000)]

@@ -171,7 +171,7 @@ def test_gpu_hours_as_a_table_with_its_csv(browser: TestClient, api: FakeApi) ->
     for said in ("12.35", "deleted", "job-z", "24.69"):
         assert said in words
     assert parse(page.text).one("a", id="csv").attributes["href"].startswith("/v1/usage.csv?by=job&")
-    for query in ("by=colour", "from=yesterday"):
+    for query in ("by=colour", "from=yesterday", "to=9999-12-31", "to=0001-01-01"):
         assert browser.get(f"/usage?{query}").status_code == 400
 
 

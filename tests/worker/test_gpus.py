@@ -1,6 +1,9 @@
 """GPUs as nvidia-smi shows them, and what makes one unhealthy. Its lines are written down here: no GPU."""
 
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +127,30 @@ def test_a_gpu_that_is_gone_and_a_driver_that_is_silent(
     assert "exit status 18" in caplog.text
     smi(prints(WELL, IDLE))
     assert [gpu.unhealthy for gpu in gpus.look()] == [None, None]
+
+
+def test_one_that_no_signal_ends_is_left_behind_and_none_is_started_beside_it(
+    smi: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(prints(WELL))
+    gpus = Gpus(tmp_path / "missing")
+    gpus.look()
+    pids = tmp_path / "pids"
+    smi(f"echo $$ >> {pids}; exec sleep 3")
+    monkeypatch.setattr(module, "LOOK_S", 0.2)
+    monkeypatch.setattr(module, "KILLED_S", 0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess.Popen, "kill", lambda _: None)  # as in an uninterruptible sleep
+        for _ in range(2):
+            assert [gpu.unhealthy for gpu in gpus.look()] == ["nvidia-smi gives no answer"]
+    while not (pids.exists() and pids.read_text()):
+        time.sleep(0.01)
+    (pid,) = pids.read_text().split()
+    os.kill(int(pid), signal.SIGKILL)
+    os.waitid(os.P_PID, int(pid), os.WEXITED | os.WNOWAIT)
+    smi(prints(WELL))
+    monkeypatch.setattr(module, "LOOK_S", 10.0)
+    assert [gpu.unhealthy for gpu in gpus.look()] == [None]
 
 
 def test_a_driver_that_lacks_fields_is_asked_for_fewer(smi: Callable[[str], None], tmp_path: Path) -> None:

@@ -25,7 +25,13 @@ from pydantic import TypeAdapter
 
 from powermean.children import TICK_S, last_words, start, wait
 from powermean.contracts.attempts import Claim, EngineStart, Finish
-from powermean.contracts.phases import SENDING_RECORDS, STARTING_ENGINE, STARTING_TRAINER
+from powermean.contracts.phases import (
+    AFTER_LAST_STEP,
+    SENDING_RECORDS,
+    STARTING_ENGINE,
+    STARTING_TRAINER,
+    read_step,
+)
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import first_full
 from powermean.node_client import AttemptClient
@@ -50,7 +56,7 @@ class Limits:
     partition_s: float = 900.0  # for a server that can't be reached
     prepare_s: float = 3600.0  # for the model to be ready
     grace_s: float = 10.0  # between SIGTERM and SIGKILL
-    order_s: float = 900.0  # for a trainer to checkpoint and exit, or to finish early
+    order_s: float = 900.0  # for a trainer to checkpoint and exit, or, once it trains, to finish early
     stall_s: float = 3600.0  # without a sign of progress
     stopping_s: float = 5.0  # for the last posts when the node stops
 
@@ -90,6 +96,7 @@ class Supervisor:
         self._logs: list[RedactedLog] = []
         self._stopping = False
         self._training = False  # before that there is nothing to save
+        self._in_steps = False  # the trainer has loaded its model
         self._ordered_at: float | None = None
         self._signs: tuple[object, ...] = ()  # of progress
         self._progress_at = time.monotonic()
@@ -199,11 +206,17 @@ class Supervisor:
             raise StopError("cancel")
         if self._heartbeat.order == "checkpoint_and_exit" and not self._training:
             raise StopError("not_begun")
-        if self._heartbeat.order != "continue":
+        finishing = self._heartbeat.order == "finish"
+        if self._heartbeat.order != "continue" and (not finishing or self._has_begun()):
             self._ordered_at = self._ordered_at or time.monotonic()
             if time.monotonic() - self._ordered_at > self._limits.order_s:
-                finishing = self._heartbeat.order == "finish"
                 raise StopError("finish_ignored" if finishing else "order_ignored")
+
+    def _has_begun(self) -> bool:
+        """Whether the trainer is in its steps. Until then models are loaded, and that has its own limits."""
+        phase = "" if self._in_steps or not self._training else self._attempt.phase("")
+        self._in_steps = self._in_steps or read_step(phase) is not None or phase in AFTER_LAST_STEP
+        return self._in_steps
 
     def _check_ours(self) -> None:
         if self._heartbeat.refused:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from powermean.contracts.job import JobSpec
-from powermean.contracts.limits import LimitSpec, StopRule, read_stop_rule
+from powermean.contracts.limits import MEASURED_LATER, LimitSpec, StopRule, read_stop_rule
 from powermean.contracts.metrics import METRICS
 from tests.support.service_driver import example_spec
 
-STEP_METRICS = sorted(name for name, info in METRICS.items() if info.level == "step")
+STEP_METRICS = sorted({name for name, info in METRICS.items() if info.level == "step"} - set(MEASURED_LATER))
 BOUNDS = st.floats(allow_nan=False, allow_infinity=False)
 SPACES = st.text(" \t", max_size=3)
 
@@ -62,6 +62,7 @@ def test_of_two_opposite_rules_exactly_one_holds(bound: float, value: float) -> 
         ("eval/reward >= 0.9 and more", "not a rule"),
         ("eval/rewards >= 0.9", "no metric of whole steps is called eval/rewards"),
         ("loss < 0.1", "no metric of whole steps is called loss"),
+        ("time/checkpoint > 60", "time/checkpoint is only measured after its step was judged"),
         ("eval/reward >= high", "high is not a number"),
         ("eval/reward >= inf", "inf is never reached"),
         ("eval/reward >= 0.9 for 0", "`for 0` must lie between 1 and 1000"),

@@ -101,15 +101,19 @@ def test_over_http_a_member_sees_their_own_and_the_window_is_bounded(service: Se
         assert error_of(refused)["fields"][0]["path"] == "since"
 
 
-def test_a_shared_engine_holds_its_gpu(service: ServiceDriver):
+@pytest.mark.parametrize(
+    ("projects", "to_ours"), [([], "smol"), (["ours", "theirs"], "smol"), (["theirs"], "of another project")]
+)
+def test_a_shared_engine_holds_its_gpu(service: ServiceDriver, projects: list[str], to_ours: str):
     seeded(service)
     with service.database.write() as session:
         engine = EngineService(
-            id="engine-1", name="smol", spec={}, state="ready", node="n1", gpu_uuids=["GPU-n1-1"],
-            created_by="per-ours", created_at=opened(session).now,
+            id="engine-1", name="smol", spec={"projects": projects}, state="ready", node="n1",
+            gpu_uuids=["GPU-n1-1"], created_by="per-ours", created_at=opened(session).now,
         )  # fmt: skip
         session.add(engine)
     assert [lane.engine for lane in shown(service).lanes[:2]] == [None, "smol"]
+    assert [lane.engine for lane in shown(service, frozenset({"ours"})).lanes[:2]] == [None, to_ours]
 
 
 def test_a_node_that_is_gone_keeps_its_past(service: ServiceDriver):

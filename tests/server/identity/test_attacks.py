@@ -81,6 +81,25 @@ def test_what_a_leaked_key_made_ends_with_it_if_wanted(service: ServiceDriver, p
     assert other.get("/v1/me").status_code == ada.get("/v1/me").status_code == 200
 
 
+def test_a_code_that_a_leaked_key_approved_makes_no_key_once_that_is_revoked(
+    service: ServiceDriver, projects
+):
+    ada = service.someone(project="ours")
+    leaked = key_of(service, ada)
+    browser = service.browser()
+    code = leaked.post("/v1/login-codes").json()["code"]
+    assert browser.post("/v1/sessions", json={"code": code}).status_code == 201
+    started = service.anyone.post("/v1/device-codes", json={"client": "x"}).json()
+    path = f"/v1/device-codes/{started['user_code']}/decision"
+    assert browser.post(path, json={"approve": True}).status_code == 200
+    leaked_id = leaked.get("/v1/me").json()["key_id"]
+    assert ada.delete(f"/v1/keys/{leaked_id}?cascade=true").status_code == 204
+    claimed = service.anyone.post("/v1/device-codes/claim", json={"device_code": started["device_code"]})
+    assert claimed.status_code == 401
+    alive = [one["id"] for one in ada.get("/v1/keys").json()["items"] if one["revoked_at"] is None]
+    assert alive == [ada.get("/v1/me").json()["key_id"]]
+
+
 def test_the_last_administrators_key_stays_also_among_others(service: ServiceDriver):
     mine = service.person.get("/v1/me").json()["key_id"]
     key_of(service, service.person, role="admin")

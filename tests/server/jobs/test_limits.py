@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import event, select
 
 from powermean.contracts.api import JobState
+from powermean.contracts.phases import EVALUATING, SAVING_MODEL, SENDING_RECORDS, in_step
+from server.cluster.scheduler import NEVER
 from server.db.models import Attempt, JobEvent
 from server.db.session import database_now
 from server.jobs import limits
@@ -18,8 +20,12 @@ HOUR_S = 3600.0
 
 
 def earlier(service: ServiceDriver, job_id: str, seconds: float) -> None:
-    """As if all that is known of the job's attempts and steps had happened so much earlier."""
+    """As if all that is known of the job's attempts and steps had happened so much earlier.
+
+    The scheduler led already then.
+    """
     by = timedelta(seconds=seconds)
+    service.scheduler.leads_since -= by
     with service.database.write() as session:
         for attempt in session.scalars(select(Attempt).where(Attempt.job_id == job_id)):
             for name in ("created_at", "claimed_at", "ended_at"):
@@ -167,7 +173,48 @@ def test_an_attempt_without_a_step_for_long_is_ended_and_tried_again(service: Se
 def test_short_steps_are_not_held_against_a_job_before_the_floor(service: ServiceDriver):
     attempt = limited(service, stall_factor=2.0)
     steps(attempt, 1, 2, seconds=0.1)
-    earlier(service, attempt.claim.job_id, STALL_FLOOR_S - 10)
+    earlier(service, attempt.claim.job_id, STALL_FLOOR_S + service.settings.lease_s - 10)
+    look(service)
+    assert order(attempt) == "continue"
+    earlier(service, attempt.claim.job_id, 20)
+    look(service)
+    assert order(attempt) == "cancel"
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [
+        (20, in_step(20, 20, EVALUATING)),
+        (4, SAVING_MODEL),  # it has reached a limit of its own
+        (4, SENDING_RECORDS),
+    ],
+)
+def test_no_step_is_expected_after_the_last_one(service: ServiceDriver, step: int, phase: str):
+    attempt = limited(service, stall_factor=2.0)
+    steps(attempt, step)
+    attempt.beat(phase)
+    earlier(service, attempt.claim.job_id, 1000)
+    look(service)
+    assert order(attempt) == "continue"
+
+
+def test_steps_that_nobody_could_be_told_of_are_not_missed(service: ServiceDriver):
+    attempt = limited(service, stall_factor=2.0)
+    steps(attempt, 1)
+    earlier(service, attempt.claim.job_id, 1000)
+    service.scheduler.stop()  # no server was there for so long
+    look(service)
+    assert order(attempt) == "continue"
+    earlier(service, attempt.claim.job_id, 1000)
+    look(service)
+    assert order(attempt) == "cancel"
+
+
+def test_a_node_may_have_been_unreachable_for_a_lease_before_it_sends_its_steps(service: ServiceDriver):
+    attempt = limited(service, stall_factor=10.0)
+    steps(attempt, 1)
+    limit = 10 * 100 + service.settings.lease_s
+    earlier(service, attempt.claim.job_id, limit - 10)
     look(service)
     assert order(attempt) == "continue"
     earlier(service, attempt.claim.job_id, 20)
@@ -186,13 +233,44 @@ def test_a_stalled_job_that_is_to_pause_pauses(service: ServiceDriver):
     assert service.job(job_id).state is JobState.PAUSED
 
 
+def test_a_stalled_job_that_is_to_pause_pauses_although_its_node_is_silent(service: ServiceDriver):
+    attempt = limited(service, stall_factor=2.0)
+    job_id = attempt.claim.job_id
+    steps(attempt, 1)
+    earlier(service, job_id, 1000)
+    look(service)
+    assert service.person.post(f"/v1/jobs/{job_id}/pause").status_code == 200
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+    assert service.job(job_id).state is JobState.PAUSED
+    assert service.person.post(f"/v1/jobs/{job_id}/resume").status_code == 200
+    assert service.job(job_id).state is JobState.QUEUED
+
+
+def test_what_is_left_of_many_jobs_takes_no_parameter_for_each(service: ServiceDriver):
+    attempt = limited(service, wall_hours=2.0)
+    job_id = attempt.claim.job_id
+    earlier(service, job_id, 0.5 * HOUR_S)
+    attempt.finish("failed", retryable=True, error={"code": "trainer_killed", "message": "killed"})
+    given: list[Any] = []
+    with service.database.read() as session:
+        session.connection()
+        event.listen(service.database.engine, "before_cursor_execute", lambda *asked: given.append(asked[3]))
+        alone = limits.wall_seconds(session, {job_id: {"wall_hours": 2.0}})
+        many = {f"job-{n}": {"wall_hours": 1.0} for n in range(1000)} | {job_id: {"wall_hours": 2.0}}
+        among = limits.wall_seconds(session, many)
+    assert alone[job_id] == among[job_id] == pytest.approx(1.5 * HOUR_S, abs=10)
+    assert (len(among), among["job-0"]) == (1001, HOUR_S)
+    assert max(len(parameters) for parameters in given) < 10
+
+
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_limits_are_looked_at_every_few_seconds_and_only_where_there_are_any(service: ServiceDriver):
     plain = service.running()
     asked: list[str] = []
     event.listen(service.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     with service.database.read() as session:
-        assert limits.reached(session, database_now(session)) == []
+        assert limits.reached(session, service.settings, NEVER, database_now(session)) == []
     assert len([one for one in asked if one.startswith("SELECT")]) == 1
     plain.finish("finished", result=example_result(plain.claim.job_id))
     attempt = limited(service, wall_hours=1.0)

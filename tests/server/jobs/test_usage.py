@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from powermean.contracts.sharing import Usage, UsageRow
 from server.db.models import Allocation, Attempt, Job, UsageRecord
 from server.jobs.allocations import Past
-from server.jobs.hours import Holding, merged
+from server.jobs.hours import Holding, holdings, merged
 from server.jobs.usage import HOUR, as_csv, report, summed
 from tests.support.sample_cluster import opened
 from tests.support.service_driver import ServiceDriver, error_of
@@ -141,7 +141,7 @@ def test_a_cpu_job_counts_slot_hours(service: ServiceDriver):
 
 def test_deleted_jobs_leave_their_hours(service: ServiceDriver):
     job_id, kept = finished(service), finished(service, 5, name="kept")
-    fixed = {"from": "2026-01-01T00:00:00Z"}
+    fixed = {"from": (datetime.now(UTC) - timedelta(days=3)).isoformat()}
     before = {by: used(service, by, **fixed) for by in ("person", "project", "job")}
     assert before["job"].total.gpu_hours == pytest.approx(14)
     assert service.person.delete(f"/v1/jobs/{job_id}").status_code == 204
@@ -183,12 +183,53 @@ def test_members_see_the_hours_of_their_projects_alone(service: ServiceDriver):
     assert member.get("/v1/usage?project=team-b").json()["total"]["jobs"] == 0
 
 
+def test_what_other_projects_held_is_not_read(service: ServiceDriver):
+    service.project("team-b")
+    gone = finished(service, project="team-b")
+    mine, theirs = finished(service), finished(service, project="team-b")
+    assert service.person.delete(f"/v1/jobs/{gone}").status_code == 204
+    sweep(service)
+    with service.database.read() as session:
+        period = opened(session).ago(days=1), opened(session).now
+        for projects, jobs in (
+            (None, {gone, mine, theirs}),
+            (frozenset({"default"}), {mine}),
+            (frozenset({"team-b"}), {gone, theirs}),
+            (frozenset(), set()),
+        ):
+            assert {one.job_id for one in holdings(session, *period, projects)} == jobs
+    assert used(service, "job", project="team-b").total.jobs == 2
+
+
+def test_a_job_that_is_deleted_between_two_queries_counts_once(service: ServiceDriver):
+    job_id = finished(service)
+    before = used(service).total
+    with service.database.write() as session:
+        end, owner = opened(session).ago(minutes=1), session.get_one(Job, job_id).created_by
+        session.add(
+            UsageRecord(
+                job_id=job_id, project="default", person_id=owner, gpus=2, cpu_slots=0,
+                started_at=end - timedelta(hours=2), ended_at=end,
+            )
+        )  # fmt: skip
+    assert used(service).total.gpu_hours == pytest.approx(before.gpu_hours)
+
+
 def test_periods_that_make_no_sense(service: ServiceDriver):
     for query in ("from=2999-01-01T00:00:00Z", "from=2026-02-01T00:00:00Z&to=2026-01-01T00:00:00Z"):
         answer = service.person.get(f"/v1/usage?{query}")
         assert answer.status_code == 422, answer.text
         assert error_of(answer)["fields"][0]["path"] == "from"
-    assert service.person.get("/v1/usage?from=0001-01-01T00:00:00%2B14:00").status_code == 422
+    for query, path in (
+        ("from=0001-01-01T00:00:00%2B14:00", "from"),
+        ("to=0001-01-20T00:00:00Z", "to"),  # thirty days before that there are no dates
+        ("from=2020-01-01T00:00:00Z&to=2022-01-01T00:00:00Z", "from"),
+    ):
+        answer = service.person.get(f"/v1/usage?{query}")
+        assert answer.status_code == 422, answer.text
+        assert error_of(answer)["fields"][0]["path"] == path
+    year = "from=2020-01-01T00:00:00Z&to=2021-01-01T00:00:00Z"
+    assert service.person.get(f"/v1/usage?{year}").status_code == 200
 
 
 def test_the_csv_has_the_rows_and_no_formula(service: ServiceDriver):

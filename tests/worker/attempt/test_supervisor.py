@@ -321,12 +321,34 @@ def test_who_ignores_the_order_is_ended_at_the_deadline(case: Case) -> None:
 @pytest.mark.slow
 def test_who_does_not_finish_early_in_time_fails_by_name(case: Case) -> None:
     case.limits |= {"order_s": 0.5}
-    case.start(STUBBORN)
+    case.start(f"import sys; open(sys.argv[1] + '/phase', 'w').write('step 3 of 20: sampling'); {STUBBORN}")
     until(lambda: len(case.running()) == 2)
     case.server.order = "finish"
     assert case.end() == 0
     end = case.server.finish
     assert (end["outcome"], end["error"]["code"], end["retryable"]) == ("failed", "finish_timed_out", False)
+
+
+@pytest.mark.slow
+def test_the_time_to_finish_early_begins_once_the_model_is_loaded(case: Case) -> None:
+    case.limits |= {"order_s": 0.5}
+    case.server.order = "finish"
+    load = "import time; open(sys.argv[1] + '/phase', 'w').write('loading the model'); time.sleep(1)"
+    case.start(
+        SPOOL + f"{load}; spool(1, 'finish', {FINISHED})", prepare=f"import time; time.sleep(1); {PREPARE}"
+    )
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_model_that_is_never_loaded_is_tried_again_also_if_it_should_finish(case: Case) -> None:
+    case.limits |= {"order_s": 0.1, "stall_s": 0.5}
+    case.server.order = "finish"
+    case.start()
+    assert case.end() == 0
+    end = case.server.finish
+    assert (end["error"]["code"], end["retryable"]) == ("trainer_stalled", True)
 
 
 @pytest.mark.slow
