@@ -1,6 +1,7 @@
 """What holds for every test: no socket leaves this machine, quick tests run first."""
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -71,6 +72,16 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # extensions tell of objects that they find alive at the process's end
+
+
+@pytest.fixture(autouse=True)
+def _no_log_after_the_test() -> Iterator[None]:
+    """Programs that a test runs in this process set logging up; later tests would read what they log."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if type(one) is logging.StreamHandler]:
+        root.removeHandler(handler)
+        root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session", autouse=True)
