@@ -55,7 +55,7 @@ def test_a_job_gives_way_to_one_of_higher_priority_and_takes_its_place_again(
     service.start()
     try:
         client = service.client
-        low = client.create_job(tiny_spec("tiny", training=TRAINING | {"steps": 10}) | {"priority": "low"}).id
+        low = client.create_job(tiny_spec("tiny", training=TRAINING | {"steps": 40}) | {"priority": "low"}).id
         service.at_step(low, 2)
         high = service.finished(client.create_job(tiny_spec("tiny") | {"priority": "high"}).id)
         job = service.finished(low)
@@ -66,7 +66,7 @@ def test_a_job_gives_way_to_one_of_higher_priority_and_takes_its_place_again(
         assert first.freed_at <= high.attempts[0].created_at < second.created_at
         assert len(high.attempts) == 1
         rows = metric_rows(client, low)  # fails on a row that is there twice
-        assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, 11))
+        assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, 41))
         assert second.first_step > 2
     finally:
         assert service.interrupt() == 130
