@@ -9,6 +9,7 @@ once a job waits plainly, each one of its shape behind it waits for the same rea
 """
 
 from collections.abc import Hashable, Iterable
+from math import inf
 
 from powermean.contracts.attempts import AllocationView
 from server.placement import engines, queue_order, reclaim
@@ -50,7 +51,8 @@ class _Planning:
         self.promised = _promises(state)
         self.impatient = self._impatient()
         self.reservations = 0
-        self.full: set[Ask] = set()  # known not to fit any more
+        self.too_long: dict[Ask, float] = {}  # from how many seconds on jobs don't fit any more
+        self.hopeless: dict[Ask, Wait] = {}  # why not, of those that can't start in this plan
         self.settled: dict[Hashable, tuple[float, Wait]] = {}  # why jobs of a shape wait that run for longer
 
     def place_engines(self) -> None:
@@ -78,7 +80,7 @@ class _Planning:
     def decide(self, job: WaitingJob, guaranteed: bool) -> None:
         """Start the job, have others give way to it, or note why it waits."""
         shape = self._shape(job, guaranteed)
-        seconds = float("inf") if job.seconds is None else job.seconds
+        seconds = _seconds(job)
         if shape is not None and (known := self.settled.get(shape)) and seconds >= known[0]:
             self.result.why[job.id] = known[1]
             return
@@ -86,13 +88,18 @@ class _Planning:
         found = tries if isinstance(tries, Wait) else self._find(job, tries, guaranteed)
         if isinstance(found, Start):
             self.result.starts.append(found)
-            self.ledger.add(job)
+            self._count(job)
             return
         self.result.why[job.id] = found
         if found.kept:
-            self.ledger.add(job)
+            self._count(job)
         elif shape is not None:
             self.settled[shape] = seconds, found
+
+    def _count(self, job: WaitingJob) -> None:
+        self.ledger.add(job)
+        if self.ledger.borrowed(job.project, job.uses_gpus):
+            self.victims.borrows(job.project, job.uses_gpus)
 
     def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
         """What would do for the job, the best first."""
@@ -134,7 +141,7 @@ class _Planning:
 
     def _start(self, job: WaitingJob, tries: list[_Try]) -> Start | None:
         for ask, engine in tries:
-            if ask in self.full:
+            if ask in self.too_long and _seconds(job) >= self.too_long[ask]:
                 continue
             possible = self.index.possible(ask)
             vacated = [node_id for node_id in self.promised.get(job.id, ()) if node_id in possible]
@@ -143,8 +150,7 @@ class _Planning:
                 chosen = chosen or best(ask, nodes, self.index, self.room, job.avoid, job.seconds)
             if chosen is not None:
                 return self._take(job, ask, chosen, engine)
-            if job.seconds is None:
-                self.full.add(ask)
+            self.too_long[ask] = _seconds(job)
         return None
 
     def _take(self, job: WaitingJob, ask: Ask, nodes: Iterable[str], engine: SharedEngine | None) -> Start:
@@ -190,7 +196,9 @@ class _Planning:
                 nodes, stopped = found
                 self.victims.stop(stopped)
                 self.result.stops += reclaim.orders(job, stopped)
-                return self._keep(job, nodes, ask, engine)
+                kept = self._keep(job, nodes, ask, engine)
+                self.victims.left_over(stopped)
+                return kept
         return None
 
     def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
@@ -222,8 +230,16 @@ class _Planning:
 
     def _plainly(self, job: WaitingJob, tries: list[_Try]) -> Wait:
         ask = tries[0][0]
-        possible = frozenset(self.index.possible(ask))
-        there = [node for node in self.state.nodes if node.id in possible]
+        if ask not in self.hopeless:
+            wait = self._look_for_room(ask)
+            if wait is None:
+                return Wait("behind", "waiting behind earlier jobs")
+            self.hopeless[ask] = wait
+        return self.hopeless[ask]
+
+    def _look_for_room(self, ask: Ask) -> Wait | None:
+        """What is in the way, and will be for the rest of the plan; None: nothing but what is kept for others."""
+        there = [self.index.nodes[node_id] for node_id in self.index.possible(ask)]
         closed = ", ".join(node.closed for node in there if node.closed)
         if all(node.full_disk or node.closed for node in there):
             if closed:
@@ -231,10 +247,8 @@ class _Planning:
             return Wait(
                 "disk", f"waiting for room: the disk of {there[0].full_disk} on {there[0].id} is full"
             )
-        free = [self.index.free(ask, node_id, self.room) for node_id in possible]
-        if sum(count >= ask.amount for count in free) >= ask.nodes:
-            return Wait("behind", "waiting behind earlier jobs")
-        return Wait("busy", _busy(ask))
+        fitting = sum(self.index.free(ask, node.id, self.room) >= ask.amount for node in there)
+        return None if fitting >= ask.nodes else Wait("busy", _busy(ask))
 
     def _impatient(self) -> dict[tuple[str, bool], WaitingJob]:
         """By project and resource: the job that its project's limit has held back for too long."""
@@ -293,6 +307,10 @@ def _promises(state: ClusterState) -> dict[str, tuple[str, ...]]:
         if made_for is not None and made_for.queued_at <= left.queued_at:  # it has not run since
             found.setdefault(made_for.id, set()).update(left.left)
     return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
+
+
+def _seconds(job: WaitingJob) -> float:
+    return inf if job.seconds is None else job.seconds
 
 
 def _amount(count: int, job: WaitingJob) -> str:

@@ -5,13 +5,17 @@ What is lost is the work since a job's last checkpoint, so the plan stops those 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
+from math import inf
 
 from server.placement.fit import Ask, Index
 from server.placement.queue_order import Place, place_of
 from server.placement.quotas import Ledger
 from server.placement.room import Room
 from server.placement.state import ClusterState, Rules, RunningJob, Stop, WaitingJob
+
+_Price = tuple[float, int, str]
 
 
 def cost(job: RunningJob, now: float) -> float:
@@ -27,8 +31,8 @@ def may_be_stopped(job: RunningJob, rules: Rules, now: float) -> bool:
 class Victims:
     """The running jobs that could give way, the cheapest first.
 
-    In the course of a plan there is ever less to be had on a node, but for what stops leave over. So each
-    kind of request keeps its nodes in a heap by what they cost when last looked at, and looks at the first.
+    In the course of a plan room costs ever more, but for what stops leave over and what is borrowed anew. So
+    each kind of request keeps its nodes in a heap by the least that they can cost, and looks at the first.
     """
 
     def __init__(
@@ -37,19 +41,22 @@ class Victims:
         self._index, self._room, self._ledger = index, room, ledger
         self._place, self._rules = place, state.rules
         self._on: dict[tuple[str, bool], list[RunningJob]] = defaultdict(list)
-        self._lowest: dict[tuple[str, bool], int] = {}  # priority, by project
+        self._values: dict[tuple[str, bool], Counter[int]] = defaultdict(Counter)  # priorities, by project
         self._most: Counter[tuple[str, bool, str | None]] = Counter()  # on a node, of a project or (None) all
+        self._rate: dict[tuple[str, bool, str | None], float] = {}  # the least that one of those costs
         stoppable = [job for job in state.running if may_be_stopped(job, state.rules, state.now)]
         self._cost = {job.id: cost(job, state.now) for job in stoppable}
         for job in sorted(stoppable, key=lambda job: (self._cost[job.id], job.id)):
-            key = job.project, job.uses_gpus
-            self._lowest[key] = min(job.value, self._lowest.get(key, job.value))
-            for node_id in {node_id for node_id, _ in job.holds}:
-                self._on[node_id, job.uses_gpus].append(job)
-                for project in (job.project, None):
-                    self._most[node_id, job.uses_gpus, project] += job.on(node_id)
-        self._stopped: set[str] = set()
-        self._heaps: dict[Hashable, list[tuple[float, int, str]]] = {}
+            self._values[job.project, job.uses_gpus][job.value] += 1
+            for node_id, amount in job.leaves.items():
+                if amount:
+                    self._on[node_id, job.uses_gpus].append(job)
+                    for project in (job.project, None):
+                        key = node_id, job.uses_gpus, project
+                        self._most[key] += amount
+                        self._rate[key] = min(self._cost[job.id] / amount, self._rate.get(key, inf))
+        self._heaps: dict[Hashable, _Heap] = {}
+        self._cheaper: list[str] = []  # nodes that may cost less than before, the last one last
 
     def find(
         self, job: WaitingJob, ask: Ask, guaranteed: bool
@@ -66,17 +73,32 @@ class Victims:
     def stop(self, stopped: Iterable[RunningJob]) -> None:
         """These give way, and what they hold is about to be free."""
         for job in stopped:
-            self._stopped.add(job.id)
+            self._values[job.project, job.uses_gpus][job.value] -= 1
+            for node_id, amount in job.leaves.items():
+                if amount:
+                    self._on[node_id, job.uses_gpus].remove(job)
+                    self._most[node_id, job.uses_gpus, job.project] -= amount
+                    self._most[node_id, job.uses_gpus, None] -= amount
             self._room.release(job)
             self._ledger.remove(job)
-            for heap in self._heaps.values():
-                for node_id, _ in job.holds:
-                    heappush(heap, (0.0, 0, node_id))  # it may cost less now: look again
+
+    def left_over(self, stopped: Iterable[RunningJob]) -> None:
+        """Enough was kept of what these leave: where more of it is left, room may cost less now."""
+        for job in stopped:
+            self._cheaper += [
+                node_id for node_id, _ in job.holds if self._room.promised(node_id, job.uses_gpus)
+            ]
+
+    def borrows(self, project: str, gpus: bool) -> None:
+        """The project has borrowed more, so more may be taken back from it."""
+        self._cheaper += [
+            node_id for node_id, of_gpus, whose in self._most if (of_gpus, whose) == (gpus, project)
+        ]
 
     def _has_lower(self, job: WaitingJob) -> bool:
         """Whether the job's project runs any of lower priority."""
-        lowest = self._lowest.get((job.project, job.uses_gpus))
-        return lowest is not None and lowest < job.value
+        values = self._values.get((job.project, job.uses_gpus), {})
+        return any(value < job.value and count for value, count in values.items())
 
     def _first(
         self, job: WaitingJob, ask: Ask, guaranteed: bool, own: Hashable
@@ -84,17 +106,8 @@ class Victims:
         """The node that costs least. `own`: what sets the job apart from those of other projects."""
         key = ask, guaranteed, own
         if key not in self._heaps:
-            whose = None if guaranteed else job.project
-            nodes = [
-                node_id
-                for node_id in self._index.possible(ask)
-                if (most := self._most[node_id, job.uses_gpus, whose])
-                and most + self._room.promised(node_id, job.uses_gpus) >= ask.amount
-            ]
-            offers = ((node_id, self._offer(job, ask, node_id, guaranteed)) for node_id in nodes)
-            self._heaps[key] = [self._price(node_id, offer) for node_id, offer in offers if offer]
-            heapify(self._heaps[key])
-        heap = self._heaps[key]
+            self._heaps[key] = self._heap(ask, None if guaranteed else job.project)
+        heap = self._heaps[key].up_to_date(self._cheaper)
         while heap:
             node_id = heap[0][-1]
             offer = self._offer(job, ask, node_id, guaranteed)
@@ -105,6 +118,18 @@ class Victims:
             else:
                 heapreplace(heap, price)
         return None
+
+    def _heap(self, ask: Ask, whose: str | None) -> "_Heap":
+        """The nodes on which enough could be stopped, by the least that it could cost."""
+        prices, gpus = [], ask.uses_gpus
+        nodes = self._index.possible(ask)
+        for node_id in nodes:
+            if most := self._most.get((node_id, gpus, whose)):
+                missing = ask.amount - self._room.promised(node_id, gpus)
+                if 0 < missing <= most:
+                    prices.append((missing * self._rate[node_id, gpus, whose], 1, node_id))
+        heapify(prices)
+        return _Heap(prices, frozenset(nodes), len(self._cheaper))
 
     def _one_by_one(
         self, job: WaitingJob, ask: Ask, guaranteed: bool, over: int
@@ -127,7 +152,7 @@ class Victims:
             over = max(0, over - sum(one.amount for one in offer if one.project == job.project))
         return (tuple(nodes), chosen) if chosen and not over else None
 
-    def _price(self, node_id: str, offer: Sequence[RunningJob]) -> tuple[float, int, str]:
+    def _price(self, node_id: str, offer: Sequence[RunningJob]) -> _Price:
         return sum(self._cost[one.id] for one in offer), len(offer), node_id
 
     def _offer(
@@ -168,7 +193,7 @@ class Victims:
         left: dict[str, int] = {}
         found: list[RunningJob] = []
         for one in self._on.get((node_id, job.uses_gpus), ()):
-            if one.id in self._stopped or one in chosen or not one.on(node_id):
+            if one in chosen:
                 continue
             if one.project == job.project:
                 if one.value < job.value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
@@ -183,6 +208,21 @@ class Victims:
                 found.append(one)
                 left[one.project] -= one.amount
         return found
+
+
+@dataclass
+class _Heap:
+    """The nodes for a kind of request by the least that room costs there: (cost, jobs, node)."""
+
+    prices: list[_Price]
+    nodes: frozenset[str]  # that can hold it
+    seen: int  # of those that became cheaper
+
+    def up_to_date(self, cheaper: Sequence[str]) -> list[_Price]:
+        for node_id in self.nodes.intersection(cheaper[self.seen :]):
+            heappush(self.prices, (0.0, 0, node_id))
+        self.seen = len(cheaper)
+        return self.prices
 
 
 def cheapest(

@@ -95,13 +95,17 @@ class RunningJob:
     def amount(self) -> int:
         return sum(len(gpus) for _, gpus in self.holds) or 1
 
+    @cached_property
+    def leaves(self) -> dict[str, int]:
+        """By node: GPUs that others could use after it, or the CPU slot."""
+        found: dict[str, int] = {}
+        for node_id, gpus in self.holds:
+            count = sum(gpu not in self.ill for gpu in gpus) if gpus else 1
+            found[node_id] = found.get(node_id, 0) + count
+        return found
+
     def on(self, node_id: str) -> int:
-        """GPUs that others could use after it, or the CPU slot, on this node."""
-        return sum(
-            sum(gpu not in self.ill for gpu in gpus) if gpus else 1
-            for held, gpus in self.holds
-            if held == node_id
-        )
+        return self.leaves.get(node_id, 0)
 
 
 @dataclass(frozen=True)

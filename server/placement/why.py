@@ -7,6 +7,7 @@ get the sentence without names.
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from server.placement import queue_order
 from server.placement.estimate import BASIS, starts
@@ -53,6 +54,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
     waiting = [job for job in order if job.id in plan.why]
     times = starts(state, plan, order)
     index, ledger, free = Index(state.nodes), _ledger(state, plan), _free(state, plan)
+    nearest = cache(lambda ask: _nodes(ask, index, free))
     owners = _owners(waiting, ledger, plan)
     found: dict[str, Why] = {}
     before = {True: _Before(), False: _Before()}
@@ -61,7 +63,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
         ahead = before[job.uses_gpus]
         parts = [_need(job, wait)]
         if wait.kind in ("busy", "reserved", "behind"):
-            parts += _nodes(own_engine(job), index, free)
+            parts += nearest(own_engine(job))
             parts += _kept(wait)
             parts += [_goes_first(project) for project in owners if project != job.project][:NAMED]
             parts += _ahead(ahead, job)

@@ -8,47 +8,16 @@ import pytest
 
 from powermean.contracts.attempts import GpuInfo
 from server.jobs.demand import AdapterNeed
-from server.placement.plan import plan
 from server.placement.state import (
-    ClusterState,
     NodeCapacity,
-    Plan,
     Rules,
     RunningJob,
     Share,
     SharedEngine,
     WaitingEngine,
-    WaitingJob,
 )
 from server.placement.why import explain
-
-HOUR = 3600.0
-
-
-def node(node_id: str, gpus: int = 8, free: int | None = None, **more: Any) -> NodeCapacity:
-    uuids = tuple(f"{node_id}-{number}" for number in range(gpus))
-    return NodeCapacity(node_id, 0, gpus, 0, uuids[gpus - (gpus if free is None else free) :], **more)
-
-
-def runs(job_id: str, project: str, on: str, gpus: tuple[int, ...], **more: Any) -> RunningJob:
-    return RunningJob(job_id, project, ((on, tuple(f"{on}-{number}" for number in gpus)),), **more)
-
-
-def planned(nodes: list[NodeCapacity], waiting: list[WaitingJob], **more: Any) -> tuple[ClusterState, Plan]:
-    state = ClusterState(nodes, waiting, **({"now": 10 * HOUR} | more))
-    return state, plan(state)
-
-
-def started(made: Plan) -> list[str]:
-    return [start.job_id for start in made.starts]
-
-
-def stopped(made: Plan) -> list[str]:
-    return [stop.job_id for stop in made.stops]
-
-
-def job(job_id: str, gpus: int = 1, project: str = "a", **more: Any) -> WaitingJob:
-    return WaitingJob(job_id, gpus, project=project, **more)
+from tests.support.clusters import HOUR, job, node, planned, runs, started, stopped
 
 
 def test_a_quota_goes_before_borrowers_however_long_they_wait():
@@ -143,6 +112,13 @@ def test_small_jobs_fill_what_is_kept_for_a_large_one_if_they_end_before():
     assert made.why["large"].at == 12 * HOUR
     assert sorted(started(made)) == ["long", "short"]  # two GPUs are left over when the large job starts
     assert made.why["unknown"].kind == "behind"
+
+
+def test_a_job_of_unknown_length_that_does_not_fit_holds_up_no_short_one():
+    running = [runs("r", "b", "n", (0, 1, 2, 3), ends_at=12 * HOUR)]
+    waiting = [job("large", 8), job("endless", queued_at=1.0), job("short", queued_at=2.0, seconds=HOUR)]
+    _, made = planned([node("n", 8, 4)], waiting, running=running)
+    assert started(made) == ["short"]
 
 
 def test_nobody_fills_what_is_kept_where_no_end_is_known():
