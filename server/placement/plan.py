@@ -150,7 +150,7 @@ class _Planning:
                 chosen = chosen or best(ask, nodes, self.index, self.room, job.avoid, job.seconds)
             if chosen is not None:
                 return self._take(job, ask, chosen, engine)
-            self.too_long[ask] = _seconds(job)
+            self.too_long[ask] = _seconds(job) if self.room.reserved else 0.0
         return None
 
     def _take(self, job: WaitingJob, ask: Ask, nodes: Iterable[str], engine: SharedEngine | None) -> Start:
@@ -171,10 +171,7 @@ class _Planning:
 
     def _keep_what_is_coming(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
         """Others were told to give way already: keep what they leave, with what is free beside it."""
-        soon = {
-            node_id for (node_id, gpus), count in self.room.coming.items() if count and gpus == job.uses_gpus
-        }
-        if not soon:
+        if not (soon := self.room.nodes_with_coming[job.uses_gpus]):
             return None
         for ask, engine in tries:
             possible = self.index.possible(ask)

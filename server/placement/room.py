@@ -26,6 +26,7 @@ class Room:
         self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
         self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
         self.coming: Counter[tuple[str, bool]] = Counter()  # by node, and whether they are GPUs
+        self.nodes_with_coming: dict[bool, set[str]] = {True: set(), False: set()}
         self._open = {node.id for node in state.nodes if not (node.closed or node.full_disk)}
         for job in state.running:
             if job.stopping:
@@ -37,7 +38,9 @@ class Room:
     def release(self, job: RunningJob) -> None:
         """What a job that gives way holds is about to be free, but for nodes that take nothing new."""
         for node_id in {node_id for node_id, _ in job.holds} & self._open:
-            self.coming[node_id, job.uses_gpus] += job.on(node_id)
+            if leaves := job.on(node_id):
+                self.coming[node_id, job.uses_gpus] += leaves
+                self.nodes_with_coming[job.uses_gpus].add(node_id)
 
     def hold(self, node_id: str, gpus: int) -> None:
         """So many GPUs of the node, as far as they are free, are for something that waits for the rest."""
@@ -76,6 +79,8 @@ class Room:
         """For a job that others give way to: what is about to be free, and what it lacks of what is free."""
         soon = min(amount, self.coming[node_id, gpus])
         self.coming[node_id, gpus] -= soon
+        if not self.coming[node_id, gpus]:
+            self.nodes_with_coming[gpus].discard(node_id)
         if gpus:
             left = len(self.gpus[node_id]) - (amount - soon)
             del self.gpus[node_id][max(0, left) :]
