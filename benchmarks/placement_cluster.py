@@ -33,7 +33,7 @@ class Work:
     preemptions: int = 0
     lost_gpu_s: float = 0.0
     stopped_for: str | None = None
-    left: tuple[str, ...] = ()
+    promised: tuple[str, ...] = ()
 
     @property
     def amount(self) -> int:
@@ -49,8 +49,7 @@ class Work:
             value=self.value,
             queued_at=self.queued_at,
             first_queued_at=self.submitted_at if self.preemptions else None,
-            made_way_for=self.stopped_for,
-            left=self.left,
+            promised=self.promised,
             seconds=None if self.estimate is None else self.estimate - self.done,
         )
 
@@ -139,7 +138,7 @@ class Cluster:
         for start in plan.starts:
             work = self.waiting.pop(start.job_id)
             work.waited += self.now - work.queued_at
-            work.stopped_for, work.left = None, ()
+            work.stopped_for, work.promised = None, ()
             holds: dict[str, tuple[str, ...]] = {}
             for part in start.allocations:
                 holds[part.node_id] = tuple(dict.fromkeys((*holds.get(part.node_id, ()), *part.gpu_uuids)))
@@ -149,6 +148,8 @@ class Cluster:
             one = self.running[stop.job_id]
             one.stopping_since = self.now
             one.work.stopped_for = stop.made_for
+            made_for = self.waiting[stop.made_for]
+            made_for.promised = tuple(dict.fromkeys([*made_for.promised, *(node for node, _ in one.holds)]))
 
     def finish(self, job_id: str) -> Work:
         one = self.running.pop(job_id)
@@ -164,9 +165,6 @@ class Cluster:
         work.queued_at = self.now
         if one.stopping_since is not None:
             work.preemptions += 1
-            work.left = tuple(node_id for node_id, _ in one.holds)
-        else:
-            work.stopped_for = None
         self.waiting[work.id] = work
 
     def _hold(self, holds: Iterable[tuple[str, tuple[str, ...]]], held: bool) -> None:

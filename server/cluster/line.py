@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
@@ -116,6 +116,7 @@ def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int])
         query = query.where(Job.id.in_(job_ids))
     rows = session.execute(query.order_by(Job.id)).all()
     last = _last_attempts(session) if any(row.attempt for row in rows) else {}
+    promised = _promised(session, job_ids)
     may_run = limits.wall_seconds(session, {row.id: row.limits for row in rows})
     found: dict[str, Queued] = {}
     for row in rows:
@@ -127,8 +128,7 @@ def _read(session: Session, job_ids: set[str] | None, values: Mapping[str, int])
             value=values.get(row.priority, 0),
             queued_at=(row.queued_at or row.created_at).timestamp(),
             first_queued_at=row.created_at.timestamp() if before.sent_away else None,
-            made_way_for=before.made_way_for,
-            left=before.left,
+            promised=promised.get(row.id, ()),
             seconds=may_run.get(row.id),
         )
         found[row.id] = Queued(job, row.phase, row.not_before)
@@ -139,9 +139,7 @@ class _LastAttempt(NamedTuple):
     """What a queued job's last attempt means for the next one."""
 
     lapsed_on: frozenset[str] = NOBODY  # nodes
-    made_way_for: str | None = None
     sent_away: bool = False  # it gave way, or its node drained: the job returns to its old place
-    left: tuple[str, ...] = ()  # nodes
 
 
 _NO_ATTEMPT = _LastAttempt()
@@ -151,16 +149,33 @@ _SENT_AWAY = ("preempted", "drained")
 def _last_attempts(session: Session) -> dict[str, _LastAttempt]:
     """Queued jobs' last attempts that lapsed or were sent away, by job."""
     query = (
-        select(Job.id, Attempt.state, Attempt.order_cause, Attempt.made_way_for, Allocation.node_id)
+        select(Job.id, Attempt.state, Attempt.order_cause, Allocation.node_id)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .join(Allocation, Allocation.attempt_id == Attempt.id)
         .where(Job.state == JobState.QUEUED, Job.attempt > 0)
         .where((Attempt.state == "lapsed") | Attempt.order_cause.in_(_SENT_AWAY))
-        .order_by(Allocation.id)
     )
     found: dict[str, _LastAttempt] = {}
-    for job_id, state, cause, made_way_for, node_id in session.execute(query):
-        nodes = tuple(dict.fromkeys((*found.get(job_id, _NO_ATTEMPT).left, node_id)))
-        lapsed = frozenset(nodes) if state == "lapsed" else NOBODY
-        found[job_id] = _LastAttempt(lapsed, made_way_for, cause in _SENT_AWAY, nodes)
+    for job_id, state, cause, node_id in session.execute(query):
+        nodes = found.get(job_id, _NO_ATTEMPT).lapsed_on | {node_id}
+        found[job_id] = _LastAttempt(nodes if state == "lapsed" else NOBODY, cause in _SENT_AWAY)
+    return found
+
+
+def _promised(session: Session, job_ids: set[str] | None) -> dict[str, tuple[str, ...]]:
+    """The nodes on which others were told to give way to queued jobs, by job. It holds until the job starts,
+    whatever becomes of those others."""
+    query = (
+        select(Job.id, Allocation.node_id)
+        .join(Attempt, Attempt.made_way_for == Job.id)
+        .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .where(Job.state == JobState.QUEUED, Allocation.engine_id.is_(None))
+        .where(Attempt.ordered_at >= func.coalesce(Job.queued_at, Job.created_at))
+        .order_by(Allocation.id)
+    )
+    if job_ids is not None:
+        query = query.where(Job.id.in_(job_ids))
+    found: dict[str, tuple[str, ...]] = {}
+    for job_id, node_id in session.execute(query):
+        found[job_id] = tuple(dict.fromkeys((*found.get(job_id, ()), node_id)))
     return found

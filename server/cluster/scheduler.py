@@ -210,6 +210,7 @@ class Scheduler:
             with self._leading() as session:
                 engines.place(session, made.placements, made.engines_why)
         for stops in _batches(made.stops, STARTS_AT_ONCE):
+            self.line.recheck(stop.made_for for stop in stops)
             with self._leading() as session:
                 self._stop(session, stops)
         for starts in _batches(made.starts, STARTS_AT_ONCE):

@@ -33,7 +33,7 @@ _Try = tuple[Ask, SharedEngine | None]
 def plan(state: ClusterState) -> Plan:
     """What to start, what to stop, and why the others wait. Never allocates anything twice."""
     planning = _Planning(state)
-    for job in planning.others_made_way_for():
+    for job in queue_order.promised_first(state.waiting):
         planning.decide(job, planning.ledger.is_guaranteed(job))
     planning.place_engines()
     for job, guaranteed in planning.in_order():
@@ -48,8 +48,8 @@ class _Planning:
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
         self.place = queue_order.places(state.waiting, state.rules)
         self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
-        self.promised = _promises(state)
         self.impatient = self._impatient()
+        self.placed: set[str] = set()  # they start, or have a place kept
         self.reservations = 0
         self.too_long: dict[Ask, float] = {}  # from how many seconds on jobs don't fit any more
         self.hopeless: dict[Ask, Wait] = {}  # why not, of those that can't start in this plan
@@ -63,14 +63,9 @@ class _Planning:
             else:
                 self.result.engines_why[engine.id] = placed
 
-    def others_made_way_for(self) -> list[WaitingJob]:
-        """The jobs for which others gave way, or are about to, in order of their waiting."""
-        found = [job for job in self.state.waiting if job.id in self.promised]
-        return sorted(found, key=lambda job: (job.queued_at, job.id))
-
     def in_order(self) -> Iterable[tuple[WaitingJob, bool]]:
         """The other waiting jobs, each with whether its project's quota covers it."""
-        others = [job for job in self.state.waiting if job.id not in self.promised]
+        others = [job for job in self.state.waiting if not job.promised]
         lines = queue_order.by_project(others, self.place)
         for job in queue_order.guaranteed_first(lines, self.ledger, self._passes):
             yield job, True
@@ -98,6 +93,7 @@ class _Planning:
 
     def _count(self, job: WaitingJob) -> None:
         self.ledger.add(job)
+        self.placed.add(job.id)
         if self.ledger.borrowed(job.project, job.uses_gpus):
             self.victims.borrows(job.project, job.uses_gpus)
 
@@ -127,33 +123,36 @@ class _Planning:
                 "limit", f"its project may have {_amount(limit or 0, job)}, and the job needs {job.amount}"
             )
         if self._is_barred(job):
-            return Wait("behind", "waiting behind an earlier job, which its project's limit holds back")
+            return Wait("behind", "waiting behind an earlier job, for which its project has too little left")
         over = self.ledger.over_limit(job)
-        if not over and (start := self._start(job, tries)):
+        must_wait = self.ledger.waits_for_leavers(job)
+        if not must_wait and (start := self._start(job, tries)):
             return start
         return (
             (not over and self._keep_what_is_coming(job, tries))
+            or (not over and must_wait and self._start(job, tries, and_wait=True))
             or self._make_way(job, tries, guaranteed)
             or (over and self._limited(job))
             or self._reserve(job, tries)
             or self._plainly(job, tries)
         )
 
-    def _start(self, job: WaitingJob, tries: list[_Try]) -> Start | None:
+    def _start(self, job: WaitingJob, tries: list[_Try], and_wait: bool = False) -> Start | Wait | None:
+        """What is free for the job, kept for it if it has to wait."""
         for ask, engine in tries:
             if ask in self.too_long and _seconds(job) >= self.too_long[ask]:
                 continue
             possible = self.index.possible(ask)
-            vacated = [node_id for node_id in self.promised.get(job.id, ()) if node_id in possible]
+            vacated = [node_id for node_id in job.promised if node_id in possible]
             chosen = None
             for nodes in (vacated, possible) if vacated else (possible,):
                 chosen = chosen or best(ask, nodes, self.index, self.room, job.avoid, job.seconds)
             if chosen is not None:
-                return self._take(job, ask, chosen, engine)
+                return (self._keep if and_wait else self._take)(job, chosen, ask, engine)
             self.too_long[ask] = _seconds(job) if self.room.reserved else 0.0
         return None
 
-    def _take(self, job: WaitingJob, ask: Ask, nodes: Iterable[str], engine: SharedEngine | None) -> Start:
+    def _take(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Start:
         parts: list[AllocationView] = []
         for node_id in nodes:
             taken = self.room.take(
@@ -176,7 +175,7 @@ class _Planning:
         for ask, engine in tries:
             possible = self.index.possible(ask)
             fitting = [
-                (node_id not in self.promised.get(job.id, ()), room, node_id)
+                (node_id not in job.promised, room, node_id)
                 for node_id in (possible if ask.nodes > 1 else soon.intersection(possible))
                 if (room := self.index.promised(ask, node_id, self.room)) >= ask.amount
             ]
@@ -235,7 +234,7 @@ class _Planning:
         return self.hopeless[ask]
 
     def _look_for_room(self, ask: Ask) -> Wait | None:
-        """What is in the way, and will be for the rest of the plan; None: nothing but what is kept for others."""
+        """What is in the way for the rest of the plan; None: nothing but what is kept for others."""
         there = [self.index.nodes[node_id] for node_id in self.index.possible(ask)]
         closed = ", ".join(node.closed for node in there if node.closed)
         if all(node.full_disk or node.closed for node in there):
@@ -248,16 +247,19 @@ class _Planning:
         return None if fitting >= ask.nodes else Wait("busy", _busy(ask))
 
     def _impatient(self) -> dict[tuple[str, bool], WaitingJob]:
-        """By project and resource: the job that its project's limit has held back for too long."""
-        found: dict[tuple[str, bool], WaitingJob] = {}
+        """By project and resource: the largest job that has waited for too long as its project uses too much.
+
+        Those behind it let it by, and of those before it there are only so many.
+        """
+        found: dict[tuple[str, bool], tuple[tuple[int, queue_order.Place], WaitingJob]] = {}
         longest = self.state.now - self.state.rules.patience_s
         for job in self.state.waiting:
             if job.queued_at <= longest and self.ledger.is_tight(job):
                 key = job.project, job.uses_gpus
-                sooner = key not in found or self.place[job.id] < self.place[found[key].id]
-                if sooner and self._has_somewhere(job):
-                    found[key] = job
-        return found
+                weight = -job.amount, self.place[job.id]
+                if (key not in found or weight < found[key][0]) and self._has_somewhere(job):
+                    found[key] = weight, job
+        return {key: job for key, (_, job) in found.items()}
 
     def _has_somewhere(self, job: WaitingJob) -> bool:
         """Whether anything but what others use keeps the job from running."""
@@ -273,12 +275,22 @@ class _Planning:
         return first is not None and self.place[job.id] > self.place[first.id]
 
     def _is_barred(self, job: WaitingJob) -> bool:
-        """Whether the job is behind one that needs its project to use less."""
-        return self._passes(job) and self.ledger.over_limit(self.impatient[job.project, job.uses_gpus]) > 0
+        """Whether the job is behind one that needs its project to use less, or would take its part."""
+        if not self._passes(job):
+            return False
+        first = self.impatient[job.project, job.uses_gpus]
+        if first.id in self.placed:
+            return first.amount <= self._quota(first) and not self.ledger.is_guaranteed(job)
+        return self.ledger.over_limit(first) > 0 or (
+            first.amount <= self._quota(first) and not self.ledger.is_guaranteed(first)
+        )
+
+    def _quota(self, job: WaitingJob) -> int:
+        return self.ledger.share(job.project).quota(job.uses_gpus)
 
     def _shape(self, job: WaitingJob, guaranteed: bool) -> Hashable:
         """Equal for jobs that wait for the same reason; None for one whose reason is its own."""
-        if job.id in self.promised or job.id in self.catalogue.has_slot:
+        if job.promised or job.id in self.catalogue.has_slot:
             return None
         kind: tuple[Hashable, ...] = (
             *(job.project, job.value, guaranteed, job.gpus, job.rollout_gpus, job.nodes, job.vllm),
@@ -290,20 +302,6 @@ class _Planning:
         if job.adapter.required and not serving:
             return None  # the reason names its rank or its tokens
         return *kind, job.adapter.required, tuple(engine.id for engine in serving)
-
-
-def _promises(state: ClusterState) -> dict[str, tuple[str, ...]]:
-    """The nodes on which others give way, or gave way a moment ago, by the job for which they did."""
-    waiting = {job.id: job for job in state.waiting}
-    found: dict[str, set[str]] = {}
-    for job in state.running:
-        if job.stopping and job.stops_for in waiting:
-            found.setdefault(job.stops_for or "", set()).update(node_id for node_id, _ in job.holds)
-    for left in state.waiting:
-        made_for = waiting.get(left.made_way_for or "")
-        if made_for is not None and made_for.queued_at <= left.queued_at:  # it has not run since
-            found.setdefault(made_for.id, set()).update(left.left)
-    return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
 
 
 def _seconds(job: WaitingJob) -> float:

@@ -48,6 +48,11 @@ def place_of(job: WaitingJob | RunningJob, queued_at: float, rules: Rules) -> Pl
     return queued_at - rules.point_s * job.value, job.id
 
 
+def promised_first(waiting: Iterable[WaitingJob]) -> list[WaitingJob]:
+    """The jobs for which others gave way, or are about to, in order of their waiting: before all others."""
+    return sorted((job for job in waiting if job.promised), key=lambda job: (job.queued_at, job.id))
+
+
 def by_project(waiting: Iterable[WaitingJob], place: dict[str, Place]) -> dict[str, list[WaitingJob]]:
     """Each project's jobs, the next one last: lines are taken from their ends."""
     lines: dict[str, list[WaitingJob]] = defaultdict(list)

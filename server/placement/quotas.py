@@ -14,16 +14,19 @@ class Ledger:
         self._shares = state.shares
         self._total = {True: sum(n.gpus for n in state.nodes), False: sum(n.cpu_slots for n in state.nodes)}
         self._used: dict[tuple[str, bool], int] = defaultdict(int)
+        self._leaving: dict[tuple[str, bool], int] = defaultdict(int)  # held until a checkpoint is saved
         for job in state.running:
-            if not job.stopping:
-                self.add(job)
+            self.add(job)
+            if job.stopping:
+                self.leave(job)
 
     def add(self, job: RunningJob | WaitingJob) -> None:
         self._used[job.project, job.uses_gpus] += job.amount
 
-    def remove(self, job: RunningJob) -> None:
-        """The job gives way."""
+    def leave(self, job: RunningJob) -> None:
+        """The job is told to stop."""
         self._used[job.project, job.uses_gpus] -= job.amount
+        self._leaving[job.project, job.uses_gpus] += job.amount
 
     def used(self, project: str, gpus: bool) -> int:
         return self._used.get((project, gpus), 0)
@@ -48,9 +51,14 @@ class Ledger:
         return any(share.quota(gpus) > self.used(project, gpus) for gpus in (True, False))
 
     def over_limit(self, job: WaitingJob) -> int:
-        """By how much the job would take its project over its limit."""
+        """By how much the job would take its project over its limit, once those told to stop have left."""
         limit = self.share(job.project).limit(job.uses_gpus)
         return 0 if limit is None else max(0, self.used(job.project, job.uses_gpus) + job.amount - limit)
+
+    def waits_for_leavers(self, job: WaitingJob) -> bool:
+        """Whether the job's project would be over its limit until those told to stop have left."""
+        limit, key = self.share(job.project).limit(job.uses_gpus), (job.project, job.uses_gpus)
+        return limit is not None and self.used(*key) + self._leaving.get(key, 0) + job.amount > limit
 
     def exceeds_any(self, job: WaitingJob) -> bool:
         """Whether the job alone is more than its project's limit."""
@@ -58,8 +66,10 @@ class Ledger:
         return limit is not None and job.amount > limit
 
     def is_tight(self, job: WaitingJob) -> bool:
-        """Whether the limit has room for the job, but not beside what the project may hold for long."""
+        """Whether the quota or the limit has room for the job, but not beside what the project may hold."""
         share = self.share(job.project)
+        if job.amount <= share.quota(job.uses_gpus):
+            return True
         limit = share.limit(job.uses_gpus)
         if limit is None or job.amount > limit:
             return False

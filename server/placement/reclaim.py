@@ -80,7 +80,7 @@ class Victims:
                     self._most[node_id, job.uses_gpus, job.project] -= amount
                     self._most[node_id, job.uses_gpus, None] -= amount
             self._room.release(job)
-            self._ledger.remove(job)
+            self._ledger.leave(job)
 
     def left_over(self, stopped: Iterable[RunningJob]) -> None:
         """Enough was kept of what these leave: where more of it is left, room may cost less now."""

@@ -52,8 +52,7 @@ class WaitingJob:
     value: int = 0  # of its priority: higher ones go first
     queued_at: float = 0.0
     first_queued_at: float | None = None  # of a job that gave way: it returns to its old place
-    made_way_for: str | None = None  # the job for which its last attempt was stopped
-    left: tuple[str, ...] = ()  # the nodes that it left then
+    promised: tuple[str, ...] = ()  # nodes on which others were told to give way to it since it was queued
     seconds: float | None = field(
         default=None, compare=False
     )  # it runs for at most so long, if that is known

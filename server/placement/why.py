@@ -111,8 +111,10 @@ class _Before:
 def line(state: ClusterState) -> list[WaitingJob]:
     """The waiting jobs in the order in which they would start if each had room in its turn."""
     ledger, place = Ledger(state), queue_order.places(state.waiting, state.rules)
-    lines = queue_order.by_project(state.waiting, place)
-    found: list[WaitingJob] = []
+    found = queue_order.promised_first(state.waiting)
+    for job in found:
+        ledger.add(job)
+    lines = queue_order.by_project((job for job in state.waiting if not job.promised), place)
     for job in queue_order.guaranteed_first(lines, ledger, lambda _: False):
         ledger.add(job)
         found.append(job)

@@ -73,6 +73,26 @@ def test_an_owner_takes_its_quota_back_and_the_borrower_goes_on_later(service: S
     assert service.job(runs).attempts[-1].number == 2
 
 
+def test_a_place_is_kept_also_when_the_one_that_left_it_is_paused(service: ServiceDriver):
+    patient(service)
+    owner, borrower = quota(service, "team-a", gpu_quota=1), quota(service, "team-b")
+    service.report(gpus=1, cpu_slots=0)
+    runs = queued(service, borrower, resources={"gpus": 1})
+    attempt = started(service, runs)
+    waits = queued(service, owner, resources={"gpus": 1})
+    service.scheduler.turn()
+    with service.database.write() as session:  # somebody else is under their quota now, and waits for longer
+        session.execute(update(Project).where(Project.id == owner).values(gpu_quota=0))
+        session.execute(update(Job).where(Job.id == runs).values(pause_requested=True))
+    third = quota(service, "team-c", gpu_quota=1)
+    first = queued(service, third, resources={"gpus": 1})
+    attempt.commit(3)
+    attempt.finish("checkpointed")
+    service.scheduler.turn()
+    assert service.job(runs).state is JobState.PAUSED
+    assert [service.job(one).state for one in (waits, first)] == [JobState.STARTING, JobState.QUEUED]
+
+
 def test_priority_goes_first_within_a_project_and_no_further(service: ServiceDriver):
     patient(service)
     ours, theirs = quota(service, "team-a"), quota(service, "team-b")
