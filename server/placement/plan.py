@@ -249,17 +249,21 @@ class _Planning:
     def _impatient(self) -> dict[tuple[str, bool], WaitingJob]:
         """By project and resource: the largest job that has waited for too long as its project uses too much.
 
-        Those behind it let it by, and of those before it there are only so many.
+        Those behind it let it by, and of those before it there are only so many. GPUs idle for that, so as
+        many have their turn as have nodes kept for them: those that wait longest.
         """
         found: dict[tuple[str, bool], tuple[tuple[int, queue_order.Place], WaitingJob]] = {}
         longest = self.state.now - self.state.rules.patience_s
         for job in self.state.waiting:
-            if job.queued_at <= longest and self.ledger.is_tight(job):
+            passed = job.amount > 1 and self.ledger.is_coverable(job)
+            if job.queued_at <= longest and (passed or self.ledger.is_tight(job)):
                 key = job.project, job.uses_gpus
                 weight = -job.amount, self.place[job.id]
                 if (key not in found or weight < found[key][0]) and self._has_somewhere(job):
                     found[key] = weight, job
-        return {key: job for key, (_, job) in found.items()}
+        held = sorted((job for _, job in found.values()), key=lambda job: (job.queued_at, job.id))
+        turns = [job.id for job in held if not self.ledger.is_tight(job)][: self.state.rules.reservations]
+        return {key: job for key, (_, job) in found.items() if self.ledger.is_tight(job) or job.id in turns}
 
     def _has_somewhere(self, job: WaitingJob) -> bool:
         """Whether anything but what others use keeps the job from running."""
@@ -280,13 +284,9 @@ class _Planning:
             return False
         first = self.impatient[job.project, job.uses_gpus]
         if first.id in self.placed:
-            return first.amount <= self._quota(first) and not self.ledger.is_guaranteed(job)
-        return self.ledger.over_limit(first) > 0 or (
-            first.amount <= self._quota(first) and not self.ledger.is_guaranteed(first)
-        )
-
-    def _quota(self, job: WaitingJob) -> int:
-        return self.ledger.share(job.project).quota(job.uses_gpus)
+            return self.ledger.is_coverable(first) and not self.ledger.is_guaranteed(job)
+        needs_quota = self.ledger.is_coverable(first) and not self.ledger.is_guaranteed(first)
+        return needs_quota or self.ledger.over_limit(first) > 0
 
     def _shape(self, job: WaitingJob, guaranteed: bool) -> Hashable:
         """Equal for jobs that wait for the same reason; None for one whose reason is its own."""

@@ -39,6 +39,10 @@ class Ledger:
         quota = self.share(job.project).quota(job.uses_gpus)
         return self.used(job.project, job.uses_gpus) + job.amount <= quota
 
+    def is_coverable(self, job: WaitingJob) -> bool:
+        """Whether the project's quota covers the job once others have left."""
+        return job.amount <= self.share(job.project).quota(job.uses_gpus)
+
     def quota_part(self, project: str) -> float:
         """How much of its quota it uses: of that of GPUs or of CPU slots, whichever is used more."""
         share = self.share(project)
@@ -66,10 +70,8 @@ class Ledger:
         return limit is not None and job.amount > limit
 
     def is_tight(self, job: WaitingJob) -> bool:
-        """Whether the quota or the limit has room for the job, but not beside what the project may hold."""
+        """Whether the limit has room for the job, but not beside what the project may hold for long."""
         share = self.share(job.project)
-        if job.amount <= share.quota(job.uses_gpus):
-            return True
         limit = share.limit(job.uses_gpus)
         if limit is None or job.amount > limit:
             return False
