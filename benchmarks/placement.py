@@ -9,11 +9,14 @@ import os
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from placement_baselines import first_in_first_out, plain_fair_share
 from placement_cluster import Cluster, Work
 from placement_days import DAY, HOUR, LOADS, PRIORITIES, PROJECTS, SIZES, Outcome, quantiles, simulate
+from rich.console import Console
+from rich.progress import Progress, TaskID
 from rollouts_table import Table
 from service_rig import Figure
 
@@ -81,29 +84,29 @@ def plan_times(tiny: bool) -> Table:
     return table
 
 
+def _tell(bar: Progress, task: TaskID, seconds: float) -> None:
+    bar.update(task, completed=seconds)
+
+
 def days(tiny: bool, long: bool, size: int) -> dict[tuple[str, str, str], Outcome]:
     """By span, load and policy."""
     spans = {"day": (3, DAY / 8)} if tiny else {"day": (size, DAY)}
     if long:
         spans["week"] = (4, DAY / 4) if tiny else (size // 4, 7 * DAY)
     found = {}
-    for span, (nodes, seconds) in spans.items():
-        for load in LOADS:
-            for policy, planner in POLICIES.items():
-                began = time.process_time()
-                out = simulate(planner, load, nodes, seconds, seed=1)
-                found[span, load.name, policy] = out
-                took = time.process_time() - began
-                print(
-                    span,
-                    load.name,
-                    policy,
-                    f"{out.utilisation:.3f}",
-                    f"{out.jain:.3f}",
-                    f"{took:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+    with Progress(console=Console(stderr=True)) as bar:
+        for span, (nodes, seconds) in spans.items():
+            for load in LOADS:
+                for policy, planner in POLICIES.items():
+                    what = f"{span}, {load.name}, {policy}"
+                    began = time.process_time()
+                    tell = partial(_tell, bar, bar.add_task(what, total=seconds))
+                    out = simulate(planner, load, nodes, seconds, seed=1, tell=tell)
+                    found[span, load.name, policy] = out
+                    took = time.process_time() - began
+                    bar.console.print(
+                        f"{what}: {out.utilisation:.3f} used, Jain {out.jain:.3f}, {took:.0f} s of CPU"
+                    )
     return found
 
 

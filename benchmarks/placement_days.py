@@ -87,9 +87,14 @@ def arrivals(load: Load, gpus: int, seconds: float, seed: int) -> list[tuple[flo
 
 
 def simulate(
-    policy: Callable[[ClusterState], Plan], load: Load, nodes: int, seconds: float, seed: int
+    policy: Callable[[ClusterState], Plan],
+    load: Load,
+    nodes: int,
+    seconds: float,
+    seed: int,
+    tell: Callable[[float], None] = lambda _: None,
 ) -> Outcome:
-    """The first tenth of the time fills the cluster and isn't counted."""
+    """The first tenth of the time fills the cluster and isn't counted. `tell` hears how far it has come."""
     quota = nodes * 8 // PROJECTS
     shares = {f"team-{number:02}": Share(gpu_quota=quota) for number in range(PROJECTS)}
     cluster = Cluster(shares, Rules())
@@ -118,6 +123,7 @@ def simulate(
             dirty |= _end(cluster, out, *heapq.heappop(ends))
         if dirty and at >= next_plan:
             _plan(policy, cluster, out, ends, counted_from)
+            tell(at)
             next_plan, dirty = at + PLAN_EVERY_S, False
     for work in cluster.waiting.values():
         out.unfinished_waits[work.gpus] = max(out.unfinished_waits[work.gpus], seconds - work.queued_at)
