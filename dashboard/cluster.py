@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dashboard import api, assets
+from dashboard import api, assets, use
 from dashboard.api import is_fragment
 from dashboard.rendering import page
 from dashboard.viewer import viewer_of
@@ -80,6 +80,7 @@ async def cluster_page(request: Request) -> Response:
         nodes=nodes.items,
         engines=engines.items,
         install=assets.INSTALL,
+        use_data=use.script_data(nodes.items, each="node"),
         **context,
     )
 

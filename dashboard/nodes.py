@@ -1,12 +1,13 @@
 """A node's page: what it has, how its GPUs are, what runs there; closing it and opening it again."""
 
+import asyncio
 from datetime import UTC, datetime
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dashboard import api
+from dashboard import api, use
 from dashboard.api import require_same_origin
 from dashboard.parameters import form_texts
 from dashboard.rendering import page
@@ -17,8 +18,17 @@ from powermean.rest import ApiError
 async def node_page(request: Request, *, error: ErrorBody | None = None, status: int = 200) -> Response:
     """GET /nodes/{node_id}."""
     async with api.client(request) as client:
-        node = await client.get_node(request.path_params["node_id"])
-    return page(request, "node.html", status=status, node=node, error=error)
+        node_id = request.path_params["node_id"]
+        node, samples = await asyncio.gather(client.get_node(node_id), client.node_samples(node_id))
+    return page(
+        request,
+        "node.html",
+        status=status,
+        node=node,
+        error=error,
+        use_data=use.script_data([node], each="gpu"),
+        used_rows=use.table(samples.items),
+    )
 
 
 async def change(request: Request) -> Response:

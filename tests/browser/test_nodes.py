@@ -1,4 +1,4 @@
-"""A node's page in a real browser over the stand-in API: it fits a phone, and its button drains."""
+"""A node's page in a real browser over the stand-in API: it fits a phone, it draws, and its button drains."""
 
 from datetime import UTC, datetime
 
@@ -6,8 +6,9 @@ import pytest
 
 from powermean.contracts.api import NodeDrain
 from tests.browser.test_accessibility import LOOKS, findings
-from tests.browser.test_tokens import StandIn, signed_in, stand_in, token_tabs
+from tests.browser.test_tokens import PHONE, StandIn, signed_in, stand_in, token_tabs
 from tests.dashboard.test_dashboard_nodes import NODE
+from tests.dashboard.test_dashboard_use import used
 from tests.support.browser_tabs import Tabs
 
 __all__ = ["stand_in", "token_tabs"]  # fixtures
@@ -38,3 +39,17 @@ def test_its_button_drains_it_from_a_time_on(stand_in: StandIn, token_tabs: Tabs
     tab.until(lambda: stand_in.api.closings != [], "it is drained")
     at = datetime(2026, 12, 1, 22, tzinfo=UTC)
     assert stand_in.api.closings == [("node-a", "drain", NodeDrain(reason="kernel update", at=at))]
+
+
+def test_what_it_used_is_drawn_and_goes_on(stand_in: StandIn, token_tabs: Tabs) -> None:
+    stand_in.api.nodes, stand_in.api.samples = [NODE], used(minutes=60)
+    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE):
+        tab = signed_in(token_tabs, stand_in, **options)
+        for path in ("/nodes/node-a", "/cluster"):
+            tab.page.goto(path)
+            tab.page.wait_for_selector("#use[data-drawn]")
+            assert tab.page.locator("#use canvas").count() == 2
+            titles = [one.inner_text() for one in tab.page.locator("#use h3").all()]
+            assert titles == ["GPU utilisation", "GPU memory used"]
+            assert tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth") <= 0
+        assert tab.complaints == []

@@ -26,6 +26,8 @@ from powermean.contracts.api import (
     LogText,
     NodeDrain,
     NodeList,
+    NodeSample,
+    NodeSamples,
     NodeView,
     SpecSource,
 )
@@ -147,6 +149,7 @@ class FakeApi:
 
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     nodes: list[NodeView] = field(default_factory=list)
+    samples: list[NodeSample] = field(default_factory=list)  # of every node
     closings: list[tuple[str, str, NodeDrain | None]] = field(default_factory=list)  # of nodes, and openings
     engines: list[EngineService] = field(default_factory=list)
     replays: dict[str, Replay] = field(default_factory=dict)
@@ -467,6 +470,10 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
     def get_node(request: Request, node_id: str) -> NodeView:
         _signed_in(request)
         return next(node for node in api.nodes if node.id == node_id)
+
+    @app.get("/v1/nodes/{node_id}/samples")
+    def samples(node_id: str) -> NodeSamples:
+        return NodeSamples(every_s=10, items=tuple(api.samples))
 
     @app.post("/v1/nodes/{node_id}/{what}")
     def change_node(request: Request, node_id: str, what: str, asked: NodeDrain | None = None) -> NodeView:
