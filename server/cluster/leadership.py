@@ -1,6 +1,6 @@
 """One leader among the server's replicas, by a lease in the database."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import select
@@ -37,6 +37,9 @@ def acquire_lead(session: Session, holder: str, lease_s: float) -> Standing:
     if valid and lease.holder != holder:
         return Standing.FOLLOWER
     standing = Standing.LEADER if valid and lease.holder == holder else Standing.NEW_LEADER
+    gap = abs(now - lease.expires_at)
+    if lease.served_since is None or (standing is Standing.NEW_LEADER and gap > timedelta(seconds=lease_s)):
+        lease.served_since = now
     if standing is Standing.NEW_LEADER or lease.expires_at < now + timedelta(seconds=lease_s / 2):
         lease.holder = holder
         lease.expires_at = now + timedelta(seconds=lease_s)
@@ -49,6 +52,12 @@ def leads(session: Session, holder: str, lease_s: float) -> bool:
     if lease is None or lease.holder != holder:
         return False
     return now + timedelta(seconds=lease_s / 2) <= lease.expires_at <= now + timedelta(seconds=lease_s)
+
+
+def served_since(session: Session) -> datetime | None:
+    """Since when attempts could tell some replica of their steps: replicas that take turns leave no gap."""
+    lease = session.get(Leader, SCHEDULER)
+    return lease.served_since if lease is not None else None
 
 
 def is_led(session: Session, lease_s: float) -> bool:

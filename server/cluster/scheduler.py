@@ -21,7 +21,7 @@ from powermean.contracts.api import JobState
 from server.cluster import demand, drains, engines, inventory, state
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
-from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
+from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign, served_since
 from server.cluster.line import Line, Queued
 from server.db.models import Job
 from server.db.session import Database, database_now
@@ -141,7 +141,7 @@ class Scheduler:
         self.limits_at = time.monotonic()
         with self.database.read() as session:
             now = database_now(session)
-            reached = limits.reached(session, self.settings, self.leads_since, now)
+            reached = limits.reached(session, self.settings, served_since(session) or now, now)
         for one in reached:
             log.info("job %s: %s", one.job_id, one.rule)
             with self._leading() as session:

@@ -42,10 +42,10 @@ def judged_here(limits: LimitSpec) -> dict[str, float] | None:
     return given or None
 
 
-def reached(session: Session, settings: Settings, leads_since: datetime, now: datetime) -> list[Reached]:
+def reached(session: Session, settings: Settings, served_since: datetime, now: datetime) -> list[Reached]:
     """The running jobs that have reached a limit and are not ordered to do anything yet.
 
-    Before `leads_since` there may have been no server that attempts could have told of their steps.
+    Before `served_since` there may have been no server that attempts could have told of their steps.
     """
     running = (
         select(Job, Attempt)
@@ -60,7 +60,7 @@ def reached(session: Session, settings: Settings, leads_since: datetime, now: da
         if rule := _spent(session, job.id, limits, now):
             over.append(Reached(job.id, attempt.number, "finish", rule))
         elif "stall_factor" in limits and (
-            why := _stalled(session, settings, job, attempt, leads_since, now)
+            why := _stalled(session, settings, job, attempt, served_since, now)
         ):
             over.append(Reached(job.id, attempt.number, "cancel", why))
     return over
@@ -104,7 +104,7 @@ def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: date
 
 
 def _stalled(
-    session: Session, settings: Settings, job: Job, attempt: Attempt, leads_since: datetime, now: datetime
+    session: Session, settings: Settings, job: Job, attempt: Attempt, served_since: datetime, now: datetime
 ) -> str | None:
     """Why the attempt counts as stalled. Before its first step, when models are loaded, it has any time, and
     after its last one, when the model is saved."""
@@ -113,7 +113,7 @@ def _stalled(
     last = repository.last_step_at(session, job.id)
     if last is None or attempt.claimed_at is None or last < attempt.claimed_at:
         return None
-    silent = (now - max(last, leads_since)).total_seconds()
+    silent = (now - max(last, served_since)).total_seconds()
     unreachable = settings.lease_s  # for so long its node may have been: its steps come once that is over
     if silent <= STALL_FLOOR_S + unreachable:  # most jobs: no more is read of them
         return None

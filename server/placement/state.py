@@ -133,7 +133,7 @@ class Rules:
     patience_s: float = (
         6 * 3600.0
     )  # then a job that its project's limit holds back lets none of that project by
-    reservations: int = 2  # large jobs for which nodes are kept at once
+    reservations: int = 4  # large jobs for which nodes are kept at once; chosen in docs/placement.md
 
 
 @dataclass(frozen=True)

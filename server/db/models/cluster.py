@@ -82,3 +82,4 @@ class Leader(Base):
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
     expires_at: Mapped[datetime]
+    served_since: Mapped[datetime | None]  # since then some replica has led, with no gap longer than a lease

@@ -87,7 +87,7 @@ class Attempt(Base):
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
     order: Mapped[str] = mapped_column(String(24), default="continue")
-    made_way_for: Mapped[str | None] = mapped_column(String(32))  # the job that the planner stopped it for
+    made_way_for: Mapped[str | None] = mapped_column(String(32), index=True)  # the job it was stopped for
     order_cause: Mapped[str | None] = mapped_column(String(16))  # contracts.attempts.OrderCause
     order_reason: Mapped[str | None] = mapped_column(String(300))  # who or what ordered it, for people
     ordered_at: Mapped[datetime | None]
