@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def _tell(bar: Progress, task: TaskID, seconds: float) -> None:
     bar.update(task, completed=seconds)
 
 
-def days(tiny: bool, long: bool, size: int) -> dict[tuple[str, str, str], Outcome]:
+def days(
+    tiny: bool, long: bool, size: int, loads: Sequence[str], rules: Rules
+) -> dict[tuple[str, str, str], Outcome]:
     """By span, load and policy."""
     spans = {"day": (3, DAY / 8)} if tiny else {"day": (size, DAY)}
     if long:
@@ -96,12 +99,12 @@ def days(tiny: bool, long: bool, size: int) -> dict[tuple[str, str, str], Outcom
     found = {}
     with Progress(console=Console(stderr=True)) as bar:
         for span, (nodes, seconds) in spans.items():
-            for load in LOADS:
+            for load in [load for load in LOADS if load.name in loads]:
                 for policy, planner in POLICIES.items():
                     what = f"{span}, {load.name}, {policy}"
                     began = time.process_time()
                     tell = partial(_tell, bar, bar.add_task(what, total=seconds))
-                    out = simulate(planner, load, nodes, seconds, seed=1, tell=tell)
+                    out = simulate(planner, load, nodes, seconds, seed=1, tell=tell, rules=rules)
                     found[span, load.name, policy] = out
                     took = time.process_time() - began
                     bar.console.print(
@@ -165,13 +168,17 @@ def main() -> None:
     parser.add_argument("--days", action="store_true", help="simulated days alone")
     parser.add_argument("--no-week", action="store_true", help="a day alone")
     parser.add_argument("--nodes", type=int, default=100, help="of 8 GPUs for a day; a quarter for a week")
+    names = [load.name for load in LOADS]
+    parser.add_argument("--loads", nargs="+", choices=names, default=names)
+    parser.add_argument("--reservations", type=int, default=Rules.reservations, help="nodes kept at once")
     parser.add_argument("--figure", type=Path, help="draw the comparison there (SVG)")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start", flush=True)
     if not options.days:
         print(f"\n{plan_times(options.tiny).text()}", flush=True)
     if not options.plans:
-        found = days(options.tiny, not options.no_week, options.nodes)
+        rules = Rules(reservations=options.reservations)
+        found = days(options.tiny, not options.no_week, options.nodes, options.loads, rules)
         print(f"\n{fairness(found).text()}\n\n{waits(found).text()}", flush=True)
         if options.figure:
             from placement_figure import draw  # noqa: PLC0415  matplotlib is for the figure alone

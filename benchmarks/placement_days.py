@@ -93,11 +93,12 @@ def simulate(
     seconds: float,
     seed: int,
     tell: Callable[[float], None] = lambda _: None,
+    rules: Rules = Rules(),
 ) -> Outcome:
     """The first tenth of the time fills the cluster and isn't counted. `tell` hears how far it has come."""
     quota = nodes * 8 // PROJECTS
     shares = {f"team-{number:02}": Share(gpu_quota=quota) for number in range(PROJECTS)}
-    cluster = Cluster(shares, Rules())
+    cluster = Cluster(shares, rules)
     for number in range(nodes):
         cluster.add_node(f"n{number:04}", 8)
     out, counted_from = Outcome(), seconds / 10

@@ -97,7 +97,7 @@ class Victims:
 
     def _has_lower(self, job: WaitingJob) -> bool:
         """Whether the job's project runs any of lower priority."""
-        values = self._values.get((job.project, job.uses_gpus), {})
+        values = self._values[job.project, job.uses_gpus]
         return any(value < job.value and count for value, count in values.items())
 
     def _first(
