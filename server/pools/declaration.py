@@ -1,0 +1,48 @@
+"""A pool as its operator declares it; each kind of engine adds a section of its own."""
+
+from abc import abstractmethod
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from powermean.contracts.base import Contract, conflict
+from powermean.contracts.pools import Shape
+from server.pools.backend import Backend
+
+PoolName = Annotated[str, Field(min_length=1, max_length=24, pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")]
+
+
+class Pool(Contract):
+    """What all kinds have in common. A kind adds `kind` and a field of that name with its own section."""
+
+    name: PoolName
+    shape: Shape
+    min: int = Field(0, ge=0, le=1000, description="Nodes that it keeps, with work or without.")
+    max: int = Field(ge=0, le=1000, description="Nodes that it has at most.")
+    idle_s: float = Field(600, ge=0, le=86_400, description="A node without work is let go after this time.")
+    time_limit_s: int | None = Field(
+        None, ge=60, le=366 * 86_400, description="Of an allocation; left out: the engine's own."
+    )
+    start_deadline_s: float = Field(
+        600,
+        gt=0,
+        le=86_400,
+        description="From the start of an allocation to its worker's first report; then it is ended.",
+    )
+    environment: dict[str, str] = Field(
+        {},
+        max_length=100,
+        description="For the workers, besides what the server tells them: POWERMEAN_DATA_DIR, "
+        "POWERMEAN_MODEL_ROOTS, HF_HOME. Nothing secret.",
+    )
+
+    @property
+    @abstractmethod
+    def backend(self) -> Backend:
+        """A way to its engine. Reading a file makes none; nothing is connected to here."""
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min > self.max:
+            raise conflict(("min",), f"is above max ({self.max})", self.min)
+        return self
