@@ -201,8 +201,8 @@ class PoolTurn:
 
     def _is_ready(self, session: Session, now: datetime) -> bool:
         """Whether the engine may be asked for more: it has just answered, and no failure is too recent."""
-        paused = life.paused_until(session, self._pool.name)
-        return time.monotonic() >= self._next_order and (paused is None or paused[0] <= now)
+        paused = life.paused_until(session, self._pool.name, now)
+        return time.monotonic() >= self._next_order and paused is None
 
     def _unchecked(self, session: Session) -> list[WaitingJob]:
         """Specs that no living node may check, one of each kind."""
@@ -274,9 +274,8 @@ class PoolTurn:
 
     def _why_paused(self) -> str | None:
         with self._shared.database.read() as session:
-            paused = life.paused_until(session, self._pool.name)
-            now = database_now(session)
-        if paused is None or paused[0] <= now:
+            paused = life.paused_until(session, self._pool.name, database_now(session))
+        if paused is None:
             return None
         return f"{paused[1]}; the next one is asked for at {paused[0]:%H:%M:%S} UTC"
 

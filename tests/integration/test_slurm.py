@@ -23,7 +23,7 @@ pytestmark = [
 ]
 STEPS = 12
 TRAINING = {"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
-ON_SLURM = {"node_labels": {"pool": "cpu"}}
+SPEC = tiny_spec("tiny", training=TRAINING, resources={"node_labels": {"pool": "cpu"}})
 START_S = 60.0
 
 
@@ -71,18 +71,21 @@ def service(tmp_path_factory: pytest.TempPathFactory, model_root: Path, slurm: S
     end_all(service.all_pids, grace_s=0)
 
 
-def test_a_node_comes_for_a_job_and_goes_when_idle(service: Service, slurm: Slurm) -> None:
-    spec = tiny_spec("tiny", training=TRAINING, resources=ON_SLURM)
-    job = service.finished(service.client.create_job(spec).id)
-    assert job.attempts[0].allocations[0].node_id.startswith("cpu-")
+@pytest.fixture(scope="module")
+def undisturbed(service: Service, slurm: Slurm) -> Job:
+    """A job that a node came for, and that ran there alone."""
+    return service.finished(service.client.create_job(SPEC).id)
+
+
+def test_a_node_comes_for_a_job_and_goes_when_idle(service: Service, slurm: Slurm, undisturbed: Job) -> None:
+    assert node_of(undisturbed, 0).startswith("cpu-")
     until(lambda: not slurm.jobs(), START_S, "the idle pilot is let go")
+    assert [node.id for node in service.client.nodes().items] == ["local"]
 
 
-def test_a_job_outlives_its_allocation_s_time(service: Service, slurm: Slurm) -> None:
+def test_a_job_outlives_its_allocation_s_time(service: Service, slurm: Slurm, undisturbed: Job) -> None:
     """It saves a checkpoint before the end, goes on in another allocation, and learns the same."""
-    spec = tiny_spec("tiny", training=TRAINING, resources=ON_SLURM)
-    undisturbed = service.finished(service.client.create_job(spec).id)
-    job = service.at_step(service.client.create_job(spec).id, 2)
+    job = service.at_step(service.client.create_job(SPEC).id, 2)
     first = node_of(job, 0)
     (allocation,) = slurm.jobs()
     slurm.command("scontrol", "update", f"JobId={allocation}", "TimeLimit=1")
@@ -98,8 +101,7 @@ def test_a_job_outlives_its_allocation_s_time(service: Service, slurm: Slurm) ->
 
 
 def test_a_job_goes_on_after_somebody_cancelled_its_allocation(service: Service, slurm: Slurm) -> None:
-    spec = tiny_spec("tiny", training=TRAINING, resources=ON_SLURM)
-    job = service.at_step(service.client.create_job(spec).id, 3)
+    job = service.at_step(service.client.create_job(SPEC).id, 3)
     first = node_of(job, 0)
     slurm.command("scancel", f"--name={first}")
     job = service.finished(job.id)
@@ -111,8 +113,7 @@ def test_a_job_goes_on_after_somebody_cancelled_its_allocation(service: Service,
 
 
 def test_what_runs_goes_on_while_slurm_is_away(service: Service, slurm: Slurm) -> None:
-    spec = tiny_spec("tiny", training=TRAINING, resources=ON_SLURM)
-    job = service.at_step(service.client.create_job(spec).id, 1)
+    job = service.at_step(service.client.create_job(SPEC).id, 1)
     slurm.stop_controller()
     job = service.finished(job.id)
     assert len(job.attempts) == 1
