@@ -232,6 +232,7 @@ class Client(Connection):
         """
         patience = Patience(patience_s)
         while True:
+            began = time.monotonic()
             try:
                 for event in self._connected_events(job_id, after, patience):
                     after = event.seq
@@ -242,8 +243,8 @@ class Client(Connection):
                     return
             except (ServerUnreachableError, ApiError) as error:
                 patience.bear(error)
-            else:
-                time.sleep(RETRY_S)
+            else:  # the server has ended the stream, for instance to restart: another one goes on at once
+                time.sleep(max(0.0, began + RETRY_S - time.monotonic()))
 
     def log(
         self, job_id: str, attempt: int | None = None, follow: bool = False, patience_s: float = PATIENCE_S

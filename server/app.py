@@ -79,6 +79,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings = settings
+    app.state.loops = loops
     app.state.database = database
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
@@ -103,6 +104,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(
         Gate,
+        connections=connections,
         hosts=settings.hosts,
         max_body=MAX_BODY,
         max_body_of={

@@ -54,6 +54,7 @@ class Observatory:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self._connections = connections
         self.registry.register(_Cluster(database, events, connections, settings))
         self._checks: dict[str, Callable[[], str | None]] = {
             "database": lambda: _check_database(database),
@@ -66,11 +67,13 @@ class Observatory:
         self._checked_at = float("-inf")
 
     async def wrong(self) -> tuple[FieldError, ...]:
-        """Problems of each part that the server needs.
+        """Problems of each part that the server needs, or that it is about to stop.
 
         Checked at most every 2 s, once for all who ask, within a time limit: callers need no key, and those
         who wait hold no thread.
         """
+        if self._connections.draining:
+            return (FieldError(path="server", message="is about to stop"),)
         if self._check is None or (self._check.done() and time.monotonic() - self._checked_at > READINESS_S):
             self._check = asyncio.create_task(self._ask_all())
         return await asyncio.shield(self._check)

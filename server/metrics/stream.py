@@ -5,7 +5,8 @@ job reads and encodes new events once and hands the same bytes to every client. 
 process, Redis for those of other servers) only make it fast; a slow poll covers lost wake-ups.
 
 A client that falls behind is cut off and resumes by Last-Event-ID. When a job ends, its stream ends after
-`event: end`; a browser that then reconnects with Last-Event-ID gets a 204 and stops.
+`event: end`; a browser that then reconnects with Last-Event-ID gets a 204 and stops. A stream that ends for
+another reason says `event: reconnect` first.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ READERS = 4  # threads that read for streams; many streams must leave some for r
 HELLO = b"retry: 2000\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 END = b"event: end\ndata: {}\n\n"
+RECONNECT = b"retry: 100\nevent: reconnect\ndata: {}\n\n"  # there is more, on another connection
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class EventHub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: CapacityLimiter | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._retired = False
         database.listen(self.notify)
 
     @property
@@ -96,6 +99,11 @@ class EventHub:
         work = (self._poll(), self._wakeups.listen(), self._wakeups.publish())
         self._tasks = [asyncio.create_task(one) for one in work]
 
+    def retire(self) -> None:
+        """End all streams, and each that begins: the clients resume at another server, or a later one."""
+        self._retired = True
+        self.end_streams()
+
     async def stop(self) -> None:
         """End all streams and tasks."""
         self._loop = None
@@ -107,7 +115,7 @@ class EventHub:
         await self._wakeups.close()
 
     def end_streams(self) -> None:
-        """End all streams, for instance because the server is about to stop."""
+        """End all streams; their clients come again."""
         for channel in self._channels.values():
             for client in channel.clients:
                 client.end()
@@ -165,13 +173,14 @@ class EventHub:
                 yield KEEP_ALIVE
                 continue
             if batch is None:
-                return
+                break
             if frames := batch.after(position):
                 yield frames
             position = max(position, batch.upto)
             if batch.ended:
                 yield END
                 return
+        yield RECONNECT
 
     def _join(self, job_id: str, latest: int, client: Subscription) -> Channel:
         channel = self._channels.get(job_id)
@@ -180,6 +189,8 @@ class EventHub:
             channel.task = asyncio.create_task(self._run(channel))
             channel.wake.set()
         channel.clients.add(client)
+        if self._retired:
+            client.end()
         return channel
 
     def _leave(self, channel: Channel, client: Subscription) -> None:

@@ -72,7 +72,8 @@ async def get_events(
 
     Kinds: metrics {attempt, rows}, state (the job's summary), rewind {attempt, from_step} (forget the steps
     from there on), trajectories {step, count}, checkpoint {step, attempt}. `event: end` without an id: the
-    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without gaps or duplicates.
+    job has ended and the stream ends. `event: reconnect`, without an id either: this server ends the stream,
+    another one goes on with it. A cut connection resumes by Last-Event-ID without gaps or duplicates.
     """
     position = after if last_event_id is None else last_event_id
     first = await hub.first_page(job_id, position)
