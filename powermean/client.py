@@ -123,6 +123,7 @@ class Client(Connection):
     drain_node = method(rest.drain_node)
     uncordon_node = method(rest.uncordon_node)
     remove_node = method(rest.remove_node)
+    servers = method(rest.servers)
     engines = method(rest.engines)
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy import select
@@ -79,7 +79,7 @@ class EventHub:
     def __init__(self, database: Database, redis_url: str, most_streams: int) -> None:
         self._database = database
         self._most_streams = most_streams
-        self._wakeups = RedisWakeups(redis_url, self._wake, self._wake_all)
+        self._wakeups = RedisWakeups(redis_url, database.tell, self._wake_all)
         self._channels: dict[str, Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: CapacityLimiter | None = None
@@ -121,11 +121,11 @@ class EventHub:
                 client.end()
 
     def notify(self, changed: Changes) -> None:
-        """Wake the followers of these jobs, here and in the other servers."""
+        """Wake the followers of these jobs, here and in the other servers, which are also told the rest."""
         loop = self._loop
-        if loop is None or loop.is_closed() or not changed.jobs:
+        if loop is None or loop.is_closed() or not (changed.jobs or changed.plan or changed.callers):
             return
-        loop.call_soon_threadsafe(self._spread, frozenset(changed.jobs))
+        loop.call_soon_threadsafe(self._spread, replace(changed, jobs=set(changed.jobs)))
 
     async def first_page(self, job_id: str, after: int) -> Page:
         """The first page of a stream.
@@ -252,9 +252,10 @@ class EventHub:
     def _wake_all(self) -> None:
         self._wake(tuple(self._channels))
 
-    def _spread(self, job_ids: frozenset[str]) -> None:
-        self._wake(job_ids)
-        self._wakeups.tell(job_ids)
+    def _spread(self, changed: Changes) -> None:
+        self._wake(changed.jobs)
+        if not changed.elsewhere:
+            self._wakeups.tell(changed)
 
     def _latest(self, job_ids: tuple[str, ...]) -> dict[str, int]:
         with self._database.read() as session:
