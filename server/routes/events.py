@@ -30,9 +30,12 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(
-            frames, headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        )
+        headers = {
+            "Cache-Control": "no-cache, no-transform",
+            "X-Accel-Buffering": "no",
+            "Connection": "close",  # a server that stops ends the stream, and takes nothing after it
+        }
+        super().__init__(frames, headers=headers)
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
