@@ -1,6 +1,6 @@
 """Three servers on one Postgres: one leads, all serve, and none is missed while it is away.
 
-`pytest -s` prints the timings that docs/operations.md quotes.
+`make servers` prints the timings that docs/operations.md quotes, and has a worker train a real job meanwhile.
 """
 
 import os
@@ -19,9 +19,10 @@ from powermean.contracts.metrics import MetricRow
 from powermean.node_client import AttemptClient
 from tests.support.balancer import Balancer
 from tests.support.cluster import Cluster, Server
-from tests.support.embedded_service import until
+from tests.support.embedded_service import metric_rows, until
 from tests.support.hand_node import HandNode, hand_spec
 from tests.support.service_load import Load
+from tests.support.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.postgres]
 
@@ -34,13 +35,24 @@ SETTINGS = {
     "POWERMEAN_LEASE_S": "120",  # attempts by hand send no heartbeats, and nodes one report
     "POWERMEAN_CLAIM_S": "120",
     "POWERMEAN_NODE_TIMEOUT_S": "600",
+    "POWERMEAN_LABELS": "trains=yes",
 }
+REAL_JOB = tiny_spec(
+    "tiny",
+    training={"steps": 200, "prompts_per_step": 16, "minibatches": 2, "epochs": 1},
+    evaluation={"every": 100, "problems": 25},
+    checkpoints={"every": 50},
+    resources={"node_labels": {"trains": "yes"}},
+)
+WITH_A_REAL_JOB = "POWERMEAN_REAL_JOB" in os.environ
+JOB_S = 400.0
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     folder: Path = tmp_path_factory.mktemp("servers")
-    with Cluster(folder, folder, servers=3, nodes=0, settings=SETTINGS) as cluster:
+    models = request.getfixturevalue("model_root") if WITH_A_REAL_JOB else folder
+    with Cluster(folder, models, servers=3, nodes=int(WITH_A_REAL_JOB), settings=SETTINGS) as cluster:
         yield cluster
 
 
@@ -155,21 +167,6 @@ def test_a_revoked_key_is_refused_everywhere_within_a_second(cluster: Cluster) -
     until(cluster._redis_answers, 30, "Redis is back")
 
 
-def test_killing_the_leader_moves_the_lead_within_its_lease(cluster: Cluster, node: HandNode) -> None:
-    before = leads(cluster)
-    job_id = others(cluster, before)[0].client.create_job(hand_spec()).id
-    killed_at = time.monotonic()
-    before.program.kill()
-    seconds = moved(cluster, before)
-    say(f"lead moved after kill -9, lease {LEASE_S:g} s", seconds)
-    assert seconds < LEASE_S + SLACK_S
-    client = leads(cluster).client
-    node.check(job_id)
-    node.claim(client, job_id)
-    say("first job started by the new leader", time.monotonic() - killed_at)
-    before.start()
-
-
 def test_a_frozen_leader_does_no_harm_when_it_comes_back(cluster: Cluster, node: HandNode) -> None:
     before = leads(cluster)
     rest = others(cluster, before)
@@ -202,18 +199,15 @@ def test_a_rolling_restart_drops_no_request(cluster: Cluster, node: HandNode) ->
         load.use("reports", load.report(attempt_id(attempt), token(attempt)), pause_s=0.1)
         for seen, ends in streams:
             load.follow(job_id, seen, ends)
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(follow, Client(balancer.url, cluster.admin_key), job_id, product)
-            first = leads(cluster)
-            restart(first, balancer, lambda: moved(cluster, first))
-            for server in others(cluster, first):
-                restart(server, balancer)
-            load._over.set()
-            time.sleep(0.5)
-            finish = Finish(outcome="finished", result=JobResult(steps=1, tokens=1, model={"files": {}}))
-            attempt.finish(finish)
-            following.result(60)
+        load.follow_as_client(job_id, product)
+        real = cluster.client.create_job(REAL_JOB).id if cluster.nodes else None
+        first = leads(cluster)
+        restart(first, balancer, lambda: moved(cluster, first))
+        for server in others(cluster, first):
+            restart(server, balancer)
         load.stop()
+        attempt.finish(Finish(outcome="finished", result=JobResult(steps=1, tokens=1, model={"files": {}})))
+        load.wait()
     print(f"requests {sum(load.done.values())} {dict(load.done)}, failed {len(load.failures)}", flush=True)
     say("the longest request, uploads included", load.longest_s)
     assert load.failures == [], "\n".join(load.failures)
@@ -228,6 +222,32 @@ def test_a_rolling_restart_drops_no_request(cluster: Cluster, node: HandNode) ->
     known = {job.id for job in every_job(cluster.client)}
     assert set(load.jobs) <= known
     assert len(set(load.jobs)) == len(load.jobs)
+    if real is not None:
+        lost_nothing(cluster.client, real)
+
+
+def lost_nothing(client: Client, job_id: str) -> None:
+    """The real job went on all the time: one attempt, and each of its steps once."""
+    job = until(lambda: (job := client.get_job(job_id)).state.final and job, JOB_S, "the real job ended")
+    assert job.state == "finished", job.error
+    assert len(job.attempts) == 1
+    steps = sorted(step for step, _, name in metric_rows(client, job_id) if name == "reward")
+    assert steps == list(range(1, len(steps) + 1))
+    print(f"a real job of {len(steps)} steps finished in its first attempt", flush=True)
+
+
+def test_killing_the_leader_moves_the_lead_within_its_lease(cluster: Cluster, node: HandNode) -> None:
+    before = leads(cluster)
+    job_id = others(cluster, before)[0].client.create_job(hand_spec()).id
+    killed_at = time.monotonic()
+    before.program.kill()
+    seconds = moved(cluster, before)
+    say(f"lead moved after kill -9, lease {LEASE_S:g} s", seconds)
+    assert seconds < LEASE_S + SLACK_S
+    client = leads(cluster).client
+    node.check(job_id)
+    node.claim(client, job_id)
+    say("first job started by the new leader", time.monotonic() - killed_at)
 
 
 def restart(server: Server, balancer: Balancer, moved: Callable[[], float] | None = None) -> None:
@@ -251,12 +271,6 @@ def restart(server: Server, balancer: Balancer, moved: Callable[[], float] | Non
         f"back after {time.monotonic() - began:.2f} s",
         flush=True,
     )
-
-
-def follow(client: Client, job_id: str, seen: list[int]) -> None:
-    for event in client.events(job_id):
-        if event.kind == "metrics":
-            seen.extend(row["step"] for row in event.data["rows"])
 
 
 def every_job(client: Client) -> Iterator[object]:

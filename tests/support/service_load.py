@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from powermean import Client, PowermeanError
 from powermean.sse import read_events
 from tests.support.hand_node import hand_spec
 
@@ -30,7 +31,8 @@ class Load:
     posted: list[int] = field(default_factory=list)  # steps whose metrics were acknowledged
     longest_s: float = 0.0
     _over: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    _users: list[threading.Thread] = field(default_factory=list)
+    _followers: list[threading.Thread] = field(default_factory=list)
 
     def use(self, what: str, turn: Callable[[httpx.Client, int], None], pause_s: float) -> None:
         """Take turns until the end."""
@@ -48,19 +50,16 @@ class Load:
                     self.longest_s = max(self.longest_s, time.monotonic() - began)
                     number += 1
 
-        self._start(work)
-
-    def _start(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        self._users.append(_started(work))
 
     def stop(self) -> None:
         """Let each finish its turn."""
         self._over.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT_S)
-            assert not thread.is_alive()
+        _ended(self._users)
+
+    def wait(self) -> None:
+        """Until those that follow have reached the end."""
+        _ended(self._followers)
 
     def client(self, token: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token or self.key}"}
@@ -117,7 +116,20 @@ class Load:
                         self.failures.append(f"follow after {last}: {type(error).__name__} {error}")
                         return
 
-        self._start(work)
+        self._followers.append(_started(work))
+
+    def follow_as_client(self, job_id: str, seen: list[int]) -> None:
+        """The same with the product's own client."""
+
+        def work() -> None:
+            try:
+                for event in Client(self.url, self.key).events(job_id):
+                    if event.kind == "metrics":
+                        seen.extend(row["step"] for row in event.data["rows"])
+            except PowermeanError as error:
+                self.failures.append(f"client: {error}")
+
+        self._followers.append(_started(work))
 
     def _read_stream(
         self, client: httpx.Client, job_id: str, last: int, seen: list[int], ends: list[str]
@@ -141,6 +153,18 @@ class Load:
         ends.append(lines[-1])
         self.done["streams"] += 1
         return last
+
+
+def _started(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _ended(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
 
 
 def _expect(answer: httpx.Response, status: int) -> Any:
