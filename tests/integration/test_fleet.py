@@ -98,7 +98,7 @@ def test_two_jobs_at_once_on_one_engine_both_learn_also_when_vllm_dies_and_when_
     seen = [fleet.client.get_job(job_id).step for job_id in jobs]
     os.kill(largest(descendants(engine_process(fleet))), signal.SIGKILL)  # the process with the model
     for job_id, step in zip(jobs, seen, strict=True):
-        fleet.at_step(job_id, step + 3)
+        fleet.at_step(job_id, step + 3, ENGINE_S)
     os.kill(engine_process(fleet), signal.SIGKILL)
     until(lambda: fleet.client.get_engine(engine.id).state == "starting", 30, "its death is seen")
     after = ready(fleet, engine.id)
