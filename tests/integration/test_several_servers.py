@@ -208,6 +208,9 @@ def test_a_rolling_restart_drops_no_request(cluster: Cluster, node: HandNode) ->
         restart(first, balancer, lambda: moved(cluster, first))
         for server in others(cluster, first):
             restart(server, balancer)
+        if real is not None:
+            step = cluster.client.get_job(real).step
+            print(f"the real job is at step {step} when the last server is back", flush=True)
         load.stop()
         attempt.finish(Finish(outcome="finished", result=JobResult(steps=1, tokens=1, model={"files": {}})))
         load.wait()
