@@ -159,8 +159,8 @@ def test_a_revoked_key_is_refused_everywhere_within_a_second(cluster: Cluster) -
             asking.me()
         here.client.revoke_key(made.id)
         revoked = last_good = time.monotonic()
-        while works(asking) and time.monotonic() < revoked + SLACK_S:
-            last_good = time.monotonic()
+        while (asked := time.monotonic()) < revoked + SLACK_S and works(asking):
+            last_good = asked
         say(f"a revoked key still worked elsewhere, Redis {redis_is_there}", last_good - revoked)
         assert last_good - revoked < within_s
     cluster.redis.start()

@@ -74,3 +74,13 @@ def test_a_server_that_is_frozen_within_a_transaction_loses_its_locks(
         assert leader(session, lease_s=10) == "other"
     frozen.close()
     other.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_a_follower_does_not_wait_for_what_the_leader_writes(service: ServiceDriver):
+    leader, follower = service.replica("leader"), service.replica("follower")
+    leader.turn()
+    with service.database.write() as session:
+        assert keeps_lead(session, "leader")  # and locks the row
+        assert follower._acquire_lead() is Standing.FOLLOWER
