@@ -133,18 +133,25 @@ class PoolTurn:
                     pilot.external_id = pilot.external_id or found.external_id
                 now = database_now(session)
                 life.end(session, self._shared.settings, pilot, words, now, revoked=revoked)
-        self._cancel_doubles(seen)
+        self._cancel_strays(seen)
 
-    def _cancel_doubles(self, seen: Sequence[Seen]) -> None:
-        """An order whose answer got lost may have been given twice: one of the two pilots goes."""
+    def _cancel_strays(self, seen: Sequence[Seen]) -> None:
+        """End what runs and should not: a double, where an order's answer got lost, and what was given up.
+
+        What has no row is another server's.
+        """
+        running = [one for one in seen if one.state is not PilotState.ENDED]
         with self._shared.database.read() as session:
-            kept = {one.id: one.external_id for one in pilots.living(session, self._pool.name)}
-        for one in seen:
-            if one.pilot_id in kept and one.external_id != kept[one.pilot_id]:
-                try:
-                    self._backend.cancel(one.external_id)
-                except PoolError as error:
-                    log.warning("pool %s: a double of %s stays: %s", self._pool.name, one.pilot_id, error)
+            query = select(Pilot).where(Pilot.id.in_([one.pilot_id for one in running]))
+            rows = {one.id: one for one in session.scalars(query)}
+        for one in running:
+            row = rows.get(one.pilot_id)
+            if row is None or (row.state != pilots.ENDED and row.external_id == one.external_id):
+                continue
+            try:
+                self._backend.cancel(one.external_id)
+            except PoolError as error:
+                log.warning("pool %s: %s, which nobody needs, stays: %s", row.pool, one.external_id, error)
 
     def _decide(self) -> None:
         """Write down what is wanted, and who is let go. What changes in between is looked at again."""

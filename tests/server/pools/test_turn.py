@@ -1,6 +1,6 @@
 """A pool's turns with an engine that does as the test says: what is asked for, and what its word means."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -197,6 +197,19 @@ def test_of_two_that_one_order_started_one_goes(elastic: Elastic):
     elastic.turn()
     assert elastic.engine.cancelled == ["2"]
     assert elastic.pilots[0].external_id == "1"
+
+
+def test_one_that_comes_back_after_it_was_given_up_is_ended_and_a_stranger_is_not(elastic: Elastic):
+    attempt = elastic.running()
+    there = elastic.engine.pilots.pop("1")
+    elastic.turn()
+    elastic.turn()
+    assert elastic.pilots[0].state == "ended"
+    elastic.engine.pilots["1"] = there
+    elastic.engine.pilots["99"] = replace(there, pilot_id="cpu-ffffffff", external_id="99")
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    assert error_of(attempt.beat())["code"] == "fenced"
 
 
 @pytest.mark.parametrize("reason", ["TIMEOUT", "CANCELLED", "PREEMPTED"])
