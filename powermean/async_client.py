@@ -63,6 +63,7 @@ class AsyncClient(AsyncConnection):
     drain_node = async_method(rest.drain_node)
     uncordon_node = async_method(rest.uncordon_node)
     remove_node = async_method(rest.remove_node)
+    servers = async_method(rest.servers)
     engines = async_method(rest.engines)
     get_engine = async_method(rest.get_engine)
     create_engine = async_method(rest.create_engine)
@@ -71,6 +72,8 @@ class AsyncClient(AsyncConnection):
     set_priority_class = async_method(rest.set_priority_class)
     remove_priority_class = async_method(rest.remove_priority_class)
 
+    pools = async_method(rest_sharing.pools)
+    get_pool = async_method(rest_sharing.get_pool)
     quotas = async_method(rest_sharing.quotas)
     change_quota = async_method(rest_sharing.change_quota)
     queue = async_method(rest_sharing.queue)

@@ -60,6 +60,14 @@ def served_since(session: Session) -> datetime | None:
     return lease.served_since if lease is not None else None
 
 
+def leader(session: Session, lease_s: float) -> str | None:
+    """Whose lease is valid now."""
+    now, lease = database_now(session), session.get(Leader, SCHEDULER)
+    if lease is None or not now < lease.expires_at <= now + timedelta(seconds=lease_s):
+        return None
+    return lease.holder
+
+
 def is_led(session: Session, lease_s: float) -> bool:
     """Whether some replica leads, or did less than a lease ago."""
     now, lease = database_now(session), session.get(Leader, SCHEDULER)

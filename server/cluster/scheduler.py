@@ -21,7 +21,15 @@ from powermean.contracts.api import JobState
 from server.cluster import demand, drains, engines, inventory, state
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
-from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign, served_since
+from server.cluster.leadership import (
+    Standing,
+    acquire_lead,
+    keeps_lead,
+    leader,
+    leads,
+    resign,
+    served_since,
+)
 from server.cluster.line import Line, Queued
 from server.db.models import Job
 from server.db.session import Database, database_now
@@ -29,6 +37,7 @@ from server.jobs import attempts, limits
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, state_of, tell_phases
 from server.nodes import living_ids
+from server.placement.outlook import awaited
 from server.placement.plan import plan
 from server.placement.recheck import still_free
 from server.placement.state import ClusterState, NodeCapacity, Plan, Start, Stop
@@ -98,6 +107,8 @@ class Scheduler:
         with self.database.read() as session:
             if leads(session, self.holder, lease_s):
                 return Standing.LEADER
+            if leader(session, lease_s) not in (None, self.holder):
+                return Standing.FOLLOWER  # without the row's lock, for which the leader would wait
         with self.database.write() as session:
             standing = acquire_lead(session, self.holder, lease_s)
             if standing is Standing.NEW_LEADER:
@@ -217,6 +228,7 @@ class Scheduler:
             self.line.recheck(start.job_id for start in starts)
             with self._leading() as session:
                 self._start(session, starts)
+        made.why |= awaited(found, made)
         news = _news(made, queued)
         self.settled = None if news or made.starts or made.stops or made.placements else found
         return news

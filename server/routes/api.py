@@ -19,10 +19,12 @@ from server.routes import (
     nodes,
     operations,
     people,
+    pools,
     priorities,
     projects,
     replays,
     secrets,
+    servers,
     sharing,
     signin,
     storage,
@@ -71,6 +73,7 @@ def api_routes() -> list[BaseRoute]:
         jobs,
         attempts,
         nodes,
+        pools,
         engines,
         sharing,
         priorities,
@@ -81,6 +84,7 @@ def api_routes() -> list[BaseRoute]:
         storage,
         audit,
         operations,
+        servers,
     ):
         api.include_router(part.router)
     return api.routes

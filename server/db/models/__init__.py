@@ -2,7 +2,7 @@
 
 from server.db.models.audit import AuditEntry, AuditHead, AuditPending
 from server.db.models.base import MAX_BIG_INTEGER, MAX_INTEGER, Base, OwnedByProject, UtcDateTime
-from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Outbox
+from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Outbox, ServerProcess
 from server.db.models.jobs import (
     Allocation,
     Attempt,
@@ -15,6 +15,7 @@ from server.db.models.jobs import (
 )
 from server.db.models.metrics import Metric, MetricBlock, MetricReport, TrajectoryStep
 from server.db.models.people import ApiKey, BrowserSession, DeviceSignIn, Membership, Person, Project
+from server.db.models.pools import Pilot, PoolStatus
 from server.db.models.secrets import PersonSecret, ProjectSecret, SealedValue
 from server.db.models.storage import Dataset, Garbage, LogChunk, RemovedPart
 
@@ -48,12 +49,15 @@ __all__ = [
     "OwnedByProject",
     "Person",
     "PersonSecret",
+    "Pilot",
+    "PoolStatus",
     "PriorityClass",
     "Project",
     "ProjectSecret",
     "RemovedPart",
     "Replay",
     "SealedValue",
+    "ServerProcess",
     "TrajectoryStep",
     "UsageRecord",
     "UtcDateTime",

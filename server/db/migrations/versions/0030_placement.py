@@ -1,14 +1,14 @@
 """since when there has been a leader without a gap; whom attempts made way for, by job
 
 Revision ID: 0030
-Revises: 0026
+Revises: 0028
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0030"
-down_revision = "0026"
+down_revision = "0028"
 branch_labels = None
 depends_on = None
 
