@@ -1,0 +1,42 @@
+"""Write the secrets of a new installation as files: `python3 tools/make_secrets.py [FOLDER]`.
+
+Standard library only. What is there already stays: a second call only adds what is missing. Containers read
+the files as users of their own, so the files are readable and the folder is its owner's alone.
+"""
+
+import secrets
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "secrets"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the missing files; returns the exit status."""
+    folder = Path(arguments[0]) if arguments else FOLDER
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pairs = [("postgres_password", "database_url"), ("redis.conf", "redis_url")]
+    if half := [pair for pair in pairs if sum((folder / name).exists() for name in pair) == 1]:
+        names = " and ".join(half[0])
+        print(f"{names} hold the same password, and only one is in {folder}: restore the other")
+        return 1
+    postgres, redis = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    texts = {
+        "postgres_password": postgres,
+        "database_url": f"postgresql+psycopg://powermean:{postgres}@postgres/powermean",
+        "redis.conf": f'requirepass {redis}\nsave ""\n',
+        "redis_url": f"redis://:{redis}@redis:6379/0",
+        "admin_key": f"pm_{secrets.token_urlsafe(32)}",
+        "node_token": f"pmn_{secrets.token_urlsafe(32)}",
+        "oidc_client_secret": "",
+    }
+    for name, text in texts.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o444)
+            print(f"wrote {folder / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
