@@ -124,7 +124,9 @@ def script(order: PilotOrder, python: str) -> str:
     exports = [
         f"export {name}={shlex.quote(value)}" for name, value in (order.environment | order.secrets).items()
     ]
-    return "\n".join(["#!/bin/sh", f"# {_SCRIPT_NAME}", *exports, f"exec {shlex.quote(python)} -m worker", ""])
+    return "\n".join(
+        ["#!/bin/sh", f"# {_SCRIPT_NAME}", *exports, f"exec {shlex.quote(python)} -m worker", ""]
+    )
 
 
 def _read(said: str, pool: str) -> Iterator[Seen]:
