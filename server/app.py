@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dashboard.app import create_dashboard
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
-from powermean.tokens import ensure_key_pair
+from powermean.tokens import KeyPair, ensure_key_pair
 from server.audit.journal import Journal
 from server.cluster.cleaner import Cleaner
 from server.cluster.loops import Loop
@@ -33,6 +33,7 @@ from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
+from server.pools.start import pool_loops
 from server.queue import CelerySender, Sender, celery_app
 from server.request_log import RequestLog
 from server.routes.api import api_routes
@@ -55,7 +56,8 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     database = Database(settings.database_url, settings.statement_s)
     artefacts = ArtefactStore(settings.artefacts_url)
     events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
-    loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
+    key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
+    loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)), key_pair)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +83,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.artefacts = artefacts
-    app.state.key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
+    app.state.key_pair = key_pair
     app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
     app.state.uploads = Counter()  # by person
@@ -146,7 +148,7 @@ class _Elsewhere:
 
 
 def _loops(
-    settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender
+    settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender, keys: KeyPair
 ) -> tuple[Loop, ...]:
     """This replica's threads. Scheduling and sending are separate, so a hanging broker delays no lease."""
     if not settings.scheduler:
@@ -167,4 +169,4 @@ def _loops(
             cleaning.wake()
 
     database.listen(wake)
-    return scheduling, relaying, cleaning
+    return scheduling, relaying, cleaning, *pool_loops(settings, database, holder, keys.public_pem)

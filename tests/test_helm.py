@@ -14,16 +14,30 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+from powermean.contracts.pools import Shape
 from powermean.setting_files import SUFFIX
+from server.pools.backend import PilotOrder
+from server.pools.kubernetes import KubernetesBackend, KubernetesPool
+from server.pools.pools_file import read_pools_file
 from server.settings import Settings
+from tests.support.fake_kubernetes import TOKEN, Kubernetes
 from tests.support.helm import CHART, find_helm, render, run
 from tools import make_secrets
 from worker.settings import NodeSettings
 
 OLDEST, NEWEST = "1.29", "1.37"
+POOL = {
+    "name": "gpu",
+    "kind": "kubernetes",
+    "max": 4,
+    "shape": {"gpus": 8},
+    "data_dir": "/scratch",
+    "kubernetes": {"template": {"spec": {"containers": [{"image": "powermean-worker:0.1.0-cuda"}]}}},
+}
 EVERYTHING: dict[str, Any] = {
     "image": {"pullSecrets": ["registry"]},
     "ingress": {"enabled": True, "className": "nginx"},
+    "pools": {"pools": [POOL]},
     "server": {
         "settings": {"POWERMEAN_OIDC_ISSUER": "https://id.example.org", "POWERMEAN_PORT": "8700"},
         "secretSettings": {"POWERMEAN_OIDC_CLIENT_SECRET": "oidc_client_secret"},
@@ -89,7 +103,7 @@ def test_manifests_follow_the_published_schemas(
 ) -> None:
     upgrade = render(helm, {}, ["--is-upgrade"])
     kinds = {document["kind"] for document in everything}
-    assert kinds >= {"Deployment", "DaemonSet", "StatefulSet", "Job", "Ingress", "NetworkPolicy"}
+    assert kinds >= {"Deployment", "DaemonSet", "StatefulSet", "Job", "Ingress", "NetworkPolicy", "Role"}
     for document in everything + least + upgrade:
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -166,6 +180,35 @@ def test_every_pod_is_unprivileged_and_bounded(everything: list[dict[str, Any]])
         limits = container["resources"]["limits"]
         assert "memory" in limits or "nvidia.com/gpu" in limits
         assert container["name"] == "migrate" or {"readinessProbe", "livenessProbe"} <= container.keys()
+
+
+def test_pools_are_read_and_allowed_what_they_ask_for(
+    everything: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "pools.yaml"
+    file.write_text(of("ConfigMap", "pools", everything)["data"]["pools.yaml"])
+    (pool,) = read_pools_file(file).pools
+    assert pool.name == "gpu"
+    rules = {rule["resources"][0]: set(rule["verbs"]) for rule in of("Role", "pools", everything)["rules"]}
+    cluster = Kubernetes()  # what is asked of it is what the Role allows
+    assert isinstance(pool, KubernetesPool)
+    (tmp_path / "token").write_text(TOKEN)
+    own = {"api_url": cluster.url, "namespace": "team", "token_file": tmp_path / "token"}
+    backend = KubernetesBackend(pool.name, pool.kubernetes.model_copy(update=own))
+    order = PilotOrder("gpu-0a1b2c3d", "gpu-0a1b2c3d", {}, {"POWERMEAN_NODE_TOKEN": "x"}, Shape(gpus=8), None)
+    for _ in range(2):
+        backend.submit(order)
+    backend.list()
+    backend.cancel(order.pilot_id)
+    cluster.stop()
+    asked: dict[str, set[str]] = {}
+    for method, path in cluster.requests:
+        resource, _, name = path.partition("?")[0].partition("/namespaces/team/")[2].partition("/")
+        verb = {"POST": "create", "PUT": "update", "DELETE": "delete", "GET": "get" if name else "list"}[
+            method
+        ]
+        asked.setdefault(resource, set()).add(verb)
+    assert asked == rules
 
 
 def test_probes_ask_what_is_there(everything: list[dict[str, Any]]) -> None:

@@ -76,6 +76,9 @@ class NodeSettings(FileSettings):
         description="Seconds that an attempt has to end its step when it is paused or gives way; then its "
         "processes are ended, and the job goes on from its last checkpoint.",
     )
+    attempt_public_key_text: str | None = Field(
+        None, description="The same key itself, where no file has it: pools set it for the nodes they start."
+    )
     attempt_public_key: Path | None = Field(
         None,
         description="PEM file with the key that rollout services use to verify attempt tokens. "

@@ -17,6 +17,7 @@ class Pool(Contract):
     """What all kinds have in common. A kind adds `kind` and a field of that name with its own section."""
 
     name: PoolName
+    kind: str
     shape: Shape
     min: int = Field(0, ge=0, le=1000, description="Nodes that it keeps, with work or without.")
     max: int = Field(ge=0, le=1000, description="Nodes that it has at most.")
@@ -47,6 +48,11 @@ class Pool(Contract):
         description="For the workers, besides what the server tells them, such as "
         "POWERMEAN_MODEL_ROOTS and HF_HOME. Nothing secret.",
     )
+
+    @property
+    def node_shape(self) -> Shape:
+        """With a label that says where its nodes come from."""
+        return self.shape.model_copy(update={"labels": {"pool": self.name} | self.shape.labels})
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
-"""Pilots as Kubernetes Jobs, in a queue of Kueue's if wanted. No real cluster has run this: docs/production.md.
+"""Pilots as Kubernetes Jobs, in a queue of Kueue's if wanted. No real cluster has run this.
 
-The API server is asked seven things, so httpx does: Kubernetes' own client would bring a thousand models for
-them. What only the worker may know is in a Secret, which the pod mounts and which goes with the Job: it is in no
+The API server is asked seven things, so httpx does it; Kubernetes' own client would bring a thousand models.
+What only the worker may know is in a Secret, which the pod mounts and which goes with the Job: it is in no
 pod's specification, and in no process's environment.
 """
 
@@ -111,7 +111,7 @@ class KubernetesBackend:
     section: KubernetesSection
 
     def submit(self, order: PilotOrder) -> str:
-        # The Secret is there before the Job: a pod that waits for it would wait for ever if we died in between.
+        # The Secret first: a pod that waits for it would wait for ever if we died in between.
         secrets, jobs = self._in("/api/v1", "secrets"), self._in("/apis/batch/v1", "jobs")
         name, secret = order.pilot_id, secret_of(order, self.pool)
         if self._ask("POST", secrets, secret, known=(409,)).status_code == 409:

@@ -23,7 +23,6 @@ Word = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f
 
 # Name last: whoever else uses the account may call a job anything. %e is the end, as seconds since the epoch.
 _FORMAT = "%A|%T|%e|%r|%j"
-_SCRIPT_NAME = "powermean pilot"
 _PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD")
 # COMPLETING: its processes may still be there.
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING")
@@ -121,12 +120,9 @@ class SlurmBackend:
 
 def script(order: PilotOrder, python: str) -> str:
     """What the pilot runs."""
-    exports = [
-        f"export {name}={shlex.quote(value)}" for name, value in (order.environment | order.secrets).items()
-    ]
-    return "\n".join(
-        ["#!/bin/sh", f"# {_SCRIPT_NAME}", *exports, f"exec {shlex.quote(python)} -m worker", ""]
-    )
+    told = {**order.environment, **order.secrets}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
+    return "\n".join(["#!/bin/sh", *exports, f"exec {shlex.quote(python)} -m worker", ""])
 
 
 def _read(said: str, pool: str) -> Iterator[Seen]:

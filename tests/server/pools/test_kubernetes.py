@@ -324,7 +324,7 @@ def test_a_wrong_manifest_is_refused_in_the_servers_words(
     section: KubernetesSection, cluster: Kubernetes
 ) -> None:
     wrong = {"spec": {"containers": [{"image": "x", "volumeMount": []}]}}
-    with pytest.raises(PoolError, match="422, .*volumeMount"):
+    with pytest.raises(PoolError, match=r"422, .*volumeMount"):
         KubernetesBackend("gpu", section.model_copy(update={"template": wrong})).submit(order())
 
 
