@@ -192,8 +192,13 @@ def test_secrets_are_made_once_and_fit(tmp_path: Path, capsys: pytest.CaptureFix
     assert make_secrets.main([str(folder)]) == 0
     assert {file.name: file.read_text() for file in folder.iterdir()} == text
     (folder / "redis_url").unlink()
-    assert make_secrets.main([str(folder)]) == 1  # another password would lock everyone out
+    assert (
+        make_secrets.main([str(folder), "--redis", "10.0.0.2:6380"]) == 1
+    )  # another password would lock everyone out
     assert "redis.conf and redis_url" in capsys.readouterr().out
+    (folder / "redis.conf").unlink()
+    assert make_secrets.main([str(folder), "--redis", "10.0.0.2:6380"]) == 0
+    assert (folder / "redis_url").read_text().endswith("@10.0.0.2:6380/0")
 
 
 def test_every_variable_of_the_file_is_in_the_example_of_env() -> None:

@@ -57,10 +57,7 @@ class KubernetesSection(Contract):
         "nvidia.com/gpu", description="What the cluster calls its GPUs."
     )
     stop_s: int = Field(
-        120,
-        ge=1,
-        le=86_400,
-        description="From SIGTERM to SIGKILL: time to save a checkpoint (the pod's grace).",
+        30, ge=1, le=86_400, description="From SIGTERM to SIGKILL, when a pilot is ended (the pod's grace)."
     )
     api_url: str | None = Field(
         None, description="Of the API server; left out: the cluster that the server runs in."

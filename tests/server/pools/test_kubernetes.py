@@ -85,7 +85,7 @@ def test_a_pilot_is_a_job_that_runs_once(backend: KubernetesBackend, cluster: Ku
     pod = job["spec"]["template"]
     assert pod["metadata"]["labels"]["team"] == "nlp"
     assert pod["spec"]["restartPolicy"] == "Never"
-    assert pod["spec"]["terminationGracePeriodSeconds"] == 120
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 30
     assert pod["spec"]["automountServiceAccountToken"] is False
     (worker,) = pod["spec"]["containers"]
     assert worker["command"] == ["python", "-m", "worker"]
@@ -400,4 +400,4 @@ def test_a_pool_knows_its_backend() -> None:
         "kubernetes": {"template": TEMPLATE},
     }
     backend = KubernetesPool.model_validate(pool).backend
-    assert (backend.pool, backend.section.stop_s) == ("gpu", 120)
+    assert (backend.pool, backend.section.stop_s) == ("gpu", 30)
