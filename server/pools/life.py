@@ -131,8 +131,9 @@ def note_seen(
         changes(session).plan = True
     if seen.state is PilotState.RUNNING:
         pilot.started_at = pilot.started_at or now
+        why = _too_short(settings, pool, pilot, seen.ends_at, now) or _no_node(session, pool, pilot, now)
         _note_end(session, pool, pilot, seen.ends_at)
-        if pilot.leaves is None and (why := _no_node(session, settings, pool, pilot, now)):
+        if pilot.leaves is None and why is not None:
             pilot.failed = let_go(session, pilot, why)
 
 
@@ -152,16 +153,24 @@ def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | No
         changes(session).plan = True
 
 
-def _no_node(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> str | None:
+def _too_short(
+    settings: Settings, pool: Pool, pilot: Pilot, ends_at: datetime | None, now: datetime
+) -> str | None:
+    """Why no job would ever run there, once its engine has said for how long it has it."""
+    if pilot.ends_at is not None or ends_at is None:
+        return None
+    seconds = (ends_at - now).total_seconds()
+    if seconds > pool.drain_s + settings.min_run_s:
+        return None
+    return (
+        f"its engine gives it {seconds:.0f} s, which is too short: drain_s ({pool.drain_s:g}) and "
+        f"POWERMEAN_MIN_RUN_S ({settings.min_run_s:g}) are more"
+    )
+
+
+def _no_node(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> str | None:
     """Why a pilot never becomes the node that was asked for: it goes, and counts as a failure."""
     began = pilot.started_at or now
-    if pilot.ends_at is not None:
-        useful = (pilot.ends_at - began).total_seconds() - pool.drain_s
-        if useful <= settings.min_run_s and not has_work(session, pilot):
-            return (
-                f"its engine gives it {(pilot.ends_at - began).total_seconds():.0f} s, which is too short: "
-                f"drain_s ({pool.drain_s:g}) and POWERMEAN_MIN_RUN_S ({settings.min_run_s:g}) are more"
-            )
     node = session.get(Node, pilot.node_id)
     if node is not None:
         return lacking(Shape.model_validate(pilot.shape), NodeReport.model_validate(node.report))
@@ -209,22 +218,25 @@ def _kind(session: Session, pilot: Pilot) -> str:
     return session.scalar(select(PoolStatus.kind).where(PoolStatus.name == pilot.pool)) or ""
 
 
-def paused_until(session: Session, pool: str) -> tuple[datetime, str] | None:
+def paused_until(session: Session, pool: str, now: datetime) -> tuple[datetime, str] | None:
     """Until when the pool is asked for nothing after its last pilots failed to start, and why."""
     query = select(Pilot, Node.id).outerjoin(Node, Node.id == Pilot.node_id).where(Pilot.pool == pool)
     failures: list[Pilot] = []
     for pilot, node_id in session.execute(query.order_by(Pilot.created_at.desc()).limit(20)):
-        if pilot.failed and pilot.ended_at is not None:
+        if pilot.failed:
             failures.append(pilot)
         elif pilot.state == ENDED or node_id is not None:
             break
     if not failures:
         return None
-    last = max(failures, key=lambda one: one.ended_at or one.created_at)
-    pause = min(FIRST_PAUSE_S * 2 ** (len(failures) - 1), LONGEST_PAUSE_S)
-    count = "the last pilot" if len(failures) == 1 else f"the last {len(failures)} pilots"
-    assert last.ended_at is not None
-    return last.ended_at + timedelta(seconds=pause), f"{count} did not become nodes: {last.reason}"
+    pause = timedelta(seconds=min(FIRST_PAUSE_S * 2 ** (len(failures) - 1), LONGEST_PAUSE_S))
+    until = max(pilot.ended_at or now for pilot in failures) + pause
+    if until <= now:
+        return None
+    why = failures[0].leaves or failures[0].reason
+    if len(failures) == 1:
+        return until, f"the last pilot did not become a node: {why}"
+    return until, f"the last {len(failures)} pilots did not become nodes: {why}"
 
 
 def prune(session: Session, pool: str, now: datetime) -> None:

@@ -120,7 +120,8 @@ class SlurmBackend:
 
 def script(order: PilotOrder, python: str) -> str:
     """What the pilot runs."""
-    told = {**order.environment, **order.secrets}
+    # Slurm's linuxproc finds no process whose title has spaces, as Celery's would, and so couldn't end it.
+    told = {"NOSETPS": "1", **order.environment, **order.secrets}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
     return "\n".join(["#!/bin/sh", *exports, f"exec {shlex.quote(python)} -m worker", ""])
 

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 5.0  # after an order that the engine refused; doubles with each one more
 LONGEST_PAUSE_S = 300.0
+CANCEL_AGAIN_S = 60.0  # to end a pilot may take its engine that long
 
 
 class LeadLostError(Exception):
@@ -69,6 +70,7 @@ class PoolTurn:
         self._backend = backend or pool.backend
         self._leads = False
         self._missing: set[str] = set()  # pilots that the last list left out
+        self._cancelled: dict[str, float] = {}  # when the engine was last told to end a pilot
         self._refusals = 0  # orders in a row
         self._refused: str | None = None  # the last one, and why
         self._next_order = float("-inf")
@@ -199,8 +201,8 @@ class PoolTurn:
 
     def _is_ready(self, session: Session, now: datetime) -> bool:
         """Whether the engine may be asked for more: it has just answered, and no failure is too recent."""
-        paused = life.paused_until(session, self._pool.name)
-        return time.monotonic() >= self._next_order and (paused is None or paused[0] <= now)
+        paused = life.paused_until(session, self._pool.name, now)
+        return time.monotonic() >= self._next_order and paused is None
 
     def _unchecked(self, session: Session) -> list[WaitingJob]:
         """Specs that no living node may check, one of each kind."""
@@ -257,20 +259,23 @@ class PoolTurn:
         """Have the engine end those that are let go; what it refused."""
         with self._shared.database.read() as session:
             leaving = [one for one in pilots.living(session, self._pool.name) if one.leaves is not None]
+        told = self._cancelled
+        self._cancelled = {one.id: told[one.id] for one in leaving if one.id in told}
         for pilot in leaving:
-            if pilot.external_id is None:
+            since = time.monotonic() - self._cancelled.get(pilot.id, float("-inf"))
+            if pilot.external_id is None or since < CANCEL_AGAIN_S:
                 continue
             try:
                 self._backend.cancel(pilot.external_id)
             except PoolError as error:
                 return str(error)
+            self._cancelled[pilot.id] = time.monotonic()
         return None
 
     def _why_paused(self) -> str | None:
         with self._shared.database.read() as session:
-            paused = life.paused_until(session, self._pool.name)
-            now = database_now(session)
-        if paused is None or paused[0] <= now:
+            paused = life.paused_until(session, self._pool.name, database_now(session))
+        if paused is None:
             return None
         return f"{paused[1]}; the next one is asked for at {paused[0]:%H:%M:%S} UTC"
 

@@ -1,6 +1,7 @@
 """Nodes from a real Slurm: they come when there is work, end in mid-job, are taken away, and go when idle."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from powermean.contracts.api import Job
 from powermean.processes import end_all
-from tests.support.embedded_service import Service, until
+from tests.support.embedded_service import Service, learned, metric_rows, until
 from tests.support.real_slurm import Slurm, missing
 from tests.support.tiny_model import tiny_spec
 
@@ -21,7 +23,7 @@ pytestmark = [
 ]
 STEPS = 12
 TRAINING = {"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
-ON_SLURM = {"node_labels": {"pool": "cpu"}}
+SPEC = tiny_spec("tiny", training=TRAINING, resources={"node_labels": {"pool": "cpu"}})
 START_S = 60.0
 
 
@@ -60,6 +62,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, model_root: Path, slurm: S
     environment = slurm.environment | {
         "POWERMEAN_POOLS_FILE": str(folder / "pools.yaml"),
         "POWERMEAN_MIN_RUN_S": "1",
+        "POWERMEAN_LEASE_S": "60",  # what lapses here, lapses by the pool's word
     }
     service = Service(folder / "home", model_root, environment=environment)
     service.start()
@@ -68,8 +71,55 @@ def service(tmp_path_factory: pytest.TempPathFactory, model_root: Path, slurm: S
     end_all(service.all_pids, grace_s=0)
 
 
-def test_a_node_comes_for_a_job_and_goes_when_idle(service: Service, slurm: Slurm) -> None:
-    spec = tiny_spec("tiny", training=TRAINING, resources=ON_SLURM)
-    job = service.finished(service.client.create_job(spec).id)
-    assert job.attempts[0].allocations[0].node_id.startswith("cpu-")
+@pytest.fixture(scope="module")
+def undisturbed(service: Service, slurm: Slurm) -> Job:
+    """A job that a node came for, and that ran there alone."""
+    return service.finished(service.client.create_job(SPEC).id)
+
+
+def test_a_node_comes_for_a_job_and_goes_when_idle(service: Service, slurm: Slurm, undisturbed: Job) -> None:
+    assert node_of(undisturbed, 0).startswith("cpu-")
     until(lambda: not slurm.jobs(), START_S, "the idle pilot is let go")
+    assert [node.id for node in service.client.nodes().items] == ["local"]
+
+
+def test_a_job_outlives_its_allocation_s_time(service: Service, slurm: Slurm, undisturbed: Job) -> None:
+    """It saves a checkpoint before the end, goes on in another allocation, and learns the same."""
+    job = service.at_step(service.client.create_job(SPEC).id, 2)
+    first = node_of(job, 0)
+    (allocation,) = slurm.jobs()
+    slurm.command("scontrol", "update", f"JobId={allocation}", "TimeLimit=1")
+    job = service.finished(job.id)
+    before, after = job.attempts
+    assert before.outcome == "checkpointed"
+    assert "its time in pool cpu ends at" in (before.reason or "")
+    assert node_of(job, 1) != first
+    assert 2 < after.first_step <= STEPS
+    assert learned(metric_rows(service.client, job.id)) == learned(
+        metric_rows(service.client, undisturbed.id)
+    )
+
+
+def test_a_job_goes_on_after_somebody_cancelled_its_allocation(service: Service, slurm: Slurm) -> None:
+    job = service.at_step(service.client.create_job(SPEC).id, 3)
+    first = node_of(job, 0)
+    slurm.command("scancel", f"--name={first}")
+    job = service.finished(job.id)
+    before = job.attempts[0]
+    assert before.error is not None
+    assert (before.outcome, before.error.code) == ("lapsed", "node_gone")
+    assert re.fullmatch(r"pool cpu: Slurm's \d+ ended: CANCELLED", before.error.message)
+    assert node_of(job, len(job.attempts) - 1) != first
+
+
+def test_what_runs_goes_on_while_slurm_is_away(service: Service, slurm: Slurm) -> None:
+    job = service.at_step(service.client.create_job(SPEC).id, 1)
+    slurm.stop_controller()
+    job = service.finished(job.id)
+    assert len(job.attempts) == 1
+    slurm.start_controller()
+    until(lambda: not slurm.jobs(), START_S, "the idle pilot is let go")
+
+
+def node_of(job: Job, attempt: int) -> str:
+    return job.attempts[attempt].allocations[0].node_id
