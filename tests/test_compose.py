@@ -209,6 +209,15 @@ def test_every_variable_of_the_file_is_in_the_example_of_env() -> None:
     assert given <= named | {"COMPOSE_PROFILES"}
 
 
+def test_the_variables_of_the_docs_exist() -> None:
+    text = (ROOT / "docs/production.md").read_text()
+    known = {f"POWERMEAN_{name.upper()}" for room in ROOMS.values() for name in room.model_fields}
+    known |= set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    known |= {"POWERMEAN_UPSTREAM", "POWERMEAN_URL", "POWERMEAN_API_KEY"}  # the proxy's, and people's
+    named = set(re.findall(r"POWERMEAN_[A-Z_]+", text))
+    assert {name for name in named if name not in known and name.removesuffix(SUFFIX) not in known} == set()
+
+
 def test_the_proxy_is_the_one_that_the_server_trusts() -> None:
     address = SERVICES["proxy"]["networks"]["default"]["ipv4_address"]
     assert address in SERVICES["server"]["environment"]["POWERMEAN_TRUSTED_PROXIES"]

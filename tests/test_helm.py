@@ -25,6 +25,7 @@ from tests.support.helm import CHART, find_helm, render, run
 from tools import make_secrets
 from worker.settings import NodeSettings
 
+EXAMPLES = CHART.parents[2] / "examples"
 OLDEST, NEWEST = "1.29", "1.37"
 POOL = {
     "name": "gpu",
@@ -74,7 +75,8 @@ def least(helm: Path) -> list[dict[str, Any]]:
 
 
 def of(kind: str, name: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
-    (found,) = [one for one in documents if (one["kind"], one["metadata"]["name"]) == (kind, f"pm-{name}")]
+    whole = (kind, f"pm-{name}".rstrip("-"))
+    (found,) = [one for one in documents if (one["kind"], one["metadata"]["name"]) == whole]
     return found
 
 
@@ -271,6 +273,15 @@ def test_models_and_keys_outlive_the_release(everything: list[dict[str, Any]]) -
     assert {one["metadata"]["name"] for one in kept} == {"pm-shared", "pm-keys"}
     for one in kept:
         assert one["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_the_values_of_the_docs_are_good_ones(helm: Path) -> None:
+    text = (CHART.parents[2] / "docs/production.md").read_text()
+    values = yaml.safe_load(text.partition("```yaml\n# values.yaml\n")[2].partition("```")[0])
+    documents = render(
+        helm, values | {"pools": yaml.safe_load((EXAMPLES / "pools-kubernetes.yaml").read_text())}
+    )
+    assert of("Ingress", "", documents)["spec"]["rules"][0]["host"] == "powermean.example.org"
 
 
 def test_settings_of_the_operator_win(helm: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from powermean.contracts.pools import Shape
 from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
 from server.pools.kubernetes import KubernetesBackend, KubernetesPool, KubernetesSection
+from server.pools.pools_file import read_pools_file
 from tests.support.fake_kubernetes import TOKEN, Kubernetes
 
 NAME = "gpu-0a1b2c3d"
@@ -388,6 +389,15 @@ def test_a_wrong_section_is_named(wrong: dict[str, Any], said: str) -> None:
     }
     with pytest.raises(ValidationError, match=said):
         KubernetesPool.model_validate(pool)
+
+
+def test_the_example_is_a_pool_that_kubernetes_takes(section: KubernetesSection, cluster: Kubernetes) -> None:
+    (pool,) = read_pools_file(Path(__file__).parents[3] / "examples/pools-kubernetes.yaml").pools
+    assert isinstance(pool, KubernetesPool)
+    own = {name: getattr(section, name) for name in ("api_url", "namespace", "token_file")}
+    KubernetesBackend(pool.name, pool.kubernetes.model_copy(update=own)).submit(order(gpus=pool.shape.gpus))
+    mounts = cluster.job(NAME)["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert any(pool.data_dir == mount["mountPath"] for mount in mounts)
 
 
 def test_a_pool_knows_its_backend() -> None:
