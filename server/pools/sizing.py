@@ -51,18 +51,24 @@ class Sizes:
     let_go: list[str] = field(default_factory=list)
 
 
-def sizes(state: ClusterState, pools: Sequence[PoolFacts], checks: Sequence[WaitingJob] = ()) -> Sizes:
-    """`checks` are jobs whose specs no living node may check: one node that could hold each is wanted.
+@dataclass(frozen=True)
+class Check:
+    """A spec that has to be checked, on a node that could run it, and the living nodes that may do so now."""
 
-    `state.coming` has the nodes that are on the way, those of these pools included.
-    """
+    job: WaitingJob
+    nodes: frozenset[str] = frozenset()
+
+
+def sizes(state: ClusterState, pools: Sequence[PoolFacts], checks: Sequence[Check] = ()) -> Sizes:
+    """`state.coming` has the nodes that are on the way, those of these pools included."""
     found = Sizes()
     growing = _Growing(state, pools)
     growing.to_minimum()
     growing.for_work()
     growing.for_checks(checks)
     found.starts = {name: count for name, count in growing.started.items() if count}
-    on = growing.used | {node.id for node in growing.coming if any(could_run(job, node) for job in checks)}
+    on = growing.used.union(*(check.nodes for check in checks))
+    on |= {node.id for node in growing.coming if any(could_run(one.job, node) for one in checks)}
     for pool in pools:
         staying = [one for one in pool.pilots if not one.leaves]
         found.needed |= {one.id for one in staying if one.busy or one.node_id in on}
@@ -143,8 +149,9 @@ class _Growing:
                 kinds.setdefault(_kind(job), job)
         return kinds.items()
 
-    def for_checks(self, checks: Sequence[WaitingJob]) -> None:
-        for job in checks:
+    def for_checks(self, checks: Sequence[Check]) -> None:
+        """One node for each that nobody may check; one that is coming will do."""
+        for job in [check.job for check in checks if not check.nodes]:
             if any(could_run(job, node) for node in self.coming):
                 continue
             pool = next(

@@ -23,11 +23,10 @@ from server.cluster.leadership import keeps_lead, leads
 from server.db.models import Job, Node, Pilot, PoolStatus
 from server.db.session import Database, changes, database_now
 from server.nodes import living_ids
-from server.placement.state import WaitingJob
 from server.pools import life
 from server.pools.backend import Backend, PilotOrder, PilotState, PoolError, Seen
 from server.pools.declaration import Pool
-from server.pools.sizing import PilotFacts, PoolFacts, Sizes, sizes
+from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -204,15 +203,16 @@ class PoolTurn:
         paused = life.paused_until(session, self._pool.name, now)
         return time.monotonic() >= self._next_order and paused is None
 
-    def _unchecked(self, session: Session) -> list[WaitingJob]:
-        """Specs that no living node may check, one of each kind."""
+    def _unchecked(self, session: Session) -> list[Check]:
+        """The specs that nobody has checked, one of each kind."""
         query = select(Job.demand).where(Job.state == JobState.VALIDATING).distinct()
         kinds = session.scalars(query.order_by(Job.demand)).all()
         if not kinds:
             return []
         living, offline = inventory.known(session, living_ids(session, self._shared.settings))
         return [
-            demand.waiting_job("", one, None) for one in kinds if not demand.checkers(one, living, offline)
+            Check(demand.waiting_job("", one, None), frozenset(demand.checkers(one, living, offline)))
+            for one in kinds
         ]
 
     def _order(self) -> str | None:

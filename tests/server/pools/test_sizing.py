@@ -11,7 +11,7 @@ from server.placement.fit import could_run
 from server.placement.outlook import awaited
 from server.placement.plan import plan
 from server.placement.state import ClusterState, Coming, NodeCapacity, Share, WaitingJob
-from server.pools.sizing import PilotFacts, PoolFacts, sizes
+from server.pools.sizing import Check, PilotFacts, PoolFacts, sizes
 
 SHAPES = st.builds(
     Shape,
@@ -180,5 +180,5 @@ def test_a_pool_that_fails_leaves_its_work_to_another():
 
 def test_a_spec_to_be_checked_brings_one_node_that_could_run_it():
     pool = PoolFacts("gpu", Shape(gpus=1), max=3)
-    checks = [WaitingJob("", 1), WaitingJob("", 8)]
+    checks = [Check(WaitingJob("", 1)), Check(WaitingJob("", 8)), Check(WaitingJob("", 0), frozenset({"n1"}))]
     assert sizes(ClusterState(nodes=(), waiting=()), [pool], checks).starts == {"gpu": 1}

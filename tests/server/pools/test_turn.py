@@ -135,9 +135,16 @@ def test_a_node_is_asked_for_once_when_a_job_waits(elastic: Elastic):
 
 
 def test_a_spec_that_no_living_node_may_check_brings_a_node(elastic: Elastic):
-    elastic.service.submit(**ON_POOL)
+    job_id = elastic.service.submit(**ON_POOL)
     elastic.turn()
     assert len(elastic.engine.orders) == 1
+    elastic.engine.run("1")
+    elastic.report()
+    elastic.turn()
+    assert elastic.pilots[0].unneeded_since is None  # it is to check the spec, whenever it hears of it
+    elastic.service.validate(job_id)
+    elastic.turn()
+    assert elastic.job(job_id).state is JobState.STARTING
 
 
 def test_what_no_pool_could_hold_brings_none(elastic: Elastic):
