@@ -222,7 +222,7 @@ def _pod(order: PilotOrder, section: KubernetesSection, labels: Mapping[str, str
     container: dict[str, Any] = spec["containers"][0]
     container.setdefault("name", "worker")
     container.setdefault("command", ["python", "-m", "worker"])
-    given = order.environment | {f"{name}{SUFFIX}": f"{SECRETS}/{name}" for name in order.secrets}
+    given = {**order.environment, **{f"{name}{SUFFIX}": f"{SECRETS}/{name}" for name in order.secrets}}
     container.setdefault("env", []).extend({"name": name, "value": value} for name, value in given.items())
     mount = {"name": "powermean-secrets", "mountPath": SECRETS, "readOnly": True}
     container.setdefault("volumeMounts", []).append(mount)
