@@ -189,8 +189,9 @@ def test_pools_are_read_and_allowed_what_they_ask_for(
 ) -> None:
     file = tmp_path / "pools.yaml"
     file.write_text(of("ConfigMap", "pools", everything)["data"]["pools.yaml"])
-    (pool,) = read_pools_file(file).pools
-    assert pool.name == "gpu"
+    declared = read_pools_file(file)
+    (pool,) = declared.pools
+    assert (pool.name, declared.server_url) == ("gpu", "http://pm-server:8700")
     rules = {rule["resources"][0]: set(rule["verbs"]) for rule in of("Role", "pools", everything)["rules"]}
     cluster = Kubernetes()  # what is asked of it is what the Role allows
     assert isinstance(pool, KubernetesPool)

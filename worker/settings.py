@@ -60,6 +60,12 @@ class NodeSettings(FileSettings):
         description="Name or address at which trainers on other nodes reach this node's engine services "
         "(plain HTTP, for a trusted network); if unset, only trainers on this node can.",
     )
+    pilot: str | None = Field(
+        None,
+        max_length=40,
+        description="The allocation of a pool that this worker runs in; the pool sets it. When that is "
+        "stopped, the pool says so, and not the attempts that run there.",
+    )
     lifeline_pid: int | None = Field(
         None,
         gt=1,

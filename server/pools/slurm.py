@@ -118,12 +118,28 @@ class SlurmBackend:
         return done.stdout
 
 
+# Slurm tells all processes of a job to end, or the shell alone, which then tells the worker.
+_RUN = """\
+trap 'kill -TERM "$worker" 2>/dev/null' TERM
+{python} -m worker &
+worker=$!
+wait "$worker"
+status=$?
+while kill -0 "$worker" 2>/dev/null; do
+  wait "$worker"
+  status=$?
+done
+rm -rf -- "$POWERMEAN_DATA_DIR"
+exit "$status"
+"""
+
+
 def script(order: PilotOrder, python: str) -> str:
-    """What the pilot runs."""
+    """What the pilot runs. Its folder goes with it."""
     # Slurm's linuxproc finds no process whose title has spaces, as Celery's would, and so couldn't end it.
     told = {"NOSETPS": "1", **order.environment, **order.secrets}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
-    return "\n".join(["#!/bin/sh", *exports, f"exec {shlex.quote(python)} -m worker", ""])
+    return "\n".join(["#!/bin/sh", "umask 077", *exports, _RUN.format(python=shlex.quote(python))])
 
 
 def _read(said: str, pool: str) -> Iterator[Seen]:

@@ -246,6 +246,8 @@ class PoolTurn:
             **self._shared.environment,
             **pool.environment,
             "POWERMEAN_NODE_ID": pilot.node_id,
+            "POWERMEAN_PILOT": pilot.id,
+            "POWERMEAN_STOP_GRACE_S": f"{pool.drain_s * 0.9:.0f}",
             "POWERMEAN_DATA_DIR": f"{pool.data_dir.rstrip('/')}/{pilot.id}",
             "POWERMEAN_CPU_SLOTS": str(shape.cpu_slots),
             "POWERMEAN_LABELS": labels,

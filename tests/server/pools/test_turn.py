@@ -388,3 +388,16 @@ def test_a_follower_asks_for_nothing(elastic: Elastic):
     )
     other.turn()
     assert elastic.engine.orders == []
+
+
+def test_people_see_the_pools(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.turn()
+    local, pool = elastic.service.person.get("/v1/pools").json()["items"]
+    assert (local["name"], local["max"], local["pilots"]) == ("local", None, [])
+    assert (pool["states"], pool["max"], pool["error"]) == ({"pending": 1}, 2, None)
+    (pilot,) = pool["pilots"]
+    assert (pilot["state"], pilot["reason"], pilot["external_id"]) == ("pending", "Priority", "1")
+    assert elastic.service.person.get("/v1/pools/cpu").json() == pool
+    assert elastic.service.person.get("/v1/pools/gone").status_code == 404
