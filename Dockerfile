@@ -19,8 +19,8 @@ CMD ["python", "-m", "server"]
 
 FROM base AS worker
 ARG MACHINE=cpu
-# Triton, vLLM's and the trainer's compiler of kernels, needs a C compiler at run time.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+# Triton, vLLM's and the trainer's compiler of kernels, needs a C compiler at run time; vLLM for CPUs needs libnuma.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY . .
 RUN python tools/install.py run-vllm $MACHINE
 # What NVIDIA's container runtime mounts: CUDA, and nvidia-smi, which the worker asks for the GPUs' health.
