@@ -11,10 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from powermean.contracts.pools import Shape
+from server.db import models
 from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
 from server.pools.kubernetes import KubernetesBackend, KubernetesPool, KubernetesSection
 from server.pools.pools_file import read_pools_file
+from server.pools.turn import Pools, PoolTurn
 from tests.support.fake_kubernetes import TOKEN, Kubernetes
+from tests.support.service_driver import ServiceDriver
 
 NAME = "gpu-0a1b2c3d"
 NODE_TOKEN, REDIS_URL = "pmn_very-secret", "redis://:hidden@redis:6379/0"
@@ -389,6 +392,43 @@ def test_a_wrong_section_is_named(wrong: dict[str, Any], said: str) -> None:
     }
     with pytest.raises(ValidationError, match=said):
         KubernetesPool.model_validate(pool)
+
+
+def test_a_waiting_job_brings_a_node_from_the_cluster_and_survives_its_end(
+    service: ServiceDriver, section: KubernetesSection, cluster: Kubernetes
+) -> None:
+    pool = KubernetesPool.model_validate(
+        {"name": "gpu", "kind": "kubernetes", "max": 1, "shape": {}, "data_dir": "/x", "kubernetes": section}
+    )
+    turns = PoolTurn(Pools(service.database, service.settings, "first", [pool], {}, REDIS_URL), pool)
+
+    def turn() -> None:
+        service.scheduler.turn()
+        turns.turn()
+        service.scheduler.turn()
+
+    turn()
+    job_id = service.queued(resources={"node_labels": {"pool": "gpu"}})
+    turn()
+    (name,) = [name for kind, name in cluster.objects if kind == "Job"]
+    turn()
+    assert service.job(job_id).phase == "pool gpu is starting a node (Kubernetes: no pod yet)"
+    cluster.run(name)
+    turn()
+    client = service.client(cluster.objects["Secret", name]["stringData"]["POWERMEAN_NODE_TOKEN"])
+    report = {"hostname": "c", "instance": name, "cpu_slots": 1, "engines": ["transformers"], "version": "0"}
+    assert client.put(f"/v1/nodes/{name}", json=report | {"labels": {"pool": "gpu"}}).status_code == 200
+    turn()
+    service.claim(f"{job_id}.1")
+    cluster.end(name, "Failed", "PodFailurePolicy", "Pod has condition DisruptionTarget")
+    turn()
+    job = service.job(job_id)
+    assert job.state == "queued"
+    (attempt,) = job.attempts
+    assert attempt.error is not None
+    assert f"pool gpu: Kubernetes's {name} ended: PodFailurePolicy" in attempt.error.message
+    with service.database.read() as session:
+        assert session.get_one(models.Job, job_id).restarts == 0
 
 
 def test_the_example_is_a_pool_that_kubernetes_takes(section: KubernetesSection, cluster: Kubernetes) -> None:
