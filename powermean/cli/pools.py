@@ -74,7 +74,7 @@ def show(name: Name, json_: AsJson = False) -> None:
                 one.state,
                 one.external_id or "",
                 local_time(one.created_at),
-                local_time(one.ended_at or one.ends_at) if one.ended_at or one.ends_at else "",
+                local_time(end) if (end := one.ended_at or one.ends_at) is not None else "",
                 one.reason,
             )
             for one in found.pilots
