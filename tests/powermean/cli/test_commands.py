@@ -43,6 +43,7 @@ SUBCOMMANDS = {
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
+    "pool": ("list", "show"),
     "priorities": ("list", "set", "remove"),
     "engine": ("add", "list", "remove"),
     "audit": ("list", "head", "verify"),
