@@ -61,6 +61,10 @@ COMMANDS = {
         "powermean.cli.pools:pool",
         "Pools: where nodes come from when there is work. A file of the server declares them.",
     ),
+    "server": (
+        "powermean.cli.server:server",
+        "The service's server processes: which are there, and which one leads.",
+    ),
     "priorities": ("powermean.cli.priorities:priorities", "Priority classes, which specs name."),
     "top": (
         "powermean.cli.top:top",

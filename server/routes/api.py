@@ -24,6 +24,7 @@ from server.routes import (
     projects,
     replays,
     secrets,
+    servers,
     sharing,
     signin,
     storage,
@@ -83,6 +84,7 @@ def api_routes() -> list[BaseRoute]:
         storage,
         audit,
         operations,
+        servers,
     ):
         api.include_router(part.router)
     return api.routes
