@@ -16,6 +16,7 @@ from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
 from server.pools.kubernetes import KubernetesBackend, KubernetesPool, KubernetesSection
 from server.pools.pools_file import read_pools_file
 from server.pools.turn import Pools, PoolTurn
+from server.settings import Settings
 from tests.support.fake_kubernetes import TOKEN, Kubernetes
 from tests.support.service_driver import ServiceDriver
 
@@ -55,6 +56,12 @@ def cluster() -> Iterator[Kubernetes]:
     made = Kubernetes()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The only server leads, however slow the machine is."""
+    return settings.model_copy(update={"leader_lease_s": 600.0})
 
 
 @pytest.fixture
