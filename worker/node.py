@@ -25,6 +25,7 @@ from powermean.errors import PowermeanError
 from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
+from worker import health
 from worker.attempt import outcome
 from worker.attempt_dir import AttemptDir
 from worker.engines.services import Engines
@@ -183,6 +184,7 @@ class Node:
                 return
             except Exception:  # the thread must continue: a node that stops reporting counts as offline
                 log.exception("not reported")
+            health.note(self._settings.data_dir, health.TURNED)
             time.sleep(REPORT_S)
 
     def report(self) -> None:
@@ -200,6 +202,7 @@ class Node:
                 log.warning("not reported: %s", error)
                 return
             self._accepted = time.monotonic()
+            health.note(self._settings.data_dir, health.HEARD)
             self._warn(orders.rival)
             self._engines.follow(orders)
 
