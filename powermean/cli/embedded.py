@@ -118,6 +118,19 @@ def secret(path: Path, prefix: str) -> str:
     return path.read_text().strip()
 
 
+def artefacts_url(home: Home) -> str:
+    return f"file://{home.artefacts}"
+
+
+def server_settings(home: Home) -> dict[str, str]:
+    """Where the service's server keeps everything."""
+    return {
+        "POWERMEAN_DATABASE_URL": str(URL.create("sqlite", database=str(home.database))),
+        "POWERMEAN_SECRETS_DIR": str(home.secrets),
+        "POWERMEAN_ARTEFACTS_URL": artefacts_url(home),
+    }
+
+
 class Embedded:
     """The service. `start` returns when it is ready; neither `stop` nor kill -9 leaves a process behind."""
 
@@ -184,19 +197,21 @@ class Embedded:
                 MARK: str(os.getpid()),
                 "PYTHONUNBUFFERED": "1",
                 "POWERMEAN_REDIS_URL": f"redis://:{quote(password, safe='')}@127.0.0.1:{redis_port}/0",
-                "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
+                "POWERMEAN_ARTEFACTS_URL": artefacts_url(home),
             }
         )
         token = secret(home.secrets / "node.token", "pmn_")
-        server = everywhere | {
-            "POWERMEAN_DATABASE_URL": str(URL.create("sqlite", database=str(home.database))),
-            "POWERMEAN_SECRETS_DIR": str(home.secrets),
-            "POWERMEAN_HOST": "127.0.0.1",
-            "POWERMEAN_PORT": str(port),
-            "POWERMEAN_MIGRATE": "true",
-            "POWERMEAN_BOOTSTRAP_ADMIN_KEY": secret(home.admin_key, "pm_"),
-            "POWERMEAN_BOOTSTRAP_NODE_TOKEN": token,
-        }
+        server = (
+            everywhere
+            | server_settings(home)
+            | {
+                "POWERMEAN_HOST": "127.0.0.1",
+                "POWERMEAN_PORT": str(port),
+                "POWERMEAN_MIGRATE": "true",
+                "POWERMEAN_BOOTSTRAP_ADMIN_KEY": secret(home.admin_key, "pm_"),
+                "POWERMEAN_BOOTSTRAP_NODE_TOKEN": token,
+            }
+        )
         worker = everywhere | {
             "POWERMEAN_SERVER_URL": self.url,
             "POWERMEAN_NODE_ID": "local",

@@ -49,17 +49,28 @@ def pending_revision(database: Database) -> str | None:
         return None if _known_revision(connection) == head else head
 
 
-def _known_revision(connection: Connection) -> str | None:
-    """The database's revision; None before the first one."""
-    current = MigrationContext.configure(connection).get_current_revision()
+def current_revision(database: Database) -> str | None:
+    """The database's revision. Raises NewerDatabaseError."""
+    with database.engine.connect() as connection:
+        return _known_revision(connection)
+
+
+def check_revision(revision: str) -> None:
+    """Raises NewerDatabaseError for a revision that this version does not know."""
     scripts = _scripts()
     try:
-        scripts.get_revision(current or "base")
+        scripts.get_revision(revision)
     except CommandError as error:
         raise NewerDatabaseError(
-            f"the database is of a newer version of powermean (revision {current}) than this one "
+            f"the database is of a newer version of powermean (revision {revision}) than this one "
             f"({scripts.get_current_head()}): upgrade powermean"
         ) from error
+
+
+def _known_revision(connection: Connection) -> str | None:
+    """The database's revision; None before the first one. Raises NewerDatabaseError."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    check_revision(current or "base")
     return current
 
 
