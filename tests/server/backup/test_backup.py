@@ -285,7 +285,8 @@ def test_paths_that_lead_out_of_the_folder_are_refused(backups: Backups) -> None
     backup = backups.create()
     made = Manifest.read(backup)
     for path in (
-        "../outside", "artefacts/../../outside", "/etc/cron.d/x", "secrets/../x", "artefacts//x", "models/x", "",
+        "../outside", "artefacts/../../outside", "/etc/cron.d/x", "secrets/../x", "artefacts//x",
+        "models/x", "",
     ):  # fmt: skip
         forged = made.model_copy(update={"files": (*made.files, File(path=path, size=0, sha256="0" * 64))})
         (backup / MANIFEST).write_text(forged.sealed().model_dump_json())
