@@ -105,6 +105,10 @@ COMMANDS = {
         "powermean.cli.backup:restore",
         "Restore a backup into a service's folder; then start it with `powermean up`.",
     ),
+    "doctor": (
+        "powermean.cli.doctor:doctor",
+        "Check the server or the node on this machine from its own settings, and say what to do.",
+    ),
     "gc": (
         "powermean.cli.storage:gc",
         "Remove files that nothing refers to any more, once they are a day old; for administrators.",

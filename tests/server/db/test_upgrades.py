@@ -136,15 +136,15 @@ def rows_of_0_1_0(store: ArtefactStore) -> dict[str, list[dict[str, Any]]]:
             | {"lease_expires_at": NOW},
         ],
         "allocations": [
-            {"id": 1, "attempt_id": "job-1.1", "role": "trainer", "node_id": "node-1", "released_at": NOW}
+            {"attempt_id": "job-1.1", "role": "trainer", "node_id": "node-1", "released_at": NOW}
             | {"gpu_uuids": []},
-            {"id": 2, "attempt_id": "job-2.1", "role": "trainer", "node_id": "node-1", "released_at": None}
+            {"attempt_id": "job-2.1", "role": "trainer", "node_id": "node-1", "released_at": None}
             | {"gpu_uuids": []},
         ],
         "browser_sessions": [{"id_sha256": "s", "kind": "session", "key_id": "key-1", "expires_at": NOW}],
         "outbox": [
             {
-                "id": 1, "task": "start", "queue": "node-1", "subject": "job-1.1", "sends": 1,
+                "task": "start", "queue": "node-1", "subject": "job-1.1", "sends": 1,
                 "next_send_at": NOW, "created_at": NOW, "done_at": NOW,
             }
         ],
@@ -201,11 +201,16 @@ def test_a_database_of_0_1_0(empty_url: str, tmp_path: Path) -> None:
     assert ada.get("/v1/jobs/job-1/files/config.json").text == "{}"
     assert [one["id"] for one in ada.get("/v1/datasets").json()["items"]] == ["ds-1"]
     # Both others go on: the one that was running resumes after its checkpoint, once its lease is over.
+    service.report(cpu_slots=2, running=("job-2.1",))
+    service.scheduler.turn()
+    service.let_lease_run_out("job-2.1")
+    service.scheduler.turn()
     service.report(cpu_slots=2)
     service.scheduler.turn()
-    service.scheduler.turn()
-    assert service.claim("job-2.2").claim.first_step == 11
-    assert service.claim("job-3.1").claim.first_step in (0, 1)
+    resumed = service.claim("job-2.2").claim
+    assert resumed.checkpoint is not None
+    assert resumed.checkpoint.step == 10
+    assert service.claim("job-3.1").claim.checkpoint is None
     service.close()
 
 
