@@ -93,17 +93,17 @@ def packages(names: Iterable[str]) -> Iterator[Check]:
 
 
 def disk(name: str, folder: Path) -> Iterator[Check]:
-    """Whether a folder can be written, and its disk has room and inodes."""
+    """Whether a folder can be written, or made, and its disk has room and inodes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with TemporaryFile(dir=folder) as file:
+        there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+        with TemporaryFile(dir=there) as file:
             file.write(b"x")
             file.flush()
     except OSError as error:
         remedy = "Make room." if is_full(error) else f"Make {folder} writable for this user."
         yield failed(name, f"{folder} can't be written: {error.strerror}", remedy)
         return
-    free, room = free_bytes(folder), os.statvfs(folder)
+    free, room = free_bytes(there), os.statvfs(there)
     said = f"{size(free)} free in {folder}"
     if free < SCARCE_BYTES:
         yield failed(name, f"only {said}", "Make room: below 128 MiB nothing new is started.")
@@ -170,10 +170,13 @@ def redis_server(url: str) -> Iterator[Check]:
         yield ok("redis", said)
 
 
-def artefact_store(url: str) -> Iterator[Check]:
-    """Whether an object can be written, read and removed."""
+def artefact_store(url: str, *, existing: bool) -> Iterator[Check]:
+    """Whether an object can be written, read and removed; `existing`: in a store that a server has made."""
     try:
-        store = ArtefactStore(url)
+        store = ArtefactStore(url, existing=existing)
+        if store.folder is not None and not store.folder.exists() and not existing:
+            yield from disk("artefact store", store.folder)
+            return
         store.probe()
     except ArtefactError as error:
         yield failed("artefact store", f"{url}: {error}", error.remedy)

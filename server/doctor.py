@@ -72,7 +72,7 @@ def looks(idle: bool) -> Iterator[tuple[str, Look]]:
     yield "open files", lambda: open_files(settings.max_connections + OWN_FILES)
     yield "database", lambda: database(settings)
     yield "secrets", lambda: secrets_folder(settings)
-    yield "artefact store", lambda: artefact_store(settings.artefacts_url)
+    yield "artefact store", lambda: artefact_store(settings.artefacts_url, existing=False)
     if not idle:
         yield "redis", lambda: redis_server(settings.redis_url)
     yield "port", lambda: port(settings)

@@ -79,7 +79,7 @@ def looks(idle: bool) -> Iterator[tuple[str, Look]]:
         return
     yield "settings", lambda: contradictions(settings)
     yield "data folder", lambda: disk("data folder", settings.data_dir)
-    yield "artefact store", lambda: artefact_store(settings.artefacts_url)
+    yield "artefact store", lambda: artefact_store(settings.artefacts_url, existing=not idle)
     if not idle:
         yield "redis", lambda: redis_server(settings.redis_url)
         yield "certificate", lambda: certificate(settings.server_url)
@@ -210,14 +210,16 @@ def _agreements(settings: NodeSettings, answer: NodeAnswer, probe: ArtefactRef |
 def _stored_probe(settings: NodeSettings) -> ArtefactRef | None:
     try:
         data = secrets.token_bytes(32)
-        return ArtefactStore(settings.artefacts_url).put_bytes(f"probe/{secrets.token_hex(8)}", "probe", data)
+        return ArtefactStore(settings.artefacts_url, existing=True).put_bytes(
+            f"probe/{secrets.token_hex(8)}", "probe", data
+        )
     except ArtefactError:  # told by the check of the store
         return None
 
 
 def _remove(settings: NodeSettings, probe: ArtefactRef | None) -> None:
     if probe is not None:
-        ArtefactStore(settings.artefacts_url).delete_prefix(probe.key.rpartition("/")[0])
+        ArtefactStore(settings.artefacts_url, existing=True).delete_prefix(probe.key.rpartition("/")[0])
 
 
 def _instance(settings: NodeSettings) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from powermean.contracts.api import Job
+from powermean import ApiError
+from powermean.contracts.api import AttemptView, Job
 from tests.support.embedded_service import Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
@@ -116,6 +117,34 @@ def test_the_whole_service(service: Service, undisturbed: dict[tuple[int, int, s
     until(lambda: not service.all_pids(), 10, "all processes gone")
     service.start()
     resumed(same_rows(service, job_id, undisturbed))
+
+
+def test_the_artefact_store(
+    service: Service, undisturbed: dict[tuple[int, int, str], float | None], tmp_path: Path
+) -> None:
+    """Its disk is unmounted in mid-run, which leaves an empty folder: nothing is written there."""
+    job_id = run_to_the_kill(service)
+    store = service.home / "artefacts"
+    away = store.rename(service.home / "away")
+    store.mkdir()
+    try:
+        (tmp_path / "sums.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+        with pytest.raises(ApiError, match="is not the artefact store"):
+            service.client.upload_dataset(tmp_path / "sums.jsonl")
+        failed = until(lambda: _failed_attempt(service, job_id), 60, "the attempt can't save")
+        assert failed.error is not None
+        assert failed.error.code == "artefact_store_unavailable"
+        assert list(store.iterdir()) == []
+    finally:
+        store.rmdir()
+        away.rename(store)
+    same_rows(service, job_id, undisturbed)
+    assert service.client.datasets().items == ()
+
+
+def _failed_attempt(service: Service, job_id: str) -> AttemptView | None:
+    first = service.client.get_job(job_id).attempts[0]
+    return first if first.outcome == "failed" else None
 
 
 def test_stopping_in_order_in_mid_run(

@@ -90,10 +90,18 @@ def test_redis_as_it_should_be_and_with_faults(redis_at: tuple[int, str]) -> Non
 
 
 def test_a_store_that_is_read_only_or_none(tmp_path: Path) -> None:
-    assert only(checks.artefact_store(f"file://{tmp_path / 'store'}")).verdict == "ok"
+    (tmp_path / "store").mkdir()
+    url = f"file://{tmp_path / 'store'}"
+    found = only(checks.artefact_store(url, existing=True))
+    assert (found.verdict, found.remedy) == (
+        "failed",
+        "Is its disk mounted? Does POWERMEAN_ARTEFACTS_URL name the server's store?",
+    )
+    assert only(checks.artefact_store(url, existing=False)).verdict == "ok"
+    assert only(checks.artefact_store(url, existing=True)).verdict == "ok"
     (tmp_path / "file").write_text("")
-    assert only(checks.artefact_store(f"file://{tmp_path / 'file'}")).verdict == "failed"
-    assert only(checks.artefact_store("nonsense://x")).verdict == "failed"
+    assert only(checks.artefact_store(f"file://{tmp_path / 'file'}", existing=False)).verdict == "failed"
+    assert only(checks.artefact_store("nonsense://x", existing=False)).verdict == "failed"
 
 
 @pytest.mark.parametrize(("off", "verdict"), [(0, "ok"), (10, "warning"), (-10, "warning"), (7200, "failed")])

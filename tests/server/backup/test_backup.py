@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic.command import downgrade
 from sqlalchemy import select
 
 from powermean.artefacts import ArtefactStore
@@ -21,14 +22,16 @@ from server.audit.reading import verify as verify_audit
 from server.backup import create as creating
 from server.backup.create import Wanted, create
 from server.backup.manifest import (
+    DATABASE,
     MANIFEST,
     BackupDamagedError,
     BackupError,
     File,
     Manifest,
+    described,
 )
 from server.backup.restore import Restored, restore, verify
-from server.db.migrate import NewerDatabaseError
+from server.db.migrate import NewerDatabaseError, alembic_config
 from server.db.models import Garbage
 from server.db.session import Database
 from server.errors import ConflictError
@@ -306,6 +309,23 @@ def test_backups_of_other_versions(backups: Backups) -> None:
         with pytest.raises(error, match=said):
             backups.restore(backup)
     assert not backups.home().folder.exists()
+
+
+@pytest.mark.slow
+def test_a_backup_of_an_older_version_is_migrated(backups: Backups) -> None:
+    backup = backups.create()
+    made, older = Manifest.read(backup), Database(f"sqlite:///{backup / DATABASE}")
+    config = alembic_config()
+    with older.rebuild() as connection:
+        config.attributes["connection"] = connection
+        downgrade(config, "0020")
+    older.close()
+    files = [described(backup, DATABASE), *(file for file in made.files if file.path != DATABASE)]
+    forged = made.model_copy(update={"revision": "0020", "version": "0.0.9", "files": tuple(files)})
+    (backup / MANIFEST).write_text(forged.sealed().model_dump_json())
+    done = backups.restore(backup)
+    assert (done.manifest.revision, done.revision) == ("0020", made.revision)
+    assert done.counts["jobs"] == 2
 
 
 def test_a_folder_that_is_in_use_or_not_empty(backups: Backups) -> None:

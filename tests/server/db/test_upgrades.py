@@ -208,9 +208,9 @@ def test_a_database_of_0_1_0(empty_url: str, tmp_path: Path) -> None:
     service.report(cpu_slots=2)
     service.scheduler.turn()
     resumed = service.claim("job-2.2").claim
-    assert resumed.checkpoint is not None
-    assert resumed.checkpoint.step == 10
-    assert service.claim("job-3.1").claim.checkpoint is None
+    assert resumed.resume is not None
+    assert resumed.resume.step == 10
+    assert service.claim("job-3.1").claim.resume is None
     service.close()
 
 
