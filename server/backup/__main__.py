@@ -6,6 +6,7 @@ server removes an object from the artefact store: for backups of Postgres, see d
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def _restore(given: argparse.Namespace) -> int:
         )
     print(
         "Keys and sessions that were revoked after the backup are valid again. "
-        f"Start it with: POWERMEAN_HOME={home.folder} powermean up"
+        f"Start it with: POWERMEAN_HOME={shlex.quote(str(home.folder))} powermean up"
     )
     return 0
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from powermean import __version__
 from powermean.artefacts import ArtefactCorruptError, ArtefactMissingError, ArtefactStore
@@ -90,11 +90,10 @@ def _database_file(settings: Settings) -> Path:
 
 def _snapshot(source: Path, target: Path, progress: Progress) -> datetime:
     """Copy the database as it is at one moment, which is returned."""
-    address = (
-        f"file:{urllib.parse.quote(str(source.absolute()))}?mode=rw"  # rw, for the shared memory of readers
-    )
+    # rw, because readers of a write-ahead log share memory with its writers.
+    live_file = f"file:{urllib.parse.quote(str(source.absolute()))}?mode=rw"
     with (
-        closing(sqlite3.connect(address, uri=True, isolation_level=None)) as live,
+        closing(sqlite3.connect(live_file, uri=True, isolation_level=None)) as live,
         closing(sqlite3.connect(target)) as copy,
     ):
         size = live.execute("PRAGMA page_size").fetchone()[0]
@@ -127,7 +126,7 @@ class _Contents:
 
 def _read(file: Path, settings: Settings) -> _Contents:
     """Raises BackupError for a database that this version can't read."""
-    copy = Database(f"sqlite:///{file}")
+    copy = Database(address(file))
     try:
         revision = current_revision(copy)
         if revision is None or pending_revision(copy) is not None:
@@ -208,6 +207,11 @@ class _Backup:
             for name in KEYS:
                 if (found := self._settings.secrets_dir / name).is_file():
                     _copy(found, self._part / SECRETS / name)
+
+
+def address(file: Path) -> str:
+    """The URL of a SQLite file, whatever its name."""
+    return str(URL.create("sqlite", database=str(file)))
 
 
 def _files_of(earlier: Path | None) -> dict[str, File]:

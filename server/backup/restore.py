@@ -24,7 +24,7 @@ from powermean.tokens import PUBLIC_KEY_NAME, ensure_key_pair
 from server.audit import reading
 from server.audit.journal import HEAD_FILE, read_head, signed_head
 from server.backup.building import built, check_room
-from server.backup.create import Progress
+from server.backup.create import Progress, address
 from server.backup.manifest import (
     ARTEFACTS,
     DATABASE,
@@ -124,7 +124,7 @@ def _copy_files(folder: Path, manifest: Manifest, part: Path, progress: Progress
 def _complete(folder: Path, manifest: Manifest, part: Path, now: datetime) -> Restored:
     """Check what was copied as a whole, bring it to this version's revision, and begin a new signature."""
     _check_database(part / DATABASE, manifest)
-    database = Database(f"sqlite:///{part / DATABASE}")
+    database = Database(address(part / DATABASE))
     try:
         migrate(database)
         _check_objects(database, manifest)

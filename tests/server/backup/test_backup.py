@@ -49,6 +49,9 @@ def kind() -> str:
     return "sqlite"
 
 
+ODD = "what?[1] 50%::#"  # each of these means something in another program's language
+
+
 def quiet(_what: str, _done: int, _total: int) -> None:
     pass
 
@@ -60,15 +63,15 @@ class Backups:
     service: ServiceDriver
     folder: Path
 
-    def create(self, name: str = "backup", **more: object) -> Path:
+    def create(self, name: str = ODD, **more: object) -> Path:
         target = self.folder / name
         create(self.service.settings, Wanted(target, **more), quiet)  # type: ignore[arg-type]
         return target
 
-    def restore(self, backup: Path, name: str = "restored", *, replace: bool = False) -> Restored:
+    def restore(self, backup: Path, name: str = f"{ODD} restored", *, replace: bool = False) -> Restored:
         return restore(backup, self.home(name), replace=replace, progress=quiet)
 
-    def home(self, name: str = "restored") -> Home:
+    def home(self, name: str = f"{ODD} restored") -> Home:
         return Home(self.folder / name)
 
 
@@ -91,7 +94,7 @@ def test_what_is_restored_is_what_was_saved(backups: Backups) -> None:
     backup = backups.create()
     done = backups.restore(backup)
     home = backups.home()
-    database = Database(f"sqlite:///{home.database}")
+    database = Database(creating.address(home.database))
     after = counts(database)
     assert after.pop("leaders") == 1 + before.pop("leaders", 0)  # the hold of the backup itself
     assert after == before
@@ -314,7 +317,7 @@ def test_backups_of_other_versions(backups: Backups) -> None:
 @pytest.mark.slow
 def test_a_backup_of_an_older_version_is_migrated(backups: Backups) -> None:
     backup = backups.create()
-    made, older = Manifest.read(backup), Database(f"sqlite:///{backup / DATABASE}")
+    made, older = Manifest.read(backup), Database(creating.address(backup / DATABASE))
     config = alembic_config()
     with older.rebuild() as connection:
         config.attributes["connection"] = connection
@@ -360,13 +363,13 @@ def test_of_two_restores_at_once_the_first_stays(backups: Backups) -> None:
     with pytest.raises(BackupError, match="is there already"):
         restore(backup, backups.home(), replace=False, progress=tell)
     assert list(backups.folder.glob(".*.part")) == []
-    restored = Database(f"sqlite:///{backups.home().database}")
+    restored = Database(creating.address(backups.home().database))
     assert counts(restored)["jobs"] == 2
     restored.close()
 
 
 def test_what_a_killed_backup_left_is_never_taken_for_one(backups: Backups) -> None:
-    left = backups.folder / ".backup.0badcafe.part"
+    left = backups.folder / f".{ODD}.0badcafe.part"
     left.mkdir()
     (left / "server.db").write_bytes(b"half")
     with pytest.raises(BackupError, match="is not a backup"):
