@@ -114,7 +114,6 @@ class ArtefactStore:
         """`existing`: for nodes, which never make a store; otherwise the first write makes a folder one."""
         self.url = url
         self._existing = existing
-        self._seen = False  # the marker, by this process
         try:
             found, root = _file_system(url)
         except (ValueError, ImportError, OSError) as error:
@@ -122,6 +121,7 @@ class ArtefactStore:
         self._fs = cast(_FileSystem, found)
         self._prefix = root.rstrip("/")
         self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
+        self._seen = self._folder is not None and (self._folder / MARKER).exists()  # by this process
 
     def put_file(
         self, owner: str, path: Path, name: str | None = None, *, consume: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.checks import Check
 from tests.server.conftest import parameters_of_passwords as parameters_of_passwords
 from tests.support.real_service import NODE_TOKEN, Service
@@ -72,7 +73,10 @@ def test_a_node_that_agrees_with_its_server(node: Node, service: Service) -> Non
 
 
 def test_another_store_than_the_server_s(node: Node, tmp_path: Path) -> None:
-    node.setting("ARTEFACTS_URL", f"file://{tmp_path / 'mine'}")
+    url = f"file://{tmp_path / 'mine'}"
+    node.setting("ARTEFACTS_URL", url)
+    assert "is not the artefact store" in node.found()["artefact store"].said
+    ArtefactStore(url).make()  # as another server does
     check = node.found()["same store"]
     assert check.verdict == "failed"
     assert "the server can't read what this node wrote" in check.said
@@ -102,6 +106,7 @@ def test_a_name_that_is_another_worker_s(node: Node, service: Service, tmp_path:
     ).raise_for_status()
     assert "on host elsewhere" in node.found()["name"].said
     data_dir = tmp_path / "node"
+    data_dir.mkdir()
     mine = instance(data_dir)
     assert mine != "another"
     (data_dir / "instance").write_text("another")
