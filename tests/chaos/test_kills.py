@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from powermean import ApiError
-from powermean.contracts.api import AttemptView, Job
+from powermean.contracts.api import Job
 from tests.support.embedded_service import Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
@@ -122,20 +122,15 @@ def test_the_artefact_store(
         (tmp_path / "sums.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
         with pytest.raises(ApiError, match="is not the artefact store"):
             service.client.upload_dataset(tmp_path / "sums.jsonl")
-        failed = until(lambda: _failed_attempt(service, job_id), 60, "the attempt can't save")
-        assert failed.error is not None
-        assert failed.error.code == "artefact_store_unavailable"
+        until(lambda: not service.running("trainer.run"), 60, "the trainer, which can't save, has ended")
         assert list(store.iterdir()) == []
     finally:
         store.rmdir()
         away.rename(store)
-    same_rows(service, job_id, undisturbed)
+    first = same_rows(service, job_id, undisturbed).attempts[0]
+    assert first.error is not None
+    assert first.error.code == "artefact_store_unavailable"
     assert service.client.datasets().items == ()
-
-
-def _failed_attempt(service: Service, job_id: str) -> AttemptView | None:
-    first = service.client.get_job(job_id).attempts[0]
-    return first if first.outcome == "failed" else None
 
 
 def test_stopping_in_order_in_mid_run(
