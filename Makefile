@@ -34,6 +34,10 @@ fast: install-test ## the tests without the slow ones and Postgres, on all cores
 fuzz: install-test ## tens of thousands of generated requests as each role; N=100 for more an operation
 	@POWERMEAN_FUZZ=$(or $(N),30) $(BIN)/python -m pytest -s tests/server/test_schema_conformance.py $(ARGS)
 
+.PHONY: servers
+servers: install-test ## three servers on one Postgres: leads, streams and a rolling restart, with the timings
+	@POWERMEAN_REAL_JOB=1 $(BIN)/python -m pytest -s tests/integration/test_several_servers.py $(ARGS)
+
 check: install-test ## check format, lint, types, import rules, API schema and docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from dataclasses import replace as replaced
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from powermean import private_files
 from powermean.audit_chain import is_signed
@@ -35,7 +35,7 @@ from server.backup.manifest import (
     pieces,
 )
 from server.db.migrate import check_revision, current_revision, migrate
-from server.db.models import AuditPending, Base, Dataset, Job, Person, Project
+from server.db.models import AuditPending, Base, Dataset, Job, Leader, Person, Project, ServerProcess
 from server.db.session import Database
 from server.storage.references import every
 
@@ -135,6 +135,8 @@ def _complete(folder: Path, manifest: Manifest, part: Path, now: datetime) -> Re
             detail = {"made_at": manifest.made_at.isoformat(timespec="seconds"), "version": manifest.version}
             event = AuditEvent(at=now, verb=VERB, request=REQUEST, outcome="allowed", detail=detail)
             session.execute(insert(AuditPending), [{"event": event.model_dump(mode="json")}])
+            for of_the_lost in (ServerProcess, Leader):  # or the new server would refuse to start beside them
+                session.execute(delete(of_the_lost))
             head = signed_head(session, keys)
             counts = {
                 name: session.scalar(select(func.count()).select_from(kind)) or 0

@@ -50,7 +50,7 @@ def pending_revision(database: Database) -> str | None:
 
 
 def current_revision(database: Database) -> str | None:
-    """The database's revision. Raises NewerDatabaseError."""
+    """The database's revision; None before the first one. Raises NewerDatabaseError."""
     with database.engine.connect() as connection:
         return _known_revision(connection)
 
@@ -63,7 +63,7 @@ def check_revision(revision: str) -> None:
     except CommandError as error:
         raise NewerDatabaseError(
             f"the database is of a newer version of powermean (revision {revision}) than this one "
-            f"({scripts.get_current_head()}): upgrade powermean"
+            f"({scripts.get_current_head()}): upgrade powermean, or restore a backup from before"
         ) from error
 
 
