@@ -108,6 +108,10 @@ class Settings(BaseSettings):
         description="Models that jobs and engines may name, as NAME or NAME@COMMIT, separated by commas; * "
         "stands for any characters. Empty: all. Nodes that have the setting check it themselves.",
     )
+    pools_file: Path | None = Field(
+        None,
+        description="YAML file that declares where nodes come from when there is work; see docs/pools.md.",
+    )
     scheduler: bool = Field(
         True, description="Whether this process takes part in scheduling, which one leader does."
     )
@@ -269,7 +273,7 @@ class Settings(BaseSettings):
         _ = urlsplit(value).port  # a ValueError says what is wrong with it
         return value.rstrip("/")
 
-    @field_validator("oidc_issuer", "oidc_client_id", "oidc_client_secret", mode="before")
+    @field_validator("pools_file", "oidc_issuer", "oidc_client_id", "oidc_client_secret", mode="before")
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
         return None if value == "" else value  # as docker-compose.yml passes on what is not set

@@ -59,6 +59,12 @@ class NodeSettings(BaseSettings):
         description="Name or address at which trainers on other nodes reach this node's engine services "
         "(plain HTTP, for a trusted network); if unset, only trainers on this node can.",
     )
+    pilot: str | None = Field(
+        None,
+        max_length=40,
+        description="The allocation of a pool that this worker runs in; the pool sets it. When that is "
+        "stopped, the pool says so, and not the attempts that run there.",
+    )
     lifeline_pid: int | None = Field(
         None,
         gt=1,
@@ -74,6 +80,9 @@ class NodeSettings(BaseSettings):
         gt=0,
         description="Seconds that an attempt has to end its step when it is paused or gives way; then its "
         "processes are ended, and the job goes on from its last checkpoint.",
+    )
+    attempt_public_key_text: str | None = Field(
+        None, description="The same key itself, where no file has it: pools set it for the nodes they start."
     )
     attempt_public_key: Path | None = Field(
         None,

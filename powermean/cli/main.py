@@ -57,6 +57,10 @@ COMMANDS = {
         "powermean.cli.nodes:node",
         "Nodes: what they are and run. Administrators take them out of service and back.",
     ),
+    "pool": (
+        "powermean.cli.pools:pool",
+        "Pools: where nodes come from when there is work. A file of the server declares them.",
+    ),
     "server": (
         "powermean.cli.server:server",
         "The service's server processes: which are there, and which one leads.",

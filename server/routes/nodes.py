@@ -15,7 +15,7 @@ from powermean.contracts.names import NODE_NAME
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
 from server.audit.journal import note
-from server.cluster import drains, engines, inventory, samples
+from server.cluster import drains, engines, inventory, pilots, samples
 from server.db.session import database_now
 from server.identity.callers import Caller
 from server.routes.access import CurrentNode, KnownCallerRoute, May
@@ -141,6 +141,7 @@ def put_node(
 
     try:
         with database.write() as session:
+            pilots.check_owner(session, node_id, node.bound)
             rival = inventory.accept_report(session, settings, node_id, report)
             session.flush()
             return engines.orders(session, node_id, sign).model_copy(update={"rival": rival})

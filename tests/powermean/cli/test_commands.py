@@ -44,6 +44,7 @@ SUBCOMMANDS = {
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
+    "pool": ("list", "show"),
     "server": ("list",),
     "priorities": ("list", "set", "remove"),
     "engine": ("add", "list", "remove"),
