@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 import limits
 from pydantic import Field, SecretStr, TypeAdapter, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.contracts.signin import OidcGrant
 from powermean.keys import clean_secret
+from powermean.setting_files import FileSettings
 
 _PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
 GRANTS: TypeAdapter[tuple[OidcGrant, ...]] = TypeAdapter(tuple[OidcGrant, ...])
@@ -39,7 +40,7 @@ def host_name(header: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-class Settings(BaseSettings):
+class Settings(FileSettings):
     """Everything that configures the server. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.contracts.base import Labels
 from powermean.contracts.names import NODE_NAME
 from powermean.errors import PowermeanError
 from powermean.keys import clean_secret
+from powermean.setting_files import FileSettings, SettingFileError
 
 PREFIX = "POWERMEAN_"
 
@@ -22,7 +23,7 @@ class NodeSettingsError(PowermeanError):
     """A setting is missing or wrong. The message names the environment variable and what is expected."""
 
 
-class NodeSettings(BaseSettings):
+class NodeSettings(FileSettings):
     """Settings of the worker, the supervisors and the training processes of one node."""
 
     model_config = SettingsConfigDict(
@@ -134,6 +135,8 @@ class NodeSettings(BaseSettings):
         """The settings from the environment. Raises NodeSettingsError, naming the wrong variables."""
         try:
             return cls()
+        except SettingFileError as error:
+            raise NodeSettingsError(str(error)) from error
         except ValidationError as error:
             faults = [f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
             raise NodeSettingsError("; ".join(faults)) from error

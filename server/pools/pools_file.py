@@ -4,6 +4,7 @@ It is no part of the API: a pool's commands run on the server's host, as its use
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,9 +13,11 @@ from powermean.errors import PowermeanError
 from powermean.field_errors import field_errors
 from powermean.spec_files import SpecFileError, read_file
 from server.pools.declaration import LOCAL
+from server.pools.kubernetes import KubernetesPool
 from server.pools.slurm import SlurmPool
 
 MOST_POOLS = 20
+AnyPool = Annotated[SlurmPool | KubernetesPool, Field(discriminator="kind")]
 
 
 class PoolsFileError(PowermeanError):
@@ -34,7 +37,7 @@ class PoolsFile(Contract):
     redis_url: str | None = Field(
         None, pattern=r"^\S+$", description="Where nodes reach Redis; left out: as the server does."
     )
-    pools: tuple[SlurmPool, ...] = Field(max_length=MOST_POOLS)
+    pools: tuple[AnyPool, ...] = Field(max_length=MOST_POOLS)
 
     @model_validator(mode="after")
     def _each_name_once(self) -> "PoolsFile":

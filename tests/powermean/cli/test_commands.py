@@ -40,6 +40,7 @@ def body(state: JobState, **changes: object) -> Answer:
 
 
 SUBCOMMANDS = {
+    "backup": ("create", "verify"),
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
@@ -61,6 +62,8 @@ EVERY = [
 WITHOUT_DATA = (
     ("up",),
     ("demo",),
+    *[("backup", c) for c in ("create", "verify")],
+    ("restore",),
     ("node", "remove"),
     ("priorities", "remove"),
     ("datasets", "remove"),
