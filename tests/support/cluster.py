@@ -17,16 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psycopg
 import redis
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session
 
 from powermean import ApiError, Client, ServerUnreachableError
 from powermean.cli import redis_server
 from powermean.cli.embedded import free_port
 from powermean.processes import end_all, marked
 from server.cluster.leadership import SCHEDULER
-from server.db.models import Leader
 from tests.support.embedded_service import QUICK, command_line, runs, until
 from tests.support.postgres import Postgres
 from tests.support.programs import Program
@@ -100,6 +98,7 @@ class Cluster:
         for name in ("logs", "redis", "artefacts", "secrets"):
             (folder / name).mkdir(parents=True)
         self._everywhere = dict(os.environ) | QUICK | dict(settings or {}) | {MARK: self.id}
+        self._everywhere.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of processes compile the same files
         self._everywhere |= {
             "PYTHONUNBUFFERED": "1",
             "POWERMEAN_LIFELINE_PID": str(os.getpid()),  # nothing outlives the test, however it ends
@@ -171,6 +170,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything and wait until every server is ready and every node has reported."""
         self.postgres.start()
+        self.postgres.install_clock()
         self.redis.start()
         until(self._redis_answers, READY_S, "Redis answers")
         self.servers[0].start()  # the first one migrates
@@ -230,10 +230,14 @@ class Cluster:
         return {pid for pid in found if module is None or runs(module, command_line(pid))}
 
     def leader(self) -> Server | None:
-        """The server that has the scheduler's lease, valid or run out; None if it was never taken."""
-        engine = create_engine(self.postgres.url)
-        with Session(engine) as session:
-            holder = session.scalar(select(Leader.holder).where(Leader.name == SCHEDULER)) or ""
-        engine.dispose()
+        """The server that has, or had last, the scheduler's lease; None if nobody can say."""
+        try:
+            with self.postgres.connect() as connection:
+                row = connection.execute(
+                    "SELECT holder FROM leaders WHERE name = %s", (SCHEDULER,)
+                ).fetchone()
+        except psycopg.OperationalError:
+            return None
+        holder = str(row[0]) if row else ""
         by_pid = {str(server.program.pid): server for server in self.servers if server.program.process}
         return by_pid.get(holder.rpartition("-")[0].rpartition("-")[2])
