@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Job, JobState
-from server.db.models import Allocation, Attempt, Checkpoint, Metric, Outbox
+from server.db.models import Allocation, Attempt, Checkpoint, Metric, Outbox, TrajectoryStep
 from tests.chaos.faults import PROGRAMS
 from tests.support.cluster import Cluster
 from tests.support.embedded_service import learned, metric_rows
@@ -46,11 +46,11 @@ def record(cluster: Cluster, job_id: str) -> Record:
     with session(cluster) as found:
         query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
         last = found.scalars(query).first()
+        texts = select(TrajectoryStep.step).where(TrajectoryStep.job_id == job_id).distinct()
+        with_trajectories = tuple(sorted(found.scalars(texts)))
         files = {name: ref["sha256"] for name, ref in last.manifest["files"].items()} if last else {}
     job = client.get_job(job_id)
     model = {name: ref.sha256 for name, ref in job.result.model.files.items()} if job.result else {}
-    steps = range(1, job.total_steps + 1)
-    with_trajectories = tuple(step for step in steps if client.trajectories(job_id, step).items)
     return Record(metric_rows(client, job_id), model, files, with_trajectories)
 
 

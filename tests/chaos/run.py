@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=30)
+    parser.add_argument("--stand-ins", action="store_true", help="no model is trained: a tenth of the time")
     parser.add_argument("--only", action="append", default=[], choices=sorted(FAULTS), metavar="FAULT")
     parser.add_argument("--models", type=Path, help="a folder to keep the tiny model in for the next run")
     parser.add_argument("--json", type=Path, help="write the report here, too")
@@ -29,14 +30,9 @@ def main() -> int:
     print(f"seed {given.seed}: {given.faults} faults over at least {given.jobs} jobs; files in {folder}")
     models = given.models or folder
     models.mkdir(exist_ok=True)
-    campaign = Campaign(
-        folder / "cluster",
-        shared_model_root(models),
-        given.seed,
-        given.faults,
-        given.jobs,
-        only=tuple(given.only),
-    )
+    root = None if given.stand_ins else shared_model_root(models)
+    only = tuple(given.only)
+    campaign = Campaign(folder / "cluster", root, given.seed, given.faults, given.jobs, only=only)
     verdict = campaign.run()
     print(table(campaign))
     if given.json:
@@ -45,18 +41,25 @@ def main() -> int:
 
 
 def table(campaign: Campaign) -> str:
-    """Markdown: the faults by kind, then what was looked for."""
-    kinds: dict[str, list[frozenset[str]]] = defaultdict(list)
+    """Markdown: the faults by kind and by moment, then what was looked for."""
+    jobs: dict[str, set[str]] = {kind: set() for kind in campaign.only or sorted(FAULTS)}
     for one in campaign.injected:
-        kinds[one.kind].append(one.hit.jobs)
-    lines = ["", "| fault | injected | jobs affected |", "|---|---|---|"]
-    lines += [
-        f"| {kind} | {len(hits)} | {len(frozenset().union(*hits))} |" for kind, hits in sorted(kinds.items())
-    ]
-    lines += [f"| all | {len(campaign.injected)} | |", "", "| looked for | found |", "|---|---|"]
-    lines += [f"| {kind} | {len(wrong)} |" for kind, wrong in campaign.verdict.found.items()]
-    lines += ["", *(f"- {kind}: {one}" for kind, wrong in campaign.verdict.found.items() for one in wrong)]
-    return "\n".join(lines)
+        jobs[one.kind] |= one.hit.jobs
+    times = Counter(one.kind for one in campaign.injected)
+    moments = Counter(one.moment or "no moment in particular" for one in campaign.injected)
+    found = campaign.verdict.found
+    return "\n".join(
+        (
+            *("", "| fault | injected | jobs affected |", "|---|---|---|"),
+            *(f"| {kind} | {times[kind]} | {len(hit)} |" for kind, hit in jobs.items()),
+            f"| all | {len(campaign.injected)} | {len(set().union(*jobs.values()))} |",
+            *("", "| moment of the attempt aimed at | faults |", "|---|---|"),
+            *(f"| {moment} | {count} |" for moment, count in moments.most_common()),
+            *("", f"| looked for, in {campaign.judged} jobs | found |", "|---|---|"),
+            *(f"| {kind} | {len(wrong)} |" for kind, wrong in found.items()),
+            *("", *(f"- {kind}: {one}" for kind, wrong in found.items() for one in wrong)),
+        )
+    )
 
 
 def report(campaign: Campaign) -> dict[str, object]:

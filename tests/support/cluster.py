@@ -89,6 +89,7 @@ class Cluster:
         nodes: int = 2,
         slots: int = 1,
         settings: Mapping[str, str] | None = None,
+        node_settings: Mapping[str, str] | None = None,
     ) -> None:
         """`settings` are environment variables of servers and workers, over those of quick tests."""
         self.folder = folder
@@ -104,6 +105,7 @@ class Cluster:
             "POWERMEAN_LIFELINE_PID": str(os.getpid()),  # nothing outlives the test, however it ends
             "POWERMEAN_ARTEFACTS_URL": f"file://{folder / 'artefacts'}",
         }
+        self._node_settings = dict(node_settings or {})
         self.postgres = Postgres(folder / "logs", self._everywhere)
         self.redis, self._redis_port = self._redis()
         self.servers = [self._server(number) for number in range(1, servers + 1)]
@@ -153,6 +155,7 @@ class Cluster:
             "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(self.folder / "secrets" / "attempt_token.pub"),
             "POWERMEAN_MODEL_ROOTS": str(model_root),
             "POWERMEAN_CPU_SLOTS": str(slots),
+            **self._node_settings,
         }
         log = self.folder / "logs" / f"{name}.log"
         worker = Program(name, [sys.executable, "-m", "worker"], environment, log)
