@@ -21,8 +21,8 @@ from tests.support.small_disk import small_disk
 from tests.support.tiny_model import tiny_spec
 
 IN_FLIGHT = 5  # jobs that run or wait at a time
-PAUSES_S = (2.0, 9.0)  # between faults
-NOTHING_TO_HIT_S = 5.0  # for something to be there that a fault can hit; then another fault has its turn
+PAUSES_S = (0.2, 3.0)  # between faults: many last longer, so that they overlap
+NOTHING_TO_HIT_S = 3.0  # for the moment to come, or for something to be there that can be hit
 STUCK_S = 180.0  # longest that a job that runs shows no change
 DISK = 400 * 2**20  # bytes; with less than 128 MiB left it counts as full
 JOB_S = 600.0  # for a job to end when there are no more faults, on a busy machine

@@ -34,6 +34,9 @@ ABSENCES_S = (0.5, 2.0, 5.0, LEASE_S + 1, NODE_S + 2)
 RESTART_S = (0.3, 1.0, 3.0, LEASE_S + 2)  # until what was killed is started again
 
 
+ANSWER_S = 30.0  # for which nodes and attempts wait for an answer
+
+
 @dataclass(frozen=True)
 class Hit:
     """What a fault did, and to which jobs."""
@@ -348,7 +351,8 @@ def disturb(field: Field, node: Node, proxy: Proxy, mode: Mode, seconds: float) 
 
 def to_servers(field: Field, mode: Mode) -> Hit | None:
     node = some_node(field)
-    return disturb(field, node, node.to_servers, mode, field.chance.choice(ABSENCES_S))
+    seconds = field.chance.choice((*ABSENCES_S, ANSWER_S + 3))
+    return disturb(field, node, node.to_servers, mode, seconds)
 
 
 FAULTS["network cut"] = lambda field: to_servers(field, "cut")

@@ -2,16 +2,15 @@
 
 import argparse
 import json
+import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
 from tempfile import mkdtemp
 
-import torch
-
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import FAULTS
-from tests.support.tiny_model import shared_model_root
 
 
 def main() -> int:
@@ -24,20 +23,31 @@ def main() -> int:
     parser.add_argument("--models", type=Path, help="a folder to keep the tiny model in for the next run")
     parser.add_argument("--json", type=Path, help="write the report here, too")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything is stopped and removed, as by Ctrl-C
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    torch.set_num_threads(1)  # more only wait for each other where the machine does other things, too
     folder = Path(mkdtemp(prefix="chaos-"))
     print(f"seed {given.seed}: {given.faults} faults over at least {given.jobs} jobs; files in {folder}")
-    models = given.models or folder
-    models.mkdir(exist_ok=True)
-    root = None if given.stand_ins else shared_model_root(models)
+    root = None if given.stand_ins else model_root(given.models or folder)
     only = tuple(given.only)
     campaign = Campaign(folder / "cluster", root, given.seed, given.faults, given.jobs, only=only)
     verdict = campaign.run()
     print(table(campaign))
     if given.json:
         given.json.write_text(json.dumps(report(campaign), indent=1))
+    if verdict.good:
+        shutil.rmtree(folder)
     return 0 if verdict.good else 1
+
+
+def model_root(folder: Path) -> Path:
+    """A folder with the tiny model, which is trained if it is not there yet."""
+    import torch
+
+    from tests.support.tiny_model import shared_model_root
+
+    torch.set_num_threads(1)  # more only wait for each other where the machine does other things, too
+    folder.mkdir(exist_ok=True)
+    return shared_model_root(folder)
 
 
 def table(campaign: Campaign) -> str:
