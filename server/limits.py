@@ -6,6 +6,7 @@ only counts: while it is away each server counts for itself.
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 REDIS_TIMEOUT_S = 0.5
 REDIS_PAUSE_S = 10.0  # without Redis, after it has failed
+FORGET_S = 10.0  # between two looks for counters whose time is over
 
 T = TypeVar("T")
 Kind = Literal["person", "node", "stranger"]
@@ -31,6 +33,31 @@ _SAID: dict[Kind, str] = {
     "node": "from this node or attempt",
     "stranger": "without a valid key from this address",
 }
+
+
+class _Memory(MemoryStorage):
+    """The library's counters start a thread with nearly every request, to forget old ones; these do without.
+
+    Only the counters of fixed windows: what has no counter is asked for rarely.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counting = threading.Lock()
+        self._forget_at = 0.0
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """See Storage."""
+        with self._counting:
+            now = time.time()
+            if now >= self._forget_at:
+                self._forget_at = now + FORGET_S
+                for old in [old for old, end in self.expirations.items() if end <= now]:
+                    self.clear(old)
+            if self.get(key) == 0:
+                self.expirations[key] = now + expiry
+            self.storage[key] += amount
+            return self.storage[key]
 
 
 class Counts:
@@ -45,7 +72,7 @@ class Counts:
         strategy: type[RateLimiter] = FixedWindowRateLimiter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._here = strategy(MemoryStorage())
+        self._here = strategy(_Memory())
         self._shared = None if settings.on_sqlite else strategy(_in_redis(settings.redis_url))
         self._clock = clock
         self._alone_until = float("-inf")

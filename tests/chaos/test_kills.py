@@ -28,6 +28,7 @@ SPEC = tiny_spec(
     checkpoints={"every": 3},
 )
 KILL_AT = 4  # the first checkpoint, of step 3, is committed by then
+LATER = 7  # and that of step 6
 
 
 @pytest.fixture(scope="module")
@@ -55,58 +56,48 @@ def same_rows(service: Service, job_id: str, undisturbed: dict[tuple[int, int, s
     return job
 
 
-def resumed(job: Job) -> None:
-    """In a second attempt, after the last checkpoint that was committed before the kill."""
-    assert [attempt.number for attempt in job.attempts] == [1, 2]
+def resumed(job: Job, at: int = KILL_AT, attempts: int = 2) -> None:
+    """In a new attempt, after the last checkpoint that was committed before the kill at this step."""
+    assert [attempt.number for attempt in job.attempts] == list(range(1, attempts + 1))
     assert not list(Path("/dev/shm").glob(f"powermean-{job.id}.*"))  # where the weights were in place
-    first_step = job.attempts[1].first_step
-    assert first_step > KILL_AT - 1
+    first_step = job.attempts[-1].first_step
+    assert first_step > at - 1
     assert (first_step - 1) % 3 == 0
 
 
-def test_the_trainer(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
+def test_the_trainer_and_later_the_supervisor(
+    service: Service, undisturbed: dict[tuple[int, int, str], float | None]
+) -> None:
     job_id = run_to_the_kill(service)
     kill(service.running("trainer.run"))
-    resumed(same_rows(service, job_id, undisturbed))
-
-
-def test_the_supervisor(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
-    job_id = run_to_the_kill(service)
+    until(lambda: len(service.client.get_job(job_id).attempts) == 2, 60, "a second attempt")
+    service.at_step(job_id, LATER)
     kill(service.running("worker.attempt.supervisor"))
-    resumed(same_rows(service, job_id, undisturbed))
+    resumed(same_rows(service, job_id, undisturbed), LATER, attempts=3)
 
 
-def test_the_worker(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
-    """The supervisor goes on without it: no new attempt."""
-    job_id = run_to_the_kill(service)
-    before = service.running("worker")
-    kill(set(before))
-    job = same_rows(service, job_id, undisturbed)
-    assert len(job.attempts) == 1
-    until(lambda: service.running("worker") - before, 30, "a new worker")
-
-
-def test_the_server(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
-    """The trainer goes on without it, and whoever watches sees every step once all the same."""
-    job_id = run_to_the_kill(service)
+def test_redis_the_worker_and_the_server(
+    service: Service, undisturbed: dict[tuple[int, int, str], float | None]
+) -> None:
+    """The trainer goes on without them in its one attempt, and whoever watches sees every step once."""
+    job_id = service.client.create_job(SPEC).id
+    kill({pid for pid in service.all_pids() if _is_redis(pid)})  # it comes back empty: wake-ups are lost
+    service.at_step(job_id, 2)
     environment = dict(os.environ) | {"POWERMEAN_HOME": str(service.home)}
     command = [sys.executable, "-m", "powermean", "watch", job_id]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout
         seen = [watching.stdout.readline()]  # it is connected
+        worker = service.running("worker")
+        kill(set(worker))
         kill(service.running("server"))
-        same_rows(service, job_id, undisturbed)
+        job = same_rows(service, job_id, undisturbed)
         seen += watching.stdout  # not communicate: it passes over what readline has buffered
+    assert len(job.attempts) == 1
     assert watching.returncode == 0
     steps = [int(line.split("/")[0].removeprefix("step")) for line in seen if line.startswith("step ")]
     assert steps == list(range(1, STEPS + 1))
-
-
-def test_redis(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
-    """It comes back empty; nothing but wake-ups was in it."""
-    job_id = service.client.create_job(SPEC).id
-    kill({pid for pid in service.all_pids() if _is_redis(pid)})
-    same_rows(service, job_id, undisturbed)
+    until(lambda: service.running("worker") - worker, 30, "a new worker")
 
 
 def test_the_whole_service(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:

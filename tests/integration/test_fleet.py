@@ -1,4 +1,4 @@
-"""LoRA jobs on one declared engine, through the whole service, on real vLLM and a CPU: two starts of it."""
+"""LoRA jobs on one declared engine, through the whole service, on real vLLM and a CPU: three starts of it."""
 
 import importlib.util
 import os
@@ -10,8 +10,9 @@ import pytest
 
 from powermean.contracts.api import Job
 from powermean.contracts.engines import EngineService, EngineSpec
-from powermean.processes import end_all
-from tests.support.embedded_service import Service, metric_rows, until
+from powermean.processes import descendants, end_all
+from tests.support.embedded_service import JOB_S, Service, metric_rows, until
+from tests.support.served_vllm import largest
 from tests.support.tiny_model import build_tiny_model, tiny_spec
 
 pytestmark = [
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 ENGINE_S = 600.0  # for vLLM to start, on a machine that does other things, too
-STEPS = 8
+STEPS = 16  # the one ahead is far from its end when the other has come to the first death
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,13 @@ def ready(fleet: Service, engine_id: str) -> EngineService:
     return until(there, ENGINE_S, f"{engine_id} is ready")
 
 
-def submit(fleet: Service, seed: int, steps: int = STEPS) -> str:
+def submit(fleet: Service, seed: int) -> str:
     spec = tiny_spec(
         "tiny",
         name=f"shared-{seed}",
         model={"folder": "tiny", "lora": {"rank": 8, "alpha": 16}},
         rollout={"group_size": 8, "max_new_tokens": 4, "stop": ["\n"], "sharing": "shared"},
-        training={"steps": steps, "prompts_per_step": 16, "minibatches": 2, "epochs": 2},
+        training={"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2},
         optimizer={"learning_rate": 3e-3, "warmup_updates": 3},
         evaluation={"every": 0, "problems": 25},
         seed=seed,
@@ -86,31 +87,28 @@ def engine_process(fleet: Service) -> int:
     return pid
 
 
-def test_two_lora_jobs_at_once_on_one_engine_both_learn(fleet: Service, engine: EngineService) -> None:
-    jobs = [submit(fleet, seed) for seed in (1, 2)]
-    # Slots are held from the start on; the first job may have ended when the second one reports a step.
-    until(lambda: fleet.client.get_engine(engine.id).jobs == tuple(sorted(jobs)), 60, "both have a slot")
-    for job_id in jobs:
-        fleet.at_step(job_id, 1)
-    assert engine_process(fleet)
-    for job_id in jobs:
-        learned_on(fleet, engine, fleet.finished(job_id))
-    until(lambda: fleet.client.get_engine(engine.id).jobs == (), 30, "the slots are free")
-
-
-def test_a_killed_engine_comes_back_in_place_and_its_job_goes_on(
+def test_two_jobs_at_once_on_one_engine_both_learn_also_when_vllm_dies_and_when_its_service_does(
     fleet: Service, engine: EngineService
 ) -> None:
-    before = ready(fleet, engine.id)
-    job_id = submit(fleet, 3, steps=12)
-    fleet.at_step(job_id, 2)
+    """The probe proves each publish; after each death both adapters come back without anybody's help."""
+    jobs = [submit(fleet, seed) for seed in (1, 2)]
+    until(lambda: fleet.client.get_engine(engine.id).jobs == tuple(sorted(jobs)), JOB_S, "both have a slot")
+    for job_id in jobs:
+        fleet.at_step(job_id, 1)
+    seen = [fleet.client.get_job(job_id).step for job_id in jobs]
+    os.kill(largest(descendants(engine_process(fleet))), signal.SIGKILL)  # the process with the model
+    for job_id, step in zip(jobs, seen, strict=True):
+        fleet.at_step(job_id, step + 3, ENGINE_S)
     os.kill(engine_process(fleet), signal.SIGKILL)
     until(lambda: fleet.client.get_engine(engine.id).state == "starting", 30, "its death is seen")
     after = ready(fleet, engine.id)
-    assert after.url == before.url
+    assert after.url == engine.url
     assert after.report is not None
     assert after.report.restarts == 1
-    learned_on(fleet, engine, fleet.finished(job_id))
+    for job_id in jobs:
+        learned_on(fleet, engine, fleet.finished(job_id))
+        assert "waiting for the rollout engine" in fleet.client.logs(job_id).text
+    until(lambda: fleet.client.get_engine(engine.id).jobs == (), 30, "the slots are free")
 
 
 def test_a_removed_engine_leaves_nothing(fleet: Service, engine: EngineService) -> None:

@@ -1,9 +1,7 @@
-"""LoRA jobs on one real vLLM: `python -m rollout` without a job of its own. One start, one death."""
+"""LoRA jobs on one real vLLM: `python -m rollout` without a job of its own. test_fleet.py lets it die."""
 
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,21 +15,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.attempts import Claim, EngineStart, SpoolRecord
-from powermean.contracts.job import JobSpec, LoraSpec
+from powermean.contracts.attempts import EngineStart
+from powermean.contracts.job import LoraSpec
 from powermean.contracts.rollout import Sampling
 from powermean.processes import descendants
 from powermean.tokens import KeyPair, ensure_key_pair, sign_attempt_token
 from rollout.client import EngineRefusedError, RolloutClient
-from tests.support.attempts import Played, played
-from tests.support.served_vllm import largest
-from tests.support.tiny_model import build_tiny_model, tiny_spec
+from tests.support.tiny_model import build_tiny_model
 from trainer.learner.lora import attach
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
-from worker.attempt_dir import AttemptDir, read_record
 
 pytestmark = [
     pytest.mark.vllm,
@@ -41,7 +36,6 @@ pytestmark = [
 ]
 
 START_S = 500.0
-RUN_S = 600.0
 TOLERANCE = 1e-3
 SLOTS = 2
 PROMPTS = ((9, 4, 10, 7), (12, 4, 13, 7))
@@ -83,10 +77,6 @@ class Service:
 
     def client(self, job: str, attempt: int = 1) -> RolloutClient:
         return RolloutClient(self.url, lambda: self.token(job, attempt))
-
-    def kill_vllm(self) -> None:
-        """End the process that holds the model."""
-        os.kill(largest(descendants(self.process.pid)), signal.SIGKILL)
 
     def stop(self) -> None:
         family = descendants(self.process.pid)
@@ -210,93 +200,6 @@ def test_jobs_are_kept_apart_and_limits_are_named(service: Service) -> None:
     assert _refused(one.assert_served) == "fenced"
     again.drop()
     third.drop()
-
-
-class Training:
-    """A training process of its own on the service, as the node starts it: `python -m trainer.run`."""
-
-    def __init__(self, service: Service, job: str, **spec: object) -> None:
-        folder = service.folder / "node"
-        (folder / "attempts").mkdir(parents=True, exist_ok=True)
-        claim = Claim(
-            attempt_id=f"{job}.1",
-            job_id=job,
-            number=1,
-            spec=JobSpec.model_validate(
-                tiny_spec("tiny", model={"folder": "tiny", "lora": {"rank": 8, "alpha": 16}}, **spec)
-            ),
-            allocations=(),
-            token=service.token(job),
-            lease_s=60,
-            beat_s=10,
-        )
-        self.attempt = AttemptDir.create(folder / "attempts" / claim.attempt_id, claim)
-        self.attempt.engine_file.write_text(EngineStart(url=service.url).model_dump_json())
-        settings = {
-            "POWERMEAN_ARTEFACTS_URL": service.store.url,
-            "POWERMEAN_DATA_DIR": str(folder),
-            "POWERMEAN_MODEL_ROOTS": str(service.model.parent),
-        }
-        with self.attempt.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.run", "--attempt-dir", str(self.attempt.path)],
-                env=os.environ | settings,
-                stdout=log,
-                stderr=log,
-            )
-
-    def step(self) -> int:
-        """The step that it works on."""
-        assert self.process.poll() is None, self.attempt.log.read_text()[-2000:]
-        words = self.attempt.phase("").split()
-        return int(words[1]) if words[:1] == ["step"] else 0
-
-    def ended(self) -> Played:
-        """Wait for the end, which must be a good one."""
-        self.process.wait(RUN_S)
-        records: list[SpoolRecord] = [read_record(path) for path in self.attempt.spooled()]
-        assert records[-1].kind == "finish"
-        finish = records[-1].body
-        assert finish.outcome == "finished", (finish.error, self.attempt.log.read_text()[-2000:])
-        return played(finish, self.attempt)
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(10)
-
-
-OPTIMIZER = {"learning_rate": 3e-3, "warmup_updates": 3}
-
-
-def _spec(steps: int, seed: int) -> dict[str, object]:
-    training = {"prompts_per_step": 16, "minibatches": 2, "epochs": 2, "steps": steps}
-    return {"optimizer": OPTIMIZER, "training": training, "seed": seed}
-
-
-@pytest.mark.slow
-def test_two_jobs_that_train_on_one_engine_both_learn_also_when_it_dies(service: Service) -> None:
-    """Each publish is proven by the probe; after vLLM's death both adapters come back without their help."""
-    service.list_jobs("job-4", "job-5")
-    steps = 16  # the one ahead is far from its end when the other has come to step 3
-    trainings = [Training(service, f"job-{4 + seed}", **_spec(steps, seed)) for seed in (0, 1)]
-    try:
-        _until(lambda: all(one.step() >= 3 for one in trainings), RUN_S)
-        service.kill_vllm()
-        ends = [one.ended() for one in trainings]
-    finally:
-        for one in trainings:
-            one.kill()
-    for end, training in zip(ends, trainings, strict=True):
-        rewards = end.series("reward")
-        assert len(rewards) == steps
-        assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
-        assert max(end.series("publish/logp_difference_max")) < TOLERANCE
-        assert "waiting for the rollout engine" in training.attempt.log.read_text()
-    with service.client("job-9") as client:
-        state = client.health()
-        assert state.adapters is not None
-        assert state.adapters.taken == 0  # who is finished leaves no adapter
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> None:

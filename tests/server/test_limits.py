@@ -1,11 +1,13 @@
 """Rates: whose requests count together, in this process and in a Redis that servers share."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from limits.storage import MemoryStorage
 from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -158,3 +160,21 @@ def test_without_redis_each_server_counts_for_itself(caplog: pytest.LogCaptureFi
     moment.now += REDIS_PAUSE_S
     spent(limits)
     assert len(caplog.records) == 2
+
+
+def test_requests_start_no_threads_and_leave_no_counters(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = RateLimits(settings(rate_person="5/minute"))
+    until_quiet = time.monotonic() + 5.0  # the library's own thread, from its start
+    while any(isinstance(one, threading.Timer) for one in threading.enumerate()):
+        assert time.monotonic() < until_quiet
+        time.sleep(0.01)
+    monkeypatch.setattr(threading.Thread, "start", lambda _thread: pytest.fail("a thread is started"))
+    for number in range(50):
+        limits.count("person", f"person-{number}")
+    clock.now += 61
+    limits.count("person", "person-0")
+    kept = limits._counts._here.storage
+    assert isinstance(kept, MemoryStorage)
+    assert list(kept.storage.values()) == [1]

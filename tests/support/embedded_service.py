@@ -99,7 +99,7 @@ class Service:
         """Processes of the service that run a module, e.g. trainer.run."""
         return {pid for pid in self.all_pids() if runs(module, command_line(pid))}
 
-    def at_step(self, job_id: str, step: int) -> Job:
+    def at_step(self, job_id: str, step: int, deadline_s: float = JOB_S) -> Job:
         """Wait until the job has trained so far; fails when it ends before."""
 
         def there() -> Job | None:
@@ -110,7 +110,7 @@ class Service:
             assert not job.state.final, f"{job.state} at step {job.step}: {job.error}"
             return job if job.step >= step else None
 
-        return until(there, JOB_S, f"{job_id} at step {step}")
+        return until(there, deadline_s, f"{job_id} at step {step}")
 
     def ended(self, job_id: str) -> Job:
         """Wait until the job has ended."""

@@ -69,17 +69,6 @@ function followLog(log) {
   log.scrollTop = log.scrollHeight;
 }
 
-// A help panel opens below its button, within the window.
-document.addEventListener("toggle", (event) => {
-  const panel = event.target;
-  if (event.newState !== "open" || !panel.matches?.(".about")) return;
-  const button = document.querySelector(`[popovertarget="${panel.id}"]`).getBoundingClientRect();
-  const { width, height } = panel.getBoundingClientRect();
-  const below = button.bottom + 6 + height <= innerHeight;
-  panel.style.left = `${Math.max(8, Math.min(button.left, innerWidth - width - 8))}px`;
-  panel.style.top = `${below ? button.bottom + 6 : Math.max(8, button.top - 6 - height)}px`;
-}, { capture: true });
-
 setUpTheme();
 watchConnection();
 followEnding();
