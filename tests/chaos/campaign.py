@@ -151,7 +151,9 @@ class Campaign:
             if len(self.injected) < self._most(field) and now >= due:
                 late = now > due + NOTHING_TO_HIT_S
                 field.aim = next((job for job, doing in field.doing().items() if doing == moment), None)
-                hit = FAULTS[kind](field) if field.aim is not None or late else None
+                hit = None
+                with suppress(ProcessLookupError):  # what was to be hit has just ended
+                    hit = FAULTS[kind](field) if field.aim is not None or late else None
                 if hit is not None:
                     self._note(kind, hit, field)
                 if hit is not None or late:

@@ -79,7 +79,8 @@ class Field:
 
         def start() -> None:
             self.away.discard(program.name)
-            program.start()
+            if not program.alive:
+                program.start()
 
         self.away.add(program.name)
         self.later(seconds, start)

@@ -80,7 +80,7 @@ class Postgres:
     def crash(self) -> None:
         """An immediate shutdown: every connection is cut, nothing is written any more."""
         self.program.send(signal.SIGQUIT)
-        self.program.wait(20)
+        self.program.wait(READY_S)
 
     def stop(self) -> None:
         self.program.stop(grace_s=10, number=signal.SIGINT)  # a fast shutdown
