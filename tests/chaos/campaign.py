@@ -18,7 +18,7 @@ from tests.chaos.field import UNANSWERED, Field
 from tests.support.cluster import Cluster
 from tests.support.embedded_service import until
 from tests.support.small_disk import small_disk
-from tests.support.tiny_model import tiny_spec
+from tests.support.tiny_spec import tiny_spec
 
 IN_FLIGHT = 5  # jobs that run or wait at a time
 PAUSES_S = (0.2, 3.0)  # between faults: many last longer, so that they overlap
