@@ -37,6 +37,10 @@ fuzz: install-test ## tens of thousands of generated requests as each role; N=10
 chaos: install-test ## 200 faults over 30 jobs, and a table of what was lost: nothing (SEED=7, FAULTS=50, JOBS=8)
 	@$(BIN)/python -m tests.chaos.run --seed $(or $(SEED),1) --faults $(or $(FAULTS),200) --jobs $(or $(JOBS),30) $(ARGS)
 
+.PHONY: servers
+servers: install-test ## three servers on one Postgres: leads, streams and a rolling restart, with the timings
+	@POWERMEAN_REAL_JOB=1 $(BIN)/python -m pytest -s tests/integration/test_several_servers.py $(ARGS)
+
 check: install-test ## check format, lint, types, import rules, API schema and docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -63,6 +63,7 @@ class AsyncClient(AsyncConnection):
     drain_node = async_method(rest.drain_node)
     uncordon_node = async_method(rest.uncordon_node)
     remove_node = async_method(rest.remove_node)
+    servers = async_method(rest.servers)
     engines = async_method(rest.engines)
     get_engine = async_method(rest.get_engine)
     create_engine = async_method(rest.create_engine)

@@ -123,6 +123,7 @@ class Client(Connection):
     drain_node = method(rest.drain_node)
     uncordon_node = method(rest.uncordon_node)
     remove_node = method(rest.remove_node)
+    servers = method(rest.servers)
     engines = method(rest.engines)
     get_engine = method(rest.get_engine)
     create_engine = method(rest.create_engine)
@@ -232,6 +233,7 @@ class Client(Connection):
         """
         patience = Patience(patience_s)
         while True:
+            began = time.monotonic()
             try:
                 for event in self._connected_events(job_id, after, patience):
                     after = event.seq
@@ -242,8 +244,8 @@ class Client(Connection):
                     return
             except (ServerUnreachableError, ApiError) as error:
                 patience.bear(error)
-            else:
-                time.sleep(RETRY_S)
+            else:  # the server has ended the stream, for instance to restart: another one goes on at once
+                time.sleep(max(0.0, began + RETRY_S - time.monotonic()))
 
     def log(
         self, job_id: str, attempt: int | None = None, follow: bool = False, patience_s: float = PATIENCE_S

@@ -1,6 +1,8 @@
 """Connections to the server that run calls one by one, and how a call becomes a client's method."""
 
+import asyncio
 import inspect
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import update_wrapper
 from ipaddress import ip_address
@@ -17,6 +19,12 @@ from powermean.rest import Call, ServerUnreachableError
 P = ParamSpec("P")
 T = TypeVar("T")
 TIMEOUT = httpx.Timeout(60, connect=5)
+
+
+# A connection that broke off: a server that was restarted, behind whose proxy others go on. A connection that
+# can't be made at all is told at once.
+LOST = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+RETRIES_S = (0.0, 0.5)  # pauses before a repetition; a connection that was idle for long is gone at once
 
 
 class BadAddressError(PowermeanError):
@@ -46,6 +54,11 @@ def through_proxy(url: str) -> bool:
         return host != "localhost"
 
 
+def pauses(call: Call[Any]) -> tuple[float | None, ...]:
+    """For each try, how long to wait after it if the connection is lost; None: it was the last one."""
+    return (*RETRIES_S, None) if call.repeatable else (None,)
+
+
 class Connection:
     """Runs calls one at a time, with a bearer token, or as a stranger where there is none yet."""
 
@@ -70,11 +83,16 @@ class Connection:
         self._http.close()
 
     def _run(self, call: Call[T], **extra: Any) -> T:
-        try:
-            response = self._http.send(self._http.build_request(**call.keywords(), **extra))
-        except httpx.TransportError as error:
-            raise ServerUnreachableError(self.url, error) from error
-        return call.parse(response)
+        for pause_s in pauses(call):
+            try:
+                return call.parse(self._http.send(self._http.build_request(**call.keywords(), **extra)))
+            except LOST as error:
+                if pause_s is None:
+                    raise ServerUnreachableError(self.url, error) from error
+                time.sleep(pause_s)
+            except httpx.TransportError as error:
+                raise ServerUnreachableError(self.url, error) from error
+        raise AssertionError("the last try returns or raises")
 
 
 class AsyncConnection:
@@ -114,11 +132,16 @@ class AsyncConnection:
         await self._http.aclose()
 
     async def _run(self, call: Call[T]) -> T:
-        try:
-            response = await self._http.send(self._http.build_request(**call.keywords()))
-        except httpx.TransportError as error:
-            raise ServerUnreachableError(self.url, error) from error
-        return call.parse(response)
+        for pause_s in pauses(call):
+            try:
+                return call.parse(await self._http.send(self._http.build_request(**call.keywords())))
+            except LOST as error:
+                if pause_s is None:
+                    raise ServerUnreachableError(self.url, error) from error
+                await asyncio.sleep(pause_s)
+            except httpx.TransportError as error:
+                raise ServerUnreachableError(self.url, error) from error
+        raise AssertionError("the last try returns or raises")
 
 
 def method(build: Callable[P, Call[T]]) -> Callable[Concatenate[Connection, P], T]:

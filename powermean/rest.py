@@ -5,6 +5,7 @@ defaults and meaning, is written down once. An answer other than success is an A
 """
 
 import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,6 +33,7 @@ from powermean.contracts.api import (
     NodeList,
     NodeSamples,
     NodeView,
+    ServerList,
     SpecSource,
     SubmittedJob,
 )
@@ -58,6 +60,7 @@ from powermean.spec_files import read_file
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 Params = tuple[tuple[str, str], ...]
+IDEMPOTENCY_KEY = "Idempotency-Key"
 
 
 class ServerUnreachableError(PowermeanError):
@@ -121,6 +124,11 @@ class Call(Generic[T]):
     json: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice does the same as once. A DELETE would answer that there is nothing."""
+        return self.method in ("GET", "PUT") or IDEMPOTENCY_KEY in self.headers
+
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of `httpx.Client.build_request`."""
         given: dict[str, Any] = {"method": self.method, "url": self.path, "headers": dict(self.headers)}
@@ -182,20 +190,26 @@ def create_job(
 ) -> Call[SubmittedJob]:
     """Submit a job: a spec, or the path of a YAML or JSON file with one, whose comments are kept.
 
-    With the same `idempotency_key` a repeated call returns the first job. Raises SpecFileError for a file
-    that can't be read.
+    With the same `idempotency_key` a repeated call returns the first job; by default each call has its own,
+    so that it can be sent again if the connection is lost. Raises SpecFileError for a file that can't be
+    read.
     """
     if isinstance(spec, Path | str):
         return create_job_from_text(read_file(Path(spec)).text, idempotency_key)
     body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=headers)
+    return Call("POST", "/v1/jobs", reads(SubmittedJob), json=body, headers=_once(idempotency_key))
 
 
 def create_job_from_text(text: str, idempotency_key: str | None = None) -> Call[SubmittedJob]:
     """Submit a job as YAML or JSON; the text is kept with its comments. Otherwise as `create_job`."""
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", "/v1/jobs/text", reads(SubmittedJob), json={"text": text}, headers=headers)
+    return Call(
+        "POST", "/v1/jobs/text", reads(SubmittedJob), json={"text": text}, headers=_once(idempotency_key)
+    )
+
+
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    """The header by which a submission that is sent again, because its answer was lost, makes one job."""
+    return {IDEMPOTENCY_KEY: idempotency_key or secrets.token_hex(16)}
 
 
 def job_text(job_id: str) -> Call[SpecSource]:
@@ -451,6 +465,11 @@ def _node_path(node_id: str, rest: str = "") -> str:
 def remove_node(node_id: str) -> Call[None]:
     """Forget a node that is gone for good; refused while it is alive or runs attempts. For administrators."""
     return Call("DELETE", _node_path(node_id), nothing)
+
+
+def servers() -> Call[ServerList]:
+    """The service's server processes, and which of them leads. For administrators and auditors."""
+    return Call("GET", "/v1/servers", reads(ServerList))
 
 
 def engines() -> Call[EngineServiceList]:

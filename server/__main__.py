@@ -5,10 +5,13 @@ With `migrate` it only prepares the database; with `rotate-secrets` it encrypts 
 """
 
 import argparse
+import asyncio
 import gc
 import logging
+import math
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from powermean.tokens import ensure_key_pair
 from server.app import create_app
 from server.audit import reading
 from server.audit.journal import HEAD_FILE, read_head
+from server.cluster.loops import stop_all
 from server.connections import Connection
 from server.db.migrate import migrate
 from server.request_log import configure_logging
@@ -38,12 +42,17 @@ from server.start import (
 from server.vault.key_file import KeyFile
 from server.vault.rotation import rotate
 
-GRACE_S = 5  # for requests in progress when the server is told to stop
+TICK_S = 0.1
 GARBAGE_AFTER = 20_000  # new objects between searches for cycles; Python's 700 are less than a request makes
 
 
 class Server(uvicorn.Server):
-    """Ends the event streams when told to stop; they never end by themselves."""
+    """Leaves without dropping a request when it is told to stop.
+
+    It hands the lead over and says on /readyz that it is not ready, but goes on serving until proxies have
+    noticed. Then it ends the event streams, which never end by themselves, and what else is in progress has
+    POWERMEAN_STOP_S to end. A second Ctrl-C skips all waits.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -51,8 +60,19 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn.Server."""
-        self._app.state.events.end_streams()
+        state = self._app.state
+        state.connections.draining = True
+        handover = asyncio.create_task(asyncio.to_thread(stop_all, state.loops))
+        await self._linger(state.settings.drains_for_s)
+        await handover
+        state.events.retire()
         await super().shutdown(sockets)
+
+    async def _linger(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and not self.force_exit:
+            await self.on_tick(0)  # keeps the Date of answers right
+            await asyncio.sleep(TICK_S)
 
 
 def main(arguments: list[str]) -> int:
@@ -135,7 +155,7 @@ def serve(settings: Settings) -> None:
         backlog=BACKLOG,
         log_config=None,
         access_log=False,  # URLs may contain sign-in codes
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=math.ceil(settings.stop_s),
         timeout_keep_alive=75,
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),

@@ -1,8 +1,5 @@
 """The composition root: the one place where the server's parts meet."""
 
-import os
-import secrets
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +16,8 @@ from powermean.artefacts import ArtefactStore
 from powermean.tokens import ensure_key_pair
 from server.audit.journal import Journal
 from server.cluster.cleaner import Cleaner
-from server.cluster.loops import Loop
+from server.cluster.loops import Loop, stop_all
+from server.cluster.presence import BEAT_S, Presence, new_id
 from server.cluster.queue_view import QueueView
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
@@ -55,18 +53,18 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     database = Database(settings.database_url, settings.statement_s)
     artefacts = ArtefactStore(settings.artefacts_url)
     events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
-    loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)))
+    me = new_id()
+    loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)), me)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await events.start()
-        for loop in (*loops, sealing):
+        for loop in (*loops, sealing, presence):
             loop.start()
         try:
             yield
         finally:
-            for loop in (*loops, sealing):
-                await run_in_threadpool(loop.stop)
+            await run_in_threadpool(stop_all, (*loops, sealing, presence))
             await events.stop()
             database.close()
 
@@ -79,6 +77,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings = settings
+    app.state.loops = loops
     app.state.database = database
     app.state.artefacts = artefacts
     app.state.key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
@@ -88,6 +87,8 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.rates = RateLimits(settings)
     app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)
     sealing = Loop("audit", journal.turn, SEAL_S, at_end=journal.stop)
+    here = Presence(database, settings, me, app.state.key_pair.public_pem)
+    presence = Loop("presence", here.turn, BEAT_S, at_end=here.leave)
     app.state.callers = RecentCallers(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
@@ -95,7 +96,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.throttle = Throttle(settings)
     app.state.queue = QueueView(database, settings)
     app.state.provider = _provider(settings)
-    app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections)
+    app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections, me)
     app.router.routes.extend(api_routes())
     app.add_middleware(GZipMiddleware, compresslevel=5, exclude_content_types=NOT_COMPRESSED)
     app.add_middleware(RequestLog, seconds=observatory.requests)
@@ -103,6 +104,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(
         Gate,
+        connections=connections,
         hosts=settings.hosts,
         max_body=MAX_BODY,
         max_body_of={
@@ -146,12 +148,11 @@ class _Elsewhere:
 
 
 def _loops(
-    settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender
+    settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender, holder: str
 ) -> tuple[Loop, ...]:
     """This replica's threads. Scheduling and sending are separate, so a hanging broker delays no lease."""
     if not settings.scheduler:
         return ()
-    holder = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
     scheduler = Scheduler(database, settings, artefacts, holder)
     relay = Relay(database, settings, sender)
     scheduling = Loop("scheduler", scheduler.turn, settings.poll_s, at_end=scheduler.stop)

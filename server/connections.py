@@ -37,6 +37,7 @@ class Connections:
         self.most = most
         self.most_per_client = most_per_client
         self._proxies = [ipaddress.ip_network(proxy) for proxy in proxies]
+        self.draining = False  # the server is about to stop: answers close their connections
         self._strangers: dict[Connection, None] = {}  # oldest first
         self._held: Counter[tuple[Who, str | None]] = Counter()  # by address too, None for all
 
@@ -178,6 +179,11 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    def shutdown(self) -> None:
+        """See uvicorn's protocols: the server stops. A request whose head is on its way is still answered."""
+        if not self._in_head:
+            super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close at once: `close` would wait for a client that does not read the rest of its answer."""

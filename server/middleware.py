@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from powermean.contracts.api import ErrorBody
+from server.connections import Connections
 from server.error_handlers import error_response
 from server.settings import host_name
 
@@ -36,6 +37,13 @@ _HEADERS = {
 }
 
 
+_STOPPING = ErrorBody(
+    code="unavailable",
+    message="the server stops, and this took too long to be finished before",
+    remedy="Send it again; POWERMEAN_STOP_S is the time that requests have.",
+)
+
+
 class Gate:
     """The outermost layer of the application."""
 
@@ -46,6 +54,7 @@ class Gate:
         hosts: Sequence[str],
         max_body: int,
         max_body_of: Mapping[str, int],
+        connections: Connections,
         public_url: str | None = None,
     ) -> None:
         """`max_body_of` sets different limits for some paths, and for all below one that ends in a slash.
@@ -53,6 +62,7 @@ class Gate:
         Sizes in bytes. `public_url` is the address before a proxy, whose scheme and path pages have to know.
         """
         self._app = app
+        self._connections = connections
         self._hosts = frozenset(hosts)
         self._max_body = max_body
         self._max_body_of = dict(max_body_of)
@@ -76,6 +86,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 started = True
                 _add_headers(message, scope["path"], request_id, state.get("root", ""))
+                if self._connections.draining:
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         headers = Headers(scope=scope)
@@ -86,6 +98,10 @@ class Gate:
             return
         try:
             await self._app(scope, _limited(receive, limit), send_on)
+        except asyncio.CancelledError:  # the server stops, and has waited for long enough
+            if not started:
+                await error_response(503, _STOPPING, {"Retry-After": "1"})(scope, receive, send_on)
+            raise
         except ClientDisconnect:
             log.info("request %s: the client went away: %s %s", request_id, scope["method"], scope["path"])
         except Exception:  # the boundary of the application: logged, and answered as an unexpected error

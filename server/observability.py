@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.api import FieldError, JobState
-from server.cluster.leadership import is_led
+from server.cluster.leadership import is_led, leader
+from server.cluster.presence import count_alive
 from server.connections import Connections, Who
 from server.db.models import Job
 from server.db.session import Database, DatabaseMovedError
@@ -43,7 +44,9 @@ class Observatory:
         store: ArtefactStore,
         events: EventHub,
         connections: Connections,
+        me: str,
     ) -> None:
+        """`me`: this server's id, also as a leader."""
         self.registry = CollectorRegistry()
         self.ingested = Counter(
             "powermean_ingested_rows", "Rows reported by attempts.", ["kind"], registry=self.registry
@@ -54,7 +57,8 @@ class Observatory:
             ["method", "route", "status"],
             registry=self.registry,
         )
-        self.registry.register(_Cluster(database, events, connections, settings))
+        self._connections = connections
+        self.registry.register(_Cluster(database, events, connections, settings, me))
         self._checks: dict[str, Callable[[], str | None]] = {
             "database": lambda: _check_database(database),
             "redis": lambda: _check_redis(settings.redis_url),
@@ -66,11 +70,13 @@ class Observatory:
         self._checked_at = float("-inf")
 
     async def wrong(self) -> tuple[FieldError, ...]:
-        """Problems of each part that the server needs.
+        """Problems of each part that the server needs, or that it is about to stop.
 
         Checked at most every 2 s, once for all who ask, within a time limit: callers need no key, and those
         who wait hold no thread.
         """
+        if self._connections.draining:
+            return (FieldError(path="server", message="is about to stop"),)
         if self._check is None or (self._check.done() and time.monotonic() - self._checked_at > READINESS_S):
             self._check = asyncio.create_task(self._ask_all())
         return await asyncio.shield(self._check)
@@ -106,8 +112,9 @@ class _Cluster(Collector):
     """Gauges from the database, read on demand."""
 
     def __init__(
-        self, database: Database, events: EventHub, connections: Connections, settings: Settings
+        self, database: Database, events: EventHub, connections: Connections, settings: Settings, me: str
     ) -> None:
+        self._me = me
         self._database = database
         self._events = events
         self._connections = connections
@@ -124,11 +131,15 @@ class _Cluster(Collector):
                 ).all()
             )
             alive = len(living_ids(session, self._settings))
+            servers = count_alive(session)
+            leads = leader(session, self._settings.leader_lease_s) == self._me
         jobs = GaugeMetricFamily("powermean_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:
             jobs.add_metric([state], states.get(state, 0))
         yield jobs
         yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported recently.", value=alive)
+        yield GaugeMetricFamily("powermean_servers_alive", "Servers that share the database.", value=servers)
+        yield GaugeMetricFamily("powermean_leads", "1 if this server schedules for all.", value=leads)
         held = GaugeMetricFamily("powermean_connections", "Open connections.", labels=["who"])
         for who in get_args(Who):
             held.add_metric([who], self._connections.count(who))

@@ -16,6 +16,7 @@ from powermean.keys import clean_secret
 
 _PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
 GRANTS: TypeAdapter[tuple[OidcGrant, ...]] = TypeAdapter(tuple[OidcGrant, ...])
+DRAIN_S = 5.0
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -119,6 +120,19 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="Time without a report after which a node counts as offline."
     )
     leader_lease_s: float = Field(10.0, gt=0, le=600, description="Lease of the scheduler's leader.")
+    drain_s: float | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        description="Time that a server which is told to stop goes on serving while /readyz says that it is "
+        "not ready, for proxies to notice. Default: 5, and on SQLite none, since there is no other server.",
+    )
+    stop_s: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="Time after that for requests in progress, such as uploads, to end.",
+    )
     poll_s: float = Field(
         1.0, gt=0, le=60, description="Longest pause between turns of the scheduler and the relay."
     )
@@ -286,6 +300,13 @@ class Settings(BaseSettings):
     def on_sqlite(self) -> bool:
         """Whether this is the only server of its database."""
         return self.database_url.startswith("sqlite")
+
+    @property
+    def drains_for_s(self) -> float:
+        """How long this server goes on serving once it is told to stop."""
+        if self.drain_s is not None:
+            return self.drain_s
+        return 0.0 if self.on_sqlite else DRAIN_S
 
     @property
     def hosts(self) -> tuple[str, ...]:

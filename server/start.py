@@ -11,7 +11,9 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from powermean.artefacts import ArtefactStore
 from powermean.errors import PowermeanError
-from server.db.migrate import migrate, pending_revision
+from powermean.tokens import ensure_key_pair
+from server.cluster.presence import with_other_keys
+from server.db.migrate import current_revision, migrate, pending_revision
 from server.db.models import ApiKey
 from server.db.session import Database, DatabaseFullError
 from server.identity.keys import bootstrap_keys
@@ -36,11 +38,12 @@ def prepare(settings: Settings) -> None:
         with database_failures(settings):
             if settings.migrate:
                 migrate(database)
-            elif pending_revision(database) is not None:
+            elif (wanted := pending_revision(database)) is not None:
                 raise CannotStartError(
-                    "the database is not at this version's revision: run `python -m server migrate`, "
-                    "or set POWERMEAN_MIGRATE=1"
+                    f"the database is at revision {current_revision(database) or 'none'}, and this version "
+                    f"needs {wanted}: run `python -m server migrate`, or set POWERMEAN_MIGRATE=1"
                 )
+            check_keys(settings, database)
             with database.write() as session:
                 bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
             check_exposure(settings, database)
@@ -80,6 +83,18 @@ def make_database_folder(file: str | None) -> None:
     if not file or file == ":memory:":
         raise CannotStartError("POWERMEAN_DATABASE_URL must name a file: sqlite:////folder/server.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def check_keys(settings: Settings, database: Database) -> None:
+    """Refuse to serve beside a server that signs with another key: each would refuse the other's attempts."""
+    public_pem = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key).public_pem
+    with database.read() as session:
+        other = with_other_keys(session, public_pem)
+    if other is not None:
+        raise CannotStartError(
+            f"the keys in {settings.secrets_dir} are not those of the server {other}, which runs on the same "
+            "database: give all servers the same POWERMEAN_SECRETS_DIR, or stop that one first"
+        )
 
 
 def check_exposure(settings: Settings, database: Database) -> None:

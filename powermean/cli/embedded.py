@@ -36,7 +36,7 @@ NEEDED = {
 }
 MARK = "POWERMEAN_LIFELINE_PID"
 # Without a network in between, heartbeats can be frequent, and a short silence already means the end.
-LOCAL = {"POWERMEAN_LEASE_S": "20", "POWERMEAN_BEAT_S": "2"}
+LOCAL = {"POWERMEAN_LEASE_S": "20", "POWERMEAN_BEAT_S": "2", "POWERMEAN_STOP_S": "3"}
 
 
 class EmbeddedError(PowermeanError):

@@ -57,6 +57,10 @@ COMMANDS = {
         "powermean.cli.nodes:node",
         "Nodes: what they are and run. Administrators take them out of service and back.",
     ),
+    "server": (
+        "powermean.cli.server:server",
+        "The service's server processes: which are there, and which one leads.",
+    ),
     "priorities": ("powermean.cli.priorities:priorities", "Priority classes, which specs name."),
     "top": (
         "powermean.cli.top:top",

@@ -274,6 +274,24 @@ class NodeList(Contract):
     items: tuple[NodeView, ...]
 
 
+class ServerView(Contract):
+    """A server process of this service."""
+
+    id: str
+    name: str = Field(description="Its host and port.")
+    version: str
+    started_at: datetime
+    seen_at: datetime = Field(description="Its last sign of life; there is one every five seconds.")
+    alive: bool
+    leads: bool = Field(description="Whether it schedules for all; the others serve.")
+
+
+class ServerList(Contract):
+    """The servers that share the database. One that stops in order leaves the list, one that dies stays."""
+
+    items: tuple[ServerView, ...]
+
+
 class LoginCode(Contract):
     """A code that signs a browser in once."""
 

@@ -3,7 +3,7 @@
 START_TASK = "powermean.start"  # start(attempt_id): a node claims the attempt and spawns its supervisor
 VALIDATE_TASK = "powermean.validate"  # validate(job_id): a node checks what only a node can check
 REPLAY_TASK = "powermean.replay"  # replay(replay_id): a node recomputes a recorded step
-EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: ids of jobs with news
+EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: what a server committed, for the others
 NODE_NAME = r"^\w[\w.-]*$"  # a part of addresses, where `..` would be none
 NODE_NAME_TAKEN = "node_name_taken"  # error code: another worker reports under this node's name
 

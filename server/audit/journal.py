@@ -153,7 +153,10 @@ class Journal:
         return more
 
     def _keep(self, head: SignedHead) -> None:
-        private_files.replace(self._head_file, head.model_dump_json() + "\n")
+        """In the file too, unless another server that shares the folder has been further meanwhile."""
+        kept = read_head(self._head_file)
+        if kept is None or kept.seq < head.seq:
+            private_files.replace(self._head_file, head.model_dump_json() + "\n")
         self._head = head
 
 

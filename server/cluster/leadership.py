@@ -51,6 +51,14 @@ def leads(session: Session, holder: str, lease_s: float) -> bool:
     return now + timedelta(seconds=lease_s / 2) <= lease.expires_at <= now + timedelta(seconds=lease_s)
 
 
+def leader(session: Session, lease_s: float) -> str | None:
+    """Whose lease is valid now."""
+    now, lease = database_now(session), session.get(Leader, SCHEDULER)
+    if lease is None or not now < lease.expires_at <= now + timedelta(seconds=lease_s):
+        return None
+    return lease.holder
+
+
 def is_led(session: Session, lease_s: float) -> bool:
     """Whether some replica leads, or did less than a lease ago."""
     now, lease = database_now(session), session.get(Leader, SCHEDULER)

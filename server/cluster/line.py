@@ -1,8 +1,8 @@
 """The line of queued jobs, kept between the scheduler's turns so that a turn reads only what has changed.
 
 The database is the truth, and whoever starts a job looks at it again: what stands here was so a moment ago.
-This server's own commits say which jobs to read again. Those of other servers are found by reading the whole
-line now and then, as a new leader does.
+Commits say which jobs to read again, those of other servers by way of Redis. That may fail, so the whole line
+is read now and then, as a new leader does.
 """
 
 import threading

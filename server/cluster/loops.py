@@ -8,7 +8,8 @@ is the next turn's work.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
@@ -76,3 +77,9 @@ class Loop:
             self._failing = True
             self._woken.clear()
             return False
+
+
+def stop_all(loops: Iterable[Loop]) -> None:
+    """Stop loops, all at once; repeating it does nothing."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Loop.stop, loops))

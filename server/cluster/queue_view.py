@@ -19,7 +19,8 @@ REMEMBERED_S = 2.0
 class QueueView:
     """What one server tells. A hundred open pages ask every few seconds: one plan answers all of a moment.
 
-    What this server commits to the queue or the cluster is told at once, what others do REMEMBERED_S later.
+    What servers commit to the queue or the cluster is told at once; without Redis, what others do is told
+    REMEMBERED_S later.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:

@@ -21,7 +21,14 @@ from powermean.contracts.api import JobState
 from server.cluster import demand, drains, engines, inventory, state
 from server.cluster.clock import bound_times
 from server.cluster.garbage import remove_garbage, sweep
-from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leads, resign
+from server.cluster.leadership import (
+    Standing,
+    acquire_lead,
+    keeps_lead,
+    leader,
+    leads,
+    resign,
+)
 from server.cluster.line import Line, Queued
 from server.db.models import Job
 from server.db.session import Database, database_now
@@ -98,6 +105,8 @@ class Scheduler:
         with self.database.read() as session:
             if leads(session, self.holder, lease_s):
                 return Standing.LEADER
+            if leader(session, lease_s) not in (None, self.holder):
+                return Standing.FOLLOWER  # without the row's lock, for which the leader would wait
         with self.database.write() as session:
             standing = acquire_lead(session, self.holder, lease_s)
             if standing is Standing.NEW_LEADER:

@@ -49,6 +49,12 @@ def pending_revision(database: Database) -> str | None:
         return None if _known_revision(connection) == head else head
 
 
+def current_revision(database: Database) -> str | None:
+    """The database's revision; None before the first one. Raises NewerDatabaseError."""
+    with database.engine.connect() as connection:
+        return _known_revision(connection)
+
+
 def _known_revision(connection: Connection) -> str | None:
     """The database's revision; None before the first one."""
     current = MigrationContext.configure(connection).get_current_revision()
@@ -58,7 +64,7 @@ def _known_revision(connection: Connection) -> str | None:
     except CommandError as error:
         raise NewerDatabaseError(
             f"the database is of a newer version of powermean (revision {current}) than this one "
-            f"({scripts.get_current_head()}): upgrade powermean"
+            f"({scripts.get_current_head()}): upgrade powermean, or restore a backup from before"
         ) from error
     return current
 

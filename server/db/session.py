@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, ExceptionContext
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -39,6 +39,8 @@ from server.db.write_queue import QueueTimeoutError, WriteQueue
 BUSY_TIMEOUT_S = 15.0
 BALLAST_BYTES = 32 * 2**20
 BALLAST_PAUSE_S = 30.0
+IDLE_S = 15.0  # a server that is frozen within a transaction holds its locks for so long, on Postgres
+IDLE_SQLSTATE = "25P03"  # idle_in_transaction_session_timeout
 S = TypeVar("S", bound=Session)
 _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
@@ -68,6 +70,7 @@ class Changes:
     send: bool = False  # there is something to send
     swept: bool = False  # there are rows to remove
     callers: bool = False  # what keys stand for may be different
+    elsewhere: bool = False  # another server made them, which also does what follows from them
 
 
 def changes(session: Session) -> Changes:
@@ -80,7 +83,10 @@ class Database:
     """An engine and its two kinds of transactions."""
 
     def __init__(self, url: str, statement_s: float | None = None) -> None:
-        """`statement_s` is the longest that Postgres works at one statement; None: any time."""
+        """`statement_s` is the longest that Postgres works at one statement; None: any time.
+
+        With it Postgres also ends a transaction in which nothing happens for IDLE_S.
+        """
         self.engine = _create_engine(url, statement_s)
         self._file = _File(self.engine)
         self._writing_engine = self.engine.execution_options(**{_WRITES: True})
@@ -128,8 +134,12 @@ class Database:
             self._file.check()
         changed = session.info.get(_CHANGES)
         if changed is not None:
-            for listener in self._listeners:
-                listener(changed)
+            self.tell(changed)
+
+    def tell(self, changed: Changes) -> None:
+        """Tell the listeners what was committed."""
+        for listener in self._listeners:
+            listener(changed)
 
     @contextmanager
     def rebuild(self) -> Iterator[Connection]:
@@ -252,13 +262,24 @@ def _create_engine(url: str, statement_s: float | None) -> Engine:
     options = "-c timezone=UTC -c lock_timeout=15s"
     if statement_s is not None:
         options += f" -c statement_timeout={math.ceil(statement_s * 1000)}ms"
-    return create_engine(
+        options += f" -c idle_in_transaction_session_timeout={math.ceil(IDLE_S * 1000)}ms"
+    engine = create_engine(
         url,
         pool_size=10,
         max_overflow=20,
         pool_pre_ping=True,
         connect_args={"connect_timeout": 10, "options": options},
     )
+    event.listen(engine, "handle_error", _tell_of_the_thaw, retval=True)
+    return engine
+
+
+def _tell_of_the_thaw(context: ExceptionContext) -> BaseException | None:
+    """A transaction that Postgres ended for its idleness: psycopg calls that an internal error."""
+    error = context.original_exception
+    if getattr(error, "sqlstate", None) == IDLE_SQLSTATE:
+        return OperationalError(context.statement, context.parameters, error)
+    return None
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -1,7 +1,7 @@
 """Callers whom their keys have shown a moment ago, so that a busy client is not looked up for each request.
 
 A change of anybody's account, key or projects empties the memory of the server that made it before that is
-acknowledged. Other servers go on for REMEMBERED_S at most.
+acknowledged. Other servers hear of it over Redis, and without that go on for REMEMBERED_S at most.
 """
 
 import threading

@@ -5,14 +5,15 @@ job reads and encodes new events once and hands the same bytes to every client. 
 process, Redis for those of other servers) only make it fast; a slow poll covers lost wake-ups.
 
 A client that falls behind is cut off and resumes by Last-Event-ID. When a job ends, its stream ends after
-`event: end`; a browser that then reconnects with Last-Event-ID gets a 204 and stops.
+`event: end`; a browser that then reconnects with Last-Event-ID gets a 204 and stops. A stream that ends for
+another reason says `event: reconnect` first.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy import select
@@ -34,6 +35,7 @@ READERS = 4  # threads that read for streams; many streams must leave some for r
 HELLO = b"retry: 2000\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 END = b"event: end\ndata: {}\n\n"
+RECONNECT = b"retry: 100\nevent: reconnect\ndata: {}\n\n"  # there is more, on another connection
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +79,12 @@ class EventHub:
     def __init__(self, database: Database, redis_url: str, most_streams: int) -> None:
         self._database = database
         self._most_streams = most_streams
-        self._wakeups = RedisWakeups(redis_url, self._wake, self._wake_all)
+        self._wakeups = RedisWakeups(redis_url, database.tell, self._wake_all)
         self._channels: dict[str, Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: CapacityLimiter | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._retired = False
         database.listen(self.notify)
 
     @property
@@ -96,6 +99,11 @@ class EventHub:
         work = (self._poll(), self._wakeups.listen(), self._wakeups.publish())
         self._tasks = [asyncio.create_task(one) for one in work]
 
+    def retire(self) -> None:
+        """End all streams, and each that begins: the clients resume at another server, or a later one."""
+        self._retired = True
+        self.end_streams()
+
     async def stop(self) -> None:
         """End all streams and tasks."""
         self._loop = None
@@ -107,17 +115,17 @@ class EventHub:
         await self._wakeups.close()
 
     def end_streams(self) -> None:
-        """End all streams, for instance because the server is about to stop."""
+        """End all streams; their clients come again."""
         for channel in self._channels.values():
             for client in channel.clients:
                 client.end()
 
     def notify(self, changed: Changes) -> None:
-        """Wake the followers of these jobs, here and in the other servers."""
+        """Wake the followers of these jobs, here and in the other servers, which are also told the rest."""
         loop = self._loop
-        if loop is None or loop.is_closed() or not changed.jobs:
+        if loop is None or loop.is_closed() or not (changed.jobs or changed.plan or changed.callers):
             return
-        loop.call_soon_threadsafe(self._spread, frozenset(changed.jobs))
+        loop.call_soon_threadsafe(self._spread, replace(changed, jobs=set(changed.jobs)))
 
     async def first_page(self, job_id: str, after: int) -> Page:
         """The first page of a stream.
@@ -165,13 +173,14 @@ class EventHub:
                 yield KEEP_ALIVE
                 continue
             if batch is None:
-                return
+                break
             if frames := batch.after(position):
                 yield frames
             position = max(position, batch.upto)
             if batch.ended:
                 yield END
                 return
+        yield RECONNECT
 
     def _join(self, job_id: str, latest: int, client: Subscription) -> Channel:
         channel = self._channels.get(job_id)
@@ -180,6 +189,8 @@ class EventHub:
             channel.task = asyncio.create_task(self._run(channel))
             channel.wake.set()
         channel.clients.add(client)
+        if self._retired:
+            client.end()
         return channel
 
     def _leave(self, channel: Channel, client: Subscription) -> None:
@@ -241,9 +252,10 @@ class EventHub:
     def _wake_all(self) -> None:
         self._wake(tuple(self._channels))
 
-    def _spread(self, job_ids: frozenset[str]) -> None:
-        self._wake(job_ids)
-        self._wakeups.tell(job_ids)
+    def _spread(self, changed: Changes) -> None:
+        self._wake(changed.jobs)
+        if not changed.elsewhere:
+            self._wakeups.tell(changed)
 
     def _latest(self, job_ids: tuple[str, ...]) -> dict[str, int]:
         with self._database.read() as session:

@@ -23,6 +23,7 @@ from server.routes import (
     projects,
     replays,
     secrets,
+    servers,
     sharing,
     signin,
     storage,
@@ -81,6 +82,7 @@ def api_routes() -> list[BaseRoute]:
         storage,
         audit,
         operations,
+        servers,
     ):
         api.include_router(part.router)
     return api.routes

@@ -30,9 +30,12 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(
-            frames, headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        )
+        headers = {
+            "Cache-Control": "no-cache, no-transform",
+            "X-Accel-Buffering": "no",
+            "Connection": "close",  # a server that stops ends the stream, and takes nothing after it
+        }
+        super().__init__(frames, headers=headers)
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
@@ -72,7 +75,8 @@ async def get_events(
 
     Kinds: metrics {attempt, rows}, state (the job's summary), rewind {attempt, from_step} (forget the steps
     from there on), trajectories {step, count}, checkpoint {step, attempt}. `event: end` without an id: the
-    job has ended and the stream ends. A cut connection resumes by Last-Event-ID without gaps or duplicates.
+    job has ended and the stream ends. `event: reconnect`, without an id either: this server ends the stream,
+    another one goes on with it. A cut connection resumes by Last-Event-ID without gaps or duplicates.
     """
     position = after if last_event_id is None else last_event_id
     first = await hub.first_page(job_id, position)

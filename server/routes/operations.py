@@ -37,7 +37,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Is the server ready?")
 async def readyz(observatory: RequestObservatory) -> Readiness:
-    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts, scheduler."""
+    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts, scheduler; or server,
+    which is about to stop and serves until proxies have noticed."""
     if wrong := await observatory.wrong():
         raise UnavailableError(
             f"not ready: {', '.join(error.path for error in wrong)}",

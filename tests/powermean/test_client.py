@@ -22,6 +22,7 @@ from powermean import (
     rest_identity,
 )
 from powermean import client as client_module
+from powermean import connection as connection_module
 from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.staleness import JobStaleness
@@ -67,6 +68,7 @@ def client(server: ScriptedServer) -> Iterator[Client]:
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "RETRY_S", 0.01)
     monkeypatch.setattr(client_module, "LOG_POLL_S", 0.01)
+    monkeypatch.setattr(connection_module, "RETRIES_S", (0.0, 0.01))
 
 
 def frame(seq: int, kind: str, data: object) -> bytes:
@@ -136,6 +138,44 @@ def test_nobody_there_is_unreachable(server: ScriptedServer) -> None:
         pytest.raises(ServerUnreachableError, match=r"no answer from http://127"),
     ):
         client.nodes()
+
+
+LOST = Answer(lost=True)
+
+
+def test_a_request_that_may_be_repeated_is_sent_again_when_its_connection_is_lost(
+    server: ScriptedServer, client: Client
+) -> None:
+    server.on("GET /v1/jobs/job-a", LOST, LOST, Answer(body=JOB))
+    assert client.get_job("job-a") == job()
+    server.on("POST /v1/jobs", LOST, Answer(202, JOB))
+    client.create_job(SPEC)
+    first, second = (headers for line, headers, _ in server.requests if line == "POST /v1/jobs")
+    assert len(first["Idempotency-Key"]) == 32
+    assert first["Idempotency-Key"] == second["Idempotency-Key"]
+    client.create_job(SPEC)
+    assert server.requests[-1][1]["Idempotency-Key"] != first["Idempotency-Key"]
+
+
+def test_the_asynchronous_client_repeats_it_as_well(server: ScriptedServer) -> None:
+    server.on("GET /v1/jobs/job-a", LOST, LOST, Answer(body=JOB))
+
+    async def ask() -> object:
+        async with AsyncClient(server.url, "pm_key") as client:
+            return await client.get_job("job-a")
+
+    assert asyncio.run(ask()) == job()
+
+
+@pytest.mark.parametrize(("ask", "times"), [("get_job", 3), ("cancel_job", 1), ("delete_job", 1)])
+def test_repetitions_have_an_end_and_other_requests_have_none(
+    server: ScriptedServer, client: Client, ask: str, times: int
+) -> None:
+    for line in ("GET /v1/jobs/job-a", "POST /v1/jobs/job-a/cancel", "DELETE /v1/jobs/job-a"):
+        server.on(line, LOST)
+    with pytest.raises(ServerUnreachableError):
+        getattr(client, ask)("job-a")
+    assert len(server.requests) == times
 
 
 def test_parameters_that_were_not_given_are_not_sent(server: ScriptedServer, client: Client) -> None:

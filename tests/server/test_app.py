@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from powermean.artefacts import ArtefactCorruptError, ArtefactMissingError, ArtefactStoreFullError
+from server.connections import Connections
 from server.db.session import DatabaseBusyError
 from server.error_handlers import install_error_handlers
 from server.errors import ConflictError, FencedError, UnauthenticatedError
@@ -112,7 +113,10 @@ def small_app(error: Exception | None = None, hosts: Sequence[str] = ("testserve
         return message.n
 
     install_error_handlers(app)
-    app.add_middleware(Gate, hosts=hosts, max_body=2000, max_body_of={"/large": 10_000})
+    open_ones = Connections(100, 10)
+    app.add_middleware(
+        Gate, hosts=hosts, max_body=2000, max_body_of={"/large": 10_000}, connections=open_ones
+    )
     return app
 
 
@@ -162,7 +166,7 @@ def test_an_upload_that_is_broken_off_is_one_line_of_the_log(caplog: pytest.LogC
     async def reading(scope, receive, send):
         await Request(scope, receive).body()
 
-    gate = Gate(reading, hosts=["localhost"], max_body=1000, max_body_of={})
+    gate = Gate(reading, hosts=["localhost"], max_body=1000, max_body_of={}, connections=Connections(100, 10))
     headers = [(b"host", b"localhost")]
     scope = {
         "type": "http",

@@ -30,7 +30,9 @@ def settings_for(url: str, folder: Path, **changes: object) -> Settings:
 
 
 def test_a_database_that_was_not_migrated_is_refused_with_the_remedy(empty_url: str, tmp_path: Path):
-    with pytest.raises(CannotStartError, match="python -m server migrate"):
+    with pytest.raises(
+        CannotStartError, match=r"revision none, .* needs 00\d\d: run `python -m server migrate"
+    ):
         prepare(settings_for(empty_url, tmp_path))
 
 
@@ -50,7 +52,7 @@ def test_a_newer_database_is_told_as_such(database_url: str, tmp_path: Path, mig
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0099'"))
     database.close()
-    with pytest.raises(NewerDatabaseError, match=r"newer version .*0099.* upgrade powermean"):
+    with pytest.raises(NewerDatabaseError, match=r"newer version .*0099.*\(00\d\d\): upgrade powermean"):
         prepare(settings_for(database_url, tmp_path, migrate=migrate))
 
 
@@ -120,6 +122,14 @@ def test_a_busy_port_is_one_line():
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValidationError, match=message):
         Settings(**changes)
+
+
+def test_a_server_that_may_have_others_beside_it_drains_before_it_stops():
+    postgres = "postgresql+psycopg://me@host/name"
+    assert Settings(database_url=postgres).drains_for_s == 5
+    assert Settings(database_url=postgres, drain_s=0).drains_for_s == 0
+    assert Settings(database_url="sqlite:///x.db").drains_for_s == 0
+    assert Settings(database_url="sqlite:///x.db", drain_s=2).drains_for_s == 2
 
 
 @pytest.mark.parametrize("hosts", ["PM.example.org,[2001:db8::1]", " pm.example.org , [2001:db8::1]"])

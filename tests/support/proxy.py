@@ -74,9 +74,10 @@ class Proxy:
                 end.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        for _ in self.targets:
+        targets = list(self.targets)
+        for _ in targets:
             self._turn += 1
-            port = self.targets[self._turn % len(self.targets)]
+            port = targets[self._turn % len(targets)]
             with suppress(OSError, TimeoutError):
                 return await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), CONNECT_S)
         return None

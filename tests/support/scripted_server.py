@@ -13,6 +13,7 @@ class Answer:
     body: bytes = b""
     kind: str = "application/json"
     cut: bool = False  # break the connection off after the body, in mid-stream
+    lost: bool = False  # break it off instead
 
 
 @dataclass
@@ -37,6 +38,9 @@ class ScriptedServer:
                 outer.requests.append((f"{self.command} {self.path}", dict(self.headers), body))
                 waiting = outer.answers[f"{self.command} {self.path.partition('?')[0]}"]
                 answer = waiting.popleft() if len(waiting) > 1 else waiting[0]
+                if answer.lost:
+                    self.close_connection = True
+                    return
                 self.send_response(answer.status)
                 self.send_header("Content-Type", answer.kind)
                 length = len(answer.body) + (1000 if answer.cut else 0)

@@ -31,6 +31,7 @@ export class JobStream {
     };
     source.onerror = () => this.#lost(source);
     source.addEventListener("end", () => this.stop()); // the job has ended and everything was sent
+    source.addEventListener("reconnect", () => this.#again(source)); // this server stops, another one goes on
     for (const kind of KINDS) source.addEventListener(kind, (message) => this.#take(kind, message));
   }
 
@@ -45,6 +46,12 @@ export class JobStream {
     if (!(seq > this.seq)) return; // already seen before the connection broke
     this.seq = seq;
     this.handlers.event(kind, JSON.parse(message.data), seq);
+  }
+
+  #again(source) {
+    if (source !== this.#source) return;
+    this.#close();
+    this.open();
   }
 
   // The browser retries by itself after a lost connection but gives up on an error answer (a proxy's 502, say).

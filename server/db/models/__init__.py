@@ -2,7 +2,7 @@
 
 from server.db.models.audit import AuditEntry, AuditHead, AuditPending
 from server.db.models.base import MAX_BIG_INTEGER, MAX_INTEGER, Base, OwnedByProject, UtcDateTime
-from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Outbox
+from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Outbox, ServerProcess
 from server.db.models.jobs import (
     Allocation,
     Attempt,
@@ -54,6 +54,7 @@ __all__ = [
     "RemovedPart",
     "Replay",
     "SealedValue",
+    "ServerProcess",
     "TrajectoryStep",
     "UsageRecord",
     "UtcDateTime",

@@ -1,4 +1,4 @@
-"""Nodes, engine services, messages to nodes, and who leads."""
+"""Nodes, engine services, messages to nodes, the servers, and who leads."""
 
 from datetime import datetime
 from typing import Any
@@ -72,6 +72,19 @@ class Outbox(Base):
     next_send_at: Mapped[datetime]
     created_at: Mapped[datetime]
     done_at: Mapped[datetime | None]
+
+
+class ServerProcess(Base):
+    """A server process; it writes when it was last well, and removes its row when it stops in order."""
+
+    __tablename__ = "servers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)  # also the leader's in `leaders`
+    name: Mapped[str] = mapped_column(String(80))  # host and port, for people
+    version: Mapped[str] = mapped_column(String(32))
+    key_sha256: Mapped[str] = mapped_column(String(64))  # of the public key for attempts
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
 
 
 class Leader(Base):

@@ -43,6 +43,7 @@ SUBCOMMANDS = {
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
+    "server": ("list",),
     "priorities": ("list", "set", "remove"),
     "engine": ("add", "list", "remove"),
     "audit": ("list", "head", "verify"),
@@ -119,6 +120,22 @@ def test_help_imports_neither_http_nor_contracts_nor_a_room() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
+
+
+def test_the_servers_are_listed_with_who_leads(server: ScriptedServer) -> None:
+    at = "2026-11-27T09:00:00Z"
+    rows = [
+        {"id": name, "name": name, "version": "0.1.0", "started_at": at, "seen_at": at}
+        | {"alive": name != "c:8700", "leads": name == "b:8700"}
+        for name in ("a:8700", "b:8700", "c:8700")
+    ]
+    server.on("GET /v1/servers", Answer(body=json.dumps({"items": rows}).encode()))
+    lines = powermean("server", "list").output.splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [
+        ["a:8700", "serves"],
+        ["b:8700", "leads"],
+        ["c:8700", "dead"],
+    ]
 
 
 def test_list_shows_jobs(server: ScriptedServer) -> None:

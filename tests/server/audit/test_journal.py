@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DatabaseError
 
-from powermean.audit_chain import sign_head
+from powermean.audit_chain import START, sign_head
 from powermean.contracts.audit import AuditEvent
 from powermean.tokens import KeyPair, ensure_key_pair
 from server import __main__
@@ -186,6 +186,17 @@ def test_servers_that_write_at_once_make_one_chain(database_url: str, keys: KeyP
     )
     for _, opened, _ in servers:
         opened.close()
+
+
+def test_of_servers_that_share_a_folder_the_slower_keeps_no_older_head(
+    database: Database, log: Journal, keys: KeyPair
+) -> None:
+    with log.recording(event()):
+        add_node(database, "n")
+    log.seal()
+    newest = journal.read_head(log._head_file)
+    log._keep(sign_head(keys.private_pem, 0, START))  # of a server that was held up after its commit
+    assert journal.read_head(log._head_file) == newest
 
 
 @pytest.fixture

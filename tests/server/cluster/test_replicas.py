@@ -2,12 +2,15 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from powermean.contracts.api import JobState
 from powermean.contracts.names import START_TASK
+from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leader, resign
 from server.cluster.relay import Relay
 from server.db.models import Allocation
 from server.db.session import Database
@@ -49,3 +52,35 @@ def test_relays_at_once_send_each_message_once(service: ServiceDriver):
     assert sent == {f"{job_id}.1": 1 for job_id in jobs}
     for database in databases:
         database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_a_server_that_is_frozen_within_a_transaction_loses_its_locks(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("server.db.session.IDLE_S", 0.5)
+    frozen, other = (Database(database_url, statement_s=60) for _ in range(2))
+    with other.write() as session:
+        acquire_lead(session, "frozen", lease_s=0.001)
+    with suppress(OperationalError), frozen.write() as session:
+        assert keeps_lead(session, "frozen")  # and locks the row
+        with other.write() as others:
+            assert acquire_lead(others, "other", lease_s=10) is Standing.NEW_LEADER
+        resign(session, "frozen")  # it goes on, and can't write
+        raise AssertionError("a transaction outlived its locks")
+    with other.read() as session:
+        assert leader(session, lease_s=10) == "other"
+    frozen.close()
+    other.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_a_follower_does_not_wait_for_what_the_leader_writes(service: ServiceDriver):
+    leader, follower = service.replica("leader"), service.replica("follower")
+    leader.turn()
+    with service.database.write() as session:
+        assert keeps_lead(session, "leader")  # and locks the row
+        assert follower._acquire_lead() is Standing.FOLLOWER

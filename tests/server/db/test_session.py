@@ -287,5 +287,6 @@ def test_a_statement_has_an_end_and_a_migration_has_none(empty_url: str) -> None
         assert session.scalar(text("SELECT 1")) == 1
     with free.read() as session:
         assert session.scalar(text("SHOW statement_timeout")) == "0"
+        assert session.scalar(text("SHOW idle_in_transaction_session_timeout")) == "0"
     limited.close()
     free.close()

@@ -74,6 +74,13 @@ def test_a_person_comes_back_with_their_claims(idp: OidcProvider, ours: Provider
     assert found.claims["groups"] == ["ml"]
 
 
+def test_a_sign_in_begins_at_one_server_and_ends_at_another(idp: OidcProvider, ours: Provider) -> None:
+    url, secret = ours.start(BACK)
+    given = answer(idp.agree(url, "ada"))
+    other = Provider(idp.issuer, "powermean", "secret", "openid profile email")
+    assert other.finish(BACK, given["code"], given["state"], secret).subject == "ada"
+
+
 def test_an_address_that_the_provider_has_not_verified_is_left_out(idp: OidcProvider, ours: Provider) -> None:
     idp.add("eve", email="ada@example.org")
     url, secret = ours.start(BACK)

@@ -11,7 +11,7 @@ from server.identity import passwords
 from server.identity.keys import digest
 from server.identity.throttle import Throttle
 from server.routes.access import SESSION_COOKIE
-from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, error_of
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver, error_of
 
 HERE = {"Origin": "http://127.0.0.1"}
 ADA = "ada@example.org"
@@ -265,6 +265,21 @@ def test_ones_sessions_are_listed_and_ended_by_oneself_alone(service):
     assert second.get("/v1/me").status_code == 401
     assert first.delete(f"/v1/me/sessions/{theirs['id']}").status_code == 404
     assert first.delete("/v1/me/sessions/" + digest("x")[:24]).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_session_is_known_to_every_server_and_its_end_at_once(service, settings):
+    other = ServiceDriver(settings)
+    code = service.person.post("/v1/login-codes").json()["code"]
+    browser = other.browser()
+    assert browser.post("/v1/sessions", json={"code": code}).status_code == 201
+    here = service.browser()
+    here.cookies.set(SESSION_COOKIE, browser.cookies[SESSION_COOKIE])
+    assert here.get("/v1/me").status_code == 200
+    assert browser.delete("/v1/sessions").status_code == 204
+    assert here.get("/v1/me").status_code == 401
+    assert service.browser().post("/v1/sessions", json={"code": code}).status_code == 401
+    other.close()
 
 
 def age(service, **values):

@@ -10,10 +10,12 @@ import pytest
 
 from powermean.contracts.metrics import WHOLE_STEP
 from powermean.sse import read_events
+from server.db.session import Changes
 from server.metrics import stream as stream_module
 from server.metrics.event_log import Frame, Page
 from server.metrics.stream import BACKLOG, Subscription
 from tests.support.live_server import listening, read, stream
+from tests.support.real_service import until
 from tests.support.reports import next_attempt, post_rows, row
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver
 
@@ -184,6 +186,56 @@ def test_a_report_to_one_server_wakes_the_streams_of_another(settings, valkey_ur
         body = {"rows": [row(1)]}
         assert reporter.post(f"/v1/attempts/{attempt.id}/metrics", json=body).status_code == 204
         assert events()[-1].seq == last + 1
+    here.close()
+    there.close()
+
+
+@pytest.mark.slow
+def test_servers_hear_of_each_other_s_commits(settings, valkey_url):
+    """What the leader plans from and who callers are; the sender itself hears nothing of its own again."""
+    here, there = (ServiceDriver(settings.model_copy(update={"redis_url": valkey_url})) for _ in range(2))
+    heard = {here: [], there: []}
+    with listening(here.app), listening(there.app):
+        for one, changes in heard.items():
+            one.database.listen(changes.append)
+
+        def connected() -> bool:
+            here.database.tell(Changes(plan=True))
+            return bool(heard[there])
+
+        until(connected, "the other server listens")
+        time.sleep(0.2)
+        for changes in heard.values():
+            changes.clear()
+        here.database.tell(Changes(jobs={"job-a"}, plan=True, callers=True))
+        until(lambda: heard[there], "what the other server did")
+        time.sleep(0.2)
+    assert heard[there] == [Changes(jobs={"job-a"}, plan=True, callers=True, elsewhere=True)]
+    assert heard[here] == [Changes(jobs={"job-a"}, plan=True, callers=True)]
+    here.close()
+    there.close()
+
+
+@pytest.mark.slow
+def test_a_stream_of_a_server_that_stops_says_so_and_goes_on_at_another(settings):
+    here, there = ServiceDriver(settings), ServiceDriver(settings)
+    attempt = here.running()
+    job_id = attempt.claim.job_id
+    with listening(here.app) as near, stream(near, job_id, ADMIN_KEY) as response:
+        pieces = response.iter_bytes()
+        next(pieces)
+        here.app.state.events._loop.call_soon_threadsafe(here.app.state.events.retire)
+        text = b"".join(pieces)
+        assert text.endswith(stream_module.RECONNECT)
+        with stream(near, job_id, ADMIN_KEY) as late:  # it had been sent before the port was closed
+            assert late.read().endswith(stream_module.RECONNECT)
+    post_rows(attempt, row(1))
+    seen = max(int(line[4:]) for line in text.decode().splitlines() if line.startswith("id: "))
+    with (
+        listening(there.app) as far,
+        stream(far, job_id, ADMIN_KEY, **{"Last-Event-ID": str(seen)}) as response,
+    ):
+        assert [event.seq for event in read(response, upto=seen + 1)] == [seen + 1]
     here.close()
     there.close()
 
