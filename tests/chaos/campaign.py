@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from powermean.contracts.api import Job
 from tests.chaos import checks
 from tests.chaos.checks import Record, Verdict
 from tests.chaos.faults import CLAIM_S, FAULTS, LEASE_S, MOMENTS, NODE_S, Hit
@@ -89,6 +91,7 @@ class Campaign:
     tell: Callable[[str], None] = print
     injected: list[Injected] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
+    _submitting: "Future[Job] | None" = None
     judged: int = 0  # jobs
     reference: dict[str, Record] = field(default_factory=dict)  # of undisturbed jobs, by name
 
@@ -177,13 +180,14 @@ class Campaign:
     def _submit(self, field: Field) -> None:
         """Keep some in flight: as many as were asked for, and more while there are faults left."""
         wanted = len(field.jobs) < self.jobs or len(self.injected) < self.faults
-        if wanted and len(field.unfinished) < IN_FLIGHT:
-            number = len(field.jobs)
-            try:
-                job = field.cluster.client.create_job(spec(KINDS[number % self.kinds]))
-            except UNANSWERED:
-                return  # if it was accepted all the same, `_adopt` finds it
-            field.jobs[job.id] = job
+        if wanted and len(field.unfinished) < IN_FLIGHT and self._submitting is None:
+            kind = KINDS[len(field.jobs) % self.kinds]  # a frozen server must not hold up this thread
+            self._submitting = field.start(lambda client: client.create_job(spec(kind)))
+        if self._submitting is not None and self._submitting.done():
+            with suppress(*UNANSWERED):  # if it was accepted all the same, `_adopt` finds it
+                job = self._submitting.result()
+                field.jobs[job.id] = job
+            self._submitting = None
 
     def _adopt(self, field: Field) -> None:
         """Jobs that were accepted, though the answer was lost, count as all others do."""
@@ -215,8 +219,9 @@ class Campaign:
     def _settle(self, field: Field) -> None:
         """Undo what is left to be undone, and wait until every job has ended, each with a deadline."""
         self._say("no more faults")
-        while not field.calm:
+        while not field.calm or self._submitting is not None:
             field.tick()
+            self._submit(field)
             time.sleep(0.1)
         self._adopt(field)
         deadline = time.monotonic() + JOB_S

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
+from typing import TypeVar
 
 from powermean import ApiError, Client, ServerUnreachableError
 from powermean.contracts.api import Job
@@ -20,6 +21,7 @@ from tests.support.embedded_service import command_line
 from tests.support.programs import Program
 from worker.attempt_dir import MARK, AttemptDir
 
+T = TypeVar("T")
 LOOK_S = 0.1  # between looks at the jobs
 KEEPER_PAUSE_S = 1.0
 ASK_S = 120.0  # for a request of a fault to be accepted: servers may be dead or frozen meanwhile
@@ -97,6 +99,10 @@ class Field:
     def ask(self, what: str, request: Callable[[Client], object]) -> None:
         """Make a request, in a thread of its own, until a server has answered it."""
         self._asked.append(self._asking.submit(self._ask, what, request))
+
+    def start(self, request: Callable[[Client], T]) -> "Future[T]":
+        """Make a request once, in a thread of its own."""
+        return self._asking.submit(lambda: request(self.cluster.client))
 
     def _ask(self, what: str, request: Callable[[Client], object]) -> None:
         deadline = time.monotonic() + ASK_S
