@@ -21,7 +21,7 @@ from powermean.contracts.lanes import ClusterLanes, Lane, LaneAttempt
 from powermean.contracts.sharing import ProjectQuota, QuotaList, Share
 
 WINDOWS = {"1h": timedelta(hours=1), "6h": timedelta(hours=6), "24h": timedelta(hours=24)}
-PARTS = ("queue", "quotas", "places")
+PARTS = ("queue", "quotas", "places", "pools")
 QUEUE_SHOWN = 50
 
 
@@ -98,6 +98,8 @@ async def cluster_part(request: Request) -> Response:
 async def _part(request: Request, client: AsyncClient, part: str) -> dict[str, Any]:
     if part == "queue":
         return {"queue": await client.queue(limit=QUEUE_SHOWN)}
+    if part == "pools":
+        return {"pools": (await client.pools()).items}
     if part == "quotas":
         quotas = await client.quotas()
         return {"quotas": quotas, "bars": {one.project: bars(one, quotas) for one in quotas.items}}

@@ -7,6 +7,9 @@ appear whole or not at all and never change; readers verify the hash.
 
 A folder (file:///...) is written directly, without a second copy of large files. Any other fsspec URL goes
 through its file system, whose writes must be atomic, as in object stores.
+
+A folder that is a store holds the file MARKER. Where it is missing, the disk is not mounted or the folder was
+replaced: what is written there would be lost, and what is missing there is not gone.
 """
 
 import hashlib
@@ -29,6 +32,7 @@ from powermean.disk import is_full
 from powermean.errors import PowermeanError
 
 CHUNK = 1 << 20
+MARKER = ".powermean-store"
 TEMPORARY_FOLDER = ".incoming"
 TEMPORARY_LIFETIME_S = 86_400.0
 NAME_LENGTH = 100
@@ -106,8 +110,10 @@ class _FileSystem(Protocol):
 class ArtefactStore:
     """One store, by its URL. Calls may come from any thread; they raise ArtefactError and nothing else."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, existing: bool = False) -> None:
+        """`existing`: for nodes, which never make a store; otherwise the first write makes a folder one."""
         self.url = url
+        self._existing = existing
         try:
             found, root = _file_system(url)
         except (ValueError, ImportError, OSError) as error:
@@ -115,6 +121,7 @@ class ArtefactStore:
         self._fs = cast(_FileSystem, found)
         self._prefix = root.rstrip("/")
         self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
+        self._seen = self._folder is not None and (self._folder / MARKER).exists()  # by this process
 
     def put_file(
         self, owner: str, path: Path, name: str | None = None, *, consume: bool = False
@@ -306,6 +313,28 @@ class ArtefactStore:
             temporary.unlink(missing_ok=True)
         return ref
 
+    def make(self) -> None:
+        """Make a folder a store, unless it is one. For servers, at their start."""
+        if self._folder is not None:
+            with _translated(MARKER):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                (self._folder / MARKER).touch()
+            self._seen = True
+
+    def _check_mounted(self, *, to_write: bool = False) -> Path:
+        """The folder. Raises ArtefactStoreUnavailableError where it is not the store that it was."""
+        assert self._folder is not None
+        if (self._folder / MARKER).exists():
+            self._seen = True
+        elif self._seen or self._existing:
+            raise ArtefactStoreUnavailableError(
+                f"the folder {self._folder} is not the artefact store: it has no {MARKER}",
+                remedy="Is its disk mounted? Does POWERMEAN_ARTEFACTS_URL name the server's store?",
+            )
+        elif to_write:
+            self.make()
+        return self._folder
+
     def _adopt(self, file: Path, key: str) -> None:
         """Move a finished file on the same file system into place, durably."""
         target = self._path(key)
@@ -318,20 +347,18 @@ class ArtefactStore:
             os.close(descriptor)
 
     def _same_file_system(self, path: Path) -> bool:
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return path.stat().st_dev == self._folder.stat().st_dev and not path.is_symlink()
+        folder = self._check_mounted(to_write=True)
+        return path.stat().st_dev == folder.stat().st_dev and not path.is_symlink()
 
     def _temporary(self) -> Path:
-        assert self._folder is not None
-        folder = self._folder / TEMPORARY_FOLDER
+        folder = self._check_mounted(to_write=True) / TEMPORARY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(16)
 
     def _path(self, key: str) -> Path:
-        assert self._folder is not None
-        path = self._folder / check_key(key)
-        if not path.resolve().is_relative_to(self._folder):
+        folder = self._check_mounted()
+        path = folder / check_key(key)
+        if not path.resolve().is_relative_to(folder):
             raise ArtefactKeyInvalidError(f"artefact {key} lies outside the store")
         return path
 

@@ -72,6 +72,8 @@ class AsyncClient(AsyncConnection):
     set_priority_class = async_method(rest.set_priority_class)
     remove_priority_class = async_method(rest.remove_priority_class)
 
+    pools = async_method(rest_sharing.pools)
+    get_pool = async_method(rest_sharing.get_pool)
     quotas = async_method(rest_sharing.quotas)
     change_quota = async_method(rest_sharing.change_quota)
     queue = async_method(rest_sharing.queue)

@@ -132,6 +132,8 @@ class Client(Connection):
     set_priority_class = method(rest.set_priority_class)
     remove_priority_class = method(rest.remove_priority_class)
 
+    pools = method(rest_sharing.pools)
+    get_pool = method(rest_sharing.get_pool)
     quotas = method(rest_sharing.quotas)
     change_quota = method(rest_sharing.change_quota)
     queue = method(rest_sharing.queue)

@@ -16,6 +16,7 @@ from powermean.contracts.attempts import (
     ValidationResult,
     ValidationWithSecrets,
 )
+from powermean.contracts.checks import NodeAnswer, NodeQuestion
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.replays import ReplayClaim, ReplayOutcome, ReplayTask
 from powermean.rest import Call, check, job_path, reads
@@ -41,6 +42,11 @@ class NodeClient(Connection):
         """Report; the answer says which engine services the node should run."""
         path = f"/v1/nodes/{quote(node_id, safe='')}"
         return self._run(Call("PUT", path, reads(NodeOrders), json=_body(report)))
+
+    def check(self, node_id: str, question: NodeQuestion) -> NodeAnswer:
+        """What the server says about this node."""
+        path = f"/v1/nodes/{quote(node_id, safe='')}/check"
+        return self._run(Call("POST", path, reads(NodeAnswer), json=_body(question)))
 
     def validation(self, job_id: str) -> ValidationWithSecrets:
         return self._run(Call("GET", job_path(job_id, "/validation"), reads(ValidationWithSecrets)))

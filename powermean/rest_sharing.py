@@ -6,8 +6,19 @@ from urllib.parse import quote
 import httpx
 
 from powermean.contracts.lanes import ClusterLanes
+from powermean.contracts.pools import PoolList, PoolView
 from powermean.contracts.sharing import ChangedQuota, Queue, QuotaChange, QuotaList, Usage, UsageBy
 from powermean.rest import Call, Params, check, params, reads
+
+
+def pools() -> Call[PoolList]:
+    """Where nodes come from when there is work, and what each pool has."""
+    return Call("GET", "/v1/pools", reads(PoolList))
+
+
+def get_pool(name: str) -> Call[PoolView]:
+    """One pool."""
+    return Call("GET", f"/v1/pools/{quote(name, safe='')}", reads(PoolView))
 
 
 def quotas() -> Call[QuotaList]:

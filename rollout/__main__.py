@@ -103,7 +103,7 @@ def _not_started(settings: RolloutSettings, error: JobError, *, retryable: bool)
 
 
 def _load(settings: RolloutSettings) -> EngineHost:
-    store = ArtefactStore(settings.artefacts_url) if settings.artefacts_url else None
+    store = ArtefactStore(settings.artefacts_url, existing=True) if settings.artefacts_url else None
     weights = WeightSource(store)
     fence = Fence(settings.job_id, settings.attempt, 0) if settings.job_id is not None else None
     engine = choose(settings.engine, settings.model, on_gpu=settings.device != "cpu")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dashboard.app import create_dashboard
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
-from powermean.tokens import ensure_key_pair
+from powermean.tokens import KeyPair, ensure_key_pair
 from server.audit.journal import Journal
 from server.cluster.cleaner import Cleaner
 from server.cluster.loops import Loop, stop_all
@@ -31,6 +31,7 @@ from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
+from server.pools.start import pool_loops
 from server.queue import CelerySender, Sender, celery_app
 from server.request_log import RequestLog
 from server.routes.api import api_routes
@@ -53,8 +54,9 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     database = Database(settings.database_url, settings.statement_s)
     artefacts = ArtefactStore(settings.artefacts_url)
     events = EventHub(database, settings.redis_url, most_streams=settings.max_connections * 3 // 8)
-    me = new_id()
-    loops = _loops(settings, database, artefacts, sender or CelerySender(celery_app(settings)), me)
+    key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
+    me, send = new_id(), sender or CelerySender(celery_app(settings))
+    loops = _loops(settings, database, artefacts, send, me, key_pair)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +82,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.loops = loops
     app.state.database = database
     app.state.artefacts = artefacts
-    app.state.key_pair = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key)
+    app.state.key_pair = key_pair
     app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
     app.state.uploads = Counter()  # by person
@@ -148,7 +150,12 @@ class _Elsewhere:
 
 
 def _loops(
-    settings: Settings, database: Database, artefacts: ArtefactStore, sender: Sender, holder: str
+    settings: Settings,
+    database: Database,
+    artefacts: ArtefactStore,
+    sender: Sender,
+    holder: str,
+    keys: KeyPair,
 ) -> tuple[Loop, ...]:
     """This replica's threads. Scheduling and sending are separate, so a hanging broker delays no lease."""
     if not settings.scheduler:
@@ -168,4 +175,4 @@ def _loops(
             cleaning.wake()
 
     database.listen(wake)
-    return scheduling, relaying, cleaning
+    return scheduling, relaying, cleaning, *pool_loops(settings, database, holder, keys.public_pem)

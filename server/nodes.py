@@ -10,15 +10,18 @@ from datetime import datetime, timedelta
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import NameRival, NodeReport
 from powermean.contracts.names import NODE_NAME_TAKEN
 from server.db.models import Allocation, Attempt, Node
 from server.db.session import database_now
-from server.errors import ConflictError, NotFoundError
+from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.settings import Settings
 
 RUNNING = ("starting", "running")  # states of attempts
 OVER = ("ended", "lapsed")
+PROBES, MOST_OF_A_PROBE = "probe/", 4096
 RIVAL_SHOWN = timedelta(days=1)
 
 
@@ -113,6 +116,29 @@ def attempts_holding(session: Session, node_id: str, states: Sequence[str]) -> S
         .distinct()
     )
     return session.execute(query).scalars().all()
+
+
+def other_holder(session: Session, settings: Settings, node_id: str, instance: str) -> str | None:
+    """The host of another worker that has this name now; None: it is free, or this one's."""
+    node = session.get(Node, node_id)
+    if node is None or not node.instance or node.instance == instance:
+        return None
+    if not is_alive(node, settings, database_now(session)) and not attempts_holding(
+        session, node_id, RUNNING
+    ):
+        return None
+    return NodeReport.model_validate(node.report).hostname
+
+
+def why_unreadable(store: ArtefactStore, probe: ArtefactRef) -> str | None:
+    """Why the server can't read the object that a node has just stored below `probe/`; None: it can."""
+    if not probe.key.startswith(PROBES) or probe.size > MOST_OF_A_PROBE:
+        raise InvalidInputError.at("probe", f"is not a small object below {PROBES}")
+    try:
+        store.get_bytes(probe)
+    except ArtefactError as error:
+        return str(error)
+    return None
 
 
 def _oldest(settings: Settings, now: datetime) -> datetime:

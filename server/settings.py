@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 import limits
 from pydantic import Field, SecretStr, TypeAdapter, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.contracts.signin import OidcGrant
 from powermean.keys import clean_secret
+from powermean.setting_files import FileSettings
 
 _PUBLIC_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]+)?(/[\w.~-]+)*/?")
 GRANTS: TypeAdapter[tuple[OidcGrant, ...]] = TypeAdapter(tuple[OidcGrant, ...])
@@ -39,7 +40,7 @@ def host_name(header: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-class Settings(BaseSettings):
+class Settings(FileSettings):
     """Everything that configures the server. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(
@@ -107,6 +108,10 @@ class Settings(BaseSettings):
         (),
         description="Models that jobs and engines may name, as NAME or NAME@COMMIT, separated by commas; * "
         "stands for any characters. Empty: all. Nodes that have the setting check it themselves.",
+    )
+    pools_file: Path | None = Field(
+        None,
+        description="YAML file that declares where nodes come from when there is work; see docs/pools.md.",
     )
     scheduler: bool = Field(
         True, description="Whether this process takes part in scheduling, which one leader does."
@@ -269,7 +274,7 @@ class Settings(BaseSettings):
         _ = urlsplit(value).port  # a ValueError says what is wrong with it
         return value.rstrip("/")
 
-    @field_validator("oidc_issuer", "oidc_client_id", "oidc_client_secret", mode="before")
+    @field_validator("pools_file", "oidc_issuer", "oidc_client_id", "oidc_client_secret", mode="before")
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
         return None if value == "" else value  # as docker-compose.yml passes on what is not set

@@ -51,7 +51,7 @@ def prepare(settings: Settings) -> None:
         raise CannotStartError(f"{error}: make room on it") from error
     finally:
         database.close()
-    ArtefactStore(settings.artefacts_url)
+    ArtefactStore(settings.artefacts_url).make()
 
 
 @contextmanager

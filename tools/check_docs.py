@@ -109,7 +109,12 @@ def stale(written: dict[str, str]) -> Iterator[str]:
 
 def settings_page() -> str:
     """The page of all settings, from the code."""
-    lines = ["# Settings", "", "Environment variables, read once at start."]
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, read once at start. For secrets, `NAME_FILE` may name a file",
+    ]
+    lines += ["with the value instead: `POWERMEAN_REDIS_URL_FILE=/run/secrets/redis_url`."]
     lines += ["Written by `python tools/check_docs.py --write` from the settings' own descriptions."]
     for title, settings in SETTINGS.items():
         prefix = settings.model_config.get("env_prefix", "")

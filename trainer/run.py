@@ -121,7 +121,7 @@ def wired(
     attempt: AttemptDir, claim: Claim, settings: NodeSettings, reporter: Reporter, connect: Connect
 ) -> Iterator[Run]:
     """The run of a claim, resumed from its last checkpoint."""
-    spec, store = claim.spec, ArtefactStore(settings.artefacts_url)
+    spec, store = claim.spec, ArtefactStore(settings.artefacts_url, existing=True)
     scratch = fresh(attempt.path / "scratch")
     remove_stale(claim.job_id)
     if spec.resources.gpus and spec.resources.placement == "colocated":

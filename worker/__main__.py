@@ -15,7 +15,7 @@ from typing import Any
 from celery import Celery
 
 from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
-from worker.attempt_dir import prune
+from worker.attempt_dir import prune, write_whole
 from worker.long_tasks import LongTasks
 from worker.node import Node, NodeNameTakenError
 from worker.settings import NodeSettings, NodeSettingsError
@@ -84,6 +84,16 @@ def hold(data_dir: Path) -> int:
     return handle
 
 
+def with_key_file(settings: NodeSettings) -> NodeSettings:
+    """A key that came as text gets a file, which all processes of the node find by the setting."""
+    if settings.attempt_public_key is not None or settings.attempt_public_key_text is None:
+        return settings
+    file = settings.data_dir / "attempt_token.pub"
+    write_whole(file, settings.attempt_public_key_text)
+    os.environ["POWERMEAN_ATTEMPT_PUBLIC_KEY"] = str(file)
+    return NodeSettings.read()
+
+
 def main(argv: list[str] | None = None) -> Any:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -94,7 +104,7 @@ def main(argv: list[str] | None = None) -> Any:
         settings = NodeSettings.read()
     except NodeSettingsError as error:
         sys.exit(f"worker: {error}")
-    if settings.attempt_public_key is None:
+    if settings.attempt_public_key is None and settings.attempt_public_key_text is None:
         sys.exit(
             "worker: POWERMEAN_ATTEMPT_PUBLIC_KEY is not set: set it to the file attempt_token.pub that the "
             "server creates in POWERMEAN_SECRETS_DIR; rollout engines need it"
@@ -106,6 +116,7 @@ def main(argv: list[str] | None = None) -> Any:
             f"worker: {error.filename}: {error.strerror}: "
             "set POWERMEAN_DATA_DIR to a folder that this user may write to"
         )
+    settings = with_key_file(settings)
     prune(settings.data_dir)
     node = Node(settings)
     try:

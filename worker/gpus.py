@@ -80,7 +80,7 @@ class Gpus:
         found: tuple[GpuInfo, ...] = ()
         pause, why = EVERY_S, "nvidia-smi does not show it any more"
         try:
-            found = read_gpus(self._ask(program), self._fields, self._xids.so_far())
+            found = visible(read_gpus(self._ask(program), self._fields, self._xids.so_far()))
         except (OSError, subprocess.SubprocessError) as error:
             log.warning("nvidia-smi: %s", error)
             pause, why = AFTER_SILENCE_S, "nvidia-smi gives no answer"
@@ -127,6 +127,27 @@ class Gpus:
                 if pipe is not None:
                     pipe.close()
         return subprocess.CompletedProcess(query, child.returncode, out, err)
+
+
+def visible(cards: tuple[GpuInfo, ...], chosen: str | None = None) -> tuple[GpuInfo, ...]:
+    """Those that this process may use: nvidia-smi shows the GPUs of other allocations on the host, too.
+
+    `chosen` is CUDA_VISIBLE_DEVICES: places or UUIDs; as for CUDA, the first unknown one ends the list.
+    """
+    if chosen is None:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return cards
+    found: list[GpuInfo] = []
+    for word in (one.strip() for one in chosen.split(",")):
+        if word.isascii() and word.isdigit():
+            some = cards[int(word) : int(word) + 1]
+        else:
+            some = tuple(card for card in cards if word and card.uuid.startswith(word))[:1]
+        if not some:
+            break
+        found += some
+    return tuple(found)
 
 
 def _lost(card: GpuInfo, why: str) -> GpuInfo:

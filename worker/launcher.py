@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from powermean.contracts.attempts import Claim
 from powermean.contracts.engines import EngineOrder
 from powermean.contracts.secrets import HUB_TOKENS, SecretValues
+from powermean.setting_files import SUFFIX
 from worker.attempt_dir import MARK, AttemptDir
 from worker.settings import NodeSettings
 
@@ -24,14 +25,16 @@ COMPACT = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
 ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all processes of an engine service
 # The worker's own: whoever has the first may claim any attempt, with the second's password make workers act.
 SECRETS = frozenset(
-    {
+    name + suffix
+    for suffix in ("", SUFFIX)
+    for name in (
         "POWERMEAN_NODE_TOKEN",
         "POWERMEAN_REDIS_URL",
         "POWERMEAN_DATABASE_URL",
         "POWERMEAN_API_KEY",
         "POWERMEAN_BOOTSTRAP_ADMIN_KEY",
         "POWERMEAN_BOOTSTRAP_NODE_TOKEN",
-    }
+    )
 )
 OWN_GPU_SHARE = "0.9"  # share of a GPU's memory, if no trainer shares the GPU
 

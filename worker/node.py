@@ -13,10 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from powermean.artefacts import ArtefactStoreFullError, ArtefactStoreUnavailableError
 from powermean.contracts.attempts import Claim, Finish, JobError, NameRival
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.contracts.secrets import SecretValues
@@ -25,6 +26,7 @@ from powermean.errors import PowermeanError
 from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
+from worker import health
 from worker.attempt import outcome
 from worker.attempt_dir import MARK, AttemptDir
 from worker.engines.services import Engines
@@ -50,6 +52,12 @@ def in_memory(text: str) -> Iterator[int]:
 def end_this_process() -> None:
     """Celery ends in order."""
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _store_away(errors: Iterable[JobError]) -> str | None:
+    """What is wrong with the artefact store, if that is among the errors: a spec is not judged by it."""
+    codes = (ArtefactStoreUnavailableError.code, ArtefactStoreFullError.code)
+    return next((error.message for error in errors if error.code in codes), None)
 
 
 REPORT_S = 3.0
@@ -152,6 +160,8 @@ class Node:
             if result is not None and result.errors and (folder := full_disk(self._settings)):
                 # Its errors may come from there, and would end the job for good.
                 log.warning("job %s was not validated: the disk of %s is full", job_id, folder)
+            elif result is not None and (away := _store_away(result.errors)):
+                log.warning("job %s was not validated, the server will ask again: %s", job_id, away)
             elif result is not None:
                 self._client.post_validation(job_id, result)
         except ApiError as error:
@@ -184,6 +194,7 @@ class Node:
                 return
             except Exception:  # the thread must continue: a node that stops reporting counts as offline
                 log.exception("not reported")
+            health.note(self._settings.data_dir, health.TURNED)
             time.sleep(REPORT_S)
 
     def report(self) -> None:
@@ -201,6 +212,7 @@ class Node:
                 log.warning("not reported: %s", error)
                 return
             self._accepted = time.monotonic()
+            health.note(self._settings.data_dir, health.HEARD)
             self._warn(orders.rival)
             self._engines.follow(orders)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from powermean.allowed_models import AllowedModel, read_allowed_models
 from powermean.contracts.base import Labels
 from powermean.contracts.names import NODE_NAME
 from powermean.errors import PowermeanError
 from powermean.keys import clean_secret
+from powermean.setting_files import FileSettings, SettingFileError
 
 PREFIX = "POWERMEAN_"
 
@@ -22,7 +23,7 @@ class NodeSettingsError(PowermeanError):
     """A setting is missing or wrong. The message names the environment variable and what is expected."""
 
 
-class NodeSettings(BaseSettings):
+class NodeSettings(FileSettings):
     """Settings of the worker, the supervisors and the training processes of one node."""
 
     model_config = SettingsConfigDict(
@@ -59,6 +60,12 @@ class NodeSettings(BaseSettings):
         description="Name or address at which trainers on other nodes reach this node's engine services "
         "(plain HTTP, for a trusted network); if unset, only trainers on this node can.",
     )
+    pilot: str | None = Field(
+        None,
+        max_length=40,
+        description="The allocation of a pool that this worker runs in; the pool sets it. When that is "
+        "stopped, the pool says so, and not the attempts that run there.",
+    )
     lifeline_pid: int | None = Field(
         None,
         gt=1,
@@ -74,6 +81,9 @@ class NodeSettings(BaseSettings):
         gt=0,
         description="Seconds that an attempt has to end its step when it is paused or gives way; then its "
         "processes are ended, and the job goes on from its last checkpoint.",
+    )
+    attempt_public_key_text: str | None = Field(
+        None, description="The same key itself, where no file has it: pools set it for the nodes they start."
     )
     attempt_public_key: Path | None = Field(
         None,
@@ -125,6 +135,8 @@ class NodeSettings(BaseSettings):
         """The settings from the environment. Raises NodeSettingsError, naming the wrong variables."""
         try:
             return cls()
+        except SettingFileError as error:
+            raise NodeSettingsError(str(error)) from error
         except ValidationError as error:
             faults = [f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
             raise NodeSettingsError("; ".join(faults)) from error

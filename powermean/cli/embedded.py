@@ -118,6 +118,35 @@ def secret(path: Path, prefix: str) -> str:
     return path.read_text().strip()
 
 
+def redis_url(password: str, port: int) -> str:
+    return f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
+
+
+def artefacts_url(home: Home) -> str:
+    return f"file://{home.artefacts}"
+
+
+def server_settings(home: Home) -> dict[str, str]:
+    """Where the service's server keeps everything."""
+    return {
+        "POWERMEAN_DATABASE_URL": str(URL.create("sqlite", database=str(home.database))),
+        "POWERMEAN_SECRETS_DIR": str(home.secrets),
+        "POWERMEAN_ARTEFACTS_URL": artefacts_url(home),
+    }
+
+
+def node_settings(home: Home, url: str, token: str) -> dict[str, str]:
+    """Where the service's worker keeps everything, and whom it works for."""
+    return {
+        "POWERMEAN_SERVER_URL": url,
+        "POWERMEAN_NODE_ID": "local",
+        "POWERMEAN_NODE_TOKEN": token,
+        "POWERMEAN_DATA_DIR": str(home.folder / "node"),
+        "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(home.secrets / "attempt_token.pub"),
+        "POWERMEAN_ARTEFACTS_URL": artefacts_url(home),
+    }
+
+
 class Embedded:
     """The service. `start` returns when it is ready; neither `stop` nor kill -9 leaves a process behind."""
 
@@ -183,27 +212,23 @@ class Embedded:
             | {
                 MARK: str(os.getpid()),
                 "PYTHONUNBUFFERED": "1",
-                "POWERMEAN_REDIS_URL": f"redis://:{quote(password, safe='')}@127.0.0.1:{redis_port}/0",
-                "POWERMEAN_ARTEFACTS_URL": f"file://{home.artefacts}",
+                "POWERMEAN_REDIS_URL": redis_url(password, redis_port),
+                "POWERMEAN_ARTEFACTS_URL": artefacts_url(home),
             }
         )
         token = secret(home.secrets / "node.token", "pmn_")
-        server = everywhere | {
-            "POWERMEAN_DATABASE_URL": str(URL.create("sqlite", database=str(home.database))),
-            "POWERMEAN_SECRETS_DIR": str(home.secrets),
-            "POWERMEAN_HOST": "127.0.0.1",
-            "POWERMEAN_PORT": str(port),
-            "POWERMEAN_MIGRATE": "true",
-            "POWERMEAN_BOOTSTRAP_ADMIN_KEY": secret(home.admin_key, "pm_"),
-            "POWERMEAN_BOOTSTRAP_NODE_TOKEN": token,
-        }
-        worker = everywhere | {
-            "POWERMEAN_SERVER_URL": self.url,
-            "POWERMEAN_NODE_ID": "local",
-            "POWERMEAN_NODE_TOKEN": token,
-            "POWERMEAN_DATA_DIR": str(home.folder / "node"),
-            "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(home.secrets / "attempt_token.pub"),
-        }
+        server = (
+            everywhere
+            | server_settings(home)
+            | {
+                "POWERMEAN_HOST": "127.0.0.1",
+                "POWERMEAN_PORT": str(port),
+                "POWERMEAN_MIGRATE": "true",
+                "POWERMEAN_BOOTSTRAP_ADMIN_KEY": secret(home.admin_key, "pm_"),
+                "POWERMEAN_BOOTSTRAP_NODE_TOKEN": token,
+            }
+        )
+        worker = everywhere | node_settings(home, self.url, token)
         config = home.secrets / "redis.conf"
         redis_server.write_config(config, redis_port, password, home.redis)
         programs: dict[str, tuple[list[str], dict[str, str], Path | None]] = {

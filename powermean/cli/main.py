@@ -57,6 +57,10 @@ COMMANDS = {
         "powermean.cli.nodes:node",
         "Nodes: what they are and run. Administrators take them out of service and back.",
     ),
+    "pool": (
+        "powermean.cli.pools:pool",
+        "Pools: where nodes come from when there is work. A file of the server declares them.",
+    ),
     "server": (
         "powermean.cli.server:server",
         "The service's server processes: which are there, and which one leads.",
@@ -101,6 +105,18 @@ COMMANDS = {
         "Show who you are here: your account, your projects and what your key allows.",
     ),
     "storage": ("powermean.cli.storage:storage", "Show what a project stores, and its largest things."),
+    "backup": (
+        "powermean.cli.backup:backup",
+        "Back up the service that you run on this machine, while it runs.",
+    ),
+    "restore": (
+        "powermean.cli.backup:restore",
+        "Restore a backup into a service's folder; then start it with `powermean up`.",
+    ),
+    "doctor": (
+        "powermean.cli.doctor:doctor",
+        "Check the server or the node on this machine from its own settings, and say what to do.",
+    ),
     "gc": (
         "powermean.cli.storage:gc",
         "Remove files that nothing refers to any more, once they are a day old; for administrators.",

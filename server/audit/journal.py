@@ -128,8 +128,7 @@ class Journal:
 
     def head(self, session: Session) -> SignedHead:
         """The newest entry, signed."""
-        row = session.get(AuditHead, HEAD_ID)
-        return sign_head(self._keys.private_pem, *((row.seq, row.hash) if row else (0, START)))
+        return signed_head(session, self._keys)
 
     def _seal(self, refusals: list[AuditEvent]) -> bool:
         self._owed, self._looked_at = False, self._clock()
@@ -158,6 +157,12 @@ class Journal:
         if kept is None or kept.seq < head.seq:
             private_files.replace(self._head_file, head.model_dump_json() + "\n")
         self._head = head
+
+
+def signed_head(session: Session, keys: KeyPair) -> SignedHead:
+    """The newest entry in this database, signed."""
+    row = session.get(AuditHead, HEAD_ID)
+    return sign_head(keys.private_pem, *((row.seq, row.hash) if row else (0, START)))
 
 
 def read_head(file: Path) -> SignedHead | None:

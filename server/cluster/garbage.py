@@ -2,7 +2,8 @@
 
 The transaction that drops the last reference notes the key; the scheduler's leader removes the object later.
 A store that is down, or a server that stops in between, only delays it. What a row refers to is kept: another
-row may have the same object, and a reference may be newer than the note.
+row may have the same object, and a reference may be newer than the note. While a backup holds the store
+(storage/holds.py), everything waits.
 """
 
 import logging
@@ -15,6 +16,7 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from server.db.models import Garbage, Job
 from server.db.session import Database
+from server.storage.holds import is_held
 from server.storage.references import owned, owner_of, referenced
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ def remove_garbage(database: Database, artefacts: ArtefactStore) -> None:
         kept = referenced(session, [key for key in keys if not key.endswith("/")])
     gone = []
     for key in keys:
+        with database.read() as session:
+            if is_held(session):
+                break
         try:
             if key.endswith("/"):
                 _remove_below(database, artefacts, key.rstrip("/"))

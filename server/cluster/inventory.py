@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import NodeSample, NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
-from server.cluster import engines, samples
+from server.cluster import engines, pilots, samples
 from server.cluster.drains import DRAINING, why_closed
 from server.cluster.unusable import unusable
 from server.db.models import Allocation, Attempt, Job, Node
@@ -167,11 +167,13 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
         for service in _report(node).services:  # including removed services, until they are gone
             gpus_held[node.id].update(service.gpu_uuids)
             served[node.id].update(service.gpu_uuids)
-    reasons = unusable(living)
+    reasons, ending = unusable(living), pilots.about_to_end(session, settings, now)
     taken = {uuid for uuids in gpus_held.values() for uuid in uuids}  # also under a name that it had before
     found = []
     for node in living:
         whole = replace(empty(node, reasons.get(node.id, {})), served=len(served[node.id]))
+        if node.id in ending and whole.closed is None:
+            whole = replace(whole, closed=ending[node.id])
         found.append(
             replace(
                 whole,
@@ -185,11 +187,17 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
 
 
 def known(session: Session, living: Collection[str]) -> tuple[list[NodeCapacity], list[NodeCapacity]]:
-    """All nodes that ever reported, as if nothing ran there: the living ones, and the others."""
+    """All nodes that ever reported, as if nothing ran there: the living ones, and the others.
+
+    The others include one for each pool, as it would start it.
+    """
     nodes = session.execute(select(Node).order_by(Node.id)).scalars().all()
     reasons = unusable(node for node in nodes if node.id in living)
     made = [empty(node, reasons.get(node.id, {})) for node in nodes]
-    return [one for one in made if one.id in living], [one for one in made if one.id not in living]
+    return [one for one in made if one.id in living], [
+        *(one for one in made if one.id not in living),
+        *pilots.startable(session),
+    ]
 
 
 def checking(session: Session, living: Collection[str]) -> dict[str, str]:

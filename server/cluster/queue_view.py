@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from server.cluster import line, state
 from server.db.session import Changes, Database, database_now
+from server.placement.outlook import awaited
 from server.placement.plan import plan
 from server.placement.why import Part, Why, explain
 from server.settings import Settings
@@ -55,6 +56,7 @@ def waiting(session: Session, settings: Settings) -> dict[str, Why]:
     due = [one for one in queued if one.is_due(now)]
     made_of = state.read(session, settings, [one.job for one in due], now)
     made = plan(made_of)
+    made.why |= awaited(made_of, made)
     found: dict[str, Why] = {}
     for place, start in enumerate(made.starts, start=1):
         project = next(one.job.project for one in due if one.job.id == start.job_id)

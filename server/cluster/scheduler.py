@@ -36,6 +36,7 @@ from server.jobs import attempts, limits
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, state_of, tell_phases
 from server.nodes import living_ids
+from server.placement.outlook import awaited
 from server.placement.plan import plan
 from server.placement.recheck import still_free
 from server.placement.state import ClusterState, NodeCapacity, Plan, Start, Stop
@@ -225,6 +226,7 @@ class Scheduler:
             self.line.recheck(start.job_id for start in starts)
             with self._leading() as session:
                 self._start(session, starts)
+        made.why |= awaited(found, made)
         news = _news(made, queued)
         self.settled = None if news or made.starts or made.stops or made.placements else found
         return news

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from server.cluster import engines, inventory, sharing
+from server.cluster import engines, inventory, pilots, sharing
 from server.placement.state import ClusterState, Rules, WaitingJob
 from server.settings import Settings
 
@@ -22,4 +22,6 @@ def read(session: Session, settings: Settings, queued: Sequence[WaitingJob], now
         shares=sharing.shares(session),
         rules=Rules(min_run_s=settings.min_run_s),
         now=now.timestamp(),
+        coming=pilots.coming(session, [node.id for node in nodes]),
+        withheld=pilots.outlooks(session),
     )

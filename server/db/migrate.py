@@ -55,17 +55,22 @@ def current_revision(database: Database) -> str | None:
         return _known_revision(connection)
 
 
-def _known_revision(connection: Connection) -> str | None:
-    """The database's revision; None before the first one."""
-    current = MigrationContext.configure(connection).get_current_revision()
+def check_revision(revision: str) -> None:
+    """Raises NewerDatabaseError for a revision that this version does not know."""
     scripts = _scripts()
     try:
-        scripts.get_revision(current or "base")
+        scripts.get_revision(revision)
     except CommandError as error:
         raise NewerDatabaseError(
-            f"the database is of a newer version of powermean (revision {current}) than this one "
+            f"the database is of a newer version of powermean (revision {revision}) than this one "
             f"({scripts.get_current_head()}): upgrade powermean, or restore a backup from before"
         ) from error
+
+
+def _known_revision(connection: Connection) -> str | None:
+    """The database's revision; None before the first one. Raises NewerDatabaseError."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    check_revision(current or "base")
     return current
 
 

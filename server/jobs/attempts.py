@@ -297,34 +297,53 @@ def _unexplained(report: Finish, attempt: Attempt) -> JobError | None:
     return None
 
 
-def lapse(session: Session, settings: Settings, attempt_id: str) -> bool:
-    """Give up an attempt whose lease has expired, and fence its writes. False if the lease still holds."""
+@dataclass(frozen=True)
+class NodeGone:
+    """Somebody who must know it says that a node is over, and all that ran there."""
+
+    node_id: str
+    message: str  # how they know, for people
+    blameless: bool  # nothing failed: it is no restart of the job's
+
+
+def lapse(session: Session, settings: Settings, attempt_id: str, gone: NodeGone | None = None) -> bool:
+    """Give up an attempt whose lease has expired, and fence its writes. False if the lease still holds.
+
+    With `gone` at once, and what it holds on that node is free: none of its processes is left there.
+    """
     job = lock_job(session, attempt_id.rpartition(".")[0])
     attempt = session.get(Attempt, attempt_id, populate_existing=True)
     now = database_now(session)
     if (
         attempt is None
         or attempt.state not in ("starting", "running")
-        or attempt.lease_expires_at is None
-        or attempt.lease_expires_at > now
+        or (gone is None and (attempt.lease_expires_at is None or attempt.lease_expires_at > now))
     ):
         return False
     claimed = attempt.state == "running"
-    error = _silent(attempt, claimed)
+    error = _silent(attempt, claimed) if gone is None else _lost_node(gone)
     leaves = attempt.order == "checkpoint_and_exit" or job.pause_requested
     reason = "; ".join(filter(None, (attempt.order_reason, error.message))) if leaves else error.message
     _end(session, attempt, "lapsed", now, outcome="lapsed", reason=reason, error=None if leaves else error)
     if not claimed:
         allocations.release(session, attempt.id, now)
+    elif gone is not None:
+        allocations.release(session, attempt.id, now, node_id=gone.node_id)
     if job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
     elif leaves:
         _leave(session, job, attempt)
-    elif claimed:
+    elif claimed and not (gone is not None and gone.blameless):
         restart_or_fail(session, settings, job, error)
     else:
-        change_state(session, job, JobState.QUEUED, error.message)
+        change_state(session, job, JobState.QUEUED, error.message[:200])
     return True
+
+
+def _lost_node(gone: NodeGone) -> JobError:
+    return JobError(
+        code="node_gone", message=gone.message, remedy="Nothing: it goes on from its last checkpoint."
+    )
 
 
 def _silent(attempt: Attempt, claimed: bool) -> JobError:

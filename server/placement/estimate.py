@@ -53,7 +53,7 @@ def starts(state: ClusterState, plan: Plan, order: Iterable[WaitingJob]) -> dict
     found: dict[str, float] = {}
     for job in [job for job in order if job.uses_gpus and job.id in plan.why][:MOST]:
         wait = plan.why[job.id]
-        if wait.kind in ("no_node", "engine", "limit", "closed", "disk"):
+        if wait.kind in ("no_node", "starting", "engine", "limit", "closed", "disk"):
             continue
         at = _start(own_engine(job), index, future)
         if at is None or wait.kind == "checkpoint":

@@ -164,8 +164,19 @@ class SharedEngine:
 
 
 @dataclass(frozen=True)
+class Coming:
+    """A node that a pool is starting, as it will be. `words` are for the jobs that wait for it."""
+
+    node: NodeCapacity
+    words: str
+
+
+@dataclass(frozen=True)
 class ClusterState:
-    """Everything a plan depends on: live nodes, engine services, jobs that wait and run, projects' shares."""
+    """Everything a plan depends on: live nodes, engine services, jobs that wait and run, projects' shares.
+
+    Nothing is planned onto nodes that are `coming`; they are a reason to wait.
+    """
 
     nodes: Sequence[NodeCapacity]
     waiting: Sequence[WaitingJob]
@@ -175,6 +186,8 @@ class ClusterState:
     shares: Mapping[str, Share] = field(default_factory=dict)  # by project; one that is not named has none
     rules: Rules = Rules()
     now: float = field(default=0.0, compare=False)
+    coming: Sequence[Coming] = ()
+    withheld: Sequence[Coming] = ()  # one node of each pool that starts none now, and why
 
 
 @dataclass(frozen=True)
@@ -207,8 +220,9 @@ class Placement:
 class Wait:
     """Why something waits. The text names no other project and none of its jobs.
 
-    kind: no_node (none could ever hold it), limit (its project's), engine, disk, closed, checkpoint (others
-    save theirs to give way), reserved (it has the next place), behind, busy.
+    kind: no_node (none could ever hold it), starting (a pool starts a node for it), limit (its project's),
+    engine, disk, closed, checkpoint (others save theirs to give way), reserved (it has the next place),
+    behind, busy.
     """
 
     kind: str

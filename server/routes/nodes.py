@@ -6,17 +6,26 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, status
 from pydantic import AwareDatetime
 
+from powermean import __version__
 from powermean.contracts.api import NodeClosing, NodeDrain, NodeList, NodeSamples, NodeView
 from powermean.contracts.attempts import NodeReport
+from powermean.contracts.checks import NodeAnswer, NodeQuestion
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME
 from powermean.tokens import Verb, sign_attempt_token
 from server import nodes
 from server.audit.journal import note
-from server.cluster import drains, engines, inventory, samples
+from server.cluster import drains, engines, inventory, pilots, samples
+from server.db.session import database_now
 from server.identity.callers import Caller
 from server.routes.access import CurrentNode, KnownCallerRoute, May
-from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestKeyPair, RequestSettings
+from server.routes.dependencies import (
+    CallersDatabase,
+    RequestDatabase,
+    RequestKeyPair,
+    RequestSettings,
+    RequestStore,
+)
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=KnownCallerRoute)
@@ -132,6 +141,7 @@ def put_node(
 
     try:
         with database.write() as session:
+            pilots.check_owner(session, node_id, node.bound)
             rival = inventory.accept_report(session, settings, node_id, report)
             session.flush()
             return engines.orders(session, node_id, sign).model_copy(update={"rival": rival})
@@ -140,6 +150,30 @@ def put_node(
         with database.write() as session:
             nodes.note_rival(session, node_id, report.hostname)
         raise
+
+
+@router.post("/{node_id}/check", summary="Check a node against the server")
+def check_node(
+    node_id: NodeId,
+    question: NodeQuestion,
+    node: CurrentNode,
+    keys: RequestKeyPair,
+    store: RequestStore,
+    database: RequestDatabase,
+    settings: RequestSettings,
+) -> NodeAnswer:
+    """For `powermean doctor` on the node: clock, version and name, and whether both have the same store.
+
+    Changes nothing.
+    """
+    with database.read() as session:
+        return NodeAnswer(
+            version=__version__,
+            now=database_now(session),
+            probe_error=None if question.probe is None else nodes.why_unreadable(store, question.probe),
+            holder=nodes.other_holder(session, settings, node_id, question.instance),
+            public_key=keys.public_pem,
+        )
 
 
 @router.delete("/{node_id}", status_code=status.HTTP_204_NO_CONTENT, summary="Remove a node")

@@ -17,6 +17,8 @@ from powermean.contracts.replays import ReplayState
 from powermean.contracts.storage import Collected
 from server.db.models import Allocation, Attempt, Job, Outbox, Replay
 from server.db.session import Database
+from server.errors import ConflictError
+from server.storage.holds import is_held
 from server.storage.references import owned
 from server.storage.rows import orphaned_messages
 
@@ -32,8 +34,13 @@ def collect(
 ) -> Collected:
     """Look at the owners after `after` (kind/id), and remove what nobody refers to unless it is a dry run.
 
-    Raises ArtefactError.
+    Raises ArtefactError, and ConflictError while a backup holds the store.
     """
+    with database.read() as session:
+        if not dry_run and is_held(session):
+            raise ConflictError(
+                "a backup is being made, so nothing may be removed now", remedy="Try again when it is done."
+            )
     owners = _owners(store, after)
     oldest = datetime.now(UTC) - grace
     looked_at, orphans = 0, []

@@ -1,12 +1,16 @@
 """Which objects of the artefact store rows refer to: nothing is removed without asking here."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, true
 from sqlalchemy.orm import Session
 
+from powermean.contracts.artefacts import ArtefactRef
 from server.db.models import Checkpoint, Dataset, Job, LogChunk, Replay, TrajectoryStep
+
+ROWS = 1000  # read at a time, where all are
 
 
 def referenced(session: Session, keys: Collection[str]) -> set[str]:
@@ -29,29 +33,40 @@ def owner_of(key: str) -> tuple[str, str]:
 def owned(session: Session, kind: str, owner: str) -> set[str]:
     """The keys of all objects that a job's or a dataset's rows refer to."""
     if kind == "datasets":
-        query = select(Dataset.artefact).where(Dataset.id == owner)
-        return {ref["key"] for ref in session.scalars(query)}
+        return {ref["key"] for ref in _of_datasets(session, Dataset.id == owner)}
     if kind == "jobs":
-        return set(_of_job(session, owner))
+        return {ref["key"] for ref in _of_jobs(session, Job.id == owner)}
     return set()
 
 
-def _of_job(session: Session, job_id: str) -> Iterable[str]:
-    job = session.execute(select(Job.deleted_at, Job.result).where(Job.id == job_id)).one_or_none()
-    if job is None or job.deleted_at is not None:
-        return
-    if job.result:
-        yield from _keys(job.result["model"])
-    for manifest in session.scalars(select(Checkpoint.manifest).where(Checkpoint.job_id == job_id)):
-        yield from _keys(manifest)
+def every(session: Session) -> Iterator[ArtefactRef]:
+    """All objects that any row refers to; one that several refer to comes several times."""
+    for ref in chain(_of_datasets(session, true()), _of_jobs(session, true())):
+        yield ArtefactRef.model_validate(ref)
+
+
+def _of_datasets(session: Session, which: ColumnElement[bool]) -> Iterator[dict[str, Any]]:
+    yield from session.scalars(select(Dataset.artefact).where(which).execution_options(yield_per=ROWS))
+
+
+def _of_jobs(session: Session, which: ColumnElement[bool]) -> Iterator[dict[str, Any]]:
+    there = (which, Job.deleted_at.is_(None))
+    results = select(Job.result).where(*there).execution_options(yield_per=ROWS)
+    for result in session.scalars(results):
+        if result:
+            yield from _files(result["model"])
+    manifests = select(Checkpoint.manifest).join(Job, Job.id == Checkpoint.job_id).where(*there)
+    for manifest in session.scalars(manifests.execution_options(yield_per=ROWS)):
+        yield from _files(manifest)
     for columns in (
-        select(TrajectoryStep.texts, TrajectoryStep.tokens).where(TrajectoryStep.job_id == job_id),
-        select(Replay.result, Replay.tokens).where(Replay.job_id == job_id),
-        select(LogChunk.artefact).where(LogChunk.job_id == job_id),
+        select(TrajectoryStep.texts, TrajectoryStep.tokens).join(Job, Job.id == TrajectoryStep.job_id),
+        select(Replay.result, Replay.tokens).join(Job, Job.id == Replay.job_id),
+        select(LogChunk.artefact).join(Job, Job.id == LogChunk.job_id),
     ):
-        for refs in session.execute(columns):
-            yield from (ref["key"] for ref in refs if ref)
+        for refs in session.execute(columns.where(*there).execution_options(yield_per=ROWS)):
+            yield from (ref for ref in refs if ref)
 
 
-def _keys(manifest: dict[str, Any]) -> Iterable[str]:
-    return (ref["key"] for ref in manifest["files"].values())
+def _files(manifest: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    return files.values()

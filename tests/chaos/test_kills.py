@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from powermean import ApiError
 from powermean.contracts.api import Job
 from tests.support.embedded_service import Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
@@ -107,6 +108,29 @@ def test_the_whole_service(service: Service, undisturbed: dict[tuple[int, int, s
     until(lambda: not service.all_pids(), 10, "all processes gone")
     service.start()
     resumed(same_rows(service, job_id, undisturbed))
+
+
+def test_the_artefact_store(
+    service: Service, undisturbed: dict[tuple[int, int, str], float | None], tmp_path: Path
+) -> None:
+    """Its disk is unmounted in mid-run, which leaves an empty folder: nothing is written there."""
+    job_id = run_to_the_kill(service)
+    store = service.home / "artefacts"
+    away = store.rename(service.home / "away")
+    store.mkdir()
+    try:
+        (tmp_path / "sums.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+        with pytest.raises(ApiError, match="is not the artefact store"):
+            service.client.upload_dataset(tmp_path / "sums.jsonl")
+        until(lambda: not service.running("trainer.run"), 60, "the trainer, which can't save, has ended")
+        assert list(store.iterdir()) == []
+    finally:
+        store.rmdir()
+        away.rename(store)
+    first = same_rows(service, job_id, undisturbed).attempts[0]
+    assert first.error is not None
+    assert first.error.code == "artefact_store_unavailable"
+    assert service.client.datasets().items == ()
 
 
 def test_stopping_in_order_in_mid_run(

@@ -196,6 +196,36 @@ def test_an_unusable_store_is_named(tmp_path: Path) -> None:
         ArtefactStore("nosuch://x")
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_store_that_is_unmounted_is_named_until_it_is_back(tmp_path: Path, gone: bool) -> None:
+    """Nothing is written to the empty folder in its place, and nothing counts as deleted."""
+    url, place = f"file://{tmp_path}/store", tmp_path / "store"
+    store = ArtefactStore(url)
+    ref = store.put_bytes(OWNER, "x", b"1")
+    source = tmp_path / "source"
+    source.write_bytes(b"2")
+    away = place.rename(tmp_path / "away")
+    if not gone:
+        place.mkdir()
+    for one in (store, ArtefactStore(url, existing=True)):
+        for use in (
+            lambda s: s.get_bytes(ref), lambda s: s.put_bytes(OWNER, "y", b"2"), lambda s: s.exists(ref),
+            lambda s: s.put_file(OWNER, source), lambda s: s.put_file(OWNER, source, consume=True),
+            lambda s: s.list(OWNER), lambda s: s.delete(ref), lambda s: s.local_path(ref),
+            lambda s: s.local_copy(ref, tmp_path / "copy"), lambda s: s.delete_prefix(OWNER),
+            lambda s: s.probe(),
+        ):  # fmt: skip
+            with pytest.raises(ArtefactStoreUnavailableError, match="is not the artefact store"):
+                use(one)
+    assert source.exists()
+    if not gone:
+        assert list(place.iterdir()) == []
+        place.rmdir()
+    away.rename(place)
+    assert store.get_bytes(ref) == b"1"
+    assert ArtefactStore(url, existing=True).exists(store.put_bytes(OWNER, "y", b"2"))
+
+
 def test_half_written_files_are_swept_after_a_day(folder: ArtefactStore, tmp_path: Path) -> None:
     folder.put_bytes("a", "x", b"x")
     old, young = (tmp_path / "store" / TEMPORARY_FOLDER / name for name in ("old", "young"))

@@ -54,6 +54,7 @@ class Stage:
         self.settings = NodeSettings(
             artefacts_url=f"file://{folder}/store", data_dir=folder / "node", model_roots=(model_root,)
         )
+        ArtefactStore(self.settings.artefacts_url).make()  # as the server does
         self._model = model_root / "tiny"
 
     def play(

@@ -50,11 +50,13 @@ class Service:
     home: Path
     model_root: Path
     port: int = field(default_factory=free_port)
+    environment: dict[str, str] = field(default_factory=dict)  # besides the one that all tests have
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         environment = dict(os.environ) | QUICK
         environment |= {"POWERMEAN_HOME": str(self.home), "POWERMEAN_MODEL_ROOTS": str(self.model_root)}
+        environment |= self.environment
         with (self.home.parent / "up.log").open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "powermean", "up", "--port", str(self.port)],

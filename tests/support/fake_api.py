@@ -38,6 +38,7 @@ from powermean.contracts.job import JobSpec
 from powermean.contracts.lanes import ClusterLanes
 from powermean.contracts.metrics import METRICS, MetricsHistory, Point, Series
 from powermean.contracts.names import session_cookie
+from powermean.contracts.pools import PoolList, PoolView
 from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList
 from powermean.contracts.replays import Replay, ReplayList, ReplayResult
 from powermean.contracts.sharing import ProjectQuota, Queue, QuotaList, Usage, UsageRow
@@ -161,6 +162,7 @@ class FakeApi:
     deleted: list[str] = field(default_factory=list)  # paths below /v1/
     refuses_deletion: str = ""  # why
     queue: Queue = field(default_factory=lambda: Queue(items=(), others=0))
+    pools: list[PoolView] = field(default_factory=list)
     quotas: QuotaList = field(default_factory=lambda: QuotaList(items=()))
     changed_quotas: list[dict[str, Any]] = field(default_factory=list)  # as they were sent
     lanes: ClusterLanes = NO_LANES
@@ -236,6 +238,11 @@ def _sharing(app: FastAPI, api: FakeApi) -> None:
         if job is not None and not found:
             raise RefusalError(404, ErrorBody(code="not_found", message=f"job {job} is not in the queue"))
         return api.queue.model_copy(update={"items": found})
+
+    @app.get("/v1/pools")
+    def pools(request: Request) -> PoolList:
+        _signed_in(request)
+        return PoolList(items=tuple(api.pools))
 
     @app.get("/v1/quotas")
     def quotas(request: Request) -> QuotaList:

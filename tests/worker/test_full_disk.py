@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from powermean.artefacts import ArtefactStoreUnavailableError
 from powermean.contracts.attempts import (
     ClaimWithSecrets,
     Finish,
@@ -76,6 +77,15 @@ def test_a_check_that_fails_on_a_full_disk_is_not_told(
     monkeypatch.setattr(nodes, "full_disk", lambda settings: None)
     node.validate("job-a")
     assert server.results == [failed]
+
+
+def test_a_check_that_fails_because_the_store_is_away_is_not_told(
+    node: Node, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = ArtefactStoreUnavailableError("its disk is not mounted").error
+    monkeypatch.setattr(nodes, "check", lambda task, secrets: ValidationResult(errors=(away,)))
+    node.validate("job-a")
+    assert server.results == []
 
 
 def test_an_attempt_whose_folder_has_no_room_is_given_back_at_once(

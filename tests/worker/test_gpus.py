@@ -11,7 +11,7 @@ import pytest
 
 from powermean.contracts.attempts import GpuInfo
 from worker import gpus as module
-from worker.gpus import HEALTH, XIDS, Gpus, Xids, address, find_xids, read_gpus
+from worker.gpus import HEALTH, XIDS, Gpus, Xids, address, find_xids, read_gpus, visible
 
 FIELDS = (*module.IDENTITY, *module.GAUGES, *HEALTH[0])
 WELL = "GPU-1, NVIDIA H100 80GB HBM3, 81559, 00000000:3B:00.0, 97, 70123, 61, 512.30, 0, Not Active"
@@ -164,3 +164,20 @@ def test_a_driver_that_lacks_fields_is_asked_for_fewer(smi: Callable[[str], None
         "Xid errors: this user may not read the kernel's log",
         "memory errors and slow-downs: nvidia-smi does not know the fields",
     )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "seen"),
+    [
+        ("0,2", ["GPU-a1", "GPU-c3"]),
+        ("2,0", ["GPU-c3", "GPU-a1"]),
+        ("GPU-b", ["GPU-b2"]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1,7,0", ["GPU-b2"]),
+    ],
+)
+def test_a_worker_offers_the_gpus_of_its_allocation_alone(chosen: str, seen: list[str]) -> None:
+    cards = tuple(GpuInfo(uuid=f"GPU-{one}", name="H100", memory_mb=80_000) for one in ("a1", "b2", "c3"))
+    assert [card.uuid for card in visible(cards, chosen)] == seen

@@ -93,12 +93,19 @@ def check_verdicts(spec: JobSpec, answers: Answers) -> None:
 
 
 def fetch_dataset(dataset: ArtefactRef | None, settings: NodeSettings, scratch: Path) -> Path | None:
-    """A local copy of the uploaded dataset. Raises TrainingError (dataset_missing)."""
+    """A local copy of the uploaded dataset.
+
+    Raises TrainingError (dataset_missing), or a retryable ArtefactError.
+    """
     if dataset is None:
         return None
     try:
-        return ArtefactStore(settings.artefacts_url).local_copy(dataset, scratch / "dataset.jsonl")
+        return ArtefactStore(settings.artefacts_url, existing=True).local_copy(
+            dataset, scratch / "dataset.jsonl"
+        )
     except ArtefactError as error:
+        if error.retryable:  # no room for it here, or the store is away: the dataset is sound
+            raise
         raise TrainingError(
             "dataset_missing", str(error), path="data.dataset", remedy="upload the dataset again"
         ) from error

@@ -73,7 +73,7 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
         if longest is not None:
             _noted(found, lambda: check_positions(folder, longest))
     before = len(found)
-    _noted(found, ArtefactStore(settings.artefacts_url).probe)  # the final model goes there
+    _noted(found, ArtefactStore(settings.artefacts_url, existing=True).probe)  # the final model goes there
     if folder is not None and len(found) == before:
         _noted(found, lambda: check_disk(spec, folder, settings))
     return ValidationResult(errors=tuple(found), tokens=longest)

@@ -55,7 +55,7 @@ def main() -> int:
     try:
         settings = NodeSettings.read()
         task = ReplayTask.model_validate_json(text)
-        store = ArtefactStore(settings.artefacts_url)
+        store = ArtefactStore(settings.artefacts_url, existing=True)
     except (NodeSettingsError, ValidationError, ArtefactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

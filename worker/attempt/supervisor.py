@@ -59,6 +59,7 @@ class Limits:
     order_s: float = 900.0  # for a trainer to checkpoint and exit, or, once it trains, to finish early
     stall_s: float = 3600.0  # without a sign of progress
     stopping_s: float = 5.0  # for the last posts when the node stops
+    pilot: str | None = None  # whose pool tells the server that it stops, and why
 
 
 class AbandonedError(Exception):
@@ -200,6 +201,8 @@ class Supervisor:
         self._check_ours()
         if time.monotonic() - self._heartbeat.answered > self._limits.partition_s:
             raise AbandonedError(f"the server could not be reached for {self._limits.partition_s:.0f} s")
+        if self._stopping and self._limits.pilot is not None:
+            raise AbandonedError(f"{self._limits.pilot} is stopped, and its pool tells the server")
         if self._stopping:
             raise StopError("node_stopping")
         if self._heartbeat.order == "cancel":
@@ -307,7 +310,7 @@ def main() -> None:
             claim,
             LocalLauncher(settings, secrets),
             client,
-            Limits(partition_s=settings.partition_grace_s, order_s=settings.stop_grace_s),
+            Limits(settings.partition_grace_s, order_s=settings.stop_grace_s, pilot=settings.pilot),
             lifeline,
         )
         signal.signal(signal.SIGTERM, supervisor.stop)

@@ -15,6 +15,7 @@ from server.db.models.jobs import (
 )
 from server.db.models.metrics import Metric, MetricBlock, MetricReport, TrajectoryStep
 from server.db.models.people import ApiKey, BrowserSession, DeviceSignIn, Membership, Person, Project
+from server.db.models.pools import Pilot, PoolStatus
 from server.db.models.secrets import PersonSecret, ProjectSecret, SealedValue
 from server.db.models.storage import Dataset, Garbage, LogChunk, RemovedPart
 
@@ -48,6 +49,8 @@ __all__ = [
     "OwnedByProject",
     "Person",
     "PersonSecret",
+    "Pilot",
+    "PoolStatus",
     "PriorityClass",
     "Project",
     "ProjectSecret",

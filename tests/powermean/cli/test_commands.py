@@ -40,9 +40,11 @@ def body(state: JobState, **changes: object) -> Answer:
 
 
 SUBCOMMANDS = {
+    "backup": ("create", "verify"),
     "checkpoints": ("list", "delete", "pin", "unpin"),
     "datasets": ("upload", "list", "remove"),
     "node": ("remove",),
+    "pool": ("list", "show"),
     "server": ("list",),
     "priorities": ("list", "set", "remove"),
     "engine": ("add", "list", "remove"),
@@ -60,6 +62,8 @@ EVERY = [
 WITHOUT_DATA = (
     ("up",),
     ("demo",),
+    *[("backup", c) for c in ("create", "verify")],
+    ("restore",),
     ("node", "remove"),
     ("priorities", "remove"),
     ("datasets", "remove"),

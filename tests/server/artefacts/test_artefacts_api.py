@@ -70,6 +70,19 @@ def test_a_stored_dataset_is_what_was_sent(service):
     assert store.get_bytes(ref) == ROWS
 
 
+def test_a_store_that_vanishes_in_mid_upload_is_named_and_nothing_is_listed(service):
+    place = service.app.state.artefacts.folder
+    away = place.rename(place.with_name("away"))
+    place.mkdir()  # what an unmounted disk leaves
+    refused = upload(service, b'{"problem": "1"}')
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "artefact_store_unavailable")
+    assert service.person.get("/v1/datasets").json()["items"] == []
+    assert list(place.iterdir()) == []
+    place.rmdir()
+    away.rename(place)
+    assert upload(service, b'{"problem": "1"}').status_code == 201
+
+
 def test_each_wrong_line_is_named_and_nothing_is_stored(service):
     answer = upload(service, b'{"a": 1}\nnot json\n\n[1]\n{"a": NaN}\n\xff\n{"a": 1}')
     assert set(lines_of(answer)) == {"line 2", "line 3", "line 4", "line 5", "line 6"}

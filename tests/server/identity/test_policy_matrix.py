@@ -115,6 +115,7 @@ def test_every_route_says_who_may(service: ServiceDriver):
                 known = verb_of(route) is not None or (method, route.path) in PUBLIC
                 machine = route.path.startswith(FOR_MACHINES) or (method, route.path) in {
                     ("PUT", "/v1/nodes/{node_id}"),
+                    ("POST", "/v1/nodes/{node_id}/check"),
                     ("GET", "/v1/jobs/{job_id}/validation"),
                     ("POST", "/v1/jobs/{job_id}/validation"),
                 }

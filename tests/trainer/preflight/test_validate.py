@@ -24,9 +24,9 @@ from worker.settings import NodeSettings
 
 @pytest.fixture
 def settings(tmp_path: Path, model_root: Path) -> NodeSettings:
-    return NodeSettings(
-        artefacts_url=f"file://{tmp_path}/store", data_dir=tmp_path / "node", model_roots=(model_root,)
-    )
+    url = f"file://{tmp_path}/store"
+    ArtefactStore(url).make()  # as the server does
+    return NodeSettings(artefacts_url=url, data_dir=tmp_path / "node", model_roots=(model_root,))
 
 
 def errors(
@@ -274,6 +274,7 @@ def test_a_tokenizer_without_a_chat_template(
 @pytest.mark.slow
 def test_the_program_reads_a_task_and_prints_a_result(tmp_path: Path, model_root: Path) -> None:
     task = ValidationTask(job_id="job-a", spec=JobSpec.model_validate(tiny_spec("tiny")))
+    ArtefactStore(f"file://{tmp_path}/store").make()
     done = subprocess.run(
         [sys.executable, "-m", "trainer.preflight"],
         input=task.model_dump_json(),

@@ -51,7 +51,7 @@ class Case:
     programs: dict[str, str] = field(
         default_factory=lambda: {"prepare": PREPARE, "engine": WAIT, "trainer": WAIT}
     )
-    limits: dict[str, float] = field(default_factory=lambda: {"grace_s": 1.0, "stopping_s": 1.0})
+    limits: dict[str, float | str] = field(default_factory=lambda: {"grace_s": 1.0, "stopping_s": 1.0})
     lifeline: int | None = None
     secrets: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
@@ -377,6 +377,17 @@ def test_when_the_node_stops_the_job_can_go_on_elsewhere(case: Case) -> None:
     case.process.terminate()
     assert case.end() == 0
     assert case.server.finish["outcome"] == "checkpointed"
+
+
+def test_when_an_allocation_of_a_pool_stops_the_pool_tells(case: Case) -> None:
+    case.limits["pilot"] = "gpu-1"
+    case.start()
+    until(lambda: len(case.running()) == 2)
+    assert case.process
+    case.process.terminate()
+    assert case.end() == 1
+    assert not case.running()
+    assert case.server.finish is None
 
 
 @pytest.mark.slow

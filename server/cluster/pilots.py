@@ -1,0 +1,111 @@
+"""What the planner has to know of pools: the nodes that they are starting or could start, and their ends.
+
+`server/pools/` asks the engines and keeps the rows; here they are only read.
+"""
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.attempts import GpuInfo
+from powermean.contracts.pools import Shape
+from server.db.models import Node, Pilot, PoolStatus
+from server.nodes import NodeNameTakenError
+from server.placement.state import Coming, NodeCapacity
+from server.settings import Settings
+
+ENDED = "ended"
+KINDS = {"slurm": "Slurm", "kubernetes": "Kubernetes"}
+
+
+def living(session: Session, pool: str | None = None) -> list[Pilot]:
+    """The pilots that have not ended, of one pool or of all, the oldest first."""
+    query = select(Pilot).where(Pilot.state != ENDED).order_by(Pilot.created_at, Pilot.id)
+    return list(session.scalars(query if pool is None else query.where(Pilot.pool == pool)))
+
+
+def as_node(node_id: str, shape: Shape) -> NodeCapacity:
+    """A node of this shape, all of it free."""
+    gpus = tuple(
+        GpuInfo(uuid=f"{node_id}/{place}"[-64:], name=shape.gpu_type, memory_mb=shape.gpu_memory_mb)
+        for place in range(shape.gpus)
+    )
+    return NodeCapacity(
+        id=node_id,
+        cpu_slots=shape.cpu_slots,
+        gpus=shape.gpus,
+        free_cpu_slots=shape.cpu_slots,
+        free_gpus=tuple(gpu.uuid for gpu in gpus),
+        engines=shape.engines,
+        labels=frozenset(shape.labels.items()),
+        gpu_info=gpus,
+    )
+
+
+def coming(session: Session, alive: Collection[str]) -> tuple[Coming, ...]:
+    """The nodes that pools are starting, and that don't report yet."""
+    pools = {one.name: one for one in session.scalars(select(PoolStatus))}
+    return tuple(
+        Coming(as_node(one.node_id, Shape.model_validate(one.shape)), _words(one, pools.get(one.pool)))
+        for one in living(session)
+        if one.leaves is None and one.node_id not in alive
+    )
+
+
+def _words(pilot: Pilot, pool: PoolStatus | None) -> str:
+    """`pool gpu is starting a node (Slurm: PENDING, Priority)`."""
+    if pool is not None and pool.error is not None and pilot.external_id is None:
+        return f"pool {pilot.pool} can't start a node: {pool.error}"
+    kind = KINDS.get(pool.kind, pool.kind) if pool is not None else "its engine"
+    said = f" ({kind}: {pilot.reason})" if pilot.reason else ""
+    return f"pool {pilot.pool} is starting a node{said}"
+
+
+def outlooks(session: Session) -> tuple[Coming, ...]:
+    """What keeps each pool from starting a node, beside one as it would start it."""
+    have: dict[str, int] = {}
+    for one in living(session):
+        have[one.pool] = have.get(one.pool, 0) + 1
+    found = []
+    for pool in session.scalars(select(PoolStatus).order_by(PoolStatus.name)):
+        full = f"it has its {pool.max} nodes" if have.get(pool.name, 0) >= pool.max else None
+        if why := pool.error or full:
+            node = as_node(f"pool {pool.name}", Shape.model_validate(pool.shape))
+            found.append(Coming(node, f"pool {pool.name}: {why}"))
+    return tuple(found)
+
+
+def startable(session: Session) -> list[NodeCapacity]:
+    """One node of each pool, as it would start it."""
+    return [
+        as_node(f"pool {pool.name}", Shape.model_validate(pool.shape))
+        for pool in session.scalars(select(PoolStatus).where(PoolStatus.max > 0).order_by(PoolStatus.name))
+    ]
+
+
+def about_to_end(session: Session, settings: Settings, now: datetime) -> dict[str, str]:
+    """The pilots' nodes that drain before a job would have run for as long as one should, and why."""
+    query = (
+        select(Node.id, Pilot.ends_at)
+        .join(Pilot, Pilot.node_id == Node.id)
+        .where(Pilot.state != ENDED, Pilot.ends_at.is_not(None))
+        .where(Node.drain_at <= now + timedelta(seconds=settings.min_run_s))
+    )
+    return {
+        node_id: f"{node_id} is about to end: its time is over at {ends_at:%H:%M} UTC"
+        for node_id, ends_at in session.execute(query)
+    }
+
+
+def check_owner(session: Session, node_id: str, bound: str | None) -> None:
+    """Only a pilot's own token may use its node's name. Raises NodeNameTakenError."""
+    if bound == node_id:
+        return
+    pool = session.scalar(select(Pilot.pool).where(Pilot.node_id == node_id, Pilot.state != ENDED))
+    if pool is not None:
+        raise NodeNameTakenError(
+            f"node {node_id} belongs to pool {pool}, and this is not its token",
+            remedy="Give the worker a POWERMEAN_NODE_ID of its own.",
+        )

@@ -1,0 +1,189 @@
+"""Pilots as Slurm jobs: `sbatch` with the script on its standard input, `squeue` and `scancel`.
+
+What only the worker may know is in the script, which Slurm shows to the job's own user and to administrators
+alone: not in a command line, and not in the environment that Slurm keeps with a job.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from powermean.contracts.base import Contract
+from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
+from server.pools.declaration import Pool
+
+Word = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f]+$")]
+
+# Name last: whoever else uses the account may call a job anything. %e is the end, as seconds since the epoch.
+_FORMAT = "%A|%T|%e|%r|%j"
+_PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD")
+# COMPLETING: its processes may still be there.
+_RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING")
+_REVOKED = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE", "REVOKED")
+_FAILED = ("COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "SPECIAL_EXIT")
+_SAYS_NOTHING = ("", "None", "(null)")
+
+
+class SlurmSection(Contract):
+    """How Slurm is asked, and with what."""
+
+    command: tuple[Word, ...] = Field(
+        (), max_length=20, description="Before sbatch, squeue and scancel: [ssh, login1]."
+    )
+    options: tuple[Word, ...] = Field(
+        (), max_length=50, description="Of sbatch: [--partition=gpu, --account=ml, --mem=64G]."
+    )
+    gres: Word | None = Field(None, description="Left out: gpu:N, with the shape's number of GPUs.")
+    python: Word = Field(
+        sys.executable, description="The interpreter that has powermean installed, on the pool's nodes."
+    )
+    log: Word = Field("powermean-%x-%j.log", description="Where Slurm writes what the worker prints.")
+    timeout_s: float = Field(30, gt=0, le=600, description="Longest that one of Slurm's commands may take.")
+
+
+class SlurmPool(Pool):
+    """Nodes from Slurm."""
+
+    kind: Literal["slurm"]
+    slurm: SlurmSection = SlurmSection()
+
+    @property
+    def backend(self) -> "SlurmBackend":
+        return SlurmBackend(self.name, self.slurm)
+
+
+@dataclass(frozen=True)
+class SlurmBackend:
+    """One pool of a Slurm. A job's name is its pilot's id."""
+
+    pool: str
+    section: SlurmSection
+
+    def submit(self, order: PilotOrder) -> str:
+        for seen in self.list():
+            if seen.pilot_id == order.pilot_id:
+                return seen.external_id
+        shape, section = order.shape, self.section
+        argv = ["sbatch", "--parsable", "--export=NONE", "--no-requeue"]
+        argv += [f"--job-name={order.pilot_id}", f"--output={section.log}"]
+        if gres := section.gres or (f"gpu:{shape.gpus}" if shape.gpus else None):
+            argv.append(f"--gres={gres}")
+        if order.time_limit_s is not None:
+            argv.append(f"--time={_clock(order.time_limit_s)}")
+        said = self._run([*argv, *section.options], script(order, section.python))
+        found = re.fullmatch(r"(\d+)(;\S+)?", said.strip())
+        if found is None:
+            raise PoolError(f"sbatch answered {_short(said)} instead of a job's number")
+        return found[1]
+
+    def cancel(self, external_id: str) -> None:
+        self._run(["scancel", "--quiet", external_id])
+
+    def list(self) -> Sequence[Seen]:
+        columns = ["--noheader", "--states=all", "--me", f"--format={_FORMAT}"]
+        said = self._run(["env", "SLURM_TIME_FORMAT=%s", "squeue", *columns])
+        return list(_read(said, self.pool))
+
+    def _run(self, argv: Sequence[str], given: str = "") -> str:
+        """What the command prints. Raises PoolError."""
+        prefix = self.section.command
+        # A shell at the other end of `ssh` would split what has spaces in it.
+        whole = [*prefix, shlex.join(argv)] if prefix[:1] == ("ssh",) else [*prefix, *argv]
+        name = argv[2] if argv[0] == "env" else argv[0]
+        try:
+            done = subprocess.run(
+                whole,
+                input=given,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self.section.timeout_s,
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise PoolError(f"{name} did not answer within {self.section.timeout_s:g} s") from None
+        except OSError as error:
+            raise PoolError(f"{whole[0]} can't be run: {error.strerror}") from error
+        if done.returncode != 0:
+            said = _short(done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}")
+            raise PoolError(f"{name}: {said.removeprefix(f'{name}: ').removeprefix('error: ')}")
+        return done.stdout
+
+
+# Slurm tells all processes of a job to end, or the shell alone, which then tells the worker.
+_RUN = """\
+trap 'kill -TERM "$worker" 2>/dev/null' TERM
+{python} -m worker &
+worker=$!
+wait "$worker"
+status=$?
+while kill -0 "$worker" 2>/dev/null; do
+  wait "$worker"
+  status=$?
+done
+rm -rf -- "$POWERMEAN_DATA_DIR"
+exit "$status"
+"""
+
+
+def script(order: PilotOrder, python: str) -> str:
+    """What the pilot runs. Its folder goes with it."""
+    # Slurm's linuxproc finds no process whose title has spaces, as Celery's would, and so couldn't end it.
+    told = {"NOSETPS": "1", **order.environment, **order.secrets}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
+    return "\n".join(["#!/bin/sh", "umask 077", *exports, _RUN.format(python=shlex.quote(python))])
+
+
+def _read(said: str, pool: str) -> Iterator[Seen]:
+    """The pool's pilots of squeue's lines. Raises PoolError for a line that is none."""
+    name = re.compile(rf"{re.escape(pool)}-[0-9a-f]{{8}}")
+    for line in said.splitlines():
+        fields = line.split("|", 4)
+        if len(fields) != 5 or not fields[0].isascii() or not fields[0].isdigit():
+            raise PoolError(f"squeue answered {_short(line)} instead of a line of jobs")
+        job_id, state, end, reason, job_name = fields
+        if name.fullmatch(job_name):
+            yield Seen(
+                pilot_id=job_name,
+                external_id=job_id,
+                state=_state(state),
+                reason=state if reason in _SAYS_NOTHING else f"{state}, {reason}",
+                ends_at=_time(end) if state == "RUNNING" else None,
+                revoked=state in _REVOKED,
+            )
+
+
+def _state(word: str) -> PilotState:
+    for words, state in (
+        (_PENDING, PilotState.PENDING),
+        (_RUNNING, PilotState.RUNNING),
+        (_REVOKED + _FAILED, PilotState.ENDED),
+    ):
+        if word in words:
+            return state
+    raise PoolError(f"squeue says that a job's state is {_short(word)}, which is none that is known here")
+
+
+def _time(text: str) -> datetime | None:
+    """None: it has no end."""
+    try:
+        return datetime.fromtimestamp(int(text), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _clock(seconds: int) -> str:
+    """As --time takes it; Slurm rounds it up to minutes."""
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."

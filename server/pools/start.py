@@ -1,0 +1,42 @@
+"""The threads of the declared pools."""
+
+from urllib.parse import urlsplit
+
+from server.cluster.loops import Loop
+from server.db.session import Database
+from server.pools.pools_file import PoolsFile, PoolsFileError, read_pools_file
+from server.pools.turn import Pools, PoolTurn
+from server.settings import Settings
+
+
+def pool_loops(settings: Settings, database: Database, holder: str, public_pem: str) -> tuple[Loop, ...]:
+    """One for each pool. Raises PoolsFileError."""
+    if settings.pools_file is None:
+        return ()
+    declared = read_pools_file(settings.pools_file)
+    for place, pool in enumerate(declared.pools):
+        if pool.time_limit_s is not None and pool.time_limit_s <= pool.drain_s + settings.min_run_s:
+            raise PoolsFileError(
+                f"{settings.pools_file}: pools.{place}.time_limit_s: is too short: a job runs for at least "
+                f"POWERMEAN_MIN_RUN_S ({settings.min_run_s:g}), and drain_s is {pool.drain_s:g}"
+            )
+    environment = {
+        "POWERMEAN_SERVER_URL": server_url(settings, declared),
+        "POWERMEAN_ARTEFACTS_URL": settings.artefacts_url,
+        "POWERMEAN_ATTEMPT_PUBLIC_KEY_TEXT": public_pem,
+    }
+    redis_url = declared.redis_url or settings.redis_url
+    shared = Pools(database, settings, holder, declared.pools, environment, redis_url)
+    return tuple(Loop(f"pool {one.name}", PoolTurn(shared, one).turn, one.poll_s) for one in declared.pools)
+
+
+def server_url(settings: Settings, declared: PoolsFile) -> str:
+    """Where nodes reach the server. Raises PoolsFileError if nobody says so."""
+    if declared.server_url or settings.public_url:
+        return declared.server_url or settings.public_url or ""
+    if not settings.port or urlsplit(f"//{settings.host}").hostname in ("0.0.0.0", "::", None):  # noqa: S104
+        raise PoolsFileError(
+            f"{settings.pools_file}: server_url is missing: set it, or POWERMEAN_PUBLIC_URL, to the address "
+            "at which nodes reach the server"
+        )
+    return f"http://{settings.host}:{settings.port}"

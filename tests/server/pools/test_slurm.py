@@ -1,0 +1,170 @@
+"""Slurm's commands: what is asked, what is secret, and answers that are none."""
+
+import json
+import stat
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from powermean.contracts.pools import Shape
+from server.pools.backend import PilotOrder, PilotState, PoolError
+from server.pools.slurm import SlurmBackend, SlurmSection, script
+from tests.support.embedded_service import until
+
+PROGRAM = """\
+#!/bin/sh
+# Stands in front of Slurm's commands: writes down how it was called, and says what it was told to.
+printf '%s\\n' "$@" > "$(dirname "$0")/argv"
+cat > "$(dirname "$0")/stdin"
+cat "$(dirname "$0")/says" >&1
+cat "$(dirname "$0")/complains" >&2
+exec sleep "$(cat "$(dirname "$0")/seconds")"
+"""
+ORDER = PilotOrder(
+    pilot_id="gpu-0a1b2c3d",
+    node_id="gpu-0a1b2c3d",
+    environment={"POWERMEAN_NODE_ID": "gpu-0a1b2c3d", "HF_HOME": "/data/it's here"},
+    secrets={"POWERMEAN_NODE_TOKEN": "pmn_secret"},
+    shape=Shape(gpus=2),
+    time_limit_s=3661,
+)
+
+
+class Front:
+    """The program, and what it is to say."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.program = folder, folder / "front"
+        self.program.write_text(PROGRAM)
+        self.program.chmod(self.program.stat().st_mode | stat.S_IXUSR)
+        self.says("")
+
+    def says(self, text: str, complains: str = "", seconds: float = 0) -> None:
+        (self.folder / "says").write_text(text)
+        (self.folder / "complains").write_text(complains)
+        (self.folder / "seconds").write_text(str(seconds))
+
+    @property
+    def argv(self) -> list[str]:
+        return (self.folder / "argv").read_text().splitlines()
+
+    def backend(self, **changes: object) -> SlurmBackend:
+        section = {"command": [str(self.program)], "options": ["--partition=gpu"], "timeout_s": 5}
+        return SlurmBackend("gpu", SlurmSection.model_validate(section | changes))
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Front:
+    return Front(tmp_path)
+
+
+def test_what_squeue_says_of_each_pilot(front: Front):
+    front.says(
+        "1|PENDING|N/A|Priority|gpu-00000001\n"
+        "2|RUNNING|1795770729|None|gpu-00000002\n"
+        "3|CANCELLED|1795770670|None|gpu-00000003\n"
+        "4|NODE_FAIL|1795770670|NodeDown|gpu-00000004\n"
+        "5|COMPLETING|1795770670|None|gpu-00000005\n"
+        "6|RUNNING|1795770729|None|somebody's | own job\n"
+        "7|RUNNING|1795770729|None|gpu-big-00000007\n"
+    )
+    found = front.backend().list()
+    assert [(one.external_id, one.state, one.reason, one.revoked) for one in found] == [
+        ("1", PilotState.PENDING, "PENDING, Priority", False),
+        ("2", PilotState.RUNNING, "RUNNING", False),
+        ("3", PilotState.ENDED, "CANCELLED", True),
+        ("4", PilotState.ENDED, "NODE_FAIL, NodeDown", False),
+        ("5", PilotState.RUNNING, "COMPLETING", False),
+    ]
+    assert [one.ends_at for one in found[:3]] == [None, datetime.fromtimestamp(1795770729, UTC), None]
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (
+            "slurm is down for maintenance\n",
+            "squeue answered slurm is down for maintenance instead of a line",
+        ),
+        ("1|RUNNING|0|None\n", "instead of a line of jobs"),
+        ("x|RUNNING|0|None|gpu-00000001\n", "instead of a line of jobs"),
+        ("1|MERRY|0|None|gpu-00000001\n", "a job's state is MERRY, which is none that is known"),
+        ("²|RUNNING|0|None|gpu-00000001\n", "instead of a line of jobs"),
+    ],
+)
+def test_nonsense_is_an_error_and_no_answer(front: Front, said: str, error: str):
+    front.says(said)
+    with pytest.raises(PoolError, match=error):
+        front.backend().list()
+
+
+def test_a_failure_is_told_in_slurm_s_words(front: Front):
+    refused = Path(front.program).read_text().replace("exec sleep", "exit 1; exec sleep")
+    front.program.write_text(refused)
+    front.says("", "squeue: error: Unable to contact slurm controller (connect failure)")
+    with pytest.raises(PoolError, match=r"^squeue: Unable to contact slurm controller \(connect failure\)$"):
+        front.backend().list()
+
+
+def test_silence_has_a_deadline(front: Front):
+    front.says("", seconds=30)
+    with pytest.raises(PoolError, match=r"squeue did not answer within 0\.5 s"):
+        front.backend(timeout_s=0.5).list()
+
+
+def test_a_command_that_is_not_there_is_named():
+    with pytest.raises(PoolError, match="nosuchcommand can't be run: No such file"):
+        SlurmBackend("gpu", SlurmSection(command=("nosuchcommand",))).list()
+
+
+def test_an_order_that_slurm_has_is_not_given_again(front: Front):
+    front.says(f"17|PENDING|N/A|Resources|{ORDER.pilot_id}\n")
+    assert front.backend().submit(ORDER) == "17"
+    assert front.argv[2] == "squeue"
+
+
+def test_sbatch_s_answer_must_be_a_number(front: Front):
+    with pytest.raises(PoolError, match="sbatch answered  instead of a job's number"):
+        front.backend().submit(ORDER)
+    assert front.argv == [
+        "sbatch",
+        "--parsable",
+        "--export=NONE",
+        "--no-requeue",
+        f"--job-name={ORDER.pilot_id}",
+        "--output=powermean-%x-%j.log",
+        "--gres=gpu:2",
+        "--time=1:01:01",
+        "--partition=gpu",
+    ]
+    assert (front.folder / "stdin").read_text() == script(ORDER, SlurmSection().python)
+
+
+def test_secrets_are_in_the_script_alone(front: Front):
+    assert "pmn_secret" in script(ORDER, "python")
+    assert "pmn_secret" not in repr(ORDER)
+    with pytest.raises(PoolError):
+        front.backend().submit(ORDER)
+    assert "pmn_secret" not in json.dumps(front.argv)
+
+
+def test_the_script_runs_the_worker_tells_it_to_end_and_cleans_up(tmp_path: Path):
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    worker = tmp_path / "python"
+    worker.write_text(
+        "#!/bin/sh\ntrap 'echo told >> ../told; sleep 0.2; exit 7' TERM\n"
+        'cd "$POWERMEAN_DATA_DIR"\necho "$@" "$POWERMEAN_NODE_TOKEN" > ../up\nwhile :; do sleep 0.05; done\n'
+    )
+    worker.chmod(0o700)
+    order = replace(ORDER, environment={"POWERMEAN_DATA_DIR": str(folder)})
+    shell = subprocess.Popen(["/bin/sh", "-c", script(order, str(worker))])
+    until((tmp_path / "up").exists, 10, "the worker is up")
+    shell.terminate()
+    assert shell.wait(10) == 7
+    assert (tmp_path / "up").read_text() == "-m worker pmn_secret\n"
+    assert (tmp_path / "told").read_text() == "told\n"
+    assert not folder.exists()

@@ -1,0 +1,416 @@
+"""A pool's turns with an engine that does as the test says: what is asked for, and what its word means."""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from powermean.contracts.api import JobState
+from powermean.contracts.pools import Shape
+from server.db.models import Job, Pilot, PoolStatus
+from server.db.session import database_now
+from server.pools.pools_file import PoolsFile
+from server.pools.turn import Pools, PoolTurn
+from server.settings import Settings
+from tests.support.fake_pool_engine import FakeEngine
+from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
+
+ON_POOL = {"resources": {"node_labels": {"pool": "cpu"}}}
+
+
+@dataclass
+class Elastic:
+    """A server with one pool of CPU nodes."""
+
+    service: ServiceDriver
+    engine: FakeEngine
+    pools: Pools
+    turns: PoolTurn
+
+    def turn(self) -> None:
+        self.service.scheduler.turn()
+        self.turns.turn()
+        self.service.scheduler.turn()
+
+    def restarted(self) -> None:
+        """The server forgets all that is not in the database."""
+        self.turns = PoolTurn(self.pools, self.pools.pools[0], self.engine)
+
+    @property
+    def pilots(self) -> list[Pilot]:
+        with self.service.database.read() as session:
+            return list(session.scalars(select(Pilot).order_by(Pilot.created_at)))
+
+    @property
+    def error(self) -> str | None:
+        with self.service.database.read() as session:
+            return session.get_one(PoolStatus, "cpu").error
+
+    def queued(self, **changes: Any) -> str:
+        return self.service.queued(**(ON_POOL | changes))
+
+    def report(self, place: int = 0, **changes: Any) -> Any:
+        """The pilot's worker reports, with its own token."""
+        order = self.engine.orders[place]
+        body = {
+            "hostname": "c1",
+            "instance": order.node_id,
+            "cpu_slots": 1,
+            "engines": ["transformers"],
+            "labels": {"pool": "cpu"},
+            "version": "0",
+        } | changes
+        client = self.service.client(order.secrets["POWERMEAN_NODE_TOKEN"])
+        return client.put(f"/v1/nodes/{order.node_id}", json=body)
+
+    def running(self) -> AttemptDriver:
+        """A job that runs on a pilot."""
+        job_id = self.queued()
+        self.turn()
+        self.engine.run("1")
+        assert self.report().status_code == 200
+        self.turn()
+        return self.claim(f"{job_id}.1")
+
+    def claim(self, attempt_id: str) -> AttemptDriver:
+        return self.service.claim(attempt_id)
+
+    def later(self, **columns: float) -> None:
+        """As if so many seconds had passed since a time in the pilots' rows."""
+        with self.service.database.write() as session:
+            now = database_now(session)
+            past = {name: now - timedelta(seconds=seconds) for name, seconds in columns.items()}
+            session.execute(update(Pilot).values(past))
+
+    def job(self, job_id: str) -> Any:
+        return self.service.job(job_id)
+
+    def restarts(self, job_id: str) -> int:
+        with self.service.database.read() as session:
+            return session.get_one(Job, job_id).restarts
+
+
+def declared(**changes: Any) -> PoolsFile:
+    pool = {"name": "cpu", "kind": "slurm", "max": 2, "idle_s": 60, "drain_s": 100, "shape": {}}
+    return PoolsFile.model_validate({"pools": [pool | {"data_dir": "/tmp/pilots"} | changes]})
+
+
+def elastic_of(service: ServiceDriver, **changes: Any) -> Elastic:
+    engine = FakeEngine()
+    given = {"POWERMEAN_SERVER_URL": "http://127.0.0.1:8700"}
+    shared = Pools(
+        service.database, service.settings, "first", declared(**changes).pools, given, "redis://:secret@r/0"
+    )
+    found = Elastic(service, engine, shared, PoolTurn(shared, shared.pools[0], engine))
+    found.turn()
+    return found
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"min_run_s": 10.0})
+
+
+@pytest.fixture
+def elastic(service: ServiceDriver) -> Elastic:
+    return elastic_of(service)
+
+
+def test_a_node_is_asked_for_once_when_a_job_waits(elastic: Elastic):
+    assert elastic.engine.orders == []
+    job_id = elastic.queued()
+    elastic.turn()
+    elastic.turn()
+    (order,) = elastic.engine.orders
+    assert order.shape == Shape(labels={"pool": "cpu"})
+    assert order.environment["POWERMEAN_NODE_ID"] == order.node_id
+    assert order.environment["POWERMEAN_DATA_DIR"] == f"/tmp/pilots/{order.pilot_id}"
+    assert set(order.secrets) == {"POWERMEAN_NODE_TOKEN", "POWERMEAN_REDIS_URL"}
+    assert not any(secret in repr(order) for secret in order.secrets.values())
+    assert elastic.job(job_id).phase == "pool cpu is starting a node (Slurm: Priority)"
+    shown = elastic.service.person.get("/v1/queue").json()["items"][0]
+    assert (shown["kind"], shown["reason"]) == ("starting", elastic.job(job_id).phase)
+
+
+def test_a_spec_that_no_living_node_may_check_brings_a_node(elastic: Elastic):
+    job_id = elastic.service.submit(**ON_POOL)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 1
+    elastic.engine.run("1")
+    elastic.report()
+    elastic.turn()
+    assert elastic.pilots[0].unneeded_since is None  # it is to check the spec, whenever it hears of it
+    elastic.service.validate(job_id)
+    elastic.turn()
+    assert elastic.job(job_id).state is JobState.STARTING
+
+
+def test_what_no_pool_could_hold_brings_none(elastic: Elastic):
+    elastic.queued(resources={"gpus": 1, "node_labels": {"pool": "cpu"}})
+    elastic.turn()
+    assert elastic.engine.orders == []
+
+
+def test_a_pool_has_at_most_its_maximum_and_says_so(elastic: Elastic):
+    jobs = [elastic.queued() for _ in range(3)]
+    elastic.turn()
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+    said = [elastic.job(job_id).phase for job_id in jobs]
+    assert said[2].endswith("pool cpu: it has its 2 nodes")
+
+
+def test_the_job_starts_once_the_node_reports(elastic: Elastic):
+    attempt = elastic.running()
+    assert elastic.job(attempt.claim.job_id).state is JobState.RUNNING
+    assert elastic.pilots[0].state == "running"
+
+
+def test_an_order_whose_answer_got_lost_is_found_again(elastic: Elastic):
+    elastic.engine.loses_answers = True
+    elastic.queued()
+    elastic.turn()
+    assert elastic.pilots[0].external_id is None
+    elastic.restarted()
+    elastic.turn()
+    assert (elastic.pilots[0].external_id, len(elastic.engine.orders)) == ("1", 1)
+
+
+def test_a_crash_between_row_and_order_is_made_good(elastic: Elastic):
+    elastic.queued()
+    elastic.engine.refuses = "the server dies here"
+    elastic.turn()
+    first = elastic.pilots[0]
+    elastic.engine.refuses = None
+    elastic.restarted()
+    elastic.turn()
+    assert [one.pilot_id for one in elastic.engine.orders] == [first.id]
+    assert elastic.pilots[0].key_id != first.key_id  # the token of the order before is void
+
+
+def test_of_two_that_one_order_started_one_goes(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.submit(elastic.engine.orders[0])
+    elastic.turn()
+    assert elastic.engine.cancelled == ["2"]
+    assert elastic.pilots[0].external_id == "1"
+
+
+def test_one_that_comes_back_after_it_was_given_up_is_ended_and_a_stranger_is_not(elastic: Elastic):
+    attempt = elastic.running()
+    there = elastic.engine.pilots.pop("1")
+    elastic.turn()
+    elastic.turn()
+    assert elastic.pilots[0].state == "ended"
+    elastic.engine.pilots["1"] = there
+    elastic.engine.pilots["99"] = replace(there, pilot_id="cpu-ffffffff", external_id="99")
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    assert error_of(attempt.beat())["code"] == "fenced"
+
+
+@pytest.mark.parametrize("reason", ["TIMEOUT", "CANCELLED", "PREEMPTED"])
+def test_a_revoked_allocation_frees_at_once_and_costs_no_restart(elastic: Elastic, reason: str):
+    attempt = elastic.running()
+    elastic.engine.end("1", reason, revoked=True)
+    elastic.turn()
+    job = elastic.job(attempt.claim.job_id)
+    assert (job.state, elastic.restarts(job.id)) == (JobState.QUEUED, 0)
+    told = job.attempts[0]
+    assert (told.outcome, told.error.code) == ("lapsed", "node_gone")
+    assert told.error.message == f"pool cpu: Slurm's 1 ended: {reason}"
+    assert error_of(attempt.beat())["code"] == "fenced"
+    assert [node["id"] for node in elastic.service.person.get("/v1/nodes").json()["items"]] == []
+    assert elastic.report().status_code == 401
+    assert len(elastic.engine.orders) == 2  # for the job, which waits again
+
+
+def test_a_node_that_failed_counts_as_a_restart(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.engine.end("1", "NODE_FAIL")
+    elastic.turn()
+    assert elastic.restarts(attempt.claim.job_id) == 1
+
+
+def test_nothing_changes_while_the_engine_is_away(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.engine.down = "squeue: Unable to contact slurm controller"
+    elastic.queued()
+    elastic.turn()
+    elastic.turn()
+    assert elastic.error == (
+        "squeue: Unable to contact slurm controller; what runs goes on, and nothing is started"
+    )
+    assert attempt.beat().status_code == 200
+    assert len(elastic.engine.orders) == 1
+    elastic.engine.down = None
+    elastic.turn()
+    assert elastic.error is None
+    assert len(elastic.engine.orders) == 2
+
+
+def test_a_pilot_is_gone_when_its_engine_has_left_it_out_twice(elastic: Elastic):
+    attempt = elastic.running()
+    del elastic.engine.pilots["1"]
+    elastic.turn()
+    assert elastic.job(attempt.claim.job_id).state is JobState.RUNNING
+    elastic.turn()
+    assert "does not know it any more" in elastic.job(attempt.claim.job_id).attempts[0].error.message
+
+
+def test_a_refused_order_is_told_and_not_repeated_at_once(elastic: Elastic):
+    elastic.engine.refuses = "sbatch: invalid partition specified: gpux"
+    job_id = elastic.queued()
+    elastic.turn()
+    elastic.turn()
+    assert elastic.error == "sbatch: invalid partition specified: gpux"
+    assert elastic.job(job_id).phase.startswith("pool cpu can't start a node: sbatch: invalid partition")
+    elastic.engine.refuses = None
+    elastic.turn()
+    assert elastic.engine.orders == []  # it pauses
+
+
+def test_pilots_that_never_become_nodes_are_asked_for_more_and_more_slowly(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.end("1", "FAILED, NonZeroExitCode")
+    elastic.turn()
+    elastic.turn()
+    assert len(elastic.engine.orders) == 1
+    assert "the last pilot did not become a node: FAILED, NonZeroExitCode" in (elastic.error or "")
+    elastic.later(ended_at=31)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+
+
+def test_a_worker_that_does_not_report_in_time_is_ended(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    elastic.turn()
+    assert elastic.pilots[0].failed
+    assert elastic.pilots[0].reason == "its worker did not report within 600 s"
+
+
+def test_a_node_with_less_than_its_shape_is_let_go(service: ServiceDriver):
+    elastic = elastic_of(service, shape={"gpus": 1, "gpu_type": "H100"})
+    elastic.queued(resources={"gpus": 1, "gpu_type": "H100"})
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.report(gpus=[{"uuid": "g", "name": "NVIDIA A100", "memory_mb": 80_000}])
+    elastic.turn()
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    assert elastic.pilots[0].reason == "its node has 0 GPUs called H100 as shape says, instead of 1"
+    assert len(elastic.engine.orders) == 1
+
+
+def test_an_idle_node_is_let_go_down_to_the_minimum(service: ServiceDriver):
+    elastic = elastic_of(service, min=1)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 1  # without any work
+    jobs = [elastic.queued() for _ in range(2)]
+    elastic.turn()
+    for place in (0, 1):
+        elastic.engine.run(str(place + 1))
+        elastic.report(place)
+    elastic.turn()
+    for job_id in jobs:
+        assert elastic.claim(f"{job_id}.1").finish("cancelled").status_code == 204
+        elastic.service.person.post(f"/v1/jobs/{job_id}/cancel")
+    elastic.turn()
+    elastic.later(unneeded_since=59)
+    elastic.turn()
+    assert elastic.engine.cancelled == []
+    elastic.later(unneeded_since=61)
+    elastic.turn()
+    assert len(elastic.engine.cancelled) == 1
+    elastic.turn()
+    assert sorted(pilot.state for pilot in elastic.pilots) == ["ended", "running"]
+
+
+def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
+    attempt = elastic.running()
+    with elastic.service.database.read() as session:
+        now = database_now(session)
+    elastic.engine.run("1", ends_at=now + timedelta(seconds=99))  # somebody has shortened it
+    elastic.turn()
+    elastic.turn()
+    assert attempt.beat().json()["order"] == "checkpoint_and_exit"
+    attempt.finish("checkpointed")
+    elastic.report()
+    elastic.turn()
+    elastic.turn()
+    told = elastic.job(attempt.claim.job_id).attempts[0]
+    assert "its time in pool cpu ends at" in told.reason
+    assert elastic.engine.cancelled == ["1"]
+    assert len(elastic.engine.orders) == 2
+
+
+def test_nothing_starts_on_a_node_that_is_about_to_end(elastic: Elastic):
+    job_id = elastic.queued()
+    elastic.turn()
+    with elastic.service.database.read() as session:
+        now = database_now(session)
+    elastic.engine.run("1", ends_at=now + timedelta(seconds=1000))
+    elastic.turn()
+    elastic.engine.run("1", ends_at=now + timedelta(seconds=105))  # it drains in 5 s, a job needs 10 s
+    elastic.report()
+    elastic.turns.turn()
+    elastic.service.scheduler.turn()
+    assert elastic.job(job_id).state is JobState.QUEUED
+
+
+def test_a_time_that_is_too_short_for_any_job_is_a_failure(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    with elastic.service.database.read() as session:
+        now = database_now(session)
+    elastic.engine.run("1", ends_at=now + timedelta(seconds=105))
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    elastic.turn()
+    assert "too short" in elastic.pilots[0].reason
+    assert len(elastic.engine.orders) == 1
+
+
+def test_only_its_own_token_uses_a_pilot_s_name(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    name = elastic.engine.orders[0].node_id
+    body = {"hostname": "x", "instance": "another", "version": "0", "labels": {"pool": "cpu"}}
+    refused = elastic.service.node.put(f"/v1/nodes/{name}", json=body)
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "node_name_taken")
+    assert elastic.report().status_code == 200
+
+
+def test_a_follower_asks_for_nothing(elastic: Elastic):
+    elastic.queued()
+    other = PoolTurn(
+        Pools(elastic.service.database, elastic.service.settings, "second", elastic.pools.pools, {}, ""),
+        elastic.pools.pools[0],
+        elastic.engine,
+    )
+    other.turn()
+    assert elastic.engine.orders == []
+
+
+def test_people_see_the_pools(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.turn()
+    local, pool = elastic.service.person.get("/v1/pools").json()["items"]
+    assert (local["name"], local["max"], local["pilots"]) == ("local", None, [])
+    assert (pool["states"], pool["max"], pool["error"]) == ({"pending": 1}, 2, None)
+    (pilot,) = pool["pilots"]
+    assert (pilot["state"], pilot["reason"], pilot["external_id"]) == ("pending", "Priority", "1")
+    assert elastic.service.person.get("/v1/pools/cpu").json() == pool
+    assert elastic.service.person.get("/v1/pools/gone").status_code == 404
