@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fast fuzz check format openapi install
+.PHONY: help demo up test fast fuzz chaos check format openapi install
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ fast: install-test ## the tests without the slow ones and Postgres, on all cores
 
 fuzz: install-test ## tens of thousands of generated requests as each role; N=100 for more an operation
 	@POWERMEAN_FUZZ=$(or $(N),30) $(BIN)/python -m pytest -s tests/server/test_schema_conformance.py $(ARGS)
+
+chaos: install-test ## 200 faults over 30 jobs, and a table of what was lost: nothing (SEED=7, FAULTS=50, JOBS=8)
+	@$(BIN)/python -m tests.chaos.run --seed $(or $(SEED),1) --faults $(or $(FAULTS),200) --jobs $(or $(JOBS),30) $(ARGS)
 
 .PHONY: servers
 servers: install-test ## three servers on one Postgres: leads, streams and a rolling restart, with the timings

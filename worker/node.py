@@ -28,7 +28,7 @@ from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
 from worker import health
 from worker.attempt import outcome
-from worker.attempt_dir import AttemptDir
+from worker.attempt_dir import MARK, AttemptDir
 from worker.engines.services import Engines
 from worker.gpus import Gpus
 from worker.inventory import full_disk, report
@@ -115,14 +115,15 @@ class Node:
     def _spawn(self, claim: Claim, secrets: SecretValues) -> int:
         """Write the attempt's folder and start its supervisor; returns its pid.
 
-        The secrets are its standard input, from memory: neither on a disk, nor in its environment.
+        The secrets are its standard input, from memory: neither on a disk, nor in its environment. By its
+        mark it is found even where this worker ends before it has written which process it is.
         """
         with self._folders, in_memory(json.dumps(secrets)) as given:
             attempt = AttemptDir.create(self._settings.attempt_dir(claim.attempt_id), claim)
             with (attempt.path / "supervisor.log").open("ab") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
-                    env=without_secrets(),
+                    env=without_secrets() | {MARK: claim.attempt_id},
                     stdin=given,
                     stdout=out,
                     stderr=out,

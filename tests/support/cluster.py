@@ -17,16 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psycopg
 import redis
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session
 
 from powermean import ApiError, Client, ServerUnreachableError
 from powermean.cli import redis_server
 from powermean.cli.embedded import free_port
 from powermean.processes import end_all, marked
 from server.cluster.leadership import SCHEDULER
-from server.db.models import Leader
 from tests.support.embedded_service import QUICK, command_line, runs, until
 from tests.support.postgres import Postgres
 from tests.support.programs import Program
@@ -91,6 +89,7 @@ class Cluster:
         nodes: int = 2,
         slots: int = 1,
         settings: Mapping[str, str] | None = None,
+        node_settings: Mapping[str, str] | None = None,
     ) -> None:
         """`settings` are environment variables of servers and workers, over those of quick tests."""
         self.folder = folder
@@ -100,11 +99,13 @@ class Cluster:
         for name in ("logs", "redis", "artefacts", "secrets"):
             (folder / name).mkdir(parents=True)
         self._everywhere = dict(os.environ) | QUICK | dict(settings or {}) | {MARK: self.id}
+        self._everywhere.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of processes compile the same files
         self._everywhere |= {
             "PYTHONUNBUFFERED": "1",
             "POWERMEAN_LIFELINE_PID": str(os.getpid()),  # nothing outlives the test, however it ends
             "POWERMEAN_ARTEFACTS_URL": f"file://{folder / 'artefacts'}",
         }
+        self._node_settings = dict(node_settings or {})
         self.postgres = Postgres(folder / "logs", self._everywhere)
         self.redis, self._redis_port = self._redis()
         self.servers = [self._server(number) for number in range(1, servers + 1)]
@@ -154,6 +155,7 @@ class Cluster:
             "POWERMEAN_ATTEMPT_PUBLIC_KEY": str(self.folder / "secrets" / "attempt_token.pub"),
             "POWERMEAN_MODEL_ROOTS": str(model_root),
             "POWERMEAN_CPU_SLOTS": str(slots),
+            **self._node_settings,
         }
         log = self.folder / "logs" / f"{name}.log"
         worker = Program(name, [sys.executable, "-m", "worker"], environment, log)
@@ -171,6 +173,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything and wait until every server is ready and every node has reported."""
         self.postgres.start()
+        self.postgres.install_clock()
         self.redis.start()
         until(self._redis_answers, READY_S, "Redis answers")
         self.servers[0].start()  # the first one migrates
@@ -230,10 +233,14 @@ class Cluster:
         return {pid for pid in found if module is None or runs(module, command_line(pid))}
 
     def leader(self) -> Server | None:
-        """The server that has the scheduler's lease, valid or run out; None if it was never taken."""
-        engine = create_engine(self.postgres.url)
-        with Session(engine) as session:
-            holder = session.scalar(select(Leader.holder).where(Leader.name == SCHEDULER)) or ""
-        engine.dispose()
+        """The server that has, or had last, the scheduler's lease; None if nobody can say."""
+        try:
+            with self.postgres.connect() as connection:
+                row = connection.execute(
+                    "SELECT holder FROM leaders WHERE name = %s", (SCHEDULER,)
+                ).fetchone()
+        except psycopg.OperationalError:
+            return None
+        holder = str(row[0]) if row else ""
         by_pid = {str(server.program.pid): server for server in self.servers if server.program.process}
         return by_pid.get(holder.rpartition("-")[0].rpartition("-")[2])

@@ -93,6 +93,10 @@ class Proxy:
             sink.write_eof()
 
     def close(self) -> None:
+        """Repeating it has no effect."""
+        if self._loop.is_closed():
+            return
+
         async def end() -> None:
             self._change("cut")
             self._server.close()

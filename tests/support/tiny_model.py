@@ -5,7 +5,6 @@ reinforcement learning can raise.
 """
 
 import fcntl
-import json
 import os
 import random
 from pathlib import Path
@@ -15,9 +14,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.support.tiny_spec import PROMPT as PROMPT
+from tests.support.tiny_spec import tiny_spec as tiny_spec
+
 PAD, END, NEWLINE = "<pad>", "<end>", "\n"
 VOCABULARY = [PAD, END, NEWLINE, " ", "+", "-", "*", "=", *"0123456789", "?"]
-PROMPT = "{a}{op}{b}="
 
 
 def char_tokenizer() -> PreTrainedTokenizerFast:
@@ -104,23 +105,3 @@ def _lesson(
         ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
         mask[i, len(prompt) : len(prompt) + len(answer)] = 1
     return ids, mask
-
-
-def tiny_spec(folder_name: str, **changes: object) -> dict[str, object]:
-    """A job spec, as JSON, that trains the tiny model in `folder_name` (under a model root) in seconds."""
-    spec: dict[str, object] = {
-        "name": "tiny",
-        "model": {"folder": folder_name},
-        "data": {
-            "kind": "arithmetic",
-            "tasks": [{"operator": "+", "low": 0, "high": 9}],
-            "prompt": PROMPT,
-        },
-        "rollout": {"group_size": 8, "max_new_tokens": 4, "stop": ["\n"]},
-        "training": {"steps": 4, "prompts_per_step": 16, "minibatches": 2, "epochs": 2},
-        "optimizer": {"learning_rate": 1e-3, "warmup_updates": 3},
-        "evaluation": {"every": 2, "problems": 25},
-        "checkpoints": {"every": 2},
-        "seed": 0,
-    }
-    return json.loads(json.dumps(spec | changes))

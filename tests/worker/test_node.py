@@ -1,6 +1,7 @@
 """The node's agent: what it reports, what it buries, and which command lines it makes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 
 from powermean.contracts.attempts import Claim, JobError, ValidationTask
 from powermean.contracts.job import JobSpec, LoraSpec
-from powermean.processes import ProcessId, end_all, marked
+from powermean.processes import ProcessId, end_all, marked, start_time
 from worker import programs
 from worker.__main__ import main
 from worker.attempt.shipper import clean, complete
 from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, prune
 from worker.inventory import running
 from worker.launcher import LocalLauncher
+from worker.node import Node
 from worker.settings import NodeSettings
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -88,6 +90,21 @@ def test_what_a_dead_supervisor_left_is_ended_before_its_gpus_are_reported_free(
         assert left.wait(5) == -9
     finally:
         end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0)
+
+
+def test_a_supervisor_that_nobody_has_noted_is_ended_before_its_gpus_are_reported_free(
+    tmp_path: Path,
+) -> None:
+    """The worker was killed just after it had started one, and the next worker is quicker than that one."""
+    supervisor = Node(settings(tmp_path))._spawn(claim(), {})
+    os.kill(supervisor, signal.SIGSTOP)
+    AttemptDir(tmp_path / "attempts" / claim().attempt_id).path.joinpath("supervisor.json").unlink()
+    try:
+        assert running(tmp_path) == {}
+        assert start_time(supervisor) is None
+    finally:
+        os.kill(supervisor, signal.SIGKILL)
+        os.waitpid(supervisor, 0)
 
 
 def test_a_closed_attempt_keeps_its_log_and_frees_what_is_large(tmp_path: Path) -> None:

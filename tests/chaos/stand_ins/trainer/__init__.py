@@ -1,0 +1,5 @@
+"""In front of the real package on a node's path: `python -m trainer.run` and the like run what is here."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)
