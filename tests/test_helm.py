@@ -25,7 +25,7 @@ from tests.support.helm import CHART, find_helm, render, run
 from tools import make_secrets
 from worker.settings import NodeSettings
 
-EXAMPLES = CHART.parents[2] / "examples"
+DEPLOY = CHART.parents[1]
 OLDEST, NEWEST = "1.29", "1.37"
 POOL = {
     "name": "gpu",
@@ -280,7 +280,7 @@ def test_the_values_of_the_docs_are_good_ones(helm: Path) -> None:
     text = (CHART.parents[2] / "docs/production.md").read_text()
     values = yaml.safe_load(text.partition("```yaml\n# values.yaml\n")[2].partition("```")[0])
     documents = render(
-        helm, values | {"pools": yaml.safe_load((EXAMPLES / "pools-kubernetes.yaml").read_text())}
+        helm, values | {"pools": yaml.safe_load((DEPLOY / "pools-kubernetes.yaml").read_text())}
     )
     assert of("Ingress", "", documents)["spec"]["rules"][0]["host"] == "powermean.example.org"
 

@@ -80,7 +80,9 @@ def undisturbed(service: Service, slurm: Slurm) -> Job:
 def test_a_node_comes_for_a_job_and_goes_when_idle(service: Service, slurm: Slurm, undisturbed: Job) -> None:
     assert node_of(undisturbed, 0).startswith("cpu-")
     until(lambda: not slurm.jobs(), START_S, "the idle pilot is let go")
-    assert [node.id for node in service.client.nodes().items] == ["local"]
+    until(
+        lambda: [node.id for node in service.client.nodes().items] == ["local"], START_S, "its node is gone"
+    )
 
 
 def test_a_job_outlives_its_allocation_s_time(service: Service, slurm: Slurm, undisturbed: Job) -> None:

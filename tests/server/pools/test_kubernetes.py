@@ -439,7 +439,7 @@ def test_a_waiting_job_brings_a_node_from_the_cluster_and_survives_its_end(
 
 
 def test_the_example_is_a_pool_that_kubernetes_takes(section: KubernetesSection, cluster: Kubernetes) -> None:
-    (pool,) = read_pools_file(Path(__file__).parents[3] / "examples/pools-kubernetes.yaml").pools
+    (pool,) = read_pools_file(Path(__file__).parents[3] / "deploy/pools-kubernetes.yaml").pools
     assert isinstance(pool, KubernetesPool)
     own = {name: getattr(section, name) for name in ("api_url", "namespace", "token_file")}
     KubernetesBackend(pool.name, pool.kubernetes.model_copy(update=own)).submit(order(gpus=pool.shape.gpus))
