@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from powermean.artefacts import ArtefactStore
 from powermean.errors import PowermeanError
 from powermean.tokens import ensure_key_pair
-from server.cluster.presence import with_other_keys
+from server.cluster.presence import ALIVE, with_other_keys
 from server.db.migrate import current_revision, migrate, pending_revision
 from server.db.models import ApiKey
 from server.db.session import Database, DatabaseFullError
@@ -87,13 +87,14 @@ def make_database_folder(file: str | None) -> None:
 
 def check_keys(settings: Settings, database: Database) -> None:
     """Refuse to serve beside a server that signs with another key: each would refuse the other's attempts."""
-    public_pem = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key).public_pem
+    public_pem = ensure_key_pair(settings.secrets_dir).public_pem  # what nodes read stays as it is until then
     with database.read() as session:
         other = with_other_keys(session, public_pem)
     if other is not None:
         raise CannotStartError(
-            f"the keys in {settings.secrets_dir} are not those of the server {other}, which runs on the same "
-            "database: give all servers the same POWERMEAN_SECRETS_DIR, or stop that one first"
+            f"the keys in {settings.secrets_dir} are not those of the server {other}, which was at work on "
+            f"the same database less than {ALIVE.total_seconds():.0f} s ago: give all servers the same "
+            "POWERMEAN_SECRETS_DIR, or stop that one first"
         )
 
 
