@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import redis
 from redis.exceptions import AuthenticationError, RedisError
 
-from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.artefacts import MARKER, ArtefactError, ArtefactStore
 from powermean.contracts.checks import Check, Checkup
 from powermean.disk import SCARCE_BYTES, free_bytes, is_full
 from powermean.errors import PowermeanError
@@ -171,11 +171,17 @@ def redis_server(url: str) -> Iterator[Check]:
 
 
 def artefact_store(url: str, *, existing: bool) -> Iterator[Check]:
-    """Whether an object can be written, read and removed; `existing`: in a store that a server has made."""
+    """Whether an object can be written, read and removed; `existing`: in a store that a server has made.
+
+    Makes no store: a folder without its marker may be one whose disk is not mounted.
+    """
     try:
-        store = ArtefactStore(url, existing=existing)
-        if store.folder is not None and not store.folder.exists() and not existing:
+        store = ArtefactStore(url, existing=True)
+        if store.folder is not None and not existing and not (store.folder / MARKER).exists():
             yield from disk("artefact store", store.folder)
+            if store.folder.is_dir():
+                said = f"{store.folder} is no artefact store yet: the server makes it one at its start"
+                yield warning("artefact store", said, f"If it should have a {MARKER}: is its disk mounted?")
             return
         store.probe()
     except ArtefactError as error:

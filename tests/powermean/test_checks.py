@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from powermean import checks
+from powermean.artefacts import ArtefactStore
 from powermean.checks import Check, run
 from powermean.cli import redis_server
 from powermean.cli.embedded import free_port, redis_url
@@ -97,8 +98,12 @@ def test_a_store_that_is_read_only_or_none(tmp_path: Path) -> None:
         "failed",
         "Is its disk mounted? Does POWERMEAN_ARTEFACTS_URL name the server's store?",
     )
-    assert only(checks.artefact_store(url, existing=False)).verdict == "ok"
-    assert only(checks.artefact_store(url, existing=True)).verdict == "ok"
+    found = list(checks.artefact_store(url, existing=False))[-1]
+    assert (found.verdict, "is its disk mounted?" in (found.remedy or "")) == ("warning", True)
+    assert list((tmp_path / "store").iterdir()) == []  # a doctor makes no store
+    ArtefactStore(url).make()  # as a server does
+    for existing in (True, False):
+        assert only(checks.artefact_store(url, existing=existing)).verdict == "ok"
     (tmp_path / "file").write_text("")
     assert only(checks.artefact_store(f"file://{tmp_path / 'file'}", existing=False)).verdict == "failed"
     assert only(checks.artefact_store("nonsense://x", existing=False)).verdict == "failed"
