@@ -35,6 +35,7 @@ from powermean.checks import (
 from powermean.connection import through_proxy
 from powermean.contracts.checks import Check, Checkup
 from powermean.errors import PowermeanError
+from powermean.setting_files import SettingFileError
 from powermean.tokens import PRIVATE_KEY_NAME
 from server.db.migrate import current_revision, pending_revision
 from server.db.session import Database, database_now
@@ -67,6 +68,10 @@ def looks(idle: bool) -> Iterator[tuple[str, Look]]:
     except ValidationError as error:
         wrong = [_wrong(one["loc"], one["msg"]) for one in error.errors()]
         yield "settings", lambda: wrong
+        return
+    except SettingFileError as error:
+        unusable = failed("settings", str(error), "docs/settings.md describes it.")
+        yield "settings", lambda: [unusable]
         return
     yield "settings", lambda: contradictions(settings)
     yield "open files", lambda: open_files(settings.max_connections + OWN_FILES)

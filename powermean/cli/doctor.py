@@ -16,6 +16,7 @@ from powermean.cli.terminal import FAILED, note, plain_failures, say, say_json, 
 from powermean.contracts.checks import Check, Checkup
 from powermean.discovery import running_homes
 from powermean.home import Home
+from powermean.setting_files import SUFFIX
 
 MODULES = {"server": "server.doctor", "node": "worker.doctor"}
 
@@ -56,13 +57,10 @@ def doctor(
 
 def _here() -> list[Place]:
     """What the environment describes; otherwise the service that `powermean up` runs here, or would run."""
-    places = []
-    if "POWERMEAN_DATABASE_URL" in os.environ:
-        places.append(Place("server", {}))
-    if "POWERMEAN_NODE_TOKEN" in os.environ:
-        places.append(Place("node", {}))
-    if places:
-        return places
+    told_by = {"server": "POWERMEAN_DATABASE_URL", "node": "POWERMEAN_NODE_TOKEN"}
+    described = [of for of, name in told_by.items() if {name, name + SUFFIX} & os.environ.keys()]
+    if described:
+        return [Place(of, {}) for of in described]
     home = Home.find()
     others = [] if home.database.exists() or os.environ.get("POWERMEAN_HOME") else running_homes()
     if len(others) == 1:
@@ -96,14 +94,19 @@ def _text(home: Home, name: str) -> str:
 
 def _looked_at(place: Place) -> Checkup:
     command = [sys.executable, "-m", MODULES[place.of], "--json", *(["--idle"] if place.idle else [])]
-    environment = dict(os.environ) | place.settings
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=_environment(place.settings), capture_output=True, text=True)
     try:
         return Checkup.model_validate_json(done.stdout.strip().splitlines()[-1])
     except (ValidationError, IndexError, json.JSONDecodeError):
         why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         broken = Check(name="doctor", verdict="failed", said=f"its program does not start: {why}")
         return Checkup.model_validate({"of": place.of, "checks": [broken]})
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    """The environment with these settings: without the files that would stand for them."""
+    files = {name + SUFFIX for name in settings}
+    return {name: text for name, text in os.environ.items() if name not in files} | settings
 
 
 def _show(found: list[Checkup]) -> None:

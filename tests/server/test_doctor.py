@@ -89,6 +89,16 @@ def test_a_running_server_of_ours_has_the_port(
         assert "a powermean server listens" in found(capsys, "--idle")["port"].said
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_setting_s_file_that_can_t_be_used(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERMEAN_REDIS_URL_FILE", "/run/secrets/redis_url")
+    checks = found(capsys)
+    assert checks["python"].verdict == "ok"
+    assert checks["settings"].said.startswith("POWERMEAN_REDIS_URL and POWERMEAN_REDIS_URL_FILE are both set")
+
+
 @pytest.mark.postgres
 @pytest.mark.parametrize("kind", ["postgres"], indirect=True)
 def test_a_wrong_password_and_no_postgres(
