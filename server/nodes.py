@@ -135,6 +135,8 @@ def why_unreadable(store: ArtefactStore, probe: ArtefactRef) -> str | None:
     if not probe.key.startswith(PROBES) or probe.size > MOST_OF_A_PROBE:
         raise InvalidInputError.at("probe", f"is not a small object below {PROBES}")
     try:
+        if not store.exists(probe):  # one larger than it claims must not fill our memory
+            return f"there is no object {probe.key} of {probe.size} bytes"
         store.get_bytes(probe)
     except ArtefactError as error:
         return str(error)

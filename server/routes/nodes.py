@@ -166,11 +166,13 @@ def check_node(
 
     Changes nothing.
     """
+    # Before the transaction: a slow store must not hold it open.
+    unreadable = None if question.probe is None else nodes.why_unreadable(store, question.probe)
     with database.read() as session:
         return NodeAnswer(
             version=__version__,
             now=database_now(session),
-            probe_error=None if question.probe is None else nodes.why_unreadable(store, question.probe),
+            probe_error=unreadable,
             holder=nodes.other_holder(session, settings, node_id, question.instance),
             public_key=keys.public_pem,
         )

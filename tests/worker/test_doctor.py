@@ -13,6 +13,8 @@ import pytest
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.checks import Check
+from server import nodes
+from server.routes import nodes as routes
 from tests.server.conftest import parameters_of_passwords as parameters_of_passwords
 from tests.support.real_service import NODE_TOKEN, Service
 from worker import doctor
@@ -131,6 +133,26 @@ def test_only_small_objects_of_probes_are_read_for_nodes(service: Service) -> No
     answer = service.node.post("/v1/nodes/node-1/check", json={"probe": ref})
     assert answer.status_code == 422
     assert service.person.post("/v1/nodes/node-1/check", json={}).status_code in (401, 403)
+
+
+def test_an_object_that_is_larger_than_it_claims_is_not_read(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = service.app.state.artefacts
+    ref = store.put_bytes("probe/large", "probe", b"x" * 2**20)
+    monkeypatch.setattr(store, "get_bytes", lambda ref: pytest.fail("the whole object was read"))
+    question = {"probe": {"key": ref.key, "sha256": ref.sha256, "size": 100}}
+    answer = service.node.post("/v1/nodes/node-1/check", json=question).raise_for_status().json()
+    assert answer["probe_error"] == f"there is no object {ref.key} of 100 bytes"
+
+
+def test_the_store_is_read_outside_any_transaction(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    unreadable, now = nodes.why_unreadable, routes.database_now
+    monkeypatch.setattr(nodes, "why_unreadable", lambda *a: events.append("store") or unreadable(*a))
+    monkeypatch.setattr(routes, "database_now", lambda session: events.append("database") or now(session))
+    assert node.found()["same store"].verdict == "ok"
+    assert events == ["store", "database"]
 
 
 @pytest.mark.slow
