@@ -1,6 +1,6 @@
 """What `powermean doctor` looks at on servers and nodes alike.
 
-Each check has a deadline, and raises nothing.
+Each look has a deadline, and raises nothing.
 """
 
 import errno
@@ -10,25 +10,31 @@ import resource
 import socket
 import ssl
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from powermean.artefacts import MARKER, ArtefactError, ArtefactStore
-from powermean.contracts.checks import Check, Checkup
+from powermean.contracts.checks import Check
 from powermean.disk import SCARCE_BYTES, free_bytes, is_full
 from powermean.errors import PowermeanError
 from powermean.sizes import size
 from powermean.tokens import CLOCK_SKEW_S
 
+T = TypeVar("T")
+LOOK_S = 30.0
 ANSWER_S = 5.0
 ROOMY_BYTES = 10 * 2**30
 FEW_INODES = 10_000
@@ -40,14 +46,58 @@ OLDEST_REDIS = (6, 2)
 Look = Callable[[], Iterable[Check]]
 
 
-def run(looks: Iterable[tuple[str, Look]]) -> Iterator[Check]:
-    """Everything that the looks find; one that fails itself is a failed check of that name."""
+def tell(of: str, looks: Iterable[tuple[str, Look]], as_json: bool, slow: Mapping[str, float]) -> int:
+    """Print each check once it is known: as one JSON object, or for people. 1 if anything failed."""
+    code = 0
+    for check in run(looks, slow):
+        print(check.model_dump_json() if as_json else line(of, check), flush=True)
+        code |= check.verdict == "failed"
+    return code
+
+
+def run(looks: Iterable[tuple[str, Look]], slow: Mapping[str, float] | None = None) -> Iterator[Check]:
+    """Everything that the looks find, as they find it. A look that fails itself, or is silent for LOOK_S
+    (`slow`: seconds of those that may be longer), is a failed check of that name.
+    """
     for name, look in looks:
+        within_s = (slow or {}).get(name, LOOK_S)
         try:
-            yield from look()
-        except Exception as error:  # noqa: BLE001  # a doctor tells what it finds, and goes on
-            remedy = error.remedy if isinstance(error, PowermeanError) else None
-            yield failed(name, f"{type(error).__name__}: {error}", remedy)
+            yield from within(within_s, partial(_found, name, look))
+        except TimeoutError:
+            yield failed(name, f"no answer within {within_s:g} s", "Does a disk or a network mount hang?")
+
+
+def _found(name: str, look: Look) -> Iterator[Check]:
+    try:
+        yield from look()
+    except Exception as error:  # noqa: BLE001  # a doctor tells what it finds, and goes on
+        remedy = error.remedy if isinstance(error, PowermeanError) else None
+        yield failed(name, f"{type(error).__name__}: {error}", remedy)
+
+
+def within(seconds: float, work: Callable[[], Iterable[T]]) -> Iterator[T]:
+    """What the work yields, as it does. Raises TimeoutError where it takes longer for one of them.
+
+    What hangs in a network mount can't be interrupted: it stays behind, in a thread that keeps no process.
+    """
+    given: SimpleQueue[tuple[T] | None] = SimpleQueue()
+
+    def do() -> None:
+        try:
+            for one in work():
+                given.put((one,))
+        finally:
+            given.put(None)
+
+    threading.Thread(target=do, daemon=True).start()
+    while True:
+        try:
+            got = given.get(timeout=seconds)
+        except Empty:
+            raise TimeoutError from None
+        if got is None:
+            return
+        yield got[0]
 
 
 def ok(name: str, said: str) -> Check:
@@ -62,11 +112,10 @@ def failed(name: str, said: str, remedy: str | None = None) -> Check:
     return Check(name=name, verdict="failed", said=said, remedy=remedy)
 
 
-def lines(checkup: Checkup) -> Iterator[str]:
-    """The checks for people, one line each."""
-    for check in checkup.checks:
-        remedy = f" -> {check.remedy}" if check.remedy else ""
-        yield f"{check.verdict:8} {check.name}: {check.said}{remedy}"
+def line(of: str, check: Check) -> str:
+    """A check of the server or the node, for people."""
+    remedy = f" -> {check.remedy}" if check.remedy else ""
+    return f"{of:7} {check.verdict:8} {check.name}: {check.said}{remedy}"
 
 
 def python() -> Iterator[Check]:

@@ -22,18 +22,17 @@ from powermean.checks import (
     clock,
     disk,
     failed,
-    lines,
     ok,
     open_files,
     packages,
     port_holder,
     python,
     redis_server,
-    run,
+    tell,
     warning,
 )
 from powermean.connection import through_proxy
-from powermean.contracts.checks import Check, Checkup
+from powermean.contracts.checks import Check
 from powermean.errors import PowermeanError
 from powermean.setting_files import SettingFileError
 from powermean.tokens import PRIVATE_KEY_NAME
@@ -51,12 +50,10 @@ ANSWER_S = 5.0
 def main(arguments: list[str]) -> int:
     """Print what was found; 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m server.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--idle", action="store_true", help="the service is not meant to run now")
     given = parser.parse_args(arguments)
-    found = Checkup(of="server", checks=tuple(run(looks(given.idle))))
-    print(found.model_dump_json() if given.json else "\n".join(lines(found)))
-    return int(any(check.verdict == "failed" for check in found.checks))
+    return tell("server", looks(given.idle), given.json, {})
 
 
 def looks(idle: bool) -> Iterator[tuple[str, Look]]:

@@ -23,25 +23,25 @@ from powermean.checks import (
     clock,
     disk,
     failed,
-    lines,
     ok,
     open_files,
     packages,
     python,
     redis_server,
-    run,
     shared_memory,
+    tell,
     warning,
 )
 from powermean.connection import BadAddressError
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.checks import Check, Checkup, NodeAnswer, NodeQuestion
+from powermean.contracts.checks import Check, NodeAnswer, NodeQuestion
 from powermean.node_client import NodeClient
 from powermean.rest import ApiError, ServerUnreachableError
 from worker.gpus import Gpus
 from worker.settings import NodeSettings, NodeSettingsError
 
 IMPORT_S = 120.0
+SLOW = {"gpus": 120.0, "torch": 180.0, "vllm": 300.0}  # seconds: they start programs that have deadlines
 NEEDED = ("powermean", "torch", "transformers", "safetensors", "celery", "redis")
 OPEN_FILES = 4096
 LOOK_AT_TORCH = """
@@ -54,12 +54,10 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "there
 def main(arguments: list[str]) -> int:
     """Print what was found; 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m worker.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--idle", action="store_true", help="the service is not meant to run now")
     given = parser.parse_args(arguments)
-    found = Checkup(of="node", checks=tuple(run(looks(given.idle))))
-    print(found.model_dump_json() if given.json else "\n".join(lines(found)))
-    return int(any(check.verdict == "failed" for check in found.checks))
+    return tell("node", looks(given.idle), given.json, SLOW)
 
 
 def looks(idle: bool) -> Iterator[tuple[str, Look]]:

@@ -1,31 +1,37 @@
 """`powermean doctor`: starts the server's and the node's own doctors with the settings that are here."""
 
-import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from subprocess import PIPE
+from tempfile import TemporaryFile
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
 
+from powermean.checks import failed, line, within
 from powermean.cli.embedded import node_settings, redis_url, server_settings
-from powermean.cli.terminal import FAILED, note, plain_failures, say, say_json, say_table
+from powermean.cli.terminal import FAILED, note, plain_failures, say, say_json
 from powermean.contracts.checks import Check, Checkup
 from powermean.discovery import running_homes
 from powermean.home import Home
 from powermean.setting_files import SUFFIX
 
 MODULES = {"server": "server.doctor", "node": "worker.doctor"}
+SILENT_S = 330.0  # longer than any look may take
+Part = Literal["server", "node"]
 
 
 @dataclass(frozen=True)
 class Place:
     """One thing to look at, and the settings that are its own."""
 
-    of: str
+    of: Part
     settings: dict[str, str]
     idle: bool = False  # it is not meant to run now
 
@@ -44,20 +50,22 @@ def doctor(
     Example: powermean doctor
     """
     with plain_failures():
-        chosen = [name for name, wanted in (("server", server), ("node", node)) if wanted]
-        places = [Place(name, {}) for name in chosen] or _here()
-        found = [_looked_at(place) for place in places]
+        asked: dict[Part, bool] = {"server": server, "node": node}
+        chosen = [of for of, wanted in asked.items() if wanted]
+        places = [Place(of, {}) for of in chosen] or _here()
+        found = [Checkup(of=place.of, checks=tuple(_looked_at(place, quiet=json_))) for place in places]
     if json_:
         say_json({"items": found})
-    else:
-        _show(found)
-    if any(check.verdict == "failed" for one in found for check in one.checks):
+    count = Counter(check.verdict for one in found for check in one.checks)
+    if not json_:
+        say(f"\n{count['failed']} failed, {count['warning']} warnings")
+    if count["failed"]:
         raise typer.Exit(FAILED)
 
 
 def _here() -> list[Place]:
     """What the environment describes; otherwise the service that `powermean up` runs here, or would run."""
-    told_by = {"server": "POWERMEAN_DATABASE_URL", "node": "POWERMEAN_NODE_TOKEN"}
+    told_by: dict[Part, str] = {"server": "POWERMEAN_DATABASE_URL", "node": "POWERMEAN_NODE_TOKEN"}
     described = [of for of, name in told_by.items() if {name, name + SUFFIX} & os.environ.keys()]
     if described:
         return [Place(of, {}) for of in described]
@@ -92,35 +100,40 @@ def _text(home: Home, name: str) -> str:
         return ""
 
 
-def _looked_at(place: Place) -> Checkup:
+def _looked_at(place: Place, *, quiet: bool) -> Iterator[Check]:
+    """What its program finds, said as it comes unless `quiet`."""
+    for check in _found(place):
+        if not quiet:
+            say(line(place.of, check))
+        yield check
+
+
+def _found(place: Place) -> Iterator[Check]:
     command = [sys.executable, "-m", MODULES[place.of], "--json", *(["--idle"] if place.idle else [])]
-    done = subprocess.run(command, env=_environment(place.settings), capture_output=True, text=True)
-    try:
-        return Checkup.model_validate_json(done.stdout.strip().splitlines()[-1])
-    except (ValidationError, IndexError, json.JSONDecodeError):
-        why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        broken = Check(name="doctor", verdict="failed", said=f"its program does not start: {why}")
-        return Checkup.model_validate({"of": place.of, "checks": [broken]})
+    environment = _environment(place.settings)
+    with TemporaryFile("w+") as errors:
+        program = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=errors, text=True)
+        output, status = program.stdout, 0
+        assert output is not None
+        try:
+            for text in within(SILENT_S, lambda: output):
+                try:
+                    check = Check.model_validate_json(text)
+                except ValidationError:  # a library's own words
+                    continue
+                status |= check.verdict == "failed"
+                yield check
+            if program.wait(SILENT_S) != status:
+                errors.seek(0)
+                why = (errors.read().strip().splitlines() or [f"exit status {program.returncode}"])[-1]
+                yield failed("doctor", f"its program broke off: {why}")
+        except (TimeoutError, subprocess.TimeoutExpired):
+            yield failed("doctor", f"its program has said nothing for {SILENT_S:g} s")
+        finally:
+            program.kill()
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:
     """The environment with these settings: without the files that would stand for them."""
     files = {name + SUFFIX for name in settings}
     return {name: text for name, text in os.environ.items() if name not in files} | settings
-
-
-def _show(found: list[Checkup]) -> None:
-    say_table(
-        ("of", "verdict", "what", "found"),
-        (
-            (one.of, check.verdict, check.name, check.said + (f" -> {check.remedy}" if check.remedy else ""))
-            for one in found
-            for check in one.checks
-        ),
-        wrap=("found",),
-    )
-    counts = {
-        verdict: sum(check.verdict == verdict for one in found for check in one.checks)
-        for verdict in ("failed", "warning")
-    }
-    say(f"\n{counts['failed']} failed, {counts['warning']} warnings")

@@ -39,6 +39,22 @@ def test_a_check_that_fails_itself_is_a_failed_check() -> None:
     ]
 
 
+def test_a_look_that_hangs_is_a_failed_check() -> None:
+    hung = threading.Event()
+
+    def stuck() -> Iterator[Check]:
+        yield checks.ok("first", "")
+        hung.wait()
+
+    found = run([("mount", stuck), ("python", checks.python)], {"mount": 0.1})
+    assert [(one.name, one.verdict) for one in found] == [
+        ("first", "ok"),
+        ("mount", "failed"),
+        ("python", "ok"),
+    ]
+    hung.set()
+
+
 def test_packages_that_are_missing_are_named() -> None:
     assert only(checks.packages(["powermean"])).verdict == "ok"
     found = only(checks.packages(["powermean", "no-such-thing"]))

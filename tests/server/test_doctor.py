@@ -1,6 +1,5 @@
 """`python -m server.doctor` with real faults: each is one line that says what to do."""
 
-import json
 import os
 import socket
 import subprocess
@@ -33,7 +32,7 @@ def settings_here(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def found(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Check]:
     """The checks by name; of several with one name the worst."""
     code = doctor.main(["--json", *arguments])
-    checks = [Check.model_validate(one) for one in json.loads(capsys.readouterr().out)["checks"]]
+    checks = [Check.model_validate_json(one) for one in capsys.readouterr().out.splitlines()]
     assert code == int(any(one.verdict == "failed" for one in checks))
     order = ("ok", "warning", "failed")
     return {one.name: one for one in sorted(checks, key=lambda one: order.index(one.verdict))}

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from powermean.cli import doctor
+from powermean.cli.main import app
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +32,33 @@ def test_a_place_s_own_settings_come_before_the_environment_s_files(monkeypatch:
     assert doctor._environment({"POWERMEAN_REDIS_URL": "redis://here"}) == {
         name: text for name, text in os.environ.items() if name != "POWERMEAN_REDIS_URL_FILE"
     } | {"POWERMEAN_REDIS_URL": "redis://here"}
+
+
+SAYS = """print('{"name": "python", "verdict": "ok", "said": "3.11"}', flush=True)\n"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ("import time; time.sleep(60)", "has said nothing for 3 s"),
+        ("raise RuntimeError('no luck')", "broke off: RuntimeError: no luck"),
+        (
+            "import sys, time; from powermean.checks import tell\n"
+            "sys.exit(tell('server', [('mount', lambda: time.sleep(60))], True, {'mount': 0.1}))",
+            "mount: no answer within 0.1 s",
+        ),
+    ],
+)
+def test_a_program_that_hangs_or_breaks_off_keeps_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, said: str
+) -> None:
+    (tmp_path / "odd_doctor.py").write_text(SAYS + then)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    monkeypatch.setitem(doctor.MODULES, "server", "odd_doctor")
+    monkeypatch.setattr(doctor, "SILENT_S", 3.0 if "has said" in said else 30.0)
+    done = CliRunner().invoke(app, ["doctor", "--server"])
+    assert done.exit_code == 1
+    assert "ok       python: 3.11" in done.stdout
+    assert said in done.stdout
+    assert "1 failed, 0 warnings" in done.stdout
