@@ -4,11 +4,14 @@ A key from a file ends in a newline; one from `docker run --env-file` may keep i
 by their hash, so either would be refused for ever, and HTTP libraries quote a header that they refuse.
 """
 
+import re
+
 from pydantic import SecretStr
 
 from powermean.errors import PowermeanError
 
 _QUOTES = ('"', "'")
+_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 
 
 class MalformedKeyError(PowermeanError):
@@ -39,3 +42,8 @@ def clean_secret(given: SecretStr, name: str) -> SecretStr:
         return SecretStr(clean_key(given.get_secret_value(), name))
     except MalformedKeyError as error:
         raise ValueError(str(error)) from None
+
+
+def without_logins(text: str) -> str:
+    """The text with *** in place of user and password of the addresses in it: sftp://***@host/store."""
+    return _LOGIN.sub("***@", text)

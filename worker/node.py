@@ -13,16 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from powermean.artefacts import ArtefactStoreFullError, ArtefactStoreUnavailableError
-from powermean.contracts.attempts import Claim, Finish, JobError, NameRival
+from powermean.contracts.attempts import Claim, Finish, JobError, NameRival, ValidationResult
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import is_full
 from powermean.errors import PowermeanError
+from powermean.keys import without_logins
 from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
@@ -54,10 +55,15 @@ def end_this_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _store_away(errors: Iterable[JobError]) -> str | None:
-    """What is wrong with the artefact store, if that is among the errors: a spec is not judged by it."""
+def _judged(result: ValidationResult, node_id: str) -> ValidationResult:
+    """The result without errors of the artefact store, by which no spec is judged: they stand apart."""
     codes = (ArtefactStoreUnavailableError.code, ArtefactStoreFullError.code)
-    return next((error.message for error in errors if error.code in codes), None)
+    away = [error.message for error in result.errors if error.code in codes]
+    if not away:
+        return result
+    wrong = tuple(error for error in result.errors if error.code not in codes)
+    told = f"node {node_id}: {without_logins(away[0])}"[:1000]
+    return result.model_copy(update={"errors": wrong, "store_error": told})
 
 
 REPORT_S = 3.0
@@ -160,10 +166,11 @@ class Node:
             if result is not None and result.errors and (folder := full_disk(self._settings)):
                 # Its errors may come from there, and would end the job for good.
                 log.warning("job %s was not validated: the disk of %s is full", job_id, folder)
-            elif result is not None and (away := _store_away(result.errors)):
-                log.warning("job %s was not validated, the server will ask again: %s", job_id, away)
             elif result is not None:
-                self._client.post_validation(job_id, result)
+                judged = _judged(result, self._settings.node_id)
+                if judged.store_error is not None:
+                    log.warning("job %s could not be checked: %s", job_id, judged.store_error)
+                self._client.post_validation(job_id, judged)
         except ApiError as error:
             log.info("not validating job %s: %s", job_id, error)
         except ServerUnreachableError as error:

@@ -203,6 +203,11 @@ class ValidationResult(Contract):
     """Outcome of the node's checks (POST /v1/jobs/{id}/validation); without errors the job is queued."""
 
     errors: tuple[JobError, ...] = ()
+    store_error: str | None = Field(
+        None,
+        max_length=1000,
+        description="Why the node can't use the artefact store. Without errors: it is checked again.",
+    )
     tokens: int | None = Field(None, ge=1, description="Longest prompt with its completion, if known.")
 
 

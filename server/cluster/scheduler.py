@@ -35,7 +35,7 @@ from server.db.models import Job
 from server.db.session import Database, database_now
 from server.jobs import attempts, limits
 from server.jobs.events import lock_job
-from server.jobs.states import CHECKING, state_of, tell_phases
+from server.jobs.states import CHECKING, NO_STORE, state_of, tell_phases
 from server.nodes import living_ids
 from server.placement.outlook import awaited
 from server.placement.plan import plan
@@ -193,7 +193,7 @@ class Scheduler:
             news: dict[str, str] = {}
             for wanted, said in kinds:
                 phase = CHECKING if demand.checkers(wanted, living, offline) else nobody
-                if said != phase:
+                if said != phase and not (phase == CHECKING and _lacks_store(said)):
                     alike = Job.demand == wanted, Job.phase.is_not_distinct_from(said)
                     query = select(Job.id).where(unchecked, *alike, Job.id.not_in(checking))
                     ids = session.scalars(query.order_by(Job.id).limit(PHASES_A_TURN))
@@ -201,7 +201,7 @@ class Scheduler:
             being_checked = select(Job.id, Job.phase).where(unchecked, Job.id.in_(checking))
             for row in session.execute(being_checked) if checking else ():
                 phase = _checked_by(checking[row.id], row.phase or "", now)
-                if row.phase != phase:
+                if row.phase != phase and not _lacks_store(row.phase):
                     news[row.id] = phase
         return news
 
@@ -269,6 +269,11 @@ def _no_checker(living: Sequence[NodeCapacity]) -> str:
         return NO_ROOM
     closed = next((node.closed for node in living if node.closed), None)
     return f"waiting for a node that can check the spec: {closed}"[:200] if closed else NO_CHECKER
+
+
+def _lacks_store(phase: str | None) -> bool:
+    """Whether a node told why it could not check the spec: that stays until a node could."""
+    return phase is not None and phase.startswith(NO_STORE)
 
 
 def _checked_by(node_id: str, told: str, now: datetime) -> str:

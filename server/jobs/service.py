@@ -28,7 +28,15 @@ from server.jobs import attempts, priorities, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
 from server.jobs.limits import judged_here
-from server.jobs.states import CHECKING, change_state, record_state, state_of, summary_data
+from server.jobs.states import (
+    CHECKING,
+    NO_STORE,
+    change_phase,
+    change_state,
+    record_state,
+    state_of,
+    summary_data,
+)
 from server.jobs.views import job_spec, job_view
 from server.usage import check_room
 from server.vault.secrets import check as check_secrets
@@ -283,9 +291,15 @@ def validation_task(session: Session, job_id: str) -> tuple[ValidationTask, Job]
 
 
 def accept_validation(session: Session, job_id: str, result: ValidationResult) -> None:
-    """Queue the job, or fail it with what the node found. A second result has no effect."""
+    """Queue the job, or fail it with what the node found. A second result has no effect.
+
+    A node that only could not use the artefact store says nothing about the spec: it is asked again.
+    """
     job = lock_job(session, job_id)
     if state_of(job) is not JobState.VALIDATING:
+        return
+    if result.store_error is not None and not result.errors:
+        change_phase(session, job, f"{NO_STORE}{result.store_error}"[:200], database_now(session))
         return
     outbox.settle(session, job_id, database_now(session))
     if not result.errors:

@@ -15,6 +15,7 @@ from server.jobs.events import append_event
 from server.jobs.views import job_summary
 
 CHECKING = "waiting for a node to check the spec"  # the phase while validating
+NO_STORE = "waiting for the artefact store: "  # the same, where a node could not use it, and why
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from powermean import AsyncClient, Client
 from powermean.discovery import find_service
-from powermean.keys import MalformedKeyError, clean_key
+from powermean.keys import MalformedKeyError, clean_key, without_logins
 from server.settings import Settings
 from worker.settings import NodeSettings
 
@@ -53,3 +53,8 @@ def test_a_quoted_key_in_the_settings_is_refused_without_it() -> None:
     with pytest.raises(ValidationError, match="is in quotes") as refused:
         Settings(bootstrap_admin_key=f'"{KEY}"')
     assert KEY not in str(refused.value)
+
+
+def test_addresses_are_shown_without_their_logins() -> None:
+    told = "no answer from sftp://me:p@ss@host/a@b, but from file:///data/me@home and https://host:1/x"
+    assert without_logins(told) == told.replace("me:p@ss@", "***@")

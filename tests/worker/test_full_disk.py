@@ -79,13 +79,16 @@ def test_a_check_that_fails_on_a_full_disk_is_not_told(
     assert server.results == [failed]
 
 
-def test_a_check_that_fails_because_the_store_is_away_is_not_told(
+def test_a_store_that_is_away_is_told_apart_from_what_is_wrong_with_the_spec(
     node: Node, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = ArtefactStoreUnavailableError("its disk is not mounted").error
-    monkeypatch.setattr(nodes, "check", lambda task, secrets: ValidationResult(errors=(away,)))
-    node.validate("job-a")
-    assert server.results == []
+    away = ArtefactStoreUnavailableError("no answer from sftp://me:secret@host").error
+    wrong = JobError(code="unknown_model", message="there is none")
+    for errors in ((away,), (away, wrong)):
+        monkeypatch.setattr(nodes, "check", lambda *_, errors=errors: ValidationResult(errors=errors))
+        node.validate("job-a")
+    assert [result.errors for result in server.results] == [(), (wrong,)]
+    assert {result.store_error for result in server.results} == {"node local: no answer from sftp://***@host"}
 
 
 def test_an_attempt_whose_folder_has_no_room_is_given_back_at_once(

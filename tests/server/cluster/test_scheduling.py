@@ -136,6 +136,25 @@ def test_a_job_says_which_node_checks_it_since_when(service: ServiceDriver, monk
     assert told_at(now)[0] == CHECKING
 
 
+def test_a_job_says_why_a_node_could_not_use_the_store(service: ServiceDriver):
+    """Until its spec is checked; the node is asked again meanwhile."""
+    service.report()
+    job_id = service.submit()
+    address = f"/v1/jobs/{job_id}/validation"
+    why = {"store_error": "node node-1: the folder /data is not the artefact store"}
+    service.node.post(address, json=why).raise_for_status()
+    for checking in ((job_id,), ()):
+        service.report(checking=checking)
+        service.scheduler.turn()
+        assert service.job(job_id).state == "validating"
+        assert service.job(job_id).phase == f"waiting for the artefact store: {why['store_error']}"
+    service.relay.turn()
+    assert [subject for _, _, subject in service.sender.sent] == [job_id]
+    wrong = {"errors": [{"code": "unknown_model", "message": "there is none"}]}
+    service.node.post(address, json=why | wrong).raise_for_status()
+    assert service.job(job_id).error.message == "there is none"
+
+
 def test_a_job_that_met_a_full_disk_waits_for_room_and_goes_on(service: ServiceDriver):
     attempt = service.running()
     error = {"code": "disk_full", "message": "The disk of /data on the node is full."}
