@@ -30,6 +30,7 @@ from powermean.artefacts import MARKER, ArtefactError, ArtefactStore
 from powermean.contracts.checks import Check
 from powermean.disk import SCARCE_BYTES, free_bytes, is_full
 from powermean.errors import PowermeanError
+from powermean.keys import without_logins
 from powermean.sizes import size
 from powermean.tokens import CLOCK_SKEW_S
 
@@ -72,7 +73,7 @@ def _found(name: str, look: Look) -> Iterator[Check]:
         yield from look()
     except Exception as error:  # noqa: BLE001  # a doctor tells what it finds, and goes on
         remedy = error.remedy if isinstance(error, PowermeanError) else None
-        yield failed(name, f"{type(error).__name__}: {error}", remedy)
+        yield failed(name, without_logins(f"{type(error).__name__}: {error}"), remedy)
 
 
 def within(seconds: float, work: Callable[[], Iterable[T]]) -> Iterator[T]:
@@ -234,9 +235,9 @@ def artefact_store(url: str, *, existing: bool) -> Iterator[Check]:
             return
         store.probe()
     except ArtefactError as error:
-        yield failed("artefact store", f"{url}: {error}", error.remedy)
+        yield failed("artefact store", without_logins(f"{url}: {error}"), error.remedy)
     else:
-        yield ok("artefact store", f"{url} can be read and written")
+        yield ok("artefact store", without_logins(f"{url} can be read and written"))
 
 
 def clock(whose: str, theirs: datetime, asked: float) -> Iterator[Check]:

@@ -35,6 +35,7 @@ from powermean.checks import (
 from powermean.connection import BadAddressError
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.checks import Check, NodeAnswer, NodeQuestion
+from powermean.keys import without_logins
 from powermean.node_client import NodeClient
 from powermean.rest import ApiError, ServerUnreachableError
 from worker.gpus import Gpus
@@ -202,7 +203,11 @@ def _agreements(settings: NodeSettings, answer: NodeAnswer, probe: ArtefactRef |
         yield ok("same store", "the server reads what this node writes")
     elif probe is not None:
         said = f"the server can't read what this node wrote to {settings.artefacts_url}: {answer.probe_error}"
-        yield failed("same store", said, "Set POWERMEAN_ARTEFACTS_URL of both to one store that both reach.")
+        yield failed(
+            "same store",
+            without_logins(said),
+            "Set POWERMEAN_ARTEFACTS_URL of both to one store that both reach.",
+        )
 
 
 def _stored_probe(settings: NodeSettings) -> ArtefactRef | None:

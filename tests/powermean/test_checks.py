@@ -125,6 +125,11 @@ def test_a_store_that_is_read_only_or_none(tmp_path: Path) -> None:
     assert only(checks.artefact_store("nonsense://x", existing=False)).verdict == "failed"
 
 
+def test_a_store_s_password_is_not_shown() -> None:
+    said = only(checks.artefact_store("nonsense://me:secret@host/x", existing=True)).said
+    assert said.startswith("nonsense://***@host/x: cannot use the artefact store nonsense://***@host/x")
+
+
 @pytest.mark.parametrize(("off", "verdict"), [(0, "ok"), (10, "warning"), (-10, "warning"), (7200, "failed")])
 def test_clocks(off: float, verdict: str) -> None:
     found = only(checks.clock("the server", datetime.now(UTC) - timedelta(seconds=off), time.time()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from powermean.artefacts import ArtefactStore
+from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.checks import Check
 from server import nodes
 from server.routes import nodes as routes
@@ -82,6 +83,18 @@ def test_another_store_than_the_server_s(node: Node, tmp_path: Path) -> None:
     check = node.found()["same store"]
     assert check.verdict == "failed"
     assert "the server can't read what this node wrote" in check.said
+
+
+def test_the_store_s_password_is_not_shown(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stored(*_: object) -> ArtefactRef:
+        return ArtefactRef(key="probe/x/" + "0" * 64 + "-probe", sha256="0" * 64, size=4)
+
+    monkeypatch.setattr(doctor, "_stored_probe", stored)
+    monkeypatch.setattr(doctor, "_remove", lambda *_: None)
+    node.setting("ARTEFACTS_URL", "sftp://me:secret@127.0.0.1/x")
+    checks = node.found()
+    assert "wrote to sftp://***@127.0.0.1/x" in checks["same store"].said
+    assert "secret" not in str(checks)
 
 
 def test_a_wrong_token_another_server_and_none(node: Node, service: Service) -> None:
