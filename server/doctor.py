@@ -177,7 +177,7 @@ def port(settings: Settings) -> Iterator[Check]:
         yield ok("port", f"{where} is free")
         return
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104  # compared
-    if _answers(f"http://{host}:{settings.port}"):
+    if _answers(f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"):
         yield ok("port", f"a powermean server listens on {where}: {holder}")
     else:
         yield failed("port", f"{where} is taken: {holder}", "Stop it, or set POWERMEAN_PORT to another port.")
@@ -196,7 +196,7 @@ def _answers(url: str) -> bool:
     try:
         answer = httpx.get(f"{url}/healthz", timeout=ANSWER_S, trust_env=through_proxy(url))
         return answer.is_success and answer.json().get("status") == "ok"
-    except (httpx.HTTPError, ValueError, AttributeError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
         return False
 
 

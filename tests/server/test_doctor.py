@@ -89,6 +89,17 @@ def test_a_running_server_of_ours_has_the_port(
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_server_of_ours_on_ipv6_and_an_address_that_is_none(
+    service: ServiceDriver, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(service.app, host="::1") as url:
+        monkeypatch.setenv("POWERMEAN_HOST", "::1")
+        monkeypatch.setenv("POWERMEAN_PORT", url.rpartition(":")[2])
+        assert "a powermean server listens" in found(capsys, "--idle")["port"].said
+    assert not doctor._answers("http://::1:8700")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_a_setting_s_file_that_can_t_be_used(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

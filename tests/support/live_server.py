@@ -17,10 +17,10 @@ from server.connections import Connection
 
 
 @contextmanager
-def listening(app: FastAPI, deadline_s: float = 20) -> Iterator[str]:
+def listening(app: FastAPI, deadline_s: float = 20, host: str = "127.0.0.1") -> Iterator[str]:
     """The application behind uvicorn in a thread; its address."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.bind((host, 0))
     listener.listen(256)
     protocol = partial(Connection, app.state.connections)
     config = uvicorn.Config(app, http=protocol, log_level="warning", timeout_graceful_shutdown=1)
@@ -32,7 +32,7 @@ def listening(app: FastAPI, deadline_s: float = 20) -> Iterator[str]:
         while not server.started:
             assert time.monotonic() < ends, "the server did not start"
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     finally:
         app.state.events.end_streams()
         server.should_exit = True
