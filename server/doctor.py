@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from stat import S_IRWXO
 
 import httpx
 from pydantic import ValidationError
@@ -152,12 +153,12 @@ def _revision(opened: Database) -> Check:
 
 
 def secrets_folder(settings: Settings) -> Iterator[Check]:
-    """Whether the keys are there, readable for us and nobody else."""
+    """Whether the keys are there, and closed to others; a group may read them, as with an fsGroup."""
     folder = settings.secrets_dir
     if not folder.exists():
         yield warning("secrets", f"{folder} does not exist yet", "The server makes it at its first start.")
         return
-    open_ones = [path for path in folder.glob("*.key*") if path.is_file() and path.stat().st_mode & 0o077]
+    open_ones = [path for path in folder.glob("*.key*") if path.is_file() and path.stat().st_mode & S_IRWXO]
     for path in open_ones:
         yield failed("secrets", f"others can read {path}", f"chmod 600 {path}")
     lacking = [name for name in (PRIVATE_KEY_NAME, SECRETS_KEYS) if not (folder / name).is_file()]

@@ -12,6 +12,7 @@ from sqlalchemy import make_url, text
 from powermean.contracts.checks import Check
 from server import doctor
 from server.db.session import Database
+from server.vault.key_file import KeyFile
 from tests.support.live_server import listening
 from tests.support.service_driver import ServiceDriver
 
@@ -77,6 +78,15 @@ def test_faults_that_are_named(
     with service.database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0999'"))
     assert "upgrade powermean" in found(capsys)["database"].said
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_keys_may_be_a_group_s(service: ServiceDriver, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kubernetes gives them to a volume's fsGroup; the server starts with them."""
+    for key in service.settings.secrets_dir.glob("*.key*"):
+        key.chmod(0o660)
+    KeyFile.ensure(service.settings.secrets_dir)
+    assert found(capsys, "--idle")["secrets"].verdict == "ok"
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
