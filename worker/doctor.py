@@ -150,10 +150,10 @@ def contradictions(settings: NodeSettings) -> Iterator[Check]:
             failed("settings", "POWERMEAN_NODE_TOKEN is not set", "powermean key create --node NAME")
         )
     key = settings.attempt_public_key
-    if key is None:
+    if key is None and settings.attempt_public_key_text is None:
         remedy = "Set it to the server's attempt_token.pub."
         wrong.append(failed("settings", "POWERMEAN_ATTEMPT_PUBLIC_KEY is not set", remedy))
-    elif not key.is_file():
+    elif key is not None and not key.is_file():
         remedy = "Copy the server's attempt_token.pub there."
         wrong.append(failed("settings", f"POWERMEAN_ATTEMPT_PUBLIC_KEY: there is no file {key}", remedy))
     for root in settings.model_roots:
@@ -194,10 +194,13 @@ def _agreements(settings: NodeSettings, answer: NodeAnswer, probe: ArtefactRef |
     if answer.holder is not None:
         said = f"{settings.node_id} is another worker's, on host {answer.holder}"
         yield failed("name", said, "Give this one a POWERMEAN_NODE_ID of its own.")
-    key = settings.attempt_public_key
-    if key is not None and key.is_file() and key.read_text().strip() != answer.public_key.strip():
+    key, text = settings.attempt_public_key, settings.attempt_public_key_text
+    if key is not None:  # it goes before the text, as in the worker
+        text = key.read_text() if key.is_file() else None
+    if text is not None and text.strip() != answer.public_key.strip():
+        whose = key or "POWERMEAN_ATTEMPT_PUBLIC_KEY_TEXT"
         yield failed(
-            "signing key", f"{key} is not the server's", "Copy the server's attempt_token.pub there."
+            "signing key", f"{whose} is not the server's", "Copy the server's attempt_token.pub there."
         )
     if probe is not None and answer.probe_error is None:
         yield ok("same store", "the server reads what this node writes")

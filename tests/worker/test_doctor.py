@@ -141,6 +141,17 @@ def test_another_server_s_signing_key_and_what_is_not_set(node: Node, tmp_path: 
     assert "POWERMEAN_CPU_SLOTS" in said
 
 
+def test_a_signing_key_that_came_as_text(node: Node, service: Service) -> None:
+    """So do nodes get it that a pool starts."""
+    node.patch.delenv("POWERMEAN_ATTEMPT_PUBLIC_KEY")
+    node.setting("ATTEMPT_PUBLIC_KEY_TEXT", (service.settings.secrets_dir / "attempt_token.pub").read_text())
+    checks = node.found()
+    assert checks["settings"].verdict == "ok"
+    assert "signing key" not in checks
+    node.setting("ATTEMPT_PUBLIC_KEY_TEXT", "old")
+    assert "_TEXT is not the server's" in node.found()["signing key"].said
+
+
 def test_only_small_objects_of_probes_are_read_for_nodes(service: Service) -> None:
     ref = {"key": "jobs/job-1/" + "0" * 64 + "-weights", "sha256": "0" * 64, "size": 4}
     answer = service.node.post("/v1/nodes/node-1/check", json={"probe": ref})
