@@ -230,8 +230,8 @@ def artefact_store(url: str, *, existing: bool) -> Iterator[Check]:
         if store.folder is not None and not existing and not (store.folder / MARKER).exists():
             yield from disk("artefact store", store.folder)
             if store.folder.is_dir():
-                said = f"{store.folder} is no artefact store yet: the server makes it one at its start"
-                yield warning("artefact store", said, f"If it should have a {MARKER}: is its disk mounted?")
+                said = f"{store.folder} has no {MARKER}: it is new, or its disk is not mounted"
+                yield warning("artefact store", said, "Mount its disk. A new server needs nothing done.")
             return
         store.probe()
     except ArtefactError as error:

@@ -115,7 +115,7 @@ def test_a_store_that_is_read_only_or_none(tmp_path: Path) -> None:
         "Is its disk mounted? Does POWERMEAN_ARTEFACTS_URL name the server's store?",
     )
     found = list(checks.artefact_store(url, existing=False))[-1]
-    assert (found.verdict, "is its disk mounted?" in (found.remedy or "")) == ("warning", True)
+    assert (found.verdict, "its disk is not mounted" in found.said) == ("warning", True)
     assert list((tmp_path / "store").iterdir()) == []  # a doctor makes no store
     ArtefactStore(url).make()  # as a server does
     for existing in (True, False):
