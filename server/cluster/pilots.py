@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import GpuInfo
 from powermean.contracts.pools import Shape
+from server.cluster.leadership import served_since
 from server.db.models import Node, Pilot, PoolStatus
 from server.nodes import NodeNameTakenError
 from server.placement.state import Coming, NodeCapacity
@@ -44,14 +45,24 @@ def as_node(node_id: str, shape: Shape) -> NodeCapacity:
     )
 
 
-def coming(session: Session, alive: Collection[str]) -> tuple[Coming, ...]:
-    """The nodes that pools are starting, and that don't report yet."""
+def coming(session: Session, settings: Settings, alive: Collection[str], now: datetime) -> tuple[Coming, ...]:
+    """The nodes that pools are starting, and that don't report yet: not those that have fallen silent."""
     pools = {one.name: one for one in session.scalars(select(PoolStatus))}
     return tuple(
         Coming(as_node(one.node_id, Shape.model_validate(one.shape)), _words(one, pools.get(one.pool)))
         for one in living(session)
-        if one.leaves is None and one.node_id not in alive
+        if one.leaves is None
+        and one.node_id not in alive
+        and silence(session, one, now) <= timedelta(seconds=settings.node_timeout_s)
     )
+
+
+def silence(session: Session, pilot: Pilot, now: datetime) -> timedelta:
+    """For how long a server has listened in vain for its node's reports; none before the first."""
+    node = session.get(Node, pilot.node_id)
+    if node is None:
+        return timedelta(0)
+    return now - max(node.seen_at, served_since(session) or node.seen_at)
 
 
 def _words(pilot: Pilot, pool: PoolStatus | None) -> str:

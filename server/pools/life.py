@@ -16,7 +16,7 @@ from powermean.contracts.attempts import NodeReport
 from powermean.contracts.pools import Shape
 from server.cluster import engines
 from server.cluster.drains import DRAINING
-from server.cluster.pilots import ENDED, KINDS, living
+from server.cluster.pilots import ENDED, KINDS, living, silence
 from server.db.models import Node, Pilot, PoolStatus
 from server.db.session import changes, upsert
 from server.identity.keys import create_pilot_token, revoke_pilot_token
@@ -93,9 +93,9 @@ def confirm(session: Session, pilot: Pilot, external_id: str) -> None:
         pilot.state = "pending"
 
 
-def let_go(session: Session, pilot: Pilot, why: str) -> bool:
+def let_go(session: Session, pool: Pool, pilot: Pilot, why: str, now: datetime) -> bool:
     """Have the engine end a pilot on which nothing runs. False: something does, after all."""
-    if has_work(session, pilot):
+    if has_work(session, pool, pilot, now):
         return False
     pilot.leaves = why[:200]
     node = session.get(Node, pilot.node_id, with_for_update=True)
@@ -106,12 +106,20 @@ def let_go(session: Session, pilot: Pilot, why: str) -> bool:
     return True
 
 
-def has_work(session: Session, pilot: Pilot) -> bool:
-    """Whether anything runs on its node, or holds something there."""
+def has_work(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+    """Whether anything runs on its node, or holds something there.
+
+    Of a node that has been silent for too long, only attempts that still beat count: its last report is
+    old, and nobody will say that what lapsed there is gone.
+    """
     node = session.get(Node, pilot.node_id)
     if node is None:
         return False
-    if attempts_holding(session, node.id, (*RUNNING, *OVER)):
+    if attempts_holding(session, node.id, RUNNING):
+        return True
+    if _is_lost(session, pool, pilot, now):
+        return False
+    if attempts_holding(session, node.id, OVER):
         return True
     report = NodeReport.model_validate(node.report)
     return bool(report.running or report.services or report.checking) or node.id in (
@@ -134,7 +142,14 @@ def note_seen(
         why = _too_short(settings, pool, pilot, seen.ends_at, now) or _no_node(session, pool, pilot, now)
         _note_end(session, pool, pilot, seen.ends_at)
         if pilot.leaves is None and why is not None:
-            pilot.failed = let_go(session, pilot, why)
+            pilot.failed = let_go(session, pool, pilot, why, now)
+        elif pilot.leaves is None and _is_lost(session, pool, pilot, now):
+            let_go(session, pool, pilot, f"its node has not reported for {pool.start_deadline_s:g} s", now)
+
+
+def _is_lost(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+    """Whether its node reported once and has been silent for as long as a worker may take to start."""
+    return silence(session, pilot, now) > timedelta(seconds=pool.start_deadline_s)
 
 
 def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | None) -> None:

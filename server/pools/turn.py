@@ -157,10 +157,12 @@ class PoolTurn:
         """Write down what is wanted, and who is let go. What changes in between is looked at again."""
         with self._shared.choosing:
             with self._shared.database.read() as session:
-                wanted = self._sizes(session, database_now(session))
-                drained = {one.id for one in self._living(session) if _is_drained(session, one)}
-                idle = {one.id for one in self._living(session) if one.unneeded_since is not None}
-                ours = {one.id for one in self._living(session)}
+                now = database_now(session)
+                wanted = self._sizes(session, now)
+                living = self._living(session)
+                drained = {one.id for one in living if _is_drained(session, self._pool, one, now)}
+                idle = {one.id for one in living if one.unneeded_since is not None}
+                ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
             let_go = drained | (ours & set(wanted.let_go))
             if not (starts or let_go or idle != ours - wanted.needed):
@@ -174,7 +176,8 @@ class PoolTurn:
                         pilot.unneeded_since = pilot.unneeded_since or now
                     if pilot.id in let_go:
                         nobody = f"nothing needed it for {self._pool.idle_s:g} s"
-                        life.let_go(session, pilot, "its node was drained" if pilot.id in drained else nobody)
+                        why = "its node was drained" if pilot.id in drained else nobody
+                        life.let_go(session, self._pool, pilot, why, now)
                 for _ in range(starts):
                     life.ask(session, self._pool, now)
                 life.prune(session, self._pool.name, now)
@@ -199,7 +202,7 @@ class PoolTurn:
                     idle_s=pool.idle_s,
                     ready=self._is_ready(session, now) if ours else pool.name in well,
                     pilots=tuple(
-                        _facts(session, one, alive, now) for one in pilots.living(session, pool.name)
+                        _facts(session, pool, one, alive, now) for one in pilots.living(session, pool.name)
                     ),
                 )
             )
@@ -304,18 +307,18 @@ class PoolTurn:
             log.info("pool %s is well again", self._pool.name)
 
 
-def _facts(session: Session, pilot: Pilot, alive: Collection[str], now: datetime) -> PilotFacts:
+def _facts(session: Session, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime) -> PilotFacts:
     idle = pilot.unneeded_since
     return PilotFacts(
         id=pilot.id,
         node_id=pilot.node_id,
         reports=pilot.node_id in alive,
-        busy=life.has_work(session, pilot),
+        busy=life.has_work(session, pool, pilot, now),
         leaves=pilot.leaves is not None,
         unneeded_s=(now - idle).total_seconds() if idle is not None else 0.0,
     )
 
 
-def _is_drained(session: Session, pilot: Pilot) -> bool:
+def _is_drained(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
     node = session.get(Node, pilot.node_id)
-    return node is not None and node.closed == DRAINING and not life.has_work(session, pilot)
+    return node is not None and node.closed == DRAINING and not life.has_work(session, pool, pilot, now)

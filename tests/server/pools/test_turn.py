@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
 from powermean.contracts.pools import Shape
-from server.db.models import Job, Pilot, PoolStatus
+from server.db.models import Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
 from server.pools.pools_file import PoolsFile
 from server.pools.turn import Pools, PoolTurn
@@ -83,6 +83,13 @@ class Elastic:
             now = database_now(session)
             past = {name: now - timedelta(seconds=seconds) for name, seconds in columns.items()}
             session.execute(update(Pilot).values(past))
+
+    def silent(self, seconds: float) -> None:
+        """As if no node had reported for so long, to a server that was there."""
+        with self.service.database.write() as session:
+            past = database_now(session) - timedelta(seconds=seconds)
+            session.execute(update(Node).values(seen_at=past))
+            session.execute(update(Leader).values(served_since=past))
 
     def job(self, job_id: str) -> Any:
         return self.service.job(job_id)
@@ -334,6 +341,31 @@ def test_an_idle_node_is_let_go_down_to_the_minimum(service: ServiceDriver):
     assert len(elastic.engine.cancelled) == 1
     elastic.turn()
     assert sorted(pilot.state for pilot in elastic.pilots) == ["ended", "running"]
+
+
+def test_a_node_that_falls_silent_is_not_waited_for(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.report(running=[attempt.claim.attempt_id])
+    elastic.silent(599)
+    elastic.service.let_lease_run_out(attempt.claim.attempt_id)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+    assert elastic.engine.cancelled == []
+    elastic.silent(601)
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    elastic.turn()
+    assert elastic.pilots[0].reason == "its node has not reported for 600 s"
+    assert not elastic.pilots[0].failed
+
+
+def test_nodes_that_could_not_report_while_no_server_was_there_are_waited_for(elastic: Elastic):
+    elastic.running()
+    with elastic.service.database.write() as session:
+        session.execute(update(Node).values(seen_at=database_now(session) - timedelta(hours=1)))
+    elastic.queued()
+    elastic.turn()
+    assert (len(elastic.engine.orders), elastic.engine.cancelled) == (1, [])
 
 
 def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
