@@ -46,12 +46,16 @@ def as_node(node_id: str, shape: Shape) -> NodeCapacity:
 
 
 def coming(session: Session, settings: Settings, alive: Collection[str], now: datetime) -> tuple[Coming, ...]:
-    """The nodes that pools are starting, and that don't report yet: not those that have fallen silent."""
+    """The nodes that pools are starting, and that don't report yet: not those that have fallen silent.
+
+    A pool that may have no nodes (max: 0, also one that is declared no more) starts none.
+    """
     pools = {one.name: one for one in session.scalars(select(PoolStatus))}
     return tuple(
         Coming(as_node(one.node_id, Shape.model_validate(one.shape)), _words(one, pools.get(one.pool)))
         for one in living(session)
         if one.leaves is None
+        and not (one.pool in pools and pools[one.pool].max == 0)
         and one.node_id not in alive
         and silence(session, one, now) <= timedelta(seconds=settings.node_timeout_s)
     )
@@ -80,7 +84,7 @@ def outlooks(session: Session) -> tuple[Coming, ...]:
     for one in living(session):
         have[one.pool] = have.get(one.pool, 0) + 1
     found = []
-    for pool in session.scalars(select(PoolStatus).order_by(PoolStatus.name)):
+    for pool in session.scalars(select(PoolStatus).where(PoolStatus.max > 0).order_by(PoolStatus.name)):
         full = f"it has its {pool.max} nodes" if have.get(pool.name, 0) >= pool.max else None
         if why := pool.error or full:
             node = as_node(f"pool {pool.name}", Shape.model_validate(pool.shape))

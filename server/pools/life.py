@@ -31,6 +31,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 KEPT = timedelta(days=7)  # rows of pilots that have ended
+UNDECLARED = "the pools file does not declare it any more: end its pilots yourself"
 CLOSE = timedelta(seconds=5)  # an end that moves by less has not moved
 FIRST_PAUSE_S = 30.0  # after a node that failed to start; doubles with each one more
 LONGEST_PAUSE_S = 1800.0
@@ -49,14 +50,24 @@ def declare(session: Session, pool: Pool) -> None:
     changes(session).plan = True
 
 
-def forget_undeclared(session: Session, names: Sequence[str]) -> None:
-    """Remove the pools that are in the file no more, except where they still have nodes."""
+def forget_undeclared(session: Session, settings: Settings, names: Sequence[str], now: datetime) -> None:
+    """Remove the pools that are in the file no more, except where they still have nodes.
+
+    Nobody asks their engines any more. So a pilot ends when its node reports no more and nothing there beats.
+    """
+    timeout = timedelta(seconds=settings.node_timeout_s)
+    for pilot in living(session):
+        if pilot.pool in names or attempts_holding(session, pilot.node_id, RUNNING):
+            continue
+        if session.get(Node, pilot.node_id) is None or silence(session, pilot, now) > timeout:
+            end(session, settings, pilot, "the pools file does not declare its pool any more", now)
     for pool in session.scalars(select(PoolStatus).where(PoolStatus.name.not_in(names))):
-        if living(session, pool.name):
-            pool.max, pool.error = 0, "the pools file does not declare it any more: end its pilots yourself"
-        else:
+        if not living(session, pool.name):
             session.delete(pool)
-    changes(session).plan = True
+            changes(session).plan = True
+        elif (pool.max, pool.error) != (0, UNDECLARED):
+            pool.max, pool.error = 0, UNDECLARED
+            changes(session).plan = True
 
 
 def ask(session: Session, pool: Pool, now: datetime) -> Pilot:

@@ -1,18 +1,29 @@
-"""The threads of the declared pools."""
+"""The threads of the pools."""
 
 from urllib.parse import urlsplit
 
 from server.cluster.loops import Loop
 from server.db.session import Database
 from server.pools.pools_file import PoolsFile, PoolsFileError, read_pools_file
-from server.pools.turn import Pools, PoolTurn
+from server.pools.turn import Pools, PoolTurn, Undeclared
 from server.settings import Settings
+
+UNDECLARED_PAUSE_S = 30.0
 
 
 def pool_loops(settings: Settings, database: Database, holder: str, public_pem: str) -> tuple[Loop, ...]:
-    """One for each pool. Raises PoolsFileError."""
+    """One for each declared pool, and one for what is left of others. Raises PoolsFileError."""
+    shared = declared_pools(settings, database, holder, public_pem)
+    return (
+        Loop("undeclared pools", Undeclared(shared).turn, UNDECLARED_PAUSE_S),
+        *(Loop(f"pool {one.name}", PoolTurn(shared, one).turn, one.poll_s) for one in shared.pools),
+    )
+
+
+def declared_pools(settings: Settings, database: Database, holder: str, public_pem: str) -> Pools:
+    """What the pools file says, if there is one. Raises PoolsFileError."""
     if settings.pools_file is None:
-        return ()
+        return Pools(database, settings, holder, (), {}, settings.redis_url)
     declared = read_pools_file(settings.pools_file)
     for place, pool in enumerate(declared.pools):
         if pool.time_limit_s is not None and pool.time_limit_s <= pool.drain_s + settings.min_run_s:
@@ -26,8 +37,7 @@ def pool_loops(settings: Settings, database: Database, holder: str, public_pem: 
         "POWERMEAN_ATTEMPT_PUBLIC_KEY_TEXT": public_pem,
     }
     redis_url = declared.redis_url or settings.redis_url
-    shared = Pools(database, settings, holder, declared.pools, environment, redis_url)
-    return tuple(Loop(f"pool {one.name}", PoolTurn(shared, one).turn, one.poll_s) for one in declared.pools)
+    return Pools(database, settings, holder, declared.pools, environment, redis_url)
 
 
 def server_url(settings: Settings, declared: PoolsFile) -> str:

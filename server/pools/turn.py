@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -52,6 +52,10 @@ class Pools:
     redis_url: str
     choosing: threading.Lock = field(default_factory=threading.Lock)
 
+    def leads(self, session: Session) -> bool:
+        """Whether this replica leads; takes no lock."""
+        return leads(session, self.holder, self.settings.leader_lease_s)
+
     @contextmanager
     def leading(self) -> Iterator[Session]:
         """A transaction during which no other replica takes over."""
@@ -59,6 +63,25 @@ class Pools:
             if not keeps_lead(session, self.holder):
                 raise LeadLostError
             yield session
+
+
+class Undeclared:
+    """What is left of pools that the file no longer declares. Only the leader's turns have an effect."""
+
+    def __init__(self, shared: Pools) -> None:
+        self._shared = shared
+
+    def turn(self) -> None:
+        """One pass."""
+        shared, names = self._shared, [pool.name for pool in self._shared.pools]
+        with shared.database.read() as session:
+            if not shared.leads(session):
+                return
+            known = {*session.scalars(select(PoolStatus.name)), *(one.pool for one in pilots.living(session))}
+        if known <= set(names):
+            return
+        with suppress(LeadLostError), shared.leading() as session:
+            life.forget_undeclared(session, shared.settings, names, database_now(session))
 
 
 class PoolTurn:
@@ -78,7 +101,7 @@ class PoolTurn:
         """One pass."""
         shared = self._shared
         with shared.database.read() as session:
-            leads_now = leads(session, shared.holder, shared.settings.leader_lease_s)
+            leads_now = shared.leads(session)
         if not leads_now:
             self._leads = False
             return
@@ -86,7 +109,6 @@ class PoolTurn:
             if not self._leads:
                 with shared.leading() as session:
                     life.declare(session, self._pool)
-                    life.forget_undeclared(session, [pool.name for pool in shared.pools])
                 self._leads, self._missing = True, set()
             self._look_and_act()
         except LeadLostError:

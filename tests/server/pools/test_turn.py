@@ -9,10 +9,11 @@ from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
 from powermean.contracts.pools import Shape
+from server.cluster import pilots
 from server.db.models import Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
 from server.pools.pools_file import PoolsFile
-from server.pools.turn import Pools, PoolTurn
+from server.pools.turn import Pools, PoolTurn, Undeclared
 from server.settings import Settings
 from tests.support.fake_pool_engine import FakeEngine
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
@@ -446,3 +447,35 @@ def test_people_see_the_pools(elastic: Elastic):
     assert (pilot["state"], pilot["reason"], pilot["external_id"]) == ("pending", "Priority", "1")
     assert elastic.service.person.get("/v1/pools/cpu").json() == pool
     assert elastic.service.person.get("/v1/pools/gone").status_code == 404
+
+
+def test_a_pool_that_the_file_declares_no_more_is_forgotten(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.queued()
+    elastic.turn()
+    gone = Undeclared(replace(elastic.pools, pools=()))
+    gone.turn()
+    assert [pilot.state for pilot in elastic.pilots] == ["running", "ended"]  # one is a node
+    with elastic.service.database.read() as session:
+        assert (session.get_one(PoolStatus, "cpu").max, pilots.startable(session)) == (0, [])
+    assert elastic.report(1).status_code == 401
+    elastic.silent(3600)
+    gone.turn()
+    assert attempt.beat().status_code == 200
+    elastic.service.let_lease_run_out(attempt.claim.attempt_id)
+    elastic.service.scheduler.turn()
+    gone.turn()
+    assert elastic.service.person.get("/v1/pools").json()["items"][1:] == []
+    assert elastic.report().status_code == 401
+
+
+def test_nodes_of_a_pool_that_the_file_declares_no_more_are_not_waited_for(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.report()
+    Undeclared(replace(elastic.pools, pools=())).turn()
+    settings = elastic.service.settings
+    with elastic.service.database.write() as session:
+        assert pilots.coming(session, settings, [], database_now(session)) == ()
+        assert pilots.outlooks(session) == ()
