@@ -122,8 +122,8 @@ class PoolTurn:
             return
         self._settle(seen)
         self._decide()
-        error = self._order() or self._end() or self._why_paused()
-        self._tell(error)
+        refused = [self._end(), self._order()]  # each in any case: neither waits for the other
+        self._tell("; ".join(dict.fromkeys(filter(None, refused))) or self._why_paused())
 
     def _settle(self, seen: Sequence[Seen]) -> None:
         """Follow the engine's word; each end has a transaction of its own."""
@@ -290,7 +290,8 @@ class PoolTurn:
         return PilotOrder(pilot.id, pilot.node_id, environment, secrets, shape, pool.time_limit_s)
 
     def _end(self) -> str | None:
-        """Have the engine end those that are let go; what it refused."""
+        """Have the engine end those that are let go; what it refused first."""
+        refused = None
         with self._shared.database.read() as session:
             leaving = [one for one in pilots.living(session, self._pool.name) if one.leaves is not None]
         told = self._cancelled
@@ -302,9 +303,10 @@ class PoolTurn:
             try:
                 self._backend.cancel(pilot.external_id)
             except PoolError as error:
-                return str(error)
+                refused = refused or str(error)
+                continue
             self._cancelled[pilot.id] = time.monotonic()
-        return None
+        return refused
 
     def _why_paused(self) -> str | None:
         with self._shared.database.read() as session:

@@ -369,6 +369,38 @@ def test_nodes_that_could_not_report_while_no_server_was_there_are_waited_for(el
     assert (len(elastic.engine.orders), elastic.engine.cancelled) == (1, [])
 
 
+def test_pilots_are_ended_whatever_else_the_engine_refuses(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.engine.refuses = "sbatch: no such partition"
+    elastic.queued()
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.engine.keeps = "1"
+    elastic.turn()
+    assert elastic.error == "scancel: 1 stays; sbatch: no such partition"
+    elastic.engine.keeps = None
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    assert elastic.error == "sbatch: no such partition"
+
+
+def test_each_pilot_is_ended_whichever_the_engine_keeps(elastic: Elastic):
+    for _ in range(2):
+        elastic.queued()
+    elastic.turn()
+    for external_id in ("1", "2"):
+        elastic.engine.run(external_id)
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.engine.keeps = "1"
+    elastic.turn()
+    assert elastic.engine.cancelled == ["2"]
+    assert elastic.error == "scancel: 1 stays"
+
+
 def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     attempt = elastic.running()
     with elastic.service.database.read() as session:
