@@ -338,6 +338,7 @@ def _facts(session: Session, pool: Pool, pilot: Pilot, alive: Collection[str], n
         node_id=pilot.node_id,
         reports=pilot.node_id in alive,
         busy=life.has_work(session, pool, pilot, now),
+        asked=pilot.external_id is None,
         leaves=pilot.leaves is not None,
         unneeded_s=(now - idle).total_seconds() if idle is not None else 0.0,
     )
