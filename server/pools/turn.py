@@ -127,9 +127,9 @@ class PoolTurn:
 
     def _settle(self, seen: Sequence[Seen]) -> None:
         """Follow the engine's word; each end has a transaction of its own."""
-        known = {one.pilot_id: one for one in seen}
         with self._shared.database.read() as session:
             ours = pilots.living(session, self._pool.name)
+        known = {one.id: found for one in ours if (found := _seen(one, seen)) is not None}
         over: dict[str, tuple[str, bool]] = {}
         missing = set()
         for pilot in ours:
@@ -329,6 +329,13 @@ class PoolTurn:
             log.warning("pool %s: %s", self._pool.name, said)
         else:
             log.info("pool %s is well again", self._pool.name)
+
+
+def _seen(pilot: Pilot, seen: Sequence[Seen]) -> Seen | None:
+    """What its engine says of a pilot, of which it may have a double: that it has ended only if both have."""
+    found = [one for one in seen if one.pilot_id == pilot.id]
+    found.sort(key=lambda one: (one.state is PilotState.ENDED, one.external_id != pilot.external_id))
+    return found[0] if found else None
 
 
 def _facts(session: Session, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime) -> PilotFacts:

@@ -204,7 +204,12 @@ def test_of_two_that_one_order_started_one_goes(elastic: Elastic):
     elastic.engine.submit(elastic.engine.orders[0])
     elastic.turn()
     assert elastic.engine.cancelled == ["2"]
-    assert elastic.pilots[0].external_id == "1"
+    elastic.turn()  # an engine goes on listing what it has ended
+    assert (elastic.pilots[0].external_id, elastic.pilots[0].state) == ("1", "pending")
+    assert elastic.engine.cancelled == ["2"]
+    elastic.engine.end("1", "TIMEOUT")
+    elastic.turn()
+    assert elastic.pilots[0].state == "ended"
 
 
 def test_one_that_comes_back_after_it_was_given_up_is_ended_and_a_stranger_is_not(elastic: Elastic):
