@@ -19,7 +19,7 @@ from server.cluster.drains import DRAINING
 from server.cluster.pilots import ENDED, KINDS, living, silence
 from server.db.models import Node, Pilot, PoolStatus
 from server.db.session import changes, upsert
-from server.identity.keys import create_pilot_token, revoke_pilot_token
+from server.identity.keys import create_pilot_token, revoke_pilot_tokens
 from server.jobs import allocations, attempts
 from server.jobs.attempts import NodeGone
 from server.nodes import OVER, RUNNING, attempts_holding
@@ -89,9 +89,9 @@ def ask(session: Session, pool: Pool, now: datetime) -> Pilot:
 
 
 def new_token(session: Session, pilot: Pilot) -> str:
-    """The node's token, for an order to the engine; that of an order before is void."""
-    if pilot.key_id is not None:
-        revoke_pilot_token(session, pilot.key_id)
+    """A token of the node's, for an order to the engine. One of an order before, which the engine may have
+    taken after all, stays valid.
+    """
     made = create_pilot_token(session, pilot.node_id, pilot.pool)
     pilot.key_id = made.id
     return made.key
@@ -225,8 +225,7 @@ def end(
     node = session.get(Node, pilot.node_id)
     pilot.failed = pilot.failed or (node is None and pilot.leaves is None and not revoked)
     pilot.state, pilot.reason, pilot.ended_at = ENDED, (pilot.leaves or words)[:300], now
-    if pilot.key_id is not None:
-        revoke_pilot_token(session, pilot.key_id)
+    revoke_pilot_tokens(session, pilot.node_id, pilot.pool)
     said = f"{KINDS.get(_kind(session, pilot), 'its engine')}'s {pilot.external_id or 'allocation'}"
     gone = NodeGone(pilot.node_id, f"pool {pilot.pool}: {said} ended: {words}", revoked)
     for attempt_id in attempts_holding(session, pilot.node_id, RUNNING):

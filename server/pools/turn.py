@@ -93,6 +93,7 @@ class PoolTurn:
         self._leads = False
         self._missing: set[str] = set()  # pilots that the last list left out
         self._cancelled: dict[str, float] = {}  # when the engine was last told to end a pilot
+        self._tokens: dict[str, str] = {}  # of pilots that the engine has not confirmed
         self._refusals = 0  # orders in a row
         self._refused: str | None = None  # the last one, and why
         self._next_order = float("-inf")
@@ -253,10 +254,13 @@ class PoolTurn:
             return self._refused
         with self._shared.database.read() as session:
             asked = [one.id for one in self._living(session) if one.external_id is None]
+        self._tokens = {one: self._tokens[one] for one in asked if one in self._tokens}
         for pilot_id in asked:
             with self._shared.leading() as session:
                 pilot = session.get_one(Pilot, pilot_id, with_for_update=True)
-                order = self._order_for(pilot, life.new_token(session, pilot))
+                token = self._tokens.get(pilot_id) or life.new_token(session, pilot)
+                order = self._order_for(pilot, token)
+            self._tokens[pilot_id] = token
             try:
                 external_id = self._backend.submit(order)
             except PoolError as error:

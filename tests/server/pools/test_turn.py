@@ -10,8 +10,9 @@ from sqlalchemy import select, update
 from powermean.contracts.api import JobState
 from powermean.contracts.pools import Shape
 from server.cluster import pilots
-from server.db.models import Job, Leader, Node, Pilot, PoolStatus
+from server.db.models import ApiKey, Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
+from server.pools.backend import PilotState
 from server.pools.pools_file import PoolsFile
 from server.pools.turn import Pools, PoolTurn, Undeclared
 from server.settings import Settings
@@ -195,7 +196,36 @@ def test_a_crash_between_row_and_order_is_made_good(elastic: Elastic):
     elastic.restarted()
     elastic.turn()
     assert [one.pilot_id for one in elastic.engine.orders] == [first.id]
-    assert elastic.pilots[0].key_id != first.key_id  # the token of the order before is void
+    assert elastic.pilots[0].key_id != first.key_id  # nobody knows the token of the order before
+
+
+def test_an_order_that_the_engine_took_unseen_has_a_valid_token(elastic: Elastic):
+    elastic.engine.loses_answers = True
+    elastic.queued()
+    elastic.turn()
+    there = elastic.engine.pilots.pop("1")  # not listed yet
+    elastic.engine.refuses = "sbatch: Socket timed out"
+    elastic.restarted()
+    elastic.turn()
+    elastic.engine.pilots["1"] = replace(there, state=PilotState.RUNNING)
+    elastic.turn()
+    assert elastic.report().status_code == 200
+    elastic.engine.end("1", "TIMEOUT", revoked=True)
+    elastic.turn()
+    with elastic.service.database.read() as session:
+        tokens = session.scalars(select(ApiKey).where(ApiKey.node == elastic.pilots[0].node_id)).all()
+    assert len(tokens) == 2
+    assert all(token.revoked_at for token in tokens)
+
+
+def test_an_order_keeps_its_token_however_often_it_is_refused(elastic: Elastic, monkeypatch: Any):
+    monkeypatch.setattr("server.pools.turn.FIRST_PAUSE_S", 0.0)
+    elastic.engine.refuses = "sbatch: no such partition"
+    elastic.queued()
+    elastic.turn()
+    key_id = elastic.pilots[0].key_id
+    elastic.turn()
+    assert elastic.pilots[0].key_id == key_id
 
 
 def test_of_two_that_one_order_started_one_goes(elastic: Elastic):
