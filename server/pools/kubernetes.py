@@ -1,6 +1,6 @@
 """Pilots as Kubernetes Jobs, in a queue of Kueue's if wanted. No real cluster has run this.
 
-The API server is asked seven things, so httpx does it; Kubernetes' own client would bring a thousand models.
+The API server is asked eight things, so httpx does it; Kubernetes' own client would bring a thousand models.
 What only the worker may know is in a Secret, which the pod mounts and which goes with the Job: it is in no
 pod's specification, and in no process's environment.
 """
@@ -42,6 +42,10 @@ DISRUPTED = {
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class RefusedError(PoolError):
+    """The API server has not done what was asked."""
 
 
 class KubernetesSection(Contract):
@@ -113,7 +117,12 @@ class KubernetesBackend:
         name, secret = order.pilot_id, secret_of(order, self.pool)
         if self._ask("POST", secrets, secret, known=(409,)).status_code == 409:
             self._ask("PUT", f"{secrets}/{name}", secret)  # this order's token counts, not an earlier one's
-        made = self._ask("POST", jobs, job_of(order, self.pool, self.section), known=(409,))
+        try:
+            made = self._ask("POST", jobs, job_of(order, self.pool, self.section), known=(409,))
+        except RefusedError:
+            if self._ask("GET", f"{jobs}/{name}", known=(404,)).status_code == 404:
+                self._remove_secret(name)  # else no Job would ever take it along
+            raise
         if made.status_code == 409:
             made = self._ask("GET", f"{jobs}/{name}")
         owner = _read(Job, made).metadata.uid
@@ -127,6 +136,13 @@ class KubernetesBackend:
         # In the foreground: the Job is listed until none of its pods runs any more.
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         self._ask("DELETE", f"{self._in('/apis/batch/v1', 'jobs')}/{external_id}", body, known=(404, 410))
+        self._remove_secret(external_id)  # its Job may not own it
+
+    def _remove_secret(self, name: str) -> None:
+        try:
+            self._ask("DELETE", f"{self._in('/api/v1', 'secrets')}/{name}", known=(404, 410))
+        except PoolError as error:
+            log.warning("pool %s: Secret %s stays: %s", self.pool, name, error)
 
     def list(self) -> Sequence[Seen]:
         select = {"labelSelector": f"{POOL_LABEL}={self.pool}"}
@@ -178,7 +194,8 @@ class KubernetesBackend:
         answer = httpx.Response(response.status_code, content=bytes(content))
         if answer.is_success or answer.status_code in known:
             return answer
-        raise PoolError(_refusal(answer, section))
+        kind = RefusedError if answer.is_client_error else PoolError
+        raise kind(_refusal(answer, section))
 
 
 def job_of(order: PilotOrder, pool: str, section: KubernetesSection) -> dict[str, Any]:

@@ -289,6 +289,21 @@ def test_other_pools_and_other_jobs_are_not_listed(
     assert KubernetesBackend("cpu", section).list() == []
 
 
+def test_no_secret_stays_without_its_job(backend: KubernetesBackend, cluster: Kubernetes) -> None:
+    cluster.quota = True
+    with pytest.raises(PoolError, match="exceeded quota"):
+        backend.submit(order())
+    assert cluster.objects == {}
+    cluster.quota = False
+    backend.submit(order())
+    cluster.quota = True
+    with pytest.raises(PoolError, match="exceeded quota"):
+        backend.submit(order())
+    assert ("Secret", NAME) in cluster.objects  # an order before this one has made the Job
+    backend.cancel(NAME)
+    assert [kind for kind, _ in cluster.objects] == ["Job"]
+
+
 def test_a_cancelled_pilot_may_be_gone_already(backend: KubernetesBackend, cluster: Kubernetes) -> None:
     backend.cancel(NAME)
     cluster.replies = [(410, {"message": "Gone"})]
