@@ -164,19 +164,23 @@ def _is_lost(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
 
 
 def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | None) -> None:
-    """Its node drains in good time before its end."""
+    """Its node drains in good time before its end, or when an administrator has said if that is earlier."""
     if ends_at is None:
         return
+    before = pilot.ends_at - timedelta(seconds=pool.drain_s) if pilot.ends_at is not None else None
     if pilot.ends_at is None or abs(pilot.ends_at - ends_at) > CLOSE:
         pilot.ends_at = ends_at
     node = session.get(Node, pilot.node_id)
     if node is None or node.closed == DRAINING:
         return
     drain_at = pilot.ends_at - timedelta(seconds=pool.drain_s)
-    if node.drain_at != drain_at:
-        node.drain_at = drain_at
+    earlier = node.drain_at is not None and node.drain_at != before and node.drain_at < drain_at
+    if earlier or node.drain_at == drain_at:
+        return
+    node.drain_at = drain_at
+    if node.closed is None:
         node.closed_reason = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
-        changes(session).plan = True
+    changes(session).plan = True
 
 
 def _too_short(

@@ -1,7 +1,7 @@
 """A pool's turns with an engine that does as the test says: what is asked for, and what its word means."""
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -452,6 +452,40 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert "its time in pool cpu ends at" in told.reason
     assert elastic.engine.cancelled == ["1"]
     assert len(elastic.engine.orders) == 2
+
+
+def test_what_an_administrator_says_of_a_node_stays(elastic: Elastic):
+    elastic.running()
+    node = elastic.engine.orders[0].node_id
+    with elastic.service.database.read() as session:
+        now = database_now(session)
+
+    def shown(end: timedelta) -> tuple[timedelta, str]:
+        elastic.engine.run("1", ends_at=now + end)
+        elastic.turn()
+        found = elastic.service.person.get(f"/v1/nodes/{node}").json()
+        return datetime.fromisoformat(found["drain_at"]) - now, found["closed_reason"]
+
+    hour = timedelta(hours=1)
+    for end in (3 * hour, 2 * hour):
+        drain_in, why = shown(end)
+        assert drain_in == end - timedelta(seconds=100)
+        assert why.startswith("its time in pool cpu ends at ")
+    asked = {"at": (now + hour).isoformat(), "reason": "new disks"}
+    assert elastic.service.person.post(f"/v1/nodes/{node}/drain", json=asked).status_code == 200
+    assert shown(4 * hour) == (hour, "new disks")
+    assert shown(hour)[0] == hour - timedelta(seconds=100)  # it won't be there any longer
+
+
+def test_a_cordon_keeps_its_reason(elastic: Elastic):
+    elastic.running()
+    node = elastic.engine.orders[0].node_id
+    answer = elastic.service.person.post(f"/v1/nodes/{node}/cordon", json={"reason": "slow disk"})
+    assert answer.status_code == 200, answer.text
+    with elastic.service.database.read() as session:
+        elastic.engine.run("1", ends_at=database_now(session) + timedelta(hours=1))
+    elastic.turn()
+    assert elastic.service.person.get(f"/v1/nodes/{node}").json()["closed_reason"] == "slow disk"
 
 
 def test_nothing_starts_on_a_node_that_is_about_to_end(elastic: Elastic):
