@@ -101,16 +101,19 @@ def startable(session: Session) -> list[NodeCapacity]:
 
 
 def about_to_end(session: Session, settings: Settings, now: datetime) -> dict[str, str]:
-    """The pilots' nodes that drain before a job would have run for as long as one should, and why."""
+    """The pilots' nodes that drain before a job would have run for as long as one should, and why.
+
+    One that was let go before its first report may report yet.
+    """
+    soon = Pilot.ends_at.is_not(None) & (Node.drain_at <= now + timedelta(seconds=settings.min_run_s))
     query = (
-        select(Node.id, Pilot.ends_at)
+        select(Node.id, Pilot.ends_at, Pilot.leaves)
         .join(Pilot, Pilot.node_id == Node.id)
-        .where(Pilot.state != ENDED, Pilot.ends_at.is_not(None))
-        .where(Node.drain_at <= now + timedelta(seconds=settings.min_run_s))
+        .where(Pilot.state != ENDED, soon | Pilot.leaves.is_not(None))
     )
     return {
-        node_id: f"{node_id} is about to end: its time is over at {ends_at:%H:%M} UTC"
-        for node_id, ends_at in session.execute(query)
+        node_id: f"{node_id} is about to end: {leaves or f'its time is over at {ends_at:%H:%M} UTC'}"
+        for node_id, ends_at, leaves in session.execute(query)
     }
 
 

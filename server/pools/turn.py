@@ -92,6 +92,7 @@ class PoolTurn:
         self._backend = backend or pool.backend
         self._leads = False
         self._missing: set[str] = set()  # pilots that the last list left out
+        self._revoked: set[str] = set()  # pilots that the engine was ending when it last listed them
         self._cancelled: dict[str, float] = {}  # when the engine was last told to end a pilot
         self._tokens: dict[str, str] = {}  # of pilots that the engine has not confirmed
         self._refusals = 0  # orders in a row
@@ -140,8 +141,11 @@ class PoolTurn:
             elif found is None and (pilot.external_id is not None or pilot.leaves is not None):
                 missing.add(pilot.id)
                 if pilot.id in self._missing:  # twice in a row: nobody else can say that it is gone
-                    over[pilot.id] = "its engine does not know it any more", False
+                    revoked = pilot.leaves is not None or pilot.id in self._revoked
+                    over[pilot.id] = "its engine does not know it any more", revoked
         self._missing = missing
+        self._revoked &= missing
+        self._revoked |= {pilot_id for pilot_id, one in known.items() if one.revoked}
         there = [pilot.id for pilot in ours if pilot.id in known and pilot.id not in over]
         if there:
             with self._shared.leading() as session:

@@ -253,10 +253,11 @@ def test_it_has_not_ended_while_its_pod_may_run(backend: KubernetesBackend, clus
     assert the_one(backend).state is PilotState.RUNNING
     cluster.run(NAME)
     backend.cancel(NAME)
-    assert the_one(backend).state is PilotState.RUNNING
+    found = the_one(backend)
+    assert (found.state, found.revoked) == (PilotState.RUNNING, True)
     cluster.objects.pop(("Job", NAME))  # as `kubectl delete job` does at once
     found = the_one(backend)
-    assert (found.state, found.reason) == (PilotState.RUNNING, "its Job was deleted")
+    assert (found.state, found.reason, found.revoked) == (PilotState.RUNNING, "its Job was deleted", True)
     cluster.objects.clear()
     assert backend.list() == []
 

@@ -304,6 +304,30 @@ def test_a_pilot_is_gone_when_its_engine_has_left_it_out_twice(elastic: Elastic)
     assert "does not know it any more" in elastic.job(attempt.claim.job_id).attempts[0].error.message
 
 
+def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], reason="Deleted", revoked=True)
+    elastic.turn()
+    del elastic.engine.pilots["1"]
+    elastic.turn()
+    elastic.turn()
+    assert elastic.job(attempt.claim.job_id).attempts[0].outcome == "lapsed"
+    assert elastic.restarts(attempt.claim.job_id) == 0
+
+
+def test_nothing_starts_on_a_node_that_was_let_go_before_it_reported(elastic: Elastic):
+    job_id = elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.turn()
+    elastic.engine.run("1")  # its engine takes a while to end it
+    assert elastic.report().status_code == 200
+    elastic.turn()
+    assert elastic.job(job_id).state is JobState.QUEUED
+
+
 def test_a_refused_order_is_told_and_not_repeated_at_once(elastic: Elastic):
     elastic.engine.refuses = "sbatch: invalid partition specified: gpux"
     job_id = elastic.queued()
