@@ -9,6 +9,7 @@ import copy
 import json
 import logging
 import os
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,7 @@ class KubernetesBackend:
     ) -> httpx.Response:
         """The answer, if it is a good one or has a status in `known`. Raises PoolError."""
         section = self.section
-        headers = {"Authorization": f"Bearer {_text_of(section.token_file)}", "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {_token_of(section.token_file)}", "Accept": "application/json"}
         url = f"{section.api_url or _own_api()}{path}"
         end = time.monotonic() + section.timeout_s
         try:
@@ -296,6 +297,14 @@ def _own_api() -> str:
 
 def _own_namespace() -> str:
     return _text_of(ACCOUNT / "namespace", "; or set kubernetes.namespace")
+
+
+def _token_of(file: Path) -> str:
+    """The bearer token; an error never quotes it, for every user sees it."""
+    token = _text_of(file)
+    if not re.fullmatch(r"[!-~]+", token):
+        raise PoolError(f"{file}: holds no bearer token, which is one word of ASCII")
+    return token
 
 
 def _text_of(file: Path, remedy: str = "") -> str:

@@ -392,6 +392,14 @@ def test_what_is_missing_to_reach_the_api_server_is_named(
     fails(r"Kubernetes at https://\[::1\]:1", api_url=None, ca_file=tmp_path / "ca.crt", timeout_s=0.2)
 
 
+@pytest.mark.parametrize("token", ["se\ncret", "se cret", "sécret", ""])
+def test_a_token_that_is_none_is_not_quoted(token: str, section: KubernetesSection) -> None:
+    section.token_file.write_text(token)
+    with pytest.raises(PoolError, match=r"token: holds no bearer token") as caught:
+        KubernetesBackend("gpu", section).list()
+    assert not token or token not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
