@@ -15,13 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from powermean.contracts.base import Contract
+from powermean.contracts.base import Contract, conflict
+from powermean.contracts.pools import Shape
 from powermean.setting_files import SUFFIX
 from server.pools.backend import PilotOrder, PoolError, Seen
 from server.pools.declaration import Pool
@@ -83,6 +84,20 @@ class KubernetesSection(Contract):
         if not isinstance(image, str) or not image:
             raise ValueError("must have spec.containers[0].image")
         return value
+
+    @model_validator(mode="after")
+    def _makes_a_job(self) -> Self:
+        order = PilotOrder("gpu-00000000", "gpu-00000000", {}, {}, Shape(gpus=1), None)
+        try:
+            job_of(order, "gpu", self)
+        except (AttributeError, TypeError, ValueError):
+            raise conflict(
+                ("template",),
+                "is no PodTemplateSpec: metadata, labels, volumes, env, volumeMounts, resources or limits is "
+                "of another kind, such as null",
+                self.template,
+            ) from None
+        return self
 
     @field_validator("api_url")
     @classmethod

@@ -406,6 +406,13 @@ def test_a_token_that_is_none_is_not_quoted(token: str, section: KubernetesSecti
         ({"template": {}}, "image"),
         ({"template": {"spec": {"containers": [{"image": ""}]}}}, "image"),
         ({"template": {"spec": {"containers": {}}}}, "image"),
+        ({"template": TEMPLATE | {"metadata": None}}, "is no PodTemplateSpec"),
+        ({"template": {"spec": TEMPLATE["spec"] | {"volumes": None}}}, "is no PodTemplateSpec"),
+        ({"template": {"spec": {"containers": [{"image": "x", "env": None}]}}}, "is no PodTemplateSpec"),
+        (
+            {"template": {"spec": {"containers": [{"image": "x", "resources": None}]}}},
+            "is no PodTemplateSpec",
+        ),
         ({"api_url": "http://10.0.0.1"}, "must start with https://"),
         ({"namespace": "Team"}, "pattern"),
         ({"queues": "x"}, "Extra inputs"),
