@@ -42,6 +42,7 @@ def test_a_file(tmp_path: Path):
         ("gpus: 1", "gpu: 1", "6: pools.0.shape.gpu: there is no such field: did you mean gpus?"),
         ("name: gpu", "name: GPU", "2: pools.0.name: "),
         ("name: gpu", "name: local", "2: pools.0.name: is what nodes without a pool are shown as"),
+        ("max: 2", "max: 2\n    environment: {MY-VAR: x}", "5: pools.0.environment.MY-VAR"),
         ("pools:", "pools: [", "2:3: not YAML"),
     ],
 )
