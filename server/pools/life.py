@@ -148,6 +148,8 @@ def note_seen(
     if (pilot.state, pilot.reason) != (state, reason):
         pilot.state, pilot.reason = state, reason
         changes(session).plan = True
+    if seen.state is PilotState.PENDING and session.get(Node, pilot.node_id) is None:
+        pilot.started_at = None  # Kueue stops a Job and starts it again
     if seen.state is PilotState.RUNNING:
         pilot.started_at = pilot.started_at or now
         why = _too_short(settings, pool, pilot, seen.ends_at, now) or _no_node(session, pool, pilot, now)

@@ -366,6 +366,19 @@ def test_a_worker_that_does_not_report_in_time_is_ended(elastic: Elastic):
     assert elastic.pilots[0].reason == "its worker did not report within 600 s"
 
 
+def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], state=PilotState.PENDING)
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    assert elastic.engine.cancelled == []
+
+
 def test_a_node_with_less_than_its_shape_is_let_go(service: ServiceDriver):
     elastic = elastic_of(service, shape={"gpus": 1, "gpu_type": "H100"})
     elastic.queued(resources={"gpus": 1, "gpu_type": "H100"})
