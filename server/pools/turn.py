@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.cluster import demand, inventory, line, pilots, state
 from server.cluster.drains import DRAINING
-from server.cluster.leadership import keeps_lead, leads
+from server.cluster.leadership import keeps_lead, leader
 from server.db.models import Job, Node, Pilot, PoolStatus
 from server.db.session import Database, changes, database_now
 from server.nodes import living_ids
@@ -54,7 +54,7 @@ class Pools:
 
     def leads(self, session: Session) -> bool:
         """Whether this replica leads; takes no lock."""
-        return leads(session, self.holder, self.settings.leader_lease_s)
+        return leader(session, self.settings.leader_lease_s) == self.holder
 
     @contextmanager
     def leading(self) -> Iterator[Session]:

@@ -574,6 +574,15 @@ def test_a_follower_asks_for_nothing(elastic: Elastic):
     assert elastic.engine.orders == []
 
 
+def test_a_leader_acts_to_the_end_of_its_lease(elastic: Elastic):
+    elastic.queued()
+    with elastic.service.database.write() as session:
+        soon = database_now(session) + timedelta(seconds=elastic.service.settings.leader_lease_s / 4)
+        session.execute(update(Leader).values(expires_at=soon))
+    elastic.turns.turn()
+    assert len(elastic.engine.orders) == 1
+
+
 def test_people_see_the_pools(elastic: Elastic):
     elastic.queued()
     elastic.turn()
