@@ -118,12 +118,17 @@ def about_to_end(session: Session, settings: Settings, now: datetime) -> dict[st
 
 
 def check_owner(session: Session, node_id: str, bound: str | None) -> None:
-    """Only a pilot's own token may use its node's name. Raises NodeNameTakenError."""
-    if bound == node_id:
+    """Only a pilot's own token may use its node's name, until the pilot ends. Raises NodeNameTakenError."""
+    pilot = session.scalar(select(Pilot).where(Pilot.node_id == node_id))
+    if pilot is None:
         return
-    pool = session.scalar(select(Pilot.pool).where(Pilot.node_id == node_id, Pilot.state != ENDED))
-    if pool is not None:
+    if pilot.state == ENDED and bound == node_id:  # a report that was on its way when the token was revoked
         raise NodeNameTakenError(
-            f"node {node_id} belongs to pool {pool}, and this is not its token",
+            f"node {node_id} of pool {pilot.pool} has ended",
+            remedy="Start no worker under a pilot's name.",
+        )
+    if pilot.state != ENDED and bound != node_id:
+        raise NodeNameTakenError(
+            f"node {node_id} belongs to pool {pilot.pool}, and this is not its token",
             remedy="Give the worker a POWERMEAN_NODE_ID of its own.",
         )

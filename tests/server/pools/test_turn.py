@@ -12,6 +12,7 @@ from powermean.contracts.pools import Shape
 from server.cluster import pilots
 from server.db.models import ApiKey, Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
+from server.nodes import NodeNameTakenError
 from server.pools.backend import PilotState
 from server.pools.pools_file import PoolsFile
 from server.pools.turn import Pools, PoolTurn, Undeclared
@@ -561,6 +562,15 @@ def test_only_its_own_token_uses_a_pilot_s_name(elastic: Elastic):
     refused = elastic.service.node.put(f"/v1/nodes/{name}", json=body)
     assert (refused.status_code, error_of(refused)["code"]) == (409, "node_name_taken")
     assert elastic.report().status_code == 200
+
+
+def test_a_report_that_comes_after_the_end_brings_no_node_back(elastic: Elastic):
+    elastic.running()
+    elastic.engine.end("1", "TIMEOUT", revoked=True)
+    elastic.turn()
+    name = elastic.engine.orders[0].node_id
+    with elastic.service.database.read() as session, pytest.raises(NodeNameTakenError, match="has ended"):
+        pilots.check_owner(session, name, bound=name)
 
 
 def test_a_follower_asks_for_nothing(elastic: Elastic):
