@@ -6,7 +6,7 @@ from server.cluster.loops import Loop
 from server.db.session import Database
 from server.pools.pools_file import PoolsFile, PoolsFileError, read_pools_file
 from server.pools.turn import Pools, PoolTurn, Undeclared
-from server.settings import Settings
+from server.settings import Settings, is_loopback
 
 UNDECLARED_PAUSE_S = 30.0
 
@@ -31,8 +31,14 @@ def declared_pools(settings: Settings, database: Database, holder: str, public_p
                 f"{settings.pools_file}: pools.{place}.time_limit_s: is too short: a job runs for at least "
                 f"POWERMEAN_MIN_RUN_S ({settings.min_run_s:g}), and drain_s is {pool.drain_s:g}"
             )
+    url = server_url(settings, declared)
+    if declared.pools and not declared.redis_url and _is_here(settings.redis_url) and not _is_here(url):
+        raise PoolsFileError(
+            f"{settings.pools_file}: redis_url is missing: POWERMEAN_REDIS_URL is on the server's own "
+            "machine; set it to the address at which nodes reach Redis"
+        )
     environment = {
-        "POWERMEAN_SERVER_URL": server_url(settings, declared),
+        "POWERMEAN_SERVER_URL": url,
         "POWERMEAN_ARTEFACTS_URL": settings.artefacts_url,
         "POWERMEAN_ATTEMPT_PUBLIC_KEY_TEXT": public_pem,
     }
@@ -50,3 +56,8 @@ def server_url(settings: Settings, declared: PoolsFile) -> str:
             "at which nodes reach the server"
         )
     return f"http://{settings.host}:{settings.port}"
+
+
+def _is_here(url: str) -> bool:
+    """Whether it leads to the machine of whoever uses it; so does a socket, which has no host."""
+    return is_loopback(urlsplit(url).hostname or "localhost")
