@@ -121,7 +121,9 @@ class ArtefactStore:
         self._fs = cast(_FileSystem, found)
         self._prefix = root.rstrip("/")
         self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
-        self._seen = self._folder is not None and (self._folder / MARKER).exists()  # by this process
+        self._seen = False  # the marker, by this process
+        with suppress(OSError):  # a disk that does not answer: the first call says so
+            self._seen = self._folder is not None and (self._folder / MARKER).exists()
 
     def put_file(
         self, owner: str, path: Path, name: str | None = None, *, consume: bool = False
@@ -200,9 +202,10 @@ class ArtefactStore:
         """Path of the object if the store is a folder on this host; read-only and not verified."""
         if self._folder is None:
             return None
-        path = self._path(ref.key)
-        if not path.is_file():
-            raise ArtefactMissingError(f"no artefact {ref.key}")
+        with _translated(ref.key):
+            path = self._path(ref.key)
+            if not path.is_file():
+                raise ArtefactMissingError(f"no artefact {ref.key}")
         return path
 
     def exists(self, ref: ArtefactRef) -> bool:
@@ -253,10 +256,10 @@ class ArtefactStore:
 
     def delete_prefix(self, owner: str) -> None:
         """Remove everything under an owner: `a/b` includes `a/b/c`, but not `a/bc`."""
-        path = self._remote(check_owner(owner))
+        check_owner(owner)
         with _translated(owner):
             try:
-                self._fs.rm(path, recursive=True)
+                self._fs.rm(self._remote(owner), recursive=True)
             except FileNotFoundError:
                 return
 
@@ -318,8 +321,17 @@ class ArtefactStore:
         if self._folder is not None:
             with _translated(MARKER):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                (self._folder / MARKER).touch()
+                if not (self._folder / MARKER).exists():  # it may be somebody else's
+                    (self._folder / MARKER).touch()
             self._seen = True
+
+    @property
+    def empty_folder(self) -> Path | None:
+        """The folder, if it is empty or missing: a new store, or a disk that is not mounted."""
+        if self._folder is None:
+            return None
+        with _translated(str(self._folder)):
+            return None if self._folder.is_dir() and any(self._folder.iterdir()) else self._folder
 
     def _check_mounted(self, *, to_write: bool = False) -> Path:
         """The folder. Raises ArtefactStoreUnavailableError where it is not the store that it was."""

@@ -63,14 +63,14 @@ class Server(uvicorn.Server):
         state = self._app.state
         state.connections.draining = True
         handover = asyncio.create_task(asyncio.to_thread(stop_all, state.loops))
-        await self._linger(state.settings.drains_for_s)
-        await handover
+        await self._linger(state.settings.drains_for_s, handover)
         state.events.retire()
         await super().shutdown(sockets)
 
-    async def _linger(self, seconds: float) -> None:
+    async def _linger(self, seconds: float, handover: asyncio.Task[None]) -> None:
+        """Serve on for so long, and until the lead is handed over."""
         ends = time.monotonic() + seconds
-        while time.monotonic() < ends and not self.force_exit:
+        while not self.force_exit and (time.monotonic() < ends or not handover.done()):
             await self.on_tick(0)  # keeps the Date of answers right
             await asyncio.sleep(TICK_S)
 

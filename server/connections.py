@@ -19,6 +19,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from server.errors import UnavailableError
 
 HEAD_S = 20.0  # for the head of a request, from its first byte or from the start of the connection
+LAST_HEAD_S = 2.0  # for what is left of one when the server stops
 HEAD_BYTES = 64 * 1024
 UNREAD_S = 30.0  # for a client to go on reading its answer
 LINGER_S = 1.0  # for a refusal to be read
@@ -184,6 +185,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """See uvicorn's protocols: the server stops. A request whose head is on its way is still answered."""
         if not self._in_head:
             super().shutdown()
+        elif self._head is not None:
+            self._head.cancel()
+            self._head = self.loop.call_later(LAST_HEAD_S, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close at once: `close` would wait for a client that does not read the rest of its answer."""

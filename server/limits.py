@@ -43,7 +43,7 @@ class _Memory(MemoryStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._counting = threading.Lock()
+        self._counting = threading.RLock()
         self._forget_at = 0.0
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
@@ -52,12 +52,17 @@ class _Memory(MemoryStorage):
             now = time.time()
             if now >= self._forget_at:
                 self._forget_at = now + FORGET_S
-                for old in [old for old, end in self.expirations.items() if end <= now]:
+                for old in [old for old, end in list(self.expirations.items()) if end <= now]:
                     self.clear(old)
             if self.get(key) == 0:
                 self.expirations[key] = now + expiry
             self.storage[key] += amount
             return self.storage[key]
+
+    def get(self, key: str) -> int:
+        """See Storage. It forgets a counter whose time is over."""
+        with self._counting:
+            return super().get(key)
 
 
 class Counts:

@@ -39,8 +39,8 @@ _HEADERS = {
 
 _STOPPING = ErrorBody(
     code="unavailable",
-    message="the server stops, and this took too long to be finished before",
-    remedy="Send it again; POWERMEAN_STOP_S is the time that requests have.",
+    message="the server stops, and this took too long to be answered before; it may have been done",
+    remedy="Look before you send it again. POWERMEAN_STOP_S is the time that requests have.",
 )
 
 

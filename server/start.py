@@ -9,15 +9,16 @@ from pathlib import Path
 from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import ArgumentError, OperationalError
 
-from powermean.artefacts import ArtefactStore
+from powermean.artefacts import MARKER, ArtefactStore
 from powermean.errors import PowermeanError
 from powermean.tokens import ensure_key_pair
-from server.cluster.presence import with_other_keys
+from server.cluster.presence import ALIVE, with_other_keys
 from server.db.migrate import current_revision, migrate, pending_revision
 from server.db.models import ApiKey
 from server.db.session import Database, DatabaseFullError
 from server.identity.keys import bootstrap_keys
 from server.settings import Settings, is_loopback
+from server.storage.references import every
 
 BACKLOG = 256  # connections that wait to be accepted; several times as many are, before the first is counted
 OWN_FILES = 1000  # databases, artefacts, uploads, Redis, and connections that are about to be refused
@@ -47,11 +48,11 @@ def prepare(settings: Settings) -> None:
             with database.write() as session:
                 bootstrap_keys(session, settings.bootstrap_admin_key, settings.bootstrap_node_token)
             check_exposure(settings, database)
+            check_store(settings, database)
     except DatabaseFullError as error:
         raise CannotStartError(f"{error}: make room on it") from error
     finally:
         database.close()
-    ArtefactStore(settings.artefacts_url).make()
 
 
 @contextmanager
@@ -87,14 +88,30 @@ def make_database_folder(file: str | None) -> None:
 
 def check_keys(settings: Settings, database: Database) -> None:
     """Refuse to serve beside a server that signs with another key: each would refuse the other's attempts."""
-    public_pem = ensure_key_pair(settings.secrets_dir, settings.attempt_public_key).public_pem
+    public_pem = ensure_key_pair(settings.secrets_dir).public_pem  # what nodes read stays as it is until then
     with database.read() as session:
         other = with_other_keys(session, public_pem)
     if other is not None:
         raise CannotStartError(
-            f"the keys in {settings.secrets_dir} are not those of the server {other}, which runs on the same "
-            "database: give all servers the same POWERMEAN_SECRETS_DIR, or stop that one first"
+            f"the keys in {settings.secrets_dir} are not those of the server {other}, which was at work on "
+            f"the same database less than {ALIVE.total_seconds():.0f} s ago: give all servers the same "
+            "POWERMEAN_SECRETS_DIR, or stop that one first"
         )
+
+
+def check_store(settings: Settings, database: Database) -> None:
+    """Make a new artefact store, but none where the disk of the old one may not be mounted."""
+    store = ArtefactStore(settings.artefacts_url)
+    if (folder := store.empty_folder) is not None:
+        with database.read() as session:
+            named = next(iter(every(session)), None)
+        if named is not None:
+            raise CannotStartError(
+                f"the artefact store {folder} is empty, and the database names objects in it, such as "
+                f"{named.key}: mount its disk, or restore it from a backup; if they are lost for good, "
+                f"create the file {folder / MARKER}"
+            )
+    store.make()
 
 
 def check_exposure(settings: Settings, database: Database) -> None:

@@ -36,7 +36,12 @@ NEEDED = {
 }
 MARK = "POWERMEAN_LIFELINE_PID"
 # Without a network in between, heartbeats can be frequent, and a short silence already means the end.
-LOCAL = {"POWERMEAN_LEASE_S": "20", "POWERMEAN_BEAT_S": "2", "POWERMEAN_STOP_S": "3"}
+LOCAL = {
+    "POWERMEAN_LEASE_S": "20",
+    "POWERMEAN_BEAT_S": "2",
+    "POWERMEAN_DRAIN_S": "0",
+    "POWERMEAN_STOP_S": "3",
+}
 
 
 class EmbeddedError(PowermeanError):
@@ -271,7 +276,7 @@ class Embedded:
         if self._keepers:
             self._keepers["worker"].stop(grace_s=3)
             end_all(self._supervisors, grace_s=20)
-            self._keepers["server"].stop(grace_s=5)
+            self._keepers["server"].stop(grace_s=15)  # 10 s for a turn, 3 s for requests
             self._keepers["redis"].stop(grace_s=3)
             end_all(lambda: marked(MARK, str(os.getpid())), grace_s=0)
         if self._lock is not None:

@@ -87,22 +87,24 @@ def _create(given: argparse.Namespace) -> int:
         made = create(Settings(), wanted, tell)
     print(f"{target}: {_summary(made)}")
     if given.verify:
-        _verify(given)
+        _checked(given)
     if not made.with_keys:
         print(
             "It has no keys, so secrets can't be opened from it alone: keep a copy of secrets.keys "
             "elsewhere, or add --with-keys and keep the backup as secret as they are."
         )
-    for key, why in made.lost.items():
-        print(f"not saved: {key}: {why}", file=sys.stderr)
-    return 1 if made.lost else 0
+    return _lost(made)
 
 
 def _verify(given: argparse.Namespace) -> int:
+    return _lost(_checked(given))
+
+
+def _checked(given: argparse.Namespace) -> Manifest:
     with _bar() as tell:
         manifest = restoring.verify(given.folder.absolute(), tell)
     print(f"every file is as it was saved: {_summary(manifest)}")
-    return 0
+    return manifest
 
 
 def _restore(given: argparse.Namespace) -> int:
@@ -126,7 +128,14 @@ def _restore(given: argparse.Namespace) -> int:
         "Keys and sessions that were revoked after the backup are valid again. "
         f"Start it with: POWERMEAN_HOME={shlex.quote(str(home.folder))} powermean up"
     )
-    return 0
+    return _lost(manifest)
+
+
+def _lost(manifest: Manifest) -> int:
+    """Name what the backup lacks; the exit status."""
+    for key, why in manifest.lost.items():
+        print(f"not saved: {key}: {why}", file=sys.stderr)
+    return 1 if manifest.lost else 0
 
 
 def _hold(given: argparse.Namespace) -> int:

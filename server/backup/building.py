@@ -21,6 +21,8 @@ def built(target: Path, aside: Path | None = None) -> Iterator[Path]:
     What is at `target` is moved `aside` then; without a place for it, BackupError is raised, also if it has
     come meanwhile: of two at once, one is the first. What a killed predecessor has left is removed.
     """
+    if target.is_mount():
+        raise BackupError(f"{target} is a disk of its own", remedy="Name a folder that is to be made on it.")
     if aside is None:
         check_vacant(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +37,7 @@ def built(target: Path, aside: Path | None = None) -> Iterator[Path]:
         _move(part, target, aside)
     except OSError as error:
         if is_full(error):
-            raise BackupError(
-                f"the disk of {target.parent} is full; nothing was left there", remedy="Make room on it."
-            ) from error
+            raise disk_full(target) from error
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _not_vacant(target) from error
         raise
@@ -74,6 +74,13 @@ def check_room(target: Path, needed: int) -> None:
             f"and {free / 2**30:.1f} GiB are free",
             remedy="Make room, or choose a folder on another disk.",
         )
+
+
+def disk_full(target: Path) -> BackupError:
+    """The disk on which `target` was to be."""
+    return BackupError(
+        f"the disk of {target.parent} is full; nothing was left there", remedy="Make room on it."
+    )
 
 
 def _not_vacant(target: Path) -> BackupError:

@@ -19,13 +19,18 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 
 from powermean import __version__
-from powermean.artefacts import ArtefactCorruptError, ArtefactMissingError, ArtefactStore
+from powermean.artefacts import (
+    ArtefactCorruptError,
+    ArtefactMissingError,
+    ArtefactStore,
+    ArtefactStoreFullError,
+)
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.audit import AuditHead
 from powermean.home import Home
 from powermean.tokens import PRIVATE_KEY_NAME, PUBLIC_KEY_NAME, ensure_key_pair
 from server.audit.journal import HEAD_FILE, signed_head
-from server.backup.building import built, check_room
+from server.backup.building import built, check_room, disk_full
 from server.backup.manifest import (
     ARTEFACTS,
     DATABASE,
@@ -153,7 +158,10 @@ class _Backup:
         self._earlier = _files_of(wanted.earlier)
 
     def complete(self, contents: _Contents, made_at: datetime) -> Manifest:
-        check_room(self._part, sum(ref.size for ref in contents.objects.values()))
+        to_copy = (
+            ref for ref in contents.objects.values() if self._earlier.get(_file(ref).path) != _file(ref)
+        )
+        check_room(self._part, sum(ref.size for ref in to_copy))
         files, lost = self._copy_objects(contents.objects)
         if contents.head is not None:
             (self._part / HEAD_FILE).write_text(contents.head.model_dump_json() + "\n")
@@ -170,18 +178,20 @@ class _Backup:
         return made.sealed()
 
     def _copy_objects(self, objects: dict[str, ArtefactRef]) -> tuple[list[File], dict[str, str]]:
-        store = ArtefactStore(self._settings.artefacts_url)
+        store = ArtefactStore(self._settings.artefacts_url, existing=True)
         total, done = sum(ref.size for ref in objects.values()), 0
         files, lost = [], {}
         for key in sorted(objects):
             ref = objects[key]
-            file = File(path=f"{ARTEFACTS}/{key}", size=ref.size, sha256=ref.sha256)
+            file = _file(ref)
             try:
                 if not self._link(file):
                     store.local_copy(ref, self._part / file.path)
                 files.append(file)
             except (ArtefactMissingError, ArtefactCorruptError) as error:
                 lost[key] = str(error)
+            except ArtefactStoreFullError as error:  # it is not the store that is full
+                raise disk_full(self._wanted.target) from error
             done += ref.size
             self._progress("artefacts", done, total)
         return files, lost
@@ -207,6 +217,11 @@ class _Backup:
             for name in KEYS:
                 if (found := self._settings.secrets_dir / name).is_file():
                     _copy(found, self._part / SECRETS / name)
+
+
+def _file(ref: ArtefactRef) -> File:
+    """What an object is in a backup."""
+    return File(path=f"{ARTEFACTS}/{ref.key}", size=ref.size, sha256=ref.sha256)
 
 
 def address(file: Path) -> str:

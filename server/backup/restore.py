@@ -81,7 +81,7 @@ def restore(folder: Path, home: Home, *, replace: bool, progress: Progress) -> R
                 f"{home.folder} is not empty",
                 remedy="Name another folder with --home, or move what is there aside with --replace.",
             )
-        check_room(home.folder, manifest.size)
+        check_room(home.folder.parent, manifest.size)
         with built(home.folder, aside) as part:
             _copy_files(folder, manifest, part, progress)
             restored = _complete(folder, manifest, part, now)

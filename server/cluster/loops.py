@@ -48,11 +48,12 @@ class Loop:
         self._woken.set()
 
     def stop(self) -> None:
-        """Stop after the current turn; stops waiting for it after STOP_TIMEOUT_S."""
+        """Stop after the current turn; waits for it for STOP_TIMEOUT_S, and only when first asked."""
+        asked_before = self._stop.is_set()
         self._stop.set()
         self._woken.set()
-        self._thread.join(STOP_TIMEOUT_S)
-        if self._thread.is_alive():
+        self._thread.join(0 if asked_before else STOP_TIMEOUT_S)
+        if self._thread.is_alive() and not asked_before:
             log.warning("%s did not stop within %.0f s", self._thread.name, STOP_TIMEOUT_S)
 
     def _run(self) -> None:
@@ -62,7 +63,8 @@ class Loop:
             if self._take(self._turn):
                 self._woken.set()
             self._stop.wait(min(self._pause_s, max(REST_S, REST_SHARE * (time.monotonic() - began))))
-            self._woken.wait(self._pause_s)
+            if not self._stop.is_set():  # a turn that failed has cleared what stop() set
+                self._woken.wait(self._pause_s)
         if self._at_end is not None:
             self._take(self._at_end)
 

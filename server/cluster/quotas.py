@@ -56,7 +56,7 @@ def change(session: Session, settings: Settings, project: str, wanted: QuotaChan
         .execution_options(synchronize_session=False)
     ).scalar_one_or_none()
     row = session.get_one(Project, project, populate_existing=True)
-    if changed is None:
+    if changed is None and not _is_repeated(row, wanted):
         raise _changed_meanwhile(row)
     changes(session).plan = True
     held = held_by_project(session)
@@ -124,8 +124,13 @@ def _warnings(totals: ClusterTotals) -> tuple[str, ...]:
     )
 
 
-def _changed_meanwhile(row: Project) -> ConflictError:
-    present = {
+def _is_repeated(row: Project, wanted: QuotaChange) -> bool:
+    """Whether this change was made already: its answer got lost, and it was sent again."""
+    return _present(row) == wanted.model_dump(exclude={"version"}) | {"version": wanted.version + 1}
+
+
+def _present(row: Project) -> dict[str, float | None]:
+    return {
         "gpu_quota": row.gpu_quota,
         "gpu_limit": row.gpu_limit,
         "cpu_quota": row.cpu_quota,
@@ -133,6 +138,10 @@ def _changed_meanwhile(row: Project) -> ConflictError:
         "weight": row.share_weight,
         "version": row.quota_version,
     }
+
+
+def _changed_meanwhile(row: Project) -> ConflictError:
+    present = _present(row)
     return ConflictError(
         f"somebody else changed the quota of project {row.id}",
         remedy="Look at what it is now, then send your change with this version.",

@@ -18,6 +18,7 @@ from server.db.session import Changes
 RETRY_S = 2.0
 LISTEN_S = 5.0
 TIMEOUT_S = 10.0
+HEALTH_S = 10
 TELL_EVERY_S = 0.05  # jobs that report meanwhile share a message
 
 _FLAGS = ("plan", "callers")
@@ -30,7 +31,12 @@ class RedisWakeups:
 
     def __init__(self, url: str, heard: Callable[[Changes], None], connected: Callable[[], None]) -> None:
         """`connected` is called whenever listening begins, because earlier messages were missed."""
-        self._redis = redis.asyncio.from_url(url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S)
+        self._redis = redis.asyncio.from_url(
+            url,
+            socket_connect_timeout=TIMEOUT_S,
+            socket_timeout=TIMEOUT_S,
+            health_check_interval=HEALTH_S,  # a host that vanished says nothing, as a quiet one does
+        )
         self._heard = heard
         self._connected = connected
         self._me = f"@{secrets.token_hex(4)}"
@@ -69,7 +75,7 @@ class RedisWakeups:
                         if message["type"] == "subscribe":
                             self._connected()
                         else:
-                            self._read(message["data"].decode().split())
+                            self._read(message["data"].decode(errors="replace").split())
             except (RedisError, OSError) as error:
                 log.warning("no wake-ups from other servers until Redis is back: %s", error)
                 await asyncio.sleep(RETRY_S)

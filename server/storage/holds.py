@@ -44,7 +44,8 @@ class Hold:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises HoldLostError if it was not valid all the time."""
+        """Raises HoldLostError if it was not valid all the time, and SQLAlchemyError if nobody can say."""
+        self._renew()
         if self._lost:
             raise HoldLostError(
                 "the database did not take the renewal of the hold on the artefact store in time",
@@ -62,7 +63,7 @@ class Hold:
         while not self._ended.wait(RENEW_S):
             try:
                 self._renew()
-            except (SQLAlchemyError, PowermeanError):
+            except (SQLAlchemyError, PowermeanError, OSError):
                 continue  # the next renewal sees whether it came too late
 
     def _renew(self) -> None:
@@ -87,8 +88,9 @@ def held(database: Database) -> Iterator[Hold]:
 
 def is_held(session: Session) -> bool:
     """Whether nothing may be removed now."""
-    now = database_now(session)
-    ends = session.scalars(select(Leader.expires_at).where(Leader.name.startswith(_PREFIX)))
+    query = select(Leader.expires_at).where(Leader.name.startswith(_PREFIX))
+    ends = session.scalars(query).all()
+    now = database_now(session)  # read last, so that a renewal in between does not seem to end too late
     return any(_is_valid(one - now) for one in ends)
 
 

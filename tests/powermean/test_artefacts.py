@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powermean.artefacts import (
+    MARKER,
     TEMPORARY_FOLDER,
     ArtefactCorruptError,
     ArtefactKeyInvalidError,
@@ -235,3 +236,21 @@ def test_half_written_files_are_swept_after_a_day(folder: ArtefactStore, tmp_pat
     folder.sweep()
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_disk_that_does_not_answer_is_an_unavailable_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = ArtefactStore(f"file://{tmp_path}").put_bytes("jobs/a", "x", b"x")
+    exists = Path.exists
+
+    def answered(path: Path) -> bool:
+        if path.name == MARKER:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", answered)
+    store = ArtefactStore(f"file://{tmp_path}", existing=True)
+    for call in (store.get_bytes, store.local_path, lambda ref: store.delete_prefix("jobs/a")):
+        with pytest.raises(ArtefactStoreUnavailableError):
+            call(ref)

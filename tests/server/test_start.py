@@ -13,11 +13,13 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import text
 
+from powermean.artefacts import MARKER
 from server.db.migrate import NewerDatabaseError, pending_revision
 from server.db.session import Database
 from server.settings import Settings
 from server.start import CannotStartError, allow_files, bind, prepare
-from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN
+from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver
+from tests.support.stored_things import full_job, store_of
 
 
 def settings_for(url: str, folder: Path, **changes: object) -> Settings:
@@ -220,3 +222,18 @@ def await_health(url: str, server: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             assert time.monotonic() < deadline, "the server does not answer"
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_where_the_store_s_disk_is_not_mounted_no_new_store_is_made(service: ServiceDriver, tmp_path: Path):
+    full_job(service)
+    store = store_of(service).folder
+    assert store is not None
+    store.rename(tmp_path / "elsewhere")
+    with pytest.raises(CannotStartError, match=r"is empty, and the database names objects in it.*mount"):
+        prepare(service.settings)
+    assert not store.exists()
+    (tmp_path / "elsewhere").rename(store)
+    (store / MARKER).unlink()  # of a version before the marker
+    prepare(service.settings)
+    assert (store / MARKER).exists()

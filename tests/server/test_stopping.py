@@ -7,11 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from server import connections
 from tests.support.live_server import listening
 from tests.support.real_service import until
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver, error_of
@@ -64,15 +66,29 @@ def test_a_request_whose_head_is_on_its_way_is_answered(service: ServiceDriver):
     with listening(service.app) as url, socket.create_connection(address(url)) as client:
         client.settimeout(10)
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
-        connections = service.app.state.connections
-        until(lambda: any(one._in_head for one in connections._strangers), "half of the head is there")
-        connections.draining = True
-        for one in list(connections._strangers):
+        held = service.app.state.connections
+        until(lambda: any(one._in_head for one in held._strangers), "half of the head is there")
+        held.draining = True
+        for one in list(held._strangers):
             one.loop.call_soon_threadsafe(one.shutdown)  # as uvicorn does at its end
         client.sendall(b"\r\n")
         answer = client.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.slow
+def test_a_head_that_does_not_end_is_not_waited_for(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "LAST_HEAD_S", 0.2)
+    with listening(service.app) as url, socket.create_connection(address(url)) as client:
+        client.settimeout(10)  # half of what a head may take
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        strangers = service.app.state.connections._strangers
+        until(lambda: any(one._in_head for one in strangers), "half of the head is there")
+        for one in list(strangers):
+            one.loop.call_soon_threadsafe(one.shutdown)
+        with suppress(ConnectionResetError):
+            assert client.recv(65536) == b""
 
 
 def address(url: str) -> tuple[str, int]:

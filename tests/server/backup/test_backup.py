@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from alembic.command import downgrade
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from powermean.artefacts import ArtefactStore
+from powermean.artefacts import ArtefactStore, ArtefactStoreUnavailableError
 from powermean.home import Home
 from server.audit.journal import HEAD_FILE, read_head
 from server.audit.reading import verify as verify_audit
+from server.backup import __main__ as program
 from server.backup import create as creating
 from server.backup.create import Wanted, create
 from server.backup.manifest import (
@@ -35,8 +37,9 @@ from server.db.migrate import NewerDatabaseError, alembic_config
 from server.db.models import Garbage, ServerProcess
 from server.db.session import Database
 from server.errors import ConflictError
+from server.storage import holds
 from server.storage.collection import collect
-from server.storage.holds import held, is_held
+from server.storage.holds import HoldLostError, held, is_held
 from server.storage.references import every, owned
 from tests.support.service_driver import ServiceDriver
 from tests.support.small_disk import small_disk
@@ -222,6 +225,64 @@ def test_a_hold_ends_with_its_holder(database: Database, monkeypatch: pytest.Mon
             assert not is_held(session)
 
 
+def test_a_hold_that_was_lost_in_the_meantime_is_no_backup(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the command has ended before the next renewal."""
+    monkeypatch.setattr("server.storage.holds.HOLD_S", 0.2)
+    with held(database) as hold:
+        hold.check()
+        time.sleep(0.3)
+        with pytest.raises(HoldLostError):
+            hold.check()
+
+
+def test_a_hold_that_is_renewed_while_somebody_looks_counts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(database) as hold:
+        now = holds.database_now
+
+        def then_renewed(session: Session) -> datetime:
+            monkeypatch.setattr(holds, "database_now", now)
+            moment = now(session)
+            threading.Thread(target=hold._renew).start()
+            time.sleep(0.2)
+            return moment
+
+        monkeypatch.setattr(holds, "database_now", then_renewed)
+        with database.read() as session:
+            assert is_held(session)
+
+
+def test_nothing_is_saved_of_a_store_that_is_not_mounted(backups: Backups) -> None:
+    store = store_of(backups.service).folder
+    assert store is not None
+    store.rename(store.with_name("elsewhere"))
+    store.mkdir()
+    with pytest.raises(ArtefactStoreUnavailableError):
+        backups.create("backup")
+    assert not (backups.folder / "backup").exists()
+
+
+def test_what_a_backup_lacks_is_said_whenever_it_is_read(
+    backups: Backups, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = refs_below(backups.service, "datasets")[0]
+    store_of(backups.service).delete(lost)
+    backup, home = str(backups.create()), str(backups.home().folder)
+    for command in (["verify", backup], ["restore", backup, "--home", home]):
+        assert program.main(command) == 1
+        assert f"not saved: {lost.key}" in capsys.readouterr().err
+
+
+def test_a_disk_of_its_own_is_no_folder_to_be_made(backups: Backups, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup = backups.create()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == backups.home("disk").folder)
+    with pytest.raises(BackupError, match="is a disk of its own"):
+        backups.restore(backup, "disk")
+
+
 def test_an_object_that_was_lost_before_is_named(backups: Backups) -> None:
     service = backups.service
     gone, damaged = refs_below(service, "datasets")[0], refs_below(service, "jobs")[0]
@@ -235,11 +296,16 @@ def test_an_object_that_was_lost_before_is_named(backups: Backups) -> None:
     assert backups.restore(backup).manifest.lost.keys() == {gone.key, damaged.key}
 
 
-def test_unchanged_objects_are_linked_to_an_earlier_backup(backups: Backups) -> None:
+def test_unchanged_objects_are_linked_to_an_earlier_backup(
+    backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = backups.create("first")
     (spoilt, *others) = sorted((first / "artefacts" / "jobs").rglob("*-*gz"))
     spoilt.write_bytes(b"?" * spoilt.stat().st_size)
+    needed: list[int] = []
+    monkeypatch.setattr(creating, "check_room", lambda _folder, size: needed.append(size))
     second = backups.create("second", earlier=first)
+    assert needed == [0]  # what is linked takes no room
     for path in others:
         assert (second / path.relative_to(first)).stat().st_ino == path.stat().st_ino
     copied = second / spoilt.relative_to(first)

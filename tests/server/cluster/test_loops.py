@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from server.cluster import loops
 from server.cluster.loops import REST_S, Loop
 
 
@@ -66,3 +67,34 @@ def test_stopping_does_not_wait_for_the_rest():
     began = time.monotonic()
     loop.stop()
     assert time.monotonic() - began < 1.5
+
+
+def test_stopping_waits_for_no_pause_after_a_turn_that_failed():
+    within, go = threading.Event(), threading.Event()
+
+    def turn() -> None:
+        within.set()
+        assert go.wait(10)
+        raise RuntimeError("the database is away")
+
+    loop = Loop("test", turn, pause_s=60)
+    loop.start()
+    assert within.wait(10)
+    threading.Timer(0.2, go.set).start()  # stop() is waiting by then
+    began = time.monotonic()
+    loop.stop()
+    assert time.monotonic() - began < 5
+
+
+def test_a_loop_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loops, "STOP_TIMEOUT_S", 0.2)
+    within, go = threading.Event(), threading.Event()
+    loop = Loop("test", lambda: (within.set(), go.wait(10))[1], pause_s=60)
+    loop.start()
+    assert within.wait(10)
+    loop.stop()
+    monkeypatch.setattr(loops, "STOP_TIMEOUT_S", 10.0)
+    began = time.monotonic()
+    loop.stop()
+    assert time.monotonic() - began < 5
+    go.set()

@@ -1,6 +1,7 @@
 """Which servers are there, which one leads, and that all of them sign with the same keys."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -65,10 +66,16 @@ def test_the_list_is_for_those_who_run_the_service(service: ServiceDriver):
     assert service.anyone.get("/v1/servers").status_code == 401
 
 
-def test_a_server_with_other_keys_does_not_start_beside_one_that_lives(service: ServiceDriver):
+def test_a_server_with_other_keys_does_not_start_beside_one_that_lives(
+    service: ServiceDriver, tmp_path: Path
+):
     other = server(service, "other", keys="of another folder")
+    shared = tmp_path / "attempt_token.pub"  # for nodes: engines read it when they start
+    shared.write_text("of the server that lives")
+    settings = service.settings.model_copy(update={"attempt_public_key": shared})
     with pytest.raises(CannotStartError, match="give all servers the same POWERMEAN_SECRETS_DIR"):
-        prepare(service.settings)
+        prepare(settings)
+    assert shared.read_text() == "of the server that lives"
     other.leave()
     prepare(service.settings)
     server(service, "other", keys="of another folder")

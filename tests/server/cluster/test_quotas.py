@@ -54,6 +54,13 @@ def test_two_administrators_at_once_see_each_others_change(service: ServiceDrive
     assert put(service, gpu_quota=7, version=1).status_code == 200
 
 
+def test_a_change_whose_answer_got_lost_may_be_sent_again(service: ServiceDriver):
+    first, again = put(service, gpu_quota=3), put(service, gpu_quota=3)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.json() == first.json()
+    assert put(service, gpu_quota=3, weight=1.5).status_code == 409
+
+
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
