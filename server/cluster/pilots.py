@@ -57,16 +57,19 @@ def coming(session: Session, settings: Settings, alive: Collection[str], now: da
         if one.leaves is None
         and not (one.pool in pools and pools[one.pool].max == 0)
         and one.node_id not in alive
-        and silence(session, one, now) <= timedelta(seconds=settings.node_timeout_s)
+        and not silence(session, settings, one, now)
     )
 
 
-def silence(session: Session, pilot: Pilot, now: datetime) -> timedelta:
-    """For how long a server has listened in vain for its node's reports; none before the first."""
+def silence(session: Session, settings: Settings, pilot: Pilot, now: datetime) -> timedelta:
+    """For how long a server has listened in vain for its node's reports; 0 before the first and until
+    `node_timeout_s` is over.
+    """
     node = session.get(Node, pilot.node_id)
     if node is None:
         return timedelta(0)
-    return now - max(node.seen_at, served_since(session) or node.seen_at)
+    silent = now - max(node.seen_at, served_since(session) or node.seen_at)
+    return silent if silent > timedelta(seconds=settings.node_timeout_s) else timedelta(0)
 
 
 def _words(pilot: Pilot, pool: PoolStatus | None) -> str:

@@ -55,11 +55,10 @@ def forget_undeclared(session: Session, settings: Settings, names: Sequence[str]
 
     Nobody asks their engines any more. So a pilot ends when its node reports no more and nothing there beats.
     """
-    timeout = timedelta(seconds=settings.node_timeout_s)
     for pilot in living(session):
         if pilot.pool in names or attempts_holding(session, pilot.node_id, RUNNING):
             continue
-        if session.get(Node, pilot.node_id) is None or silence(session, pilot, now) > timeout:
+        if session.get(Node, pilot.node_id) is None or silence(session, settings, pilot, now):
             end(session, settings, pilot, "the pools file does not declare its pool any more", now)
     for pool in session.scalars(select(PoolStatus).where(PoolStatus.name.not_in(names))):
         if not living(session, pool.name):
@@ -104,9 +103,9 @@ def confirm(session: Session, pilot: Pilot, external_id: str) -> None:
         pilot.state = "pending"
 
 
-def let_go(session: Session, pool: Pool, pilot: Pilot, why: str, now: datetime) -> bool:
+def let_go(session: Session, settings: Settings, pool: Pool, pilot: Pilot, why: str, now: datetime) -> bool:
     """Have the engine end a pilot on which nothing runs. False: something does, after all."""
-    if has_work(session, pool, pilot, now):
+    if has_work(session, settings, pool, pilot, now):
         return False
     pilot.leaves = why[:200]
     node = session.get(Node, pilot.node_id, with_for_update=True)
@@ -117,7 +116,7 @@ def let_go(session: Session, pool: Pool, pilot: Pilot, why: str, now: datetime) 
     return True
 
 
-def has_work(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+def has_work(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
     """Whether anything runs on its node, or holds something there.
 
     Of a node that has been silent for too long, only attempts that still beat count: its last report is
@@ -128,7 +127,7 @@ def has_work(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
         return False
     if attempts_holding(session, node.id, RUNNING):
         return True
-    if _is_lost(session, pool, pilot, now):
+    if _is_lost(session, settings, pool, pilot, now):
         return False
     if attempts_holding(session, node.id, OVER):
         return True
@@ -155,14 +154,21 @@ def note_seen(
         why = _too_short(settings, pool, pilot, seen.ends_at, now) or _no_node(session, pool, pilot, now)
         _note_end(session, pool, pilot, seen.ends_at)
         if pilot.leaves is None and why is not None:
-            pilot.failed = let_go(session, pool, pilot, why, now)
-        elif pilot.leaves is None and _is_lost(session, pool, pilot, now):
-            let_go(session, pool, pilot, f"its node has not reported for {pool.start_deadline_s:g} s", now)
+            pilot.failed = let_go(session, settings, pool, pilot, why, now)
+        elif pilot.leaves is None and _is_lost(session, settings, pool, pilot, now):
+            let_go(
+                session,
+                settings,
+                pool,
+                pilot,
+                f"its node has not reported for {pool.start_deadline_s:g} s",
+                now,
+            )
 
 
-def _is_lost(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+def _is_lost(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
     """Whether its node reported once and has been silent for as long as a worker may take to start."""
-    return silence(session, pilot, now) > timedelta(seconds=pool.start_deadline_s)
+    return silence(session, settings, pilot, now) > timedelta(seconds=pool.start_deadline_s)
 
 
 def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | None) -> None:

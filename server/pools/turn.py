@@ -187,7 +187,11 @@ class PoolTurn:
                 now = database_now(session)
                 wanted = self._sizes(session, now)
                 living = self._living(session)
-                drained = {one.id for one in living if _is_drained(session, self._pool, one, now)}
+                drained = {
+                    one.id
+                    for one in living
+                    if _is_drained(session, self._shared.settings, self._pool, one, now)
+                }
                 idle = {one.id for one in living if one.unneeded_since is not None}
                 ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
@@ -204,7 +208,7 @@ class PoolTurn:
                     if pilot.id in let_go:
                         nobody = f"nothing needed it for {self._pool.idle_s:g} s"
                         why = "its node was drained" if pilot.id in drained else nobody
-                        life.let_go(session, self._pool, pilot, why, now)
+                        life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
                 for _ in range(starts):
                     life.ask(session, self._pool, now)
                 life.prune(session, self._pool.name, now)
@@ -229,7 +233,8 @@ class PoolTurn:
                     idle_s=pool.idle_s,
                     ready=self._is_ready(session, now) if ours else pool.name in well,
                     pilots=tuple(
-                        _facts(session, pool, one, alive, now) for one in pilots.living(session, pool.name)
+                        _facts(session, self._shared.settings, pool, one, alive, now)
+                        for one in pilots.living(session, pool.name)
                     ),
                 )
             )
@@ -346,19 +351,25 @@ def _seen(pilot: Pilot, seen: Sequence[Seen]) -> Seen | None:
     return found[0] if found else None
 
 
-def _facts(session: Session, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime) -> PilotFacts:
+def _facts(
+    session: Session, settings: Settings, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime
+) -> PilotFacts:
     idle = pilot.unneeded_since
     return PilotFacts(
         id=pilot.id,
         node_id=pilot.node_id,
         reports=pilot.node_id in alive,
-        busy=life.has_work(session, pool, pilot, now),
+        busy=life.has_work(session, settings, pool, pilot, now),
         asked=pilot.external_id is None,
         leaves=pilot.leaves is not None,
         unneeded_s=(now - idle).total_seconds() if idle is not None else 0.0,
     )
 
 
-def _is_drained(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+def _is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
     node = session.get(Node, pilot.node_id)
-    return node is not None and node.closed == DRAINING and not life.has_work(session, pool, pilot, now)
+    return (
+        node is not None
+        and node.closed == DRAINING
+        and not life.has_work(session, settings, pool, pilot, now)
+    )

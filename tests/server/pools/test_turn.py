@@ -636,3 +636,14 @@ def test_nodes_of_a_pool_that_the_file_declares_no_more_are_not_waited_for(elast
     with elastic.service.database.write() as session:
         assert pilots.coming(session, settings, [], database_now(session)) == ()
         assert pilots.outlooks(session) == ()
+
+
+def test_a_node_that_is_alive_is_not_lost_however_short_the_start_deadline(service: ServiceDriver):
+    elastic = elastic_of(service, start_deadline_s=1)
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.report()
+    elastic.silent(service.settings.node_timeout_s - 5)
+    elastic.turns.turn()
+    assert elastic.pilots[0].leaves is None
