@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ EVERY_S = 10.0  # between looks
 AFTER_SILENCE_S = 60.0  # between looks at a driver that does not answer
 KERNEL_LOG = Path("/dev/kmsg")
 RECORD_BYTES = 8192  # most that the kernel writes of a message
-IDENTITY = ("uuid", "name", "memory.total", "pci.bus_id")
+IDENTITY = ("index", "uuid", "name", "memory.total", "pci.bus_id")
 GAUGES = ("utilization.gpu", "memory.used", "temperature.gpu", "power.draw")
 ECC = "ecc.errors.uncorrected.volatile.total"
 # Drivers refuse a query with a field that they don't know: the newest names first.
@@ -129,24 +129,25 @@ class Gpus:
         return subprocess.CompletedProcess(query, child.returncode, out, err)
 
 
-def visible(cards: tuple[GpuInfo, ...], chosen: str | None = None) -> tuple[GpuInfo, ...]:
+def visible(cards: Mapping[int, GpuInfo], chosen: str | None = None) -> tuple[GpuInfo, ...]:
     """Those that this process may use: nvidia-smi shows the GPUs of other allocations on the host, too.
 
-    `chosen` is CUDA_VISIBLE_DEVICES: places or UUIDs; as for CUDA, the first unknown one ends the list.
+    `cards` are by the driver's index: one that is gone leaves a gap. `chosen` is CUDA_VISIBLE_DEVICES:
+    indices or UUIDs; as for CUDA, the first unknown one ends the list.
     """
     if chosen is None:
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        return cards
+        return tuple(cards.values())
     found: list[GpuInfo] = []
     for word in (one.strip() for one in chosen.split(",")):
         if word.isascii() and word.isdigit():
-            some = cards[int(word) : int(word) + 1]
+            card = cards.get(int(word))
         else:
-            some = tuple(card for card in cards if word and card.uuid.startswith(word))[:1]
-        if not some:
+            card = next((one for one in cards.values() if word and one.uuid.startswith(word)), None)
+        if card is None:
             break
-        found += some
+        found.append(card)
     return tuple(found)
 
 
@@ -154,13 +155,17 @@ def _lost(card: GpuInfo, why: str) -> GpuInfo:
     return GpuInfo(uuid=card.uuid, name=card.name, memory_mb=card.memory_mb, unhealthy=why)
 
 
-def read_gpus(text: str, fields: Sequence[str], xids: dict[str, int]) -> tuple[GpuInfo, ...]:
-    """Lines of nvidia-smi's CSV with these fields; `xids` are by PCI address.
+def read_gpus(text: str, fields: Sequence[str], xids: dict[str, int]) -> dict[int, GpuInfo]:
+    """Lines of nvidia-smi's CSV with these fields, by the driver's index; `xids` are by PCI address.
 
     What is no number there (`[N/A]`) is unknown; a line of another form is left out.
     """
     rows = [dict(zip(fields, line.split(", "), strict=False)) for line in text.splitlines() if line.strip()]
-    return tuple(_gpu(row, xids) for row in rows if row.keys() == set(fields))
+    return {
+        int(row["index"]): _gpu(row, xids)
+        for row in rows
+        if row.keys() == set(fields) and row["index"].isdecimal()
+    }
 
 
 def _gpu(row: dict[str, str], xids: dict[str, int]) -> GpuInfo:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import GpuInfo
 from powermean.contracts.pools import Shape
+from server.cluster.leadership import served_since
 from server.db.models import Node, Pilot, PoolStatus
 from server.nodes import NodeNameTakenError
 from server.placement.state import Coming, NodeCapacity
@@ -44,14 +45,31 @@ def as_node(node_id: str, shape: Shape) -> NodeCapacity:
     )
 
 
-def coming(session: Session, alive: Collection[str]) -> tuple[Coming, ...]:
-    """The nodes that pools are starting, and that don't report yet."""
+def coming(session: Session, settings: Settings, alive: Collection[str], now: datetime) -> tuple[Coming, ...]:
+    """The nodes that pools are starting, and that don't report yet: not those that have fallen silent.
+
+    A pool that may have no nodes (max: 0, also one that is declared no more) starts none.
+    """
     pools = {one.name: one for one in session.scalars(select(PoolStatus))}
     return tuple(
         Coming(as_node(one.node_id, Shape.model_validate(one.shape)), _words(one, pools.get(one.pool)))
         for one in living(session)
-        if one.leaves is None and one.node_id not in alive
+        if one.leaves is None
+        and not (one.pool in pools and pools[one.pool].max == 0)
+        and one.node_id not in alive
+        and not silence(session, settings, one, now)
     )
+
+
+def silence(session: Session, settings: Settings, pilot: Pilot, now: datetime) -> timedelta:
+    """For how long a server has listened in vain for its node's reports; 0 before the first and until
+    `node_timeout_s` is over.
+    """
+    node = session.get(Node, pilot.node_id)
+    if node is None:
+        return timedelta(0)
+    silent = now - max(node.seen_at, served_since(session) or node.seen_at)
+    return silent if silent > timedelta(seconds=settings.node_timeout_s) else timedelta(0)
 
 
 def _words(pilot: Pilot, pool: PoolStatus | None) -> str:
@@ -69,7 +87,7 @@ def outlooks(session: Session) -> tuple[Coming, ...]:
     for one in living(session):
         have[one.pool] = have.get(one.pool, 0) + 1
     found = []
-    for pool in session.scalars(select(PoolStatus).order_by(PoolStatus.name)):
+    for pool in session.scalars(select(PoolStatus).where(PoolStatus.max > 0).order_by(PoolStatus.name)):
         full = f"it has its {pool.max} nodes" if have.get(pool.name, 0) >= pool.max else None
         if why := pool.error or full:
             node = as_node(f"pool {pool.name}", Shape.model_validate(pool.shape))
@@ -86,26 +104,34 @@ def startable(session: Session) -> list[NodeCapacity]:
 
 
 def about_to_end(session: Session, settings: Settings, now: datetime) -> dict[str, str]:
-    """The pilots' nodes that drain before a job would have run for as long as one should, and why."""
+    """The pilots' nodes that drain before a job would have run for as long as one should, and why.
+
+    One that was let go before its first report may report yet.
+    """
+    soon = Pilot.ends_at.is_not(None) & (Node.drain_at <= now + timedelta(seconds=settings.min_run_s))
     query = (
-        select(Node.id, Pilot.ends_at)
+        select(Node.id, Pilot.ends_at, Pilot.leaves)
         .join(Pilot, Pilot.node_id == Node.id)
-        .where(Pilot.state != ENDED, Pilot.ends_at.is_not(None))
-        .where(Node.drain_at <= now + timedelta(seconds=settings.min_run_s))
+        .where(Pilot.state != ENDED, soon | Pilot.leaves.is_not(None))
     )
     return {
-        node_id: f"{node_id} is about to end: its time is over at {ends_at:%H:%M} UTC"
-        for node_id, ends_at in session.execute(query)
+        node_id: f"{node_id} is about to end: {leaves or f'its time is over at {ends_at:%H:%M} UTC'}"
+        for node_id, ends_at, leaves in session.execute(query)
     }
 
 
 def check_owner(session: Session, node_id: str, bound: str | None) -> None:
-    """Only a pilot's own token may use its node's name. Raises NodeNameTakenError."""
-    if bound == node_id:
+    """Only a pilot's own token may use its node's name, until the pilot ends. Raises NodeNameTakenError."""
+    pilot = session.scalar(select(Pilot).where(Pilot.node_id == node_id))
+    if pilot is None:
         return
-    pool = session.scalar(select(Pilot.pool).where(Pilot.node_id == node_id, Pilot.state != ENDED))
-    if pool is not None:
+    if pilot.state == ENDED and bound == node_id:  # a report that was on its way when the token was revoked
         raise NodeNameTakenError(
-            f"node {node_id} belongs to pool {pool}, and this is not its token",
+            f"node {node_id} of pool {pilot.pool} has ended",
+            remedy="Start no worker under a pilot's name.",
+        )
+    if pilot.state != ENDED and bound != node_id:
+        raise NodeNameTakenError(
+            f"node {node_id} belongs to pool {pilot.pool}, and this is not its token",
             remedy="Give the worker a POWERMEAN_NODE_ID of its own.",
         )

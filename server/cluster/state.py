@@ -22,6 +22,6 @@ def read(session: Session, settings: Settings, queued: Sequence[WaitingJob], now
         shares=sharing.shares(session),
         rules=Rules(min_run_s=settings.min_run_s),
         now=now.timestamp(),
-        coming=pilots.coming(session, [node.id for node in nodes]),
+        coming=pilots.coming(session, settings, [node.id for node in nodes], now),
         withheld=pilots.outlooks(session),
     )

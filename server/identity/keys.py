@@ -122,14 +122,18 @@ def create_key(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:
 
 def create_pilot_token(session: Session, node_id: str, pool: str) -> NewKey:
     """A token for the one node that a pool starts, which is revoked at its end."""
-    return key_for(session, None, name=f"pool {pool}", role="node", node=node_id)
+    return key_for(session, None, name=_of_pool(pool), role="node", node=node_id)
 
 
-def revoke_pilot_token(session: Session, key_id: str) -> None:
-    """The node is gone; revoking it again is no error."""
-    row = session.get(ApiKey, key_id)
-    if row is not None and row.revoked_at is None:
+def revoke_pilot_tokens(session: Session, node_id: str, pool: str) -> None:
+    """The node is gone; revoking them again is no error."""
+    keys = select(ApiKey).where(ApiKey.node == node_id, ApiKey.name == _of_pool(pool))
+    for row in session.scalars(keys.where(ApiKey.revoked_at.is_(None))):
         row.revoked_at = database_now(session)
+
+
+def _of_pool(pool: str) -> str:
+    return f"pool {pool}"
 
 
 def _create_node_token(session: Session, caller: Caller, wanted: KeyRequest) -> NewKey:

@@ -52,7 +52,8 @@ class Seen:
     state: PilotState
     reason: str  # in the engine's words: Priority, TIMEOUT, CANCELLED by 1000, NODE_FAIL, Unschedulable
     ends_at: datetime | None = None  # when its time is over, as far as the engine says; with a time zone
-    # It ended because the engine wanted it so (time limit, cancelled, preempted), and not because it failed.
+    # It ended, or is about to, because the engine wanted it so (time limit, cancelled, preempted), and not
+    # because it failed.
     revoked: bool = False
 
 

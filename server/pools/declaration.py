@@ -11,6 +11,7 @@ from server.pools.backend import Backend
 
 LOCAL = "local"  # in views: the nodes that come by themselves
 PoolName = Annotated[str, Field(min_length=1, max_length=24, pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # that a shell can export
 
 
 class Pool(Contract):
@@ -42,7 +43,7 @@ class Pool(Contract):
         le=86_400,
         description="From the start of an allocation to its worker's first report; then it is ended.",
     )
-    environment: dict[str, str] = Field(
+    environment: dict[VariableName, str] = Field(
         {},
         max_length=100,
         description="For the workers, besides what the server tells them, such as "

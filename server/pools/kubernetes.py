@@ -1,6 +1,6 @@
 """Pilots as Kubernetes Jobs, in a queue of Kueue's if wanted. No real cluster has run this.
 
-The API server is asked seven things, so httpx does it; Kubernetes' own client would bring a thousand models.
+The API server is asked eight things, so httpx does it; Kubernetes' own client would bring a thousand models.
 What only the worker may know is in a Secret, which the pod mounts and which goes with the Job: it is in no
 pod's specification, and in no process's environment.
 """
@@ -9,18 +9,20 @@ import copy
 import json
 import logging
 import os
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from powermean.contracts.base import Contract
+from powermean.contracts.base import Contract, conflict
+from powermean.contracts.pools import Shape
 from powermean.setting_files import SUFFIX
 from server.pools.backend import PilotOrder, PoolError, Seen
 from server.pools.declaration import Pool
@@ -42,6 +44,10 @@ DISRUPTED = {
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class RefusedError(PoolError):
+    """The API server has not done what was asked."""
 
 
 class KubernetesSection(Contract):
@@ -79,6 +85,20 @@ class KubernetesSection(Contract):
             raise ValueError("must have spec.containers[0].image")
         return value
 
+    @model_validator(mode="after")
+    def _makes_a_job(self) -> Self:
+        order = PilotOrder("gpu-00000000", "gpu-00000000", {}, {}, Shape(gpus=1), None)
+        try:
+            job_of(order, "gpu", self)
+        except (AttributeError, TypeError, ValueError):
+            raise conflict(
+                ("template",),
+                "is no PodTemplateSpec: metadata, labels, volumes, env, volumeMounts, resources or limits is "
+                "of another kind, such as null",
+                self.template,
+            ) from None
+        return self
+
     @field_validator("api_url")
     @classmethod
     def _is_safe(cls, value: str | None) -> str | None:
@@ -113,7 +133,12 @@ class KubernetesBackend:
         name, secret = order.pilot_id, secret_of(order, self.pool)
         if self._ask("POST", secrets, secret, known=(409,)).status_code == 409:
             self._ask("PUT", f"{secrets}/{name}", secret)  # this order's token counts, not an earlier one's
-        made = self._ask("POST", jobs, job_of(order, self.pool, self.section), known=(409,))
+        try:
+            made = self._ask("POST", jobs, job_of(order, self.pool, self.section), known=(409,))
+        except RefusedError:
+            if self._ask("GET", f"{jobs}/{name}", known=(404,)).status_code == 404:
+                self._remove_secret(name)  # else no Job would ever take it along
+            raise
         if made.status_code == 409:
             made = self._ask("GET", f"{jobs}/{name}")
         owner = _read(Job, made).metadata.uid
@@ -127,6 +152,13 @@ class KubernetesBackend:
         # In the foreground: the Job is listed until none of its pods runs any more.
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         self._ask("DELETE", f"{self._in('/apis/batch/v1', 'jobs')}/{external_id}", body, known=(404, 410))
+        self._remove_secret(external_id)  # its Job may not own it
+
+    def _remove_secret(self, name: str) -> None:
+        try:
+            self._ask("DELETE", f"{self._in('/api/v1', 'secrets')}/{name}", known=(404, 410))
+        except PoolError as error:
+            log.warning("pool %s: Secret %s stays: %s", self.pool, name, error)
 
     def list(self) -> Sequence[Seen]:
         select = {"labelSelector": f"{POOL_LABEL}={self.pool}"}
@@ -152,7 +184,7 @@ class KubernetesBackend:
     ) -> httpx.Response:
         """The answer, if it is a good one or has a status in `known`. Raises PoolError."""
         section = self.section
-        headers = {"Authorization": f"Bearer {_text_of(section.token_file)}", "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {_token_of(section.token_file)}", "Accept": "application/json"}
         url = f"{section.api_url or _own_api()}{path}"
         end = time.monotonic() + section.timeout_s
         try:
@@ -178,7 +210,8 @@ class KubernetesBackend:
         answer = httpx.Response(response.status_code, content=bytes(content))
         if answer.is_success or answer.status_code in known:
             return answer
-        raise PoolError(_refusal(answer, section))
+        kind = RefusedError if answer.is_client_error else PoolError
+        raise kind(_refusal(answer, section))
 
 
 def job_of(order: PilotOrder, pool: str, section: KubernetesSection) -> dict[str, Any]:
@@ -279,6 +312,14 @@ def _own_api() -> str:
 
 def _own_namespace() -> str:
     return _text_of(ACCOUNT / "namespace", "; or set kubernetes.namespace")
+
+
+def _token_of(file: Path) -> str:
+    """The bearer token; an error never quotes it, for every user sees it."""
+    token = _text_of(file)
+    if not re.fullmatch(r"[!-~]+", token):
+        raise PoolError(f"{file}: holds no bearer token, which is one word of ASCII")
+    return token
 
 
 def _text_of(file: Path, remedy: str = "") -> str:

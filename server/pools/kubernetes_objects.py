@@ -107,7 +107,7 @@ def left_over(pilot_id: str, pod: Pod) -> Seen:
     """A pilot whose Job somebody has deleted: its pod goes, too, in its own time."""
     ended = pod.status.phase in ("Succeeded", "Failed")
     state = PilotState.ENDED if ended else PilotState.RUNNING
-    return Seen(pilot_id, pilot_id, state, "its Job was deleted", revoked=ended)
+    return Seen(pilot_id, pilot_id, state, "its Job was deleted", revoked=True)
 
 
 def is_staying(pod: Pod) -> bool:
@@ -118,7 +118,7 @@ def is_staying(pod: Pod) -> bool:
 def _judge(job: Job, pod: Pod | None, queue: str | None) -> tuple[PilotState, str, bool]:
     there = job.status.active > 0 or job.status.terminating > 0
     if job.metadata.deletion_timestamp is not None:
-        return PilotState.RUNNING, "Deleted", False
+        return PilotState.RUNNING, "Deleted", True
     failed = _true(job.status.conditions, "Failed")
     if failed is not None:
         state = PilotState.RUNNING if there else PilotState.ENDED

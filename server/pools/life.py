@@ -16,10 +16,10 @@ from powermean.contracts.attempts import NodeReport
 from powermean.contracts.pools import Shape
 from server.cluster import engines
 from server.cluster.drains import DRAINING
-from server.cluster.pilots import ENDED, KINDS, living
+from server.cluster.pilots import ENDED, KINDS, living, silence
 from server.db.models import Node, Pilot, PoolStatus
 from server.db.session import changes, upsert
-from server.identity.keys import create_pilot_token, revoke_pilot_token
+from server.identity.keys import create_pilot_token, revoke_pilot_tokens
 from server.jobs import allocations, attempts
 from server.jobs.attempts import NodeGone
 from server.nodes import OVER, RUNNING, attempts_holding
@@ -31,6 +31,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 KEPT = timedelta(days=7)  # rows of pilots that have ended
+UNDECLARED = "the pools file does not declare it any more: end its pilots yourself"
 CLOSE = timedelta(seconds=5)  # an end that moves by less has not moved
 FIRST_PAUSE_S = 30.0  # after a node that failed to start; doubles with each one more
 LONGEST_PAUSE_S = 1800.0
@@ -49,14 +50,23 @@ def declare(session: Session, pool: Pool) -> None:
     changes(session).plan = True
 
 
-def forget_undeclared(session: Session, names: Sequence[str]) -> None:
-    """Remove the pools that are in the file no more, except where they still have nodes."""
+def forget_undeclared(session: Session, settings: Settings, names: Sequence[str], now: datetime) -> None:
+    """Remove the pools that are in the file no more, except where they still have nodes.
+
+    Nobody asks their engines any more. So a pilot ends when its node reports no more and nothing there beats.
+    """
+    for pilot in living(session):
+        if pilot.pool in names or attempts_holding(session, pilot.node_id, RUNNING):
+            continue
+        if session.get(Node, pilot.node_id) is None or silence(session, settings, pilot, now):
+            end(session, settings, pilot, "the pools file does not declare its pool any more", now)
     for pool in session.scalars(select(PoolStatus).where(PoolStatus.name.not_in(names))):
-        if living(session, pool.name):
-            pool.max, pool.error = 0, "the pools file does not declare it any more: end its pilots yourself"
-        else:
+        if not living(session, pool.name):
             session.delete(pool)
-    changes(session).plan = True
+            changes(session).plan = True
+        elif (pool.max, pool.error) != (0, UNDECLARED):
+            pool.max, pool.error = 0, UNDECLARED
+            changes(session).plan = True
 
 
 def ask(session: Session, pool: Pool, now: datetime) -> Pilot:
@@ -78,9 +88,9 @@ def ask(session: Session, pool: Pool, now: datetime) -> Pilot:
 
 
 def new_token(session: Session, pilot: Pilot) -> str:
-    """The node's token, for an order to the engine; that of an order before is void."""
-    if pilot.key_id is not None:
-        revoke_pilot_token(session, pilot.key_id)
+    """A token of the node's, for an order to the engine. One of an order before, which the engine may have
+    taken after all, stays valid.
+    """
     made = create_pilot_token(session, pilot.node_id, pilot.pool)
     pilot.key_id = made.id
     return made.key
@@ -93,9 +103,9 @@ def confirm(session: Session, pilot: Pilot, external_id: str) -> None:
         pilot.state = "pending"
 
 
-def let_go(session: Session, pilot: Pilot, why: str) -> bool:
+def let_go(session: Session, settings: Settings, pool: Pool, pilot: Pilot, why: str, now: datetime) -> bool:
     """Have the engine end a pilot on which nothing runs. False: something does, after all."""
-    if has_work(session, pilot):
+    if has_work(session, settings, pool, pilot, now):
         return False
     pilot.leaves = why[:200]
     node = session.get(Node, pilot.node_id, with_for_update=True)
@@ -106,12 +116,20 @@ def let_go(session: Session, pilot: Pilot, why: str) -> bool:
     return True
 
 
-def has_work(session: Session, pilot: Pilot) -> bool:
-    """Whether anything runs on its node, or holds something there."""
+def has_work(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+    """Whether anything runs on its node, or holds something there.
+
+    Of a node that has been silent for too long, only attempts that still beat count: its last report is
+    old, and nobody will say that what lapsed there is gone.
+    """
     node = session.get(Node, pilot.node_id)
     if node is None:
         return False
-    if attempts_holding(session, node.id, (*RUNNING, *OVER)):
+    if attempts_holding(session, node.id, RUNNING):
+        return True
+    if _is_lost(session, settings, pool, pilot, now):
+        return False
+    if attempts_holding(session, node.id, OVER):
         return True
     report = NodeReport.model_validate(node.report)
     return bool(report.running or report.services or report.checking) or node.id in (
@@ -129,28 +147,48 @@ def note_seen(
     if (pilot.state, pilot.reason) != (state, reason):
         pilot.state, pilot.reason = state, reason
         changes(session).plan = True
+    if seen.state is PilotState.PENDING and session.get(Node, pilot.node_id) is None:
+        pilot.started_at = None  # Kueue stops a Job and starts it again
     if seen.state is PilotState.RUNNING:
         pilot.started_at = pilot.started_at or now
         why = _too_short(settings, pool, pilot, seen.ends_at, now) or _no_node(session, pool, pilot, now)
         _note_end(session, pool, pilot, seen.ends_at)
         if pilot.leaves is None and why is not None:
-            pilot.failed = let_go(session, pilot, why)
+            pilot.failed = let_go(session, settings, pool, pilot, why, now)
+        elif pilot.leaves is None and _is_lost(session, settings, pool, pilot, now):
+            let_go(
+                session,
+                settings,
+                pool,
+                pilot,
+                f"its node has not reported for {pool.start_deadline_s:g} s",
+                now,
+            )
+
+
+def _is_lost(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+    """Whether its node reported once and has been silent for as long as a worker may take to start."""
+    return silence(session, settings, pilot, now) > timedelta(seconds=pool.start_deadline_s)
 
 
 def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | None) -> None:
-    """Its node drains in good time before its end."""
+    """Its node drains in good time before its end, or when an administrator has said if that is earlier."""
     if ends_at is None:
         return
+    before = pilot.ends_at - timedelta(seconds=pool.drain_s) if pilot.ends_at is not None else None
     if pilot.ends_at is None or abs(pilot.ends_at - ends_at) > CLOSE:
         pilot.ends_at = ends_at
     node = session.get(Node, pilot.node_id)
     if node is None or node.closed == DRAINING:
         return
     drain_at = pilot.ends_at - timedelta(seconds=pool.drain_s)
-    if node.drain_at != drain_at:
-        node.drain_at = drain_at
+    earlier = node.drain_at is not None and node.drain_at != before and node.drain_at < drain_at
+    if earlier or node.drain_at == drain_at:
+        return
+    node.drain_at = drain_at
+    if node.closed is None:
         node.closed_reason = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
-        changes(session).plan = True
+    changes(session).plan = True
 
 
 def _too_short(
@@ -199,8 +237,7 @@ def end(
     node = session.get(Node, pilot.node_id)
     pilot.failed = pilot.failed or (node is None and pilot.leaves is None and not revoked)
     pilot.state, pilot.reason, pilot.ended_at = ENDED, (pilot.leaves or words)[:300], now
-    if pilot.key_id is not None:
-        revoke_pilot_token(session, pilot.key_id)
+    revoke_pilot_tokens(session, pilot.node_id, pilot.pool)
     said = f"{KINDS.get(_kind(session, pilot), 'its engine')}'s {pilot.external_id or 'allocation'}"
     gone = NodeGone(pilot.node_id, f"pool {pilot.pool}: {said} ended: {words}", revoked)
     for attempt_id in attempts_holding(session, pilot.node_id, RUNNING):

@@ -25,6 +25,7 @@ class PilotFacts:
     node_id: str
     reports: bool = False  # its node is there
     busy: bool = False  # something runs on it
+    asked: bool = False  # the engine has not confirmed it
     leaves: bool = False  # the engine has been told to end it, or will be
     unneeded_s: float = 0.0  # for so long no work has needed it
 
@@ -67,8 +68,12 @@ def sizes(state: ClusterState, pools: Sequence[PoolFacts], checks: Sequence[Chec
     growing.for_work()
     growing.for_checks(checks)
     found.starts = {name: count for name, count in growing.started.items() if count}
-    on = growing.used.union(*(check.nodes for check in checks))
-    on |= {node.id for node in growing.coming if any(could_run(one.job, node) for one in checks)}
+    on = growing.needed().union(*(check.nodes for check in checks))
+    on |= {
+        node.id
+        for node in [*growing.coming, *growing.doubtful]
+        if any(could_run(one.job, node) for one in checks)
+    }
     for pool in pools:
         staying = [one for one in pool.pilots if not one.leaves]
         found.needed |= {one.id for one in staying if one.busy or one.node_id in on}
@@ -83,7 +88,11 @@ class _Growing:
 
     def __init__(self, state: ClusterState, pools: Sequence[PoolFacts]) -> None:
         self.now = after(state, plan(state))
-        self.coming = [one.node for one in state.coming]
+        doubtful = {
+            one.node_id for pool in pools if not pool.ready for one in pool.pilots if one.asked
+        }  # an engine that refuses or can't be reached may never start them: others are asked
+        self.coming = [one.node for one in state.coming if one.node.id not in doubtful]
+        self.doubtful = [one.node for one in state.coming if one.node.id in doubtful]
         self.pools = pools
         self.started = {pool.name: 0 for pool in pools}
         self.plan = self._with([])
@@ -108,6 +117,10 @@ class _Growing:
         self.started[pool.name] += len(nodes)
         self.plan = made
         self.used = _used(made)
+
+    def needed(self) -> set[str]:
+        """The nodes that work would use, the doubtful ones where there is no other."""
+        return self.used | (_used(self._with(self.doubtful)) if self.doubtful else set())
 
     def to_minimum(self) -> None:
         for pool in self.pools:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -95,7 +96,7 @@ class SlurmBackend:
         """What the command prints. Raises PoolError."""
         prefix = self.section.command
         # A shell at the other end of `ssh` would split what has spaces in it.
-        whole = [*prefix, shlex.join(argv)] if prefix[:1] == ("ssh",) else [*prefix, *argv]
+        whole = [*prefix, shlex.join(argv)] if prefix and Path(prefix[0]).name == "ssh" else [*prefix, *argv]
         name = argv[2] if argv[0] == "env" else argv[0]
         try:
             done = subprocess.run(

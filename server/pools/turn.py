@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.cluster import demand, inventory, line, pilots, state
 from server.cluster.drains import DRAINING
-from server.cluster.leadership import keeps_lead, leads
+from server.cluster.leadership import keeps_lead, leader
 from server.db.models import Job, Node, Pilot, PoolStatus
 from server.db.session import Database, changes, database_now
 from server.nodes import living_ids
@@ -52,6 +52,10 @@ class Pools:
     redis_url: str
     choosing: threading.Lock = field(default_factory=threading.Lock)
 
+    def leads(self, session: Session) -> bool:
+        """Whether this replica leads; takes no lock."""
+        return leader(session, self.settings.leader_lease_s) == self.holder
+
     @contextmanager
     def leading(self) -> Iterator[Session]:
         """A transaction during which no other replica takes over."""
@@ -59,6 +63,25 @@ class Pools:
             if not keeps_lead(session, self.holder):
                 raise LeadLostError
             yield session
+
+
+class Undeclared:
+    """What is left of pools that the file no longer declares. Only the leader's turns have an effect."""
+
+    def __init__(self, shared: Pools) -> None:
+        self._shared = shared
+
+    def turn(self) -> None:
+        """One pass."""
+        shared, names = self._shared, [pool.name for pool in self._shared.pools]
+        with shared.database.read() as session:
+            if not shared.leads(session):
+                return
+            known = {*session.scalars(select(PoolStatus.name)), *(one.pool for one in pilots.living(session))}
+        if known <= set(names):
+            return
+        with suppress(LeadLostError), shared.leading() as session:
+            life.forget_undeclared(session, shared.settings, names, database_now(session))
 
 
 class PoolTurn:
@@ -69,7 +92,9 @@ class PoolTurn:
         self._backend = backend or pool.backend
         self._leads = False
         self._missing: set[str] = set()  # pilots that the last list left out
+        self._revoked: set[str] = set()  # pilots that the engine was ending when it last listed them
         self._cancelled: dict[str, float] = {}  # when the engine was last told to end a pilot
+        self._tokens: dict[str, str] = {}  # of pilots that the engine has not confirmed
         self._refusals = 0  # orders in a row
         self._refused: str | None = None  # the last one, and why
         self._next_order = float("-inf")
@@ -78,7 +103,7 @@ class PoolTurn:
         """One pass."""
         shared = self._shared
         with shared.database.read() as session:
-            leads_now = leads(session, shared.holder, shared.settings.leader_lease_s)
+            leads_now = shared.leads(session)
         if not leads_now:
             self._leads = False
             return
@@ -86,7 +111,6 @@ class PoolTurn:
             if not self._leads:
                 with shared.leading() as session:
                     life.declare(session, self._pool)
-                    life.forget_undeclared(session, [pool.name for pool in shared.pools])
                 self._leads, self._missing = True, set()
             self._look_and_act()
         except LeadLostError:
@@ -100,14 +124,14 @@ class PoolTurn:
             return
         self._settle(seen)
         self._decide()
-        error = self._order() or self._end() or self._why_paused()
-        self._tell(error)
+        refused = [self._end(), self._order()]  # each in any case: neither waits for the other
+        self._tell("; ".join(dict.fromkeys(filter(None, refused))) or self._why_paused())
 
     def _settle(self, seen: Sequence[Seen]) -> None:
         """Follow the engine's word; each end has a transaction of its own."""
-        known = {one.pilot_id: one for one in seen}
         with self._shared.database.read() as session:
             ours = pilots.living(session, self._pool.name)
+        known = {one.id: found for one in ours if (found := _seen(one, seen)) is not None}
         over: dict[str, tuple[str, bool]] = {}
         missing = set()
         for pilot in ours:
@@ -117,8 +141,11 @@ class PoolTurn:
             elif found is None and (pilot.external_id is not None or pilot.leaves is not None):
                 missing.add(pilot.id)
                 if pilot.id in self._missing:  # twice in a row: nobody else can say that it is gone
-                    over[pilot.id] = "its engine does not know it any more", False
+                    revoked = pilot.leaves is not None or pilot.id in self._revoked
+                    over[pilot.id] = "its engine does not know it any more", revoked
         self._missing = missing
+        self._revoked &= missing
+        self._revoked |= {pilot_id for pilot_id, one in known.items() if one.revoked}
         there = [pilot.id for pilot in ours if pilot.id in known and pilot.id not in over]
         if there:
             with self._shared.leading() as session:
@@ -157,10 +184,16 @@ class PoolTurn:
         """Write down what is wanted, and who is let go. What changes in between is looked at again."""
         with self._shared.choosing:
             with self._shared.database.read() as session:
-                wanted = self._sizes(session, database_now(session))
-                drained = {one.id for one in self._living(session) if _is_drained(session, one)}
-                idle = {one.id for one in self._living(session) if one.unneeded_since is not None}
-                ours = {one.id for one in self._living(session)}
+                now = database_now(session)
+                wanted = self._sizes(session, now)
+                living = self._living(session)
+                drained = {
+                    one.id
+                    for one in living
+                    if _is_drained(session, self._shared.settings, self._pool, one, now)
+                }
+                idle = {one.id for one in living if one.unneeded_since is not None}
+                ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
             let_go = drained | (ours & set(wanted.let_go))
             if not (starts or let_go or idle != ours - wanted.needed):
@@ -174,7 +207,8 @@ class PoolTurn:
                         pilot.unneeded_since = pilot.unneeded_since or now
                     if pilot.id in let_go:
                         nobody = f"nothing needed it for {self._pool.idle_s:g} s"
-                        life.let_go(session, pilot, "its node was drained" if pilot.id in drained else nobody)
+                        why = "its node was drained" if pilot.id in drained else nobody
+                        life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
                 for _ in range(starts):
                     life.ask(session, self._pool, now)
                 life.prune(session, self._pool.name, now)
@@ -199,7 +233,8 @@ class PoolTurn:
                     idle_s=pool.idle_s,
                     ready=self._is_ready(session, now) if ours else pool.name in well,
                     pilots=tuple(
-                        _facts(session, one, alive, now) for one in pilots.living(session, pool.name)
+                        _facts(session, self._shared.settings, pool, one, alive, now)
+                        for one in pilots.living(session, pool.name)
                     ),
                 )
             )
@@ -228,10 +263,13 @@ class PoolTurn:
             return self._refused
         with self._shared.database.read() as session:
             asked = [one.id for one in self._living(session) if one.external_id is None]
+        self._tokens = {one: self._tokens[one] for one in asked if one in self._tokens}
         for pilot_id in asked:
             with self._shared.leading() as session:
                 pilot = session.get_one(Pilot, pilot_id, with_for_update=True)
-                order = self._order_for(pilot, life.new_token(session, pilot))
+                token = self._tokens.get(pilot_id) or life.new_token(session, pilot)
+                order = self._order_for(pilot, token)
+            self._tokens[pilot_id] = token
             try:
                 external_id = self._backend.submit(order)
             except PoolError as error:
@@ -265,7 +303,8 @@ class PoolTurn:
         return PilotOrder(pilot.id, pilot.node_id, environment, secrets, shape, pool.time_limit_s)
 
     def _end(self) -> str | None:
-        """Have the engine end those that are let go; what it refused."""
+        """Have the engine end those that are let go; what it refused first."""
+        refused = None
         with self._shared.database.read() as session:
             leaving = [one for one in pilots.living(session, self._pool.name) if one.leaves is not None]
         told = self._cancelled
@@ -277,9 +316,10 @@ class PoolTurn:
             try:
                 self._backend.cancel(pilot.external_id)
             except PoolError as error:
-                return str(error)
+                refused = refused or str(error)
+                continue
             self._cancelled[pilot.id] = time.monotonic()
-        return None
+        return refused
 
     def _why_paused(self) -> str | None:
         with self._shared.database.read() as session:
@@ -304,18 +344,32 @@ class PoolTurn:
             log.info("pool %s is well again", self._pool.name)
 
 
-def _facts(session: Session, pilot: Pilot, alive: Collection[str], now: datetime) -> PilotFacts:
+def _seen(pilot: Pilot, seen: Sequence[Seen]) -> Seen | None:
+    """What its engine says of a pilot, of which it may have a double: that it has ended only if both have."""
+    found = [one for one in seen if one.pilot_id == pilot.id]
+    found.sort(key=lambda one: (one.state is PilotState.ENDED, one.external_id != pilot.external_id))
+    return found[0] if found else None
+
+
+def _facts(
+    session: Session, settings: Settings, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime
+) -> PilotFacts:
     idle = pilot.unneeded_since
     return PilotFacts(
         id=pilot.id,
         node_id=pilot.node_id,
         reports=pilot.node_id in alive,
-        busy=life.has_work(session, pilot),
+        busy=life.has_work(session, settings, pool, pilot, now),
+        asked=pilot.external_id is None,
         leaves=pilot.leaves is not None,
         unneeded_s=(now - idle).total_seconds() if idle is not None else 0.0,
     )
 
 
-def _is_drained(session: Session, pilot: Pilot) -> bool:
+def _is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
     node = session.get(Node, pilot.node_id)
-    return node is not None and node.closed == DRAINING and not life.has_work(session, pilot)
+    return (
+        node is not None
+        and node.closed == DRAINING
+        and not life.has_work(session, settings, pool, pilot, now)
+    )

@@ -29,6 +29,7 @@ class Kubernetes:
 
     objects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     replies: list[tuple[int, Any] | None] = field(default_factory=list)
+    quota: bool = False  # no Job more
     requests: list[tuple[str, str]] = field(default_factory=list)
     dribble_s: float = 0.0  # between the bytes of an answer
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
@@ -88,12 +89,18 @@ class Kubernetes:
         kind, name = ROOTS[root], parts.path.removeprefix(root).strip("/")
         if method == "GET" and not name:
             return 200, self._listed(kind, parse_qs(parts.query))
+        if method == "POST" and kind == "Job" and self.quota:
+            return _status(
+                403, "Forbidden", f'jobs.batch "{body["metadata"]["name"]}" is forbidden: exceeded quota'
+            )
         if method == "POST":
             return self._created(kind, body)
         if (kind, name) not in self.objects:
             return _status(404, "NotFound", f'{kind.lower()}s "{name}" not found')
         if method == "PUT":
             return self._stored(kind, body, self.objects[kind, name]["metadata"]["uid"])
+        if method == "DELETE" and kind == "Secret":
+            return 200, self.objects.pop((kind, name))
         if method == "DELETE":
             self._deleted(kind, name, body)
         return 200, self.objects[kind, name]

@@ -16,6 +16,7 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     down: str | None = None
     refuses: str | None = None
+    keeps: str | None = None  # the external id of a pilot that it refuses to end
     loses_answers: bool = False
 
     def submit(self, order: PilotOrder) -> str:
@@ -31,6 +32,8 @@ class FakeEngine:
 
     def cancel(self, external_id: str) -> None:
         self._check()
+        if external_id == self.keeps:
+            raise PoolError(f"scancel: {external_id} stays")
         self.cancelled.append(external_id)
         if external_id in self.pilots:
             self.end(external_id, "CANCELLED", revoked=True)

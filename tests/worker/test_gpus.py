@@ -14,14 +14,14 @@ from worker import gpus as module
 from worker.gpus import HEALTH, XIDS, Gpus, Xids, address, find_xids, read_gpus, visible
 
 FIELDS = (*module.IDENTITY, *module.GAUGES, *HEALTH[0])
-WELL = "GPU-1, NVIDIA H100 80GB HBM3, 81559, 00000000:3B:00.0, 97, 70123, 61, 512.30, 0, Not Active"
-IDLE = "GPU-2, NVIDIA H100 80GB HBM3, 81559, 00000000:5E:00.0, 0, 4, 33, 71.02, 0, Not Active"
+WELL = "0, GPU-1, NVIDIA H100 80GB HBM3, 81559, 00000000:3B:00.0, 97, 70123, 61, 512.30, 0, Not Active"
+IDLE = "1, GPU-2, NVIDIA H100 80GB HBM3, 81559, 00000000:5E:00.0, 0, 4, 33, 71.02, 0, Not Active"
 FALLEN = "4,1234,99,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', GPU has fallen off the bus.\n"
 PROGRAM = "4,1235,99,-;NVRM: Xid (PCI:0000:5e:00): 31, pid=7, MMU Fault: ENGINE GRAPHICS\n"
 
 
 def read(*lines: str, xids: dict[str, int] | None = None) -> tuple[GpuInfo, ...]:
-    return read_gpus("\n".join(lines), FIELDS, xids or {})
+    return tuple(read_gpus("\n".join(lines), FIELDS, xids or {}).values())
 
 
 def test_what_a_gpu_is_and_how_busy() -> None:
@@ -37,7 +37,7 @@ def test_what_a_gpu_is_and_how_busy() -> None:
 
 
 def test_what_is_not_known_is_left_open() -> None:
-    (one,) = read("GPU-1, NVIDIA GB10, [N/A], 0000000F:01:00.0, 3, [N/A], 41, [N/A], [N/A], Not Active")
+    (one,) = read("0, GPU-1, NVIDIA GB10, [N/A], 0000000F:01:00.0, 3, [N/A], 41, [N/A], [N/A], Not Active")
     assert (one.memory_mb, one.memory_used_mb, one.power_w, one.unhealthy) == (0, None, None, None)
 
 
@@ -154,7 +154,7 @@ def test_one_that_no_signal_ends_is_left_behind_and_none_is_started_beside_it(
 
 
 def test_a_driver_that_lacks_fields_is_asked_for_fewer(smi: Callable[[str], None], tmp_path: Path) -> None:
-    short = ", ".join(WELL.split(", ")[:8])
+    short = ", ".join(WELL.split(", ")[:9])
     refusal = 'case "$1" in *slowdown*) echo "Field is not a valid field to query."; exit 2;; esac'
     smi(f"{refusal}\n{prints(short)}")
     gpus = Gpus(tmp_path / "missing")
@@ -179,5 +179,14 @@ def test_a_driver_that_lacks_fields_is_asked_for_fewer(smi: Callable[[str], None
     ],
 )
 def test_a_worker_offers_the_gpus_of_its_allocation_alone(chosen: str, seen: list[str]) -> None:
-    cards = tuple(GpuInfo(uuid=f"GPU-{one}", name="H100", memory_mb=80_000) for one in ("a1", "b2", "c3"))
+    cards = {
+        place: GpuInfo(uuid=f"GPU-{one}", name="H100", memory_mb=80_000)
+        for place, one in enumerate(("a1", "b2", "c3"))
+    }
     assert [card.uuid for card in visible(cards, chosen)] == seen
+
+
+def test_a_gpu_that_is_gone_gives_its_place_to_no_other() -> None:
+    lines = [f"{place}, {IDLE.partition(', ')[2].replace('GPU-2', f'GPU-{place}')}" for place in (0, 2, 3, 4)]
+    cards = read_gpus("\n".join(lines), FIELDS, {})
+    assert [card.uuid for card in visible(cards, "2,3")] == ["GPU-2", "GPU-3"]

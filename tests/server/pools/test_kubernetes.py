@@ -253,10 +253,11 @@ def test_it_has_not_ended_while_its_pod_may_run(backend: KubernetesBackend, clus
     assert the_one(backend).state is PilotState.RUNNING
     cluster.run(NAME)
     backend.cancel(NAME)
-    assert the_one(backend).state is PilotState.RUNNING
+    found = the_one(backend)
+    assert (found.state, found.revoked) == (PilotState.RUNNING, True)
     cluster.objects.pop(("Job", NAME))  # as `kubectl delete job` does at once
     found = the_one(backend)
-    assert (found.state, found.reason) == (PilotState.RUNNING, "its Job was deleted")
+    assert (found.state, found.reason, found.revoked) == (PilotState.RUNNING, "its Job was deleted", True)
     cluster.objects.clear()
     assert backend.list() == []
 
@@ -287,6 +288,21 @@ def test_other_pools_and_other_jobs_are_not_listed(
 ) -> None:
     backend.submit(order())
     assert KubernetesBackend("cpu", section).list() == []
+
+
+def test_no_secret_stays_without_its_job(backend: KubernetesBackend, cluster: Kubernetes) -> None:
+    cluster.quota = True
+    with pytest.raises(PoolError, match="exceeded quota"):
+        backend.submit(order())
+    assert cluster.objects == {}
+    cluster.quota = False
+    backend.submit(order())
+    cluster.quota = True
+    with pytest.raises(PoolError, match="exceeded quota"):
+        backend.submit(order())
+    assert ("Secret", NAME) in cluster.objects  # an order before this one has made the Job
+    backend.cancel(NAME)
+    assert [kind for kind, _ in cluster.objects] == ["Job"]
 
 
 def test_a_cancelled_pilot_may_be_gone_already(backend: KubernetesBackend, cluster: Kubernetes) -> None:
@@ -376,12 +392,27 @@ def test_what_is_missing_to_reach_the_api_server_is_named(
     fails(r"Kubernetes at https://\[::1\]:1", api_url=None, ca_file=tmp_path / "ca.crt", timeout_s=0.2)
 
 
+@pytest.mark.parametrize("token", ["se\ncret", "se cret", "sécret", ""])
+def test_a_token_that_is_none_is_not_quoted(token: str, section: KubernetesSection) -> None:
+    section.token_file.write_text(token)
+    with pytest.raises(PoolError, match=r"token: holds no bearer token") as caught:
+        KubernetesBackend("gpu", section).list()
+    assert not token or token not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"template": {}}, "image"),
         ({"template": {"spec": {"containers": [{"image": ""}]}}}, "image"),
         ({"template": {"spec": {"containers": {}}}}, "image"),
+        ({"template": TEMPLATE | {"metadata": None}}, "is no PodTemplateSpec"),
+        ({"template": {"spec": TEMPLATE["spec"] | {"volumes": None}}}, "is no PodTemplateSpec"),
+        ({"template": {"spec": {"containers": [{"image": "x", "env": None}]}}}, "is no PodTemplateSpec"),
+        (
+            {"template": {"spec": {"containers": [{"image": "x", "resources": None}]}}},
+            "is no PodTemplateSpec",
+        ),
         ({"api_url": "http://10.0.0.1"}, "must start with https://"),
         ({"namespace": "Team"}, "pattern"),
         ({"queues": "x"}, "Extra inputs"),

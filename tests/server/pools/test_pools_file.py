@@ -42,6 +42,7 @@ def test_a_file(tmp_path: Path):
         ("gpus: 1", "gpu: 1", "6: pools.0.shape.gpu: there is no such field: did you mean gpus?"),
         ("name: gpu", "name: GPU", "2: pools.0.name: "),
         ("name: gpu", "name: local", "2: pools.0.name: is what nodes without a pool are shown as"),
+        ("max: 2", "max: 2\n    environment: {MY-VAR: x}", "5: pools.0.environment.MY-VAR"),
         ("pools:", "pools: [", "2:3: not YAML"),
     ],
 )
@@ -64,6 +65,11 @@ def test_two_pools_of_one_name(tmp_path: Path):
     [
         ({"host": "0.0.0.0"}, POOL, "server_url is missing"),
         (
+            {"redis_url": "redis://:secret@localhost:6379/0"},
+            f"server_url: http://10.0.0.1:8700\n{POOL}",
+            "redis_url is missing: POWERMEAN_REDIS_URL is on the server's own machine",
+        ),
+        (
             {},
             POOL.replace("max: 2", "max: 2\n    time_limit_s: 1200"),
             r"pools\.0\.time_limit_s: is too short",
@@ -78,3 +84,14 @@ def test_what_only_the_server_s_settings_tell(
     settings: Settings = service.settings.model_copy(update=changes | {"pools_file": file})
     with pytest.raises(PoolsFileError, match=error):
         pool_loops(settings, service.database, "first", "PEM")
+
+
+@pytest.mark.parametrize(
+    "urls",
+    ["server_url: http://127.0.0.1:8700", "server_url: http://10.0.0.1:8700\nredis_url: redis://10.0.0.1/0"],
+)
+def test_redis_is_where_nodes_reach_it(service: ServiceDriver, tmp_path: Path, urls: str):
+    file = tmp_path / "pools.yaml"
+    file.write_text(f"{urls}\n{POOL}")
+    here = {"redis_url": "redis://127.0.0.1:6379/0", "pools_file": file}
+    pool_loops(service.settings.model_copy(update=here), service.database, "first", "PEM")

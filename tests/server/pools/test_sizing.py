@@ -178,6 +178,20 @@ def test_a_pool_that_fails_leaves_its_work_to_another():
     assert sizes(state, pools).starts == {"own": 1}
 
 
+def test_what_a_failing_pool_was_asked_for_keeps_no_work_from_another():
+    gpu = Shape(gpus=1)
+    asked = PilotFacts("a", "a", asked=True, unneeded_s=600)
+    waiting = [WaitingJob("job", 1)]
+    state = ClusterState(nodes=(), waiting=waiting, coming=(Coming(as_node("a", gpu), "starting"),))
+    failing, own = PoolFacts("spot", gpu, ready=False, pilots=(asked,)), PoolFacts("own", gpu)
+    alone = sizes(state, [failing])
+    assert (alone.starts, alone.needed, alone.let_go) == ({}, {"a"}, [])
+    assert sizes(state, [failing, own]).starts == {"own": 1}
+    assert sizes(state, [replace(failing, ready=True), own]).starts == {}
+    there = replace(state, nodes=(as_node("n1", gpu),))
+    assert sizes(there, [failing, own]).let_go == ["a"]
+
+
 def test_a_spec_to_be_checked_brings_one_node_that_could_run_it():
     pool = PoolFacts("gpu", Shape(gpus=1), max=3)
     checks = [Check(WaitingJob("", 1)), Check(WaitingJob("", 8)), Check(WaitingJob("", 0), frozenset({"n1"}))]

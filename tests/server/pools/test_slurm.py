@@ -168,3 +168,12 @@ def test_the_script_runs_the_worker_tells_it_to_end_and_cleans_up(tmp_path: Path
     assert (tmp_path / "up").read_text() == "-m worker pmn_secret\n"
     assert (tmp_path / "told").read_text() == "told\n"
     assert not folder.exists()
+
+
+def test_a_shell_behind_ssh_gets_each_word_quoted_wherever_ssh_is(front: Front, tmp_path: Path):
+    ssh = tmp_path / "ssh"
+    ssh.write_text(PROGRAM)
+    ssh.chmod(0o755)
+    front.backend(command=[str(ssh), "login1"]).list()
+    assert front.argv[0] == "login1"
+    assert "'--format=%A|%T|%e|%r|%j'" in front.argv[1]

@@ -1,7 +1,7 @@
 """A pool's turns with an engine that does as the test says: what is asked for, and what its word means."""
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,10 +9,13 @@ from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
 from powermean.contracts.pools import Shape
-from server.db.models import Job, Pilot, PoolStatus
+from server.cluster import pilots
+from server.db.models import ApiKey, Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
+from server.nodes import NodeNameTakenError
+from server.pools.backend import PilotState
 from server.pools.pools_file import PoolsFile
-from server.pools.turn import Pools, PoolTurn
+from server.pools.turn import Pools, PoolTurn, Undeclared
 from server.settings import Settings
 from tests.support.fake_pool_engine import FakeEngine
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
@@ -83,6 +86,13 @@ class Elastic:
             now = database_now(session)
             past = {name: now - timedelta(seconds=seconds) for name, seconds in columns.items()}
             session.execute(update(Pilot).values(past))
+
+    def silent(self, seconds: float) -> None:
+        """As if no node had reported for so long, to a server that was there."""
+        with self.service.database.write() as session:
+            past = database_now(session) - timedelta(seconds=seconds)
+            session.execute(update(Node).values(seen_at=past))
+            session.execute(update(Leader).values(served_since=past))
 
     def job(self, job_id: str) -> Any:
         return self.service.job(job_id)
@@ -187,7 +197,36 @@ def test_a_crash_between_row_and_order_is_made_good(elastic: Elastic):
     elastic.restarted()
     elastic.turn()
     assert [one.pilot_id for one in elastic.engine.orders] == [first.id]
-    assert elastic.pilots[0].key_id != first.key_id  # the token of the order before is void
+    assert elastic.pilots[0].key_id != first.key_id  # nobody knows the token of the order before
+
+
+def test_an_order_that_the_engine_took_unseen_has_a_valid_token(elastic: Elastic):
+    elastic.engine.loses_answers = True
+    elastic.queued()
+    elastic.turn()
+    there = elastic.engine.pilots.pop("1")  # not listed yet
+    elastic.engine.refuses = "sbatch: Socket timed out"
+    elastic.restarted()
+    elastic.turn()
+    elastic.engine.pilots["1"] = replace(there, state=PilotState.RUNNING)
+    elastic.turn()
+    assert elastic.report().status_code == 200
+    elastic.engine.end("1", "TIMEOUT", revoked=True)
+    elastic.turn()
+    with elastic.service.database.read() as session:
+        tokens = session.scalars(select(ApiKey).where(ApiKey.node == elastic.pilots[0].node_id)).all()
+    assert len(tokens) == 2
+    assert all(token.revoked_at for token in tokens)
+
+
+def test_an_order_keeps_its_token_however_often_it_is_refused(elastic: Elastic, monkeypatch: Any):
+    monkeypatch.setattr("server.pools.turn.FIRST_PAUSE_S", 0.0)
+    elastic.engine.refuses = "sbatch: no such partition"
+    elastic.queued()
+    elastic.turn()
+    key_id = elastic.pilots[0].key_id
+    elastic.turn()
+    assert elastic.pilots[0].key_id == key_id
 
 
 def test_of_two_that_one_order_started_one_goes(elastic: Elastic):
@@ -196,7 +235,12 @@ def test_of_two_that_one_order_started_one_goes(elastic: Elastic):
     elastic.engine.submit(elastic.engine.orders[0])
     elastic.turn()
     assert elastic.engine.cancelled == ["2"]
-    assert elastic.pilots[0].external_id == "1"
+    elastic.turn()  # an engine goes on listing what it has ended
+    assert (elastic.pilots[0].external_id, elastic.pilots[0].state) == ("1", "pending")
+    assert elastic.engine.cancelled == ["2"]
+    elastic.engine.end("1", "TIMEOUT")
+    elastic.turn()
+    assert elastic.pilots[0].state == "ended"
 
 
 def test_one_that_comes_back_after_it_was_given_up_is_ended_and_a_stranger_is_not(elastic: Elastic):
@@ -261,6 +305,30 @@ def test_a_pilot_is_gone_when_its_engine_has_left_it_out_twice(elastic: Elastic)
     assert "does not know it any more" in elastic.job(attempt.claim.job_id).attempts[0].error.message
 
 
+def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], reason="Deleted", revoked=True)
+    elastic.turn()
+    del elastic.engine.pilots["1"]
+    elastic.turn()
+    elastic.turn()
+    assert elastic.job(attempt.claim.job_id).attempts[0].outcome == "lapsed"
+    assert elastic.restarts(attempt.claim.job_id) == 0
+
+
+def test_nothing_starts_on_a_node_that_was_let_go_before_it_reported(elastic: Elastic):
+    job_id = elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.turn()
+    elastic.engine.run("1")  # its engine takes a while to end it
+    assert elastic.report().status_code == 200
+    elastic.turn()
+    assert elastic.job(job_id).state is JobState.QUEUED
+
+
 def test_a_refused_order_is_told_and_not_repeated_at_once(elastic: Elastic):
     elastic.engine.refuses = "sbatch: invalid partition specified: gpux"
     job_id = elastic.queued()
@@ -297,6 +365,19 @@ def test_a_worker_that_does_not_report_in_time_is_ended(elastic: Elastic):
     elastic.turn()
     assert elastic.pilots[0].failed
     assert elastic.pilots[0].reason == "its worker did not report within 600 s"
+
+
+def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], state=PilotState.PENDING)
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    assert elastic.engine.cancelled == []
 
 
 def test_a_node_with_less_than_its_shape_is_let_go(service: ServiceDriver):
@@ -336,6 +417,63 @@ def test_an_idle_node_is_let_go_down_to_the_minimum(service: ServiceDriver):
     assert sorted(pilot.state for pilot in elastic.pilots) == ["ended", "running"]
 
 
+def test_a_node_that_falls_silent_is_not_waited_for(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.report(running=[attempt.claim.attempt_id])
+    elastic.silent(599)
+    elastic.service.let_lease_run_out(attempt.claim.attempt_id)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+    assert elastic.engine.cancelled == []
+    elastic.silent(601)
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    elastic.turn()
+    assert elastic.pilots[0].reason == "its node has not reported for 600 s"
+    assert not elastic.pilots[0].failed
+
+
+def test_nodes_that_could_not_report_while_no_server_was_there_are_waited_for(elastic: Elastic):
+    elastic.running()
+    with elastic.service.database.write() as session:
+        session.execute(update(Node).values(seen_at=database_now(session) - timedelta(hours=1)))
+    elastic.queued()
+    elastic.turn()
+    assert (len(elastic.engine.orders), elastic.engine.cancelled) == (1, [])
+
+
+def test_pilots_are_ended_whatever_else_the_engine_refuses(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.engine.refuses = "sbatch: no such partition"
+    elastic.queued()
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.engine.keeps = "1"
+    elastic.turn()
+    assert elastic.error == "scancel: 1 stays; sbatch: no such partition"
+    elastic.engine.keeps = None
+    elastic.turn()
+    assert elastic.engine.cancelled == ["1"]
+    assert elastic.error == "sbatch: no such partition"
+
+
+def test_each_pilot_is_ended_whichever_the_engine_keeps(elastic: Elastic):
+    for _ in range(2):
+        elastic.queued()
+    elastic.turn()
+    for external_id in ("1", "2"):
+        elastic.engine.run(external_id)
+    elastic.turn()
+    elastic.later(started_at=601)
+    elastic.engine.keeps = "1"
+    elastic.turn()
+    assert elastic.engine.cancelled == ["2"]
+    assert elastic.error == "scancel: 1 stays"
+
+
 def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     attempt = elastic.running()
     with elastic.service.database.read() as session:
@@ -352,6 +490,40 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert "its time in pool cpu ends at" in told.reason
     assert elastic.engine.cancelled == ["1"]
     assert len(elastic.engine.orders) == 2
+
+
+def test_what_an_administrator_says_of_a_node_stays(elastic: Elastic):
+    elastic.running()
+    node = elastic.engine.orders[0].node_id
+    with elastic.service.database.read() as session:
+        now = database_now(session)
+
+    def shown(end: timedelta) -> tuple[timedelta, str]:
+        elastic.engine.run("1", ends_at=now + end)
+        elastic.turn()
+        found = elastic.service.person.get(f"/v1/nodes/{node}").json()
+        return datetime.fromisoformat(found["drain_at"]) - now, found["closed_reason"]
+
+    hour = timedelta(hours=1)
+    for end in (3 * hour, 2 * hour):
+        drain_in, why = shown(end)
+        assert drain_in == end - timedelta(seconds=100)
+        assert why.startswith("its time in pool cpu ends at ")
+    asked = {"at": (now + hour).isoformat(), "reason": "new disks"}
+    assert elastic.service.person.post(f"/v1/nodes/{node}/drain", json=asked).status_code == 200
+    assert shown(4 * hour) == (hour, "new disks")
+    assert shown(hour)[0] == hour - timedelta(seconds=100)  # it won't be there any longer
+
+
+def test_a_cordon_keeps_its_reason(elastic: Elastic):
+    elastic.running()
+    node = elastic.engine.orders[0].node_id
+    answer = elastic.service.person.post(f"/v1/nodes/{node}/cordon", json={"reason": "slow disk"})
+    assert answer.status_code == 200, answer.text
+    with elastic.service.database.read() as session:
+        elastic.engine.run("1", ends_at=database_now(session) + timedelta(hours=1))
+    elastic.turn()
+    assert elastic.service.person.get(f"/v1/nodes/{node}").json()["closed_reason"] == "slow disk"
 
 
 def test_nothing_starts_on_a_node_that_is_about_to_end(elastic: Elastic):
@@ -392,6 +564,15 @@ def test_only_its_own_token_uses_a_pilot_s_name(elastic: Elastic):
     assert elastic.report().status_code == 200
 
 
+def test_a_report_that_comes_after_the_end_brings_no_node_back(elastic: Elastic):
+    elastic.running()
+    elastic.engine.end("1", "TIMEOUT", revoked=True)
+    elastic.turn()
+    name = elastic.engine.orders[0].node_id
+    with elastic.service.database.read() as session, pytest.raises(NodeNameTakenError, match="has ended"):
+        pilots.check_owner(session, name, bound=name)
+
+
 def test_a_follower_asks_for_nothing(elastic: Elastic):
     elastic.queued()
     other = PoolTurn(
@@ -401,6 +582,15 @@ def test_a_follower_asks_for_nothing(elastic: Elastic):
     )
     other.turn()
     assert elastic.engine.orders == []
+
+
+def test_a_leader_acts_to_the_end_of_its_lease(elastic: Elastic):
+    elastic.queued()
+    with elastic.service.database.write() as session:
+        soon = database_now(session) + timedelta(seconds=elastic.service.settings.leader_lease_s / 4)
+        session.execute(update(Leader).values(expires_at=soon))
+    elastic.turns.turn()
+    assert len(elastic.engine.orders) == 1
 
 
 def test_people_see_the_pools(elastic: Elastic):
@@ -414,3 +604,46 @@ def test_people_see_the_pools(elastic: Elastic):
     assert (pilot["state"], pilot["reason"], pilot["external_id"]) == ("pending", "Priority", "1")
     assert elastic.service.person.get("/v1/pools/cpu").json() == pool
     assert elastic.service.person.get("/v1/pools/gone").status_code == 404
+
+
+def test_a_pool_that_the_file_declares_no_more_is_forgotten(elastic: Elastic):
+    attempt = elastic.running()
+    elastic.queued()
+    elastic.turn()
+    gone = Undeclared(replace(elastic.pools, pools=()))
+    gone.turn()
+    assert [pilot.state for pilot in elastic.pilots] == ["running", "ended"]  # one is a node
+    with elastic.service.database.read() as session:
+        assert (session.get_one(PoolStatus, "cpu").max, pilots.startable(session)) == (0, [])
+    assert elastic.report(1).status_code == 401
+    elastic.silent(3600)
+    gone.turn()
+    assert attempt.beat().status_code == 200
+    elastic.service.let_lease_run_out(attempt.claim.attempt_id)
+    elastic.service.scheduler.turn()
+    gone.turn()
+    assert elastic.service.person.get("/v1/pools").json()["items"][1:] == []
+    assert elastic.report().status_code == 401
+
+
+def test_nodes_of_a_pool_that_the_file_declares_no_more_are_not_waited_for(elastic: Elastic):
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.report()
+    Undeclared(replace(elastic.pools, pools=())).turn()
+    settings = elastic.service.settings
+    with elastic.service.database.write() as session:
+        assert pilots.coming(session, settings, [], database_now(session)) == ()
+        assert pilots.outlooks(session) == ()
+
+
+def test_a_node_that_is_alive_is_not_lost_however_short_the_start_deadline(service: ServiceDriver):
+    elastic = elastic_of(service, start_deadline_s=1)
+    elastic.queued()
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.report()
+    elastic.silent(service.settings.node_timeout_s - 5)
+    elastic.turns.turn()
+    assert elastic.pilots[0].leaves is None
