@@ -86,6 +86,7 @@ def serving(engine: str, model: Path, *flags: str) -> Iterator[Service]:
         keys = ensure_key_pair(folder / "secrets")
         (folder / "key.pub").write_text(keys.public_pem)
         store, ready, log = ArtefactStore((folder / "artefacts").as_uri()), folder / "ready", folder / "log"
+        store.make()
         command = [
             *(sys.executable, "-m", "rollout", "--engine", engine, "--model", str(model)),
             *("--job-id", JOB, "--public-key", str(folder / "key.pub"), "--artefacts-url", store.url),

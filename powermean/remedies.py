@@ -39,6 +39,11 @@ REMEDIES = (
         "The page Cluster lists the nodes.",
     ),
     Remedy(
+        "GET /v1/pools lists the pools.",
+        "`powermean pool list` lists the pools.",
+        "The page Cluster lists the pools.",
+    ),
+    Remedy(
         "GET /v1/projects lists yours.",
         "`powermean project list` lists yours.",
         "The page Projects lists yours.",

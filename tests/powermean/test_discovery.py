@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from powermean import Client
+from powermean import Client, discovery
+from powermean.cli.embedded import free_port
 from powermean.discovery import DEFAULT_URL, find_service, registered, running_homes
 from powermean.home import Home, NoServerError
 
@@ -89,7 +90,8 @@ def test_a_key_alone_goes_to_the_default_port(monkeypatch: pytest.MonkeyPatch) -
     assert find_service().url == DEFAULT_URL
 
 
-def test_without_a_service_there_is_one_clear_remedy() -> None:
+def test_without_a_service_there_is_one_clear_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "DEFAULT_URL", f"http://127.0.0.1:{free_port()}")  # nothing is there
     with pytest.raises(NoServerError) as told:
         find_service()
     assert "POWERMEAN_API_KEY" in str(told.value.remedy)
