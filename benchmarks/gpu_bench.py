@@ -19,7 +19,7 @@ from torch.utils import deterministic as fill
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from powermean.contracts.algorithms import AlgorithmSpec, Pmpo
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.training import OptimizerSpec
 from trainer.learner.learner import Learner
 from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.learner.training_batch import TrainingBatch

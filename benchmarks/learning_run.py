@@ -12,7 +12,7 @@ from learning_task import Task, problems, rewards, sample, sampling_draws
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.training import OptimizerSpec
 from trainer.learner.learner import Learner
 from trainer.learner.optimizer import make_optimizer
 from trainer.learner.training_batch import TrainingBatch

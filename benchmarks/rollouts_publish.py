@@ -24,7 +24,7 @@ from rollouts_tokens import turned
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import EngineState, PublishRequest
 from trainer.learner.lora import attach
 from trainer.weights.channel import ChannelWriter, connector

@@ -11,7 +11,8 @@ from powermean.cli.specs import load_spec
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import ValidationTask
-from powermean.contracts.job import JobSpec, ModelSpec
+from powermean.contracts.job import JobSpec
+from powermean.contracts.models import ModelSpec
 from server.settings import Settings
 from tests.support.fake_gpu import fake_gpu
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver

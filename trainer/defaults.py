@@ -3,7 +3,7 @@
 Needs no PyTorch: a job's memory is estimated from it too.
 """
 
-from powermean.contracts.job import TrainingSpec
+from powermean.contracts.training import TrainingSpec
 
 CPU_TOKENS = 1024  # of a micro-batch on a CPU: beyond, updates get no faster, only larger (docs/log.md)
 LEAST_GPU_TOKENS = 1024  # on a GPU, however little of its memory is free

@@ -155,12 +155,37 @@ class CheckpointCommit(Contract):
     manifest: Manifest
 
 
+class MemberReport(Contract):
+    """Where the other nodes of a job reach this one, as soon as it is known."""
+
+    address: str = Field(min_length=1, max_length=253, description="Host name or address.")
+    store_port: int | None = Field(
+        None, ge=1, le=65535, description="Of the store where the ranks meet; the first node has it."
+    )
+    engine_urls: tuple[str, ...] = Field((), max_length=64, description="Engines that serve there.")
+
+
+class Member(Contract):
+    """One of the nodes that an attempt runs on."""
+
+    node_rank: int = Field(ge=0, description="0: the first node, which samples, publishes and reports.")
+    node_id: str
+    report: MemberReport | None = None
+
+
+class ClaimRequest(Contract):
+    """Which of the attempt's nodes claims its part (the body of POST /v1/attempts/{id}/claim)."""
+
+    node_id: str | None = Field(None, description="null: the attempt's first node.")
+
+
 class Claim(Contract):
     """All that a node needs to run an attempt, but its secrets: they are never written to its disk."""
 
     attempt_id: str
     job_id: str
     number: int = Field(ge=1)
+    node_rank: int = Field(0, ge=0, description="This node's place among the attempt's nodes.")
     spec: JobSpec
     allocations: tuple[AllocationView, ...]
     token: str = Field(description="Attempt token; renewed by every heartbeat.")
@@ -220,6 +245,8 @@ class Heartbeat(Contract):
     """The supervisor is alive."""
 
     phase: str = Field(max_length=80, description="What the trainer is doing, for people.")
+    node_rank: int = Field(0, ge=0, description="Which of the attempt's nodes is alive.")
+    member: MemberReport | None = Field(None, description="What the other nodes need to know of this one.")
 
 
 class HeartbeatReply(Contract):
@@ -227,6 +254,7 @@ class HeartbeatReply(Contract):
 
     order: Order
     token: str
+    members: tuple[Member, ...] = Field((), description="All nodes of the attempt, by node_rank.")
 
 
 class MetricsReport(Contract):
@@ -256,6 +284,7 @@ class Finish(Contract):
     """The attempt's processes are gone. `checkpointed`: it stopped as ordered and can resume elsewhere."""
 
     outcome: Literal["finished", "failed", "checkpointed", "cancelled"]
+    node_rank: int = Field(0, ge=0, description="On which of the attempt's nodes the processes are gone.")
     reason: str | None = Field(
         None,
         max_length=300,

@@ -2,62 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
-from powermean.contracts.base import Contract, Labels, Name, conflict
+from powermean.contracts.base import Contract, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
 from powermean.contracts.limits import LimitSpec
+from powermean.contracts.models import ModelSpec
 from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityName
+from powermean.contracts.resources import ResourceSpec
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 from powermean.contracts.secrets import MOST_OF_A_JOB, SecretReference, VariableName
-
-
-class LoraSpec(Contract):
-    """Train a low-rank adapter and leave the model's own weights as they are (arXiv 2106.09685)."""
-
-    rank: StrictInt = Field(16, ge=1, le=512, description="Rank r of the update of each weight.")
-    alpha: StrictFloat = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / rank.")
-    target_modules: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w-]+$")], ...] = (
-        Field(
-            (),
-            max_length=64,
-            fail_fast=True,
-            description="Linear layers to adapt, e.g. q_proj; empty is all but the output layer.",
-        )
-    )
-    dropout: StrictFloat = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Dropout before the adapter, in update passes only; it adds noise to ratios.",
-    )
-
-
-class ModelSpec(Contract):
-    """A Hugging Face causal language model: by registry name, or a folder under a declared root."""
-
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = Field(
-        None,
-        description="Registry name, e.g. HuggingFaceTB/SmolLM2-135M-Instruct. Packaged ones need no network.",
-    )
-    folder: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        None, description="Folder of a model, relative to one of the node's declared model roots."
-    )
-    lora: LoraSpec | None = Field(None, description="Train an adapter; null trains all weights.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Weights' type; auto is float32 on a CPU and bfloat16 on CUDA."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where to train; auto takes CUDA where allocated."
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "ModelSpec":
-        if (self.name is None) == (self.folder is None):
-            raise ValueError("give exactly one of name and folder")
-        return self
+from powermean.contracts.training import (
+    CheckpointSpec,
+    EvaluationSpec,
+    OptimizerSpec,
+    RecordSpec,
+    TrainingSpec,
+)
 
 
 class RolloutSpec(Contract):
@@ -67,6 +30,15 @@ class RolloutSpec(Contract):
         "auto",
         description="Rollout engine; auto takes vllm where the node has it and it serves the model, "
         "else transformers.",
+    )
+    replicas: StrictInt = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Copies of the job's own engine on each of its nodes; prompts go to the least loaded.",
+    )
+    gpus_per_replica: StrictInt = Field(
+        1, ge=1, le=64, description="GPUs of one copy (tensor parallel); must divide the attention heads."
     )
     group_size: StrictInt = Field(
         8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage."
@@ -119,143 +91,6 @@ class RolloutSpec(Contract):
         return self.engine == "vllm" or self.publish in ("gloo", "nccl", "ipc")
 
 
-class TrainingSpec(Contract):
-    """How many rollout batches, and how each is turned into optimiser steps."""
-
-    steps: StrictInt = Field(ge=1, le=1_000_000, description="Rollout batches to train on.")
-    prompts_per_step: StrictInt = Field(8, ge=1, le=65536, description="Prompts (groups) in a rollout batch.")
-    minibatches: StrictInt = Field(
-        2, ge=1, le=1024, description="Optimiser steps per pass over the rollout batch."
-    )
-    epochs: StrictInt = Field(2, ge=1, le=64, description="Passes over the rollout batch.")
-    micro_batch_tokens: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=16_777_216)] = Field(
-        "auto",
-        description="Tokens in one forward and backward pass, those that completions share counted once; "
-        "bounds memory. auto: what the node's memory holds.",
-    )
-    micro_batch_groups: Annotated[StrictInt, Field(ge=1, le=4096)] | None = Field(
-        None, description="Most groups in one forward and backward pass, beside micro_batch_tokens."
-    )
-    weights: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="What the trainer's passes run on. bfloat16: weights rounded from float32 masters after "
-        "each update, for model.dtype bfloat16; faster than autocast where layers are not compiled.",
-    )
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="torch.compile of the model's layers: updates are faster and take less memory, the first "
-        "one waits for the compiler. auto: on GPUs, where the job may take 100 updates.",
-    )
-    gradient_checkpointing: StrictBool = Field(
-        False, description="Trade compute for memory in the backward pass."
-    )
-
-    @model_validator(mode="after")
-    def _divides(self) -> "TrainingSpec":
-        if self.prompts_per_step % self.minibatches:
-            raise ValueError(
-                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of "
-                f"minibatches ({self.minibatches})"
-            )
-        return self
-
-
-class OptimizerSpec(Contract):
-    """AdamW with linear warm-up, then constant."""
-
-    learning_rate: StrictFloat = Field(1e-6, gt=0, le=1.0, description="Peak learning rate.")
-    betas: tuple[Annotated[StrictFloat, Field(ge=0, lt=1)], Annotated[StrictFloat, Field(ge=0, lt=1)]] = (
-        Field((0.9, 0.95), description="AdamW's betas.")
-    )
-    eps: StrictFloat = Field(1e-8, gt=0, le=1e-2, description="AdamW's epsilon.")
-    weight_decay: StrictFloat = Field(0.0, ge=0, le=1.0, description="Decoupled weight decay.")
-    warmup_updates: StrictInt = Field(
-        3, ge=0, le=100_000, description="Updates over which the rate rises from 0."
-    )
-    max_grad_norm: StrictFloat = Field(
-        1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down."
-    )
-
-
-class EvaluationSpec(Contract):
-    """Held-out accuracy: the mean reward of one sampled completion per held-out problem."""
-
-    every: StrictInt = Field(
-        10, ge=0, le=1_000_000, description="Steps between evaluations; 0 only before and after."
-    )
-    problems: StrictInt = Field(
-        128, ge=1, le=100_000, description="Held-out problems (or all there are, if fewer)."
-    )
-    temperature: StrictFloat | None = Field(
-        None, ge=0, le=5.0, description="Sampling temperature; null is the rollouts', 0 greedy."
-    )
-
-
-class CheckpointSpec(Contract):
-    """When the run is saved so that another attempt can go on from there."""
-
-    every: StrictInt = Field(10, ge=1, le=1_000_000, description="Steps between checkpoints.")
-    keep: StrictInt = Field(2, ge=1, le=100, description="Newest checkpoints to keep.")
-
-
-class ResourceSpec(Contract):
-    """What the job occupies while it runs."""
-
-    gpus: StrictInt = Field(
-        0,
-        ge=0,
-        le=1,
-        description="GPUs for the trainer: 1, or 0 to train on a CPU slot. It can't use more yet.",
-    )
-    placement: Literal["colocated", "split"] = Field(
-        "colocated",
-        description="colocated: trainer and engine share the GPU; split: the engine has one more GPU of "
-        "the same node for itself. A shared engine has its own in any case.",
-    )
-
-    gpu_type: Annotated[StrictStr, Field(min_length=1, max_length=64)] | None = Field(
-        None, description="Part of the GPUs' name, e.g. H100, in capitals or not; null takes any."
-    )
-    gpu_memory_gib: StrictFloat | None = Field(
-        None,
-        gt=0,
-        le=4096,
-        description="Least memory of each GPU, in GiB as `powermean node show` has it: that of an 80 GB H100 "
-        "is 79.6. null takes any.",
-    )
-    node_labels: Labels = Field({}, description="Labels that the node must have, e.g. {zone: a}.")
-
-    @property
-    def rollout_gpus(self) -> int:
-        """GPUs of the engine's own, beside the trainer's."""
-        return 1 if self.placement == "split" else 0
-
-    @model_validator(mode="after")
-    def _split_on_gpus(self) -> "ResourceSpec":
-        if self.placement == "split" and self.gpus == 0:
-            why = "split is for GPUs and gpus is 0: set gpus to 1, or leave placement at colocated"
-            raise conflict(("placement",), why, self.placement)
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_of_a_kind(self) -> "ResourceSpec":
-        for field in ("gpu_type", "gpu_memory_gib"):
-            if (value := getattr(self, field)) is not None and self.gpus == 0:
-                raise conflict((field,), "is for GPUs and gpus is 0: set gpus to 1, or leave it out", value)
-        return self
-
-
-class RecordSpec(Contract):
-    """What is kept of each trajectory beyond its scalars."""
-
-    texts: StrictBool = Field(True, description="Keep prompt and completion texts of every trajectory.")
-    tokens: Literal["all", "none"] | Annotated[StrictInt, Field(ge=1, le=1_000_000)] = Field(
-        64,
-        description="Trajectories per step whose tokens are kept (log-ratio, weight and clip of each token "
-        "in each update): all, none, or a number, taken by whole groups.",
-    )
-
-
 class JobSpec(Contract):
     """A training job. Submit it as JSON to POST /v1/jobs, or as YAML with `powermean submit FILE`."""
 
@@ -288,6 +123,12 @@ class JobSpec(Contract):
     max_restarts: StrictInt = Field(
         3, ge=0, le=100, description="New attempts allowed in a row without a new checkpoint."
     )
+
+    @property
+    def rollout_gpus(self) -> int:
+        """GPUs of the engine's own on each node, beside the trainer's."""
+        own = self.resources.placement == "split"
+        return self.rollout.replicas * self.rollout.gpus_per_replica if own else 0
 
     @property
     def in_place_objection(self) -> str | None:

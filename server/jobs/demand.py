@@ -42,7 +42,7 @@ def demand_of(spec: JobSpec) -> str:
     """What the spec demands, as a job's row has it: equal demands are equal texts."""
     demand = Demand(
         gpus=spec.resources.gpus,
-        rollout_gpus=spec.resources.rollout_gpus,
+        rollout_gpus=spec.rollout_gpus,
         vllm=spec.rollout.needs_vllm,
         adapter=_adapter_need(spec),
         gpu_type=spec.resources.gpu_type.lower() if spec.resources.gpu_type else None,

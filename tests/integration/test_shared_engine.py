@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import EngineStart
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import Sampling
 from powermean.processes import descendants
 from powermean.tokens import KeyPair, ensure_key_pair, sign_attempt_token

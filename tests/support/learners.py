@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.algorithms import Pmpo
-from powermean.contracts.job import LoraSpec, OptimizerSpec
+from powermean.contracts.models import LoraSpec
+from powermean.contracts.training import OptimizerSpec
 from tests.support.small_models import norms_in_float64
 from tests.support.tiny_model import tiny_config
 from trainer.learner.learner import Learner

@@ -16,8 +16,8 @@ import uvicorn
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.algorithms import Pmpo
-from powermean.contracts.job import OptimizerSpec
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest, Sampling
+from powermean.contracts.training import OptimizerSpec
 from powermean.tokens import Verb, ensure_key_pair, sign_attempt_token
 from rollout.app import create_app
 from rollout.client import RolloutClient

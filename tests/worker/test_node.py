@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.attempts import Claim, JobError, ValidationTask
-from powermean.contracts.job import JobSpec, LoraSpec
+from powermean.contracts.job import JobSpec
+from powermean.contracts.models import LoraSpec
 from powermean.processes import ProcessId, end_all, marked, start_time
 from worker import programs
 from worker.__main__ import main

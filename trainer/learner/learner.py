@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.training import OptimizerSpec
 from trainer.failures import is_out_of_memory
 from trainer.learner import diagnosis
 from trainer.learner.lora import dropping, has_dropout

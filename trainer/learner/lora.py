@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import AdapterShape
 from trainer.failures import check_modules, unknown_modules
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from powermean.contracts.job import OptimizerSpec
+from powermean.contracts.training import OptimizerSpec
 
 
 def learning_rate(spec: OptimizerSpec, updates: int) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from powermean.contracts.attempts import Claim, EngineStart, Finish
 from powermean.contracts.engines import EngineSpec
-from powermean.contracts.job import ModelSpec
+from powermean.contracts.models import ModelSpec
 from trainer.failures import TrainingError
 from trainer.models.resolve import check_known, resolve_model
 from worker.reporter import Reporter

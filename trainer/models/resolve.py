@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from powermean.allowed_models import AllowedModels, allowed_model, refusal
-from powermean.contracts.job import ModelSpec
+from powermean.contracts.models import ModelSpec
 from powermean.contracts.secrets import HUB_TOKENS
 from powermean.disk import is_full
 from powermean.field_errors import did_you_mean

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoConfig
 
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from trainer.failures import TrainingError
 from trainer.learner.lora import adapter_shape, attach, served_state, without_weights
 

@@ -96,12 +96,12 @@ def check_devices(spec: JobSpec) -> None:
     if not torch.cuda.is_available():
         raise cuda_unavailable()
     own = spec.rollout.sharing != "shared"  # a declared engine has its own GPUs
-    wanted = spec.resources.gpus + (spec.resources.rollout_gpus if own else 0)
+    wanted = spec.resources.gpus + (spec.rollout_gpus if own else 0)
     if torch.cuda.device_count() < wanted:
         raise TrainingError(
             "too_few_gpus",
             f"the job asks for {wanted} GPUs with its engine's; this node has {torch.cuda.device_count()}",
-            path="resources.placement" if spec.resources.rollout_gpus else "resources.gpus",
+            path="resources.placement" if spec.rollout_gpus else "resources.gpus",
             remedy="ask for no more GPUs than a node has (placement: split needs one more)",
         )
     if not has_compiler():

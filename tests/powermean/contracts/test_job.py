@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from powermean.contracts.engines import EngineSpec
-from powermean.contracts.job import JobSpec, ResourceSpec
+from powermean.contracts.job import JobSpec
 from tests.support.tiny_model import tiny_spec
 
 
@@ -94,9 +94,10 @@ def test_ways_of_publishing_that_fit_are_taken(publish: str, resources: dict[str
 def test_only_gpus_are_split_between_trainer_and_engine() -> None:
     ((path, message),) = faults(resources={"placement": "split"})
     assert path == ("resources", "placement")
-    assert "set gpus to 1" in message
-    assert ResourceSpec(gpus=1, placement="split").rollout_gpus == 1
-    assert ResourceSpec(gpus=1).rollout_gpus == 0
+    assert "set gpus to at least 1" in message
+    split = tiny_spec("tiny", resources={"gpus": 2, "placement": "split"}, rollout={"replicas": 2})
+    assert JobSpec.model_validate(split).rollout_gpus == 2
+    assert JobSpec.model_validate(tiny_spec("tiny", resources={"gpus": 2})).rollout_gpus == 0
 
 
 @pytest.mark.parametrize("staleness", [4, 5])
@@ -167,10 +168,18 @@ def test_a_boolean_or_a_text_is_no_number(model: type[BaseModel], name: str, val
     assert name in [error["loc"][0] for error in caught.value.errors()]
 
 
-def test_more_gpus_than_a_trainer_can_use_are_refused_at_the_field() -> None:
-    ((path, message),) = faults(resources={"gpus": 2})
-    assert path == ("resources", "gpus")
-    assert "less than or equal to 1" in message
+def test_a_rank_for_each_gpu_leaves_none_to_ask_for() -> None:
+    ((path, message),) = faults(resources={"gpus": 2, "cpu_ranks": 2})
+    assert path == ("resources", "cpu_ranks")
+    assert "leave it out" in message
+
+
+@pytest.mark.parametrize(
+    ("resources", "ranks"),
+    [({}, 1), ({"cpu_ranks": 4}, 4), ({"gpus": 8, "nodes": 2}, 16), ({"nodes": 2, "cpu_ranks": 2}, 4)],
+)
+def test_ranks_of_a_job(resources: dict[str, object], ranks: int) -> None:
+    assert JobSpec.model_validate(tiny_spec("tiny", resources=resources)).resources.ranks == ranks
 
 
 @pytest.mark.parametrize(

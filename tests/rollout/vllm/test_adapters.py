@@ -15,7 +15,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import (
     AdapterShape,
     Completion,

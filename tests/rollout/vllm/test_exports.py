@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import Sampling
 from rollout.engine import Fence
 from rollout.vllm.command import VllmOptions

@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.artefacts import Manifest
-from powermean.contracts.job import LoraSpec, OptimizerSpec
+from powermean.contracts.models import LoraSpec
+from powermean.contracts.training import OptimizerSpec
 from tests.support.learners import GROUPS, learner, training_batch, weights
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError

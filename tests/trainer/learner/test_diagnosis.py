@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from powermean.contracts.algorithms import Pmpo
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from tests.support.learners import GROUPS, learner, training_batch, weights
 from trainer.failures import TrainingError
 from trainer.learner.learner import Learner

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from tests.support.tiny_model import char_tokenizer, tiny_config
 from trainer.failures import TrainingError
 from trainer.learner.final_model import save_model, try_saving

@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.algorithms import Cispo, Dapo, Grpo, Pmpo
-from powermean.contracts.job import LoraSpec, OptimizerSpec
+from powermean.contracts.models import LoraSpec
+from powermean.contracts.training import OptimizerSpec
 from tests.support.learners import (
     GROUPS,
     SIZE,

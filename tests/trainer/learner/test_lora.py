@@ -8,7 +8,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from powermean.contracts.job import LoraSpec, OptimizerSpec
+from powermean.contracts.models import LoraSpec
+from powermean.contracts.training import OptimizerSpec
 from tests.support.tiny_model import char_tokenizer, tiny_config
 from trainer.failures import TrainingError
 from trainer.learner import checkpoint

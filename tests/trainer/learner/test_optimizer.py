@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from powermean.contracts.algorithms import Grpo
-from powermean.contracts.job import LoraSpec, OptimizerSpec
+from powermean.contracts.models import LoraSpec
+from powermean.contracts.training import OptimizerSpec
 from tests.support.learners import GROUPS, learner, training_batch
 from trainer.learner.optimizer import MasterWeights, make_optimizer
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec, Dapo, DrGrpo, Grpo, Pmpo
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from tests.support.law_settings import at_most
 from tests.support.learners import learner, weights
 from trainer.learner.training_batch import TrainingBatch

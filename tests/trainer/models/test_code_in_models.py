@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from powermean.contracts.job import ModelSpec
+from powermean.contracts.models import ModelSpec
 from rollout.engine import EngineError, Fence
 from rollout.transformers.engine import load_engine
 from rollout.vllm.command import VllmOptions, server_command

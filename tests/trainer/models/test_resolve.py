@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from powermean.contracts.attempts import Claim
-from powermean.contracts.job import JobSpec, ModelSpec
+from powermean.contracts.job import JobSpec
+from powermean.contracts.models import ModelSpec
 from tests.support.tiny_model import tiny_spec
 from trainer.failures import TrainingError
 from trainer.learner.tokenizing import load_tokenizer

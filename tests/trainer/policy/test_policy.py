@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from tests.support.law_settings import at_most
 from tests.support.learners import rollouts
 from tests.support.small_models import small_model

@@ -12,7 +12,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from tests.support.small_models import SMALL
 from trainer.failures import TrainingError
 from trainer.learner.lora import attach, without_weights

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.contracts.job import LoraSpec
+from powermean.contracts.models import LoraSpec
 from tests.support.tiny_model import tiny_config
 from trainer.learner.lora import adapter_state, attach
 from trainer.weights import files as publish
