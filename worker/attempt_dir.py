@@ -7,6 +7,8 @@ phase         what the trainer is doing, for people        trainer -> supervisor
 completions   how many of a batch are finished            engine -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
 ballast       space for the last record on a full disk    worker, supervisor -> trainer
+members.json  the attempt's nodes, and where they are  supervisor -> trainer
+rank-3.json   how a rank other than 0 failed           trainer -> supervisor
 engine.json   the engine's address, or why it failed      engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
@@ -23,12 +25,13 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from powermean.contracts.attempts import Claim, EngineStart, Order, SpoolRecord
+from powermean.contracts.attempts import Claim, EngineStart, Finish, FinishRecord, Member, Order, SpoolRecord
 from powermean.disk import Ballast, is_full
 from powermean.errors import PowermeanError
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
+_MEMBERS: TypeAdapter[tuple[Member, ...]] = TypeAdapter(tuple[Member, ...])
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
 BALLAST_BYTES = 2**20
 PHASE_CHARACTERS = 80  # most that the trainer says of what it is doing
@@ -62,6 +65,15 @@ class AttemptDir:
     @property
     def attempt_id(self) -> str:
         return self.path.name
+
+    @property
+    def mark(self) -> str:
+        """Value of MARK for its processes; two nodes of an attempt may be on one host."""
+        try:
+            rank = self.claim().node_rank
+        except (OSError, ValidationError):  # left by a worker of another version
+            rank = 0
+        return f"{self.attempt_id}/{rank}" if rank else self.attempt_id
 
     @property
     def claim_file(self) -> Path:
@@ -129,6 +141,34 @@ class AttemptDir:
 
     def write_token(self, token: str) -> None:
         write_whole(self.path / "token", token, 0o600)
+
+    def members(self) -> tuple[Member, ...]:
+        """The attempt's nodes as far as they are known, by node_rank."""
+        try:
+            return _MEMBERS.validate_json((self.path / "members.json").read_bytes())
+        except FileNotFoundError:
+            return ()
+
+    def write_members(self, members: tuple[Member, ...]) -> None:
+        write_whole(self.path / "members.json", _MEMBERS.dump_json(members).decode())
+
+    def end(self) -> Finish | None:
+        """How rank 0 says it ended: the spool's last record; None if it does not say."""
+        try:
+            record = read_record(self.spooled()[-1])
+        except (IndexError, FileNotFoundError, SpoolError):
+            return None
+        return record.body if isinstance(record, FinishRecord) else None
+
+    def rank_end(self, rank: int) -> Finish | None:
+        """How that rank, other than 0, says it failed."""
+        try:
+            return Finish.model_validate_json((self.path / f"rank-{rank}.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write_rank_end(self, rank: int, end: Finish) -> None:
+        self.write_last(self.path / f"rank-{rank}.json", end.model_dump_json())
 
     def order(self) -> Order:
         """What the supervisor wants; no order or one not known means to go on."""

@@ -58,7 +58,7 @@ class Launcher(Protocol):
         """The rollout service; it writes `engine_file` when it is ready."""
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        """The training process."""
+        """A training process. All ranks see all GPUs of their node's allocation: LOCAL_RANK picks one."""
 
 
 class LocalLauncher:
@@ -106,8 +106,14 @@ class LocalLauncher:
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         gpus = self._gpus(claim, "trainer")
         argv = (sys.executable, "-m", "trainer.run", "--attempt-dir", str(attempt.path))
-        environment = ({} if gpus else COMPACT) | self._environment(attempt, gpus)
+        environment = ({} if gpus else COMPACT) | self._threads(claim) | self._environment(attempt, gpus)
         return Command(argv, _offline(environment), self._secrets)
+
+    def _threads(self, claim: Claim) -> dict[str, str]:
+        """Each rank's part of the job's share of the node's cores; a single one finds its own."""
+        ranks = claim.spec.resources.ranks_per_node
+        cores = len(os.sched_getaffinity(0)) // max(1, self._settings.cpu_slots)
+        return {"OMP_NUM_THREADS": str(max(1, cores // ranks))} if ranks > 1 else {}
 
     def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:
         here = self._settings.node_id
@@ -120,7 +126,7 @@ class LocalLauncher:
 
     def _environment(self, attempt: AttemptDir, gpus: tuple[str, ...]) -> dict[str, str]:
         return _environment(gpus) | {
-            MARK: attempt.attempt_id,
+            MARK: attempt.mark,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
             "PYTHONHASHSEED": "0",
         }

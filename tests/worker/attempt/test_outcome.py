@@ -51,7 +51,7 @@ def test_whatever_the_supervisor_stopped_says_why(stop: Stop, record: Finish | N
     end = finish(Ended(stop=stop, record=record, trainer_code=-15))
     if stop == "cancel":
         assert end == Finish(outcome="cancelled")  # the server ordered it and knows why
-    elif stop in ("stalled", "finish_ignored"):
+    elif stop in ("stalled", "finish_ignored", "frozen"):
         assert record or end.error is not None  # a checkpoint of its own needs no words
     else:
         assert end.outcome == "checkpointed"
