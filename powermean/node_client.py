@@ -65,9 +65,9 @@ class NodeClient(Connection):
         self._run(Call("POST", f"{_replay(replay_id)}/outcome", _done, json=_body(outcome)))
 
     def claim(self, attempt_id: str, node_id: str | None = None) -> ClaimWithSecrets:
-        """Claim the node's part of the attempt, by default the first node's.
+        """Claim a node's part of the attempt (None: the first node's).
 
-        Raises FencedError if the attempt is not the current one or this part of it is already claimed.
+        Raises FencedError if the attempt is not the current one or the part is already claimed.
         """
         path = f"/v1/attempts/{quote(attempt_id, safe='')}/claim"
         body = _body(ClaimRequest(node_id=node_id))

@@ -1,0 +1,177 @@
+"""Attempts on several nodes: each claims, beats and ends for itself; the end of one is the end of all."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from powermean.contracts.api import JobState
+from powermean.contracts.attempts import HeartbeatReply
+from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of, example_result
+
+FAILED = {"error": {"code": "out_of_memory", "message": "no memory left"}}
+
+
+def queued_gang(service: ServiceDriver, nodes: int = 2, **changes: Any) -> str:
+    """A job on this many nodes, which are there."""
+    for number in range(1, nodes + 1):
+        service.report(f"n{number}")
+    return service.queued(resources={"nodes": nodes}, **changes)
+
+
+def started_gang(service: ServiceDriver, nodes: int = 2, **changes: Any) -> str:
+    job_id = queued_gang(service, nodes, **changes)
+    service.scheduler.turn()
+    return f"{job_id}.1"
+
+
+def gang(service: ServiceDriver, nodes: int = 2, **changes: Any) -> list[AttemptDriver]:
+    """Its first attempt, claimed on every node."""
+    attempt_id = started_gang(service, nodes, **changes)
+    return [service.claim(attempt_id, f"n{number}") for number in range(1, nodes + 1)]
+
+
+def held(service: ServiceDriver) -> set[str]:
+    """The nodes on which something is held."""
+    nodes = service.person.get("/v1/nodes").json()["items"]
+    return {node["id"] for node in nodes if node["attempts"]}
+
+
+def test_each_node_is_told_and_claims_its_part_once(service: ServiceDriver):
+    attempt_id = started_gang(service, 3)
+    service.relay.turn()
+    told = [queue for task, queue, subject in service.sender.sent if subject == attempt_id]
+    assert len(set(told)) == 3
+
+    def claim(node_id: str) -> int:
+        return service.node.post(f"/v1/attempts/{attempt_id}/claim", json={"node_id": node_id}).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(claim, ["n1", "n2", "n3"] * 2))
+    assert sorted(answers) == [200] * 3 + [409] * 3
+    assert service.job(attempt_id.partition(".")[0]).state is JobState.RUNNING
+
+
+def test_parts_say_who_they_are(service: ServiceDriver):
+    first, second = gang(service)
+    assert (first.claim.node_rank, second.claim.node_rank) == (0, 1)
+    assert first.claim.allocations == second.claim.allocations
+    assert [(part.role, part.node_id) for part in first.claim.allocations] == [
+        ("trainer", "n1"),
+        ("rollout", "n1"),
+        ("trainer", "n2"),
+        ("rollout", "n2"),
+    ]
+
+
+def test_a_node_without_a_part_claims_nothing(service: ServiceDriver):
+    attempt_id = started_gang(service)
+    service.report("n9")
+    answer = service.node.post(f"/v1/attempts/{attempt_id}/claim", json={"node_id": "n9"})
+    assert answer.status_code == 403
+    assert service.claim(attempt_id).claim.node_rank == 0
+
+
+def test_heartbeats_tell_nodes_of_each_other(service: ServiceDriver):
+    first, second = gang(service)
+    address = {"address": "10.0.0.1", "store_port": 29500, "engine_urls": ["http://10.0.0.1:1"]}
+    assert first.beat("loading", member=address).status_code == 200
+    reply = HeartbeatReply.model_validate(second.beat("waiting for n1").json())
+    assert [member.node_id for member in reply.members] == ["n1", "n2"]
+    assert reply.members[0].report is not None
+    assert reply.members[0].report.store_port == 29500
+    assert reply.members[1].report is None
+    reply = HeartbeatReply.model_validate(first.beat("loading").json())
+    assert reply.members[0].report is not None, "a heartbeat without an address leaves it"
+    assert service.job(first.claim.job_id).phase == "loading"
+    second.token = reply.token
+    assert second.beat().status_code == 403, "a token is one node's"
+
+
+def test_a_node_that_falls_silent_ends_the_attempt_everywhere(service: ServiceDriver):
+    first, second = gang(service)
+    service.let_lease_run_out(first.id, "n2")
+    service.scheduler.turn()
+    job = service.job(first.claim.job_id)
+    assert job.state is JobState.QUEUED
+    error = job.attempts[0].error
+    assert error is not None
+    assert error.code == "lease_lapsed"
+    assert "n2" in error.message
+    assert "n1" not in error.message
+    for part in (first, second):
+        assert error_of(part.beat())["code"] == "fenced"
+    assert held(service) == {"n1", "n2"}, "their processes may still be there"
+    service.report("n1", running=())
+    assert held(service) == {"n2"}
+
+
+def test_one_heartbeat_does_not_speak_for_another_node(service: ServiceDriver):
+    first, _ = gang(service)
+    service.let_lease_run_out(first.id, "n2")
+    assert first.beat().status_code == 200
+    service.scheduler.turn()
+    assert error_of(first.beat())["code"] == "fenced"
+
+
+def test_a_node_that_never_claims_is_named_and_the_job_tried_again(service: ServiceDriver):
+    attempt_id = started_gang(service, max_restarts=0)
+    first = service.claim(attempt_id, "n1")
+    assert first.beat().status_code == 200
+    service.let_lease_run_out(attempt_id, "n2")
+    service.scheduler.turn()
+    job = service.job(first.claim.job_id)
+    assert job.state is JobState.QUEUED, "nothing failed in the job"
+    error = job.attempts[0].error
+    assert error is not None
+    assert (error.code, "n2" in error.message) == ("gang_incomplete", True)
+    assert error_of(first.beat())["code"] == "fenced"
+    late = service.node.post(f"/v1/attempts/{attempt_id}/claim", json={"node_id": "n2"})
+    assert error_of(late)["code"] == "fenced"
+    assert held(service) == {"n1"}, "nothing runs where nobody claimed"
+    assert first.finish("failed").status_code == 204
+    assert held(service) == set()
+
+
+def test_only_the_first_node_reports(service: ServiceDriver):
+    first, second = gang(service)
+    for what, body in (
+        ("metrics", {"rows": [{"step": 1, "name": "reward", "value": 0.5}]}),
+        ("trajectories", {"step": 1, "rows": []}),
+        ("checkpoints", {}),
+    ):
+        assert error_of(second.post(what, body))["code"] == "not_first_node"
+    result = example_result(first.claim.job_id)
+    assert error_of(second.finish("finished", result=result))["code"] == "not_first_node"
+    assert first.commit(5).status_code == 204
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_a_job_finishes_with_its_first_node_whoever_is_done_first(service: ServiceDriver, order):
+    parts = gang(service, 3)
+    left = {"n1", "n2", "n3"}
+    for rank in order:
+        result = {"result": example_result(parts[0].claim.job_id)} if rank == 0 else {}
+        assert parts[rank].finish("finished", **result).status_code == 204
+        left.remove(f"n{rank + 1}")
+        assert held(service) == left
+        ended = rank == 0 or service.job(parts[0].claim.job_id).state is JobState.FINISHED
+        state = JobState.FINISHED if ended else JobState.RUNNING
+        assert service.job(parts[0].claim.job_id).state is state
+        assert parts[rank].finish("finished", **result).status_code == 204, "said again"
+    assert service.job(parts[0].claim.job_id).state is JobState.FINISHED
+
+
+def test_a_failure_of_any_node_is_the_attempts(service: ServiceDriver):
+    first, second = gang(service)
+    assert second.finish("failed", **FAILED).status_code == 204
+    job = service.job(first.claim.job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.message) == ("out_of_memory", "node n2: no memory left")
+    assert error_of(first.beat())["code"] == "fenced"
+    assert held(service) == {"n1"}
+    assert first.finish("failed", error={"code": "rank_lost", "message": "rank 1"}).status_code == 204
+    assert held(service) == set()
+    after = service.job(first.claim.job_id)
+    assert after.error == job.error
