@@ -69,7 +69,7 @@ class NodeServer:
             return 200, {"order": self.order, "token": f"token-{len(self.tokens)}", "members": members}
         self.posts.append((kind, body))
         if kind == "finish" and body["outcome"] == "failed" and self.nodes:
-            self.status = dict.fromkeys(("heartbeat", "logs", "finish"), 409)  # for the other nodes
+            self.status = dict.fromkeys(("heartbeat", "logs"), 409)  # for the other nodes
         return 200, {}
 
     def kinds(self) -> list[str]:

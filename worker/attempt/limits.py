@@ -18,7 +18,6 @@ class Limits:
     meet_s: float = 3900.0  # for the job's other nodes to be ready, which may prepare the model for long
     frozen_s: float = 10.0  # for a rank that a signal has stopped, while the others wait for it
     ranks_grace_s: float = 0.5  # between SIGTERM and SIGKILL once a rank has failed
-    peer_s: float = 5.0  # for the node of a lost rank to say why, before others say that it is lost
     pilot: str | None = None  # whose pool tells the server that it stops, and why
 
 

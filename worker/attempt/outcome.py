@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from powermean.contracts.attempts import EngineStart, Finish, JobError
+from powermean.contracts.names import RANK_LOST
 from powermean.disk import is_full
 from powermean.processes import exit_text
 
 Stop = Literal["cancel", "node_stopping", "not_begun", "order_ignored", "finish_ignored", "stalled", "frozen"]
-PEER_LOST = frozenset({"rank_lost", "rank_timeout"})  # a rank says so of another one, and knows no more
 STOPPED: dict[Stop, str] = {
     "node_stopping": "the service on its node was stopped",
     "not_begun": "its training had not begun",
@@ -41,7 +41,7 @@ class Ended:
 
 def only_lost_a_peer(end: Finish) -> bool:
     """Whether a rank failed because another one had gone: that one's node knows why."""
-    return end.outcome == "failed" and end.error is not None and end.error.code in PEER_LOST
+    return end.outcome == "failed" and end.error is not None and end.error.code == RANK_LOST
 
 
 def finish(ended: Ended) -> Finish:

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from powermean.contracts.attempts import Claim
@@ -11,7 +11,6 @@ from powermean.processes import is_stopped
 from worker.attempt.rendezvous import Meeting
 
 STORE_FD = "POWERMEAN_STORE_FD"  # the descriptor of the socket on which rank 0 makes the store
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,8 @@ class Place:
     def rank(self) -> int:
         return self.node_rank * self.resources.ranks_per_node + self.local_rank
 
-    def environment(self, base: Mapping[str, str], meeting: Meeting) -> dict[str, str]:
-        """What torchrun would set.
-
-        gloo and NCCL listen on the meeting's interface alone, unless the node's environment names others.
-        """
+    def environment(self, meeting: Meeting) -> dict[str, str]:
+        """What torchrun would set."""
         numbers = {
             "RANK": self.rank,
             "WORLD_SIZE": self.resources.ranks,
@@ -40,12 +36,7 @@ class Place:
             "GROUP_WORLD_SIZE": self.resources.nodes,
             "MASTER_PORT": meeting.port,
         }
-        variables = {name: str(number) for name, number in numbers.items()}
-        variables["MASTER_ADDR"] = meeting.address
-        for name in INTERFACES:
-            if meeting.interface is not None and name not in base:
-                variables[name] = meeting.interface
-        return variables
+        return {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": meeting.address}
 
 
 def places(claim: Claim) -> list[Place]:

@@ -4,9 +4,7 @@ torchrun's agent and TCPStore's own listener would accept anybody on all interfa
 """
 
 import errno
-import fcntl
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,6 @@ from worker.attempt_dir import PHASE_CHARACTERS
 
 LOOPBACK = "127.0.0.1"
 CONNECT_S = 10.0
-_SIOCGIFADDR = 0x8915
 _HELP = "Set POWERMEAN_NODE_ADDRESS to an address of the node that other nodes reach (docs/ranks.md)."
 
 
@@ -32,11 +29,10 @@ class RendezvousError(PowermeanError):
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where ranks meet, and on which network interface of their node they listen for each other."""
+    """Where ranks meet."""
 
     address: str
     port: int
-    interface: str | None
 
 
 class Rendezvous:
@@ -67,9 +63,8 @@ class Rendezvous:
     def meet(self, listener: socket.socket | None, heartbeat: Heartbeat, rest: Callable[[], None]) -> Meeting:
         """Where to meet, once all nodes have said that they are ready. Raises RendezvousError."""
         port: int | None = listener.getsockname()[1] if listener else None
-        here = interface(self._address)
         if self._nodes == 1:
-            return Meeting(self._address, port or 0, here)
+            return Meeting(self._address, port or 0)
         heartbeat.tell(MemberReport(address=self._address, store_port=port))
         deadline = time.monotonic() + self._limit_s
         while away := missing(self._claim, heartbeat.members):
@@ -84,7 +79,7 @@ class Rendezvous:
         if listener is None:
             try_to_reach(first)
         assert first.report is not None
-        return Meeting(first.report.address, first.report.store_port or 0, here)
+        return Meeting(first.report.address, first.report.store_port or 0)
 
 
 def listen(address: str, port: int) -> socket.socket:
@@ -142,21 +137,3 @@ def missing(claim: Claim, members: Iterable[Member]) -> tuple[str, ...]:
     there = {member.node_rank for member in members if member.report is not None}
     names = [part.node_id for part in claim.allocations if part.role == "trainer"]
     return tuple(names[rank] for rank in range(claim.spec.resources.nodes) if rank not in there)
-
-
-def interface(address: str) -> str | None:
-    """The network interface with this IPv4 address; None if it is not known."""
-    try:
-        wanted = socket.gethostbyname(address)
-    except OSError:
-        return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # it has no address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == wanted:
-                return name
-    return None

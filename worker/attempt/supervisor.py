@@ -4,7 +4,8 @@
 
 It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
 made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for too long): everything is
-killed at once and nobody is told, because the attempt may be somebody else's by now. *Failed*: a process
+killed at once and nobody is told, because the attempt may be somebody else's by now (of several nodes, each
+tells that it has left). *Failed*: a process
 died or a record was refused; `outcome.finish` says what that means.
 
 A job of several ranks has a trainer for each, and all of them end when one does not end well. On each of its
@@ -30,7 +31,8 @@ from types import FrameType
 from pydantic import TypeAdapter
 
 from powermean.children import TICK_S, last_words, start, wait
-from powermean.contracts.attempts import Claim, EngineStart, Finish
+from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
+from powermean.contracts.names import RANK_LOST
 from powermean.contracts.phases import (
     AFTER_LAST_STEP,
     SENDING_RECORDS,
@@ -113,6 +115,8 @@ class Supervisor:
         except AbandonedError as why:
             say(f"abandoned: {why}")
             end_all(self._descendants, grace_s=0)
+            if self._resources.nodes > 1 and self._heartbeat.refused:
+                self._tell_gone()
             return False
         finally:
             self._heartbeat.halt()
@@ -179,7 +183,7 @@ class Supervisor:
         meeting = self._rendezvous.meet(listener, self._heartbeat, self._tick)
         processes = []
         for place in places(self._claim):
-            variables = command.environment | place.environment(command.environment, meeting)
+            variables = command.environment | place.environment(meeting)
             passed = [listener.fileno()] if listener and place.rank == 0 else []
             if passed:
                 variables[STORE_FD] = str(passed[0])
@@ -312,8 +316,6 @@ class Supervisor:
         while not self._shipper.ship() and self._shipper.refused is None:
             self._pause(deadline)
         end = finish(replace(ended, record=self._shipper.finish, refused=self._shipper.refused))
-        if self._resources.nodes > 1 and only_lost_a_peer(end):
-            self._let_others_speak()
         end = end.model_copy(update={"node_rank": self._claim.node_rank})
         while not self._post(end):
             self._pause(deadline)
@@ -321,12 +323,14 @@ class Supervisor:
         say(f"{end.outcome}" + (f": {end.error.code}: {end.error.message}" if end.error else ""))
         return True
 
-    def _let_others_speak(self) -> None:
-        """The node of the lost rank tells why, and that ends the attempt; unless the node itself is lost."""
-        deadline = time.monotonic() + self._limits.peer_s
-        while time.monotonic() < deadline:
-            self._check_ours()
-            time.sleep(TICK_S)
+    def _tell_gone(self) -> None:
+        """The attempt has ended on another node, which says why; what it held here is free."""
+        error = JobError(code=RANK_LOST, message="The attempt ended on another node.")
+        end = Finish(outcome="failed", node_rank=self._claim.node_rank, error=error, retryable=True)
+        try:
+            self._client.finish(end)
+        except (ApiError, ServerUnreachableError) as failure:  # the node's reports say it, too
+            say(f"the end was not told: {failure}")
 
     def _post(self, end: Finish) -> bool:
         try:

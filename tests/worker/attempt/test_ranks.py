@@ -4,7 +4,7 @@ from powermean.contracts.attempts import Claim
 from powermean.contracts.job import JobSpec
 from tests.support.tiny_spec import tiny_spec
 from worker.attempt.ranks import places
-from worker.attempt.rendezvous import Meeting, interface
+from worker.attempt.rendezvous import Meeting
 
 
 def claim(node_rank: int, **resources: object) -> Claim:
@@ -28,7 +28,7 @@ def test_ranks_are_numbered_through_all_nodes() -> None:
 
 def test_the_variables_are_torchrun_s() -> None:
     place = places(claim(1, nodes=2, gpus=4))[2]
-    assert place.environment({}, Meeting("10.0.0.1", 4711, None)) == {
+    assert place.environment(Meeting("10.0.0.1", 4711)) == {
         "RANK": "6",
         "WORLD_SIZE": "8",
         "LOCAL_RANK": "2",
@@ -38,15 +38,3 @@ def test_the_variables_are_torchrun_s() -> None:
         "MASTER_ADDR": "10.0.0.1",
         "MASTER_PORT": "4711",
     }
-
-
-def test_ranks_listen_on_the_meeting_s_interface_unless_the_node_says_otherwise() -> None:
-    (place,) = places(claim(0, nodes=2))
-    meeting = Meeting("127.0.0.1", 4711, interface("127.0.0.1"))
-    found = place.environment({"NCCL_SOCKET_IFNAME": "ib0"}, meeting)
-    assert found["GLOO_SOCKET_IFNAME"] == "lo"
-    assert "NCCL_SOCKET_IFNAME" not in found
-
-
-def test_an_address_of_no_interface_has_none() -> None:
-    assert interface("192.0.2.1") is None  # of no host (RFC 5737)
