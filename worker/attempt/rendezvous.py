@@ -17,6 +17,7 @@ from worker.attempt.heartbeat import Heartbeat
 from worker.attempt_dir import PHASE_CHARACTERS
 
 LOOPBACK = "127.0.0.1"
+PORT_TAKEN = "rendezvous_port_taken"
 CONNECT_S = 10.0
 _HELP = "Set POWERMEAN_NODE_ADDRESS to an address of the node that other nodes reach (docs/ranks.md)."
 
@@ -110,7 +111,7 @@ def _not_bound(error: OSError, address: str, port: int) -> RendezvousError:
     if error.errno == errno.EADDRINUSE:
         return RendezvousError(
             f"Port {port} of {address} is taken",
-            code="rendezvous_port_taken",
+            code=PORT_TAKEN,
             remedy="Another job of several nodes may start here. POWERMEAN_RANK_PORT=0 takes any free port.",
         )
     said = f"POWERMEAN_RANK_PORT: can't listen on port {port} of {address}: {error.strerror}"
