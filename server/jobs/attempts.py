@@ -32,7 +32,7 @@ from server.db.session import database_now
 from server.errors import FencedError, ForbiddenError, NotFirstNodeError, NotFoundError
 from server.jobs import allocations, members, repository
 from server.jobs.checkpoints import check_owner, check_step
-from server.jobs.events import fence, lock_job, record_event
+from server.jobs.events import check_node, fence, lock_job, record_event
 from server.jobs.progress import rewind_progress
 from server.jobs.states import change_phase, change_state, record_state
 from server.jobs.views import job_spec
@@ -144,7 +144,7 @@ def heartbeat(
 ) -> Heard:
     """Renew the lease; the order says what the attempt should do. The first node's phase is the job's."""
     attempt = fence(session, attempt_id, claims)
-    _check_rank(claims, beat.node_rank)
+    check_node(claims, beat.node_rank)
     now = database_now(session)
     if attempt.nodes > 1:
         nodes = members.beat(session, settings, attempt, beat, now)
@@ -153,13 +153,6 @@ def heartbeat(
     if beat.node_rank == 0:
         change_phase(session, lock_job(session, attempt.job_id), beat.phase)
     return Heard(attempt.order, nodes)
-
-
-def _check_rank(claims: AttemptClaims, node_rank: int) -> None:
-    if node_rank != claims.node_rank:
-        raise ForbiddenError(
-            f"the token belongs to node {claims.node_rank} of attempt {claims.attempt_id}, not to {node_rank}"
-        )
 
 
 def _release(session: Session, attempt: Attempt, now: datetime, node_id: str) -> None:
@@ -255,7 +248,7 @@ def finish(
     """The attempt's processes are gone: decide what happens to the job. Repeated reports have no effect."""
     if attempt_id != claims.attempt_id:
         raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
-    _check_rank(claims, report.node_rank)
+    check_node(claims, report.node_rank)
     known = session.get(Attempt, attempt_id)
     if known is not None and known.nodes > 1:
         _finish_node(session, settings, attempt_id, claims, report)

@@ -12,7 +12,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import Finish, Heartbeat, JobError, Member, MemberReport
-from server.db.models import Attempt, AttemptMember
+from powermean.tokens import AttemptClaims
+from server.db.models import Attempt, AttemptMember, Job
 from server.errors import FencedError, NotFoundError
 from server.settings import Settings
 
@@ -139,6 +140,16 @@ def lost(session: Session, attempt: Attempt, node_id: str) -> None:
 def unclaimed(session: Session, attempt: Attempt) -> frozenset[str]:
     """The nodes that have not claimed their part: nothing runs there."""
     return frozenset(one.node_id for one in of(session, attempt) if one.claimed_at is None)
+
+
+def is_ending(session: Session, claims: AttemptClaims) -> bool:
+    """Whether another node has ended the job's newest attempt, and this one still stops its processes."""
+    attempt = session.get(Attempt, claims.attempt_id)
+    if attempt is None or attempt.nodes == 1 or attempt.state != "ended":
+        return False
+    newest = session.scalar(select(Job.attempt).where(Job.id == attempt.job_id))
+    mine = session.get(AttemptMember, (attempt.id, claims.node_rank))
+    return newest == attempt.number and mine is not None and mine.ended_at is None
 
 
 def extend_leases(session: Session, settings: Settings, now: datetime) -> None:

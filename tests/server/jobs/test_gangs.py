@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from powermean.cli.jobs import described
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import HeartbeatReply
 from server.db.models import AttemptMember, Leader
@@ -334,3 +335,48 @@ def test_one_node_needs_no_members(service: ServiceDriver):
     assert attempt.beat(node_rank=1).status_code == 403
     with service.database.read() as session:
         assert session.query(AttemptMember).count() == 0
+
+
+def test_each_node_has_a_log_of_its_own(service: ServiceDriver):
+    first, second = gang(service)
+
+    def read(**which: int) -> Any:
+        return service.person.get(f"/v1/jobs/{first.claim.job_id}/logs", params=which).json()
+
+    assert first.post("logs", {"offset": 0, "text": "one"}).status_code == 204
+    for _ in range(2):
+        said = second.post("logs", {"offset": 0, "text": "second", "node_rank": 1})
+        assert said.status_code == 204
+    assert second.post("logs", {"offset": 9, "text": "x", "node_rank": 1}).status_code == 409
+    assert second.post("logs", {"offset": 3, "text": "x"}).status_code == 403
+    assert read()["text"] == "one"
+    assert read(node_rank=1)["text"] == "second"
+    assert read(node_rank=1, offset=3)["text"] == "ond"
+    assert read(node_rank=1, offset=2**62)["text"] == ""
+    assert read(node_rank=2)["error"]["code"] == "not_found"
+
+
+def test_last_words_count_until_the_node_is_done_or_the_job_has_started_again(service: ServiceDriver):
+    first, second = gang(service)
+    first.finish("failed", **LOST)
+    words = {"offset": 0, "text": "killed by the kernel", "node_rank": 1}
+    assert second.post("logs", words).status_code == 204
+    assert error_of(first.post("logs", {"offset": 0, "text": "x"}))["code"] == "fenced"
+    claimed_long_ago(service, first.id)
+    service.report("n2", running=())
+    service.scheduler.turn()
+    assert error_of(second.post("logs", words | {"offset": 20}))["code"] == "fenced"
+
+
+def test_a_job_shows_how_its_nodes_do(service: ServiceDriver):
+    attempt_id = started_gang(service)
+    first = service.claim(attempt_id, "n1")
+    first.finish("failed", **FAILED)
+    (attempt,) = service.job(first.claim.job_id).attempts
+    assert [(one.node_rank, one.node_id) for one in attempt.nodes] == [(0, "n1"), (1, "n2")]
+    assert attempt.nodes[0].outcome == "failed"
+    assert attempt.nodes[0].error is not None
+    assert attempt.nodes[1].claimed_at is None
+    lines = described(service.job(first.claim.job_id))
+    assert "  node 0, n1: failed: out_of_memory: no memory left" in lines
+    assert "  node 1, n2: not claimed" in lines
