@@ -23,7 +23,7 @@ from powermean.contracts.attempts import (
     Order,
     OrderCause,
 )
-from powermean.contracts.names import START_TASK, node_queue
+from powermean.contracts.names import RANK_LOST, START_TASK, node_queue
 from powermean.contracts.phases import PREPARING_MODEL
 from powermean.tokens import AttemptClaims
 from server import outbox
@@ -32,7 +32,7 @@ from server.db.session import database_now
 from server.errors import FencedError, ForbiddenError, NotFirstNodeError, NotFoundError
 from server.jobs import allocations, members, repository
 from server.jobs.checkpoints import check_owner, check_step
-from server.jobs.events import fence, lock_job, record_event
+from server.jobs.events import check_node, fence, lock_job, record_event
 from server.jobs.progress import rewind_progress
 from server.jobs.states import change_phase, change_state, record_state
 from server.jobs.views import job_spec
@@ -144,7 +144,7 @@ def heartbeat(
 ) -> Heard:
     """Renew the lease; the order says what the attempt should do. The first node's phase is the job's."""
     attempt = fence(session, attempt_id, claims)
-    _check_rank(claims, beat.node_rank)
+    check_node(claims, beat.node_rank)
     now = database_now(session)
     if attempt.nodes > 1:
         nodes = members.beat(session, settings, attempt, beat, now)
@@ -153,13 +153,6 @@ def heartbeat(
     if beat.node_rank == 0:
         change_phase(session, lock_job(session, attempt.job_id), beat.phase)
     return Heard(attempt.order, nodes)
-
-
-def _check_rank(claims: AttemptClaims, node_rank: int) -> None:
-    if node_rank != claims.node_rank:
-        raise ForbiddenError(
-            f"the token belongs to node {claims.node_rank} of attempt {claims.attempt_id}, not to {node_rank}"
-        )
 
 
 def _release(session: Session, attempt: Attempt, now: datetime, node_id: str) -> None:
@@ -255,7 +248,7 @@ def finish(
     """The attempt's processes are gone: decide what happens to the job. Repeated reports have no effect."""
     if attempt_id != claims.attempt_id:
         raise ForbiddenError(f"the token does not belong to attempt {attempt_id}")
-    _check_rank(claims, report.node_rank)
+    check_node(claims, report.node_rank)
     known = session.get(Attempt, attempt_id)
     if known is not None and known.nodes > 1:
         _finish_node(session, settings, attempt_id, claims, report)
@@ -288,27 +281,39 @@ def _finish_node(
     allocations.release_parts(session, attempt.id, now, {node.node_id})
     if node.node_rank == 0:
         allocations.release_slot(session, attempt.id, now)
-    if attempt.number != job.attempt or attempt.state != "running":
+    told = members.named(node, report)
+    if attempt.state == "ended":
+        _explain(session, job, attempt, told)
+    elif attempt.state == "running" and (node.node_rank == 0 or _ends_all(attempt, report)):
+        _conclude(session, settings, job, attempt, told, now)
+        allocations.release_parts(session, attempt.id, now, members.unclaimed(session, attempt))
+
+
+def _ends_all(attempt: Attempt, report: Finish) -> bool:
+    """Whether the others can't go on without the node: it failed, or left though nobody had ordered it."""
+    return report.outcome == "failed" or (report.outcome != "finished" and attempt.order == "continue")
+
+
+def _explain(session: Session, job: Job, attempt: Attempt, report: Finish) -> None:
+    """A node may tell only after the end what caused it: others were quicker to say that they lost its ranks.
+
+    As long as the job has not started again, it ends or waits by the cause.
+    """
+    told, cause = attempt.error, report.error
+    if cause is None or told is None or told["code"] != RANK_LOST or cause.code == RANK_LOST:
         return
-    if node.node_rank > 0:
-        told = _failure_of(report, attempt, node.node_id)
-        if told is None:
-            return
-        report = told
-    _conclude(session, settings, job, attempt, report, now)
-    allocations.release_parts(session, attempt.id, now, members.unclaimed(session, attempt))
-
-
-def _failure_of(report: Finish, attempt: Attempt, node_id: str) -> Finish | None:
-    """The report that ends the whole attempt, naming the node; None: the node left as it should."""
-    if report.outcome == "cancelled" and attempt.order == "continue":
-        error = JobError(code="stopped", message="the attempt was stopped there, not by an order")
-        report = report.model_copy(update={"outcome": "failed", "error": error, "retryable": True})
-    if report.outcome != "failed":
-        return None
-    error = report.error or _no_reason()
-    named = error.model_copy(update={"message": f"node {node_id}: {error.message}"})
-    return report.model_copy(update={"error": named})
+    attempt.error, attempt.reason = cause.model_dump(mode="json"), cause.message[:REASON_CHARACTERS]
+    state, restarts = JobState(job.state), job_spec(job).max_restarts
+    if attempt.number != job.attempt or state not in (JobState.QUEUED, JobState.FAILED):
+        return
+    if state is JobState.FAILED:
+        job.error = (_exhausted(cause, restarts) if report.retryable else cause).model_dump(mode="json")
+        record_state(session, job)
+    elif report.retryable:
+        change_phase(session, job, _restarting(job, restarts, cause))
+    else:
+        job.ended_by = report.ended_by
+        fail(session, job, cause)
 
 
 def _conclude(
@@ -379,7 +384,9 @@ def _unexplained(report: Finish, attempt: Attempt) -> JobError | None:
             remedy="The attempt's log shows what it did instead.",
         )
     if report.outcome == "failed":
-        return _no_reason()
+        return JobError(
+            code="unknown", message="the attempt failed without giving a reason; its log may say more"
+        )
     if report.outcome == "cancelled" and attempt.order_cause == "stalled":
         return JobError(
             code="stalled",
@@ -389,12 +396,6 @@ def _unexplained(report: Finish, attempt: Attempt) -> JobError | None:
     if report.outcome == "cancelled" and attempt.order != "cancel":
         return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
     return None
-
-
-def _no_reason() -> JobError:
-    return JobError(
-        code="unknown", message="the attempt failed without giving a reason; its log may say more"
-    )
 
 
 @dataclass(frozen=True)
@@ -424,10 +425,10 @@ def lapse(session: Session, settings: Settings, attempt_id: str, gone: NodeGone 
     claimed = attempt.state == "running"
     if gone is not None:
         error = _lost_node(gone)
-    elif attempt.nodes == 1 or not claimed:
+    elif attempt.nodes == 1:
         error = _silent(attempt, claimed)
     elif silent := members.silent(session, attempt, now):
-        error = members.give_up(silent, attempt.number)
+        error = members.give_up(silent, attempt)
     else:
         return False
     leaves = attempt.order == "checkpoint_and_exit" or job.pause_requested
@@ -481,8 +482,11 @@ def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobEr
     job.restarts += 1
     pause = min(settings.restart_backoff_s * 2 ** (job.restarts - 1), LONGEST_PAUSE_S)
     job.not_before = database_now(session) + timedelta(seconds=pause)
-    phase = f"restarting ({job.restarts} of {restarts}): {error.message}"
-    change_state(session, job, JobState.QUEUED, phase[:200])
+    change_state(session, job, JobState.QUEUED, _restarting(job, restarts, error))
+
+
+def _restarting(job: Job, restarts: int, error: JobError) -> str:
+    return f"restarting ({job.restarts} of {restarts}): {error.message}"[:200]
 
 
 def _exhausted(error: JobError, restarts: int) -> JobError:

@@ -12,7 +12,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import Finish, Heartbeat, JobError, Member, MemberReport
-from server.db.models import Attempt, AttemptMember
+from powermean.tokens import AttemptClaims
+from server.db.models import Attempt, AttemptMember, Job
 from server.errors import FencedError, NotFoundError
 from server.settings import Settings
 
@@ -82,23 +83,50 @@ def silent(session: Session, attempt: Attempt, now: datetime) -> list[AttemptMem
     return found
 
 
-def give_up(silent: Collection[AttemptMember], number: int) -> JobError:
-    """What became of an attempt that was claimed by some node, and of which these fell silent."""
+def named(member: AttemptMember, report: Finish) -> Finish:
+    """A report in the attempt's own words: what befell another node than the first says on which."""
+    if member.node_rank == 0 or report.outcome == "finished":
+        return report
+    where, error = f"node {member.node_id}: ", report.error
+    if error is None and report.outcome == "failed":
+        error = JobError(code="unknown", message="it failed without giving a reason; its log may say more")
+    if error is None and report.outcome == "cancelled":
+        error = JobError(code="stopped", message="the attempt was stopped there, not by an order")
+    return report.model_copy(
+        update={
+            "error": error and error.model_copy(update={"message": f"{where}{error.message}"}),
+            "reason": report.reason and f"{where}{report.reason}",
+        }
+    )
+
+
+def give_up(silent: Collection[AttemptMember], attempt: Attempt) -> JobError:
+    """Why the attempt is over: these of its nodes fell silent, or never claimed their part."""
     for member in silent:
         member.outcome = LAPSED
     quiet = [member.node_id for member in silent if member.claimed_at is not None]
     if quiet:
         return JobError(
             code="lease_lapsed",
-            message=f"{_nodes(quiet)} of attempt {number} stopped sending heartbeats",
-            remedy="Check whether it is up and can reach the server.",
+            message=f"{_nodes(quiet)} stopped sending heartbeats of attempt {attempt.number}",
+            remedy="Check whether each is up and can reach the server.",
         )
-    absent = [member.node_id for member in silent]
     return JobError(
-        code=GANG_INCOMPLETE,
-        message=f"{_nodes(absent)} did not claim attempt {number} in time, and the others can't run without",
-        remedy="Check whether its worker is running and can reach Redis and the server.",
+        code=GANG_INCOMPLETE if attempt.state == "running" else "not_claimed",
+        message=f"{_nodes([one.node_id for one in silent])} did not claim attempt {attempt.number} in time",
+        remedy="Check whether a worker is running there and can reach Redis and the server.",
     )
+
+
+def may_begin(session: Session, attempt_id: str, node_id: str, since: datetime) -> bool:
+    """Whether the node claimed its part of an attempt after `since`: a report on its way may not tell of the
+    processes yet.
+    """
+    mine = AttemptMember.attempt_id == attempt_id, AttemptMember.node_id == node_id
+    late = select(AttemptMember.node_rank).where(
+        *mine, AttemptMember.claimed_at > since, AttemptMember.ended_at.is_(None)
+    )
+    return session.execute(late).first() is not None
 
 
 def lost(session: Session, attempt: Attempt, node_id: str) -> None:
@@ -112,6 +140,16 @@ def lost(session: Session, attempt: Attempt, node_id: str) -> None:
 def unclaimed(session: Session, attempt: Attempt) -> frozenset[str]:
     """The nodes that have not claimed their part: nothing runs there."""
     return frozenset(one.node_id for one in of(session, attempt) if one.claimed_at is None)
+
+
+def is_ending(session: Session, claims: AttemptClaims) -> bool:
+    """Whether another node has ended the job's newest attempt, and this one still stops its processes."""
+    attempt = session.get(Attempt, claims.attempt_id)
+    if attempt is None or attempt.nodes == 1 or attempt.state != "ended":
+        return False
+    newest = session.scalar(select(Job.attempt).where(Job.id == attempt.job_id))
+    mine = session.get(AttemptMember, (attempt.id, claims.node_rank))
+    return newest == attempt.number and mine is not None and mine.ended_at is None
 
 
 def extend_leases(session: Session, settings: Settings, now: datetime) -> None:
