@@ -60,6 +60,14 @@ class NodeSettings(FileSettings):
         description="Name or address at which trainers on other nodes reach this node's engine services "
         "(plain HTTP, for a trusted network); if unset, only trainers on this node can.",
     )
+    node_address: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9.:-]+$",
+        description="Name or address at which the other nodes of a job reach this one, on a trusted network: "
+        "its training processes listen there, without authentication. The default is for jobs of one node.",
+    )
     pilot: str | None = Field(
         None,
         max_length=40,

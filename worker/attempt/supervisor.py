@@ -7,7 +7,7 @@ made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for
 killed at once and nobody is told, because the attempt may be somebody else's by now. *Failed*: a process
 died or a record was refused; `outcome.finish` says what that means.
 
-The engine and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind. An
+The engines and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind. An
 attempt that has a slot of an engine service starts no engine: it tells the trainer where that serves.
 """
 
@@ -38,6 +38,7 @@ from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans
+from worker.attempt.engines import Engines
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.outcome import Ended, Stop, finish
 from worker.attempt.redacted_log import RedactedLog
@@ -126,12 +127,12 @@ class Supervisor:
         """Run the attempt's programs. When this returns, all of them are gone."""
         stop: Stop | None = None
         broken: OSError | None = None
-        model_code = engine_code = trainer_code = None
-        engine = trainer = None
+        model_code = engine_code = trainer_code = trainer = None
+        engine: Engines | None = None
         try:
             model_code, model = self._prepare()
             if model is not None:
-                engine = self._own_engine(model)
+                engine = self._own_engines(model)
                 trainer = self._start(self._launcher.trainer(self._attempt, self._claim, model))
                 self._training = True
                 self._watch(engine, trainer)
@@ -154,21 +155,25 @@ class Supervisor:
             stop=stop,
             model_code=model_code,
             engine_code=engine_code,
-            engine_start=self._attempt.engine_start(),
+            engine_start=engine.failed_start() if engine else None,
             trainer_code=trainer_code,
             broken=broken,
             full_disk=first_full([self._attempt.path]),
             last_words=last_words(self._attempt.log),
         )
 
-    def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
-        """Start the attempt's engine; None where it samples from an engine service."""
+    def _own_engines(self, model: Path) -> Engines | None:
+        """Start the attempt's engines; None where it samples from an engine service."""
         if self._claim.engine is not None:
             self._heartbeat.phase = STARTING_TRAINER
             self._attempt.write_engine_start(EngineStart(url=self._claim.engine.url))
             return None
         self._heartbeat.phase = STARTING_ENGINE
-        return self._start(self._launcher.engine(self._attempt, self._claim, model))
+
+        def start_one(replica: int, port: int) -> subprocess.Popen[bytes]:
+            return self._start(self._launcher.engine(self._attempt, self._claim, model, replica, port))
+
+        return Engines(self._attempt, self._claim, start_one)
 
     def _prepare(self) -> tuple[int | None, Path | None]:
         """The model's folder, or the exit status of the program that should have made it ready."""
@@ -180,8 +185,8 @@ class Supervisor:
         folder = answer.read_text().strip().rpartition("\n")[2]
         return (None, Path(folder)) if code == 0 and folder else (code, None)
 
-    def _watch(self, engine: subprocess.Popen[bytes] | None, trainer: subprocess.Popen[bytes]) -> None:
-        """Until the trainer has ended, or its own engine before it, or a record was refused."""
+    def _watch(self, engine: Engines | None, trainer: subprocess.Popen[bytes]) -> None:
+        """Until the trainer has ended, or its own engines before it, or a record was refused."""
 
         def lost() -> bool:
             return engine is not None and engine.poll() is not None
