@@ -32,7 +32,7 @@ from trainer.data import open_source
 from trainer.data.encoding import PromptEncoder
 from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
-from trainer.engine_connection import Connection, connected, engine_url, publisher
+from trainer.engine_connection import Connection, connected, own_engine_urls, publisher
 from trainer.failures import CancelledError, failed
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
@@ -126,7 +126,7 @@ def wired(
     remove_stale(claim.job_id)
     if spec.resources.gpus and spec.resources.placement == "colocated":
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
-        engine_url(attempt, tell=reporter.phase)
+        own_engine_urls(attempt, claim, reporter.phase)
     reporter.phase(LOADING_MODEL)
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
     tokenizer = load_tokenizer(folder)
@@ -171,7 +171,7 @@ def wired(
                 learner.policy.model,
                 reporter.phase,
                 sharing_limit(spec, connection.other_jobs),
-                comes_back=connection.shared,
+                comes_back=connection.shared or connection.engine.size > 1,
             ),
             weights=weights,
             reporter=reporter,

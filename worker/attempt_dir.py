@@ -4,18 +4,19 @@ claim.json    the claim                                    worker -> all
 token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit, finish, cancel   supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
-completions   how many of a batch are finished            engine -> supervisor
+engine-K.completions   how many of a batch are finished   engine -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
 ballast       space for the last record on a full disk    worker, supervisor -> trainer
 members.json  the attempt's nodes, and where they are  supervisor -> trainer
 rank-3.json   how a rank other than 0 failed           trainer -> supervisor
-engine.json   the engine's address, or why it failed      engine, supervisor -> trainer, supervisor
+engine-K.json   an engine's address, or why it failed     engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
 ended         the attempt is over                          supervisor, worker
 """
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
 _MEMBERS: TypeAdapter[tuple[Member, ...]] = TypeAdapter(tuple[Member, ...])
+_COUNT = re.compile(r"\d+ of \d+")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
 BALLAST_BYTES = 2**20
 PHASE_CHARACTERS = 80  # most that the trainer says of what it is doing
@@ -79,20 +81,26 @@ class AttemptDir:
     def claim_file(self) -> Path:
         return self.path / "claim.json"
 
-    @property
-    def engine_file(self) -> Path:
-        return self.path / "engine.json"
+    def engine_file(self, replica: int = 0) -> Path:
+        """What the rollout engine, one of `rollout.replicas` on this node, says of its start."""
+        return self.path / f"engine-{replica}.json"
 
-    def engine_start(self) -> EngineStart | None:
+    def engine_start(self, replica: int = 0) -> EngineStart | None:
         """The result of the engine's start; None if there is none yet."""
         try:
-            return EngineStart.model_validate_json(self.engine_file.read_bytes())
+            return EngineStart.model_validate_json(self.engine_file(replica).read_bytes())
         except FileNotFoundError:
             return None
 
+    def engine_urls(self, replicas: int) -> tuple[str, ...]:
+        """The addresses of this node's engines; none before all of them serve."""
+        starts = [self.engine_start(replica) for replica in range(replicas)]
+        urls = tuple(start.url for start in starts if start is not None and start.url is not None)
+        return urls if len(urls) == replicas else ()
+
     def write_engine_start(self, start: EngineStart) -> None:
         """Set where to sample if the attempt has no engine of its own."""
-        write_whole(self.engine_file, start.model_dump_json(exclude_none=True))
+        write_whole(self.engine_file(), start.model_dump_json(exclude_none=True))
 
     @property
     def log(self) -> Path:
@@ -190,10 +198,12 @@ class AttemptDir:
 
     def completions(self) -> str | None:
         """How many completions of the batch that is being sampled are finished: `12 of 64`."""
-        try:
-            return (self.path / "completions").read_text(errors="replace").strip() or None
-        except FileNotFoundError:
+        counts = [path.read_text(errors="replace") for path in self.path.glob("engine-*.completions")]
+        numbers = [[int(word) for word in text.split(" of ")] for text in counts if _COUNT.fullmatch(text)]
+        if not numbers:
             return None
+        finished, total = map(sum, zip(*numbers, strict=True))
+        return f"{finished} of {total}"
 
     def write_phase(self, text: str) -> None:
         write_whole(self.path / "phase", text[:PHASE_CHARACTERS])

@@ -25,16 +25,18 @@ class ScriptLauncher:
     programs: dict[str, str]
     secrets: dict[str, str]  # the trainer's
 
-    def _command(self, name: str, attempt: AttemptDir) -> Command:
-        argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path))
+    def _command(self, name: str, attempt: AttemptDir, *more: str) -> Command:
+        argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path), *more)
         secrets = self.secrets if name == "trainer" else {}
         return Command(argv, dict(os.environ) | {MARK: attempt.mark}, secrets)
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         return self._command("prepare", attempt)
 
-    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        return self._command("engine", attempt)
+    def engine(
+        self, attempt: AttemptDir, claim: Claim, model: Path, replica: int = 0, port: int = 0
+    ) -> Command:
+        return self._command("engine", attempt, str(replica), str(port))
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         return self._command("trainer", attempt)

@@ -24,6 +24,7 @@ class Heartbeat(threading.Thread):
         self._attempt = attempt
         self._node_rank = claim.node_rank
         self._beat_s = claim.beat_s if claim.spec.resources.nodes == 1 else min(claim.beat_s, SEVERAL_S)
+        self._replicas = claim.spec.rollout.replicas if claim.engine is None else 0
         self._halt = threading.Event()
         self._due = threading.Event()  # the next beat, before its time
         self.phase = PREPARING_MODEL
@@ -86,10 +87,10 @@ class Heartbeat(threading.Thread):
                 self.members = members
 
     def _member(self) -> MemberReport | None:
-        """Where this node is, with its own engine as soon as that serves."""
-        start = self._attempt.engine_start() if self.place else None
-        urls = (start.url,) if start and start.url else ()
-        return self.place and self.place.model_copy(update={"engine_urls": urls})
+        """Where this node is, with its own engines as soon as they serve."""
+        if self.place is None:
+            return None
+        return self.place.model_copy(update={"engine_urls": self._attempt.engine_urls(self._replicas)})
 
     def _phase(self) -> str:
         """What people should know: that the disk is full, before what the trainer says."""

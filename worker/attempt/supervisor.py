@@ -12,7 +12,7 @@ A job of several ranks has a trainer for each, and all of them end when one does
 nodes a supervisor waits until all nodes are ready to start their ranks; the first node's has the socket where
 these meet (rendezvous.py).
 
-The engine and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind. An
+The engines and the trainers die with the supervisor (tether.py); it adopts whatever they leave behind. An
 attempt that has a slot of an engine service starts no engine: it tells the trainer where that serves.
 """
 
@@ -47,6 +47,7 @@ from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans
+from worker.attempt.engines import Engines
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.limits import AbandonedError, Limits, StopError
 from worker.attempt.outcome import Ended, finish, only_lost_a_peer
@@ -87,9 +88,9 @@ class Supervisor:
         self._alone = self._resources.ranks == 1
         self._first_rank = claim.node_rank * self._resources.ranks_per_node
         self._heartbeat = Heartbeat(client, attempt, claim)
-        self._shipper = Shipper(client, attempt)
+        self._shipper = Shipper(client, attempt, claim.node_rank)
         self._logs: list[PipedLog] = []
-        self._engine: subprocess.Popen[bytes] | None = None
+        self._engines: Engines | None = None
         self._ranks: Ranks | None = None
         self._frozen: int | None = None  # a rank
         self._kills = kills()
@@ -142,22 +143,22 @@ class Supervisor:
             code, model = self._prepare()
             if model is None:
                 return code
-            self._engine = self._own_engine(model)
+            self._engines = self._own_engines(model)
             self._ranks = self._start_ranks(model, listener)
         self._training = True
-        self._watch(self._engine, self._ranks)
+        self._watch(self._engines, self._ranks)
         return None
 
     def _end(self, ended: Ended) -> Ended:
         """End what still runs, and look at what is left of it."""
-        engine, ranks = self._engine, self._ranks
-        engine_code = engine.poll() if engine else None  # that it ended before it was told to is a failure
+        engines, ranks = self._engines, self._ranks
+        engine_code = engines.poll() if engines else None  # that they ended unasked is a failure
         failed = self._to_blame(ranks) if ranks else None
         blamed = failed if self._frozen is None else self._frozen
         in_order = self._alone or blamed is None
         end_all(self._descendants, self._limits.grace_s if in_order else self._limits.ranks_grace_s)
-        if engine:
-            engine.wait()
+        if engines:
+            engines.wait()
         if ranks:
             ranks.wait()
         reap()
@@ -166,7 +167,7 @@ class Supervisor:
         return replace(
             ended,
             engine_code=engine_code,
-            engine_start=self._attempt.engine_start(),
+            engine_start=engines.failed_start() if engines else None,
             trainer_code=ranks.codes()[self._first_rank if failed is None else failed] if ranks else None,
             rank=None if self._alone else blamed,
             rank_record=self._attempt.rank_end(failed) if failed else None,
@@ -191,14 +192,18 @@ class Supervisor:
             processes.append(self._start(replace(command, environment=variables), None, prefix, passed))
         return Ranks(self._first_rank, processes)
 
-    def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
-        """Start the attempt's engine; None where it samples from an engine service."""
+    def _own_engines(self, model: Path) -> Engines | None:
+        """Start the attempt's engines; None where it samples from an engine service."""
         if self._claim.engine is not None:
             self._heartbeat.phase = STARTING_TRAINER
             self._attempt.write_engine_start(EngineStart(url=self._claim.engine.url))
             return None
         self._heartbeat.phase = STARTING_ENGINE
-        return self._start(self._launcher.engine(self._attempt, self._claim, model))
+
+        def start_one(replica: int, port: int) -> subprocess.Popen[bytes]:
+            return self._start(self._launcher.engine(self._attempt, self._claim, model, replica, port))
+
+        return Engines(self._attempt, self._claim, start_one)
 
     def _prepare(self) -> tuple[int | None, Path | None]:
         """The model's folder, or the exit status of the program that should have made it ready."""
@@ -210,11 +215,11 @@ class Supervisor:
         folder = answer.read_text().strip().rpartition("\n")[2]
         return (None, Path(folder)) if code == 0 and folder else (code, None)
 
-    def _watch(self, engine: subprocess.Popen[bytes] | None, ranks: Ranks) -> None:
-        """Until rank 0 has ended, a rank or the own engine is lost, or a record was refused."""
+    def _watch(self, engines: Engines | None, ranks: Ranks) -> None:
+        """Until rank 0 has ended, a rank or the own engines are lost, or a record was refused."""
 
         def lost() -> bool:
-            return engine is not None and engine.poll() is not None
+            return engines is not None and engines.poll() is not None
 
         def look() -> None:
             self._tick()
@@ -324,7 +329,12 @@ class Supervisor:
         return True
 
     def _tell_gone(self) -> None:
-        """The attempt has ended on another node, which says why; what it held here is free."""
+        """The attempt has ended on another node, which says why; what it held here is free.
+
+        The end of the log is worth having: it may hold the cause.
+        """
+        self._shipper.halt()
+        self._shipper.ship()
         error = JobError(code=RANK_LOST, message="The attempt ended on another node.")
         end = Finish(outcome="failed", node_rank=self._claim.node_rank, error=error, retryable=True)
         try:

@@ -131,7 +131,8 @@ def test_ranks_find_each_other_by_torchrun_s_variables(gang: Callable[..., Gang]
     ]
     members = job.cases[1].attempt.members()
     assert [member.node_id for member in members] == ["node-1", "node-2"]
-    assert [report["store_port"] is None for report in job.server.reports.values()] == [False, True]
+    stores = {rank: report["store_port"] is not None for rank, report in job.server.reports.items()}
+    assert stores == {0: True, 1: False}
 
 
 def test_a_killed_rank_ends_the_others_and_is_named_within_a_second(gang: Callable[..., Gang]) -> None:

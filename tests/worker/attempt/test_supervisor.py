@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.attempts import ClaimedEngine
-from rollout.counting import FILE
+from rollout.counting import SUFFIX
 from tests.support.fake_server import NodeServer
 from tests.support.small_disk import fill, small_disk
 from tests.support.supervised_case import (
@@ -110,7 +110,7 @@ def test_an_engine_that_dies_is_worth_another_attempt(case: Case) -> None:
 def test_an_engine_that_could_not_start_fails_the_job_with_its_own_words(case: Case) -> None:
     start = {"error": {"code": "vllm_missing", "message": "no vLLM", "path": "rollout.engine"}}
     text = json.dumps(json.dumps(start))
-    case.start(engine=f"import sys; open(sys.argv[1] + '/engine.json', 'w').write({text}); sys.exit(1)")
+    case.start(engine=f"import sys; open(sys.argv[1] + '/engine-0.json', 'w').write({text}); sys.exit(1)")
     case.end()
     end = case.server.finish
     assert (end["error"]["code"], end["error"]["path"], end["retryable"]) == (
@@ -348,7 +348,7 @@ def test_an_attempt_with_a_slot_of_an_engine_service_starts_no_engine(case: Case
         update={"engine": ClaimedEngine(id="engine-1", url="http://127.0.0.1:4711")}
     )
     case.attempt.claim_file.write_text(claim.model_dump_json())
-    say = "print((folder / 'engine.json').read_text(), flush=True)"
+    say = "print((folder / 'engine-0.json').read_text(), flush=True)"
     case.start(SPOOL + f"{say}; spool(1, 'finish', {FINISHED})", engine="print('an engine of its own')")
     assert case.end() == 0
     assert case.server.finish["outcome"] == "finished"
@@ -403,7 +403,7 @@ class TestOnAFullDisk:
 )
 def test_heartbeats_say_how_far_sampling_is(case: Case, phase: str, told: str) -> None:
     case.attempt.write_phase(phase)
-    (case.attempt.path / FILE).write_text("12 of 64")
+    case.attempt.engine_file().with_suffix(SUFFIX).write_text("12 of 64")
     case.start(WAIT)
     until(lambda: case.server.phases)
     assert case.process
