@@ -171,12 +171,12 @@ class AttemptDir:
     def rank_end(self, rank: int) -> Finish | None:
         """How that rank, other than 0, says it failed."""
         try:
-            return Finish.model_validate_json((self.path / f"rank-{rank}.json").read_bytes())
+            return Finish.model_validate_json(self.rank_file(rank).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
-    def write_rank_end(self, rank: int, end: Finish) -> None:
-        self.write_last(self.path / f"rank-{rank}.json", end.model_dump_json())
+    def rank_file(self, rank: int) -> Path:
+        return self.path / f"rank-{rank}.json"
 
     def order(self) -> Order:
         """What the supervisor wants; no order or one not known means to go on."""
