@@ -79,8 +79,8 @@ def test_the_address_may_be_given_by_its_network(
     assert NodeSettings.read().node_address == address
 
 
-@pytest.mark.allow_hosts(["192.0.2.1"])  # nothing is sent there
-@pytest.mark.parametrize("value", ["192.0.2.0/24", "10.0.0.0/99", "a/8", "eth0 "])
+@pytest.mark.allow_hosts(["198.51.100.1"])  # nothing is sent there
+@pytest.mark.parametrize("value", ["198.51.100.0/24", "10.0.0.0/99", "a/8", "eth0 "])
 def test_a_network_of_other_hosts_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POWERMEAN_NODE_ADDRESS", value)
     with pytest.raises(NodeSettingsError, match="POWERMEAN_NODE_ADDRESS"):
