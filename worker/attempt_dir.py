@@ -7,6 +7,8 @@ phase         what the trainer is doing, for people        trainer -> supervisor
 engine-K.completions   how many of a batch are finished   engine -> supervisor
 spool/        records to post, in order of their names     trainer -> supervisor
 ballast       space for the last record on a full disk    worker, supervisor -> trainer
+members.json  the attempt's nodes, and where they are  supervisor -> trainer
+rank-3.json   how a rank other than 0 failed           trainer -> supervisor
 engine-K.json   an engine's address, or why it failed     engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
@@ -24,7 +26,7 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from powermean.contracts.attempts import Claim, EngineStart, Member, Order, SpoolRecord
+from powermean.contracts.attempts import Claim, EngineStart, Finish, FinishRecord, Member, Order, SpoolRecord
 from powermean.disk import Ballast, is_full
 from powermean.errors import PowermeanError
 from powermean.processes import ProcessId
@@ -65,6 +67,15 @@ class AttemptDir:
     @property
     def attempt_id(self) -> str:
         return self.path.name
+
+    @property
+    def mark(self) -> str:
+        """Value of MARK for its processes; two nodes of an attempt may be on one host."""
+        try:
+            rank = self.claim().node_rank
+        except (OSError, ValidationError):  # left by a worker of another version
+            rank = 0
+        return f"{self.attempt_id}/{rank}" if rank else self.attempt_id
 
     @property
     def claim_file(self) -> Path:
@@ -145,6 +156,27 @@ class AttemptDir:
             return _MEMBERS.validate_json((self.path / "members.json").read_bytes())
         except FileNotFoundError:
             return ()
+
+    def write_members(self, members: tuple[Member, ...]) -> None:
+        write_whole(self.path / "members.json", _MEMBERS.dump_json(members).decode())
+
+    def end(self) -> Finish | None:
+        """How rank 0 says it ended: the spool's last record; None if it does not say."""
+        try:
+            record = read_record(self.spooled()[-1])
+        except (IndexError, FileNotFoundError, SpoolError):
+            return None
+        return record.body if isinstance(record, FinishRecord) else None
+
+    def rank_end(self, rank: int) -> Finish | None:
+        """How that rank, other than 0, says it failed."""
+        try:
+            return Finish.model_validate_json(self.rank_file(rank).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def rank_file(self, rank: int) -> Path:
+        return self.path / f"rank-{rank}.json"
 
     def order(self) -> Order:
         """What the supervisor wants; no order or one not known means to go on."""

@@ -63,7 +63,7 @@ class Launcher(Protocol):
         """
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        """The training process."""
+        """A training process. All ranks see all GPUs of their node's allocation: LOCAL_RANK picks one."""
 
 
 class LocalLauncher:
@@ -133,7 +133,7 @@ class LocalLauncher:
 
     def _environment(self, attempt: AttemptDir, gpus: tuple[str, ...]) -> dict[str, str]:
         return _environment(gpus) | {
-            MARK: attempt.attempt_id,
+            MARK: attempt.mark,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
             "PYTHONHASHSEED": "0",
         }

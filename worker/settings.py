@@ -65,8 +65,15 @@ class NodeSettings(FileSettings):
         min_length=1,
         max_length=253,
         pattern=r"^[A-Za-z0-9.:-]+$",
-        description="Name or address at which the other nodes of a job reach this one, on a trusted network: "
-        "its training processes listen there, without authentication. The default is for jobs of one node.",
+        description="Name or address of this node at which the other nodes of a job reach its training "
+        "processes (no authentication, for a trusted network); the default is for jobs of one node.",
+    )
+    rank_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port on which the first node of a job waits for the others; 0 is any free one, a fixed "
+        "one is for one such job at a time.",
     )
     pilot: str | None = Field(
         None,
