@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.metrics import MetricRow
 from powermean.contracts.phases import (
     CHECKPOINTING,
     EVALUATING,
@@ -23,6 +26,7 @@ from powermean.contracts.phases import (
 )
 from trainer.failures import CancelledError, no_updates
 from trainer.learner import checkpoint
+from trainer.learner.leading import Leading
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
 from trainer.limits import judge
@@ -38,6 +42,7 @@ from trainer.rollouts.sampling_ahead import Batches, SamplingAhead, SamplingInTu
 from trainer.run_context import Run, Stopwatch
 from trainer.seeds import derive_seed, generator
 from trainer.weights import probe
+from trainer.weights.engine_pool import EnginePool
 
 BeginRound = Callable[[int, int], None]  # step, round: raises if it must not be sampled
 
@@ -116,7 +121,7 @@ def judge_limits(run: Run, step: int) -> str | None:
 
 def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatch) -> None:
     """One rollout batch, from sampling to recording."""
-    ready = batches.ready
+    ready, moved = batches.ready, run.engine.engine.moved
     run.reporter.phase(in_step(step, run.spec.training.steps, SAMPLING))
     with watch("wait"):
         sampled = batches.take(step)
@@ -134,7 +139,15 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
         record(run, step_report(run, batch, graded, facts, reports, difference), batch.recorded)
     times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
     facts_of_run = [metric(step, "sampling/queued", ready), metric(step, "data/left_out", run.share_left_out)]
-    run.report([*times, *facts_of_run])
+    run.report([*times, *facts_of_run, *engine_metrics(step, run.engine.engine, moved)])
+
+
+def engine_metrics(step: int, engines: EnginePool, moved_before: int) -> list[MetricRow]:
+    """How the replicas of the engine fare; nothing of a single one."""
+    if engines.size == 1:
+        return []
+    moved = engines.moved - moved_before
+    return [metric(step, "sampling/replicas", engines.serving), metric(step, "sampling/moved_prompts", moved)]
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:
@@ -212,7 +225,7 @@ def with_advantages(run: Run, step: int, graded: GradedRollouts) -> TrainingBatc
 
 def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[UpdateReport]:
     """Epochs over the rollout batch, an optimiser step per minibatch."""
-    training, learner, reports = run.spec.training, run.learner, list[UpdateReport]()
+    training, learners, reports = run.spec.training, Leading(run.learner), list[UpdateReport]()
     dealt = [
         minibatches(
             training.prompts_per_step,
@@ -223,13 +236,14 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
     ]
     run.reporter.phase(in_step(batch.step, training.steps, SCORING))
     with watch("score"):
-        learner.score_start(batch, dealt[0])
+        learners.begin(batch)
+        learners.score_start(batch, dealt[0])
     due = [groups for epoch in dealt for groups in epoch]
     with watch("update"):
         run.engine.hold(batch.step)
         for number, groups in enumerate(due, 1):
             run.reporter.phase(in_step(batch.step, training.steps, UPDATING, f"{number} of {len(due)}"))
-            reports.append(learner.update(batch, groups, len(reports)))
+            reports.append(learners.update(batch, groups, len(reports)))
             obey(run)
     return reports
 
@@ -237,6 +251,8 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
 def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
     """Send the weights to the rollout service and compare log-probs: the largest difference in nats."""
     version, policy = run.progress.step, run.learner.policy
+    if run.weights.hold_request(version) is not None and policy.device.type == "cuda":
+        torch.cuda.empty_cache()  # the engine, which wakes up now, needs what the update has left unused
     try:
         request = run.weights.write(policy.model, version)
         run.engine.publish(request, PUBLISH_TIMEOUT_S)
