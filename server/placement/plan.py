@@ -113,8 +113,13 @@ class _Planning:
         if not job.adapter.required:
             return tries + own
         if not any(self.index.possible(ask) for ask, _ in tries):
-            nobody = f"waiting for engine {shared[0].name} on a node that can hold the trainer"
-            return Wait("engine", nobody)
+            name = shared[0].name
+            if job.nodes > 1 and shared[0].reach is not None:
+                alone = (
+                    f"waiting for an engine that {job.nodes} nodes reach: only {shared[0].reach} has {name}"
+                )
+                return Wait("engine", alone)
+            return Wait("engine", f"waiting for engine {name} on a node that can hold the trainer")
         return tries
 
     def _find(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Start | Wait:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from powermean.cli.jobs import described
 from powermean.contracts.api import JobState
@@ -344,7 +344,11 @@ def test_nobody_claims(service: ServiceDriver):
 
 def test_one_node_needs_no_members(service: ServiceDriver):
     attempt = service.running()
+    asked: list[str] = []
+    event.listen(service.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     assert attempt.beat().json()["members"] == []
+    assert asked
+    assert not [one for one in asked if "attempt_members" in one], "one node costs no statement more"
     assert attempt.beat(node_rank=1).status_code == 403
     with service.database.read() as session:
         assert session.query(AttemptMember).count() == 0

@@ -214,6 +214,21 @@ def test_a_gang_on_cpus_gets_a_slot_on_each_node():
     )
 
 
+@pytest.mark.parametrize(("reach", "required"), [(None, True), ("n1", True), ("n1", False)])
+def test_a_gang_shares_an_engine_that_all_of_its_nodes_reach(reach: str | None, required: bool):
+    nodes = [node(f"n{n}", 1) for n in range(3)]
+    engine = SharedEngine(
+        "e", "e1", "m", "bfloat16", "ready", max_adapters=4, max_lora_rank=16, node="n1", reach=reach
+    )
+    need = AdapterNeed("m", "bfloat16", 8, 100, required)
+    _, made = planned(nodes, [job("gang", adapter=need, nodes=2)], engines=[engine])
+    if reach and required:
+        assert made.why["gang"].text == "waiting for an engine that 2 nodes reach: only n1 has e1"
+        return
+    slots = [part.engine_id for part in made.starts[0].allocations if part.role == "rollout"]
+    assert slots == ([None, None] if reach else ["e"])
+
+
 def test_gpus_of_the_type_and_memory_and_nodes_with_the_labels_asked_for():
     nodes = [
         with_gpus("mixed", "NVIDIA A100", "NVIDIA H100"),
