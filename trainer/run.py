@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
 from powermean.contracts.job import JobSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
 from powermean.end_tokens import end_tokens
 from trainer.data import open_source
@@ -34,6 +35,7 @@ from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, engine_url, publisher
 from trainer.failures import CancelledError, failed
+from trainer.forks.start import Start, start_of
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.learner import Learner
@@ -42,7 +44,6 @@ from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.learner.tokenizing import decode, load_tokenizer, pad_token_id, prompt_encoder
 from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
-from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.policy.length_probe import refuse_length_dependence
 from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
@@ -128,10 +129,11 @@ def wired(
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         engine_url(attempt, tell=reporter.phase)
     reporter.phase(LOADING_MODEL)
-    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
+    start = start_of(claim, store, settings, attempt.start)
+    folder = start.folder
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
-    learner = make_learner(folder, spec, pad_token_id(tokenizer))
+    learner = make_learner(start, spec, pad_token_id(tokenizer))
     learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
     try_saving(learner.policy, folder, fresh(scratch / "model"))
     progress = checkpoint.Progress()
@@ -212,13 +214,13 @@ def usable(
     return source.without(without.lines), len(without.lines) / len(prompts.tokens)
 
 
-def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
+def make_learner(start: Start, spec: JobSpec, pad: int) -> Learner:
     """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
     device = resolve_device(spec.model.device, spec.resources.gpus)
 
     def load(compiled: Compile, *, gradient_checkpointing: bool = False) -> Policy:
         return load_policy(
-            folder,
+            start.folder,
             device=device,
             dtype=resolve_dtype(spec.model.dtype, device),
             temperature=spec.rollout.temperature,
@@ -231,12 +233,12 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
         compiled = "on" if spec.training.compile == "on" else "try"
     policy = load(compiled, gradient_checkpointing=spec.training.gradient_checkpointing)
     if spec.model.lora is not None:
-        name = spec.model.name or spec.model.folder or ""
-        assert not isinstance(policy.model, PeftModel)
-        policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
+        policy = with_adapter(policy, spec.model.lora, start)
     masters = MasterWeights(policy.model) if spec.training.weights == "bfloat16" else None
     optimizer = make_optimizer(policy.model, spec.optimizer, masters)
     reference = load(compiled) if spec.algorithm.beta > 0 else None
+    if reference is not None and spec.model.lora is not None and start.adapter is not None:
+        reference = merged(with_adapter(reference, spec.model.lora, start))
     tokens = spec.training.micro_batch_tokens
     return Learner(
         policy=policy,
@@ -250,6 +252,21 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
         masters=masters,
         pad_token_id=pad,
     )
+
+
+def with_adapter(policy: Policy, spec: LoraSpec, start: Start) -> Policy:
+    """The policy with a new adapter, or with the one that the job goes on with."""
+    assert not isinstance(policy.model, PeftModel)
+    model = attach(policy.model, spec, start.name)
+    if start.adapter is not None:
+        checkpoint.load_weights(start.adapter, model)
+    return replace(policy, model=model)
+
+
+def merged(policy: Policy) -> Policy:
+    """The policy without its adapter, which its weights now have."""
+    assert isinstance(policy.model, PeftModel)
+    return replace(policy, model=policy.model.merge_and_unload())
 
 
 def result(run: Run) -> JobResult:

@@ -41,12 +41,12 @@ class ModelSpec(Contract):
         None, description="Folder of a model, relative to one of the node's declared model roots."
     )
     from_: (
-        Annotated[str, Field(max_length=60, pattern=r"^job-[0-9a-z]+(@(0|[1-9][0-9]{0,6}))?$")] | None
+        Annotated[str, Field(max_length=60, pattern=r"^job-[0-9a-z]+(@(best|0|[1-9][0-9]{0,6}))?$")] | None
     ) = Field(
         None,
         alias="from",
         description="Another job of the project to train on from: its id for its final model, ID@STEP for a "
-        "checkpoint. The weights alone are taken: steps and optimiser begin anew.",
+        "checkpoint, ID@best for its best one. The weights alone are taken: steps and optimiser begin anew.",
     )
     lora: LoraSpec | None = Field(None, description="Train an adapter; null trains all weights.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -90,6 +90,12 @@ class CheckpointSpec(Contract):
 
     every: StrictInt = Field(10, ge=1, le=1_000_000, description="Steps between checkpoints.")
     keep: StrictInt = Field(2, ge=1, le=100, description="Newest checkpoints to keep.")
+    best: Annotated[str, Field(min_length=1, max_length=80)] | None = Field(
+        None,
+        description="Metric of whole steps, e.g. eval/reward: the checkpoint with its best value is kept "
+        "besides the newest, and model.from may name it as ID@best.",
+    )
+    best_is: Literal["highest", "lowest"] = Field("highest", description="Which value of it is the best.")
 
 
 class RecordSpec(Contract):

@@ -18,6 +18,7 @@ from powermean.contracts.models import LoraSpec
 from server.db.models import Checkpoint, ForkedFiles, Job
 from server.errors import InvalidInputError, NotFoundError
 from server.jobs import repository
+from server.jobs.best import best_of
 from server.jobs.events import lock_job
 from server.jobs.views import job_spec
 
@@ -51,7 +52,7 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
             f"{parent_id} belongs to project {parent.project_id}, this job to {project}",
             f"Set project: {parent.project_id}, or upload its model for {project}.",
         )
-    origin = _of_checkpoint(session, parent, int(step)) if step else _of_model(session, parent)
+    origin = _of_checkpoint(session, parent, step) if step else _of_model(session, parent)
     if spec.rollout.sharing == "shared" and not origin.over_first_model:
         why = f"no declared engine serves the model of {spec.model.from_}, which this job begins with"
         raise InvalidInputError.at("rollout.sharing", why, "Set it to auto or own.")
@@ -100,20 +101,21 @@ def _of_model(session: Session, parent: Job) -> Origin:
     return _origin(parent, "model", None, files)
 
 
-def _of_checkpoint(session: Session, parent: Job, step: int) -> Origin:
+def _of_checkpoint(session: Session, parent: Job, step: str) -> Origin:
     found = repository.checkpoints(session, parent.id)  # a later attempt's comes first
-    chosen = next((one for one in found if one.step == step), None)
+    if step == "best":
+        chosen, which = best_of(found, job_spec(parent).checkpoints.best_is), "with a value of checkpoints.best"
+    else:
+        chosen, which = next((one for one in found if one.step == int(step)), None), f"of step {step}"
     if chosen is None:
-        raise InvalidInputError.at(
-            PATH, f"{parent.id} has no checkpoint of step {step}", _which(parent, found)
-        )
+        raise InvalidInputError.at(PATH, f"{parent.id} has no checkpoint {which}", _which(parent, found))
     files = {
         path: ref
         for path, ref in Manifest.model_validate(chosen.manifest).files.items()
         if not path.startswith(_LEFT_OUT)
     }
     lora = job_spec(parent).model.lora
-    return _origin(parent, "adapter" if lora else "weights", step, files)
+    return _origin(parent, "adapter" if lora else "weights", chosen.step, files)
 
 
 def _origin(

@@ -186,6 +186,7 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     manifest: Mapped[dict[str, Any]]
     size: Mapped[int] = mapped_column(BigInteger)
+    value: Mapped[float | None] = mapped_column(Float)  # of the metric in checkpoints.best
     pinned: Mapped[bool] = mapped_column(
         Boolean, default=False, server_default=false()
     )  # kept whatever comes

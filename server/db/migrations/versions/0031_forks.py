@@ -1,4 +1,4 @@
-"""jobs that train on from another job's weights, and the files that they need
+"""jobs that train on from another job's weights, and the files that they need; the values of checkpoints
 
 Revision ID: 0031
 Revises: 0029
@@ -27,9 +27,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "owner", name="pk_forked_files"),
     )
     op.create_index("ix_forked_files_owner", "forked_files", ["owner"])
+    op.add_column("checkpoints", sa.Column("value", sa.Float(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("checkpoints", "value")
     op.drop_index("ix_forked_files_owner", "forked_files")
     op.drop_table("forked_files")
     op.drop_index("ix_jobs_forked_from", "jobs")
