@@ -6,7 +6,7 @@ from pydantic import Field
 
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.base import Contract
-from powermean.contracts.models import ModelSpec
+from powermean.contracts.models import LoraSpec, ModelSpec
 
 
 class Origin(Contract):
@@ -51,3 +51,12 @@ class Fork(Contract):
     name: str
     state: str
     step: int | None = Field(None, description="Of this job's checkpoint; null: of its final model.")
+
+
+class ExportTask(Contract):
+    """What `powermean export` has converted: a checkpoint whose files are in the folder."""
+
+    origin: Origin
+    lora: LoraSpec | None = Field(None, description="The job's adapter, if it trained one.")
+    adapter: bool = Field(False, description="The adapter alone, instead of the model with it merged.")
+    dtype: Literal["float32", "bfloat16"] = "float32"

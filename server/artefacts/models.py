@@ -2,10 +2,12 @@
 
 from powermean.contracts.api import CheckpointView
 from powermean.contracts.artefacts import ArtefactRef, Manifest
+from powermean.contracts.forks import Origin
 from server.db.scoped import ScopedSession
 from server.errors import NotFoundError
 from server.jobs import repository
 from server.jobs.best import best_of
+from server.jobs.forks import found_at
 from server.jobs.repository import find_job
 from server.jobs.views import job_spec
 
@@ -28,6 +30,22 @@ def checkpoints(session: ScopedSession, job_id: str) -> tuple[CheckpointView, ..
         )
         for row in reversed(rows)
     )
+
+
+def checkpoint(session: ScopedSession, job_id: str, step: str) -> Origin:
+    """A checkpoint's weights, by its step or as `best`. Raises NotFoundError."""
+    return found_at(session, find_job(session, job_id), step)
+
+
+def checkpoint_file(session: ScopedSession, job_id: str, step: str, path: str) -> ArtefactRef:
+    """One of its files. Raises NotFoundError."""
+    ref = checkpoint(session, job_id, step).files.files.get(path)
+    if ref is None:
+        raise NotFoundError(
+            f"the checkpoint of {job_id} has no such file",
+            remedy="GET /v1/jobs/{id}/checkpoints/{step}/files lists them.",
+        )
+    return ref
 
 
 def model_files(session: ScopedSession, job_id: str) -> dict[str, ArtefactRef]:

@@ -43,22 +43,29 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
     parent_id, _, step = spec.model.from_.partition("@")
     try:
         parent = lock_job(session, parent_id)
+        origin = found_at(session, parent, step or None)
     except NotFoundError as error:
-        remedy = "`powermean list` shows the jobs; a job that was deleted is none."
-        raise InvalidInputError.at(PATH, f"no job {parent_id}", remedy) from error
+        raise InvalidInputError.at(PATH, error.message, error.remedy) from error
     if parent.project_id != project:
         raise InvalidInputError.at(
             PATH,
             f"{parent_id} belongs to project {parent.project_id}, this job to {project}",
-            f"Set project: {parent.project_id}, or upload its model for {project}.",
+            f"Set project: {parent.project_id}.",
         )
-    origin = _of_checkpoint(session, parent, step) if step else _of_model(session, parent)
     if spec.rollout.sharing == "shared" and not origin.over_first_model:
         why = f"no declared engine serves the model of {spec.model.from_}, which this job begins with"
         raise InvalidInputError.at("rollout.sharing", why, "Set it to auto or own.")
     if origin.kind == "adapter":
         _check_adapter(spec.model.lora, job_spec(parent).model.lora, spec.model.from_)
     return origin
+
+
+def found_at(session: Session, job: Job, step: str | None) -> Origin:
+    """A job's final model, or its checkpoint of a step (a number, or `best`) without the optimiser's state.
+
+    Raises NotFoundError, which says what the job has instead.
+    """
+    return _of_model(session, job) if step is None else _of_checkpoint(session, job, step)
 
 
 def remember(session: Session, job: Job, origin: Origin) -> None:
@@ -89,7 +96,7 @@ def _of_model(session: Session, parent: Job) -> Origin:
     if not parent.result:
         found = repository.checkpoints(session, parent.id)
         what = f"{parent.id} is {parent.state} and has no final model"
-        raise InvalidInputError.at(PATH, what, _which(parent, found))
+        raise NotFoundError(what, remedy=_which(parent, found))
     files = {
         path: ref
         for path, ref in Manifest.model_validate(parent.result["model"]).files.items()
@@ -97,7 +104,7 @@ def _of_model(session: Session, parent: Job) -> Origin:
     }
     if not files:
         found = repository.checkpoints(session, parent.id)
-        raise InvalidInputError.at(PATH, f"the final model of {parent.id} was deleted", _which(parent, found))
+        raise NotFoundError(f"the final model of {parent.id} was deleted", remedy=_which(parent, found))
     return _origin(parent, "model", None, files)
 
 
@@ -108,7 +115,7 @@ def _of_checkpoint(session: Session, parent: Job, step: str) -> Origin:
     else:
         chosen, which = next((one for one in found if one.step == int(step)), None), f"of step {step}"
     if chosen is None:
-        raise InvalidInputError.at(PATH, f"{parent.id} has no checkpoint {which}", _which(parent, found))
+        raise NotFoundError(f"{parent.id} has no checkpoint {which}", remedy=_which(parent, found))
     files = {
         path: ref
         for path, ref in Manifest.model_validate(chosen.manifest).files.items()
