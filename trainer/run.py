@@ -40,7 +40,7 @@ from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
-from trainer.learner.optimizer import MasterWeights, make_optimizer
+from trainer.learner.optimizer import MasterWeights, UpdatePlan, make_optimizer
 from trainer.learner.tokenizing import decode, load_tokenizer, pad_token_id, prompt_encoder
 from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
@@ -246,6 +246,7 @@ def make_learner(start: Start, spec: JobSpec, pad: int) -> Learner:
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=optimizer,
+        plan=UpdatePlan(spec.training.steps, spec.training.updates_per_step),
         micro_batch_tokens=micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens,
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,

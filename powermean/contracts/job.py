@@ -233,6 +233,16 @@ class JobSpec(Contract):
         return self
 
     @model_validator(mode="after")
+    def _schedule_has_room(self) -> "JobSpec":
+        total = self.training.steps * self.training.updates_per_step
+        warmup = self.optimizer.warmup(total)
+        if self.optimizer.schedule != "constant" and warmup >= total:
+            field = "warmup_updates" if self.optimizer.warmup_ratio is None else "warmup_ratio"
+            why = f"the warm-up of {warmup} updates leaves none of the job's {total} for the schedule"
+            raise conflict(("optimizer", field), why, getattr(self.optimizer, field))
+        return self
+
+    @model_validator(mode="after")
     def _best_is_measured(self) -> "JobSpec":
         metric = self.checkpoints.best
         if metric is None:

@@ -17,7 +17,7 @@ from powermean.contracts.training import OptimizerSpec
 from trainer.failures import is_out_of_memory
 from trainer.learner import diagnosis
 from trainer.learner.lora import dropping, has_dropout
-from trainer.learner.optimizer import MasterWeights, learning_rate
+from trainer.learner.optimizer import MasterWeights, UpdatePlan, learning_rate
 from trainer.learner.seen import Seen
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
@@ -44,6 +44,7 @@ class Learner:
     micro_batch_groups: int | None = None  # most groups of a micro-batch, whatever their tokens
     may_lower: bool = False  # micro_batch_tokens, once, when memory runs out
     masters: MasterWeights | None = None  # of a policy in bfloat16
+    plan: UpdatePlan = UpdatePlan()
     updates: int = 0
     tell: Callable[[int, int], object] = field(default=lambda number, of: None, repr=False)  # micro-batches
 
@@ -108,7 +109,7 @@ class Learner:
             self._undo(batch, scored)
             self._drop(batch, broken)
         grad_norm, loss = None, float(seen.loss)
-        rate = learning_rate(self.spec, self.updates)
+        rate = learning_rate(self.spec, self.updates, self.plan.place(batch.step, number), self.plan.total)
         if seen.rows:
             if not math.isfinite(loss):
                 raise diagnosis.non_finite_loss(batch.step, number, moved=self.updates > 0)
