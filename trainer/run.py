@@ -144,6 +144,8 @@ def wired(
             scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights
         )
         learner.updates = progress.updates
+        if progress.beta is not None:
+            learner.beta = progress.beta
         shutil.rmtree(scratch / "resume")
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source, share_left_out = open_source(spec.data, dataset), 0.0

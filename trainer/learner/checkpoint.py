@@ -43,6 +43,7 @@ class Progress:
     reward_before: float | None = None
     reward_after: float | None = None  # of the newest evaluation
     streak: int = 0  # values in a row that kept to limits.stop_when
+    beta: float | None = None  # of the KL penalty; None in checkpoints from before it could be adapted
 
     def advanced(self, **changes: object) -> "Progress":
         return replace(self, **changes)  # type: ignore[arg-type]

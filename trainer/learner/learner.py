@@ -66,13 +66,17 @@ class Learner:
     masters: MasterWeights | None = None  # of a policy in bfloat16
     plan: UpdatePlan = UpdatePlan()
     updates: int = 0
+    beta: float = field(init=False)  # of the KL penalty, which may be adapted
     ranks: Ranks = field(default_factory=Ranks)
     tell: Callable[[int, int], object] = field(default=lambda number, of: None, repr=False)  # micro-batches
+
+    def __post_init__(self) -> None:
+        self.beta = self.algorithm.beta
 
     def active(self, batch: TrainingBatch, groups: Sequence[int]) -> list[int]:
         """The groups that cost a forward and backward pass."""
         trained = batch.rollouts.mask.any(-1)
-        if self.algorithm.beta == 0:
+        if self.algorithm.beta == 0 and self.algorithm.entropy_coefficient == 0:
             trained &= batch.advantages != 0
         return [group for group in groups if trained[batch.rollouts.rows([group])].any()]
 
@@ -152,6 +156,9 @@ class Learner:
                 weights = self.master_weights or dict(self.policy.model.named_parameters())
                 raise diagnosis.non_finite_gradient(batch.step, number, weights, moved=self.updates > 0)
             batch.moved = True
+        kl, beta = (float(seen.kl), self.beta) if self.reference is not None else (None, None)
+        if kl is not None and len(share.rows) and self.algorithm.beta_control is not None:
+            self.beta = self.algorithm.beta_control.after(self.beta, kl, facts.trajectories)
         return UpdateReport(
             update=number,
             rows=batch.rollouts.rows(groups),
@@ -160,7 +167,8 @@ class Learner:
             grad_norm=grad_norm,
             learning_rate=rate,
             distance_to_grpo=seen.distance.value,
-            kl=float(seen.kl) if self.reference is not None else None,
+            kl=kl,
+            beta=beta,
             trajectories=facts.trajectories,
             tokens_trained=facts.tokens,
             tokens=seen.tokens_on_cpu(),
@@ -216,23 +224,24 @@ class Learner:
         facts = batch_facts(
             batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
         )
-        seen = Seen(count=len(batch.advantages), beta=self.algorithm.beta)
+        seen = Seen(count=len(batch.advantages), beta=self.beta)
         trees, missing = self._micro_batches(batch, share.own)
         with dropping(self.policy.model):  # the backward pass may compute layers again
             for number, tree in enumerate(self._on_device(trees), 1):
                 self.tell(number, len(trees) + missing)
                 remember = self._gives_scores(batch, tree.rows)
-                scores = self.policy.score(tree, entropy=remember)
+                scores = self.policy.score(tree, entropy=remember or self.algorithm.entropy_coefficient > 0)
                 if remember:
                     self._remember(batch, tree, scores)
-                self._learn(batch, tree, scores.log_probs, facts, seen)
+                self._learn(batch, tree, scores, facts, seen)
             self._keep_pace(self.policy, missing)
         return seen, facts
 
     def _learn(
-        self, batch: TrainingBatch, tree: TokenTree, log_probs: Tensor, facts: BatchFacts, seen: Seen
+        self, batch: TrainingBatch, tree: TokenTree, scores: Scores, facts: BatchFacts, seen: Seen
     ) -> None:
-        """Backward pass of one micro-batch. log_probs [B, T] with gradients."""
+        """Backward pass of one micro-batch. `scores` with gradients."""
+        log_probs = scores.log_probs
         mask, rows, width = tree.mask_of_tokens(), tree.places, tree.width
         old, sampled = batch.old_log_probs[rows, :width], batch.sampler_log_probs[rows, :width]
         log_ratio = torch.where(mask, log_probs - old, 0.0)
@@ -248,8 +257,12 @@ class Learner:
         loss, penalty = output.loss, None
         if self.reference is not None:
             reference = batch.reference_log_probs[rows, :width]
-            penalty = kl_penalty(log_probs, reference, mask, self.algorithm.beta, facts.tokens)
+            penalty = kl_penalty(log_probs, reference, mask, self.beta, facts.tokens)
             loss, penalty = loss + penalty, penalty.detach()
+        if self.algorithm.entropy_coefficient > 0:
+            assert scores.entropy is not None
+            bonus = self.algorithm.entropy_coefficient * scores.entropy.sum() / facts.tokens
+            loss, seen.loss = loss - bonus, seen.loss - bonus.detach()
         loss.backward()  # type: ignore[no-untyped-call]
         log_ratio = log_ratio.detach()
         seen.add(tree.rows, output, penalty, finite_rows(log_ratio, mask))
@@ -261,7 +274,7 @@ class Learner:
         _fill(batch.start_log_probs, tree, scores.log_probs.detach())
         batch.scored[tree.rows] = True
         if scores.entropy is not None:
-            sums = scores.entropy.double().sum(-1)
+            sums = scores.entropy.detach().double().sum(-1)
             batch.entropy[tree.places] = sums / tree.mask_of_tokens().sum(-1)
 
     def _gives_scores(self, batch: TrainingBatch, rows: Tensor) -> bool:
