@@ -46,8 +46,8 @@ def export(
 ) -> None:
     """Write a job's final model or a checkpoint as a Hugging Face folder, or as an adapter.
 
-    `from_pretrained` loads it. A checkpoint is converted on this machine, with PyTorch and with the model that
-    the job began with; a final model only has to be downloaded.
+    `from_pretrained` loads it. A checkpoint is converted on this machine, with PyTorch and with the model
+    that the job began with; a final model only has to be downloaded.
 
     Example: powermean export arithmetic-smollm2@best --to my-model
     """
@@ -65,7 +65,9 @@ def push(
         str, typer.Argument(metavar="NAME", help="The repository, as OWNER/NAME.", show_default=False)
     ],
     adapter: AdapterAlone = False,
-    public: Annotated[bool, typer.Option("--public", help="Let everybody read it; else it is private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read it; else it is private.")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Push a job's final model or a checkpoint to a model hub.
@@ -144,6 +146,6 @@ def _need(package: str, why: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ExportError(
             why,
-            remedy="Install powermean's training extra (powermean[trainer]). `powermean export JOB` of a final "
-            "model needs none of it.",
+            remedy="Install powermean's training extra: powermean[trainer]. To export a final model, none of "
+            "that is needed.",
         )

@@ -48,7 +48,6 @@ class _Objective(RenamedFields):
         2.0, ge=1, le=100, description="Importance-sampling ratios are truncated at this value."
     )
 
-
     @model_validator(mode="after")
     def _target_of_a_penalty(self) -> Self:
         if self.kl_target is not None and self.beta == 0:

@@ -15,8 +15,8 @@ class Origin(Contract):
     job_id: str
     step: int | None = Field(None, description="Of the checkpoint; null: the final model.")
     kind: Literal["model", "weights", "adapter"] = Field(
-        description="model: a Hugging Face folder; weights: a checkpoint of a whole model; adapter: one of an "
-        "adapter, which goes on over the same base model."
+        description="model: a Hugging Face folder; weights: a checkpoint of a whole model; adapter: that of "
+        "an adapter, which goes on over the same base model."
     )
     files: Manifest
     name: str | None = Field(None, description="Registry name of the model that the first job began with.")

@@ -111,7 +111,10 @@ def _of_model(session: Session, parent: Job) -> Origin:
 def _of_checkpoint(session: Session, parent: Job, step: str) -> Origin:
     found = repository.checkpoints(session, parent.id)  # a later attempt's comes first
     if step == "best":
-        chosen, which = best_of(found, job_spec(parent).checkpoints.best_is), "with a value of checkpoints.best"
+        chosen, which = (
+            best_of(found, job_spec(parent).checkpoints.best_is),
+            "with a value of checkpoints.best",
+        )
     else:
         chosen, which = next((one for one in found if one.step == int(step)), None), f"of step {step}"
     if chosen is None:

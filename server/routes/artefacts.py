@@ -215,9 +215,7 @@ def get_checkpoints(
         return CheckpointList(items=models.checkpoints(session, job_id))
 
 
-Step = Annotated[
-    str, Path(pattern=r"^(best|0|[1-9][0-9]{0,6})$", description="A step's number, or best.")
-]
+Step = Annotated[str, Path(pattern=r"^(best|0|[1-9][0-9]{0,6})$", description="A step's number, or best.")]
 
 
 @router.get("/jobs/{job_id}/checkpoints/{step}/files", tags=["jobs"], summary="Files of a checkpoint")

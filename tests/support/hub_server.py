@@ -1,4 +1,4 @@
-"""A model hub on loopback: the calls of the Hugging Face Hub that fetching and pushing a model make, over HTTP.
+"""A model hub on loopback: the calls of the Hugging Face Hub that fetch and push a model, over real HTTP.
 
 Anybody may read what a repository holds; the files of a gated one are only for the holder of its token, who
 alone may push. Files come within the commit: the real hub has large ones uploaded before, to its own storage.

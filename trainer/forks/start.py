@@ -1,7 +1,7 @@
 """What a fork begins with: a model's folder, and its adapter where it goes on with one.
 
-All files come from the artefact store, verified. A final model is a Hugging Face folder already; of a
-checkpoint, weights are put into the model that the line of jobs began with, whose config and tokenizer it has.
+All files come from the artefact store, verified. A final model is a Hugging Face folder already; a
+checkpoint's weights go into the model that the line of jobs began with, whose config and tokenizer it has.
 """
 
 import shutil

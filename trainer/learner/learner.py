@@ -64,7 +64,7 @@ class Learner:
     micro_batch_groups: int | None = None  # most groups of a micro-batch, whatever their tokens
     may_lower: bool = False  # micro_batch_tokens, once, when memory runs out
     masters: MasterWeights | None = None  # of a policy in bfloat16
-    plan: UpdatePlan = UpdatePlan()
+    plan: UpdatePlan = field(default_factory=UpdatePlan)
     updates: int = 0
     beta: float = field(init=False)  # of the KL penalty, which may be adapted
     ranks: Ranks = field(default_factory=Ranks)

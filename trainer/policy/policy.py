@@ -56,7 +56,7 @@ class Policy:
         return micro_batches(given, most_tokens) if self.by_tree else row_batches(given, most_tokens)
 
     def score(self, tree: TokenTree, *, entropy: bool = False) -> Scores:
-        """Log-probs (with gradients, if enabled) of the rows' completion tokens; entropy, too, if asked for."""
+        """Log-probs of the rows' completion tokens and, if asked for, entropy; with gradients, if enabled."""
         # Never a single block: a compiler takes a size of 1 for a constant.
         tree = (padded(tree, 2 * BLOCK) if self.device.type == "cuda" else tree).to(self.device)
         with self.precision():

@@ -79,9 +79,12 @@ def test_a_deleted_job_and_another_projects_are_none(service: ServiceDriver):
     elsewhere = wrong(forked(service, parent, project="other"))
     assert elsewhere["message"] == f"{parent} belongs to project default, this job to other"
     stranger = service.someone(project="other", name="Eve")
-    assert wrong(
-        stranger.post("/v1/jobs", json=example_spec(model={"from": parent}, project="other"))
-    )["message"] == f"no job {parent}"
+    assert (
+        wrong(stranger.post("/v1/jobs", json=example_spec(model={"from": parent}, project="other")))[
+            "message"
+        ]
+        == f"no job {parent}"
+    )
     assert service.person.delete(f"/v1/jobs/{parent}?cascade=true").is_success
     assert wrong(forked(service, parent))["message"] == f"no job {parent}"
 

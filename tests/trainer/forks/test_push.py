@@ -1,4 +1,4 @@
-"""Models go to a hub by its own protocol: private unless it is said, with the token of the environment alone."""
+"""Models go to a hub by its own protocol: private unless it is said, with the environment's token alone."""
 
 import os
 import subprocess

@@ -77,7 +77,7 @@ def test_beta_moves_after_each_update_by_the_kl_that_it_saw():
     reports = [one.update(batch, range(GROUPS), number) for number in range(4)]
     control = one.algorithm.beta_control
     assert control is not None
-    assert [report.beta for report in reports][0] == 0.5
+    assert reports[0].beta == 0.5
     for report, after in zip(reports, [*[report.beta for report in reports[1:]], one.beta], strict=True):
         assert after == control.after(report.beta, report.kl, report.trajectories)
     fixed = learner(Grpo(beta=0.5))

@@ -63,7 +63,9 @@ def test_law_tiles_change_no_number_and_no_gradient(
         torch.testing.assert_close(entropy, exact, rtol=1e-9, atol=1e-12)
         leaves = [leaf for leaf in (hidden, layer.weight, layer.bias) if leaf is not None]
         chance = torch.Generator().manual_seed(1)
-        up, up_entropy = (torch.randn(len(one), generator=chance, dtype=torch.float64) for one in (found, exact))
+        up, up_entropy = (
+            torch.randn(len(one), generator=chance, dtype=torch.float64) for one in (found, exact)
+        )
         for ours, theirs, given_up in (
             ([found], [expected], [up]),
             ([entropy], [exact], [up_entropy]),
