@@ -17,7 +17,9 @@ from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from rollout.client import RolloutClient
 from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
 from tests.support.tiny_model import tiny_spec
+from trainer.ranks.world import World
 from trainer.run import Connection, run_attempt
+from trainer.weights.engine_pool import EnginePool
 from worker.attempt_dir import AttemptDir, read_record
 from worker.reporter import Reporter
 from worker.settings import NodeSettings
@@ -93,6 +95,7 @@ class Stage:
         engine: FakeEngine | None = None,
         rows: Sequence[dict[str, str]] = (),
         max_model_len: int | None = None,
+        world: World = World(),
         origin: Origin | None = None,
         **spec: object,
     ) -> Played:
@@ -117,7 +120,7 @@ class Stage:
         @contextmanager
         def connect(_: AttemptDir) -> Iterator[Connection]:
             yield Connection(
-                serving,
+                EnginePool([serving]),
                 on_this_host=True,
                 methods=getattr(state, "methods", ("store", "shm")),
                 adapters=isinstance(serving, FakeAdapterEngine),
@@ -125,7 +128,7 @@ class Stage:
             )
 
         reporter = Leaving(path) if leaves else Reporter(path)
-        finish = run_attempt(attempt, self.settings, reporter, connect)
+        finish = run_attempt(attempt, self.settings, reporter, connect, world)
         return played(finish, attempt)
 
 
