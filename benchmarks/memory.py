@@ -22,7 +22,7 @@ from gpu_bench import rewards, rollouts  # noqa: E402
 
 from powermean.contracts.job import JobSpec  # noqa: E402
 from powermean.home import Home  # noqa: E402
-from trainer.forks.start import Start
+from trainer.forks.start import Start  # noqa: E402
 from trainer.learner.training_batch import TrainingBatch  # noqa: E402
 from trainer.models.resolve import resolve_model  # noqa: E402
 from trainer.preflight.footprint import footprint  # noqa: E402
