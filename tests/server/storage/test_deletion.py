@@ -47,6 +47,7 @@ def test_nothing_refers_to_a_deleted_job(service: ServiceDriver):
 
 def test_every_table_of_a_job_has_rows_in_these_tests(service: ServiceDriver):
     job = full_job(service)
+    service.submit(model={"from": f"{job}@1"})
     names = {where.partition(".")[0] for where, _ in rows_with(service.database, job)}
     of_jobs = {
         table.name
