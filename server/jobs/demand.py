@@ -1,6 +1,6 @@
 """What a job demands of the cluster: derived from its spec once, at its submission, and stored with it."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from math import ceil
 
@@ -37,6 +37,9 @@ class Demand:
 
 
 _json = TypeAdapter(Demand)
+_LATER = {  # not in the texts of jobs from before
+    one.name: one.default for one in fields(Demand) if one.default is not MISSING
+}
 
 
 def demand_of(spec: JobSpec, origin: Origin | None = None) -> str:
@@ -51,7 +54,8 @@ def demand_of(spec: JobSpec, origin: Origin | None = None) -> str:
         labels=tuple(sorted(spec.resources.node_labels.items())),
         nodes=spec.resources.nodes,
     )
-    return _json.dump_json(demand, exclude_defaults=True).decode()
+    as_before = {name for name, usual in _LATER.items() if getattr(demand, name) == usual}
+    return _json.dump_json(demand, exclude=as_before).decode()
 
 
 @lru_cache(maxsize=4096)

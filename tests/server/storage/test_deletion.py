@@ -55,7 +55,7 @@ def test_every_table_of_a_job_has_rows_in_these_tests(service: ServiceDriver):
         for key in table.foreign_keys
         if key.column.table.name in ("jobs", "attempts")
     }
-    # Made of many steps, by retention, and for jobs on several nodes.
+    # made of many steps, by retention, and on several nodes (jobs/test_gangs.py)
     assert of_jobs - names == {"metric_blocks", "removed_parts", "attempt_members"}
 
 
