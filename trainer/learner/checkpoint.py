@@ -74,12 +74,13 @@ def save(
     if world.rank < parts:  # others have copies of the same
         weights = unique_weights(trained_state(model))
         held = {name: masters.get(name, weight) for name, weight in weights}
-        _write(held, folder / file_name("model", world.rank, parts))
-        _write(_optimizer_tensors(optimizer, world), folder / file_name("optimizer", world.rank, parts))
+        state = _numbered(optimizer.state_dict()["state"])
+        _write(held, world, folder / file_name("model", world.rank, parts))
+        _write(state, world, folder / file_name("optimizer", world.rank, parts))
     save_file(_random_tensors(), folder / file_name("random", world.rank, world.size))
     if not world.leads:
         return
-    state = {
+    facts = {
         "format": FORMAT if world.size == 1 else FORMAT_OF_RANKS,
         "ranks": world.size,
         "parts": parts,
@@ -87,7 +88,7 @@ def save(
         "python_random": random.getstate(),
         "numpy_random": _numpy_state(),
     }
-    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "state.json").write_text(json.dumps(facts))
 
 
 def load(
@@ -180,12 +181,6 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, world: World) -> dict[str, Tensor]:
-    """What this rank writes: step counts are the same on all."""
-    found = _numbered(optimizer.state_dict()["state"])
-    return {name: value for name, value in found.items() if isinstance(value, DTensor) or world.leads}
-
-
 def _numbered(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{number}.{name}": value for number, part in state.items() for name, value in part.items()}
 
@@ -196,7 +191,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, reader: HuggingFaceStorage
     for key, shape in _shapes(reader).items():
         number, name = key.split(".", 1)
         weight = weights[int(number)]
-        place = torch.zeros_like(weight) if shape == weight.shape else weight.new_zeros(shape)
+        moment = shape == weight.shape  # else a count
+        place = torch.zeros_like(weight) if moment else torch.zeros(shape, device=weight.device)
         state.setdefault(int(number), {})[name] = place
     _read(reader, _numbered(state))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -212,15 +208,19 @@ def _load_model(model: nn.Module, reader: HuggingFaceStorageReader, masters: Map
         weights[name].copy_(master)
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write(tensors: Mapping[str, Tensor], world: World, path: Path) -> None:
     """This rank's rows, and from which one on they are. (torch's own writer holds them in memory twice.)"""
-    parts = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
-    offsets = {
-        name: {SAVED_OFFSETS_KEY: list(tensor.__create_chunk_list__()[0].offsets)}
-        for name, tensor in parts.items()
-    }
-    plain = {name: _plain(t.to_local() if isinstance(t, DTensor) else t) for name, t in tensors.items()}
-    save_file(plain, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)} if parts else None)
+    # What is not sharded, such as step counts, is the same on all.
+    own = {name: t for name, t in tensors.items() if isinstance(t, DTensor) or world.leads}
+    offsets = {name: {SAVED_OFFSETS_KEY: _offsets(tensor)} for name, tensor in own.items()}
+    plain = {name: _plain(t.to_local() if isinstance(t, DTensor) else t) for name, t in own.items()}
+    save_file(plain, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
+
+
+def _offsets(tensor: Tensor) -> list[int]:
+    if isinstance(tensor, DTensor):
+        return list(tensor.__create_chunk_list__()[0].offsets)
+    return [0] * tensor.dim()
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def shard(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, dtype: torch.dty
     root = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(root, PreTrainedModel)
     precision = MixedPrecisionPolicy()
-    if dtype != torch.float32:
+    if dtype == torch.bfloat16:
         # Layers hand on what they were given, so inputs are of that type already.
         precision = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in (*reversed(decoder_layers(root)), root):
