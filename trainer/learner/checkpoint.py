@@ -36,10 +36,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from powermean.artefacts import ArtefactError, ArtefactStore
-from powermean.contracts.artefacts import Manifest
+from powermean.contracts.artefacts import ArtefactRef, Manifest
 from trainer.failures import TrainingError
 from trainer.learner.lora import trained_state
 from trainer.learner.model_state import unique_weights
+from trainer.ranks.exchange import Ranks
 from trainer.ranks.sharding import rows_held_by
 from trainer.ranks.world import World
 
@@ -130,19 +131,30 @@ def store(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     masters: Mapping[str, Tensor],
-    world: World = World(),
+    ranks: Ranks = Ranks(),
 ) -> Manifest:
     """Save a checkpoint by way of a folder in `scratch`, and give it to the artefact store.
 
-    Each rank gives its own files. All get the manifest of them all.
+    Each rank gives its own files; all get the manifest of them all.
     """
-    folder = scratch / f"checkpoint-{progress.step}-{world.rank}"
+    folder = scratch / f"checkpoint-{progress.step}-{ranks.world.rank}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save(folder, model, optimizer, progress, masters, world)
+    save(folder, model, optimizer, progress, masters, ranks.world)
     manifest = store_folder(artefacts, owner, folder)
     shutil.rmtree(folder, ignore_errors=True)
-    return manifest
+    return _of_all(ranks, manifest)
+
+
+def _of_all(ranks: Ranks, manifest: Manifest) -> Manifest:
+    """The files of all ranks' manifests."""
+    text = manifest.model_dump_json().encode()
+    rows = torch.zeros(ranks.world.size, ranks.most(len(text)), dtype=torch.uint8)
+    rows[ranks.world.rank] = torch.frombuffer(bytearray(text.ljust(rows.shape[1])), dtype=torch.uint8)
+    files: dict[str, ArtefactRef] = {}
+    for row in ranks.total(rows):
+        files |= Manifest.model_validate_json(row.numpy().tobytes()).files
+    return Manifest(files=files)
 
 
 def store_folder(store: ArtefactStore, owner: str, folder: Path) -> Manifest:

@@ -1,9 +1,11 @@
 """What sharded models must do, run by four ranks at once (test_sharding.py)."""
 
+import json
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,12 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import LlamaForCausalLM
 
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.models import LoraSpec
 from powermean.contracts.training import OptimizerSpec
 from tests.support.tiny_model import tiny_config
 from trainer.learner import checkpoint
 from trainer.learner.checkpoint import Progress
-from trainer.learner.lora import attach, served_weights
+from trainer.learner.final_model import save_model, take_part_in_saving
+from trainer.learner.loading_sharded import load_sharded_policy
+from trainer.learner.lora import attach, served_adapter, served_weights
+from trainer.learner.model_state import unique_weights
 from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy
@@ -27,6 +33,7 @@ from trainer.ranks.exchange import Ranks
 from trainer.ranks.sharding import shard, whole
 from trainer.ranks.world import World
 from trainer.rollouts.batching import Trajectories
+from trainer.weights.files import WeightWriter, take_part
 
 CPU = torch.device("cpu")
 # A large eps: without it AdamW turns the rounding of a gradient near 0 into a whole step.
@@ -247,6 +254,96 @@ def serves_what_one_process_serves(ranks: Ranks, folder: Path) -> None:
             assert torch.equal(rounded[name].bfloat16(), weight.bfloat16()), name
 
 
+def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
+    """Other ranks never read the weights; an adapter's first ones are rank 0's, too."""
+    for number, kind in enumerate((Kind(), Kind(tied=False))):
+        source = folder / str(number)
+        if ranks.world.leads:
+            model(kind).save_pretrained(source)
+        ranks.wait_for_all()
+        if not ranks.world.leads:
+            (folder / f"{number}-{ranks.world.rank}").mkdir()
+            source = folder / f"{number}-{ranks.world.rank}"
+            (source / "config.json").write_bytes((folder / str(number) / "config.json").read_bytes())
+        torch.manual_seed(ranks.world.rank)
+        for adapter in (None, (LORA, "tiny")):
+            found = load_sharded_policy(
+                source,
+                two_nodes(),
+                leads=ranks.world.leads,
+                device=CPU,
+                dtype=torch.float32,
+                temperature=0.9,
+                adapter=adapter,
+            )
+            equal(dict(served_weights(found.model)), dict(unique_weights(model(kind).state_dict())))
+            tree = next(found.batches(rows(0), 10**6))
+            close(found.score(tree).log_probs, policy(kind).score(tree).log_probs)
+            first = state(found)
+            for name, weight in first.items():
+                assert torch.equal(ranks.total(weight) / 4, weight), name
+
+
+def is_stored_by_all(ranks: Ranks, folder: Path) -> None:
+    """Each rank gives its files to the store; what rank 0 commits names them all."""
+    world, store = ranks.world, ArtefactStore(f"file://{folder}/store")
+    one, other = policy(Kind(), four()), policy(Kind(), four())
+    by = optimizer(one)
+    update(one, by, 0, world.size, world.rank)
+    torch.manual_seed(world.rank)
+    manifest = checkpoint.store(store, "jobs/a", folder, one.model, by, PROGRESS, {}, ranks)
+    drawn = torch.rand(2)
+    assert len(manifest.files) == 3 * world.size + 1
+    back = folder / f"back-{world.rank}"
+    checkpoint.fetch_folder(store, manifest, back)
+    checkpoint.load(back, other.model, optimizer(other), world=world)
+    equal(state(other), state(one))
+    assert torch.equal(torch.rand(2), drawn)
+
+
+def saves_a_folder(ranks: Ranks, folder: Path) -> None:
+    """What from_pretrained and peft load, from rank 0's files."""
+    source, target = folder / "base", folder / "model"
+    kind = Kind(lora=True)
+    if ranks.world.leads:
+        LlamaForCausalLM(tiny_config()).save_pretrained(source)
+    sharded = policy(kind, two_nodes())
+    ranks.wait_for_all()
+    if not ranks.world.leads:
+        take_part_in_saving(sharded)
+        return
+    save_model(sharded, source, target)
+    loaded = LlamaForCausalLM.from_pretrained(target)
+    assert json.loads((target / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    equal(dict(served_weights(model(kind))), dict(unique_weights(loaded.state_dict())))
+    equal(load_file(target / "adapter" / "adapter_model.safetensors"), dict(served_adapter(model(kind))))
+
+
+def publishes_files(ranks: Ranks, folder: Path) -> None:
+    """Rank 0 writes what one process would; the others are called, and take part."""
+    for kind, adapter_alone in ((Kind(), False), (Kind(lora=True), True)):
+        sharded = policy(kind, four()).model
+        if not ranks.world.leads:
+            command = ranks.told()
+            assert command.do == "gather"
+            take_part(sharded, torch.bfloat16, adapter_alone=adapter_alone)
+            continue
+        store = ArtefactStore(f"file://{folder}/store")
+        writer = partial(
+            WeightWriter,
+            "job",
+            method="shm",
+            dtype=torch.bfloat16,
+            store=store,
+            scratch=folder,
+            shared_memory=folder,
+            adapter_alone=adapter_alone,
+        )
+        found = writer(attempt=1, call_ranks=lambda: ranks.tell("gather")).write(sharded, 1)
+        expected = writer(attempt=2).write(model(kind), 1)
+        assert [file.sha256 for file in found.files] == [file.sha256 for file in expected.files]
+
+
 CASES: dict[str, Case] = {
     "tied, two ranks": equals_one_process(Kind(), pairs),
     "untied, four ranks": equals_one_process(Kind(tied=False), four),
@@ -258,6 +355,10 @@ CASES: dict[str, Case] = {
     "reshards": reshards,
     "goes on": goes_on,
     "serves": serves_what_one_process_serves,
+    "is loaded by rank 0 alone": is_loaded_by_rank_0_alone,
+    "is stored by all": is_stored_by_all,
+    "saves a folder": saves_a_folder,
+    "publishes files": publishes_files,
 }
 
 
