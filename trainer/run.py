@@ -1,7 +1,8 @@
-"""The training process of an attempt: python -m trainer.run --attempt-dir DIR
+"""A training process of an attempt: python -m trainer.run --attempt-dir DIR
 
 Wires the loop from the claim and runs it. However it ends, the last record of the spool says how; the exit
-status is 1 for a failure.
+status is 1 for a failure. By torchrun's environment variables it is one of several ranks (docs/ranks.md): the
+first is the one that runs the loop and writes the spool, the others follow it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -33,9 +35,10 @@ from trainer.data.encoding import PromptEncoder
 from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, engine_url, publisher
-from trainer.failures import CancelledError, failed
+from trainer.failures import CancelledError, TrainingError, failed
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
+from trainer.learner.leading import Following
 from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
 from trainer.learner.optimizer import MasterWeights, make_optimizer
@@ -47,10 +50,15 @@ from trainer.objectives import build_algorithm
 from trainer.policy.length_probe import refuse_length_dependence
 from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
 from trainer.policy.policy import Policy
+from trainer.ranks.agreement import refuse_different_weights
+from trainer.ranks.exchange import Ranks, follow
+from trainer.ranks.meeting import joined
+from trainer.ranks.world import World
 from trainer.rewards.isolation import open_grader
 from trainer.rollouts.sampling import sharing_limit
 from trainer.run_context import Run
 from trainer.screening import Shelf, judge, left_out, lines, measure, named
+from trainer.seeds import derive_seed
 from trainer.weights.files import remove_stale
 from trainer.weights.steady_engine import SteadyEngine
 from worker.attempt_dir import AttemptDir
@@ -71,23 +79,55 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws them over the lines of a log
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
-    reporter = Reporter(folder)
-    finish = run_attempt(AttemptDir(folder), settings, reporter, partial(connected, tell=reporter.phase))
-    reporter.finish(finish)
-    return 0 if finish.outcome != "failed" else 1
+    world = World.of_environment()
+    who = "trainer" if world.alone else f"trainer, rank {world.rank}"
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {who}: %(message)s", stream=sys.stdout)
+    if world.leads:
+        reporter = Reporter(folder)
+        connect = partial(connected, tell=reporter.phase)
+        finish = run_attempt(AttemptDir(folder), settings, reporter, connect, world)
+        reporter.finish(finish)
+        well = finish.outcome != "failed"
+    else:
+        well = follow_attempt(AttemptDir(folder), settings, world)
+    if not (well or world.alone):
+        leave_at_once()
+    return 0 if well else 1
+
+
+def leave_at_once() -> NoReturn:
+    """End a rank as failed without waiting for calls among the ranks that will never return."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 Connect = Callable[[AttemptDir], AbstractContextManager[Connection]]
 
 
-def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter, connect: Connect) -> Finish:
+def run_attempt(
+    attempt: AttemptDir,
+    settings: NodeSettings,
+    reporter: Reporter,
+    connect: Connect,
+    world: World = World(),
+) -> Finish:
     """Train, and report how it ended. This is the boundary where every failure becomes a typed error."""
+
+    def give_up(error: TrainingError) -> NoReturn:
+        reporter.finish(failed(error))
+        leave_at_once()
+
     try:
         claim = attempt.claim()
-        use_threads(settings.cpu_slots)
+        use_threads(settings.cpu_slots * world.local_size)
         seed_all(claim.spec.seed)
-        with wired(attempt, claim, settings, reporter, connect) as run:
+        if not world.alone:
+            reporter.phase(f"waiting for {world.size - 1} other ranks")
+        with (
+            joined(world, give_up, cuda=claim.spec.resources.gpus > 0) as ranks,
+            wired(attempt, claim, settings, reporter, connect, ranks) as run,
+        ):
             end = train(run)
             if end.outcome == "checkpointed":
                 return Finish(outcome="checkpointed")
@@ -101,10 +141,34 @@ def run_attempt(attempt: AttemptDir, settings: NodeSettings, reporter: Reporter,
         return failed(error)
 
 
-def use_threads(cpu_slots: int) -> None:
-    """This job's share of the node's cores, unless OMP_NUM_THREADS says otherwise."""
+def follow_attempt(attempt: AttemptDir, settings: NodeSettings, world: World) -> bool:
+    """Be one of the other ranks: do what rank 0 says. Whether it ended well; rank 0 reports why not."""
+
+    def give_up(error: TrainingError) -> NoReturn:
+        log.error("%s", error)
+        leave_at_once()
+
+    try:
+        claim = attempt.claim()
+        use_threads(settings.cpu_slots * world.local_size)
+        seed_all(claim.spec.seed)
+        with joined(world, give_up, cuda=claim.spec.resources.gpus > 0) as ranks:
+            folder = resolve_model(
+                claim.spec.model, settings.data_dir, settings.model_roots, settings.allowed_models
+            )
+            learner, _ = resumed_learner(attempt, claim, settings, folder, ranks)
+            follow(ranks, Following(learner).duties)
+    except Exception:  # noqa: BLE001 (told to the other ranks)
+        with suppress(OSError):
+            traceback.print_exc()
+        return False
+    return True
+
+
+def use_threads(shares: int) -> None:
+    """This process's share of the node's cores, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, cpu_slots)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, shares)))
 
 
 def seed_all(seed: int) -> None:
@@ -118,31 +182,24 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def wired(
-    attempt: AttemptDir, claim: Claim, settings: NodeSettings, reporter: Reporter, connect: Connect
+    attempt: AttemptDir,
+    claim: Claim,
+    settings: NodeSettings,
+    reporter: Reporter,
+    connect: Connect,
+    ranks: Ranks = Ranks(),
 ) -> Iterator[Run]:
     """The run of a claim, resumed from its last checkpoint."""
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url, existing=True)
-    scratch = fresh(attempt.path / "scratch")
     remove_stale(claim.job_id)
-    if spec.resources.gpus and spec.resources.placement == "colocated":
-        # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
-        engine_url(attempt, tell=reporter.phase)
     reporter.phase(LOADING_MODEL)
     folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
-    learner = make_learner(folder, spec, pad_token_id(tokenizer))
+    learner, progress = resumed_learner(attempt, claim, settings, folder, ranks, reporter.phase)
     learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
+    scratch = attempt.path / "scratch"
     try_saving(learner.policy, folder, fresh(scratch / "model"))
-    progress = checkpoint.Progress()
-    if claim.resume is not None:
-        reporter.phase(f"loading the checkpoint of step {claim.resume.step}")
-        checkpoint.fetch_folder(store, claim.resume.manifest, scratch / "resume")
-        progress = checkpoint.load(
-            scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights
-        )
-        learner.updates = progress.updates
-        shutil.rmtree(scratch / "resume")
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source, share_left_out = open_source(spec.data, dataset), 0.0
     prompts = encode(source.batch(1, spec.training.prompts_per_step, spec.seed))
@@ -185,6 +242,43 @@ def wired(
         )
 
 
+def resumed_learner(
+    attempt: AttemptDir,
+    claim: Claim,
+    settings: NodeSettings,
+    folder: Path,
+    ranks: Ranks,
+    tell: Callable[[str], None] = log.info,
+) -> tuple[Learner, checkpoint.Progress]:
+    """This rank's learner, as the last checkpoint left it. A node's first rank fetches that for all there."""
+    spec, world, scratch = claim.spec, ranks.world, attempt.path / "scratch"
+    if world.local_rank == 0:
+        fresh(scratch)
+    if spec.resources.gpus and spec.resources.placement == "colocated":
+        # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
+        engine_url(attempt, tell=tell)
+    tell(LOADING_MODEL)
+    learner = make_learner(folder, spec, pad_token_id(load_tokenizer(folder)), ranks)
+    refuse_different_weights(ranks, learner.policy.model)
+    progress = checkpoint.Progress()
+    if claim.resume is not None:
+        tell(f"loading the checkpoint of step {claim.resume.step}")
+        if world.local_rank == 0:
+            store = ArtefactStore(settings.artefacts_url, existing=True)
+            checkpoint.fetch_folder(store, claim.resume.manifest, scratch / "resume")
+        ranks.wait_for_all()
+        progress = checkpoint.load(
+            scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights
+        )
+        learner.updates = progress.updates
+        ranks.wait_for_all()
+        if world.local_rank == 0:
+            shutil.rmtree(scratch / "resume")
+    if not world.leads:  # up to here all drew the same: a new adapter is the same everywhere
+        torch.manual_seed(derive_seed(spec.seed, "rank", world.rank, progress.step))
+    return learner, progress
+
+
 def usable(
     source: Jsonl,
     spec: JobSpec,
@@ -212,9 +306,14 @@ def usable(
     return source.without(without.lines), len(without.lines) / len(prompts.tokens)
 
 
-def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
+def make_learner(
+    folder: Path,
+    spec: JobSpec,
+    pad: int,
+    ranks: Ranks = Ranks(),
+) -> Learner:
     """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
-    device = resolve_device(spec.model.device, spec.resources.gpus)
+    device = resolve_device(spec.model.device, spec.resources.gpus, ranks.world.local_rank)
 
     def load(compiled: Compile, *, gradient_checkpointing: bool = False) -> Policy:
         return load_policy(
@@ -244,11 +343,12 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=optimizer,
-        micro_batch_tokens=micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens,
+        micro_batch_tokens=ranks.least(micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens),
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
         masters=masters,
         pad_token_id=pad,
+        ranks=ranks,
     )
 
 

@@ -166,6 +166,18 @@ class JobSpec(Contract):
         return self
 
     @model_validator(mode="after")
+    def _a_trajectory_for_each_rank(self) -> "JobSpec":
+        ranks = self.resources.ranks
+        trained = self.training.prompts_per_step // self.training.minibatches * self.rollout.group_size
+        if trained < ranks:
+            why = (
+                f"{ranks} ranks share the {trained} trajectories of a minibatch: ask for fewer, or raise "
+                "training.prompts_per_step or rollout.group_size"
+            )
+            raise conflict(("resources",), why, ranks)
+        return self
+
+    @model_validator(mode="after")
     def _one_correction(self) -> "JobSpec":
         given = self.algorithm.importance_sampling_correction
         if self.rollout.old_policy == "sampler" and given != "off":

@@ -15,6 +15,7 @@ from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from rollout.client import RolloutClient
 from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
 from tests.support.tiny_model import tiny_spec
+from trainer.ranks.world import World
 from trainer.run import Connection, run_attempt
 from worker.attempt_dir import AttemptDir, read_record
 from worker.reporter import Reporter
@@ -66,6 +67,7 @@ class Stage:
         engine: FakeEngine | None = None,
         rows: Sequence[dict[str, str]] = (),
         max_model_len: int | None = None,
+        world: World = World(),
         **spec: object,
     ) -> Played:
         """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's.
@@ -109,7 +111,7 @@ class Stage:
             )
 
         reporter = Leaving(path) if leaves else Reporter(path)
-        finish = run_attempt(attempt, self.settings, reporter, connect)
+        finish = run_attempt(attempt, self.settings, reporter, connect, world)
         return played(finish, attempt)
 
 

@@ -1,18 +1,26 @@
 """What tests have ranks do (tests/support/rank_crew.py)."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.models import LoraSpec
+from tests.support.attempts import JOB, Stage
 from tests.support.learners import weights
 from tests.support.update_records import Graded, a_learner, records_of
 from trainer.learner.leading import Following
 from trainer.learner.learner import Learner
 from trainer.ranks.exchange import END, Ranks, follow
+from trainer.ranks.world import World
+from trainer.run import follow_attempt
+from worker.attempt_dir import AttemptDir
 
 
 @contextmanager
@@ -42,3 +50,15 @@ def _led(ranks: Ranks, one: Learner, given: Graded) -> dict[str, Tensor]:
     found = records_of(one, given)
     ranks.tell(END)
     return found
+
+
+def attempt(world: World, pipe: Connection, folder: Path, model_root: Path, spec: dict[str, Any]) -> None:
+    """One rank's part of an attempt: rank 0 sends what was played, another whether it went well."""
+    path = folder / "node" / "attempts" / f"{JOB}.1"
+    while not (world.leads or path.exists()):
+        time.sleep(0.05)
+    stage = Stage(folder, model_root)
+    if world.leads:
+        pipe.send(stage.play(world=world, **spec))
+    else:
+        pipe.send(follow_attempt(AttemptDir(path), stage.settings, world))

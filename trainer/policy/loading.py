@@ -221,13 +221,16 @@ def decoder_layers(model: PreTrainedModel | PeftModel) -> list[GradientCheckpoin
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def resolve_device(wanted: str, gpus: int) -> torch.device:
-    """auto takes CUDA where GPUs are allocated. Raises TrainingError (cuda_unavailable)."""
+def resolve_device(wanted: str, gpus: int, local_rank: int = 0) -> torch.device:
+    """auto takes CUDA where GPUs are allocated, a rank that of its number on its node.
+
+    Raises TrainingError (cuda_unavailable).
+    """
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise cuda_unavailable()
-    return torch.device("cuda", 0)
+    return torch.device("cuda", local_rank)
 
 
 def resolve_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
