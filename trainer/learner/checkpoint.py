@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 from torch.distributed.tensor import DTensor
 
 from powermean.artefacts import ArtefactError, ArtefactStore
@@ -101,8 +101,8 @@ def load(
 ) -> Progress:
     """Put a checkpoint's state back in place, whatever the number of ranks that wrote it.
 
-    Where that is another one, ranks beyond it draw other random numbers than any of the others. Raises
-    TrainingError (checkpoint_unusable).
+    A rank that there was not goes on with the random numbers it has been seeded for. Raises TrainingError
+    (checkpoint_unusable).
     """
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -113,9 +113,8 @@ def load(
             _load_model(model, reader, masters)
         with _reader(folder, "optimizer", parts) as reader:
             _load_optimizer(optimizer, reader)
-        _restore_random(load_file(folder / file_name("random", world.rank % ranks, ranks)), state)
-        if world.rank >= ranks:
-            torch.manual_seed(int(torch.randint(1 << 62, ())) + world.rank)
+        if world.rank < ranks:
+            _restore_random(load_file(folder / file_name("random", world.rank, ranks)), state)
         return Progress(**state["progress"])
     except CheckpointException as error:  # torch's: what each rank's reading failed with, here this one's
         raise _unusable(str(error.failures[0][0])) from error
@@ -231,7 +230,7 @@ def _write(tensors: Mapping[str, Tensor], world: World, path: Path) -> None:
 
 def _offsets(tensor: Tensor) -> list[int]:
     if isinstance(tensor, DTensor):
-        return list(tensor.__create_chunk_list__()[0].offsets)
+        return list(tensor.__create_chunk_list__()[0].offsets)  # type: ignore[no-untyped-call]
     return [0] * tensor.dim()
 
 
@@ -254,7 +253,7 @@ def _shapes(reader: HuggingFaceStorageReader) -> dict[str, torch.Size]:
 def _read(reader: HuggingFaceStorageReader, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, or this rank's rows of them."""
     with warnings.catch_warnings(action="ignore"):  # it says that it asks no other rank, which is by pickle
-        dcp.load({name: t.detach() for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
+        load_parts({name: t.detach() for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
 
 
 def file_name(name: str, number: int, of: int) -> str:

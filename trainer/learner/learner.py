@@ -107,7 +107,7 @@ class Learner:
             scores = self.policy.score(tree, entropy=True)
             self._remember(batch, tree, scores)
             finite[tree.rows] = finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()
-        self._keep_pace(self.policy, missing)
+        self.keep_pace(self.policy, missing)
         self._exchange_scores(batch, share)
         self._drop(batch, self.ranks.any(~finite).nonzero()[:, 0])
 
@@ -120,7 +120,7 @@ class Learner:
         trees, missing = self._micro_batches(batch, share.own)
         for tree in self._on_device(trees):
             _fill(known, tree, self.reference.score(tree).log_probs)
-        self._keep_pace(self.reference, missing)
+        self.keep_pace(self.reference, missing)
         known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
 
     def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
@@ -225,7 +225,7 @@ class Learner:
                 if remember:
                     self._remember(batch, tree, scores)
                 self._learn(batch, tree, scores.log_probs, facts, seen)
-            self._keep_pace(self.policy, missing)
+            self.keep_pace(self.policy, missing)
         return seen, facts
 
     def _learn(
@@ -330,7 +330,7 @@ class Learner:
             found += [tree.numbered(part) for tree in self.policy.batches(given, self.micro_batch_tokens)]
         return found, self.ranks.most(len(found)) - len(found)
 
-    def _keep_pace(self, policy: Policy, passes: int) -> None:
+    def keep_pace(self, policy: Policy, passes: int) -> None:
         """Passes over a token that count for nothing: with sharded weights each pass takes all ranks."""
         for _ in range(passes):
             given = Trajectories([[self.pad_token_id]], [[self.pad_token_id]])

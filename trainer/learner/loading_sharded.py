@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedModel
 
 from powermean.contracts.models import LoraSpec
 from trainer.learner.lora import attach
@@ -27,9 +25,8 @@ def load_sharded_policy(
     compiled: Compile = "off",
 ) -> Policy:
     """See `load_policy`. `adapter`: a new one, and the base model's name for its export. A collective."""
-    model: PreTrainedModel | PeftModel = load_model(folder) if leads else empty_model(folder)
-    if adapter is not None:
-        model = attach(model, *adapter)
+    plain = load_model(folder) if leads else empty_model(folder)
+    model = plain if adapter is None else attach(plain, *adapter)
     model.train(False)
     shard(model, mesh, dtype, from_first_rank(device))
     return make_policy(

@@ -206,7 +206,8 @@ def _merged(layer: LoraLinear) -> Tensor:
         for part in (layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
     )
     change = (high.float() @ low.float()) * layer.scaling[_ADAPTER]
-    return base + (change.T if layer.fan_in_fan_out else change)
+    merged: Tensor = base + (change.T if layer.fan_in_fan_out else change)
+    return merged
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -84,9 +84,9 @@ def shard(
     for unit in (*reversed(decoder_layers(root)), root):
         fill(unit)
         # The root, too, drops them after a pass: a weight is always a rank's own rows then.
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
-        unit.set_gradient_divide_factor(1.0)  # sums, by an operation that gloo has, too
-        unit.set_force_sum_reduction_for_comms(True)
+        spread: FSDPModule = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
+        spread.set_gradient_divide_factor(1.0)  # sums, by an operation that gloo has, too
+        spread.set_force_sum_reduction_for_comms(True)
     allow_passes(root)
 
 
