@@ -387,7 +387,8 @@ def mesh_of(spec: JobSpec, folder: Path, world: World, device: torch.device) -> 
         return None
     model = empty_model(folder)
     numbers = sum(weight.numel() for weight in model.parameters())
-    changed = model if spec.model.lora is None else attach(model, spec.model.lora, "")
+    with torch.random.fork_rng(devices=()):  # an adapter's first weights are the same as alone
+        changed = model if spec.model.lora is None else attach(model, spec.model.lora, "")
     trained = sum(weight.numel() for weight in changed.parameters() if weight.requires_grad)
     needed = held_bytes(numbers, trained, reference=spec.algorithm.beta > 0)
     how = layout(spec.training.parallel, world, needed, free_bytes(world, device))
