@@ -250,9 +250,15 @@ class Client(Connection):
                 time.sleep(max(0.0, began + RETRY_S - time.monotonic()))
 
     def log(
-        self, job_id: str, attempt: int | None = None, follow: bool = False, patience_s: float = PATIENCE_S
+        self,
+        job_id: str,
+        attempt: int | None = None,
+        follow: bool = False,
+        patience_s: float = PATIENCE_S,
+        *,
+        node_rank: int | None = None,
     ) -> Iterator[LogText]:
-        """The log of an attempt, by default of the newest, in parts.
+        """The log of an attempt, by default of the newest, in parts; of its first node unless one is chosen.
 
         With `follow` it goes on until the job has ended, through later attempts unless one was chosen. A
         server that answered once and restarts is asked again where the text broke off, for up to `patience_s`
@@ -265,7 +271,7 @@ class Client(Connection):
         while True:
             try:
                 job = self.get_job(job_id) if follow else None  # before the text: its end is then complete
-                part = self.logs(job_id, number, offset)
+                part = self.logs(job_id, number, offset, node_rank)
             except (ServerUnreachableError, ApiError) as error:
                 patience.bear(error)
                 continue

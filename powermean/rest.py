@@ -326,8 +326,11 @@ def trajectory_tokens(job_id: str, step: int, index: int) -> Call[RecordedTokens
     return Call("GET", path, reads(RecordedTokens))
 
 
-def logs(job_id: str, attempt: int | None = None, offset: int | None = None) -> Call[LogText]:
-    return Call("GET", job_path(job_id, "/logs"), reads(LogText), params(attempt=attempt, offset=offset))
+def logs(
+    job_id: str, attempt: int | None = None, offset: int | None = None, node_rank: int | None = None
+) -> Call[LogText]:
+    asked = params(attempt=attempt, offset=offset, node_rank=node_rank)
+    return Call("GET", job_path(job_id, "/logs"), reads(LogText), asked)
 
 
 def checkpoints(job_id: str) -> Call[CheckpointList]:

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.metrics import MetricRow
 from powermean.contracts.phases import (
     CHECKPOINTING,
     EVALUATING,
@@ -40,6 +43,7 @@ from trainer.run_context import Run, Stopwatch
 from trainer.seeds import derive_seed, generator
 from trainer.taking_part import call_to_checkpoint, led
 from trainer.weights import probe
+from trainer.weights.engine_pool import EnginePool
 
 BeginRound = Callable[[int, int], None]  # step, round: raises if it must not be sampled
 
@@ -118,7 +122,7 @@ def judge_limits(run: Run, step: int) -> str | None:
 
 def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatch) -> None:
     """One rollout batch, from sampling to recording."""
-    ready = batches.ready
+    ready, moved = batches.ready, run.engine.engine.moved
     run.reporter.phase(in_step(step, run.spec.training.steps, SAMPLING))
     with watch("wait"):
         sampled = batches.take(step)
@@ -136,7 +140,15 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
         record(run, step_report(run, batch, graded, facts, reports, difference), batch.recorded)
     times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
     facts_of_run = [metric(step, "sampling/queued", ready), metric(step, "data/left_out", run.share_left_out)]
-    run.report([*times, *facts_of_run])
+    run.report([*times, *facts_of_run, *engine_metrics(step, run.engine.engine, moved)])
+
+
+def engine_metrics(step: int, engines: EnginePool, moved_before: int) -> list[MetricRow]:
+    """How the replicas of the engine fare; nothing of a single one."""
+    if engines.size == 1:
+        return []
+    moved = engines.moved - moved_before
+    return [metric(step, "sampling/replicas", engines.serving), metric(step, "sampling/moved_prompts", moved)]
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:
@@ -240,6 +252,8 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
 def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
     """Send the weights to the rollout service and compare log-probs: the largest difference in nats."""
     version, policy = run.progress.step, led(run.learner)
+    if run.weights.hold_request(version) is not None and policy.device.type == "cuda":
+        torch.cuda.empty_cache()  # the engine, which wakes up now, needs what the update has left unused
     try:
         request = run.weights.write(policy.model, version)
         run.engine.publish(request, PUBLISH_TIMEOUT_S)

@@ -36,7 +36,7 @@ from trainer.data import open_source
 from trainer.data.encoding import PromptEncoder
 from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
-from trainer.engine_connection import Connection, connected, engine_url, publisher
+from trainer.engine_connection import Connection, connected, own_engine_urls, publisher
 from trainer.failures import CancelledError, TrainingError, failed
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
@@ -66,7 +66,7 @@ from trainer.seeds import derive_seed
 from trainer.weights.files import remove_stale
 from trainer.weights.steady_engine import SteadyEngine
 from worker.attempt_dir import AttemptDir
-from worker.reporter import Reporter
+from worker.reporter import Reporter, tell_rank_end
 from worker.settings import NodeSettings, NodeSettingsError
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ def main() -> int:
         return 2
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws them over the lines of a log
     world = World.of_environment()
-    who = "trainer" if world.alone else f"trainer, rank {world.rank}"
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {who}: %(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
     if world.leads:
         reporter = Reporter(folder)
         connect = partial(connected, tell=reporter.phase)
@@ -150,6 +149,7 @@ def follow_attempt(attempt: AttemptDir, settings: NodeSettings, world: World) ->
 
     def give_up(error: TrainingError) -> NoReturn:
         log.error("%s", error)
+        tell_rank_end(attempt, world.rank, failed(error))
         leave_at_once()
 
     try:
@@ -164,9 +164,10 @@ def follow_attempt(attempt: AttemptDir, settings: NodeSettings, world: World) ->
             store = ArtefactStore(settings.artefacts_url, existing=True)
             theirs = taking_part.duties(learner, store, attempt.path / "scratch")
             follow(ranks, {**Following(learner).duties, **theirs})
-    except Exception:  # noqa: BLE001 (told to the other ranks)
+    except Exception as error:  # noqa: BLE001 (told to the other ranks, and to this node)
         with suppress(OSError):
             traceback.print_exc()
+        tell_rank_end(attempt, world.rank, failed(error))
         return False
     return True
 
@@ -244,7 +245,7 @@ def wired(
                 learner.policy.model,
                 reporter.phase,
                 sharing_limit(spec, connection.other_jobs),
-                comes_back=connection.shared,
+                comes_back=connection.shared or connection.engine.size > 1,
             ),
             weights=weights,
             reporter=reporter,
@@ -272,7 +273,7 @@ def resumed_learner(
         fresh(scratch)
     if spec.resources.gpus and spec.resources.placement == "colocated":
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
-        engine_url(attempt, tell=tell)
+        own_engine_urls(attempt, claim, tell)
     tell(LOADING_MODEL)
     learner = make_learner(folder, spec, pad_token_id(load_tokenizer(folder)), ranks)
     refuse_different_weights(ranks, learner.policy.model)

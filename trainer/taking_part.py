@@ -18,7 +18,7 @@ from trainer.learner.learner import Learner
 from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 from trainer.ranks.exchange import Command, Duty
-from trainer.ranks.sharding import is_sharded
+from trainer.ranks.gradients import is_sharded
 from trainer.weights.files import take_part
 
 _PASS, _GATHER, _CHECKPOINT, _SAVE = "pass", "gather", "checkpoint", "save_model"
@@ -72,6 +72,8 @@ def duties(learner: Learner, store: ArtefactStore, scratch: Path) -> Mapping[str
             learner.keep_pace(policy, 1)
 
     def gather(told: Command) -> None:
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # an engine on this GPU, too, may wake up now
         take_part(policy.model, policy.dtype, adapter_alone=told.facts["adapter_alone"])
 
     def store_part(told: Command) -> None:

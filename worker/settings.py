@@ -60,6 +60,21 @@ class NodeSettings(FileSettings):
         description="Name or address at which trainers on other nodes reach this node's engine services "
         "(plain HTTP, for a trusted network); if unset, only trainers on this node can.",
     )
+    node_address: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9.:-]+$",
+        description="Name or address of this node at which the other nodes of a job reach its training "
+        "processes (no authentication, for a trusted network); the default is for jobs of one node.",
+    )
+    rank_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port on which the first node of a job waits for the others; 0 is any free one, a fixed "
+        "one is for one such job at a time.",
+    )
     pilot: str | None = Field(
         None,
         max_length=40,

@@ -103,6 +103,17 @@ JobSort = Literal[
 ]  # fmt: skip
 
 
+class AttemptNode(Contract):
+    """One of the nodes of an attempt that runs on several."""
+
+    node_rank: int = Field(description="0: the first node, which samples, publishes and reports.")
+    node_id: str
+    claimed_at: datetime | None = Field(None, description="null: it has not claimed its part.")
+    ended_at: datetime | None = Field(None, description="When it said that its processes are gone.")
+    outcome: str | None = Field(None, description="How its part ended; lapsed: it was silent for too long.")
+    error: JobError | None = Field(None, description="What it said went wrong there.")
+
+
 class AttemptView(Contract):
     """One attempt at a job."""
 
@@ -111,6 +122,7 @@ class AttemptView(Contract):
     state: str
     first_step: int
     allocations: tuple[AllocationView, ...]
+    nodes: tuple[AttemptNode, ...] = Field((), description="By node_rank; empty: it runs on one node.")
     created_at: datetime
     order_cause: OrderCause | None = Field(
         None, description="Why it was ordered to stop; null: nobody ordered it to."
@@ -182,6 +194,7 @@ class LogText(Contract):
     """Part of an attempt's log. Ask again with offset=next_offset for more."""
 
     attempt: int
+    node_rank: int = Field(0, description="Which of the attempt's nodes wrote it.")
     offset: int
     next_offset: int
     text: str

@@ -254,7 +254,9 @@ class HeartbeatReply(Contract):
 
     order: Order
     token: str
-    members: tuple[Member, ...] = Field((), description="All nodes of the attempt, by node_rank.")
+    members: tuple[Member, ...] = Field(
+        (), description="All nodes of the attempt, by node_rank; empty where there is one."
+    )
 
 
 class MetricsReport(Contract):
@@ -268,6 +270,7 @@ class LogChunk(Contract):
 
     offset: int = Field(ge=0)
     text: str = Field(max_length=1_000_000)
+    node_rank: int = Field(0, ge=0, description="On which of the attempt's nodes: each has a log of its own.")
 
 
 class JobResult(Contract):

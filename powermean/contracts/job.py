@@ -86,9 +86,15 @@ class RolloutSpec(Contract):
     )
 
     @property
+    def gpus(self) -> int:
+        """Of all replicas on a node."""
+        return self.replicas * self.gpus_per_replica
+
+    @property
     def needs_vllm(self) -> bool:
-        """Whether no other engine would do: it is asked for, or a way of publishing that only vLLM has."""
-        return self.engine == "vllm" or self.publish in ("gloo", "nccl", "ipc")
+        """Whether no other engine would do: it is asked for, or what only vLLM has."""
+        only_vllm = self.publish in ("gloo", "nccl", "ipc") or self.gpus_per_replica > 1
+        return self.engine == "vllm" or only_vllm
 
 
 class JobSpec(Contract):
@@ -128,7 +134,7 @@ class JobSpec(Contract):
     def rollout_gpus(self) -> int:
         """GPUs of the engine's own on each node, beside the trainer's."""
         own = self.resources.placement == "split"
-        return self.rollout.replicas * self.rollout.gpus_per_replica if own else 0
+        return self.rollout.gpus if own else 0
 
     @property
     def in_place_objection(self) -> str | None:
@@ -141,6 +147,8 @@ class JobSpec(Contract):
             return "in_place is for CPUs, and resources.gpus is above 0"
         if self.model.lora is not None:
             return "in_place is for training all weights, and model.lora trains an adapter"
+        if self.rollout.replicas * self.resources.nodes > 1:
+            return "in_place is for one engine; the job has several: rollout.replicas times resources.nodes"
         if self.rollout.max_staleness > 0:
             return "in_place stops sampling during updates, and rollout.max_staleness is above 0"
         if served != trained:
@@ -220,8 +228,32 @@ class JobSpec(Contract):
             why = "nccl needs a GPU of the engine's own: set resources.placement to split, or use ipc"
         elif method == "ipc" and self.resources.placement == "split":
             why = "ipc stays within a GPU, and resources.placement is split: use nccl"
+        elif method == "ipc" and self.resources.nodes * self.rollout.gpus > 1:
+            why = "ipc stays within a GPU, and the engines have several: use auto, shm or store"
         if why is not None:
             raise conflict(("rollout", "publish"), why, method)
+        return self
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> "JobSpec":
+        """Each replica has its GPUs: those that are split off, else the trainer's, dealt out."""
+        replicas, size, gpus = self.rollout.replicas, self.rollout.gpus_per_replica, self.resources.gpus
+        if self.rollout.sharing == "shared" and replicas > 1:
+            why = "is for engines of the job's own, and rollout.sharing is shared: set it to 1"
+            raise conflict(("rollout", "replicas"), why, replicas)
+        if size > 1 and gpus == 0:
+            why = "is for GPUs and resources.gpus is 0: set it to 1"
+            raise conflict(("rollout", "gpus_per_replica"), why, size)
+        if size > 1 and self.rollout.engine == "transformers":
+            why = "is for vLLM; rollout.engine is transformers, which has one GPU: set it to 1"
+            raise conflict(("rollout", "gpus_per_replica"), why, size)
+        if gpus and self.resources.placement == "colocated" and self.rollout.gpus > gpus:
+            field, value = ("gpus_per_replica", size) if size > gpus else ("replicas", replicas)
+            why = (
+                f"{replicas} replicas of {size} GPUs are more than the trainer's, which they share: "
+                f"resources.gpus is {gpus}; lower it, or set resources.placement to split"
+            )
+            raise conflict(("rollout", field), why, value)
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,8 @@ class VllmOptions:
     max_loras: int = 0  # adapters it computes with at once; 0: no adapters
     max_lora_rank: int = 16  # largest rank; vLLM allocates for the next rank that it supports
     transfer: ChannelMethod | None = None  # the channel for weights; None: files only
+    tensor_parallel: int = 1  # GPUs that each layer is split over, with a worker process for each
+    sleep: bool = False  # it can give up its GPU memory
 
 
 def server_command(options: VllmOptions, socket: Path) -> list[str]:
@@ -48,6 +50,10 @@ def server_command(options: VllmOptions, socket: Path) -> list[str]:
     if options.max_loras:
         command += ["--enable-lora", "--max-loras", str(options.max_loras)]
         command += ["--max-lora-rank", str(lora_capacity(options.max_lora_rank) or options.max_lora_rank)]
+    if options.tensor_parallel > 1:
+        command += ["--tensor-parallel-size", str(options.tensor_parallel)]
+    if options.sleep:
+        command.append("--enable-sleep-mode")
     if options.transfer is not None:
         command += ["--weight-transfer-config", f'{{"backend": "{_BACK_ENDS[options.transfer]}"}}']
     return command

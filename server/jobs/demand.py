@@ -31,11 +31,11 @@ class Demand:
     adapter: AdapterNeed | None  # None: it gets its own engine
     gpu_type: str | None = None  # part of the GPUs' name
     gpu_memory_mb: int = 0  # of each GPU, at least
-    labels: tuple[tuple[str, str], ...] = ()  # of the trainer's node
+    labels: tuple[tuple[str, str], ...] = ()  # of its nodes
+    nodes: int = 1  # that train together
 
 
 _json = TypeAdapter(Demand)
-_LATER = ("gpu_type", "gpu_memory_mb", "labels")  # not in the texts of jobs from before
 
 
 def demand_of(spec: JobSpec) -> str:
@@ -48,8 +48,9 @@ def demand_of(spec: JobSpec) -> str:
         gpu_type=spec.resources.gpu_type.lower() if spec.resources.gpu_type else None,
         gpu_memory_mb=ceil((spec.resources.gpu_memory_gib or 0) * 1024),
         labels=tuple(sorted(spec.resources.node_labels.items())),
+        nodes=spec.resources.nodes,
     )
-    return _json.dump_json(demand, exclude={name for name in _LATER if not getattr(demand, name)}).decode()
+    return _json.dump_json(demand, exclude_defaults=True).decode()
 
 
 @lru_cache(maxsize=4096)

@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import cast
 
-from powermean.contracts.api import AttemptView, JobState, JobSummary
+from powermean.contracts.api import AttemptNode, AttemptView, JobState, JobSummary
 from powermean.contracts.api import Job as JobView
 from powermean.contracts.attempts import AllocationView, JobError, JobResult, OrderCause
 from powermean.contracts.job import JobSpec
-from server.db.models import Allocation, Attempt, Job
+from server.db.models import Allocation, Attempt, AttemptMember, Job
 
 
 def job_spec(job: Job) -> JobSpec:
@@ -59,6 +59,17 @@ def allocation_view(allocation: Allocation) -> AllocationView:
     )
 
 
+def _node_view(member: AttemptMember) -> AttemptNode:
+    return AttemptNode(
+        node_rank=member.node_rank,
+        node_id=member.node_id,
+        claimed_at=member.claimed_at,
+        ended_at=member.ended_at,
+        outcome=member.outcome,
+        error=JobError.model_validate(member.error) if member.error else None,
+    )
+
+
 def attempt_view(attempt: Attempt) -> AttemptView:
     """One attempt with its gang."""
     return AttemptView(
@@ -67,6 +78,7 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         state=attempt.state,
         first_step=attempt.first_step,
         allocations=tuple(allocation_view(allocation) for allocation in attempt.allocations),
+        nodes=tuple(map(_node_view, attempt.members)) if attempt.nodes > 1 else (),
         created_at=attempt.created_at,
         order_cause=cast(OrderCause | None, attempt.order_cause),
         order_reason=attempt.order_reason,

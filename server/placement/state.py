@@ -92,7 +92,7 @@ class RunningJob:
 
     @cached_property
     def amount(self) -> int:
-        return sum(len(gpus) for _, gpus in self.holds) or 1
+        return sum(max(1, len(gpus)) for _, gpus in self.holds) or 1
 
     @cached_property
     def leaves(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from server.db.scoped import ScopedDatabase
 from server.errors import InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose
+from server.jobs.events import check_node
 from server.routes.access import CurrentAttempt, KnownCallerRoute, May, known_again
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestStore
 from server.routes.downloads import download
@@ -27,6 +28,7 @@ from server.routes.uploads import Upload, received
 from server.usage import check_room
 
 MAX_OFFSET = 2**63 - 2**31
+MAX_NODE_RANK = 1023  # as many nodes as a spec may ask for
 LOG_PART = 256 * 1024
 
 router = APIRouter(prefix="/v1", route_class=KnownCallerRoute)
@@ -171,6 +173,7 @@ def post_log(
 ) -> None:
     """Bytes that the log already has are skipped; a chunk that would leave a gap is refused with the offset
     to continue from."""
+    check_node(claims, chunk.node_rank)
     data = chunk.text.encode()
     with database.write() as session:
         new = logs.missing_part(session, attempt_id, claims, chunk.offset, data)
@@ -190,12 +193,15 @@ def get_logs(
         int | None,
         Query(ge=1, le=MAX_INTEGER, description="Number of the attempt; default: the current one."),
     ] = None,
+    node_rank: Annotated[
+        int, Query(ge=0, le=MAX_NODE_RANK, description="Which of the attempt's nodes; 0: the first.")
+    ] = 0,
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="First byte wanted.")] = 0,
     limit: Annotated[int, Query(ge=16, le=2**20, description="Most bytes wanted.")] = LOG_PART,
 ) -> LogText:
     """Text from the offset on, never cut within a character; continue from `next_offset`."""
     with database.read() as session:
-        found = logs.find_range(session, job_id, attempt, offset, limit)
+        found = logs.find_range(session, job_id, attempt, node_rank, offset, limit)
     return logs.read_text(found, store)
 
 

@@ -17,6 +17,7 @@ from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
 from tests.support.tiny_model import tiny_spec
 from trainer.ranks.world import World
 from trainer.run import Connection, run_attempt
+from trainer.weights.engine_pool import EnginePool
 from worker.attempt_dir import AttemptDir, read_record
 from worker.reporter import Reporter
 from worker.settings import NodeSettings
@@ -103,7 +104,7 @@ class Stage:
         @contextmanager
         def connect(_: AttemptDir) -> Iterator[Connection]:
             yield Connection(
-                serving,
+                EnginePool([serving]),
                 on_this_host=True,
                 methods=getattr(state, "methods", ("store", "shm")),
                 adapters=isinstance(serving, FakeAdapterEngine),

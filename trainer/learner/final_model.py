@@ -13,7 +13,8 @@ from trainer.failures import TrainingError, is_disk_full
 from trainer.learner.lora import served_adapter, served_weights, trained_state
 from trainer.learner.model_state import CPU, named_weights, tied_names
 from trainer.policy.policy import Policy
-from trainer.ranks.sharding import is_sharded, whole
+from trainer.ranks.gradients import is_sharded
+from trainer.ranks.sharding import whole
 
 ADAPTER_FOLDER = "adapter"
 

@@ -30,6 +30,7 @@ from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 from trainer.ranks.exchange import Ranks
 from trainer.ranks.gradients import is_sharded, sum_gradients
+from trainer.ranks.sharding import last_pass
 from trainer.ranks.share_out import share_out
 from trainer.rollouts.batching import Trajectories
 
@@ -183,7 +184,7 @@ class Learner:
         except Exception as error:
             if not (self.may_lower and is_out_of_memory(error)):
                 raise
-            if is_sharded(self._trained):
+            if is_sharded(self.policy.model):
                 raise sharded_out_of_memory(self.micro_batch_tokens) from error
             message = str(error).split("\n")[0]
         # Out of the except block: the error holds the tensors of the pass that failed.
@@ -220,6 +221,7 @@ class Learner:
         with dropping(self.policy.model):  # the backward pass may compute layers again
             for number, tree in enumerate(self._on_device(trees), 1):
                 self.tell(number, len(trees) + missing)
+                last_pass(self.policy.model, number == len(trees) + missing)
                 remember = self._gives_scores(batch, tree.rows)
                 scores = self.policy.score(tree, entropy=remember)
                 if remember:
@@ -332,7 +334,8 @@ class Learner:
 
     def keep_pace(self, policy: Policy, passes: int) -> None:
         """Passes over a token that count for nothing: with sharded weights each pass takes all ranks."""
-        for _ in range(passes):
+        for left in reversed(range(passes)):
+            last_pass(policy.model, left == 0)
             given = Trajectories([[self.pad_token_id]], [[self.pad_token_id]])
             tree = next(policy.batches(given, self.micro_batch_tokens))
             log_probs = policy.score(tree.to(policy.device)).log_probs

@@ -20,7 +20,8 @@ from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import AdapterShape
 from trainer.failures import check_modules, unknown_modules
 from trainer.learner.model_state import named_weights, tied_names
-from trainer.ranks.sharding import is_sharded, whole
+from trainer.ranks.gradients import is_sharded
+from trainer.ranks.sharding import whole
 
 _ADAPTER = "default"
 _PREFIX, _BASE, _LORA = "base_model.model.", ".base_layer.", ".lora_"

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import vllm_objection
+from powermean.engine_selection import undivided_heads, vllm_objection
 from trainer.failures import TrainingError, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
@@ -119,23 +119,37 @@ def has_compiler() -> bool:
 
 
 def check_engine(spec: JobSpec, folder: Path) -> None:
-    """Raises TrainingError (vllm_missing, vllm_model) if vLLM is needed but can't serve the model.
+    """Raises TrainingError (vllm_missing, vllm_model, undivided_heads) if vLLM can't serve the model.
 
-    It is needed if the spec asks for it or for a publishing method that only vLLM has.
+    It must if the spec asks for it or for something that only vLLM has.
     """
-    if not spec.rollout.needs_vllm:
+    rollout, size = spec.rollout, spec.rollout.gpus_per_replica
+    if not rollout.needs_vllm:
         return
     objection = vllm_objection(folder, on_gpu=spec.resources.gpus > 0)
-    if objection is None:
-        return
-    if spec.rollout.engine == "vllm":
+    if objection is not None and rollout.engine == "vllm":
         raise TrainingError(objection.code, objection.message, path="rollout.engine", remedy=objection.remedy)
-    raise TrainingError(
-        objection.code,
-        f"rollout.publish {spec.rollout.publish} needs the vLLM engine: {objection.message}",
-        path="rollout.publish",
-        remedy="set rollout.publish to auto, shm or store",
-    )
+    if objection is not None and size > 1:
+        raise TrainingError(
+            objection.code,
+            f"an engine of {size} GPUs must be vLLM: {objection.message}",
+            path="rollout.gpus_per_replica",
+            remedy="set rollout.gpus_per_replica to 1",
+        )
+    if objection is not None:
+        raise TrainingError(
+            objection.code,
+            f"rollout.publish {rollout.publish} needs the vLLM engine: {objection.message}",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto, shm or store",
+        )
+    if (why := undivided_heads(folder, size)) is not None:
+        raise TrainingError(
+            "undivided_heads",
+            why,
+            path="rollout.gpus_per_replica",
+            remedy="take a number of GPUs that divides the heads, and more rollout.replicas",
+        )
 
 
 def _noted(found: list[JobError], check: Callable[[], Result]) -> Result | None:

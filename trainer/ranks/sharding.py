@@ -119,11 +119,6 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether passes through it are collectives."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
-
-
 def last_pass(model: nn.Module, last: bool) -> None:
     """Say whether the coming backward pass is an update's last.
 

@@ -6,6 +6,7 @@ from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Ou
 from server.db.models.jobs import (
     Allocation,
     Attempt,
+    AttemptMember,
     Checkpoint,
     Job,
     JobEvent,
@@ -25,6 +26,7 @@ __all__ = [
     "Allocation",
     "ApiKey",
     "Attempt",
+    "AttemptMember",
     "AuditEntry",
     "AuditHead",
     "AuditPending",

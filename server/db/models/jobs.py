@@ -83,6 +83,7 @@ class Attempt(Base):
     id: Mapped[str] = mapped_column(String(48), primary_key=True)  # {job_id}.{number}
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     number: Mapped[int]
+    nodes: Mapped[int] = mapped_column(Integer, default=1, server_default="1")  # that train together
     state: Mapped[str] = mapped_column(String(16), index=True)  # starting, running, ended, lapsed
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
@@ -100,6 +101,26 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
 
     allocations: Mapped[list["Allocation"]] = relationship(order_by="Allocation.id")
+    members: Mapped[list["AttemptMember"]] = relationship(order_by="AttemptMember.node_rank")
+
+
+class AttemptMember(Base):
+    """One of the nodes of an attempt that runs on several: its own claim, lease, address and end.
+
+    An attempt on one node has no such rows: its own row says it all.
+    """
+
+    __tablename__ = "attempt_members"
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
+    node_rank: Mapped[int] = mapped_column(Integer, primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(64))  # not a key: outlives the node
+    claimed_at: Mapped[datetime | None]
+    lease_expires_at: Mapped[datetime | None]  # null: nothing more is expected of it
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a MemberReport
+    ended_at: Mapped[datetime | None]  # its processes are gone
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Allocation(Base):

@@ -357,6 +357,8 @@ def test_logs_prints_all_parts(server: ScriptedServer) -> None:
     answers = [{"attempt": 1, "offset": 0, "next_offset": n, "text": text} for text, n in parts]
     server.on("GET /v1/jobs/job-a/logs", *[Answer(body=json.dumps(answer).encode()) for answer in answers])
     assert powermean("logs", "job-a").stdout == "one\ntwo\n"
+    assert powermean("logs", "job-a", "--node-rank", "1").exit_code == 0
+    assert "node_rank=1" in server.requests[-1][0]
 
 
 def test_download_verifies(server: ScriptedServer, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from trainer.learner.optimizer import MasterWeights, make_optimizer
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy
 from trainer.ranks.exchange import Ranks
-from trainer.ranks.sharding import shard, whole
+from trainer.ranks.sharding import last_pass, shard, whole
 from trainer.ranks.world import World
 from trainer.rollouts.batching import Trajectories
 from trainer.weights.files import WeightWriter, take_part
@@ -103,6 +103,7 @@ def update(
     for micro_batch in range(2):
         numbers = range(micro_batch * ranks + rank, ROWS, 2 * ranks)
         tree = next(of.batches(part(given, numbers), 10**6))
+        last_pass(of.model, micro_batch == 1)
         log_probs = of.score(tree).log_probs
         pull = torch.tensor([(-1.0) ** n * (n + 1) for n in numbers])[tree.rows]
         (log_probs * pull[:, None]).sum().div(10.0).backward()
