@@ -27,8 +27,9 @@ from trainer.learner.loading_sharded import load_sharded_policy
 from trainer.learner.lora import attach, served_adapter, served_weights
 from trainer.learner.model_state import unique_weights
 from trainer.learner.optimizer import MasterWeights, make_optimizer
-from trainer.policy.loading import make_policy
+from trainer.policy.loading import checkpoint_layers
 from trainer.policy.policy import Policy
+from trainer.policy.tree_attention import attend_by_trees
 from trainer.ranks.exchange import Ranks
 from trainer.ranks.sharding import last_pass, shard, whole
 from trainer.ranks.world import World
@@ -70,12 +71,15 @@ def model(kind: Kind) -> nn.Module:
 
 
 def policy(kind: Kind, mesh: DeviceMesh | None = None) -> Policy:
+    """What `make_policy` makes, without its trials."""
     made = model(kind)
     if mesh is not None:
         shard(made, mesh, kind.dtype)
-    return make_policy(
-        made, dtype=kind.dtype, temperature=0.9, gradient_checkpointing=kind.checkpointing, compiled="off"
-    )
+    found = Policy(made, 0.9, kind.dtype, CPU, by_tree=True)
+    attend_by_trees(found.plain_model)
+    if kind.checkpointing:
+        checkpoint_layers(found.plain_model)
+    return found
 
 
 def optimizer(of: Policy) -> torch.optim.Optimizer:
@@ -150,9 +154,8 @@ def equals_one_process(kind: Kind, mesh: Callable[[], DeviceMesh]) -> Case:
     def case(ranks: Ranks, _folder: Path) -> None:
         spread = mesh()
         plain, sharded = policy(kind), policy(kind, spread)
-        assert sharded.by_tree
         by_plain, by_sharded = optimizer(plain), optimizer(sharded)
-        for number in range(3):
+        for number in range(2):
             expected, expected_norm = update(plain, by_plain, number)
             found, norm = update(sharded, by_sharded, number, spread.size(), ranks.world.rank % spread.size())
             for row, log_probs in found.items():
@@ -171,13 +174,12 @@ def equals_one_process(kind: Kind, mesh: Callable[[], DeviceMesh]) -> Case:
 def rounds_as_one_process(ranks: Ranks, _folder: Path) -> None:
     """Passes in bfloat16 over weights that stay in float32."""
     kind = Kind(dtype=torch.bfloat16)
-    sharded, rounded = policy(kind, four()), model(kind)
-    plain = make_policy(rounded, dtype=torch.bfloat16, temperature=0.9)
-    masters = MasterWeights(rounded)
+    sharded, plain = policy(kind, four()), policy(kind)
+    masters = MasterWeights(plain.model)
     tree = next(sharded.batches(rows(0), 10**6))
     assert torch.equal(sharded.score(tree).log_probs, plain.score(tree).log_probs)
     update(sharded, optimizer(sharded), 0, ranks.world.size, ranks.world.rank)
-    update(plain, make_optimizer(rounded, SPEC, masters), 0)
+    update(plain, make_optimizer(plain.model, SPEC, masters), 0)
     found = state(sharded)
     for name, master in masters.by_name.items():
         assert found[name].dtype == torch.float32
@@ -256,8 +258,8 @@ def serves_what_one_process_serves(ranks: Ranks, folder: Path) -> None:
 
 
 def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
-    """Other ranks never read the weights; an adapter's first ones are rank 0's, too."""
-    for number, kind in enumerate((Kind(), Kind(tied=False))):
+    """Other ranks never read the weights; an adapter's first ones are rank 0's, too. The model is tried."""
+    for number, (kind, adapter) in enumerate(((Kind(), None), (Kind(tied=False), (LORA, "tiny")))):
         source = folder / str(number)
         if ranks.world.leads:
             model(kind).save_pretrained(source)
@@ -267,22 +269,22 @@ def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
             source = folder / f"{number}-{ranks.world.rank}"
             (source / "config.json").write_bytes((folder / str(number) / "config.json").read_bytes())
         torch.manual_seed(ranks.world.rank)
-        for adapter in (None, (LORA, "tiny")):
-            found = load_sharded_policy(
-                source,
-                two_nodes(),
-                leads=ranks.world.leads,
-                device=CPU,
-                dtype=torch.float32,
-                temperature=0.9,
-                adapter=adapter,
-            )
-            equal(dict(served_weights(found.model)), dict(unique_weights(model(kind).state_dict())))
-            tree = next(found.batches(rows(0), 10**6))
-            close(found.score(tree).log_probs, policy(kind).score(tree).log_probs)
-            first = state(found)
-            for name, weight in first.items():
-                assert torch.equal(ranks.total(weight) / 4, weight), name
+        found = load_sharded_policy(
+            source,
+            two_nodes(),
+            leads=ranks.world.leads,
+            device=CPU,
+            dtype=torch.float32,
+            temperature=0.9,
+            adapter=adapter,
+            gradient_checkpointing=True,
+        )
+        assert found.by_tree
+        equal(dict(served_weights(found.model)), dict(unique_weights(model(kind).state_dict())))
+        tree = next(found.batches(rows(0), 10**6))
+        close(found.score(tree).log_probs, policy(kind).score(tree).log_probs)
+        for name, weight in state(found).items():
+            assert torch.equal(ranks.total(weight) / 4, weight), name
 
 
 def is_stored_by_all(ranks: Ranks, folder: Path) -> None:

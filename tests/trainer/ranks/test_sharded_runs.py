@@ -12,7 +12,8 @@ from tests.support.rank_crew import start
 pytestmark = pytest.mark.slow
 
 SPEC = {
-    "training": {"steps": 2, "prompts_per_step": 8, "minibatches": 2, "epochs": 2},
+    "training": {"steps": 2, "prompts_per_step": 4, "minibatches": 2, "epochs": 1},
+    "evaluation": {"every": 0, "problems": 8},
     "checkpoints": {"every": 1},
     "algorithm": {"name": "grpo", "beta": 0.01},
 }
