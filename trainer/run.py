@@ -17,13 +17,14 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils import deterministic
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from powermean.artefacts import ArtefactStore
@@ -38,17 +39,17 @@ from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, own_engine_urls, publisher
 from trainer.failures import CancelledError, TrainingError, failed
+from trainer.forks.start import Start, start_of
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.leading import Following
 from trainer.learner.learner import Learner
 from trainer.learner.loading_sharded import load_sharded_policy
 from trainer.learner.lora import attach
-from trainer.learner.optimizer import MasterWeights, make_optimizer
+from trainer.learner.optimizer import MasterWeights, UpdatePlan, make_optimizer
 from trainer.learner.tokenizing import decode, load_tokenizer, pad_token_id, prompt_encoder
 from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
-from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.policy.length_probe import refuse_length_dependence
 from trainer.policy.loading import Compile, empty_model, load_policy, resolve_device, resolve_dtype
@@ -157,11 +158,9 @@ def follow_attempt(attempt: AttemptDir, settings: NodeSettings, world: World) ->
         use_threads(settings.cpu_slots * world.local_size)
         seed_all(claim.spec.seed)
         with joined(world, give_up, cuda=claim.spec.resources.gpus > 0) as ranks:
-            folder = resolve_model(
-                claim.spec.model, settings.data_dir, settings.model_roots, settings.allowed_models
-            )
-            learner, _ = resumed_learner(attempt, claim, settings, folder, ranks)
             store = ArtefactStore(settings.artefacts_url, existing=True)
+            start = start_of(claim, store, settings, attempt.start)
+            learner, _ = resumed_learner(attempt, claim, settings, start, ranks)
             theirs = taking_part.duties(learner, store, attempt.path / "scratch")
             follow(ranks, {**Following(learner).duties, **theirs})
     except Exception as error:  # noqa: BLE001 (told to the other ranks, and to this node)
@@ -200,10 +199,11 @@ def wired(
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url, existing=True)
     remove_stale(claim.job_id)
     reporter.phase(LOADING_MODEL)
-    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
+    start = start_of(claim, store, settings, attempt.start)
+    folder = start.folder
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
-    learner, progress = resumed_learner(attempt, claim, settings, folder, ranks, reporter.phase)
+    learner, progress = resumed_learner(attempt, claim, settings, start, ranks, reporter.phase)
     learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
     scratch = attempt.path / "scratch"
     try_saving(learner.policy, folder, fresh(scratch / "model"))
@@ -263,7 +263,7 @@ def resumed_learner(
     attempt: AttemptDir,
     claim: Claim,
     settings: NodeSettings,
-    folder: Path,
+    start: Start,
     ranks: Ranks,
     tell: Callable[[str], None] = log.info,
 ) -> tuple[Learner, checkpoint.Progress]:
@@ -275,7 +275,7 @@ def resumed_learner(
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         own_engine_urls(attempt, claim, tell)
     tell(LOADING_MODEL)
-    learner = make_learner(folder, spec, pad_token_id(load_tokenizer(folder)), ranks)
+    learner = make_learner(start, spec, pad_token_id(load_tokenizer(start.folder)), ranks)
     refuse_different_weights(ranks, learner.policy.model)
     if not world.leads:  # up to here all drew the same: a new adapter is the same everywhere
         step = 0 if claim.resume is None else claim.resume.step
@@ -291,6 +291,8 @@ def resumed_learner(
             scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights, world
         )
         learner.updates = progress.updates
+        if progress.beta is not None:
+            learner.beta = progress.beta
         ranks.wait_for_all()
         if world.local_rank == 0:
             shutil.rmtree(scratch / "resume")
@@ -325,42 +327,34 @@ def usable(
 
 
 def make_learner(
-    folder: Path,
+    start: Start,
     spec: JobSpec,
     pad: int,
     ranks: Ranks = Ranks(),
 ) -> Learner:
     """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
     device = resolve_device(spec.model.device, spec.resources.gpus, ranks.world.local_rank)
-    mesh = mesh_of(spec, folder, ranks.world, device)
-    adapter = None
-    if spec.model.lora is not None:
-        adapter = spec.model.lora, spec.model.name or spec.model.folder or ""
+    mesh, leads = mesh_of(spec, start.folder, ranks.world, device), ranks.world.leads
 
     def load(compiled: Compile, *, trained: bool) -> Policy:
-        load = load_policy
+        how: dict[str, Any] = {
+            "device": device,
+            "dtype": resolve_dtype(spec.model.dtype, device),
+            "temperature": spec.rollout.temperature,
+            "gradient_checkpointing": trained and spec.training.gradient_checkpointing,
+            "compiled": compiled,
+        }
+        prepare = partial(prepared, spec=spec, start=start, trained=trained)
         if mesh is not None:
-            load = partial(
-                load_sharded_policy,
-                mesh=mesh,
-                leads=ranks.world.leads,
-                adapter=adapter if trained else None,
-            )
-        return load(
-            folder,
-            device=device,
-            dtype=resolve_dtype(spec.model.dtype, device),
-            temperature=spec.rollout.temperature,
-            gradient_checkpointing=trained and spec.training.gradient_checkpointing,
-            compiled=compiled,
-        )
+            prepare = partial(prepare, empty=not leads)
+            return load_sharded_policy(start.folder, mesh, leads=leads, prepare=prepare, **how)
+        policy = load_policy(start.folder, **how)
+        return replace(policy, model=prepare(policy.plain_model))
 
     compiled: Compile = "off"
     if compiles(spec.training, cuda=device.type == "cuda"):
         compiled = "on" if spec.training.compile == "on" else "try"
     policy = load(compiled, trained=True)
-    if adapter is not None and not isinstance(policy.model, PeftModel):
-        policy = replace(policy, model=attach(policy.model, *adapter))
     masters = None
     if spec.training.weights == "bfloat16" and mesh is None:  # those of a sharded model are its float32 rows
         masters = MasterWeights(policy.model)
@@ -373,6 +367,7 @@ def make_learner(
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=optimizer,
+        plan=UpdatePlan(spec.training.steps, spec.training.updates_per_step),
         micro_batch_tokens=ranks.least(micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens),
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
@@ -380,6 +375,26 @@ def make_learner(
         pad_token_id=pad,
         ranks=ranks,
     )
+
+
+def prepared(
+    model: PreTrainedModel, spec: JobSpec, start: Start, *, trained: bool, empty: bool = False
+) -> PreTrainedModel | PeftModel:
+    """The model with a new adapter, or with the one that the job goes on with; the initial one has it merged.
+
+    `empty`: another rank will send the weights.
+    """
+    lora = spec.model.lora
+    if lora is None or not (trained or (start.adapter is not None and not empty)):
+        return model
+    adapted = attach(model, lora, start.name)
+    if start.adapter is not None and not empty:
+        checkpoint.load_weights(start.adapter, adapted)
+    if trained:
+        return adapted
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    merged.requires_grad_(True)  # as of a model that never had one
+    return merged
 
 
 def mesh_of(spec: JobSpec, folder: Path, world: World, device: torch.device) -> DeviceMesh | None:

@@ -57,6 +57,7 @@ class Progress:
     reward_before: float | None = None
     reward_after: float | None = None  # of the newest evaluation
     streak: int = 0  # values in a row that kept to limits.stop_when
+    beta: float | None = None  # of the KL penalty; None in checkpoints from before it could be adapted
 
     def advanced(self, **changes: object) -> "Progress":
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -120,6 +121,25 @@ def load(
         raise _unusable(str(error.failures[0][0])) from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(str(error)) from error
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights alone into a model, or into the adapter of one, whose others may be meta.
+
+    Raises TrainingError (checkpoint_unusable).
+    """
+    try:
+        parts = json.loads((folder / "state.json").read_text()).get("parts", 1)
+        with _reader(folder, "model", parts) as reader:
+            tensors = {name: torch.zeros(shape) for name, shape in _shapes(reader).items()}
+            _read(reader, tensors)
+    except CheckpointException as error:
+        raise _unusable(str(error.failures[0][0])) from error
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise _unusable(str(error)) from error
+    _check_names(model, tensors)
+    meta = any(weight.is_meta for weight in model.state_dict().values())
+    model.load_state_dict(tensors, strict=False, assign=meta)
 
 
 def store(
@@ -211,9 +231,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, reader: HuggingFaceStorage
 
 @torch.no_grad()
 def _load_model(model: nn.Module, reader: HuggingFaceStorageReader, masters: Mapping[str, Tensor]) -> None:
+    _check_names(model, _shapes(reader))
     weights = dict(unique_weights(trained_state(model)))
-    if differ := sorted(weights.keys() ^ _shapes(reader).keys()):
-        raise _unusable(f"its weights differ from the model's: {differ[:5]}")
     _read(reader, {name: masters.get(name, weight) for name, weight in weights.items()})
     for name, master in masters.items():
         weights[name].copy_(master)
@@ -259,6 +278,12 @@ def _read(reader: HuggingFaceStorageReader, tensors: Mapping[str, Tensor]) -> No
 def file_name(name: str, number: int, of: int) -> str:
     """Of what the ranks `0 <= number < of` each write."""
     return f"{name}.safetensors" if of == 1 else f"{name}.{number + 1}-of-{of}.safetensors"
+
+
+def _check_names(model: nn.Module, tensors: Mapping[str, object]) -> None:
+    expected = {name for name, _ in unique_weights(trained_state(model))}
+    if expected != set(tensors):
+        raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
 
 
 def _random_tensors() -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """A policy whose model is spread over ranks from the start: it is whole in rank 0's host alone, on no GPU."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 
-from powermean.contracts.models import LoraSpec
-from trainer.learner.lora import attach
 from trainer.policy.loading import Compile, empty_model, load_model, make_policy
 from trainer.policy.policy import Policy
 from trainer.ranks.sharding import from_first_rank, shard
@@ -20,13 +21,12 @@ def load_sharded_policy(
     device: torch.device,
     dtype: torch.dtype,
     temperature: float,
-    adapter: tuple[LoraSpec, str] | None = None,
+    prepare: Callable[[PreTrainedModel], PreTrainedModel | PeftModel] = lambda model: model,
     gradient_checkpointing: bool = False,
     compiled: Compile = "off",
 ) -> Policy:
-    """See `load_policy`. `adapter`: a new one, and the base model's name for its export. A collective."""
-    plain = load_model(folder) if leads else empty_model(folder)
-    model = plain if adapter is None else attach(plain, *adapter)
+    """See `load_policy`. `prepare` changes a rank's model before, such as by an adapter. A collective."""
+    model = prepare(load_model(folder) if leads else empty_model(folder))
     model.train(False)
     shard(model, mesh, dtype, from_first_rank(device))
     return make_policy(

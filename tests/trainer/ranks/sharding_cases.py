@@ -259,7 +259,7 @@ def serves_what_one_process_serves(ranks: Ranks, folder: Path) -> None:
 
 def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
     """Other ranks never read the weights; an adapter's first ones are rank 0's, too. The model is tried."""
-    for number, (kind, adapter) in enumerate(((Kind(), None), (Kind(tied=False), (LORA, "tiny")))):
+    for number, (kind, adapter) in enumerate(((Kind(), False), (Kind(tied=False), True))):
         source = folder / str(number)
         if ranks.world.leads:
             model(kind).save_pretrained(source)
@@ -276,7 +276,7 @@ def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
             device=CPU,
             dtype=torch.float32,
             temperature=0.9,
-            adapter=adapter,
+            prepare=partial(attach, spec=LORA, name="tiny") if adapter else nn.Module.eval,
             gradient_checkpointing=True,
         )
         assert found.by_tree
