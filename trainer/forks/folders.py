@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from powermean.contracts.models import LoraSpec
 from trainer.learner import checkpoint
-from trainer.learner.final_model import save_adapter, save_folder
-from trainer.learner.lora import attach, served_state, without_weights
+from trainer.learner.final_model import host_copy, save_adapter, save_folder
+from trainer.learner.lora import attach, without_weights
 
 Dtype = Literal["float32", "bfloat16"]
 TYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -27,7 +27,7 @@ def model_with(
     )
     whole = model if lora is None else attach(model, lora, "")
     checkpoint.load_weights(weights, whole)
-    save_folder(model, TYPES[dtype], served_state(whole), base, folder)
+    save_folder(model, TYPES[dtype], host_copy(whole, TYPES[dtype]), base, folder)
 
 
 def adapter_of(weights: Path, base: Path, lora: LoraSpec, name: str, folder: Path) -> None:

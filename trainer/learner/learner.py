@@ -30,6 +30,7 @@ from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 from trainer.ranks.exchange import Ranks
 from trainer.ranks.gradients import is_sharded, sum_gradients
+from trainer.ranks.sharding import last_pass
 from trainer.ranks.share_out import share_out
 from trainer.rollouts.batching import Trajectories
 
@@ -112,7 +113,7 @@ class Learner:
             scores = self.policy.score(tree, entropy=True)
             self._remember(batch, tree, scores)
             finite[tree.rows] = finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()
-        self._keep_pace(self.policy, missing)
+        self.keep_pace(self.policy, missing)
         self._exchange_scores(batch, share)
         self._drop(batch, self.ranks.any(~finite).nonzero()[:, 0])
 
@@ -125,7 +126,7 @@ class Learner:
         trees, missing = self._micro_batches(batch, share.own)
         for tree in self._on_device(trees):
             _fill(known, tree, self.reference.score(tree).log_probs)
-        self._keep_pace(self.reference, missing)
+        self.keep_pace(self.reference, missing)
         known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
 
     def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
@@ -192,7 +193,7 @@ class Learner:
         except Exception as error:
             if not (self.may_lower and is_out_of_memory(error)):
                 raise
-            if is_sharded(self._trained):
+            if is_sharded(self.policy.model):
                 raise sharded_out_of_memory(self.micro_batch_tokens) from error
             message = str(error).split("\n")[0]
         # Out of the except block: the error holds the tensors of the pass that failed.
@@ -229,12 +230,13 @@ class Learner:
         with dropping(self.policy.model):  # the backward pass may compute layers again
             for number, tree in enumerate(self._on_device(trees), 1):
                 self.tell(number, len(trees) + missing)
+                last_pass(self.policy.model, number == len(trees) + missing)
                 remember = self._gives_scores(batch, tree.rows)
                 scores = self.policy.score(tree, entropy=remember or self.algorithm.entropy_coefficient > 0)
                 if remember:
                     self._remember(batch, tree, scores)
                 self._learn(batch, tree, scores, facts, seen)
-            self._keep_pace(self.policy, missing)
+            self.keep_pace(self.policy, missing)
         return seen, facts
 
     def _learn(
@@ -344,9 +346,10 @@ class Learner:
             found += [tree.numbered(part) for tree in self.policy.batches(given, self.micro_batch_tokens)]
         return found, self.ranks.most(len(found)) - len(found)
 
-    def _keep_pace(self, policy: Policy, passes: int) -> None:
+    def keep_pace(self, policy: Policy, passes: int) -> None:
         """Passes over a token that count for nothing: with sharded weights each pass takes all ranks."""
-        for _ in range(passes):
+        for left in reversed(range(passes)):
+            last_pass(policy.model, left == 0)
             given = Trajectories([[self.pad_token_id]], [[self.pad_token_id]])
             tree = next(policy.batches(given, self.micro_batch_tokens))
             log_probs = policy.score(tree.to(policy.device)).log_probs
