@@ -244,7 +244,9 @@ def make_learner(folder: Path, spec: JobSpec, pad: int) -> Learner:
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=optimizer,
-        micro_batch_tokens=micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens,
+        micro_batch_tokens=micro_batch_tokens(policy, optimizer, spec.optimizer.state)
+        if tokens == "auto"
+        else tokens,
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
         masters=masters,

@@ -233,6 +233,26 @@ class JobSpec(Contract):
         return self
 
     @model_validator(mode="after")
+    def _a_trajectory_for_each_rank(self) -> "JobSpec":
+        ranks, groups = self.resources.ranks, self.training.prompts_per_step // self.training.minibatches
+        if ranks > (share := groups * self.rollout.group_size):
+            field = "nodes" if self.resources.nodes > 1 else "gpus" if self.resources.gpus else "cpu_ranks"
+            why = f"{ranks} ranks would share out a minibatch of {share} trajectories: ask for fewer ranks"
+            raise conflict(("resources", field), why, getattr(self.resources, field))
+        return self
+
+    @model_validator(mode="after")
+    def _engines_find_gpus(self) -> "JobSpec":
+        wanted, gpus = self.rollout.replicas * self.rollout.gpus_per_replica, self.resources.gpus
+        if self.resources.placement == "colocated" and 0 < gpus < wanted and self.rollout.sharing != "shared":
+            why = (
+                f"the engines need {wanted} GPUs of a node (replicas x gpus_per_replica), and the trainer, "
+                f"whose GPUs they share, has {gpus}"
+            )
+            raise conflict(("rollout", "replicas"), why, self.rollout.replicas)
+        return self
+
+    @model_validator(mode="after")
     def _penalty_leaves_room(self) -> "JobSpec":
         if isinstance(self.algorithm, Dapo):
             buffer, most = self.algorithm.overlong_buffer, self.rollout.max_new_tokens
