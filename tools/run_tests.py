@@ -1,15 +1,24 @@
-"""All tests in two runs of pytest: on all cores those that may run beside others, then the rest one by one.
+"""All tests in two runs of pytest: those that may run beside others, then the rest one by one.
 
 A failure in the first run does not keep the second from running. Arguments go to both.
 """
 
+import os
 import signal
 import subprocess
 import sys
 
+WORKERS = (os.cpu_count() or 1) + 1  # many tests wait for the processes that they have started
 RUNS = {
-    "tests that may run beside others, on all cores": (
-        *("--phase", "shared", "--numprocesses", "auto", "--dist", "loadfile"),  # a module's fixtures once
+    "tests that may run beside others": (
+        *(
+            "--phase",
+            "shared",
+            "--numprocesses",
+            str(WORKERS),
+            "--dist",
+            "loadfile",
+        ),  # a module's fixtures once
         "--no-loadscope-reorder",  # quick tests first
     ),
     "tests that need the machine to themselves": ("--phase", "alone"),

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.test_demo import POWERMEAN, REPOSITORY, accuracies, environment, processes_of
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.slow,
     pytest.mark.vllm,
     pytest.mark.integration,
     pytest.mark.timeout(2700),
