@@ -102,6 +102,17 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def sharded_out_of_memory(tokens: int) -> TrainingError:
+    """The error of a rank without memory, in passes that all ranks take together and none can leave."""
+    return TrainingError(
+        "out_of_memory",
+        f"the trainer ran out of memory with micro-batches of {tokens} tokens",
+        path="training.micro_batch_tokens",
+        remedy=f"set training.micro_batch_tokens to {tokens // 2}, or training.gradient_checkpointing",
+        retryable=True,
+    )
+
+
 def is_disk_full(error: Exception) -> bool:
     """Whether a disk is full: Python's error, or a library's version of it."""
     return is_full(error) or (

@@ -23,6 +23,7 @@ from powermean.contracts.phases import (
 )
 from trainer.failures import CancelledError, no_updates
 from trainer.learner import checkpoint
+from trainer.learner.leading import Leading
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
 from trainer.limits import judge
@@ -212,7 +213,7 @@ def with_advantages(run: Run, step: int, graded: GradedRollouts) -> TrainingBatc
 
 def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[UpdateReport]:
     """Epochs over the rollout batch, an optimiser step per minibatch."""
-    training, learner, reports = run.spec.training, run.learner, list[UpdateReport]()
+    training, learners, reports = run.spec.training, Leading(run.learner), list[UpdateReport]()
     dealt = [
         minibatches(
             training.prompts_per_step,
@@ -223,13 +224,14 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
     ]
     run.reporter.phase(in_step(batch.step, training.steps, SCORING))
     with watch("score"):
-        learner.score_start(batch, dealt[0])
+        learners.begin(batch)
+        learners.score_start(batch, dealt[0])
     due = [groups for epoch in dealt for groups in epoch]
     with watch("update"):
         run.engine.hold(batch.step)
         for number, groups in enumerate(due, 1):
             run.reporter.phase(in_step(batch.step, training.steps, UPDATING, f"{number} of {len(due)}"))
-            reports.append(learner.update(batch, groups, len(reports)))
+            reports.append(learners.update(batch, groups, len(reports)))
             obey(run)
     return reports
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.failures import TrainingError, is_disk_full
-from trainer.learner.lora import served_state
-from trainer.learner.model_state import CPU, META
+from trainer.learner.lora import served_adapter, served_weights, trained_state
+from trainer.learner.model_state import CPU, named_weights, tied_names
 from trainer.policy.policy import Policy
+from trainer.ranks.sharding import is_sharded, whole
 
 ADAPTER_FOLDER = "adapter"
 
@@ -29,10 +30,22 @@ def save_model(policy: Policy, source: Path, folder: Path) -> None:
     With an adapter these are the merged weights, and the folder `adapter` in it holds the adapter as peft
     and vLLM load it.
     """
-    state = _copied(served_state(policy.model, CPU), policy.dtype)
+    state = _copied(policy)
     if isinstance(policy.model, PeftModel):
-        policy.model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
+        adapter = {name: whole(weight) for name, weight in trained_state(policy.model).items()}
+        policy.model.save_pretrained(
+            str(folder / ADAPTER_FOLDER), state_dict=adapter, save_embedding_layers=False
+        )
     _save(policy.plain_model, policy.dtype, state, source, folder)
+
+
+def take_part_in_saving(policy: Policy) -> None:
+    """What ranks other than the one that saves a sharded model have to do meanwhile."""
+    for _ in served_weights(policy.model, policy.dtype):
+        pass
+    if isinstance(policy.model, PeftModel):
+        for _ in served_adapter(policy.model):
+            pass
 
 
 def try_saving(policy: Policy, source: Path, folder: Path) -> None:
@@ -41,8 +54,9 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
     Raises TrainingError (unsavable_model).
     """
     try:
-        if isinstance(policy.model, PeftModel):
-            served_state(policy.model, META)
+        if not is_sharded(policy.model):  # gathering takes all ranks, and the time of a publish
+            for _ in served_weights(policy.model):
+                pass
         _save(policy.plain_model, policy.dtype, {}, source, folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if is_disk_full(error):
@@ -72,11 +86,12 @@ def _save(
             shutil.copyfile(file, target)
 
 
-def _copied(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _copied(policy: Policy) -> dict[str, Tensor]:
     """In the host's memory: a GPU need not have room for a second copy. What is tied stays so."""
-    copies: dict[tuple[int, torch.Size], Tensor] = {}
-    for weight in state.values():
-        place = (weight.data_ptr(), weight.shape)
-        if place not in copies:
-            copies[place] = weight.to(device=CPU, dtype=dtype if weight.is_floating_point() else weight.dtype)
-    return {name: copies[weight.data_ptr(), weight.shape] for name, weight in state.items()}
+    dtype = policy.dtype
+    state = {
+        name: weight.to(CPU, dtype if weight.is_floating_point() else weight.dtype)
+        for name, weight in served_weights(policy.model, dtype)
+    }
+    tied = tied_names(named_weights(policy.plain_model))
+    return state | {name: state[first] for name, first in tied.items() if first in state}

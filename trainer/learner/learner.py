@@ -3,6 +3,9 @@
 Groups in which no completion has an advantage cost no forward and no backward pass; they still count in the
 denominators. pi_old of a step's first minibatch comes free from its own first forward pass, when the
 weights are those at the start of the step. Where the sampler's log-probs are pi_old nothing is scored at all.
+
+With several ranks each has the whole batch, computes its share of a minibatch's trajectories, and knows
+afterwards what the others found: they take the same optimiser step (docs/ranks.md).
 """
 
 import logging
@@ -12,9 +15,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from powermean.contracts.training import OptimizerSpec
-from trainer.failures import is_out_of_memory
+from trainer.failures import is_out_of_memory, sharded_out_of_memory
 from trainer.learner import diagnosis
 from trainer.learner.lora import dropping, has_dropout
 from trainer.learner.optimizer import MasterWeights, learning_rate
@@ -24,10 +28,26 @@ from trainer.learner.update_report import UpdateReport
 from trainer.objectives import Algorithm, BatchFacts, batch_facts, finite_rows, kl_penalty
 from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
+from trainer.ranks.exchange import Ranks
+from trainer.ranks.gradients import is_sharded, sum_gradients
+from trainer.ranks.share_out import share_out
+from trainer.rollouts.batching import Trajectories
 
 log = logging.getLogger(__name__)
 
 DIAGNOSED = 8  # trajectories that are looked at when all went wrong
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this rank computes of some groups."""
+
+    rows: Tensor  # [n] the groups' trajectories that reach a model, on any rank
+    mine: range  # places in `rows`
+
+    @property
+    def own(self) -> Tensor:
+        return self.rows[self.mine.start : self.mine.stop]
 
 
 @dataclass
@@ -45,6 +65,7 @@ class Learner:
     may_lower: bool = False  # micro_batch_tokens, once, when memory runs out
     masters: MasterWeights | None = None  # of a policy in bfloat16
     updates: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
     tell: Callable[[int, int], object] = field(default=lambda number, of: None, repr=False)  # micro-batches
 
     def active(self, batch: TrainingBatch, groups: Sequence[int]) -> list[int]:
@@ -79,37 +100,50 @@ class Learner:
         """
         if batch.old_policy == "sampler":
             return
-        broken = []
-        for tree in self._trees(batch, self.active(batch, groups)):
+        share = self._share(batch, groups)
+        finite = torch.ones_like(batch.usable)
+        trees, missing = self._micro_batches(batch, share.own)
+        for tree in self._on_device(trees):
             scores = self.policy.score(tree, entropy=True)
             self._remember(batch, tree, scores)
-            broken.append(tree.rows[~finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()])
-        if broken:
-            self._drop(batch, torch.cat(broken))
+            finite[tree.rows] = finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()
+        self._keep_pace(self.policy, missing)
+        self._exchange_scores(batch, share)
+        self._drop(batch, self.ranks.any(~finite).nonzero()[:, 0])
 
     @torch.no_grad()
     def score_reference(self, batch: TrainingBatch, groups: Sequence[int]) -> None:
         """Fill in the initial model's log-probs, where the objective asks for them."""
         if self.reference is None:
             return
-        for tree in self._trees(batch, self.active(batch, groups)):
-            _fill(batch.reference_log_probs, tree, self.reference.score(tree).log_probs)
+        share, known = self._share(batch, groups), batch.reference_log_probs
+        trees, missing = self._micro_batches(batch, share.own)
+        for tree in self._on_device(trees):
+            _fill(known, tree, self.reference.score(tree).log_probs)
+        self._keep_pace(self.reference, missing)
+        known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
 
     def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
         """One optimiser step on a minibatch; none if no trajectory in it has an advantage.
 
         `number` is the update's place in the step. Raises TrainingError (non_finite_loss) naming the step.
         """
+        share = self._share(batch, groups)
         while True:
-            scored = batch.scored.clone()
-            seen, facts = self._accumulated(batch, groups)
-            if not len(broken := seen.broken()):
+            scored, gives_scores = batch.scored.clone(), self._gives_scores(batch, share.rows)
+            seen, facts = self._accumulated(batch, groups, share)
+            broken = self.ranks.any(seen.broken())
+            if not broken.any():
                 break
             self._undo(batch, scored)
-            self._drop(batch, broken)
+            self._drop(batch, broken.nonzero()[:, 0])
+            share = self._share(batch, groups)
+        if gives_scores:
+            self._exchange_scores(batch, share)
+        seen = seen.of_all(self.ranks, share.rows, share.mine, batch.rollouts.tokens.shape[1])
         grad_norm, loss = None, float(seen.loss)
         rate = learning_rate(self.spec, self.updates)
-        if seen.rows:
+        if len(share.rows):
             if not math.isfinite(loss):
                 raise diagnosis.non_finite_loss(batch.step, number, moved=self.updates > 0)
             grad_norm = self._step(rate)
@@ -136,28 +170,36 @@ class Learner:
         """Float32 copies of a bfloat16 model's weights, by name; none of a float32 model's."""
         return {} if self.masters is None else self.masters.by_name
 
-    def _accumulated(self, batch: TrainingBatch, groups: Sequence[int]) -> tuple[Seen, BatchFacts]:
+    def _accumulated(
+        self, batch: TrainingBatch, groups: Sequence[int], share: Share
+    ) -> tuple[Seen, BatchFacts]:
         """Forward and backward over the minibatch: gradients of the whole minibatch's loss add up.
 
-        Where memory runs out, once with smaller micro-batches.
+        Where memory runs out, on any rank, once with smaller micro-batches on all of them.
         """
-        scored = batch.scored.clone()
+        scored, message = batch.scored.clone(), None
         try:
-            return self._accumulate(batch, groups)
+            found = self._accumulate(batch, groups, share)
         except Exception as error:
             if not (self.may_lower and is_out_of_memory(error)):
                 raise
-            self.may_lower = False
-            self.micro_batch_tokens //= 2
+            if is_sharded(self._trained):
+                raise sharded_out_of_memory(self.micro_batch_tokens) from error
             message = str(error).split("\n")[0]
         # Out of the except block: the error holds the tensors of the pass that failed.
+        if not self.ranks.any_of(message is not None):
+            return found
+        self.may_lower = False
+        self.micro_batch_tokens //= 2
         log.warning(
-            "out of memory (%s): micro-batches of %d tokens from now on", message, self.micro_batch_tokens
+            "out of memory (%s): micro-batches of %d tokens from now on",
+            message or "on another rank",
+            self.micro_batch_tokens,
         )
         self._undo(batch, scored)
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._accumulate(batch, groups)
+        return self._accumulate(batch, groups, share)
 
     def _undo(self, batch: TrainingBatch, scored: Tensor) -> None:
         """Forget a pass that is done again in other micro-batches: its gradients, and the pi_old it gave.
@@ -167,21 +209,23 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         batch.scored = scored
 
-    def _accumulate(self, batch: TrainingBatch, groups: Sequence[int]) -> tuple[Seen, BatchFacts]:
+    def _accumulate(
+        self, batch: TrainingBatch, groups: Sequence[int], share: Share
+    ) -> tuple[Seen, BatchFacts]:
         facts = batch_facts(
             batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
         )
         seen = Seen(count=len(batch.advantages), beta=self.algorithm.beta)
-        trees = self._micro_batches(batch, self.active(batch, groups))
-        for number, tree in enumerate(trees, 1):
-            self.tell(number, len(trees))
-            tree = tree.to(self.policy.device)
-            remember = batch.pending(tree.rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
-            with dropping(self.policy.model):  # the backward pass may compute layers again
+        trees, missing = self._micro_batches(batch, share.own)
+        with dropping(self.policy.model):  # the backward pass may compute layers again
+            for number, tree in enumerate(self._on_device(trees), 1):
+                self.tell(number, len(trees) + missing)
+                remember = self._gives_scores(batch, tree.rows)
                 scores = self.policy.score(tree, entropy=remember)
                 if remember:
                     self._remember(batch, tree, scores)
                 self._learn(batch, tree, scores.log_probs, facts, seen)
+            self._keep_pace(self.policy, missing)
         return seen, facts
 
     def _learn(
@@ -219,6 +263,16 @@ class Learner:
             sums = scores.entropy.double().sum(-1)
             batch.entropy[tree.places] = sums / tree.mask_of_tokens().sum(-1)
 
+    def _gives_scores(self, batch: TrainingBatch, rows: Tensor) -> bool:
+        """Whether a training pass over these rows gives the trainer's log-probs at the start of the step."""
+        return batch.pending(rows) and (batch.old_policy == "trainer" or self.first_pass_scores)
+
+    def _exchange_scores(self, batch: TrainingBatch, share: Share) -> None:
+        """What each rank has remembered of its trajectories, all ranks do: others may train on them next."""
+        for known in (batch.start_log_probs, batch.entropy):
+            known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
+        batch.scored[share.rows] = True
+
     def _drop(self, batch: TrainingBatch, rows: Tensor) -> None:
         """Raises TrainingError (non_finite_loss) when no trajectory that could be learnt from is left."""
         if not len(rows):
@@ -229,9 +283,12 @@ class Learner:
             raise diagnosis.non_finite_log_probs(batch.step, self.policy, tree, moved=self.updates > 0)
 
     def _step(self, rate: float) -> float | None:
-        """Clip the gradients, then step. Their norm before; None (and no step) if it is not finite."""
-        parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        """Clip the gradients of all ranks, then step. Their norm before; None (and no step) if not finite."""
+        parameters = self._trained
+        sum_gradients(self.ranks, parameters)
         total = nn.utils.get_total_norm(w.grad for w in parameters if w.grad is not None)
+        if isinstance(total, DTensor):
+            total = total.full_tensor()
         norm = float(total)
         if not math.isfinite(norm):
             return None
@@ -245,19 +302,42 @@ class Learner:
         self.updates += 1
         return norm
 
-    def _trees(self, batch: TrainingBatch, groups: Sequence[int]) -> Iterator[TokenTree]:
-        """Micro-batches on the policy's device, one after the other."""
-        return (tree.to(self.policy.device) for tree in self._micro_batches(batch, groups))
+    @property
+    def _trained(self) -> list[Tensor]:
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
-    def _micro_batches(self, batch: TrainingBatch, groups: Sequence[int]) -> list[TokenTree]:
-        """The groups' trajectories as micro-batches in the host's memory; `rows` are those of the batch."""
-        size = self.micro_batch_groups or max(1, len(groups))
+    def _share(self, batch: TrainingBatch, groups: Sequence[int]) -> Share:
+        """What of these groups costs a pass, and this rank's part of it."""
+        rollouts = batch.rollouts
+        rows = rollouts.rows(self.active(batch, groups))
+        rows = rows[rollouts.mask[rows].any(-1)]
+        prompts = torch.tensor([len(prompt) for prompt in rollouts.prompts])[rows // rollouts.group_size]
+        costs = rollouts.lengths[rows] + prompts / rollouts.group_size
+        world = self.ranks.world
+        return Share(rows, share_out(costs.tolist(), world.size)[world.rank])
+
+    def _on_device(self, trees: Sequence[TokenTree]) -> Iterator[TokenTree]:
+        """The micro-batches, one after the other."""
+        return (tree.to(self.policy.device) for tree in trees)
+
+    def _micro_batches(self, batch: TrainingBatch, rows: Tensor) -> tuple[list[TokenTree], int]:
+        """These rows as micro-batches in the host's memory; how many more of them another rank has."""
         found = []
-        for start in range(0, len(groups), size):
-            rows = batch.rollouts.rows(groups[start : start + size])
-            given = batch.rollouts.trajectories(rows.tolist())
-            found += [tree.numbered(rows) for tree in self.policy.batches(given, self.micro_batch_tokens)]
-        return found
+        _, counts = torch.unique_consecutive(rows // batch.rollouts.group_size, return_counts=True)
+        size = self.micro_batch_groups or max(1, len(counts))
+        for part in torch.split(rows, [int(some.sum()) for some in torch.split(counts, size)]):
+            given = batch.rollouts.trajectories(part.tolist())
+            found += [tree.numbered(part) for tree in self.policy.batches(given, self.micro_batch_tokens)]
+        return found, self.ranks.most(len(found)) - len(found)
+
+    def _keep_pace(self, policy: Policy, passes: int) -> None:
+        """Passes over a token that count for nothing: with sharded weights each pass takes all ranks."""
+        for _ in range(passes):
+            given = Trajectories([[self.pad_token_id]], [[self.pad_token_id]])
+            tree = next(policy.batches(given, self.micro_batch_tokens))
+            log_probs = policy.score(tree.to(policy.device)).log_probs
+            if log_probs.requires_grad:
+                log_probs.backward(torch.zeros_like(log_probs))  # type: ignore[no-untyped-call]
 
 
 def _fill(place: Tensor, tree: TokenTree, values: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.learner.update_report import RECORDED, SeenTokens
 from trainer.objectives import Distance, LossOutput
+from trainer.ranks.exchange import Ranks
 
 
 @dataclass
@@ -52,17 +53,55 @@ class Seen:
             )
 
     def broken(self) -> Tensor:
-        """Rows [n] whose log-ratios are not finite. The first look at the device in an update."""
-        if not self.rows:
-            return torch.zeros(0, dtype=torch.int64)
-        return torch.cat(self.rows)[~torch.cat(self.finite).cpu()]
+        """Bool [N]: log-ratios are not finite. The first look at the device in an update."""
+        found = torch.zeros(self.count, dtype=torch.bool)
+        if self.rows:
+            found[torch.cat(self.rows)] = ~torch.cat(self.finite).cpu()
+        return found
+
+    def of_all(self, ranks: Ranks, rows: Tensor, mine: range, width: int) -> "Seen":
+        """What all ranks have seen, of `rows` [n], of which those of `mine` are this rank's."""
+        if ranks.world.alone:
+            return self
+        parts = (self.loss, self.kl, self.distance.to_grpo, self.distance.of_gmpo, self.distance.of_grpo)
+        sums = ranks.total(torch.tensor([float(part) for part in parts], dtype=torch.float64))
+        numbers = self._table()[:, rows].T
+        return Seen(
+            count=self.count,
+            beta=self.beta,
+            loss=sums[0],
+            kl=sums[1],
+            distance=Distance(*sums[2:]),
+            rows=[rows],
+            numbers=[ranks.merged(numbers, mine).T],
+            tokens=self._tokens_of_all(ranks, width),
+        )
+
+    def _tokens_of_all(self, ranks: Ranks, width: int) -> list[SeenTokens]:
+        kept = torch.zeros(self.count, dtype=torch.bool)
+        for part in self.tokens:
+            kept[part.rows] = True
+        rows = ranks.any(kept).nonzero()[:, 0]
+        if not len(rows):
+            return []
+        place = torch.zeros(self.count, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows))
+        seen = torch.zeros(3, len(rows), width, dtype=torch.float32)
+        for part in self.tokens:
+            for number, values in enumerate((part.log_ratio, part.weight, part.clipped)):
+                seen[number, place[part.rows], : values.shape[1]] = values.float().cpu()
+        log_ratio, weight, clipped = ranks.total(seen)
+        return [SeenTokens(rows, log_ratio, weight, clipped.bool())]
 
     def values(self) -> dict[str, Tensor]:
         """name -> [N] float64 on the CPU, NaN for rows that were not seen."""
+        return dict(zip(RECORDED, self._table(), strict=True))
+
+    def _table(self) -> Tensor:
         found = torch.full((len(RECORDED), self.count), torch.nan, dtype=torch.float64)
         if self.rows:
             found[:, torch.cat(self.rows)] = torch.cat(self.numbers, dim=1).cpu()
-        return dict(zip(RECORDED, found, strict=True))
+        return found
 
     def tokens_on_cpu(self) -> list[SeenTokens]:
         return [

@@ -1,12 +1,24 @@
 """A step's rollout batch as the optimiser sees it, and what is known of it so far."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trainer.rollouts.batching import Rollouts
+
+_SENT_FACTS = (
+    "step",
+    "progress",
+    "max_new_tokens",
+    "mean_reward",
+    "reward_std",
+    "old_policy",
+    "recorded",
+)
+_SENT_ROLLOUTS = ("tokens", "mask", "sampler_log_probs", "truncated", "weight_version")
 
 
 @dataclass
@@ -56,27 +68,67 @@ class TrainingBatch:
 
         pi_old is the trainer's own, still to be scored, or that of the weights which sampled each token.
         """
-        start = torch.full(rollouts.tokens.shape, torch.nan, device=device)
-        sampled = torch.where(rollouts.mask, rollouts.sampler_log_probs, torch.nan).to(start.device)
-        return cls(
+        return cls._unscored(
+            without(rollouts, (~kept).nonzero()[:, 0]),
+            torch.where(rollouts.mask, rollouts.sampler_log_probs, torch.nan),
+            device,
             step=step,
-            rollouts=without(rollouts, (~kept).nonzero()[:, 0]),
             advantages=advantages,
-            advantages_on_device=advantages.to(start.device),
             penalties=torch.zeros_like(advantages) if penalties is None else penalties,
             progress=progress,
             max_new_tokens=max_new_tokens,
             mean_reward=float(rewards.mean()),
             reward_std=float(rewards.std()),
             old_policy=old_policy,
+            recorded=recorded,
+        )
+
+    @classmethod
+    def _unscored(
+        cls, rollouts: Rollouts, sampled: Tensor, device: torch.device | None, **given: Any
+    ) -> "TrainingBatch":
+        start = torch.full(rollouts.tokens.shape, torch.nan, device=device)
+        sampled = sampled.to(start.device)
+        advantages = given["advantages"]
+        return cls(
+            rollouts=rollouts,
+            advantages_on_device=advantages.to(start.device),
             usable=torch.ones_like(advantages, dtype=torch.bool),
             scored=torch.zeros_like(advantages, dtype=torch.bool),
-            old_log_probs=start if old_policy == "trainer" else sampled,
+            old_log_probs=start if given["old_policy"] == "trainer" else sampled,
             start_log_probs=start,
             reference_log_probs=torch.full_like(start, torch.nan),
             sampler_log_probs=sampled,
             entropy=torch.full(advantages.shape, torch.nan, dtype=torch.float64, device=start.device),
-            recorded=recorded,
+            **given,
+        )
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A batch nobody has scored yet, for other ranks: JSON and tensors, which `of_message` reads."""
+        rollouts = self.rollouts
+        return {name: getattr(self, name) for name in _SENT_FACTS}, {
+            "prompts": torch.tensor([token for prompt in rollouts.prompts for token in prompt]),
+            "prompt_lengths": torch.tensor([len(prompt) for prompt in rollouts.prompts]),
+            "sampled": self.sampler_log_probs,
+            "advantages": self.advantages,
+            "penalties": self.penalties,
+        } | {name: getattr(rollouts, name) for name in _SENT_ROLLOUTS}
+
+    @classmethod
+    def of_message(
+        cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+    ) -> "TrainingBatch":
+        """The batch as rank 0 has it, without what only its records need (the versions of weights)."""
+        prompts = torch.split(tensors["prompts"], tensors["prompt_lengths"].tolist())
+        of_rollouts: dict[str, Any] = {name: tensors[name] for name in _SENT_ROLLOUTS}
+        rollouts = Rollouts(prompts=tuple(tuple(prompt.tolist()) for prompt in prompts), **of_rollouts)
+        return cls._unscored(
+            rollouts,
+            tensors["sampled"],
+            device,
+            advantages=tensors["advantages"],
+            penalties=tensors["penalties"],
+            **{name: facts[name] for name in _SENT_FACTS},
         )
 
     def drop(self, rows: Tensor) -> bool:

@@ -1,5 +1,7 @@
 """Which of a job's training processes this one is."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -11,6 +13,14 @@ class World:
     size: int = 1
     local_rank: int = 0  # on its node
     local_size: int = 1  # ranks on each node
+
+    @classmethod
+    def of_environment(cls, variables: Mapping[str, str] = os.environ) -> "World":
+        """By torchrun's variables; alone without them."""
+        if "RANK" not in variables:
+            return cls()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(variables[name]) for name in names))
 
     @property
     def alone(self) -> bool:

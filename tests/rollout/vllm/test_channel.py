@@ -39,7 +39,7 @@ from rollout.vllm.engine import VllmEngine, load_engine
 from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
 from tests.support.tiny_model import tiny_config
-from trainer.weights.files import unique_weights
+from trainer.learner.model_state import unique_weights
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,130 @@
+"""Real ranks on this machine: processes that have joined one group and do what a test asks of them.
+
+They are forked from a server that has imported everything once (an import of torch takes seconds).
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from trainer.failures import TrainingError
+from trainer.ranks.exchange import Ranks
+from trainer.ranks.meeting import STORE_FD, Deadlines, joined
+from trainer.ranks.world import World
+
+Job = Callable[..., Any]  # of a module in tests/support, with Ranks as its first argument
+LIMIT_S = 120.0  # of a job; machines may be slow
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.support.rank_crew", "tests.support.rank_jobs"])
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job raised this; the rank has left."""
+
+    kind: str
+    text: str
+    code: str | None
+    retryable: bool
+
+
+@dataclass
+class Crew:
+    """The processes, by rank; None for ranks that never came."""
+
+    processes: list[Any]
+    pipes: list[Connection]
+    port: int
+
+    def have(self, job: Job, *given: object) -> list[Any]:
+        """Every rank does it; what each returns."""
+        for pipe in self.pipes:
+            pipe.send((job, given))
+        return [self.answer(rank) for rank in range(len(self.pipes))]
+
+    def answer(self, rank: int) -> Any:
+        """What a rank has to say next, a result or a Failed."""
+        if not self.pipes[rank].poll(LIMIT_S):
+            raise TimeoutError(f"rank {rank} says nothing")
+        return self.pipes[rank].recv()
+
+    def exits(self, rank: int) -> int | None:
+        """The exit status of its process."""
+        self.processes[rank].join(LIMIT_S)
+        return self.processes[rank].exitcode
+
+    def close(self) -> None:
+        """Let all ranks part, or end them where they don't."""
+        for pipe in self.pipes:
+            with suppress(OSError):
+                pipe.send(None)
+        for process in self.processes:
+            process.join(20)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def crew(size: int, deadlines: Deadlines = Deadlines(), absent: tuple[int, ...] = ()) -> Crew:
+    """Start the ranks, all but those that are `absent`."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        processes, pipes = [], []
+        for rank in range(size):
+            ours, theirs = _forks.Pipe()
+            if rank not in absent:
+                given = (
+                    World(rank, size, rank, size),
+                    listening if rank == 0 else None,
+                    port,
+                    theirs,
+                    deadlines,
+                )
+                process = _forks.Process(target=_serve, args=given, daemon=True)
+                process.start()
+                processes.append(process)
+                pipes.append(ours)
+            theirs.close()
+    return Crew(processes, pipes, port)
+
+
+def _serve(
+    world: World, listening: socket.socket | None, port: int, pipe: Connection, deadlines: Deadlines
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if listening is not None:
+        os.environ[STORE_FD] = str(listening.detach())
+
+    def end(error: TrainingError) -> None:
+        pipe.send(_failed(error))
+        os._exit(3)
+
+    try:
+        with joined(world, end, cuda=False, deadlines=deadlines) as ranks:
+            while (asked := pipe.recv()) is not None:
+                job, given = asked
+                pipe.send(job(ranks, *given))
+    except Exception as error:  # noqa: BLE001 (the test sees it)
+        traceback.print_exc()
+        pipe.send(_failed(error))
+        os._exit(1)
+
+
+def _failed(error: Exception) -> Failed:
+    code = error.error.code if isinstance(error, TrainingError) else None
+    return Failed(
+        type(error).__name__, str(error), code, isinstance(error, TrainingError) and error.retryable
+    )
+
+
+__all__ = ["Crew", "Failed", "Job", "Ranks", "crew"]

@@ -1,0 +1,33 @@
+"""Several ranks give an update what one gives, in float64: numbers, gradients and weights."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import rank_jobs
+from tests.support.law_settings import at_most
+from tests.support.rank_crew import Crew, crew
+from tests.support.update_records import ALGORITHMS, Graded, assert_same, graded, recorded
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request: pytest.FixtureRequest) -> Iterator[Crew]:
+    made = crew(request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@at_most(3)
+@given(case=graded(), tokens=st.sampled_from([1, 8, 1000]))
+def test_law_ranks_give_an_update_what_one_gives(ranks: Crew, name: str, case: Graded, tokens: int) -> None:
+    with rank_jobs.float64():
+        expected = recorded(ALGORITHMS[name], case, tokens, by_tree=True)
+    first, *others = ranks.have(rank_jobs.updates, ALGORITHMS[name], case, tokens)
+    assert_same(first, expected)
+    for other in others:
+        assert (other["weights"] == first["weights"]).all()
