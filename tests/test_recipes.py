@@ -42,7 +42,7 @@ MUTATIONS: list[tuple[str, Path, str, Any, str, str]] = [
     ("GPUs for the engine", SMALL, "resources.placement", "split", "no_node", "16 GPUs"),
     ("replicas", SMALL, "training.parallel", "replicate", "not_enough_memory", "replicated over 8"),
     ("a model", SMALL, "model.name", "Qwen/Qwen2.5-72B", "not_enough_memory", "sharded over 8"),
-    ("hybrid", LARGE, "training.parallel", "hybrid", "not_enough_memory", "sharded over 8"),
+    ("hybrid", LARGE, "training.parallel", "hybrid", "not_enough_memory", "16 replicas"),
     ("an engine of one GPU", LARGE, "rollout.gpus_per_replica", 1, "not_enough_memory", "engine"),
     ("heads", LARGE, "rollout.gpus_per_replica", 3, "heads_not_divisible", "40 attention heads"),
     ("a budget", SMALL, "training.micro_batch_tokens", 4023, "budget_too_small", "4024 tokens"),

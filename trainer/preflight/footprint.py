@@ -6,7 +6,7 @@ adapter on a CPU, which takes half as much again (docs/log.md).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
 from powermean.contracts.job import JobSpec
 from trainer.defaults import (
@@ -19,7 +19,7 @@ from trainer.defaults import (
     compiles,
 )
 from trainer.preflight.kept_per_layer import Precision, Shape
-from trainer.preflight.layout import Layout, by_layer, layouts
+from trainer.preflight.layout import Layout, by_layer, layout_of
 from trainer.preflight.model_facts import ModelFacts
 from trainer.preflight.tensors import linear_shapes
 
@@ -60,31 +60,15 @@ def footprint(
     """The peak of a rank where the longest prompt has so many tokens; None where the config doesn't tell.
 
     For `micro_batch_tokens: auto` on CUDA it is that of the least it takes: auto fills what is free. For
-    `parallel: auto` it is that of replicas if they fit into the `room`, else of shards.
+    `parallel: auto` the `room` of a rank decides (None: there is enough).
     """
-    shape = Shape.of(model.config, model.shapes)
+    shape, shapes = Shape.of(model.config, model.shapes), model.shapes
     if shape is None:
         return None
-    found = None
-    for layout in layouts(spec):
-        found = _with_layout(layout, spec, shape, model.shapes, prompt_tokens, cuda=cuda)
-        if room is None or found.total <= room:
-            break
-    return found
-
-
-def _with_layout(
-    layout: Layout,
-    spec: JobSpec,
-    shape: Shape,
-    shapes: Mapping[str, tuple[int, ...]],
-    prompt_tokens: int,
-    *,
-    cuda: bool,
-) -> Footprint:
-    precision = precision_of(spec, cuda=cuda, sharded=layout.shards > 1)
-    numbers = sum(map(prod, shapes.values()))
+    numbers = model.numbers
     trained = _trained(spec, shapes, numbers)
+    layout = layout_of(spec, numbers, trained, room)
+    precision = precision_of(spec, cuda=cuda, sharded=layout.shards > 1)
     tokens, alone = micro_batch(spec, prompt_tokens, cuda=cuda, ranks=layout.ranks)
     paths = None
     if not cuda and tokens > DENSE_UP_TO:
@@ -166,9 +150,8 @@ def _gathered_keys(spec: JobSpec, prompt_tokens: int) -> float:
 def _held(spec: JobSpec, precision: Precision, numbers: int, trained: int, layout: Layout) -> int:
     """Bytes of the weights in all their copies, and of the initial model."""
     reference = 4 * numbers if spec.algorithm.beta > 0 else 0
-    if layout.shards > 1:  # of a rank's parts; what passes run on is gathered
-        frozen = 2 if spec.training.weights == "bfloat16" else 4
-        return (4 * trained + frozen * (numbers - trained) + reference) // layout.shards
+    if layout.shards > 1:  # of a rank's parts, all in float32; what passes run on is gathered
+        return (4 * numbers + reference) // layout.shards
     if precision == "bfloat16":
         return 2 * numbers + 4 * trained + reference
     return (6 if precision == "autocast" else 4) * numbers + reference  # autocast keeps what it has cast

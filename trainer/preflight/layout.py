@@ -1,5 +1,6 @@
-"""How one rank holds a job's model, and how much of the work it does."""
+"""How one rank holds a job's model, as the ranks will decide it themselves."""
 
+import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,22 +27,21 @@ class Layout:
             return f"replicated over {self.ranks} ranks"
         if self.shards == self.ranks:
             return f"sharded over {self.ranks} ranks"
-        return f"sharded over {self.shards} ranks, replicated over {self.ranks // self.shards}"
+        return f"sharded over {self.shards} ranks, {self.ranks // self.shards} replicas"
 
 
-def layouts(spec: JobSpec) -> tuple[Layout, ...]:
-    """Those that the spec allows, the preferred one first: `auto` replicates where that fits."""
+def layout_of(spec: JobSpec, numbers: int, trained: int, room: int | None) -> Layout:
+    """For a model of so many numbers, on ranks with so much room each (None: with enough)."""
     ranks, local = spec.resources.ranks, spec.resources.ranks_per_node
-    by_name = {
-        "replicate": Layout(1, ranks),
-        "shard": Layout(ranks, ranks),
-        "hybrid": Layout(local, ranks),
-    }
-    if ranks == 1:
-        return (Layout(),)
-    if spec.training.parallel != "auto":
-        return (by_name[spec.training.parallel],)
-    return by_name["replicate"], by_name["hybrid"]  # on one node hybrid is shard
+    how = spec.training.parallel
+    if ranks == 1 or how == "replicate" or (how == "auto" and room is None):
+        return Layout(1, ranks)
+    # Imported here on purpose: PyTorch takes seconds to import, and a job of one rank is checked without it.
+    sharding = importlib.import_module("trainer.ranks.sharding")
+    world = importlib.import_module("trainer.ranks.world").World(size=ranks, local_size=local)
+    needed = sharding.held_bytes(numbers, trained, reference=spec.algorithm.beta > 0)
+    shards = {"replicate": 1, "shard": ranks, "hybrid": local}
+    return Layout(shards[sharding.layout(how, world, needed, room or 0)], ranks)
 
 
 def by_layer(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
