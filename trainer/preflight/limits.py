@@ -62,10 +62,11 @@ def place_of(
     if (total := total_bytes()) is None:
         return None
     name = choose(spec.rollout.engine, folder, on_gpu=False) if _has_own_engine(spec) else ""
+    local = spec.resources.ranks_per_node  # which share the node's memory
     if not name or (name == "transformers" and may_share_weights(spec)):
-        return Place(cuda=False, total=total, engine=0, engine_name="")
+        return Place(cuda=False, total=total // local, engine=0, engine_name="")
     size = engine_bytes(name, folder, 2 if spec.model.dtype == "bfloat16" else 4)
-    return Place(cuda=False, total=total, engine=size, engine_name=name)
+    return Place(cuda=False, total=total // local, engine=size // local, engine_name=name)
 
 
 def gpu_place(spec: JobSpec, total: int, engine: EngineName, weights: int, sleeps: bool = False) -> Place:
@@ -89,11 +90,12 @@ def check_memory(spec: JobSpec, model: ModelFacts, prompt_tokens: int, place: Pl
         change for change in changes(spec, model, prompt_tokens, place) if fits(change.footprint, place)
     ]
     engine = f" beside the {place.engine_name} engine's {gib(place.engine)}" if place.engine_name else ""
+    each = " for each" if spec.resources.cpu_ranks > 1 else ""
     who = "the trainer needs" if spec.resources.ranks == 1 else f"{needed.layout.words}, each needs"
     raise TrainingError(
         "not_enough_memory",
         f"{who} about {gib(needed.total)} (micro-batches of {needed.tokens} tokens), the "
-        f"{'GPU' if place.cuda else 'node'} has {gib(place.total)}{engine}",
+        f"{'GPU' if place.cuda else 'node'} has {gib(place.total)}{each}{engine}",
         path=fitting[0].path if fitting else "model",
         remedy=f"with {fitting[0].text} it needs about {gib(fitting[0].footprint.total)}"
         if fitting

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torchao.optim.subclass_8bit import OptimState8bit
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.job import JobSpec
@@ -121,10 +122,11 @@ def moments_in_8_bits(world: World, _folder: Path) -> None:
         backward(policy)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    codes = [one.to_local() for one in moments(optimizer) if hasattr(one.to_local(), "codes")]  # type: ignore[attr-defined]
-    plain = [one for one in moments(optimizer) if not hasattr(one.to_local(), "codes")]  # type: ignore[attr-defined]
+    parts = [one.to_local() for one in moments(optimizer) if isinstance(one, DTensor)]
+    codes = [one for one in parts if isinstance(one, OptimState8bit)]
+    plain = [one for one in parts if not isinstance(one, OptimState8bit)]
     size = sum(one.codes.nbytes + one.scale.nbytes for one in codes)
-    small = sum(one.numel() // world.size for one in plain)
+    small = sum(one.numel() for one in plain)
     assert 0 < small < sum(one.numel() for one in codes) / 50
     assert size + small * (1 + 4 / 256) == estimated(spec).moments
     saved = optimizer.state_dict()

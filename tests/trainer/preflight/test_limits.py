@@ -1,6 +1,7 @@
 """A job that can't fit its node, or adapts layers that aren't there, is told so before it is queued."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from trainer.failures import TrainingError
 from trainer.preflight import limits
 from trainer.preflight.footprint import footprint
 from trainer.preflight.limits import (
+    ASLEEP_BYTES,
     ERROR,
     Place,
     changes,
@@ -141,6 +143,30 @@ def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: p
     assert fits(estimate, beside)
     monkeypatch.setattr(limits, "gpu_bytes_of_node", lambda: None)
     assert place_of(spec(resources={"gpus": 1}), tiny_folder) is None
+
+
+def test_an_engine_that_sleeps_leaves_its_memory_for_updates_alone(tiny_folder: Path) -> None:
+    """What stays between updates must fit beside the engine that is awake."""
+    found = footprint(spec(), in_folder(tiny_folder), PROMPT, cuda=False)
+    assert found is not None
+    total = max(found.total, 2 * found.resident) + ASLEEP_BYTES
+    beside = Place(cuda=True, total=total, engine=total - found.resident, engine_name="vllm", sleeps=True)
+    assert fits(found, beside)
+    assert not fits(found, replace(beside, sleeps=False))
+    assert not fits(found, replace(beside, engine=beside.engine + 1))
+
+
+def test_ranks_of_a_node_without_gpus_share_its_memory(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "total_bytes", lambda: 4 * GIB)
+    rollout = {"engine": "transformers", "publish": "shm", "max_new_tokens": 4}
+    alone, shared = (
+        place_of(spec(rollout=rollout, resources={"cpu_ranks": ranks}), tiny_folder) for ranks in (1, 4)
+    )
+    assert alone is not None
+    assert shared is not None
+    assert 4 * shared.for_trainer == pytest.approx(alone.for_trainer, abs=8)
 
 
 @pytest.mark.parametrize("name", ["q_pro", "embed_tokens", "lm_head", "input_layernorm"])
