@@ -1,7 +1,7 @@
 """What is learned with AdamW's moments in float32 and in 8 bits: `python benchmarks/moments.py`
 
-The task of benchmarks/learning.py with a model whose matrices are large enough for 8 bits, from the same start,
-with the same problems and draws; and the bytes of the moments.
+The task of benchmarks/learning.py with a model whose matrices are large enough for 8 bits, from the same
+start, with the same problems and draws; and the bytes of the moments.
 """
 
 import argparse

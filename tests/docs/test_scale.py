@@ -1,5 +1,6 @@
 """docs/scale.md shows what benchmarks/scale.py computes now."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_the_page_is_up_to_date(tmp_path: Path) -> None:
 def test_more_gpus_never_take_longer_and_never_do_better_than_their_number() -> None:
     for name, sizes in SIZES.items():
         steps = [simulate(name, gpus) for gpus in sizes]
-        for one, other in zip(steps, steps[1:], strict=False):
+        for one, other in pairwise(steps):
             assert one.total > other.total > one.total / 2
 
 

@@ -114,7 +114,7 @@ def an_adapter_over_a_sharded_base(world: World, _folder: Path) -> None:
 
 
 def moments_in_8_bits(world: World, _folder: Path) -> None:
-    """Within what small weights, whose moments stay in float32, add; and steps go on as they do on one rank."""
+    """To the byte, but for small weights, whose moments stay in float32; saved, they come back close by."""
     spec = job(optimizer={"state": "8bit"})
     policy = sharded(world)
     optimizer = make_optimizer(policy.model, spec.optimizer)
