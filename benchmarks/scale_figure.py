@@ -26,7 +26,8 @@ def draw(steps: Sequence[Step], path: Path) -> None:
     models = list(dict.fromkeys(step.model for step in steps))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-        for axes, model in zip(figure.subplots(1, len(models)), models, strict=True):
+        panels = figure.subplots(1, len(models))
+        for axes, model in zip(panels, models, strict=True):
             own = [step for step in steps if step.model == model]
             base = [0.0] * len(own)
             for part, colour in COLOURS.items():
@@ -36,5 +37,5 @@ def draw(steps: Sequence[Step], path: Path) -> None:
             axes.set_xticks(range(len(own)), [f"{step.gpus} GPUs\n{step.total:.0f} s" for step in own])
             axes.set_title(model.removeprefix("Qwen/"), fontsize=10)
             axes.set_ylabel("GPU-hours a step")
-        axes.legend(fontsize=8, loc="upper left")
+        panels[0].legend(fontsize=8, loc="upper left")
         figure.savefig(path, format="svg", metadata={"Date": None})
