@@ -105,9 +105,9 @@ def jobs(name: str, kind: str, gpus: int, tokens: int) -> list[JobSpec]:
 
 
 def holds(spec: JobSpec, model: ModelFacts) -> bool:
-    """With vLLM asleep during updates, and awake beside weights and moments."""
+    """As validation has it."""
     total, tokens = int(GPU_GIB * GIB), PROMPT + spec.rollout.max_new_tokens
-    place = gpu_place(spec, total, "vllm", 2 * model.numbers, sleeps=True)
+    place = gpu_place(spec, total, "vllm", 2 * model.numbers)
     needed = footprint(spec, model, PROMPT, cuda=True, room=place.for_trainer)
     try:
         check_heads(spec, model.config)

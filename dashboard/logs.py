@@ -15,7 +15,7 @@ from dashboard.parameters import whole_number
 from dashboard.rendering import page
 from dashboard.stages import stages
 from powermean.async_client import AsyncClient
-from powermean.contracts.api import Job, LogText
+from powermean.contracts.api import AttemptNode, Job, LogText
 
 # A part of at least this many bytes was probably cut off by the API's limit, so there may be more.
 FULL_PART = 60_000
@@ -50,22 +50,23 @@ async def tail(read: Callable[[int], Awaitable[LogText]]) -> LogText:
 
 
 async def log_page(request: Request) -> Response:
-    """GET /jobs/{id}/log?attempt=&offset=&q=&requests=1: the tail, or from an offset, as htmx asks.
+    """GET /jobs/{id}/log?attempt=&node_rank=&offset=&q=&requests=1: the tail, or a part, as htmx asks.
 
     `q` looks through the whole log; lines of HTTP requests that went well are hidden without `requests`.
     """
     query = request.query_params
     job_id = request.path_params["job_id"]
     attempt = whole_number(request, "attempt", least=1)
+    node_rank = whole_number(request, "node_rank", least=0) or 0
     offset = whole_number(request, "offset", least=0)
     wanted, requests = (query.get("q") or "")[:MOST_WANTED], bool(query.get("requests"))
     matches: list[Match] | None = None
     searched: int | None = None  # bytes, if there may be more than are looked through
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        log = await _read(client, job, attempt, offset) if job.attempts else None
+        log = await _read(client, job, attempt, node_rank, offset) if job.attempts else None
         if log is not None and wanted:
-            parts = [part async for part in _parts(client, job.id, log.attempt, MOST_SEARCHED)]
+            parts = [part async for part in _parts(client, job.id, log, MOST_SEARCHED)]
             searched = parts[-1].next_offset if len(parts) == MOST_SEARCHED else None
             found = search([part.text for part in parts], wanted, requests)
             matches = await run_in_threadpool(lambda: list(islice(found, MOST_MATCHES)))
@@ -79,6 +80,7 @@ async def log_page(request: Request) -> Response:
         job=job,
         stages=stages(job),
         log=log,
+        nodes=_nodes(job, log),
         follows=follows,
         more=more,
         wanted=wanted,
@@ -90,31 +92,33 @@ async def log_page(request: Request) -> Response:
 
 
 async def download(request: Request) -> Response:
-    """GET /jobs/{id}/log/download?attempt=: the whole log as a file."""
+    """GET /jobs/{id}/log/download?attempt=&node_rank=: the whole log as a file."""
     job_id = request.path_params["job_id"]
     attempt = whole_number(request, "attempt", least=1)
+    node_rank = whole_number(request, "node_rank", least=0) or 0
     async with api.client(request) as client:
         job = await client.get_job(job_id)
         if not job.attempts:
             raise HTTPException(404, "The job has no log yet.")
-        number = (await client.logs(job_id, attempt or job.attempts[-1].number, 0)).attempt
+        log = await client.logs(job_id, attempt or job.attempts[-1].number, 0, node_rank)
 
     async def body() -> AsyncIterator[bytes]:
         async with api.client(request) as client:
-            async for part in _parts(client, job_id, number):
+            async for part in _parts(client, job_id, log):
                 yield part.text.encode()
 
-    name = f'attachment; filename="{job_id}.{number}.log"'
+    node = f".node{node_rank}" if node_rank else ""
+    name = f'attachment; filename="{job_id}.{log.attempt}{node}.log"'
     return StreamingResponse(body(), media_type="text/plain", headers={"Content-Disposition": name})
 
 
 async def _parts(
-    client: AsyncClient, job_id: str, attempt: int, most: int | None = None
+    client: AsyncClient, job_id: str, log: LogText, most: int | None = None
 ) -> AsyncIterator[LogText]:
-    """The log from its start to its end, or no more than so many parts of it."""
+    """The log that this is a part of, from its start to its end, or no more than so many parts of it."""
     offset = 0
     for _ in count() if most is None else range(most):
-        part = await client.logs(job_id, attempt, offset)
+        part = await client.logs(job_id, log.attempt, offset, log.node_rank)
         if not part.text:
             return
         yield part
@@ -129,8 +133,15 @@ def _shown(log: LogText, requests: bool, to_the_end: bool) -> LogText:
     return log.model_copy(update={"text": text, "next_offset": log.next_offset - cut})
 
 
-async def _read(client: AsyncClient, job: Job, attempt: int | None, offset: int | None) -> LogText:
+def _nodes(job: Job, log: LogText | None) -> tuple[AttemptNode, ...]:
+    """The nodes of the attempt whose log is shown, if they are several."""
+    return next((one.nodes for one in job.attempts if log is not None and one.number == log.attempt), ())
+
+
+async def _read(
+    client: AsyncClient, job: Job, attempt: int | None, node_rank: int, offset: int | None
+) -> LogText:
     number = attempt or job.attempts[-1].number
     if offset is not None:
-        return await client.logs(job.id, number, offset)
-    return await tail(lambda start: client.logs(job.id, number, start))
+        return await client.logs(job.id, number, offset, node_rank)
+    return await tail(lambda start: client.logs(job.id, number, start, node_rank))

@@ -27,10 +27,12 @@ def start(
     log: Path | int,
     answer: Path | None = None,
     given: Path | None = None,
+    passed: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output is appended to `log`; with `answer`, its standard output goes there.
 
     `log` is a file, or a descriptor, which stays open here. With `given`, that file is its standard input.
+    It also gets the descriptors in `passed`, under the same numbers.
 
     It gets a session of its own: the terminal's Ctrl-C is for us, who end our children in order.
     """
@@ -46,6 +48,7 @@ def start(
             stdout=output,
             stderr=errors,
             start_new_session=True,
+            pass_fds=tuple(passed),
         )
 
 

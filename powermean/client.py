@@ -99,6 +99,7 @@ class Client(Connection):
 
     logs = method(rest.logs)
     checkpoints = method(rest.checkpoints)
+    checkpoint = method(rest.checkpoint)
     delete_checkpoint = method(rest.delete_checkpoint)
     pin_checkpoint = method(rest.pin_checkpoint)
     unpin_checkpoint = method(rest.unpin_checkpoint)
@@ -187,12 +188,15 @@ class Client(Connection):
                 timeout=httpx.Timeout(600, connect=5),
             )
 
-    def download(self, job_id: str, path: str, target: Path | str) -> None:
-        """Write one file of the final model to `target`; a file that is there is complete."""
+    def download(self, job_id: str, path: str, target: Path | str, step: str | None = None) -> None:
+        """Write one file of the final model, or of a checkpoint's weights, to `target`.
+
+        A file that is there is complete. `step` is a number, or best.
+        """
         target = Path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part-{os.getpid()}")
-        call = rest.file(job_id, path)
+        call = rest.file(job_id, path) if step is None else rest.checkpoint_file(job_id, step, path)
         request = self._http.build_request(**call.keywords())
         try:
             response = self._http.send(request, stream=True)
@@ -250,9 +254,15 @@ class Client(Connection):
                 time.sleep(max(0.0, began + RETRY_S - time.monotonic()))
 
     def log(
-        self, job_id: str, attempt: int | None = None, follow: bool = False, patience_s: float = PATIENCE_S
+        self,
+        job_id: str,
+        attempt: int | None = None,
+        follow: bool = False,
+        patience_s: float = PATIENCE_S,
+        *,
+        node_rank: int | None = None,
     ) -> Iterator[LogText]:
-        """The log of an attempt, by default of the newest, in parts.
+        """The log of an attempt, by default of the newest, in parts; of its first node unless one is chosen.
 
         With `follow` it goes on until the job has ended, through later attempts unless one was chosen. A
         server that answered once and restarts is asked again where the text broke off, for up to `patience_s`
@@ -265,7 +275,7 @@ class Client(Connection):
         while True:
             try:
                 job = self.get_job(job_id) if follow else None  # before the text: its end is then complete
-                part = self.logs(job_id, number, offset)
+                part = self.logs(job_id, number, offset, node_rank)
             except (ServerUnreachableError, ApiError) as error:
                 patience.bear(error)
                 continue

@@ -70,6 +70,22 @@ def vllm_objection(folder: Path, *, on_gpu: bool) -> Objection | None:
     return None
 
 
+def undivided_heads(config: Mapping[str, Any], gpus: int) -> str | None:
+    """Why vLLM can't split the model's layers over so many GPUs: each must get as many attention heads.
+
+    Key/value heads are divided, too, or each is repeated on as many GPUs. None where the config does not say.
+    """
+    heads = config.get("num_attention_heads")
+    shared = config.get("num_key_value_heads") or heads
+    if not isinstance(heads, int) or not isinstance(shared, int):
+        return None
+    if heads % gpus:
+        return f"the model has {heads} attention heads, which {gpus} GPUs can't share equally"
+    if shared % gpus and gpus % shared:
+        return f"the model has {shared} key/value heads, which {gpus} GPUs can't share equally"
+    return None
+
+
 def vllm_installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 

@@ -12,6 +12,7 @@ from powermean.engine_selection import CPU_CACHE_GIB, EngineName
 GIB = 1 << 30
 
 _MEMINFO = Path("/proc/meminfo")
+_VMSTAT = Path("/proc/vmstat")
 _CGROUP = Path("/sys/fs/cgroup")  # version 2; with another version the machine's own memory counts
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -45,6 +46,12 @@ def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
     cached = _statistic(cgroup / "memory.stat", "inactive_file") or 0
     left = None if limit is None or used is None else limit - used + cached
     return _least(_meminfo(meminfo, "MemAvailable"), left)
+
+
+def kills(cgroup: Path = _CGROUP, vmstat: Path = _VMSTAT) -> int | None:
+    """Processes that the kernel has killed so far because memory ran out; None if unknown."""
+    mine = _statistic(cgroup / "memory.events", "oom_kill")
+    return _statistic(vmstat, "oom_kill") if mine is None else mine
 
 
 def gib(size: int) -> str:

@@ -7,11 +7,13 @@ from pydantic import BaseModel
 
 from powermean.connection import Connection
 from powermean.contracts.attempts import (
+    ClaimRequest,
     ClaimWithSecrets,
     Finish,
     Heartbeat,
     HeartbeatReply,
     LogChunk,
+    MemberReport,
     NodeReport,
     ValidationResult,
     ValidationWithSecrets,
@@ -62,10 +64,14 @@ class NodeClient(Connection):
     def post_replay(self, replay_id: str, outcome: ReplayOutcome) -> None:
         self._run(Call("POST", f"{_replay(replay_id)}/outcome", _done, json=_body(outcome)))
 
-    def claim(self, attempt_id: str) -> ClaimWithSecrets:
-        """Claim the attempt; raises FencedError if it is not the current one or is already claimed."""
+    def claim(self, attempt_id: str, node_id: str | None = None) -> ClaimWithSecrets:
+        """Claim a node's part of the attempt (None: the first node's).
+
+        Raises FencedError if the attempt is not the current one or the part is already claimed.
+        """
         path = f"/v1/attempts/{quote(attempt_id, safe='')}/claim"
-        return self._run(Call("POST", path, reads(ClaimWithSecrets)))
+        body = _body(ClaimRequest(node_id=node_id))
+        return self._run(Call("POST", path, reads(ClaimWithSecrets), json=body))
 
 
 def _replay(replay_id: str) -> str:
@@ -83,8 +89,8 @@ class AttemptClient(Connection):
         """Use `token` from now on."""
         self._http.headers["Authorization"] = f"Bearer {token}"
 
-    def heartbeat(self, phase: str) -> HeartbeatReply:
-        beat = Heartbeat(phase=phase)
+    def heartbeat(self, phase: str, node_rank: int = 0, member: MemberReport | None = None) -> HeartbeatReply:
+        beat = Heartbeat(phase=phase, node_rank=node_rank, member=member)
         return self._run(Call("POST", f"{self._path}/heartbeat", reads(HeartbeatReply), json=_body(beat)))
 
     def post_record(self, kind: str, body: BaseModel) -> None:

@@ -54,6 +54,12 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a live process is frozen by a signal (SIGSTOP)."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "T"
+
+
 def _pids() -> list[int]:
     return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
 

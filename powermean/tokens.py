@@ -61,6 +61,7 @@ class AttemptClaims:
     job_id: str
     attempt: int
     verbs: frozenset[str]
+    node_rank: int = 0  # which of the attempt's nodes has it
 
     @property
     def attempt_id(self) -> str:
@@ -85,6 +86,7 @@ def sign_attempt_token(
     verbs: Iterable[str] = ALL_VERBS,
     lifetime_s: float = LIFETIME_S,
     now: datetime | None = None,
+    node_rank: int = 0,
 ) -> str:
     """A token for attempt number `attempt` of the job, valid for `lifetime_s` seconds from now.
 
@@ -98,6 +100,7 @@ def sign_attempt_token(
         "aud": AUDIENCE,
         "sub": job_id,
         "attempt": attempt,
+        "node_rank": node_rank,
         "verbs": sorted(verbs),
         "iat": issued,
         "exp": issued + timedelta(seconds=lifetime_s),
@@ -138,11 +141,14 @@ def verify_attempt_token(token: str, public_key_pem: str, *, even_expired: bool 
 
 def _claims(claims: dict[str, object]) -> AttemptClaims:
     job_id, attempt, verbs = claims["sub"], claims.get("attempt"), claims.get("verbs")
+    node_rank = claims.get("node_rank", 0)  # tokens from before have none
     if not isinstance(job_id, str) or type(attempt) is not int or attempt < 1:
         raise TokenInvalidError("not an attempt token: it names no attempt")
     if not isinstance(verbs, list) or not all(isinstance(verb, str) for verb in verbs):
         raise TokenInvalidError("not an attempt token: it names no verbs")
-    return AttemptClaims(job_id, attempt, frozenset(verbs))
+    if type(node_rank) is not int or node_rank < 0:
+        raise TokenInvalidError("not an attempt token: it names no node")
+    return AttemptClaims(job_id, attempt, frozenset(verbs), node_rank)
 
 
 def ensure_key_pair(folder: Path, copy: Path | None = None) -> KeyPair:

@@ -118,6 +118,8 @@ def _load(settings: RolloutSettings) -> EngineHost:
             gpu_memory_share=settings.gpu_memory_share,
             max_lora_rank=settings.max_lora_rank,
             transfer=offered(settings.transfer, on_gpu=settings.device != "cpu"),
+            tensor_parallel=settings.tensor_parallel,
+            sleep=settings.sleep and settings.device != "cpu",
         )
         if settings.max_adapters and _adapters_work(settings):
             listed = settings.jobs_file
@@ -128,6 +130,14 @@ def _load(settings: RolloutSettings) -> EngineHost:
         assert fence is not None  # see RolloutSettings
         return vllm.load_engine(options, fence=fence, weights=weights)
     assert fence is not None
+    if settings.tensor_parallel > 1:
+        raise EngineError(
+            500,
+            "vllm_missing",
+            "an engine with several GPUs needs vLLM, and the transformers engine was chosen",
+            remedy="Set rollout.gpus_per_replica to 1; with rollout.engine: vllm the error says why.",
+            path="rollout.gpus_per_replica",
+        )
     return transformers.load_engine(
         settings.model,
         device=settings.device,

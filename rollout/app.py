@@ -23,7 +23,7 @@ from powermean.contracts.rollout import (
     PublishRequest,
 )
 from powermean.tokens import AttemptClaims, Verb
-from rollout.counting import FILE, CompletionCount
+from rollout.counting import SUFFIX, CompletionCount
 from rollout.engine import CancelledError, Engine, EngineError, EngineHost, check_method
 from rollout.guard import CLAIMS, Guard, error_response
 from rollout.metrics import EngineMetrics
@@ -55,7 +55,7 @@ def create_app(host: EngineHost, settings: RolloutSettings, public_key_pem: str)
     app.state.control = control
     app.state.metrics = EngineMetrics()
     own = settings.ready_file if settings.job_id is not None else None  # of an attempt, in its folder
-    app.state.count = CompletionCount(own and own.with_name(FILE))
+    app.state.count = CompletionCount(own and own.with_suffix(SUFFIX))
     app.state.on_loopback = is_loopback(settings.host)
     app.include_router(router)
     app.add_exception_handler(EngineError, _engine_error)
@@ -117,7 +117,7 @@ async def publish(body: PublishRequest, request: Request) -> EngineState:
 @router.post("/v1/hold")
 async def hold(body: HoldRequest, request: Request) -> EngineState:
     """Finish what is being completed, then complete nothing until the next publish."""
-    engine = _publishing_engine(request, body, "in_place")
+    engine = _publishing_engine(request, body, None)
     await _control(request, lambda: engine.hold(body))
     return engine.state()
 
@@ -178,7 +178,7 @@ async def _control(request: Request, work: Callable[[], None]) -> None:
 
 
 def _publishing_engine(
-    request: Request, body: PublishRequest | HoldRequest | ChannelRequest, method: PublishMethod
+    request: Request, body: PublishRequest | HoldRequest | ChannelRequest, method: PublishMethod | None
 ) -> Engine:
     """The engine, if the token belongs to the attempt in the body and the engine accepts the method."""
     engine, claims = _engine_for(request, Verb.PUBLISH), _claims(request)
@@ -186,7 +186,8 @@ def _publishing_engine(
         raise EngineError(
             403, "forbidden", f"the token belongs to attempt {claims.attempt_id}", path="attempt"
         )
-    check_method(method, engine.state())
+    if method is not None:
+        check_method(method, engine.state())
     return engine
 
 

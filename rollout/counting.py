@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-FILE = "completions"  # beside the file that says where the engine serves
+SUFFIX = ".completions"  # of the file beside the one that says where the engine serves
 EVERY_S = 1.0  # between two writes
 Finished = Callable[[int], object]  # told how many more completions are finished, from any thread
 

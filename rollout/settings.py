@@ -66,6 +66,11 @@ class RolloutSettings(Contract):
         le=0.95,
         description="Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest.",
     )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that vLLM splits each layer over.")
+    sleep: bool = Field(
+        False,
+        description="Let vLLM give up its GPU memory between POST /v1/hold and the next publish (CUDA only).",
+    )
     max_adapters: int = Field(
         0, ge=0, le=64, description="Jobs that can have a LoRA adapter here at once; 0 serves full weights."
     )
@@ -94,6 +99,8 @@ class RolloutSettings(Contract):
 
     @model_validator(mode="after")
     def _serves_somebody(self) -> "RolloutSettings":
+        if self.tensor_parallel > 1 and (self.engine == "transformers" or self.device == "cpu"):
+            raise ValueError("--tensor-parallel is for vLLM on GPUs")
         if self.max_adapters and self.engine == "transformers":
             raise ValueError("--max-adapters needs the vllm engine: transformers uses merged weights")
         if self.job_id is None and (self.engine != "vllm" or not self.max_adapters):

@@ -6,7 +6,6 @@ It plans with the planner of real clusters, so it says what a job there would be
 """
 
 import sys
-from dataclasses import replace
 from math import ceil
 
 from powermean.contracts.attempts import GpuInfo, JobError, ValidationResult
@@ -28,8 +27,7 @@ def main() -> int:
 
 def check(task: DescribedTask) -> ValidationResult:
     """Why the job would wait on the empty cluster; no error where it would start."""
-    job = replace(waiting_job(_ID, demand_of(task.spec), None), nodes=task.spec.resources.nodes)
-    state = ClusterState(_nodes(task.cluster), [job])
+    state = ClusterState(_nodes(task.cluster), [waiting_job(_ID, demand_of(task.spec), None)])
     found = explain(state, plan(state)).get(_ID)
     if found is None:
         return ValidationResult()

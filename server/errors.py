@@ -83,6 +83,18 @@ class FencedError(ConflictError):
     code = "fenced"
 
 
+class NotFirstNodeError(ForbiddenError):
+    """The attempt's first node alone tells of steps, checkpoints and results."""
+
+    code = "not_first_node"
+
+    def __init__(self, attempt_id: str, node_rank: int) -> None:
+        super().__init__(
+            f"node {node_rank} of attempt {attempt_id} may not report this: only its first node does",
+            remedy="Send heartbeats, the log, and the end of its processes from here.",
+        )
+
+
 class TooManyRequestsError(ServiceError):
     """The caller asks too often; `retry_after_s` says when to try again."""
 

@@ -16,8 +16,10 @@ def owe(session: Session, task: str, queue: str | None, subject: str, now: datet
     changes(session).send = True
 
 
-def settle(session: Session, subject: str, now: datetime) -> None:
-    """Send nothing more about `subject`."""
+def settle(session: Session, subject: str, now: datetime, queue: str | None = None) -> None:
+    """Send nothing more about `subject` (to this queue alone, if one is named)."""
     table = Outbox.__table__
     owed = update(table).where(table.c.subject == subject, table.c.done_at.is_(None))  # type: ignore[arg-type]
+    if queue is not None:
+        owed = owed.where(table.c.queue == queue)
     session.connection().execute(owed.values(done_at=now))

@@ -148,8 +148,8 @@ def test_the_gpu_worker_is_the_other_one_with_gpus() -> None:
 
 def test_a_node_of_its_own_differs_only_in_where_things_are() -> None:
     here, there = SERVICES["worker"], NODE["services"]["worker"]
-    assert here["environment"].keys() == there["environment"].keys()
-    other = {"depends_on", "environment", "volumes"}
+    assert here["environment"].keys() == there["environment"].keys() - {"POWERMEAN_NODE_ADDRESS"}
+    other = {"depends_on", "environment", "network_mode", "volumes"}
     assert {k: v for k, v in here.items() if k not in other} == {
         k: v for k, v in there.items() if k not in other
     }

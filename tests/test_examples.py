@@ -100,7 +100,7 @@ def test_an_example_is_a_job_that_runs_on_nodes_with_eight_gpus(
         return stand_ins[model.name]
 
     monkeypatch.setattr(preflight, "resolve_model", resolved)
-    fake_gpu(monkeypatch, names=["H100"] * 8)
+    fake_gpu(monkeypatch, count=8)
     settings = NodeSettings(artefacts_url=service.settings.artefacts_url, data_dir=tmp_path)
     spec = load_spec(file)
     job_id = submitted(service, spec)

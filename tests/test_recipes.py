@@ -44,7 +44,7 @@ MUTATIONS: list[tuple[str, Path, str, Any, str, str]] = [
     ("a model", SMALL, "model.name", "Qwen/Qwen2.5-72B", "not_enough_memory", "sharded over 8"),
     ("hybrid", LARGE, "training.parallel", "hybrid", "not_enough_memory", "16 replicas"),
     ("an engine of one GPU", LARGE, "rollout.gpus_per_replica", 1, "not_enough_memory", "engine"),
-    ("heads", LARGE, "rollout.gpus_per_replica", 3, "heads_not_divisible", "40 attention heads"),
+    ("heads", LARGE, "rollout.gpus_per_replica", 3, "undivided_heads", "40 attention heads"),
     ("a budget", SMALL, "training.micro_batch_tokens", 4023, "budget_too_small", "4024 tokens"),
     ("the context", SMALL, "rollout.max_new_tokens", 4000, "prompt_too_long", "the model's 4096"),
 ]
@@ -72,17 +72,19 @@ def test_more_ranks_than_trajectories_are_refused_before_anything_else() -> None
         load_spec(SMALL, {("resources", "nodes"): 17})
 
 
-def test_more_engines_than_gpus_are_refused_before_anything_else() -> None:
-    with pytest.raises(SpecFileError, match="the engines need 16 GPUs of a node"):
+def test_engines_have_gpus() -> None:
+    with pytest.raises(SpecFileError, match="8 replicas of 2 GPUs are more than the trainer's"):
         load_spec(SMALL, {("rollout", "gpus_per_replica"): 2})
 
 
-def test_ranks_on_gpus_of_several_kinds_are_refused_until_the_recipe_names_one() -> None:
+def test_ranks_get_gpus_of_one_type() -> None:
+    """Two nodes of a type each are none for a job on two nodes; each is one for a job on one."""
     nodes = [ONE.nodes[0].model_copy(update={"gpu_type": kind}) for kind in ("NVIDIA H100", "NVIDIA A100")]
     mixed = DescribedCluster(nodes=tuple(nodes))
-    (error,) = errors(load_spec(SMALL), mixed)
-    assert error.code == "mixed_gpus"
+    assert errors(load_spec(SMALL), mixed) == []
     assert errors(load_spec(SMALL, {("resources", "gpu_type"): "a100"}), mixed) == []
+    (error,) = errors(load_spec(SMALL, {("resources", "nodes"): 2}), mixed)
+    assert (error.code, "all of one type" in error.message) == ("no_node", True)
     (error,) = errors(load_spec(SMALL, {("resources", "gpu_type"): "B200"}), mixed)
     assert error.code == "no_node"
 

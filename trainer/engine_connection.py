@@ -1,11 +1,12 @@
-"""The attempt's rollout service: waiting for it, and choosing how weights are published."""
+"""The attempt's rollout services: waiting for them, and choosing how weights are published."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 from powermean.artefacts import ArtefactStore
@@ -17,10 +18,11 @@ from rollout.gloo import address_towards
 from rollout.shared_weights import float_types
 from trainer.failures import TrainingError
 from trainer.policy.policy import Policy
+from trainer.ranks.gradients import is_sharded
 from trainer.weights.channel import ChannelWriter, connector
-from trainer.weights.files import Publisher, WeightWriter, fits_shared_memory
+from trainer.weights.engine_pool import EnginePool
+from trainer.weights.files import Publisher, Target, WeightWriter, fits_shared_memory
 from trainer.weights.in_place import InPlaceWriter
-from trainer.weights.steady_engine import Service
 from worker.attempt_dir import AttemptDir
 
 ENGINE_TIMEOUT_S = 900.0
@@ -30,52 +32,67 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 log = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
 
 @dataclass(frozen=True)
 class Connection:
-    """A rollout service to work with. On this host, weights can go through shared memory.
+    """The rollout services to work with. If they are on this host, weights can go through shared memory.
 
-    `adapters`: it accepts LoRA adapters. `shared`: other jobs use it too, and it outlives the attempt.
+    `adapters`: they accept LoRA adapters. `shared`: other jobs use it too, and it outlives the attempt.
     """
 
-    engine: Service
+    engine: EnginePool
     on_this_host: bool
-    address: str = LOOPBACK[0]  # address at which the service reaches this process
-    methods: tuple[PublishMethod, ...] = ("store", "shm")  # that it accepts weights by
+    address: Callable[[Target], str] = lambda _target: LOOPBACK[0]  # where a service reaches this process
+    methods: tuple[PublishMethod, ...] = ("store", "shm")  # that all accept weights by
     adapters: bool = False
     shared: bool = False
+    sleeps: bool = False  # while the trainer uses the GPUs
     max_model_len: int | None = None  # most tokens of prompt and completion together
     other_jobs: int = 0  # how many other jobs may use it at the same time
 
 
 @contextmanager
 def connected(attempt: AttemptDir, tell: Callable[[str], None]) -> Iterator[Connection]:
-    """The attempt's rollout service, when it is ready; people are told how long that takes."""
-    url = engine_url(attempt, tell=tell)
-    place = urlsplit(url)
-    host = place.hostname or LOOPBACK[0]
-    with RolloutClient(url, attempt.token) as client:
-        state = ready_state(client)
-        slots = state.adapters
+    """The attempt's rollout services, when they are ready; people are told how long that takes."""
+    claim = attempt.claim()
+    urls = engine_urls(attempt, claim, tell)
+    here = {*LOOPBACK, *([urlsplit(urls[0]).hostname] if claim.engine is None else [])}
+    with ExitStack() as stack:
+        clients = {stack.enter_context(RolloutClient(url, attempt.token)): urlsplit(url) for url in urls}
+        states = [ready_state(client) for client in clients]
+        slots = states[0].adapters
         adapters = slots is not None
-        on_this_host = host in LOOPBACK
-        try:
-            yield Connection(
-                client,
-                on_this_host=on_this_host,
-                address=LOOPBACK[0] if on_this_host else address_towards(host, place.port or 80),
-                methods=state.methods,
-                adapters=adapters,
-                shared=attempt.claim().engine is not None,
-                max_model_len=state.max_model_len,
-                other_jobs=slots.slots - 1 if slots is not None else 0,
-            )
-        finally:
-            if adapters:
-                # Otherwise the slot is freed when the node no longer lists the job. This client may be
-                # closed.
-                with suppress(RolloutError), RolloutClient(url, attempt.token) as parting:
-                    parting.drop_adapter(LEAVE_TIMEOUT_S)
+        if adapters:
+            stack.callback(_leave, attempt, urls)
+
+        def address(target: Target) -> str:
+            place = clients[cast(RolloutClient, target)]
+            host = place.hostname or LOOPBACK[0]
+            return LOOPBACK[0] if host in LOOPBACK else address_towards(host, place.port or 80)
+
+        yield Connection(
+            EnginePool(list(clients)),
+            on_this_host=all(place.hostname in here for place in clients.values()),
+            address=address,
+            methods=tuple(way for way in states[0].methods if all(way in state.methods for state in states)),
+            adapters=adapters,
+            shared=claim.engine is not None,
+            sleeps=states[0].sleeps,
+            max_model_len=min(state.max_model_len for state in states),
+            other_jobs=slots.slots - 1 if slots is not None else 0,
+        )
+
+
+def _leave(attempt: AttemptDir, urls: Sequence[str]) -> None:
+    """Free the job's slots. Otherwise the node frees them when it no longer lists the job.
+
+    The connection's own clients may be closed.
+    """
+    for url in urls:
+        with suppress(RolloutError), RolloutClient(url, attempt.token) as parting:
+            parting.drop_adapter(LEAVE_TIMEOUT_S)
 
 
 def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> EngineState:
@@ -90,18 +107,58 @@ def ready_state(client: RolloutClient, timeout_s: float = ENGINE_TIMEOUT_S) -> E
         time.sleep(0.5)
 
 
+def engine_urls(attempt: AttemptDir, claim: Claim, tell: Callable[[str], None]) -> list[str]:
+    """The addresses of all engines of the job, when they are ready. Raises TrainingError like engine_url."""
+    own = own_engine_urls(attempt, claim, tell)
+    if claim.engine is not None:
+        return own
+    others = range(1, claim.spec.resources.nodes)
+    return own + [url for node_rank in others for url in _urls_of_node(attempt, node_rank, len(own), tell)]
+
+
+def own_engine_urls(attempt: AttemptDir, claim: Claim, tell: Callable[[str], None]) -> list[str]:
+    """The addresses of the engines on this node, or of the shared one."""
+    replicas = 1 if claim.engine is not None else claim.spec.rollout.replicas
+    return [engine_url(attempt, tell=tell, replica=replica) for replica in range(replicas)]
+
+
+def _urls_of_node(
+    attempt: AttemptDir, node_rank: int, replicas: int, tell: Callable[[str], None]
+) -> tuple[str, ...]:
+    def told() -> tuple[str, ...] | None:
+        reports = [one.report for one in attempt.members() if one.node_rank == node_rank]
+        return next((one.engine_urls for one in reports if one and len(one.engine_urls) == replicas), None)
+
+    return _awaited(told, ENGINE_TIMEOUT_S, tell, _TELL_EVERY_S)
+
+
 def engine_url(
     attempt: AttemptDir,
     timeout_s: float = ENGINE_TIMEOUT_S,
     tell: Callable[[str], None] = logging.info,
     tell_every_s: float = _TELL_EVERY_S,
+    replica: int = 0,
 ) -> str:
-    """The rollout engine's address, when it is ready; `tell` is called now and then with the time waited.
+    """The address of an engine on this node, when it is ready; `tell` is called now and then with the time
+    waited.
 
     Raises TrainingError: engine_unreachable, or why the engine did not start.
     """
+    start = _awaited(lambda: attempt.engine_start(replica), timeout_s, tell, tell_every_s)
+    if start.error is not None:
+        why = start.error
+        raise TrainingError(
+            why.code, why.message, path=why.path, remedy=why.remedy, retryable=start.retryable
+        )
+    assert start.url is not None
+    return start.url
+
+
+def _awaited(
+    found: Callable[[], Found | None], timeout_s: float, tell: Callable[[str], None], tell_every_s: float
+) -> Found:
     began = told = time.monotonic()
-    while (start := attempt.engine_start()) is None:
+    while (it := found()) is None:
         now = time.monotonic()
         if now > told + tell_every_s:
             told = now
@@ -114,23 +171,24 @@ def engine_url(
                 retryable=True,
             )
         time.sleep(0.1)
-    if start.error is not None:
-        why = start.error
-        raise TrainingError(
-            why.code, why.message, path=why.path, remedy=why.remedy, retryable=start.retryable
-        )
-    assert start.url is not None
-    return start.url
+    return it
 
 
 def publisher(
-    connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
+    connection: Connection,
+    claim: Claim,
+    policy: Policy,
+    store: ArtefactStore,
+    scratch: Path,
+    call_ranks: Callable[[], object] = lambda: None,
 ) -> Publisher:
     """The way of rollout.publish; auto is in place where that works, otherwise files: through shared memory
     on one host with room, else through the artefact store.
 
-    An engine that accepts adapters gets only the adapter. Raises TrainingError: adapters_only for a job
-    without one, not_in_place and no_shared_memory if in_place or shm was requested but is impossible.
+    An engine that accepts adapters gets only the adapter. `call_ranks`: has the other ranks take part in
+    gathering a sharded model's weights. Raises TrainingError: adapters_only for a job without an adapter,
+    sharded_model for a way that can't take one, not_in_place and no_shared_memory if in_place or shm was
+    requested but is impossible.
     """
     if connection.adapters and claim.spec.model.lora is None:
         raise TrainingError(
@@ -140,9 +198,24 @@ def publisher(
             remedy="train an adapter, or give the job its own engine (rollout.sharing: own)",
         )
     method = claim.spec.rollout.publish
+    if method in ("nccl", "ipc") and is_sharded(policy.model):
+        raise TrainingError(
+            "sharded_model",
+            f"the way {method} would take a whole copy of the sharded model's weights on one GPU",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto, shm or store",
+        )
     if method in ("gloo", "nccl", "ipc"):
-        connect = connector(method, connection.address)
-        return ChannelWriter(claim.job_id, claim.number, method, policy.dtype, connect)
+        connect = connector(method, connection.address, claim.spec.rollout.gpus_per_replica)
+        return ChannelWriter(
+            claim.job_id,
+            claim.number,
+            method,
+            policy.dtype,
+            connect,
+            sleeps=connection.sleeps,
+            call_ranks=call_ranks,
+        )
     if method in ("auto", "in_place"):
         if (why := _in_place_objection(connection, claim.spec, policy)) is None:
             return InPlaceWriter(claim.job_id, claim.number)
@@ -172,6 +245,9 @@ def publisher(
         store=store,
         scratch=scratch,
         adapter_alone=connection.adapters,
+        changed=claim.origin is not None and claim.origin.kind == "adapter",
+        sleeps=connection.sleeps,
+        call_ranks=call_ranks,
     )
 
 
@@ -181,6 +257,8 @@ def _in_place_objection(connection: Connection, spec: JobSpec, policy: Policy) -
         return why
     if not connection.on_this_host or connection.shared:
         return "it is on another host, or other jobs use it"
+    if is_sharded(policy.model):
+        return "they are spread over ranks"
     if "in_place" not in connection.methods:
         return "it takes none in place"
     if policy.device.type != "cpu" or float_types(policy.model.state_dict()) != {policy.dtype}:

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.metrics import MetricRow
 from powermean.contracts.phases import (
     CHECKPOINTING,
     EVALUATING,
@@ -38,7 +41,9 @@ from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, complete_pro
 from trainer.rollouts.sampling_ahead import Batches, SamplingAhead, SamplingInTurn
 from trainer.run_context import Run, Stopwatch
 from trainer.seeds import derive_seed, generator
+from trainer.taking_part import call_to_checkpoint, led
 from trainer.weights import probe
+from trainer.weights.engine_pool import EnginePool
 
 BeginRound = Callable[[int, int], None]  # step, round: raises if it must not be sampled
 
@@ -117,7 +122,7 @@ def judge_limits(run: Run, step: int) -> str | None:
 
 def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatch) -> None:
     """One rollout batch, from sampling to recording."""
-    ready = batches.ready
+    ready, moved = batches.ready, run.engine.engine.moved
     run.reporter.phase(in_step(step, run.spec.training.steps, SAMPLING))
     with watch("wait"):
         sampled = batches.take(step)
@@ -126,7 +131,10 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
     reports = update_policy(run, batch, watch)
     with watch("publish"):
         run.progress = run.progress.advanced(
-            step=step, updates=run.learner.updates, tokens=run.progress.tokens + facts.tokens
+            step=step,
+            updates=run.learner.updates,
+            tokens=run.progress.tokens + facts.tokens,
+            beta=run.learner.beta,
         )
         run.reporter.phase(in_step(step, run.spec.training.steps, PUBLISHING))
         difference = publish(run, graded.rollouts.prompts)
@@ -135,7 +143,15 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
         record(run, step_report(run, batch, graded, facts, reports, difference), batch.recorded)
     times = time_metrics(step, {**sampled.seconds, **watch.stop()}, facts.tokens)
     facts_of_run = [metric(step, "sampling/queued", ready), metric(step, "data/left_out", run.share_left_out)]
-    run.report([*times, *facts_of_run])
+    run.report([*times, *facts_of_run, *engine_metrics(step, run.engine.engine, moved)])
+
+
+def engine_metrics(step: int, engines: EnginePool, moved_before: int) -> list[MetricRow]:
+    """How the replicas of the engine fare; nothing of a single one."""
+    if engines.size == 1:
+        return []
+    moved = engines.moved - moved_before
+    return [metric(step, "sampling/replicas", engines.serving), metric(step, "sampling/moved_prompts", moved)]
 
 
 def step_batches(run: Run) -> Batches[StepBatch]:
@@ -238,7 +254,9 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
 
 def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
     """Send the weights to the rollout service and compare log-probs: the largest difference in nats."""
-    version, policy = run.progress.step, run.learner.policy
+    version, policy = run.progress.step, led(run.learner)
+    if run.weights.hold_request(version) is not None and policy.device.type == "cuda":
+        torch.cuda.empty_cache()  # the engine, which wakes up now, needs what the update has left unused
     try:
         request = run.weights.write(policy.model, version)
         run.engine.publish(request, PUBLISH_TIMEOUT_S)
@@ -270,6 +288,7 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
     step, learner = run.progress.step, run.learner
     run.reporter.phase(in_step(step, run.spec.training.steps, CHECKPOINTING))
     owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
+    call_to_checkpoint(learner, owner, run.progress)
     manifest = checkpoint.store(
         run.store,
         owner,
@@ -278,6 +297,7 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
         learner.optimizer,
         run.progress,
         learner.master_weights,
+        learner.ranks,
     )
     return CheckpointCommit(step=step, manifest=manifest)
 

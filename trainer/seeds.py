@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["rollout", "minibatch", "evaluation", "probe"]
+Purpose = Literal["rollout", "minibatch", "evaluation", "probe", "rank"]
 
 
 def derive_seed(seed: int, purpose: Purpose, *numbers: int) -> int:

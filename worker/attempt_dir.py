@@ -4,16 +4,20 @@ claim.json    the claim                                    worker -> all
 token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit, finish, cancel   supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
-completions   how many of a batch are finished            engine -> supervisor
+engine-K.completions   how many of a batch are finished   engine -> supervisor
+start/        what a fork begins with                    trainer.forks -> engine, trainer
 spool/        records to post, in order of their names     trainer -> supervisor
 ballast       space for the last record on a full disk    worker, supervisor -> trainer
-engine.json   the engine's address, or why it failed      engine, supervisor -> trainer, supervisor
+members.json  the attempt's nodes, and where they are  supervisor -> trainer
+rank-3.json   how a rank other than 0 failed           trainer -> supervisor
+engine-K.json   an engine's address, or why it failed     engine, supervisor -> trainer, supervisor
 log.txt       what engine and trainer print                both -> supervisor
 supervisor.json   the supervisor's process                 supervisor -> worker
 ended         the attempt is over                          supervisor, worker
 """
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -23,12 +27,14 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from powermean.contracts.attempts import Claim, EngineStart, Order, SpoolRecord
+from powermean.contracts.attempts import Claim, EngineStart, Finish, FinishRecord, Member, Order, SpoolRecord
 from powermean.disk import Ballast, is_full
 from powermean.errors import PowermeanError
 from powermean.processes import ProcessId
 
 _RECORD: TypeAdapter[SpoolRecord] = TypeAdapter(SpoolRecord)
+_MEMBERS: TypeAdapter[tuple[Member, ...]] = TypeAdapter(tuple[Member, ...])
+_COUNT = re.compile(r"\d+ of \d+")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where the trainer hands weights to an engine on this host
 BALLAST_BYTES = 2**20
 PHASE_CHARACTERS = 80  # most that the trainer says of what it is doing
@@ -64,23 +70,42 @@ class AttemptDir:
         return self.path.name
 
     @property
+    def mark(self) -> str:
+        """Value of MARK for its processes; two nodes of an attempt may be on one host."""
+        try:
+            rank = self.claim().node_rank
+        except (OSError, ValidationError):  # left by a worker of another version
+            rank = 0
+        return f"{self.attempt_id}/{rank}" if rank else self.attempt_id
+
+    @property
     def claim_file(self) -> Path:
         return self.path / "claim.json"
 
     @property
-    def engine_file(self) -> Path:
-        return self.path / "engine.json"
+    def start(self) -> Path:
+        return self.path / "start"
 
-    def engine_start(self) -> EngineStart | None:
+    def engine_file(self, replica: int = 0) -> Path:
+        """What the rollout engine, one of `rollout.replicas` on this node, says of its start."""
+        return self.path / f"engine-{replica}.json"
+
+    def engine_start(self, replica: int = 0) -> EngineStart | None:
         """The result of the engine's start; None if there is none yet."""
         try:
-            return EngineStart.model_validate_json(self.engine_file.read_bytes())
+            return EngineStart.model_validate_json(self.engine_file(replica).read_bytes())
         except FileNotFoundError:
             return None
 
+    def engine_urls(self, replicas: int) -> tuple[str, ...]:
+        """The addresses of this node's engines; none before all of them serve."""
+        starts = [self.engine_start(replica) for replica in range(replicas)]
+        urls = tuple(start.url for start in starts if start is not None and start.url is not None)
+        return urls if len(urls) == replicas else ()
+
     def write_engine_start(self, start: EngineStart) -> None:
         """Set where to sample if the attempt has no engine of its own."""
-        write_whole(self.engine_file, start.model_dump_json(exclude_none=True))
+        write_whole(self.engine_file(), start.model_dump_json(exclude_none=True))
 
     @property
     def log(self) -> Path:
@@ -130,6 +155,34 @@ class AttemptDir:
     def write_token(self, token: str) -> None:
         write_whole(self.path / "token", token, 0o600)
 
+    def members(self) -> tuple[Member, ...]:
+        """The attempt's nodes as far as they are known, by node_rank."""
+        try:
+            return _MEMBERS.validate_json((self.path / "members.json").read_bytes())
+        except FileNotFoundError:
+            return ()
+
+    def write_members(self, members: tuple[Member, ...]) -> None:
+        write_whole(self.path / "members.json", _MEMBERS.dump_json(members).decode())
+
+    def end(self) -> Finish | None:
+        """How rank 0 says it ended: the spool's last record; None if it does not say."""
+        try:
+            record = read_record(self.spooled()[-1])
+        except (IndexError, FileNotFoundError, SpoolError):
+            return None
+        return record.body if isinstance(record, FinishRecord) else None
+
+    def rank_end(self, rank: int) -> Finish | None:
+        """How that rank, other than 0, says it failed."""
+        try:
+            return Finish.model_validate_json(self.rank_file(rank).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def rank_file(self, rank: int) -> Path:
+        return self.path / f"rank-{rank}.json"
+
     def order(self) -> Order:
         """What the supervisor wants; no order or one not known means to go on."""
         try:
@@ -150,10 +203,12 @@ class AttemptDir:
 
     def completions(self) -> str | None:
         """How many completions of the batch that is being sampled are finished: `12 of 64`."""
-        try:
-            return (self.path / "completions").read_text(errors="replace").strip() or None
-        except FileNotFoundError:
+        counts = [path.read_text(errors="replace") for path in self.path.glob("engine-*.completions")]
+        numbers = [[int(word) for word in text.split(" of ")] for text in counts if _COUNT.fullmatch(text)]
+        if not numbers:
             return None
+        finished, total = map(sum, zip(*numbers, strict=True))
+        return f"{finished} of {total}"
 
     def write_phase(self, text: str) -> None:
         write_whole(self.path / "phase", text[:PHASE_CHARACTERS])
@@ -169,7 +224,8 @@ class AttemptDir:
 
     def close(self) -> None:
         """Mark the attempt as over: remove large files, keep the log and the like for people."""
-        shutil.rmtree(self.path / "scratch", ignore_errors=True)
+        for folder in (self.path / "scratch", self.start):
+            shutil.rmtree(folder, ignore_errors=True)
         self.ballast.release()
         for weights in SHARED_MEMORY.glob(f"powermean-{self.attempt_id}.*"):
             weights.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ from powermean.contracts.checks import Check, NodeAnswer, NodeQuestion
 from powermean.keys import without_logins
 from powermean.node_client import NodeClient
 from powermean.rest import ApiError, ServerUnreachableError
+from worker.attempt.rendezvous import LOOPBACK, PORT_TAKEN, RendezvousError, listen
 from worker.gpus import Gpus
 from worker.settings import NodeSettings, NodeSettingsError
 
@@ -77,6 +78,7 @@ def looks(idle: bool) -> Iterator[tuple[str, Look]]:
         yield "settings", lambda: [wrong]
         return
     yield "settings", lambda: contradictions(settings)
+    yield "ranks", lambda: ranks(settings)
     yield "data folder", lambda: disk("data folder", settings.data_dir)
     yield "artefact store", lambda: artefact_store(settings.artefacts_url, existing=not idle)
     if not idle:
@@ -160,6 +162,21 @@ def contradictions(settings: NodeSettings) -> Iterator[Check]:
         if not root.is_dir():
             wrong.append(warning("settings", f"POWERMEAN_MODEL_ROOTS: there is no folder {root}"))
     yield from wrong or [ok("settings", f"of node {settings.node_id}")]
+
+
+def ranks(settings: NodeSettings) -> Iterator[Check]:
+    """Whether ranks on other nodes could meet those here: this node can't tell what is between them."""
+    try:
+        listen(settings.node_address, settings.rank_port).close()
+    except RendezvousError as error:
+        judge = warning if error.code == PORT_TAKEN else failed  # perhaps by a job that is here for it
+        yield judge("ranks", error.message, error.remedy)
+        return
+    port = f"port {settings.rank_port}" if settings.rank_port else "any free port"
+    said = f"they meet at {settings.node_address}, {port}"
+    if settings.node_address == LOOPBACK:
+        said += "; for jobs of several nodes, set POWERMEAN_NODE_ADDRESS to an address that the others reach"
+    yield ok("ranks", said)
 
 
 def server(settings: NodeSettings) -> Iterator[Check]:

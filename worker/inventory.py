@@ -40,7 +40,7 @@ def _over(attempt: AttemptDir) -> bool:
     process = attempt.supervisor()
     if process and process.alive:
         return False
-    if end_all(lambda: marked(MARK, attempt.attempt_id), grace_s=0):
+    if end_all(lambda: marked(MARK, attempt.mark), grace_s=0):
         return False
     attempt.close()
     return True

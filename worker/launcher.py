@@ -54,11 +54,16 @@ class Launcher(Protocol):
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         """Prepares the model on this node; its last line of output is the model's folder."""
 
-    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        """The rollout service; it writes `engine_file` when it is ready."""
+    def engine(
+        self, attempt: AttemptDir, claim: Claim, model: Path, replica: int = 0, port: int = 0
+    ) -> Command:
+        """The rollout service, one of `rollout.replicas`; it writes its `engine_file` when it is ready.
+
+        `port`: where it listens; 0: on any that is free.
+        """
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        """The training process."""
+        """A training process. All ranks see all GPUs of their node's allocation: LOCAL_RANK picks one."""
 
 
 class LocalLauncher:
@@ -73,17 +78,23 @@ class LocalLauncher:
         self._secrets = secrets or {}
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
-        argv = (sys.executable, "-m", "trainer.models", "--claim", str(attempt.claim_file))
+        program = "trainer.models" if claim.origin is None else "trainer.forks"
+        argv = (sys.executable, "-m", program, "--claim", str(attempt.claim_file))
         return Command(argv, self._environment(attempt, ()), hub_tokens(self._secrets))
 
-    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        gpus = self._gpus(claim, "rollout")
+    def engine(
+        self, attempt: AttemptDir, claim: Claim, model: Path, replica: int = 0, port: int = 0
+    ) -> Command:
+        size = claim.spec.rollout.gpus_per_replica
+        gpus = self._gpus(claim, "rollout")[replica * size : (replica + 1) * size]
         on_gpu = bool(gpus)
         dtype = claim.spec.model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
         publish = claim.spec.rollout.publish
         split = claim.spec.resources.placement == "split"
+        # Trainers on other nodes reach only an engine that listens there; it wants the attempt's token.
+        host = self._settings.node_address if claim.spec.resources.nodes > 1 else "127.0.0.1"
         argv = (
             *(sys.executable, "-m", "rollout"),
             *("--engine", claim.spec.rollout.engine),
@@ -94,12 +105,15 @@ class LocalLauncher:
             *("--attempt", str(claim.number)),
             *("--public-key", str(self._settings.attempt_public_key)),
             *("--artefacts-url", self._settings.artefacts_url),
-            *("--host", "127.0.0.1"),
-            *("--port", "0"),
-            *("--ready-file", str(attempt.engine_file)),
+            *("--host", host),
+            *("--allowed-host", host),
+            *("--port", str(port)),
+            *("--ready-file", str(attempt.engine_file(replica))),
             *_adapter_flags(claim),
             *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
             *(("--gpu-memory-share", OWN_GPU_SHARE) if split else ()),
+            *(("--tensor-parallel", str(size)) if size > 1 else ()),
+            *(("--sleep", "true") if claim.spec.engine_sleeps else ()),
         )
         return Command(argv, _offline(self._environment(attempt, gpus)))
 
@@ -120,7 +134,7 @@ class LocalLauncher:
 
     def _environment(self, attempt: AttemptDir, gpus: tuple[str, ...]) -> dict[str, str]:
         return _environment(gpus) | {
-            MARK: attempt.attempt_id,
+            MARK: attempt.mark,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products
             "PYTHONHASHSEED": "0",
         }

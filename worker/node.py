@@ -100,7 +100,7 @@ class Node:
         if time.monotonic() - self._accepted > UNHEARD_S:
             self.report()  # after a silence the name may be another worker's, and so may the attempt
         try:
-            answer = self._client.claim(attempt_id)
+            answer = self._client.claim(attempt_id, self._settings.node_id)
         except ApiError as error:
             log.info("not starting attempt %s: %s", attempt_id, error)
             return
@@ -129,7 +129,7 @@ class Node:
             with (attempt.path / "supervisor.log").open("ab") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
-                    env=without_secrets() | {MARK: claim.attempt_id},
+                    env=without_secrets() | {MARK: attempt.mark},
                     stdin=given,
                     stdout=out,
                     stderr=out,
@@ -150,7 +150,7 @@ class Node:
             if is_full(why)
             else JobError(code="supervisor_error", message=f"The node could not start the attempt: {why}")
         )
-        end = Finish(outcome="failed", error=error, retryable=True)
+        end = Finish(outcome="failed", node_rank=claim.node_rank, error=error, retryable=True)
         try:
             with AttemptClient(self._settings.server_url, claim.attempt_id, claim.token) as client:
                 client.finish(end)

@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -31,6 +32,12 @@ log = logging.getLogger(__name__)
 
 DETAIL_S = 2.0
 _ROWS_PER_RECORD = 20_000
+
+
+def tell_rank_end(attempt: AttemptDir, rank: int, end: Finish) -> None:
+    """How a rank other than 0 failed, for its own node. Rank 0 records it too, but may be on another one."""
+    with suppress(OSError):
+        attempt.write_last(attempt.rank_file(rank), own_redactor().text(end.model_dump_json()))
 
 
 class Reporter:

@@ -26,9 +26,6 @@ def fit(
     nodes: Annotated[
         int | None, typer.Option(min=1, help="Nodes; by default the spec's.", show_default=False)
     ] = None,
-    engine_sleeps: Annotated[
-        bool, typer.Option("--engine-sleeps", help="vLLM on the same GPUs gives its memory back in updates.")
-    ] = False,
     prompt_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of the longest prompt of an uploaded dataset.", show_default=False),
@@ -50,8 +47,6 @@ def fit(
     for name, value in numbers.items():
         if value is not None:
             command += [f"--{name}", str(value)]
-    if engine_sleeps:
-        command.append("--engine-sleeps")
     if json_:
         command.append("--json")
     raise typer.Exit(subprocess.run(command, check=False).returncode)

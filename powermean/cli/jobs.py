@@ -24,7 +24,7 @@ from powermean.cli.terminal import (
     say_table,
 )
 from powermean.client import Client
-from powermean.contracts.api import Job, JobPage, JobState, JobSummary
+from powermean.contracts.api import AttemptNode, Job, JobPage, JobState, JobSummary
 from powermean.home import Home
 from powermean.rest import ApiError
 from powermean.spec_files import SpecFileError, read_file
@@ -176,6 +176,13 @@ def show(job: ChosenJob, json_: AsJson = False) -> None:
     say(f"\n{to_yaml(found.spec)}", end="")
 
 
+def _how(node: AttemptNode) -> str:
+    """How one of several nodes is doing."""
+    if node.error is not None:
+        return f"{node.outcome}: {node.error.code}: {node.error.message}"
+    return node.outcome or ("not claimed" if node.claimed_at is None else "claimed")
+
+
 def described(job: Job) -> list[str]:
     lines = [
         f"{job.id}  {job.name}",
@@ -183,6 +190,10 @@ def described(job: Job) -> list[str]:
         f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
+    lines += [f"forked from {job.forked_from}"] if job.forked_from else []
+    for fork in job.forks:
+        at = "the final model" if fork.step is None else f"step {fork.step}"
+        lines.append(f"forked by {fork.job}  {fork.name} ({fork.state}), from {at}")
     lines += [f"ended early by {job.ended_by}"] if job.ended_by else []
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:
@@ -190,6 +201,7 @@ def described(job: Job) -> list[str]:
         why = f"{attempt.error.code}: {attempt.error.message}" if attempt.error else attempt.reason
         how = f"{attempt.outcome or attempt.state}, from step {attempt.first_step}"
         lines.append(f"attempt {attempt.number} on {nodes}: {how}" + (f": {why}" if why else ""))
+        lines += [f"  node {one.node_rank}, {one.node_id}: {_how(one)}" for one in attempt.nodes]
         if attempt.ordered_at:
             freed = f", freed {local_time(attempt.freed_at)}" if attempt.freed_at else ""
             told = "" if attempt.ended_at else f" ({attempt.order_reason})"
@@ -286,6 +298,9 @@ def logs(
     attempt: Annotated[
         int | None, typer.Option(min=1, help="Number of the attempt; default: the newest.")
     ] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(min=0, help="Which of the job's nodes; default: 0, the first.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Print the log of the trainer and the engine.
@@ -293,7 +308,7 @@ def logs(
     Example: powermean logs arithmetic-smollm2 -f
     """
     with connected() as client:
-        for part in client.log(job_id(client, job), attempt, follow=follow_it):
+        for part in client.log(job_id(client, job), attempt, follow=follow_it, node_rank=node_rank):
             if json_:
                 say_json(part, indent=None)
             else:

@@ -18,6 +18,7 @@ from powermean.contracts.attempts import (
     OrderCause,
 )
 from powermean.contracts.base import Contract, Name
+from powermean.contracts.forks import Fork, ForkedFrom
 from powermean.contracts.job import JobSpec
 from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.renaming import Deprecation
@@ -103,6 +104,17 @@ JobSort = Literal[
 ]  # fmt: skip
 
 
+class AttemptNode(Contract):
+    """One of the nodes of an attempt that runs on several."""
+
+    node_rank: int = Field(description="0: the first node, which samples, publishes and reports.")
+    node_id: str
+    claimed_at: datetime | None = Field(None, description="null: it has not claimed its part.")
+    ended_at: datetime | None = Field(None, description="When it said that its processes are gone.")
+    outcome: str | None = Field(None, description="How its part ended; lapsed: it was silent for too long.")
+    error: JobError | None = Field(None, description="What it said went wrong there.")
+
+
 class AttemptView(Contract):
     """One attempt at a job."""
 
@@ -111,6 +123,7 @@ class AttemptView(Contract):
     state: str
     first_step: int
     allocations: tuple[AllocationView, ...]
+    nodes: tuple[AttemptNode, ...] = Field((), description="By node_rank; empty: it runs on one node.")
     created_at: datetime
     order_cause: OrderCause | None = Field(
         None, description="Why it was ordered to stop; null: nobody ordered it to."
@@ -130,6 +143,8 @@ class Job(JobSummary):
     """A job with its spec, attempts and result."""
 
     spec: JobSpec
+    forked_from: ForkedFrom | None = Field(None, description="Whose weights it began with.")
+    forks: tuple[Fork, ...] = Field((), description="Jobs that began with its weights, the newest first.")
     result: JobResult | None = None
     attempts: tuple[AttemptView, ...] = ()
     preemptions: int = Field(0, description="How often it gave way to other work.")
@@ -163,6 +178,11 @@ class CheckpointView(Contract):
     attempt: int
     size: int = Field(description="Bytes.")
     pinned: bool = Field(False, description="Kept by retention until somebody unpins it.")
+    metric: str | None = Field(None, description="checkpoints.best of the spec.")
+    value: float | None = Field(
+        None, description="Its newest value at or before the step; null: none, or not finite."
+    )
+    best: bool = Field(False, description="It has the best value, and is kept for that.")
     created_at: datetime
 
 
@@ -182,6 +202,7 @@ class LogText(Contract):
     """Part of an attempt's log. Ask again with offset=next_offset for more."""
 
     attempt: int
+    node_rank: int = Field(0, description="Which of the attempt's nodes wrote it.")
     offset: int
     next_offset: int
     text: str

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.base import Contract, Labels, conflict
+from powermean.contracts.forks import Origin
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.rollout import AdapterSlots
@@ -193,6 +194,7 @@ class Claim(Contract):
     beat_s: float
     resume: CheckpointCommit | None = None
     dataset: ArtefactRef | None = None
+    origin: Origin | None = Field(None, description="What `model.from` stands for.")
     engine: ClaimedEngine | None = Field(
         None, description="Engine service to sample from; null: the attempt starts its own engine."
     )
@@ -213,6 +215,7 @@ class ValidationTask(Contract):
     job_id: str
     spec: JobSpec
     dataset: ArtefactRef | None = None
+    origin: Origin | None = Field(None, description="What `model.from` stands for.")
 
 
 class ValidationWithSecrets(Contract):
@@ -254,7 +257,9 @@ class HeartbeatReply(Contract):
 
     order: Order
     token: str
-    members: tuple[Member, ...] = Field((), description="All nodes of the attempt, by node_rank.")
+    members: tuple[Member, ...] = Field(
+        (), description="All nodes of the attempt, by node_rank; empty where there is one."
+    )
 
 
 class MetricsReport(Contract):
@@ -268,6 +273,7 @@ class LogChunk(Contract):
 
     offset: int = Field(ge=0)
     text: str = Field(max_length=1_000_000)
+    node_rank: int = Field(0, ge=0, description="On which of the attempt's nodes: each has a log of its own.")
 
 
 class JobResult(Contract):

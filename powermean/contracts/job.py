@@ -8,7 +8,7 @@ from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
 from powermean.contracts.base import Contract, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
-from powermean.contracts.limits import LimitSpec
+from powermean.contracts.limits import LimitSpec, metric_objection
 from powermean.contracts.models import ModelSpec
 from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityName
 from powermean.contracts.resources import ResourceSpec
@@ -86,9 +86,15 @@ class RolloutSpec(Contract):
     )
 
     @property
+    def gpus(self) -> int:
+        """Of all replicas on a node."""
+        return self.replicas * self.gpus_per_replica
+
+    @property
     def needs_vllm(self) -> bool:
-        """Whether no other engine would do: it is asked for, or a way of publishing that only vLLM has."""
-        return self.engine == "vllm" or self.publish in ("gloo", "nccl", "ipc")
+        """Whether no other engine would do: it is asked for, or what only vLLM has."""
+        only_vllm = self.publish in ("gloo", "nccl", "ipc") or self.gpus_per_replica > 1
+        return self.engine == "vllm" or only_vllm
 
 
 class JobSpec(Contract):
@@ -128,7 +134,13 @@ class JobSpec(Contract):
     def rollout_gpus(self) -> int:
         """GPUs of the engine's own on each node, beside the trainer's."""
         own = self.resources.placement == "split"
-        return self.rollout.replicas * self.rollout.gpus_per_replica if own else 0
+        return self.rollout.gpus if own else 0
+
+    @property
+    def engine_sleeps(self) -> bool:
+        """Whether vLLM frees the trainer's GPUs while that uses them: it then has nothing to sample."""
+        colocated = self.resources.gpus > 0 and self.resources.placement == "colocated"
+        return colocated and self.model.lora is None and self.rollout.max_staleness == 0
 
     @property
     def in_place_objection(self) -> str | None:
@@ -141,6 +153,8 @@ class JobSpec(Contract):
             return "in_place is for CPUs, and resources.gpus is above 0"
         if self.model.lora is not None:
             return "in_place is for training all weights, and model.lora trains an adapter"
+        if self.rollout.replicas * self.resources.nodes > 1:
+            return "in_place is for one engine; the job has several: rollout.replicas times resources.nodes"
         if self.rollout.max_staleness > 0:
             return "in_place stops sampling during updates, and rollout.max_staleness is above 0"
         if served != trained:
@@ -163,6 +177,18 @@ class JobSpec(Contract):
         if self.model.device == "cpu" and gpus > 0:
             why = "model.device is cpu but resources.gpus is above 0: set it to 0"
             raise conflict(("resources", "gpus"), why, gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _a_trajectory_for_each_rank(self) -> "JobSpec":
+        ranks = self.resources.ranks
+        trained = self.training.prompts_per_step // self.training.minibatches * self.rollout.group_size
+        if trained < ranks:
+            why = (
+                f"{ranks} ranks share the {trained} trajectories of a minibatch: ask for fewer, or raise "
+                "training.prompts_per_step or rollout.group_size"
+            )
+            raise conflict(("resources",), why, ranks)
         return self
 
     @model_validator(mode="after")
@@ -208,8 +234,32 @@ class JobSpec(Contract):
             why = "nccl needs a GPU of the engine's own: set resources.placement to split, or use ipc"
         elif method == "ipc" and self.resources.placement == "split":
             why = "ipc stays within a GPU, and resources.placement is split: use nccl"
+        elif method == "ipc" and self.resources.nodes * self.rollout.gpus > 1:
+            why = "ipc stays within a GPU, and the engines have several: use auto, shm or store"
         if why is not None:
             raise conflict(("rollout", "publish"), why, method)
+        return self
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> "JobSpec":
+        """Each replica has its GPUs: those that are split off, else the trainer's, dealt out."""
+        replicas, size, gpus = self.rollout.replicas, self.rollout.gpus_per_replica, self.resources.gpus
+        if self.rollout.sharing == "shared" and replicas > 1:
+            why = "is for engines of the job's own, and rollout.sharing is shared: set it to 1"
+            raise conflict(("rollout", "replicas"), why, replicas)
+        if size > 1 and gpus == 0:
+            why = "is for GPUs and resources.gpus is 0: set it to 1"
+            raise conflict(("rollout", "gpus_per_replica"), why, size)
+        if size > 1 and self.rollout.engine == "transformers":
+            why = "is for vLLM; rollout.engine is transformers, which has one GPU: set it to 1"
+            raise conflict(("rollout", "gpus_per_replica"), why, size)
+        if gpus and self.resources.placement == "colocated" and self.rollout.gpus > gpus:
+            field, value = ("gpus_per_replica", size) if size > gpus else ("replicas", replicas)
+            why = (
+                f"{replicas} replicas of {size} GPUs are more than the trainer's, which they share: "
+                f"resources.gpus is {gpus}; lower it, or set resources.placement to split"
+            )
+            raise conflict(("rollout", field), why, value)
         return self
 
     @model_validator(mode="after")
@@ -242,14 +292,25 @@ class JobSpec(Contract):
         return self
 
     @model_validator(mode="after")
-    def _engines_find_gpus(self) -> "JobSpec":
-        wanted, gpus = self.rollout.replicas * self.rollout.gpus_per_replica, self.resources.gpus
-        if self.resources.placement == "colocated" and 0 < gpus < wanted and self.rollout.sharing != "shared":
-            why = (
-                f"the engines need {wanted} GPUs of a node (replicas x gpus_per_replica), and the trainer, "
-                f"whose GPUs they share, has {gpus}"
-            )
-            raise conflict(("rollout", "replicas"), why, self.rollout.replicas)
+    def _schedule_has_room(self) -> "JobSpec":
+        total = self.training.steps * self.training.updates_per_step
+        warmup = self.optimizer.warmup(total)
+        if self.optimizer.schedule != "constant" and warmup >= total:
+            field = "warmup_updates" if self.optimizer.warmup_ratio is None else "warmup_ratio"
+            why = f"the warm-up of {warmup} updates leaves none of the job's {total} for the schedule"
+            raise conflict(("optimizer", field), why, getattr(self.optimizer, field))
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> "JobSpec":
+        metric = self.checkpoints.best
+        if metric is None:
+            return self
+        why = metric_objection(metric)
+        if why is None and metric.startswith("eval/") and self.evaluation.every == 0:
+            why = f"{metric} is not measured between the first and the last step: set evaluation.every"
+        if why is not None:
+            raise conflict(("checkpoints", "best"), why, metric)
         return self
 
     @model_validator(mode="after")

@@ -73,6 +73,10 @@ METRICS: dict[str, MetricInfo] = {
         "count", "sampled groups that the algorithm's filter removed or that were more than needed"
     ),
     "sampling/queued": _step("count", "batches sampled ahead that were ready when training asked for one"),
+    "sampling/replicas": _step("count", "rollout engines that get prompts, where a job has several"),
+    "sampling/moved_prompts": _step(
+        "count", "prompts asked again of another rollout engine in the step, since theirs had failed"
+    ),
     "sampling/kl": _step("nats", "mean token KL(rollout || trainer) estimate from untruncated log-probs"),
     "sampling/kl_truncated": _step(
         "nats", "the same with the tokens' ratios capped at importance_sampling_clip_max"
@@ -136,6 +140,7 @@ METRICS: dict[str, MetricInfo] = {
     "ratio/overflow_tokens": _update("count", "tokens with log-ratio above 20 and a negative advantage"),
     "distance_to_grpo": _update("", "|g_p - g_1| / |g_0 - g_1| over the update's trajectories"),
     "kl": _update("nats", "mean token KL to the reference (k3), when beta > 0"),
+    "beta": _update("", "weight of that KL in the update; it moves where algorithm.kl_target is set"),
 }
 
 

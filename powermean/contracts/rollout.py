@@ -1,10 +1,12 @@
 """Wire types of the rollout service: token ids in; token ids, log-probs, weight versions out."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from powermean.contracts.base import Contract
+
+MOST_PROMPTS = 65536  # in one request
 
 
 class Sampling(Contract):
@@ -21,9 +23,22 @@ class Sampling(Contract):
 class GenerateRequest(Contract):
     """`n` completions of each prompt. The engine runs a request as a unit, in order of arrival."""
 
-    prompts: tuple[tuple[int, ...], ...] = Field(min_length=1, max_length=65536)
+    prompts: tuple[tuple[int, ...], ...] = Field(min_length=1, max_length=MOST_PROMPTS)
     n: int = Field(1, ge=1, le=1024)
     sampling: Sampling
+    places: tuple[Annotated[int, Field(lt=MOST_PROMPTS)], ...] = Field(
+        (),
+        description="Place of each prompt in the request that this is a part of, rising: a prompt gets the "
+        "random numbers of its place, whatever it shares a request with. Empty: 0, 1, 2 and so on.",
+    )
+
+    @model_validator(mode="after")
+    def _has_places(self) -> "GenerateRequest":
+        if self.places and len(self.places) != len(self.prompts):
+            raise ValueError("places has one for each prompt")
+        if any(b <= a for a, b in zip((-1, *self.places), self.places, strict=False)):
+            raise ValueError("places rise from at least 0")
+        return self
 
 
 class VersionSpan(Contract):
@@ -189,4 +204,8 @@ class EngineState(Contract):
     methods: tuple[PublishMethod, ...] = Field(("store", "shm"), description="Publishing methods it accepts.")
     adapters: AdapterSlots | None = Field(
         None, description="It accepts LoRA adapters, one per job, instead of full weights."
+    )
+    sleeps: bool = Field(
+        False,
+        description="POST /v1/hold frees its GPU memory for the trainer, until the next publish.",
     )

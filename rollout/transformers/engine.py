@@ -171,20 +171,18 @@ class TransformersEngine:
         else:
             generator.manual_seed(request.sampling.seed)
         rows: list[Prompt] = []
+        draws: list[Tensor] = []
         width = 0
-        for prompt in (prompt for prompt in request.prompts for _ in range(request.n)):
+        for prompt, draw in _rows(request, generator):
             wider = max(width, len(prompt))
             too_many = (len(rows) + 1) * (wider + new) > self._limits.max_batch_tokens
             if rows and (too_many or (len(prompt) != len(rows[0]) and not self._plain)):
-                yield rows, self._draws(len(rows), new, generator)
-                rows, wider = [], len(prompt)
+                yield rows, torch.stack(draws).to(self._device)
+                rows, draws, wider = [], [], len(prompt)
             rows.append(prompt)
+            draws.append(draw)
             width = wider
-        yield rows, self._draws(len(rows), new, generator)
-
-    def _draws(self, rows: int, new: int, generator: torch.Generator) -> Tensor:
-        """On the CPU, where a generator's numbers are the same on every machine and however they are cut."""
-        return torch.rand(rows, new, generator=generator, dtype=torch.float64).to(self._device)
+        yield rows, torch.stack(draws).to(self._device)
 
     def _sample(
         self,
@@ -324,6 +322,21 @@ def load_engine(
     return TransformersEngine(
         model, tokenizer, fence, weights, limits, folder.name, end_tokens=ends, slots=slots
     )
+
+
+def _rows(request: GenerateRequest, generator: torch.Generator) -> Iterator[tuple[Prompt, Tensor]]:
+    """The prompt of each completion and its draws [max_new_tokens]; those of places in between are skipped.
+
+    On the CPU, where a generator's numbers are the same on every machine and however they are cut.
+    """
+    shape = request.n, request.sampling.max_new_tokens
+    next_place = 0
+    for place, prompt in zip(request.places or range(len(request.prompts)), request.prompts, strict=True):
+        for _ in range(next_place, place):
+            torch.rand(shape, generator=generator, dtype=torch.float64)
+        for draw in torch.rand(shape, generator=generator, dtype=torch.float64):
+            yield prompt, draw
+        next_place = place + 1
 
 
 def _tensors(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:

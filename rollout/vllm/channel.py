@@ -123,11 +123,11 @@ class Channel:
         if request.method == "gloo":
             limit = self._server.deadlines.sync_step
             return {"host": request.host, "port": request.port, "timeout_s": limit}
-        if request.method == "nccl":  # the trainer is rank 0, the only worker rank 1
+        if request.method == "nccl":  # the trainer is rank 0, then come this engine's workers
             return {
                 "nccl_unique_id_b64": request.nccl_id,
                 "rank_offset": 1,
-                "world_size": 2,
+                "world_size": 1 + self._server.options.tensor_parallel,
                 "packed": True,
             }
         return {"packed": True}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock
+from typing import Literal
 
 from powermean.contracts.rollout import (
     ChannelRequest,
@@ -47,6 +48,7 @@ class VllmEngine:
         self._publishing = Lock()
         self._published = False  # before the first publish, every start has the right weights: the folder's
         self._served: int | None = None  # the server start with the fence's weights; None: no start has them
+        self._asleep: int | None = None  # the server start that sleeps
         server.wait_ready()
         self._max_model_len = context_length(server)
         self._label(fence.version)
@@ -67,6 +69,7 @@ class VllmEngine:
             attempt=self._fence.attempt,
             max_model_len=self._max_model_len,
             methods=("store", "shm", *([self._channel.method] if self._channel.method else [])),
+            sleeps=self._server.options.sleep,
         )
 
     def metrics(self) -> str:
@@ -104,9 +107,25 @@ class VllmEngine:
                 changed = self._renames(paths)
                 self._transfer(fence, lambda: self._load(paths, changed, fence.version))
 
-    def hold(self, _request: HoldRequest) -> None:
-        """See Engine. vLLM's weights are its own."""
-        check_method("in_place", self.state())
+    def hold(self, request: HoldRequest) -> None:
+        """See Engine. vLLM's weights are its own; but one that shares the trainer's GPU sleeps.
+
+        At level 2 it drops its weights, too: the publish brings new ones, so nobody needs a copy.
+        """
+        if not self._server.options.sleep:
+            check_method("in_place", self.state())
+        with self._publishing:
+            self._server.check_ready()
+            self._fence.advanced(request)
+            if self._asleep == self._server.starts:
+                return
+            self._published, self._served = True, None
+            try:
+                self._server.call("sleep", "/sleep", params={"level": "2", "mode": "wait"})
+            except EngineError as error:
+                self._server.kill(f"putting vLLM to sleep failed: {error}")
+                raise
+            self._asleep = self._server.starts
 
     def open_channel(self, request: ChannelRequest) -> None:
         """See Engine. A channel ends with vLLM's process."""
@@ -147,7 +166,10 @@ class VllmEngine:
         try:
             call("pause", "/pause", params={"mode": "keep", "clear_cache": "false"})
             self._published, self._served = True, None
+            self._wake("weights")
             load()
+            self._wake("kv_cache")
+            self._asleep = None
             call("reset caches", "/reset_prefix_cache", params={"reset_running_requests": "true"})
             call("resume", "/resume")
         except EngineError as error:
@@ -156,6 +178,11 @@ class VllmEngine:
             raise
         self._fence = fence
         self._served = start
+
+    def _wake(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Take GPU memory back: for weights that are about to come, for the cache once they are there."""
+        if self._asleep == self._server.starts:
+            self._server.call(f"wake up {what}", "/wake_up", params={"tags": what})
 
     def _load(self, paths: Sequence[Path], changed: dict[str, str], version: int) -> None:
         load = {"paths": json.dumps([str(path) for path in paths]), "renamed": json.dumps(changed)}

@@ -31,6 +31,7 @@ def waiting_job(
         vllm=demand.vllm,
         adapter=adapter,
         project=project,
+        nodes=demand.nodes,
         gpu_type=demand.gpu_type,
         gpu_memory_mb=demand.gpu_memory_mb,
         labels=demand.labels,

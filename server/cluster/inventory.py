@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
 from sqlalchemy import select, update
@@ -18,7 +18,7 @@ from server.db.models import Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
 from server.errors import NotFoundError
-from server.jobs import allocations
+from server.jobs import allocations, members
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of
 from server.placement.state import NodeCapacity
 from server.replays.repository import busy_nodes
@@ -54,8 +54,9 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     else:
         session.execute(update(Node).where(Node.id == node_id).values(seen_at=now))
     samples.record(session, node_id, report, now)
+    since = now - timedelta(seconds=settings.lease_s)
     for attempt_id in attempts_holding(session, node_id, OVER):
-        if attempt_id not in report.running:
+        if attempt_id not in report.running and not members.may_begin(session, attempt_id, node_id, since):
             allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)
     return rival_of(known, now) if known is not None else None

@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.cluster.demand import waiting_job
 from server.cluster.sharing import priorities
-from server.db.models import Allocation, Attempt, Job
+from server.db.models import Allocation, Attempt, AttemptMember, Job
 from server.db.session import Changes, Database
 from server.jobs import limits
+from server.jobs.members import LAPSED
 from server.placement.state import NOBODY, WaitingJob
 
 REFRESH_S = 5.0  # the whole line is read so often
@@ -148,17 +149,24 @@ _SENT_AWAY = ("preempted", "drained")
 
 def _last_attempts(session: Session) -> dict[str, _LastAttempt]:
     """Queued jobs' last attempts that lapsed or were sent away, by job."""
+    blamed = (Attempt.nodes == 1) | (AttemptMember.outcome == LAPSED)
     query = (
-        select(Job.id, Attempt.state, Attempt.order_cause, Allocation.node_id)
+        select(Job.id, Attempt.state, Attempt.order_cause, Allocation.node_id, blamed.label("blamed"))
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.number == Job.attempt))
         .join(Allocation, Allocation.attempt_id == Attempt.id)
+        .outerjoin(
+            AttemptMember,
+            (AttemptMember.attempt_id == Attempt.id) & (AttemptMember.node_id == Allocation.node_id),
+        )
         .where(Job.state == JobState.QUEUED, Job.attempt > 0)
         .where((Attempt.state == "lapsed") | Attempt.order_cause.in_(_SENT_AWAY))
     )
     found: dict[str, _LastAttempt] = {}
-    for job_id, state, cause, node_id in session.execute(query):
-        nodes = found.get(job_id, _NO_ATTEMPT).lapsed_on | {node_id}
-        found[job_id] = _LastAttempt(nodes if state == "lapsed" else NOBODY, cause in _SENT_AWAY)
+    for job_id, state, cause, node_id, is_blamed in session.execute(query):
+        nodes = found.get(job_id, _NO_ATTEMPT).lapsed_on
+        if state == "lapsed" and is_blamed:
+            nodes |= {node_id}
+        found[job_id] = _LastAttempt(nodes, cause in _SENT_AWAY)
     return found
 
 

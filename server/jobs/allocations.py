@@ -1,11 +1,11 @@
 """What attempts hold on nodes, from their start until their processes there are known to be gone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, select, true, update
+from sqlalchemy import ColumnElement, Select, Update, and_, func, select, true, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import AllocationView
@@ -29,11 +29,29 @@ def hold(session: Session, attempt_id: str, parts: Iterable[AllocationView]) -> 
 
 def release(session: Session, attempt_id: str, now: datetime, node_id: str | None = None) -> None:
     """Free what the attempt holds (on one node), because its processes there are gone."""
-    held = update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
+    held = _held(attempt_id)
     if node_id is not None:
         held = held.where(Allocation.node_id == node_id)
     session.execute(held.values(released_at=now))
     changes(session).plan = True
+
+
+def release_parts(session: Session, attempt_id: str, now: datetime, nodes: Collection[str]) -> None:
+    """Free what the attempt holds on these of its nodes. A slot of an engine service is the first node's."""
+    if nodes:
+        held = _held(attempt_id).where(Allocation.node_id.in_(nodes), Allocation.engine_id.is_(None))
+        session.execute(held.values(released_at=now))
+        changes(session).plan = True
+
+
+def release_slot(session: Session, attempt_id: str, now: datetime) -> None:
+    """Free the attempt's slot of an engine service, if it has one."""
+    session.execute(_held(attempt_id).where(Allocation.engine_id.is_not(None)).values(released_at=now))
+    changes(session).plan = True
+
+
+def _held(attempt_id: str) -> Update:
+    return update(Allocation).where(Allocation.attempt_id == attempt_id, Allocation.released_at.is_(None))
 
 
 def held(session: Session) -> Sequence[Allocation]:

@@ -76,6 +76,14 @@ def _insert_event(
     insert_row(session, JobEvent, row)
 
 
+def check_node(claims: AttemptClaims, node_rank: int) -> None:
+    """Raises ForbiddenError where a node speaks for another one of its attempt."""
+    if node_rank != claims.node_rank:
+        raise ForbiddenError(
+            f"the token belongs to node {claims.node_rank} of attempt {claims.attempt_id}, not to {node_rank}"
+        )
+
+
 def fence(session: Session, attempt_id: str, claims: AttemptClaims) -> Attempt:
     """fenced_job() for those who need only the attempt."""
     return fenced_job(session, attempt_id, claims)[1]

@@ -19,7 +19,8 @@ NO_STORE = "waiting for the artefact store: "  # the same, where a node could no
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.QUEUED: frozenset({JobState.STARTING, JobState.PAUSED, JobState.CANCELLED}),
+    # failed: a node told only then what had ended the attempt
+    JobState.QUEUED: frozenset({JobState.STARTING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
     # back to queued: nobody claimed the attempt in time
     JobState.STARTING: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.PAUSED, JobState.CANCELLED}),
     # back to queued: the attempt ended and another one resumes from its last checkpoint

@@ -31,7 +31,13 @@ from powermean.tokens import AttemptClaims, TokenError, TokenExpiredError, verif
 from powermean.tokens import Verb as TokenVerb
 from server.connections import Connections, known_as
 from server.db.session import Database, DatabaseBusyError, DatabaseFullError, DatabaseMovedError
-from server.errors import ForbiddenError, NotFoundError, ServiceError, UnauthenticatedError
+from server.errors import (
+    ForbiddenError,
+    NotFirstNodeError,
+    NotFoundError,
+    ServiceError,
+    UnauthenticatedError,
+)
 from server.identity.callers import Caller
 from server.identity.keys import find_key, touch_key
 from server.identity.ownership import Named, named_in, names_something
@@ -151,6 +157,11 @@ async def require_node(request: Request, _bearer: _Bearer) -> NodeCaller:
 
 async def require_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
     """The attempt in the path, by its token. The fence decides whether it may still write."""
+    return cast(AttemptClaims, request.state.caller)
+
+
+async def require_first_node(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
+    """As `require_attempt`, of the attempt's first node: it alone tells of steps, checkpoints and results."""
     return cast(AttemptClaims, request.state.caller)
 
 
@@ -287,6 +298,13 @@ async def _renewing_attempt(request: Request) -> AttemptClaims:
     return await _attempt(request, even_expired=True)
 
 
+async def _first_node(request: Request) -> AttemptClaims:
+    claims = await _attempt(request)
+    if claims.node_rank > 0:
+        raise NotFirstNodeError(claims.attempt_id, claims.node_rank)
+    return claims
+
+
 async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptClaims:
     """Not in a thread: the check takes less than the way there."""
     secret = _bearer_secret(request)
@@ -312,6 +330,7 @@ async def _attempt(request: Request, *, even_expired: bool = False) -> AttemptCl
 _WORK: dict[object, tuple[str, Callable[[Request], Awaitable[object]]]] = {
     require_node: ("node.work", _node),
     require_attempt: ("attempt.work", _attempt),
+    require_first_node: ("attempt.work", _first_node),
     require_renewing_attempt: ("attempt.work", _renewing_attempt),
 }
 
@@ -399,4 +418,5 @@ def _unknown_key() -> UnauthenticatedError:
 
 CurrentNode = Annotated[NodeCaller, Depends(require_node)]
 CurrentAttempt = Annotated[AttemptClaims, Depends(require_attempt)]
+FirstNode = Annotated[AttemptClaims, Depends(require_first_node)]
 RenewingAttempt = Annotated[AttemptClaims, Depends(require_renewing_attempt)]

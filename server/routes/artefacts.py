@@ -2,9 +2,9 @@
 
 import secrets
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -12,6 +12,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import CheckpointList, Dataset, DatasetList, ErrorResponse, FileList, LogText
 from powermean.contracts.attempts import LogChunk
 from powermean.contracts.base import Name
+from powermean.contracts.forks import Origin
 from powermean.contracts.identity import ProjectName
 from server.artefacts import datasets, logs, models
 from server.audit.journal import note
@@ -20,6 +21,7 @@ from server.db.scoped import ScopedDatabase
 from server.errors import InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose
+from server.jobs.events import check_node
 from server.routes.access import CurrentAttempt, KnownCallerRoute, May, known_again
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestStore
 from server.routes.downloads import download
@@ -27,6 +29,7 @@ from server.routes.uploads import Upload, received
 from server.usage import check_room
 
 MAX_OFFSET = 2**63 - 2**31
+MAX_NODE_RANK = 1023  # as many nodes as a spec may ask for
 LOG_PART = 256 * 1024
 
 router = APIRouter(prefix="/v1", route_class=KnownCallerRoute)
@@ -50,6 +53,12 @@ _DATASET_BODY = {
     }
 }
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_DOWNLOADS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
+    206: {"description": "The requested range.", "content": _FILE},
+    304: {"description": "The client's copy is current."},
+    416: {"model": ErrorResponse, "description": "The file ends before the range."},
+}
 
 
 @router.post(
@@ -171,6 +180,7 @@ def post_log(
 ) -> None:
     """Bytes that the log already has are skipped; a chunk that would leave a gap is refused with the offset
     to continue from."""
+    check_node(claims, chunk.node_rank)
     data = chunk.text.encode()
     with database.write() as session:
         new = logs.missing_part(session, attempt_id, claims, chunk.offset, data)
@@ -190,12 +200,15 @@ def get_logs(
         int | None,
         Query(ge=1, le=MAX_INTEGER, description="Number of the attempt; default: the current one."),
     ] = None,
+    node_rank: Annotated[
+        int, Query(ge=0, le=MAX_NODE_RANK, description="Which of the attempt's nodes; 0: the first.")
+    ] = 0,
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="First byte wanted.")] = 0,
     limit: Annotated[int, Query(ge=16, le=2**20, description="Most bytes wanted.")] = LOG_PART,
 ) -> LogText:
     """Text from the offset on, never cut within a character; continue from `next_offset`."""
     with database.read() as session:
-        found = logs.find_range(session, job_id, attempt, offset, limit)
+        found = logs.find_range(session, job_id, attempt, node_rank, offset, limit)
     return logs.read_text(found, store)
 
 
@@ -206,6 +219,40 @@ def get_checkpoints(
     """The checkpoints that are kept, oldest first."""
     with database.read() as session:
         return CheckpointList(items=models.checkpoints(session, job_id))
+
+
+Step = Annotated[str, Path(pattern=r"^(best|0|[1-9][0-9]{0,6})$", description="A step's number, or best.")]
+
+
+@router.get("/jobs/{job_id}/checkpoints/{step}/files", tags=["jobs"], summary="Files of a checkpoint")
+def get_checkpoint_files(
+    job_id: str, step: Step, caller: Annotated[Caller, May("job.read")], database: CallersDatabase
+) -> Origin:
+    """Its weights, and what they are over: `powermean export` makes a Hugging Face folder of them."""
+    with database.read() as session:
+        return models.checkpoint(session, job_id, step)
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoints/{step}/files/{path:path}",
+    tags=["jobs"],
+    summary="Download a file of a checkpoint",
+    response_class=Response,
+    responses=_DOWNLOADS,
+)
+def get_checkpoint_file(
+    job_id: str,
+    step: Step,
+    path: str,
+    request: Request,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
+    store: RequestStore,
+) -> Response:
+    """As a file of the final model."""
+    with database.read() as session:
+        ref = models.checkpoint_file(session, job_id, step, path)
+    return download(request, store, ref, PurePosixPath(path).name)
 
 
 @router.get("/jobs/{job_id}/files", tags=["jobs"], summary="Files of the final model")
@@ -220,12 +267,7 @@ def get_files(job_id: str, caller: Annotated[Caller, May("job.read")], database:
     tags=["jobs"],
     summary="Download a file of the final model",
     response_class=Response,
-    responses={
-        200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
-        206: {"description": "The requested range.", "content": _FILE},
-        304: {"description": "The client's copy is current."},
-        416: {"model": ErrorResponse, "description": "The file ends before the range."},
-    },
+    responses=_DOWNLOADS,
 )
 def get_file(
     job_id: str,

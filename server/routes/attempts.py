@@ -1,21 +1,25 @@
 """Calls of a node and an attempt's supervisor: claim, heartbeat, checkpoints, finish."""
 
+from typing import cast
+
 from fastapi import APIRouter, status
 
 from powermean.contracts.attempts import (
     CheckpointCommit,
     Claim,
+    ClaimRequest,
     ClaimWithSecrets,
     Finish,
     Heartbeat,
     HeartbeatReply,
+    Order,
 )
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.errors import ConflictError
-from server.jobs import attempts, checkpoints, repository, service
+from server.jobs import attempts, checkpoints, forks, repository, service
 from server.jobs.views import allocation_view, job_spec
-from server.routes.access import CurrentAttempt, CurrentNode, KnownCallerRoute, RenewingAttempt
+from server.routes.access import CurrentAttempt, CurrentNode, FirstNode, KnownCallerRoute, RenewingAttempt
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings, RequestVault
 from server.vault.key_file import KeyUnavailableError
 from server.vault.secrets import values_of
@@ -31,12 +35,13 @@ def claim_attempt(
     database: RequestDatabase,
     settings: RequestSettings,
     vault: RequestVault,
+    request: ClaimRequest | None = None,
 ) -> ClaimWithSecrets:
-    """Exactly one claim of an attempt succeeds; the answer contains everything needed to run it."""
+    """Exactly one claim of each node's part succeeds; the answer contains everything needed to run it."""
     with database.write() as session:
-        claimed = attempts.claim(session, settings, attempt_id)
+        claimed = attempts.claim(session, settings, attempt_id, request.node_id if request else None)
         job, attempt = claimed.job, claimed.attempt
-        node.check(next((one.node_id for one in claimed.allocations if one.role == "trainer"), None))
+        node.check(claimed.node_id)
         try:
             secrets = values_of(session, vault, job)
         except KeyUnavailableError as error:
@@ -48,13 +53,17 @@ def claim_attempt(
                 attempt_id=attempt.id,
                 job_id=job.id,
                 number=attempt.number,
+                node_rank=claimed.node_rank,
                 spec=spec,
                 allocations=tuple(allocation_view(allocation) for allocation in claimed.allocations),
-                token=sign_attempt_token(keys.private_pem, job.id, attempt.number),
+                token=sign_attempt_token(
+                    keys.private_pem, job.id, attempt.number, node_rank=claimed.node_rank
+                ),
                 lease_s=settings.lease_s,
                 beat_s=settings.beat_s,
                 resume=repository.resume_point(session, job.id),
                 dataset=service.dataset_ref(session, spec),
+                origin=forks.origin_of(job),
                 engine=engines.claimed(session, claimed.allocations),
             )
             return ClaimWithSecrets(claim=claim, secrets=secrets)
@@ -72,15 +81,14 @@ def beat(
 ) -> HeartbeatReply:
     """The reply says what to do next and contains a fresh token."""
     with database.write() as session:
-        attempt = attempts.heartbeat(session, settings, attempt_id, claims, beat)
-        order = attempt.order
-    token = sign_attempt_token(keys.private_pem, claims.job_id, claims.attempt)
-    return HeartbeatReply.model_validate({"order": order, "token": token})
+        heard = attempts.heartbeat(session, settings, attempt_id, claims, beat)
+    token = sign_attempt_token(keys.private_pem, claims.job_id, claims.attempt, node_rank=claims.node_rank)
+    return HeartbeatReply(order=cast(Order, heard.order), token=token, members=heard.members)
 
 
 @router.post("/checkpoints", status_code=status.HTTP_204_NO_CONTENT, summary="Commit a checkpoint")
 def commit_checkpoint(
-    attempt_id: str, checkpoint: CheckpointCommit, claims: CurrentAttempt, database: RequestDatabase
+    attempt_id: str, checkpoint: CheckpointCommit, claims: FirstNode, database: RequestDatabase
 ) -> None:
     """From now on the job's next attempt resumes from here."""
     with database.write() as session:

@@ -20,7 +20,7 @@ from server.metrics.ingest import ingest_metrics, ingest_trajectories, packed_ro
 from server.metrics.staleness import MAX_STEPS, job_staleness
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
-from server.routes.access import CurrentAttempt, KnownCallerRoute, May
+from server.routes.access import FirstNode, KnownCallerRoute, May
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestObservatory, RequestStore
 from server.routes.deprecations import DEPRECATED
 
@@ -37,7 +37,7 @@ Step = Annotated[int | None, Query(ge=0, le=MAX_INTEGER)]
 def post_metrics(
     attempt_id: str,
     report: MetricsReport,
-    claims: CurrentAttempt,
+    claims: FirstNode,
     database: RequestDatabase,
     observatory: RequestObservatory,
 ) -> None:
@@ -55,7 +55,7 @@ def post_metrics(
 def post_trajectories(
     attempt_id: str,
     batch: TrajectoryBatch,
-    claims: CurrentAttempt,
+    claims: FirstNode,
     database: RequestDatabase,
     observatory: RequestObservatory,
 ) -> None:

@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from dashboard import logs
 from dashboard.logs import tail
-from powermean.contracts.api import JobState, LogText
+from powermean.contracts.api import AttemptNode, JobState, LogText
 from tests.support.fake_api import PART, FakeApi
 from tests.support.html_text import parse
 
@@ -133,3 +133,29 @@ def test_a_download_goes_to_the_end_and_a_search_says_where_it_stopped(
     monkeypatch.setattr(logs, "MOST_SEARCHED", 9)
     said = parse(browser.get("/jobs/job-a/log?q=needle").text).one("span", role="status").words
     assert said == "2 lines with “needle” in attempt 1"
+
+
+def test_each_node_of_an_attempt_has_its_log(browser: TestClient, api: FakeApi) -> None:
+    job = api.add_job()
+    assert not parse(browser.get("/jobs/job-a/log").text).all("nav", **{"aria-label": "Nodes"})
+    nodes = tuple(AttemptNode(node_rank=rank, node_id=f"n{rank}") for rank in range(2))
+    (attempt,) = job.job.attempts
+    job.update(attempts=(attempt.model_copy(update={"nodes": nodes}),))
+    job.logs[1], job.other_logs[1, 1] = "of the first\n", "of the second\n"
+    page = browser.get("/jobs/job-a/log")
+    assert "of the first" in page.text
+    links = [
+        one.attributes["href"] for one in parse(page.text).one("nav", **{"aria-label": "Nodes"}).all("a")
+    ]
+    assert links == ["?attempt=1&node_rank=0", "?attempt=1&node_rank=1"]
+    second = browser.get(f"/jobs/job-a/log{links[1]}")
+    assert "of the second" in second.text
+    assert "of the first" not in second.text
+    follower = parse(second.text).one("span", **{"class": "next"}).attributes["hx-get"]
+    assert follower.startswith("/jobs/job-a/log?attempt=1&node_rank=1&offset=")
+    found = browser.get("/jobs/job-a/log?attempt=1&node_rank=1&q=second").text
+    assert "<mark>second</mark>" in found
+    assert 'download?attempt=1&amp;node_rank=1"' in found
+    saved = browser.get("/jobs/job-a/log/download?attempt=1&node_rank=1")
+    assert saved.text == "of the second\n"
+    assert 'filename="job-a.1.node1.log"' in saved.headers["content-disposition"]

@@ -1,10 +1,6 @@
 """Two workers: one is drained while a job trains there, and the job goes on at the other."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,20 +16,8 @@ DRAIN_S = 60.0
 
 @pytest.fixture(scope="module")
 def second(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A second node, whose worker has the environment of the first one's."""
-    (pid,) = service.running("worker")
-    given = Path(f"/proc/{pid}/environ").read_bytes().decode().rstrip("\0").split("\0")
-    environment = dict(one.split("=", 1) for one in given)
-    folder = tmp_path_factory.mktemp("second")
-    environment |= {"POWERMEAN_NODE_ID": "second", "POWERMEAN_DATA_DIR": str(folder / "node")}
-    with (folder / "worker.log").open("ab") as out:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "worker"], env=environment, stdout=out, stderr=out, cwd=os.getcwd()
-        )
-    until(lambda: len(service.client.nodes().items) == 2, 60, f"it reports; see {folder}")
-    yield "second"
-    worker.terminate()
-    worker.wait(30)
+    with service.second_node(tmp_path_factory.mktemp("second")) as name:
+        yield name
 
 
 def node_of(job: Job, attempt: int) -> str:

@@ -25,6 +25,7 @@ from tests.support.tiny_model import build_tiny_model
 from trainer.learner.lora import attach
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
 
@@ -126,7 +127,7 @@ class Trainer:
     def assert_served(self) -> None:
         """The engine's log-probs are those of this policy."""
         with self.service.client(self.job, self.attempt) as client:
-            assert probe(client, self.policy, PROMPTS, SAMPLING, 0) < TOLERANCE
+            assert probe(EnginePool([client]), self.policy, PROMPTS, SAMPLING, 0) < TOLERANCE
 
     def drop(self) -> None:
         with self.service.client(self.job, self.attempt) as client:

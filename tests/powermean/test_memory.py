@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from powermean.memory import GIB, engine_bytes, free_bytes, gib, total_bytes, weight_bytes
+from powermean.memory import GIB, engine_bytes, free_bytes, gib, kills, total_bytes, weight_bytes
 from rollout import __main__ as program
 from rollout.engine import EngineError
 
@@ -71,6 +71,16 @@ def test_an_engine_that_cannot_fit_is_not_started(folder: Path, monkeypatch: pyt
         program.check_memory("vllm", folder, "bfloat16")
     monkeypatch.setattr(program, "free_bytes", lambda: None)
     program.check_memory("vllm", folder, "float32")
+
+
+def test_what_the_kernel_killed_here_is_counted_or_else_on_the_machine(tmp_path: Path) -> None:
+    cgroup, vmstat = tmp_path / "cgroup", tmp_path / "vmstat"
+    assert kills(cgroup, vmstat) is None
+    vmstat.write_text("nr_free_pages 5\noom_kill 7\n")
+    assert kills(cgroup, vmstat) == 7
+    cgroup.mkdir()
+    (cgroup / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    assert kills(cgroup, vmstat) == 2
 
 
 def test_sizes_are_told_in_gib() -> None:

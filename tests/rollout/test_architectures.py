@@ -12,6 +12,7 @@ from tests.support.small_models import small_model
 from tests.support.tiny_engines import MakeEngine
 from tests.support.tiny_model import char_tokenizer
 from trainer.policy.loading import load_policy
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.probe import probe
 
 PROMPTS = ((10, 4, 11, 7), (9, 5))
@@ -25,7 +26,10 @@ def test_the_engine_serves_it(name: str, tmp_path: Path, make_engine: MakeEngine
     char_tokenizer().save_pretrained(tmp_path)
     policy = load_policy(tmp_path, device=torch.device("cpu"), dtype=torch.float32, temperature=1.0)
     served = InProcess(make_engine(tmp_path))
-    assert probe(served, policy, PROMPTS, Sampling(max_new_tokens=6, seed=0), pad_token_id=0) < 1e-3
+    assert (
+        probe(EnginePool([served]), policy, PROMPTS, Sampling(max_new_tokens=6, seed=0), pad_token_id=0)
+        < 1e-3
+    )
 
 
 def test_a_model_without_keys_and_values_is_left_to_vllm(tmp_path: Path, make_engine: MakeEngine) -> None:

@@ -22,7 +22,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls_in_progress_count_together_and_leave_nothing(tmp_path: Path) -> None:
-    count, attempt = CompletionCount(tmp_path / counting.FILE), AttemptDir(tmp_path)
+    count, attempt = CompletionCount(tmp_path / ("engine-0" + counting.SUFFIX)), AttemptDir(tmp_path)
     assert attempt.completions() is None
     with count.of(64) as finished:
         assert attempt.completions() == "0 of 64"
@@ -39,14 +39,14 @@ def test_calls_in_progress_count_together_and_leave_nothing(tmp_path: Path) -> N
 
 def test_the_file_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "EVERY_S", 60.0)
-    with CompletionCount(tmp_path / counting.FILE).of(64) as finished:
+    with CompletionCount(tmp_path / ("engine-0" + counting.SUFFIX)).of(64) as finished:
         for _ in range(10):
             finished(1)
         assert AttemptDir(tmp_path).completions() == "0 of 64"
 
 
 def test_a_call_that_fails_is_over(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), CompletionCount(tmp_path / counting.FILE).of(64):
+    with pytest.raises(ZeroDivisionError), CompletionCount(tmp_path / ("engine-0" + counting.SUFFIX)).of(64):
         raise ZeroDivisionError
     assert AttemptDir(tmp_path).completions() is None
 
@@ -73,7 +73,7 @@ def test_an_attempts_own_service_counts_beside_its_address(tmp_path: Path, share
     keys = ensure_key_pair(tmp_path / "keys")
     who = {"engine": "vllm", "max_adapters": 1} if shared else {"job_id": "job-a"}
     settings = RolloutSettings(
-        model=tmp_path, public_key=tmp_path / "keys" / "k", ready_file=tmp_path / "engine.json", **who
+        model=tmp_path, public_key=tmp_path / "keys" / "k", ready_file=tmp_path / "engine-0.json", **who
     )
     body = GenerateRequest(prompts=((1,), (2,)), n=4, sampling=Sampling(max_new_tokens=2))
     token = sign_attempt_token(keys.private_pem, "job-a", 1)

@@ -13,6 +13,7 @@ from powermean.contracts.rollout import GenerateRequest, GenerateResponse, Publi
 from rollout.transformers.engine import TransformersEngine
 from tests.support.tiny_engines import JOB, MakeEngine, save_tiny_model
 from trainer.policy.loading import make_policy
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
 
@@ -47,7 +48,9 @@ def test_the_engine_serves_what_the_trainer_publishes(
     policy = make_policy(model, dtype=torch.float32, temperature=1.0)
     sampling = Sampling(max_new_tokens=6, seed=0)
     served = InProcess(engine)
-    assert probe(served, policy, PROMPTS, sampling, pad_token_id=0) > 0.1  # or the rest would show nothing
+    assert (
+        probe(EnginePool([served]), policy, PROMPTS, sampling, pad_token_id=0) > 0.1
+    )  # or the rest would show nothing
 
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -55,8 +58,8 @@ def test_the_engine_serves_what_the_trainer_publishes(
     for version in (1, 2):
         engine.publish(writer.write(model, version))
         writer.discard(version)
-        assert probe(served, policy, PROMPTS, sampling, pad_token_id=0) < 1e-4
+        assert probe(EnginePool([served]), policy, PROMPTS, sampling, pad_token_id=0) < 1e-4
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(0.8)
-    assert probe(served, policy, PROMPTS, sampling, pad_token_id=0) > 0.01
+    assert probe(EnginePool([served]), policy, PROMPTS, sampling, pad_token_id=0) > 0.01

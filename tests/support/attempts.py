@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from powermean.artefacts import ArtefactStore
+from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import CheckpointCommit, Claim, Finish
+from powermean.contracts.forks import Origin
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from rollout.client import RolloutClient
 from tests.support.fake_engine import FakeAdapterEngine, FakeEngine
 from tests.support.tiny_model import tiny_spec
+from trainer.ranks.world import World
 from trainer.run import Connection, run_attempt
+from trainer.weights.engine_pool import EnginePool
 from worker.attempt_dir import AttemptDir, read_record
 from worker.reporter import Reporter
 from worker.settings import NodeSettings
@@ -54,31 +58,21 @@ class Stage:
         self.settings = NodeSettings(
             artefacts_url=f"file://{folder}/store", data_dir=folder / "node", model_roots=(model_root,)
         )
-        ArtefactStore(self.settings.artefacts_url).make()  # as the server does
+        self.store = ArtefactStore(self.settings.artefacts_url)
+        self.store.make()  # as the server does
         self._model = model_root / "tiny"
 
-    def play(
+    def claim(
         self,
-        number: int = 1,
+        number: int,
+        *,
         resume: CheckpointCommit | None = None,
-        order: str = "continue",
-        at_once: bool = False,
-        engine: FakeEngine | None = None,
-        rows: Sequence[dict[str, str]] = (),
-        max_model_len: int | None = None,
+        dataset: ArtefactRef | None = None,
+        origin: Origin | None = None,
         **spec: object,
-    ) -> Played:
-        """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's.
-
-        The order to leave comes in the attempt's first step unless `at_once`, another one before it.
-        """
-        dataset = None
-        if rows:
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            store = ArtefactStore(self.settings.artefacts_url)
-            dataset = store.put_bytes("datasets/d", "rows.jsonl", text.encode())
-            spec = {"data": {"kind": "jsonl", "dataset": "ds-1", "held_out": 0.2}} | spec
-        claim = Claim(
+    ) -> Claim:
+        """An attempt at the tiny spec, parts of which `spec` replaces."""
+        return Claim(
             attempt_id=f"{JOB}.{number}",
             job_id=JOB,
             number=number,
@@ -89,7 +83,32 @@ class Stage:
             beat_s=10,
             resume=resume,
             dataset=dataset,
+            origin=origin,
         )
+
+    def play(
+        self,
+        number: int = 1,
+        resume: CheckpointCommit | None = None,
+        order: str = "continue",
+        at_once: bool = False,
+        engine: FakeEngine | None = None,
+        rows: Sequence[dict[str, str]] = (),
+        max_model_len: int | None = None,
+        world: World = World(),
+        origin: Origin | None = None,
+        **spec: object,
+    ) -> Played:
+        """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's.
+
+        The order to leave comes in the attempt's first step unless `at_once`, another one before it.
+        """
+        dataset = None
+        if rows:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            dataset = self.store.put_bytes("datasets/d", "rows.jsonl", text.encode())
+            spec = {"data": {"kind": "jsonl", "dataset": "ds-1", "held_out": 0.2}} | spec
+        claim = self.claim(number, resume=resume, dataset=dataset, origin=origin, **spec)
         path = self.settings.attempt_dir(claim.attempt_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         attempt = AttemptDir.create(path, claim)
@@ -101,7 +120,7 @@ class Stage:
         @contextmanager
         def connect(_: AttemptDir) -> Iterator[Connection]:
             yield Connection(
-                serving,
+                EnginePool([serving]),
                 on_this_host=True,
                 methods=getattr(state, "methods", ("store", "shm")),
                 adapters=isinstance(serving, FakeAdapterEngine),
@@ -109,7 +128,7 @@ class Stage:
             )
 
         reporter = Leaving(path) if leaves else Reporter(path)
-        finish = run_attempt(attempt, self.settings, reporter, connect)
+        finish = run_attempt(attempt, self.settings, reporter, connect, world)
         return played(finish, attempt)
 
 

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,7 @@ class Service:
         environment = dict(os.environ) | QUICK
         environment |= {"POWERMEAN_HOME": str(self.home), "POWERMEAN_MODEL_ROOTS": str(self.model_root)}
         environment |= self.environment
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # many processes compile the same files
         with (self.home.parent / "up.log").open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "powermean", "up", "--port", str(self.port)],
@@ -100,6 +102,24 @@ class Service:
     def running(self, module: str) -> set[int]:
         """Processes of the service that run a module, e.g. trainer.run."""
         return {pid for pid in self.all_pids() if runs(module, command_line(pid))}
+
+    @contextmanager
+    def second_node(self, folder: Path, name: str = "second") -> Iterator[str]:
+        """Another worker, with the environment of the service's own; the node's name."""
+        (pid,) = self.running("worker")
+        given = Path(f"/proc/{pid}/environ").read_bytes().decode().rstrip("\0").split("\0")
+        environment = dict(one.split("=", 1) for one in given)
+        environment |= {"POWERMEAN_NODE_ID": name, "POWERMEAN_DATA_DIR": str(folder / "node")}
+        with (folder / "worker.log").open("ab") as out:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "worker"], env=environment, stdout=out, stderr=out, cwd=os.getcwd()
+            )
+        try:
+            until(lambda: len(self.client.nodes().items) == 2, 60, f"it reports; see {folder}")
+            yield name
+        finally:
+            worker.terminate()
+            worker.wait(30)
 
     def at_step(self, job_id: str, step: int, deadline_s: float = JOB_S) -> Job:
         """Wait until the job has trained so far; fails when it ends before."""

@@ -93,6 +93,7 @@ class FakeJob:
     tokens: dict[tuple[int, int], RecordedTokens] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
     logs: dict[int, str] = field(default_factory=dict)
+    other_logs: dict[tuple[int, int], str] = field(default_factory=dict)  # of attempts' nodes but the first
     finding: Finding = TOO_EARLY
     staleness: JobStaleness = NONE_STALE
     text: str = ""
@@ -564,13 +565,17 @@ def _records(app: FastAPI, api: FakeApi) -> None:
         return CheckpointList(items=tuple(api.find(job_id).checkpoints))
 
     @app.get("/v1/jobs/{job_id}/logs")
-    def logs(request: Request, job_id: str, attempt: int | None = None, offset: int = 0) -> LogText:
+    def logs(
+        request: Request, job_id: str, attempt: int | None = None, offset: int = 0, node_rank: int = 0
+    ) -> LogText:
         _signed_in(request)
         fake = api.find(job_id)
         number = attempt or fake.job.attempt
-        text = fake.logs.get(number, "")
+        text = fake.other_logs.get((number, node_rank), "") if node_rank else fake.logs.get(number, "")
         part = text[offset : offset + PART]
-        return LogText(attempt=number, offset=offset, next_offset=offset + len(part), text=part)
+        return LogText(
+            attempt=number, node_rank=node_rank, offset=offset, next_offset=offset + len(part), text=part
+        )
 
     @app.get("/v1/jobs/{job_id}/events")
     async def events(request: Request, job_id: str, after: int = 0) -> StreamingResponse:

@@ -1,6 +1,5 @@
 """A GPU that PyTorch is told it has, for checks that only ask whether there is one and how large it is."""
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +8,9 @@ import torch
 from powermean.memory import GIB
 
 
-def fake_gpu(
-    monkeypatch: pytest.MonkeyPatch, memory_gib: float = 80, names: Sequence[str] = ("H100",)
-) -> None:
-    """GPUs of these names until the test ends."""
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, memory_gib: float = 80, count: int = 1) -> None:
+    """So many GPUs until the test ends."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     properties = SimpleNamespace(total_memory=int(memory_gib * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)

@@ -17,6 +17,8 @@ class NodeServer:
     tokens: list[str] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)  # of the heartbeats
     code: str = "refused"  # of the errors
+    nodes: tuple[str, ...] = ()  # of the attempt, if it has several
+    reports: dict[int, Any] = field(default_factory=dict)  # what these said of themselves, by node_rank
     _server: ThreadingHTTPServer | None = None
     _port: int = 0
 
@@ -59,8 +61,15 @@ class NodeServer:
             return status, {"error": {"code": code, "message": f"{kind} refused"}}
         if kind == "heartbeat":
             self.phases.append(body["phase"])
-            return 200, {"order": self.order, "token": f"token-{len(self.tokens)}"}
+            self.reports[body["node_rank"]] = body["member"]
+            members = [
+                {"node_rank": rank, "node_id": name, "report": self.reports.get(rank)}
+                for rank, name in enumerate(self.nodes)
+            ]
+            return 200, {"order": self.order, "token": f"token-{len(self.tokens)}", "members": members}
         self.posts.append((kind, body))
+        if kind == "finish" and body["outcome"] == "failed" and self.nodes:
+            self.status = dict.fromkeys(("heartbeat", "logs"), 409)  # for the other nodes
         return 200, {}
 
     def kinds(self) -> list[str]:

@@ -34,6 +34,7 @@ class Postgres:
         command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-h", ""]
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             command += ["-c", f"{setting}=off"]  # a killed process loses nothing by that, a machine would
+        command += ["-c", "dynamic_shared_memory_type=mmap"]  # in its folder: a killed one leaves it
         if server.system_user is not None:  # Postgres refuses to run as root
             folder.chmod(0o777)
             user = [f"--reuid={server.system_user}", f"--regid={server.system_user}", "--clear-groups"]

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from trainer.failures import TrainingError
-from trainer.ranks.exchange import Ranks
 from trainer.ranks.meeting import STORE_FD, Deadlines, joined
 from trainer.ranks.world import World
 
@@ -39,7 +38,7 @@ class Failed:
 
 @dataclass
 class Crew:
-    """The processes, by rank; None for ranks that never came."""
+    """The processes that were started, in order of rank."""
 
     processes: list[Any]
     pipes: list[Connection]
@@ -74,22 +73,21 @@ class Crew:
                 process.join()
 
 
-def crew(size: int, deadlines: Deadlines = Deadlines(), absent: tuple[int, ...] = ()) -> Crew:
-    """Start the ranks, all but those that are `absent`."""
+Main = Callable[..., None]  # of a module in tests/support: World, Connection, and what else it is given
+
+
+def start(size: int, main: Main, *given: object, absent: Collection[int] = ()) -> Crew:
+    """Start processes with torchrun's variables, all but those that are `absent`; each runs `main`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         processes, pipes = [], []
         for rank in range(size):
             ours, theirs = _forks.Pipe()
             if rank not in absent:
-                given = (
-                    World(rank, size, rank, size),
-                    listening if rank == 0 else None,
-                    port,
-                    theirs,
-                    deadlines,
+                own = listening if rank == 0 else None
+                process = _forks.Process(
+                    target=_begin, args=(World(rank, size, rank, size), own, port, theirs, main, given)
                 )
-                process = _forks.Process(target=_serve, args=given, daemon=True)
                 process.start()
                 processes.append(process)
                 pipes.append(ours)
@@ -97,13 +95,35 @@ def crew(size: int, deadlines: Deadlines = Deadlines(), absent: tuple[int, ...] 
     return Crew(processes, pipes, port)
 
 
-def _serve(
-    world: World, listening: socket.socket | None, port: int, pipe: Connection, deadlines: Deadlines
+def crew(size: int, deadlines: Deadlines = Deadlines(), absent: Collection[int] = ()) -> Crew:
+    """Ranks that have joined, or try to, and then do what they are asked."""
+    return start(size, serve, deadlines, absent=absent)
+
+
+def _begin(
+    world: World,
+    listening: socket.socket | None,
+    port: int,
+    pipe: Connection,
+    main: Main,
+    given: tuple[object, ...],
 ) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+    }
     if listening is not None:
         os.environ[STORE_FD] = str(listening.detach())
+    main(world, pipe, *given)
+
+
+def serve(world: World, pipe: Connection, deadlines: Deadlines) -> None:
+    """Join, and do jobs until there are no more."""
 
     def end(error: TrainingError) -> None:
         pipe.send(_failed(error))
@@ -125,6 +145,3 @@ def _failed(error: Exception) -> Failed:
     return Failed(
         type(error).__name__, str(error), code, isinstance(error, TrainingError) and error.retryable
     )
-
-
-__all__ = ["Crew", "Failed", "Job", "Ranks", "crew"]

@@ -24,6 +24,7 @@ from tests.support.tiny_model import tiny_config
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy
 from trainer.weights.channel import ChannelWriter, connector
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import Publisher
 from trainer.weights.probe import probe
 from trainer.weights.steady_engine import SteadyEngine
@@ -57,7 +58,7 @@ class TrainerEnd:
         self.told: list[str] = []
 
     def steady(self, policy: Policy) -> SteadyEngine:
-        return SteadyEngine(self.client, self.writer, policy.model, self.told.append)
+        return SteadyEngine(EnginePool([self.client]), self.writer, policy.model, self.told.append)
 
     def publish(self, policy: Policy, version: int, writer: Publisher | None = None) -> None:
         used = writer or self.writer
@@ -68,7 +69,7 @@ class TrainerEnd:
 
     def difference(self, policy: Policy) -> float:
         """Largest difference of a log-prob, in nats."""
-        return probe(self.client, policy, PROMPTS, Sampling(max_new_tokens=8), pad_token_id=0)
+        return probe(EnginePool([self.client]), policy, PROMPTS, Sampling(max_new_tokens=8), pad_token_id=0)
 
     def worker(self) -> int:
         """The process that holds the model."""
@@ -88,7 +89,7 @@ def largest(pids: Iterable[int]) -> int:
 
 
 def channel_writer(method: ChannelMethod, dtype: torch.dtype = torch.float32) -> ChannelWriter:
-    return ChannelWriter(JOB, 1, method, dtype, connector(method, LOOPBACK))
+    return ChannelWriter(JOB, 1, method, dtype, connector(method, lambda _target: LOOPBACK))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from powermean.contracts.engines import NodeOrders
 from server.app import create_app
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
-from server.db.models import Attempt, JobEvent
+from server.db.models import Attempt, AttemptMember, JobEvent
 from server.db.session import Database, database_now
 from server.queue import BrokerDownError
 from server.settings import Settings
@@ -82,14 +82,14 @@ class AttemptDriver:
             f"/v1/attempts/{self.id}/{what}", json=body, headers={"Authorization": f"Bearer {self.token}"}
         )
 
-    def beat(self, phase: str = "training") -> Response:
-        return self.post("heartbeat", {"phase": phase})
+    def beat(self, phase: str = "training", **more: Any) -> Response:
+        return self.post("heartbeat", {"phase": phase, "node_rank": self.claim.node_rank, **more})
 
     def commit(self, step: int) -> Response:
         return self.post("checkpoints", example_checkpoint(self.claim.job_id, step, "weights", "state"))
 
     def finish(self, outcome: str, **more: Any) -> Response:
-        return self.post("finish", {"outcome": outcome, **more})
+        return self.post("finish", {"outcome": outcome, "node_rank": self.claim.node_rank, **more})
 
 
 class ServiceDriver:
@@ -229,16 +229,19 @@ class ServiceDriver:
         self.scheduler.turn()
         return self.claim(f"{job_id}.1")
 
-    def claim(self, attempt_id: str) -> AttemptDriver:
-        answer = self.node.post(f"/v1/attempts/{attempt_id}/claim")
+    def claim(self, attempt_id: str, node_id: str | None = None) -> AttemptDriver:
+        """A node's part of the attempt, if it is not the first node's."""
+        answer = self.node.post(f"/v1/attempts/{attempt_id}/claim", json={"node_id": node_id})
         assert answer.status_code == 200, answer.text
         return AttemptDriver(self.anyone, Claim.model_validate(answer.json()["claim"]))
 
-    def let_lease_run_out(self, attempt_id: str) -> None:
-        """As if the attempt had been silent for a whole lease."""
+    def let_lease_run_out(self, attempt_id: str, *nodes: str) -> None:
+        """As if the attempt (on several nodes: these) had been silent for a whole lease."""
         with self.database.write() as session:
             past = database_now(session) - timedelta(seconds=1)
             session.execute(update(Attempt).where(Attempt.id == attempt_id).values(lease_expires_at=past))
+            theirs = AttemptMember.attempt_id == attempt_id, AttemptMember.node_id.in_(nodes)
+            session.execute(update(AttemptMember).where(*theirs).values(lease_expires_at=past))
 
     def events(self, job_id: str) -> list[Event]:
         """The job's recorded events, in order."""

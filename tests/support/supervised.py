@@ -12,7 +12,8 @@ from powermean.contracts.attempts import Claim
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId
 from powermean.tether import adopt_orphans
-from worker.attempt.supervisor import Limits, Supervisor, read_secrets
+from worker.attempt.limits import Limits
+from worker.attempt.supervisor import Supervisor, read_secrets
 from worker.attempt_dir import MARK, AttemptDir
 from worker.launcher import Command
 
@@ -24,16 +25,18 @@ class ScriptLauncher:
     programs: dict[str, str]
     secrets: dict[str, str]  # the trainer's
 
-    def _command(self, name: str, attempt: AttemptDir) -> Command:
-        argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path))
+    def _command(self, name: str, attempt: AttemptDir, *more: str) -> Command:
+        argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path), *more)
         secrets = self.secrets if name == "trainer" else {}
-        return Command(argv, dict(os.environ) | {MARK: attempt.attempt_id}, secrets)
+        return Command(argv, dict(os.environ) | {MARK: attempt.mark}, secrets)
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         return self._command("prepare", attempt)
 
-    def engine(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
-        return self._command("engine", attempt)
+    def engine(
+        self, attempt: AttemptDir, claim: Claim, model: Path, replica: int = 0, port: int = 0
+    ) -> Command:
+        return self._command("engine", attempt, str(replica), str(port))
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         return self._command("trainer", attempt)
@@ -49,7 +52,8 @@ def main() -> None:
     claim = attempt.claim()
     lifeline = Lifeline(options["lifeline"]) if options.get("lifeline") else None
     with AttemptClient(options["url"], attempt.attempt_id, attempt.token()) as client:
-        supervisor = Supervisor(attempt, claim, launcher, client, Limits(**options["limits"]), lifeline)
+        limits, place = Limits(**options["limits"]), (options["address"], options["port"])
+        supervisor = Supervisor(attempt, claim, launcher, client, limits, lifeline, *place)
         signal.signal(signal.SIGTERM, supervisor.stop)
         told = supervisor.run()
     sys.exit(0 if told else 1)

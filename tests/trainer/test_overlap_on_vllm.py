@@ -36,6 +36,7 @@ from trainer.objectives import build_algorithm
 from trainer.policy.loading import load_policy
 from trainer.policy.policy import Policy
 from trainer.rollouts.sampling import Engine, complete_prompts
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import WeightWriter
 from trainer.weights.steady_engine import SteadyEngine
 
@@ -223,7 +224,7 @@ def _published(
     """The engine with the policy's weights."""
     store = ArtefactStore((folder / "store").as_uri())
     writer = WeightWriter(JOB, attempt, "shm", torch.float32, store, folder)
-    steady = SteadyEngine(engine, writer, policy.model, lambda _text: None)
+    steady = SteadyEngine(EnginePool([engine]), writer, policy.model, lambda _text: None)
     _publish(steady, version)
     yield steady
 

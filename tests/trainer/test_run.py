@@ -76,7 +76,7 @@ def test_an_engine_that_never_starts_is_a_named_error(tmp_path: Path) -> None:
     assert caught.value.error.code == "engine_unreachable"
     assert caught.value.retryable
     assert time.monotonic() - started < 5
-    (tmp_path / "engine.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
+    (tmp_path / "engine-0.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
     assert engine_url(AttemptDir(tmp_path), timeout_s=0.2) == "http://127.0.0.1:9"
 
 
@@ -109,7 +109,7 @@ def test_people_are_told_how_long_the_engine_has_been_starting(
 
 def test_an_engine_that_could_not_start_says_why(tmp_path: Path) -> None:
     why = JobError(code="vllm_missing", message="no vLLM", path="rollout.engine", remedy="install it")
-    (tmp_path / "engine.json").write_text(EngineStart(error=why).model_dump_json())
+    (tmp_path / "engine-0.json").write_text(EngineStart(error=why).model_dump_json())
     with pytest.raises(TrainingError) as caught:
         engine_url(AttemptDir(tmp_path), timeout_s=0.2)
     assert caught.value.error == why

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,29 @@ def test_a_node_that_agrees_with_its_server(node: Node, service: Service) -> Non
     assert {name for name, one in checks.items() if one.verdict == "failed"} == {"redis"}  # there is none
     store = service.app.state.artefacts
     assert [kind for kind in store.children("probe") if store.list(f"probe/{kind}")] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "verdict", "said"),
+    [
+        ("127.0.0.1", "ok", "they meet at 127.0.0.1, any free port; for jobs of several nodes"),
+        ("127.0.0.2", "ok", "they meet at 127.0.0.2, any free port"),
+        ("198.51.100.1", "failed", "which is not an address of this host"),
+        ("nowhere.invalid", "failed", "which has no address"),
+    ],
+)
+def test_where_ranks_would_meet(node: Node, address: str, verdict: str, said: str) -> None:
+    node.setting("NODE_ADDRESS", address)
+    check = node.found()["ranks"]
+    assert (check.verdict, said in check.said) == (verdict, True), check.said
+
+
+def test_a_port_of_ranks_that_is_taken(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        node.setting("RANK_PORT", other.getsockname()[1])
+        check = node.found()["ranks"]
+    assert check.verdict == "warning"
+    assert "is taken" in check.said
 
 
 def test_another_store_than_the_server_s(node: Node, tmp_path: Path) -> None:

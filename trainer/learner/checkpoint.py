@@ -25,21 +25,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 from torch.distributed.tensor import DTensor
 
 from powermean.artefacts import ArtefactError, ArtefactStore
-from powermean.contracts.artefacts import Manifest
+from powermean.contracts.artefacts import ArtefactRef, Manifest
 from trainer.failures import TrainingError
 from trainer.learner.lora import trained_state
 from trainer.learner.model_state import unique_weights
+from trainer.ranks.exchange import Ranks
 from trainer.ranks.sharding import rows_held_by
 from trainer.ranks.world import World
 
@@ -56,6 +57,7 @@ class Progress:
     reward_before: float | None = None
     reward_after: float | None = None  # of the newest evaluation
     streak: int = 0  # values in a row that kept to limits.stop_when
+    beta: float | None = None  # of the KL penalty; None in checkpoints from before it could be adapted
 
     def advanced(self, **changes: object) -> "Progress":
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -74,12 +76,13 @@ def save(
     if world.rank < parts:  # others have copies of the same
         weights = unique_weights(trained_state(model))
         held = {name: masters.get(name, weight) for name, weight in weights}
-        _write(held, folder / file_name("model", world.rank, parts))
-        _write(_optimizer_tensors(optimizer, world), folder / file_name("optimizer", world.rank, parts))
+        state = _numbered(optimizer.state_dict()["state"])
+        _write(held, world, folder / file_name("model", world.rank, parts))
+        _write(state, world, folder / file_name("optimizer", world.rank, parts))
     save_file(_random_tensors(), folder / file_name("random", world.rank, world.size))
     if not world.leads:
         return
-    state = {
+    facts = {
         "format": FORMAT if world.size == 1 else FORMAT_OF_RANKS,
         "ranks": world.size,
         "parts": parts,
@@ -87,7 +90,7 @@ def save(
         "python_random": random.getstate(),
         "numpy_random": _numpy_state(),
     }
-    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "state.json").write_text(json.dumps(facts))
 
 
 def load(
@@ -99,8 +102,8 @@ def load(
 ) -> Progress:
     """Put a checkpoint's state back in place, whatever the number of ranks that wrote it.
 
-    Where that is another one, ranks beyond it draw other random numbers than any of the others. Raises
-    TrainingError (checkpoint_unusable).
+    A rank that there was not goes on with the random numbers it has been seeded for. Raises TrainingError
+    (checkpoint_unusable).
     """
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -111,14 +114,32 @@ def load(
             _load_model(model, reader, masters)
         with _reader(folder, "optimizer", parts) as reader:
             _load_optimizer(optimizer, reader)
-        _restore_random(load_file(folder / file_name("random", world.rank % ranks, ranks)), state)
-        if world.rank >= ranks:
-            torch.manual_seed(int(torch.randint(1 << 62, ())) + world.rank)
+        if world.rank < ranks:
+            _restore_random(load_file(folder / file_name("random", world.rank, ranks)), state)
         return Progress(**state["progress"])
     except CheckpointException as error:  # torch's: what each rank's reading failed with, here this one's
         raise _unusable(str(error.failures[0][0])) from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(str(error)) from error
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights alone into a model, or into the adapter of one, whose others may be meta.
+
+    Raises TrainingError (checkpoint_unusable).
+    """
+    try:
+        parts = json.loads((folder / "state.json").read_text()).get("parts", 1)
+        with _reader(folder, "model", parts) as reader:
+            tensors = {name: torch.zeros(shape) for name, shape in _shapes(reader).items()}
+            _read(reader, tensors)
+    except CheckpointException as error:
+        raise _unusable(str(error.failures[0][0])) from error
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise _unusable(str(error)) from error
+    _check_names(model, tensors)
+    meta = any(weight.is_meta for weight in model.state_dict().values())
+    model.load_state_dict(tensors, strict=False, assign=meta)
 
 
 def store(
@@ -129,19 +150,30 @@ def store(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     masters: Mapping[str, Tensor],
-    world: World = World(),
+    ranks: Ranks = Ranks(),
 ) -> Manifest:
     """Save a checkpoint by way of a folder in `scratch`, and give it to the artefact store.
 
-    Each rank gives its own files. All get the manifest of them all.
+    Each rank gives its own files; all get the manifest of them all.
     """
-    folder = scratch / f"checkpoint-{progress.step}-{world.rank}"
+    folder = scratch / f"checkpoint-{progress.step}-{ranks.world.rank}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save(folder, model, optimizer, progress, masters, world)
+    save(folder, model, optimizer, progress, masters, ranks.world)
     manifest = store_folder(artefacts, owner, folder)
     shutil.rmtree(folder, ignore_errors=True)
-    return manifest
+    return _of_all(ranks, manifest)
+
+
+def _of_all(ranks: Ranks, manifest: Manifest) -> Manifest:
+    """The files of all ranks' manifests."""
+    text = manifest.model_dump_json().encode()
+    rows = torch.zeros(ranks.world.size, ranks.most(len(text)), dtype=torch.uint8)
+    rows[ranks.world.rank] = torch.frombuffer(bytearray(text.ljust(rows.shape[1])), dtype=torch.uint8)
+    files: dict[str, ArtefactRef] = {}
+    for row in ranks.total(rows):
+        files |= Manifest.model_validate_json(row.numpy().tobytes()).files
+    return Manifest(files=files)
 
 
 def store_folder(store: ArtefactStore, owner: str, folder: Path) -> Manifest:
@@ -180,12 +212,6 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, world: World) -> dict[str, Tensor]:
-    """What this rank writes: step counts are the same on all."""
-    found = _numbered(optimizer.state_dict()["state"])
-    return {name: value for name, value in found.items() if isinstance(value, DTensor) or world.leads}
-
-
 def _numbered(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{number}.{name}": value for number, part in state.items() for name, value in part.items()}
 
@@ -196,7 +222,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, reader: HuggingFaceStorage
     for key, shape in _shapes(reader).items():
         number, name = key.split(".", 1)
         weight = weights[int(number)]
-        place = torch.zeros_like(weight) if shape == weight.shape else weight.new_zeros(shape)
+        moment = shape == weight.shape  # else a count
+        place = torch.zeros_like(weight) if moment else torch.zeros(shape, device=weight.device)
         state.setdefault(int(number), {})[name] = place
     _read(reader, _numbered(state))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -204,23 +231,26 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, reader: HuggingFaceStorage
 
 @torch.no_grad()
 def _load_model(model: nn.Module, reader: HuggingFaceStorageReader, masters: Mapping[str, Tensor]) -> None:
+    _check_names(model, _shapes(reader))
     weights = dict(unique_weights(trained_state(model)))
-    if differ := sorted(weights.keys() ^ _shapes(reader).keys()):
-        raise _unusable(f"its weights differ from the model's: {differ[:5]}")
     _read(reader, {name: masters.get(name, weight) for name, weight in weights.items()})
     for name, master in masters.items():
         weights[name].copy_(master)
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write(tensors: Mapping[str, Tensor], world: World, path: Path) -> None:
     """This rank's rows, and from which one on they are. (torch's own writer holds them in memory twice.)"""
-    parts = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
-    offsets = {
-        name: {SAVED_OFFSETS_KEY: list(tensor.__create_chunk_list__()[0].offsets)}
-        for name, tensor in parts.items()
-    }
-    plain = {name: _plain(t.to_local() if isinstance(t, DTensor) else t) for name, t in tensors.items()}
-    save_file(plain, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)} if parts else None)
+    # What is not sharded, such as step counts, is the same on all.
+    own = {name: t for name, t in tensors.items() if isinstance(t, DTensor) or world.leads}
+    offsets = {name: {SAVED_OFFSETS_KEY: _offsets(tensor)} for name, tensor in own.items()}
+    plain = {name: _plain(t.to_local() if isinstance(t, DTensor) else t) for name, t in own.items()}
+    save_file(plain, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
+
+
+def _offsets(tensor: Tensor) -> list[int]:
+    if isinstance(tensor, DTensor):
+        return list(tensor.__create_chunk_list__()[0].offsets)  # type: ignore[no-untyped-call]
+    return [0] * tensor.dim()
 
 
 @contextmanager
@@ -242,12 +272,18 @@ def _shapes(reader: HuggingFaceStorageReader) -> dict[str, torch.Size]:
 def _read(reader: HuggingFaceStorageReader, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, or this rank's rows of them."""
     with warnings.catch_warnings(action="ignore"):  # it says that it asks no other rank, which is by pickle
-        dcp.load({name: t.detach() for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
+        load_parts({name: t.detach() for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
 
 
 def file_name(name: str, number: int, of: int) -> str:
     """Of what the ranks `0 <= number < of` each write."""
     return f"{name}.safetensors" if of == 1 else f"{name}.{number + 1}-of-{of}.safetensors"
+
+
+def _check_names(model: nn.Module, tensors: Mapping[str, object]) -> None:
+    expected = {name for name, _ in unique_weights(trained_state(model))}
+    if expected != set(tensors):
+        raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
 
 
 def _random_tensors() -> dict[str, Tensor]:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.failures import TrainingError, is_disk_full
 from trainer.learner.lora import served_adapter, served_weights, trained_state
 from trainer.learner.model_state import CPU, named_weights, tied_names
 from trainer.policy.policy import Policy
-from trainer.ranks.sharding import is_sharded, whole
+from trainer.ranks.gradients import is_sharded
+from trainer.ranks.sharding import whole
 
 ADAPTER_FOLDER = "adapter"
 
@@ -30,13 +31,10 @@ def save_model(policy: Policy, source: Path, folder: Path) -> None:
     With an adapter these are the merged weights, and the folder `adapter` in it holds the adapter as peft
     and vLLM load it.
     """
-    state = _copied(policy)
+    state = host_copy(policy.model, policy.dtype)
     if isinstance(policy.model, PeftModel):
-        adapter = {name: whole(weight) for name, weight in trained_state(policy.model).items()}
-        policy.model.save_pretrained(
-            str(folder / ADAPTER_FOLDER), state_dict=adapter, save_embedding_layers=False
-        )
-    _save(policy.plain_model, policy.dtype, state, source, folder)
+        save_adapter(policy.model, folder / ADAPTER_FOLDER)
+    save_folder(policy.plain_model, policy.dtype, state, source, folder)
 
 
 def take_part_in_saving(policy: Policy) -> None:
@@ -57,7 +55,7 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
         if not is_sharded(policy.model):  # gathering takes all ranks, and the time of a publish
             for _ in served_weights(policy.model):
                 pass
-        _save(policy.plain_model, policy.dtype, {}, source, folder)
+        save_folder(policy.plain_model, policy.dtype, {}, source, folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if is_disk_full(error):
             raise
@@ -69,9 +67,16 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
         ) from error
 
 
-def _save(
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as peft and vLLM load it."""
+    state = {name: whole(weight.detach()) for name, weight in trained_state(model).items()}
+    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+
+
+def save_folder(
     model: PreTrainedModel, dtype: torch.dtype, state: Mapping[str, Tensor], source: Path, folder: Path
 ) -> None:
+    """Write the model's config, the weights `state`, all of type `dtype`, and what else `source` has."""
     kept = model.config.dtype, model.generation_config
     model.config.dtype, model.generation_config = dtype, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -86,12 +91,12 @@ def _save(
             shutil.copyfile(file, target)
 
 
-def _copied(policy: Policy) -> dict[str, Tensor]:
-    """In the host's memory: a GPU need not have room for a second copy. What is tied stays so."""
-    dtype = policy.dtype
+def host_copy(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What is served of the model, in the host's memory, as a GPU may have no room; what is tied stays so."""
     state = {
         name: weight.to(CPU, dtype if weight.is_floating_point() else weight.dtype)
-        for name, weight in served_weights(policy.model, dtype)
+        for name, weight in served_weights(model, dtype)
     }
-    tied = tied_names(named_weights(policy.plain_model))
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    tied = tied_names(named_weights(plain))
     return state | {name: state[first] for name, first in tied.items() if first in state}

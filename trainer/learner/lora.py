@@ -20,7 +20,8 @@ from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import AdapterShape
 from trainer.failures import check_modules, unknown_modules
 from trainer.learner.model_state import named_weights, tied_names
-from trainer.ranks.sharding import is_sharded, whole
+from trainer.ranks.gradients import is_sharded
+from trainer.ranks.sharding import whole
 
 _ADAPTER = "default"
 _PREFIX, _BASE, _LORA = "base_model.model.", ".base_layer.", ".lora_"
@@ -206,7 +207,8 @@ def _merged(layer: LoraLinear) -> Tensor:
         for part in (layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
     )
     change = (high.float() @ low.float()) * layer.scaling[_ADAPTER]
-    return base + (change.T if layer.fan_in_fan_out else change)
+    merged: Tensor = base + (change.T if layer.fan_in_fan_out else change)
+    return merged
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
@@ -48,9 +48,22 @@ def load_policy(
     """The model in `folder`, dropout off. Raises TrainingError: unknown_model when it can't be loaded, and
     those of `check_weights` and `make_policy`.
     """
+    model = load_model(folder)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to, which hides its signature
+    return make_policy(
+        model,
+        dtype=dtype,
+        temperature=temperature,
+        gradient_checkpointing=gradient_checkpointing,
+        compiled=compiled,
+    )
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder`, float32, in the host's memory. Raises TrainingError, see `load_policy`."""
     check_weights(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -66,14 +79,15 @@ def load_policy(
             path="model",
             remedy="it must be a causal language model that transformers knows, with safetensors weights",
         ) from error
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to, which hides its signature
-    return make_policy(
-        model,
-        dtype=dtype,
-        temperature=temperature,
-        gradient_checkpointing=gradient_checkpointing,
-        compiled=compiled,
-    )
+    return model
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """The same without its weights: layers and shapes, no memory."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    return model
 
 
 def make_policy(
@@ -207,13 +221,16 @@ def decoder_layers(model: PreTrainedModel | PeftModel) -> list[GradientCheckpoin
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def resolve_device(wanted: str, gpus: int) -> torch.device:
-    """auto takes CUDA where GPUs are allocated. Raises TrainingError (cuda_unavailable)."""
+def resolve_device(wanted: str, gpus: int, local_rank: int = 0) -> torch.device:
+    """auto takes CUDA where GPUs are allocated, a rank that of its number on its node.
+
+    Raises TrainingError (cuda_unavailable).
+    """
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise cuda_unavailable()
-    return torch.device("cuda", 0)
+    return torch.device("cuda", local_rank)
 
 
 def resolve_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:

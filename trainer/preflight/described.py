@@ -20,7 +20,7 @@ from trainer.data import open_source
 from trainer.failures import TrainingError
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import measured
-from trainer.preflight.gang import check_budget, check_engine_memory, check_heads, check_kinds
+from trainer.preflight.gang import check_budget, check_engine_memory, check_heads
 from trainer.preflight.limits import check_memory, gpu_place
 from trainer.preflight.model_facts import ModelFacts, in_folder, of_name
 
@@ -50,7 +50,6 @@ def check(task: DescribedTask) -> ValidationResult:
     noted(lambda: check_heads(spec, model.config))
     noted(lambda: check_budget(spec, longest))
     if able := [node for node in task.cluster.nodes if spec.resources.gpus and _could_hold(spec, node)]:
-        noted(lambda: check_kinds(spec, [node.gpu_type for node in able]))
         node = min(able, key=lambda one: one.gpu_memory_gib)
         total, engine = int(node.gpu_memory_gib * GIB), _engine(spec, node)
         place = gpu_place(spec, total, engine, 2 * model.numbers)

@@ -50,9 +50,6 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, help="on each node; the spec's if not given")
     parser.add_argument("--nodes", type=int, help="the spec's if not given")
     parser.add_argument(
-        "--engine-sleeps", action="store_true", help="vLLM gives its memory back during updates"
-    )
-    parser.add_argument(
         "--prompt-tokens", type=int, help="tokens of the longest prompt, where the prompts are on the server"
     )
     parser.add_argument("--json", action="store_true", help="print bytes as JSON instead of the table")
@@ -67,7 +64,6 @@ def main() -> int:
             JobSpec.model_validate(fields),
             options.gpu_memory,
             options.prompt_tokens,
-            sleeps=options.engine_sleeps,
         )
     except (PowermeanError, ValidationError, OSError) as error:
         remedy = getattr(error, "remedy", None)
@@ -89,19 +85,17 @@ class Fit:
     changes: tuple[Change, ...]
 
 
-def estimate(
-    name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None, *, sleeps: bool = False
-) -> Fit:
+def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None) -> Fit:
     """Raises TrainingError where something about model, prompts or memory can't be known."""
     gpu_bytes = None if gpu_gib is None else int(gpu_gib * GIB)
     model = of_name(spec.model.name) if spec.model.name and spec.resources.gpus and prompt_tokens else None
     if model is not None:
-        place, prompt = place_without_model(spec, model, gpu_bytes, sleeps), prompt_tokens or 0
+        place, prompt = place_without_model(spec, model, gpu_bytes), prompt_tokens or 0
     else:
         data_dir = Path(os.environ.get("POWERMEAN_DATA_DIR") or Home.find().folder / "node")
         roots = tuple(Path(one) for one in os.environ.get("POWERMEAN_MODEL_ROOTS", "").split(":") if one)
         folder = resolve_model(spec.model, data_dir, roots)
-        model, place = in_folder(folder), place_of(spec, folder, gpu_bytes, sleeps=sleeps)
+        model, place = in_folder(folder), place_of(spec, folder, gpu_bytes)
         prompt = prompt_tokens or longest_prompt(spec, folder)
     if place is None:
         raise TrainingError(
@@ -121,13 +115,11 @@ def estimate(
     return Fit(name, spec, prompt, place, needed, tuple(changes(spec, model, prompt, place)))
 
 
-def place_without_model(
-    spec: JobSpec, model: ModelFacts, gpu_bytes: int | None, sleeps: bool
-) -> Place | None:
+def place_without_model(spec: JobSpec, model: ModelFacts, gpu_bytes: int | None) -> Place | None:
     """A GPU for a model that is not here; its engine is vLLM unless the spec says otherwise."""
     total = gpu_bytes or gpu_bytes_of_node()
     engine: EngineName = "transformers" if spec.rollout.engine == "transformers" else "vllm"
-    return None if total is None else gpu_place(spec, total, engine, 2 * model.numbers, sleeps)
+    return None if total is None else gpu_place(spec, total, engine, 2 * model.numbers)
 
 
 def as_json(found: Fit) -> str:

@@ -1,10 +1,10 @@
 """What must hold for a job of several ranks, or an engine of several GPUs, before it is queued."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import GPU_MEMORY_SHARE
+from powermean.engine_selection import GPU_MEMORY_SHARE, undivided_heads
 from powermean.memory import gib
 from trainer.failures import TrainingError
 from trainer.preflight.model_facts import ModelFacts
@@ -12,21 +12,14 @@ from worker.launcher import OWN_GPU_SHARE
 
 
 def check_heads(spec: JobSpec, config: Mapping[str, Any]) -> None:
-    """Raises TrainingError (heads_not_divisible) where tensor parallel can't split the attention."""
-    parts = spec.rollout.gpus_per_replica
-    heads, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    if parts == 1 or not isinstance(heads, int):
-        return
-    keys = keys if isinstance(keys, int) else heads
-    if heads % parts == 0 and (keys % parts == 0 or parts % keys == 0):
-        return
-    fitting = [n for n in range(1, 65) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]
-    raise TrainingError(
-        "heads_not_divisible",
-        f"{parts} GPUs of a replica can't share {heads} attention heads and {keys} key/value heads evenly",
-        path="rollout.gpus_per_replica",
-        remedy=f"set it to one of {', '.join(map(str, fitting))}",
-    )
+    """Raises TrainingError (undivided_heads) where tensor parallel can't split the attention."""
+    if (why := undivided_heads(config, spec.rollout.gpus_per_replica)) is not None:
+        raise TrainingError(
+            "undivided_heads",
+            why,
+            path="rollout.gpus_per_replica",
+            remedy="take a number of GPUs that divides the heads, and more rollout.replicas",
+        )
 
 
 def check_budget(spec: JobSpec, longest: int) -> None:
@@ -38,18 +31,6 @@ def check_budget(spec: JobSpec, longest: int) -> None:
             f"a trajectory may have {longest} tokens, and a micro-batch {budget}",
             path="training.micro_batch_tokens",
             remedy=f"set it to {longest} or more, or to auto; or lower rollout.max_new_tokens",
-        )
-
-
-def check_kinds(spec: JobSpec, gpu_names: Collection[str]) -> None:
-    """Raises TrainingError (mixed_gpus) where ranks would get GPUs of several kinds."""
-    kinds = sorted(set(gpu_names))
-    if spec.resources.ranks > 1 and len(kinds) > 1:
-        raise TrainingError(
-            "mixed_gpus",
-            f"the ranks would run on GPUs of several kinds ({', '.join(kinds)}), at the pace of the slowest",
-            path="resources.gpu_type",
-            remedy=f"name one of them, e.g. gpu_type: {kinds[0]}",
         )
 
 

@@ -51,14 +51,12 @@ class Change:
     footprint: Footprint
 
 
-def place_of(
-    spec: JobSpec, folder: Path, gpu_bytes: int | None = None, *, sleeps: bool = False
-) -> Place | None:
+def place_of(spec: JobSpec, folder: Path, gpu_bytes: int | None = None) -> Place | None:
     """Where the job would run; `gpu_bytes` of a GPU other than the node's. None where nothing says."""
     if spec.resources.gpus:
         total = gpu_bytes or gpu_bytes_of_node()
         engine = choose(spec.rollout.engine, folder, on_gpu=True)
-        return None if total is None else gpu_place(spec, total, engine, weight_bytes(folder, 2), sleeps)
+        return None if total is None else gpu_place(spec, total, engine, weight_bytes(folder, 2))
     if (total := total_bytes()) is None:
         return None
     name = choose(spec.rollout.engine, folder, on_gpu=False) if _has_own_engine(spec) else ""
@@ -69,13 +67,13 @@ def place_of(
     return Place(cuda=False, total=total // local, engine=size // local, engine_name=name)
 
 
-def gpu_place(spec: JobSpec, total: int, engine: EngineName, weights: int, sleeps: bool = False) -> Place:
+def gpu_place(spec: JobSpec, total: int, engine: EngineName, weights: int) -> Place:
     """A GPU of so many bytes, with the engine that would share it with the trainer."""
     if spec.resources.placement == "split" or not _has_own_engine(spec):
         return Place(cuda=True, total=total, engine=0, engine_name="")
     if engine == "vllm":
         taken = int(GPU_MEMORY_SHARE * total)
-        return Place(cuda=True, total=total, engine=taken, engine_name=engine, sleeps=sleeps)
+        return Place(cuda=True, total=total, engine=taken, engine_name=engine, sleeps=spec.engine_sleeps)
     return Place(cuda=True, total=total, engine=weights, engine_name=engine)
 
 

@@ -23,7 +23,7 @@ from trainer.failures import TrainingError, check_installed, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
 from trainer.preflight.disk_space import check_disk
-from trainer.preflight.gang import check_budget, check_engine_memory, check_heads, check_kinds
+from trainer.preflight.gang import check_budget, check_engine_memory, check_heads
 from trainer.preflight.limits import check_adapter, check_memory, check_positions, place_of
 from trainer.preflight.model_facts import in_folder
 from worker.settings import NodeSettings, NodeSettingsError
@@ -59,7 +59,9 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     _noted(found, lambda: check_devices(spec))
     _noted(found, lambda: check_installed(spec.optimizer))
     roots, allowed = settings.model_roots, settings.allowed_models
-    folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, roots, allowed))
+    # A fork's model has the config, the tokenizer and the shapes of the one that its line of jobs began with.
+    first = spec.model if task.origin is None else task.origin.first_model
+    folder = _noted(found, lambda: resolve_model(first, settings.data_dir, roots, allowed))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
         built = len(found)
@@ -71,7 +73,6 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     if len(found) == before:
         _noted(found, lambda: check_answers(task, settings))
     if folder is not None:
-        _noted(found, lambda: check_heads(spec, text_config(folder)))
         prompt = longest - spec.rollout.max_new_tokens if longest is not None else 1
         _noted(found, lambda: check_node_memory(spec, folder, prompt))
         if longest is not None:
@@ -93,7 +94,7 @@ def check_weights(folder: Path, settings: NodeSettings) -> None:
 
 
 def check_devices(spec: JobSpec) -> None:
-    """Raises TrainingError (cuda_unavailable, too_few_gpus, mixed_gpus, compiler_missing) if it can't run."""
+    """Raises TrainingError (cuda_unavailable, too_few_gpus, compiler_missing) if it can't run."""
     if spec.resources.gpus == 0:
         return
     # Imported here on purpose: PyTorch takes seconds to import, and most jobs need it for no other check.
@@ -109,7 +110,6 @@ def check_devices(spec: JobSpec) -> None:
             path="resources.placement" if spec.rollout_gpus else "resources.gpus",
             remedy="ask for no more GPUs than a node has (with placement: split the engine has its own)",
         )
-    check_kinds(spec, [torch.cuda.get_device_name(index) for index in range(wanted)])
     if not has_compiler():
         raise TrainingError(
             "compiler_missing",
@@ -134,23 +134,31 @@ def has_compiler() -> bool:
 
 
 def check_engine(spec: JobSpec, folder: Path) -> None:
-    """Raises TrainingError (vllm_missing, vllm_model) if vLLM is needed but can't serve the model.
+    """Raises TrainingError (vllm_missing, vllm_model, undivided_heads) if vLLM can't serve the model.
 
-    It is needed if the spec asks for it or for a publishing method that only vLLM has.
+    It must if the spec asks for it or for something that only vLLM has.
     """
-    if not spec.rollout.needs_vllm:
+    rollout, size = spec.rollout, spec.rollout.gpus_per_replica
+    if not rollout.needs_vllm:
         return
     objection = vllm_objection(folder, on_gpu=spec.resources.gpus > 0)
-    if objection is None:
-        return
-    if spec.rollout.engine == "vllm":
+    if objection is not None and rollout.engine == "vllm":
         raise TrainingError(objection.code, objection.message, path="rollout.engine", remedy=objection.remedy)
-    raise TrainingError(
-        objection.code,
-        f"rollout.publish {spec.rollout.publish} needs the vLLM engine: {objection.message}",
-        path="rollout.publish",
-        remedy="set rollout.publish to auto, shm or store",
-    )
+    if objection is not None and size > 1:
+        raise TrainingError(
+            objection.code,
+            f"an engine of {size} GPUs must be vLLM: {objection.message}",
+            path="rollout.gpus_per_replica",
+            remedy="set rollout.gpus_per_replica to 1",
+        )
+    if objection is not None:
+        raise TrainingError(
+            objection.code,
+            f"rollout.publish {rollout.publish} needs the vLLM engine: {objection.message}",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto, shm or store",
+        )
+    check_heads(spec, text_config(folder))
 
 
 def _noted(found: list[JobError], check: Callable[[], Result]) -> Result | None:

@@ -50,6 +50,10 @@ class Ranks:
             with _calling():
                 dist.all_reduce(values)
 
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest over ranks, of each number."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
     def merged(self, values: Tensor, mine: range) -> Tensor:
         """Rows [n, ...] of which this rank knows those of `mine`, and no other rank the same: all of them."""
         if self.world.alone:
@@ -68,7 +72,7 @@ class Ranks:
 
     def most(self, number: int) -> int:
         """The largest over ranks."""
-        return int(self._reduced(torch.tensor([number]), dist.ReduceOp.MAX))
+        return int(self.largest(torch.tensor([number])))
 
     def least(self, number: int) -> int:
         """The smallest over ranks."""

@@ -9,9 +9,11 @@ the whole minibatch.
 A pass is a collective: every rank takes as many, in the same order, and so is whatever gathers weights.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -61,29 +63,60 @@ def make_mesh(world: World, how: Literal["shard", "hybrid"], device: torch.devic
     return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
 
 
-def shard(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard(
+    model: PreTrainedModel | PeftModel,
+    mesh: DeviceMesh,
+    dtype: torch.dtype,
+    fill: Callable[[nn.Module], None] = lambda unit: None,
+) -> None:
     """Spread a float32 model over the mesh, in place; passes are in `dtype`.
 
     One unit after the other goes to the mesh's device, where a rank keeps its rows: the whole is never there.
-    An adapter must be attached before, the optimiser made after it. A collective.
+    `fill` may give a unit its weights just before (`from_first_rank`). An adapter must be attached before,
+    the optimiser made after it. A collective.
     """
     root = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(root, PreTrainedModel)
     precision = MixedPrecisionPolicy()
-    if dtype != torch.float32:
+    if dtype == torch.bfloat16:
         # Layers hand on what they were given, so inputs are of that type already.
         precision = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in (*reversed(decoder_layers(root)), root):
-        # The root, too: what is not in a pass is then always a rank's own rows.
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
-        unit.set_gradient_divide_factor(1.0)  # sums, by an operation that gloo has, too
-        unit.set_force_sum_reduction_for_comms(True)
+        fill(unit)
+        # The root, too, drops them after a pass: a weight is always a rank's own rows then.
+        spread: FSDPModule = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
+        spread.set_gradient_divide_factor(1.0)  # sums, by an operation that gloo has, too
+        spread.set_force_sum_reduction_for_comms(True)
     allow_passes(root)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether passes through it are collectives."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+def from_first_rank(device: torch.device) -> Callable[[nn.Module], None]:
+    """For `shard`: rank 0 has the weights, other ranks have a model on the meta device. Rank 0 sends them.
+
+    Each rank's GPU has a unit at a time, and only rank 0's host ever has the model.
+    """
+
+    def fill(unit: nn.Module) -> None:
+        made: dict[int, Tensor] = {}  # what is tied stays so
+        for module in unit.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None or isinstance(tensor, DTensor):
+                        continue
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _sent(tensor, device)
+                    tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+
+    return fill
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A module's tensor as rank 0 has it."""
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    if not tensor.is_meta:
+        there.copy_(tensor.detach())
+    dist.broadcast(there.reshape(-1).view(torch.uint8), src=0)
+    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
 
 
 def last_pass(model: nn.Module, last: bool) -> None:

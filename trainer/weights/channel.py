@@ -15,7 +15,13 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from powermean.contracts.rollout import ChannelMethod, ChannelRequest, PublishRequest, WeightTensor
+from powermean.contracts.rollout import (
+    ChannelMethod,
+    ChannelRequest,
+    HoldRequest,
+    PublishRequest,
+    WeightTensor,
+)
 from rollout.client import EngineRefusedError
 from rollout.gloo import Sender, TransferError, tensors_sha256
 from trainer.failures import TrainingError
@@ -31,17 +37,18 @@ Result = TypeVar("Result")
 
 @dataclass
 class ChannelWriter:
-    """See trainer.weights.files.Publisher. The channel stays open; a broken one is replaced."""
+    """See trainer.weights.files.Publisher. Channels stay open; a broken one is replaced."""
 
     job_id: str
     attempt: int
     method: ChannelMethod
     dtype: torch.dtype  # of the engine's weights
-    connect: Callable[[], Peer]
+    connect: Callable[[Target], Peer]
+    sleeps: bool = False  # the engine, while the trainer makes a version
     call_ranks: Callable[[], object] = lambda: None  # to `take_part`, where the model is sharded
     from_the_start: bool = field(default=False, init=False)
     _weights: Weights = field(default=(), init=False)
-    _peer: Peer | None = field(default=None, init=False)
+    _peers: dict[Target, Peer] = field(default_factory=dict, init=False)  # one channel for each replica
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Keep the weights, copied only if the engine's type or gloo needs another form.
@@ -66,7 +73,7 @@ class ChannelWriter:
 
     def publish(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
         """Send the weights; opens a channel if none is open or the engine no longer knows it."""
-        known = self._peer is not None
+        known = target in self._peers
         try:
             return self._send(target, request, timeout_s)
         except EngineRefusedError as refusal:
@@ -78,24 +85,31 @@ class ChannelWriter:
         """Release the weights."""
         self._weights = ()
 
-    def hold(self, target: Target, version: int, timeout_s: float) -> None:
-        """Nothing to do: the engine has a copy."""
+    def hold_request(self, version: int) -> HoldRequest | None:
+        """See trainer.weights.files.Publisher."""
+        if not self.sleeps:
+            return None
+        return HoldRequest(job_id=self.job_id, attempt=self.attempt, version=version)
 
     def close(self) -> None:
-        """Close the channel."""
-        peer, self._peer = self._peer, None
-        if peer is not None:
-            peer.close()
+        """Close the channels."""
+        for target in list(self._peers):
+            self._close(target)
 
     def _send(self, target: Target, request: PublishRequest, timeout_s: float) -> object:
+        """Other threads meanwhile send to other targets."""
         try:
-            if self._peer is None:
-                self._peer = self.connect()
-                self._peer.open(target, self.job_id, self.attempt, timeout_s)
-            return self._peer.publish(target, request, self._weights, timeout_s)
+            if target not in self._peers:
+                self._peers[target] = self.connect(target)
+                self._peers[target].open(target, self.job_id, self.attempt, timeout_s)
+            return self._peers[target].publish(target, request, self._weights, timeout_s)
         except BaseException:
-            self.close()
+            self._close(target)
             raise
+
+    def _close(self, target: Target) -> None:
+        if (peer := self._peers.pop(target, None)) is not None:
+            peer.close()
 
 
 class GlooPeer:
@@ -151,15 +165,18 @@ class GlooPeer:
             return answer.result()
 
 
-def connector(method: ChannelMethod, address: str) -> Callable[[], Peer]:
-    """Returns a function that makes our end of a channel. `address`: this host's, as the engine reaches it.
+def connector(
+    method: ChannelMethod, address: Callable[[Target], str], workers: int = 1
+) -> Callable[[Target], Peer]:
+    """Returns a function that makes our end of a channel.
 
-    vLLM is imported only if its senders are needed, because that takes ten seconds.
+    `address`: this host's, as an engine reaches it. `workers`: processes of one engine that take weights, one
+    for each of its GPUs. vLLM is imported only if its senders are needed, because that takes ten seconds.
     """
     if method == "gloo":
-        return lambda: GlooPeer(address)
+        return lambda target: GlooPeer(address(target))
     senders = importlib.import_module("trainer.weights.vllm_senders")
-    return lambda: senders.VllmPeer(method)
+    return lambda _target: senders.VllmPeer(method, workers)
 
 
 def _awaited(condition: Callable[[], bool], answered: Callable[[], bool], timeout_s: float) -> bool:

@@ -33,7 +33,7 @@ _HASHERS = 2
 
 
 class Target(Protocol):
-    """A rollout service that accepts weights (such as rollout.client.RolloutClient)."""
+    """One rollout service that accepts weights (such as rollout.client.RolloutClient)."""
 
     def publish(self, request: PublishRequest, timeout_s: float) -> object: ...
 
@@ -43,9 +43,9 @@ class Target(Protocol):
 
 
 class Publisher(Protocol):
-    """Sends weights to the rollout service: `write`, `publish` as often as necessary, `discard`.
+    """Sends weights to rollout services: `write`, `publish` to each as often as necessary, `discard`.
 
-    `hold` comes before published weights change.
+    Different threads publish to different services at once.
     """
 
     @property
@@ -61,10 +61,10 @@ class Publisher(Protocol):
     def discard(self, version: int) -> None:
         """Release what was written."""
 
-    def hold(self, target: Target, version: int, timeout_s: float) -> None:
-        """Have the engine complete nothing until `version` is published, where it would see it in the making.
+    def hold_request(self, version: int) -> HoldRequest | None:
+        """What tells an engine to complete nothing until `version` is published, before any weight changes.
 
-        Raises RolloutError.
+        None where it may go on: it has a copy of the weights, and GPU memory of its own.
         """
 
     def close(self) -> None:
@@ -83,12 +83,14 @@ class WeightWriter:
     scratch: Path  # the attempt's own folder, on the store's file system if possible
     shared_memory: Path = SHARED_MEMORY
     adapter_alone: bool = False  # for an engine that accepts LoRA adapters
+    changed: bool = False  # the engine's model is not what training begins with
+    sleeps: bool = False  # the engine, while the trainer makes a version
     call_ranks: Callable[[], object] = lambda: None  # to `take_part`, where the model is sharded
 
     @property
     def from_the_start(self) -> bool:
         """See Publisher. Of itself an engine of adapters has the base model alone."""
-        return self.adapter_alone
+        return self.adapter_alone or self.changed
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; returns the request that announces them."""
@@ -123,8 +125,11 @@ class WeightWriter:
         """Announce the files to the engine."""
         return target.publish(request, timeout_s)
 
-    def hold(self, target: Target, version: int, timeout_s: float) -> None:
-        """Nothing to do: the engine has a copy."""
+    def hold_request(self, version: int) -> HoldRequest | None:
+        """See Publisher. The engine has a copy, so it goes on unless it sleeps."""
+        if not self.sleeps:
+            return None
+        return HoldRequest(job_id=self.job_id, attempt=self.attempt, version=version)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -1,7 +1,7 @@
 """New weights in place: the engine samples from the trainer's own, which both have in shared memory.
 
 A publish sends no weights then, and there is one copy of them. But the engine must not sample while the
-optimiser changes them: `hold` stops it before, the next publish lets it go on.
+optimiser changes them: `hold_request` stops it before, the next publish lets it go on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,10 +50,9 @@ class InPlaceWriter:
     def discard(self, version: int) -> None:
         """Nothing to do: there is no copy."""
 
-    def hold(self, target: Target, version: int, timeout_s: float) -> None:
-        """See Publisher."""
-        request = HoldRequest(job_id=self.job_id, attempt=self.attempt, version=version)
-        target.hold(request, timeout_s)
+    def hold_request(self, version: int) -> HoldRequest:
+        """See Publisher. The engine would sample from weights in the making."""
+        return HoldRequest(job_id=self.job_id, attempt=self.attempt, version=version)
 
     def close(self) -> None:
         """Remove the file. The memory is free once neither the engine nor the model uses it."""

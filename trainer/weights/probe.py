@@ -1,15 +1,16 @@
 """Verifies that the engine serves the trainer's weights: both score the same completions."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
-from powermean.contracts.rollout import Sampling
+from powermean.contracts.rollout import GenerateRequest, GenerateResponse, Sampling
 from trainer.failures import TrainingError
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import sort_rows, token_tree
-from trainer.rollouts.batching import Rollouts
-from trainer.rollouts.sampling import Engine, complete_prompts
+from trainer.rollouts.batching import Rollouts, collate
+from trainer.rollouts.sampling import time_limit
 
 PROBE_PROMPTS = 2
 PROBE_COMPLETIONS = 2
@@ -18,15 +19,22 @@ PROBE_TOKENS = 8
 BFLOAT16_TOLERANCE = 0.5
 
 
+class Probed(Protocol):
+    """An engine that may have replicas: each of them is probed."""
+
+    def generate_on_each(self, request: GenerateRequest, timeout_s: float) -> list[GenerateResponse]: ...
+
+
 def probe(
-    engine: Engine, policy: Policy, prompts: Sequence[tuple[int, ...]], sampling: Sampling, pad_token_id: int
+    engine: Probed, policy: Policy, prompts: Sequence[tuple[int, ...]], sampling: Sampling, pad_token_id: int
 ) -> float:
-    """Largest |log-prob of the engine - log-prob of the policy| over a few new completions, in nats."""
+    """Largest |log-prob of the engine - log-prob of the policy| over a few new completions of each replica,
+    in nats."""
     limited = sampling.model_copy(update={"max_new_tokens": min(PROBE_TOKENS, sampling.max_new_tokens)})
-    rollouts = complete_prompts(
-        engine, prompts[:PROBE_PROMPTS], count=PROBE_COMPLETIONS, sampling=limited, pad_token_id=pad_token_id
-    )
-    return largest_difference(policy, rollouts)
+    request = GenerateRequest(prompts=tuple(prompts[:PROBE_PROMPTS]), n=PROBE_COMPLETIONS, sampling=limited)
+    answers = engine.generate_on_each(request, time_limit(request))
+    completions = [group for answer in answers for group in answer.completions]
+    return largest_difference(policy, collate(request.prompts * len(answers), completions, pad_token_id))
 
 
 @torch.no_grad()

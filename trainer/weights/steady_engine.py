@@ -12,48 +12,44 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event, Lock
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from powermean.contracts.rollout import GenerateRequest, GenerateResponse, PublishRequest
 from rollout.client import EngineRefusedError, EngineUnreachableError, RolloutError
 from trainer.failures import TrainingError
-from trainer.rollouts.sampling import HOLD_TIMEOUT_S, PUBLISH_TIMEOUT_S, Completes, Engine
-from trainer.weights.files import Publisher, Target
+from trainer.rollouts.sampling import HOLD_TIMEOUT_S, PUBLISH_TIMEOUT_S, Completes
+from trainer.weights.engine_pool import EMPTY, EnginePool
+from trainer.weights.files import Publisher
 
 Result = TypeVar("Result")
 
 RESTART_S = 900.0  # the rollout service itself gives vLLM 600 s to start
 _POLL_S = 1.0
 _PASSING = frozenset({"engine_died", "engine_starting", "busy"})  # busy: many jobs come back at once
-_EMPTY = frozenset({"weights_incomplete", "adapter_missing"})
 # Often the first sign of a death; if it keeps coming back, it is something else.
 _SUSPECT = frozenset({"engine_error", "engine_timeout", "channel_failed"})
 _SUSPECT_TRIES = 3
 
 
-class Service(Engine, Target, Protocol):
-    """A rollout service (such as rollout.client.RolloutClient)."""
-
-
 @dataclass
 class SteadyEngine:
-    """See trainer.rollouts.sampling.Engine: both calls raise what `engine` raises, and TrainingError
+    """See trainer.rollouts.sampling.Engine: its calls raise what `engine` raises, and TrainingError
     (engine_not_back).
 
     For the training thread. The model must have the weights of the last published version whenever `generate`
     or `restore` is called. Another thread may sample through `beside`.
     """
 
-    engine: Service
+    engine: EnginePool
     weights: Publisher
     model: nn.Module
     tell: Callable[[str], None]  # called with what it waits for, for people
     share_s: float = 0.0  # extra time of a call because another thread's call comes first or runs in parallel
     restart_s: float = RESTART_S
     poll_s: float = _POLL_S
-    comes_back: bool = False  # even if its service itself is gone; a private one ends with the attempt
+    comes_back: bool = False  # even if its service itself is gone; with the only private one ends the attempt
     _version: int | None = field(default=None, init=False)  # last published version
     _publishes: int = field(default=0, init=False)  # number of successful publishes
     _empty: bool = field(default=False, init=False)  # the engine has lost the weights of the last publish
@@ -64,15 +60,19 @@ class SteadyEngine:
         """Complete prompts with the last published weights."""
         return self._through_restarts(lambda: self.engine.generate(request, timeout_s + self.share_s))
 
-    def publish(self, request: PublishRequest, timeout_s: float) -> object:
+    def generate_on_each(self, request: GenerateRequest, timeout_s: float) -> list[GenerateResponse]:
+        """The same prompts completed by every replica that serves."""
+        return self._through_restarts(lambda: self.engine.generate_on_each(request, timeout_s + self.share_s))
+
+    def publish(self, request: PublishRequest, timeout_s: float) -> None:
         """Send the weights last written. They must exist until this returns."""
-        answer = self._through_restarts(lambda: self._publish(request, timeout_s))
+        self._through_restarts(lambda: self._publish(request, timeout_s))
         self._version = request.version
-        return answer
 
     def hold(self, version: int) -> None:
         """Make sure that the engine does not sample while `version` is made: before any weight changes."""
-        self._through_restarts(lambda: self.weights.hold(self.engine, version, HOLD_TIMEOUT_S))
+        if (request := self.weights.hold_request(version)) is not None:
+            self._through_restarts(lambda: self.engine.hold(request, HOLD_TIMEOUT_S))
 
     def beside(self) -> Completes:
         """The engine for a thread that samples while this one trains."""
@@ -98,7 +98,7 @@ class SteadyEngine:
                     lambda: self.engine.generate(request, timeout_s + self.share_s), may_publish=False
                 )
             except EngineRefusedError as refusal:
-                if refusal.code not in _EMPTY or self._version is None:
+                if refusal.code not in EMPTY or self._version is None:
                     raise
                 with self._lock:
                     # A later publish may have sent them; the same version would not be accepted twice.
@@ -128,14 +128,14 @@ class SteadyEngine:
                     self.tell(f"waiting for the rollout engine to come back ({refusal.code})")
                 elif time.monotonic() > deadline:
                     raise _not_back(refusal, self.restart_s) from refusal
-                incomplete = incomplete or refusal.code in _EMPTY
+                incomplete = incomplete or refusal.code in EMPTY
                 if self._closed.wait(self.poll_s):
                     raise
 
     def _may_pass(self, refusal: EngineRefusedError | EngineUnreachableError, may_publish: bool) -> bool:
         if isinstance(refusal, EngineUnreachableError):
             return self.comes_back and not self._closed.is_set()
-        if refusal.code in _EMPTY:
+        if refusal.code in EMPTY:
             return may_publish and self._version is not None
         if refusal.code == "engine_failed":  # such a service ends and is restarted by its node
             return self.comes_back and not self._closed.is_set()
@@ -149,12 +149,13 @@ class SteadyEngine:
         finally:
             self.weights.discard(self._version)
 
-    def _publish(self, request: PublishRequest, timeout_s: float) -> object:
-        answer = self.weights.publish(self.engine, request, timeout_s + self.share_s)
+    def _publish(self, request: PublishRequest, timeout_s: float) -> None:
+        self.engine.publish(
+            lambda service: self.weights.publish(service, request, timeout_s + self.share_s), request.version
+        )
         with self._lock:
             self._publishes += 1
             self._empty = False
-        return answer
 
 
 @dataclass(frozen=True)

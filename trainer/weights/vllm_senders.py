@@ -31,8 +31,10 @@ _REFUSAL_S = 1.0  # by then a service that refuses to open a channel has answere
 class VllmPeer:
     """See trainer.weights.peer.Peer."""
 
-    def __init__(self, method: Literal["nccl", "ipc"]) -> None:
+    def __init__(self, method: Literal["nccl", "ipc"], workers: int = 1) -> None:
+        """`workers`: vLLM's processes, one for each GPU of the engine. ipc is for one."""
         self._method = method
+        self._workers = workers
         self._source = _Source()
         self._client: _Client | None = None
         self._sender: Any = None
@@ -48,7 +50,7 @@ class VllmPeer:
         client = self._client = _Client(lambda: target.open_channel(request, timeout_s))
 
         def meet() -> None:
-            self._sender = _sender(nccl_id, client, self._source)
+            self._sender = _sender(nccl_id, client, self._source, self._workers)
 
         self._bounded(meet, timeout_s)
 
@@ -144,8 +146,8 @@ class _Source(WeightSource):
         return iter(self.weights)
 
 
-def _sender(nccl_id: bytes | None, client: _Client, source: _Source) -> Any:
-    """vLLM's sender: through CUDA IPC, or as rank 0 of an NCCL group of two; the other is vLLM's one worker.
+def _sender(nccl_id: bytes | None, client: _Client, source: _Source, workers: int) -> Any:
+    """vLLM's sender: through CUDA IPC, or as rank 0 of an NCCL group; the others are vLLM's workers.
 
     The two find each other by an id that the service passes on. vLLM's alternative is a store without
     authentication, from which its worker would unpickle what it finds.
@@ -160,7 +162,7 @@ def _sender(nccl_id: bytes | None, client: _Client, source: _Source) -> Any:
         if wait([joined], timeout=_REFUSAL_S).done:  # without a peer NCCL's call would never return
             joined.result()
         device = torch.accelerator.current_device_index()
-        sender.model_update_group = uid_init_process_group(nccl_id, 0, 2, device)
+        sender.model_update_group = uid_init_process_group(nccl_id, 0, 1 + workers, device)
         joined.result()
     return sender
 

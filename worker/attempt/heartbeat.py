@@ -3,7 +3,7 @@
 import threading
 import time
 
-from powermean.contracts.attempts import Order
+from powermean.contracts.attempts import Claim, Member, MemberReport, Order
 from powermean.contracts.phases import PREPARING_MODEL, is_sampling
 from powermean.disk import first_full
 from powermean.node_client import AttemptClient
@@ -12,18 +12,24 @@ from worker.attempt.supervisor_log import say
 from worker.attempt_dir import PHASE_CHARACTERS, AttemptDir
 
 RETRY_S = 1.0
+SEVERAL_S = 2.0  # most between the beats of a job of several nodes: all of them end when one has failed
 
 
 class Heartbeat(threading.Thread):
-    """Keeps the lease; receives orders and fresh tokens."""
+    """Keeps this node's lease; receives orders, fresh tokens, and where the other nodes are."""
 
-    def __init__(self, client: AttemptClient, attempt: AttemptDir, beat_s: float) -> None:
+    def __init__(self, client: AttemptClient, attempt: AttemptDir, claim: Claim) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._client = client
         self._attempt = attempt
-        self._beat_s = beat_s
+        self._node_rank = claim.node_rank
+        self._beat_s = claim.beat_s if claim.spec.resources.nodes == 1 else min(claim.beat_s, SEVERAL_S)
+        self._replicas = claim.spec.rollout.replicas if claim.engine is None else 0
         self._halt = threading.Event()
+        self._due = threading.Event()  # the next beat, before its time
         self.phase = PREPARING_MODEL
+        self.place: MemberReport | None = None  # where the other nodes find this one
+        self.members: tuple[Member, ...] = ()
         self.order: Order = "continue"
         self._written: Order = "continue"  # where the trainer reads it
         self.refused: ApiError | None = None  # the attempt is no longer ours
@@ -36,20 +42,27 @@ class Heartbeat(threading.Thread):
             except Exception as error:  # noqa: BLE001  the thread's boundary: without beats the attempt lapses
                 say(f"heartbeat: {type(error).__name__}: {error}")
                 beaten = False
-            self._halt.wait(self._beat_s if beaten else min(self._beat_s, RETRY_S))
+            self._due.wait(self._beat_s if beaten else min(self._beat_s, RETRY_S))
+            self._due.clear()
 
     def halt(self) -> None:
         self._halt.set()
+        self._due.set()
+
+    def tell(self, place: MemberReport) -> None:
+        """Say where this node is, at once."""
+        self.place = place
+        self._due.set()
 
     def _beat(self) -> bool:
         try:
-            reply = self._client.heartbeat(self._phase())
+            reply = self._client.heartbeat(self._phase(), self._node_rank, self._member())
         except ServerUnreachableError:
             return False
         except ApiError as error:
             if not error.retryable:
                 self.refused = error
-                self._halt.set()
+                self.halt()
             return False
         self.answered = time.monotonic()
         self._client.renew(reply.token)
@@ -57,11 +70,27 @@ class Heartbeat(threading.Thread):
             self._attempt.write_token(reply.token)
         except OSError as error:  # the order below matters more
             say(f"the token was not renewed: {error}")
+        self._take(reply.members)
         self.order = reply.order
         if reply.order != self._written:
             self._attempt.write_order(reply.order)
             self._written = reply.order
         return True
+
+    def _take(self, members: tuple[Member, ...]) -> None:
+        if members != self.members:
+            try:
+                self._attempt.write_members(members)
+            except OSError as error:  # again at the next beat
+                say(f"where the other nodes are was not written: {error}")
+            else:
+                self.members = members
+
+    def _member(self) -> MemberReport | None:
+        """Where this node is, with its own engines as soon as they serve."""
+        if self.place is None:
+            return None
+        return self.place.model_copy(update={"engine_urls": self._attempt.engine_urls(self._replicas)})
 
     def _phase(self) -> str:
         """What people should know: that the disk is full, before what the trainer says."""

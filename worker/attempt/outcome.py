@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from powermean.contracts.attempts import EngineStart, Finish, JobError
+from powermean.contracts.names import RANK_LOST
 from powermean.disk import is_full
 from powermean.processes import exit_text
 
-Stop = Literal["cancel", "node_stopping", "not_begun", "order_ignored", "finish_ignored", "stalled"]
+Stop = Literal["cancel", "node_stopping", "not_begun", "order_ignored", "finish_ignored", "stalled", "frozen"]
 STOPPED: dict[Stop, str] = {
     "node_stopping": "the service on its node was stopped",
     "not_begun": "its training had not begun",
@@ -28,9 +29,19 @@ class Ended:
     engine_code: int | None = None  # exit status of an engine that ended before the trainer
     engine_start: EngineStart | None = None  # its report on its start
     trainer_code: int | None = None
+    rank: int | None = None  # whose exit status that is, or which was frozen, where a job has several
+    rank_record: Finish | None = None  # as reported by that rank itself, if it is not rank 0
+    follows: bool = False  # rank 0, which reports, is on another node
+    out_of_memory: bool = False  # the kernel has killed something for lack of memory
+    unmet: JobError | None = None  # why the ranks could not meet
     broken: OSError | None = None  # why the supervisor itself could not go on
     full_disk: Path | None = None  # the folder whose disk had no room at the end
     last_words: str = ""  # the log's last line
+
+
+def only_lost_a_peer(end: Finish) -> bool:
+    """Whether a rank failed because another one had gone: that one's node knows why."""
+    return end.outcome == "failed" and end.error is not None and end.error.code == RANK_LOST
 
 
 def finish(ended: Ended) -> Finish:
@@ -44,6 +55,8 @@ def finish(ended: Ended) -> Finish:
 
 def _finish(ended: Ended) -> Finish:
     record = ended.record
+    if record and record.outcome == "failed" and ended.rank:
+        record = None  # rank 0 failed for want of that rank
     if ended.refused:
         return Finish(outcome="failed", error=ended.refused)
     if record and record.outcome == "finished":
@@ -65,24 +78,34 @@ def _finish(ended: Ended) -> Finish:
         return _failed(
             "trainer_stalled", "The trainer made no progress for too long and was stopped.", retry=True
         )
+    if ended.stop == "frozen":
+        return _failed("trainer_frozen", f"{_who(ended)} was frozen by a signal.", retry=True)
     if ended.engine_start and ended.engine_start.error:
         why = ended.engine_start
         return Finish(outcome="failed", error=why.error, retryable=why.retryable)
     if ended.engine_code is not None:
-        how = exit_text(ended.engine_code)
+        how = _how(ended.engine_code, ended)
         return _failed(
             "engine_died", f"The rollout engine {how} during the run. {ended.last_words}".strip(), retry=True
         )
     if record:
         return record
+    if ended.rank_record and ended.rank_record.error:
+        error = ended.rank_record.error
+        told = error.model_copy(update={"message": f"{_who(ended)}: {error.message}"})
+        return ended.rank_record.model_copy(update={"error": told})
+    if ended.unmet:
+        return Finish(outcome="failed", error=ended.unmet, retryable=True)
     if ended.broken and is_full(ended.broken) and ended.full_disk:
         return Finish(outcome="failed", error=disk_full(ended.full_disk), retryable=True)
     if ended.broken is not None:
         return _failed("supervisor_error", f"The node could not run the attempt: {ended.broken}", retry=True)
     if ended.model_code is not None:
-        return _without_record("model", "Preparing the model", ended.model_code, ended.last_words)
+        return _without_record("model", "Preparing the model", ended.model_code, ended)
+    if ended.trainer_code == 0 and ended.follows:
+        return Finish(outcome="finished")  # in order: rank 0 says how the attempt ended
     if ended.trainer_code is not None:
-        return _without_record("trainer", "The trainer", ended.trainer_code, ended.last_words)
+        return _without_record("trainer", _who(ended), ended.trainer_code, ended)
     return _failed("trainer_lost", "The trainer was never started.", retry=True)
 
 
@@ -95,17 +118,29 @@ def disk_full(folder: Path) -> JobError:
     )
 
 
-def _without_record(what: str, who: str, code: int, last_words: str) -> Finish:
+def _who(ended: Ended) -> str:
+    return "The trainer" if ended.rank is None else f"Rank {ended.rank} of the trainer"
+
+
+def _how(code: int, ended: Ended) -> str:
+    """How a program ended, in words."""
+    if code == -9 and ended.out_of_memory:
+        return "was killed by the kernel, since the node or its container had no memory left"
+    return exit_text(code)
+
+
+def _without_record(what: str, who: str, code: int, ended: Ended) -> Finish:
+    how = _how(code, ended)
     if code < 0:
         remedy = (
             "If it was the kernel's out-of-memory killer, lower training.micro_batch_tokens."
             if code == -9
             else None
         )
-        return _failed(f"{what}_killed", f"{who} {exit_text(code)}.", retry=True, remedy=remedy)
+        return _failed(f"{what}_killed", f"{who} {how}.", retry=True, remedy=remedy)
     if code == 0:
         return _failed(f"{what}_silent", f"{who} ended without reporting how.", retry=False)
-    message = f"{who} {exit_text(code)}. {last_words}".strip()
+    message = f"{who} {how}. {ended.last_words}".strip()
     return _failed(f"{what}_error", message, retry=False, remedy="See the attempt's log.")
 
 

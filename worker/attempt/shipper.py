@@ -34,10 +34,11 @@ def complete(raw: bytes) -> bytes:
 class Shipper(threading.Thread):
     """Posts the spool's records in order, each until it is acknowledged, and new text of the log."""
 
-    def __init__(self, client: AttemptClient, attempt: AttemptDir) -> None:
+    def __init__(self, client: AttemptClient, attempt: AttemptDir, node_rank: int = 0) -> None:
         super().__init__(name="shipper", daemon=True)
         self._client = client
         self._attempt = attempt
+        self._node_rank = node_rank
         self._halt = threading.Event()
         self._log_offset = 0
         self.finish: Finish | None = None  # the trainer's last record, kept for the supervisor
@@ -102,7 +103,9 @@ class Shipper(threading.Thread):
         if not raw:
             return True
         try:
-            self._client.post_log(LogChunk(offset=self._log_offset, text=clean(raw)))
+            self._client.post_log(
+                LogChunk(offset=self._log_offset, text=clean(raw), node_rank=self._node_rank)
+            )
         except ApiError as error:
             if error.body.code != ArtefactStoreFullError.code:
                 raise

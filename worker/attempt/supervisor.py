@@ -4,10 +4,15 @@
 
 It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
 made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for too long): everything is
-killed at once and nobody is told, because the attempt may be somebody else's by now. *Failed*: a process
+killed at once and nobody is told, because the attempt may be somebody else's by now (of several nodes, each
+tells that it has left). *Failed*: a process
 died or a record was refused; `outcome.finish` says what that means.
 
-The engine and the trainer die with the supervisor (tether.py); it adopts whatever they leave behind. An
+A job of several ranks has a trainer for each, and all of them end when one does not end well. On each of its
+nodes a supervisor waits until all nodes are ready to start their ranks; the first node's has the socket where
+these meet (rendezvous.py).
+
+The engines and the trainers die with the supervisor (tether.py); it adopts whatever they leave behind. An
 attempt that has a slot of an engine service starts no engine: it tells the trainer where that serves.
 """
 
@@ -17,14 +22,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from types import FrameType
 
 from pydantic import TypeAdapter
 
 from powermean.children import TICK_S, last_words, start, wait
-from powermean.contracts.attempts import Claim, EngineStart, Finish
+from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
+from powermean.contracts.names import RANK_LOST
 from powermean.contracts.phases import (
     AFTER_LAST_STEP,
     SENDING_RECORDS,
@@ -34,44 +42,24 @@ from powermean.contracts.phases import (
 )
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import first_full
+from powermean.memory import kills
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans
+from worker.attempt.engines import Engines
 from worker.attempt.heartbeat import Heartbeat
-from worker.attempt.outcome import Ended, Stop, finish
-from worker.attempt.redacted_log import RedactedLog
+from worker.attempt.limits import AbandonedError, Limits, StopError
+from worker.attempt.outcome import Ended, finish, only_lost_a_peer
+from worker.attempt.piped_log import PipedLog
+from worker.attempt.ranks import STORE_FD, VARIABLES, Ranks, places
+from worker.attempt.rendezvous import LOOPBACK, Rendezvous, RendezvousError
 from worker.attempt.shipper import Shipper
 from worker.attempt.supervisor_log import say
 from worker.attempt_dir import AttemptDir, prune
 from worker.launcher import Command, Launcher, LocalLauncher
 from worker.redaction import with_secrets
 from worker.settings import NodeSettings
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long the supervisor waits, in seconds."""
-
-    partition_s: float = 900.0  # for a server that can't be reached
-    prepare_s: float = 3600.0  # for the model to be ready
-    grace_s: float = 10.0  # between SIGTERM and SIGKILL
-    order_s: float = 900.0  # for a trainer to checkpoint and exit, or, once it trains, to finish early
-    stall_s: float = 3600.0  # without a sign of progress
-    stopping_s: float = 5.0  # for the last posts when the node stops
-    pilot: str | None = None  # whose pool tells the server that it stops, and why
-
-
-class AbandonedError(Exception):
-    """The attempt is not ours to end: kill, tell nobody."""
-
-
-class StopError(Exception):
-    """The attempt is to end, and the end to be told."""
-
-    def __init__(self, why: Stop) -> None:
-        super().__init__(why)
-        self.why: Stop = why
 
 
 class Supervisor:
@@ -85,16 +73,27 @@ class Supervisor:
         client: AttemptClient,
         limits: Limits,
         lifeline: Lifeline | None,
+        address: str = LOOPBACK,
+        port: int = 0,
     ) -> None:
+        """`address` and `port` are those at which the job's other nodes reach this one."""
         self._attempt = attempt
         self._claim = claim
         self._launcher = launcher
         self._client = client
         self._limits = limits
         self._lifeline = lifeline
-        self._heartbeat = Heartbeat(client, attempt, claim.beat_s)
-        self._shipper = Shipper(client, attempt)
-        self._logs: list[RedactedLog] = []
+        self._rendezvous = Rendezvous(claim, address, port, limits.meet_s)
+        self._resources = claim.spec.resources
+        self._alone = self._resources.ranks == 1
+        self._first_rank = claim.node_rank * self._resources.ranks_per_node
+        self._heartbeat = Heartbeat(client, attempt, claim)
+        self._shipper = Shipper(client, attempt, claim.node_rank)
+        self._logs: list[PipedLog] = []
+        self._engines: Engines | None = None
+        self._ranks: Ranks | None = None
+        self._frozen: int | None = None  # a rank
+        self._kills = kills()
         self._stopping = False
         self._training = False  # before that there is nothing to save
         self._in_steps = False  # the trainer has loaded its model
@@ -117,6 +116,8 @@ class Supervisor:
         except AbandonedError as why:
             say(f"abandoned: {why}")
             end_all(self._descendants, grace_s=0)
+            if self._resources.nodes > 1 and self._heartbeat.refused:
+                self._tell_gone()
             return False
         finally:
             self._heartbeat.halt()
@@ -124,51 +125,87 @@ class Supervisor:
 
     def _processes(self) -> Ended:
         """Run the attempt's programs. When this returns, all of them are gone."""
-        stop: Stop | None = None
-        broken: OSError | None = None
-        model_code = engine_code = trainer_code = None
-        engine = trainer = None
+        ended = Ended(follows=self._claim.node_rank > 0)
         try:
-            model_code, model = self._prepare()
-            if model is not None:
-                engine = self._own_engine(model)
-                trainer = self._start(self._launcher.trainer(self._attempt, self._claim, model))
-                self._training = True
-                self._watch(engine, trainer)
+            ended = replace(ended, model_code=self._run())
         except StopError as why:
-            stop = why.why
+            ended = replace(ended, stop=why.why)
+        except RendezvousError as error:
+            ended = replace(ended, unmet=error.error)
         except OSError as error:  # a full disk, no more processes: the attempt ends in order all the same
             say(f"the supervisor can't go on: {error}")
-            broken = error
-        if engine:
-            engine_code = engine.poll()  # that it ended before it was told to is a failure
-        end_all(self._descendants, self._limits.grace_s)
-        if engine:
-            engine.wait()
-        if trainer:
-            trainer_code = trainer.wait()
+            ended = replace(ended, broken=error)
+        return self._end(ended)
+
+    def _run(self) -> int | None:
+        """Until the programs have no more to do; the exit status of preparing the model if that failed."""
+        with self._rendezvous.listening() as listener:
+            code, model = self._prepare()
+            if model is None:
+                return code
+            self._engines = self._own_engines(model)
+            self._ranks = self._start_ranks(model, listener)
+        self._training = True
+        self._watch(self._engines, self._ranks)
+        return None
+
+    def _end(self, ended: Ended) -> Ended:
+        """End what still runs, and look at what is left of it."""
+        engines, ranks = self._engines, self._ranks
+        engine_code = engines.poll() if engines else None  # that they ended unasked is a failure
+        failed = self._to_blame(ranks) if ranks else None
+        blamed = failed if self._frozen is None else self._frozen
+        in_order = self._alone or blamed is None
+        end_all(self._descendants, self._limits.grace_s if in_order else self._limits.ranks_grace_s)
+        if engines:
+            engines.wait()
+        if ranks:
+            ranks.wait()
         reap()
         for log in self._logs:
             log.finish()
-        return Ended(
-            stop=stop,
-            model_code=model_code,
+        return replace(
+            ended,
             engine_code=engine_code,
-            engine_start=self._attempt.engine_start(),
-            trainer_code=trainer_code,
-            broken=broken,
+            engine_start=engines.failed_start() if engines else None,
+            trainer_code=ranks.codes()[self._first_rank if failed is None else failed] if ranks else None,
+            rank=None if self._alone else blamed,
+            rank_record=self._attempt.rank_end(failed) if failed else None,
+            out_of_memory=self._kills is not None and (kills() or 0) > self._kills,
             full_disk=first_full([self._attempt.path]),
             last_words=last_words(self._attempt.log),
         )
 
-    def _own_engine(self, model: Path) -> subprocess.Popen[bytes] | None:
-        """Start the attempt's engine; None where it samples from an engine service."""
+    def _start_ranks(self, model: Path, listener: socket | None) -> Ranks:
+        """Start this node's ranks, as soon as all nodes are ready; rank 0 gets the socket where they meet."""
+        command = self._launcher.trainer(self._attempt, self._claim, model)
+        inherited = {name: text for name, text in command.environment.items() if name not in VARIABLES}
+        command = replace(command, environment=inherited)  # the worker's may be another launcher's
+        if self._alone:
+            return Ranks(0, [self._start(command)])
+        meeting = self._rendezvous.meet(listener, self._heartbeat, self._tick)
+        processes = []
+        for place in places(self._claim):
+            variables = command.environment | place.environment(meeting)
+            passed = [listener.fileno()] if listener and place.rank == 0 else []
+            if passed:
+                variables[STORE_FD] = str(passed[0])
+            prefix = f"[rank {place.rank}] " if place.rank else ""
+            processes.append(self._start(replace(command, environment=variables), None, prefix, passed))
+        return Ranks(self._first_rank, processes)
+
+    def _own_engines(self, model: Path) -> Engines | None:
+        """Start the attempt's engines; None where it samples from an engine service."""
         if self._claim.engine is not None:
             self._heartbeat.phase = STARTING_TRAINER
             self._attempt.write_engine_start(EngineStart(url=self._claim.engine.url))
             return None
         self._heartbeat.phase = STARTING_ENGINE
-        return self._start(self._launcher.engine(self._attempt, self._claim, model))
+
+        def start_one(replica: int, port: int) -> subprocess.Popen[bytes]:
+            return self._start(self._launcher.engine(self._attempt, self._claim, model, replica, port))
+
+        return Engines(self._attempt, self._claim, start_one)
 
     def _prepare(self) -> tuple[int | None, Path | None]:
         """The model's folder, or the exit status of the program that should have made it ready."""
@@ -180,17 +217,40 @@ class Supervisor:
         folder = answer.read_text().strip().rpartition("\n")[2]
         return (None, Path(folder)) if code == 0 and folder else (code, None)
 
-    def _watch(self, engine: subprocess.Popen[bytes] | None, trainer: subprocess.Popen[bytes]) -> None:
-        """Until the trainer has ended, or its own engine before it, or a record was refused."""
+    def _watch(self, engines: Engines | None, ranks: Ranks) -> None:
+        """Until rank 0 has ended, a rank or the own engines are lost, or a record was refused."""
 
         def lost() -> bool:
-            return engine is not None and engine.poll() is not None
+            return engines is not None and engines.poll() is not None
 
-        while trainer.poll() is None and not lost() and self._shipper.refused is None:
+        def look() -> None:
             self._tick()
-            self._check_progress()
+            if not self._alone and (frozen := ranks.frozen(self._limits.frozen_s)) is not None:
+                self._frozen = frozen
+                raise StopError("frozen")
+
+        while not ranks.over and not lost() and self._shipper.refused is None:
+            look()
+            if self._claim.node_rank == 0:  # the other nodes' ranks have nothing to say while it goes well
+                self._check_progress()
         if lost():
-            wait(trainer, self._limits.grace_s, self._tick)  # what it says of the loss is worth having
+            self._await(lambda: ranks.over, look)  # what it says of the loss is worth having
+        elif self._shipper.refused is None:
+            self._await(lambda: ranks.all_ended or ranks.failed, look)  # rank 0 has sent the others home
+
+    def _await(self, true: Callable[[], object], rest: Callable[[], None]) -> None:
+        deadline = time.monotonic() + self._limits.grace_s
+        while not true() and time.monotonic() < deadline:
+            rest()
+
+    def _to_blame(self, ranks: Ranks) -> int | None:
+        """The rank that failed: one that was killed, before those that failed for want of it."""
+        failed = ranks.failed
+        return min(failed, key=lambda rank: (failed[rank] > 0, self._lost_a_peer(rank), rank), default=None)
+
+    def _lost_a_peer(self, rank: int) -> bool:
+        end = self._attempt.rank_end(rank) if rank else self._attempt.end()
+        return end is not None and only_lost_a_peer(end)
 
     def _tick(self) -> None:
         self._check()
@@ -239,13 +299,17 @@ class Supervisor:
         elif time.monotonic() - self._progress_at > self._limits.stall_s:
             raise StopError("stalled")
 
-    def _start(self, command: Command, answer: Path | None = None) -> subprocess.Popen[bytes]:
-        if not command.secrets:
-            return start(command.argv, command.environment, self._attempt.log, answer)
-        log = RedactedLog(self._attempt.log, command.secrets)
+    def _start(
+        self, command: Command, answer: Path | None = None, prefix: str = "", passed: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start a program; `prefix` begins each line that it logs."""
+        if not command.secrets and not prefix:
+            return start(command.argv, command.environment, self._attempt.log, answer, passed=passed)
+        log = PipedLog(self._attempt.log, command.secrets, prefix)
         self._logs.append(log)
         with log.writing() as end:
-            return start(command.argv, with_secrets(command.environment, command.secrets), end, answer)
+            environment = with_secrets(command.environment, command.secrets)
+            return start(command.argv, environment, end, answer, passed=passed)
 
     def _descendants(self) -> set[int]:
         return descendants(os.getpid())
@@ -259,11 +323,26 @@ class Supervisor:
         while not self._shipper.ship() and self._shipper.refused is None:
             self._pause(deadline)
         end = finish(replace(ended, record=self._shipper.finish, refused=self._shipper.refused))
+        end = end.model_copy(update={"node_rank": self._claim.node_rank})
         while not self._post(end):
             self._pause(deadline)
         self._heartbeat.halt()
         say(f"{end.outcome}" + (f": {end.error.code}: {end.error.message}" if end.error else ""))
         return True
+
+    def _tell_gone(self) -> None:
+        """The attempt has ended on another node, which says why; what it held here is free.
+
+        The end of the log is worth having: it may hold the cause.
+        """
+        self._shipper.halt()
+        self._shipper.ship()
+        error = JobError(code=RANK_LOST, message="The attempt ended on another node.")
+        end = Finish(outcome="failed", node_rank=self._claim.node_rank, error=error, retryable=True)
+        try:
+            self._client.finish(end)
+        except (ApiError, ServerUnreachableError) as failure:  # the node's reports say it, too
+            say(f"the end was not told: {failure}")
 
     def _post(self, end: Finish) -> bool:
         try:
@@ -312,6 +391,8 @@ def main() -> None:
             client,
             Limits(settings.partition_grace_s, order_s=settings.stop_grace_s, pilot=settings.pilot),
             lifeline,
+            settings.node_address,
+            settings.rank_port,
         )
         signal.signal(signal.SIGTERM, supervisor.stop)
         signal.signal(signal.SIGINT, supervisor.stop)

@@ -61,6 +61,9 @@ class Job(OwnedByProject, Base):
     ended_by: Mapped[str | None] = mapped_column(String(300))  # the rule that ended it early, for people
     limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # jobs/limits.py
     longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
+    forked_from: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives that job
+    forked_step: Mapped[int | None]  # None: from its final model
+    origin: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # contracts.forks.Origin
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
@@ -74,6 +77,16 @@ class Job(OwnedByProject, Base):
     attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number")
 
 
+class ForkedFiles(Base):
+    """Files of another job that a fork began with: they stay in the store as long as this row."""
+
+    __tablename__ = "forked_files"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(32), primary_key=True, index=True)  # not a key, as above
+    files: Mapped[list[Any]]  # references
+
+
 class Attempt(Base):
     """One attempt at a job. Its rows count from `first_step` on, up to a later attempt's first step."""
 
@@ -83,6 +96,7 @@ class Attempt(Base):
     id: Mapped[str] = mapped_column(String(48), primary_key=True)  # {job_id}.{number}
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     number: Mapped[int]
+    nodes: Mapped[int] = mapped_column(Integer, default=1, server_default="1")  # that train together
     state: Mapped[str] = mapped_column(String(16), index=True)  # starting, running, ended, lapsed
     first_step: Mapped[int] = mapped_column(Integer, default=0)
     summarised: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # steps below: in blocks
@@ -100,6 +114,26 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
 
     allocations: Mapped[list["Allocation"]] = relationship(order_by="Allocation.id")
+    members: Mapped[list["AttemptMember"]] = relationship(order_by="AttemptMember.node_rank")
+
+
+class AttemptMember(Base):
+    """One of the nodes of an attempt that runs on several: its own claim, lease, address and end.
+
+    An attempt on one node has no such rows: its own row says it all.
+    """
+
+    __tablename__ = "attempt_members"
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
+    node_rank: Mapped[int] = mapped_column(Integer, primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(64))  # not a key: outlives the node
+    claimed_at: Mapped[datetime | None]
+    lease_expires_at: Mapped[datetime | None]  # null: nothing more is expected of it
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a MemberReport
+    ended_at: Mapped[datetime | None]  # its processes are gone
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Allocation(Base):
@@ -173,6 +207,7 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     manifest: Mapped[dict[str, Any]]
     size: Mapped[int] = mapped_column(BigInteger)
+    value: Mapped[float | None] = mapped_column(Float)  # of the metric in checkpoints.best
     pinned: Mapped[bool] = mapped_column(
         Boolean, default=False, server_default=false()
     )  # kept whatever comes

@@ -27,7 +27,10 @@ class Dataset(OwnedByProject, Base):
 
 
 class LogChunk(Base):
-    """A piece of an attempt's log: bytes [offset, offset + size) of it, in the artefact store."""
+    """A piece of an attempt's log: bytes [offset, offset + size) of it, in the artefact store.
+
+    Each node's log has its own range of offsets: artefacts/logs.py.
+    """
 
     __tablename__ = "log_chunks"
 

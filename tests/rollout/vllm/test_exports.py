@@ -23,6 +23,7 @@ from trainer.learner.final_model import save_model
 from trainer.learner.lora import attach
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import WeightWriter
 from trainer.weights.probe import probe
 
@@ -72,8 +73,8 @@ def engine(room: Path) -> Iterator[VllmEngine]:
 
 def test_the_merged_export_is_the_trained_policy(engine: VllmEngine) -> None:
     served = InProcess(engine)  # type: ignore[arg-type]
-    assert probe(served, _policy(1), PROMPTS, SAMPLING, 0) < TOLERANCE
-    assert probe(served, _policy(2), PROMPTS, SAMPLING, 0) > 0.1
+    assert probe(EnginePool([served]), _policy(1), PROMPTS, SAMPLING, 0) < TOLERANCE
+    assert probe(EnginePool([served]), _policy(2), PROMPTS, SAMPLING, 0) > 0.1
 
 
 def test_merged_weights_of_an_adapter_reach_a_tied_output_layer(engine: VllmEngine, room: Path) -> None:
@@ -81,7 +82,7 @@ def test_merged_weights_of_an_adapter_reach_a_tied_output_layer(engine: VllmEngi
     writer = WeightWriter("job-1", 1, "shm", torch.float32, store, room, shared_memory=room)
     served, policy = InProcess(engine), _policy(2)  # type: ignore[arg-type]
     engine.publish(writer.write(policy.model, 1))
-    assert probe(served, policy, PROMPTS, SAMPLING, 0) < TOLERANCE
+    assert probe(EnginePool([served]), policy, PROMPTS, SAMPLING, 0) < TOLERANCE
     policy.model.get_input_embeddings().weight.data *= 0.7  # as if it were trained: the head follows it
     engine.publish(writer.write(policy.model, 2))
-    assert probe(served, policy, PROMPTS, SAMPLING, 0) < TOLERANCE
+    assert probe(EnginePool([served]), policy, PROMPTS, SAMPLING, 0) < TOLERANCE

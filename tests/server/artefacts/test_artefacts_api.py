@@ -213,7 +213,7 @@ def test_a_log_is_stored_once_however_it_is_cut(service):
     assert post(0, data).status_code == 204
     assert post(len(data), b"").status_code == 204
     answer = service.person.get(f"/v1/jobs/{attempt.claim.job_id}/logs").json()
-    assert answer == {"attempt": 1, "offset": 0, "next_offset": len(data), "text": text}
+    assert answer == {"attempt": 1, "node_rank": 0, "offset": 0, "next_offset": len(data), "text": text}
 
 
 def test_a_gap_in_a_log_is_refused_with_the_offset_to_go_on_from(service):
@@ -249,7 +249,7 @@ def test_each_attempt_has_a_log_of_its_own(service):
 
 def test_a_job_without_an_attempt_has_an_empty_log(service):
     answer = service.person.get(f"/v1/jobs/{service.submit()}/logs")
-    assert answer.json() == {"attempt": 0, "offset": 0, "next_offset": 0, "text": ""}
+    assert answer.json() == {"attempt": 0, "node_rank": 0, "offset": 0, "next_offset": 0, "text": ""}
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -268,7 +268,7 @@ def test_a_log_read_in_small_parts_is_whole_text(tmp_path, parts, limit):
     while position < length:
         end = min(position + limit, length)
         found = tuple(c for c in chunks if c.offset < end and c.offset + c.size > position)
-        text = read_text(StoredRange(1, position, end, found), store)
+        text = read_text(StoredRange(1, 0, position, end, found), store)
         assert text.offset == position
         assert text.next_offset > position
         read, position = read + text.text, text.next_offset

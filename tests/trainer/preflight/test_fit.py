@@ -71,7 +71,7 @@ def test_a_model_that_is_not_here_on_gpus_that_are_not(
     assert run(monkeypatch, file, *there) == fit.TOO_LARGE
     assert run(monkeypatch, file, *there, "--gpus", 8) == 0
     assert "sharded over 8 ranks" in capsys.readouterr().out
-    assert run(monkeypatch, file, *there, "--gpus", 8, "--nodes", 2, "--engine-sleeps", "--json") == 0
+    assert run(monkeypatch, file, *there, "--gpus", 8, "--nodes", 2, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ranks"], found["shards"]) == (16, 8)
     assert found["parts"]["gathered"] > 0

@@ -136,7 +136,11 @@ def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: p
     )
     assert beside is not None
     assert beside == Place(
-        cuda=True, total=10 * GIB, engine=int(limits.GPU_MEMORY_SHARE * 10 * GIB), engine_name="vllm"
+        cuda=True,
+        total=10 * GIB,
+        engine=int(limits.GPU_MEMORY_SHARE * 10 * GIB),
+        engine_name="vllm",
+        sleeps=True,
     )
     estimate = footprint(spec(resources={"gpus": 1}), in_folder(tiny_folder), PROMPT, cuda=True)
     assert estimate is not None

@@ -16,6 +16,7 @@ from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
 from trainer.learner.model_state import unique_weights
 from trainer.weights.channel import ChannelWriter, connector
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.steady_engine import SteadyEngine
 
 CLOSED = EngineRefusedError(409, "channel_closed", "vLLM restarted")
@@ -86,7 +87,7 @@ def writer() -> Iterator[ChannelWriter]:
 
 
 def _writer(dtype: torch.dtype = torch.float32) -> ChannelWriter:
-    return ChannelWriter("job-a", 2, "gloo", dtype, connector("gloo", "127.0.0.1"))
+    return ChannelWriter("job-a", 2, "gloo", dtype, connector("gloo", lambda _target: "127.0.0.1"))
 
 
 def _model(tied: bool = True) -> LlamaForCausalLM:
@@ -185,7 +186,7 @@ def test_the_steady_engine_publishes_again_over_a_new_channel(
     writer: ChannelWriter, service: Service
 ) -> None:
     model, told = _model(), list[str]()
-    steady = SteadyEngine(service, writer, model, told.append, poll_s=0.0)  # type: ignore[arg-type]
+    steady = SteadyEngine(EnginePool([service]), writer, model, told.append, poll_s=0.0)  # type: ignore[list-item]
     service.script = [
         *(None, DIED),
         *(

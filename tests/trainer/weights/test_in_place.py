@@ -124,7 +124,7 @@ def test_a_publish_and_a_hold_are_words_alone(tmp_path: Path) -> None:
     writer, engine = InPlaceWriter("job-a", 2, tmp_path), Asked()
     request = writer.write(model(), 1)
     writer.publish(engine, request, 3.0)  # type: ignore[arg-type]
-    writer.hold(engine, 2, 4.0)  # type: ignore[arg-type]
+    engine.hold(writer.hold_request(2), 4.0)
     assert engine.calls == [(request, 3.0), (HoldRequest(job_id="job-a", attempt=2, version=2), 4.0)]
     assert (request.files, request.tensors, request.sha256) == ((), (), None)
     assert writer.from_the_start

@@ -9,6 +9,7 @@ from powermean.contracts.rollout import Sampling
 from tests.support.fake_engine import FakeEngine
 from trainer.failures import TrainingError
 from trainer.policy.loading import load_policy
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.probe import check, probe
 
 PROMPTS = [(9, 4, 10, 7), (12, 4, 13, 7)]
@@ -21,10 +22,10 @@ def test_equal_weights_agree_and_others_do_not(tiny_folder: Path, tmp_path: Path
     )
     engine = FakeEngine(tiny_folder, tmp_path)
     sampling = Sampling(temperature=temperature, max_new_tokens=4, seed=1)
-    assert probe(engine, policy, PROMPTS, sampling, 0) < 1e-5
+    assert probe(EnginePool([engine]), policy, PROMPTS, sampling, 0) < 1e-5
     with torch.no_grad():
         policy.model.get_input_embeddings().weight[9] += 0.05
-    difference = probe(engine, policy, PROMPTS, sampling, 0)
+    difference = probe(EnginePool([engine]), policy, PROMPTS, sampling, 0)
     with pytest.raises(TrainingError) as caught:
         check(difference, 1e-3, torch.float32, version=4)
     assert caught.value.error.code == "publish_mismatch"

@@ -12,6 +12,7 @@ from torch import nn
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import (
+    Completion,
     GenerateRequest,
     GenerateResponse,
     HoldRequest,
@@ -20,12 +21,15 @@ from powermean.contracts.rollout import (
 )
 from rollout.client import EngineRefusedError, EngineUnreachableError, RolloutError
 from trainer.failures import TrainingError
+from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import WeightWriter
 from trainer.weights.in_place import InPlaceWriter
 from trainer.weights.steady_engine import SteadyEngine
 
 REQUEST = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
-ANSWER = GenerateResponse(completions=((),))
+ANSWER = GenerateResponse(
+    completions=((Completion(token_ids=(1,), logprobs=(0.0,), finish_reason="length", weight_versions=()),),)
+)
 DIED, STARTING = (
     EngineRefusedError(503, "engine_died", "gone"),
     EngineRefusedError(503, "engine_starting", "soon"),
@@ -73,7 +77,12 @@ class Stage:
         self.model = nn.Linear(2, 2)
         self.told: list[str] = []
         self.steady = SteadyEngine(
-            self.engine, self.writer, self.model, self.told.append, restart_s=restart_s, poll_s=0.0
+            EnginePool([self.engine]),
+            self.writer,
+            self.model,
+            self.told.append,
+            restart_s=restart_s,
+            poll_s=0.0,
         )
 
     def publish(self, version: int) -> None:
@@ -84,7 +93,7 @@ class Stage:
 def test_nothing_is_repeated_where_nothing_is_wrong(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [None, None])
     stage.publish(1)
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.steady.generate(REQUEST, 1.0) == ANSWER
     assert stage.engine.calls == ["publish 1", "generate"]
     assert stage.told == []
 
@@ -94,7 +103,7 @@ def test_after_a_restart_the_last_version_is_published_again(tmp_path: Path) -> 
     stage = Stage(tmp_path, [None, None, DIED, STARTING, EMPTY, DIED, STARTING, None, None])
     stage.publish(1)
     stage.publish(2)
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.steady.generate(REQUEST, 1.0) == ANSWER
     again = ["publish 2", "publish 2", "publish 2", "generate"]
     assert stage.engine.calls == ["publish 1", "publish 2", *["generate"] * 3, *again]
     assert "engine_died" in stage.told[0]
@@ -105,7 +114,7 @@ def test_a_shared_service_that_was_started_anew_gets_the_adapter_again(tmp_path:
     stage = Stage(tmp_path, [None, GONE, GONE, NO_ADAPTER, None, None])
     stage.steady.comes_back = True
     stage.publish(1)
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.steady.generate(REQUEST, 1.0) == ANSWER
     assert stage.engine.calls == ["publish 1", *["generate"] * 3, "publish 1", "generate"]
 
 
@@ -119,7 +128,7 @@ def test_a_shared_service_that_ends_or_is_crowded_is_waited_for(
     stage = Stage(tmp_path, [None, passing, None])
     stage.steady.comes_back = True
     stage.publish(1)
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.steady.generate(REQUEST, 1.0) == ANSWER
 
 
 def test_a_publish_whose_answer_was_lost_is_worth_another_attempt(tmp_path: Path) -> None:
@@ -145,7 +154,7 @@ def test_weights_in_place_are_published_again_as_copies_are(tmp_path: Path) -> N
     stage.steady.weights = InPlaceWriter("job-a", 1, tmp_path)
     stage.steady.hold(2)
     stage.steady.publish(stage.steady.weights.write(stage.model, 2), 1.0)
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.steady.generate(REQUEST, 1.0) == ANSWER
     again = ["publish 2", "publish 2", "generate", "publish 2", "generate"]
     assert stage.engine.calls == ["publish 1", "hold 2", "hold 2", *again]
     stage.steady.weights.close()
@@ -160,7 +169,7 @@ def test_a_hold_that_is_refused_ends_the_run(tmp_path: Path) -> None:
 
 def test_before_the_first_publish_the_models_own_weights_will_do(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [DIED, STARTING, None])
-    assert stage.steady.generate(REQUEST, 1.0) is ANSWER
+    assert stage.steady.generate(REQUEST, 1.0) == ANSWER
     assert stage.engine.calls == ["generate"] * 3
 
 
@@ -242,7 +251,8 @@ class Beside:
 
     def __init__(self, folder: Path, share_s: float = 0.0) -> None:
         self.stage = Stage(folder, [])
-        self.engine = self.stage.steady.engine = Losing()
+        self.engine = Losing()
+        self.stage.steady.engine = EnginePool([self.engine])
         self.stage.steady.poll_s = 0.01
         self.stage.steady.share_s = share_s
         self.stage.publish(1)
@@ -269,7 +279,7 @@ def test_a_thread_beside_waits_for_weights_until_training_restores_them(tmp_path
     with ThreadPoolExecutor(1) as pool:
         answer = beside.asks(pool)
         beside.stage.steady.restore()
-        assert answer.result(10) is ANSWER
+        assert answer.result(10) == ANSWER
     beside.stage.steady.restore()  # nothing is missing
     assert beside.engine.published == [1, 1]
 
@@ -279,7 +289,7 @@ def test_the_next_version_brings_what_a_thread_beside_waits_for(tmp_path: Path) 
     with ThreadPoolExecutor(1) as pool:
         answer = beside.asks(pool)
         beside.stage.publish(2)
-        assert answer.result(10) is ANSWER
+        assert answer.result(10) == ANSWER
     beside.stage.steady.restore()
     assert beside.engine.published == [1, 2]
 
@@ -305,7 +315,7 @@ def test_a_refusal_that_a_publish_overtook_restores_nothing(tmp_path: Path) -> N
         assert late.wait(10)
         while not answer.done():
             beside.stage.steady.restore()
-    assert answer.result(10) is ANSWER
+    assert answer.result(10) == ANSWER
     assert beside.engine.published == [1, 2]
 
 

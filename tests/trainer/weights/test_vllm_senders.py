@@ -99,7 +99,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Sender]:
 
 
 def _writer(method: Any) -> ChannelWriter:
-    return ChannelWriter("job-a", 1, method, torch.bfloat16, connector(method, "127.0.0.1"))
+    return ChannelWriter("job-a", 1, method, torch.bfloat16, connector(method, lambda _target: "127.0.0.1"))
 
 
 def _model() -> LlamaForCausalLM:

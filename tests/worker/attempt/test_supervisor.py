@@ -6,94 +6,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from powermean.contracts.attempts import Claim, ClaimedEngine
-from powermean.contracts.job import JobSpec
-from powermean.processes import end_all, marked
-from rollout.counting import FILE
+from powermean.contracts.attempts import ClaimedEngine
+from rollout.counting import SUFFIX
 from tests.support.fake_server import NodeServer
 from tests.support.small_disk import fill, small_disk
-from worker.attempt_dir import BALLAST_BYTES, MARK, AttemptDir
+from tests.support.supervised_case import (
+    FINISHED,
+    PREPARE,
+    SPOOL,
+    STUBBORN,
+    WAIT,
+    Case,
+    make_case,
+    until,
+)
+from worker.attempt_dir import BALLAST_BYTES
 
 pytestmark = pytest.mark.slow
-
-DEADLINE_S = 20.0
-PREPARE = "print('/some/model')"
-WAIT = "import time; time.sleep(60)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-SPOOL = """
-import json, os, pathlib, sys
-folder = pathlib.Path(sys.argv[1])
-def spool(number, kind, body):
-    path = folder / "spool" / f"{number:08d}.json"
-    part = path.with_name("." + path.name)
-    part.write_text(json.dumps({"kind": kind, "body": body}))
-    part.rename(path)
-def rows(step):
-    return {"rows": [{"step": step, "update": -1, "name": "reward", "value": 0.5}]}
-"""
-MODEL = {"files": {}}
-FINISHED = {"outcome": "finished", "result": {"steps": 2, "tokens": 10, "model": MODEL}}
-
-
-@dataclass
-class Case:
-    """One attempt under a supervisor."""
-
-    server: NodeServer
-    attempt: AttemptDir
-    programs: dict[str, str] = field(
-        default_factory=lambda: {"prepare": PREPARE, "engine": WAIT, "trainer": WAIT}
-    )
-    limits: dict[str, float | str] = field(default_factory=lambda: {"grace_s": 1.0, "stopping_s": 1.0})
-    lifeline: int | None = None
-    secrets: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[str] | None = None
-
-    def start(self, trainer: str | None = None, **programs: str) -> None:
-        self.programs |= programs | ({"trainer": trainer} if trainer else {})
-        options = {
-            "attempt_dir": str(self.attempt.path),
-            "url": self.server.url,
-            "programs": self.programs,
-            "limits": self.limits,
-            "lifeline": self.lifeline,
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.supervised", json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(self.secrets))
-        self.process.stdin.close()
-        self.process.stdin = None
-
-    def end(self) -> int:
-        """Its exit status; fails when anything of the attempt still runs then."""
-        assert self.process
-        output, _ = self.process.communicate(timeout=DEADLINE_S)
-        assert marked(MARK, self.attempt.attempt_id) == set(), output
-        return self.process.returncode
-
-    def running(self) -> set[int]:
-        return marked(MARK, self.attempt.attempt_id)
-
-
-def until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -103,33 +37,12 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def case(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
-    spec = JobSpec.model_validate(
-        {
-            "name": "test",
-            "model": {"name": "some/model"},
-            "data": {"kind": "arithmetic"},
-            "training": {"steps": 2},
-        }
-    )
     attempt_id = f"job-{os.getpid()}-{abs(hash(request.node.name))}.1"
-    claim = Claim(
-        attempt_id=attempt_id,
-        job_id=attempt_id[:-2],
-        number=1,
-        spec=spec,
-        allocations=(),
-        token="token-0",
-        lease_s=1.0,
-        beat_s=0.1,
-    )
-    (data_dir / "attempts").mkdir()
     server = NodeServer()
     server.start()
-    case = Case(server, AttemptDir.create(data_dir / "attempts" / attempt_id, claim))
+    case = make_case(data_dir, server, attempt_id)
     yield case
-    if case.process and case.process.poll() is None:
-        case.process.kill()
-    end_all(case.running, grace_s=0)
+    case.close()
     server.stop()
 
 
@@ -197,7 +110,7 @@ def test_an_engine_that_dies_is_worth_another_attempt(case: Case) -> None:
 def test_an_engine_that_could_not_start_fails_the_job_with_its_own_words(case: Case) -> None:
     start = {"error": {"code": "vllm_missing", "message": "no vLLM", "path": "rollout.engine"}}
     text = json.dumps(json.dumps(start))
-    case.start(engine=f"import sys; open(sys.argv[1] + '/engine.json', 'w').write({text}); sys.exit(1)")
+    case.start(engine=f"import sys; open(sys.argv[1] + '/engine-0.json', 'w').write({text}); sys.exit(1)")
     case.end()
     end = case.server.finish
     assert (end["error"]["code"], end["error"]["path"], end["retryable"]) == (
@@ -435,7 +348,7 @@ def test_an_attempt_with_a_slot_of_an_engine_service_starts_no_engine(case: Case
         update={"engine": ClaimedEngine(id="engine-1", url="http://127.0.0.1:4711")}
     )
     case.attempt.claim_file.write_text(claim.model_dump_json())
-    say = "print((folder / 'engine.json').read_text(), flush=True)"
+    say = "print((folder / 'engine-0.json').read_text(), flush=True)"
     case.start(SPOOL + f"{say}; spool(1, 'finish', {FINISHED})", engine="print('an engine of its own')")
     assert case.end() == 0
     assert case.server.finish["outcome"] == "finished"
@@ -490,7 +403,7 @@ class TestOnAFullDisk:
 )
 def test_heartbeats_say_how_far_sampling_is(case: Case, phase: str, told: str) -> None:
     case.attempt.write_phase(phase)
-    (case.attempt.path / FILE).write_text("12 of 64")
+    case.attempt.engine_file().with_suffix(SUFFIX).write_text("12 of 64")
     case.start(WAIT)
     until(lambda: case.server.phases)
     assert case.process
