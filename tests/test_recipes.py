@@ -68,7 +68,7 @@ def test_a_recipe_that_asks_too_much_is_refused(
 def test_more_ranks_than_trajectories_are_refused_before_anything_else() -> None:
     """8 updates a batch of 128 prompts x 8: 128 trajectories in each."""
     load_spec(SMALL, {("resources", "nodes"): 16})
-    with pytest.raises(SpecFileError, match="136 ranks would share out a minibatch of 128 trajectories"):
+    with pytest.raises(SpecFileError, match="136 ranks share the 128 trajectories of a minibatch"):
         load_spec(SMALL, {("resources", "nodes"): 17})
 
 

@@ -283,15 +283,6 @@ class JobSpec(Contract):
         return self
 
     @model_validator(mode="after")
-    def _a_trajectory_for_each_rank(self) -> "JobSpec":
-        ranks, groups = self.resources.ranks, self.training.prompts_per_step // self.training.minibatches
-        if ranks > (share := groups * self.rollout.group_size):
-            field = "nodes" if self.resources.nodes > 1 else "gpus" if self.resources.gpus else "cpu_ranks"
-            why = f"{ranks} ranks would share out a minibatch of {share} trajectories: ask for fewer ranks"
-            raise conflict(("resources", field), why, getattr(self.resources, field))
-        return self
-
-    @model_validator(mode="after")
     def _schedule_has_room(self) -> "JobSpec":
         total = self.training.steps * self.training.updates_per_step
         warmup = self.optimizer.warmup(total)
