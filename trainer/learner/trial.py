@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from trainer.defaults import CPU_TOKENS, LEAST_GPU_TOKENS, MOMENT_BYTES
 from trainer.policy.policy import Policy
@@ -25,7 +26,8 @@ def micro_batch_tokens(policy: Policy, optimizer: torch.optim.Optimizer, state: 
     if policy.device.type != "cuda":
         return CPU_TOKENS
     small, large = (peak_bytes(policy, optimizer, size) for size in TRIED)
-    trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    trained = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(policy.device)
     tokens = fitting_tokens(small, large, free - int(MOMENT_BYTES[state] * trained))

@@ -1,7 +1,7 @@
 """What sharded ranks really hold beside the estimate, run by two ranks at once (test_ranks_memory.py)."""
 
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from transformers import LlamaForCausalLM
 
 from powermean.contracts.job import JobSpec
 from powermean.contracts.models import LoraSpec
-from tests.support.gloo_ranks import Case
 from tests.support.tiny_model import tiny_config, tiny_spec
 from trainer.learner.lora import attach
 from trainer.learner.optimizer import make_optimizer
@@ -75,17 +74,17 @@ def held(tensors: list[Tensor]) -> int:
     return sum((one.to_local() if isinstance(one, DTensor) else one).nbytes for one in tensors)
 
 
-def of_both(world: World, size: int) -> int:
-    return int(Ranks(world).total(torch.tensor([size])))
+def of_both(ranks: Ranks, size: int) -> int:
+    return int(ranks.total(torch.tensor([size])))
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
 
 
-def weights_gradients_and_moments(world: World, _folder: Path) -> None:
+def weights_gradients_and_moments(ranks: Ranks) -> None:
     """To the byte."""
-    policy, spec = sharded(world), job()
+    policy, spec = sharded(ranks.world), job()
     expected, weights = estimated(spec), list(policy.model.parameters())
     optimizer = make_optimizer(policy.model, spec.optimizer)
     assert held(weights) == expected.weights
@@ -95,11 +94,11 @@ def weights_gradients_and_moments(world: World, _folder: Path) -> None:
     assert held(moments(optimizer)) == expected.moments
 
 
-def an_adapter_over_a_sharded_base(world: World, _folder: Path) -> None:
+def an_adapter_over_a_sharded_base(ranks: Ranks) -> None:
     """The base is in parts, and has neither gradients nor moments. The adapter's own weights are left out of
     the estimate's, as they are for one rank."""
     lora = LoraSpec(rank=4)
-    policy, spec = sharded(world, lora), job(model={"folder": "tiny", "lora": lora.model_dump()})
+    policy, spec = sharded(ranks.world, lora), job(model={"folder": "tiny", "lora": lora.model_dump()})
     expected = estimated(spec)
     base = [weight for weight in policy.model.parameters() if not weight.requires_grad]
     trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
@@ -107,16 +106,16 @@ def an_adapter_over_a_sharded_base(world: World, _folder: Path) -> None:
     assert held(base) == expected.weights
     backward(policy)
     optimizer.step()
-    assert of_both(world, held(moments(optimizer))) == 2 * expected.moments
-    assert of_both(world, held([w.grad for w in trained if w.grad is not None])) == of_both(
-        world, held(trained)
+    assert of_both(ranks, held(moments(optimizer))) == 2 * expected.moments
+    assert of_both(ranks, held([w.grad for w in trained if w.grad is not None])) == of_both(
+        ranks, held(trained)
     )
 
 
-def moments_in_8_bits(world: World, _folder: Path) -> None:
+def moments_in_8_bits(ranks: Ranks) -> None:
     """To the byte, but for small weights, whose moments stay in float32; saved, they come back close by."""
     spec = job(optimizer={"state": "8bit"})
-    policy = sharded(world)
+    policy = sharded(ranks.world)
     optimizer = make_optimizer(policy.model, spec.optimizer)
     for _ in range(2):
         backward(policy)
@@ -138,9 +137,9 @@ def moments_in_8_bits(world: World, _folder: Path) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=0.01 * float(one.abs().max()))
 
 
-def gathered_layers(world: World, _folder: Path) -> None:
+def gathered_layers(ranks: Ranks) -> None:
     """Never more than the layers outside and two others; in a pass, at least one beside those outside."""
-    policy = sharded(world)
+    policy = sharded(ranks.world)
     layer, outside = by_layer(facts().shapes)
     seen: list[int] = []
 
@@ -162,9 +161,18 @@ def gathered_layers(world: World, _folder: Path) -> None:
     assert seen[-1] == 0
 
 
-CASES: dict[str, Case] = {
+CASES: dict[str, Callable[[Ranks], None]] = {
     "weights, gradients and moments": weights_gradients_and_moments,
     "an adapter over a sharded base": an_adapter_over_a_sharded_base,
     "moments in 8 bits": moments_in_8_bits,
     "gathered layers": gathered_layers,
 }
+
+
+def run_case(ranks: Ranks, name: str) -> str:
+    """What a case raised on this rank; nothing if it holds."""
+    try:
+        CASES[name](ranks)
+    except Exception:  # noqa: BLE001 (the test shows it)
+        return traceback.format_exc()
+    return ""

@@ -1,19 +1,23 @@
 """What two real ranks hold of a sharded model is what the estimate says."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.support.gloo_ranks import run_cases
-from tests.trainer.preflight.memory_cases import CASES
+from tests.support.rank_crew import Crew, crew
+from tests.trainer.preflight.memory_cases import CASES, run_case
+from trainer.ranks.meeting import Deadlines
 
-MODULE = "tests.trainer.preflight.memory_cases"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[str, list[str]]:
-    return run_cases(MODULE, 2)
+def ranks() -> Iterator[Crew]:
+    made = crew(2, Deadlines(call_s=60.0))
+    yield made
+    made.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks(case: str, outcomes: dict[str, list[str]]) -> None:
-    assert outcomes[case] == ["", ""]
+@pytest.mark.parametrize("name", CASES)
+def test_on_two_ranks(name: str, ranks: Crew) -> None:
+    assert ranks.have(run_case, name) == ["", ""]
