@@ -26,6 +26,7 @@ from trainer.forks.start import Start  # noqa: E402
 from trainer.learner.training_batch import TrainingBatch  # noqa: E402
 from trainer.models.resolve import resolve_model  # noqa: E402
 from trainer.preflight.footprint import footprint  # noqa: E402
+from trainer.preflight.model_facts import in_folder  # noqa: E402
 from trainer.run import make_learner  # noqa: E402
 from worker.launcher import COMPACT, PATIENT  # noqa: E402
 
@@ -105,7 +106,7 @@ def main() -> None:
         ).stdout
         peak = json.loads(found.strip().splitlines()[-1])["peak"]
         spec, prompt = spec_of(case)
-        estimated = footprint(spec, folder, prompt, cuda=False)
+        estimated = footprint(spec, in_folder(folder), prompt, cuda=False)
         assert estimated is not None
         ratio = estimated.total / peak
         print(f"{case:<26} {peak / GIB:9.2f} {estimated.total / GIB:9.2f} {ratio:6.2f}", flush=True)

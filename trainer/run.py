@@ -368,7 +368,9 @@ def make_learner(
         spec=spec.optimizer,
         optimizer=optimizer,
         plan=UpdatePlan(spec.training.steps, spec.training.updates_per_step),
-        micro_batch_tokens=ranks.least(micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens),
+        micro_batch_tokens=ranks.least(
+            micro_batch_tokens(policy, optimizer, spec.optimizer.state) if tokens == "auto" else tokens
+        ),
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
         masters=masters,

@@ -137,6 +137,12 @@ class JobSpec(Contract):
         return self.rollout.gpus if own else 0
 
     @property
+    def engine_sleeps(self) -> bool:
+        """Whether vLLM frees the trainer's GPUs while that uses them: it then has nothing to sample."""
+        colocated = self.resources.gpus > 0 and self.resources.placement == "colocated"
+        return colocated and self.model.lora is None and self.rollout.max_staleness == 0
+
+    @property
     def in_place_objection(self) -> str | None:
         """Why the engine can't sample from the trainer's own weights; None where the spec allows it."""
         served = "bfloat16" if self.model.dtype == "bfloat16" else "float32"

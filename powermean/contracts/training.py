@@ -83,6 +83,11 @@ class OptimizerSpec(Contract):
     max_grad_norm: StrictFloat = Field(
         1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down."
     )
+    state: Literal["float32", "8bit"] = Field(
+        "float32",
+        description="How AdamW's two moments are kept. 8bit: in a quarter of the memory, by torchao, which "
+        "the node must have.",
+    )
 
     def warmup(self, total: int) -> int:
         """Updates of the warm-up, of so many in all."""

@@ -1,5 +1,6 @@
 """AdamW over float32 weights: the model's own, or float32 masters of a model in bfloat16."""
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from powermean.contracts.training import OptimizerSpec
+from trainer.failures import check_installed
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,11 @@ def _to(master: nn.Parameter) -> Callable[[Tensor], None]:
 
 def make_optimizer(
     model: nn.Module, spec: OptimizerSpec, masters: MasterWeights | None = None
-) -> torch.optim.AdamW:
-    """AdamW over the model's weights, or over their masters; biases and norms don't decay."""
+) -> torch.optim.Optimizer:
+    """AdamW over the model's weights, or over their masters; biases and norms don't decay.
+
+    Raises TrainingError (torchao_missing) where the spec wants state that this node can't keep.
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if masters is not None:
         weights = [*masters.by_name.values()]
@@ -90,8 +95,16 @@ def make_optimizer(
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": spec.weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if spec.state == "8bit":
+        check_installed(spec)
+        # Imported here on purpose: torchao is an extra.
+        found: torch.optim.Optimizer = importlib.import_module("trainer.learner.adamw_8bit").EightBitAdamW(
+            groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps
+        )
+        return found
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=spec.learning_rate,
         betas=spec.betas,
         eps=spec.eps,
