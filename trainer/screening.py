@@ -6,6 +6,7 @@ hash of all they depend on, so the check before queueing pays for the run as wel
 """
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -22,11 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from powermean.contracts.data import DataSpec
+from powermean.contracts.job import JobSpec
 from powermean.contracts.rewards import ExactMatch, RewardSpec
 from trainer.data import Problem
 from trainer.data.encoding import PromptEncoder
+from trainer.data.jsonl import Jsonl
 from trainer.rewards import exact_match
 from trainer.rewards.isolation import open_grader
+
+log = logging.getLogger(__name__)
 
 Found = TypeVar("Found", "Prompts", "Answers")
 
@@ -204,3 +209,30 @@ def completions_of(reward: RewardSpec, answer: str) -> Iterator[str]:
             yield from (answer.upper(), answer.lower())
     else:
         yield f"$\\boxed{{{answer}}}$"
+
+
+def usable(
+    source: Jsonl,
+    spec: JobSpec,
+    folder: Path,
+    encode: PromptEncoder,
+    shelf: Shelf,
+    max_model_len: int | None,
+) -> tuple[Jsonl, float]:
+    """The dataset without the rows that the engine can't take or no completion can match, and their share.
+
+    Most were found before the job was queued; an engine with less room, or another node, finds them here.
+    """
+    prompts = shelf.prompts(spec.data, folder, lambda: measure(source.to_check(), encode))
+    answers = shelf.answers(spec.data, spec.reward, lambda: judge(source.to_check(), spec.reward))
+    most = None if max_model_len is None else max_model_len - spec.rollout.max_new_tokens
+    without = left_out(prompts, answers, most)
+    if prompts.spelled_out.any():
+        spelled_out = named(lines(prompts.spelled_out))
+        log.warning("%s: control tokens in a field are read as text (data.control_tokens)", spelled_out)
+    if answers.unjudged:
+        log.warning("time was up before %d answers were tried on the grader", answers.unjudged)
+    if not without.lines:
+        return source, 0.0
+    log.warning("%s", without)
+    return source.without(without.lines), len(without.lines) / len(prompts.tokens)
