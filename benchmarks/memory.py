@@ -22,6 +22,7 @@ from gpu_bench import rewards, rollouts  # noqa: E402
 
 from powermean.contracts.job import JobSpec  # noqa: E402
 from powermean.home import Home  # noqa: E402
+from trainer.forks.start import Start  # noqa: E402
 from trainer.learner.training_batch import TrainingBatch  # noqa: E402
 from trainer.models.resolve import resolve_model  # noqa: E402
 from trainer.preflight.footprint import footprint  # noqa: E402
@@ -62,7 +63,7 @@ def spec_of(case: str) -> tuple[JobSpec, int]:
 def update(case: str, folder: Path) -> None:
     """Two updates in this process; its peak as JSON."""
     spec, prompt = spec_of(case)
-    learner = make_learner(folder, spec, 0)
+    learner = make_learner(Start(folder, folder.name), spec, 0)
     groups = spec.training.prompts_per_step
     given = rollouts(
         learner.policy.plain_model.config.vocab_size, prompt, spec.rollout.max_new_tokens, groups=groups

@@ -224,6 +224,7 @@ def publisher(
         store=store,
         scratch=scratch,
         adapter_alone=connection.adapters,
+        changed=claim.origin is not None and claim.origin.kind == "adapter",
         sleeps=connection.sleeps,
     )
 

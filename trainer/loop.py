@@ -130,7 +130,10 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
     reports = update_policy(run, batch, watch)
     with watch("publish"):
         run.progress = run.progress.advanced(
-            step=step, updates=run.learner.updates, tokens=run.progress.tokens + facts.tokens
+            step=step,
+            updates=run.learner.updates,
+            tokens=run.progress.tokens + facts.tokens,
+            beta=run.learner.beta,
         )
         run.reporter.phase(in_step(step, run.spec.training.steps, PUBLISHING))
         difference = publish(run, graded.rollouts.prompts)

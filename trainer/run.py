@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
 from powermean.contracts.job import JobSpec
+from powermean.contracts.models import LoraSpec
 from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
 from powermean.end_tokens import end_tokens
 from trainer.data import open_source
@@ -36,16 +37,16 @@ from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, own_engine_urls, publisher
 from trainer.failures import CancelledError, TrainingError, failed
+from trainer.forks.start import Start, start_of
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.leading import Following
 from trainer.learner.learner import Learner
 from trainer.learner.lora import attach
-from trainer.learner.optimizer import MasterWeights, make_optimizer
+from trainer.learner.optimizer import MasterWeights, UpdatePlan, make_optimizer
 from trainer.learner.tokenizing import decode, load_tokenizer, pad_token_id, prompt_encoder
 from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
-from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.policy.length_probe import refuse_length_dependence
 from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
@@ -153,10 +154,9 @@ def follow_attempt(attempt: AttemptDir, settings: NodeSettings, world: World) ->
         use_threads(settings.cpu_slots * world.local_size)
         seed_all(claim.spec.seed)
         with joined(world, give_up, cuda=claim.spec.resources.gpus > 0) as ranks:
-            folder = resolve_model(
-                claim.spec.model, settings.data_dir, settings.model_roots, settings.allowed_models
-            )
-            learner, _ = resumed_learner(attempt, claim, settings, folder, ranks)
+            store = ArtefactStore(settings.artefacts_url, existing=True)
+            start = start_of(claim, store, settings, attempt.start)
+            learner, _ = resumed_learner(attempt, claim, settings, start, ranks)
             follow(ranks, Following(learner).duties)
     except Exception as error:  # noqa: BLE001 (told to the other ranks, and to this node)
         with suppress(OSError):
@@ -194,10 +194,11 @@ def wired(
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url, existing=True)
     remove_stale(claim.job_id)
     reporter.phase(LOADING_MODEL)
-    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
+    start = start_of(claim, store, settings, attempt.start)
+    folder = start.folder
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
-    learner, progress = resumed_learner(attempt, claim, settings, folder, ranks, reporter.phase)
+    learner, progress = resumed_learner(attempt, claim, settings, start, ranks, reporter.phase)
     learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
     scratch = attempt.path / "scratch"
     try_saving(learner.policy, folder, fresh(scratch / "model"))
@@ -247,7 +248,7 @@ def resumed_learner(
     attempt: AttemptDir,
     claim: Claim,
     settings: NodeSettings,
-    folder: Path,
+    start: Start,
     ranks: Ranks,
     tell: Callable[[str], None] = log.info,
 ) -> tuple[Learner, checkpoint.Progress]:
@@ -259,7 +260,7 @@ def resumed_learner(
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         own_engine_urls(attempt, claim, tell)
     tell(LOADING_MODEL)
-    learner = make_learner(folder, spec, pad_token_id(load_tokenizer(folder)), ranks)
+    learner = make_learner(start, spec, pad_token_id(load_tokenizer(start.folder)), ranks)
     refuse_different_weights(ranks, learner.policy.model)
     progress = checkpoint.Progress()
     if claim.resume is not None:
@@ -272,6 +273,8 @@ def resumed_learner(
             scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights
         )
         learner.updates = progress.updates
+        if progress.beta is not None:
+            learner.beta = progress.beta
         ranks.wait_for_all()
         if world.local_rank == 0:
             shutil.rmtree(scratch / "resume")
@@ -308,7 +311,7 @@ def usable(
 
 
 def make_learner(
-    folder: Path,
+    start: Start,
     spec: JobSpec,
     pad: int,
     ranks: Ranks = Ranks(),
@@ -318,7 +321,7 @@ def make_learner(
 
     def load(compiled: Compile, *, gradient_checkpointing: bool = False) -> Policy:
         return load_policy(
-            folder,
+            start.folder,
             device=device,
             dtype=resolve_dtype(spec.model.dtype, device),
             temperature=spec.rollout.temperature,
@@ -331,12 +334,12 @@ def make_learner(
         compiled = "on" if spec.training.compile == "on" else "try"
     policy = load(compiled, gradient_checkpointing=spec.training.gradient_checkpointing)
     if spec.model.lora is not None:
-        name = spec.model.name or spec.model.folder or ""
-        assert not isinstance(policy.model, PeftModel)
-        policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
+        policy = with_adapter(policy, spec.model.lora, start)
     masters = MasterWeights(policy.model) if spec.training.weights == "bfloat16" else None
     optimizer = make_optimizer(policy.model, spec.optimizer, masters)
     reference = load(compiled) if spec.algorithm.beta > 0 else None
+    if reference is not None and spec.model.lora is not None and start.adapter is not None:
+        reference = merged(with_adapter(reference, spec.model.lora, start))
     tokens = spec.training.micro_batch_tokens
     return Learner(
         policy=policy,
@@ -344,6 +347,7 @@ def make_learner(
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=optimizer,
+        plan=UpdatePlan(spec.training.steps, spec.training.updates_per_step),
         micro_batch_tokens=ranks.least(micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens),
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
@@ -351,6 +355,21 @@ def make_learner(
         pad_token_id=pad,
         ranks=ranks,
     )
+
+
+def with_adapter(policy: Policy, spec: LoraSpec, start: Start) -> Policy:
+    """The policy with a new adapter, or with the one that the job goes on with."""
+    assert not isinstance(policy.model, PeftModel)
+    model = attach(policy.model, spec, start.name)
+    if start.adapter is not None:
+        checkpoint.load_weights(start.adapter, model)
+    return replace(policy, model=model)
+
+
+def merged(policy: Policy) -> Policy:
+    """The policy without its adapter, which its weights now have."""
+    assert isinstance(policy.model, PeftModel)
+    return replace(policy, model=policy.model.merge_and_unload())
 
 
 def result(run: Run) -> JobResult:

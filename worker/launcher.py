@@ -78,7 +78,8 @@ class LocalLauncher:
         self._secrets = secrets or {}
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
-        argv = (sys.executable, "-m", "trainer.models", "--claim", str(attempt.claim_file))
+        program = "trainer.models" if claim.origin is None else "trainer.forks"
+        argv = (sys.executable, "-m", program, "--claim", str(attempt.claim_file))
         return Command(argv, self._environment(attempt, ()), hub_tokens(self._secrets))
 
     def engine(

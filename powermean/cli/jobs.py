@@ -174,6 +174,10 @@ def described(job: Job) -> list[str]:
         f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
+    lines += [f"forked from {job.forked_from}"] if job.forked_from else []
+    for fork in job.forks:
+        at = "the final model" if fork.step is None else f"step {fork.step}"
+        lines.append(f"forked by {fork.job}  {fork.name} ({fork.state}), from {at}")
     lines += [f"ended early by {job.ended_by}"] if job.ended_by else []
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:

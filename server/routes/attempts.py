@@ -17,7 +17,7 @@ from powermean.contracts.attempts import (
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.errors import ConflictError
-from server.jobs import attempts, checkpoints, repository, service
+from server.jobs import attempts, checkpoints, forks, repository, service
 from server.jobs.views import allocation_view, job_spec
 from server.routes.access import CurrentAttempt, CurrentNode, FirstNode, KnownCallerRoute, RenewingAttempt
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings, RequestVault
@@ -63,6 +63,7 @@ def claim_attempt(
                 beat_s=settings.beat_s,
                 resume=repository.resume_point(session, job.id),
                 dataset=service.dataset_ref(session, spec),
+                origin=forks.origin_of(job),
                 engine=engines.claimed(session, claimed.allocations),
             )
             return ClaimWithSecrets(claim=claim, secrets=secrets)

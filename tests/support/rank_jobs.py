@@ -7,16 +7,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.models import LoraSpec
 from tests.support.attempts import JOB, Stage
-from tests.support.learners import weights
+from tests.support.learners import learner, weights
 from tests.support.update_records import Graded, a_learner, records_of
+from trainer.failures import TrainingError
 from trainer.learner.leading import Following
 from trainer.learner.learner import Learner
+from trainer.ranks.agreement import refuse_different_weights
 from trainer.ranks.exchange import END, Ranks, follow
 from trainer.ranks.world import World
 from trainer.run import follow_attempt
@@ -52,13 +55,57 @@ def _led(ranks: Ranks, one: Learner, given: Graded) -> dict[str, Tensor]:
     return found
 
 
-def attempt(world: World, pipe: Connection, folder: Path, model_root: Path, spec: dict[str, Any]) -> None:
-    """One rank's part of an attempt: rank 0 sends what was played, another whether it went well."""
+def attempt(
+    world: World,
+    pipe: Connection,
+    folder: Path,
+    model_root: Path,
+    spec: dict[str, Any],
+    others_root: str | None = None,
+) -> None:
+    """One rank's part of an attempt: rank 0 sends what was played, another whether it went well.
+
+    `others_root`: the other ranks look for the model elsewhere.
+    """
     path = folder / "node" / "attempts" / f"{JOB}.1"
     while not (world.leads or path.exists()):
         time.sleep(0.05)
-    stage = Stage(folder, model_root)
+    stage = Stage(folder, model_root if world.leads or others_root is None else folder / others_root)
     if world.leads:
         pipe.send(stage.play(world=world, **spec))
     else:
         pipe.send(follow_attempt(AttemptDir(path), stage.settings, world))
+
+
+def wait(ranks: Ranks) -> None:
+    """Come to a call that takes all ranks."""
+    ranks.wait_for_all()
+
+
+def fail(ranks: Ranks) -> None:
+    raise TrainingError("unknown_model", "no such model", path="model.folder", remedy="choose another")
+
+
+def listening(_ranks: Ranks) -> list[str]:
+    """The addresses at which this process listens."""
+    return sorted(
+        {found.laddr.ip for found in psutil.Process().net_connections() if found.status == "LISTEN"}
+    )
+
+
+def exchanged(ranks: Ranks, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """A command, as it arrives."""
+    if ranks.world.leads:
+        ranks.tell("this", tensors, number=0.1, missing=None, name="\u00e9")
+        return "", {}, {}
+    told = ranks.told()
+    return told.do, dict(told.facts), dict(told.tensors)
+
+
+def weights_agree(ranks: Ranks, changed: float) -> None:
+    """Rank 1 has another number in one of its weights."""
+    one = learner()
+    if ranks.world.rank == 1:
+        with torch.no_grad():
+            next(iter(one.policy.model.parameters()))[3, 5] += changed
+    refuse_different_weights(ranks, one.policy.model)

@@ -49,6 +49,24 @@ def claim(number: int = 1, gpus: tuple[str, ...] = ()) -> Claim:
     )
 
 
+def test_all_ranks_see_all_gpus_of_the_allocation_in_its_order(tmp_path: Path) -> None:
+    command = LocalLauncher(settings(tmp_path)).trainer(
+        made(tmp_path), claim(gpus=("B", "A")), Path("/model")
+    )
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == "B,A"
+
+
+def test_two_nodes_of_an_attempt_on_one_host_are_told_apart(tmp_path: Path) -> None:
+    """The worker of one, whose supervisor has died, must not end what the other one runs."""
+    first = made(tmp_path / "first")
+    second = made(tmp_path / "second")
+    second.claim_file.write_text(claim().model_copy(update={"node_rank": 1}).model_dump_json())
+    assert first.mark == first.attempt_id
+    assert second.mark == f"{second.attempt_id}/1"
+    second.claim_file.write_text("{}")
+    assert second.mark == second.attempt_id, "a claim of another version is no reason to report nothing"
+
+
 def made(data_dir: Path, number: int = 1) -> AttemptDir:
     (data_dir / "attempts").mkdir(parents=True, exist_ok=True)
     taken = claim(number)

@@ -43,6 +43,7 @@ class Progress:
     reward_before: float | None = None
     reward_after: float | None = None  # of the newest evaluation
     streak: int = 0  # values in a row that kept to limits.stop_when
+    beta: float | None = None  # of the KL penalty; None in checkpoints from before it could be adapted
 
     def advanced(self, **changes: object) -> "Progress":
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -88,6 +89,20 @@ def load(
         return Progress(**state["progress"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(str(error)) from error
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights alone into a model, or into the adapter of one, whose others may be meta.
+
+    Raises TrainingError (checkpoint_unusable).
+    """
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _unusable(str(error)) from error
+    _check_names(model, tensors)
+    meta = any(weight.is_meta for weight in model.state_dict().values())
+    model.load_state_dict(tensors, strict=False, assign=meta)
 
 
 def store(
@@ -162,12 +177,16 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
 
 @torch.no_grad()
 def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
-    expected = {name for name, _ in unique_weights(trained_state(model))}
-    if expected != set(tensors):
-        raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
+    _check_names(model, tensors)
     model.load_state_dict(dict(tensors), strict=False)  # names that are tied to another are not in it
     for name, master in masters.items():
         master.copy_(tensors[name])
+
+
+def _check_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    expected = {name for name, _ in unique_weights(trained_state(model))}
+    if expected != set(tensors):
+        raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
 
 
 def _random_tensors() -> dict[str, Tensor]:

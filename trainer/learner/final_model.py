@@ -29,10 +29,9 @@ def save_model(policy: Policy, source: Path, folder: Path) -> None:
     With an adapter these are the merged weights, and the folder `adapter` in it holds the adapter as peft
     and vLLM load it.
     """
-    state = _copied(served_state(policy.model, CPU), policy.dtype)
     if isinstance(policy.model, PeftModel):
-        policy.model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
-    _save(policy.plain_model, policy.dtype, state, source, folder)
+        save_adapter(policy.model, folder / ADAPTER_FOLDER)
+    save_folder(policy.plain_model, policy.dtype, served_state(policy.model, CPU), source, folder)
 
 
 def try_saving(policy: Policy, source: Path, folder: Path) -> None:
@@ -43,7 +42,7 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
     try:
         if isinstance(policy.model, PeftModel):
             served_state(policy.model, META)
-        _save(policy.plain_model, policy.dtype, {}, source, folder)
+        save_folder(policy.plain_model, policy.dtype, {}, source, folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if is_disk_full(error):
             raise
@@ -55,13 +54,19 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
         ) from error
 
 
-def _save(
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as peft and vLLM load it."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def save_folder(
     model: PreTrainedModel, dtype: torch.dtype, state: Mapping[str, Tensor], source: Path, folder: Path
 ) -> None:
+    """Write the model's config and the weights `state` in the type `dtype`, and what else `source` has."""
     kept = model.config.dtype, model.generation_config
     model.config.dtype, model.generation_config = dtype, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
-        model.save_pretrained(folder, state_dict=dict(state))
+        model.save_pretrained(folder, state_dict=_copied(state, dtype))
     finally:
         model.config.dtype, model.generation_config = kept
     (folder / "generation_config.json").unlink(missing_ok=True)

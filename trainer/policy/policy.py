@@ -37,7 +37,7 @@ class Scores:
     """Of each completion token of a tree's rows, in the tree's order; 0 on padding."""
 
     log_probs: Tensor  # [B, T] float32, nats
-    entropy: Tensor | None  # [B, T] float32, nats, detached
+    entropy: Tensor | None  # [B, T] float32, nats
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Policy:
         return micro_batches(given, most_tokens) if self.by_tree else row_batches(given, most_tokens)
 
     def score(self, tree: TokenTree, *, entropy: bool = False) -> Scores:
-        """Log-probs (with gradients, if enabled) of the rows' completion tokens."""
+        """Log-probs of the rows' completion tokens and, if asked for, entropy; with gradients, if enabled."""
         # Never a single block: a compiler takes a size of 1 for a constant.
         tree = (padded(tree, 2 * BLOCK) if self.device.type == "cuda" else tree).to(self.device)
         with self.precision():

@@ -56,7 +56,9 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     spec = task.spec
     _noted(found, lambda: check_devices(spec))
     roots, allowed = settings.model_roots, settings.allowed_models
-    folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, roots, allowed))
+    # A fork's model has the config, the tokenizer and the shapes of the one that its line of jobs began with.
+    first = spec.model if task.origin is None else task.origin.first_model
+    folder = _noted(found, lambda: resolve_model(first, settings.data_dir, roots, allowed))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
         built = len(found)

@@ -32,6 +32,7 @@ STORE_FD = "POWERMEAN_STORE_FD"  # of rank 0's listening socket
 MEET_S = 300.0
 CALL_S = 1800.0  # a call among ranks, of which one may still load its model
 PART_S = 15.0
+LOOK_S = 1.0  # for which the others can still see who is missing
 _SAMPLING = timedelta(days=365)  # for which a command may be waited for: who is gone is seen by the watch
 _SIOCGIFADDR = 0x8915
 
@@ -119,6 +120,8 @@ def _meet(world: World, store: TCPStore, timeout_s: float) -> None:
         missing = [rank for rank in range(world.size) if not store.check([sign(rank)])]
     except RuntimeError:
         missing = [0]
+    if world.leads:
+        time.sleep(LOOK_S)
     raise _missing(missing, world, timeout_s)
 
 
@@ -167,8 +170,10 @@ def _reason(error: Exception, world: World, store: TCPStore, watch: Watch, deadl
         time.sleep(PART_S)
     finish = failed(error)
     assert finish.error is not None
+    told = finish.error.model_copy(update={"message": f"rank {world.rank}: {finish.error.message}"})
     with suppress(RuntimeError):
-        tell_failure(store, world.rank, finish.error, retryable=finish.retryable)
+        tell_failure(store, told, retryable=finish.retryable)
+        watch.let_others_hear()
         if not world.leads:  # rank 0 records why before its node sees that a process ended
             store.wait([_left(0)], timedelta(seconds=PART_S))
     return error

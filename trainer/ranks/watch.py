@@ -6,7 +6,9 @@ why there. Beats are counted, not seconds: a machine that slept has missed none.
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -16,6 +18,7 @@ from trainer.ranks.world import World
 
 BEAT_S = 1.0
 LOST_BEATS = 30  # without a sign of life: a rank is lost
+NOTICE_BEATS = 5  # after which others have read why a rank ends
 _FAILED, _LEFT = "failed", "left"
 
 
@@ -62,7 +65,7 @@ class Watch:
                     self._lose(_failure(self._store.get(_FAILED)))
                 signs = self._store.multi_get([sign(rank) for rank in others])
             except RuntimeError:  # the store is rank 0's
-                self._lose(rank_lost(0))
+                self._lose(rank_lost(0), told=False)
                 return
             self._rounds += 1
             for rank, found in zip(others, signs, strict=True):
@@ -78,12 +81,23 @@ class Watch:
             beats = beats + 1 if rounds == self._rounds else 0
             rounds = self._rounds
             if beats >= self._lost_beats:
-                self._lose(rank_lost(0))
+                self._lose(rank_lost(0), told=False)
 
-    def _lose(self, error: TrainingError) -> None:
-        if not self._stopped.is_set() and self.takes_over():
-            self._stopped.set()
-            self._end(error)
+    def _lose(self, error: TrainingError, told: bool = True) -> None:
+        """End this process. Others hear why first, where the store can still be `told`."""
+        if self._stopped.is_set() or not self.takes_over():
+            return
+        if told:
+            with suppress(RuntimeError):
+                tell_failure(self._store, error.error, retryable=error.retryable)
+            self.let_others_hear()
+        self._stopped.set()
+        self._end(error)
+
+    def let_others_hear(self) -> None:
+        """The store ends with rank 0."""
+        if self._world.leads:
+            time.sleep(NOTICE_BEATS * self._beat_s)
 
 
 def sign(rank: int) -> str:
@@ -91,9 +105,9 @@ def sign(rank: int) -> str:
     return f"alive/{rank}"
 
 
-def tell_failure(store: TCPStore, rank: int, error: JobError, *, retryable: bool) -> None:
-    """Say that this rank has failed, unless another one has said so before."""
-    note = {"rank": rank, "error": error.model_dump(), "retryable": retryable}
+def tell_failure(store: TCPStore, error: JobError, *, retryable: bool) -> None:
+    """Say why the ranks end, unless another one has said so before."""
+    note = {"error": error.model_dump(), "retryable": retryable}
     store.compare_set(_FAILED, "", json.dumps(note))
 
 
@@ -112,7 +126,7 @@ def _failure(note: bytes) -> TrainingError:
     why = JobError.model_validate(told["error"])
     return TrainingError(
         why.code,
-        f"rank {told['rank']}: {why.message}",
+        why.message,
         path=why.path,
         remedy=why.remedy,
         retryable=told["retryable"],

@@ -81,12 +81,13 @@ class WeightWriter:
     scratch: Path  # the attempt's own folder, on the store's file system if possible
     shared_memory: Path = SHARED_MEMORY
     adapter_alone: bool = False  # for an engine that accepts LoRA adapters
+    changed: bool = False  # the engine's model is not what training begins with
     sleeps: bool = False  # the engine, while the trainer makes a version
 
     @property
     def from_the_start(self) -> bool:
         """See Publisher. Of itself an engine of adapters has the base model alone."""
-        return self.adapter_alone
+        return self.adapter_alone or self.changed
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; returns the request that announces them."""

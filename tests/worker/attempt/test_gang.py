@@ -242,9 +242,9 @@ def test_a_taken_port_is_named(gang: Callable[..., Gang]) -> None:
 
 def test_a_foreign_address_is_named_on_any_node(gang: Callable[..., Gang]) -> None:
     job = gang(2)
-    job.cases[1].address = "192.0.2.1"  # of no host (RFC 5737)
+    job.cases[1].address = "198.51.100.1"  # of no host (RFC 5737)
     job.cases[1].start(WAIT)
     job.cases[1].end()
     (end,) = job.finishes
     assert (end["error"]["code"], end["node_rank"]) == ("node_address_foreign", 1)
-    assert "192.0.2.1" in end["error"]["message"]
+    assert "198.51.100.1" in end["error"]["message"]

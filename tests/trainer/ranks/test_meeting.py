@@ -1,0 +1,127 @@
+"""Ranks meet within a deadline, tell each other why they fail, and notice who is gone."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from powermean.contracts.attempts import FinishRecord
+from tests.support import rank_jobs
+from tests.support.rank_crew import Crew, Failed, crew, start
+from trainer.ranks.meeting import Deadlines, interface_of
+from trainer.ranks.world import World
+from worker.attempt_dir import attempt_dirs, read_record
+
+pytestmark = pytest.mark.slow
+
+SOON = Deadlines(meet_s=3.0, beat_s=0.1, lost_beats=50)
+
+
+@contextmanager
+def ranks(size: int, absent: tuple[int, ...] = ()) -> Iterator[Crew]:
+    made = crew(size, SOON, absent)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_the_world_is_what_torchruns_variables_say() -> None:
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    world = World.of_environment(variables)
+    assert (world, world.nodes, world.leads, world.alone) == (World(5, 8, 1, 4), 2, False, False)
+    assert World.of_environment({}) == World()
+
+
+def test_an_interface_is_known_by_its_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None  # of nobody (RFC 5737)
+
+
+def test_ranks_listen_where_they_meet_and_part_in_peace() -> None:
+    tensors = {
+        "numbers": torch.tensor([[1.5, float("nan")], [0.1, -0.0]], dtype=torch.float64),
+        "none": torch.zeros(0, 3, dtype=torch.int64),
+        "flags": torch.tensor([True, False, True]),
+    }
+    with ranks(3) as three:
+        assert three.have(rank_jobs.listening) == [["127.0.0.1"]] * 3
+        for told in three.have(rank_jobs.exchanged, tensors)[1:]:
+            do, facts, found = told
+            assert (do, facts) == ("this", {"number": 0.1, "missing": None, "name": "é"})
+            for name, value in tensors.items():
+                assert found[name].dtype == value.dtype
+                assert torch.equal(found[name].nan_to_num(7), value.nan_to_num(7))
+        three.have(rank_jobs.weights_agree, 0.0)
+        three.close()
+        assert [three.exits(rank) for rank in range(3)] == [0, 0, 0]
+
+
+def test_other_weights_on_a_rank_are_refused() -> None:
+    with ranks(2) as two:
+        found = two.have(rank_jobs.weights_agree, 1e-6)
+    assert [(one.code, one.retryable) for one in found] == [("models_differ", False)] * 2
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_the_others_end_when_a_rank_is_gone(how: signal.Signals, gone: int) -> None:
+    """They sit in a call that it would have to take part in."""
+    with ranks(3) as three:
+        three.have(rank_jobs.wait)
+        os.kill(three.processes[gone].pid, how)
+        others = [rank for rank in range(3) if rank != gone]
+        for rank in others:
+            three.pipes[rank].send((rank_jobs.wait, ()))
+        for rank in others:
+            found = three.answer(rank)
+            assert (found.code, found.retryable) == ("rank_lost", True)
+            assert f"rank {gone} " in found.text
+            assert three.exits(rank) == 3
+        three.processes[gone].kill()
+
+
+def test_a_rank_that_fails_tells_the_others_why() -> None:
+    with ranks(3) as three:
+        for rank, job in enumerate((rank_jobs.wait, rank_jobs.fail, rank_jobs.wait)):
+            three.pipes[rank].send((job, ()))
+        own, *others = (three.answer(rank) for rank in (1, 0, 2))
+    assert own == Failed("TrainingError", "no such model", "unknown_model", False)
+    for other in others:
+        assert other == Failed("TrainingError", "rank 1: no such model", "unknown_model", False)
+
+
+def test_ranks_that_never_came_are_named() -> None:
+    with ranks(4, absent=(1, 3)) as two:
+        for rank in range(2):
+            found = two.answer(rank)
+            assert (found.code, found.retryable) == ("ranks_missing", True)
+            assert "ranks 1, 3 of 4 did not come within 3 s" in found.text
+
+
+def test_a_store_that_is_not_there_is_named() -> None:
+    with ranks(2, absent=(0,)) as alone:
+        found = alone.answer(0)
+    assert found.code == "ranks_missing"
+    assert (
+        f"rank 0 of 2 did not come within 3 s, whose store would be at 127.0.0.1:{alone.port}" in found.text
+    )
+
+
+def test_why_a_follower_fails_is_the_attempts_reason(tmp_path: Path, model_root: Path) -> None:
+    two = start(2, rank_jobs.attempt, tmp_path, model_root, {"resources": {"cpu_ranks": 2}}, "lost")
+    try:
+        assert two.answer(1) is False
+        assert two.exits(0) == 1
+    finally:
+        two.close()
+    (attempt,) = attempt_dirs(tmp_path / "node")
+    last = read_record(attempt.spooled()[-1])
+    assert isinstance(last, FinishRecord)
+    assert last.body.error is not None
+    assert last.body.error.code == "unknown_model"
+    assert last.body.error.message.startswith("rank 1: ")
