@@ -28,6 +28,7 @@ from rollout.vllm.guard import guarded
 
 _MARK = "POWERMEAN_VLLM"  # in the environment of all processes of one server
 _POLL_S = 0.25
+_LOOK_S = 2.0  # between looks at whether its engine is still there
 _LENIENCE_S = 2.0  # waiters see the deadline of a start before the keeper gives it up
 _REMEMBERED_LINES = 60
 _REASON_LINES = 12
@@ -222,8 +223,7 @@ class VllmServer:
             if self._became_ready(process):
                 self._starts += 1
                 self._move("ready")
-                while process.poll() is None and not self._closing.is_set():
-                    self._closing.wait(_POLL_S)
+                self._watch(process)
             elif self._starts == 0 and not self._closing.is_set():
                 self._end(process)
                 return self._move("failed", f"vLLM did not start:\n{self._last_lines()}")
@@ -239,6 +239,15 @@ class VllmServer:
                 return self._move("failed", reason)
             self._move("starting", reason)
         return None
+
+    def _watch(self, process: subprocess.Popen[str]) -> None:
+        """Until it ends. If its engine is gone, it is ended: it would wait for calls that nobody answers."""
+        look_again = time.monotonic() + _LOOK_S
+        while process.poll() is None and not self._closing.wait(_POLL_S):
+            if time.monotonic() > look_again:
+                if self._is_lost():
+                    self.kill("its engine process is gone")
+                look_again = time.monotonic() + _LOOK_S
 
     def _spawn(self) -> subprocess.Popen[str]:
         self._mark = secrets.token_hex(16)
@@ -277,10 +286,22 @@ class VllmServer:
         if not self.socket.exists():
             return False
         try:
-            with self._client(2.0) as client:
-                return client.get("/health").status_code == httpx.codes.OK
+            return self._health() == httpx.codes.OK
         except httpx.TransportError:
             return False
+
+    def _is_lost(self) -> bool:
+        """Whether a server that was ready says that its engine is dead, or listens no more."""
+        try:
+            return self._health() == httpx.codes.SERVICE_UNAVAILABLE
+        except httpx.ConnectError:
+            return True
+        except httpx.TransportError:  # it is busy
+            return False
+
+    def _health(self) -> int:
+        with self._client(2.0) as client:
+            return client.get("/health").status_code
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         """End a server in order, or what is left of a dead one."""
