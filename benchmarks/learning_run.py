@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from learning_arms import Arm, Condition
@@ -35,6 +36,7 @@ class Plan:
     group_size: int = 8
     learning_rate: float = 5e-4
     warmup_updates: int = 3
+    state: Literal["float32", "8bit"] = "float32"  # of the optimiser
     held_out: int = 256  # problems, one sampled completion each
 
     @property
@@ -56,7 +58,9 @@ def train(
 ) -> dict[str, object]:
     """The record of one run. The same seed gives every arm the same problems, draws and minibatches."""
     model = deepcopy(start)
-    spec = OptimizerSpec(learning_rate=plan.learning_rate, warmup_updates=plan.warmup_updates)
+    spec = OptimizerSpec(
+        learning_rate=plan.learning_rate, warmup_updates=plan.warmup_updates, state=plan.state
+    )
     learner = Learner(
         policy=make_policy(model, dtype=torch.float32, temperature=1.0),
         reference=None,

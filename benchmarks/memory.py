@@ -22,9 +22,11 @@ from gpu_bench import rewards, rollouts  # noqa: E402
 
 from powermean.contracts.job import JobSpec  # noqa: E402
 from powermean.home import Home  # noqa: E402
+from trainer.forks.start import Start  # noqa: E402
 from trainer.learner.training_batch import TrainingBatch  # noqa: E402
 from trainer.models.resolve import resolve_model  # noqa: E402
 from trainer.preflight.footprint import footprint  # noqa: E402
+from trainer.preflight.model_facts import in_folder  # noqa: E402
 from trainer.run import make_learner  # noqa: E402
 from worker.launcher import COMPACT, PATIENT  # noqa: E402
 
@@ -62,7 +64,7 @@ def spec_of(case: str) -> tuple[JobSpec, int]:
 def update(case: str, folder: Path) -> None:
     """Two updates in this process; its peak as JSON."""
     spec, prompt = spec_of(case)
-    learner = make_learner(folder, spec, 0)
+    learner = make_learner(Start(folder, folder.name), spec, 0)
     groups = spec.training.prompts_per_step
     given = rollouts(
         learner.policy.plain_model.config.vocab_size, prompt, spec.rollout.max_new_tokens, groups=groups
@@ -104,7 +106,7 @@ def main() -> None:
         ).stdout
         peak = json.loads(found.strip().splitlines()[-1])["peak"]
         spec, prompt = spec_of(case)
-        estimated = footprint(spec, folder, prompt, cuda=False)
+        estimated = footprint(spec, in_folder(folder), prompt, cuda=False)
         assert estimated is not None
         ratio = estimated.total / peak
         print(f"{case:<26} {peak / GIB:9.2f} {estimated.total / GIB:9.2f} {ratio:6.2f}", flush=True)

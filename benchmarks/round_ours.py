@@ -16,6 +16,7 @@ from powermean.contracts.attempts import Claim, EngineStart
 from powermean.contracts.job import JobSpec
 from powermean.processes import descendants
 from trainer.engine_connection import connected
+from trainer.forks.start import Start
 from trainer.loop import StepBatch, publish, sample_and_grade, train_step
 from trainer.rollouts.sampling_ahead import SamplingInTurn
 from trainer.run import make_learner, seed_all, use_threads, wired
@@ -80,7 +81,9 @@ def updates(pipe: Connection, work: Work, prompt: int, completion: int) -> None:
     """Updates on random completions, a group in each micro-batch."""
     use_threads(1)
     seed_all(0)
-    learner = make_learner(work.folder, one_group_at_a_time(work.spec, prompt, completion), 0)
+    learner = make_learner(
+        Start(work.folder, work.folder.name), one_group_at_a_time(work.spec, prompt, completion), 0
+    )
     given = rollouts(learner.policy.plain_model.config.vocab_size, prompt, completion, groups=UPDATE_GROUPS)
     batch = start(learner, given)
     learner.update(batch, range(UPDATE_GROUPS), 0)  # takes pi_old, which TRL also takes before its first

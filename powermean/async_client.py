@@ -39,6 +39,7 @@ class AsyncClient(AsyncConnection):
 
     logs = async_method(rest.logs)
     checkpoints = async_method(rest.checkpoints)
+    checkpoint = async_method(rest.checkpoint)
     delete_checkpoint = async_method(rest.delete_checkpoint)
     pin_checkpoint = async_method(rest.pin_checkpoint)
     unpin_checkpoint = async_method(rest.unpin_checkpoint)

@@ -99,6 +99,7 @@ class Client(Connection):
 
     logs = method(rest.logs)
     checkpoints = method(rest.checkpoints)
+    checkpoint = method(rest.checkpoint)
     delete_checkpoint = method(rest.delete_checkpoint)
     pin_checkpoint = method(rest.pin_checkpoint)
     unpin_checkpoint = method(rest.unpin_checkpoint)
@@ -187,12 +188,15 @@ class Client(Connection):
                 timeout=httpx.Timeout(600, connect=5),
             )
 
-    def download(self, job_id: str, path: str, target: Path | str) -> None:
-        """Write one file of the final model to `target`; a file that is there is complete."""
+    def download(self, job_id: str, path: str, target: Path | str, step: str | None = None) -> None:
+        """Write one file of the final model, or of a checkpoint's weights, to `target`.
+
+        A file that is there is complete. `step` is a number, or best.
+        """
         target = Path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part-{os.getpid()}")
-        call = rest.file(job_id, path)
+        call = rest.file(job_id, path) if step is None else rest.checkpoint_file(job_id, step, path)
         request = self._http.build_request(**call.keywords())
         try:
             response = self._http.send(request, stream=True)

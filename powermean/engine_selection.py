@@ -70,12 +70,11 @@ def vllm_objection(folder: Path, *, on_gpu: bool) -> Objection | None:
     return None
 
 
-def undivided_heads(folder: Path, gpus: int) -> str | None:
+def undivided_heads(config: Mapping[str, Any], gpus: int) -> str | None:
     """Why vLLM can't split the model's layers over so many GPUs: each must get as many attention heads.
 
     Key/value heads are divided, too, or each is repeated on as many GPUs. None where the config does not say.
     """
-    config = text_config(folder)
     heads = config.get("num_attention_heads")
     shared = config.get("num_key_value_heads") or heads
     if not isinstance(heads, int) or not isinstance(shared, int):

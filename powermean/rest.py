@@ -39,6 +39,7 @@ from powermean.contracts.api import (
 )
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.exponents import JobExponents
+from powermean.contracts.forks import Origin
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
@@ -357,6 +358,16 @@ def delete_files(job_id: str) -> Call[None]:
 
 def files(job_id: str) -> Call[FileList]:
     return Call("GET", job_path(job_id, "/files"), reads(FileList))
+
+
+def checkpoint(job_id: str, step: str) -> Call[Origin]:
+    """The files of a checkpoint's weights; `step` is a number, or best."""
+    return Call("GET", job_path(job_id, f"/checkpoints/{step}/files"), reads(Origin))
+
+
+def checkpoint_file(job_id: str, step: str, path: str) -> Call[None]:
+    """One of them; the body is the file."""
+    return Call("GET", job_path(job_id, f"/checkpoints/{step}/files/{quote(path)}"), nothing)
 
 
 def file(job_id: str, path: str) -> Call[None]:

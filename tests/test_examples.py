@@ -23,14 +23,15 @@ from worker.settings import NodeSettings
 
 ROOT = Path(__file__).parent.parent
 ALGORITHMS = get_args(get_args(AlgorithmSpec)[0])
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+CLUSTERS = ROOT / "examples/clusters"
 RECIPES = sorted((ROOT / "examples/recipes").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml")) + RECIPES
 # max_position_embeddings in the config.json of each model that an example names
 CONTEXTS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": 8192,
-    "Qwen/Qwen2.5-1.5B": 131072,
+    "Qwen/Qwen2.5-32B": 131072,
     "Qwen/Qwen2.5-3B-Instruct": 32768,
-    "Qwen/Qwen2.5-Math-1.5B": 4096,
+    "Qwen/Qwen2.5-Math-7B": 4096,
 }
 
 
@@ -87,7 +88,7 @@ def submitted(service: ServiceDriver, spec: JobSpec) -> str:
         for file in EXAMPLES
     ],
 )
-def test_an_example_is_a_job_that_runs_on_a_node_with_one_gpu(
+def test_an_example_is_a_job_that_runs_on_nodes_with_eight_gpus(
     file: Path,
     service: ServiceDriver,
     stand_ins: dict[str, Path],
@@ -99,10 +100,12 @@ def test_an_example_is_a_job_that_runs_on_a_node_with_one_gpu(
         return stand_ins[model.name]
 
     monkeypatch.setattr(preflight, "resolve_model", resolved)
-    fake_gpu(monkeypatch)
+    fake_gpu(monkeypatch, count=8)
     settings = NodeSettings(artefacts_url=service.settings.artefacts_url, data_dir=tmp_path)
-    job_id = submitted(service, load_spec(file))
-    service.report(file.stem, gpus=1)  # a node of its own: the others have a job each
+    spec = load_spec(file)
+    job_id = submitted(service, spec)
+    for number in range(spec.resources.nodes):  # of its own: the others have a job each
+        service.report(f"{file.stem}-{number}", gpus=8)
     answer = service.node.get(f"/v1/jobs/{job_id}/validation")
     result = preflight.validate(ValidationTask.model_validate(answer.json()["task"]), settings)
     assert result.errors == ()

@@ -18,6 +18,7 @@ from rollout.gloo import address_towards
 from rollout.shared_weights import float_types
 from trainer.failures import TrainingError
 from trainer.policy.policy import Policy
+from trainer.ranks.gradients import is_sharded
 from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.engine_pool import EnginePool
 from trainer.weights.files import Publisher, Target, WeightWriter, fits_shared_memory
@@ -174,13 +175,20 @@ def _awaited(
 
 
 def publisher(
-    connection: Connection, claim: Claim, policy: Policy, store: ArtefactStore, scratch: Path
+    connection: Connection,
+    claim: Claim,
+    policy: Policy,
+    store: ArtefactStore,
+    scratch: Path,
+    call_ranks: Callable[[], object] = lambda: None,
 ) -> Publisher:
     """The way of rollout.publish; auto is in place where that works, otherwise files: through shared memory
     on one host with room, else through the artefact store.
 
-    An engine that accepts adapters gets only the adapter. Raises TrainingError: adapters_only for a job
-    without one, not_in_place and no_shared_memory if in_place or shm was requested but is impossible.
+    An engine that accepts adapters gets only the adapter. `call_ranks`: has the other ranks take part in
+    gathering a sharded model's weights. Raises TrainingError: adapters_only for a job without an adapter,
+    sharded_model for a way that can't take one, not_in_place and no_shared_memory if in_place or shm was
+    requested but is impossible.
     """
     if connection.adapters and claim.spec.model.lora is None:
         raise TrainingError(
@@ -190,10 +198,23 @@ def publisher(
             remedy="train an adapter, or give the job its own engine (rollout.sharing: own)",
         )
     method = claim.spec.rollout.publish
+    if method in ("nccl", "ipc") and is_sharded(policy.model):
+        raise TrainingError(
+            "sharded_model",
+            f"the way {method} would take a whole copy of the sharded model's weights on one GPU",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto, shm or store",
+        )
     if method in ("gloo", "nccl", "ipc"):
         connect = connector(method, connection.address, claim.spec.rollout.gpus_per_replica)
         return ChannelWriter(
-            claim.job_id, claim.number, method, policy.dtype, connect, sleeps=connection.sleeps
+            claim.job_id,
+            claim.number,
+            method,
+            policy.dtype,
+            connect,
+            sleeps=connection.sleeps,
+            call_ranks=call_ranks,
         )
     if method in ("auto", "in_place"):
         if (why := _in_place_objection(connection, claim.spec, policy)) is None:
@@ -224,7 +245,9 @@ def publisher(
         store=store,
         scratch=scratch,
         adapter_alone=connection.adapters,
+        changed=claim.origin is not None and claim.origin.kind == "adapter",
         sleeps=connection.sleeps,
+        call_ranks=call_ranks,
     )
 
 
@@ -234,6 +257,8 @@ def _in_place_objection(connection: Connection, spec: JobSpec, policy: Policy) -
         return why
     if not connection.on_this_host or connection.shared:
         return "it is on another host, or other jobs use it"
+    if is_sharded(policy.model):
+        return "they are spread over ranks"
     if "in_place" not in connection.methods:
         return "it takes none in place"
     if policy.device.type != "cpu" or float_types(policy.model.state_dict()) != {policy.dtype}:

@@ -1,11 +1,13 @@
 """Failures that people can act on, as the job's error."""
 
+import importlib.util
 from collections.abc import Collection, Iterable
 
 from safetensors import SafetensorError
 
 from powermean.artefacts import ArtefactError
 from powermean.contracts.attempts import Finish, JobError
+from powermean.contracts.training import OptimizerSpec
 from powermean.disk import is_full
 from powermean.errors import PowermeanError
 from rollout.client import RolloutError
@@ -49,6 +51,17 @@ def cuda_unavailable() -> TrainingError:
         path="resources.gpus",
         remedy="set resources.gpus to 0, or install the CUDA build of PyTorch and the driver on the node",
     )
+
+
+def check_installed(optimizer: OptimizerSpec) -> None:
+    """Raises TrainingError (torchao_missing) where what keeps the optimiser's state is not installed."""
+    if optimizer.state == "8bit" and importlib.util.find_spec("torchao") is None:
+        raise TrainingError(
+            "torchao_missing",
+            "optimizer.state 8bit needs torchao, which is not installed on this node",
+            path="optimizer.state",
+            remedy="install the extra on the node (pip install powermean[torchao]), or set it to float32",
+        )
 
 
 def check_modules(wanted: Iterable[str], known: Collection[str]) -> None:

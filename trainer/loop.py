@@ -41,6 +41,7 @@ from trainer.rollouts.sampling import PUBLISH_TIMEOUT_S, Completes, complete_pro
 from trainer.rollouts.sampling_ahead import Batches, SamplingAhead, SamplingInTurn
 from trainer.run_context import Run, Stopwatch
 from trainer.seeds import derive_seed, generator
+from trainer.taking_part import call_to_checkpoint, led
 from trainer.weights import probe
 from trainer.weights.engine_pool import EnginePool
 
@@ -130,7 +131,10 @@ def train_step(run: Run, batches: Batches[StepBatch], step: int, watch: Stopwatc
     reports = update_policy(run, batch, watch)
     with watch("publish"):
         run.progress = run.progress.advanced(
-            step=step, updates=run.learner.updates, tokens=run.progress.tokens + facts.tokens
+            step=step,
+            updates=run.learner.updates,
+            tokens=run.progress.tokens + facts.tokens,
+            beta=run.learner.beta,
         )
         run.reporter.phase(in_step(step, run.spec.training.steps, PUBLISHING))
         difference = publish(run, graded.rollouts.prompts)
@@ -250,7 +254,7 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
 
 def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
     """Send the weights to the rollout service and compare log-probs: the largest difference in nats."""
-    version, policy = run.progress.step, run.learner.policy
+    version, policy = run.progress.step, led(run.learner)
     if run.weights.hold_request(version) is not None and policy.device.type == "cuda":
         torch.cuda.empty_cache()  # the engine, which wakes up now, needs what the update has left unused
     try:
@@ -284,6 +288,7 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
     step, learner = run.progress.step, run.learner
     run.reporter.phase(in_step(step, run.spec.training.steps, CHECKPOINTING))
     owner = f"jobs/{run.job_id}/checkpoints/{run.attempt}-{step}"
+    call_to_checkpoint(learner, owner, run.progress)
     manifest = checkpoint.store(
         run.store,
         owner,
@@ -292,6 +297,7 @@ def save_checkpoint(run: Run) -> CheckpointCommit:
         learner.optimizer,
         run.progress,
         learner.master_weights,
+        learner.ranks,
     )
     return CheckpointCommit(step=step, manifest=manifest)
 

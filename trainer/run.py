@@ -17,12 +17,14 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from peft import PeftModel
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils import deterministic
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from powermean.artefacts import ArtefactStore
@@ -30,29 +32,32 @@ from powermean.contracts.attempts import Claim, Finish, JobResult
 from powermean.contracts.job import JobSpec
 from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
 from powermean.end_tokens import end_tokens
+from trainer import taking_part
 from trainer.data import open_source
 from trainer.data.encoding import PromptEncoder
 from trainer.data.jsonl import Jsonl
 from trainer.defaults import compiles
 from trainer.engine_connection import Connection, connected, own_engine_urls, publisher
 from trainer.failures import CancelledError, TrainingError, failed
+from trainer.forks.start import Start, start_of
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.leading import Following
 from trainer.learner.learner import Learner
+from trainer.learner.loading_sharded import load_sharded_policy
 from trainer.learner.lora import attach
-from trainer.learner.optimizer import MasterWeights, make_optimizer
+from trainer.learner.optimizer import MasterWeights, UpdatePlan, make_optimizer
 from trainer.learner.tokenizing import decode, load_tokenizer, pad_token_id, prompt_encoder
 from trainer.learner.trial import micro_batch_tokens
 from trainer.loop import train
-from trainer.models.resolve import resolve_model
 from trainer.objectives import build_algorithm
 from trainer.policy.length_probe import refuse_length_dependence
-from trainer.policy.loading import Compile, load_policy, resolve_device, resolve_dtype
+from trainer.policy.loading import Compile, empty_model, load_policy, resolve_device, resolve_dtype
 from trainer.policy.policy import Policy
 from trainer.ranks.agreement import refuse_different_weights
 from trainer.ranks.exchange import Ranks, follow
 from trainer.ranks.meeting import joined
+from trainer.ranks.sharding import held_bytes, layout, make_mesh
 from trainer.ranks.world import World
 from trainer.rewards.isolation import open_grader
 from trainer.rollouts.sampling import sharing_limit
@@ -153,11 +158,11 @@ def follow_attempt(attempt: AttemptDir, settings: NodeSettings, world: World) ->
         use_threads(settings.cpu_slots * world.local_size)
         seed_all(claim.spec.seed)
         with joined(world, give_up, cuda=claim.spec.resources.gpus > 0) as ranks:
-            folder = resolve_model(
-                claim.spec.model, settings.data_dir, settings.model_roots, settings.allowed_models
-            )
-            learner, _ = resumed_learner(attempt, claim, settings, folder, ranks)
-            follow(ranks, Following(learner).duties)
+            store = ArtefactStore(settings.artefacts_url, existing=True)
+            start = start_of(claim, store, settings, attempt.start)
+            learner, _ = resumed_learner(attempt, claim, settings, start, ranks)
+            theirs = taking_part.duties(learner, store, attempt.path / "scratch")
+            follow(ranks, {**Following(learner).duties, **theirs})
     except Exception as error:  # noqa: BLE001 (told to the other ranks, and to this node)
         with suppress(OSError):
             traceback.print_exc()
@@ -194,22 +199,33 @@ def wired(
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url, existing=True)
     remove_stale(claim.job_id)
     reporter.phase(LOADING_MODEL)
-    folder = resolve_model(spec.model, settings.data_dir, settings.model_roots, settings.allowed_models)
+    start = start_of(claim, store, settings, attempt.start)
+    folder = start.folder
     tokenizer = load_tokenizer(folder)
     encode = prompt_encoder(tokenizer)
-    learner, progress = resumed_learner(attempt, claim, settings, folder, ranks, reporter.phase)
+    learner, progress = resumed_learner(attempt, claim, settings, start, ranks, reporter.phase)
     learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
     scratch = attempt.path / "scratch"
     try_saving(learner.policy, folder, fresh(scratch / "model"))
     dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
     source, share_left_out = open_source(spec.data, dataset), 0.0
     prompts = encode(source.batch(1, spec.training.prompts_per_step, spec.seed))
-    refuse_length_dependence(learner.policy, max(map(len, prompts)) + spec.rollout.max_new_tokens)
+    refuse_length_dependence(taking_part.led(learner), max(map(len, prompts)) + spec.rollout.max_new_tokens)
+
+    def call(adapter_alone: bool) -> None:
+        taking_part.call_to_gather(learner, adapter_alone=adapter_alone)
+
+    def save(target: Path) -> None:
+        taking_part.call_to_save(learner)
+        save_model(learner.policy, folder, target)
+
     reporter.phase(WAITING_FOR_ENGINE)
     with (
         open_grader(spec.reward) as grader,
         connect(attempt) as connection,
-        closing(publisher(connection, claim, learner.policy, store, scratch)) as weights,
+        closing(
+            publisher(connection, claim, learner.policy, store, scratch, partial(call, connection.adapters))
+        ) as weights,
     ):
         if isinstance(source, Jsonl) and claim.dataset is not None:
             shelf = Shelf(settings.data_dir, claim.dataset.sha256)
@@ -238,7 +254,7 @@ def wired(
             encode=encode,
             decode=lambda ids: decode(tokenizer, ids),
             end_tokens=end_tokens(folder),
-            save_model=lambda target: save_model(learner.policy, folder, target),
+            save_model=save,
             progress=progress,
         )
 
@@ -247,7 +263,7 @@ def resumed_learner(
     attempt: AttemptDir,
     claim: Claim,
     settings: NodeSettings,
-    folder: Path,
+    start: Start,
     ranks: Ranks,
     tell: Callable[[str], None] = log.info,
 ) -> tuple[Learner, checkpoint.Progress]:
@@ -259,8 +275,11 @@ def resumed_learner(
         # While vLLM measures how much of the GPU is left for its cache, it counts others' memory as its own.
         own_engine_urls(attempt, claim, tell)
     tell(LOADING_MODEL)
-    learner = make_learner(folder, spec, pad_token_id(load_tokenizer(folder)), ranks)
+    learner = make_learner(start, spec, pad_token_id(load_tokenizer(start.folder)), ranks)
     refuse_different_weights(ranks, learner.policy.model)
+    if not world.leads:  # up to here all drew the same: a new adapter is the same everywhere
+        step = 0 if claim.resume is None else claim.resume.step
+        torch.manual_seed(derive_seed(spec.seed, "rank", world.rank, step))
     progress = checkpoint.Progress()
     if claim.resume is not None:
         tell(f"loading the checkpoint of step {claim.resume.step}")
@@ -269,14 +288,14 @@ def resumed_learner(
             checkpoint.fetch_folder(store, claim.resume.manifest, scratch / "resume")
         ranks.wait_for_all()
         progress = checkpoint.load(
-            scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights
+            scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights, world
         )
         learner.updates = progress.updates
+        if progress.beta is not None:
+            learner.beta = progress.beta
         ranks.wait_for_all()
         if world.local_rank == 0:
             shutil.rmtree(scratch / "resume")
-    if not world.leads:  # up to here all drew the same: a new adapter is the same everywhere
-        torch.manual_seed(derive_seed(spec.seed, "rank", world.rank, progress.step))
     return learner, progress
 
 
@@ -308,35 +327,39 @@ def usable(
 
 
 def make_learner(
-    folder: Path,
+    start: Start,
     spec: JobSpec,
     pad: int,
     ranks: Ranks = Ranks(),
 ) -> Learner:
     """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
     device = resolve_device(spec.model.device, spec.resources.gpus, ranks.world.local_rank)
+    mesh, leads = mesh_of(spec, start.folder, ranks.world, device), ranks.world.leads
 
-    def load(compiled: Compile, *, gradient_checkpointing: bool = False) -> Policy:
-        return load_policy(
-            folder,
-            device=device,
-            dtype=resolve_dtype(spec.model.dtype, device),
-            temperature=spec.rollout.temperature,
-            gradient_checkpointing=gradient_checkpointing,
-            compiled=compiled,
-        )
+    def load(compiled: Compile, *, trained: bool) -> Policy:
+        how: dict[str, Any] = {
+            "device": device,
+            "dtype": resolve_dtype(spec.model.dtype, device),
+            "temperature": spec.rollout.temperature,
+            "gradient_checkpointing": trained and spec.training.gradient_checkpointing,
+            "compiled": compiled,
+        }
+        prepare = partial(prepared, spec=spec, start=start, trained=trained)
+        if mesh is not None:
+            prepare = partial(prepare, empty=not leads)
+            return load_sharded_policy(start.folder, mesh, leads=leads, prepare=prepare, **how)
+        policy = load_policy(start.folder, **how)
+        return replace(policy, model=prepare(policy.plain_model))
 
     compiled: Compile = "off"
     if compiles(spec.training, cuda=device.type == "cuda"):
         compiled = "on" if spec.training.compile == "on" else "try"
-    policy = load(compiled, gradient_checkpointing=spec.training.gradient_checkpointing)
-    if spec.model.lora is not None:
-        name = spec.model.name or spec.model.folder or ""
-        assert not isinstance(policy.model, PeftModel)
-        policy = replace(policy, model=attach(policy.model, spec.model.lora, name))
-    masters = MasterWeights(policy.model) if spec.training.weights == "bfloat16" else None
+    policy = load(compiled, trained=True)
+    masters = None
+    if spec.training.weights == "bfloat16" and mesh is None:  # those of a sharded model are its float32 rows
+        masters = MasterWeights(policy.model)
     optimizer = make_optimizer(policy.model, spec.optimizer, masters)
-    reference = load(compiled) if spec.algorithm.beta > 0 else None
+    reference = load(compiled, trained=False) if spec.algorithm.beta > 0 else None
     tokens = spec.training.micro_batch_tokens
     return Learner(
         policy=policy,
@@ -344,13 +367,58 @@ def make_learner(
         algorithm=build_algorithm(spec.algorithm),
         spec=spec.optimizer,
         optimizer=optimizer,
-        micro_batch_tokens=ranks.least(micro_batch_tokens(policy, optimizer) if tokens == "auto" else tokens),
+        plan=UpdatePlan(spec.training.steps, spec.training.updates_per_step),
+        micro_batch_tokens=ranks.least(
+            micro_batch_tokens(policy, optimizer, spec.optimizer.state) if tokens == "auto" else tokens
+        ),
         may_lower=tokens == "auto",
         micro_batch_groups=spec.training.micro_batch_groups,
         masters=masters,
         pad_token_id=pad,
         ranks=ranks,
     )
+
+
+def prepared(
+    model: PreTrainedModel, spec: JobSpec, start: Start, *, trained: bool, empty: bool = False
+) -> PreTrainedModel | PeftModel:
+    """The model with a new adapter, or with the one that the job goes on with; the initial one has it merged.
+
+    `empty`: another rank will send the weights.
+    """
+    lora = spec.model.lora
+    if lora is None or not (trained or (start.adapter is not None and not empty)):
+        return model
+    adapted = attach(model, lora, start.name)
+    if start.adapter is not None and not empty:
+        checkpoint.load_weights(start.adapter, adapted)
+    if trained:
+        return adapted
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    merged.requires_grad_(True)  # as of a model that never had one
+    return merged
+
+
+def mesh_of(spec: JobSpec, folder: Path, world: World, device: torch.device) -> DeviceMesh | None:
+    """The ranks over which the model is sharded; None where each has all of it."""
+    if world.alone:
+        return None
+    model = empty_model(folder)
+    numbers = sum(weight.numel() for weight in model.parameters())
+    with torch.random.fork_rng(devices=()):  # an adapter's first weights are the same as alone
+        changed = model if spec.model.lora is None else attach(model, spec.model.lora, "")
+    trained = sum(weight.numel() for weight in changed.parameters() if weight.requires_grad)
+    needed = held_bytes(numbers, trained, reference=spec.algorithm.beta > 0)
+    how = layout(spec.training.parallel, world, needed, free_bytes(world, device))
+    log.info("the model is held by %d ranks: %s", world.size, how)
+    return None if how == "replicate" else make_mesh(world, how, device)
+
+
+def free_bytes(world: World, device: torch.device) -> int:
+    """Of memory, for this rank."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // world.local_size
 
 
 def result(run: Run) -> JobResult:

@@ -5,6 +5,7 @@ token         the attempt token, renewed                   supervisor -> trainer
 order         continue, checkpoint_and_exit, finish, cancel   supervisor -> trainer
 phase         what the trainer is doing, for people        trainer -> supervisor
 engine-K.completions   how many of a batch are finished   engine -> supervisor
+start/        what a fork begins with                    trainer.forks -> engine, trainer
 spool/        records to post, in order of their names     trainer -> supervisor
 ballast       space for the last record on a full disk    worker, supervisor -> trainer
 members.json  the attempt's nodes, and where they are  supervisor -> trainer
@@ -80,6 +81,10 @@ class AttemptDir:
     @property
     def claim_file(self) -> Path:
         return self.path / "claim.json"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
 
     def engine_file(self, replica: int = 0) -> Path:
         """What the rollout engine, one of `rollout.replicas` on this node, says of its start."""
@@ -219,7 +224,8 @@ class AttemptDir:
 
     def close(self) -> None:
         """Mark the attempt as over: remove large files, keep the log and the like for people."""
-        shutil.rmtree(self.path / "scratch", ignore_errors=True)
+        for folder in (self.path / "scratch", self.start):
+            shutil.rmtree(folder, ignore_errors=True)
         self.ballast.release()
         for weights in SHARED_MEMORY.glob(f"powermean-{self.attempt_id}.*"):
             weights.unlink(missing_ok=True)

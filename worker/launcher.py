@@ -78,7 +78,8 @@ class LocalLauncher:
         self._secrets = secrets or {}
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
-        argv = (sys.executable, "-m", "trainer.models", "--claim", str(attempt.claim_file))
+        program = "trainer.models" if claim.origin is None else "trainer.forks"
+        argv = (sys.executable, "-m", program, "--claim", str(attempt.claim_file))
         return Command(argv, self._environment(attempt, ()), hub_tokens(self._secrets))
 
     def engine(
@@ -112,7 +113,7 @@ class LocalLauncher:
             *(("--transfer", publish) if publish in ("nccl", "ipc") else ()),
             *(("--gpu-memory-share", OWN_GPU_SHARE) if split else ()),
             *(("--tensor-parallel", str(size)) if size > 1 else ()),
-            *(("--sleep", "true") if sleeps(claim) else ()),
+            *(("--sleep", "true") if claim.spec.engine_sleeps else ()),
         )
         return Command(argv, _offline(self._environment(attempt, gpus)))
 
@@ -217,13 +218,6 @@ def _environment(gpus: tuple[str, ...]) -> dict[str, str]:
             "TQDM_DISABLE": "1",
         }
     )
-
-
-def sleeps(claim: Claim) -> bool:
-    """Whether vLLM frees the trainer's GPUs while that uses them: it then has nothing to sample."""
-    spec = claim.spec
-    colocated = spec.resources.gpus > 0 and spec.resources.placement == "colocated"
-    return colocated and spec.model.lora is None and spec.rollout.max_staleness == 0
 
 
 def _adapter_flags(claim: Claim) -> tuple[str, ...]:

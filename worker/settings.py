@@ -3,6 +3,8 @@
 docs/settings.md lists them. A process that lacks one without a default names it.
 """
 
+import socket
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -21,6 +23,20 @@ PREFIX = "POWERMEAN_"
 
 class NodeSettingsError(PowermeanError):
     """A setting is missing or wrong. The message names the environment variable and what is expected."""
+
+
+def own_address(network: IPv4Network | IPv6Network) -> str:
+    """This host's address in the network. Raises ValueError if it has none."""
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(network[min(1, network.num_addresses - 1)]), 9))  # it sends nothing
+            found = str(probe.getsockname()[0])
+        except OSError:
+            found = ""
+    if not found or ip_address(found) not in network:
+        raise ValueError(f"this host has no address in {network}")
+    return found
 
 
 class NodeSettings(FileSettings):
@@ -64,9 +80,10 @@ class NodeSettings(FileSettings):
         "127.0.0.1",
         min_length=1,
         max_length=253,
-        pattern=r"^[A-Za-z0-9.:-]+$",
+        pattern=r"^[A-Za-z0-9.:-]+(/[0-9]{1,3})?$",
         description="Name or address of this node at which the other nodes of a job reach its training "
-        "processes (no authentication, for a trusted network); the default is for jobs of one node.",
+        "processes (no authentication, for a trusted network), or the network of that address, such as "
+        "10.0.0.0/16; the default is for jobs of one node.",
     )
     rank_port: int = Field(
         0,
@@ -115,6 +132,11 @@ class NodeSettings(FileSettings):
     @classmethod
     def _stripped(cls, value: str) -> str:
         return value.strip()
+
+    @field_validator("node_address", mode="after")
+    @classmethod
+    def _own_address(cls, value: str) -> str:
+        return own_address(ip_network(value, strict=False)) if "/" in value else value
 
     @field_validator("model_roots", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from powermean.cli.choosing import ChosenJob, job_id, newest
+from powermean.cli.described import check_on, load_cluster
 from powermean.cli.following import follow
 from powermean.cli.models import download_model
 from powermean.cli.progress import local_time, number
@@ -39,6 +40,17 @@ AsEvents = Annotated[bool, typer.Option("--json", help="Print the API's own even
 
 def validate(
     file: SpecFile,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A cluster to check it on, e.g. examples/clusters/one-node.yaml: nodes, GPUs, their memory.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="With --cluster: tokens of the longest prompt of an uploaded dataset.")
+    ] = 1024,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the spec with all its defaults, as JSON.")
     ] = False,
@@ -46,13 +58,17 @@ def validate(
     """Check a spec without submitting it; mistakes are shown with their lines.
 
     The model is looked for on this machine and in the hub. What needs it, such as the lengths of prompts, a
-    node checks before the job is queued.
+    node checks before the job is queued. With --cluster the server's planner and the node's checks of memory
+    say what they would say there; the model may then be any Qwen2.5 or Qwen3.
 
     Example: powermean validate examples/arithmetic-smollm2.yaml
     """
     with plain_failures():
         spec = load_spec(file)
-        check_model(file, spec)
+        if cluster is None:
+            check_model(file, spec)
+        else:
+            check_on(load_cluster(cluster), file, spec, prompt_tokens)
     if json_:
         say_json(spec)
         return
@@ -174,6 +190,10 @@ def described(job: Job) -> list[str]:
         f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
+    lines += [f"forked from {job.forked_from}"] if job.forked_from else []
+    for fork in job.forks:
+        at = "the final model" if fork.step is None else f"step {fork.step}"
+        lines.append(f"forked by {fork.job}  {fork.name} ({fork.state}), from {at}")
     lines += [f"ended early by {job.ended_by}"] if job.ended_by else []
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:

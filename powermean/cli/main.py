@@ -50,6 +50,11 @@ COMMANDS = {
         "Why this p? Recompute a recorded step under its own or another objective.",
     ),
     "download": ("powermean.cli.jobs:download", "Download a finished job's model: a Hugging Face folder."),
+    "export": (
+        "powermean.cli.exports:export",
+        "Write a job's final model or a checkpoint as a Hugging Face folder, or as an adapter.",
+    ),
+    "push": ("powermean.cli.exports:push", "Push a job's final model or a checkpoint to a model hub."),
     "checkpoints": ("powermean.cli.storage:checkpoints", "A job's checkpoints: list, delete, pin."),
     "datasets": ("powermean.cli.datasets:datasets", "JSONL datasets for jobs with `data.kind: jsonl`."),
     "nodes": ("powermean.cli.nodes:nodes", "List the cluster's nodes and what they run."),

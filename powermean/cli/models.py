@@ -1,10 +1,11 @@
 """Downloads a finished job's model."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from powermean.client import Client
+from powermean.contracts.artefacts import ArtefactRef
 from powermean.errors import PowermeanError
 
 
@@ -20,8 +21,25 @@ def download_model(
     Correct files that already exist are kept.
     """
     files = client.files(job_id).files
+    download_all(client, job_id, folder, {path: (path, ref) for path, ref in files.items()}, tell=tell)
+    return sum(ref.size for ref in files.values())
+
+
+def download_all(
+    client: Client,
+    job_id: str,
+    folder: Path,
+    files: Mapping[str, tuple[str, ArtefactRef]],
+    *,
+    step: str | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> None:
+    """Download files of the final model, or of a checkpoint's weights, into `folder`, verified.
+
+    `files`: path in the folder -> (its path at the service, the object). Raises DamagedFileError.
+    """
     root = folder.resolve()
-    for path, ref in sorted(files.items()):
+    for path, (source, ref) in sorted(files.items()):
         target = (root / path).resolve()
         if not target.is_relative_to(root):
             raise DamagedFileError(f"{path} would lie outside {root}")
@@ -29,11 +47,10 @@ def download_model(
             continue
         if tell:
             tell(path)
-        client.download(job_id, path, target)
+        client.download(job_id, source, target, step)
         if digest(target) != ref.sha256:
             target.unlink()
             raise DamagedFileError(f"{path} was damaged in transit: try again")
-    return sum(ref.size for ref in files.values())
 
 
 def digest(path: Path) -> str:

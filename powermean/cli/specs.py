@@ -63,6 +63,9 @@ def check_model(file: Path, spec: JobSpec) -> None:
     if importlib.util.find_spec("huggingface_hub") is None or importlib.util.find_spec("trainer") is None:
         note("The model is not looked for: the training extra is not installed here.")
         return
+    if spec.model.from_ is not None:
+        note("The job to train on from is not looked for: the server does that when it gets the spec.")
+        return
     if spec.model.folder is not None and not os.environ.get("POWERMEAN_MODEL_ROOTS"):
         note("The model's folder is not looked for: POWERMEAN_MODEL_ROOTS is not set here.")
         return

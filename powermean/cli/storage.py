@@ -1,14 +1,16 @@
 """Commands about what projects store: deleting jobs and checkpoints, and what takes the space."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from powermean.cli.choosing import ChosenJob, job_id
-from powermean.cli.progress import local_time
+from powermean.cli.progress import local_time, number
 from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, Sure, confirm, connected, note, say, say_json, say_table
 from powermean.client import Client
+from powermean.contracts.api import CheckpointView
 from powermean.contracts.storage import Collected
 from powermean.errors import PowermeanError
 from powermean.sizes import size
@@ -58,19 +60,27 @@ def list_checkpoints(job: ChosenJob, json_: AsJson = False) -> None:
         say_json(found)
         return
     say_table(
-        ("step", "attempt", "size", "pinned", "saved"),
+        ("step", "attempt", "size", "kept", "saved"),
         (
             (
                 str(one.step),
                 str(one.attempt),
                 size(one.size),
-                "pinned" if one.pinned else "",
+                ", ".join(_kept(one)),
                 local_time(one.created_at),
             )
             for one in found.items
         ),
         right=("step", "attempt", "size"),
     )
+
+
+def _kept(checkpoint: CheckpointView) -> Iterator[str]:
+    """Why a checkpoint is kept, unless it is one of the newest."""
+    if checkpoint.pinned:
+        yield "pinned"
+    if checkpoint.best:
+        yield f"best: {checkpoint.metric} {number(checkpoint.value)}"
 
 
 @checkpoints.command("delete")

@@ -5,10 +5,11 @@ Ranges in ratio space (`epsilon_*`) bound the ratio itself: 0.2 keeps it in (1 -
 docs/pmpo.md explains each field, its source, and which choices are the paper's and which are ours.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
+from powermean.contracts.base import conflict
 from powermean.contracts.renaming import RenamedFields
 
 # The kernel clamps log-ratios to this, so a wider clip range would never bind.
@@ -26,6 +27,18 @@ class _Objective(RenamedFields):
     beta: StrictFloat = Field(
         0.0, ge=0, le=10, description="Weight of the KL to the initial model (k3, token mean)."
     )
+    kl_target: StrictFloat | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="KL that beta is adapted to, in nats a token; beta is then its start. null: beta stays.",
+    )
+    kl_horizon: StrictInt = Field(
+        10_000, ge=1, le=10**9, description="Trajectories over which beta adapts; fewer: faster."
+    )
+    entropy_coefficient: StrictFloat = Field(
+        0.0, ge=0, le=10, description="Weight of the policy's mean token entropy, added to the objective."
+    )
     importance_sampling_correction: Literal["off", "token", "sequence", "sequence_mean"] = Field(
         "off",
         description="Truncated importance-sampling ratio trainer/engine: token scales each token's gradient; "
@@ -34,6 +47,13 @@ class _Objective(RenamedFields):
     importance_sampling_clip_max: StrictFloat = Field(
         2.0, ge=1, le=100, description="Importance-sampling ratios are truncated at this value."
     )
+
+    @model_validator(mode="after")
+    def _target_of_a_penalty(self) -> Self:
+        if self.kl_target is not None and self.beta == 0:
+            why = "beta is 0 where it starts, and stays so: give beta too, e.g. 0.05"
+            raise conflict(("kl_target",), why, self.kl_target)
+        return self
 
 
 class _LogClipped(_Objective):

@@ -18,6 +18,7 @@ from powermean.contracts.attempts import (
     OrderCause,
 )
 from powermean.contracts.base import Contract, Name
+from powermean.contracts.forks import Fork, ForkedFrom
 from powermean.contracts.job import JobSpec
 from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.renaming import Deprecation
@@ -142,6 +143,8 @@ class Job(JobSummary):
     """A job with its spec, attempts and result."""
 
     spec: JobSpec
+    forked_from: ForkedFrom | None = Field(None, description="Whose weights it began with.")
+    forks: tuple[Fork, ...] = Field((), description="Jobs that began with its weights, the newest first.")
     result: JobResult | None = None
     attempts: tuple[AttemptView, ...] = ()
     preemptions: int = Field(0, description="How often it gave way to other work.")
@@ -175,6 +178,11 @@ class CheckpointView(Contract):
     attempt: int
     size: int = Field(description="Bytes.")
     pinned: bool = Field(False, description="Kept by retention until somebody unpins it.")
+    metric: str | None = Field(None, description="checkpoints.best of the spec.")
+    value: float | None = Field(
+        None, description="Its newest value at or before the step; null: none, or not finite."
+    )
+    best: bool = Field(False, description="It has the best value, and is kept for that.")
     created_at: datetime
 
 

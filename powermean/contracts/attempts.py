@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.base import Contract, Labels, conflict
+from powermean.contracts.forks import Origin
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.rollout import AdapterSlots
@@ -193,6 +194,7 @@ class Claim(Contract):
     beat_s: float
     resume: CheckpointCommit | None = None
     dataset: ArtefactRef | None = None
+    origin: Origin | None = Field(None, description="What `model.from` stands for.")
     engine: ClaimedEngine | None = Field(
         None, description="Engine service to sample from; null: the attempt starts its own engine."
     )
@@ -213,6 +215,7 @@ class ValidationTask(Contract):
     job_id: str
     spec: JobSpec
     dataset: ArtefactRef | None = None
+    origin: Origin | None = Field(None, description="What `model.from` stands for.")
 
 
 class ValidationWithSecrets(Contract):

@@ -8,7 +8,7 @@ from powermean.contracts.algorithms import AlgorithmSpec, Dapo, Pmpo
 from powermean.contracts.base import Contract, Name, conflict
 from powermean.contracts.data import DataSpec
 from powermean.contracts.identity import ProjectName
-from powermean.contracts.limits import LimitSpec
+from powermean.contracts.limits import LimitSpec, metric_objection
 from powermean.contracts.models import ModelSpec
 from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityName
 from powermean.contracts.resources import ResourceSpec
@@ -135,6 +135,12 @@ class JobSpec(Contract):
         """GPUs of the engine's own on each node, beside the trainer's."""
         own = self.resources.placement == "split"
         return self.rollout.gpus if own else 0
+
+    @property
+    def engine_sleeps(self) -> bool:
+        """Whether vLLM frees the trainer's GPUs while that uses them: it then has nothing to sample."""
+        colocated = self.resources.gpus > 0 and self.resources.placement == "colocated"
+        return colocated and self.model.lora is None and self.rollout.max_staleness == 0
 
     @property
     def in_place_objection(self) -> str | None:
@@ -274,6 +280,28 @@ class JobSpec(Contract):
         if staleness >= steps:
             why = f"must stay below training.steps ({steps}): there are no more batches to sample ahead"
             raise conflict(("rollout", "max_staleness"), why, staleness)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_has_room(self) -> "JobSpec":
+        total = self.training.steps * self.training.updates_per_step
+        warmup = self.optimizer.warmup(total)
+        if self.optimizer.schedule != "constant" and warmup >= total:
+            field = "warmup_updates" if self.optimizer.warmup_ratio is None else "warmup_ratio"
+            why = f"the warm-up of {warmup} updates leaves none of the job's {total} for the schedule"
+            raise conflict(("optimizer", field), why, getattr(self.optimizer, field))
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> "JobSpec":
+        metric = self.checkpoints.best
+        if metric is None:
+            return self
+        why = metric_objection(metric)
+        if why is None and metric.startswith("eval/") and self.evaluation.every == 0:
+            why = f"{metric} is not measured between the first and the last step: set evaluation.every"
+        if why is not None:
+            raise conflict(("checkpoints", "best"), why, metric)
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,18 @@ class StopRule:
         return f"{self.metric} {self.comparison} {self.bound:g}{tail}"
 
 
+def metric_objection(metric: str) -> str | None:
+    """Why a step can't be judged by the metric; None where it can."""
+    if metric not in METRICS or METRICS[metric].level != "step":
+        return (
+            f"no metric of whole steps is called {metric}: eval/reward and reward are two, and "
+            "GET /v1/metric-names lists all"
+        )
+    if metric in MEASURED_LATER:
+        return f"{metric} is only measured after its step was judged: choose another metric"
+    return None
+
+
 def read_stop_rule(text: str) -> StopRule:
     """The rule that the text says. Raises ValueError: what is wrong, and how to write it."""
     found = _RULE.fullmatch(text)
@@ -44,13 +56,8 @@ def read_stop_rule(text: str) -> StopRule:
             "do so, e.g. eval/reward >= 0.9 for 3"
         )
     metric, comparison, number, values = found.groups()
-    if metric not in METRICS or METRICS[metric].level != "step":
-        raise ValueError(
-            f"no metric of whole steps is called {metric}: eval/reward and reward are two, and "
-            "GET /v1/metric-names lists all"
-        )
-    if metric in MEASURED_LATER:
-        raise ValueError(f"{metric} is only measured after its step was judged: choose another metric")
+    if why := metric_objection(metric):
+        raise ValueError(why)
     try:
         bound = float(number)
     except ValueError:

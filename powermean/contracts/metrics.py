@@ -140,6 +140,7 @@ METRICS: dict[str, MetricInfo] = {
     "ratio/overflow_tokens": _update("count", "tokens with log-ratio above 20 and a negative advantage"),
     "distance_to_grpo": _update("", "|g_p - g_1| / |g_0 - g_1| over the update's trajectories"),
     "kl": _update("nats", "mean token KL to the reference (k3), when beta > 0"),
+    "beta": _update("", "weight of that KL in the update; it moves where algorithm.kl_target is set"),
 }
 
 

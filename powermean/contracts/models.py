@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictFloat, StrictInt, model_validator
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
 from powermean.contracts.base import Contract
 
@@ -29,7 +29,9 @@ class LoraSpec(Contract):
 
 
 class ModelSpec(Contract):
-    """A Hugging Face causal language model: by registry name, or a folder under a declared root."""
+    """A Hugging Face causal language model: by registry name, a folder under a declared root, or a job's."""
+
+    model_config = ConfigDict(serialize_by_alias=True)  # `from` can't be a name in Python
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = Field(
         None,
@@ -37,6 +39,14 @@ class ModelSpec(Contract):
     )
     folder: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         None, description="Folder of a model, relative to one of the node's declared model roots."
+    )
+    from_: (
+        Annotated[str, Field(max_length=60, pattern=r"^job-[0-9a-z]+(@(best|0|[1-9][0-9]{0,6}))?$")] | None
+    ) = Field(
+        None,
+        alias="from",
+        description="Another job of the project to train on from: its id for its final model, ID@STEP for a "
+        "checkpoint, ID@best for its best one. The weights alone are taken: steps and optimiser begin anew.",
     )
     lora: LoraSpec | None = Field(None, description="Train an adapter; null trains all weights.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -48,6 +58,11 @@ class ModelSpec(Contract):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSpec":
-        if (self.name is None) == (self.folder is None):
-            raise ValueError("give exactly one of name and folder")
+        if sum(given is not None for given in (self.name, self.folder, self.from_)) != 1:
+            raise ValueError("give exactly one of name, folder and from")
         return self
+
+    @property
+    def source(self) -> str:
+        """What people call it: the name, the folder, or the job that it comes from."""
+        return self.name or self.folder or self.from_ or ""

@@ -44,6 +44,11 @@ class TrainingSpec(Contract):
         False, description="Trade compute for memory in the backward pass."
     )
 
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser steps on a rollout batch, those included that are skipped for want of an advantage."""
+        return self.epochs * self.minibatches
+
     @model_validator(mode="after")
     def _divides(self) -> "TrainingSpec":
         if self.prompts_per_step % self.minibatches:
@@ -55,7 +60,7 @@ class TrainingSpec(Contract):
 
 
 class OptimizerSpec(Contract):
-    """AdamW with linear warm-up, then constant."""
+    """AdamW. The rate rises linearly in the warm-up, then follows the schedule."""
 
     learning_rate: StrictFloat = Field(1e-6, gt=0, le=1.0, description="Peak learning rate.")
     betas: tuple[Annotated[StrictFloat, Field(ge=0, lt=1)], Annotated[StrictFloat, Field(ge=0, lt=1)]] = (
@@ -66,9 +71,27 @@ class OptimizerSpec(Contract):
     warmup_updates: StrictInt = Field(
         3, ge=0, le=100_000, description="Updates over which the rate rises from 0."
     )
+    warmup_ratio: StrictFloat | None = Field(
+        None, ge=0, lt=1, description="The warm-up as a share of all updates, instead of warmup_updates."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the rate goes on from its peak to the end of training.steps."
+    )
+    final_learning_rate_ratio: StrictFloat = Field(
+        0.0, ge=0, le=1, description="Share of the peak at which a linear or cosine schedule ends."
+    )
     max_grad_norm: StrictFloat = Field(
         1.0, gt=0, le=1000, description="Gradient norm above which gradients are scaled down."
     )
+    state: Literal["float32", "8bit"] = Field(
+        "float32",
+        description="How AdamW's two moments are kept. 8bit: in a quarter of the memory, by torchao, which "
+        "the node must have.",
+    )
+
+    def warmup(self, total: int) -> int:
+        """Updates of the warm-up, of so many in all."""
+        return self.warmup_updates if self.warmup_ratio is None else round(self.warmup_ratio * total)
 
 
 class EvaluationSpec(Contract):
@@ -90,6 +113,12 @@ class CheckpointSpec(Contract):
 
     every: StrictInt = Field(10, ge=1, le=1_000_000, description="Steps between checkpoints.")
     keep: StrictInt = Field(2, ge=1, le=100, description="Newest checkpoints to keep.")
+    best: Annotated[str, Field(min_length=1, max_length=80)] | None = Field(
+        None,
+        description="Metric of whole steps, e.g. eval/reward: the checkpoint with its best value is kept "
+        "besides the newest, and model.from may name it as ID@best.",
+    )
+    best_is: Literal["highest", "lowest"] = Field("highest", description="Which value of it is the best.")
 
 
 class RecordSpec(Contract):

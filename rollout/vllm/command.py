@@ -76,6 +76,9 @@ def server_environment(options: VllmOptions, folder: Path) -> dict[str, str]:
             "LD_PRELOAD": str(_CPU_THREADS),
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The model runs in the engine's process. A worker process of its own, which only binding threads
+            # would need, makes a start two thirds longer and takes 0.7 GB more.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "TORCHDYNAMO_DISABLE": "1",  # otherwise the first log-prob waits a minute for a C++ compiler
         }
     return found | _places(folder)

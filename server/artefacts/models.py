@@ -1,27 +1,51 @@
 """What a job has stored: its checkpoints and the files of its final model."""
 
-from sqlalchemy import select
-
 from powermean.contracts.api import CheckpointView
 from powermean.contracts.artefacts import ArtefactRef, Manifest
-from server.db.models import Checkpoint
+from powermean.contracts.forks import Origin
 from server.db.scoped import ScopedSession
 from server.errors import NotFoundError
+from server.jobs import repository
+from server.jobs.best import best_of
+from server.jobs.forks import found_at
 from server.jobs.repository import find_job
+from server.jobs.views import job_spec
 
 
 def checkpoints(session: ScopedSession, job_id: str) -> tuple[CheckpointView, ...]:
     """The checkpoints that are kept, oldest first. Raises NotFoundError."""
     job = find_job(session, job_id)
-    rows = session.scalars(
-        select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step, Checkpoint.attempt)
-    )
+    rules, rows = job_spec(job).checkpoints, repository.checkpoints(session, job_id)
+    best = best_of(rows, rules.best_is)
     return tuple(
         CheckpointView(
-            step=row.step, attempt=row.attempt, size=row.size, pinned=row.pinned, created_at=row.created_at
+            step=row.step,
+            attempt=row.attempt,
+            size=row.size,
+            pinned=row.pinned,
+            metric=rules.best,
+            value=row.value,
+            best=row is best,
+            created_at=row.created_at,
         )
-        for row in rows
+        for row in reversed(rows)
     )
+
+
+def checkpoint(session: ScopedSession, job_id: str, step: str) -> Origin:
+    """A checkpoint's weights, by its step or as `best`. Raises NotFoundError."""
+    return found_at(session, find_job(session, job_id), step)
+
+
+def checkpoint_file(session: ScopedSession, job_id: str, step: str, path: str) -> ArtefactRef:
+    """One of its files. Raises NotFoundError."""
+    ref = checkpoint(session, job_id, step).files.files.get(path)
+    if ref is None:
+        raise NotFoundError(
+            f"the checkpoint of {job_id} has no such file",
+            remedy="GET /v1/jobs/{id}/checkpoints/{step}/files lists them.",
+        )
+    return ref
 
 
 def model_files(session: ScopedSession, job_id: str) -> dict[str, ArtefactRef]:

@@ -66,11 +66,11 @@ def _remove_below(database: Database, artefacts: ArtefactStore, owner: str) -> N
     kind, job_id = owner_of(owner)
     whole = owner == f"{kind}/{job_id}"
     with database.read() as session:
-        if whole and not _exists(session, job_id):
-            folders: Iterable[str] = ()
+        kept = owned(session, kind, job_id)  # of a job that is gone, what its forks began with
+        if whole and _exists(session, job_id):
+            folders: Iterable[str] = [f"{owner}/{name}" for name in _LEFTOVERS]
         else:
-            folders = [f"{owner}/{name}" for name in _LEFTOVERS] if whole else [owner]
-            kept = owned(session, kind, job_id)
+            folders = [owner] if kept or not whole else ()
     if not folders:
         artefacts.delete_prefix(owner)
     for folder in folders:

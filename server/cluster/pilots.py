@@ -42,6 +42,7 @@ def as_node(node_id: str, shape: Shape) -> NodeCapacity:
         engines=shape.engines,
         labels=frozenset(shape.labels.items()),
         gpu_info=gpus,
+        declared=True,
     )
 
 

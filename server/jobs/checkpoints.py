@@ -4,11 +4,13 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.training import CheckpointSpec
 from powermean.tokens import AttemptClaims
 from server.db.models import MAX_BIG_INTEGER, Checkpoint, Garbage, Job
 from server.db.session import database_now, upsert
 from server.errors import InvalidInputError
 from server.jobs import repository
+from server.jobs.best import best_of, measured
 from server.jobs.events import fence, lock_job, record_event
 from server.jobs.views import job_spec
 
@@ -34,6 +36,8 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
+    rules = job_spec(job).checkpoints
+    value = measured(session, job.id, rules.best, checkpoint.step) if rules.best else None
     upsert(
         session,
         Checkpoint,
@@ -44,13 +48,14 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
                 "attempt": attempt.number,
                 "manifest": checkpoint.manifest.model_dump(mode="json"),
                 "size": size,
+                "value": value,
                 "created_at": database_now(session),
             }
         ],
     )
     if latest is None or checkpoint.step > latest.step:
         job.restarts = 0
-    _retire(session, job.id, job_spec(job).checkpoints.keep)
+    _retire(session, job.id, rules)
     record_event(session, job.id, "checkpoint", {"step": checkpoint.step, "attempt": attempt.number})
 
 
@@ -78,11 +83,13 @@ def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
             )
 
 
-def _retire(session: Session, job_id: str, keep: int) -> None:
-    """Drop all but the newest `keep` checkpoints and those that people have pinned."""
-    found = [checkpoint for checkpoint in repository.checkpoints(session, job_id) if not checkpoint.pinned]
-    for checkpoint in found[keep:]:
-        drop(session, checkpoint)
+def _retire(session: Session, job_id: str, rules: CheckpointSpec) -> None:
+    """Drop all but the newest checkpoints, the best one, and those that people have pinned."""
+    found = repository.checkpoints(session, job_id)
+    best = best_of(found, rules.best_is)
+    for checkpoint in [one for one in found if not one.pinned][rules.keep :]:
+        if checkpoint is not best:
+            drop(session, checkpoint)
 
 
 def drop(session: Session, checkpoint: Checkpoint) -> None:

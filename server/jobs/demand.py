@@ -1,11 +1,12 @@
 """What a job demands of the cluster: derived from its spec once, at its submission, and stored with it."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from math import ceil
 
 from pydantic import TypeAdapter
 
+from powermean.contracts.forks import Origin
 from powermean.contracts.job import JobSpec
 
 
@@ -36,21 +37,25 @@ class Demand:
 
 
 _json = TypeAdapter(Demand)
+_LATER = {  # not in the texts of jobs from before
+    one.name: one.default for one in fields(Demand) if one.default is not MISSING
+}
 
 
-def demand_of(spec: JobSpec) -> str:
+def demand_of(spec: JobSpec, origin: Origin | None = None) -> str:
     """What the spec demands, as a job's row has it: equal demands are equal texts."""
     demand = Demand(
         gpus=spec.resources.gpus,
         rollout_gpus=spec.rollout_gpus,
         vllm=spec.rollout.needs_vllm,
-        adapter=_adapter_need(spec),
+        adapter=_adapter_need(spec, origin),
         gpu_type=spec.resources.gpu_type.lower() if spec.resources.gpu_type else None,
         gpu_memory_mb=ceil((spec.resources.gpu_memory_gib or 0) * 1024),
         labels=tuple(sorted(spec.resources.node_labels.items())),
         nodes=spec.resources.nodes,
     )
-    return _json.dump_json(demand, exclude_defaults=True).decode()
+    as_before = {name for name, usual in _LATER.items() if getattr(demand, name) == usual}
+    return _json.dump_json(demand, exclude=as_before).decode()
 
 
 @lru_cache(maxsize=4096)
@@ -71,11 +76,14 @@ def resolved_dtype(dtype: str, gpus: int) -> str:
     return "bfloat16" if gpus else "float32"
 
 
-def _adapter_need(spec: JobSpec) -> AdapterNeed | None:
+def _adapter_need(spec: JobSpec, origin: Origin | None) -> AdapterNeed | None:
+    if origin is not None and not origin.over_first_model:
+        return None  # no declared engine serves a job's model
+    first = spec.model if origin is None else origin.first_model
     if spec.model.lora is None or spec.rollout.sharing == "own" or spec.rollout.engine == "transformers":
         return None
     return AdapterNeed(
-        model=model_key(spec.model.name, spec.model.folder),
+        model=model_key(first.name, first.folder),
         dtype=resolved_dtype(spec.model.dtype, spec.resources.gpus),
         rank=spec.model.lora.rank,
         tokens=spec.rollout.max_new_tokens + 1,

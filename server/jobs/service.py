@@ -24,7 +24,7 @@ from server.db.session import changes, database_now, insert_new
 from server.errors import ConflictError, ForbiddenError, InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose
-from server.jobs import attempts, priorities, repository
+from server.jobs import attempts, forks, priorities, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_event, lock_job
 from server.jobs.limits import judged_here
@@ -64,7 +64,7 @@ def submit(
 
     Raises:
         InvalidInputError: there is no such project, secret or priority, the model or the priority is not
-            allowed, or the spec's dataset does not exist or lacks a field.
+            allowed, there is nothing to train on from, or the spec's dataset does not exist or lacks a field.
         ForbiddenError: the caller may not submit to the project.
         ConflictError: the key was used for a different spec.
     """
@@ -75,14 +75,19 @@ def submit(
     if not insert_new(session, Job, row, unique=("created_by", "project_id", "idempotency_key")):
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
-    check_model(spec.model.name, allowed)
+    origin = forks.resolve(session, spec, project)
+    check_model(origin.name if origin else spec.model.name, allowed)
+    if origin is not None:
+        job = session.get_one(Job, job.id)
+        job.demand = demand_of(spec, origin)
+        forks.remember(session, job, origin)
     if why := priorities.objection(session, caller, project, spec.priority):
         raise InvalidInputError.at("priority", why, "GET /v1/priorities says who may use which.")
     check_dataset(session, spec, project)
     check_secrets(session, spec, project, caller.person_id)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
     first_event(session, job, summary_data(job))
-    return Submitted(job_view(job, None, spec), new=True)
+    return Submitted(job_view(job, None, spec=spec), new=True)
 
 
 def check_storage(session: ScopedSession, caller: Caller, spec: JobSpec, idempotency_key: str | None) -> None:
@@ -177,8 +182,11 @@ def check_dataset(session: ScopedSession, spec: JobSpec, project: str) -> None:
 
 def show(session: ScopedSession, job_id: str) -> JobView:
     """A job with its spec, attempts and result."""
-    job = repository.get_job(session, job_id)
-    return job_view(job, repository.seconds_left(session, job))
+    return _view(session, repository.get_job(session, job_id))
+
+
+def _view(session: Session, job: Job) -> JobView:
+    return job_view(job, repository.seconds_left(session, job), forks.forks(session, job.id))
 
 
 def source(session: ScopedSession, job_id: str) -> SpecSource:
@@ -200,7 +208,7 @@ def cancel(session: ScopedSession, job_id: str, name: str) -> JobView:
             outbox.settle(session, job.id, database_now(session))
             job.cancel_requested = True
             change_state(session, job, JobState.CANCELLED)
-    return job_view(job, repository.seconds_left(session, job))
+    return _view(session, job)
 
 
 def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
@@ -220,7 +228,7 @@ def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
             change_state(session, job, JobState.PAUSED, reason)
         elif not attempts.order_stop(session, job, reason, database_now(session), cause="paused"):
             record_state(session, job)
-    return job_view(job, repository.seconds_left(session, job))
+    return _view(session, job)
 
 
 def resume(session: ScopedSession, job_id: str) -> JobView:
@@ -240,7 +248,7 @@ def resume(session: ScopedSession, job_id: str) -> JobView:
     elif job.pause_requested:
         job.pause_requested = False
         record_state(session, job)
-    return job_view(job, repository.seconds_left(session, job))
+    return _view(session, job)
 
 
 def set_priority(session: ScopedSession, caller: Caller, job_id: str, name: str) -> JobView:
@@ -254,7 +262,7 @@ def set_priority(session: ScopedSession, caller: Caller, job_id: str, name: str)
         job.priority = name
         changes(session).plan = True
         record_state(session, job)
-    return job_view(job, repository.seconds_left(session, job))
+    return _view(session, job)
 
 
 def _ending(session: Session, job: Job) -> str | None:
@@ -287,7 +295,8 @@ def validation_task(session: Session, job_id: str) -> tuple[ValidationTask, Job]
             f"job {job_id} is {job.state}: there is nothing to check", remedy="Drop the task."
         )
     spec = job_spec(job)
-    return ValidationTask(job_id=job_id, spec=spec, dataset=dataset_ref(session, spec)), job
+    dataset, origin = dataset_ref(session, spec), forks.origin_of(job)
+    return ValidationTask(job_id=job_id, spec=spec, dataset=dataset, origin=origin), job
 
 
 def accept_validation(session: Session, job_id: str, result: ValidationResult) -> None:

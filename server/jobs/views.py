@@ -6,6 +6,7 @@ from typing import cast
 from powermean.contracts.api import AttemptNode, AttemptView, JobState, JobSummary
 from powermean.contracts.api import Job as JobView
 from powermean.contracts.attempts import AllocationView, JobError, JobResult, OrderCause
+from powermean.contracts.forks import Fork, ForkedFrom
 from powermean.contracts.job import JobSpec
 from server.db.models import Allocation, Attempt, AttemptMember, Job
 
@@ -17,7 +18,6 @@ def job_spec(job: Job) -> JobSpec:
 
 def job_summary(job: Job) -> JobSummary:
     """A job in a list."""
-    model = job.spec["model"]
     return JobSummary(
         id=job.id,
         name=job.name,
@@ -26,7 +26,7 @@ def job_summary(job: Job) -> JobSummary:
         state=JobState(job.state),
         priority=job.priority,
         algorithm=job.algorithm,
-        model=model.get("name") or model["folder"],
+        model=_source(job.spec["model"]),
         step=job.step,
         total_steps=job.total_steps,
         last_reward=job.last_reward,
@@ -45,6 +45,11 @@ def job_summary(job: Job) -> JobSummary:
         error=JobError.model_validate(job.error) if job.error else None,
         ended_by=job.ended_by,
     )
+
+
+def _source(model: dict[str, str | None]) -> str:
+    """As ModelSpec.source; a list does not validate every spec."""
+    return model.get("name") or model.get("folder") or model.get("from") or ""
 
 
 def allocation_view(allocation: Allocation) -> AllocationView:
@@ -97,11 +102,15 @@ def _freed_at(attempt: Attempt) -> datetime | None:
     return max(released) if released and len(released) == len(times) else None
 
 
-def job_view(job: Job, seconds_left: float | None, spec: JobSpec | None = None) -> JobView:
+def job_view(
+    job: Job, seconds_left: float | None, forks: tuple[Fork, ...] = (), *, spec: JobSpec | None = None
+) -> JobView:
     """A job with its spec (which the caller may have read already), attempts and result."""
     return JobView(
         **dict(job_summary(job)),
         spec=spec or job_spec(job),
+        forked_from=ForkedFrom(job=job.forked_from, step=job.forked_step) if job.forked_from else None,
+        forks=forks,
         result=JobResult.model_validate(job.result) if job.result else None,
         attempts=tuple(attempt_view(attempt) for attempt in job.attempts) if job.attempt else (),
         preemptions=job.preemptions,

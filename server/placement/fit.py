@@ -1,9 +1,11 @@
 """Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from powermean.contracts.attempts import GpuInfo
 from server.placement.room import Room
 from server.placement.state import NOBODY, VLLM, NodeCapacity, WaitingJob
 
@@ -17,6 +19,7 @@ class Ask:
     vllm: bool = False
     gpu_type: str | None = None
     gpu_memory_mb: int = 0
+    gpu_name: str | None = None  # all of it
     labels: tuple[tuple[str, str], ...] = ()
     only: str | None = None  # the only node that will do
 
@@ -32,26 +35,48 @@ class Ask:
     @property
     def is_picky(self) -> bool:
         """Whether not all GPUs will do."""
-        return bool(self.gpu_type or self.gpu_memory_mb)
+        return bool(self.gpu_type or self.gpu_memory_mb or self.gpu_name)
 
 
 def own_engine(job: WaitingJob) -> Ask:
     """What the job needs with an engine of its own."""
     kind = job.gpu_type and job.gpu_type.casefold()
-    return Ask(job.gpus + job.rollout_gpus, job.nodes, job.vllm, kind, job.gpu_memory_mb, job.labels)
+    gpus = job.gpus + job.rollout_gpus
+    return Ask(gpus, job.nodes, job.vllm, kind, job.gpu_memory_mb, labels=job.labels)
 
 
 def beside_shared_engine(job: WaitingJob, only: str | None) -> Ask:
     """What its trainer needs."""
     kind = job.gpu_type and job.gpu_type.casefold()
-    return Ask(job.gpus, job.nodes, False, kind, job.gpu_memory_mb, job.labels, only)
+    return Ask(job.gpus, job.nodes, False, kind, job.gpu_memory_mb, labels=job.labels, only=only)
 
 
 def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
     """Whether the empty node could hold the job, with its own engine unless the job must share one."""
     must_share = job.adapter is not None and job.adapter.required
     ask = beside_shared_engine(job, None) if must_share else own_engine(job)
-    return _could_hold(ask, node)
+    return any(_could_hold(one, node) for one in alike(ask, job.several, [node]))
+
+
+def alike(ask: Ask, several: bool, nodes: Iterable[NodeCapacity]) -> tuple[Ask, ...]:
+    """The ask for each type of GPU that would do, the most common one first; itself where there is one.
+
+    Ranks that train together wait for the slowest, and the smallest memory is all that they can count on: a
+    job with `several` GPUs gets GPUs of one name.
+    """
+    if not several:
+        return (ask,)
+    names: Counter[str] = Counter()
+    parts: Counter[str] = Counter()  # of names, of GPUs that are not there yet
+    for node in nodes:
+        if _takes(ask, node):
+            (parts if node.declared else names).update(
+                gpu.name for gpu in node.gpu_info if _suits(ask, gpu, node)
+            )
+    names.update({part: n for part, n in parts.items() if not any(_is_part(part, name) for name in names)})
+    if len(names) <= 1:
+        return (ask,)
+    return tuple(replace(ask, gpu_name=name) for name in sorted(names, key=lambda name: (-names[name], name)))
 
 
 class Index:
@@ -61,11 +86,15 @@ class Index:
         self.nodes = {node.id: node for node in nodes}
         self.possible = cache(self._possible)
         self.wanted = cache(self._wanted)
+        self.alike = cache(self._alike)
 
     def _possible(self, ask: Ask) -> tuple[str, ...]:
         """The nodes that could hold the gang's part if they were empty; none if there are too few for all."""
         found = [n.id for n in self.nodes.values() if ask.only in (None, n.id) and _could_hold(ask, n)]
         return tuple(found) if len(found) >= ask.nodes else ()
+
+    def _alike(self, ask: Ask, several: bool) -> tuple[Ask, ...]:
+        return alike(ask, several, self.nodes.values())
 
     def _wanted(self, ask: Ask, node_id: str) -> frozenset[str] | None:
         """The node's GPUs that will do; None: all."""
@@ -120,31 +149,49 @@ def _could_hold(ask: Ask, node: NodeCapacity) -> bool:
 def _matching(ask: Ask, node: NodeCapacity) -> frozenset[str]:
     if not ask.is_picky:
         return NOBODY
-    return frozenset(
-        gpu.uuid
-        for gpu in node.gpu_info
-        if (ask.gpu_type or "") in gpu.name.casefold() and gpu.memory_mb >= ask.gpu_memory_mb
-    )
+    return frozenset(gpu.uuid for gpu in node.gpu_info if _suits(ask, gpu, node))
+
+
+def _suits(ask: Ask, gpu: GpuInfo, node: NodeCapacity) -> bool:
+    if (ask.gpu_type or "") not in gpu.name.casefold() or gpu.memory_mb < ask.gpu_memory_mb:
+        return False
+    if ask.gpu_name is None or gpu.name == ask.gpu_name:
+        return True
+    return node.declared and _is_part(gpu.name, ask.gpu_name)
+
+
+def _is_part(part: str, name: str) -> bool:
+    return part.casefold() in name.casefold()
 
 
 def never(ask: Ask, nodes: Sequence[NodeCapacity]) -> str:
-    """Why no node could hold the gang, even if all were empty."""
+    """Why the nodes could not hold the gang, even if all were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
     able = [node for node in nodes if _takes(ask, node)]
     if not able:
         return f"waiting for a node with {_kind(ask)}: no connected node has it"
-    if not ask.uses_gpus:
+    having = sum(_could_hold(ask, node) for node in able)
+    if not ask.uses_gpus and ask.nodes == 1:
         return "waiting for a node with CPU slots: no connected node has any"
+    if not ask.uses_gpus:
+        return f"waiting for {ask.nodes} nodes with a CPU slot each (resources.nodes): {_are(having)}"
     most = max(len(_matching(ask, node)) if ask.is_picky else node.gpus for node in able)
     wanted = "a GPU" if ask.gpus == 1 else f"{ask.gpus} GPUs"
     if ask.is_picky:
         wanted += f" ({_kind(replace(ask, vllm=False))})"
+    if having >= ask.nodes:  # of different types
+        on = "on one node" if ask.nodes == 1 else f"on each of {ask.nodes} nodes"
+        return f"waiting for {wanted} {on}, all of one type: the connected nodes have several types"
     if most >= ask.gpus:
-        return f"waiting for {ask.nodes} nodes with {wanted} each: too few are connected"
+        return f"waiting for {ask.nodes} nodes with {wanted} each (resources.nodes): {_are(having)}"
     said = f"waiting for a node with {wanted}: the largest connected one has {most}"
     ill = [f"{node.id}: {why}" for node in able for why in node.unhealthy]
     return f"{said} (left out: {', '.join(ill)})" if ill else said
+
+
+def _are(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'} connected"
 
 
 def _takes(ask: Ask, node: NodeCapacity) -> bool:

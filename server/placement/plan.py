@@ -99,18 +99,27 @@ class _Planning:
 
     def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
         """What would do for the job, the best first."""
-        own: list[_Try] = [(own_engine(job), None)]
+        own: list[_Try] = [(ask, None) for ask in self.index.alike(own_engine(job), job.several)]
         if job.adapter is None:
             return own
         shared = self.catalogue.choose(job, job.adapter, self.room)
         if isinstance(shared, Wait):
             return shared if job.adapter.required else own
-        tries: list[_Try] = [(beside_shared_engine(job, engine.reach), engine) for engine in shared]
+        tries: list[_Try] = [
+            (ask, engine)
+            for engine in shared
+            for ask in self.index.alike(beside_shared_engine(job, engine.reach), job.several)
+        ]
         if not job.adapter.required:
             return tries + own
         if not any(self.index.possible(ask) for ask, _ in tries):
-            nobody = f"waiting for engine {shared[0].name} on a node that can hold the trainer"
-            return Wait("engine", nobody)
+            name = shared[0].name
+            if job.nodes > 1 and shared[0].reach is not None:
+                alone = (
+                    f"waiting for an engine that {job.nodes} nodes reach: only {shared[0].reach} has {name}"
+                )
+                return Wait("engine", alone)
+            return Wait("engine", f"waiting for engine {name} on a node that can hold the trainer")
         return tries
 
     def _find(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Start | Wait:
@@ -315,6 +324,7 @@ def _amount(count: int, job: WaitingJob) -> str:
 
 def _busy(ask: Ask) -> str:
     if not ask.uses_gpus:
-        return "waiting for a free CPU slot"
+        on = f" on each of {ask.nodes} nodes" if ask.nodes > 1 else ""
+        return f"waiting for a free CPU slot{on}"
     gpus = f"{ask.gpus} free GPU{'s' * (ask.gpus > 1)} on one node"
     return f"waiting for {gpus}" if ask.nodes == 1 else f"waiting for {gpus}, on {ask.nodes} nodes at once"

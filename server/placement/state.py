@@ -31,6 +31,7 @@ class NodeCapacity:
     gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
     unhealthy: tuple[str, ...] = ()  # why each of the others may not, for people
     served: int = 0  # GPUs that engine services hold
+    declared: bool = False  # it is not there yet: its GPUs' names are parts of their names, as its pool says
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class WaitingJob:
     @property
     def uses_gpus(self) -> bool:
         return self.gpus > 0
+
+    @property
+    def several(self) -> bool:
+        """Whether ranks on several GPUs train together: these are of one type."""
+        return self.gpus * self.nodes > 1
 
     @property
     def amount(self) -> int:

@@ -61,7 +61,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
     for number, job in enumerate(waiting, start=first):
         wait = plan.why[job.id]
         ahead = before[job.uses_gpus]
-        parts = [_need(job, wait)]
+        parts = [_need(job, wait, len(index.alike(own_engine(job), job.several)) > 1)]
         if wait.kind in ("busy", "reserved", "behind"):
             parts += nearest(own_engine(job))
             parts += _kept(wait)
@@ -154,17 +154,18 @@ def _owners(waiting: Sequence[WaitingJob], ledger: Ledger, plan: Plan) -> list[s
     return list(dict.fromkeys(job.project for job in able if ledger.is_guaranteed(job)))
 
 
-def _need(job: WaitingJob, wait: Wait) -> Part:
+def _need(job: WaitingJob, wait: Wait, of_one_type: bool) -> Part:
+    """What it needs. `of_one_type`: the nodes have several types of GPU that would do."""
     if wait.kind not in ("busy", "reserved", "behind", "checkpoint"):
         return Part(wait.text)
     if not job.uses_gpus:
-        return Part("needs a CPU slot")
+        return Part("needs a CPU slot" + (f" on each of {job.nodes} nodes" if job.nodes > 1 else ""))
     count = job.gpus + job.rollout_gpus
     kind = f" {job.gpu_type}" if job.gpu_type else ""
     text = f"needs {count}{kind} GPU{'s' * (count > 1)}"
     if count > 1 or job.nodes > 1:
         text += " on one node" if job.nodes == 1 else f" on each of {job.nodes} nodes"
-    return Part(text)
+    return Part(text + (", all of one type" if of_one_type else ""))
 
 
 def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[Part]:
@@ -234,6 +235,8 @@ def _help(job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState) -> s
         )
     if wait.kind == "no_node":
         most = max((node.gpus for node in state.nodes), default=0)
+        if job.nodes > 1:
+            return "Ask for fewer nodes (resources.nodes), or connect more that have what it asks for."
         if job.uses_gpus and most:
             return f"Ask for at most {most} GPU{'s' * (most > 1)} on a node, or connect a node that has more."
         return "Connect a node that has what it asks for."
@@ -245,7 +248,7 @@ def _help(job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState) -> s
         return "Declare an engine that serves it, or let the job start its own (rollout.sharing)."
     if wait.kind in ("busy", "behind", "reserved"):
         if job.amount > 1:
-            return "A job of fewer GPUs finds room sooner."
+            return f"A job of fewer {'GPUs' if job.uses_gpus else 'nodes'} finds room sooner."
         if not share.quota(job.uses_gpus):
             return "A quota for the project puts its jobs before those that borrow."
     return None

@@ -101,12 +101,12 @@ class _Growing:
     def _with(self, more: Iterable[NodeCapacity]) -> Plan:
         return plan(replace(self.now, nodes=[*self.now.nodes, *self.coming, *more], coming=()))
 
-    def _room(self, pool: PoolFacts) -> int:
-        """How many more it may be asked for. One that leaves is still there, and counts."""
+    def _room(self, pool: PoolFacts, nodes: int = 1) -> int:
+        """How many more it may be asked for, for a job on so many. One that leaves still counts."""
         if not pool.ready:
             return 0
         have = len(pool.pilots) + self.started[pool.name]
-        return max(0, min(pool.max - have, AT_ONCE - sum(self.started.values())))
+        return max(0, min(pool.max - have, max(AT_ONCE, nodes) - sum(self.started.values())))
 
     def _new(self, pool: PoolFacts, count: int) -> list[NodeCapacity]:
         first = self.started[pool.name]
@@ -139,15 +139,28 @@ class _Growing:
         for shape, job in self._lacking():
             for pool in self.pools:
                 count = job.nodes if job is not None else 1
-                if (pool.name, shape) in tried or self._room(pool) < count:
+                most = min(count, self._room(pool, count))
+                if (pool.name, shape) in tried or not most:
                     continue
-                nodes = self._new(pool, count)
+                nodes = self._new(pool, most)
                 if job is None or could_run(job, nodes[0]):
                     made = self._with(nodes)
                     if _starts(made) > _starts(self.plan):
-                        return pool, nodes, made
+                        return pool, *self._fewest(nodes, made)
                 tried.add((pool.name, shape))
         return None
+
+    def _fewest(self, nodes: list[NodeCapacity], made: Plan) -> tuple[list[NodeCapacity], Plan]:
+        """As many of these as let something start: a gang may find some of its nodes among those there."""
+        few, enough = 0, len(nodes)
+        while enough - few > 1:
+            count = (few + enough) // 2
+            with_some = self._with(nodes[:count])
+            if _starts(with_some) > _starts(self.plan):
+                enough, made = count, with_some
+            else:
+                few = count
+        return nodes[:enough], made
 
     def _lacking(self) -> Iterable[tuple[Hashable, WaitingJob | None]]:
         """One job of each kind that more nodes could help; None: an engine service."""

@@ -16,6 +16,9 @@ _READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
 _CLIPS = (("clip_low", "clip_high"), ("epsilon_low", "epsilon_high"))
 _NO_REPLAY = {
     "beta": "the KL penalty can't be replayed: the reference's log-probs are not recorded",
+    "kl_target": "the KL penalty can't be replayed: the reference's log-probs are not recorded",
+    "kl_horizon": "the KL penalty can't be replayed: the reference's log-probs are not recorded",
+    "entropy_coefficient": "the entropy's gradient can't be replayed: the distributions are not recorded",
     "sampling_rounds": "a replay samples nothing: it uses the recorded trajectories",
 }
 

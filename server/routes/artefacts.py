@@ -2,9 +2,9 @@
 
 import secrets
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -12,6 +12,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import CheckpointList, Dataset, DatasetList, ErrorResponse, FileList, LogText
 from powermean.contracts.attempts import LogChunk
 from powermean.contracts.base import Name
+from powermean.contracts.forks import Origin
 from powermean.contracts.identity import ProjectName
 from server.artefacts import datasets, logs, models
 from server.audit.journal import note
@@ -52,6 +53,12 @@ _DATASET_BODY = {
     }
 }
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_DOWNLOADS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
+    206: {"description": "The requested range.", "content": _FILE},
+    304: {"description": "The client's copy is current."},
+    416: {"model": ErrorResponse, "description": "The file ends before the range."},
+}
 
 
 @router.post(
@@ -214,6 +221,40 @@ def get_checkpoints(
         return CheckpointList(items=models.checkpoints(session, job_id))
 
 
+Step = Annotated[str, Path(pattern=r"^(best|0|[1-9][0-9]{0,6})$", description="A step's number, or best.")]
+
+
+@router.get("/jobs/{job_id}/checkpoints/{step}/files", tags=["jobs"], summary="Files of a checkpoint")
+def get_checkpoint_files(
+    job_id: str, step: Step, caller: Annotated[Caller, May("job.read")], database: CallersDatabase
+) -> Origin:
+    """Its weights, and what they are over: `powermean export` makes a Hugging Face folder of them."""
+    with database.read() as session:
+        return models.checkpoint(session, job_id, step)
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoints/{step}/files/{path:path}",
+    tags=["jobs"],
+    summary="Download a file of a checkpoint",
+    response_class=Response,
+    responses=_DOWNLOADS,
+)
+def get_checkpoint_file(
+    job_id: str,
+    step: Step,
+    path: str,
+    request: Request,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
+    store: RequestStore,
+) -> Response:
+    """As a file of the final model."""
+    with database.read() as session:
+        ref = models.checkpoint_file(session, job_id, step, path)
+    return download(request, store, ref, PurePosixPath(path).name)
+
+
 @router.get("/jobs/{job_id}/files", tags=["jobs"], summary="Files of the final model")
 def get_files(job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase) -> FileList:
     """A Hugging Face folder: relative path -> size and sha256."""
@@ -226,12 +267,7 @@ def get_files(job_id: str, caller: Annotated[Caller, May("job.read")], database:
     tags=["jobs"],
     summary="Download a file of the final model",
     response_class=Response,
-    responses={
-        200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
-        206: {"description": "The requested range.", "content": _FILE},
-        304: {"description": "The client's copy is current."},
-        416: {"model": ErrorResponse, "description": "The file ends before the range."},
-    },
+    responses=_DOWNLOADS,
 )
 def get_file(
     job_id: str,

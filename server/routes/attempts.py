@@ -1,7 +1,5 @@
 """Calls of a node and an attempt's supervisor: claim, heartbeat, checkpoints, finish."""
 
-from typing import cast
-
 from fastapi import APIRouter, status
 
 from powermean.contracts.attempts import (
@@ -12,12 +10,11 @@ from powermean.contracts.attempts import (
     Finish,
     Heartbeat,
     HeartbeatReply,
-    Order,
 )
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.errors import ConflictError
-from server.jobs import attempts, checkpoints, repository, service
+from server.jobs import attempts, checkpoints, forks, repository, service
 from server.jobs.views import allocation_view, job_spec
 from server.routes.access import CurrentAttempt, CurrentNode, FirstNode, KnownCallerRoute, RenewingAttempt
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings, RequestVault
@@ -63,6 +60,7 @@ def claim_attempt(
                 beat_s=settings.beat_s,
                 resume=repository.resume_point(session, job.id),
                 dataset=service.dataset_ref(session, spec),
+                origin=forks.origin_of(job),
                 engine=engines.claimed(session, claimed.allocations),
             )
             return ClaimWithSecrets(claim=claim, secrets=secrets)
@@ -82,7 +80,7 @@ def beat(
     with database.write() as session:
         heard = attempts.heartbeat(session, settings, attempt_id, claims, beat)
     token = sign_attempt_token(keys.private_pem, claims.job_id, claims.attempt, node_rank=claims.node_rank)
-    return HeartbeatReply(order=cast(Order, heard.order), token=token, members=heard.members)
+    return HeartbeatReply(order=heard.order, token=token, members=heard.members)
 
 
 @router.post("/checkpoints", status_code=status.HTTP_204_NO_CONTENT, summary="Commit a checkpoint")

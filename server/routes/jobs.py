@@ -192,7 +192,8 @@ def get_validation(
     with database.write() as session:
         task, job = service.validation_task(session, job_id)
         try:
-            tokens = values_of(session, vault, job, HUB_TOKENS if task.spec.model.name else ())
+            first = task.spec.model if task.origin is None else task.origin.first_model
+            tokens = values_of(session, vault, job, HUB_TOKENS if first.name else ())
         except KeyUnavailableError as error:
             service.accept_validation(session, job_id, ValidationResult(errors=(error.error,)))
             refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, select, true
 from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import ArtefactRef
-from server.db.models import Checkpoint, Dataset, Job, LogChunk, Replay, TrajectoryStep
+from server.db.models import Checkpoint, Dataset, ForkedFiles, Job, LogChunk, Replay, TrajectoryStep
 
 ROWS = 1000  # read at a time, where all are
 
@@ -35,18 +35,27 @@ def owned(session: Session, kind: str, owner: str) -> set[str]:
     if kind == "datasets":
         return {ref["key"] for ref in _of_datasets(session, Dataset.id == owner)}
     if kind == "jobs":
-        return {ref["key"] for ref in _of_jobs(session, Job.id == owner)}
+        refs = chain(_of_jobs(session, Job.id == owner), _of_forks(session, ForkedFiles.owner == owner))
+        return {ref["key"] for ref in refs}
     return set()
 
 
 def every(session: Session) -> Iterator[ArtefactRef]:
     """All objects that any row refers to; one that several refer to comes several times."""
-    for ref in chain(_of_datasets(session, true()), _of_jobs(session, true())):
+    found = (_of_datasets(session, true()), _of_jobs(session, true()), _of_forks(session, true()))
+    for ref in chain(*found):
         yield ArtefactRef.model_validate(ref)
 
 
 def _of_datasets(session: Session, which: ColumnElement[bool]) -> Iterator[dict[str, Any]]:
     yield from session.scalars(select(Dataset.artefact).where(which).execution_options(yield_per=ROWS))
+
+
+def _of_forks(session: Session, which: ColumnElement[bool]) -> Iterator[dict[str, Any]]:
+    """What forks began with; it stays though the job that stored it is deleted."""
+    query = select(ForkedFiles.files).where(which).execution_options(yield_per=ROWS)
+    for files in session.scalars(query):
+        yield from files
 
 
 def _of_jobs(session: Session, which: ColumnElement[bool]) -> Iterator[dict[str, Any]]:

@@ -26,9 +26,12 @@ from server.db.models import (
 )
 from server.db.session import Database, database_now, upsert
 from server.jobs import checkpoints
+from server.jobs.best import best_of
 from server.jobs.counting import counts, shares
 from server.jobs.events import lock_job
 from server.jobs.repository import checkpoints as kept_checkpoints
+from server.jobs.repository import find_job
+from server.jobs.views import job_spec
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +153,15 @@ def _with_checkpoints(database: Database, project: str, most: int) -> list[str]:
 
 
 def _superfluous(session: Session, job_id: str, retention: Retention) -> list[Checkpoint]:
-    """The job's checkpoints that are neither pinned, nor among the last, nor the best if that is kept."""
-    found = [checkpoint for checkpoint in kept_checkpoints(session, job_id) if not checkpoint.pinned]
-    best = _best(session, job_id, found) if retention.checkpoints_best else None
-    return [checkpoint for checkpoint in found[retention.checkpoints_last :] if checkpoint is not best]
+    """The job's checkpoints that are neither pinned, nor among the last, nor the best if that is kept.
+
+    The best by the metric that the job's spec names stays in any case.
+    """
+    rows = kept_checkpoints(session, job_id)
+    found = [checkpoint for checkpoint in rows if not checkpoint.pinned]
+    spared = [best_of(rows, job_spec(find_job(session, job_id)).checkpoints.best_is)]
+    spared += [_best(session, job_id, found)] if retention.checkpoints_best else []
+    return [checkpoint for checkpoint in found[retention.checkpoints_last :] if checkpoint not in spared]
 
 
 def _best(session: Session, job_id: str, found: Sequence[Checkpoint]) -> Checkpoint | None:

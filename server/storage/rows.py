@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from sqlalchemy import ColumnElement, CursorResult, Table, delete, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from server.db.models import Allocation, Attempt, Base, Garbage, Job, Outbox, Project, Replay
+from server.db.models import Allocation, Attempt, Base, ForkedFiles, Garbage, Job, Outbox, Project, Replay
 from server.db.session import database_now, upsert
 from server.jobs import hours
 
@@ -36,12 +36,24 @@ def remove_some(session: Session, job_id: str) -> int:
     What it held on nodes stays on record.
     """
     hours.keep(session, job_id)
+    _release_forked(session, job_id)
     for table, condition in _parts(job_id):
         if removed := _remove(session, table, condition, BATCH):
             return removed
     session.execute(delete(_JOBS).where(_JOBS.c.id == job_id))
     upsert(session, Garbage, [{"key": f"jobs/{job_id}/", "created_at": database_now(session)}])
     return 0
+
+
+def _release_forked(session: Session, job_id: str) -> None:
+    """What the job began with is no longer kept for it; its owner or another fork may have it still."""
+    found = session.scalars(select(ForkedFiles).where(ForkedFiles.job_id == job_id)).all()
+    now = database_now(session)
+    keys = {ref["key"] for row in found for ref in row.files}
+    upsert(session, Garbage, [{"key": key, "created_at": now} for key in sorted(keys)])
+    for row in found:
+        session.delete(row)
+    session.flush()
 
 
 def empty_projects(session: Session) -> list[str]:

@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 from powermean.contracts.api import CheckpointView, JobState
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.attempts import JobError, JobResult
+from powermean.contracts.forks import Fork, ForkedFrom
 from powermean.contracts.health import Finding
 from tests.support.fake_api import NOW, FakeApi
 from tests.support.html_text import parse
@@ -40,6 +41,29 @@ def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
     assert "trainer on node-a, CPU" in outcome
     spec = parse(browser.get("/jobs/job-a/spec").text)
     assert "learning_rate: 1.0e-06" in spec.one("pre", **{"class": "yaml"}).text
+
+
+def test_a_fork_and_its_parent_lead_to_each_other(browser: TestClient, api: FakeApi) -> None:
+    forks = tuple(Fork(job="job-c", name=HOSTILE, state="running", step=step) for step in (2, None))
+    api.add_job(model="job-b@4", forked_from=ForkedFrom(job="job-b", step=4), forks=forks)
+    page = parse(browser.get("/jobs/job-a").text)
+    link = page.one("a", id="forked-from")
+    assert (link.attributes["href"], link.words) == ("/jobs/job-b", "job-b@4")
+    shown = page.one("ul", id="forks")
+    assert [one.attributes["href"] for one in shown.all("a")] == ["/jobs/job-c"] * 2
+    assert f"{HOSTILE} step 2, running" in shown.words
+    assert "final model, running" in shown.words
+
+
+def test_the_best_checkpoint_says_why_it_is(browser: TestClient, api: FakeApi) -> None:
+    facts = {"attempt": 1, "size": 10, "created_at": NOW, "metric": "eval/reward"}
+    api.add_job().checkpoints += [
+        CheckpointView(step=2, value=0.75, best=True, **facts),
+        CheckpointView(step=4, value=0.5, **facts),
+    ]
+    outcome = parse(browser.get("/jobs/job-a").text).one("section", id="outcome").words
+    assert "best: eval/reward 0.7500" in outcome
+    assert "0.5" not in outcome.replace("0.7500", "")
 
 
 @pytest.mark.parametrize("tab", ["", "/charts", "/steps/latest", "/system", "/spec", "/log"])

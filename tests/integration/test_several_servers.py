@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from powermean import ApiError, Client
-from powermean.contracts.attempts import Finish, JobResult, MetricsReport
+from powermean.contracts.attempts import Finish, JobError, JobResult, MemberReport, MetricsReport
 from powermean.contracts.identity import KeyRequest
 from powermean.contracts.metrics import MetricRow
 from powermean.node_client import AttemptClient
+from powermean.rest import FencedError
 from tests.support.balancer import Balancer
 from tests.support.cluster import Cluster, Server
 from tests.support.embedded_service import metric_rows, until
@@ -102,6 +103,27 @@ def test_one_leads_and_all_serve(cluster: Cluster, node: HandNode) -> None:
     job_id, _ = node.start(follower.client)
     say("a job that a follower took has its attempt", time.monotonic() - began)
     assert {server.client.get_job(job_id).attempt for server in cluster.servers} == {1}
+
+
+def test_the_nodes_of_a_job_may_talk_to_different_servers(cluster: Cluster) -> None:
+    labels = {"played": "by-two"}
+    token = cluster._node_token
+    nodes = [HandNode(cluster.servers[n].url, token, f"hand-{n}", labels) for n in range(2)]
+    for one in nodes:
+        one.report()
+    client = cluster.servers[2].client
+    job_id = client.create_job(hand_spec(resources={"nodes": 2, "node_labels": labels})).id
+    nodes[0].check(job_id)
+    first, second = (one.claim(client, job_id) for one in nodes)
+    first.heartbeat("loading", 0, MemberReport(address="10.0.0.1", store_port=29500))
+    members = second.heartbeat("loading", 1).members
+    assert [one.node_id for one in members] == ["hand-0", "hand-1"]
+    assert members[0].report == MemberReport(address="10.0.0.1", store_port=29500)
+    error = JobError(code="out_of_memory", message="no memory left")
+    second.finish(Finish(outcome="failed", node_rank=1, error=error))
+    with pytest.raises(FencedError):
+        first.heartbeat("step 1")
+    assert client.get_job(job_id).error == error.model_copy(update={"message": "node hand-1: no memory left"})
 
 
 def test_the_same_submission_to_all_servers_at_once_is_one_job(cluster: Cluster) -> None:

@@ -1,6 +1,8 @@
 """The whole path with a tiny model: REST, Celery over Redis, node, engine, trainer, records, model."""
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from powermean import ApiError
 from powermean.cli.models import download_model
 from powermean.contracts.api import Job, JobState
-from tests.support.embedded_service import Service, learned, metric_rows
+from tests.support.embedded_service import Service, command_line, learned, metric_rows
 from tests.support.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -109,6 +111,24 @@ def test_weights_in_place_are_what_auto_is_here_and_give_the_run_that_copies_giv
         other = service.finished(client.create_job(spec).id)
         assert learned(metric_rows(client, other.id)) == learned(metric_rows(client, job.id))
     assert not list(Path("/dev/shm").glob(f"powermean-{job.id}.*"))
+
+
+def test_engines_that_come_and_go_give_the_run_that_one_gives(service: Service, job: Job) -> None:
+    """One of two is killed in mid-run: its prompts move, and the rewards are the same."""
+    client, rollout = service.client, tiny_spec("tiny")["rollout"]
+    spec = tiny_spec("tiny", rollout=rollout | {"replicas": 2})  # type: ignore[operator]
+    running = service.at_step(client.create_job(spec).id, 1)
+    engines = {pid: " ".join(command_line(pid)) for pid in service.running("rollout")}
+    (victim,) = [pid for pid, told in engines.items() if "engine-1.json" in told]
+    os.kill(victim, signal.SIGKILL)
+    other = service.finished(running.id)
+    assert len(other.attempts) == 1
+    assert "rollout engine 2 of 2 gets no work" in client.logs(other.id).text
+    mine, theirs = metric_rows(client, other.id), metric_rows(client, job.id)
+    for step in range(1, STEPS + 1):
+        assert mine[step, -1, "reward"] == theirs[step, -1, "reward"]
+        assert mine[step, -1, "sampling/sampling_logp_difference/max"] < 1e-4
+    assert [mine[step, -1, "sampling/replicas"] for step in (1, STEPS)] == [2, 1]
 
 
 def test_what_only_a_node_can_check_fails_with_the_field(service: Service) -> None:

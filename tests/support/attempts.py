@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from powermean.artefacts import ArtefactStore
+from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.attempts import CheckpointCommit, Claim, Finish
+from powermean.contracts.forks import Origin
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
@@ -56,8 +58,33 @@ class Stage:
         self.settings = NodeSettings(
             artefacts_url=f"file://{folder}/store", data_dir=folder / "node", model_roots=(model_root,)
         )
-        ArtefactStore(self.settings.artefacts_url).make()  # as the server does
+        self.store = ArtefactStore(self.settings.artefacts_url)
+        self.store.make()  # as the server does
         self._model = model_root / "tiny"
+
+    def claim(
+        self,
+        number: int,
+        *,
+        resume: CheckpointCommit | None = None,
+        dataset: ArtefactRef | None = None,
+        origin: Origin | None = None,
+        **spec: object,
+    ) -> Claim:
+        """An attempt at the tiny spec, parts of which `spec` replaces."""
+        return Claim(
+            attempt_id=f"{JOB}.{number}",
+            job_id=JOB,
+            number=number,
+            spec=JobSpec.model_validate(tiny_spec("tiny", **spec)),
+            allocations=(),
+            token="secret",
+            lease_s=60,
+            beat_s=10,
+            resume=resume,
+            dataset=dataset,
+            origin=origin,
+        )
 
     def play(
         self,
@@ -69,6 +96,7 @@ class Stage:
         rows: Sequence[dict[str, str]] = (),
         max_model_len: int | None = None,
         world: World = World(),
+        origin: Origin | None = None,
         **spec: object,
     ) -> Played:
         """Run an attempt to its end. `spec` replaces parts of the tiny spec; `rows` are its dataset's.
@@ -78,21 +106,9 @@ class Stage:
         dataset = None
         if rows:
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            store = ArtefactStore(self.settings.artefacts_url)
-            dataset = store.put_bytes("datasets/d", "rows.jsonl", text.encode())
+            dataset = self.store.put_bytes("datasets/d", "rows.jsonl", text.encode())
             spec = {"data": {"kind": "jsonl", "dataset": "ds-1", "held_out": 0.2}} | spec
-        claim = Claim(
-            attempt_id=f"{JOB}.{number}",
-            job_id=JOB,
-            number=number,
-            spec=JobSpec.model_validate(tiny_spec("tiny", **spec)),
-            allocations=(),
-            token="secret",
-            lease_s=60,
-            beat_s=10,
-            resume=resume,
-            dataset=dataset,
-        )
+        claim = self.claim(number, resume=resume, dataset=dataset, origin=origin, **spec)
         path = self.settings.attempt_dir(claim.attempt_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         attempt = AttemptDir.create(path, claim)

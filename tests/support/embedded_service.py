@@ -58,6 +58,7 @@ class Service:
         environment = dict(os.environ) | QUICK
         environment |= {"POWERMEAN_HOME": str(self.home), "POWERMEAN_MODEL_ROOTS": str(self.model_root)}
         environment |= self.environment
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # many processes compile the same files
         with (self.home.parent / "up.log").open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "powermean", "up", "--port", str(self.port)],

@@ -26,18 +26,18 @@ def hand_spec(**changes: Any) -> dict[str, Any]:
 class HandNode:
     """It has room for many attempts, and needs no worker."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, name: str = NAME, labels: dict[str, str] | None = None) -> None:
         self._client = NodeClient(url, token)
-        self._url = url
+        self._url, self._name, self._labels = url, name, labels or LABELS
 
     def report(self, *running: str) -> None:
         self._client.put_node(
-            NAME,
+            self._name,
             NodeReport(
-                hostname=NAME,
+                hostname=self._name,
                 cpu_slots=64,
                 engines=("transformers",),
-                labels=LABELS,
+                labels=self._labels,
                 running=running,
                 version="0.1.0",
             ),
@@ -48,9 +48,9 @@ class HandNode:
         self._client.post_validation(job_id, ValidationResult(errors=()))
 
     def claim(self, client: Client, job_id: str) -> AttemptClient:
-        """The job's first attempt, as soon as there is one."""
+        """This node's part of the job's first attempt, as soon as there is one."""
         until(lambda: client.get_job(job_id).attempt, DEADLINE_S, f"an attempt at {job_id}")
-        claim = self._client.claim(f"{job_id}.1").claim
+        claim = self._client.claim(f"{job_id}.1", self._name).claim
         return AttemptClient(self._url, claim.attempt_id, claim.token)
 
     def start(self, client: Client, **changes: Any) -> tuple[str, AttemptClient]:

@@ -81,7 +81,7 @@ def test_a_node_that_agrees_with_its_server(node: Node, service: Service) -> Non
     [
         ("127.0.0.1", "ok", "they meet at 127.0.0.1, any free port; for jobs of several nodes"),
         ("127.0.0.2", "ok", "they meet at 127.0.0.2, any free port"),
-        ("192.0.2.1", "failed", "which is not an address of this host"),
+        ("198.51.100.1", "failed", "which is not an address of this host"),
         ("nowhere.invalid", "failed", "which has no address"),
     ],
 )

@@ -12,6 +12,7 @@ from powermean.contracts.attempts import Claim, JobError, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.contracts.models import LoraSpec
 from powermean.processes import ProcessId, end_all, marked, start_time
+from rollout.settings import parse_settings
 from worker import programs
 from worker.__main__ import main
 from worker.attempt.shipper import clean, complete
@@ -46,6 +47,24 @@ def claim(number: int = 1, gpus: tuple[str, ...] = ()) -> Claim:
             "beat_s": 10,
         }
     )
+
+
+def test_all_ranks_see_all_gpus_of_the_allocation_in_its_order(tmp_path: Path) -> None:
+    command = LocalLauncher(settings(tmp_path)).trainer(
+        made(tmp_path), claim(gpus=("B", "A")), Path("/model")
+    )
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == "B,A"
+
+
+def test_two_nodes_of_an_attempt_on_one_host_are_told_apart(tmp_path: Path) -> None:
+    """The worker of one, whose supervisor has died, must not end what the other one runs."""
+    first = made(tmp_path / "first")
+    second = made(tmp_path / "second")
+    second.claim_file.write_text(claim().model_copy(update={"node_rank": 1}).model_dump_json())
+    assert first.mark == first.attempt_id
+    assert second.mark == f"{second.attempt_id}/1"
+    second.claim_file.write_text("{}")
+    assert second.mark == second.attempt_id, "a claim of another version is no reason to report nothing"
 
 
 def made(data_dir: Path, number: int = 1) -> AttemptDir:
@@ -184,6 +203,58 @@ def test_split_on_two_gpus_trainer_and_engine_see_one_each(tmp_path: Path) -> No
     assert (
         "--gpu-memory-share" not in together.argv
     )  # the rollout service's own share leaves room for the trainer
+
+
+def several(claim: Claim, replicas: int, size: int, **resources: object) -> Claim:
+    """A job of several engines."""
+    rollout = claim.spec.rollout.model_copy(update={"replicas": replicas, "gpus_per_replica": size})
+    placed = claim.spec.resources.model_copy(update=resources)
+    return claim.model_copy(
+        update={"spec": claim.spec.model_copy(update={"rollout": rollout, "resources": placed})}
+    )
+
+
+def test_each_engine_has_its_gpus_its_file_and_its_port(tmp_path: Path) -> None:
+    launcher, gpus = LocalLauncher(settings(tmp_path)), tuple(f"GPU-{number}" for number in range(5))
+    taken = several(claim(gpus=gpus), 2, 2)
+    commands = [launcher.engine(AttemptDir(tmp_path), taken, Path("/m"), k, 7 * k) for k in range(2)]
+    assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in commands] == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
+    assert [Path(option(one.argv, "--ready-file")).name for one in commands] == [
+        "engine-0.json",
+        "engine-1.json",
+    ]
+    assert [option(one.argv, "--port") for one in commands] == ["0", "7"]
+    assert [option(one.argv, "--tensor-parallel") for one in commands] == ["2", "2"]
+    assert {option(one.argv, "--host") for one in commands} == {"127.0.0.1"}
+    parse_settings(commands[1].argv[3:])
+
+
+def test_trainers_of_other_nodes_reach_an_engine_at_its_nodes_address(tmp_path: Path) -> None:
+    launcher = LocalLauncher(settings(tmp_path).model_copy(update={"node_address": "10.0.0.7"}))
+    engine = launcher.engine(AttemptDir(tmp_path), several(claim(), 1, 1, nodes=2), Path("/m"))
+    assert (option(engine.argv, "--host"), option(engine.argv, "--allowed-host")) == ("10.0.0.7", "10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "update", "asleep"),
+    [
+        (("GPU-1",), {}, True),
+        ((), {}, False),
+        (("GPU-1",), {"resources": {"gpus": 1, "placement": "split"}}, False),
+        (("GPU-1",), {"model": {"name": "m", "lora": {}}}, False),
+        (("GPU-1",), {"rollout": {"max_staleness": 1}, "training": {"steps": 2}}, False),
+    ],
+)
+def test_vllm_sleeps_where_it_shares_gpus_with_a_trainer_that_needs_all_of_them(
+    tmp_path: Path, gpus: tuple[str, ...], update: dict[str, object], asleep: bool
+) -> None:
+    taken = claim(gpus=gpus)
+    spec = JobSpec.model_validate(taken.spec.model_dump() | update)
+    command = LocalLauncher(settings(tmp_path)).engine(
+        AttemptDir(tmp_path), taken.model_copy(update={"spec": spec}), Path("/m")
+    )
+    assert ("--sleep" in command.argv) is asleep
+    assert parse_settings(command.argv[3:]).sleep is asleep
 
 
 def test_the_workers_secrets_reach_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,3 +66,22 @@ def test_labels_that_are_none_are_named(value: str, why: str, monkeypatch: pytes
     with pytest.raises(NodeSettingsError, match="POWERMEAN_LABELS") as caught:
         NodeSettings.read()
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [("node-1.example", "node-1.example"), ("10.0.0.7", "10.0.0.7"), ("127.0.0.0/8", "127.0.0.1")],
+)
+def test_the_address_may_be_given_by_its_network(
+    value: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_ADDRESS", value)
+    assert NodeSettings.read().node_address == address
+
+
+@pytest.mark.allow_hosts(["198.51.100.1"])  # nothing is sent there
+@pytest.mark.parametrize("value", ["198.51.100.0/24", "10.0.0.0/99", "a/8", "eth0 "])
+def test_a_network_of_other_hosts_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_ADDRESS", value)
+    with pytest.raises(NodeSettingsError, match="POWERMEAN_NODE_ADDRESS"):
+        NodeSettings.read()

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.failures import TrainingError, is_disk_full
-from trainer.learner.lora import served_state
-from trainer.learner.model_state import CPU, META
+from trainer.learner.lora import served_adapter, served_weights, trained_state
+from trainer.learner.model_state import CPU, named_weights, tied_names
 from trainer.policy.policy import Policy
+from trainer.ranks.gradients import is_sharded
+from trainer.ranks.sharding import whole
 
 ADAPTER_FOLDER = "adapter"
 
@@ -29,10 +31,19 @@ def save_model(policy: Policy, source: Path, folder: Path) -> None:
     With an adapter these are the merged weights, and the folder `adapter` in it holds the adapter as peft
     and vLLM load it.
     """
-    state = _copied(served_state(policy.model, CPU), policy.dtype)
+    state = host_copy(policy.model, policy.dtype)
     if isinstance(policy.model, PeftModel):
-        policy.model.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
-    _save(policy.plain_model, policy.dtype, state, source, folder)
+        save_adapter(policy.model, folder / ADAPTER_FOLDER)
+    save_folder(policy.plain_model, policy.dtype, state, source, folder)
+
+
+def take_part_in_saving(policy: Policy) -> None:
+    """What ranks other than the one that saves a sharded model have to do meanwhile."""
+    for _ in served_weights(policy.model, policy.dtype):
+        pass
+    if isinstance(policy.model, PeftModel):
+        for _ in served_adapter(policy.model):
+            pass
 
 
 def try_saving(policy: Policy, source: Path, folder: Path) -> None:
@@ -41,9 +52,10 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
     Raises TrainingError (unsavable_model).
     """
     try:
-        if isinstance(policy.model, PeftModel):
-            served_state(policy.model, META)
-        _save(policy.plain_model, policy.dtype, {}, source, folder)
+        if not is_sharded(policy.model):  # gathering takes all ranks, and the time of a publish
+            for _ in served_weights(policy.model):
+                pass
+        save_folder(policy.plain_model, policy.dtype, {}, source, folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if is_disk_full(error):
             raise
@@ -55,9 +67,16 @@ def try_saving(policy: Policy, source: Path, folder: Path) -> None:
         ) from error
 
 
-def _save(
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as peft and vLLM load it."""
+    state = {name: whole(weight.detach()) for name, weight in trained_state(model).items()}
+    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+
+
+def save_folder(
     model: PreTrainedModel, dtype: torch.dtype, state: Mapping[str, Tensor], source: Path, folder: Path
 ) -> None:
+    """Write the model's config, the weights `state`, all of type `dtype`, and what else `source` has."""
     kept = model.config.dtype, model.generation_config
     model.config.dtype, model.generation_config = dtype, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -72,11 +91,12 @@ def _save(
             shutil.copyfile(file, target)
 
 
-def _copied(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """In the host's memory: a GPU need not have room for a second copy. What is tied stays so."""
-    copies: dict[tuple[int, torch.Size], Tensor] = {}
-    for weight in state.values():
-        place = (weight.data_ptr(), weight.shape)
-        if place not in copies:
-            copies[place] = weight.to(device=CPU, dtype=dtype if weight.is_floating_point() else weight.dtype)
-    return {name: copies[weight.data_ptr(), weight.shape] for name, weight in state.items()}
+def host_copy(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What is served of the model, in the host's memory, as a GPU may have no room; what is tied stays so."""
+    state = {
+        name: weight.to(CPU, dtype if weight.is_floating_point() else weight.dtype)
+        for name, weight in served_weights(model, dtype)
+    }
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    tied = tied_names(named_weights(plain))
+    return state | {name: state[first] for name, first in tied.items() if first in state}

@@ -21,7 +21,7 @@ from powermean.contracts.training import OptimizerSpec
 from trainer.failures import is_out_of_memory, sharded_out_of_memory
 from trainer.learner import diagnosis
 from trainer.learner.lora import dropping, has_dropout
-from trainer.learner.optimizer import MasterWeights, learning_rate
+from trainer.learner.optimizer import MasterWeights, UpdatePlan, learning_rate
 from trainer.learner.seen import Seen
 from trainer.learner.training_batch import TrainingBatch
 from trainer.learner.update_report import UpdateReport
@@ -30,6 +30,7 @@ from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
 from trainer.ranks.exchange import Ranks
 from trainer.ranks.gradients import is_sharded, sum_gradients
+from trainer.ranks.sharding import last_pass
 from trainer.ranks.share_out import share_out
 from trainer.rollouts.batching import Trajectories
 
@@ -64,14 +65,19 @@ class Learner:
     micro_batch_groups: int | None = None  # most groups of a micro-batch, whatever their tokens
     may_lower: bool = False  # micro_batch_tokens, once, when memory runs out
     masters: MasterWeights | None = None  # of a policy in bfloat16
+    plan: UpdatePlan = field(default_factory=UpdatePlan)
     updates: int = 0
+    beta: float = field(init=False)  # of the KL penalty, which may be adapted
     ranks: Ranks = field(default_factory=Ranks)
     tell: Callable[[int, int], object] = field(default=lambda number, of: None, repr=False)  # micro-batches
+
+    def __post_init__(self) -> None:
+        self.beta = self.algorithm.beta
 
     def active(self, batch: TrainingBatch, groups: Sequence[int]) -> list[int]:
         """The groups that cost a forward and backward pass."""
         trained = batch.rollouts.mask.any(-1)
-        if self.algorithm.beta == 0:
+        if self.algorithm.beta == 0 and self.algorithm.entropy_coefficient == 0:
             trained &= batch.advantages != 0
         return [group for group in groups if trained[batch.rollouts.rows([group])].any()]
 
@@ -107,7 +113,7 @@ class Learner:
             scores = self.policy.score(tree, entropy=True)
             self._remember(batch, tree, scores)
             finite[tree.rows] = finite_rows(scores.log_probs, tree.mask_of_tokens()).cpu()
-        self._keep_pace(self.policy, missing)
+        self.keep_pace(self.policy, missing)
         self._exchange_scores(batch, share)
         self._drop(batch, self.ranks.any(~finite).nonzero()[:, 0])
 
@@ -120,7 +126,7 @@ class Learner:
         trees, missing = self._micro_batches(batch, share.own)
         for tree in self._on_device(trees):
             _fill(known, tree, self.reference.score(tree).log_probs)
-        self._keep_pace(self.reference, missing)
+        self.keep_pace(self.reference, missing)
         known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
 
     def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
@@ -142,7 +148,7 @@ class Learner:
             self._exchange_scores(batch, share)
         seen = seen.of_all(self.ranks, share.rows, share.mine, batch.rollouts.tokens.shape[1])
         grad_norm, loss = None, float(seen.loss)
-        rate = learning_rate(self.spec, self.updates)
+        rate = learning_rate(self.spec, self.updates, self.plan.place(batch.step, number), self.plan.total)
         if len(share.rows):
             if not math.isfinite(loss):
                 raise diagnosis.non_finite_loss(batch.step, number, moved=self.updates > 0)
@@ -151,6 +157,9 @@ class Learner:
                 weights = self.master_weights or dict(self.policy.model.named_parameters())
                 raise diagnosis.non_finite_gradient(batch.step, number, weights, moved=self.updates > 0)
             batch.moved = True
+        kl, beta = (float(seen.kl), self.beta) if self.reference is not None else (None, None)
+        if kl is not None and len(share.rows) and self.algorithm.beta_control is not None:
+            self.beta = self.algorithm.beta_control.after(self.beta, kl, facts.trajectories)
         return UpdateReport(
             update=number,
             rows=batch.rollouts.rows(groups),
@@ -159,7 +168,8 @@ class Learner:
             grad_norm=grad_norm,
             learning_rate=rate,
             distance_to_grpo=seen.distance.value,
-            kl=float(seen.kl) if self.reference is not None else None,
+            kl=kl,
+            beta=beta,
             trajectories=facts.trajectories,
             tokens_trained=facts.tokens,
             tokens=seen.tokens_on_cpu(),
@@ -183,7 +193,7 @@ class Learner:
         except Exception as error:
             if not (self.may_lower and is_out_of_memory(error)):
                 raise
-            if is_sharded(self._trained):
+            if is_sharded(self.policy.model):
                 raise sharded_out_of_memory(self.micro_batch_tokens) from error
             message = str(error).split("\n")[0]
         # Out of the except block: the error holds the tensors of the pass that failed.
@@ -215,23 +225,25 @@ class Learner:
         facts = batch_facts(
             batch.rollouts.mask[batch.rollouts.rows(groups)], batch.max_new_tokens, batch.reward_std
         )
-        seen = Seen(count=len(batch.advantages), beta=self.algorithm.beta)
+        seen = Seen(count=len(batch.advantages), beta=self.beta)
         trees, missing = self._micro_batches(batch, share.own)
         with dropping(self.policy.model):  # the backward pass may compute layers again
             for number, tree in enumerate(self._on_device(trees), 1):
                 self.tell(number, len(trees) + missing)
+                last_pass(self.policy.model, number == len(trees) + missing)
                 remember = self._gives_scores(batch, tree.rows)
-                scores = self.policy.score(tree, entropy=remember)
+                scores = self.policy.score(tree, entropy=remember or self.algorithm.entropy_coefficient > 0)
                 if remember:
                     self._remember(batch, tree, scores)
-                self._learn(batch, tree, scores.log_probs, facts, seen)
-            self._keep_pace(self.policy, missing)
+                self._learn(batch, tree, scores, facts, seen)
+            self.keep_pace(self.policy, missing)
         return seen, facts
 
     def _learn(
-        self, batch: TrainingBatch, tree: TokenTree, log_probs: Tensor, facts: BatchFacts, seen: Seen
+        self, batch: TrainingBatch, tree: TokenTree, scores: Scores, facts: BatchFacts, seen: Seen
     ) -> None:
-        """Backward pass of one micro-batch. log_probs [B, T] with gradients."""
+        """Backward pass of one micro-batch. `scores` with gradients."""
+        log_probs = scores.log_probs
         mask, rows, width = tree.mask_of_tokens(), tree.places, tree.width
         old, sampled = batch.old_log_probs[rows, :width], batch.sampler_log_probs[rows, :width]
         log_ratio = torch.where(mask, log_probs - old, 0.0)
@@ -247,8 +259,12 @@ class Learner:
         loss, penalty = output.loss, None
         if self.reference is not None:
             reference = batch.reference_log_probs[rows, :width]
-            penalty = kl_penalty(log_probs, reference, mask, self.algorithm.beta, facts.tokens)
+            penalty = kl_penalty(log_probs, reference, mask, self.beta, facts.tokens)
             loss, penalty = loss + penalty, penalty.detach()
+        if self.algorithm.entropy_coefficient > 0:
+            assert scores.entropy is not None
+            bonus = self.algorithm.entropy_coefficient * scores.entropy.sum() / facts.tokens
+            loss, seen.loss = loss - bonus, seen.loss - bonus.detach()
         loss.backward()  # type: ignore[no-untyped-call]
         log_ratio = log_ratio.detach()
         seen.add(tree.rows, output, penalty, finite_rows(log_ratio, mask))
@@ -260,7 +276,7 @@ class Learner:
         _fill(batch.start_log_probs, tree, scores.log_probs.detach())
         batch.scored[tree.rows] = True
         if scores.entropy is not None:
-            sums = scores.entropy.double().sum(-1)
+            sums = scores.entropy.detach().double().sum(-1)
             batch.entropy[tree.places] = sums / tree.mask_of_tokens().sum(-1)
 
     def _gives_scores(self, batch: TrainingBatch, rows: Tensor) -> bool:
@@ -330,9 +346,10 @@ class Learner:
             found += [tree.numbered(part) for tree in self.policy.batches(given, self.micro_batch_tokens)]
         return found, self.ranks.most(len(found)) - len(found)
 
-    def _keep_pace(self, policy: Policy, passes: int) -> None:
+    def keep_pace(self, policy: Policy, passes: int) -> None:
         """Passes over a token that count for nothing: with sharded weights each pass takes all ranks."""
-        for _ in range(passes):
+        for left in reversed(range(passes)):
+            last_pass(policy.model, left == 0)
             given = Trajectories([[self.pad_token_id]], [[self.pad_token_id]])
             tree = next(policy.batches(given, self.micro_batch_tokens))
             log_probs = policy.score(tree.to(policy.device)).log_probs

@@ -4,7 +4,7 @@ An engine that serves whole models gets the merged weights W + (alpha / r) B A, 
 A alone; checkpoints hold the adapter alone, the final model both.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -13,14 +13,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from powermean.contracts.models import LoraSpec
 from powermean.contracts.rollout import AdapterShape
 from trainer.failures import check_modules, unknown_modules
+from trainer.learner.model_state import named_weights, tied_names
+from trainer.ranks.gradients import is_sharded
+from trainer.ranks.sharding import whole
 
 _ADAPTER = "default"
-_PREFIX = "base_model.model."
+_PREFIX, _BASE, _LORA = "base_model.model.", ".base_layer.", ".lora_"
 
 
 def attach(model: PreTrainedModel, spec: LoraSpec, name: str) -> PeftModel:
@@ -113,15 +117,10 @@ def dropping(model: nn.Module) -> Iterator[None]:
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """What training changes, by name: the adapter's weights, or the whole state of a model without one."""
-    state = model.state_dict()
+    state = named_weights(model)
     if not isinstance(model, PeftModel):
         return state
-    return {name: weight for name, weight in state.items() if ".lora_" in name}
-
-
-def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    """The adapter's weights under the names of peft's own files."""
-    return {name.replace(f".{_ADAPTER}.", "."): weight for name, weight in trained_state(model).items()}
+    return {name: weight for name, weight in state.items() if _LORA in name}
 
 
 def adapter_shape(model: PeftModel) -> AdapterShape:
@@ -134,29 +133,82 @@ def adapter_shape(model: PeftModel) -> AdapterShape:
     )
 
 
-@torch.no_grad()
-def served_state(model: nn.Module, merged_on: torch.device | None = None) -> dict[str, Tensor]:
-    """The weights of the plain model that an engine serves: merged, under the base model's names.
+def served_weights(
+    model: nn.Module, dtype: torch.dtype | None = None
+) -> Generator[tuple[str, Tensor], None, None]:
+    """The weights of the plain model that an engine serves, one after the other, under the base model's
+    names; those that are tied once, under the first.
 
-    Merged layers are copies. They go to the device `merged_on` one by one, so that those of a GPU need not
-    have room there all at once.
+    Those that an adapter is merged into are made when it is their turn, and so is a whole one of a sharded
+    model, in `dtype` if it is given; all others are the model's own. A collective where the model is sharded.
     """
-    if not isinstance(model, PeftModel):
-        return model.state_dict()
-    merged = {
-        path: (_weight(layer.get_base_layer()) + layer.get_delta_weight(_ADAPTER)).to(merged_on)
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoraLinear)
-    }
-    served = {}
-    for name, weight in model.state_dict().items():
-        if ".lora_" in name:
-            continue
-        path, _, kind = name.rpartition(".base_layer.")
-        if path and kind == "weight":
-            weight = merged[path]
-        served[(f"{path}.{kind}" if path else name).removeprefix(_PREFIX)] = weight
-    return served
+    return _in_step(model, _served(model, dtype))
+
+
+def served_adapter(model: PeftModel) -> Generator[tuple[str, Tensor], None, None]:
+    """The adapter's weights under the names of peft's own files. See `served_weights`."""
+    return _in_step(
+        model,
+        (
+            (name.replace(f".{_ADAPTER}.", "."), whole(weight.detach()))
+            for name, weight in trained_state(model).items()
+        ),
+    )
+
+
+def _in_step(
+    model: nn.Module, weights: Iterable[tuple[str, Tensor]]
+) -> Generator[tuple[str, Tensor], None, None]:
+    """Ranks that hold parts of the model gather all of its weights, even if the one that sends them stops."""
+    weights = iter(weights)
+    try:
+        for named in weights:  # noqa: UP028 (`yield from` would close it, too)
+            yield named
+    except GeneratorExit:
+        if is_sharded(model):
+            for _ in weights:
+                pass
+        raise
+
+
+def _served(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    layers: dict[str, LoraLinear] = {}
+    if isinstance(model, PeftModel):
+        layers = {
+            f"{path}{_BASE}weight": layer
+            for path, layer in model.named_modules()
+            if isinstance(layer, LoraLinear)
+        }
+    state = {name: weight for name, weight in named_weights(model).items() if _LORA not in name}
+    tied = tied_names({name: weight for name, weight in state.items() if name not in layers})
+    for name, weight in state.items():
+        if name in layers:
+            yield _served_name(name), _merged(layers[name])
+        elif name not in tied:
+            yield _served_name(name), _gathered(weight, dtype)
+
+
+def _served_name(name: str) -> str:
+    return name.replace(_BASE, ".").removeprefix(_PREFIX)
+
+
+def _gathered(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Rounded before it is sent: the numbers are the same, the bytes are fewer."""
+    if isinstance(weight, DTensor) and dtype is not None and weight.is_floating_point():
+        return whole(weight.detach().to(dtype))
+    return whole(weight.detach())
+
+
+@torch.no_grad()
+def _merged(layer: LoraLinear) -> Tensor:
+    """W + (alpha / r) B A"""
+    base, low, high = (
+        whole(_weight(part))
+        for part in (layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
+    )
+    change = (high.float() @ low.float()) * layer.scaling[_ADAPTER]
+    merged: Tensor = base + (change.T if layer.fan_in_fan_out else change)
+    return merged
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -1,16 +1,46 @@
 """AdamW over float32 weights: the model's own, or float32 masters of a model in bfloat16."""
 
+import importlib
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from powermean.contracts.training import OptimizerSpec
+from trainer.failures import check_installed
 
 
-def learning_rate(spec: OptimizerSpec, updates: int) -> float:
-    """The rate of the next optimiser step after `updates` of them: a linear rise from 0, then constant."""
-    return spec.learning_rate * min(1.0, (updates + 1) / (spec.warmup_updates + 1))
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How many updates a run has, as far as that is known before it."""
+
+    steps: int = 1
+    per_step: int = 1
+
+    @property
+    def total(self) -> int:
+        return self.steps * self.per_step
+
+    def place(self, step: int, number: int) -> int:
+        """Of a step's update, from 0: whether updates before it were skipped makes no difference."""
+        return (step - 1) * self.per_step + number
+
+
+def learning_rate(spec: OptimizerSpec, taken: int, place: int, total: int) -> float:
+    """The rate of the update at `place` of `total`, after `taken` optimiser steps.
+
+    The linear rise from 0 counts steps that were taken, which AdamW's moments come from; the schedule counts
+    places, so that it ends with the run. It is that of transformers from the end of the warm-up on.
+    """
+    warmup = spec.warmup(total)
+    rate = spec.learning_rate * min(1.0, (taken + 1) / (warmup + 1))
+    if spec.schedule == "constant":
+        return rate
+    gone = min(1.0, max(0.0, (place - warmup) / max(1, total - warmup)))
+    left = 1 - gone if spec.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
+    return rate * (spec.final_learning_rate_ratio + (1 - spec.final_learning_rate_ratio) * left)
 
 
 class MasterWeights:
@@ -53,8 +83,11 @@ def _to(master: nn.Parameter) -> Callable[[Tensor], None]:
 
 def make_optimizer(
     model: nn.Module, spec: OptimizerSpec, masters: MasterWeights | None = None
-) -> torch.optim.AdamW:
-    """AdamW over the model's weights, or over their masters; biases and norms don't decay."""
+) -> torch.optim.Optimizer:
+    """AdamW over the model's weights, or over their masters; biases and norms don't decay.
+
+    Raises TrainingError (torchao_missing) where the spec wants state that this node can't keep.
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if masters is not None:
         weights = [*masters.by_name.values()]
@@ -62,8 +95,16 @@ def make_optimizer(
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": spec.weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if spec.state == "8bit":
+        check_installed(spec)
+        # Imported here on purpose: torchao is an extra.
+        found: torch.optim.Optimizer = importlib.import_module("trainer.learner.adamw_8bit").EightBitAdamW(
+            groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps
+        )
+        return found
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=spec.learning_rate,
         betas=spec.betas,
         eps=spec.eps,

@@ -3,8 +3,9 @@
 import logging
 
 import torch
+from torch.distributed.tensor import DTensor
 
-from trainer.defaults import CPU_TOKENS, LEAST_GPU_TOKENS
+from trainer.defaults import CPU_TOKENS, LEAST_GPU_TOKENS, MOMENT_BYTES
 from trainer.policy.policy import Policy
 from trainer.rollouts.batching import Trajectories
 
@@ -15,18 +16,21 @@ SHARE = 0.8  # of the free memory: allocators leave gaps, and trees of other sha
 ROW_TOKENS = 256
 # Tokens: from two sizes follow what a token takes and what is there anyway.
 TRIED = (LEAST_GPU_TOKENS, 4 * LEAST_GPU_TOKENS)
-MOMENTS = 8  # bytes of AdamW's for a trained number
 
 
-def micro_batch_tokens(policy: Policy, optimizer: torch.optim.Optimizer) -> int:
-    """Tokens of a micro-batch that fits where the policy is, before its optimiser has taken a step."""
+def micro_batch_tokens(policy: Policy, optimizer: torch.optim.Optimizer, state: str) -> int:
+    """Tokens of a micro-batch that fits where the policy is, before its optimiser has taken a step.
+
+    `state`: how that keeps its moments, as in optimizer.state.
+    """
     if policy.device.type != "cuda":
         return CPU_TOKENS
     small, large = (peak_bytes(policy, optimizer, size) for size in TRIED)
-    trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    trained = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(policy.device)
-    tokens = fitting_tokens(small, large, free - MOMENTS * trained)
+    tokens = fitting_tokens(small, large, free - int(MOMENT_BYTES[state] * trained))
     log.info("micro-batches of up to %d tokens, %.1f GiB of the GPU are free", tokens, free / 2**30)
     return tokens
 

@@ -34,6 +34,7 @@ class UpdateReport:
     learning_rate: float
     distance_to_grpo: float | None
     kl: float | None
+    beta: float | None  # that the update was taken with
     trajectories: int  # with tokens, in the minibatch
     tokens_trained: int  # completion tokens of the minibatch
     tokens: Sequence[SeenTokens] = ()  # of the trajectories that are recorded token by token

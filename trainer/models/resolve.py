@@ -57,7 +57,13 @@ def resolve_model(
     """
     if spec.folder is not None:
         return _under_roots(spec.folder, model_roots)
-    assert spec.name is not None
+    if spec.name is None:
+        raise TrainingError(
+            "unknown_model",
+            f"only the server knows what {spec.from_} began with",
+            path="model.from",
+            remedy="name that job's own model by model.name or model.folder: the sizes are the same",
+        )
     entry = allowed_model(spec.name, allowed)
     if entry is None:
         message, remedy = refusal(allowed)

@@ -22,6 +22,7 @@ from trainer.objectives.advantages import has_spread, mean_centred, standardised
 from trainer.objectives.clipping import ClipRange
 from trainer.objectives.exponents import Annealed, ClipAware, Fixed, RewardDriven
 from trainer.objectives.kernel import Algorithm
+from trainer.objectives.reference_kl import BetaControl
 from trainer.objectives.surrogates import (
     BatchFacts,
     ConstantClip,
@@ -73,6 +74,8 @@ def build_algorithm(spec: AlgorithmSpec) -> Algorithm:
         weight=per_trajectory,
         keep_group=keep_all,
         beta=spec.beta,
+        beta_control=None if spec.kl_target is None else BetaControl(spec.kl_target, spec.kl_horizon),
+        entropy_coefficient=spec.entropy_coefficient,
         importance_sampling_correction=spec.importance_sampling_correction,
         importance_sampling_clip_max=spec.importance_sampling_clip_max,
     )

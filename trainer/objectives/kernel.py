@@ -17,6 +17,7 @@ from torch import Tensor
 
 from powermean.contracts.algorithms import LOG_RATIO_LIMIT
 from trainer.objectives.advantages import overlong_penalty
+from trainer.objectives.reference_kl import BetaControl
 from trainer.objectives.sampler_mismatch import WeightKind, raw_weights, truncated
 from trainer.objectives.surrogates import BatchFacts, MicroBatch, Surrogate, UpdateContext
 
@@ -106,6 +107,8 @@ class Algorithm:
     overlong_buffer: int = 0
     overlong_penalty: float = 0.0
     beta: float = 0.0
+    beta_control: BetaControl | None = None
+    entropy_coefficient: float = 0.0
     importance_sampling_correction: WeightKind = "off"
     importance_sampling_clip_max: float = 2.0
 

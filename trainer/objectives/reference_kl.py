@@ -1,7 +1,30 @@
 """The KL penalty to a reference policy."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+MOST_ERROR = 0.2
+
+
+@dataclass(frozen=True)
+class BetaControl:
+    """Moves beta so that the KL comes to its target (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+
+    beta grows by the factor 1 + e n / horizon, with e = KL / target - 1 within +-0.2, after n trajectories.
+    """
+
+    target: float  # nats a token
+    horizon: int  # trajectories
+
+    def after(self, beta: float, kl: float, trajectories: int) -> float:
+        """beta after an update that saw this KL; unchanged where there was none."""
+        if not math.isfinite(kl):
+            return beta
+        error = min(MOST_ERROR, max(-MOST_ERROR, kl / self.target - 1))
+        return beta * (1 + error * min(trajectories, self.horizon) / self.horizon)
 
 
 def k3(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
@@ -47,9 +48,22 @@ def load_policy(
     """The model in `folder`, dropout off. Raises TrainingError: unknown_model when it can't be loaded, and
     those of `check_weights` and `make_policy`.
     """
+    model = load_model(folder)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to, which hides its signature
+    return make_policy(
+        model,
+        dtype=dtype,
+        temperature=temperature,
+        gradient_checkpointing=gradient_checkpointing,
+        compiled=compiled,
+    )
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder`, float32, in the host's memory. Raises TrainingError, see `load_policy`."""
     check_weights(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -65,18 +79,19 @@ def load_policy(
             path="model",
             remedy="it must be a causal language model that transformers knows, with safetensors weights",
         ) from error
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to, which hides its signature
-    return make_policy(
-        model,
-        dtype=dtype,
-        temperature=temperature,
-        gradient_checkpointing=gradient_checkpointing,
-        compiled=compiled,
-    )
+    return model
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """The same without its weights: layers and shapes, no memory."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    return model
 
 
 def make_policy(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     *,
     dtype: torch.dtype,
     temperature: float,
@@ -153,7 +168,7 @@ def _by_tree(rows: Policy, expected: Tensor) -> Policy | None:
 
 def _compile(policy: Policy, expected: Tensor, *, must: bool) -> None:
     """Compile the layers, or leave them as they were."""
-    layers = _layers(policy.plain_model)
+    layers = decoder_layers(policy.plain_model)
     why: str | None = "it has no layers that are known to be alike"
     if layers and policy.by_tree:
         compile_layers(layers)
@@ -184,13 +199,13 @@ def compile_layers(layers: Sequence[nn.Module]) -> None:
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def checkpoint_layers(model: PreTrainedModel) -> None:
+def checkpoint_layers(model: PreTrainedModel | PeftModel) -> None:
     """Keep the layers' inputs alone for the backward pass, which computes them again.
 
     Done here and not by transformers, which does it in training mode only: that would switch dropout on,
     under whatever name a model has it, and ratios compare two passes over the same function.
     """
-    if not (layers := _layers(model)):
+    if not (layers := decoder_layers(model)):
         raise TrainingError(
             "unknown_model",
             f"{type(model).__name__} has no layers that can be computed again",
@@ -201,7 +216,8 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def _layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+def decoder_layers(model: PreTrainedModel | PeftModel) -> list[GradientCheckpointingLayer]:
+    """The model's layers, in order; none of a model in which transformers marks none."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
@@ -253,7 +269,7 @@ def _by_logits(policy: Policy, given: Trajectories) -> Tensor:
         prompt, completion = list(given.prompts[row]), list(given.completions[row])
         with policy.precision():
             ids = torch.tensor([prompt + completion], device=policy.device)
-            logits = policy.model(input_ids=ids, use_cache=False).logits
+            logits = policy.plain_model(input_ids=ids, use_cache=False).logits
         scaled = logits[0, len(prompt) - 1 : -1].to(_work(policy)) / policy.temperature
         chosen = scaled.log_softmax(-1).gather(-1, torch.tensor(completion, device=policy.device)[:, None])
         found[place, : len(completion)] = chosen[:, 0].cpu()
@@ -264,19 +280,21 @@ def _objection(policy: Policy, expected: Tensor) -> str | None:
     """Why the policy's way of scoring does not do for its model; None if it does."""
     given = _probe_rows(policy)
     tree: TokenTree = token_tree(given, sort_rows(given))
-    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
     try:
         with torch.enable_grad():
             log_probs = policy.score(tree).log_probs
-            gradients = torch.autograd.grad(log_probs.sum(), trained, allow_unused=True)
+            log_probs.sum().backward()  # type: ignore[no-untyped-call]
     except (TreeUnsupportedError, TypeError, ValueError) as error:
         return str(error)
+    # Found at the weights: those of a sharded model are put there by hooks.
+    gradients = [weight.grad for weight in policy.model.parameters() if weight.grad is not None]
+    policy.model.zero_grad(set_to_none=True)
     apart = float((log_probs.detach().cpu() - expected).abs().max())
     if not bool(expected.isfinite().all()):
         return "the model's own are not finite"
     if not apart <= AGREEMENT[policy.dtype]:
         return f"log-probs differ by {apart:.2g}"
-    if not all(bool(one.isfinite().all()) for one in gradients if one is not None):
+    if not all(bool(one.isfinite().all()) for one in gradients):
         return "its gradient is not finite"
     return None
 

@@ -40,7 +40,7 @@ class OutputLayer:
     def answer(
         self, hidden: Tensor, questions: "Questions", dtype: torch.dtype, *, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [Q] of the tokens asked for, nats, with a gradient; entropy [R] of each head, without.
+        """Log-probs [Q] of the tokens asked for and entropy [R] of each head, nats, with gradients.
 
         hidden [R, D]; matrix products are in `dtype`, both results are float32, or float64 if hidden is.
         """
@@ -96,16 +96,17 @@ class _Answer(torch.autograd.Function):
             chosen = shape.final(logits[head - rows.start, questions.token[asked]])
             log_probs[asked] = chosen - normalizer[head]
         # The last tile is there anyway: the backward pass starts with it.
-        ctx.save_for_backward(hidden, weight, bias, normalizer, logits)
+        ctx.save_for_backward(hidden, weight, bias, normalizer, entropies, logits)
         ctx.shape, ctx.questions = shape, questions
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)  # who asks for the entropy may not train on it
         return log_probs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, normalizer, last = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, normalizer, entropies, last = ctx.saved_tensors
         shape, questions = ctx.shape, ctx.questions
-        given, matrix = upstream[0].to(shape.work), weight.detach().to(hidden.dtype)
+        matrix, (to_log_probs, to_entropies) = weight.detach().to(hidden.dtype), upstream
+        given = normalizer.new_zeros(len(questions.head)) if to_log_probs is None else to_log_probs
         # Each of a head's questions pushes the whole distribution down.
         pull = torch.zeros_like(normalizer).index_add_(0, questions.head, given)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -117,7 +118,12 @@ class _Answer(torch.autograd.Function):
             logits = last if rows.stop == len(hidden) else _logits(hidden[rows], matrix, bias)
             head, token = questions.head[asked] - rows.start, questions.token[asked]
             slope = shape.slope(logits[head, token])
-            gradient = fused(shape.gradient, hidden)(logits, normalizer[rows], pull[rows])
+            if to_entropies is None:
+                gradient = fused(shape.gradient, hidden)(logits, normalizer[rows], pull[rows])
+            else:
+                gradient = fused(shape.gradient_with_entropy, hidden)(
+                    logits, normalizer[rows], pull[rows], entropies[rows], to_entropies[rows]
+                )
             gradient[head, token] += (slope * given[asked]).to(gradient.dtype)  # each pair is there once
             if to_hidden is not None:
                 to_hidden[rows] = gradient @ matrix
@@ -190,3 +196,11 @@ class _Shape:
         """What the normalisers send back to the logits, in their type; `pull` [r] is what comes to them."""
         likely = (self.final(logits) - normalizer[:, None]).exp_()
         return likely.mul_(self.slope(logits)).mul_(-pull[:, None]).to(logits.dtype)
+
+    def gradient_with_entropy(
+        self, logits: Tensor, normalizer: Tensor, pull: Tensor, entropy: Tensor, given: Tensor
+    ) -> Tensor:
+        """The same with what comes to the entropies, `given` [r]: dH / d final = -pi (log pi + H)."""
+        log_likely = self.final(logits) - normalizer[:, None]
+        from_all = pull[:, None] + given[:, None] * (log_likely + entropy[:, None])
+        return log_likely.exp_().mul_(self.slope(logits)).mul_(-from_all).to(logits.dtype)

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from trainer.policy.flex import BLOCK
+from trainer.policy.one_pass import one_pass
 from trainer.policy.output_layer import OutputLayer, Questions
 from trainer.policy.token_tree import (
     TokenTree,
@@ -37,7 +39,7 @@ class Scores:
     """Of each completion token of a tree's rows, in the tree's order; 0 on padding."""
 
     log_probs: Tensor  # [B, T] float32, nats
-    entropy: Tensor | None  # [B, T] float32, nats, detached
+    entropy: Tensor | None  # [B, T] float32, nats
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,10 @@ class Policy:
         return micro_batches(given, most_tokens) if self.by_tree else row_batches(given, most_tokens)
 
     def score(self, tree: TokenTree, *, entropy: bool = False) -> Scores:
-        """Log-probs (with gradients, if enabled) of the rows' completion tokens."""
+        """Log-probs of the rows' completion tokens and, if asked for, entropy; with gradients, if enabled."""
         # Never a single block: a compiler takes a size of 1 for a constant.
         tree = (padded(tree, 2 * BLOCK) if self.device.type == "cuda" else tree).to(self.device)
-        with self.precision():
-            hidden = self._of_tree(tree) if self.by_tree else self._of_rows(tree)
-        questions = Questions(tree.question_head, tree.question_token, tree.questions_before)
-        layer = OutputLayer.of(self.plain_model, self.temperature)
-        log_probs, entropies = layer.answer(hidden, questions, self.dtype, entropy=entropy)
+        log_probs, entropies = one_pass(self.plain_model, lambda: self._answers(tree, entropy))
         return Scores(
             log_probs=tree.per_token(log_probs),
             entropy=None if entropies is None else tree.per_token(entropies[tree.question_head]),
@@ -75,6 +73,14 @@ class Policy:
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         assert isinstance(model, PreTrainedModel)
         return model
+
+    def _answers(self, tree: TokenTree, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """See OutputLayer.answer."""
+        with self.precision():
+            hidden = self._of_tree(tree) if self.by_tree else self._of_rows(tree)
+        questions = Questions(tree.question_head, tree.question_token, tree.questions_before)
+        layer = OutputLayer.of(self.plain_model, self.temperature)
+        return layer.answer(hidden, questions, self.dtype, entropy=entropy)
 
     def _of_tree(self, tree: TokenTree) -> Tensor:
         """Hidden states [R, D] of the nodes that something is asked of."""
@@ -103,8 +109,9 @@ class Policy:
         return self.plain_model.base_model(use_cache=False, **inputs)
 
     def precision(self) -> AbstractContextManager[object]:
-        """Autocast, where float32 weights are worked with in bfloat16."""
-        mixed = self.dtype == torch.bfloat16 and self.plain_model.dtype == torch.float32
+        """Autocast, where float32 weights are worked with in bfloat16. FSDP2 gathers them rounded."""
+        float32 = self.plain_model.dtype == torch.float32 and not isinstance(self.plain_model, FSDPModule)
+        mixed = self.dtype == torch.bfloat16 and float32
         return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
 
 

@@ -1,6 +1,6 @@
 """A dry run of an adapter on the model's layers, without their weights: attach, merge, names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from powermean.contracts.models import LoraSpec
 from trainer.failures import TrainingError
-from trainer.learner.lora import adapter_shape, attach, served_state, without_weights
+from trainer.learner.lora import adapter_shape, attach, served_weights, without_weights
+from trainer.learner.model_state import named_weights, unique_weights
 
 
 def try_adapter(folder: Path, lora: LoraSpec) -> None:
@@ -25,9 +26,9 @@ def try_adapter(folder: Path, lora: LoraSpec) -> None:
             path="model",
             remedy="it must be a causal language model that transformers knows",
         ) from error
-    plain = _shapes(model.state_dict())
+    plain = _shapes(unique_weights(named_weights(model)))
     adapted = attach(model, lora, "")
-    if adapter_shape(adapted).target_modules and _shapes(served_state(adapted)) == plain:
+    if adapter_shape(adapted).target_modules and _shapes(served_weights(adapted)) == plain:
         return
     raise TrainingError(
         "unknown_modules",
@@ -37,5 +38,5 @@ def try_adapter(folder: Path, lora: LoraSpec) -> None:
     )
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in state.items()}
+def _shapes(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights}

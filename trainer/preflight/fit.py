@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from powermean.contracts.job import JobSpec
+from powermean.engine_selection import EngineName
 from powermean.errors import PowermeanError
 from powermean.home import Home
 from powermean.memory import GIB, gib
@@ -23,7 +24,18 @@ from trainer.failures import TrainingError
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import measured
 from trainer.preflight.footprint import Footprint, footprint
-from trainer.preflight.limits import ERROR, Change, Place, changes, fits, place_of
+from trainer.preflight.limits import (
+    ERROR,
+    Change,
+    Place,
+    changes,
+    fits,
+    gpu_bytes_of_node,
+    gpu_place,
+    place_of,
+    shortage,
+)
+from trainer.preflight.model_facts import ModelFacts, in_folder, of_name
 
 TOO_LARGE = 1
 
@@ -35,14 +47,24 @@ def main() -> int:
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="of the GPU; this node's if not given"
     )
+    parser.add_argument("--gpus", type=int, help="on each node; the spec's if not given")
+    parser.add_argument("--nodes", type=int, help="the spec's if not given")
     parser.add_argument(
         "--prompt-tokens", type=int, help="tokens of the longest prompt, where the prompts are on the server"
     )
     parser.add_argument("--json", action="store_true", help="print bytes as JSON instead of the table")
     options = parser.parse_args()
     try:
-        spec = JobSpec.model_validate(read_spec(options.file.read_text(encoding="utf-8")).fields)
-        found = estimate(options.file.name, spec, options.gpu_memory, options.prompt_tokens)
+        fields = read_spec(options.file.read_text(encoding="utf-8")).fields
+        for name in ("gpus", "nodes"):
+            if (value := getattr(options, name)) is not None:
+                fields.setdefault("resources", {})[name] = value
+        found = estimate(
+            options.file.name,
+            JobSpec.model_validate(fields),
+            options.gpu_memory,
+            options.prompt_tokens,
+        )
     except (PowermeanError, ValidationError, OSError) as error:
         remedy = getattr(error, "remedy", None)
         print(f"error: {error}" + (f"\nremedy: {remedy}" if remedy else ""), file=sys.stderr)
@@ -53,7 +75,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a job takes, where, and what would lower it."""
+    """What a rank of a job takes, where, and what would lower it."""
 
     name: str
     spec: JobSpec
@@ -65,11 +87,16 @@ class Fit:
 
 def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None) -> Fit:
     """Raises TrainingError where something about model, prompts or memory can't be known."""
-    data_dir = Path(os.environ.get("POWERMEAN_DATA_DIR") or Home.find().folder / "node")
-    roots = tuple(Path(one) for one in os.environ.get("POWERMEAN_MODEL_ROOTS", "").split(":") if one)
-    folder = resolve_model(spec.model, data_dir, roots)
-    prompt = prompt_tokens or longest_prompt(spec, folder)
-    place = place_of(spec, folder, None if gpu_gib is None else int(gpu_gib * GIB))
+    gpu_bytes = None if gpu_gib is None else int(gpu_gib * GIB)
+    model = of_name(spec.model.name) if spec.model.name and spec.resources.gpus and prompt_tokens else None
+    if model is not None:
+        place, prompt = place_without_model(spec, model, gpu_bytes), prompt_tokens or 0
+    else:
+        data_dir = Path(os.environ.get("POWERMEAN_DATA_DIR") or Home.find().folder / "node")
+        roots = tuple(Path(one) for one in os.environ.get("POWERMEAN_MODEL_ROOTS", "").split(":") if one)
+        folder = resolve_model(spec.model, data_dir, roots)
+        model, place = in_folder(folder), place_of(spec, folder, gpu_bytes)
+        prompt = prompt_tokens or longest_prompt(spec, folder)
     if place is None:
         raise TrainingError(
             "unknown_memory",
@@ -77,7 +104,7 @@ def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int
             path="resources.gpus",
             remedy="give --gpu-memory, e.g. --gpu-memory 80",
         )
-    needed = footprint(spec, folder, prompt, cuda=place.cuda)
+    needed = footprint(spec, model, prompt, cuda=place.cuda, room=place.for_trainer)
     if needed is None:
         raise TrainingError(
             "unknown_model",
@@ -85,15 +112,24 @@ def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int
             path="model",
             remedy="there is no estimate for such a model",
         )
-    return Fit(name, spec, prompt, place, needed, tuple(changes(spec, folder, prompt, place)))
+    return Fit(name, spec, prompt, place, needed, tuple(changes(spec, model, prompt, place)))
+
+
+def place_without_model(spec: JobSpec, model: ModelFacts, gpu_bytes: int | None) -> Place | None:
+    """A GPU for a model that is not here; its engine is vLLM unless the spec says otherwise."""
+    total = gpu_bytes or gpu_bytes_of_node()
+    engine: EngineName = "transformers" if spec.rollout.engine == "transformers" else "vllm"
+    return None if total is None else gpu_place(spec, total, engine, 2 * model.numbers)
 
 
 def as_json(found: Fit) -> str:
     """Sizes in bytes."""
-    parts = ("weights", "gradients", "moments", "activations", "output_layer", "process")
+    parts = ("weights", "gradients", "moments", "gathered", "activations", "output_layer", "process")
     return json.dumps(
         {
             "fits": fits(found.needed, found.place),
+            "ranks": found.needed.layout.ranks,
+            "shards": found.needed.layout.shards,
             "trainer": found.needed.total,
             "parts": {part: getattr(found.needed, part) for part in parts},
             "engine": found.place.engine,
@@ -111,7 +147,7 @@ def table(found: Fit) -> str:
     spec, place, needed, prompt = found.spec, found.place, found.needed, found.prompt
     verdict = "fits"
     if not fits(needed, place):
-        certain = needed.total > ERROR * place.for_trainer
+        certain = shortage(needed, place) > ERROR
         verdict = "does not fit" if certain else "may not fit: the estimate may be 15 % too high"
     batch = f"micro-batches of {needed.tokens} tokens, prompts of up to {prompt}"
     if spec.training.micro_batch_tokens == "auto" and place.cuda:
@@ -120,19 +156,27 @@ def table(found: Fit) -> str:
         ("weights", needed.weights, ""),
         ("gradients", needed.gradients, "" if needed.gradients else "they come as activations go"),
         ("AdamW's moments", needed.moments, ""),
+        *([("gathered layers", needed.gathered, "")] if needed.gathered else []),
         ("activations", needed.activations, batch),
         ("output layer", needed.output_layer, ""),
     ]
     if needed.process:
         rows.append(("Python and PyTorch", needed.process, ""))
     where = "GPU" if place.cuda else "node"
-    lines = [f"{found.name}: {verdict}", "", _row("trainer, at its peak", needed.total, "")]
+    ranks = needed.layout.ranks
+    who = "trainer, at its peak" if ranks == 1 else "each rank, at its peak"
+    lines = [
+        f"{found.name}: {verdict}",
+        "",
+        _row(who, needed.total, needed.layout.words if ranks > 1 else ""),
+    ]
     lines += [_row(f"  {what}", size, note) for what, size, note in rows]
     if place.engine_name:
-        lines.append(_row(f"{place.engine_name} engine", place.engine, ""))
+        asleep = f"of it {gib(place.total - place.for_trainer)} while it sleeps" if place.sleeps else ""
+        lines.append(_row(f"{place.engine_name} engine", place.engine, asleep))
     lines.append(_row(f"the {where} has", place.total, ""))
     if found.changes:
-        lines += ["", "The trainer would take, with"]
+        lines += ["", f"{'The trainer' if ranks == 1 else 'Each rank'} would take, with"]
         lines += [_row(f"  {change.text}", change.footprint.total, "") for change in found.changes]
     return "\n".join(lines)
 

@@ -9,27 +9,37 @@ from typing import Any
 from pydantic import ValidationError
 
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import GPU_MEMORY_SHARE, choose, same_positions_up_to, text_config
+from powermean.engine_selection import (
+    GPU_MEMORY_SHARE,
+    EngineName,
+    choose,
+    same_positions_up_to,
+    text_config,
+)
 from powermean.memory import engine_bytes, gib, total_bytes, weight_bytes
 from trainer.failures import TrainingError, check_modules, length_dependent
 from trainer.preflight.footprint import Footprint, footprint
+from trainer.preflight.model_facts import ModelFacts
 from trainer.preflight.tensors import linear_shapes, tensor_shapes
 
 ERROR = 1.15  # by which an estimate may be too high: only what is beyond that is refused
+ASLEEP_BYTES = 2 << 30  # of a vLLM that sleeps: its CUDA context and graphs; not measured
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job's trainer and engine run: bytes in all, and how many of them the engine takes."""
+    """Where a rank and an engine run: bytes of the GPU or node, and how many of them the engine takes."""
 
     cuda: bool
     total: int
     engine: int
     engine_name: str  # "" where it takes nothing here
+    sleeps: bool = False  # the engine gives its memory back for the time of an update
 
     @property
     def for_trainer(self) -> int:
-        return self.total - self.engine
+        """At the peak of an update."""
+        return self.total - (min(self.engine, ASLEEP_BYTES) if self.sleeps else self.engine)
 
 
 @dataclass(frozen=True)
@@ -45,50 +55,64 @@ def place_of(spec: JobSpec, folder: Path, gpu_bytes: int | None = None) -> Place
     """Where the job would run; `gpu_bytes` of a GPU other than the node's. None where nothing says."""
     if spec.resources.gpus:
         total = gpu_bytes or gpu_bytes_of_node()
-        if total is None:
-            return None
-        shared = spec.resources.placement == "colocated" and _has_own_engine(spec)
-        engine = choose(spec.rollout.engine, folder, on_gpu=True) if shared else ""
-        taken = weight_bytes(folder, 2) if engine else 0
-        if engine == "vllm":
-            taken = int(GPU_MEMORY_SHARE * total)
-        return Place(cuda=True, total=total, engine=taken, engine_name=engine)
+        engine = choose(spec.rollout.engine, folder, on_gpu=True)
+        return None if total is None else gpu_place(spec, total, engine, weight_bytes(folder, 2))
     if (total := total_bytes()) is None:
         return None
     name = choose(spec.rollout.engine, folder, on_gpu=False) if _has_own_engine(spec) else ""
+    local = spec.resources.ranks_per_node  # which share the node's memory
     if not name or (name == "transformers" and may_share_weights(spec)):
-        return Place(cuda=False, total=total, engine=0, engine_name="")
+        return Place(cuda=False, total=total // local, engine=0, engine_name="")
     size = engine_bytes(name, folder, 2 if spec.model.dtype == "bfloat16" else 4)
-    return Place(cuda=False, total=total, engine=size, engine_name=name)
+    return Place(cuda=False, total=total // local, engine=size // local, engine_name=name)
 
 
-def check_memory(spec: JobSpec, folder: Path, prompt_tokens: int, place: Place | None = None) -> None:
+def gpu_place(spec: JobSpec, total: int, engine: EngineName, weights: int) -> Place:
+    """A GPU of so many bytes, with the engine that would share it with the trainer."""
+    if spec.resources.placement == "split" or not _has_own_engine(spec):
+        return Place(cuda=True, total=total, engine=0, engine_name="")
+    if engine == "vllm":
+        taken = int(GPU_MEMORY_SHARE * total)
+        return Place(cuda=True, total=total, engine=taken, engine_name=engine, sleeps=spec.engine_sleeps)
+    return Place(cuda=True, total=total, engine=weights, engine_name=engine)
+
+
+def check_memory(spec: JobSpec, model: ModelFacts, prompt_tokens: int, place: Place | None) -> None:
     """Raises TrainingError (not_enough_memory), naming what to change, where a job can't fit its place."""
-    place = place or place_of(spec, folder)
-    needed = footprint(spec, folder, prompt_tokens, cuda=place.cuda) if place is not None else None
-    if place is None or needed is None or needed.total <= ERROR * place.for_trainer:
+    if place is None:
+        return
+    needed = footprint(spec, model, prompt_tokens, cuda=place.cuda, room=place.for_trainer)
+    if needed is None or shortage(needed, place) <= ERROR:
         return
     fitting = [
-        change for change in changes(spec, folder, prompt_tokens, place) if fits(change.footprint, place)
+        change for change in changes(spec, model, prompt_tokens, place) if fits(change.footprint, place)
     ]
     engine = f" beside the {place.engine_name} engine's {gib(place.engine)}" if place.engine_name else ""
+    each = " for each" if spec.resources.cpu_ranks > 1 else ""
+    who = "the trainer needs" if spec.resources.ranks == 1 else f"{needed.layout.words}, each needs"
     raise TrainingError(
         "not_enough_memory",
-        f"the trainer needs about {gib(needed.total)} (micro-batches of {needed.tokens} tokens), the "
-        f"{'GPU' if place.cuda else 'node'} has {gib(place.total)}{engine}",
+        f"{who} about {gib(needed.total)} (micro-batches of {needed.tokens} tokens), the "
+        f"{'GPU' if place.cuda else 'node'} has {gib(place.total)}{each}{engine}",
         path=fitting[0].path if fitting else "model",
         remedy=f"with {fitting[0].text} it needs about {gib(fitting[0].footprint.total)}"
         if fitting
-        else "take a smaller model or a larger node",
+        else f"take a smaller model, {'more or larger GPUs' if place.cuda else 'or a larger node'}",
     )
+
+
+def shortage(needed: Footprint, place: Place) -> float:
+    """What is needed over what there is: in an update, and while an engine that sleeps in it is awake."""
+    peak = needed.total / max(1, place.for_trainer)
+    return max(peak, needed.resident / max(1, place.total - place.engine)) if place.sleeps else peak
 
 
 def fits(needed: Footprint, place: Place) -> bool:
     """Whether the estimate, as it is, fits."""
-    return needed.total <= place.for_trainer
+    return shortage(needed, place) <= 1
 
 
-def changes(spec: JobSpec, folder: Path, prompt_tokens: int, place: Place) -> Iterator[Change]:
+def changes(spec: JobSpec, model: ModelFacts, prompt_tokens: int, place: Place) -> Iterator[Change]:
     """What may make the job smaller, each with what it comes to; what the spec has already is left out."""
     shortest = prompt_tokens + spec.rollout.max_new_tokens
     small, again = f"training.micro_batch_tokens: {shortest}", "training.gradient_checkpointing: true"
@@ -98,18 +122,22 @@ def changes(spec: JobSpec, folder: Path, prompt_tokens: int, place: Place) -> It
         (again, {"training": checkpointing}),
         (f"{again}, {small}", {"training": checkpointing | tokens}),
     ]
+    if spec.resources.ranks > 1:
+        given.append(("training.parallel: shard", {"training": {"parallel": "shard"}}))
     if spec.model.lora is None:
+        given.append(("optimizer.state: 8bit", {"optimizer": {"state": "8bit"}}))
         given.append(("model.lora: {}", {"model": {"lora": {}}}))
-    now = footprint(spec, folder, prompt_tokens, cuda=place.cuda)
+    room = place.for_trainer
+    now = footprint(spec, model, prompt_tokens, cuda=place.cuda, room=room)
     for text, fields in given:
         data = spec.model_dump()
-        for room, values in fields.items():
-            data[room] |= values
+        for part, values in fields.items():
+            data[part] |= values
         try:
             changed = JobSpec.model_validate(data)
         except ValidationError:  # an adapter where the spec has something that works with whole weights alone
             continue
-        found = footprint(changed, folder, prompt_tokens, cuda=place.cuda)
+        found = footprint(changed, model, prompt_tokens, cuda=place.cuda, room=room)
         if now is not None and found is not None and found.total < now.total:
             yield Change(text.partition(":")[0], text, found)
 

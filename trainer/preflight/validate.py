@@ -18,12 +18,14 @@ from pydantic import ValidationError
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
-from powermean.engine_selection import undivided_heads, vllm_objection
-from trainer.failures import TrainingError, cuda_unavailable
+from powermean.engine_selection import text_config, vllm_objection
+from trainer.failures import TrainingError, check_installed, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
 from trainer.preflight.disk_space import check_disk
-from trainer.preflight.limits import check_adapter, check_memory, check_positions
+from trainer.preflight.gang import check_budget, check_engine_memory, check_heads
+from trainer.preflight.limits import check_adapter, check_memory, check_positions, place_of
+from trainer.preflight.model_facts import in_folder
 from worker.settings import NodeSettings, NodeSettingsError
 
 Result = TypeVar("Result")
@@ -55,8 +57,11 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
     found: list[JobError] = []
     spec = task.spec
     _noted(found, lambda: check_devices(spec))
+    _noted(found, lambda: check_installed(spec.optimizer))
     roots, allowed = settings.model_roots, settings.allowed_models
-    folder = _noted(found, lambda: resolve_model(spec.model, settings.data_dir, roots, allowed))
+    # A fork's model has the config, the tokenizer and the shapes of the one that its line of jobs began with.
+    first = spec.model if task.origin is None else task.origin.first_model
+    folder = _noted(found, lambda: resolve_model(first, settings.data_dir, roots, allowed))
     if folder is not None:
         _noted(found, lambda: check_engine(spec, folder))
         built = len(found)
@@ -69,8 +74,9 @@ def validate(task: ValidationTask, settings: NodeSettings) -> ValidationResult:
         _noted(found, lambda: check_answers(task, settings))
     if folder is not None:
         prompt = longest - spec.rollout.max_new_tokens if longest is not None else 1
-        _noted(found, lambda: check_memory(spec, folder, prompt))
+        _noted(found, lambda: check_node_memory(spec, folder, prompt))
         if longest is not None:
+            _noted(found, lambda: check_budget(spec, longest))
             _noted(found, lambda: check_positions(folder, longest))
     before = len(found)
     _noted(found, ArtefactStore(settings.artefacts_url, existing=True).probe)  # the final model goes there
@@ -88,7 +94,7 @@ def check_weights(folder: Path, settings: NodeSettings) -> None:
 
 
 def check_devices(spec: JobSpec) -> None:
-    """Raises TrainingError (cuda_unavailable, too_few_gpus, compiler_missing) if a GPU job can't run here."""
+    """Raises TrainingError (cuda_unavailable, too_few_gpus, compiler_missing) if it can't run."""
     if spec.resources.gpus == 0:
         return
     # Imported here on purpose: PyTorch takes seconds to import, and most jobs need it for no other check.
@@ -102,7 +108,7 @@ def check_devices(spec: JobSpec) -> None:
             "too_few_gpus",
             f"the job asks for {wanted} GPUs with its engine's; this node has {torch.cuda.device_count()}",
             path="resources.placement" if spec.rollout_gpus else "resources.gpus",
-            remedy="ask for no more GPUs than a node has (placement: split needs one more)",
+            remedy="ask for no more GPUs than a node has (with placement: split the engine has its own)",
         )
     if not has_compiler():
         raise TrainingError(
@@ -111,6 +117,15 @@ def check_devices(spec: JobSpec) -> None:
             path="resources.gpus",
             remedy="install gcc or clang on the node, or name a compiler in CC",
         )
+
+
+def check_node_memory(spec: JobSpec, folder: Path, prompt_tokens: int) -> None:
+    """Raises TrainingError (not_enough_memory) for a trainer or an engine that this node can't hold."""
+    place, model = place_of(spec, folder), in_folder(folder)
+    check_memory(spec, model, prompt_tokens, place)
+    split = spec.resources.placement == "split" and spec.rollout.sharing != "shared"
+    if place is not None and place.cuda and (split or place.engine_name == "vllm"):
+        check_engine_memory(spec, model, place.total, prompt_tokens + spec.rollout.max_new_tokens)
 
 
 def has_compiler() -> bool:
@@ -143,13 +158,7 @@ def check_engine(spec: JobSpec, folder: Path) -> None:
             path="rollout.publish",
             remedy="set rollout.publish to auto, shm or store",
         )
-    if (why := undivided_heads(folder, size)) is not None:
-        raise TrainingError(
-            "undivided_heads",
-            why,
-            path="rollout.gpus_per_replica",
-            remedy="take a number of GPUs that divides the heads, and more rollout.replicas",
-        )
+    check_heads(spec, text_config(folder))
 
 
 def _noted(found: list[JobError], check: Callable[[], Result]) -> Result | None:

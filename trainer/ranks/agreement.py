@@ -11,9 +11,9 @@ from trainer.ranks.gradients import is_sharded
 @torch.no_grad()
 def refuse_different_weights(ranks: Ranks, model: nn.Module) -> None:
     """Raises TrainingError (models_differ), by sums over each weight. Parts of a sharded model do differ."""
-    weights = list(model.parameters())
-    if ranks.world.alone or is_sharded(weights):
+    if ranks.world.alone or is_sharded(model):
         return
+    weights = list(model.parameters())
     sums = torch.stack([weight.sum(dtype=torch.float64).cpu() for weight in weights])
     if not torch.equal(ranks.largest(sums), -ranks.largest(-sums)):
         raise TrainingError(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.ranks.exchange import Ranks
@@ -11,9 +11,9 @@ from trainer.ranks.exchange import Ranks
 BUCKET_BYTES = 64 << 20  # that go in one call
 
 
-def is_sharded(weights: Sequence[Tensor]) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether ranks hold parts of the weights: passes are calls among the ranks then."""
-    return any(isinstance(weight, DTensor) for weight in weights)
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def sum_gradients(ranks: Ranks, weights: Sequence[Tensor]) -> None:

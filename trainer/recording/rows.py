@@ -119,6 +119,7 @@ def update_metrics(step: int, report: UpdateReport, lengths: Tensor) -> list[Met
         "ratio/max": _extreme(of["ratio_max"], "max"),
         "distance_to_grpo": report.distance_to_grpo,
         "kl": report.kl,
+        "beta": report.beta,
         "clip_fraction/q90": _quantile(of["clip_fraction"], 0.9),
         "ess/q10": _quantile(of["ess"], 0.1),
         "p/q10": _quantile(p, 0.1),

@@ -8,6 +8,7 @@ import importlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -24,8 +25,7 @@ from powermean.contracts.rollout import (
 from rollout.client import EngineRefusedError
 from rollout.gloo import Sender, TransferError, tensors_sha256
 from trainer.failures import TrainingError
-from trainer.learner.lora import served_state
-from trainer.learner.model_state import unique_weights
+from trainer.learner.lora import served_weights
 from trainer.weights.files import Target
 from trainer.weights.peer import Peer, Weights
 
@@ -45,6 +45,7 @@ class ChannelWriter:
     dtype: torch.dtype  # of the engine's weights
     connect: Callable[[Target], Peer]
     sleeps: bool = False  # the engine, while the trainer makes a version
+    call_ranks: Callable[[], object] = lambda: None  # to `take_part`, where the model is sharded
     from_the_start: bool = field(default=False, init=False)
     _weights: Weights = field(default=(), init=False)
     _peers: dict[Target, Peer] = field(default_factory=dict, init=False)  # one channel for each replica
@@ -55,10 +56,9 @@ class ChannelWriter:
         Raises TrainingError (publish_dtype) for a weight that is not a floating-point number.
         """
         device = torch.device("cpu") if self.method == "gloo" else None
-        self._weights = [
-            (name, _ready(name, weight, self.dtype, device))
-            for name, weight in unique_weights(served_state(model, device))
-        ]
+        self.call_ranks()
+        with closing(served_weights(model, self.dtype)) as weights:
+            self._weights = [(name, _ready(name, weight, self.dtype, device)) for name, weight in weights]
         return PublishRequest(
             job_id=self.job_id,
             attempt=self.attempt,

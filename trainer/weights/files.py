@@ -8,8 +8,10 @@ batch is sampled and its log-probs are compared with the trainer's own.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -22,8 +24,8 @@ from torch import Tensor, nn
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.rollout import ChannelRequest, HoldRequest, PublishRequest, WeightFile
 from rollout.shared_weights import file_head
-from trainer.learner.lora import adapter_shape, adapter_state, served_state
-from trainer.learner.model_state import CPU, unique_weights
+from trainer.learner.lora import adapter_shape, served_adapter, served_weights
+from trainer.learner.model_state import unique_weights
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the files are 0600, named by attempt, verified by hash)
 SHARD_BYTES = 96 << 20
@@ -81,26 +83,35 @@ class WeightWriter:
     scratch: Path  # the attempt's own folder, on the store's file system if possible
     shared_memory: Path = SHARED_MEMORY
     adapter_alone: bool = False  # for an engine that accepts LoRA adapters
+    changed: bool = False  # the engine's model is not what training begins with
     sleeps: bool = False  # the engine, while the trainer makes a version
+    call_ranks: Callable[[], object] = lambda: None  # to `take_part`, where the model is sharded
 
     @property
     def from_the_start(self) -> bool:
         """See Publisher. Of itself an engine of adapters has the base model alone."""
-        return self.adapter_alone
+        return self.adapter_alone or self.changed
 
     def write(self, model: nn.Module, version: int) -> PublishRequest:
         """Write the weights; returns the request that announces them."""
         folder = self.shared_memory if self.method == "shm" else self.scratch
         shape = None
+        self.call_ranks()
         if self.adapter_alone:
             assert isinstance(model, PeftModel)
-            shape, shards = adapter_shape(model), [list(adapter_state(model).items())]
+            shape, weights = adapter_shape(model), served_adapter(model)
         else:
-            shards = list(_shards(unique_weights(served_state(model, CPU)), self.dtype))
-        paths = [folder / file_name(self.job_id, self.attempt, f"{version}.{i}") for i in range(len(shards))]
-        with ThreadPoolExecutor(_HASHERS) as pool:
-            written = list(pool.map(_write_shard, paths, shards, [self.dtype] * len(shards)))
-        files = [self._file(path, *facts, version) for path, facts in zip(paths, written, strict=True)]
+            weights = served_weights(model, self.dtype)
+        files: list[WeightFile] = []
+        with ThreadPoolExecutor(_HASHERS) as pool, closing(weights):
+            shards = [list(weights)] if self.adapter_alone else _shards(weights, self.dtype)
+            due: deque[tuple[Path, Future[tuple[str, int]]]] = deque()
+            for number, shard in enumerate(shards):
+                path = folder / file_name(self.job_id, self.attempt, f"{version}.{number}")
+                due.append((path, pool.submit(_write_shard, path, shard, self.dtype)))
+                if len(due) > _HASHERS:  # what was gathered or merged takes memory until it is written
+                    files.append(self._file(*due.popleft(), version))
+            files += [self._file(*one, version) for one in due]
         return PublishRequest(
             job_id=self.job_id,
             attempt=self.attempt,
@@ -133,7 +144,8 @@ class WeightWriter:
         ):
             path.unlink(missing_ok=True)
 
-    def _file(self, path: Path, sha256: str, size: int, version: int) -> WeightFile:
+    def _file(self, path: Path, written: "Future[tuple[str, int]]", version: int) -> WeightFile:
+        sha256, size = written.result()
         if self.method == "shm":
             return WeightFile(uri=f"shm:{path.name}", sha256=sha256, size=size)
         ref = self.store.put_file(self._owner(version), path, consume=True)
@@ -144,6 +156,16 @@ class WeightWriter:
 
     def _pattern(self, version: int) -> str:
         return file_name(self.job_id, self.attempt, f"{version}.*")
+
+
+def take_part(model: nn.Module, dtype: torch.dtype, *, adapter_alone: bool) -> None:
+    """What the other ranks of a sharded model do while one writes it; they keep nothing."""
+    weights = served_weights(model, dtype)
+    if adapter_alone:
+        assert isinstance(model, PeftModel)
+        weights = served_adapter(model)
+    for _ in weights:
+        pass
 
 
 def remove_stale(job_id: str, shared_memory: Path = SHARED_MEMORY) -> None:
@@ -179,7 +201,7 @@ def fits_shared_memory(
     return shutil.disk_usage(shared_memory).free > 1.1 * needed
 
 
-def _shards(weights: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> Iterable[list[tuple[str, Tensor]]]:
+def _shards(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[list[tuple[str, Tensor]]]:
     """Split into files of about SHARD_BYTES, so that both sides can hash several at once."""
     shard: list[tuple[str, Tensor]] = []
     size = 0

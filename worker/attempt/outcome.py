@@ -84,7 +84,7 @@ def _finish(ended: Ended) -> Finish:
         why = ended.engine_start
         return Finish(outcome="failed", error=why.error, retryable=why.retryable)
     if ended.engine_code is not None:
-        how = exit_text(ended.engine_code)
+        how = _how(ended.engine_code, ended)
         return _failed(
             "engine_died", f"The rollout engine {how} during the run. {ended.last_words}".strip(), retry=True
         )
@@ -122,20 +122,25 @@ def _who(ended: Ended) -> str:
     return "The trainer" if ended.rank is None else f"Rank {ended.rank} of the trainer"
 
 
-def _without_record(what: str, who: str, code: int, ended: Ended) -> Finish:
+def _how(code: int, ended: Ended) -> str:
+    """How a program ended, in words."""
     if code == -9 and ended.out_of_memory:
-        said = f"{who} was killed by the kernel: the node, or its container, had no memory left."
-        return _failed(f"{what}_killed", said, retry=True, remedy="Lower training.micro_batch_tokens.")
+        return "was killed by the kernel, since the node or its container had no memory left"
+    return exit_text(code)
+
+
+def _without_record(what: str, who: str, code: int, ended: Ended) -> Finish:
+    how = _how(code, ended)
     if code < 0:
         remedy = (
             "If it was the kernel's out-of-memory killer, lower training.micro_batch_tokens."
             if code == -9
             else None
         )
-        return _failed(f"{what}_killed", f"{who} {exit_text(code)}.", retry=True, remedy=remedy)
+        return _failed(f"{what}_killed", f"{who} {how}.", retry=True, remedy=remedy)
     if code == 0:
         return _failed(f"{what}_silent", f"{who} ended without reporting how.", retry=False)
-    message = f"{who} {exit_text(code)}. {ended.last_words}".strip()
+    message = f"{who} {how}. {ended.last_words}".strip()
     return _failed(f"{what}_error", message, retry=False, remedy="See the attempt's log.")
 
 

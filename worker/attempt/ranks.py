@@ -10,6 +10,10 @@ from powermean.contracts.resources import ResourceSpec
 from powermean.processes import is_stopped
 from worker.attempt.rendezvous import Meeting
 
+VARIABLES = (  # torchrun's
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
 STORE_FD = "POWERMEAN_STORE_FD"  # the descriptor of the socket on which rank 0 makes the store
 
 

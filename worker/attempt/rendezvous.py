@@ -19,7 +19,7 @@ from worker.attempt_dir import PHASE_CHARACTERS
 LOOPBACK = "127.0.0.1"
 PORT_TAKEN = "rendezvous_port_taken"
 CONNECT_S = 10.0
-_HELP = "Set POWERMEAN_NODE_ADDRESS to an address of the node that other nodes reach (docs/ranks.md)."
+_HELP = "Set POWERMEAN_NODE_ADDRESS to an address of the node that other nodes reach (docs/operations.md)."
 
 
 class RendezvousError(PowermeanError):
@@ -129,7 +129,7 @@ def try_to_reach(first: Member) -> None:
             f"{first.node_id} can't be reached at {address}, port {port}: {error}",
             code="rendezvous_unreachable",
             remedy=f"Set POWERMEAN_NODE_ADDRESS of {first.node_id} to an address that other nodes reach, and "
-            "let them through to it (docs/ranks.md).",
+            "let them through to it (docs/operations.md).",
         ) from error
 
 

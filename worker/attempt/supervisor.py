@@ -52,7 +52,7 @@ from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.limits import AbandonedError, Limits, StopError
 from worker.attempt.outcome import Ended, finish, only_lost_a_peer
 from worker.attempt.piped_log import PipedLog
-from worker.attempt.ranks import STORE_FD, Ranks, places
+from worker.attempt.ranks import STORE_FD, VARIABLES, Ranks, places
 from worker.attempt.rendezvous import LOOPBACK, Rendezvous, RendezvousError
 from worker.attempt.shipper import Shipper
 from worker.attempt.supervisor_log import say
@@ -179,6 +179,8 @@ class Supervisor:
     def _start_ranks(self, model: Path, listener: socket | None) -> Ranks:
         """Start this node's ranks, as soon as all nodes are ready; rank 0 gets the socket where they meet."""
         command = self._launcher.trainer(self._attempt, self._claim, model)
+        inherited = {name: text for name, text in command.environment.items() if name not in VARIABLES}
+        command = replace(command, environment=inherited)  # the worker's may be another launcher's
         if self._alone:
             return Ranks(0, [self._start(command)])
         meeting = self._rendezvous.meet(listener, self._heartbeat, self._tick)

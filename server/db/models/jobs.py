@@ -61,6 +61,9 @@ class Job(OwnedByProject, Base):
     ended_by: Mapped[str | None] = mapped_column(String(300))  # the rule that ended it early, for people
     limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # jobs/limits.py
     longest_sequence: Mapped[int | None]  # tokens of prompt and completion, as a node measured them
+    forked_from: Mapped[str | None] = mapped_column(String(32), index=True)  # not a key: outlives that job
+    forked_step: Mapped[int | None]  # None: from its final model
+    origin: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # contracts.forks.Origin
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
@@ -72,6 +75,16 @@ class Job(OwnedByProject, Base):
     deleted_at: Mapped[datetime | None]  # nobody sees it from then on; its rows go in batches
 
     attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.number")
+
+
+class ForkedFiles(Base):
+    """Files of another job that a fork began with: they stay in the store as long as this row."""
+
+    __tablename__ = "forked_files"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(32), primary_key=True, index=True)  # not a key, as above
+    files: Mapped[list[Any]]  # references
 
 
 class Attempt(Base):
@@ -194,6 +207,7 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     manifest: Mapped[dict[str, Any]]
     size: Mapped[int] = mapped_column(BigInteger)
+    value: Mapped[float | None] = mapped_column(Float)  # of the metric in checkpoints.best
     pinned: Mapped[bool] = mapped_column(
         Boolean, default=False, server_default=false()
     )  # kept whatever comes

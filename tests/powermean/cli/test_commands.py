@@ -142,6 +142,15 @@ def test_the_servers_are_listed_with_who_leads(server: ScriptedServer) -> None:
     ]
 
 
+def test_show_tells_a_jobs_line(server: ScriptedServer) -> None:
+    fork = {"job": "job-c", "name": "further", "state": "running", "step": 4}
+    lines = {"forked_from": {"job": "job-b", "step": None}, "forks": (fork,)}
+    server.on("GET /v1/jobs/job-a", body(JobState.FINISHED, **lines))
+    said = powermean("show", "job-a").output
+    assert "forked from job-b\n" in said
+    assert "forked by job-c  further (running), from step 4\n" in said
+
+
 def test_list_shows_jobs(server: ScriptedServer) -> None:
     summary = JobSummary.model_validate(job(last_reward=0.5).model_dump(include=set(JobSummary.model_fields)))
     server.on("GET /v1/jobs", Answer(body=JobPage(items=(summary,)).model_dump_json().encode()))

@@ -205,3 +205,54 @@ def test_what_is_asked_of_nodes_and_gpus_must_make_sense(
 def test_labels_go_with_a_cpu_slot_too() -> None:
     spec = JobSpec.model_validate(tiny_spec("tiny", resources={"node_labels": {"zone": "a"}}))
     assert spec.resources.node_labels == {"zone": "a"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "why"),
+    [
+        ({"rollout": {"gpus_per_replica": 2}}, "gpus_per_replica", "resources.gpus is 0"),
+        (
+            {"rollout": {"gpus_per_replica": 2, "engine": "transformers"}, "resources": {"gpus": 2}},
+            *("gpus_per_replica", "which has one GPU"),
+        ),
+        (
+            {"rollout": {"replicas": 3, "gpus_per_replica": 2}, "resources": {"gpus": 4}},
+            *("replicas", "3 replicas of 2 GPUs are more than the trainer's"),
+        ),
+        (
+            {"rollout": {"gpus_per_replica": 4}, "resources": {"gpus": 2}},
+            *("gpus_per_replica", "resources.gpus is 2"),
+        ),
+        (
+            {"model": {"folder": "tiny", "lora": {}}, "rollout": {"replicas": 2, "sharing": "shared"}},
+            *("replicas", "rollout.sharing is shared"),
+        ),
+        ({"rollout": {"replicas": 2, "publish": "ipc"}, "resources": {"gpus": 2}}, "publish", "have several"),
+        (
+            {"rollout": {"replicas": 2, "publish": "in_place", "engine": "transformers"}},
+            *("publish", "in_place is for one engine"),
+        ),
+        (
+            {"rollout": {"publish": "in_place", "engine": "transformers"}, "resources": {"nodes": 2}},
+            *("publish", "in_place is for one engine"),
+        ),
+    ],
+)
+def test_engines_have_gpus_of_their_own(spec: dict[str, object], path: str, why: str) -> None:
+    ((where, message),) = faults(**spec)
+    assert where == ("rollout", path)
+    assert why in message
+
+
+@pytest.mark.parametrize(
+    ("rollout", "resources", "gpus"),
+    [
+        ({"replicas": 2, "gpus_per_replica": 2}, {"gpus": 4}, 0),
+        ({"replicas": 2, "gpus_per_replica": 2}, {"gpus": 1, "placement": "split"}, 4),
+        ({"replicas": 3}, {}, 0),
+    ],
+)
+def test_gpus_of_the_engines_own(rollout: dict[str, object], resources: dict[str, object], gpus: int) -> None:
+    assert (
+        JobSpec.model_validate(tiny_spec("tiny", rollout=rollout, resources=resources)).rollout_gpus == gpus
+    )

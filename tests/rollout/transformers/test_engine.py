@@ -7,6 +7,7 @@ from threading import Event
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from powermean.contracts.rollout import Completion, GenerateRequest, GenerateResponse, Sampling
@@ -78,6 +79,26 @@ def test_neither_neighbours_nor_cuts_change_a_completion(
         assert [c.token_ids for c in other] == [c.token_ids for c in together]
         for mine, theirs in zip(together, other, strict=True):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+def test_a_prompt_has_the_numbers_of_its_place_in_whatever_part_it_comes(engine: TransformersEngine) -> None:
+    """So that equal seeds give equal completions, over however many engines a request is dealt out."""
+    request = _request(n=3)
+    together = engine.generate(request, Event()).completions
+    for places in ((0, 2, 5), (1, 3), (4,)):
+        part = request.model_copy(
+            update={"prompts": tuple(request.prompts[place] for place in places), "places": places}
+        )
+        for place, group in zip(places, engine.generate(part, Event()).completions, strict=True):
+            for mine, theirs in zip(group, together[place], strict=True):
+                assert mine.token_ids == theirs.token_ids
+                assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("places", [(0,), (1, 1), (3, 2), (-1, 0), (0, 65536)])
+def test_places_rise_and_each_prompt_has_one(places: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError):
+        GenerateRequest(prompts=((1,), (2,)), places=places, sampling=Sampling(max_new_tokens=1))
 
 
 def test_frequencies_are_the_models_probabilities(engine: TransformersEngine, tiny_folder: Path) -> None:

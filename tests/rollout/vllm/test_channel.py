@@ -5,11 +5,13 @@ import importlib
 import json
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ from rollout.vllm.engine import VllmEngine, load_engine
 from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
 from tests.support.tiny_model import tiny_config
-from trainer.weights.files import unique_weights
+from trainer.learner.model_state import unique_weights
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +90,7 @@ class Stage:
         )
 
 
-Make = Callable[[ChannelMethod], Stage]
+Make = Callable[..., Stage]
 
 
 @pytest.fixture
@@ -104,9 +106,9 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
     )
     with ExitStack() as stack:
 
-        def start(method: ChannelMethod) -> Stage:
+        def start(method: ChannelMethod, **options: Any) -> Stage:
             engine = load_engine(
-                VllmOptions(tmp_path / "model", "float32", transfer=method),
+                VllmOptions(tmp_path / "model", "float32", transfer=method, **options),
                 fence=Fence(JOB, 1, 0),
                 weights=WeightSource(None),
                 deadlines=Deadlines(start=30.0, sync_step=30.0, stop=3.0),
@@ -346,6 +348,64 @@ def test_no_weights_are_shared_with_vllm(make: Make) -> None:
     with pytest.raises(EngineError) as refused:
         engine.hold(HoldRequest(job_id=JOB, attempt=1, version=1))
     assert refused.value.code == "method_unsupported"
+
+
+@pytest.mark.slow
+def test_an_engine_of_several_gpus_takes_weights_on_each(make: Make) -> None:
+    """The trainer is rank 0 of the channel's group; a replica has a group of its own."""
+    stage = make("nccl", tensor_parallel=4)
+    stage.open()
+    meeting = stage.calls()[-1][1]["init_info"]
+    assert isinstance(meeting, dict)
+    assert (meeting["rank_offset"], meeting["world_size"]) == (1, 5)
+
+
+@pytest.mark.slow
+def test_vllm_sleeps_from_a_hold_to_the_next_publish(make: Make) -> None:
+    """It takes memory for weights before they come, and for its cache once they are there."""
+    stage = make("gloo", sleep=True)
+    hold = HoldRequest(job_id=JOB, attempt=1, version=1)
+    assert stage.engine.state().sleeps
+    stage.open()
+    stage.forget()
+    for _ in range(2):  # as after an answer that was lost
+        stage.engine.hold(hold)
+    assert stage.paths() == ["/sleep"]
+    asked = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
+    assert _error(lambda: stage.engine.generate(asked, Event())).code == "weights_incomplete"
+    stage.engine.publish(_request("gloo"))
+    pause, *update = STEPS
+    assert stage.paths() == ["/sleep", pause, "/wake_up", *update, "/wake_up", *LAST_STEPS]
+    assert _error(lambda: stage.engine.hold(hold)).code == "stale_version"
+    stage.forget()
+    stage.engine.publish(_request("gloo", 2))
+    assert "/wake_up" not in stage.paths()
+
+
+@pytest.mark.slow
+def test_vllm_that_can_t_go_to_sleep_is_ended_because_the_trainer_needs_the_memory(make: Make) -> None:
+    stage = make("gloo", sleep=True)
+    stage.say("fail", "/sleep", "CUDA error")
+    assert "CUDA error" in str(
+        _error(lambda: stage.engine.hold(HoldRequest(job_id=JOB, attempt=1, version=1)))
+    )
+    until_restarted(stage)
+    assert not stage.engine._has_weights()
+
+
+def until_restarted(stage: Stage) -> None:
+    deadline = time.monotonic() + 20
+    while stage.engine._server.starts < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_gpus_and_sleep_are_flags_of_vllms(tmp_path: Path) -> None:
+    command = server_command(VllmOptions(tmp_path, "bfloat16", tensor_parallel=4, sleep=True), tmp_path)
+    assert command[command.index("--tensor-parallel-size") + 1] == "4"
+    assert "--enable-sleep-mode" in command
+    plain = server_command(VllmOptions(tmp_path, "bfloat16"), tmp_path)
+    assert not {"--tensor-parallel-size", "--enable-sleep-mode"} & set(plain)
 
 
 def test_vllm_is_started_with_the_back_end_of_the_channel(tmp_path: Path) -> None:

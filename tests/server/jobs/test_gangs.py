@@ -5,14 +5,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from powermean.cli.jobs import described
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import HeartbeatReply
-from server.db.models import AttemptMember, Leader
+from powermean.contracts.job import JobSpec
+from server.cluster import sharing
+from server.cluster.cleaner import Cleaner
+from server.db.models import AttemptMember, Job, Leader
 from server.db.session import database_now
-from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of, example_result
+from server.jobs import allocations, attempts
+from server.jobs.attempts import NodeGone
+from server.jobs.demand import Demand, demand_of, stored_demand
+from server.jobs.hours import merged
+from tests.support.service_driver import (
+    AttemptDriver,
+    ServiceDriver,
+    error_of,
+    example_result,
+    example_spec,
+)
 
 FAILED = {"error": {"code": "out_of_memory", "message": "no memory left"}}
 
@@ -331,7 +344,11 @@ def test_nobody_claims(service: ServiceDriver):
 
 def test_one_node_needs_no_members(service: ServiceDriver):
     attempt = service.running()
+    asked: list[str] = []
+    event.listen(service.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     assert attempt.beat().json()["members"] == []
+    assert asked
+    assert not [one for one in asked if "attempt_members" in one], "one node costs no statement more"
     assert attempt.beat(node_rank=1).status_code == 403
     with service.database.read() as session:
         assert session.query(AttemptMember).count() == 0
@@ -380,3 +397,58 @@ def test_a_job_shows_how_its_nodes_do(service: ServiceDriver):
     lines = described(service.job(first.claim.job_id))
     assert "  node 0, n1: failed: out_of_memory: no memory left" in lines
     assert "  node 1, n2: not claimed" in lines
+
+
+def test_a_node_that_is_gone_ends_the_attempt_and_holds_nothing(service: ServiceDriver):
+    first, _ = gang(service, max_restarts=0)
+    with service.database.write() as session:
+        gone = NodeGone("n2", "pool gpu: its allocation ended", blameless=True)
+        assert attempts.lapse(session, service.settings, first.id, gone)
+    job = service.job(first.claim.job_id)
+    assert job.state is JobState.QUEUED
+    assert job.attempts[0].nodes[1].outcome == "lapsed"
+    assert error_of(first.beat())["code"] == "fenced"
+    assert held(service) == {"n1"}
+
+
+def test_all_nodes_count(service: ServiceDriver):
+    first, second = gang(service)
+    with service.database.read() as session:
+        (one,) = sharing.running(session, sharing.priorities(session), database_now(session))
+        assert one.amount == 2
+        (row,) = (held for held in merged(allocations.of_job(session, first.claim.job_id)))
+        assert (row.cpu_slots, row.end) == (2, None)
+    quota = service.person.get("/v1/quotas").json()["items"][0]
+    assert quota["cpu_slots"]["used"] == 2
+    shown = service.person.get("/v1/cluster/lanes").json()
+    busy = [lane["node"] for lane in shown["lanes"] if lane["spans"]]
+    assert sorted(busy) == ["n1", "n2"]
+    second.finish("finished")
+    first.finish("finished", result=example_result(first.claim.job_id))
+    with service.database.read() as session:
+        found = merged(allocations.of_job(session, first.claim.job_id))
+        assert sum(one.cpu_slots for one in found) == 2
+        assert all(one.end is not None for one in found)
+
+
+def test_a_deleted_job_leaves_no_members(service: ServiceDriver):
+    for part in reversed(gang(service)):
+        part.finish(
+            "finished", result=example_result(part.claim.job_id) if part.claim.node_rank == 0 else None
+        )
+    assert service.person.delete(f"/v1/jobs/{part.claim.job_id}").status_code == 204
+    cleaner = Cleaner(service.database, service.settings, "first")
+    while cleaner.turn():
+        pass
+    with service.database.read() as session:
+        assert session.get(Job, part.claim.job_id) is None
+        assert session.query(AttemptMember).count() == 0
+
+
+def test_a_job_from_before_there_were_gangs_demands_one_node():
+    before = '{"gpus":1,"rollout_gpus":1,"vllm":false,"adapter":null}'
+    assert stored_demand(before).nodes == 1
+    one = JobSpec.model_validate(example_spec(resources={"gpus": 1, "placement": "split"}))
+    assert demand_of(one) == before, "equal demands are equal texts"
+    two = JobSpec.model_validate(example_spec(resources={"nodes": 2, "gpus": 4, "placement": "split"}))
+    assert stored_demand(demand_of(two)) == Demand(4, 1, vllm=False, adapter=None, nodes=2)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import defaultdict
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from powermean.contracts.api import Job as JobView
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import ClaimWithSecrets
-from server.db.models import Allocation, Attempt, Checkpoint, Job, JobEvent, Outbox
+from powermean.contracts.names import RANK_LOST, node_queue
+from server.db.models import Allocation, Attempt, AttemptMember, Checkpoint, Job, JobEvent, Outbox
 from server.db.session import database_now
 from server.jobs.attempts import order_by_rule, order_stop
 from server.jobs.events import lock_job
@@ -26,6 +28,18 @@ from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, AttemptDriver, S
 
 SLOTS = {"node-1": 1, "node-2": 2}
 ERROR = {"code": "trainer_killed", "message": "killed"}
+LOST = {"code": RANK_LOST, "message": "rank 1 is gone"}
+LIVE = (JobState.STARTING, JobState.RUNNING)
+
+
+CLAIMED = AttemptMember.claimed_at.is_not(None)
+Place = tuple[str, str]  # an attempt, and one of its nodes
+
+
+def nodes_of(job: JobView) -> list[str]:
+    """The nodes of the job's newest attempt."""
+    parts = job.attempts[-1].allocations if job.attempts else ()
+    return [part.node_id for part in parts if part.role == "trainer"]
 
 
 class JobLife(RuleBasedStateMachine):
@@ -48,13 +62,14 @@ class JobLife(RuleBasedStateMachine):
             )
         )
         self.jobs: list[str] = []
-        self.attempts: dict[str, AttemptDriver] = {}  # claimed, whatever became of them
-        self.alive: set[str] = set()  # whose processes are still there
+        self.parts: dict[Place, AttemptDriver] = {}  # claimed, whatever became of them
+        self.alive: set[Place] = set()  # whose processes are still there
+        self.over: set[Place] = set()  # who said that theirs are gone
         self.committed: dict[str, int] = defaultdict(int)
         for node in SLOTS:
             self.report(node)
-        for _ in range(2):
-            self.submit(restarts=2, checked=True)
+        for nodes in (1, 2):
+            self.submit(restarts=2, checked=True, nodes=nodes)
         self.schedule(claims=True)
 
     def teardown(self) -> None:
@@ -63,9 +78,9 @@ class JobLife(RuleBasedStateMachine):
             self.folder.cleanup()
 
     @precondition(lambda self: len(self.jobs) < 5)
-    @rule(restarts=st.integers(0, 2), checked=st.booleans())
-    def submit(self, restarts: int, checked: bool) -> None:
-        job_id = self.service.submit(max_restarts=restarts)
+    @rule(restarts=st.integers(0, 2), checked=st.booleans(), nodes=st.sampled_from([1, 2]))
+    def submit(self, restarts: int, checked: bool, nodes: int = 1) -> None:
+        job_id = self.service.submit(max_restarts=restarts, resources={"nodes": nodes})
         self.jobs.append(job_id)
         if checked:
             self.service.validate(job_id)
@@ -78,75 +93,95 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(sorted(SLOTS)))
     def report(self, node: str) -> None:
-        self.service.report(node, cpu_slots=SLOTS[node], running=tuple(sorted(self.alive)))
+        """Later than any claim that it does not know of."""
+        with self.service.database.write() as session:
+            past = database_now(session) - timedelta(seconds=2 * self.service.settings.lease_s)
+            session.execute(update(AttemptMember).values(claimed_at=past).where(CLAIMED))
+        here = sorted(attempt_id for attempt_id, where in self.alive if where == node)
+        self.service.report(node, cpu_slots=SLOTS[node], running=tuple(here))
 
     @rule(claims=st.booleans())
     def schedule(self, claims: bool) -> None:
         self.service.scheduler.turn()
         for job in [self.service.job(job_id) for job_id in self.jobs]:
             if claims and job.state is JobState.STARTING:
-                self.claim_current(job)
+                for node in nodes_of(job):
+                    self.claim_current(job, node)
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
-    def claim(self, data: st.DataObject) -> None:
-        self.claim_current(self.service.job(data.draw(st.sampled_from(self.jobs))))
+    @rule(data=st.data(), node=st.sampled_from(sorted(SLOTS)))
+    def claim(self, data: st.DataObject, node: str) -> None:
+        self.claim_current(self.service.job(data.draw(st.sampled_from(self.jobs))), node)
 
-    def claim_current(self, job: JobView) -> None:
-        attempt_id = f"{job.id}.{job.attempt}"
-        answer = self.service.node.post(f"/v1/attempts/{attempt_id}/claim")
-        assert (answer.status_code == 200) == (job.state is JobState.STARTING)
-        if answer.status_code == 200:
-            assert attempt_id not in self.attempts
+    def claim_current(self, job: JobView, node: str) -> None:
+        place = f"{job.id}.{job.attempt}", node
+        answer = self.service.node.post(f"/v1/attempts/{place[0]}/claim", json={"node_id": node})
+        waited_for = job.state in LIVE and node in nodes_of(job) and place not in self.parts
+        assert (answer.status_code == 200) == waited_for
+        if waited_for:
             claim = ClaimWithSecrets.model_validate_json(answer.content).claim
-            self.attempts[attempt_id] = AttemptDriver(self.service.anyone, claim)
-            self.alive.add(attempt_id)
+            self.parts[place] = AttemptDriver(self.service.anyone, claim)
+            self.alive.add(place)
 
-    def may_write(self, attempt: AttemptDriver) -> bool:
-        job = self.service.job(attempt.claim.job_id)
-        return job.state is JobState.RUNNING and job.attempt == attempt.claim.number
+    def may_write(self, place: Place) -> bool:
+        part = self.parts[place]
+        job = self.service.job(part.claim.job_id)
+        running = job.state is JobState.RUNNING and job.attempt == part.claim.number
+        return running and place not in self.over
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.parts)
     @rule(data=st.data())
     def beat(self, data: st.DataObject) -> None:
-        attempt = self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
-        expected = 200 if self.may_write(attempt) else 409
-        assert attempt.beat().status_code == expected
+        place = data.draw(st.sampled_from(sorted(self.parts)))
+        assert self.parts[place].beat().status_code == (200 if self.may_write(place) else 409)
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.parts)
     @rule(data=st.data(), step=st.integers(1, 20))
     def commit(self, data: st.DataObject, step: int) -> None:
-        attempt = self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
-        allowed = self.may_write(attempt)
-        assert attempt.commit(step).status_code == (204 if allowed else 409)
+        place = data.draw(st.sampled_from(sorted(self.parts)))
+        part, allowed = self.parts[place], self.may_write(place)
+        if part.claim.node_rank > 0:
+            assert part.commit(step).status_code == 403
+            return
+        assert part.commit(step).status_code == (204 if allowed else 409)
         if allowed:
-            job_id = attempt.claim.job_id
+            job_id = part.claim.job_id
             self.committed[job_id] = max(self.committed[job_id], step)
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.parts)
     @rule(
         data=st.data(),
-        outcome=st.sampled_from(["finished", "failed", "retryable", "checkpointed", "cancelled"]),
+        outcome=st.sampled_from(["finished", "failed", "retryable", "lost", "checkpointed", "cancelled"]),
     )
     def finish(self, data: st.DataObject, outcome: str) -> None:
-        attempt = self.attempts[data.draw(st.sampled_from(sorted(self.attempts)))]
+        place = data.draw(st.sampled_from(sorted(self.parts)))
+        part, allowed = self.parts[place], self.may_write(place)
         body: dict[str, object] = {}
-        if outcome == "finished":
-            body = {"result": example_result(attempt.claim.job_id)}
-        elif outcome in ("failed", "retryable"):
-            body = {"error": ERROR, "retryable": outcome == "retryable"}
-        allowed = self.may_write(attempt)
-        answer = attempt.finish("failed" if outcome == "retryable" else outcome, **body)
+        if outcome == "finished" and part.claim.node_rank == 0:
+            body = {"result": example_result(part.claim.job_id)}
+        elif outcome in ("failed", "retryable", "lost"):
+            body = {"error": LOST if outcome == "lost" else ERROR, "retryable": outcome != "failed"}
+        answer = part.finish("failed" if "error" in body else outcome, **body)
         assert answer.status_code in ((204,) if allowed else (204, 409))  # 204: the same word again
-        self.alive.discard(attempt.id)
+        self.alive.discard(place)
+        self.over.add(place)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), dies=st.booleans())
     def fall_silent(self, data: st.DataObject, dies: bool) -> None:
-        attempt_id = data.draw(st.sampled_from(sorted(self.alive)))
-        self.service.let_lease_run_out(attempt_id)
+        place = data.draw(st.sampled_from(sorted(self.alive)))
+        self.service.let_lease_run_out(*place)
         if dies:
-            self.alive.discard(attempt_id)
+            self.alive.discard(place)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def nobody_claims_in_time(self, data: st.DataObject) -> None:
+        job = self.service.job(data.draw(st.sampled_from(self.jobs)))
+        attempt_id = f"{job.id}.{job.attempt}"
+        absent = [node for node in nodes_of(job) if (attempt_id, node) not in self.parts]
+        if job.state in LIVE and absent:
+            self.service.let_lease_run_out(attempt_id, *absent)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -194,7 +229,7 @@ class JobLife(RuleBasedStateMachine):
         with self.service.database.read() as session:
             jobs = {job.id: job for job in session.execute(select(Job)).scalars()}
             attempts = list(session.execute(select(Attempt)).scalars())
-            held = list(session.execute(select(Allocation).where(Allocation.released_at.is_(None))).scalars())
+            parts = list(session.execute(select(Allocation).order_by(Allocation.id)).scalars())
             owed = list(session.execute(select(Outbox).where(Outbox.done_at.is_(None))).scalars())
             events = list(session.execute(select(JobEvent).order_by(JobEvent.seq)).scalars())
             latest = defaultdict(int)
@@ -202,8 +237,8 @@ class JobLife(RuleBasedStateMachine):
                 latest[checkpoint.job_id] = max(latest[checkpoint.job_id], checkpoint.step)
         assert set(jobs) == set(self.jobs), "no accepted job is lost"
         self.check_attempts(jobs, attempts)
-        self.check_places(held)
-        self.check_messages(jobs, owed)
+        self.check_places([part for part in parts if part.released_at is None])
+        self.check_messages(jobs, owed, [part for part in parts if part.role == "trainer"])
         self.check_events(jobs, events)
         assert {job: latest[job] for job in self.jobs} == {job: self.committed[job] for job in self.jobs}
 
@@ -231,15 +266,17 @@ class JobLife(RuleBasedStateMachine):
             on_node[allocation.node_id].add(allocation.attempt_id)
         for node, holders in on_node.items():
             assert len(holders) <= SLOTS[node]
-        everywhere = set().union(*on_node.values())
-        assert self.alive <= everywhere, "what still runs keeps its place"
+        places = {(part.attempt_id, part.node_id) for part in held}
+        assert self.alive <= places, "what still runs keeps its place"
 
-    @staticmethod
-    def check_messages(jobs: dict[str, Job], owed: list[Outbox]) -> None:
-        subjects = sorted(message.subject for message in owed)
-        waiting = [job.id for job in jobs.values() if job.state == JobState.VALIDATING]
-        waiting += [f"{job.id}.{job.attempt}" for job in jobs.values() if job.state == JobState.STARTING]
-        assert subjects == sorted(waiting)
+    def check_messages(self, jobs: dict[str, Job], owed: list[Outbox], parts: list[Allocation]) -> None:
+        """Each node of a live attempt is told of it until it has claimed its part."""
+        told = sorted((message.subject, message.queue or "") for message in owed)
+        waiting = [(job.id, "") for job in jobs.values() if job.state == JobState.VALIDATING]
+        live = {f"{job.id}.{job.attempt}" for job in jobs.values() if job.state in LIVE}
+        places = {(part.attempt_id, part.node_id) for part in parts if part.attempt_id in live}
+        waiting += [(attempt, node_queue(node)) for attempt, node in places - self.parts.keys()]
+        assert told == sorted(waiting)
 
     @staticmethod
     def check_events(jobs: dict[str, Job], events: list[JobEvent]) -> None:

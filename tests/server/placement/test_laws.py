@@ -48,8 +48,7 @@ class SharedCluster(RuleBasedStateMachine):
         for project, gpus, nodes, priority, estimate in jobs:
             self.count += 1
             name, value = f"job-{self.count:03}", VALUES[priority]
-            size = nodes if gpus else 1
-            self.cluster.submit(Work(name, project, gpus, 1e9, size, priority, value, estimate))
+            self.cluster.submit(Work(name, project, gpus, 1e9, nodes, priority, value, estimate))
         self.turn()
         self.cluster.now += seconds
 

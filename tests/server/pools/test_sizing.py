@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from powermean.contracts.attempts import GpuInfo
 from powermean.contracts.pools import Shape
 from server.cluster.pilots import as_node
 from server.placement.fit import could_run
@@ -29,7 +30,7 @@ JOBS = st.builds(
     gpu_type=st.sampled_from([None, None, "h100"]),
     labels=st.sampled_from([(), (("zone", "a"),)]),
     queued_at=st.floats(0, 100),
-).map(lambda job: job if job.gpus else replace(job, nodes=1, gpu_type=None))
+).map(lambda job: job if job.gpus else replace(job, gpu_type=None))
 SHARES = st.fixed_dictionaries({"a": st.builds(Share, gpu_limit=st.sampled_from([None, 2]))})
 PILOTS = st.tuples(st.booleans(), st.booleans(), st.booleans(), st.sampled_from([0.0, 30.0, 90.0]))
 
@@ -196,3 +197,23 @@ def test_a_spec_to_be_checked_brings_one_node_that_could_run_it():
     pool = PoolFacts("gpu", Shape(gpus=1), max=3)
     checks = [Check(WaitingJob("", 1)), Check(WaitingJob("", 8)), Check(WaitingJob("", 0), frozenset({"n1"}))]
     assert sizes(ClusterState(nodes=(), waiting=()), [pool], checks).starts == {"gpu": 1}
+
+
+def test_a_gang_that_finds_some_of_its_nodes_asks_for_the_rest():
+    """A pool with no room for all of them has room for those."""
+    shape = Shape(gpus=4, gpu_type="H100")
+    there = replace(as_node("n1", shape), declared=False, gpu_info=as_reported("n1", "NVIDIA H100 80GB"))
+    pool = PoolFacts("gpu", shape, max=3, pilots=(PilotFacts("n1", "n1", reports=True),))
+    state = ClusterState(nodes=(there,), waiting=[WaitingJob("gang", 4, nodes=3)])
+    assert sizes(state, [pool]).starts == {"gpu": 2}
+    assert sizes(replace(state, waiting=[WaitingJob("gang", 4, nodes=4)]), [pool]).starts == {}
+
+
+def test_a_gang_of_more_nodes_than_others_get_at_once():
+    pool = PoolFacts("gpu", Shape(gpus=1), max=40)
+    state = ClusterState(nodes=(), waiting=[WaitingJob("gang", 1, nodes=16)])
+    assert sizes(state, [pool]).starts == {"gpu": 16}
+
+
+def as_reported(node_id: str, name: str) -> tuple[GpuInfo, ...]:
+    return tuple(GpuInfo(uuid=f"{node_id}/{place}", name=name, memory_mb=80_000) for place in range(4))

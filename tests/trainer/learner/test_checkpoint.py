@@ -143,10 +143,24 @@ def test_a_manifest_cannot_lead_outside_its_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "escaped").exists()
 
 
-def test_another_models_checkpoint_is_refused(saved: Path) -> None:
-    model, optimizer = made(num_hidden_layers=1)
-    with pytest.raises(TrainingError, match="weights differ") as caught:
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [({"num_hidden_layers": 1}, "weights differ"), ({"intermediate_size": 96}, "Size mismatch")],
+)
+def test_another_models_checkpoint_is_refused(saved: Path, config: dict[str, Any], why: str) -> None:
+    model, optimizer = made(**config)
+    with pytest.raises(TrainingError, match=why) as caught:
         checkpoint.load(saved, model, optimizer)
+    assert caught.value.error.code == "checkpoint_unusable"
+
+
+def test_a_part_that_is_missing_is_a_named_error(saved: Path) -> None:
+    """Of four ranks' parts there is one: what it holds is not taken for all."""
+    state = json.loads((saved / "state.json").read_text())
+    (saved / "state.json").write_text(json.dumps(state | {"format": 2, "ranks": 4, "parts": 4}))
+    (saved / "model.safetensors").rename(saved / "model.1-of-4.safetensors")
+    with pytest.raises(TrainingError, match=r"model\.2-of-4") as caught:
+        checkpoint.load(saved, *made())
     assert caught.value.error.code == "checkpoint_unusable"
 
 

@@ -347,8 +347,8 @@ def test_checkpointing_drops_in_the_backward_pass_what_the_forward_pass_dropped(
 
 def test_the_learning_rate_rises_linearly_and_stays() -> None:
     spec = OptimizerSpec(learning_rate=4.0e-3, warmup_updates=3)
-    assert [learning_rate(spec, n) for n in range(5)] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
-    assert learning_rate(OptimizerSpec(learning_rate=1e-3, warmup_updates=0), 0) == 1e-3
+    assert [learning_rate(spec, n, n, 10) for n in range(5)] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
+    assert learning_rate(OptimizerSpec(learning_rate=1e-3, warmup_updates=0), 0, 0, 10) == 1e-3
 
 
 def test_weight_decay_spares_norms() -> None:

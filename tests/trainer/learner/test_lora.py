@@ -17,13 +17,14 @@ from trainer.learner.checkpoint import Progress
 from trainer.learner.final_model import ADAPTER_FOLDER, save_model
 from trainer.learner.lora import (
     adapter_shape,
-    adapter_state,
     attach,
     dropping,
     has_dropout,
-    served_state,
+    served_adapter,
+    served_weights,
     trained_state,
 )
+from trainer.learner.model_state import unique_weights
 from trainer.learner.optimizer import make_optimizer
 from trainer.policy.loading import make_policy
 
@@ -71,8 +72,8 @@ def test_a_new_adapter_changes_nothing_and_is_all_that_trains() -> None:
 def test_what_is_served_is_the_merged_model_under_the_base_models_names() -> None:
     model = adapted(seed=1)
     plain = base(seed=5)
-    missing, unexpected = plain.load_state_dict(served_state(model), strict=False)
-    assert (missing, unexpected) == ([], [])
+    missing, unexpected = plain.load_state_dict(dict(served_weights(model)), strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])  # tied
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
     assert (logits(model) - logits(base())).abs().max() > 0.1
 
@@ -81,8 +82,8 @@ def test_the_adapter_alone_is_what_peft_would_save(tmp_path: Path) -> None:
     model = attach(base(), LoraSpec(rank=4, alpha=8, target_modules=("v_proj", "q_proj")), "some/model")
     model.save_pretrained(str(tmp_path))
     saved = load_file(tmp_path / "adapter_model.safetensors")
-    assert saved.keys() == adapter_state(model).keys()
-    for name, weight in adapter_state(model).items():
+    assert saved.keys() == dict(served_adapter(model)).keys()
+    for name, weight in served_adapter(model):
         assert torch.equal(weight, saved[name]), name
     shape = adapter_shape(model)
     assert (shape.rank, shape.alpha, shape.target_modules) == (4, 8.0, ("q_proj", "v_proj"))
@@ -90,7 +91,10 @@ def test_the_adapter_alone_is_what_peft_would_save(tmp_path: Path) -> None:
 
 def test_a_plain_model_is_served_as_it_is() -> None:
     model = base()
-    assert served_state(model).keys() == model.state_dict().keys() == trained_state(model).keys()
+    assert model.state_dict().keys() == trained_state(model).keys()
+    state = unique_weights(model.state_dict())
+    for (name, weight), (found, served) in zip(state, served_weights(model), strict=True):
+        assert (name, weight.data_ptr()) == (found, served.data_ptr())
 
 
 def test_unknown_modules_are_named() -> None:

@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 def test_a_cpu_needs_no_trial() -> None:
     one = learner()
-    assert micro_batch_tokens(one.policy, one.optimizer) == CPU_TOKENS
+    assert micro_batch_tokens(one.policy, one.optimizer, "float32") == CPU_TOKENS
 
 
 @pytest.mark.parametrize("kind", [{}, {"bfloat16_weights": True}], ids=["float32", "bfloat16 weights"])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -60,13 +60,21 @@ def test_law_tiles_change_no_number_and_no_gradient(
         found, entropy = layer.answer(hidden, questions, torch.float64, entropy=True)
         expected, exact = at_once(layer, hidden, questions)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(entropy, exact.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(entropy, exact, rtol=1e-9, atol=1e-12)
         leaves = [leaf for leaf in (hidden, layer.weight, layer.bias) if leaf is not None]
-        up = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        for ours, theirs in zip(
-            torch.autograd.grad(found, leaves, up), torch.autograd.grad(expected, leaves, up), strict=True
+        chance = torch.Generator().manual_seed(1)
+        up, up_entropy = (
+            torch.randn(len(one), generator=chance, dtype=torch.float64) for one in (found, exact)
+        )
+        for ours, theirs, given_up in (
+            ([found], [expected], [up]),
+            ([entropy], [exact], [up_entropy]),
+            ([found, entropy], [expected, exact], [up, up_entropy]),
         ):
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+            here = torch.autograd.grad(ours, leaves, given_up, retain_graph=True)
+            there = torch.autograd.grad(theirs, leaves, given_up, retain_graph=True)
+            for one, other in zip(here, there, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -78,6 +86,20 @@ def test_law_gradcheck(case: tuple[OutputLayer, Tensor, Questions]) -> None:
         return replace(layer, weight=weight).answer(states, questions, torch.float64, entropy=False)[0]
 
     assert torch.autograd.gradcheck(log_probs, (hidden, layer.weight), atol=1e-6)
+
+
+@pytest.mark.slow
+@settings(max_examples=10)
+@given(case=cases())
+def test_law_gradcheck_of_the_entropy(case: tuple[OutputLayer, Tensor, Questions]) -> None:
+    layer, hidden, questions = case
+
+    def entropy(states: Tensor, weight: Tensor) -> Tensor:
+        found = replace(layer, weight=weight).answer(states, questions, torch.float64, entropy=True)[1]
+        assert found is not None
+        return found
+
+    assert torch.autograd.gradcheck(entropy, (hidden, layer.weight), atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -60,6 +60,23 @@ def test_a_job_that_does_not_fit_is_told_what_helps(
     assert run(monkeypatch, file, "--gpu-memory", "80") == 0
 
 
+@pytest.mark.slow
+def test_a_model_that_is_not_here_on_gpus_that_are_not(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharded over eight it fits; one GPU can't hold it, nor can eight that have all of it each."""
+    known = {"name": "Qwen/Qwen2.5-7B", "dtype": "bfloat16"}
+    file = written(tmp_path, tiny_folder, model=known, resources={"gpus": 1})
+    there = ("--gpu-memory", 80, "--prompt-tokens", 100)
+    assert run(monkeypatch, file, *there) == fit.TOO_LARGE
+    assert run(monkeypatch, file, *there, "--gpus", 8) == 0
+    assert "sharded over 8 ranks" in capsys.readouterr().out
+    assert run(monkeypatch, file, *there, "--gpus", 8, "--nodes", 2, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ranks"], found["shards"]) == (16, 8)
+    assert found["parts"]["gathered"] > 0
+
+
 def test_as_json_it_has_the_bytes(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

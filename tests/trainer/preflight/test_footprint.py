@@ -8,6 +8,7 @@ from powermean.contracts.job import JobSpec
 from tests.support.tiny_model import tiny_spec
 from trainer.defaults import CPU_TOKENS, LEAST_GPU_TOKENS
 from trainer.preflight.footprint import Footprint, footprint, micro_batch, precision_of
+from trainer.preflight.model_facts import in_folder
 from trainer.preflight.tensors import tensor_shapes
 
 PROMPT = 8
@@ -18,7 +19,7 @@ def spec(model: dict[str, object] | None = None, **changes: object) -> JobSpec:
 
 
 def of(job: JobSpec, folder: Path, *, cuda: bool) -> Footprint:
-    found = footprint(job, folder, PROMPT, cuda=cuda)
+    found = footprint(job, in_folder(folder), PROMPT, cuda=cuda)
     assert found is not None
     return found
 
@@ -92,4 +93,4 @@ def test_checkpointing_keeps_a_layer_s_input_instead_of_its_activations(
 
 def test_a_model_of_unknown_widths_has_no_estimate(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
-    assert footprint(spec(), tmp_path, PROMPT, cuda=False) is None
+    assert footprint(spec(), in_folder(tmp_path), PROMPT, cuda=False) is None

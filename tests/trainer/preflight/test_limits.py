@@ -1,6 +1,7 @@
 """A job that can't fit its node, or adapts layers that aren't there, is told so before it is queued."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from trainer.failures import TrainingError
 from trainer.preflight import limits
 from trainer.preflight.footprint import footprint
 from trainer.preflight.limits import (
+    ASLEEP_BYTES,
     ERROR,
     Place,
     changes,
@@ -21,6 +23,7 @@ from trainer.preflight.limits import (
     fits,
     place_of,
 )
+from trainer.preflight.model_facts import in_folder
 
 PROMPT = 8
 
@@ -34,7 +37,7 @@ def place(total: int, engine: int = 0) -> Place:
 
 
 def needed(job: JobSpec, folder: Path) -> int:
-    found = footprint(job, folder, PROMPT, cuda=False)
+    found = footprint(job, in_folder(folder), PROMPT, cuda=False)
     assert found is not None
     return found.total
 
@@ -42,12 +45,12 @@ def needed(job: JobSpec, folder: Path) -> int:
 def test_only_what_is_beyond_the_estimate_and_its_error_is_refused(tiny_folder: Path) -> None:
     job = spec()
     least = int(needed(job, tiny_folder) / ERROR) + 1
-    check_memory(job, tiny_folder, PROMPT, place(least))
+    check_memory(job, in_folder(tiny_folder), PROMPT, place(least))
     with pytest.raises(TrainingError, match=r"the trainer needs about .* the node has") as refused:
-        check_memory(job, tiny_folder, PROMPT, place(least - 2))
+        check_memory(job, in_folder(tiny_folder), PROMPT, place(least - 2))
     assert refused.value.error.code == "not_enough_memory"
     with pytest.raises(TrainingError, match=r"beside the transformers engine's 1\.0 GiB"):
-        check_memory(job, tiny_folder, PROMPT, place(least - 2 + GIB, engine=GIB))
+        check_memory(job, in_folder(tiny_folder), PROMPT, place(least - 2 + GIB, engine=GIB))
 
 
 def test_the_error_names_the_first_change_that_makes_the_job_fit(tiny_folder: Path) -> None:
@@ -59,22 +62,23 @@ def test_the_error_names_the_first_change_that_makes_the_job_fit(tiny_folder: Pa
         job.model_dump() | {"training": {"steps": 1, "micro_batch_tokens": PROMPT + 4096}}
     )
     with pytest.raises(TrainingError) as refused:
-        check_memory(job, tiny_folder, PROMPT, place(needed(small, tiny_folder)))
+        check_memory(job, in_folder(tiny_folder), PROMPT, place(needed(small, tiny_folder)))
     error = refused.value.error
     assert error.path == "training.micro_batch_tokens"
     assert error.remedy is not None
     assert f"training.micro_batch_tokens: {PROMPT + 4096}" in error.remedy
     with pytest.raises(TrainingError) as refused:
-        check_memory(job, tiny_folder, PROMPT, place(1 << 20))
+        check_memory(job, in_folder(tiny_folder), PROMPT, place(1 << 20))
     assert refused.value.error.path == "model"
 
 
 def test_every_change_makes_the_job_smaller(tiny_folder: Path) -> None:
     job = spec(rollout={"max_new_tokens": 512}, training={"steps": 1, "micro_batch_tokens": 8192})
-    found = list(changes(job, tiny_folder, PROMPT, place(GIB)))
+    found = list(changes(job, in_folder(tiny_folder), PROMPT, place(GIB)))
     assert {one.path for one in found} == {
         "training.micro_batch_tokens",
         "training.gradient_checkpointing",
+        "optimizer.state",
         "model.lora",
     }
     assert all(one.footprint.total < needed(job, tiny_folder) for one in found)
@@ -108,17 +112,17 @@ def test_an_engine_beside_the_trainer_counts(
 
 def test_a_change_that_the_spec_does_not_allow_is_not_offered(tiny_folder: Path) -> None:
     job = spec(rollout={"engine": "transformers", "publish": "in_place", "max_new_tokens": 4})
-    assert "model.lora" not in {one.path for one in changes(job, tiny_folder, PROMPT, place(GIB))}
+    assert "model.lora" not in {one.path for one in changes(job, in_folder(tiny_folder), PROMPT, place(GIB))}
 
 
 def test_where_nothing_tells_the_memory_nothing_is_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "total_bytes", lambda: None)
-    check_memory(spec(), tiny_folder, PROMPT)
+    check_memory(spec(), in_folder(tiny_folder), PROMPT, place_of(spec(), tiny_folder))
     monkeypatch.setattr(limits, "total_bytes", lambda: 1)
     (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
-    check_memory(spec(rollout={"engine": "transformers", "max_new_tokens": 4}), tmp_path, PROMPT)
+    check_memory(spec(), in_folder(tmp_path), PROMPT, place(1))
 
 
 def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,14 +136,41 @@ def test_a_gpu_job_is_measured_against_its_gpu(tiny_folder: Path, monkeypatch: p
     )
     assert beside is not None
     assert beside == Place(
-        cuda=True, total=10 * GIB, engine=int(limits.GPU_MEMORY_SHARE * 10 * GIB), engine_name="vllm"
+        cuda=True,
+        total=10 * GIB,
+        engine=int(limits.GPU_MEMORY_SHARE * 10 * GIB),
+        engine_name="vllm",
+        sleeps=True,
     )
-    estimate = footprint(spec(resources={"gpus": 1}), tiny_folder, PROMPT, cuda=True)
+    estimate = footprint(spec(resources={"gpus": 1}), in_folder(tiny_folder), PROMPT, cuda=True)
     assert estimate is not None
     assert fits(estimate, beside)
     monkeypatch.setattr(limits, "gpu_bytes_of_node", lambda: None)
     assert place_of(spec(resources={"gpus": 1}), tiny_folder) is None
-    check_memory(spec(resources={"gpus": 1}), tiny_folder, PROMPT)
+
+
+def test_an_engine_that_sleeps_leaves_its_memory_for_updates_alone(tiny_folder: Path) -> None:
+    """What stays between updates must fit beside the engine that is awake."""
+    found = footprint(spec(), in_folder(tiny_folder), PROMPT, cuda=False)
+    assert found is not None
+    total = max(found.total, 2 * found.resident) + ASLEEP_BYTES
+    beside = Place(cuda=True, total=total, engine=total - found.resident, engine_name="vllm", sleeps=True)
+    assert fits(found, beside)
+    assert not fits(found, replace(beside, sleeps=False))
+    assert not fits(found, replace(beside, engine=beside.engine + 1))
+
+
+def test_ranks_of_a_node_without_gpus_share_its_memory(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "total_bytes", lambda: 4 * GIB)
+    rollout = {"engine": "transformers", "publish": "shm", "max_new_tokens": 4}
+    alone, shared = (
+        place_of(spec(rollout=rollout, resources={"cpu_ranks": ranks}), tiny_folder) for ranks in (1, 4)
+    )
+    assert alone is not None
+    assert shared is not None
+    assert 4 * shared.for_trainer == pytest.approx(alone.for_trainer, abs=8)
 
 
 @pytest.mark.parametrize("name", ["q_pro", "embed_tokens", "lm_head", "input_layernorm"])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -16,6 +17,7 @@ from powermean.contracts.attempts import JobError, ValidationResult, ValidationT
 from powermean.contracts.job import JobSpec
 from tests.support.fake_gpu import fake_gpu
 from tests.support.tiny_model import tiny_spec
+from trainer.failures import TrainingError
 from trainer.preflight import dataset
 from trainer.preflight import validate as module
 from trainer.preflight.validate import validate
@@ -236,6 +238,44 @@ def test_a_way_of_publishing_that_only_vllm_has_needs_vllm(
     assert (error.code, error.path) == ("vllm_missing", "rollout.publish")
     assert error.remedy is not None
     assert "shm or store" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "why"),
+    [
+        (3, {}, "has 4 attention heads, which 3 GPUs"),
+        (4, {"num_attention_heads": 12, "num_key_value_heads": 6}, "has 6 key/value heads, which 4 GPUs"),
+        (4, {"num_attention_heads": 12, "num_key_value_heads": 2}, None),  # each on two of them
+        (2, {}, None),
+    ],
+)
+def test_the_gpus_of_an_engine_must_divide_the_models_heads(
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    config: Any,
+    why: str | None,
+) -> None:
+    monkeypatch.setattr(module, "vllm_objection", lambda *_, **__: None)
+    known = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(known | config))
+    rollout = {"gpus_per_replica": size, "engine": "vllm"}
+    spec = JobSpec.model_validate(tiny_spec("tiny", rollout=rollout, resources={"gpus": 8}))
+    if why is None:
+        return module.check_engine(spec, tmp_path)
+    with pytest.raises(TrainingError, match=why) as caught:
+        module.check_engine(spec, tmp_path)
+    assert (caught.value.code, caught.value.path) == ("undivided_heads", "rollout.gpus_per_replica")
+    return None
+
+
+def test_an_engine_of_several_gpus_must_be_vllm(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "vllm_installed", lambda: False)
+    spec = JobSpec.model_validate(tiny_spec("tiny", rollout={"gpus_per_replica": 2}, resources={"gpus": 2}))
+    with pytest.raises(TrainingError, match="an engine of 2 GPUs must be vLLM") as caught:
+        module.check_engine(spec, tiny_folder)
+    assert (caught.value.code, caught.value.path) == ("vllm_missing", "rollout.gpus_per_replica")
 
 
 def test_what_exceeds_vllms_cache_is_that_limits_error(

@@ -62,7 +62,7 @@ def report() -> StepReport:
         overflow_tokens=[0.0, 1.0, NAN, NAN],
     )
     update = UpdateReport(
-        0, torch.arange(4), seen, 0.25, 3.0, 1e-3, None, None, trajectories=3, tokens_trained=8
+        0, torch.arange(4), seen, 0.25, 3.0, 1e-3, None, None, None, trajectories=3, tokens_trained=8
     )
     lengths = torch.tensor([2, 0, 4, 2])
     mask = torch.arange(4) < lengths[:, None]

@@ -14,9 +14,9 @@ from rollout.client import EngineRefusedError
 from rollout.gloo import Announced, Receiver, TransferError
 from tests.support.tiny_model import tiny_config
 from trainer.failures import TrainingError
+from trainer.learner.model_state import unique_weights
 from trainer.weights.channel import ChannelWriter, connector
 from trainer.weights.engine_pool import EnginePool
-from trainer.weights.files import unique_weights
 from trainer.weights.steady_engine import SteadyEngine
 
 CLOSED = EngineRefusedError(409, "channel_closed", "vLLM restarted")

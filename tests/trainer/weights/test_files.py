@@ -14,9 +14,10 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.models import LoraSpec
 from tests.support.tiny_model import tiny_config
-from trainer.learner.lora import adapter_state, attach
+from trainer.learner.lora import attach, served_adapter
+from trainer.learner.model_state import unique_weights
 from trainer.weights import files as publish
-from trainer.weights.files import WeightWriter, fits_shared_memory, remove_stale, unique_weights
+from trainer.weights.files import WeightWriter, fits_shared_memory, remove_stale
 
 
 def writer(folder: Path, method: str = "shm", dtype: torch.dtype = torch.float32) -> WeightWriter:
@@ -128,7 +129,7 @@ def test_of_a_lora_job_either_the_adapter_or_the_merged_weights_have_to_fit(
 
     plain = sum(4 * weight.numel() for _, weight in unique_weights(model().state_dict()))
     with_adapter = attach(model(), LoraSpec(rank=2), "tiny")
-    adapter = sum(4 * weight.numel() for weight in adapter_state(with_adapter).values())
+    adapter = sum(4 * weight.numel() for weight in dict(served_adapter(with_adapter)).values())
     assert adapter < plain
     for alone, size in ((True, adapter), (False, plain)):
         room(int(1.2 * size))

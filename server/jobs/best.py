@@ -1,0 +1,30 @@
+"""Which checkpoint is the best one, by a metric."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from powermean.contracts.metrics import WHOLE_STEP
+from server.db.models import Checkpoint, Metric
+from server.jobs.counting import counts, shares
+
+
+def measured(session: Session, job_id: str, metric: str, step: int) -> float | None:
+    """The metric's newest value at or before the step; None if there is none, or it is not finite."""
+    query = select(Metric.value).where(
+        Metric.job_id == job_id,
+        Metric.name == metric,
+        Metric.update == WHOLE_STEP,
+        Metric.step <= step,
+        counts(shares(session, job_id), Metric.attempt, Metric.step),
+    )
+    return session.scalars(query.order_by(Metric.step.desc(), Metric.attempt.desc()).limit(1)).first()
+
+
+def best_of(found: Iterable[Checkpoint], best_is: Literal["highest", "lowest"]) -> Checkpoint | None:
+    """The checkpoint with the best value, of equal ones the earliest; None if none has a value."""
+    sign = 1 if best_is == "highest" else -1
+    valued = [(sign * one.value, -one.step, one.attempt, one) for one in found if one.value is not None]
+    return max(valued, key=lambda one: one[:3])[3] if valued else None

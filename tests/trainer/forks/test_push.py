@@ -1,0 +1,72 @@
+"""Models go to a hub by its own protocol: private unless it is said, with the environment's token alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.hub_server import HubServer
+
+NAME, TOKEN = "team/adder", "hf_0123456789abcdefghij"
+ROOT = Path(__file__).parents[3]
+
+
+def pushed(folder: Path, hub: HubServer, *flags: str, token: str | None = TOKEN) -> tuple[int, str, str]:
+    """As `powermean push` runs it: its exit status and what it said."""
+    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.forks.push", str(folder / "model"), NAME, *flags],
+        env=environment | ({"HF_TOKEN": token} if token else {}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> dict[str, bytes]:
+    files = {"config.json": b"{}", "model.safetensors": bytes(range(256)), "templates/chat.jinja": b"{{ m }}"}
+    for path, content in files.items():
+        (tmp_path / "model" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / path).write_bytes(content)
+    return files
+
+
+@pytest.mark.slow
+def test_a_new_repository_is_private_and_gets_every_file(tmp_path: Path, model: dict[str, bytes]):
+    with HubServer(NAME, tmp_path / "hub", TOKEN, private=None) as hub:
+        code, said, wrong = pushed(tmp_path, hub)
+        assert code == 0, wrong
+        assert said.strip() == f"{hub.url}/{NAME}"
+        assert hub.private is True
+        arrived = {str(one.relative_to(hub.folder)): one.read_bytes() for one in hub.folder.rglob("*.*")}
+        assert arrived == model
+        assert pushed(tmp_path, hub, "--message", "again")[0] == 0
+
+
+@pytest.mark.slow
+def test_nothing_goes_where_everybody_may_read_it_unless_that_is_meant(
+    tmp_path: Path, model: dict[str, bytes]
+):
+    with HubServer(NAME, tmp_path / "hub", TOKEN, private=False) as hub:
+        code, _, wrong = pushed(tmp_path, hub)
+        assert (code, "everybody may read it" in wrong) == (1, True)
+        assert not hub.folder.exists()
+        assert pushed(tmp_path, hub, "--public")[0] == 0
+        assert (hub.folder / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_without_a_token_that_may_write_it_says_why(tmp_path: Path, model: dict[str, bytes]):
+    with HubServer(NAME, tmp_path / "hub", TOKEN, private=None) as hub:
+        code, _, wrong = pushed(tmp_path, hub, token=None)
+        assert (code, hub.asked) == (1, [])
+        assert "HF_TOKEN is not set" in wrong
+        code, _, wrong = pushed(tmp_path, hub, token="hf_of_somebody_else")
+        assert code == 1
+        assert "401" in wrong
+        assert "hf_of_somebody_else" not in wrong

@@ -1,0 +1,374 @@
+"""What sharded models must do, run by four ranks at once (test_sharding.py)."""
+
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from transformers import LlamaForCausalLM
+
+from powermean.artefacts import ArtefactStore
+from powermean.contracts.models import LoraSpec
+from powermean.contracts.training import OptimizerSpec
+from tests.support.tiny_model import tiny_config
+from trainer.learner import checkpoint
+from trainer.learner.checkpoint import Progress
+from trainer.learner.final_model import save_model, take_part_in_saving
+from trainer.learner.loading_sharded import load_sharded_policy
+from trainer.learner.lora import attach, served_adapter, served_weights
+from trainer.learner.model_state import unique_weights
+from trainer.learner.optimizer import MasterWeights, make_optimizer
+from trainer.policy.loading import checkpoint_layers
+from trainer.policy.policy import Policy
+from trainer.policy.tree_attention import attend_by_trees
+from trainer.ranks.exchange import Ranks
+from trainer.ranks.sharding import last_pass, shard, whole
+from trainer.ranks.world import World
+from trainer.rollouts.batching import Trajectories
+from trainer.weights.files import WeightWriter, take_part
+
+CPU = torch.device("cpu")
+# A large eps: without it AdamW turns the rounding of a gradient near 0 into a whole step.
+SPEC = OptimizerSpec(learning_rate=1e-2, warmup_updates=0, eps=1e-2, weight_decay=0.1)
+LORA = LoraSpec(rank=4, alpha=8)
+PROGRESS = Progress(step=3, updates=4, tokens=5)
+ROWS = 8
+
+Case = Callable[[Ranks, Path], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model, and how its passes are made."""
+
+    tied: bool = True
+    lora: bool = False
+    checkpointing: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+def model(kind: Kind) -> nn.Module:
+    """The same on every rank."""
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(tiny_config(tie_word_embeddings=kind.tied))
+    if not kind.lora:
+        return made
+    adapted = attach(made, LORA, "tiny")
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_" in name:
+                weight.normal_(std=0.05)
+    return adapted
+
+
+def policy(kind: Kind, mesh: DeviceMesh | None = None) -> Policy:
+    """What `make_policy` makes, without its trials."""
+    made = model(kind)
+    if mesh is not None:
+        shard(made, mesh, kind.dtype)
+    found = Policy(made, 0.9, kind.dtype, CPU, by_tree=True)
+    attend_by_trees(found.plain_model)
+    if kind.checkpointing:
+        checkpoint_layers(found.plain_model)
+    return found
+
+
+def optimizer(of: Policy) -> torch.optim.Optimizer:
+    return make_optimizer(of.model, SPEC)
+
+
+def rows(seed: int) -> Trajectories:
+    """Two prompts, completions of 1 to 6 tokens."""
+    chance = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(0, 19, (3 + place,), generator=chance).tolist() for place in range(2)]
+    lengths = torch.randint(1, 7, (ROWS,), generator=chance).tolist()
+    completions = [torch.randint(0, 19, (length,), generator=chance).tolist() for length in lengths]
+    return Trajectories([prompts[row * 2 // ROWS] for row in range(ROWS)], completions)
+
+
+def part(given: Trajectories, numbers: range) -> Trajectories:
+    return Trajectories([given.prompts[n] for n in numbers], [given.completions[n] for n in numbers])
+
+
+def update(
+    of: Policy, by: torch.optim.Optimizer, seed: int, ranks: int = 1, rank: int = 0
+) -> tuple[dict[int, Tensor], float]:
+    """One update in two micro-batches on each rank: log-probs of this rank's rows, the gradient's norm."""
+    given, seen = rows(seed), {}
+    for micro_batch in range(2):
+        numbers = range(micro_batch * ranks + rank, ROWS, 2 * ranks)
+        tree = next(of.batches(part(given, numbers), 10**6))
+        last_pass(of.model, micro_batch == 1)
+        log_probs = of.score(tree).log_probs
+        pull = torch.tensor([(-1.0) ** n * (n + 1) for n in numbers])[tree.rows]
+        (log_probs * pull[:, None]).sum().div(10.0).backward()
+        for place, row in enumerate(tree.rows.tolist()):
+            seen[numbers[row]] = log_probs[place, : len(given.completions[numbers[row]])].detach()
+    weights = [weight for group in by.param_groups for weight in group["params"]]
+    norm = whole(nn.utils.get_total_norm(w.grad for w in weights if w.grad is not None))
+    nn.utils.clip_grads_with_norm_(weights, SPEC.max_grad_norm, norm)
+    by.step()
+    by.zero_grad(set_to_none=True)
+    return seen, float(norm)
+
+
+def state(of: Policy) -> dict[str, Tensor]:
+    return {name: whole(weight.detach()) for name, weight in of.model.state_dict().items()}
+
+
+def close(one: Tensor, other: Tensor, most: float = 1e-5) -> None:
+    torch.testing.assert_close(one, other, rtol=most, atol=most)
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def pairs() -> DeviceMesh:
+    """Ranks 0 and 1, and beside them 2 and 3, which do the same."""
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("beside", "shard"))["shard"]
+
+
+def four() -> DeviceMesh:
+    return init_device_mesh("cpu", (4,), mesh_dim_names=("shard",))
+
+
+def two_nodes() -> DeviceMesh:
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+
+
+def equals_one_process(kind: Kind, mesh: Callable[[], DeviceMesh]) -> Case:
+    """Log-probs, the gradient's norm and weights over several updates, and what is scored between them."""
+
+    def case(ranks: Ranks, _folder: Path) -> None:
+        spread = mesh()
+        plain, sharded = policy(kind), policy(kind, spread)
+        by_plain, by_sharded = optimizer(plain), optimizer(sharded)
+        for number in range(2):
+            expected, expected_norm = update(plain, by_plain, number)
+            found, norm = update(sharded, by_sharded, number, spread.size(), ranks.world.rank % spread.size())
+            for row, log_probs in found.items():
+                close(log_probs, expected[row])
+            assert abs(norm - expected_norm) < 1e-5 * expected_norm
+            tree = next(plain.batches(rows(9), 10**6))
+            with torch.no_grad():
+                close(sharded.score(tree).log_probs, plain.score(tree).log_probs)
+        weights = plain.model.state_dict()
+        for name, weight in state(sharded).items():
+            close(weight, weights[name])
+
+    return case
+
+
+def rounds_as_one_process(ranks: Ranks, _folder: Path) -> None:
+    """Passes in bfloat16 over weights that stay in float32."""
+    kind = Kind(dtype=torch.bfloat16)
+    sharded, plain = policy(kind, four()), policy(kind)
+    masters = MasterWeights(plain.model)
+    tree = next(sharded.batches(rows(0), 10**6))
+    assert torch.equal(sharded.score(tree).log_probs, plain.score(tree).log_probs)
+    update(sharded, optimizer(sharded), 0, ranks.world.size, ranks.world.rank)
+    update(plain, make_optimizer(plain.model, SPEC, masters), 0)
+    found = state(sharded)
+    for name, master in masters.by_name.items():
+        assert found[name].dtype == torch.float32
+        close(found[name], master.detach(), 1e-3)
+        assert not torch.equal(found[name], found[name].bfloat16().float()), name
+
+
+def reshards(ranks: Ranks, folder: Path) -> None:
+    """A checkpoint of 1 rank goes to 2, from there to 4, to 2 times 2, and back to 1: all is as it was."""
+    kind = Kind()
+    first = policy(kind)
+    by_first = optimizer(first)
+    for number in range(2):
+        update(first, by_first, number)
+    if ranks.world.leads:
+        (folder / "start").mkdir()
+        checkpoint.save(folder / "start", first.model, by_first, PROGRESS)
+    dist.barrier()
+    before = "start"
+    for after, mesh in (("pairs", pairs()), ("four", four()), ("nodes", two_nodes()), ("end", None)):
+        beside = after == "pairs" and ranks.world.rank >= 2
+        size = 1 if mesh is None else mesh.size()
+        there = World(ranks.world.rank % size, size)
+        found = policy(Kind(), mesh)
+        with torch.no_grad():
+            for weight in found.model.parameters():
+                weight.zero_()
+        by = optimizer(found)
+        assert checkpoint.load(folder / before, found.model, by, world=there) == PROGRESS
+        equal(state(found), state(first))
+        moments, expected = by.state_dict()["state"], by_first.state_dict()["state"]
+        for number, one in expected.items():
+            equal({name: whole(value) for name, value in moments[number].items()}, one)
+        (folder / after).mkdir(exist_ok=True)
+        if not beside and (mesh is not None or ranks.world.leads):
+            checkpoint.save(folder / after, found.model, by, PROGRESS, world=there)
+        dist.barrier()
+        before = after
+    if ranks.world.leads:
+        names = {path.name for path in (folder / "nodes").iterdir()}
+        assert names == {
+            "state.json",
+            *(f"{name}.{n}-of-2.safetensors" for name in ("model", "optimizer") for n in (1, 2)),
+            *(f"random.{n}-of-4.safetensors" for n in range(1, 5)),
+        }
+        for name in ("model", "optimizer"):
+            start, end = (folder / each / f"{name}.safetensors" for each in ("start", "end"))
+            equal(load_file(start), load_file(end))
+
+
+def goes_on(ranks: Ranks, folder: Path) -> None:
+    """From a sharded checkpoint, to the same bits."""
+    one, other = policy(Kind(), four()), policy(Kind(), four())
+    by_one, by_other = optimizer(one), optimizer(other)
+    update(one, by_one, 0, ranks.world.size, ranks.world.rank)
+    checkpoint.save(folder, one.model, by_one, PROGRESS, world=ranks.world)
+    dist.barrier()
+    checkpoint.load(folder, other.model, by_other, world=ranks.world)
+    for of, by in ((one, by_one), (other, by_other)):
+        update(of, by, 1, ranks.world.size, ranks.world.rank)
+    equal(state(other), state(one))
+
+
+def serves_what_one_process_serves(ranks: Ranks, folder: Path) -> None:
+    """Merged weights of an adapter too, and a rank that breaks off does not leave the others waiting."""
+    for kind in (Kind(), Kind(tied=False, lora=True)):
+        expected, sharded = dict(served_weights(model(kind))), policy(kind, two_nodes()).model
+        equal(dict(served_weights(sharded)), expected)
+        given = served_weights(sharded)
+        with closing(given):
+            assert len(list(islice(given, 2 if ranks.world.leads else None))) > 1
+        dist.barrier()
+        rounded = dict(served_weights(sharded, torch.bfloat16))
+        for name, weight in expected.items():
+            assert torch.equal(rounded[name].bfloat16(), weight.bfloat16()), name
+
+
+def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
+    """Other ranks never read the weights; an adapter's first ones are rank 0's, too. The model is tried."""
+    for number, (kind, adapter) in enumerate(((Kind(), False), (Kind(tied=False), True))):
+        source = folder / str(number)
+        if ranks.world.leads:
+            model(kind).save_pretrained(source)
+        ranks.wait_for_all()
+        if not ranks.world.leads:
+            (folder / f"{number}-{ranks.world.rank}").mkdir()
+            source = folder / f"{number}-{ranks.world.rank}"
+            (source / "config.json").write_bytes((folder / str(number) / "config.json").read_bytes())
+        torch.manual_seed(ranks.world.rank)
+        found = load_sharded_policy(
+            source,
+            two_nodes(),
+            leads=ranks.world.leads,
+            device=CPU,
+            dtype=torch.float32,
+            temperature=0.9,
+            prepare=partial(attach, spec=LORA, name="tiny") if adapter else nn.Module.eval,
+            gradient_checkpointing=True,
+        )
+        assert found.by_tree
+        equal(dict(served_weights(found.model)), dict(unique_weights(model(kind).state_dict())))
+        tree = next(found.batches(rows(0), 10**6))
+        close(found.score(tree).log_probs, policy(kind).score(tree).log_probs)
+        for name, weight in state(found).items():
+            assert torch.equal(ranks.total(weight) / 4, weight), name
+
+
+def is_stored_by_all(ranks: Ranks, folder: Path) -> None:
+    """Each rank gives its files to the store; what rank 0 commits names them all."""
+    world, store = ranks.world, ArtefactStore(f"file://{folder}/store")
+    one, other = policy(Kind(), four()), policy(Kind(), four())
+    by = optimizer(one)
+    update(one, by, 0, world.size, world.rank)
+    torch.manual_seed(world.rank)
+    manifest = checkpoint.store(store, "jobs/a", folder, one.model, by, PROGRESS, {}, ranks)
+    drawn = torch.rand(2)
+    assert len(manifest.files) == 3 * world.size + 1
+    back = folder / f"back-{world.rank}"
+    checkpoint.fetch_folder(store, manifest, back)
+    checkpoint.load(back, other.model, optimizer(other), world=world)
+    equal(state(other), state(one))
+    assert torch.equal(torch.rand(2), drawn)
+
+
+def saves_a_folder(ranks: Ranks, folder: Path) -> None:
+    """What from_pretrained and peft load, from rank 0's files."""
+    source, target = folder / "base", folder / "model"
+    kind = Kind(lora=True)
+    if ranks.world.leads:
+        LlamaForCausalLM(tiny_config()).save_pretrained(source)
+    sharded = policy(kind, two_nodes())
+    ranks.wait_for_all()
+    if not ranks.world.leads:
+        take_part_in_saving(sharded)
+        return
+    save_model(sharded, source, target)
+    loaded = LlamaForCausalLM.from_pretrained(target)
+    assert json.loads((target / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    equal(dict(served_weights(model(kind))), dict(unique_weights(loaded.state_dict())))
+    equal(load_file(target / "adapter" / "adapter_model.safetensors"), dict(served_adapter(model(kind))))
+
+
+def publishes_files(ranks: Ranks, folder: Path) -> None:
+    """Rank 0 writes what one process would; the others are called, and take part."""
+    for kind, adapter_alone in ((Kind(), False), (Kind(lora=True), True)):
+        sharded = policy(kind, four()).model
+        if not ranks.world.leads:
+            command = ranks.told()
+            assert command.do == "gather"
+            take_part(sharded, torch.bfloat16, adapter_alone=adapter_alone)
+            continue
+        store = ArtefactStore(f"file://{folder}/store")
+        writer = partial(
+            WeightWriter,
+            "job",
+            method="shm",
+            dtype=torch.bfloat16,
+            store=store,
+            scratch=folder,
+            shared_memory=folder,
+            adapter_alone=adapter_alone,
+        )
+        found = writer(attempt=1, call_ranks=lambda: ranks.tell("gather")).write(sharded, 1)
+        expected = writer(attempt=2).write(model(kind), 1)
+        assert [file.sha256 for file in found.files] == [file.sha256 for file in expected.files]
+
+
+CASES: dict[str, Case] = {
+    "tied, two ranks": equals_one_process(Kind(), pairs),
+    "untied, four ranks": equals_one_process(Kind(tied=False), four),
+    "two nodes of two": equals_one_process(Kind(), two_nodes),
+    "layers computed again": equals_one_process(Kind(checkpointing=True), pairs),
+    "adapter, two ranks": equals_one_process(Kind(lora=True), pairs),
+    "adapter, two nodes of two": equals_one_process(Kind(tied=False, lora=True), two_nodes),
+    "bfloat16": rounds_as_one_process,
+    "reshards": reshards,
+    "goes on": goes_on,
+    "serves": serves_what_one_process_serves,
+    "is loaded by rank 0 alone": is_loaded_by_rank_0_alone,
+    "is stored by all": is_stored_by_all,
+    "saves a folder": saves_a_folder,
+    "publishes files": publishes_files,
+}
+
+
+def run_case(ranks: Ranks, name: str, folder: Path) -> str:
+    """What it failed with on this rank, "" for nothing. The ranks share the folder."""
+    try:
+        CASES[name](ranks, folder)
+    except Exception:  # noqa: BLE001 (the test shows it)
+        return traceback.format_exc()
+    return ""

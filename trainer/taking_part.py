@@ -1,0 +1,96 @@
+"""Where rank 0 needs the other ranks outside of updates: each tells them, and they do their part.
+
+A checkpoint has files of every rank. Passes of a sharded model, and what gathers its weights (a publish, the
+final model), are collectives.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from powermean.artefacts import ArtefactStore
+from trainer.learner import checkpoint
+from trainer.learner.checkpoint import Progress
+from trainer.learner.final_model import take_part_in_saving
+from trainer.learner.learner import Learner
+from trainer.policy.policy import Policy, Scores
+from trainer.policy.token_tree import TokenTree
+from trainer.ranks.exchange import Command, Duty
+from trainer.ranks.gradients import is_sharded
+from trainer.weights.files import take_part
+
+_PASS, _GATHER, _CHECKPOINT, _SAVE = "pass", "gather", "checkpoint", "save_model"
+
+
+@dataclass(frozen=True)
+class LedPolicy(Policy):
+    """Rank 0's, where it scores and the other ranks don't know: each of its passes tells them."""
+
+    tell: Callable[[], object] = lambda: None
+
+    def score(self, tree: TokenTree, *, entropy: bool = False) -> Scores:
+        """See Policy. Without gradients."""
+        self.tell()
+        with torch.no_grad():
+            return super().score(tree, entropy=entropy)
+
+
+def led(learner: Learner) -> Policy:
+    """The policy, for rank 0 to score with outside of updates."""
+    policy = learner.policy
+    if not is_sharded(policy.model):
+        return policy
+    known = {field.name: getattr(policy, field.name) for field in fields(Policy)}
+    return LedPolicy(**known, tell=lambda: learner.ranks.tell(_PASS))
+
+
+def call_to_gather(learner: Learner, *, adapter_alone: bool) -> None:
+    """Rank 0: it gathers what an engine is served."""
+    if is_sharded(learner.policy.model):
+        learner.ranks.tell(_GATHER, adapter_alone=adapter_alone)
+
+
+def call_to_save(learner: Learner) -> None:
+    """Rank 0: it saves the final model."""
+    if is_sharded(learner.policy.model):
+        learner.ranks.tell(_SAVE)
+
+
+def call_to_checkpoint(learner: Learner, owner: str, progress: Progress) -> None:
+    """Rank 0: it stores a checkpoint."""
+    learner.ranks.tell(_CHECKPOINT, owner=owner, progress=asdict(progress))
+
+
+def duties(learner: Learner, store: ArtefactStore, scratch: Path) -> Mapping[str, Duty]:
+    """What another rank does at each of these calls."""
+    policy = learner.policy
+
+    def one_pass(_told: Command) -> None:
+        with torch.no_grad():
+            learner.keep_pace(policy, 1)
+
+    def gather(told: Command) -> None:
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # an engine on this GPU, too, may wake up now
+        take_part(policy.model, policy.dtype, adapter_alone=told.facts["adapter_alone"])
+
+    def store_part(told: Command) -> None:
+        checkpoint.store(
+            store,
+            told.facts["owner"],
+            scratch,
+            policy.model,
+            learner.optimizer,
+            Progress(**told.facts["progress"]),
+            learner.master_weights,
+            learner.ranks,
+        )
+
+    return {
+        _PASS: one_pass,
+        _GATHER: gather,
+        _CHECKPOINT: store_part,
+        _SAVE: lambda _told: take_part_in_saving(policy),
+    }
