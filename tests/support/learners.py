@@ -1,7 +1,9 @@
 """Small learners with tiny random models, and batches for them."""
 
+from collections.abc import Container
 from copy import deepcopy
 from dataclasses import replace
+from itertools import count
 from typing import Literal
 
 import pytest
@@ -131,3 +133,35 @@ def counted(of: Learner, monkeypatch: pytest.MonkeyPatch) -> list[TokenTree]:
 
     monkeypatch.setattr(Policy, "score", counting)
     return seen
+
+
+def poison(batch_rows: set[int], value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the log-probs of some rows come out as `value`, as long as they hold tokens."""
+    score = Policy.score
+
+    def broken(self: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
+        scores = score(self, tree, entropy=entropy)
+        hit = torch.tensor([row in batch_rows for row in tree.rows.tolist()])[:, None] & tree.mask_of_tokens()
+        return replace(scores, log_probs=torch.where(hit, value, scores.log_probs))
+
+    monkeypatch.setattr(Policy, "score", broken)
+
+
+def fail_in(
+    passes: Container[int],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory.\nWith many lines of advice"),
+) -> None:
+    """Fail in the backward pass of micro-batches with these numbers, from 0 on."""
+    score, number = Policy.score, count()
+
+    def fail(_gradient: torch.Tensor) -> None:
+        raise error
+
+    def broken(policy: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
+        found = score(policy, tree, entropy=entropy)
+        if next(number) in passes:
+            found.log_probs.register_hook(fail)
+        return found
+
+    monkeypatch.setattr(Policy, "score", broken)

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,7 +20,7 @@ from trainer.ranks.meeting import STORE_FD, Deadlines, joined
 from trainer.ranks.world import World
 
 Job = Callable[..., Any]  # of a module in tests/support, with Ranks as its first argument
-LIMIT_S = 120.0  # of a job; machines may be slow
+LIMIT_S = 60.0  # of a job; machines may be slow
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.support.rank_crew", "tests.support.rank_jobs"])
@@ -45,10 +45,17 @@ class Crew:
     port: int
 
     def have(self, job: Job, *given: object) -> list[Any]:
-        """Every rank does it; what each returns."""
-        for pipe in self.pipes:
-            pipe.send((job, given))
-        return [self.answer(rank) for rank in range(len(self.pipes))]
+        """Every rank does it; what each returns. Raises AssertionError where one fails."""
+        self.ask(job, *given)
+        found = [self.answer(rank) for rank in range(len(self.pipes))]
+        for rank, one in enumerate(found):
+            assert not isinstance(one, Failed), f"rank {rank}: {one.kind}: {one.text}"
+        return found
+
+    def ask(self, job: Job, *given: object, ranks: Iterable[int] | None = None) -> None:
+        """Have these ranks, or all, do it."""
+        for rank in range(len(self.pipes)) if ranks is None else ranks:
+            self.pipes[rank].send((job, given))
 
     def answer(self, rank: int) -> Any:
         """What a rank has to say next, a result or a Failed."""
@@ -86,7 +93,9 @@ def start(size: int, main: Main, *given: object, absent: Collection[int] = ()) -
             if rank not in absent:
                 own = listening if rank == 0 else None
                 process = _forks.Process(
-                    target=_begin, args=(World(rank, size, rank, size), own, port, theirs, main, given)
+                    target=_begin,
+                    args=(World(rank, size, rank, size), own, port, theirs, main, given),
+                    daemon=True,
                 )
                 process.start()
                 processes.append(process)

@@ -1,23 +1,26 @@
 """What tests have ranks do (tests/support/rank_crew.py)."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
+import pytest
 import torch
 from torch import Tensor
 
-from powermean.contracts.algorithms import AlgorithmSpec
+from powermean.contracts.algorithms import AlgorithmSpec, Pmpo
 from powermean.contracts.models import LoraSpec
 from tests.support.attempts import JOB, Stage
-from tests.support.learners import learner, weights
+from tests.support.learners import GROUPS, SIZE, fail_in, learner, poison, training_batch, weights
 from tests.support.update_records import Graded, a_learner, records_of
 from trainer.failures import TrainingError
-from trainer.learner.leading import Following
+from trainer.learner.leading import Following, Leading
 from trainer.learner.learner import Learner
 from trainer.ranks.agreement import refuse_different_weights
 from trainer.ranks.exchange import END, Ranks, follow
@@ -109,3 +112,50 @@ def weights_agree(ranks: Ranks, changed: float) -> None:
         with torch.no_grad():
             next(iter(one.policy.model.parameters()))[3, 5] += changed
     refuse_different_weights(ranks, one.policy.model)
+
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Updates of tests.support.learners' batch. `poisoned` rows have log-probs that are not finite."""
+
+    algorithm: AlgorithmSpec = field(default_factory=Pmpo)
+    tokens: int = 16
+    minibatches: tuple[list[int], ...] = ([0, 1], [2, 3]) * 2
+    an_epoch: int = 2  # minibatches
+    old_policy: Literal["trainer", "sampler"] = "trainer"
+    poisoned: tuple[int, ...] = ()
+    may_lower: bool = False
+    micro_batch_groups: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def case(ranks: Ranks, given: Case, out_of_memory_on: int | None = None) -> dict[str, Any]:
+    """The weights after the updates and, of rank 0, what it reports; memory may run out once on a rank."""
+    one = replace(
+        learner(given.algorithm, given.tokens, **given.options),
+        may_lower=given.may_lower,
+        micro_batch_groups=given.micro_batch_groups,
+        ranks=ranks,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        poison(set(given.poisoned), float("nan"), patch)
+        if ranks.world.rank == out_of_memory_on:
+            fail_in({1}, patch)  # the pass before it has given gradients and pi_old
+        if not ranks.world.leads:
+            follow(ranks, Following(one).duties)
+            return {"weights": weights(one)}
+        batch = replace(training_batch(one.algorithm, old_policy=given.old_policy), recorded=GROUPS * SIZE)
+        every, found = Leading(one), dict[str, Any]()
+        every.begin(batch)
+        every.score_start(batch, given.minibatches[: given.an_epoch])
+        for number, groups in enumerate(given.minibatches):
+            report = every.update(batch, groups, number)
+            found |= {f"{number} {name}": value for name, value in report.values.items()}
+            numbers = (report.loss, report.grad_norm, report.distance_to_grpo, report.kl)
+            found[f"{number} numbers"] = torch.tensor([math.nan if n is None else n for n in numbers])
+    ranks.tell(END)
+    found |= {"usable": batch.usable, "entropy": batch.entropy, "old": batch.old_log_probs}
+    return found | {"start": batch.start_log_probs, "weights": weights(one)}

@@ -92,9 +92,9 @@ class Learner:
         That is pi_old where it did not come with the rollouts, and the reference where there is one. The
         first minibatch that costs a pass is left out where its own first forward pass gives the same.
         """
-        first = next((groups for groups in dealt if self.active(batch, groups)), None)
-        for groups in dealt:
-            if groups is not first or not self.first_pass_scores:
+        first = next((place for place, groups in enumerate(dealt) if self.active(batch, groups)), None)
+        for place, groups in enumerate(dealt):
+            if place != first or not self.first_pass_scores:
                 self.score(batch, groups)
             self.score_reference(batch, groups)
 

@@ -1,8 +1,6 @@
 """One optimiser step: exact however split, free for groups without spread, honest about broken numbers."""
 
-from collections.abc import Container
 from dataclasses import replace
-from itertools import count
 
 import pytest
 import torch
@@ -15,7 +13,9 @@ from tests.support.learners import (
     GROUPS,
     SIZE,
     counted,
+    fail_in,
     learner,
+    poison,
     rollouts,
     sampled_by,
     training_batch,
@@ -27,8 +27,6 @@ from trainer.learner.optimizer import learning_rate, make_optimizer
 from trainer.learner.training_batch import without
 from trainer.objectives import mismatch
 from trainer.policy.loading import make_policy
-from trainer.policy.policy import Policy, Scores
-from trainer.policy.token_tree import TokenTree
 
 
 @pytest.mark.slow
@@ -218,18 +216,6 @@ def test_the_engines_log_probs_never_reach_what_drives_p(kind: str) -> None:
     assert torch.allclose(ratio[known], torch.full_like(ratio[known], 0.7).exp(), rtol=1e-4)
 
 
-def poison(batch_rows: set[int], value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the log-probs of some rows come out as `value`, as long as they hold tokens."""
-    score = Policy.score
-
-    def broken(self: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
-        scores = score(self, tree, entropy=entropy)
-        hit = torch.tensor([row in batch_rows for row in tree.rows.tolist()])[:, None] & tree.mask_of_tokens()
-        return replace(scores, log_probs=torch.where(hit, value, scores.log_probs))
-
-    monkeypatch.setattr(Policy, "score", broken)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("scored_first", [True, False])
 def test_non_finite_trajectories_leave_the_batch_and_its_denominators(
@@ -286,26 +272,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step() -> None:
     with pytest.raises(TrainingError, match="step 7: the gradient of update 3"):
         one.update(training_batch(one.algorithm), [0, 2], 3)
     assert torch.equal(weights(one), before)
-
-
-def fail_in(
-    passes: Container[int],
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception = torch.OutOfMemoryError("CUDA out of memory.\nWith many lines of advice"),
-) -> None:
-    """Fail in the backward pass of micro-batches with these numbers, from 0 on."""
-    score, number = Policy.score, count()
-
-    def fail(_gradient: torch.Tensor) -> None:
-        raise error
-
-    def broken(policy: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
-        found = score(policy, tree, entropy=entropy)
-        if next(number) in passes:
-            found.log_probs.register_hook(fail)
-        return found
-
-    monkeypatch.setattr(Policy, "score", broken)
 
 
 @pytest.mark.parametrize("kind", [{}, {"bfloat16_weights": True}], ids=["float32", "bfloat16 weights"])

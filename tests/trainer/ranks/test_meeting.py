@@ -63,7 +63,8 @@ def test_ranks_listen_where_they_meet_and_part_in_peace() -> None:
 
 def test_other_weights_on_a_rank_are_refused() -> None:
     with ranks(2) as two:
-        found = two.have(rank_jobs.weights_agree, 1e-6)
+        two.ask(rank_jobs.weights_agree, 1e-6)
+        found = [two.answer(rank) for rank in range(2)]
     assert [(one.code, one.retryable) for one in found] == [("models_differ", False)] * 2
 
 
@@ -75,8 +76,7 @@ def test_the_others_end_when_a_rank_is_gone(how: signal.Signals, gone: int) -> N
         three.have(rank_jobs.wait)
         os.kill(three.processes[gone].pid, how)
         others = [rank for rank in range(3) if rank != gone]
-        for rank in others:
-            three.pipes[rank].send((rank_jobs.wait, ()))
+        three.ask(rank_jobs.wait, ranks=others)
         for rank in others:
             found = three.answer(rank)
             assert (found.code, found.retryable) == ("rank_lost", True)
@@ -87,8 +87,8 @@ def test_the_others_end_when_a_rank_is_gone(how: signal.Signals, gone: int) -> N
 
 def test_a_rank_that_fails_tells_the_others_why() -> None:
     with ranks(3) as three:
-        for rank, job in enumerate((rank_jobs.wait, rank_jobs.fail, rank_jobs.wait)):
-            three.pipes[rank].send((job, ()))
+        three.ask(rank_jobs.wait, ranks=[0, 2])
+        three.ask(rank_jobs.fail, ranks=[1])
         own, *others = (three.answer(rank) for rank in (1, 0, 2))
     assert own == Failed("TrainingError", "no such model", "unknown_model", False)
     for other in others:

@@ -1,24 +1,21 @@
 """Several ranks give an update what one gives, in float64: numbers, gradients and weights."""
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import rank_jobs
 from tests.support.law_settings import at_most
-from tests.support.rank_crew import Crew, crew
+from tests.support.rank_crew import Crew
 from tests.support.update_records import ALGORITHMS, Graded, assert_same, graded, recorded
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def ranks(request: pytest.FixtureRequest) -> Iterator[Crew]:
-    made = crew(request.param)
-    yield made
-    made.close()
+@pytest.fixture(params=["two_ranks", "four_ranks"])
+def ranks(request: pytest.FixtureRequest) -> Crew:
+    found: Crew = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
