@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -17,9 +18,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import LlamaForCausalLM
 
 from powermean.artefacts import ArtefactStore
+from powermean.contracts.attempts import Claim
+from powermean.contracts.job import JobSpec
 from powermean.contracts.models import LoraSpec
 from powermean.contracts.training import OptimizerSpec
 from tests.support.tiny_model import tiny_config
+from tests.support.tiny_spec import tiny_spec
+from trainer.engine_connection import Connection, publisher
+from trainer.failures import TrainingError
 from trainer.learner import checkpoint
 from trainer.learner.checkpoint import Progress
 from trainer.learner.final_model import save_model, take_part_in_saving
@@ -347,6 +353,35 @@ def publishes_files(ranks: Ranks, folder: Path) -> None:
         assert [file.sha256 for file in found.files] == [file.sha256 for file in expected.files]
 
 
+def is_published_by_ways_that_take_no_whole_copy(_ranks: Ranks, folder: Path) -> None:
+    sharded, store = policy(Kind(), four()), ArtefactStore(f"file://{folder}/store")
+    connection = Connection(None, on_this_host=True, methods=("in_place", "shm", "store"))
+
+    def writer(method: str, engine: str = "transformers") -> object:
+        rollout = {"publish": method, "engine": engine, "group_size": 8, "max_new_tokens": 4}
+        gpus = {"gpus": 1} if engine == "vllm" else {}
+        spec = tiny_spec("tiny", rollout=rollout, resources=gpus)
+        claim = Claim(
+            attempt_id="job-a.1",
+            job_id="job-a",
+            number=1,
+            spec=JobSpec.model_validate(spec),
+            allocations=(),
+            token="secret",
+            lease_s=60,
+            beat_s=10,
+        )
+        return publisher(connection, claim, sharded, store, folder)
+
+    assert isinstance(writer("auto"), WeightWriter)
+    with pytest.raises(TrainingError, match="they are spread over ranks"):
+        writer("in_place")
+    spread = pytest.raises(TrainingError, match="a whole copy of the sharded model's weights")
+    with spread as caught:
+        writer("ipc", "vllm")
+    assert caught.value.error.code == "sharded_model"
+
+
 CASES: dict[str, Case] = {
     "tied, two ranks": equals_one_process(Kind(), pairs),
     "untied, four ranks": equals_one_process(Kind(tied=False), four),
@@ -362,6 +397,7 @@ CASES: dict[str, Case] = {
     "is stored by all": is_stored_by_all,
     "saves a folder": saves_a_folder,
     "publishes files": publishes_files,
+    "publishes no whole copy": is_published_by_ways_that_take_no_whole_copy,
 }
 
 
