@@ -161,7 +161,8 @@ def _fields(kind: Any) -> list[str]:
     kind = _bare(kind)
     members = _members(kind)
     kind = members[0] if len(members) == 1 else kind
-    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
+    fields = getattr(kind, "model_fields", {})
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _quoted(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from server.db.models import Job, Node, Outbox, Replay
-from server.jobs.attempts import LONGEST_PAUSE_S
+from server.jobs.endings import LONGEST_PAUSE_S
 from server.settings import Settings
 
 LONGEST_RESEND_S = 60.0

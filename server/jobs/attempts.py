@@ -8,7 +8,7 @@ beats for itself; the end of one is the end of all.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -23,24 +23,19 @@ from powermean.contracts.attempts import (
     Order,
     OrderCause,
 )
-from powermean.contracts.names import RANK_LOST, START_TASK, node_queue
+from powermean.contracts.names import START_TASK, node_queue
 from powermean.contracts.phases import PREPARING_MODEL
 from powermean.tokens import AttemptClaims
 from server import outbox
 from server.db.models import Allocation, Attempt, Job
 from server.db.session import database_now
 from server.errors import FencedError, ForbiddenError, NotFirstNodeError, NotFoundError
-from server.jobs import allocations, members, repository
-from server.jobs.checkpoints import check_owner, check_step
+from server.jobs import allocations, endings, members, repository
 from server.jobs.events import check_node, fence, lock_job, record_event
 from server.jobs.progress import rewind_progress
 from server.jobs.states import change_phase, change_state, record_state
 from server.jobs.views import job_spec
 from server.settings import Settings
-
-CANCELLED = "the job was cancelled"
-REASON_CHARACTERS = 300
-LONGEST_PAUSE_S = 300.0
 
 
 def start(session: Session, settings: Settings, job: Job, gang: Sequence[AllocationView]) -> None:
@@ -125,17 +120,16 @@ def claim(session: Session, settings: Settings, attempt_id: str, node_id: str | 
 def refuse(session: Session, claimed: Claimed, why: JobError) -> None:
     """Fail the job of an attempt that was claimed in this transaction: the node never hears of it."""
     now = database_now(session)
-    reason = why.message[:REASON_CHARACTERS]
-    _end(session, claimed.attempt, "ended", now, outcome="failed", reason=reason, error=why)
+    endings.end(session, claimed.attempt, "ended", now, outcome="failed", reason=why.message, error=why)
     _release(session, claimed.attempt, now, claimed.node_id)
-    fail(session, claimed.job, why)
+    endings.fail(session, claimed.job, why)
 
 
 @dataclass(frozen=True)
 class Heard:
     """What the answer to a heartbeat needs."""
 
-    order: str
+    order: Order
     members: tuple[Member, ...]
 
 
@@ -152,7 +146,7 @@ def heartbeat(
         nodes, attempt.lease_expires_at = (), now + timedelta(seconds=settings.lease_s)
     if beat.node_rank == 0:
         change_phase(session, lock_job(session, attempt.job_id), beat.phase)
-    return Heard(attempt.order, nodes)
+    return Heard(cast(Order, attempt.order), nodes)
 
 
 def _release(session: Session, attempt: Attempt, now: datetime, node_id: str) -> None:
@@ -196,9 +190,9 @@ def order_stop(
     if attempt.state == "running":
         record_state(session, job)
     else:
-        _end(session, attempt, "ended", now, outcome="cancelled", reason=reason)
+        endings.end(session, attempt, "ended", now, outcome="cancelled", reason=reason)
         allocations.release(session, attempt.id, now)
-        _leave(session, job, attempt)
+        endings.leave(session, job, attempt)
     return True
 
 
@@ -220,17 +214,7 @@ def finishes(session: Session, job: Job) -> bool:
 
 def _order(attempt: Attempt, order: Order, cause: OrderCause, reason: str, now: datetime) -> None:
     attempt.order, attempt.order_cause = order, cause
-    attempt.order_reason, attempt.ordered_at = reason[:REASON_CHARACTERS], now
-
-
-def _leave(session: Session, job: Job, attempt: Attempt) -> None:
-    """The attempt has left as ordered: the job waits for its next one, or for somebody to resume it."""
-    if job.pause_requested:
-        why = attempt.order_reason if attempt.order_cause == "paused" else None
-        change_state(session, job, JobState.PAUSED, why or "paused")
-        return
-    job.preemptions += attempt.order_cause == "preempted"
-    change_state(session, job, JobState.QUEUED, f"waiting for the scheduler: {attempt.order_reason}"[:200])
+    attempt.order_reason, attempt.ordered_at = reason[: endings.REASON_CHARACTERS], now
 
 
 def withdraw(session: Session, job: Job) -> None:
@@ -238,7 +222,7 @@ def withdraw(session: Session, job: Job) -> None:
     attempt = _current(session, job)
     if attempt is not None and attempt.state == "starting":
         now = database_now(session)
-        _end(session, attempt, "ended", now, outcome="cancelled", reason=CANCELLED)
+        endings.end(session, attempt, "ended", now, outcome="cancelled", reason=endings.CANCELLED)
         allocations.release(session, attempt.id, now)
 
 
@@ -258,7 +242,7 @@ def finish(
     attempt = fence(session, attempt_id, claims)
     job = lock_job(session, attempt.job_id)
     now = database_now(session)
-    _conclude(session, settings, job, attempt, report, now)
+    endings.conclude(session, settings, job, attempt, report, now)
     allocations.release(session, attempt.id, now)
 
 
@@ -281,121 +265,17 @@ def _finish_node(
     allocations.release_parts(session, attempt.id, now, {node.node_id})
     if node.node_rank == 0:
         allocations.release_slot(session, attempt.id, now)
-    told = members.named(node, report)
-    if attempt.state == "ended":
-        _explain(session, job, attempt, told)
-    elif attempt.state == "running" and (node.node_rank == 0 or _ends_all(attempt, report)):
-        _conclude(session, settings, job, attempt, told, now)
+    told, ends_all = members.named(node, report), _ends_all(attempt, report)
+    if attempt.state == "ended" and ends_all:
+        endings.explain(session, job, attempt, told)
+    elif attempt.state == "running" and (node.node_rank == 0 or ends_all):
+        endings.conclude(session, settings, job, attempt, told, now)
         allocations.release_parts(session, attempt.id, now, members.unclaimed(session, attempt))
 
 
 def _ends_all(attempt: Attempt, report: Finish) -> bool:
     """Whether the others can't go on without the node: it failed, or left though nobody had ordered it."""
     return report.outcome == "failed" or (report.outcome != "finished" and attempt.order == "continue")
-
-
-def _explain(session: Session, job: Job, attempt: Attempt, report: Finish) -> None:
-    """A node may tell only after the end what caused it: others were quicker to say that they lost its ranks.
-
-    As long as the job has not started again, it ends or waits by the cause.
-    """
-    told, cause = attempt.error, report.error
-    if cause is None or told is None or told["code"] != RANK_LOST or cause.code == RANK_LOST:
-        return
-    attempt.error, attempt.reason = cause.model_dump(mode="json"), cause.message[:REASON_CHARACTERS]
-    state, restarts = JobState(job.state), job_spec(job).max_restarts
-    if attempt.number != job.attempt or state not in (JobState.QUEUED, JobState.FAILED):
-        return
-    if state is JobState.FAILED:
-        job.error = (_exhausted(cause, restarts) if report.retryable else cause).model_dump(mode="json")
-        record_state(session, job)
-    elif report.retryable:
-        change_phase(session, job, _restarting(job, restarts, cause))
-    else:
-        job.ended_by = report.ended_by
-        fail(session, job, cause)
-
-
-def _conclude(
-    session: Session, settings: Settings, job: Job, attempt: Attempt, report: Finish, now: datetime
-) -> None:
-    """End a locked job's running attempt by this report, and decide what happens to the job."""
-    if report.result is not None:
-        check_step(job, "result.steps", report.result.steps)
-        check_owner(job.id, "result.model.files", report.result.model)
-    leaves = (attempt.order == "checkpoint_and_exit" or job.pause_requested) and (
-        report.outcome in ("checkpointed", "cancelled") or report.retryable
-    )
-    error = None if leaves else report.error or _unexplained(report, attempt)
-    reason = _left(attempt, report) if leaves else _reason(report, error)
-    _end(session, attempt, "ended", now, outcome=report.outcome, reason=reason, error=error)
-    if report.outcome == "finished" and report.result is not None:
-        job.result = report.result.model_dump(mode="json")
-        job.step = report.result.steps
-        job.ended_by = _ended_by(job, attempt, report)
-        change_state(session, job, JobState.FINISHED)
-    elif job.cancel_requested:
-        change_state(session, job, JobState.CANCELLED)
-    elif leaves:
-        _leave(session, job, attempt)
-    elif report.outcome == "checkpointed":
-        change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
-    else:
-        assert error is not None  # only a result, a checkpoint or an order to cancel needs no error
-        if report.outcome == "cancelled" or (report.outcome == "failed" and report.retryable):
-            restart_or_fail(session, settings, job, error)
-        else:
-            job.ended_by = _ended_by(job, attempt, report)
-            fail(session, job, error)
-
-
-def _ended_by(job: Job, attempt: Attempt, report: Finish) -> str | None:
-    """The limit that ended the job before its last step."""
-    ordered = attempt.order_reason if attempt.order == "finish" and job.step < job.total_steps else None
-    return report.ended_by or ordered
-
-
-def _reason(report: Finish, error: JobError | None) -> str:
-    """Why the attempt ended, in words."""
-    if error is not None:
-        return error.message[:REASON_CHARACTERS]
-    if report.outcome == "cancelled":
-        return CANCELLED
-    if report.outcome == "finished":
-        return report.ended_by or "all steps are done"
-    return report.reason or "it stopped at a checkpoint, as ordered"
-
-
-def _left(attempt: Attempt, report: Finish) -> str:
-    """Why an attempt left as ordered; how, if it was not by a checkpoint of its own accord."""
-    how = report.error.message if report.error else report.reason
-    return "; ".join(filter(None, (attempt.order_reason, how)))
-
-
-def _unexplained(report: Finish, attempt: Attempt) -> JobError | None:
-    """The error of an attempt that left neither a model nor a checkpoint and gave no reason.
-
-    An attempt that was ordered to cancel needs none: the order is the reason.
-    """
-    if report.outcome == "finished" and report.result is None:
-        return JobError(
-            code="no_steps",
-            message="the trainer ended without a trained step",
-            remedy="The attempt's log shows what it did instead.",
-        )
-    if report.outcome == "failed":
-        return JobError(
-            code="unknown", message="the attempt failed without giving a reason; its log may say more"
-        )
-    if report.outcome == "cancelled" and attempt.order_cause == "stalled":
-        return JobError(
-            code="stalled",
-            message=attempt.order_reason or "the attempt made no step",
-            remedy="The attempt's log shows what it did last.",
-        )
-    if report.outcome == "cancelled" and attempt.order != "cancel":
-        return JobError(code="stopped", message="the attempt was stopped on its node, not by an order")
-    return None
 
 
 @dataclass(frozen=True)
@@ -433,7 +313,9 @@ def lapse(session: Session, settings: Settings, attempt_id: str, gone: NodeGone 
         return False
     leaves = attempt.order == "checkpoint_and_exit" or job.pause_requested
     reason = "; ".join(filter(None, (attempt.order_reason, error.message))) if leaves else error.message
-    _end(session, attempt, "lapsed", now, outcome="lapsed", reason=reason, error=None if leaves else error)
+    endings.end(
+        session, attempt, "lapsed", now, outcome="lapsed", reason=reason, error=None if leaves else error
+    )
     if not claimed:
         allocations.release(session, attempt.id, now)
     elif attempt.nodes > 1:
@@ -445,9 +327,9 @@ def lapse(session: Session, settings: Settings, attempt_id: str, gone: NodeGone 
     if job.cancel_requested:
         change_state(session, job, JobState.CANCELLED)
     elif leaves:
-        _leave(session, job, attempt)
+        endings.leave(session, job, attempt)
     elif claimed and error.code != members.GANG_INCOMPLETE and not (gone is not None and gone.blameless):
-        restart_or_fail(session, settings, job, error)
+        endings.restart_or_fail(session, settings, job, error)
     else:
         change_state(session, job, JobState.QUEUED, error.message[:200])
     return True
@@ -473,35 +355,6 @@ def _silent(attempt: Attempt, claimed: bool) -> JobError:
     )
 
 
-def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobError) -> None:
-    """Requeue a locked job after a temporary failure, with growing pauses, or give up."""
-    restarts = job_spec(job).max_restarts
-    if job.restarts >= restarts:
-        fail(session, job, _exhausted(error, restarts))
-        return
-    job.restarts += 1
-    pause = min(settings.restart_backoff_s * 2 ** (job.restarts - 1), LONGEST_PAUSE_S)
-    job.not_before = database_now(session) + timedelta(seconds=pause)
-    change_state(session, job, JobState.QUEUED, _restarting(job, restarts, error))
-
-
-def _restarting(job: Job, restarts: int, error: JobError) -> str:
-    return f"restarting ({job.restarts} of {restarts}): {error.message}"[:200]
-
-
-def _exhausted(error: JobError, restarts: int) -> JobError:
-    tail = (
-        f"(gave up after {restarts} restarts without a new checkpoint)" if restarts else "(max_restarts is 0)"
-    )
-    return error.model_copy(update={"message": f"{error.message} {tail}"})
-
-
-def fail(session: Session, job: Job, error: JobError) -> None:
-    """Fail a locked job with the reason."""
-    job.error = error.model_dump(mode="json")
-    change_state(session, job, JobState.FAILED)
-
-
 def overdue(session: Session, now: datetime) -> Sequence[str]:
     """Attempts whose lease or time to be claimed has expired."""
     query = (
@@ -525,22 +378,3 @@ def extend_leases(session: Session, settings: Settings, now: datetime) -> None:
 
 def _current(session: Session, job: Job) -> Attempt | None:
     return session.get(Attempt, f"{job.id}.{job.attempt}") if job.attempt else None
-
-
-def _end(
-    session: Session,
-    attempt: Attempt,
-    state: str,
-    now: datetime,
-    *,
-    outcome: str,
-    reason: str,
-    error: JobError | None = None,
-) -> None:
-    attempt.state = state
-    attempt.outcome = outcome
-    attempt.reason = reason[:REASON_CHARACTERS]
-    attempt.ended_at = now
-    if error is not None:
-        attempt.error = error.model_dump(mode="json")
-    outbox.settle(session, attempt.id, now)

@@ -1,7 +1,5 @@
 """Calls of a node and an attempt's supervisor: claim, heartbeat, checkpoints, finish."""
 
-from typing import cast
-
 from fastapi import APIRouter, status
 
 from powermean.contracts.attempts import (
@@ -12,7 +10,6 @@ from powermean.contracts.attempts import (
     Finish,
     Heartbeat,
     HeartbeatReply,
-    Order,
 )
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
@@ -83,7 +80,7 @@ def beat(
     with database.write() as session:
         heard = attempts.heartbeat(session, settings, attempt_id, claims, beat)
     token = sign_attempt_token(keys.private_pem, claims.job_id, claims.attempt, node_rank=claims.node_rank)
-    return HeartbeatReply(order=cast(Order, heard.order), token=token, members=heard.members)
+    return HeartbeatReply(order=heard.order, token=token, members=heard.members)
 
 
 @router.post("/checkpoints", status_code=status.HTTP_204_NO_CONTENT, summary="Commit a checkpoint")

@@ -20,7 +20,7 @@ SIZE, LONGEST = 4, 4  # completions of a group, tokens of one
 RELATIVE = 1e-9
 ALGORITHMS: dict[str, AlgorithmSpec] = {
     "pmpo, token ratios": Pmpo(importance_sampling_correction="token"),
-    "pmpo, kl": Pmpo(beta=0.1),
+    "pmpo, kl, entropy": Pmpo(beta=0.1, kl_target=0.05, kl_horizon=20, entropy_coefficient=0.1),
     "grpo, sequence ratios": Grpo(importance_sampling_correction="sequence"),
     "dapo": Dapo(overlong_buffer=2),
     "dr_grpo": DrGrpo(),

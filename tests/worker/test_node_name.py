@@ -27,7 +27,7 @@ class Server:
     def put_node(self, node_id: str, report: object) -> None:
         raise TAKEN
 
-    def claim(self, attempt_id: str) -> None:
+    def claim(self, attempt_id: str, node_id: str) -> None:
         self.claims.append(attempt_id)
 
 

@@ -248,3 +248,32 @@ def test_a_foreign_address_is_named_on_any_node(gang: Callable[..., Gang]) -> No
     (end,) = job.finishes
     assert (end["error"]["code"], end["node_rank"]) == ("node_address_foreign", 1)
     assert "198.51.100.1" in end["error"]["message"]
+
+
+def test_an_order_to_stop_ends_ranks_on_all_nodes_in_order(gang: Callable[..., Gang]) -> None:
+    job = gang(2)
+    stop = {"outcome": "checkpointed"}
+    job.start(
+        SPOOL
+        + RANK
+        + HERE
+        + "while (folder / 'order').read_text() != 'checkpoint_and_exit': time.sleep(0.02)\n"
+        + f"if rank == 0: spool(1, 'finish', {stop})"
+    )
+    job.pid(0)
+    job.pid(1)
+    job.server.order = "checkpoint_and_exit"
+    job.end()
+    outcomes = {end["node_rank"]: end["outcome"] for end in job.finishes}
+    assert outcomes == {0: "checkpointed", 1: "finished"}, "the first node's is the attempt's"
+
+
+def test_variables_of_another_launcher_are_not_the_ranks_own(
+    gang: Callable[..., Gang], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    job = gang()
+    job.start(SPOOL + f"print('has', os.environ.get('RANK')); spool(1, 'finish', {FINISHED})")
+    job.end()
+    assert "has None" in log(job.cases[0])
