@@ -105,7 +105,7 @@ def test_an_example_is_a_job_that_runs_on_nodes_with_eight_gpus(
     spec = load_spec(file)
     job_id = submitted(service, spec)
     for number in range(spec.resources.nodes):  # of its own: the others have a job each
-        service.report(f"{file.stem}-{number}", gpus=8)
+        service.report(f"{file.stem}-{number}", gpus=8, engines=("transformers", "vllm"))
     answer = service.node.get(f"/v1/jobs/{job_id}/validation")
     result = preflight.validate(ValidationTask.model_validate(answer.json()["task"]), settings)
     assert result.errors == ()
