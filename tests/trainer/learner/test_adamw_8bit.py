@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from powermean.contracts.training import OptimizerSpec
+from tests.support.extras import WITHOUT_TORCHAO
 from tests.support.learners import GROUPS, learner, training_batch
 from trainer.defaults import MOMENT_BYTES
 from trainer.failures import TrainingError
 from trainer.learner.checkpoint import Progress, load, save
 from trainer.learner.optimizer import make_optimizer
 
-pytest.importorskip("torchao")
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason=WITHOUT_TORCHAO)
 
 
 def layer() -> nn.Linear:
@@ -39,6 +40,7 @@ def spec(state: str) -> OptimizerSpec:
     return OptimizerSpec.model_validate({"learning_rate": 1e-3, "weight_decay": 0.01, "state": state})
 
 
+@needs_torchao
 def test_moments_take_the_bytes_that_the_estimate_counts() -> None:
     """Those of small weights, such as biases, stay in float32."""
     model = layer()
@@ -50,6 +52,7 @@ def test_moments_take_the_bytes_that_the_estimate_counts() -> None:
     assert optimizer.state[model.bias]["exp_avg"].dtype == torch.float32
 
 
+@needs_torchao
 def test_it_learns_as_float32_does() -> None:
     losses = []
     for state in ("float32", "8bit"):
@@ -59,6 +62,7 @@ def test_it_learns_as_float32_does() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
+@needs_torchao
 def test_a_learner_takes_its_steps_with_it() -> None:
     """The rate of each step is the schedule's."""
     one = learner(state="8bit", warmup_updates=1)
@@ -69,6 +73,7 @@ def test_a_learner_takes_its_steps_with_it() -> None:
         assert [float(group["lr"]) for group in one.optimizer.param_groups] == pytest.approx([rate, rate])
 
 
+@needs_torchao
 @pytest.mark.parametrize("goes_on_with", ["8bit", "float32"])
 def test_a_run_goes_on_from_its_checkpoint(goes_on_with: str, tmp_path: Path) -> None:
     """With 8 bits again bit for bit; with float32 from the same numbers."""

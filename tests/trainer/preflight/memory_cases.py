@@ -1,5 +1,6 @@
 """What sharded ranks really hold beside the estimate, run by two ranks at once (test_ranks_memory.py)."""
 
+import importlib
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torchao.optim.subclass_8bit import OptimState8bit
 from transformers import LlamaForCausalLM
 
 from powermean.contracts.job import JobSpec
@@ -25,6 +25,7 @@ from trainer.ranks.sharding import make_mesh, shard
 from trainer.ranks.world import World
 from trainer.rollouts.batching import Trajectories
 
+IN_8_BITS = "moments in 8 bits"
 CONFIG = tiny_config(vocab_size=64, hidden_size=128, intermediate_size=256)  # rows that divide
 PROMPT = 3
 
@@ -114,6 +115,7 @@ def an_adapter_over_a_sharded_base(ranks: Ranks) -> None:
 
 def moments_in_8_bits(ranks: Ranks) -> None:
     """To the byte, but for small weights, whose moments stay in float32; saved, they come back close by."""
+    kept = importlib.import_module("torchao.optim.subclass_8bit").OptimState8bit  # an extra
     spec = job(optimizer={"state": "8bit"})
     policy = sharded(ranks.world)
     optimizer = make_optimizer(policy.model, spec.optimizer)
@@ -122,8 +124,8 @@ def moments_in_8_bits(ranks: Ranks) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     parts = [one.to_local() for one in moments(optimizer) if isinstance(one, DTensor)]
-    codes = [one for one in parts if isinstance(one, OptimState8bit)]
-    plain = [one for one in parts if not isinstance(one, OptimState8bit)]
+    codes = [one for one in parts if isinstance(one, kept)]
+    plain = [one for one in parts if not isinstance(one, kept)]
     size = sum(one.codes.nbytes + one.scale.nbytes for one in codes)
     small = sum(one.numel() for one in plain)
     assert 0 < small < sum(one.numel() for one in codes) / 50
@@ -164,7 +166,7 @@ def gathered_layers(ranks: Ranks) -> None:
 CASES: dict[str, Callable[[Ranks], None]] = {
     "weights, gradients and moments": weights_gradients_and_moments,
     "an adapter over a sharded base": an_adapter_over_a_sharded_base,
-    "moments in 8 bits": moments_in_8_bits,
+    IN_8_BITS: moments_in_8_bits,
     "gathered layers": gathered_layers,
 }
 

@@ -1,11 +1,13 @@
 """What two real ranks hold of a sharded model is what the estimate says."""
 
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.extras import WITHOUT_TORCHAO
 from tests.support.rank_crew import Crew, crew
-from tests.trainer.preflight.memory_cases import CASES, run_case
+from tests.trainer.preflight.memory_cases import CASES, IN_8_BITS, run_case
 from trainer.ranks.meeting import Deadlines
 
 pytestmark = pytest.mark.slow
@@ -20,4 +22,6 @@ def ranks() -> Iterator[Crew]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_on_two_ranks(name: str, ranks: Crew) -> None:
+    if name == IN_8_BITS and importlib.util.find_spec("torchao") is None:
+        pytest.skip(WITHOUT_TORCHAO)
     assert ranks.have(run_case, name) == ["", ""]
