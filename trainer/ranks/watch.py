@@ -13,6 +13,7 @@ from contextlib import suppress
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from powermean.contracts.attempts import JobError
+from powermean.contracts.names import RANK_LOST
 from trainer.failures import TrainingError
 from trainer.ranks.world import World
 
@@ -114,7 +115,7 @@ def tell_failure(store: TCPStore, error: JobError, *, retryable: bool) -> None:
 def rank_lost(rank: int) -> TrainingError:
     """The error of a rank that died or froze."""
     return TrainingError(
-        "rank_lost",
+        RANK_LOST,
         f"rank {rank} gives no sign of life",
         remedy="see its node's log: the process was killed, or its machine hangs",
         retryable=True,
