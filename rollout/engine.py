@@ -60,12 +60,11 @@ class Fence:
         """The fence after this publish, or the one that is announced.
 
         A newer attempt resumes from its checkpoint, so it may start below the engine's current version.
-        `again`: the version that is served may be published once more. So may version 0, which the engine has
-        of itself: a job may begin with other weights. Raises EngineError (other_job, fenced, stale_version).
+        `again`: the version that is served may be published once more. Raises EngineError (other_job, fenced,
+        stale_version).
         """
         self.check_attempt(request.job_id, request.attempt)
-        lowest = self.version if again or self.version == 0 else self.version + 1
-        if request.attempt == self.attempt and request.version < lowest:
+        if request.attempt == self.attempt and request.version < self.version + (0 if again else 1):
             raise EngineError(
                 409,
                 "stale_version",

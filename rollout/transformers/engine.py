@@ -140,8 +140,8 @@ class TransformersEngine:
         if request.method == "in_place":  # of the version that is served, too: there is nothing to be copied
             fence = self._fence.advanced(request, again=not self._held)
             self._share(self._weights.in_place(request))
-        else:
-            fence = self._fence.advanced(request)
+        else:  # version 0 is the folder's weights, but a fork may begin with others
+            fence = self._fence.advanced(request, again=self._fence.version == 0)
             with self._weights.verified(request) as paths:
                 self._load(paths)
         self._fence, self._held = fence, False

@@ -66,7 +66,7 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
             "kind: arithmetics",
             "5: data.kind: unknown data kind 'arithmetics': did you mean arithmetic?",
         ),
-        ("name: some/model", "folder: a\n  name: b", "2: model: give exactly one of name and folder"),
+        ("name: some/model", "folder: a\n  name: b", "2: model: give exactly one of name, folder and from"),
         ("steps: 2", "steps: 2\n  steps: 3", "10:3: training.steps is given twice"),
         ("steps: 2", "steps: [2", "10:1: not YAML: "),
         (
