@@ -84,6 +84,11 @@ REMEDIES = (
         "`powermean download JOB` fetches those that there are.",
     ),
     Remedy(
+        "GET /v1/jobs/{id}/checkpoints/{step}/files lists them.",
+        "`powermean export JOB@STEP --to FOLDER` fetches those that there are.",
+        "`powermean export JOB@STEP --to FOLDER` fetches those that there are.",
+    ),
+    Remedy(
         "GET /v1/jobs/{id}/replays lists a job's replays.",
         "`powermean replay JOB --step N` asks for one.",
         "The job's page Replays lists them.",

