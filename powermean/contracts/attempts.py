@@ -114,6 +114,7 @@ class NodeReport(Contract):
         (), max_length=8, description="What of its GPUs' health can't be read there, for people."
     )
     version: str
+    revision: int = Field(1, ge=1, description="Of the contracts, that its worker knows.")
 
     @model_validator(mode="after")
     def _each_gpu_once(self) -> Self:

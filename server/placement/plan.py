@@ -303,7 +303,8 @@ class _Planning:
             return None
         kind: tuple[Hashable, ...] = (
             *(job.project, job.value, guaranteed, job.gpus, job.rollout_gpus, job.nodes, job.vllm),
-            *(job.gpu_type, job.gpu_memory_mb, job.labels, bool(self.impatient) and self._is_barred(job)),
+            *(job.gpu_type, job.gpu_memory_mb, job.labels, job.revision),
+            bool(self.impatient) and self._is_barred(job),
         )
         if job.adapter is None:
             return kind
