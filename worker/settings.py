@@ -39,6 +39,16 @@ def own_address(network: IPv4Network | IPv6Network) -> str:
     return found
 
 
+def is_nobodys(address: str) -> bool:
+    """Whether it stands for all interfaces, as 0.0.0.0 does, or for a group of hosts. A name does not."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_unspecified or ip.is_multicast
+
+
 class NodeSettings(FileSettings):
     """Settings of the worker, the supervisors and the training processes of one node."""
 
@@ -136,7 +146,11 @@ class NodeSettings(FileSettings):
     @field_validator("node_address", mode="after")
     @classmethod
     def _own_address(cls, value: str) -> str:
-        return own_address(ip_network(value, strict=False)) if "/" in value else value
+        if "/" in value:
+            return own_address(ip_network(value, strict=False))
+        if is_nobodys(value):
+            raise ValueError(f"{value} is not the address of one host: give one that the other nodes reach")
+        return value
 
     @field_validator("model_roots", mode="before")
     @classmethod

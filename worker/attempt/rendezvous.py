@@ -15,6 +15,7 @@ from powermean.contracts.phases import STARTING_TRAINER
 from powermean.errors import PowermeanError
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt_dir import PHASE_CHARACTERS
+from worker.settings import is_nobodys
 
 LOOPBACK = "127.0.0.1"
 PORT_TAKEN = "rendezvous_port_taken"
@@ -93,6 +94,9 @@ def listen(address: str, port: int) -> socket.socket:
             code="node_address_unknown",
             remedy=_HELP,
         ) from error
+    if is_nobodys(place[0]):  # some names, such as 0, stand for it: anybody could reach the store
+        said = f"POWERMEAN_NODE_ADDRESS is {address}, which is not the address of one host"
+        raise RendezvousError(said, code="node_address_foreign", remedy=_HELP)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last job's connections linger
