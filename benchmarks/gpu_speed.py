@@ -34,7 +34,8 @@ from trainer.policy.flash import by_flash
 from trainer.policy.flex import BLOCK, by_flex
 from trainer.policy.output_layer import OutputLayer, Questions
 from trainer.policy.token_tree import Attend, micro_batches, padded
-from trainer.preflight.footprint import footprint_of
+from trainer.preflight.footprint import footprint
+from trainer.preflight.model_facts import ModelFacts
 from trainer.rollouts.batching import Rollouts
 
 
@@ -94,13 +95,9 @@ def estimate_gib(bench: Bench, of: PreTrainedModel, given: Rollouts, tokens: int
         },
     )
     shapes = {name: tuple(weight.shape) for name, weight in of.named_parameters()}
-    found = footprint_of(
-        JobSpec.model_validate(spec),
-        of.config.to_dict(),
-        shapes,
-        max(map(len, given.prompts)),
-        cuda=not bench.tiny,
-    )
+    facts = ModelFacts(of.config.to_dict(), shapes)
+    longest = max(map(len, given.prompts))
+    found = footprint(JobSpec.model_validate(spec), facts, longest, cuda=not bench.tiny)
     assert found is not None
     return round(found.total / 2**30, 2)
 

@@ -24,10 +24,10 @@ from powermean.contracts.job import JobSpec  # noqa: E402
 from powermean.home import Home  # noqa: E402
 from trainer.forks.start import Start  # noqa: E402
 from trainer.learner.training_batch import TrainingBatch  # noqa: E402
+from trainer.learner_setup import make_learner  # noqa: E402
 from trainer.models.resolve import resolve_model  # noqa: E402
 from trainer.preflight.footprint import footprint  # noqa: E402
 from trainer.preflight.model_facts import in_folder  # noqa: E402
-from trainer.run import make_learner  # noqa: E402
 from worker.launcher import COMPACT, PATIENT  # noqa: E402
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -17,9 +17,10 @@ from powermean.contracts.job import JobSpec
 from powermean.processes import descendants
 from trainer.engine_connection import connected
 from trainer.forks.start import Start
+from trainer.learner_setup import make_learner
 from trainer.loop import StepBatch, publish, sample_and_grade, train_step
 from trainer.rollouts.sampling_ahead import SamplingInTurn
-from trainer.run import make_learner, seed_all, use_threads, wired
+from trainer.run import seed_all, use_threads, wired
 from trainer.run_context import Run, Stopwatch
 from worker.attempt_dir import AttemptDir
 from worker.reporter import Reporter
