@@ -35,12 +35,13 @@ from powermean.checks import (
 from powermean.connection import BadAddressError
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.checks import Check, NodeAnswer, NodeQuestion
+from powermean.contracts.names import PORT_TAKEN
 from powermean.keys import without_logins
 from powermean.node_client import NodeClient
 from powermean.rest import ApiError, ServerUnreachableError
-from worker.attempt.rendezvous import LOOPBACK, PORT_TAKEN, RendezvousError, listen
+from worker.attempt.rendezvous import RendezvousError, listen
 from worker.gpus import Gpus
-from worker.settings import NodeSettings, NodeSettingsError
+from worker.settings import NodeSettings, NodeSettingsError, is_loopback
 
 IMPORT_S = 120.0
 SLOW = {"gpus": 120.0, "torch": 180.0, "vllm": 300.0}  # seconds: they start programs that have deadlines
@@ -174,7 +175,7 @@ def ranks(settings: NodeSettings) -> Iterator[Check]:
         return
     port = f"port {settings.rank_port}" if settings.rank_port else "any free port"
     said = f"they meet at {settings.node_address}, {port}"
-    if settings.node_address == LOOPBACK:
+    if is_loopback(settings.node_address):
         said += "; for jobs of several nodes, set POWERMEAN_NODE_ADDRESS to an address that the others reach"
     yield ok("ranks", said)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from powermean import __version__
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import EngineReport, NodeReport
+from powermean.contracts.revisions import NEWEST
 from powermean.disk import first_full
 from powermean.processes import ProcessId, end_all, marked
 from worker.attempt_dir import MARK, AttemptDir, attempt_dirs, write_whole
@@ -85,4 +86,5 @@ def report(
         full_disk=full_disk(settings),
         services=services,
         version=__version__,
+        revision=NEWEST,
     )

@@ -4,7 +4,7 @@ docs/settings.md lists them. A process that lacks one without a default names it
 """
 
 import socket
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -37,6 +37,26 @@ def own_address(network: IPv4Network | IPv6Network) -> str:
     if not found or ip_address(found) not in network:
         raise ValueError(f"this host has no address in {network}")
     return found
+
+
+def _ip(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return None
+    return (ip.ipv4_mapped if isinstance(ip, IPv6Address) else None) or ip
+
+
+def is_nobodys(address: str) -> bool:
+    """Whether it stands for all interfaces, as 0.0.0.0 does, or for a group of hosts. A name does not."""
+    ip = _ip(address)
+    return ip is not None and (ip.is_unspecified or ip.is_multicast)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether it is the host's own alone. A name counts as an address that others reach."""
+    ip = _ip(address)
+    return ip is not None and ip.is_loopback
 
 
 class NodeSettings(FileSettings):
@@ -136,7 +156,11 @@ class NodeSettings(FileSettings):
     @field_validator("node_address", mode="after")
     @classmethod
     def _own_address(cls, value: str) -> str:
-        return own_address(ip_network(value, strict=False)) if "/" in value else value
+        if "/" in value:
+            return own_address(ip_network(value, strict=False))
+        if is_nobodys(value):
+            raise ValueError(f"{value} is not the address of one host: give one that the other nodes reach")
+        return value
 
     @field_validator("model_roots", mode="before")
     @classmethod

@@ -114,6 +114,7 @@ class NodeReport(Contract):
         (), max_length=8, description="What of its GPUs' health can't be read there, for people."
     )
     version: str
+    revision: int = Field(1, ge=1, description="Of the contracts, that its worker knows.")
 
     @model_validator(mode="after")
     def _each_gpu_once(self) -> Self:
@@ -157,13 +158,14 @@ class CheckpointCommit(Contract):
 
 
 class MemberReport(Contract):
-    """Where the other nodes of a job reach this one, as soon as it is known."""
+    """Where the other nodes of a job reach this one, and whether it is ready for them."""
 
     address: str = Field(min_length=1, max_length=253, description="Host name or address.")
     store_port: int | None = Field(
         None, ge=1, le=65535, description="Of the store where the ranks meet; the first node has it."
     )
     engine_urls: tuple[str, ...] = Field((), max_length=64, description="Engines that serve there.")
+    ready: bool = Field(False, description="It starts its ranks as soon as all nodes are ready.")
 
 
 class Member(Contract):

@@ -6,6 +6,7 @@ REPLAY_TASK = "powermean.replay"  # replay(replay_id): a node recomputes a recor
 EVENTS_CHANNEL = "powermean:events"  # Redis pub/sub: what a server committed, for the others
 NODE_NAME = r"^\w[\w.-]*$"  # a part of addresses, where `..` would be none
 NODE_NAME_TAKEN = "node_name_taken"  # error code: another worker reports under this node's name
+PORT_TAKEN = "rendezvous_port_taken"  # error code: another job of several nodes has the fixed port
 RANK_LOST = "rank_lost"  # error code: ranks of another node are gone, and that node knows why
 
 

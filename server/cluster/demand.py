@@ -32,6 +32,7 @@ def waiting_job(
         adapter=adapter,
         project=project,
         nodes=demand.nodes,
+        revision=demand.revision,
         gpu_type=demand.gpu_type,
         gpu_memory_mb=demand.gpu_memory_mb,
         labels=demand.labels,
@@ -42,10 +43,14 @@ def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[Node
     """The live nodes that may check a job of this demand: those that could run it, since nodes differ.
 
     None while all nodes that could run it are offline, closed, or their disks full. If no node ever could,
-    any live one may check it: its errors say what is missing.
+    any live one that knows its fields may check it: its errors say what is missing.
     """
     asked = waiting_job("", stored, None)
     able = [node for node in living if could_run(asked, node)]
     if not able and any(could_run(asked, node) for node in offline):
         return []
-    return [node.id for node in able or living if node.full_disk is None and node.closed is None]
+    return [
+        node.id
+        for node in able or living
+        if node.full_disk is None and node.closed is None and node.revision >= asked.revision
+    ]

@@ -221,6 +221,7 @@ def empty(node: Node, unusable: Mapping[str, str]) -> NodeCapacity:
         full_disk=report.full_disk,
         closed=why_closed(node) if node.closed else None,
         labels=frozenset(report.labels.items()),
+        revision=report.revision,
         gpu_info=usable,
         unhealthy=tuple(
             f"GPU {place}: {unusable[gpu.uuid]}"

@@ -274,8 +274,9 @@ def _finish_node(
 
 
 def _ends_all(attempt: Attempt, report: Finish) -> bool:
-    """Whether the others can't go on without the node: it failed, or left though nobody had ordered it."""
-    return report.outcome == "failed" or (report.outcome != "finished" and attempt.order == "continue")
+    """Whether the others can't go on without the node: it failed, or left before it was done or told to."""
+    stopped = report.outcome != "finished" and attempt.order in ("continue", "finish")
+    return report.outcome == "failed" or stopped
 
 
 @dataclass(frozen=True)

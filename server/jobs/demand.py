@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from powermean.contracts.forks import Origin
 from powermean.contracts.job import JobSpec
+from powermean.contracts.revisions import FIRST, needed
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Demand:
     gpu_memory_mb: int = 0  # of each GPU, at least
     labels: tuple[tuple[str, str], ...] = ()  # of its nodes
     nodes: int = 1  # that train together
+    revision: int = FIRST  # of the contracts, that its workers have to know
 
 
 _json = TypeAdapter(Demand)
@@ -53,6 +55,7 @@ def demand_of(spec: JobSpec, origin: Origin | None = None) -> str:
         gpu_memory_mb=ceil((spec.resources.gpu_memory_gib or 0) * 1024),
         labels=tuple(sorted(spec.resources.node_labels.items())),
         nodes=spec.resources.nodes,
+        revision=needed(spec),
     )
     as_before = {name for name, usual in _LATER.items() if getattr(demand, name) == usual}
     return _json.dump_json(demand, exclude=as_before).decode()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from powermean.contracts.attempts import Finish, JobError
-from powermean.contracts.names import RANK_LOST
+from powermean.contracts.names import PORT_TAKEN, RANK_LOST
 from server import outbox
 from server.db.models import Attempt, Job
 from server.db.session import database_now
@@ -157,7 +157,14 @@ def leave(session: Session, job: Job, attempt: Attempt) -> None:
 
 
 def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobError) -> None:
-    """Requeue a locked job after a temporary failure, with growing pauses, or give up."""
+    """Requeue a locked job after a temporary failure, with growing pauses, or give up.
+
+    While another job has its node's port, nothing has failed: it waits, and that is no restart.
+    """
+    if error.code == PORT_TAKEN:
+        job.not_before = database_now(session) + timedelta(seconds=LONGEST_PAUSE_S)
+        change_state(session, job, JobState.QUEUED, error.message[:200])
+        return
     restarts = job_spec(job).max_restarts
     if job.restarts >= restarts:
         fail(session, job, _exhausted(error, restarts))

@@ -12,12 +12,14 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import Finish, Heartbeat, JobError, Member, MemberReport
+from powermean.contracts.names import RANK_LOST
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, AttemptMember, Job
 from server.errors import FencedError, NotFoundError
 from server.settings import Settings
 
 LAPSED = "lapsed"
+STOPPED = "stopped"  # because the attempt had ended on another node
 GANG_INCOMPLETE = "gang_incomplete"
 
 
@@ -68,8 +70,12 @@ def end(session: Session, attempt: Attempt, report: Finish, now: datetime) -> At
     mine = _known(attempt, members, report.node_rank)
     if mine.ended_at is not None:
         return None
-    mine.ended_at, mine.outcome, mine.lease_expires_at = now, mine.outcome or report.outcome, None
-    mine.error = report.error.model_dump(mode="json") if report.error else None
+    outcome: str = report.outcome
+    error = report.error
+    if error is not None and error.code == RANK_LOST and attempt.state not in ("starting", "running"):
+        outcome, error = STOPPED, None  # nothing failed there
+    mine.ended_at, mine.outcome, mine.lease_expires_at = now, mine.outcome or outcome, None
+    mine.error = error.model_dump(mode="json") if error else None
     _shorten_lease(attempt, members)
     return mine
 
@@ -130,7 +136,7 @@ def may_begin(session: Session, attempt_id: str, node_id: str, since: datetime) 
 
 
 def lost(session: Session, attempt: Attempt, node_id: str) -> None:
-    """Nothing of a node is left, as somebody says who must know it."""
+    """Somebody who must know says that nothing of the node is left."""
     gone = update(AttemptMember).where(
         AttemptMember.attempt_id == attempt.id, AttemptMember.node_id == node_id
     )

@@ -58,6 +58,9 @@ def get_job(session: Session, job_id: str) -> Job:
     job = session.execute(query).scalar_one_or_none()
     if job is None:
         raise no_job(job_id)
+    if gangs := [attempt.id for attempt in job.attempts if attempt.nodes > 1]:  # most jobs have none
+        with_members = select(Attempt).where(Attempt.id.in_(gangs)).options(selectinload(Attempt.members))
+        session.execute(with_members.execution_options(populate_existing=True)).all()
     return job
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from powermean.contracts.attempts import GpuInfo
+from powermean.contracts.revisions import FIRST
 from server.placement.room import Room
 from server.placement.state import NOBODY, VLLM, NodeCapacity, WaitingJob
+
+NAMED = 3  # jobs, nodes or projects in a sentence
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Ask:
     gpu_name: str | None = None  # all of it
     labels: tuple[tuple[str, str], ...] = ()
     only: str | None = None  # the only node that will do
+    revision: int = FIRST  # of the contracts, that the workers have to know
 
     @property
     def uses_gpus(self) -> bool:
@@ -42,13 +46,18 @@ def own_engine(job: WaitingJob) -> Ask:
     """What the job needs with an engine of its own."""
     kind = job.gpu_type and job.gpu_type.casefold()
     gpus = job.gpus + job.rollout_gpus
-    return Ask(gpus, job.nodes, job.vllm, kind, job.gpu_memory_mb, labels=job.labels)
+    return Ask(gpus, job.nodes, job.vllm, kind, job.gpu_memory_mb, labels=job.labels, revision=job.revision)
 
 
 def beside_shared_engine(job: WaitingJob, only: str | None) -> Ask:
     """What its trainer needs."""
     kind = job.gpu_type and job.gpu_type.casefold()
-    return Ask(job.gpus, job.nodes, False, kind, job.gpu_memory_mb, labels=job.labels, only=only)
+    return Ask(
+        *(job.gpus, job.nodes, False, kind, job.gpu_memory_mb),
+        labels=job.labels,
+        only=only,
+        revision=job.revision,
+    )
 
 
 def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
@@ -168,6 +177,11 @@ def never(ask: Ask, nodes: Sequence[NodeCapacity]) -> str:
     """Why the nodes could not hold the gang, even if all were empty."""
     if not nodes:
         return "waiting for a node: none is connected"
+    if old := [node.id for node in nodes if node.revision < ask.revision]:
+        anyhow = replace(ask, revision=FIRST)
+        if sum(_could_hold(anyhow, node) for node in nodes) >= ask.nodes:
+            said = f"{', '.join(old[:NAMED])}{' and others' if len(old) > NAMED else ''}"
+            return f"waiting for workers of a newer version: those of {said} don't know what the job asks for"
     able = [node for node in nodes if _takes(ask, node)]
     if not able:
         return f"waiting for a node with {_kind(ask)}: no connected node has it"
@@ -195,6 +209,8 @@ def _are(count: int) -> str:
 
 
 def _takes(ask: Ask, node: NodeCapacity) -> bool:
+    if node.revision < ask.revision:
+        return False
     return (not ask.vllm or VLLM in node.engines) and node.labels.issuperset(ask.labels)
 
 

@@ -8,7 +8,7 @@ Long lines consist of few shapes. In the course of a plan less and less is free 
 once a job waits plainly, each one of its shape behind it waits for the same reason.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from math import inf
 
 from powermean.contracts.attempts import AllocationView
@@ -16,7 +16,7 @@ from server.placement import engines, queue_order, reclaim
 from server.placement.backfill import Calendar, reserve
 from server.placement.fit import Ask, Index, beside_shared_engine, best, never, own_engine
 from server.placement.quotas import Ledger
-from server.placement.room import Room
+from server.placement.room import Reservation, Room
 from server.placement.state import (
     ClusterState,
     Placement,
@@ -223,9 +223,11 @@ class _Planning:
         ask, engine = tries[0]
         if ask.gpus * ask.nodes <= 1 or self.reservations >= self.state.rules.reservations:
             return None
-        kept = reserve(ask, self.index, self.room, self.calendar)
-        if kept is None:
+        alike = [one for one, other in tries if other is engine]  # they differ in the type of GPU
+        found = [kept for one in alike if (kept := reserve(one, self.index, self.room, self.calendar))]
+        if not found:
             return None
+        kept = min(found, key=_known_start)
         self.reservations += 1
         self.room.reserved |= kept
         if engine is not None:
@@ -303,7 +305,8 @@ class _Planning:
             return None
         kind: tuple[Hashable, ...] = (
             *(job.project, job.value, guaranteed, job.gpus, job.rollout_gpus, job.nodes, job.vllm),
-            *(job.gpu_type, job.gpu_memory_mb, job.labels, bool(self.impatient) and self._is_barred(job)),
+            *(job.gpu_type, job.gpu_memory_mb, job.labels, job.revision),
+            bool(self.impatient) and self._is_barred(job),
         )
         if job.adapter is None:
             return kind
@@ -311,6 +314,10 @@ class _Planning:
         if job.adapter.required and not serving:
             return None  # the reason names its rank or its tokens
         return *kind, job.adapter.required, tuple(engine.id for engine in serving)
+
+
+def _known_start(kept: Mapping[str, Reservation]) -> float:
+    return min(inf if one.at is None else one.at for one in kept.values())
 
 
 def _seconds(job: WaitingJob) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from powermean.contracts.attempts import AllocationView, GpuInfo
+from powermean.contracts.revisions import FIRST, NEWEST
 from server.jobs.demand import AdapterNeed
 
 VLLM = "vllm"
@@ -31,6 +32,7 @@ class NodeCapacity:
     gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
     unhealthy: tuple[str, ...] = ()  # why each of the others may not, for people
     served: int = 0  # GPUs that engine services hold
+    revision: int = NEWEST  # of the contracts, that its worker knows
     declared: bool = False  # it is not there yet: its GPUs' names are parts of their names, as its pool says
 
 
@@ -46,6 +48,7 @@ class WaitingJob:
     adapter: AdapterNeed | None = None  # None: it gets its own engine
     project: str = ""
     nodes: int = 1  # all at once, or it does not start
+    revision: int = FIRST  # of the contracts, that its workers have to know
     gpu_type: str | None = None  # part of the GPUs' name, in any case
     gpu_memory_mb: int = 0  # at least, of each GPU
     labels: tuple[tuple[str, str], ...] = ()  # of its nodes

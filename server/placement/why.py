@@ -11,11 +11,9 @@ from functools import cache
 
 from server.placement import queue_order
 from server.placement.estimate import BASIS, starts
-from server.placement.fit import Ask, Index, own_engine
+from server.placement.fit import NAMED, Ask, Index, own_engine
 from server.placement.quotas import Ledger
 from server.placement.state import ClusterState, Plan, Share, Wait, WaitingJob
-
-NAMED = 3  # jobs, nodes or projects in a sentence
 
 
 @dataclass(frozen=True)

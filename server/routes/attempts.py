@@ -1,6 +1,7 @@
 """Calls of a node and an attempt's supervisor: claim, heartbeat, checkpoints, finish."""
 
 from fastapi import APIRouter, status
+from fastapi.responses import JSONResponse
 
 from powermean.contracts.attempts import (
     CheckpointCommit,
@@ -11,6 +12,7 @@ from powermean.contracts.attempts import (
     Heartbeat,
     HeartbeatReply,
 )
+from powermean.contracts.revisions import for_workers
 from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.errors import ConflictError
@@ -24,7 +26,7 @@ from server.vault.secrets import values_of
 router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"], route_class=KnownCallerRoute)
 
 
-@router.post("/claim", summary="Claim an attempt")
+@router.post("/claim", response_model=ClaimWithSecrets, summary="Claim an attempt")
 def claim_attempt(
     attempt_id: str,
     node: CurrentNode,
@@ -33,7 +35,7 @@ def claim_attempt(
     settings: RequestSettings,
     vault: RequestVault,
     request: ClaimRequest | None = None,
-) -> ClaimWithSecrets:
+) -> JSONResponse:
     """Exactly one claim of each node's part succeeds; the answer contains everything needed to run it."""
     with database.write() as session:
         claimed = attempts.claim(session, settings, attempt_id, request.node_id if request else None)
@@ -63,11 +65,11 @@ def claim_attempt(
                 origin=forks.origin_of(job),
                 engine=engines.claimed(session, claimed.allocations),
             )
-            return ClaimWithSecrets(claim=claim, secrets=secrets)
+            return JSONResponse(for_workers(ClaimWithSecrets(claim=claim, secrets=secrets)))
     raise refused
 
 
-@router.post("/heartbeat", summary="Renew the lease")
+@router.post("/heartbeat", response_model=HeartbeatReply, summary="Renew the lease")
 def beat(
     attempt_id: str,
     beat: Heartbeat,
@@ -75,12 +77,13 @@ def beat(
     keys: RequestKeyPair,
     database: RequestDatabase,
     settings: RequestSettings,
-) -> HeartbeatReply:
+) -> JSONResponse:
     """The reply says what to do next and contains a fresh token."""
     with database.write() as session:
         heard = attempts.heartbeat(session, settings, attempt_id, claims, beat)
     token = sign_attempt_token(keys.private_pem, claims.job_id, claims.attempt, node_rank=claims.node_rank)
-    return HeartbeatReply(order=heard.order, token=token, members=heard.members)
+    reply = HeartbeatReply(order=heard.order, token=token, members=heard.members)
+    return JSONResponse(for_workers(reply))
 
 
 @router.post("/checkpoints", status_code=status.HTTP_204_NO_CONTENT, summary="Commit a checkpoint")

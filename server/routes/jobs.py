@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource, SubmittedJob
@@ -13,6 +14,7 @@ from powermean.contracts.identity import ProjectName
 from powermean.contracts.job import JobSpec
 from powermean.contracts.priorities import PriorityChange
 from powermean.contracts.renaming import old_names_used
+from powermean.contracts.revisions import for_workers
 from powermean.contracts.secrets import HUB_TOKENS
 from powermean.spec_yaml import SpecTextError, read_spec
 from server.audit.journal import note
@@ -184,10 +186,15 @@ def set_priority(
         return service.set_priority(session, caller, job_id, wanted.priority)
 
 
-@router.get("/{job_id}/validation", tags=["nodes"], summary="What a node should check")
+@router.get(
+    "/{job_id}/validation",
+    response_model=ValidationWithSecrets,
+    tags=["nodes"],
+    summary="What a node should check",
+)
 def get_validation(
     job_id: str, node: CurrentNode, database: RequestDatabase, vault: RequestVault
-) -> ValidationWithSecrets:
+) -> JSONResponse:
     """The spec, where its dataset is, and what its model is fetched with."""
     with database.write() as session:
         task, job = service.validation_task(session, job_id)
@@ -198,7 +205,7 @@ def get_validation(
             service.accept_validation(session, job_id, ValidationResult(errors=(error.error,)))
             refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")
         else:
-            return ValidationWithSecrets(task=task, secrets=tokens)
+            return JSONResponse(for_workers(ValidationWithSecrets(task=task, secrets=tokens)))
     raise refused
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 from fastapi import Path as PathParameter
+from fastapi.responses import JSONResponse
 
 from powermean.contracts.renaming import old_names_used
 from powermean.contracts.replays import (
@@ -17,6 +18,7 @@ from powermean.contracts.replays import (
     ReplayResult,
     ReplayTask,
 )
+from powermean.contracts.revisions import for_workers
 from server.audit.journal import note
 from server.db.models import MAX_INTEGER
 from server.identity.callers import Caller
@@ -111,18 +113,20 @@ def get_tokens(
     return read_tokens(store, recorded, replayed, index)
 
 
-@router.post("/replays/{replay_id}/claim", tags=["nodes"], summary="Claim a replay")
+@router.post(
+    "/replays/{replay_id}/claim", response_model=ReplayTask, tags=["nodes"], summary="Claim a replay"
+)
 def claim_replay(
     replay_id: str,
     claim: ReplayClaim,
     node: CurrentNode,
     database: RequestDatabase,
     settings: RequestSettings,
-) -> ReplayTask:
+) -> JSONResponse:
     """Everything a node needs to compute it. Other nodes are refused while the claiming one is alive."""
     node.check(claim.node_id)
     with database.write() as session:
-        return service.claim(session, settings, replay_id, claim.node_id)
+        return JSONResponse(for_workers(service.claim(session, settings, replay_id, claim.node_id)))
 
 
 @router.post(

@@ -4,6 +4,7 @@ from typing import Any
 
 from powermean import Client
 from powermean.contracts.attempts import NodeReport, ValidationResult
+from powermean.contracts.revisions import NEWEST
 from powermean.node_client import AttemptClient, NodeClient
 from tests.support.embedded_service import until
 
@@ -40,6 +41,7 @@ class HandNode:
                 labels=self._labels,
                 running=running,
                 version="0.1.0",
+                revision=NEWEST,
             ),
         )
 

@@ -14,6 +14,7 @@ from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import Event, Job
 from powermean.contracts.attempts import Claim
 from powermean.contracts.engines import NodeOrders
+from powermean.contracts.revisions import NEWEST
 from server.app import create_app
 from server.cluster.relay import Relay
 from server.cluster.scheduler import Scheduler
@@ -183,6 +184,7 @@ class ServiceDriver:
         instance: str = "the one",
         full_disk: str | None = None,
         checking: tuple[str, ...] = (),
+        revision: int = NEWEST,
     ) -> NodeOrders:
         """A node's report; the answer."""
         answer = self.node.put(
@@ -200,6 +202,7 @@ class ServiceDriver:
                 "engines": engines,
                 "services": services,
                 "version": "0",
+                "revision": revision,
             },
         )
         assert answer.status_code == 200, answer.text

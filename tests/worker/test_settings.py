@@ -79,6 +79,13 @@ def test_the_address_may_be_given_by_its_network(
     assert NodeSettings.read().node_address == address
 
 
+@pytest.mark.parametrize("value", ["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "ff02::1"])
+def test_an_address_of_no_one_host_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERMEAN_NODE_ADDRESS", value)
+    with pytest.raises(NodeSettingsError, match="not the address of one host"):
+        NodeSettings.read()
+
+
 @pytest.mark.allow_hosts(["198.51.100.1"])  # nothing is sent there
 @pytest.mark.parametrize("value", ["198.51.100.0/24", "10.0.0.0/99", "a/8", "eth0 "])
 def test_a_network_of_other_hosts_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:

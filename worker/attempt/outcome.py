@@ -33,7 +33,7 @@ class Ended:
     rank_record: Finish | None = None  # as reported by that rank itself, if it is not rank 0
     follows: bool = False  # rank 0, which reports, is on another node
     out_of_memory: bool = False  # the kernel has killed something for lack of memory
-    unmet: JobError | None = None  # why the ranks could not meet
+    unmet: Finish | None = None  # why the ranks could not meet
     broken: OSError | None = None  # why the supervisor itself could not go on
     full_disk: Path | None = None  # the folder whose disk had no room at the end
     last_words: str = ""  # the log's last line
@@ -95,7 +95,7 @@ def _finish(ended: Ended) -> Finish:
         told = error.model_copy(update={"message": f"{_who(ended)}: {error.message}"})
         return ended.rank_record.model_copy(update={"error": told})
     if ended.unmet:
-        return Finish(outcome="failed", error=ended.unmet, retryable=True)
+        return ended.unmet
     if ended.broken and is_full(ended.broken) and ended.full_disk:
         return Finish(outcome="failed", error=disk_full(ended.full_disk), retryable=True)
     if ended.broken is not None:
@@ -107,6 +107,11 @@ def _finish(ended: Ended) -> Finish:
     if ended.trainer_code is not None:
         return _without_record("trainer", _who(ended), ended.trainer_code, ended)
     return _failed("trainer_lost", "The trainer was never started.", retry=True)
+
+
+def ended_elsewhere() -> Finish:
+    """The end of a node's part in an attempt that another node has ended, where nothing else is known."""
+    return _failed(RANK_LOST, "The attempt ended on another node.", retry=True)
 
 
 def disk_full(folder: Path) -> JobError:

@@ -56,6 +56,10 @@ class Ranks:
         self._ranks = dict(enumerate(processes, start=first))
         self._stopped_at: dict[int, float] = {}
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(self._ranks)
+
     def codes(self) -> dict[int, int]:
         """Exit status of each rank that has ended."""
         return {rank: code for rank, process in self._ranks.items() if (code := process.poll()) is not None}

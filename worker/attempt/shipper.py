@@ -1,6 +1,7 @@
 """Sends the attempt's records and log to the server, in a separate thread."""
 
 import threading
+import time
 
 from powermean.artefacts import ArtefactStoreFullError
 from powermean.contracts.attempts import Finish, FinishRecord, JobError, LogChunk
@@ -75,6 +76,15 @@ class Shipper(threading.Thread):
         except OSError as error:
             say(f"not sent: {error}")
             return False
+
+    def ship_log(self, limit_s: float) -> None:
+        """Send the rest of the log, and nothing else, within this time."""
+        deadline = time.monotonic() + limit_s
+        try:
+            while not self._ship_log() and time.monotonic() < deadline:
+                pass
+        except (ApiError, ServerUnreachableError, OSError) as error:
+            say(f"the end of the log was not sent: {error}")
 
     def _refuse(self, why: str) -> None:
         self.refused = JobError(

@@ -4,9 +4,9 @@
 
 It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
 made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for too long): everything is
-killed at once and nobody is told, because the attempt may be somebody else's by now (of several nodes, each
-tells that it has left). *Failed*: a process
-died or a record was refused; `outcome.finish` says what that means.
+killed at once and nobody is told, because the attempt may be somebody else's by now. Only if it has ended on
+another node, this one still says that nothing of it is left here. *Failed*: a process died or a record was
+refused; `outcome.finish` says what that means.
 
 A job of several ranks has a trainer for each, and all of them end when one does not end well. On each of its
 nodes a supervisor waits until all nodes are ready to start their ranks; the first node's has the socket where
@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -31,14 +31,11 @@ from types import FrameType
 from pydantic import TypeAdapter
 
 from powermean.children import TICK_S, last_words, start, wait
-from powermean.contracts.attempts import Claim, EngineStart, Finish, JobError
-from powermean.contracts.names import RANK_LOST
+from powermean.contracts.attempts import Claim, EngineStart, Finish
 from powermean.contracts.phases import (
-    AFTER_LAST_STEP,
     SENDING_RECORDS,
     STARTING_ENGINE,
     STARTING_TRAINER,
-    read_step,
 )
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import first_full
@@ -47,11 +44,13 @@ from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
 from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans
+from worker.attempt.blame import own_cause, to_blame
 from worker.attempt.engines import Engines
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.limits import AbandonedError, Limits, StopError
-from worker.attempt.outcome import Ended, finish, only_lost_a_peer
+from worker.attempt.outcome import Ended, ended_elsewhere, finish
 from worker.attempt.piped_log import PipedLog
+from worker.attempt.progress import Progress
 from worker.attempt.ranks import STORE_FD, VARIABLES, Ranks, places
 from worker.attempt.rendezvous import LOOPBACK, Rendezvous, RendezvousError
 from worker.attempt.shipper import Shipper
@@ -83,11 +82,11 @@ class Supervisor:
         self._client = client
         self._limits = limits
         self._lifeline = lifeline
-        self._rendezvous = Rendezvous(claim, address, port, limits.meet_s)
         self._resources = claim.spec.resources
         self._alone = self._resources.ranks == 1
         self._first_rank = claim.node_rank * self._resources.ranks_per_node
         self._heartbeat = Heartbeat(client, attempt, claim)
+        self._rendezvous = Rendezvous(claim, self._heartbeat, address, port, limits.meet_s)
         self._shipper = Shipper(client, attempt, claim.node_rank)
         self._logs: list[PipedLog] = []
         self._engines: Engines | None = None
@@ -96,10 +95,8 @@ class Supervisor:
         self._kills = kills()
         self._stopping = False
         self._training = False  # before that there is nothing to save
-        self._in_steps = False  # the trainer has loaded its model
         self._ordered_at: float | None = None
-        self._signs: tuple[object, ...] = ()  # of progress
-        self._progress_at = time.monotonic()
+        self._progress = Progress(attempt)
 
     def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
         """Signal handler: the node stops."""
@@ -115,9 +112,10 @@ class Supervisor:
             return self._tell(ended)
         except AbandonedError as why:
             say(f"abandoned: {why}")
+            failed = self._ranks.failed if self._ranks else {}
             end_all(self._descendants, grace_s=0)
             if self._resources.nodes > 1 and self._heartbeat.refused:
-                self._tell_gone()
+                self._tell_gone(failed)
             return False
         finally:
             self._heartbeat.halt()
@@ -131,7 +129,7 @@ class Supervisor:
         except StopError as why:
             ended = replace(ended, stop=why.why)
         except RendezvousError as error:
-            ended = replace(ended, unmet=error.error)
+            ended = replace(ended, unmet=error.end)
         except OSError as error:  # a full disk, no more processes: the attempt ends in order all the same
             say(f"the supervisor can't go on: {error}")
             ended = replace(ended, broken=error)
@@ -153,7 +151,7 @@ class Supervisor:
         """End what still runs, and look at what is left of it."""
         engines, ranks = self._engines, self._ranks
         engine_code = engines.poll() if engines else None  # that they ended unasked is a failure
-        failed = self._to_blame(ranks) if ranks else None
+        failed = to_blame(self._attempt, ranks.failed) if ranks else None
         blamed = failed if self._frozen is None else self._frozen
         in_order = self._alone or blamed is None
         end_all(self._descendants, self._limits.grace_s if in_order else self._limits.ranks_grace_s)
@@ -183,7 +181,7 @@ class Supervisor:
         command = replace(command, environment=inherited)  # the worker's may be another launcher's
         if self._alone:
             return Ranks(0, [self._start(command)])
-        meeting = self._rendezvous.meet(listener, self._heartbeat, self._tick)
+        meeting = self._rendezvous.meet(listener, self._tick_beside_engines)
         processes = []
         for place in places(self._claim):
             variables = command.environment | place.environment(meeting)
@@ -211,7 +209,12 @@ class Supervisor:
         """The model's folder, or the exit status of the program that should have made it ready."""
         command = self._launcher.prepare(self._attempt, self._claim)
         answer = self._attempt.path / "model"
-        code = wait(self._start(command, answer), self._limits.prepare_s, self._tick)
+
+        def rest() -> None:
+            self._rendezvous.look()
+            self._tick()
+
+        code = wait(self._start(command, answer), self._limits.prepare_s, rest)
         if code is None:
             raise StopError("stalled")
         folder = answer.read_text().strip().rpartition("\n")[2]
@@ -231,8 +234,9 @@ class Supervisor:
 
         while not ranks.over and not lost() and self._shipper.refused is None:
             look()
-            if self._claim.node_rank == 0:  # the other nodes' ranks have nothing to say while it goes well
-                self._check_progress()
+            # of the other nodes' ranks nothing is heard while it goes well
+            if self._claim.node_rank == 0 and self._progress.stalled_s() > self._limits.stall_s:
+                raise StopError("stalled")
         if lost():
             self._await(lambda: ranks.over, look)  # what it says of the loss is worth having
         elif self._shipper.refused is None:
@@ -243,18 +247,14 @@ class Supervisor:
         while not true() and time.monotonic() < deadline:
             rest()
 
-    def _to_blame(self, ranks: Ranks) -> int | None:
-        """The rank that failed: one that was killed, before those that failed for want of it."""
-        failed = ranks.failed
-        return min(failed, key=lambda rank: (failed[rank] > 0, self._lost_a_peer(rank), rank), default=None)
-
-    def _lost_a_peer(self, rank: int) -> bool:
-        end = self._attempt.rank_end(rank) if rank else self._attempt.end()
-        return end is not None and only_lost_a_peer(end)
-
     def _tick(self) -> None:
         self._check()
         time.sleep(TICK_S)
+
+    def _tick_beside_engines(self) -> None:
+        self._tick()
+        if self._engines and self._engines.poll() is not None:  # its exit status says more
+            raise RendezvousError("The node's rollout engine has ended", code="engine_died")
 
     def _check(self) -> None:
         """Raise when the attempt has to end for a reason outside its processes."""
@@ -267,7 +267,7 @@ class Supervisor:
             raise StopError("node_stopping")
         if self._heartbeat.order == "cancel":
             raise StopError("cancel")
-        if self._heartbeat.order == "checkpoint_and_exit" and not self._training:
+        if self._heartbeat.order == "checkpoint_and_exit" and not self._may_save():
             raise StopError("not_begun")
         finishing = self._heartbeat.order == "finish"
         if self._heartbeat.order != "continue" and (not finishing or self._has_begun()):
@@ -275,29 +275,19 @@ class Supervisor:
             if time.monotonic() - self._ordered_at > self._limits.order_s:
                 raise StopError("finish_ignored" if finishing else "order_ignored")
 
+    def _may_save(self) -> bool:
+        """Whether there may be something to save. Before the steps begin, other nodes may be gone already."""
+        leads_others = self._resources.nodes > 1 and self._claim.node_rank == 0
+        return self._has_begun() if leads_others else self._training
+
     def _has_begun(self) -> bool:
-        """Whether the trainer is in its steps. Until then models are loaded, and that has its own limits."""
-        phase = "" if self._in_steps or not self._training else self._attempt.phase("")
-        self._in_steps = self._in_steps or read_step(phase) is not None or phase in AFTER_LAST_STEP
-        return self._in_steps
+        return self._training and self._progress.in_steps()
 
     def _check_ours(self) -> None:
         if self._heartbeat.refused:
             raise AbandonedError(str(self._heartbeat.refused))
         if self._lifeline and self._lifeline.cut:
             raise AbandonedError("the service that this node belongs to is gone")
-
-    def _check_progress(self) -> None:
-        log = self._attempt.log
-        signs = (
-            self._attempt.phase(""),
-            log.stat().st_size if log.exists() else 0,
-            [path.name for path in self._attempt.spooled()[-1:]],
-        )
-        if signs != self._signs:
-            self._signs, self._progress_at = signs, time.monotonic()
-        elif time.monotonic() - self._progress_at > self._limits.stall_s:
-            raise StopError("stalled")
 
     def _start(
         self, command: Command, answer: Path | None = None, prefix: str = "", passed: Sequence[int] = ()
@@ -330,17 +320,19 @@ class Supervisor:
         say(f"{end.outcome}" + (f": {end.error.code}: {end.error.message}" if end.error else ""))
         return True
 
-    def _tell_gone(self) -> None:
-        """The attempt has ended on another node, which says why; what it held here is free.
+    def _tell_gone(self, failed: Mapping[int, int]) -> None:
+        """The attempt has ended on another node; what it held here is free.
 
-        The end of the log is worth having: it may hold the cause.
+        The cause may be here all the same, and others were quicker to say that they lost its ranks. `failed`:
+        exit statuses of ranks.
         """
         self._shipper.halt()
-        self._shipper.ship()
-        error = JobError(code=RANK_LOST, message="The attempt ended on another node.")
-        end = Finish(outcome="failed", node_rank=self._claim.node_rank, error=error, retryable=True)
+        self._shipper.ship_log(self._limits.stopping_s)
+        ranks = self._ranks.numbers if self._ranks else ()
+        start = self._engines.failed_start() if self._engines else None
+        end = own_cause(self._attempt, ranks, failed, start) or ended_elsewhere()
         try:
-            self._client.finish(end)
+            self._client.finish(end.model_copy(update={"node_rank": self._claim.node_rank}))
         except (ApiError, ServerUnreachableError) as failure:  # the node's reports say it, too
             say(f"the end was not told: {failure}")
 

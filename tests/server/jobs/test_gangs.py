@@ -19,47 +19,13 @@ from server.jobs import allocations, attempts
 from server.jobs.attempts import NodeGone
 from server.jobs.demand import Demand, demand_of, stored_demand
 from server.jobs.hours import merged
+from tests.support.gangs import FAILED, LOST, claimed_long_ago, gang, held, started_gang
 from tests.support.service_driver import (
-    AttemptDriver,
     ServiceDriver,
     error_of,
     example_result,
     example_spec,
 )
-
-FAILED = {"error": {"code": "out_of_memory", "message": "no memory left"}}
-
-
-def queued_gang(service: ServiceDriver, nodes: int = 2, **changes: Any) -> str:
-    """A job on this many nodes, which are there."""
-    for number in range(1, nodes + 1):
-        service.report(f"n{number}")
-    return service.queued(resources={"nodes": nodes}, **changes)
-
-
-def started_gang(service: ServiceDriver, nodes: int = 2, **changes: Any) -> str:
-    job_id = queued_gang(service, nodes, **changes)
-    service.scheduler.turn()
-    return f"{job_id}.1"
-
-
-def gang(service: ServiceDriver, nodes: int = 2, **changes: Any) -> list[AttemptDriver]:
-    """Its first attempt, claimed on every node."""
-    attempt_id = started_gang(service, nodes, **changes)
-    return [service.claim(attempt_id, f"n{number}") for number in range(1, nodes + 1)]
-
-
-def claimed_long_ago(service: ServiceDriver, attempt_id: str) -> None:
-    with service.database.write() as session:
-        past = database_now(session) - timedelta(seconds=2 * service.settings.lease_s)
-        mine = AttemptMember.attempt_id == attempt_id
-        session.execute(update(AttemptMember).where(mine).values(claimed_at=past))
-
-
-def held(service: ServiceDriver) -> set[str]:
-    """The nodes on which something is held."""
-    nodes = service.person.get("/v1/nodes").json()["items"]
-    return {node["id"] for node in nodes if node["attempts"]}
 
 
 def test_each_node_is_told_and_claims_its_part_once(service: ServiceDriver):
@@ -190,103 +156,6 @@ def test_a_job_finishes_with_its_first_node_whoever_is_done_first(service: Servi
     assert service.job(parts[0].claim.job_id).state is JobState.FINISHED
 
 
-def test_a_failure_of_any_node_is_the_attempts(service: ServiceDriver):
-    first, second = gang(service)
-    assert second.finish("failed", **FAILED).status_code == 204
-    job = service.job(first.claim.job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert (job.error.code, job.error.message) == ("out_of_memory", "node n2: no memory left")
-    assert error_of(first.beat())["code"] == "fenced"
-    assert held(service) == {"n1"}
-    assert first.finish("failed", error={"code": "rank_lost", "message": "rank 1"}).status_code == 204
-    assert held(service) == set()
-    after = service.job(first.claim.job_id)
-    assert after.error == job.error
-
-
-LOST = {"error": {"code": "rank_lost", "message": "rank 1 on n2 is gone"}, "retryable": True}
-
-
-@pytest.mark.parametrize("cause_is_first", [True, False])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_cause_wins_over_what_followed_from_it(service: ServiceDriver, rank, cause_is_first):
-    parts = gang(service, max_restarts=3)
-    reports = [(parts[rank], FAILED), (parts[1 - rank], LOST)]
-    for part, report in reports if cause_is_first else reversed(reports):
-        assert part.finish("failed", **report).status_code == 204
-    job = service.job(parts[0].claim.job_id)
-    assert job.state is JobState.FAILED, "no other attempt can succeed"
-    assert job.error is not None
-    assert job.error.code == "out_of_memory"
-    assert job.attempts[0].error == job.error
-    assert held(service) == set()
-
-
-def test_a_cause_that_may_pass_is_what_the_restart_says(service: ServiceDriver):
-    first, second = gang(service)
-    assert first.finish("failed", **LOST).status_code == 204
-    assert "rank 1 on n2 is gone" in (service.job(first.claim.job_id).phase or "")
-    killed = {"error": {"code": "trainer_killed", "message": "killed by SIGKILL"}, "retryable": True}
-    assert second.finish("failed", **killed).status_code == 204
-    job = service.job(first.claim.job_id)
-    assert job.state is JobState.QUEUED
-    assert job.phase == "restarting (1 of 1): node n2: killed by SIGKILL"
-
-
-def test_a_cause_told_late_does_not_stop_the_next_attempt(service: ServiceDriver):
-    first, second = gang(service)
-    assert first.finish("failed", **LOST).status_code == 204
-    claimed_long_ago(service, first.id)
-    service.report("n2", running=())
-    service.scheduler.turn()
-    again = service.claim(f"{first.claim.job_id}.2")
-    assert second.finish("failed", **FAILED).status_code == 204
-    job = service.job(first.claim.job_id)
-    assert job.state is JobState.RUNNING
-    assert job.attempts[0].error is not None
-    assert job.attempts[0].error.code == "out_of_memory"
-    assert again.beat().status_code == 200
-
-
-@pytest.mark.parametrize("outcome", ["checkpointed", "cancelled"])
-def test_a_node_that_stops_unasked_takes_the_attempt_with_it(service: ServiceDriver, outcome):
-    first, second = gang(service)
-    assert second.finish(outcome, reason="its service was stopped").status_code == 204
-    job = service.job(first.claim.job_id)
-    assert job.state is JobState.QUEUED
-    assert "node n2" in (job.attempts[0].reason or "")
-    assert error_of(first.beat())["code"] == "fenced"
-    assert held(service) == {"n1"}
-
-
-@pytest.mark.parametrize("how", ["pause", "cancel", "drain"])
-@pytest.mark.parametrize("first_to_go", [0, 1])
-def test_what_people_ask_for_reaches_all_nodes(service: ServiceDriver, how, first_to_go):
-    parts = gang(service)
-    job_id = parts[0].claim.job_id
-    if how == "drain":
-        service.person.post("/v1/nodes/n2/drain", json={"reason": "a new disk"}).raise_for_status()
-        service.scheduler.turn()
-    else:
-        service.person.post(f"/v1/jobs/{job_id}/{how}").raise_for_status()
-    order, outcome, state = {
-        "pause": ("checkpoint_and_exit", "checkpointed", JobState.PAUSED),
-        "cancel": ("cancel", "cancelled", JobState.CANCELLED),
-        "drain": ("checkpoint_and_exit", "checkpointed", JobState.QUEUED),
-    }[how]
-    assert [part.beat().json()["order"] for part in parts] == [order] * 2
-    assert parts[first_to_go].finish(outcome).status_code == 204
-    if first_to_go == 1:
-        assert service.job(job_id).state is JobState.RUNNING
-        assert parts[0].beat().json()["order"] == order
-        assert error_of(parts[1].beat())["code"] == "fenced"
-    assert parts[1 - first_to_go].finish(outcome).status_code == 204
-    job = service.job(job_id)
-    assert (job.state, job.attempts[0].outcome) == (state, outcome)
-    assert held(service) == set()
-
-
 def test_a_drained_gang_keeps_its_place_and_waits_for_two_nodes(service: ServiceDriver):
     parts = gang(service)
     service.person.post("/v1/nodes/n2/drain", json={}).raise_for_status()
@@ -346,7 +215,7 @@ def test_one_node_needs_no_members(service: ServiceDriver):
     attempt = service.running()
     asked: list[str] = []
     event.listen(service.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
-    assert attempt.beat().json()["members"] == []
+    assert "members" not in attempt.beat().json()
     assert asked
     assert not [one for one in asked if "attempt_members" in one], "one node costs no statement more"
     assert attempt.beat(node_rank=1).status_code == 403
@@ -451,4 +320,4 @@ def test_a_job_from_before_there_were_gangs_demands_one_node():
     one = JobSpec.model_validate(example_spec(resources={"gpus": 1, "placement": "split"}))
     assert demand_of(one) == before, "equal demands are equal texts"
     two = JobSpec.model_validate(example_spec(resources={"nodes": 2, "gpus": 4, "placement": "split"}))
-    assert stored_demand(demand_of(two)) == Demand(4, 1, vllm=False, adapter=None, nodes=2)
+    assert stored_demand(demand_of(two)) == Demand(4, 1, vllm=False, adapter=None, nodes=2, revision=2)

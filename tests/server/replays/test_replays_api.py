@@ -137,7 +137,7 @@ def test_from_the_question_to_the_answer(
     assert (REPLAY_TASK, node_queue("node-1"), replay["id"]) in service.sender.sent
 
     task = claim(service, replay).json()
-    assert task["algorithm"] == replay["algorithm"]
+    assert task["algorithm"].items() <= replay["algorithm"].items(), "without later fields at their defaults"
     assert task["recorded"]["name"] == "pmpo"
     assert [one["index"] for one in task["rows"]] == [0, 1, 2]
     assert task["distances"] == {"0": 0.25}

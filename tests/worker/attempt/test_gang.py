@@ -220,13 +220,62 @@ def test_a_node_that_does_not_get_ready_is_named(gang: Callable[..., Gang]) -> N
 def test_an_address_that_other_nodes_can_t_reach_is_named(gang: Callable[..., Gang]) -> None:
     job = gang(2)
     job.cases[0].address = "127.0.0.2"
-    job.cases[1].start(WAIT)
+    job.cases[1].start(WAIT, prepare=WAIT)  # it does not wait for the model
     until(lambda: job.server.reports.get(1))
     job.server.reports[0] = {"address": "127.0.0.2", "store_port": 9, "engine_urls": []}
     job.cases[1].end()
     (end,) = job.finishes
-    assert end["error"]["code"] == "rendezvous_unreachable"
+    assert (end["error"]["code"], end["retryable"]) == ("rendezvous_unreachable", False), "the loopback"
     assert "node-1 can't be reached at 127.0.0.2, port 9" in end["error"]["message"]
+
+
+def test_a_node_whose_address_is_the_loopback_fails_for_good(gang: Callable[..., Gang]) -> None:
+    job = gang(2)
+    job.cases[1].start(WAIT, prepare=WAIT)
+    until(lambda: job.server.reports.get(1))
+    job.server.reports[0] = {"address": "198.51.100.1", "store_port": 9, "engine_urls": []}
+    job.cases[1].end()
+    (end,) = job.finishes
+    assert (end["error"]["code"], end["retryable"]) == ("node_address_loopback", False)
+    assert "POWERMEAN_NODE_ADDRESS of this node is 127.0.0.1" in end["error"]["message"]
+
+
+def test_an_engine_that_fails_while_its_node_waits_for_others_ends_the_attempt(
+    gang: Callable[..., Gang],
+) -> None:
+    job = gang(2)
+    job.cases[0].start(WAIT, engine="import sys; sys.exit(3)")
+    job.cases[0].end()
+    (end,) = job.finishes
+    assert end["error"]["code"] == "engine_died"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_node_that_hears_of_the_end_first_still_tells_the_cause(
+    gang: Callable[..., Gang], place: int
+) -> None:
+    own = {"outcome": "failed", "error": {"code": "out_of_memory", "message": "too big"}, "retryable": False}
+    job = gang(2)
+    fail = f"""
+row = rows(1)
+if rank == 0: spool(1, "metrics", row); spool(2, "finish", {own})
+else: (folder / "rank-1.json").write_text({json.dumps(own)!r})
+print("x" * 500_000); print("last words", flush=True)
+(folder / "failed").touch(); time.sleep(60)
+"""
+    job.server.status["metrics"] = 409
+    case = job.cases[place]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        job.server.reports[1 - place] = {"address": "127.0.0.1", "store_port": port, "ready": True}
+        case.start(SPOOL + RANK + fail)
+        until((case.attempt.path / "failed").exists)
+        job.server.status["heartbeat"] = 409
+        case.end()
+    (end,) = job.finishes
+    assert (end["error"]["code"], end["retryable"]) == ("out_of_memory", False)
+    text = "".join(body["text"] for kind, body in job.server.posts if kind == "logs")
+    assert text.endswith("last words\n")
 
 
 def test_a_taken_port_is_named(gang: Callable[..., Gang]) -> None:

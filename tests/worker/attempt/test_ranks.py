@@ -1,10 +1,12 @@
 """What a rank is told of its place."""
 
+import pytest
+
 from powermean.contracts.attempts import Claim
 from powermean.contracts.job import JobSpec
 from tests.support.tiny_spec import tiny_spec
 from worker.attempt.ranks import places
-from worker.attempt.rendezvous import Meeting
+from worker.attempt.rendezvous import Meeting, RendezvousError, listen
 
 
 def claim(node_rank: int, **resources: object) -> Claim:
@@ -38,3 +40,8 @@ def test_the_variables_are_torchrun_s() -> None:
         "MASTER_ADDR": "10.0.0.1",
         "MASTER_PORT": "4711",
     }
+
+
+def test_nobody_listens_on_all_interfaces() -> None:
+    with pytest.raises(RendezvousError, match="POWERMEAN_NODE_ADDRESS is 0, which is not the address of one"):
+        listen("0", 0)
