@@ -59,7 +59,7 @@ class Engines:
             engine.process.wait()
 
     def failed_start(self) -> EngineStart | None:
-        """Why one did not start; that one could not be started again ends no attempt."""
+        """Why one did not start; failing to restart one does not end the attempt."""
         starts = [
             self._attempt.engine_start(replica)
             for replica, engine in enumerate(self._engines)
