@@ -4,8 +4,8 @@
 
 It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
 made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for too long): everything is
-killed at once, because the attempt may be somebody else's by now; nobody is told, except by a node of a job on
-several, which says that it has left. *Failed*: a process died or a record was refused; `outcome.finish` says
+killed at once, because the attempt may be somebody else's by now. Nobody is told, except that a node of a
+job on several says that it has left. *Failed*: a process died or a record was refused; `outcome.finish` says
 what that means.
 
 A job of several ranks has a trainer for each, and all of them end when one does not end well. On each of its
