@@ -22,6 +22,7 @@ KINDS = {
     "datasets": "Datasets",
     "checkpoints": "Checkpoints",
     "models": "Final models",
+    "forks": "Deleted weights that forks began with",
     "trajectories": "Texts and tokens of trajectories",
     "replays": "Replays",
     "logs": "Logs",

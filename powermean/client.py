@@ -193,10 +193,18 @@ class Client(Connection):
 
         A file that is there is complete. `step` is a number, or best.
         """
+        self._download(
+            rest.file(job_id, path) if step is None else rest.checkpoint_file(job_id, step, path), target
+        )
+
+    def download_origin(self, job_id: str, owner: str, path: str, target: Path | str) -> None:
+        """Write one of the files of the job `owner` that a fork began with."""
+        self._download(rest.origin_file(job_id, owner, path), target)
+
+    def _download(self, call: rest.Call[None], target: Path | str) -> None:
         target = Path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part-{os.getpid()}")
-        call = rest.file(job_id, path) if step is None else rest.checkpoint_file(job_id, step, path)
         request = self._http.build_request(**call.keywords())
         try:
             response = self._http.send(request, stream=True)

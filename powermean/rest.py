@@ -370,6 +370,11 @@ def checkpoint_file(job_id: str, step: str, path: str) -> Call[None]:
     return Call("GET", job_path(job_id, f"/checkpoints/{step}/files/{quote(path)}"), nothing)
 
 
+def origin_file(job_id: str, owner: str, path: str) -> Call[None]:
+    """A file of the job `owner` that a fork began with; the body is the file."""
+    return Call("GET", job_path(job_id, f"/origin/{quote(owner, safe='')}/files/{quote(path)}"), nothing)
+
+
 def file(job_id: str, path: str) -> Call[None]:
     """One file of the final model; the body is the file."""
     return Call("GET", job_path(job_id, f"/files/{quote(path)}"), nothing)

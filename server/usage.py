@@ -11,7 +11,16 @@ from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from powermean.contracts.storage import ProjectStorage, StorageKind, StorageUse, StoredThing
-from server.db.models import Checkpoint, Dataset, Job, LogChunk, Project, Replay, TrajectoryStep
+from server.db.models import (
+    Checkpoint,
+    Dataset,
+    ForkedFiles,
+    Job,
+    LogChunk,
+    Project,
+    Replay,
+    TrajectoryStep,
+)
 from server.errors import QuotaExceededError
 
 LARGEST = 20
@@ -56,10 +65,12 @@ def _limit(session: Session, project: str) -> int | None:
 
 def _uses(session: Session, project: str) -> tuple[StorageUse, ...]:
     models = [_model_size(result) for _, _, result in _results(session, project)]
+    forks = [thing.bytes for thing in _forks(session, project)]
     return (
         _use(session, "datasets", _of_project(_size(Dataset.artefact)).where(Dataset.project_id == project)),
         _use(session, "checkpoints", _of_jobs(project, Checkpoint.job_id, Checkpoint.size)),
         StorageUse(kind="models", bytes=sum(models), count=sum(size > 0 for size in models)),
+        StorageUse(kind="forks", bytes=sum(forks), count=len(forks)),
         _use(
             session,
             "trajectories",
@@ -110,6 +121,29 @@ def _model_size(result: dict[str, Any]) -> int:
     return sum(ref["size"] for ref in result["model"]["files"].values())
 
 
+def _forks(session: Session, project: str) -> Iterator[StoredThing]:
+    """The forks that keep files no other job refers to any more; what two of them keep is the older one's."""
+    forks = select(Job.id, Job.name, ForkedFiles.files).join(ForkedFiles, ForkedFiles.job_id == Job.id)
+    rows = session.execute(forks.where(*_living(project)).order_by(Job.id)).all()
+    if not rows:
+        return
+    owners = select(ForkedFiles.owner).join(Job, Job.id == ForkedFiles.job_id).where(*_living(project))
+    there = Job.id.in_(owners), Job.deleted_at.is_(None)
+    manifests = [result["model"] for result in session.scalars(select(Job.result).where(*there)) if result]
+    manifests += session.scalars(
+        select(Checkpoint.manifest).join(Job, Job.id == Checkpoint.job_id).where(*there)
+    )
+    counted = {ref["key"] for manifest in manifests for ref in manifest["files"].values()}
+    sizes: dict[tuple[str, str], int] = {}
+    for job_id, name, files in rows:
+        new = {ref["key"]: ref["size"] for ref in files if ref["key"] not in counted}
+        counted |= new.keys()
+        sizes[job_id, name] = sizes.get((job_id, name), 0) + sum(new.values())
+    for (job_id, name), size in sizes.items():
+        if size:
+            yield StoredThing(kind="forks", id=job_id, name=name, bytes=size)
+
+
 def _things(session: Session, project: str) -> Iterator[StoredThing]:
     datasets = select(Dataset.id, Dataset.name, _size(Dataset.artefact)).where(Dataset.project_id == project)
     for dataset_id, name, size in session.execute(
@@ -125,6 +159,7 @@ def _things(session: Session, project: str) -> Iterator[StoredThing]:
     for job_id, name, result in _results(session, project):
         if size := _model_size(result):
             yield StoredThing(kind="models", id=job_id, name=name, bytes=size)
+    yield from _forks(session, project)
     recorded = func.sum(_RECORDED)
     steps = select(Job.id, Job.name, recorded).join(TrajectoryStep, TrajectoryStep.job_id == Job.id)
     steps = steps.where(*_living(project)).group_by(Job.id, Job.name).order_by(recorded.desc()).limit(LARGEST)

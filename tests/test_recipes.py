@@ -65,6 +65,34 @@ def test_a_recipe_that_asks_too_much_is_refused(
     assert all(error.remedy for error in found)
 
 
+@pytest.mark.parametrize(
+    ("resources", "path"),
+    [
+        ({"nodes": 2}, "resources.nodes"),
+        ({"node_labels": {"zone": "a"}}, "resources.node_labels"),
+        ({"gpu_type": "B200"}, "resources.gpu_type"),
+        ({"gpu_memory_gib": 999.0}, "resources.gpu_memory_gib"),
+        ({"placement": "split"}, "resources.placement"),
+        ({"gpus": 16}, "resources.gpus"),
+    ],
+)
+def test_the_field_at_fault_is_named(resources: dict[str, Any], path: str) -> None:
+    changed = load_spec(SMALL, {("resources", name): value for name, value in resources.items()})
+    (error,) = planner.check(DescribedTask(spec=changed, cluster=ONE)).errors
+    assert error.path == path
+
+
+def test_a_shared_engine_is_left_out() -> None:
+    """No file declares one; the trainer alone has to fit."""
+    shared = {("model", "lora"): {}, ("rollout", "sharing"): "shared", ("rollout", "replicas"): 1}
+    spec = load_spec(SMALL, shared)
+    assert planner.check(DescribedTask(spec=spec, cluster=ONE)).errors == ()
+    (error,) = planner.check(
+        DescribedTask(spec=load_spec(SMALL, shared | {("resources", "gpus"): 16}), cluster=ONE)
+    ).errors
+    assert error.path == "resources.gpus"
+
+
 def test_more_ranks_than_trajectories_are_refused_before_anything_else() -> None:
     """8 updates a batch of 128 prompts x 8: 128 trajectories in each."""
     load_spec(SMALL, {("resources", "nodes"): 16})

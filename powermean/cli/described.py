@@ -32,6 +32,8 @@ def load_cluster(file: Path) -> DescribedCluster:
 
 def check_on(cluster: DescribedCluster, file: Path, spec: JobSpec, prompt_tokens: int) -> None:
     """Raises SpecFileError with all that a server and a node of that cluster would say against the job."""
+    if spec.rollout.sharing == "shared":
+        note("Whether a declared engine serves the job is not checked: a cluster file has none.")
     task = DescribedTask(spec=spec, cluster=cluster, prompt_tokens=prompt_tokens).model_dump_json()
     wrong: list[FieldError] = []
     for room, module in PROGRAMS.items():

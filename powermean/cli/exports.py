@@ -2,10 +2,12 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,7 @@ from powermean.errors import PowermeanError
 
 _AT_STEP = re.compile(r"(?P<job>.+)@(?P<step>best|[0-9]{1,7})", re.DOTALL)
 _ADAPTER = "adapter/"  # in the folder of a final model
+_PART = ".export"  # in the folder to write: what there is of it so far
 
 Chosen = Annotated[
     str,
@@ -35,7 +38,7 @@ AdapterAlone = Annotated[bool, typer.Option("--adapter", help="The LoRA adapter 
 
 
 class ExportError(PowermeanError):
-    """There is nothing such to export, or not here."""
+    """There is nothing to export, or it can't be done here."""
 
 
 def export(
@@ -52,7 +55,14 @@ def export(
     Example: powermean export arithmetic-smollm2@best --to my-model
     """
     with connected() as client:
-        size = _export(client, chosen, to, adapter)
+        if to.exists() and (not to.is_dir() or any(one.name != _PART for one in to.iterdir())):
+            raise ExportError(f"{to} is there already", remedy="Give a new folder, or an empty one.")
+        try:
+            size = _export(client, chosen, to, adapter)
+        except BaseException:
+            if (to / _PART).exists():
+                note(f"{to} keeps what is downloaded: the same command goes on with it.")
+            raise
     if json_:
         say_json({"folder": str(to), "size": size})
     else:
@@ -72,20 +82,17 @@ def push(
 ) -> None:
     """Push a job's final model or a checkpoint to a model hub.
 
-    The token is taken from HF_TOKEN alone, the hub's address from HF_ENDPOINT.
+    The token is taken from HF_TOKEN alone, the hub's address from HF_ENDPOINT. The model's folder is made
+    under TMPDIR first, which must have room for it.
 
     Example: powermean push arithmetic-smollm2 my-name/arithmetic
     """
-    with connected() as client, tempfile.TemporaryDirectory(prefix="powermean-") as temporary:
-        folder = Path(temporary) / "model"
+    command = [sys.executable, "-m", "trainer.forks.push", name, *(["--public"] if public else [])]
+    with connected() as client, tempfile.TemporaryDirectory(prefix="powermean-") as folder:
         _need("huggingface_hub", "a model is pushed with huggingface_hub, which is not installed here")
-        _export(client, chosen, folder, adapter)
-        command = [sys.executable, "-m", "trainer.forks.push", str(folder), name]
-        command += ["--message", f"{chosen} from powermean", *(["--public"] if public else [])]
-        pushed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if pushed.returncode:
-        raise typer.Exit(pushed.returncode)
-    url = pushed.stdout.strip()
+        _run(command)  # refuses what it can before anything is downloaded
+        _export(client, chosen, Path(folder), adapter)
+        url = _run([*command, "--folder", folder, "--message", f"{chosen} from powermean"]).strip()
     if json_:
         say_json({"url": url, "public": public})
     else:
@@ -93,21 +100,24 @@ def push(
 
 
 def _export(client: Client, chosen: str, to: Path, adapter: bool) -> int:
-    """Write the folder; returns its size in bytes."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ExportError(f"{to} is there already", remedy="Give a new folder, or an empty one.")
+    """Write the folder; returns its size in bytes. Until it is whole, all is in its subfolder _PART."""
     at_step = _AT_STEP.fullmatch(chosen)
     job = client.get_job(job_id(client, at_step["job"] if at_step else chosen))
     if adapter and job.spec.model.lora is None:
         raise ExportError(f"{job.id} trained all weights: it has no adapter", remedy="Leave out --adapter.")
+    part = to / _PART
     if at_step is None:
-        download_all(client, job.id, to, _part(client.files(job.id).files, adapter), tell=note)
+        files = _of_model(client.files(job.id).files, adapter)
+        _fetch(partial(client.download, job.id), part / "model", files)
     else:
-        _convert(client, job, client.checkpoint(job.id, at_step["step"]), to, adapter)
+        _convert(client, job, client.checkpoint(job.id, at_step["step"]), part, adapter)
+    for made in (part / "model").iterdir():
+        made.replace(to / made.name)
+    shutil.rmtree(part)
     return sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
 
 
-def _part(files: Mapping[str, ArtefactRef], adapter: bool) -> dict[str, tuple[str, ArtefactRef]]:
+def _of_model(files: Mapping[str, ArtefactRef], adapter: bool) -> dict[str, tuple[str, ArtefactRef]]:
     """Of a final model's files, those of the adapter or the others: path in the folder -> (path, object)."""
     return {
         path.removeprefix(_ADAPTER): (path, ref)
@@ -116,36 +126,53 @@ def _part(files: Mapping[str, ArtefactRef], adapter: bool) -> dict[str, tuple[st
     }
 
 
-def _convert(client: Client, job: Job, origin: Origin, to: Path, adapter: bool) -> None:
-    """Download a checkpoint and have it converted."""
-    _need("torch", "a checkpoint is converted with PyTorch and transformers, which are not installed here")
-    _need("transformers", "a checkpoint is converted with transformers, which is not installed here")
-    with tempfile.TemporaryDirectory(prefix="powermean-") as files:
-        part: Origin | None = origin
-        while part is not None:
-            wanted = {path: (path, ref) for path, ref in part.files.files.items()}
-            step = None if part.step is None else str(part.step)
-            download_all(client, part.job_id, Path(files) / part.job_id, wanted, step=step, tell=note)
-            part = part.base
-        half = job.spec.model.dtype == "bfloat16" or (
-            job.spec.model.dtype == "auto" and job.spec.resources.gpus > 0
+def _fetch(
+    download: Callable[[str, Path], None], folder: Path, files: Mapping[str, tuple[str, ArtefactRef]]
+) -> None:
+    """Download what isn't there yet; what a broken-off export of something else left there goes."""
+    for file in folder.rglob("*"):
+        if file.is_file() and str(file.relative_to(folder)) not in files:
+            file.unlink()
+    download_all(download, folder, files, note)
+
+
+def _convert(client: Client, job: Job, origin: Origin, part: Path, adapter: bool) -> None:
+    """Download a checkpoint into `part` and have it converted to the folder `model` there."""
+    for package in ("torch", "transformers"):
+        _need(
+            package,
+            f"a checkpoint is converted with {package}, which is not installed here",
         )
-        task = ExportTask(
-            origin=origin,
-            lora=job.spec.model.lora if origin.kind == "adapter" else None,
-            adapter=adapter,
-            dtype="bfloat16" if half else "float32",
-        )
-        command = [sys.executable, "-m", "trainer.forks.export", files, "--to", str(to)]
-        done = subprocess.run(command, input=task.model_dump_json(), text=True, check=False)
+    own = partial(client.download, job.id, step=str(origin.step))
+    _fetch(own, part / job.id, {path: (path, ref) for path, ref in origin.files.files.items()})
+    if (base := origin.base) is not None:
+        # The job that stored these may be deleted, or have others by now: ask the one that began with them.
+        held = partial(client.download_origin, job.id, base.job_id)
+        wanted = base.files.files.items()
+        files = {path: (path, ref) for path, ref in wanted if not adapter or path == "config.json"}
+        _fetch(held, part / base.job_id, files)
+    half = job.spec.model.dtype == "bfloat16" or (
+        job.spec.model.dtype == "auto" and job.spec.resources.gpus > 0
+    )
+    task = ExportTask(
+        origin=origin,
+        lora=job.spec.model.lora if origin.kind == "adapter" else None,
+        adapter=adapter,
+        dtype="bfloat16" if half else "float32",
+    )
+    shutil.rmtree(part / "model", ignore_errors=True)
+    command = [sys.executable, "-m", "trainer.forks.export", str(part), "--to", str(part / "model")]
+    _run(command, task.model_dump_json())
+
+
+def _run(command: Sequence[str], given: str = "") -> str:
+    """What the program prints. Raises typer.Exit if it fails, which it has explained."""
+    done = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
+    return done.stdout
 
 
 def _need(package: str, why: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ExportError(
-            why,
-            remedy="Install powermean's training extra: powermean[trainer]. To export a final model, none of "
-            "that is needed.",
-        )
+        raise ExportError(why, remedy="Install powermean's training extra: powermean[trainer].")

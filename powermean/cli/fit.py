@@ -15,7 +15,9 @@ def fit(
     file: SpecFile,
     gpu_memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", help="GiB of the GPU; by default this machine's.", show_default=False),
+        typer.Option(
+            metavar="GIB", help="Memory of each GPU in GiB; default: this machine's.", show_default=False
+        ),
     ] = None,
     gpus: Annotated[
         int | None,

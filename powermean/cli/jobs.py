@@ -299,7 +299,7 @@ def logs(
         int | None, typer.Option(min=1, help="Number of the attempt; default: the newest.")
     ] = None,
     node_rank: Annotated[
-        int | None, typer.Option(min=0, help="Which of the job's nodes; default: 0, the first.")
+        int | None, typer.Option(min=0, help="Log of which node; default: 0, the first.")
     ] = None,
     json_: AsJson = False,
 ) -> None:

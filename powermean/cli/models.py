@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from powermean.client import Client
@@ -21,22 +22,21 @@ def download_model(
     Correct files that already exist are kept.
     """
     files = client.files(job_id).files
-    download_all(client, job_id, folder, {path: (path, ref) for path, ref in files.items()}, tell=tell)
+    download_all(
+        partial(client.download, job_id), folder, {path: (path, ref) for path, ref in files.items()}, tell
+    )
     return sum(ref.size for ref in files.values())
 
 
 def download_all(
-    client: Client,
-    job_id: str,
+    download: Callable[[str, Path], None],
     folder: Path,
     files: Mapping[str, tuple[str, ArtefactRef]],
-    *,
-    step: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> None:
-    """Download files of the final model, or of a checkpoint's weights, into `folder`, verified.
+    """Download files into `folder`, verified; those that are there already and right are kept.
 
-    `files`: path in the folder -> (its path at the service, the object). Raises DamagedFileError.
+    `files`: path in the folder -> (what `download` takes, the object). Raises DamagedFileError.
     """
     root = folder.resolve()
     for path, (source, ref) in sorted(files.items()):
@@ -47,7 +47,7 @@ def download_all(
             continue
         if tell:
             tell(path)
-        client.download(job_id, source, target, step)
+        download(source, target)
         if digest(target) != ref.sha256:
             target.unlink()
             raise DamagedFileError(f"{path} was damaged in transit: try again")

@@ -180,7 +180,8 @@ class CheckpointView(Contract):
     pinned: bool = Field(False, description="Kept by retention until somebody unpins it.")
     metric: str | None = Field(None, description="checkpoints.best of the spec.")
     value: float | None = Field(
-        None, description="Its newest value at or before the step; null: none, or not finite."
+        None,
+        description="Its newest value since the checkpoint before; null: none, or not finite.",
     )
     best: bool = Field(False, description="It has the best value, and is kept for that.")
     created_at: datetime

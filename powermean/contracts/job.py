@@ -219,10 +219,13 @@ class JobSpec(Contract):
     def _channel_fits(self) -> "JobSpec":
         """gloo, nccl and ipc send whole weights into the memory of vLLM, between devices of one kind."""
         method, gpus = self.rollout.publish, self.resources.gpus
-        if method not in ("gloo", "nccl", "ipc"):
+        several = method == "shm" and self.resources.nodes > 1 and self.rollout.sharing != "shared"
+        if method not in ("gloo", "nccl", "ipc") and not several:
             return self
         why = None
-        if self.rollout.engine == "transformers":
+        if several:
+            why = "shm stays within a host, and resources.nodes is above 1: use auto or store"
+        elif self.rollout.engine == "transformers":
             why = f"{method} sends into vLLM, and rollout.engine is transformers: use auto, shm or store"
         elif self.model.lora is not None:
             why = f"{method} sends whole weights, and model.lora trains an adapter: use auto, shm or store"
@@ -236,6 +239,11 @@ class JobSpec(Contract):
             why = "ipc stays within a GPU, and resources.placement is split: use nccl"
         elif method == "ipc" and self.resources.nodes * self.rollout.gpus > 1:
             why = "ipc stays within a GPU, and the engines have several: use auto, shm or store"
+        elif method != "gloo" and self.resources.ranks > 1 and self.training.parallel in ("shard", "hybrid"):
+            why = (
+                f"{method} takes a whole copy of the weights on one GPU, and training.parallel is "
+                f"{self.training.parallel}: use auto, shm or store"
+            )
         if why is not None:
             raise conflict(("rollout", "publish"), why, method)
         return self
@@ -298,8 +306,12 @@ class JobSpec(Contract):
         if metric is None:
             return self
         why = metric_objection(metric)
-        if why is None and metric.startswith("eval/") and self.evaluation.every == 0:
-            why = f"{metric} is not measured between the first and the last step: set evaluation.every"
+        every, steps = self.evaluation.every, self.training.steps
+        if why is None and metric.startswith("eval/") and not 0 < every < steps:
+            why = (
+                f"{metric} is only measured before the first step and after the last, and no checkpoint is "
+                f"saved after the last: set evaluation.every above 0 and below training.steps ({steps})"
+            )
         if why is not None:
             raise conflict(("checkpoints", "best"), why, metric)
         return self

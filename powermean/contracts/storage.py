@@ -6,7 +6,7 @@ from pydantic import Field
 
 from powermean.contracts.base import Contract
 
-StorageKind = Literal["datasets", "checkpoints", "models", "trajectories", "replays", "logs"]
+StorageKind = Literal["datasets", "checkpoints", "models", "forks", "trajectories", "replays", "logs"]
 Days = Annotated[int, Field(ge=0, le=36_500)]
 
 
@@ -39,7 +39,10 @@ class StorageUse(Contract):
 
     kind: StorageKind
     bytes: int
-    count: int = Field(description="How many: datasets, checkpoints, models, steps, replays, parts of logs.")
+    count: int = Field(
+        description="How many: datasets, checkpoints, models, forks that keep files of deleted ones, steps, "
+        "replays, parts of logs."
+    )
 
 
 class StoredThing(Contract):

@@ -60,9 +60,9 @@ class VllmEngine:
         return self
 
     def state(self, _job_id: str | None = None) -> EngineState:
-        """See Engine. Also ready while it waits for weights after a restart, since it needs a publish."""
+        """See Engine. Also ready while a publish is what it waits for: to get weights, or to start again."""
         return EngineState(
-            ready=self._server.phase == "ready",
+            ready=self._server.phase in ("ready", "held"),
             engine=NAME,
             model=self._model.name,
             version=self._fence.version,
@@ -97,7 +97,7 @@ class VllmEngine:
         if request.adapter is not None:
             raise adapters_off()
         with self._publishing:
-            self._server.check_ready()
+            self._server.release()
             fence = self._advanced(request)
             if request.tensors:
                 update = self._channel.update(request)
@@ -110,16 +110,20 @@ class VllmEngine:
     def hold(self, request: HoldRequest) -> None:
         """See Engine. vLLM's weights are its own; but one that shares the trainer's GPU sleeps.
 
-        At level 2 it drops its weights, too: the publish brings new ones, so nobody needs a copy.
+        At level 2 it drops its weights, too: the publish brings new ones, so nobody needs a copy. If it ends
+        meanwhile, it is not started before the publish either.
         """
         if not self._server.options.sleep:
             check_method("in_place", self.state())
         with self._publishing:
-            self._server.check_ready()
+            down = self._server.phase == "held"
+            if not down:
+                self._server.check_ready()
             self._fence.advanced(request)
-            if self._asleep == self._server.starts:
+            if down or self._asleep == self._server.starts:
                 return
             self._published, self._served = True, None
+            self._server.hold()
             try:
                 self._server.call("sleep", "/sleep", params={"level": "2", "mode": "wait"})
             except EngineError as error:
@@ -130,7 +134,7 @@ class VllmEngine:
     def open_channel(self, request: ChannelRequest) -> None:
         """See Engine. A channel ends with vLLM's process."""
         with self._publishing:
-            self._server.check_ready()
+            self._server.release()
             self._fence.check_attempt(request.job_id, request.attempt)
             self._channel.open(request)
 

@@ -46,7 +46,8 @@ class Deadlines:
     stop: float = 15.0
 
 
-Phase = Literal["starting", "ready", "failed", "closed"]
+# held: it ended while its memory belongs to the trainer, and is started again when that is over.
+Phase = Literal["starting", "ready", "held", "failed", "closed"]
 
 
 def require_vllm() -> None:
@@ -83,6 +84,7 @@ class VllmServer:
         self._starts = 0
         self._reason = ""
         self._killed_for: str | None = None
+        self._held = False
         self._closing = Event()
         # The keeper thread starts the process and must live as long: see powermean.tether.
         self._keeper = Thread(target=self._keep, name="vllm-keeper", daemon=True)
@@ -126,6 +128,24 @@ class VllmServer:
             )
         raise EngineError(500, "engine_start_failed", self._reason, remedy=_start_remedy(self._reason))
 
+    def hold(self) -> None:
+        """From now on a process that ends is not started again: the trainer has its memory."""
+        self._held = True
+
+    def release(self) -> None:
+        """End a hold. A process that ended meanwhile is started again, which this waits for.
+
+        Raises EngineError (engine_starting, engine_failed, engine_start_failed, engine_start_timeout).
+        """
+        with self._changed:
+            down, self._held = self._phase == "held", False
+            if down:
+                self._phase = "starting"
+                self._changed.notify_all()
+        if down:
+            self.wait_ready()
+        self.check_ready()
+
     def wait_given_up(self) -> str | None:
         """Wait until the process is no longer restarted; returns why, or None if the server was closed."""
         with self._changed:
@@ -136,7 +156,7 @@ class VllmServer:
         """Raises EngineError (engine_starting, engine_failed) unless the process is serving."""
         if self._phase == "ready":
             return
-        if self._phase == "starting":
+        if self._phase in ("starting", "held"):
             raise EngineError(
                 503,
                 "engine_starting",
@@ -188,7 +208,7 @@ class VllmServer:
         )
 
     def kill(self, reason: str) -> None:
-        """End the process at once; the keeper restarts it, if it has not done so already."""
+        """End the process at once; the keeper restarts it, if it has not done so already or holds it."""
         # The keeper may start the next server while this one's processes are being ended.
         mark, guard = self._mark, self._guard
         if self._phase == "ready":
@@ -199,6 +219,8 @@ class VllmServer:
     def close(self) -> None:
         """End the process and remove its folder."""
         self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
         self._keeper.join(timeout=2 * self.deadlines.stop)
         end_all(self._processes, grace_s=0.0)  # in case the keeper has not ended it yet
         self._move("closed")
@@ -237,7 +259,9 @@ class VllmServer:
                 reason = f"{killed_for}; vLLM was ended. Its last lines:\n{self._last_lines()}"
             if deaths.too_many:
                 return self._move("failed", reason)
-            self._move("starting", reason)
+            self._move("held" if self._held else "starting", reason)
+            with self._changed:
+                self._changed.wait_for(lambda: self._phase != "held" or self._closing.is_set())
         return None
 
     def _watch(self, process: subprocess.Popen[str]) -> None:

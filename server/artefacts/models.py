@@ -7,7 +7,7 @@ from server.db.scoped import ScopedSession
 from server.errors import NotFoundError
 from server.jobs import repository
 from server.jobs.best import best_of
-from server.jobs.forks import found_at
+from server.jobs.forks import found_at, origin_of
 from server.jobs.repository import find_job
 from server.jobs.views import job_spec
 
@@ -46,6 +46,16 @@ def checkpoint_file(session: ScopedSession, job_id: str, step: str, path: str) -
             remedy="GET /v1/jobs/{id}/checkpoints/{step}/files lists them.",
         )
     return ref
+
+
+def origin_file(session: ScopedSession, job_id: str, owner: str, path: str) -> ArtefactRef:
+    """A file that a fork began with, and that `owner` stored, which may be deleted. Raises NotFoundError."""
+    part = origin_of(find_job(session, job_id))
+    while part is not None:
+        if part.job_id == owner and path in part.files.files:
+            return part.files.files[path]
+        part = part.base
+    raise NotFoundError(f"{job_id} did not begin with such a file of {owner}")
 
 
 def model_files(session: ScopedSession, job_id: str) -> dict[str, ArtefactRef]:

@@ -11,12 +11,17 @@ from server.db.models import Checkpoint, Metric
 from server.jobs.counting import counts, shares
 
 
-def measured(session: Session, job_id: str, metric: str, step: int) -> float | None:
-    """The metric's newest value at or before the step; None if there is none, or it is not finite."""
+def measured(session: Session, job_id: str, metric: str, step: int, after: int) -> float | None:
+    """The metric's newest value at or before the step; None if there is none, or it is not finite.
+
+    Values up to step `after`, the previous checkpoint's, say nothing about this one; neither does that of
+    step 0, the untrained model's.
+    """
     query = select(Metric.value).where(
         Metric.job_id == job_id,
         Metric.name == metric,
         Metric.update == WHOLE_STEP,
+        Metric.step > after,
         Metric.step <= step,
         counts(shares(session, job_id), Metric.attempt, Metric.step),
     )

@@ -37,7 +37,8 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
     rules = job_spec(job).checkpoints
-    value = measured(session, job.id, rules.best, checkpoint.step) if rules.best else None
+    before = latest.step if latest is not None else 0
+    value = measured(session, job.id, rules.best, checkpoint.step, before) if rules.best else None
     upsert(
         session,
         Checkpoint,

@@ -255,6 +255,28 @@ def get_checkpoint_file(
     return download(request, store, ref, PurePosixPath(path).name)
 
 
+@router.get(
+    "/jobs/{job_id}/origin/{owner}/files/{path:path}",
+    tags=["jobs"],
+    summary="Download a file that a fork began with",
+    response_class=Response,
+    responses=_DOWNLOADS,
+)
+def get_origin_file(
+    job_id: str,
+    owner: Annotated[str, Path(description="Id of the job that stored it, which may be deleted.")],
+    path: str,
+    request: Request,
+    caller: Annotated[Caller, May("job.read")],
+    database: CallersDatabase,
+    store: RequestStore,
+) -> Response:
+    """As a file of the final model. The fork keeps it, whatever becomes of the other job."""
+    with database.read() as session:
+        ref = models.origin_file(session, job_id, owner, path)
+    return download(request, store, ref, PurePosixPath(path).name)
+
+
 @router.get("/jobs/{job_id}/files", tags=["jobs"], summary="Files of the final model")
 def get_files(job_id: str, caller: Annotated[Caller, May("job.read")], database: CallersDatabase) -> FileList:
     """A Hugging Face folder: relative path -> size and sha256."""

@@ -411,6 +411,7 @@ def test_both_clients_have_all_calls_with_their_parameters() -> None:
     by_hand = {
         "file",
         "checkpoint_file",
+        "origin_file",
         "events",
         "upload_dataset",
         "audit_export",

@@ -75,6 +75,8 @@ class HubServer:
     def answer(self, path: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body."""
         api, files = f"/api/models/{self.name}", f"/{self.name}/resolve/"
+        if path == "/api/whoami-v2":
+            return _json({"name": "somebody"}) if token and token == self.token else (401, {}, b"")
         if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
             if self.private is None:
                 return 404, {"X-Error-Code": "RepoNotFound"}, b""

@@ -50,15 +50,17 @@ def export(task: ExportTask, files: Path, target: Path) -> None:
         shutil.copytree(files / part.job_id, folder, dirs_exist_ok=True)
 
     target.mkdir(parents=True, exist_ok=True)
+    own, over = files / origin.job_id, origin.base
+    if task.adapter:
+        assert task.lora is not None
+        # A checkpoint of weights has no config; all models of the line have that of the first one.
+        base = files / over.job_id if over is not None and over.kind == "model" else first()
+        below = origin.first_model.source if over is None else over.job_id
+        adapter_of(own, base, task.lora, below, target)
+        return
     with tempfile.TemporaryDirectory(dir=files) as scratch:
         base = first() if origin.kind == "weights" else model_folder(origin, first, fetch, Path(scratch))
-        own = files / origin.job_id
-        if task.adapter:
-            assert task.lora is not None
-            below = origin.first_model.source if origin.base is None else origin.base.job_id
-            adapter_of(own, base, task.lora, below, target)
-        else:
-            model_with(own, base, target, task.lora, task.dtype)
+        model_with(own, base, target, task.lora, task.dtype)
 
 
 if __name__ == "__main__":

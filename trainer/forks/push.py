@@ -1,4 +1,4 @@
-"""Uploads a model's folder to a hub: python -m trainer.forks.push FOLDER NAME
+"""Uploads a model's folder to a hub: python -m trainer.forks.push NAME --folder FOLDER
 
 `powermean push` runs it. The token is the one in the environment (HF_TOKEN), the hub that of HF_ENDPOINT.
 """
@@ -17,16 +17,18 @@ from trainer.failures import TrainingError
 
 
 def main() -> int:
-    """Upload a folder; prints the repository's address."""
+    """Upload a folder and print the repository's address; without --folder, only check that it may."""
     parser = argparse.ArgumentParser(prog="python -m trainer.forks.push", description=main.__doc__)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("name", help="OWNER/NAME of the repository")
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--public", action="store_true", help="for everybody to read")
     parser.add_argument("--message", default="Upload from powermean", help="of the commit")
     options = parser.parse_args()
     disable_progress_bars()
     try:
-        print(push(options.folder, options.name, public=options.public, message=options.message))
+        hub = checked_hub(options.name, public=options.public)
+        if options.folder is not None:
+            print(push(hub, options.folder, options.name, public=options.public, message=options.message))
     except (TrainingError, HfHubHTTPError, HFValidationError, OSError) as error:
         remedy = getattr(error, "remedy", None)
         print(f"error: {error}" + (f"\nremedy: {remedy}" if remedy else ""), file=sys.stderr)
@@ -34,8 +36,8 @@ def main() -> int:
     return 0
 
 
-def push(folder: Path, name: str, *, public: bool, message: str) -> str:
-    """Upload the folder's files to the repository, which is made if there is none; returns its address.
+def checked_hub(name: str, *, public: bool) -> HfApi:
+    """The hub, with the environment's token; whether that may write only shows when it does.
 
     Raises TrainingError (no_hub_token, public_repository), and the hub's own errors.
     """
@@ -47,12 +49,21 @@ def push(folder: Path, name: str, *, public: bool, message: str) -> str:
             remedy="set it to a token that may write",
         )
     hub = HfApi(token=token)
+    hub.whoami()
     if not public and _is_public(hub, name):
         raise TrainingError(
             "public_repository",
             f"{name} is there already, and everybody may read it",
             remedy="push with --public if that is meant, or choose another name",
         )
+    return hub
+
+
+def push(hub: HfApi, folder: Path, name: str, *, public: bool, message: str) -> str:
+    """Upload the folder's files to the repository, which is made if there is none; returns its address.
+
+    Raises the hub's own errors.
+    """
     made = hub.create_repo(name, private=not public, exist_ok=True)
     hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     return str(made)

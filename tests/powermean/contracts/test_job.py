@@ -9,6 +9,8 @@ from powermean.contracts.engines import EngineSpec
 from powermean.contracts.job import JobSpec
 from tests.support.tiny_model import tiny_spec
 
+SHARDED = tiny_spec("tiny")["training"] | {"parallel": "shard"}  # type: ignore[operator]
+
 
 def faults(**changes: Any) -> list[tuple[tuple[str | int, ...], str]]:
     """Where and what of each error of the tiny spec with these parts replaced."""
@@ -38,6 +40,12 @@ def test_a_length_penalty_must_leave_room_below_it(buffer: int) -> None:
         ("ipc", {}, "ipc is for GPUs and resources.gpus is 0"),
         ("nccl", {"resources": {"gpus": 1}}, "set resources.placement to split, or use ipc"),
         ("ipc", {"resources": {"gpus": 1, "placement": "split"}}, "placement is split: use nccl"),
+        ("shm", {"resources": {"nodes": 2}}, "resources.nodes is above 1: use auto or store"),
+        (
+            *("nccl", {"resources": {"gpus": 2, "placement": "split"}, "training": SHARDED}),
+            "training.parallel is shard: use auto, shm or store",
+        ),
+        ("ipc", {"resources": {"gpus": 2}, "training": SHARDED}, "training.parallel is shard"),
     ],
 )
 def test_a_channel_fits_what_it_goes_between(publish: str, spec: dict[str, object], why: str) -> None:
@@ -45,6 +53,14 @@ def test_a_channel_fits_what_it_goes_between(publish: str, spec: dict[str, objec
     ((path, message),) = faults(**spec | {"rollout": rollout})
     assert path == ("rollout", "publish")
     assert why in message
+
+
+def test_a_shared_engine_is_one_for_all_nodes_and_a_rank_alone_has_the_whole_model() -> None:
+    shared = {"publish": "shm", "sharing": "shared"}
+    model = {"folder": "tiny", "lora": {}}
+    JobSpec.model_validate(tiny_spec("tiny", rollout=shared, model=model, resources={"nodes": 2}))
+    alone = {"gpus": 1, "placement": "split"}
+    JobSpec.model_validate(tiny_spec("tiny", rollout={"publish": "nccl"}, resources=alone, training=SHARDED))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import importlib
 import json
 import pickle
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -59,6 +58,9 @@ BUFFER = IpcBuffer(
     event=base64.b64encode(b"event").decode(),
     wait=True,
 )
+
+
+HOLD = HoldRequest(job_id=JOB, attempt=1, version=1)
 
 
 @dataclass
@@ -364,19 +366,18 @@ def test_an_engine_of_several_gpus_takes_weights_on_each(make: Make) -> None:
 def test_vllm_sleeps_from_a_hold_to_the_next_publish(make: Make) -> None:
     """It takes memory for weights before they come, and for its cache once they are there."""
     stage = make("gloo", sleep=True)
-    hold = HoldRequest(job_id=JOB, attempt=1, version=1)
     assert stage.engine.state().sleeps
     stage.open()
     stage.forget()
     for _ in range(2):  # as after an answer that was lost
-        stage.engine.hold(hold)
+        stage.engine.hold(HOLD)
     assert stage.paths() == ["/sleep"]
     asked = GenerateRequest(prompts=((1,),), sampling=Sampling(max_new_tokens=1))
     assert _error(lambda: stage.engine.generate(asked, Event())).code == "weights_incomplete"
     stage.engine.publish(_request("gloo"))
     pause, *update = STEPS
     assert stage.paths() == ["/sleep", pause, "/wake_up", *update, "/wake_up", *LAST_STEPS]
-    assert _error(lambda: stage.engine.hold(hold)).code == "stale_version"
+    assert _error(lambda: stage.engine.hold(HOLD)).code == "stale_version"
     stage.forget()
     stage.engine.publish(_request("gloo", 2))
     assert "/wake_up" not in stage.paths()
@@ -386,18 +387,34 @@ def test_vllm_sleeps_from_a_hold_to_the_next_publish(make: Make) -> None:
 def test_vllm_that_can_t_go_to_sleep_is_ended_because_the_trainer_needs_the_memory(make: Make) -> None:
     stage = make("gloo", sleep=True)
     stage.say("fail", "/sleep", "CUDA error")
-    assert "CUDA error" in str(
-        _error(lambda: stage.engine.hold(HoldRequest(job_id=JOB, attempt=1, version=1)))
-    )
-    until_restarted(stage)
-    assert not stage.engine._has_weights()
+    assert "CUDA error" in str(_error(lambda: stage.engine.hold(HOLD)))
+    ended_and_started_by_a_publish(stage)
 
 
-def until_restarted(stage: Stage) -> None:
-    deadline = time.monotonic() + 20
-    while stage.engine._server.starts < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.mark.slow
+def test_vllm_that_dies_asleep_starts_when_the_trainer_no_longer_needs_the_memory(make: Make) -> None:
+    stage = make("gloo", sleep=True)
+    stage.engine.hold(HOLD)
+    stage.engine._server.kill("out of memory")
+    ended_and_started_by_a_publish(stage)
+    stage.engine._server.kill("again")  # awake, so it comes back by itself
+    _await(lambda: stage.engine._server.starts == 3)
+
+
+def ended_and_started_by_a_publish(stage: Stage) -> None:
+    """A hold is then as good as one of a vLLM that sleeps."""
+    server = stage.engine._server
+    _await(lambda: server.phase == "held")
+    (stage.script / "fail").unlink(missing_ok=True)
+    stage.engine.hold(HOLD)
+    assert not server._processes()
+    assert (stage.engine.state().ready, server.starts) == (True, 1)
+    assert _error(lambda: stage.engine.generate(REQUEST, Event())).code == "engine_starting"
+    stage.open()  # as a publish does after a restart
+    stage.forget()
+    stage.engine.publish(_request())
+    assert "/wake_up" not in stage.paths()
+    assert (stage.engine.state().version, server.phase, server.starts) == (1, "ready", 2)
 
 
 def test_gpus_and_sleep_are_flags_of_vllms(tmp_path: Path) -> None:

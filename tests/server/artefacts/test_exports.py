@@ -9,10 +9,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from powermean.client import Client, ServerUnreachableError
 from powermean.contracts.models import LoraSpec
 from tests.support.live_server import listening
-from tests.support.service_driver import ADMIN_KEY, AttemptDriver, ServiceDriver
-from tests.support.stored_things import finish, store_of
+from tests.support.service_driver import ADMIN_KEY, AttemptDriver, ServiceDriver, example_result
+from tests.support.stored_things import finish, put, store_of
 from tests.support.terminal import powermean
 from tests.support.tiny_model import char_tokenizer, tiny_config
 from trainer.learner import checkpoint
@@ -43,11 +44,21 @@ def server(service: ServiceDriver, roots: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def trained(
-    service: ServiceDriver, roots: Path, scratch: Path, lora: dict[str, float] | None = None
+    service: ServiceDriver,
+    roots: Path,
+    scratch: Path,
+    lora: dict[str, float] | None = None,
+    over: tuple[str, torch.nn.Module] | None = None,
 ) -> tuple[AttemptDriver, torch.nn.Module]:
-    """A job with a checkpoint after step 5, as the trainer saves it, and the model in it."""
-    attempt = service.running(model={"folder": "tiny"} | ({"lora": lora} if lora else {}))
+    """A job with a checkpoint after step 5, as the trainer saves it, and the model in it.
+
+    `over`: what model.from says, and that model.
+    """
+    begin = {"folder": "tiny"} if over is None else {"from": over[0]}
+    attempt = service.running(model=begin | ({"lora": lora} if lora else {}))
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(roots / "tiny")
+    if over is not None:
+        model.load_state_dict(over[1].state_dict())
     if lora:
         model = attach(model, LoraSpec(**lora), "tiny")
     with torch.no_grad():
@@ -97,6 +108,53 @@ def test_an_adapter_is_exported_alone(server: ServiceDriver, roots: Path, tmp_pa
     assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == 28
 
 
+@pytest.mark.slow
+def test_what_an_adapter_is_over_comes_from_the_job_that_began_with_it(
+    server: ServiceDriver, roots: Path, tmp_path: Path
+):
+    parent, whole = trained(server, roots, tmp_path)
+    finish(server, parent)
+    attempt, model = trained(server, roots, tmp_path, LORA, over=(f"{parent.claim.job_id}@5", whole))
+    assert server.person.delete(f"/v1/jobs/{parent.claim.job_id}?cascade=true").is_success
+    at, target = f"{attempt.claim.job_id}@5", tmp_path / "merged"
+    done = powermean("export", at, "--to", str(target))
+    assert done.exit_code == 0, done.output
+    expected = model(input_ids=IDS).logits
+    merged = AutoModelForCausalLM.from_pretrained(target)(input_ids=IDS).logits
+    assert torch.allclose(merged, expected, atol=1e-5)
+    assert powermean("export", at, "--adapter", "--to", str(tmp_path / "adapter")).exit_code == 0
+    over = PeftModel.from_pretrained(whole, tmp_path / "adapter")(input_ids=IDS).logits
+    assert torch.allclose(over, expected, atol=1e-5)
+
+
+def test_a_broken_off_export_goes_on(server: ServiceDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    attempt, target = server.running(), tmp_path / "model"
+    owner = f"jobs/{attempt.claim.job_id}/model"
+    files = {name: put(server, owner, name, f"a {name}") for name in ("config.json", "weights")}
+    result = example_result(attempt.claim.job_id) | {"model": {"files": files}}
+    assert attempt.finish("finished", result=result).status_code == 204
+    download, asked = Client.download, list[str]()
+
+    def lose(client: Client, job_id: str, path: str, to: Path) -> None:
+        asked.append(path)
+        if asked == ["config.json", "weights"]:
+            raise ServerUnreachableError("http://lost", OSError("lost"))
+        download(client, job_id, path, to)
+
+    monkeypatch.setattr(Client, "download", lose)
+    broken = powermean("export", attempt.claim.job_id, "--to", str(target))
+    assert (broken.exit_code, "the same command goes on with it" in broken.stderr) == (1, True)
+    assert [one.name for one in target.iterdir()] == [".export"]
+    (target / ".export/model/of-another").write_text("export")
+    again = powermean("export", attempt.claim.job_id, "--to", str(target))
+    assert again.exit_code == 0, again.output
+    assert asked == ["config.json", "weights", "weights"]
+    assert {one.name: one.read_text() for one in target.iterdir()} == {
+        "config.json": "a config.json",
+        "weights": "a weights",
+    }
+
+
 def test_a_final_model_is_only_downloaded(
     server: ServiceDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -116,5 +174,5 @@ def test_without_pytorch_a_checkpoint_can_not_be_converted(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = powermean("export", f"{attempt.claim.job_id}@5", "--to", str(tmp_path / "model"))
     assert done.exit_code == 1
-    assert "which are not installed here" in done.stderr
+    assert "converted with torch, which is not installed here" in done.stderr
     assert "powermean[trainer]" in done.stderr

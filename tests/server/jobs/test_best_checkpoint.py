@@ -71,7 +71,17 @@ def test_it_stays_through_a_restart_and_counts_only_what_counts(service: Service
     assert again.claim.resume is not None
     assert again.claim.resume.step == 2
     assert again.commit(4).status_code == 204
-    assert kept(service, job) == [(1, 0.7, True), (4, 0.4, False)]
+    assert kept(service, job) == [(1, 0.7, True), (4, None, False)]
+
+
+def test_a_value_is_that_of_the_first_checkpoint_after_it(service: ServiceDriver):
+    attempt = service.running(checkpoints=BEST | {"keep": 9})
+    for number, value in ((0, 0.9), (3, 0.5)):
+        row = {"step": number, "update": -1, "name": "eval/reward", "value": value}
+        assert attempt.post("metrics", {"rows": [row]}).is_success
+        assert attempt.commit(number + 2).status_code == 204
+    assert attempt.commit(7).status_code == 204
+    assert kept(service, attempt.claim.job_id) == [(2, None, False), (5, 0.5, True), (7, None, False)]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +91,10 @@ def test_it_stays_through_a_restart_and_counts_only_what_counts(service: Service
         ({"checkpoints": {"best": "loss"}}, "no metric of whole steps is called loss"),
         ({"checkpoints": {"best": "time/checkpoint"}}, "only measured after its step"),
         ({"checkpoints": {"best": "eval/reward"}, "evaluation": {"every": 0}}, "set evaluation.every"),
+        (
+            {"checkpoints": {"best": "eval/reward"}, "evaluation": {"every": 20}},
+            r"below training.steps \(20\)",
+        ),
     ],
 )
 def test_a_metric_that_can_not_tell_is_refused(given: dict[str, Any], why: str):

@@ -22,6 +22,15 @@ def origin_of(service: ServiceDriver, job_id: str) -> Origin:
     return Origin.model_validate(answer.json()["task"]["origin"])
 
 
+def kept_by_forks(service: ServiceDriver) -> dict[str, int]:
+    """Fork -> bytes of files that only forks keep; the storage page has the same sum."""
+    found = service.person.get("/v1/projects/default/storage").json()
+    sizes = {thing["id"]: thing["bytes"] for thing in found["largest"] if thing["kind"] == "forks"}
+    (use,) = (one for one in found["uses"] if one["kind"] == "forks")
+    assert (use["bytes"], use["count"]) == (sum(sizes.values()), len(sizes))
+    return sizes
+
+
 def wrong(answer: Any) -> dict[str, Any]:
     assert answer.status_code == 422, answer.text
     field: dict[str, Any] = answer.json()["error"]["fields"][0]
@@ -97,17 +106,21 @@ def test_its_files_stay_until_the_last_fork_is_gone(service: ServiceDriver):
     files = {ref.key for ref in refs_below(service, f"jobs/{parent}")}
     began = {key for key in files if "/checkpoints/1-1/" in key or "/model/" in key}
     assert len(began) == 2
+    assert kept_by_forks(service) == {}
     assert service.person.delete(f"/v1/jobs/{parent}/files").is_success
     assert service.person.delete(f"/v1/jobs/{parent}/checkpoints/1").is_success
     assert service.person.delete(f"/v1/jobs/{parent}?cascade=true").is_success
     sweep(service)
     assert {ref.key for ref in refs_below(service, f"jobs/{parent}")} == began
+    # Of two forks with the same files, the older one has them.
+    assert kept_by_forks(service) == {first: len("weights 1"), whole: len("the model")}
     assert service.person.get(f"/v1/jobs/{first}").json()["forked_from"] == {"job": parent, "step": 1}
     for job, left in ((first, 2), (whole, 1), (second, 0)):
         service.person.post(f"/v1/jobs/{job}/cancel")
         assert service.person.delete(f"/v1/jobs/{job}").is_success
         sweep(service)
         assert len(refs_below(service, f"jobs/{parent}")) == left
+        assert len(kept_by_forks(service)) == left
 
 
 def test_an_adapter_goes_on_as_the_same_adapter(service: ServiceDriver):

@@ -13,11 +13,14 @@ NAME, TOKEN = "team/adder", "hf_0123456789abcdefghij"
 ROOT = Path(__file__).parents[3]
 
 
-def pushed(folder: Path, hub: HubServer, *flags: str, token: str | None = TOKEN) -> tuple[int, str, str]:
-    """As `powermean push` runs it: its exit status and what it said."""
+def pushed(
+    folder: Path, hub: HubServer, *flags: str, token: str | None = TOKEN, check: bool = False
+) -> tuple[int, str, str]:
+    """As `powermean push` runs it, before the download (`check`) or after: its exit status, what it said."""
     environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
+    given = [] if check else ["--folder", str(folder / "model")]
     done = subprocess.run(
-        [sys.executable, "-m", "trainer.forks.push", str(folder / "model"), NAME, *flags],
+        [sys.executable, "-m", "trainer.forks.push", NAME, *flags, *given],
         env=environment | ({"HF_TOKEN": token} if token else {}),
         cwd=ROOT,
         capture_output=True,
@@ -68,5 +71,19 @@ def test_without_a_token_that_may_write_it_says_why(tmp_path: Path, model: dict[
         assert "HF_TOKEN is not set" in wrong
         code, _, wrong = pushed(tmp_path, hub, token="hf_of_somebody_else")
         assert code == 1
-        assert "401" in wrong
+        assert "Invalid user token" in wrong
         assert "hf_of_somebody_else" not in wrong
+
+
+@pytest.mark.slow
+def test_what_can_be_refused_is_refused_before_anything_is_downloaded(tmp_path: Path):
+    with HubServer(NAME, tmp_path / "hub", TOKEN, private=False) as hub:
+        for flags, token, why in (
+            (["--public"], None, "HF_TOKEN is not set"),
+            (["--public"], "hf_of_somebody_else", "Invalid user token"),
+            ([], TOKEN, "everybody may read it"),
+        ):
+            code, _, wrong = pushed(tmp_path, hub, *flags, token=token, check=True)
+            assert (code, why in wrong) == (1, True), wrong
+        assert pushed(tmp_path, hub, "--public", check=True)[:2] == (0, "")
+        assert {method for method, _, _ in hub.asked} == {"GET"}
