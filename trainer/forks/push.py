@@ -37,7 +37,7 @@ def main() -> int:
 def push(folder: Path, name: str, *, public: bool, message: str) -> str:
     """Upload the folder's files to the repository, which is made if there is none; returns its address.
 
-    Raises TrainingError (no_hub_token, public_repository), and the hub's own errors.
+    Raises TrainingError (no_hub_token, public_repository, private_repository), and the hub's own errors.
     """
     token = next((os.environ[one] for one in HUB_TOKENS if os.environ.get(one)), None)
     if token is None:
@@ -47,7 +47,14 @@ def push(folder: Path, name: str, *, public: bool, message: str) -> str:
             remedy="set it to a token that may write",
         )
     hub = HfApi(token=token)
-    if not public and _is_public(hub, name):
+    found = _is_public(hub, name)
+    if public and found is False:
+        raise TrainingError(
+            "private_repository",
+            f"{name} already exists and is private; a push doesn't change that",
+            remedy="push without --public, and make it public on the hub if that is meant",
+        )
+    if not public and found:
         raise TrainingError(
             "public_repository",
             f"{name} is there already, and everybody may read it",
@@ -58,11 +65,12 @@ def push(folder: Path, name: str, *, public: bool, message: str) -> str:
     return str(made)
 
 
-def _is_public(hub: HfApi, name: str) -> bool:
+def _is_public(hub: HfApi, name: str) -> bool | None:
+    """None: there is no such repository."""
     try:
         return not hub.repo_info(name).private
     except RepositoryNotFoundError:
-        return False
+        return None
 
 
 if __name__ == "__main__":
