@@ -25,8 +25,7 @@ from trainer.learner.learner import Learner
 from trainer.learner.optimizer import make_optimizer
 from trainer.policy import loading
 from trainer.policy.loading import Compile, decoder_layers, make_policy
-from trainer.policy.policy import Policy, Scores
-from trainer.policy.token_tree import TokenTree
+from trainer.policy.policy import Policy
 from trainer.ranks.exchange import END, Ranks, follow
 from trainer.ranks.sharding import make_mesh, shard, whole
 from trainer.ranks.world import World
@@ -68,19 +67,17 @@ def run_out_of_memory(ranks: Ranks) -> None:
         update(ranks, one)
 
 
-def hang_in_a_pass(ranks: Ranks) -> None:
-    """Rank 1 does, in its second one."""
-    one, score, passes = sharded(ranks), Policy.score, list[bool]()
+def hang_between_passes(ranks: Ranks) -> None:
+    """Rank 1 does, after its first one."""
+    one, learn = sharded(ranks), Learner._learn
 
-    def hanging(self: Policy, tree: TokenTree, *, entropy: bool = False) -> Scores:
-        passes.append(True)
-        if len(passes) == 2:
-            time.sleep(60)
-        return score(self, tree, entropy=entropy)
+    def hanging(self: Learner, *given: object) -> None:
+        learn(self, *given)
+        time.sleep(60)
 
     with pytest.MonkeyPatch.context() as patch:
         if ranks.world.rank == 1:
-            patch.setattr(Policy, "score", hanging)
+            patch.setattr(Learner, "_learn", hanging)
         update(ranks, one)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from powermean.contracts.attempts import FinishRecord
 from tests.support import rank_jobs, sharded_jobs
-from tests.support.rank_crew import Crew, Failed, Job, crew, start
+from tests.support.rank_crew import Crew, Failed, crew, start
 from trainer.ranks.meeting import Deadlines, interface_of, use_interface_towards
 from trainer.ranks.world import World
 from worker.attempt_dir import attempt_dirs, read_record
@@ -92,16 +92,23 @@ def test_the_others_end_when_a_rank_is_gone(how: signal.Signals, gone: int) -> N
         three.processes[gone].kill()
 
 
-@pytest.mark.parametrize("where", [rank_jobs.sleep, sharded_jobs.hang_in_a_pass], ids=["call", "pass"])
-def test_a_rank_that_lives_and_hangs_is_named(where: Job) -> None:
-    """The others wait for it: before a call of ours, or within a pass of a sharded model."""
+def test_a_rank_that_lives_and_hangs_before_a_call_is_named() -> None:
     with ranks(3, deadlines=PATIENT) as three:
-        three.ask(where, ranks=[1])
-        three.ask(rank_jobs.wait if where is rank_jobs.sleep else where, ranks=[0, 2])
+        three.ask(rank_jobs.sleep, ranks=[1])
+        three.ask(rank_jobs.wait, ranks=[0, 2])
         for rank in range(3):
             found = three.answer(rank)
             assert (found.code, found.retryable) == ("exchange_failed", True)
             assert "rank 1 of 3 did not join a call among the ranks within 3 s" in found.text
+
+
+def test_a_rank_that_hangs_between_passes_of_a_sharded_model_is_named() -> None:
+    with ranks(2, deadlines=PATIENT) as two:
+        two.ask(sharded_jobs.hang_between_passes)
+        for rank in range(2):
+            found = two.answer(rank)
+            assert found.code == "exchange_failed"
+            assert "rank 1 of 2 did not join a call" in found.text
 
 
 def test_nobody_is_behind_while_rank_0_samples() -> None:
