@@ -164,7 +164,8 @@ def test_weights_in_place_are_published_again_as_copies_are(tmp_path: Path) -> N
     stage.steady.hold(2)
     stage.steady.publish(stage.steady.weights.write(stage.model, 2), 1.0)
     assert stage.steady.generate(REQUEST, 1.0) == ANSWER
-    again = ["publish 2", "publish 2", "generate", "publish 2", "generate"]
+    sent = ["room", "publish 2"]
+    again = [*sent, *sent, "generate", *sent, "generate"]
     assert stage.engine.calls == ["publish 1", "hold 2", "hold 2", *again]
     stage.steady.weights.close()
 
