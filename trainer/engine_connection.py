@@ -201,7 +201,7 @@ def publisher(
     if method in ("nccl", "ipc") and is_sharded(policy.model):
         raise TrainingError(
             "sharded_model",
-            f"the way {method} would take a whole copy of the sharded model's weights on one GPU",
+            f"publishing by {method} needs a whole copy of the sharded model's weights on one GPU",
             path="rollout.publish",
             remedy="set rollout.publish to auto, shm or store",
         )

@@ -95,21 +95,34 @@ def length_dependent(why: str) -> TrainingError:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's error, CUDA's, or the RuntimeError of PyTorch's CPU allocator."""
-    kind = type(error).__name__
+    """Whether memory ran out: Python's error, CUDA's, NCCL's, or that of PyTorch's CPU allocator."""
+    kind, text = type(error).__name__, str(error)
     return (
-        isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        isinstance(error, MemoryError)
+        or kind == "OutOfMemoryError"
+        or (kind == "DistBackendError" and "out of memory" in text)
+        or "can't allocate memory" in text
+    )
+
+
+def is_broken_call(error: Exception) -> bool:
+    """Whether a call of torch among the ranks failed: NCCL's errors have a type, gloo's name its source."""
+    typed = "DistError" in {kind.__name__ for kind in type(error).__mro__}
+    return not is_out_of_memory(error) and (
+        typed or (isinstance(error, RuntimeError) and "gloo/" in str(error))
     )
 
 
 def sharded_out_of_memory(tokens: int) -> TrainingError:
-    """The error of a rank without memory, in passes that all ranks take together and none can leave."""
+    """The error of a rank without memory, in passes that all ranks take together and none can leave.
+
+    Another attempt would measure the same number of tokens, and fail again.
+    """
     return TrainingError(
         "out_of_memory",
         f"the trainer ran out of memory with micro-batches of {tokens} tokens",
         path="training.micro_batch_tokens",
         remedy=f"set training.micro_batch_tokens to {tokens // 2}, or training.gradient_checkpointing",
-        retryable=True,
     )
 
 

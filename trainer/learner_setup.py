@@ -117,6 +117,7 @@ def make_learner(
     optimizer = make_optimizer(policy.model, spec.optimizer, masters)
     reference = load(compiled, trained=False) if spec.algorithm.beta > 0 else None
     tokens = spec.training.micro_batch_tokens
+    ranks.add_up(torch.zeros(1, device=device))  # NCCL takes its buffers now, before memory is measured
     return Learner(
         policy=policy,
         reference=reference,
@@ -165,7 +166,7 @@ def mesh_of(spec: JobSpec, folder: Path, ranks: Ranks, device: torch.device) -> 
     with torch.random.fork_rng(devices=()):  # an adapter's first weights are the same as alone
         changed = model if spec.model.lora is None else attach(model, spec.model.lora, "")
     trained = sum(weight.numel() for weight in changed.parameters() if weight.requires_grad)
-    needed = held_bytes(numbers, trained, reference=spec.algorithm.beta > 0)
+    needed = held_bytes(spec, numbers, trained)
     how = layout(spec.training.parallel, world, needed, ranks.least(free_bytes(world, device)))
     log.info("the model is held by %d ranks: %s", world.size, how)
     return None if how == "replicate" else make_mesh(world, how, device)

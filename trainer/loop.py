@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from powermean.contracts.attempts import CheckpointCommit
 from powermean.contracts.metrics import MetricRow
 from powermean.contracts.phases import (
@@ -255,8 +253,6 @@ def update_policy(run: Run, batch: TrainingBatch, watch: Stopwatch) -> list[Upda
 def publish(run: Run, prompts: Sequence[tuple[int, ...]]) -> float:
     """Send the weights to the rollout service and compare log-probs: the largest difference in nats."""
     version, policy = run.progress.step, led(run.learner)
-    if run.weights.hold_request(version) is not None and policy.device.type == "cuda":
-        torch.cuda.empty_cache()  # the engine, which wakes up now, needs what the update has left unused
     try:
         request = run.weights.write(policy.model, version)
         run.engine.publish(request, PUBLISH_TIMEOUT_S)

@@ -109,7 +109,8 @@ def run_attempt(
         use_threads(settings.cpu_slots * world.local_size)
         seed_all(claim.spec.seed)
         if not world.alone:
-            reporter.phase(f"waiting for {world.size - 1} other ranks")
+            others = world.size - 1
+            reporter.phase(f"waiting for {others} other rank{'s' if others > 1 else ''}")
         with (
             joined(world, give_up, cuda=claim.spec.resources.gpus > 0) as ranks,
             wired(attempt, claim, settings, reporter, connect, ranks) as run,
@@ -227,6 +228,7 @@ def wired(
                 learner.policy.model,
                 reporter.phase,
                 sharing_limit(spec, connection.other_jobs),
+                make_room=partial(taking_part.make_room, learner),
                 comes_back=connection.shared or connection.engine.size > 1,
             ),
             weights=weights,

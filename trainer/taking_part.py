@@ -1,7 +1,7 @@
 """Where rank 0 needs the other ranks outside of updates: each tells them, and they do their part.
 
-A checkpoint has files of every rank. Passes of a sharded model, and what gathers its weights (a publish, the
-final model), are collectives.
+An engine that wakes up needs room on every GPU. A checkpoint has files of every rank. Passes of a sharded
+model, and what gathers its weights (a publish, the final model), are collectives.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from trainer.learner.final_model import take_part_in_saving
 from trainer.learner.learner import Learner
 from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree
-from trainer.ranks.exchange import Command, Duty
+from trainer.ranks.exchange import Command, Duty, Ranks
 from trainer.ranks.gradients import is_sharded
 from trainer.weights.files import take_part
 
-_PASS, _GATHER, _CHECKPOINT, _SAVE = "pass", "gather", "checkpoint", "save_model"
+_PASS, _GATHER, _ROOM, _CHECKPOINT, _SAVE = "pass", "gather", "make_room", "checkpoint", "save_model"
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,34 @@ def led(learner: Learner) -> Policy:
     if not is_sharded(policy.model):
         return policy
     known = {field.name: getattr(policy, field.name) for field in fields(Policy)}
-    return LedPolicy(**known, tell=lambda: learner.ranks.tell(_PASS))
+    return LedPolicy(**known, tell=lambda: _call_to_pass(learner.ranks))
+
+
+def _call_to_pass(ranks: Ranks) -> None:
+    ranks.tell(_PASS)
+    ranks.place.passes += 1
 
 
 def call_to_gather(learner: Learner, *, adapter_alone: bool) -> None:
-    """Rank 0: it gathers what an engine is served."""
+    """Rank 0: tell the others that it gathers what an engine is served."""
     if is_sharded(learner.policy.model):
         learner.ranks.tell(_GATHER, adapter_alone=adapter_alone)
 
 
+def make_room(learner: Learner) -> None:
+    """Rank 0: have every rank free the GPU memory that it caches, for the engine that wakes up beside it."""
+    learner.ranks.tell(_ROOM)
+    torch.cuda.empty_cache()
+
+
 def call_to_save(learner: Learner) -> None:
-    """Rank 0: it saves the final model."""
+    """Rank 0: tell the others that it saves the final model."""
     if is_sharded(learner.policy.model):
         learner.ranks.tell(_SAVE)
 
 
 def call_to_checkpoint(learner: Learner, owner: str, progress: Progress) -> None:
-    """Rank 0: it stores a checkpoint."""
+    """Rank 0: tell the others that it stores a checkpoint."""
     learner.ranks.tell(_CHECKPOINT, owner=owner, progress=asdict(progress))
 
 
@@ -72,8 +83,6 @@ def duties(learner: Learner, store: ArtefactStore, scratch: Path) -> Mapping[str
             learner.keep_pace(policy, 1)
 
     def gather(told: Command) -> None:
-        if policy.device.type == "cuda":
-            torch.cuda.empty_cache()  # an engine on this GPU, too, may wake up now
         take_part(policy.model, policy.dtype, adapter_alone=told.facts["adapter_alone"])
 
     def store_part(told: Command) -> None:
@@ -91,6 +100,7 @@ def duties(learner: Learner, store: ArtefactStore, scratch: Path) -> Mapping[str
     return {
         _PASS: one_pass,
         _GATHER: gather,
+        _ROOM: lambda _told: torch.cuda.empty_cache(),
         _CHECKPOINT: store_part,
         _SAVE: lambda _told: take_part_in_saving(policy),
     }

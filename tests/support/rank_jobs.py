@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from powermean.artefacts import ArtefactStore
 from powermean.contracts.algorithms import AlgorithmSpec, Pmpo
 from powermean.contracts.models import LoraSpec
 from tests.support.attempts import JOB, Stage
 from tests.support.learners import GROUPS, SIZE, fail_in, learner, poison, training_batch, weights
 from tests.support.update_records import Graded, a_learner, records_of
+from trainer import taking_part
 from trainer.failures import TrainingError
 from trainer.learner.leading import Following, Leading
 from trainer.learner.learner import Learner
@@ -83,6 +85,24 @@ def attempt(
 def wait(ranks: Ranks) -> None:
     """Come to a call that takes all ranks."""
     ranks.wait_for_all()
+
+
+def sleep(_ranks: Ranks) -> None:
+    """Be busy with something else."""
+    time.sleep(60)
+
+
+def make_room(ranks: Ranks) -> int:
+    """How often this rank has freed its GPU memory: an engine is about to wake up beside whole models."""
+    one, freed = replace(learner(), ranks=ranks), list[bool]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+        if ranks.world.leads:
+            taking_part.make_room(one)
+            ranks.tell(END)
+        else:
+            follow(ranks, taking_part.duties(one, ArtefactStore("file:///nowhere"), Path("/nowhere")))
+    return len(freed)
 
 
 def fail(ranks: Ranks) -> None:

@@ -39,7 +39,7 @@ def main() -> int:
 def checked_hub(name: str, *, public: bool) -> HfApi:
     """The hub, with the environment's token; whether that may write only shows when it does.
 
-    Raises TrainingError (no_hub_token, public_repository), and the hub's own errors.
+    Raises TrainingError (no_hub_token, public_repository, private_repository), and the hub's own errors.
     """
     token = next((os.environ[one] for one in HUB_TOKENS if os.environ.get(one)), None)
     if token is None:
@@ -50,7 +50,14 @@ def checked_hub(name: str, *, public: bool) -> HfApi:
         )
     hub = HfApi(token=token)
     hub.whoami()
-    if not public and _is_public(hub, name):
+    found = _is_public(hub, name)
+    if public and found is False:
+        raise TrainingError(
+            "private_repository",
+            f"{name} already exists and is private; a push doesn't change that",
+            remedy="push without --public, and make it public on the hub if that is meant",
+        )
+    if not public and found:
         raise TrainingError(
             "public_repository",
             f"{name} is there already, and everybody may read it",
@@ -69,11 +76,12 @@ def push(hub: HfApi, folder: Path, name: str, *, public: bool, message: str) -> 
     return str(made)
 
 
-def _is_public(hub: HfApi, name: str) -> bool:
+def _is_public(hub: HfApi, name: str) -> bool | None:
+    """None: there is no such repository."""
     try:
         return not hub.repo_info(name).private
     except RepositoryNotFoundError:
-        return False
+        return None
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
             for name, signed in _MOMENTS.items():
                 saved, scale = state[name], state.pop(name + _SCALE, None)
                 state[name] = self._new_buffer(weight, signed).copy_(saved)
-                if scale is not None:
+                if scale is not None and isinstance(
+                    state[name], OptimState8bit
+                ):  # a shard's blocks are others
                     _rescale(state[name], saved, scale)
 
     def _compiled(self) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trainer.failures import TrainingError
 from trainer.policy.policy import Policy
 from trainer.policy.token_tree import TokenTree
+from trainer.ranks.sharding import whole
 
 
 def non_finite_log_probs(step: int, policy: Policy, tree: TokenTree, moved: bool) -> TrainingError:
@@ -59,7 +60,8 @@ def first_non_finite_output(policy: Policy, tree: TokenTree) -> str | None:
 
 
 def _broken(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+    """Of a sharded gradient, the same on all ranks. A collective then."""
+    return isinstance(value, Tensor) and value.is_floating_point() and not bool(whole(value.isfinite().all()))
 
 
 def _error(step: int, what: str, moved: bool) -> TrainingError:

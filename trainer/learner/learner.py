@@ -127,7 +127,8 @@ class Learner:
         for tree in self._on_device(trees):
             _fill(known, tree, self.reference.score(tree).log_probs)
         self.keep_pace(self.reference, missing)
-        known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
+        if not self.ranks.world.alone:  # else the host would wait for the GPU
+            known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
 
     def update(self, batch: TrainingBatch, groups: Sequence[int], number: int) -> UpdateReport:
         """One optimiser step on a minibatch; none if no trajectory in it has an advantage.
@@ -285,8 +286,9 @@ class Learner:
 
     def _exchange_scores(self, batch: TrainingBatch, share: Share) -> None:
         """What each rank has remembered of its trajectories, all ranks do: others may train on them next."""
-        for known in (batch.start_log_probs, batch.entropy):
-            known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
+        if not self.ranks.world.alone:  # see score_reference
+            for known in (batch.start_log_probs, batch.entropy):
+                known[share.rows] = self.ranks.merged(known[share.rows], share.mine)
         batch.scored[share.rows] = True
 
     def _drop(self, batch: TrainingBatch, rows: Tensor) -> None:
@@ -334,7 +336,9 @@ class Learner:
 
     def _on_device(self, trees: Sequence[TokenTree]) -> Iterator[TokenTree]:
         """The micro-batches, one after the other."""
-        return (tree.to(self.policy.device) for tree in trees)
+        for tree in trees:
+            self.ranks.place.passes += 1
+            yield tree.to(self.policy.device)
 
     def _micro_batches(self, batch: TrainingBatch, rows: Tensor) -> tuple[list[TokenTree], int]:
         """These rows as micro-batches in the host's memory; how many more of them another rank has."""
@@ -349,6 +353,7 @@ class Learner:
     def keep_pace(self, policy: Policy, passes: int) -> None:
         """Passes over a token that count for nothing: with sharded weights each pass takes all ranks."""
         for left in reversed(range(passes)):
+            self.ranks.place.passes += 1
             last_pass(policy.model, left == 0)
             given = Trajectories([[self.pad_token_id]], [[self.pad_token_id]])
             tree = next(policy.batches(given, self.micro_batch_tokens))

@@ -18,7 +18,7 @@ _SENT_FACTS = (
     "old_policy",
     "recorded",
 )
-_SENT_ROLLOUTS = ("tokens", "mask", "sampler_log_probs", "truncated", "weight_version")
+_SENT_ROLLOUTS = ("tokens", "mask", "sampler_log_probs", "truncated")
 
 
 @dataclass
@@ -111,23 +111,23 @@ class TrainingBatch:
             "prompt_lengths": torch.tensor([len(prompt) for prompt in rollouts.prompts]),
             "sampled": self.sampler_log_probs,
             "advantages": self.advantages,
-            "penalties": self.penalties,
         } | {name: getattr(rollouts, name) for name in _SENT_ROLLOUTS}
 
     @classmethod
     def of_message(
         cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
     ) -> "TrainingBatch":
-        """The batch as rank 0 has it, without what only its records need (the versions of weights)."""
+        """The batch as rank 0 has it, without what only its records need."""
         prompts = torch.split(tensors["prompts"], tensors["prompt_lengths"].tolist())
         of_rollouts: dict[str, Any] = {name: tensors[name] for name in _SENT_ROLLOUTS}
+        of_rollouts["weight_version"] = torch.zeros(len(tensors["tokens"]), dtype=torch.int64)
         rollouts = Rollouts(prompts=tuple(tuple(prompt.tolist()) for prompt in prompts), **of_rollouts)
         return cls._unscored(
             rollouts,
             tensors["sampled"],
             device,
             advantages=tensors["advantages"],
-            penalties=tensors["penalties"],
+            penalties=torch.zeros_like(tensors["advantages"]),
             **{name: facts[name] for name in _SENT_FACTS},
         )
 

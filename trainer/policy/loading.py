@@ -14,11 +14,13 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trainer.failures import TrainingError, cuda_unavailable, is_out_of_memory
+from trainer.failures import TrainingError, cuda_unavailable, is_broken_call, is_out_of_memory
 from trainer.policy.flash import flash_serves
 from trainer.policy.flex import never_fall_back
 from trainer.policy.model_files import check_weights
@@ -175,8 +177,10 @@ def _compile(policy: Policy, expected: Tensor, *, must: bool) -> None:
         try:
             why = _objection(policy, expected)
         except RuntimeError as error:  # the compiler's own are
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_broken_call(error):
                 raise
+            if isinstance(policy.plain_model, FSDPModule):
+                policy.plain_model.reset_iter_state()  # it may have failed within the backward pass
             why = str(error).strip().split("\n")[0]
     elif layers:
         why = "its rows are padded"
@@ -287,16 +291,22 @@ def _objection(policy: Policy, expected: Tensor) -> str | None:
     except (TreeUnsupportedError, TypeError, ValueError) as error:
         return str(error)
     # Found at the weights: those of a sharded model are put there by hooks.
-    gradients = [weight.grad for weight in policy.model.parameters() if weight.grad is not None]
+    finite = [_is_finite(weight.grad) for weight in policy.model.parameters() if weight.grad is not None]
     policy.model.zero_grad(set_to_none=True)
     apart = float((log_probs.detach().cpu() - expected).abs().max())
     if not bool(expected.isfinite().all()):
         return "the model's own are not finite"
     if not apart <= AGREEMENT[policy.dtype]:
         return f"log-probs differ by {apart:.2g}"
-    if not all(bool(one.isfinite().all()) for one in gradients):
+    if not all(finite):
         return "its gradient is not finite"
     return None
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    """The same on all ranks that hold rows of it. A collective then."""
+    found = gradient.isfinite().all()
+    return bool(found.full_tensor() if isinstance(found, DTensor) else found)
 
 
 def _work(policy: Policy) -> torch.dtype:

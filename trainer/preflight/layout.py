@@ -39,7 +39,7 @@ def layout_of(spec: JobSpec, numbers: int, trained: int, room: int | None) -> La
     # Imported here on purpose: PyTorch takes seconds to import, and a job of one rank is checked without it.
     sharding = importlib.import_module("trainer.ranks.sharding")
     world = importlib.import_module("trainer.ranks.world").World(size=ranks, local_size=local)
-    needed = sharding.held_bytes(numbers, trained, reference=spec.algorithm.beta > 0)
+    needed = sharding.held_bytes(spec, numbers, trained)
     shards = {"replicate": 1, "shard": ranks, "hybrid": local}
     return Layout(shards[sharding.layout(how, world, needed, room or 0)], ranks)
 

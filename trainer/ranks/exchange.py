@@ -29,6 +29,17 @@ class Command:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # on the CPU
 
 
+@dataclass
+class Place:
+    """How far a rank has come in what all ranks do: equal on all of them, unless one is behind."""
+
+    calls: int = 0
+    passes: int = 0  # since the last call: ranks that repeat one differ until the next
+
+    def called(self) -> None:
+        self.calls, self.passes = self.calls + 1, 0
+
+
 Duty = Callable[[Command], object]
 END = "end"
 
@@ -39,6 +50,7 @@ class Ranks:
 
     world: World = field(default_factory=World)
     commands: dist.ProcessGroup | None = None  # its calls may wait for as long as rank 0 samples
+    place: Place = field(default_factory=Place)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over ranks."""
@@ -47,7 +59,7 @@ class Ranks:
     def add_up(self, values: Tensor) -> None:
         """The same, in place."""
         if not self.world.alone:
-            with _calling():
+            with self._calling():
                 dist.all_reduce(values)
 
     def largest(self, values: Tensor) -> Tensor:
@@ -89,6 +101,7 @@ class Ranks:
         given = {name: value.detach().cpu().contiguous() for name, value in (tensors or {}).items()}
         shapes = {name: [_name(value.dtype), list(value.shape)] for name, value in given.items()}
         header = json.dumps({"do": do, "facts": facts, "tensors": shapes}).encode()
+        self.place.called()
         self._sent(torch.tensor([len(header)]))
         self._sent(torch.frombuffer(bytearray(header), dtype=torch.uint8))
         for value in given.values():
@@ -97,6 +110,7 @@ class Ranks:
     def told(self) -> Command:
         """The other ranks: the next command, for which they wait as long as it takes."""
         length = self._sent(torch.zeros(1, dtype=torch.int64))
+        self.place.called()  # not before: while rank 0 samples, nobody is behind
         text = self._sent(torch.zeros(int(length), dtype=torch.uint8))
         header = json.loads(text.numpy().tobytes())
         tensors = {}
@@ -107,7 +121,7 @@ class Ranks:
 
     def _sent(self, values: Tensor) -> Tensor:
         if values.numel():
-            with _calling():
+            with _checked():
                 dist.broadcast(values, src=0, group=self.commands)
         return values
 
@@ -115,9 +129,15 @@ class Ranks:
         if self.world.alone or not values.numel():
             return values
         values = values.clone(memory_format=torch.contiguous_format)
-        with _calling():
+        with self._calling():
             dist.all_reduce(values, op=by)
         return values
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        self.place.called()
+        with _checked():
+            yield
 
 
 def follow(ranks: Ranks, duties: Mapping[str, Duty]) -> None:
@@ -127,7 +147,7 @@ def follow(ranks: Ranks, duties: Mapping[str, Duty]) -> None:
 
 
 @contextmanager
-def _calling() -> Iterator[None]:
+def _checked() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

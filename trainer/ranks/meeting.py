@@ -21,16 +21,26 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from rollout.gloo import address_towards
-from trainer.failures import CancelledError, TrainingError, failed
-from trainer.ranks.exchange import END, ExchangeError, Ranks
-from trainer.ranks.watch import BEAT_S, LOST_BEATS, Watch, sign, tell_failure
+from trainer.failures import CancelledError, TrainingError, failed, is_broken_call
+from trainer.ranks.exchange import END, ExchangeError, Place, Ranks
+from trainer.ranks.watch import (
+    BEAT_S,
+    CALL_BEATS,
+    EXCHANGE_FAILED,
+    LOST_BEATS,
+    Watch,
+    named,
+    sign,
+    tell_failure,
+)
 from trainer.ranks.world import World
 
 log = logging.getLogger(__name__)
 
 STORE_FD = "POWERMEAN_STORE_FD"  # of rank 0's listening socket
 MEET_S = 300.0
-CALL_S = 1800.0  # a call among ranks, of which one may still load its model
+CALL_S = float(CALL_BEATS)  # a call among ranks
+BEYOND_S = 300.0  # for which torch waits longer: the watch names the rank that a call waits for
 PART_S = 15.0
 LOOK_S = 1.0  # for which the others can still see who is missing
 _SAMPLING = timedelta(days=365)  # for which a command may be waited for: who is gone is seen by the watch
@@ -50,6 +60,10 @@ class Deadlines:
     def lost_s(self) -> float:
         return self.beat_s * self.lost_beats
 
+    @property
+    def call_beats(self) -> int:
+        return round(self.call_s / self.beat_s)
+
 
 @contextmanager
 def joined(
@@ -68,12 +82,15 @@ def joined(
     use_interface_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     if cuda:
         torch.cuda.set_device(world.local_rank)
+    place = Place()
     watch = Watch(
         world,
         store.clone(),  # type: ignore[attr-defined]
         end,
         deadlines.beat_s,
         deadlines.lost_beats,
+        deadlines.call_beats,
+        place,
     )
     watch.start()
     try:
@@ -82,9 +99,9 @@ def joined(
             store=PrefixStore("group", store),
             rank=world.rank,
             world_size=world.size,
-            timeout=timedelta(seconds=deadlines.call_s),
+            timeout=timedelta(seconds=deadlines.call_s + BEYOND_S),
         )
-        ranks = Ranks(world, dist.new_group(backend="gloo", timeout=_SAMPLING))
+        ranks = Ranks(world, dist.new_group(backend="gloo", timeout=_SAMPLING), place)
         yield ranks
     except CancelledError:
         _part(ranks, store, watch)
@@ -126,10 +143,9 @@ def _meet(world: World, store: TCPStore, timeout_s: float) -> None:
 
 
 def _missing(ranks: list[int], world: World, timeout_s: float, where: str = "") -> TrainingError:
-    who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
     return TrainingError(
         "ranks_missing",
-        f"{who} of {world.size} did not come within {timeout_s:.0f} s{where}",
+        f"{named(ranks)} of {world.size} did not join within {timeout_s:.0f} s{where}",
         remedy="see the log of its node; its processes must reach the first node's store "
         "(POWERMEAN_NODE_ADDRESS, POWERMEAN_RANK_PORT)",
         retryable=True,
@@ -143,6 +159,8 @@ def _part(ranks: Ranks, store: TCPStore, watch: Watch) -> None:
         with suppress(ExchangeError):
             ranks.tell(END)
     watch.stop()
+    if not watch.takes_over():  # it has found a failure, and ends this process with it
+        time.sleep(PART_S)
     try:
         if world.leads:
             store.wait([_left(rank) for rank in range(1, world.size)], timedelta(seconds=PART_S))
@@ -158,12 +176,12 @@ def _reason(error: Exception, world: World, store: TCPStore, watch: Watch, deadl
 
     Where a call failed because another rank is gone, the watch finds out which, and ends this process.
     """
-    if is_exchange_error(error):
+    if isinstance(error, ExchangeError) or is_broken_call(error):
         time.sleep(deadlines.lost_s + 5 * deadlines.beat_s)
         error = TrainingError(
-            "exchange_failed",
+            EXCHANGE_FAILED,
             f"the ranks are all alive, but a call among them failed: {error}",
-            remedy="see the logs of all nodes; is the network between them sound?",
+            remedy="see the logs of all nodes; check the network between them",
             retryable=True,
         )
     if not watch.takes_over():
@@ -174,18 +192,14 @@ def _reason(error: Exception, world: World, store: TCPStore, watch: Watch, deadl
     with suppress(RuntimeError):
         tell_failure(store, told, retryable=finish.retryable)
         watch.let_others_hear()
-        if not world.leads:  # rank 0 records why before its node sees that a process ended
-            store.wait([_left(0)], timedelta(seconds=PART_S))
+        if not world.leads:  # rank 0 records why, and its store is gone, before this node sees an end
+            _wait_for_the_end_of(store)
     return error
 
 
-def is_exchange_error(error: Exception) -> bool:
-    """Whether a call among the ranks failed: one of ours, or one within a sharded model's passes."""
-    text = str(error)
-    known = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, ExchangeError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in known)
-    )
+def _wait_for_the_end_of(store: TCPStore) -> None:
+    """Nobody sets this key: the wait ends as rank 0 does, or after a while."""
+    store.wait(["rank 0 has ended"], timedelta(seconds=PART_S))
 
 
 def use_interface_towards(
@@ -193,8 +207,9 @@ def use_interface_towards(
 ) -> None:
     """Let gloo and NCCL listen at the interface on the route to `host` alone, unless one was chosen."""
     if (name := interface_of(address_towards(host, port))) is not None:
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            variables.setdefault(variable, name)
+        # NCCL takes a bare name as the beginning of one.
+        for variable, exactly in (("GLOO_SOCKET_IFNAME", ""), ("NCCL_SOCKET_IFNAME", "=")):
+            variables.setdefault(variable, exactly + name)
 
 
 def interface_of(address: str) -> str | None:

@@ -17,10 +17,13 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from powermean.contracts.job import JobSpec
+from trainer.defaults import MOMENT_BYTES
 from trainer.policy.loading import decoder_layers
 from trainer.policy.one_pass import allow_passes
 from trainer.ranks.world import World
@@ -49,17 +52,26 @@ def layout(
     return "hybrid" if several and needed <= SHARE * room * world.local_size else "shard"
 
 
-def held_bytes(numbers: int, trained: int, *, reference: bool) -> int:
-    """Of a whole model in float32 with its gradients and AdamW's moments, and the frozen initial model."""
-    return 4 * numbers + 12 * trained + (4 * numbers if reference else 0)
+def held_bytes(spec: JobSpec, numbers: int, trained: int) -> int:
+    """Of a whole model with its gradients and AdamW's moments, and the frozen initial model."""
+    weights = 4 * numbers
+    if spec.training.weights == "bfloat16":  # beside float32 ones of what is trained
+        weights = 2 * numbers + 4 * trained
+    reference = 4 * numbers if spec.algorithm.beta > 0 else 0
+    return weights + int((4 + MOMENT_BYTES[spec.optimizer.state]) * trained) + reference
 
 
 def make_mesh(world: World, how: Literal["shard", "hybrid"], device: torch.device) -> DeviceMesh:
     """The ranks as FSDP2 takes them: [size], or [nodes, ranks of a node]. A collective."""
     if how == "hybrid":
-        return init_device_mesh(
+        mesh = init_device_mesh(
             device.type, (world.nodes, world.local_size), mesh_dim_names=("replicate", "shard")
         )
+        assert dist.group.WORLD is not None
+        limit = dist.group.WORLD._get_backend(device).options._timeout
+        for group in mesh.get_all_groups():  # else they have one of torch's own, which may come before
+            _set_pg_timeout(limit, group)
+        return mesh
     return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
 
 
@@ -87,6 +99,7 @@ def shard(
         spread: FSDPModule = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         spread.set_gradient_divide_factor(1.0)  # sums, by an operation that gloo has, too
         spread.set_force_sum_reduction_for_comms(True)
+        spread.set_reduce_scatter_unused_params(True)  # a weight's gradient may be on some ranks alone
     allow_passes(root)
 
 
@@ -96,12 +109,16 @@ def from_first_rank(device: torch.device) -> Callable[[nn.Module], None]:
     Each rank's GPU has a unit at a time, and only rank 0's host ever has the model.
     """
 
+    filled: set[nn.Module] = set()
+
     def fill(unit: nn.Module) -> None:
         made: dict[int, Tensor] = {}  # what is tied stays so
-        for module in unit.modules():
+        due = [module for module in unit.modules() if module not in filled]
+        filled.update(due)
+        for module in due:
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
-                    if tensor is None or isinstance(tensor, DTensor):
+                    if tensor is None:
                         continue
                     if id(tensor) not in made:
                         made[id(tensor)] = _sent(tensor, device)
@@ -125,6 +142,9 @@ def last_pass(model: nn.Module, last: bool) -> None:
     Within a node gradients are reduced in each, so that a rank never holds more than its rows of them. Over
     nodes (hybrid) they are only in the last, as each node's sums add up until then.
     """
+    weight = next(model.parameters())
+    if not (isinstance(weight, DTensor) and weight.device_mesh.ndim > 1):
+        return
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_all_reduce(last, recurse=False)

@@ -48,12 +48,12 @@ class Service(Engine, Target, Protocol):
 
 @dataclass(eq=False)
 class _Replica:
-    """One replica; what changes is guarded by the pool's lock."""
+    """One replica. Threads that call it set `serves` by how that ends; the last one to do so is right."""
 
     number: int
     service: Service
     serves: bool = True  # False: left out until it has taken a publish
-    outstanding: int = 0  # tokens that it was asked for and has not answered
+    outstanding: int = 0  # tokens that it was asked for and has not answered; guarded by the pool's lock
 
 
 class EnginePool:

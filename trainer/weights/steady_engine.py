@@ -49,6 +49,7 @@ class SteadyEngine:
     share_s: float = 0.0  # extra time of a call because another thread's call comes first or runs in parallel
     restart_s: float = RESTART_S
     poll_s: float = _POLL_S
+    make_room: Callable[[], object] = lambda: None  # for an engine that slept, just before it wakes up
     comes_back: bool = False  # even if its service itself is gone; with the only private one ends the attempt
     _version: int | None = field(default=None, init=False)  # last published version
     _publishes: int = field(default=0, init=False)  # number of successful publishes
@@ -150,6 +151,8 @@ class SteadyEngine:
             self.weights.discard(self._version)
 
     def _publish(self, request: PublishRequest, timeout_s: float) -> None:
+        if self.weights.hold_request(request.version) is not None:
+            self.make_room()
         self.engine.publish(
             lambda service: self.weights.publish(service, request, timeout_s + self.share_s), request.version
         )

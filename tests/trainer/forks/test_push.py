@@ -64,6 +64,14 @@ def test_nothing_goes_where_everybody_may_read_it_unless_that_is_meant(
 
 
 @pytest.mark.slow
+def test_a_private_repository_is_not_taken_for_a_public_one(tmp_path: Path, model: dict[str, bytes]):
+    with HubServer(NAME, tmp_path / "hub", TOKEN, private=True) as hub:
+        code, _, wrong = pushed(tmp_path, hub, "--public")
+        assert (code, "already exists and is private" in wrong) == (1, True)
+        assert not hub.folder.exists()
+
+
+@pytest.mark.slow
 def test_without_a_token_that_may_write_it_says_why(tmp_path: Path, model: dict[str, bytes]):
     with HubServer(NAME, tmp_path / "hub", TOKEN, private=None) as hub:
         code, _, wrong = pushed(tmp_path, hub, token=None)

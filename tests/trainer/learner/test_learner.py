@@ -27,6 +27,7 @@ from trainer.learner.optimizer import learning_rate, make_optimizer
 from trainer.learner.training_batch import without
 from trainer.objectives import mismatch
 from trainer.policy.loading import make_policy
+from trainer.ranks.exchange import Ranks
 
 
 @pytest.mark.slow
@@ -358,3 +359,13 @@ def test_weight_decay_spares_norms() -> None:
         (True, 0.1),
         (False, 0.0),
     }
+
+
+def test_alone_nothing_is_copied_for_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a copy would have the host wait for the GPU."""
+    monkeypatch.delattr(Ranks, "merged")
+    one = learner(Pmpo(beta=0.1))
+    batch = training_batch(one.algorithm)
+    one.score_start(batch, [range(GROUPS)])
+    one.update(batch, range(GROUPS), 0)
+    assert batch.scored.all()

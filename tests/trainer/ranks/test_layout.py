@@ -2,6 +2,8 @@
 
 import pytest
 
+from powermean.contracts.job import JobSpec
+from tests.support.tiny_spec import tiny_spec
 from trainer.ranks.sharding import Layout, held_bytes, layout
 from trainer.ranks.world import World
 
@@ -33,7 +35,22 @@ def test_what_fits_is_replicated_and_the_rest_is_sharded_over_as_little_as_holds
     assert layout(wanted, world, needed * GIB, 80 * GIB) == expected
 
 
-def test_a_model_takes_16_bytes_a_number_that_is_trained() -> None:
-    assert held_bytes(10, 10, reference=False) == 160
-    assert held_bytes(10, 10, reference=True) == 200
-    assert held_bytes(10, 1, reference=False) == 52
+@pytest.mark.parametrize(
+    ("trained", "changes", "expected"),
+    [
+        (256, {}, 16 * 256),
+        (256, {"algorithm": {"name": "pmpo", "beta": 0.1}}, 20 * 256),
+        (256, {"training": {"steps": 1, "weights": "bfloat16"}}, 18 * 256),
+        (256, {"optimizer": {"state": "8bit"}}, 8 * 256 + 2 * (256 + 4)),
+        (16, {}, 4 * 256 + 12 * 16),
+        (16, {"training": {"steps": 1, "weights": "bfloat16"}}, 2 * 256 + 16 * 16),
+    ],
+)
+def test_a_model_takes_what_its_numbers_are_kept_as(
+    trained: int, changes: dict[str, object], expected: int
+) -> None:
+    """16 bytes where all is float32 and all is trained."""
+    spec = JobSpec.model_validate(
+        tiny_spec("tiny", **{"model": {"folder": "tiny", "dtype": "bfloat16"}} | changes)
+    )
+    assert held_bytes(spec, 256, trained) == expected

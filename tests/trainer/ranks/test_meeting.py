@@ -10,20 +10,21 @@ import pytest
 import torch
 
 from powermean.contracts.attempts import FinishRecord
-from tests.support import rank_jobs
+from tests.support import rank_jobs, sharded_jobs
 from tests.support.rank_crew import Crew, Failed, crew, start
-from trainer.ranks.meeting import Deadlines, interface_of
+from trainer.ranks.meeting import Deadlines, interface_of, use_interface_towards
 from trainer.ranks.world import World
 from worker.attempt_dir import attempt_dirs, read_record
 
 pytestmark = pytest.mark.slow
 
 SOON = Deadlines(meet_s=3.0, beat_s=0.1, lost_beats=50)
+PATIENT = Deadlines(beat_s=0.1, lost_beats=200, call_s=3.0)  # with a rank that gives no sign of life
 
 
 @contextmanager
-def ranks(size: int, absent: tuple[int, ...] = ()) -> Iterator[Crew]:
-    made = crew(size, SOON, absent)
+def ranks(size: int, absent: tuple[int, ...] = (), deadlines: Deadlines = SOON) -> Iterator[Crew]:
+    made = crew(size, deadlines, absent)
     try:
         yield made
     finally:
@@ -40,6 +41,12 @@ def test_the_world_is_what_torchruns_variables_say() -> None:
 def test_an_interface_is_known_by_its_address() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.1") is None  # of nobody (RFC 5737)
+
+
+def test_gloo_and_nccl_get_the_interface_by_its_whole_name() -> None:
+    chosen = {"GLOO_SOCKET_IFNAME": "eth7"}
+    use_interface_towards("127.0.0.1", 1, chosen)
+    assert chosen == {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "=lo"}
 
 
 def test_ranks_listen_where_they_meet_and_part_in_peace() -> None:
@@ -85,6 +92,30 @@ def test_the_others_end_when_a_rank_is_gone(how: signal.Signals, gone: int) -> N
         three.processes[gone].kill()
 
 
+def test_a_rank_that_lives_and_hangs_before_a_call_is_named() -> None:
+    with ranks(3, deadlines=PATIENT) as three:
+        three.ask(rank_jobs.sleep, ranks=[1])
+        three.ask(rank_jobs.wait, ranks=[0, 2])
+        for rank in range(3):
+            found = three.answer(rank)
+            assert (found.code, found.retryable) == ("exchange_failed", True)
+            assert "rank 1 of 3 did not join a call among the ranks within 3 s" in found.text
+
+
+def test_a_rank_that_hangs_between_passes_of_a_sharded_model_is_named() -> None:
+    with ranks(2, deadlines=PATIENT) as two:
+        two.ask(sharded_jobs.hang_between_passes)
+        for rank in range(2):
+            found = two.answer(rank)
+            assert found.code == "exchange_failed"
+            assert "rank 1 of 2 did not join a call" in found.text
+
+
+def test_nobody_is_behind_while_rank_0_samples() -> None:
+    with ranks(2, deadlines=PATIENT) as two:
+        assert two.have(sharded_jobs.score_and_sample, 4.5) == [(2, 0)] * 2
+
+
 def test_a_rank_that_fails_tells_the_others_why() -> None:
     with ranks(3) as three:
         three.ask(rank_jobs.wait, ranks=[0, 2])
@@ -100,7 +131,7 @@ def test_ranks_that_never_came_are_named() -> None:
         for rank in range(2):
             found = two.answer(rank)
             assert (found.code, found.retryable) == ("ranks_missing", True)
-            assert "ranks 1, 3 of 4 did not come within 3 s" in found.text
+            assert "ranks 1, 3 of 4 did not join within 3 s" in found.text
 
 
 def test_a_store_that_is_not_there_is_named() -> None:
@@ -108,7 +139,7 @@ def test_a_store_that_is_not_there_is_named() -> None:
         found = alone.answer(0)
     assert found.code == "ranks_missing"
     assert (
-        f"rank 0 of 2 did not come within 3 s, whose store would be at 127.0.0.1:{alone.port}" in found.text
+        f"rank 0 of 2 did not join within 3 s, whose store would be at 127.0.0.1:{alone.port}" in found.text
     )
 
 

@@ -12,7 +12,7 @@ from tests.support.update_records import ALGORITHMS, Graded, assert_same, graded
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["two_ranks", "four_ranks"])
+@pytest.fixture(scope="session", params=["two_ranks", "four_ranks"])
 def ranks(request: pytest.FixtureRequest) -> Crew:
     found: Crew = request.getfixturevalue(request.param)
     return found

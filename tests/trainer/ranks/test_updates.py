@@ -46,6 +46,10 @@ def test_ranks_give_what_one_gives(name: str, four_ranks: Crew, two_ranks: Crew)
             assert torch.equal(other["weights"], first["weights"])
 
 
+def test_every_rank_makes_room_for_an_engine_that_wakes_up(two_ranks: Crew) -> None:
+    assert two_ranks.have(rank_jobs.make_room) == [1, 1]
+
+
 @pytest.mark.parametrize("kind", [{}, {"bfloat16_weights": True}], ids=["float32", "bfloat16 weights"])
 def test_memory_that_runs_out_on_a_rank_lowers_the_budget_of_all(kind: Any, two_ranks: Crew) -> None:
     """Once; bit for bit what the smaller one gives from the start."""

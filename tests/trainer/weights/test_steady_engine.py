@@ -70,10 +70,18 @@ class Scripted:
 
 
 class Stage:
-    def __init__(self, folder: Path, script: list[RolloutError | None], restart_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        script: list[RolloutError | None],
+        restart_s: float = 60.0,
+        sleeps: bool = False,
+    ) -> None:
         self.engine = Scripted(folder, script)
         store = ArtefactStore(f"file://{folder}/store")
-        self.writer = WeightWriter("job-a", 1, "shm", torch.float32, store, folder, shared_memory=folder)
+        self.writer = WeightWriter(
+            "job-a", 1, "shm", torch.float32, store, folder, shared_memory=folder, sleeps=sleeps
+        )
         self.model = nn.Linear(2, 2)
         self.told: list[str] = []
         self.steady = SteadyEngine(
@@ -83,6 +91,7 @@ class Stage:
             self.told.append,
             restart_s=restart_s,
             poll_s=0.0,
+            make_room=lambda: self.engine.calls.append("room"),
         )
 
     def publish(self, version: int) -> None:
@@ -155,7 +164,8 @@ def test_weights_in_place_are_published_again_as_copies_are(tmp_path: Path) -> N
     stage.steady.hold(2)
     stage.steady.publish(stage.steady.weights.write(stage.model, 2), 1.0)
     assert stage.steady.generate(REQUEST, 1.0) == ANSWER
-    again = ["publish 2", "publish 2", "generate", "publish 2", "generate"]
+    sent = ["room", "publish 2"]
+    again = [*sent, *sent, "generate", *sent, "generate"]
     assert stage.engine.calls == ["publish 1", "hold 2", "hold 2", *again]
     stage.steady.weights.close()
 
@@ -345,3 +355,13 @@ def test_calls_that_share_the_engine_have_more_time(tmp_path: Path) -> None:
     beside.stage.steady.generate(REQUEST, 1.0)
     beside.stage.steady.beside().generate(REQUEST, 2.0)
     assert beside.engine.limits == [101.0, 101.0, 102.0]
+
+
+def test_an_engine_that_slept_gets_room_before_each_publish(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [None, None, None, EMPTY, None, None], sleeps=True)
+    stage.publish(1)
+    stage.steady.hold(2)
+    stage.steady.publish(stage.writer.write(stage.model, 2), 1.0)
+    stage.steady.generate(REQUEST, 1.0)
+    first, second = (["room", f"publish {version}"] for version in (1, 2))
+    assert stage.engine.calls == [*first, "hold 2", *second, "generate", *second, "generate"]
