@@ -11,6 +11,7 @@ from tests.e2e.test_demo import POWERMEAN, REPOSITORY, accuracies, environment, 
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.vllm,
     pytest.mark.integration,
     pytest.mark.timeout(2700),

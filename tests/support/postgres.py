@@ -32,8 +32,10 @@ class Postgres:
         server = get_server(folder / "data", cleanup_mode=None, start=False)
         server.ensure_pgdata_inited()
         command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-h", ""]
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            command += ["-c", f"{setting}=off"]  # a killed process loses nothing by that, a machine would
+        # A killed process loses nothing by that, a machine would. Without synchronous_commit it would lose the
+        # commits of its last moments, which it has acknowledged.
+        for setting in ("fsync", "full_page_writes"):
+            command += ["-c", f"{setting}=off"]
         command += ["-c", "dynamic_shared_memory_type=mmap"]  # in its folder: a killed one leaves it
         if server.system_user is not None:  # Postgres refuses to run as root
             folder.chmod(0o777)
