@@ -23,6 +23,7 @@ def test_a_fork_goes_on_where_its_parents_best_checkpoint_was(service: Service) 
     assert best.value == rows[best.step, -1, "eval/reward"] != rows[0, -1, "eval/reward"]
 
     fork = given | {"model": {"from": f"{parent.id}@best"} | model, "training": training | {"steps": 1}}
+    fork |= {"checkpoints": {"every": 2}}
     child = client.create_job(fork)
     assert child.forked_from is not None
     assert child.forked_from.step == best.step

@@ -32,7 +32,7 @@ class Postgres:
         server = get_server(folder / "data", cleanup_mode=None, start=False)
         server.ensure_pgdata_inited()
         command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-h", ""]
-        # A killed process loses nothing by that, a machine would. Without synchronous_commit it would lose the
+        # A killed process loses nothing by that, a machine would. Without synchronous_commit it would lose
         # commits of its last moments, which it has acknowledged.
         for setting in ("fsync", "full_page_writes"):
             command += ["-c", f"{setting}=off"]
