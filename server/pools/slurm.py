@@ -120,10 +120,14 @@ class SlurmBackend:
 
 
 # Slurm tells all processes of a job to end, or the shell alone, which then tells the worker.
+# An order to end may come before the shell knows its worker: it is passed on as soon as it does.
 _RUN = """\
-trap 'kill -TERM "$worker" 2>/dev/null' TERM
+worker=
+told=
+trap 'if [ -n "$worker" ]; then kill -TERM "$worker" 2>/dev/null; else told=yes; fi' TERM
 {python} -m worker &
 worker=$!
+[ -z "$told" ] || kill -TERM "$worker"
 wait "$worker"
 status=$?
 while kill -0 "$worker" 2>/dev/null; do

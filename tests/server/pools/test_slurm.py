@@ -1,8 +1,11 @@
 """Slurm's commands: what is asked, what is secret, and answers that are none."""
 
 import json
+import os
+import signal
 import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,13 +164,33 @@ def test_the_script_runs_the_worker_tells_it_to_end_and_cleans_up(tmp_path: Path
     )
     worker.chmod(0o700)
     order = replace(ORDER, environment={"POWERMEAN_DATA_DIR": str(folder)})
-    shell = subprocess.Popen(["/bin/sh", "-c", script(order, str(worker))])
-    until((tmp_path / "up").exists, 10, "the worker is up")
-    shell.terminate()
-    assert shell.wait(60) == 7
+    with subprocess.Popen(["/bin/sh", "-c", script(order, str(worker))], start_new_session=True) as shell:
+        try:
+            until((tmp_path / "up").exists, 10, "the worker is up")
+            shell.terminate()
+            assert shell.wait(20) == 7
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
     assert (tmp_path / "up").read_text() == "-m worker pmn_secret\n"
     assert (tmp_path / "told").read_text() == "told\n"
     assert not folder.exists()
+
+
+def test_an_order_to_end_is_not_lost_while_the_worker_starts(tmp_path: Path):
+    """The shell doesn't know its worker yet."""
+    worker = tmp_path / "python"
+    worker.write_text("#!/bin/sh\ntrap 'exit 7' TERM\nkill -TERM $PPID\nwhile :; do sleep 0.01; done\n")
+    worker.chmod(0o700)
+    text = script(replace(ORDER, environment={"POWERMEAN_DATA_DIR": str(tmp_path / "none")}), str(worker))
+    slow = text.replace("-m worker &\n", "-m worker &\nsleep 0.3\n")  # the order comes before it knows
+    assert slow != text
+    with subprocess.Popen(["/bin/sh", "-c", slow], start_new_session=True) as shell:
+        try:
+            assert shell.wait(20) == 7
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
 
 
 def test_a_shell_behind_ssh_gets_each_word_quoted_wherever_ssh_is(front: Front, tmp_path: Path):
