@@ -300,7 +300,8 @@ def test_unchanged_objects_are_linked_to_an_earlier_backup(
     backups: Backups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = backups.create("first")
-    (spoilt, *others) = sorted((first / "artefacts" / "jobs").rglob("*-*gz"))
+    objects = (path for path in (first / "artefacts" / "jobs").rglob("*-*gz") if path.is_file())
+    (spoilt, *others) = sorted(objects)  # without the folder of a job whose id ends in "gz"
     spoilt.write_bytes(b"?" * spoilt.stat().st_size)
     needed: list[int] = []
     monkeypatch.setattr(creating, "check_room", lambda _folder, size: needed.append(size))

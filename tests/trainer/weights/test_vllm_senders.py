@@ -89,7 +89,8 @@ class Sender:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Sender]:
     senders: list[Sender] = []
 
-    def make(nccl_id: bytes | None, client: object, source: object) -> Sender:
+    def make(nccl_id: bytes | None, client: object, source: object, workers: int) -> Sender:
+        assert workers == 1  # GPUs of this engine that take the weights
         senders.append(Sender(client, source, "ipc" if nccl_id is None else "nccl"))
         return senders[-1]
 
