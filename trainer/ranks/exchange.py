@@ -5,7 +5,7 @@ Everything goes as JSON and tensors; nothing is unpickled. Alone, a rank keeps w
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,11 @@ class Place:
         """Count the collectives of these groups from now on, FSDP2's among them."""
         for group in groups:
             for device in group._device_types:
-                backend = group._get_backend(device)
-                if not any(backend is known for known in self._backends):
+                backend: Any = group._get_backend(device)  # torch's types lack how it numbers its calls
+                if any(backend is known for known in self._backends):
+                    continue
+                with suppress(RuntimeError):  # it numbers none
+                    backend._get_sequence_number_for_group()
                     self._backends = (*self._backends, backend)
 
     def collectives(self) -> int:

@@ -106,8 +106,8 @@ class Watch:
         known = dict.fromkeys(others, (b"", 0))  # sign of life, and the round in which it was new
         places, moved = dict[int, Standing](), 0  # of all ranks, and the round in which one was new
         while not self._stopped.wait(self._beat_s):
+            own = standing(self._place)
             try:
-                own = standing(self._place)
                 self._store.set(sign(self._world.rank), json.dumps([self._rounds, asdict(own)]))
                 if self._store.check([_FAILED]):
                     self._lose(_failure(self._store.get(_FAILED)))
