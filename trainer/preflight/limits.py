@@ -101,10 +101,15 @@ def check_memory(spec: JobSpec, model: ModelFacts, prompt_tokens: int, place: Pl
     )
 
 
+def host_bytes(model: ModelFacts) -> int:
+    """Of the float32 model that is read on its way to a GPU."""
+    return 4 * model.numbers
+
+
 def check_host_memory(model: ModelFacts, total: int | None) -> None:
     """Raises TrainingError (not_enough_memory) where a host of `total` bytes can't hold the float32 model on
     its way to the GPUs. Ranks that hold whole models load them in turns if need be: one copy must fit."""
-    needed = 4 * model.numbers
+    needed = host_bytes(model)
     if total is not None and needed > total:
         raise TrainingError(
             "not_enough_memory",
