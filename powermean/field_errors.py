@@ -73,6 +73,8 @@ def _field_error(
         message = "there is no such field" + meant
         if not meant:
             remedy = f"Fields here: {_listed(known)}." if known else "Remove it, or check its spelling."
+    elif kind == "string_pattern_mismatch":
+        remedy = _description(contract, error["loc"])
     elif kind == "missing":
         message = "is missing"
     elif kind == "literal_error":
@@ -163,6 +165,13 @@ def _fields(kind: Any) -> list[str]:
     kind = members[0] if len(members) == 1 else kind
     fields = getattr(kind, "model_fields", {})
     return [field.alias or name for name, field in fields.items()]
+
+
+def _description(contract: object, loc: Path) -> str | None:
+    """Of the field at an error's place."""
+    model = _bare(_type_at(contract, loc[:-1]))
+    fields = getattr(model, "model_fields", {})
+    return next((f.description for name, f in fields.items() if (f.alias or name) == loc[-1]), None)
 
 
 def _quoted(text: str) -> list[str]:

@@ -101,7 +101,7 @@ def test_more_ranks_than_trajectories_are_refused_before_anything_else() -> None
 
 
 def test_engines_have_gpus() -> None:
-    with pytest.raises(SpecFileError, match="8 replicas of 2 GPUs are more than the trainer's"):
+    with pytest.raises(SpecFileError, match="8 replicas of 2 GPUs need more than the trainer's"):
         load_spec(SMALL, {("rollout", "gpus_per_replica"): 2})
 
 
@@ -131,3 +131,11 @@ def test_the_command_says_it_with_the_line(tmp_path: Path) -> None:
     file.write_text("nodes: 8")
     refused = subprocess.run([*command, file], capture_output=True, text=True, check=False)
     assert f"{file}:1: nodes" in refused.stderr
+
+
+@pytest.mark.parametrize(("memory", "codes"), [(0.0, []), (29.0, []), (28.0, ["not_enough_memory"])])
+def test_the_model_passes_through_the_hosts_memory(memory: float, codes: list[str]) -> None:
+    """7.6 billion weights, 28.4 GiB in float32; 0 says nothing."""
+    (kind,) = ONE.nodes
+    hosts = DescribedCluster(nodes=(kind.model_copy(update={"memory_gib": memory}),))
+    assert [error.code for error in errors(load_spec(SMALL), hosts)] == codes

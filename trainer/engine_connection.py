@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from powermean.artefacts import ArtefactStore
@@ -198,35 +198,72 @@ def publisher(
             remedy="train an adapter, or give the job its own engine (rollout.sharing: own)",
         )
     method = claim.spec.rollout.publish
-    if method in ("nccl", "ipc") and is_sharded(policy.model):
+    if method in ("gloo", "nccl", "ipc"):
+        return _channel(method, connection, claim, policy, call_ranks)
+    if method in ("auto", "in_place") and _shares_weights(connection, claim.spec, policy):
+        return InPlaceWriter(claim.job_id, claim.number)
+    return WeightWriter(
+        job_id=claim.job_id,
+        attempt=claim.number,
+        method="shm" if _through_memory(connection, method, policy) else "store",
+        dtype=policy.dtype,
+        store=store,
+        scratch=scratch,
+        adapter_alone=connection.adapters,
+        changed=claim.origin is not None and claim.origin.kind == "adapter",
+        sleeps=connection.sleeps,
+        call_ranks=call_ranks,
+    )
+
+
+def _channel(
+    method: Literal["gloo", "nccl", "ipc"],
+    connection: Connection,
+    claim: Claim,
+    policy: Policy,
+    call_ranks: Callable[[], object],
+) -> ChannelWriter:
+    """Raises TrainingError (sharded_model)."""
+    if method != "gloo" and is_sharded(policy.model):
         raise TrainingError(
             "sharded_model",
             f"publishing by {method} needs a whole copy of the sharded model's weights on one GPU",
             path="rollout.publish",
             remedy="set rollout.publish to auto, shm or store",
         )
-    if method in ("gloo", "nccl", "ipc"):
-        connect = connector(method, connection.address, claim.spec.rollout.gpus_per_replica)
-        return ChannelWriter(
-            claim.job_id,
-            claim.number,
-            method,
-            policy.dtype,
-            connect,
-            sleeps=connection.sleeps,
-            call_ranks=call_ranks,
+    connect = connector(method, connection.address, claim.spec.rollout.gpus_per_replica)
+    return ChannelWriter(
+        claim.job_id,
+        claim.number,
+        method,
+        policy.dtype,
+        connect,
+        sleeps=connection.sleeps,
+        call_ranks=call_ranks,
+    )
+
+
+def _shares_weights(connection: Connection, spec: JobSpec, policy: Policy) -> bool:
+    """Whether the engine samples from the trainer's own weights. Raises TrainingError (not_in_place) if it
+    must and can't."""
+    why = _in_place_objection(connection, spec, policy)
+    if why is not None and spec.rollout.publish == "in_place":
+        raise TrainingError(
+            "not_in_place",
+            f"the engine can't sample from the trainer's own weights: {why}",
+            path="rollout.publish",
+            remedy="set rollout.publish to auto, shm or store",
         )
-    if method in ("auto", "in_place"):
-        if (why := _in_place_objection(connection, claim.spec, policy)) is None:
-            return InPlaceWriter(claim.job_id, claim.number)
-        if method == "in_place":
-            raise TrainingError(
-                "not_in_place",
-                f"the engine can't sample from the trainer's own weights: {why}",
-                path="rollout.publish",
-                remedy="set rollout.publish to auto, shm or store",
-            )
+    if why is not None:
         log.info("the engine gets copies of the weights: %s", why)
+    return why is None
+
+
+def _through_memory(connection: Connection, method: PublishMethod | Literal["auto"], policy: Policy) -> bool:
+    """Whether files go through the host's memory. Raises TrainingError (no_shared_memory) if they must and
+    can't."""
+    if method == "store":
+        return False
     shared = connection.on_this_host and fits_shared_memory(
         policy.model, policy.dtype, adapter_alone=connection.adapters
     )
@@ -237,18 +274,7 @@ def publisher(
             path="rollout.publish",
             remedy="set rollout.publish to auto or store",
         )
-    return WeightWriter(
-        job_id=claim.job_id,
-        attempt=claim.number,
-        method="shm" if shared and method != "store" else "store",
-        dtype=policy.dtype,
-        store=store,
-        scratch=scratch,
-        adapter_alone=connection.adapters,
-        changed=claim.origin is not None and claim.origin.kind == "adapter",
-        sleeps=connection.sleeps,
-        call_ranks=call_ranks,
-    )
+    return shared
 
 
 def _in_place_objection(connection: Connection, spec: JobSpec, policy: Policy) -> str | None:

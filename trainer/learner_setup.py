@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from powermean import memory
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim
 from powermean.contracts.job import JobSpec
@@ -22,6 +23,7 @@ from trainer.defaults import compiles
 from trainer.engine_connection import own_engine_urls
 from trainer.forks.start import Start
 from trainer.learner import checkpoint
+from trainer.learner.fetching import fetch_for_node
 from trainer.learner.learner import Learner
 from trainer.learner.loading_sharded import load_sharded_policy
 from trainer.learner.lora import attach
@@ -33,7 +35,8 @@ from trainer.policy.loading import Compile, empty_model, load_policy, resolve_de
 from trainer.policy.policy import Policy
 from trainer.ranks.agreement import refuse_different_weights
 from trainer.ranks.exchange import Ranks
-from trainer.ranks.sharding import held_bytes, layout, make_mesh
+from trainer.ranks.sharding import held_bytes, layout, make_mesh, rows_held_by
+from trainer.ranks.turns import my_turn, turns
 from trainer.ranks.world import World
 from trainer.seeds import derive_seed
 from worker.attempt_dir import AttemptDir
@@ -68,7 +71,8 @@ def resumed_learner(
         tell(f"loading the checkpoint of step {claim.resume.step}")
         if world.local_rank == 0:
             store = ArtefactStore(settings.artefacts_url, existing=True)
-            checkpoint.fetch_folder(store, claim.resume.manifest, scratch / "resume")
+            shards = rows_held_by(learner.policy.model)
+            fetch_for_node(store, claim.resume.manifest, scratch / "resume", world, shards)
         ranks.wait_for_all()
         progress = checkpoint.load(
             scratch / "resume", learner.policy.model, learner.optimizer, learner.master_weights, world
@@ -91,6 +95,7 @@ def make_learner(
     """The policy, its optimiser, and the frozen initial model if the objective has a KL term."""
     device = resolve_device(spec.model.device, spec.resources.gpus, ranks.world.local_rank)
     mesh, leads = mesh_of(spec, start.folder, ranks, device), ranks.world.leads
+    in_turns = turns_of(start.folder, ranks, device) if mesh is None else 1
 
     def load(compiled: Compile, *, trained: bool) -> Policy:
         how: dict[str, Any] = {
@@ -104,7 +109,8 @@ def make_learner(
         if mesh is not None:
             prepare = partial(prepare, empty=not leads)
             return load_sharded_policy(start.folder, mesh, leads=leads, prepare=prepare, **how)
-        policy = load_policy(start.folder, **how)
+        with my_turn(ranks, in_turns):
+            policy = load_policy(start.folder, **how)
         return replace(policy, model=prepare(policy.plain_model))
 
     compiled: Compile = "off"
@@ -169,7 +175,21 @@ def mesh_of(spec: JobSpec, folder: Path, ranks: Ranks, device: torch.device) -> 
     needed = held_bytes(spec, numbers, trained)
     how = layout(spec.training.parallel, world, needed, ranks.least(free_bytes(world, device)))
     log.info("the model is held by %d ranks: %s", world.size, how)
-    return None if how == "replicate" else make_mesh(world, how, device)
+    if how == "replicate":
+        return None
+    mesh = make_mesh(world, how, device)
+    ranks.place.count(mesh.get_all_groups())
+    return mesh
+
+
+def turns_of(folder: Path, ranks: Ranks, device: torch.device) -> int:
+    """In how many turns ranks load the whole model by way of the host's memory; at once on a CPU, where all
+    of it stays."""
+    world = ranks.world
+    if world.alone or device.type == "cpu":
+        return 1
+    needed = 4 * sum(weight.numel() for weight in empty_model(folder).parameters())
+    return ranks.most(turns(world.local_size, needed, memory.free_bytes()))
 
 
 def free_bytes(world: World, device: torch.device) -> int:

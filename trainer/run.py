@@ -24,10 +24,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.attempts import Claim, Finish, JobResult
+from powermean.contracts.job import JobSpec
 from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
 from powermean.end_tokens import end_tokens
 from trainer import taking_part
-from trainer.data import open_source
+from trainer.data import PromptSource, open_source
 from trainer.data.jsonl import Jsonl
 from trainer.engine_connection import Connection, connected, publisher
 from trainer.failures import CancelledError, TrainingError, failed
@@ -35,6 +36,7 @@ from trainer.forks.start import start_of
 from trainer.learner import checkpoint
 from trainer.learner.final_model import save_model, try_saving
 from trainer.learner.leading import Following
+from trainer.learner.learner import Learner
 from trainer.learner.tokenizing import decode, load_tokenizer, prompt_encoder
 from trainer.learner_setup import fresh, resumed_learner
 from trainer.loop import train
@@ -46,7 +48,7 @@ from trainer.rewards.isolation import open_grader
 from trainer.rollouts.sampling import sharing_limit
 from trainer.run_context import Run
 from trainer.screening import Shelf, usable
-from trainer.weights.files import remove_stale
+from trainer.weights.files import Publisher, remove_stale
 from trainer.weights.steady_engine import SteadyEngine
 from worker.attempt_dir import AttemptDir
 from worker.reporter import Reporter, tell_rank_end
@@ -180,6 +182,7 @@ def wired(
 ) -> Iterator[Run]:
     """The run of a claim, resumed from its last checkpoint."""
     spec, store = claim.spec, ArtefactStore(settings.artefacts_url, existing=True)
+    scratch = attempt.path / "scratch"
     remove_stale(claim.job_id)
     reporter.phase(LOADING_MODEL)
     start = start_of(claim, store, settings, attempt.start)
@@ -188,27 +191,15 @@ def wired(
     encode = prompt_encoder(tokenizer)
     learner, progress = resumed_learner(attempt, claim, settings, start, ranks, reporter.phase)
     learner.tell = lambda number, of: reporter.detail(f"micro-batch {number} of {of}")
-    scratch = attempt.path / "scratch"
     try_saving(learner.policy, folder, fresh(scratch / "model"))
-    dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
-    source, share_left_out = open_source(spec.data, dataset), 0.0
+    source, share_left_out = opened(claim, store, scratch), 0.0
     prompts = encode(source.batch(1, spec.training.prompts_per_step, spec.seed))
     refuse_length_dependence(taking_part.led(learner), max(map(len, prompts)) + spec.rollout.max_new_tokens)
-
-    def call(adapter_alone: bool) -> None:
-        taking_part.call_to_gather(learner, adapter_alone=adapter_alone)
-
-    def save(target: Path) -> None:
-        taking_part.call_to_save(learner)
-        save_model(learner.policy, folder, target)
-
     reporter.phase(WAITING_FOR_ENGINE)
     with (
         open_grader(spec.reward) as grader,
         connect(attempt) as connection,
-        closing(
-            publisher(connection, claim, learner.policy, store, scratch, partial(call, connection.adapters))
-        ) as weights,
+        published(connection, claim, learner, store, scratch) as weights,
     ):
         if isinstance(source, Jsonl) and claim.dataset is not None:
             shelf = Shelf(settings.data_dir, claim.dataset.sha256)
@@ -222,15 +213,7 @@ def wired(
             source=source,
             share_left_out=share_left_out,
             grader=grader,
-            engine=SteadyEngine(
-                connection.engine,
-                weights,
-                learner.policy.model,
-                reporter.phase,
-                sharing_limit(spec, connection.other_jobs),
-                make_room=partial(taking_part.make_room, learner),
-                comes_back=connection.shared or connection.engine.size > 1,
-            ),
+            engine=steady_engine(connection, spec, learner, weights, reporter),
             weights=weights,
             reporter=reporter,
             store=store,
@@ -238,9 +221,44 @@ def wired(
             encode=encode,
             decode=lambda ids: decode(tokenizer, ids),
             end_tokens=end_tokens(folder),
-            save_model=save,
+            save_model=partial(save_whole_model, learner, folder),
             progress=progress,
         )
+
+
+def opened(claim: Claim, store: ArtefactStore, scratch: Path) -> PromptSource:
+    """The prompts, with the dataset brought here where there is one."""
+    dataset = store.local_copy(claim.dataset, scratch / "dataset.jsonl") if claim.dataset else None
+    return open_source(claim.spec.data, dataset)
+
+
+def published(
+    connection: Connection, claim: Claim, learner: Learner, store: ArtefactStore, scratch: Path
+) -> AbstractContextManager[Publisher]:
+    """How the engines get weights; the other ranks are told to take part."""
+    call = partial(taking_part.call_to_gather, learner, adapter_alone=connection.adapters)
+    return closing(publisher(connection, claim, learner.policy, store, scratch, call))
+
+
+def steady_engine(
+    connection: Connection, spec: JobSpec, learner: Learner, weights: Publisher, reporter: Reporter
+) -> SteadyEngine:
+    """The engines, as the loop has them: they get their weights again where they have lost them."""
+    return SteadyEngine(
+        connection.engine,
+        weights,
+        learner.policy.model,
+        reporter.phase,
+        sharing_limit(spec, connection.other_jobs),
+        make_room=partial(taking_part.make_room, learner),
+        comes_back=connection.shared or connection.engine.size > 1,
+    )
+
+
+def save_whole_model(learner: Learner, folder: Path, target: Path) -> None:
+    """Write the final model, with the config and tokenizer of `folder`. Rank 0: the others take part."""
+    taking_part.call_to_save(learner)
+    save_model(learner.policy, folder, target)
 
 
 def result(run: Run) -> JobResult:

@@ -19,6 +19,9 @@ class DescribedNode(Contract):
     gpu_memory_gib: StrictFloat = Field(
         0.0, ge=0, le=4096, description="Memory of each GPU; that of an 80 GB H100 is 79.6."
     )
+    memory_gib: StrictFloat = Field(
+        0.0, ge=0, le=65536, description="Memory of each host; 0 where that is not to be checked."
+    )
     cpu_slots: StrictInt = Field(1, ge=0, le=1024, description="CPU jobs that each may run at once.")
     engines: tuple[Literal["transformers", "vllm"], ...] = Field(
         ("transformers", "vllm"), description="Rollout engines that are installed."

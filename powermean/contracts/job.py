@@ -151,6 +151,8 @@ class JobSpec(Contract):
             return "in_place is for the transformers engine, and rollout.engine is vllm"
         if self.resources.gpus > 0:
             return "in_place is for CPUs, and resources.gpus is above 0"
+        if self.resources.ranks > 1 and self.training.parallel in ("shard", "hybrid"):
+            return f"in_place needs whole weights, and training.parallel is {self.training.parallel}"
         if self.model.lora is not None:
             return "in_place is for training all weights, and model.lora trains an adapter"
         if self.rollout.replicas * self.resources.nodes > 1:
@@ -264,7 +266,8 @@ class JobSpec(Contract):
         if gpus and self.resources.placement == "colocated" and self.rollout.gpus > gpus:
             field, value = ("gpus_per_replica", size) if size > gpus else ("replicas", replicas)
             why = (
-                f"{replicas} replicas of {size} GPUs are more than the trainer's, which they share: "
+                f"{replicas} replica{'s' * (replicas > 1)} of {size} GPU{'s' * (size > 1)} need more than "
+                "the trainer's, which they share: "
                 f"resources.gpus is {gpus}; lower it, or set resources.placement to split"
             )
             raise conflict(("rollout", field), why, value)
@@ -296,13 +299,27 @@ class JobSpec(Contract):
         warmup = self.optimizer.warmup(total)
         if self.optimizer.schedule != "constant" and warmup >= total:
             field = "warmup_updates" if self.optimizer.warmup_ratio is None else "warmup_ratio"
-            why = f"the warm-up of {warmup} updates leaves none of the job's {total} for the schedule"
+            why = (
+                f"the warm-up of {warmup} updates leaves none of the job's {total} for the schedule: "
+                "lower it, or raise training.steps"
+            )
+            raise conflict(("optimizer", field), why, getattr(self.optimizer, field))
+        if self.optimizer.schedule == "constant" and self.optimizer.final_learning_rate_ratio > 0:
+            field = "final_learning_rate_ratio"
+            why = (
+                "the rate stays at its peak, as optimizer.schedule is constant: set that to linear or cosine"
+            )
             raise conflict(("optimizer", field), why, getattr(self.optimizer, field))
         return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> "JobSpec":
         metric = self.checkpoints.best
+        if metric is None and self.checkpoints.best_is == "lowest":
+            lacks = (
+                "says which value of checkpoints.best is the best, and that is missing: name a metric there"
+            )
+            raise conflict(("checkpoints", "best_is"), lacks, "lowest")
         if metric is None:
             return self
         why = metric_objection(metric)
@@ -314,6 +331,9 @@ class JobSpec(Contract):
             )
         if why is not None:
             raise conflict(("checkpoints", "best"), why, metric)
+        if self.checkpoints.every >= steps:
+            why = f"no checkpoint is saved before the last step ({steps}), so none is the best: set it lower"
+            raise conflict(("checkpoints", "every"), why, self.checkpoints.every)
         return self
 
     @model_validator(mode="after")

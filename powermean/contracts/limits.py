@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from operator import ge, gt, le, lt
 from typing import Annotated, Literal, cast
 
@@ -13,6 +14,7 @@ from powermean.contracts.metrics import METRICS
 
 Comparison = Literal[">=", ">", "<=", "<"]
 MOST_VALUES = 1000
+MOST_COMPARED = 80  # characters of a name that may be misspelt: comparing takes time that grows with them
 MEASURED_LATER = ("time/checkpoint",)  # a rule may end the job instead of saving the checkpoint
 _COMPARES = {">=": ge, ">": gt, "<=": le, "<": lt}
 _RULE = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([^\s<>=]+)(?:\s+for\s+(\d{1,6}))?\s*", re.ASCII)
@@ -37,11 +39,12 @@ class StopRule:
 
 def metric_objection(metric: str) -> str | None:
     """Why a step can't be judged by the metric; None where it can."""
-    if metric not in METRICS or METRICS[metric].level != "step":
-        return (
-            f"no metric of whole steps is called {metric}: eval/reward and reward are two, and "
-            "GET /v1/metric-names lists all"
-        )
+    names = [name for name, info in METRICS.items() if info.level == "step"]
+    if metric not in names:
+        meant = [] if metric in METRICS else get_close_matches(metric[:MOST_COMPARED], names, n=1)
+        told = f"did you mean {meant[0]}?" if meant else "eval/reward and reward are two, and"
+        why = " (it is measured in each update)" if metric in METRICS else ""
+        return f"no metric of whole steps is called {metric}{why}: {told} GET /v1/metric-names lists all"
     if metric in MEASURED_LATER:
         return f"{metric} is only measured after its step was judged: choose another metric"
     return None

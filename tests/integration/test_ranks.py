@@ -88,6 +88,9 @@ def test_a_killed_rank_ends_both_nodes_and_the_job_goes_on(service: Service, tmp
         assert second.first_step > 1
         rows = metric_rows(service.client, job_id)  # fails on a row that is there twice
         assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, 21))
+        assert 2 in [
+            value for (_, _, name), value in rows.items() if name == "sampling/replicas"
+        ]  # a node each
         logs = [service.client.logs(job_id, attempt=1, node_rank=node).text for node in (0, 1)]
         assert "[rank 1] " in logs[1]
         print(f"both nodes were free of it after {seconds:.1f} s\nattempt 1: {first.error.message}")

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from powermean.contracts.engines import EngineSpec
 from powermean.contracts.job import JobSpec
+from powermean.contracts.models import ModelSpec
 from powermean.contracts.replays import OBJECTIVES
 from powermean.field_errors import did_you_mean, field_errors
 
@@ -72,6 +73,13 @@ def told(contract: type, data: dict[str, Any]) -> list[str]:
         (
             {"record": {"tokens": "8"}},
             ["record.tokens: '8' is not one of all, none; or: Input should be a valid integer"],
+        ),
+        (
+            {"model": {"from": "job-1@last"}},
+            [
+                "model.from: String should match pattern '^job-[0-9a-z]+(@(best|0|[1-9][0-9]{0,6}))?$' "
+                f"({ModelSpec.model_fields['from_'].description})"
+            ],
         ),
         (
             {"training": {"steps": 0}},

@@ -26,6 +26,7 @@ from trainer.learner.leading import Following, Leading
 from trainer.learner.learner import Learner
 from trainer.ranks.agreement import refuse_different_weights
 from trainer.ranks.exchange import END, Ranks, follow
+from trainer.ranks.turns import my_turn
 from trainer.ranks.world import World
 from trainer.run import follow_attempt
 from worker.attempt_dir import AttemptDir
@@ -85,6 +86,16 @@ def attempt(
 def wait(ranks: Ranks) -> None:
     """Come to a call that takes all ranks."""
     ranks.wait_for_all()
+
+
+def load_in_turns(ranks: Ranks, of: int) -> tuple[float, float]:
+    """When this rank's turn began and ended."""
+    with my_turn(ranks, of):
+        began = time.monotonic()
+        time.sleep(0.05)
+        ended = time.monotonic()
+    ranks.wait_for_all()
+    return began, ended
 
 
 def sleep(_ranks: Ranks) -> None:

@@ -67,18 +67,16 @@ def run_out_of_memory(ranks: Ranks) -> None:
         update(ranks, one)
 
 
-def hang_between_passes(ranks: Ranks) -> None:
-    """Rank 1 does, after its first one."""
-    one, learn = sharded(ranks), Learner._learn
+def hang_in_a_backward_pass(ranks: Ranks) -> None:
+    """Rank 1 does, in the first layer's: others wait for it in FSDP2's collectives."""
+    one = sharded(ranks)
 
-    def hanging(self: Learner, *given: object) -> None:
-        learn(self, *given)
-        time.sleep(60)
+    def hang(_layer: nn.Module, _given: object, found: Tensor) -> None:
+        found.register_hook(lambda _gradient: time.sleep(60))
 
-    with pytest.MonkeyPatch.context() as patch:
-        if ranks.world.rank == 1:
-            patch.setattr(Learner, "_learn", hanging)
-        update(ranks, one)
+    if ranks.world.rank == 1:
+        decoder_layers(one.policy.plain_model)[0].register_forward_hook(hang)
+    update(ranks, one)
 
 
 def score_and_sample(ranks: Ranks, seconds: float) -> tuple[int, int]:

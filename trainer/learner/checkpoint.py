@@ -108,7 +108,7 @@ def load(
     try:
         state = json.loads((folder / "state.json").read_text())
         if state["format"] not in (FORMAT, FORMAT_OF_RANKS):
-            raise _unusable(f"its format is {state['format']}, not one of {FORMAT} and {FORMAT_OF_RANKS}")
+            raise unusable(f"its format is {state['format']}, not one of {FORMAT} and {FORMAT_OF_RANKS}")
         ranks, parts = state.get("ranks", 1), state.get("parts", 1)
         with _reader(folder, "model", parts) as reader:
             _load_model(model, reader, masters)
@@ -118,9 +118,9 @@ def load(
             _restore_random(load_file(folder / file_name("random", world.rank, ranks)), state)
         return Progress(**state["progress"])
     except CheckpointException as error:  # torch's: what each rank's reading failed with, here this one's
-        raise _unusable(str(error.failures[0][0])) from error
+        raise unusable(str(error.failures[0][0])) from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unusable(str(error)) from error
+        raise unusable(str(error)) from error
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -134,9 +134,9 @@ def load_weights(folder: Path, model: nn.Module) -> None:
             tensors = {name: torch.zeros(shape) for name, shape in _shapes(reader).items()}
             _read(reader, tensors)
     except CheckpointException as error:
-        raise _unusable(str(error.failures[0][0])) from error
+        raise unusable(str(error.failures[0][0])) from error
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise _unusable(str(error)) from error
+        raise unusable(str(error)) from error
     _check_names(model, tensors)
     meta = any(weight.is_meta for weight in model.state_dict().values())
     model.load_state_dict(tensors, strict=False, assign=meta)
@@ -192,15 +192,16 @@ def fetch_folder(store: ArtefactStore, manifest: Manifest, folder: Path) -> None
         for name, ref in manifest.files.items():
             target = (folder / name).resolve()
             if not target.is_relative_to(folder.resolve()):
-                raise _unusable(f"its manifest names {name!r}, outside the folder")
+                raise unusable(f"its manifest names {name!r}, outside the folder")
             store.local_copy(ref, target)
     except ArtefactError as error:
         if error.retryable:  # no room for it here, or the store is away: the checkpoint is sound
             raise
-        raise _unusable(str(error)) from error
+        raise unusable(str(error)) from error
 
 
-def _unusable(why: str) -> TrainingError:
+def unusable(why: str) -> TrainingError:
+    """The error of a checkpoint that can't be read."""
     return TrainingError(
         "checkpoint_unusable",
         f"the checkpoint can't be loaded: {why}",
@@ -283,7 +284,7 @@ def file_name(name: str, number: int, of: int) -> str:
 def _check_names(model: nn.Module, tensors: Mapping[str, object]) -> None:
     expected = {name for name, _ in unique_weights(trained_state(model))}
     if expected != set(tensors):
-        raise _unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
+        raise unusable(f"its weights differ from the model's: {sorted(expected ^ set(tensors))[:5]}")
 
 
 def _random_tensors() -> dict[str, Tensor]:

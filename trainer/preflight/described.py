@@ -21,7 +21,7 @@ from trainer.failures import TrainingError
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import measured
 from trainer.preflight.gang import check_budget, check_engine_memory, check_heads
-from trainer.preflight.limits import check_memory, gpu_place
+from trainer.preflight.limits import check_host_memory, check_memory, gpu_place
 from trainer.preflight.model_facts import ModelFacts, in_folder, of_name
 
 
@@ -54,6 +54,8 @@ def check(task: DescribedTask) -> ValidationResult:
         total, engine = int(node.gpu_memory_gib * GIB), _engine(spec, node)
         place = gpu_place(spec, total, engine, 2 * model.numbers)
         noted(lambda: check_memory(spec, model, prompt, place))
+        hosts = [int(one.memory_gib * GIB) for one in able if one.memory_gib]
+        noted(lambda: check_host_memory(model, min(hosts, default=None)))
         if engine == "vllm" and (place.engine or spec.resources.placement == "split"):
             noted(lambda: check_engine_memory(spec, model, total, longest))
     return ValidationResult(errors=tuple(found), tokens=longest)

@@ -32,6 +32,7 @@ from trainer.preflight.limits import (
     fits,
     gpu_bytes_of_node,
     gpu_place,
+    host_bytes,
     place_of,
     shortage,
 )
@@ -83,6 +84,7 @@ class Fit:
     place: Place
     needed: Footprint
     changes: tuple[Change, ...]
+    host: int  # bytes of its node's memory that a GPU's model passes through
 
 
 def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int | None) -> Fit:
@@ -112,7 +114,8 @@ def estimate(name: str, spec: JobSpec, gpu_gib: float | None, prompt_tokens: int
             path="model",
             remedy="there is no estimate for such a model",
         )
-    return Fit(name, spec, prompt, place, needed, tuple(changes(spec, model, prompt, place)))
+    found = tuple(changes(spec, model, prompt, place))
+    return Fit(name, spec, prompt, place, needed, found, host_bytes(model) if place.cuda else 0)
 
 
 def place_without_model(spec: JobSpec, model: ModelFacts, gpu_bytes: int | None) -> Place | None:
@@ -134,6 +137,7 @@ def as_json(found: Fit) -> str:
             "parts": {part: getattr(found.needed, part) for part in parts},
             "engine": found.place.engine,
             "memory": found.place.total,
+            "host": found.host,
             "micro_batch_tokens": found.needed.tokens,
             "prompt_tokens": found.prompt,
             "changes": [{"change": one.text, "trainer": one.footprint.total} for one in found.changes],
@@ -175,6 +179,11 @@ def table(found: Fit) -> str:
         asleep = f"of it {gib(place.total - place.for_trainer)} while it sleeps" if place.sleeps else ""
         lines.append(_row(f"{place.engine_name} engine", place.engine, asleep))
     lines.append(_row(f"the {where} has", place.total, ""))
+    if found.host:
+        note = "on the first node" if needed.layout.shards > 1 else ""
+        if needed.layout.shards == 1 and spec.resources.ranks_per_node > 1:
+            note = "for each rank, in turns where the host has less"
+        lines.append(_row("host's memory, to load the model", found.host, note))
     if found.changes:
         lines += ["", f"{'The trainer' if ranks == 1 else 'Each rank'} would take, with"]
         lines += [_row(f"  {change.text}", change.footprint.total, "") for change in found.changes]

@@ -101,6 +101,24 @@ def check_memory(spec: JobSpec, model: ModelFacts, prompt_tokens: int, place: Pl
     )
 
 
+def host_bytes(model: ModelFacts) -> int:
+    """Of the float32 model that is read on its way to a GPU."""
+    return 4 * model.numbers
+
+
+def check_host_memory(model: ModelFacts, total: int | None) -> None:
+    """Raises TrainingError (not_enough_memory) where a host of `total` bytes can't hold the float32 model on
+    its way to the GPUs. Ranks that hold whole models load them in turns if need be: one copy must fit."""
+    needed = host_bytes(model)
+    if total is not None and needed > total:
+        raise TrainingError(
+            "not_enough_memory",
+            f"the model takes {gib(needed)} of the host's memory while it loads, the node has {gib(total)}",
+            path="model",
+            remedy="take a smaller model, or a node with more memory",
+        )
+
+
 def shortage(needed: Footprint, place: Place) -> float:
     """What is needed over what there is: in an update, and while an engine that sleeps in it is awake."""
     peak = needed.total / max(1, place.for_trainer)

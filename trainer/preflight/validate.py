@@ -19,12 +19,13 @@ from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import JobError, ValidationResult, ValidationTask
 from powermean.contracts.job import JobSpec
 from powermean.engine_selection import text_config, vllm_objection
+from powermean.memory import total_bytes
 from trainer.failures import TrainingError, check_installed, cuda_unavailable
 from trainer.models.resolve import resolve_model
 from trainer.preflight.dataset import check_answers, check_data
 from trainer.preflight.disk_space import check_disk
 from trainer.preflight.gang import check_budget, check_engine_memory, check_heads
-from trainer.preflight.limits import check_adapter, check_memory, check_positions, place_of
+from trainer.preflight.limits import check_adapter, check_host_memory, check_memory, check_positions, place_of
 from trainer.preflight.model_facts import in_folder
 from worker.settings import NodeSettings, NodeSettingsError
 
@@ -123,6 +124,8 @@ def check_node_memory(spec: JobSpec, folder: Path, prompt_tokens: int) -> None:
     """Raises TrainingError (not_enough_memory) for a trainer or an engine that this node can't hold."""
     place, model = place_of(spec, folder), in_folder(folder)
     check_memory(spec, model, prompt_tokens, place)
+    if spec.resources.gpus:
+        check_host_memory(model, total_bytes())
     split = spec.resources.placement == "split" and spec.rollout.sharing != "shared"
     if place is not None and place.cuda and (split or place.engine_name == "vllm"):
         check_engine_memory(spec, model, place.total, prompt_tokens + spec.rollout.max_new_tokens)

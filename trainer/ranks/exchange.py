@@ -4,8 +4,8 @@ Everything goes as JSON and tensors; nothing is unpickled. Alone, a rank keeps w
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,26 @@ class Place:
 
     calls: int = 0
     passes: int = 0  # since the last call: ranks that repeat one differ until the next
+    doing: str = ""  # the last command
+    _backends: tuple[Any, ...] = ()
 
     def called(self) -> None:
         self.calls, self.passes = self.calls + 1, 0
+
+    def count(self, groups: Sequence[dist.ProcessGroup]) -> None:
+        """Count the collectives of these groups from now on, FSDP2's among them."""
+        for group in groups:
+            for device in group._device_types:
+                backend: Any = group._get_backend(device)  # torch's types lack how it numbers its calls
+                if any(backend is known for known in self._backends):
+                    continue
+                with suppress(RuntimeError):  # it numbers none
+                    backend._get_sequence_number_for_group()
+                    self._backends = (*self._backends, backend)
+
+    def collectives(self) -> int:
+        """How many this rank has begun. Any thread may ask while another waits in one."""
+        return sum(backend._get_sequence_number_for_group() for backend in self._backends)
 
 
 Duty = Callable[[Command], object]
@@ -102,6 +119,7 @@ class Ranks:
         shapes = {name: [_name(value.dtype), list(value.shape)] for name, value in given.items()}
         header = json.dumps({"do": do, "facts": facts, "tensors": shapes}).encode()
         self.place.called()
+        self.place.doing = do
         self._sent(torch.tensor([len(header)]))
         self._sent(torch.frombuffer(bytearray(header), dtype=torch.uint8))
         for value in given.values():
@@ -113,6 +131,7 @@ class Ranks:
         self.place.called()  # not before: while rank 0 samples, nobody is behind
         text = self._sent(torch.zeros(int(length), dtype=torch.uint8))
         header = json.loads(text.numpy().tobytes())
+        self.place.doing = header["do"]
         tensors = {}
         for name, (dtype, shape) in header["tensors"].items():
             tensors[name] = torch.zeros(shape, dtype=getattr(torch, dtype))

@@ -101,6 +101,8 @@ def joined(
             world_size=world.size,
             timeout=timedelta(seconds=deadlines.call_s + BEYOND_S),
         )
+        assert dist.group.WORLD is not None
+        place.count([dist.group.WORLD])
         ranks = Ranks(world, dist.new_group(backend="gloo", timeout=_SAMPLING), place)
         yield ranks
     except CancelledError:

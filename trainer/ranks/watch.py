@@ -1,15 +1,19 @@
 """Notices that another rank is gone, even while this one waits for it in a call that can't be broken off.
 
 Each rank leaves a sign of life in the store, beat by beat, and looks for the others'. A rank that fails says
-why there. Signs say how far a rank has come: one that hangs while others wait in a call is named. Beats are
-counted, not seconds: a machine that slept has missed none.
+why there. Signs say how far a rank has come, and where: one that hangs while others wait for it is named.
+Beats are counted, not seconds: a machine that slept has missed none.
 """
 
+import faulthandler
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -22,9 +26,43 @@ from trainer.ranks.world import World
 BEAT_S = 1.0
 LOST_BEATS = 30  # without a sign of life: a rank is lost
 CALL_BEATS = 1800  # in which nobody moves while a rank is behind, which may still load its model
+MOST_SHOWN = 3  # ranks behind whose place an error shows
 NOTICE_BEATS = 5  # after which others have read why a rank ends
 EXCHANGE_FAILED = "exchange_failed"
 _FAILED = "failed"
+_ROOT = Path(__file__).parents[2]
+_TRAINER = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True, order=True)
+class Standing:
+    """How far a rank has come; those that have come as far as each other are equal."""
+
+    calls: int = 0
+    passes: int = 0
+    collectives: int = 0
+    doing: str = field(default="", compare=False)
+    line: str = field(default="", compare=False)  # of the trainer's code
+
+    def __str__(self) -> str:
+        doing = f"{self.doing}, " if self.doing else ""
+        return f"{doing}pass {self.passes}, collective {self.collectives}, {self.line}"
+
+
+def standing(place: Place) -> Standing:
+    """This rank's."""
+    return Standing(place.calls, place.passes, place.collectives(), place.doing, _line())
+
+
+def _line() -> str:
+    """Where the main thread is in the trainer's code."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and not frame.f_code.co_filename.startswith(_TRAINER):
+        frame = frame.f_back
+    if frame is None:
+        return "outside of the trainer"
+    path = Path(frame.f_code.co_filename).relative_to(_ROOT)
+    return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 class Watch:
@@ -66,11 +104,11 @@ class Watch:
     def _listen(self) -> None:
         others = [rank for rank in range(self._world.size) if rank != self._world.rank]
         known = dict.fromkeys(others, (b"", 0))  # sign of life, and the round in which it was new
-        places, moved = dict[int, tuple[int, int]](), 0  # of all ranks, and the round in which one was new
+        places, moved = dict[int, Standing](), 0  # of all ranks, and the round in which one was new
         while not self._stopped.wait(self._beat_s):
+            own = standing(self._place)
             try:
-                own = (self._place.calls, self._place.passes)
-                self._store.set(sign(self._world.rank), json.dumps([self._rounds, *own]))
+                self._store.set(sign(self._world.rank), json.dumps([self._rounds, asdict(own)]))
                 if self._store.check([_FAILED]):
                     self._lose(_failure(self._store.get(_FAILED)))
                 signs = self._store.multi_get([sign(rank) for rank in others])
@@ -103,6 +141,8 @@ class Watch:
         """End this process. Others hear why first, where the store can still be `told`."""
         if self._stopped.is_set() or not self.takes_over():
             return
+        if error.error.code == EXCHANGE_FAILED:  # the log of the rank that hangs says where
+            faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
         if told:
             with suppress(RuntimeError):
                 tell_failure(self._store, error.error, retryable=error.retryable)
@@ -137,14 +177,16 @@ def rank_lost(rank: int) -> TrainingError:
     )
 
 
-def ranks_behind(places: Mapping[int, tuple[int, int]], waited_s: float) -> TrainingError:
-    """The error of ranks that live and don't come to what the others wait in; `places`: calls and passes."""
-    least = min(places.values())
+def ranks_behind(places: Mapping[int, Standing], waited_s: float) -> TrainingError:
+    """The error of ranks that live and don't come to what the others wait in."""
+    least, first = min(places.values()), max(places, key=lambda rank: places[rank])
     behind = [rank for rank, place in places.items() if place == least]
+    where = [f"rank {rank}: {places[rank]}" for rank in (*sorted(behind)[:MOST_SHOWN], first)]
     return TrainingError(
         EXCHANGE_FAILED,
-        f"{named(behind)} of {len(places)} did not join a call among the ranks within {waited_s:.0f} s",
-        remedy="see the log of its node: the process hangs, or it waits for a disk or a GPU",
+        f"{named(behind)} of {len(places)} did not join a call among the ranks within {waited_s:.0f} s"
+        f" ({'; '.join(where)})",
+        remedy="see the log of its node: the process hangs at the line named, or waits for a disk or a GPU",
         retryable=True,
     )
 
@@ -154,10 +196,9 @@ def named(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
 
 
-def _place(found: bytes) -> tuple[int, int]:
-    """Calls and passes of a sign of life; the first sign has none."""
-    _, calls, passes = json.loads(found or b"[0, 0, 0]")
-    return calls, passes
+def _place(found: bytes) -> Standing:
+    """What a sign of life says; the first sign says nothing."""
+    return Standing(**json.loads(found)[1]) if found else Standing()
 
 
 def _failure(note: bytes) -> TrainingError:

@@ -12,7 +12,14 @@ from worker.attempt.supervisor_log import say
 from worker.attempt_dir import PHASE_CHARACTERS, AttemptDir
 
 RETRY_S = 1.0
-SEVERAL_S = 2.0  # most between the beats of a job of several nodes: all of them end when one has failed
+SEVERAL_S = 2.0  # between the beats of a job of several nodes: all of them end when one has failed
+BEATS_PER_S = 8  # most of one job, of which each reads the rows of all its nodes
+
+
+def between_beats(claim: Claim) -> float:
+    """Seconds; never more than the server asks for."""
+    nodes = claim.spec.resources.nodes
+    return claim.beat_s if nodes == 1 else min(claim.beat_s, max(SEVERAL_S, nodes / BEATS_PER_S))
 
 
 class Heartbeat(threading.Thread):
@@ -23,7 +30,7 @@ class Heartbeat(threading.Thread):
         self._client = client
         self._attempt = attempt
         self._node_rank = claim.node_rank
-        self._beat_s = claim.beat_s if claim.spec.resources.nodes == 1 else min(claim.beat_s, SEVERAL_S)
+        self._beat_s = between_beats(claim)
         self._replicas = claim.spec.rollout.replicas if claim.engine is None else 0
         self._halt = threading.Event()
         self._due = threading.Event()  # the next beat, before its time

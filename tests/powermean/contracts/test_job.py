@@ -233,7 +233,7 @@ def test_labels_go_with_a_cpu_slot_too() -> None:
         ),
         (
             {"rollout": {"replicas": 3, "gpus_per_replica": 2}, "resources": {"gpus": 4}},
-            *("replicas", "3 replicas of 2 GPUs are more than the trainer's"),
+            *("replicas", "3 replicas of 2 GPUs need more than the trainer's"),
         ),
         (
             {"rollout": {"gpus_per_replica": 4}, "resources": {"gpus": 2}},
@@ -272,3 +272,30 @@ def test_gpus_of_the_engines_own(rollout: dict[str, object], resources: dict[str
     assert (
         JobSpec.model_validate(tiny_spec("tiny", rollout=rollout, resources=resources)).rollout_gpus == gpus
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "why"),
+    [
+        ({"optimizer": {"final_learning_rate_ratio": 0.1}}, "optimizer", "set that to linear or cosine"),
+        ({"checkpoints": {"best_is": "lowest"}}, "checkpoints", "name a metric there"),
+        ({"checkpoints": {"best": "eval/rewrd"}}, "checkpoints", "did you mean eval/reward?"),
+        ({"checkpoints": {"best": "loss"}}, "checkpoints", "it is measured in each update"),
+        (
+            {"checkpoints": {"best": "reward", "every": 4}, "training": {"steps": 4}},
+            *("checkpoints", "no checkpoint is saved before the last step (4)"),
+        ),
+        (
+            {
+                "rollout": {"publish": "in_place", "engine": "transformers"},
+                "resources": {"cpu_ranks": 2},
+                "training": SHARDED,
+            },
+            *("rollout", "training.parallel is shard: use auto, shm or store"),
+        ),
+    ],
+)
+def test_what_has_no_effect_is_refused_with_what_to_change(spec: dict[str, Any], path: str, why: str) -> None:
+    ((where, message),) = faults(**spec)
+    assert where[0] == path
+    assert why in message

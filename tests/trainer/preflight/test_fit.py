@@ -1,6 +1,7 @@
 """`powermean fit` says whether a job fits, what takes the memory, and what would make it smaller."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,9 @@ def test_a_model_that_is_not_here_on_gpus_that_are_not(
     there = ("--gpu-memory", 80, "--prompt-tokens", 100)
     assert run(monkeypatch, file, *there) == fit.TOO_LARGE
     assert run(monkeypatch, file, *there, "--gpus", 8) == 0
-    assert "sharded over 8 ranks" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "sharded over 8 ranks" in said
+    assert re.search(r"host's memory, to load the model +28\.4 GiB  on the first node", said)
     assert run(monkeypatch, file, *there, "--gpus", 8, "--nodes", 2, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ranks"], found["shards"]) == (16, 8)

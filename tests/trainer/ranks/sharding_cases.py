@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from trainer.engine_connection import Connection, publisher
 from trainer.failures import TrainingError
 from trainer.learner import checkpoint
 from trainer.learner.checkpoint import Progress
+from trainer.learner.fetching import fetch_for_node
 from trainer.learner.final_model import save_model, take_part_in_saving
 from trainer.learner.loading_sharded import load_sharded_policy
 from trainer.learner.lora import attach, served_adapter, served_weights
@@ -37,7 +39,7 @@ from trainer.policy.loading import checkpoint_layers
 from trainer.policy.policy import Policy
 from trainer.policy.tree_attention import attend_by_trees
 from trainer.ranks.exchange import Ranks
-from trainer.ranks.sharding import last_pass, shard, whole
+from trainer.ranks.sharding import last_pass, rows_held_by, shard, whole
 from trainer.ranks.world import World
 from trainer.rollouts.batching import Trajectories
 from trainer.weights.files import WeightWriter, take_part
@@ -294,7 +296,8 @@ def is_loaded_by_rank_0_alone(ranks: Ranks, folder: Path) -> None:
 
 
 def is_stored_by_all(ranks: Ranks, folder: Path) -> None:
-    """Each rank gives its files to the store; what rank 0 commits names them all."""
+    """Each rank gives its files to the store; what rank 0 commits names them all. A node of two ranks brings
+    here what these read."""
     world, store = ranks.world, ArtefactStore(f"file://{folder}/store")
     one, other = policy(Kind(), four()), policy(Kind(), four())
     by = optimizer(one)
@@ -303,11 +306,21 @@ def is_stored_by_all(ranks: Ranks, folder: Path) -> None:
     manifest = checkpoint.store(store, "jobs/a", folder, one.model, by, PROGRESS, {}, ranks)
     drawn = torch.rand(2)
     assert len(manifest.files) == 3 * world.size + 1
-    back = folder / f"back-{world.rank}"
-    checkpoint.fetch_folder(store, manifest, back)
+    back, first = folder / f"back-{world.rank}", world.rank // 2 * 2
+    fetch_for_node(store, manifest, back, World(first, 4, 0, 2), rows_held_by(other.model))
+    complete = {name for name, ref in manifest.files.items() if _sha256(back / name) == ref.sha256}
+    parts = {"model": {0, first, first + 1}, "optimizer": {0, first, first + 1}, "random": {first, first + 1}}
+    assert complete == {
+        "state.json",
+        *(checkpoint.file_name(kind, number, 4) for kind, numbers in parts.items() for number in numbers),
+    }
     checkpoint.load(back, other.model, optimizer(other), world=world)
     equal(state(other), state(one))
     assert torch.equal(torch.rand(2), drawn)
+
+
+def _sha256(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
 
 def saves_a_folder(ranks: Ranks, folder: Path) -> None:

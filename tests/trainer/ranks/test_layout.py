@@ -5,6 +5,7 @@ import pytest
 from powermean.contracts.job import JobSpec
 from tests.support.tiny_spec import tiny_spec
 from trainer.ranks.sharding import Layout, held_bytes, layout
+from trainer.ranks.turns import turns
 from trainer.ranks.world import World
 
 GIB = 1 << 30
@@ -54,3 +55,21 @@ def test_a_model_takes_what_its_numbers_are_kept_as(
         tiny_spec("tiny", **{"model": {"folder": "tiny", "dtype": "bfloat16"}} | changes)
     )
     assert held_bytes(spec, 256, trained) == expected
+
+
+@pytest.mark.parametrize(
+    ("local", "needed", "free", "expected"),
+    [
+        (8, 10, 100, 1),
+        (8, 10, 99, 2),
+        (8, 10, 40, 3),
+        (8, 10, 12, 8),
+        (8, 10, 1, 8),
+        (8, 10, None, 1),
+        (1, 9, 1, 1),
+    ],
+)
+def test_ranks_load_at_once_where_the_host_has_room(
+    local: int, needed: int, free: int | None, expected: int
+) -> None:
+    assert turns(local, needed, free) == expected

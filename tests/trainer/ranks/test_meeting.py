@@ -1,6 +1,7 @@
 """Ranks meet within a deadline, tell each other why they fail, and notice who is gone."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,13 +103,17 @@ def test_a_rank_that_lives_and_hangs_before_a_call_is_named() -> None:
             assert "rank 1 of 3 did not join a call among the ranks within 3 s" in found.text
 
 
-def test_a_rank_that_hangs_between_passes_of_a_sharded_model_is_named() -> None:
+def test_a_rank_that_hangs_in_a_pass_of_a_sharded_model_is_named_and_where_it_is() -> None:
     with ranks(2, deadlines=PATIENT) as two:
-        two.ask(sharded_jobs.hang_between_passes)
+        two.ask(sharded_jobs.hang_in_a_backward_pass)
         for rank in range(2):
             found = two.answer(rank)
             assert found.code == "exchange_failed"
             assert "rank 1 of 2 did not join a call" in found.text
+            behind, waiting = re.findall(r"rank (\d): update, pass 1, collective (\d+), (\S+)", found.text)
+            assert (behind[0], waiting[0]) == ("1", "0")
+            assert int(behind[1]) < int(waiting[1])
+            assert behind[2].startswith("trainer/learner/learner.py:")
 
 
 def test_nobody_is_behind_while_rank_0_samples() -> None:

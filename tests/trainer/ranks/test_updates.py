@@ -63,3 +63,8 @@ def test_memory_that_runs_out_on_a_rank_lowers_the_budget_of_all(kind: Any, two_
             assert torch.equal(
                 torch.as_tensor(ours[key]).nan_to_num(7), torch.as_tensor(value).nan_to_num(7)
             ), key
+
+
+def test_ranks_that_load_in_turns_do_so_one_after_the_other(two_ranks: Crew) -> None:
+    first, second = two_ranks.have(rank_jobs.load_in_turns, 2)
+    assert first[1] <= second[0]

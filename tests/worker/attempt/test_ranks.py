@@ -5,6 +5,7 @@ import pytest
 from powermean.contracts.attempts import Claim
 from powermean.contracts.job import JobSpec
 from tests.support.tiny_spec import tiny_spec
+from worker.attempt.heartbeat import between_beats
 from worker.attempt.ranks import places
 from worker.attempt.rendezvous import Meeting, RendezvousError, listen
 
@@ -40,6 +41,13 @@ def test_the_variables_are_torchrun_s() -> None:
         "MASTER_ADDR": "10.0.0.1",
         "MASTER_PORT": "4711",
     }
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(1, 10), (2, 2), (16, 2), (24, 3), (64, 8)])
+def test_large_jobs_beat_less_often(nodes: int, seconds: float) -> None:
+    told = claim(0, nodes=nodes)
+    assert between_beats(told) == seconds
+    assert between_beats(told.model_copy(update={"beat_s": 1})) == 1
 
 
 def test_nobody_listens_on_all_interfaces() -> None:
