@@ -37,6 +37,12 @@ def running(data_dir: Path) -> dict[str, ProcessId | None]:
     }
 
 
+def supervisors(data_dir: Path) -> set[int]:
+    """The processes that run attempts now."""
+    found = (attempt.supervisor() for attempt in attempt_dirs(data_dir) if not attempt.ended)
+    return {process.pid for process in found if process is not None and process.alive}
+
+
 def _over(attempt: AttemptDir) -> bool:
     process = attempt.supervisor()
     if process and process.alive:
@@ -68,6 +74,8 @@ def report(
     usage: UsageMeter,
     services: tuple[EngineReport, ...],
     checking: tuple[str, ...] = (),
+    *,
+    leaving: bool = False,
 ) -> NodeReport:
     """The node's report: what it has and runs, with its engine services and the jobs that it is checking."""
     attempts = running(settings.data_dir)
@@ -85,6 +93,7 @@ def report(
         checking=checking,
         full_disk=full_disk(settings),
         services=services,
+        leaving=leaving,
         version=__version__,
         revision=NEWEST,
     )

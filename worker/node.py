@@ -25,14 +25,14 @@ from powermean.disk import is_full
 from powermean.errors import PowermeanError
 from powermean.keys import without_logins
 from powermean.node_client import AttemptClient, NodeClient
-from powermean.processes import ProcessId
+from powermean.processes import ProcessId, send
 from powermean.rest import ApiError, ServerUnreachableError
 from worker import health
 from worker.attempt import outcome
 from worker.attempt_dir import MARK, AttemptDir
 from worker.engines.services import Engines
 from worker.gpus import Gpus
-from worker.inventory import full_disk, report
+from worker.inventory import full_disk, report, supervisors
 from worker.launcher import LocalEngineLauncher, without_secrets
 from worker.programs import check, replayed
 from worker.settings import NodeSettings
@@ -67,6 +67,7 @@ def _judged(result: ValidationResult, node_id: str) -> ValidationResult:
 
 
 REPORT_S = 3.0
+LEAVING_S = 0.5  # between looks at what is still to end
 UNHEARD_S = 10.0  # less than the silence after which the server gives a name away
 WARN_AGAIN = timedelta(minutes=10)
 
@@ -91,12 +92,15 @@ class Node:
         self._accepted = float("-inf")  # when the server last took a report
         self._rival: NameRival | None = None  # that was warned of last
         self._checking: dict[str, None] = {}  # jobs, oldest first
+        self._leaving = threading.Event()  # the allocation that this worker runs in is being ended
 
     def start(self, attempt_id: str) -> None:
         """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do.
 
         Raises NodeNameTakenError.
         """
+        if self._leaving.is_set():
+            return
         if time.monotonic() - self._accepted > UNHEARD_S:
             self.report()  # after a silence the name may be another worker's, and so may the attempt
         try:
@@ -192,6 +196,8 @@ class Node:
     def report_for_ever(self) -> None:
         """Keep telling the server what the node has and runs, through any outage of the server."""
         while True:
+            if self._leaving.is_set():  # again and again: an attempt may have been claimed just before
+                send(supervisors(self._settings.data_dir), signal.SIGTERM)
             try:
                 self.report()
             except NodeNameTakenError as error:
@@ -202,7 +208,20 @@ class Node:
             except Exception:  # the thread must continue: a node that stops reporting counts as offline
                 log.exception("not reported")
             health.note(self._settings.data_dir, health.TURNED)
-            time.sleep(REPORT_S)
+            if self._leaving.is_set():
+                time.sleep(LEAVING_S)
+            else:
+                self._leaving.wait(REPORT_S)
+
+    def leave(self) -> None:
+        """Take nothing new, and have what runs here save a checkpoint and end; for signal handlers, too."""
+        self._leaving.set()
+
+    def await_attempts(self) -> None:
+        """Until nothing runs here, or the time is over."""
+        deadline = time.monotonic() + self._settings.term_grace_s
+        while supervisors(self._settings.data_dir) and time.monotonic() < deadline:
+            time.sleep(LEAVING_S / 5)
 
     def report(self) -> None:
         """Report once and follow the orders in the answer. Raises NodeNameTakenError."""
@@ -210,7 +229,14 @@ class Node:
             self._gpus.look()  # it may take seconds, and no attempt should wait for it
             with self._folders:
                 services, checking = self._engines.reports(), tuple(self._checking)
-                now = report(self._settings, self._gpus, self._usage, services, checking)
+                now = report(
+                    self._settings,
+                    self._gpus,
+                    self._usage,
+                    services,
+                    checking,
+                    leaving=self._leaving.is_set(),
+                )
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
             except (ApiError, ServerUnreachableError) as error:

@@ -109,6 +109,9 @@ class NodeReport(Contract):
     full_disk: str | None = Field(
         None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
     )
+    leaving: bool = Field(
+        False, description="Its allocation is being ended: what runs there saves a checkpoint and leaves."
+    )
     use: tuple[AttemptUse, ...] = Field((), max_length=4096, description="What its attempts use now.")
     blind: tuple[str, ...] = Field(
         (), max_length=8, description="What of its GPUs' health can't be read there, for people."

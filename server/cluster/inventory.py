@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import NodeSample, NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines, pilots, samples
-from server.cluster.drains import DRAINING, why_closed
+from server.cluster.drains import DRAINING, follow_leaving, why_closed
 from server.cluster.unusable import unusable
 from server.db.models import Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
@@ -51,6 +51,7 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
         row = {"id": node_id, "instance": report.instance, "report": data, "seen_at": now}
         row["gpus_since"] = _gpus_since(known, report, now)
         upsert(session, Node, [row], replace=("instance", "report", "seen_at", "gpus_since"))
+        follow_leaving(session, node_id, report.leaving, now)
     else:
         session.execute(update(Node).where(Node.id == node_id).values(seen_at=now))
     samples.record(session, node_id, report, now)

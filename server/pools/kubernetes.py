@@ -116,6 +116,10 @@ class KubernetesPool(Pool):
     kubernetes: KubernetesSection
 
     @property
+    def term_grace_s(self) -> float:
+        return self.kubernetes.stop_s
+
+    @property
     def backend(self) -> "KubernetesBackend":
         return KubernetesBackend(self.name, self.kubernetes)
 

@@ -119,8 +119,13 @@ class _Growing:
         self.used = _used(made)
 
     def needed(self) -> set[str]:
-        """The nodes that work would use, the doubtful ones where there is no other."""
-        return self.used | (_used(self._with(self.doubtful)) if self.doubtful else set())
+        """The nodes that work would use, the doubtful ones where there is no other.
+
+        A node that is there is not kept for a job on several whose other nodes may never come.
+        """
+        if not self.doubtful:
+            return self.used
+        return self.used | (_used(self._with(self.doubtful)) & {node.id for node in self.doubtful})
 
     def to_minimum(self) -> None:
         for pool in self.pools:

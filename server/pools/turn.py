@@ -192,10 +192,15 @@ class PoolTurn:
                     for one in living
                     if _is_drained(session, self._shared.settings, self._pool, one, now)
                 }
+                late = {
+                    one.id: why
+                    for one in living
+                    if (why := life.waits_too_long(session, self._pool, one, now)) is not None
+                }
                 idle = {one.id for one in living if one.unneeded_since is not None}
                 ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
-            let_go = drained | (ours & set(wanted.let_go))
+            let_go = drained | late.keys() | (ours & set(wanted.let_go))
             if not (starts or let_go or idle != ours - wanted.needed):
                 return
             with self._shared.leading() as session:
@@ -207,8 +212,9 @@ class PoolTurn:
                         pilot.unneeded_since = pilot.unneeded_since or now
                     if pilot.id in let_go:
                         nobody = f"nothing needed it for {self._pool.idle_s:g} s"
-                        why = "its node was drained" if pilot.id in drained else nobody
-                        life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
+                        why = late.get(pilot.id, "its node was drained" if pilot.id in drained else nobody)
+                        gone = life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
+                        pilot.failed = gone and pilot.id in late
                 for _ in range(starts):
                     life.ask(session, self._pool, now)
                 life.prune(session, self._pool.name, now)
@@ -292,6 +298,7 @@ class PoolTurn:
             **pool.environment,
             "POWERMEAN_NODE_ID": pilot.node_id,
             "POWERMEAN_PILOT": pilot.id,
+            "POWERMEAN_TERM_GRACE_S": f"{pool.term_grace_s:g}",
             "POWERMEAN_STOP_GRACE_S": f"{pool.drain_s * 0.9:.0f}",
             "POWERMEAN_DATA_DIR": f"{pool.data_dir.rstrip('/')}/{pilot.id}",
             "POWERMEAN_CPU_SLOTS": str(shape.cpu_slots),

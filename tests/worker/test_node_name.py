@@ -1,5 +1,8 @@
 """A worker whose node's name is another one's takes no tasks, says why, and ends."""
 
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from powermean.contracts.api import ErrorBody
-from powermean.contracts.attempts import NameRival
+from powermean.contracts.attempts import NameRival, NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
+from powermean.processes import ProcessId
 from powermean.rest import ApiError
+from worker.attempt_dir import AttemptDir
 from worker.inventory import instance
 from worker.node import Node, NodeNameTakenError
 from worker.settings import NodeSettings
@@ -23,8 +28,10 @@ class Server:
 
     def __init__(self) -> None:
         self.claims: list[str] = []
+        self.leaving: list[bool] = []
 
-    def put_node(self, node_id: str, report: object) -> None:
+    def put_node(self, node_id: str, report: NodeReport) -> None:
+        self.leaving.append(report.leaving)
         raise TAKEN
 
     def claim(self, attempt_id: str, node_id: str) -> None:
@@ -45,6 +52,25 @@ def test_it_ends_and_claims_nothing(
     assert "another worker's" in caplog.text
     with pytest.raises(NodeNameTakenError):
         node.start("job-a.1")
+    assert server.claims == []
+
+
+def test_one_that_leaves_has_its_attempts_save_and_claims_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = tmp_path / "attempts" / "job-a.1"
+    attempt.mkdir(parents=True)
+    node = Node(NodeSettings(artefacts_url="file:///a", data_dir=tmp_path), lambda: None)
+    server = Server()
+    monkeypatch.setattr(node, "_client", server)
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as supervisor:
+        AttemptDir(attempt).write_supervisor(ProcessId.of(supervisor.pid))
+        node.leave()
+        node.report_for_ever()
+        assert supervisor.wait(10) == -signal.SIGTERM
+    assert server.leaving == [True]
+    node.await_attempts()
+    node.start("job-a.2")
     assert server.claims == []
 
 

@@ -209,6 +209,18 @@ def test_a_gang_that_finds_some_of_its_nodes_asks_for_the_rest():
     assert sizes(replace(state, waiting=[WaitingJob("gang", 4, nodes=4)]), [pool]).starts == {}
 
 
+def test_a_node_is_not_kept_for_a_gang_whose_other_node_is_refused():
+    shape = Shape(gpus=4)
+    refused = PilotFacts("n2", "n2", asked=True, unneeded_s=600)
+    pilots = (PilotFacts("n1", "n1", reports=True, unneeded_s=600), refused)
+    pool = PoolFacts("gpu", shape, max=2, pilots=pilots, ready=False)
+    coming = (Coming(as_node("n2", shape), "starting"),)
+    gang = [WaitingJob("gang", 4, nodes=2)]
+    state = ClusterState(nodes=(as_node("n1", shape),), waiting=gang, coming=coming)
+    assert sizes(state, [pool]).let_go == ["n1"]
+    assert sizes(state, [replace(pool, ready=True)]).let_go == [], "it is on its way"
+
+
 def test_a_gang_of_more_nodes_than_others_get_at_once():
     pool = PoolFacts("gpu", Shape(gpus=1), max=40)
     state = ClusterState(nodes=(), waiting=[WaitingJob("gang", 1, nodes=16)])
