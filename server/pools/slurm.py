@@ -97,6 +97,9 @@ class SlurmBackend:
     def cancel(self, external_id: str) -> None:
         self._run(["scancel", "--quiet", external_id])
 
+    def clean(self, pilot_id: str) -> None:
+        """Slurm forgets a job by itself."""
+
     def list(self) -> Sequence[Seen]:
         columns = ["--noheader", "--states=all", "--me", f"--format={_FORMAT}"]
         said = self._run(["env", "SLURM_TIME_FORMAT=%s", "squeue", *columns])

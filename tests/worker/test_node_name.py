@@ -14,9 +14,9 @@ from powermean.contracts.attempts import NameRival, NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.processes import ProcessId
-from powermean.rest import ApiError
+from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt_dir import AttemptDir
-from worker.inventory import instance
+from worker.inventory import ReportNumbers, instance
 from worker.node import Node, NodeNameTakenError
 from worker.settings import NodeSettings
 
@@ -34,7 +34,7 @@ class Server:
         self.leaving.append(report.leaving)
         raise TAKEN
 
-    def claim(self, attempt_id: str, node_id: str) -> None:
+    def claim(self, attempt_id: str, node_id: str, claim_id: str) -> None:
         self.claims.append(attempt_id)
 
 
@@ -72,6 +72,31 @@ def test_one_that_leaves_has_its_attempts_save_and_claims_none(
     node.await_attempts()
     node.start("job-a.2")
     assert server.claims == []
+
+
+def test_a_claim_without_an_answer_is_repeated_under_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.node.CLAIM_PAUSES_S", (0.0, 0.0))
+    node, tried = Node(NodeSettings(artefacts_url="file:///a", data_dir=tmp_path)), []
+
+    def claim(attempt_id: str, node_id: str, claim_id: str) -> None:
+        tried.append((attempt_id, node_id, claim_id))
+        raise ServerUnreachableError("http://s", "slow") if len(tried) < 3 else TAKEN
+
+    monkeypatch.setattr(node, "_client", SimpleNamespace(claim=claim, put_node=lambda *_: NodeOrders()))
+    node.start("job-a.1")
+    node.start("job-a.2")
+    assert tried[0] == tried[1] == tried[2]
+    assert len({claim_id for _, _, claim_id in tried}) == 2
+    assert tried[0][2]
+
+
+def test_a_worker_that_was_restarted_counts_its_reports_on(tmp_path: Path) -> None:
+    first, again = ReportNumbers(tmp_path), ReportNumbers(tmp_path)
+    numbers = [first.next(), first.next(), again.next()]
+    assert None not in numbers
+    assert numbers == sorted({one or 0 for one in numbers})
 
 
 def test_it_says_who_else_tries_to_use_its_name_and_not_every_time(

@@ -35,7 +35,7 @@ class Heartbeat(threading.Thread):
         self._leaves = False
         self._ordering = threading.Lock()
         self.refused: ApiError | None = None  # the attempt is no longer ours
-        self.answered = time.monotonic()
+        self.answered = self._began = time.monotonic()
 
     def run(self) -> None:
         while not self._halt.is_set():
@@ -76,7 +76,9 @@ class Heartbeat(threading.Thread):
 
     def _beat(self) -> bool:
         try:
-            reply = self._client.heartbeat(self._phase(), self._node_rank, self._member())
+            reply = self._client.heartbeat(
+                self._phase(), self._node_rank, self._member(), time.monotonic() - self._began
+            )
         except ServerUnreachableError:
             return False
         except ApiError as error:

@@ -4,7 +4,7 @@
 
 It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
 made to, and the end is told. When the allocation that the node runs in is being ended (SIGTERM in a pilot),
-the trainer first has the time that is left to save a checkpoint. *Abandoned* (fenced, lifeline cut, server away
+the trainer first has the time that is left to save. *Abandoned* (fenced, lifeline cut, server away
 for too long): everything is killed at once and nobody is told, because the attempt may be somebody else's by
 now. Only if it has ended on another node, this one still says that nothing of it is left here. *Failed*: a
 process died or a record was refused; `outcome.finish` says what that means.

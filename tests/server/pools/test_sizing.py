@@ -12,7 +12,7 @@ from server.placement.fit import could_run
 from server.placement.outlook import awaited
 from server.placement.plan import plan
 from server.placement.state import ClusterState, Coming, NodeCapacity, Share, WaitingJob
-from server.pools.sizing import Check, PilotFacts, PoolFacts, sizes
+from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
 
 SHAPES = st.builds(
     Shape,
@@ -197,6 +197,16 @@ def test_a_spec_to_be_checked_brings_one_node_that_could_run_it():
     pool = PoolFacts("gpu", Shape(gpus=1), max=3)
     checks = [Check(WaitingJob("", 1)), Check(WaitingJob("", 8)), Check(WaitingJob("", 0), frozenset({"n1"}))]
     assert sizes(ClusterState(nodes=(), waiting=()), [pool], checks).starts == {"gpu": 1}
+
+
+def test_a_replay_brings_a_node_if_there_is_none_and_keeps_one():
+    pool = PoolFacts("gpu", Shape(gpus=1, cpu_slots=0), max=3)
+    state = ClusterState(nodes=(), waiting=())
+    assert sizes(state, [pool], [Check(None)]).starts == {"gpu": 1}
+    idle = replace(pool, pilots=(PilotFacts("n1", "n1", reports=True, unneeded_s=600),))
+    there = replace(state, nodes=(as_node("n1", pool.shape),))
+    assert sizes(there, [idle], [Check(None, frozenset({"n1"}))]) == Sizes({}, {"n1"}, [])
+    assert sizes(there, [idle]).let_go == ["n1"]
 
 
 def test_a_gang_that_finds_some_of_its_nodes_asks_for_the_rest():

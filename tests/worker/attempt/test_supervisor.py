@@ -355,6 +355,8 @@ def test_fresh_tokens_are_used_and_handed_to_the_trainer(case: Case) -> None:
     case.start()
     until(lambda: case.attempt.token() != "token-0")
     until(lambda: "Bearer token-1" in case.server.tokens)
+    first, second = case.server.ran_s[:2]
+    assert 0 <= first < second < 20
     assert (case.attempt.path / "token").stat().st_mode & 0o777 == 0o600
 
 
