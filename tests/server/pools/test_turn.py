@@ -614,6 +614,20 @@ def test_a_report_that_comes_after_the_end_brings_no_node_back(elastic: Elastic)
         pilots.check_owner(session, name, bound=name)
 
 
+def test_nothing_is_decided_by_a_clock_that_has_just_jumped(elastic: Elastic):
+    elastic.running()
+    clock = elastic.turns._clock
+    assert clock.offset is not None
+    clock.offset -= 3600
+    elastic.later(unneeded_since=3600)
+    elastic.queued()
+    elastic.turn()
+    assert (len(elastic.engine.orders), elastic.engine.cancelled) == (1, [])
+    clock.trusted_from = float("-inf")
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+
+
 def test_a_follower_asks_for_nothing(elastic: Elastic):
     elastic.queued()
     other = PoolTurn(
