@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from powermean.tether import tethered
+from powermean.tether import ending_signal, tethered
 
 TICK_S = 0.1  # between looks at a child
 LOG_BYTES = 20_000_000  # a longer log is moved aside
@@ -28,11 +28,13 @@ def start(
     answer: Path | None = None,
     given: Path | None = None,
     passed: Sequence[int] = (),
+    *,
+    shielded: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output is appended to `log`; with `answer`, its standard output goes there.
 
     `log` is a file, or a descriptor, which stays open here. With `given`, that file is its standard input.
-    It also gets the descriptors in `passed`, under the same numbers.
+    It also gets the descriptors in `passed`, under the same numbers. `shielded`: SIGTERM doesn't end it.
 
     It gets a session of its own: the terminal's Ctrl-C is for us, who end our children in order.
     """
@@ -42,7 +44,7 @@ def start(
         (given or Path(os.devnull)).open("rb") as source,
     ):
         return subprocess.Popen(
-            tethered(command),
+            tethered(command, shielded=shielded),
             env=dict(environment),
             stdin=source,
             stdout=output,
@@ -61,8 +63,8 @@ def wait(process: subprocess.Popen[bytes], limit_s: float, rest: Callable[[], ob
 
 
 def end(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace_s: float) -> None:
-    """SIGTERM, and SIGKILL after `grace_s`."""
-    process.terminate()
+    """SIGTERM (SIGINT where that isn't heard), and SIGKILL after `grace_s`."""
+    process.send_signal(ending_signal())
     try:
         process.wait(grace_s)
     except subprocess.TimeoutExpired:

@@ -21,7 +21,7 @@ from powermean.contracts.attempts import (
 from powermean.contracts.checks import NodeAnswer, NodeQuestion
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.replays import ReplayClaim, ReplayOutcome, ReplayTask
-from powermean.rest import Call, check, job_path, reads
+from powermean.rest import IDEMPOTENCY_KEY, Call, check, job_path, reads
 
 TIMEOUT = httpx.Timeout(30, connect=5)
 
@@ -64,14 +64,15 @@ class NodeClient(Connection):
     def post_replay(self, replay_id: str, outcome: ReplayOutcome) -> None:
         self._run(Call("POST", f"{_replay(replay_id)}/outcome", _done, json=_body(outcome)))
 
-    def claim(self, attempt_id: str, node_id: str | None = None) -> ClaimWithSecrets:
-        """Claim a node's part of the attempt (None: the first node's).
+    def claim(self, attempt_id: str, node_id: str | None = None, claim_id: str = "") -> ClaimWithSecrets:
+        """Claim a node's part of the attempt (None: the first node's). With an id it may be repeated.
 
         Raises FencedError if the attempt is not the current one or the part is already claimed.
         """
         path = f"/v1/attempts/{quote(attempt_id, safe='')}/claim"
         body = _body(ClaimRequest(node_id=node_id))
-        return self._run(Call("POST", path, reads(ClaimWithSecrets), json=body))
+        headers = {IDEMPOTENCY_KEY: claim_id} if claim_id else {}
+        return self._run(Call("POST", path, reads(ClaimWithSecrets), json=body, headers=headers))
 
 
 def _replay(replay_id: str) -> str:
@@ -89,8 +90,14 @@ class AttemptClient(Connection):
         """Use `token` from now on."""
         self._http.headers["Authorization"] = f"Bearer {token}"
 
-    def heartbeat(self, phase: str, node_rank: int = 0, member: MemberReport | None = None) -> HeartbeatReply:
-        beat = Heartbeat(phase=phase, node_rank=node_rank, member=member)
+    def heartbeat(
+        self,
+        phase: str,
+        node_rank: int = 0,
+        member: MemberReport | None = None,
+        ran_s: float | None = None,
+    ) -> HeartbeatReply:
+        beat = Heartbeat(phase=phase, node_rank=node_rank, member=member, ran_s=ran_s)
         return self._run(Call("POST", f"{self._path}/heartbeat", reads(HeartbeatReply), json=_body(beat)))
 
     def post_record(self, kind: str, body: BaseModel) -> None:

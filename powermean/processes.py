@@ -137,8 +137,13 @@ def reap() -> None:
             return
 
 
-def end_all(find: Callable[[], set[int]], grace_s: float, deadline_s: float = 10.0) -> set[int]:
-    """SIGTERM what `find` finds, and SIGKILL what is still there after `grace_s`.
+def end_all(
+    find: Callable[[], set[int]],
+    grace_s: float,
+    deadline_s: float = 10.0,
+    ask: signal.Signals = signal.SIGTERM,
+) -> set[int]:
+    """Ask what `find` finds to end, and SIGKILL what is still there after `grace_s`.
 
     Repeats until nothing is found, to catch processes started meanwhile. Returns what is left after another
     `deadline_s`: normally nothing.
@@ -150,7 +155,7 @@ def end_all(find: Callable[[], set[int]], grace_s: float, deadline_s: float = 10
         if time.monotonic() >= hard:
             send(left, signal.SIGKILL)
         else:
-            send(left - told, signal.SIGTERM)
+            send(left - told, ask)
             told |= left
         time.sleep(POLL_S)
     return left

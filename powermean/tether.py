@@ -1,4 +1,4 @@
-"""Start a program that dies with its parent: `python tether.py PARENT_PID PROGRAM ARGUMENT...`.
+"""Start a program that dies with its parent: `python tether.py PARENT_PID HOW PROGRAM ARGUMENT...`.
 
 Runs as a script between fork and the program, because setting the death signal in the forked child
 (subprocess's preexec_fn) is unsafe once the parent has threads. The kernel sends SIGKILL when the
@@ -16,9 +16,21 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def tethered(command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` so that it dies with this process."""
-    return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid()), *command]
+def tethered(command: Sequence[str], *, shielded: bool = False) -> list[str]:
+    """The command line that runs `command` so that it dies with this process.
+
+    `shielded`: SIGTERM ends neither it nor what it starts. Slurm sends that to every process of an
+    allocation, and ours have to end in an order that only their supervisor knows. SIGINT ends them.
+    """
+    how = "shielded" if shielded else "plain"
+    script = str(Path(__file__).resolve())
+    return [sys.executable, "-I", "-S", script, str(os.getpid()), how, *command]
+
+
+def ending_signal() -> signal.Signals:
+    """What asks the programs that this one starts to end."""
+    shielded = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return signal.SIGINT if shielded else signal.SIGTERM
 
 
 def prctl(option: int, value: int) -> None:
@@ -39,7 +51,10 @@ def _main(arguments: list[str]) -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before the signal was set
         sys.exit(1)
-    os.execvp(arguments[1], arguments[1:])  # noqa: S606
+    if arguments[1] == "shielded":  # both are inherited: some libraries set a handler, others the mask
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    os.execvp(arguments[2], arguments[2:])  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_shutting_down
 
 from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
 from worker.attempt_dir import prune, write_whole
@@ -126,9 +127,14 @@ def main(argv: list[str] | None = None) -> Any:
     except OSError as error:
         logging.getLogger("powermean.worker").warning("not reported: %s", error)  # it tries again
     threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
+    if settings.pilot is not None:
+        worker_shutting_down.connect(lambda **_: node.leave(), weak=False)
     try:
         return celery_app(settings, node).worker_main(argv or arguments(settings))
     finally:
+        if settings.pilot is not None:  # the allocation ends with this process
+            node.leave()
+            node.await_attempts()
         if node.name_taken:
             sys.exit(f"worker: {node.name_taken}")
 

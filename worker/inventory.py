@@ -37,6 +37,12 @@ def running(data_dir: Path) -> dict[str, ProcessId | None]:
     }
 
 
+def supervisors(data_dir: Path) -> set[int]:
+    """The processes that run attempts now."""
+    found = (attempt.supervisor() for attempt in attempt_dirs(data_dir) if not attempt.ended)
+    return {process.pid for process in found if process is not None and process.alive}
+
+
 def _over(attempt: AttemptDir) -> bool:
     process = attempt.supervisor()
     if process and process.alive:
@@ -55,6 +61,27 @@ def instance(data_dir: Path) -> str:
     return file.read_text()
 
 
+class ReportNumbers:
+    """Numbers that grow, also over restarts of this node's worker."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / "starts"
+        self._start: int | None = None
+        self._count = 0
+
+    def next(self) -> int | None:
+        """None as long as the disk is too full to count the starts."""
+        if self._start is None:
+            before = int(self._file.read_text()) if self._file.exists() else 0
+            try:
+                write_whole(self._file, str(before + 1), 0o600)
+            except OSError:
+                return None
+            self._start = before + 1
+        self._count += 1
+        return (self._start << 32) + self._count
+
+
 def full_disk(settings: NodeSettings) -> str | None:
     """A folder that attempts write to and whose disk is full."""
     store = ArtefactStore(settings.artefacts_url).folder
@@ -68,6 +95,9 @@ def report(
     usage: UsageMeter,
     services: tuple[EngineReport, ...],
     checking: tuple[str, ...] = (),
+    *,
+    leaving: bool = False,
+    number: int | None = None,
 ) -> NodeReport:
     """The node's report: what it has and runs, with its engine services and the jobs that it is checking."""
     attempts = running(settings.data_dir)
@@ -85,6 +115,8 @@ def report(
         checking=checking,
         full_disk=full_disk(settings),
         services=services,
+        leaving=leaving,
+        number=number,
         version=__version__,
         revision=NEWEST,
     )

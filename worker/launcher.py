@@ -46,6 +46,7 @@ class Command:
     argv: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     secrets: SecretValues = field(default_factory=dict, repr=False)
+    shielded: bool = False  # from SIGTERM: in a pilot that is for its supervisor
 
 
 class Launcher(Protocol):
@@ -80,7 +81,7 @@ class LocalLauncher:
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         program = "trainer.models" if claim.origin is None else "trainer.forks"
         argv = (sys.executable, "-m", program, "--claim", str(attempt.claim_file))
-        return Command(argv, self._environment(attempt, ()), hub_tokens(self._secrets))
+        return self._command(argv, self._environment(attempt, ()), hub_tokens(self._secrets))
 
     def engine(
         self, attempt: AttemptDir, claim: Claim, model: Path, replica: int = 0, port: int = 0
@@ -115,13 +116,18 @@ class LocalLauncher:
             *(("--tensor-parallel", str(size)) if size > 1 else ()),
             *(("--sleep", "true") if claim.spec.engine_sleeps else ()),
         )
-        return Command(argv, _offline(self._environment(attempt, gpus)))
+        return self._command(argv, _offline(self._environment(attempt, gpus)))
 
     def trainer(self, attempt: AttemptDir, claim: Claim, model: Path) -> Command:
         gpus = self._gpus(claim, "trainer")
         argv = (sys.executable, "-m", "trainer.run", "--attempt-dir", str(attempt.path))
         environment = ({} if gpus else COMPACT) | self._environment(attempt, gpus)
-        return Command(argv, _offline(environment), self._secrets)
+        return self._command(argv, _offline(environment), self._secrets)
+
+    def _command(
+        self, argv: tuple[str, ...], environment: dict[str, str], secrets: SecretValues | None = None
+    ) -> Command:
+        return Command(argv, environment, secrets or {}, shielded=self._settings.pilot is not None)
 
     def _gpus(self, claim: Claim, role: Literal["trainer", "rollout"]) -> tuple[str, ...]:
         here = self._settings.node_id
@@ -158,7 +164,8 @@ class LocalEngineLauncher:
 
     def prepare(self, order: EngineOrder, spec_file: Path) -> Command:
         argv = (sys.executable, "-m", "trainer.models", "--engine", str(spec_file))
-        return Command(argv, _environment(()) | {ENGINE_MARK: order.id})
+        environment = _environment(()) | {ENGINE_MARK: order.id}
+        return Command(argv, environment, shielded=self._settings.pilot is not None)
 
     def serve(self, order: EngineOrder, model: Path, folder: Path, port: int) -> Command:
         spec, settings = order.spec, self._settings
@@ -186,7 +193,7 @@ class LocalEngineLauncher:
         if on_gpu:
             argv += ["--gpu-memory-share", OWN_GPU_SHARE]
         environment = _environment(order.gpu_uuids) | {ENGINE_MARK: order.id}
-        return Command(tuple(argv), _offline(environment))
+        return Command(tuple(argv), _offline(environment), shielded=settings.pilot is not None)
 
 
 def without_secrets() -> dict[str, str]:

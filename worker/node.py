@@ -8,6 +8,7 @@ engine services the node should keep running.
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,21 +19,28 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from powermean.artefacts import ArtefactStoreFullError, ArtefactStoreUnavailableError
-from powermean.contracts.attempts import Claim, Finish, JobError, NameRival, ValidationResult
+from powermean.contracts.attempts import (
+    Claim,
+    ClaimWithSecrets,
+    Finish,
+    JobError,
+    NameRival,
+    ValidationResult,
+)
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import is_full
 from powermean.errors import PowermeanError
 from powermean.keys import without_logins
 from powermean.node_client import AttemptClient, NodeClient
-from powermean.processes import ProcessId
+from powermean.processes import ProcessId, send
 from powermean.rest import ApiError, ServerUnreachableError
 from worker import health
 from worker.attempt import outcome
 from worker.attempt_dir import MARK, AttemptDir
 from worker.engines.services import Engines
 from worker.gpus import Gpus
-from worker.inventory import full_disk, report
+from worker.inventory import ReportNumbers, full_disk, report, supervisors
 from worker.launcher import LocalEngineLauncher, without_secrets
 from worker.programs import check, replayed
 from worker.settings import NodeSettings
@@ -66,7 +74,9 @@ def _judged(result: ValidationResult, node_id: str) -> ValidationResult:
     return result.model_copy(update={"errors": wrong, "store_error": told})
 
 
+CLAIM_PAUSES_S = (1.0, 3.0)
 REPORT_S = 3.0
+LEAVING_S = 0.5  # between looks at what is still to end
 UNHEARD_S = 10.0  # less than the silence after which the server gives a name away
 WARN_AGAIN = timedelta(minutes=10)
 
@@ -88,19 +98,23 @@ class Node:
         self._engines = Engines(settings.data_dir, LocalEngineLauncher(settings))
         self._reporting = threading.Lock()  # orders are followed in the order in which they were given
         self._gpus, self._usage = Gpus(), UsageMeter()
+        self._numbers = ReportNumbers(settings.data_dir)
         self._accepted = float("-inf")  # when the server last took a report
         self._rival: NameRival | None = None  # that was warned of last
         self._checking: dict[str, None] = {}  # jobs, oldest first
+        self._leaving = threading.Event()  # the allocation that this worker runs in is being ended
 
     def start(self, attempt_id: str) -> None:
         """Claim the attempt and spawn its supervisor. If the claim is refused, there is nothing to do.
 
         Raises NodeNameTakenError.
         """
+        if self._leaving.is_set():
+            return
         if time.monotonic() - self._accepted > UNHEARD_S:
             self.report()  # after a silence the name may be another worker's, and so may the attempt
         try:
-            answer = self._client.claim(attempt_id, self._settings.node_id)
+            answer = self._claim(attempt_id)
         except ApiError as error:
             log.info("not starting attempt %s: %s", attempt_id, error)
             return
@@ -117,6 +131,16 @@ class Node:
         log.info("attempt %s started, supervisor %d", attempt_id, pid)
         if claim.engine is not None:
             self.report()  # the answer tells the engine about its new job and about jobs that have left
+
+    def _claim(self, attempt_id: str) -> ClaimWithSecrets:
+        """Claim it, again if no answer comes: the server may have taken the claim all the same."""
+        claim_id = secrets.token_hex(16)
+        for pause_s in CLAIM_PAUSES_S:
+            try:
+                return self._client.claim(attempt_id, self._settings.node_id, claim_id)
+            except ServerUnreachableError:
+                time.sleep(pause_s)
+        return self._client.claim(attempt_id, self._settings.node_id, claim_id)
 
     def _spawn(self, claim: Claim, secrets: SecretValues) -> int:
         """Write the attempt's folder and start its supervisor; returns its pid.
@@ -192,6 +216,8 @@ class Node:
     def report_for_ever(self) -> None:
         """Keep telling the server what the node has and runs, through any outage of the server."""
         while True:
+            if self._leaving.is_set():  # again and again: an attempt may have been claimed just before
+                send(supervisors(self._settings.data_dir), signal.SIGTERM)
             try:
                 self.report()
             except NodeNameTakenError as error:
@@ -202,7 +228,20 @@ class Node:
             except Exception:  # the thread must continue: a node that stops reporting counts as offline
                 log.exception("not reported")
             health.note(self._settings.data_dir, health.TURNED)
-            time.sleep(REPORT_S)
+            if self._leaving.is_set():
+                time.sleep(LEAVING_S)
+            else:
+                self._leaving.wait(REPORT_S)
+
+    def leave(self) -> None:
+        """Take nothing new, and have what runs here save a checkpoint and end; for signal handlers, too."""
+        self._leaving.set()
+
+    def await_attempts(self) -> None:
+        """Until nothing runs here, or the time is over."""
+        deadline = time.monotonic() + self._settings.term_grace_s
+        while supervisors(self._settings.data_dir) and time.monotonic() < deadline:
+            time.sleep(LEAVING_S / 5)
 
     def report(self) -> None:
         """Report once and follow the orders in the answer. Raises NodeNameTakenError."""
@@ -210,7 +249,15 @@ class Node:
             self._gpus.look()  # it may take seconds, and no attempt should wait for it
             with self._folders:
                 services, checking = self._engines.reports(), tuple(self._checking)
-                now = report(self._settings, self._gpus, self._usage, services, checking)
+                now = report(
+                    self._settings,
+                    self._gpus,
+                    self._usage,
+                    services,
+                    checking,
+                    leaving=self._leaving.is_set(),
+                    number=self._numbers.next(),
+                )
             try:
                 orders = self._client.put_node(self._settings.node_id, now)
             except (ApiError, ServerUnreachableError) as error:

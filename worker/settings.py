@@ -115,8 +115,13 @@ class NodeSettings(FileSettings):
     pilot: str | None = Field(
         None,
         max_length=40,
-        description="The allocation of a pool that this worker runs in; the pool sets it. When that is "
-        "stopped, the pool says so, and not the attempts that run there.",
+        description="The allocation of a pool that this worker runs in; the pool sets it. SIGTERM then means "
+        "that it is being ended: attempts save a checkpoint in the time that is left.",
+    )
+    term_grace_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds between SIGTERM and SIGKILL when that allocation is ended; the pool sets it.",
     )
     lifeline_pid: int | None = Field(
         None,
@@ -201,6 +206,11 @@ class NodeSettings(FileSettings):
         except ValidationError as error:
             faults = [f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
             raise NodeSettingsError("; ".join(faults)) from error
+
+    @property
+    def taken_s(self) -> float:
+        """How much of `term_grace_s` a trainer has; the rest is for the end, and for telling the server."""
+        return self.term_grace_s - min(8.0, self.term_grace_s / 4)
 
     def attempt_dir(self, attempt_id: str) -> Path:
         """The folder with an attempt's claim, token, spool and log."""

@@ -109,9 +109,19 @@ class NodeReport(Contract):
     full_disk: str | None = Field(
         None, description="Folder of the node whose disk is full: it is given no attempts meanwhile."
     )
+    leaving: bool = Field(
+        False, description="Its allocation is being ended: what runs there saves a checkpoint and leaves."
+    )
     use: tuple[AttemptUse, ...] = Field((), max_length=4096, description="What its attempts use now.")
     blind: tuple[str, ...] = Field(
         (), max_length=8, description="What of its GPUs' health can't be read there, for people."
+    )
+    number: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="Grows with every report, also over restarts of the worker: an older report that comes "
+        "late is ignored. null: they are taken as they come.",
     )
     version: str
     revision: int = Field(1, ge=1, description="Of the contracts, that its worker knows.")
@@ -252,6 +262,9 @@ class Heartbeat(Contract):
     phase: str = Field(max_length=80, description="What the trainer is doing, for people.")
     node_rank: int = Field(0, ge=0, description="Which of the attempt's nodes is alive.")
     member: MemberReport | None = Field(None, description="What the other nodes need to know of this one.")
+    ran_s: float | None = Field(
+        None, ge=0, description="How long the attempt has run on this node, by a clock that never jumps."
+    )
 
 
 class HeartbeatReply(Contract):

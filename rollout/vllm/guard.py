@@ -15,7 +15,7 @@ from pathlib import Path
 
 from powermean.children import end
 from powermean.processes import Lifeline, descendants, end_all
-from powermean.tether import adopt_orphans, tethered
+from powermean.tether import adopt_orphans, ending_signal, tethered
 from rollout.vllm.shared_memory import remove, used_by
 
 _POLL_S = 0.2
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """`PARENT_PID PROGRAM ARGUMENT...`: the program's exit status, or 1 if it was ended."""
     parent, command = Lifeline(int(arguments[0])), arguments[1:]
     asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides
+    signal.signal(ending_signal(), lambda *_: asked.set())
     adopt_orphans()
     with subprocess.Popen(tethered(command)) as program:
         memory: set[Path] = set()

@@ -1,9 +1,14 @@
-"""After a clock that was ahead has been set right: times that it wrote lie too far in the future.
+"""The database's clock may jump.
 
-Each kind of time has a longest distance from now. What lies further ahead was written by the wrong clock, and
-would keep silent attempts alive, messages unsent and jobs waiting until then.
+Just after it has, nothing is done that a time alone decides and that can't be taken back: it may be set right
+at once. After a clock that was ahead has been set right, times that it wrote lie too far in the future. Each
+kind of time has a longest distance from now: what lies further ahead would keep silent attempts alive,
+messages unsent and jobs waiting until then.
 """
 
+import logging
+import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import update
@@ -13,7 +18,29 @@ from server.db.models import Job, Node, Outbox, Replay
 from server.jobs.endings import LONGEST_PAUSE_S
 from server.settings import Settings
 
+log = logging.getLogger(__name__)
+
 LONGEST_RESEND_S = 60.0
+JUMP_S = 5.0  # less may be a slow answer
+SETTLE_S = 30.0  # after a jump
+
+
+@dataclass
+class ClockWatch:
+    """Compares the database's clock with one of this process's that never jumps."""
+
+    offset: float | None = None
+    trusted_from: float = float("-inf")
+
+    def trusts(self, now: datetime) -> bool:
+        """Whether the clock, which has just said `now`, has not jumped for a while."""
+        here = time.monotonic()
+        offset = now.timestamp() - here
+        if self.offset is not None and abs(jump := offset - self.offset) > JUMP_S:
+            log.warning("the database's clock has jumped by %.0f s", jump)
+            self.trusted_from = here + SETTLE_S
+        self.offset = offset
+        return here >= self.trusted_from
 
 
 def bound_times(session: Session, settings: Settings, now: datetime) -> None:

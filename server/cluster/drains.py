@@ -21,6 +21,7 @@ from server.nodes import RUNNING
 
 DRAINING = "draining"
 FURTHEST = timedelta(days=366)
+LEAVING = "its allocation is being ended"
 
 
 def cordon(session: Session, node_id: str, asked: NodeClosing, person: str) -> None:
@@ -55,6 +56,18 @@ def uncordon(session: Session, node_id: str) -> None:
     """Open the node again. Attempts that were told to leave still do. Raises NotFoundError."""
     node = _locked(session, node_id)
     node.closed = node.closed_reason = node.drain_at = None
+    changes(session).plan = True
+
+
+def follow_leaving(session: Session, node_id: str, leaving: bool, now: datetime) -> None:
+    """Drain a node whose worker says that its allocation is being ended; open one that came back instead."""
+    node = session.get_one(Node, node_id, populate_existing=True)
+    if leaving and node.closed != DRAINING:
+        node.closed, node.drain_at, node.closed_reason = DRAINING, now, LEAVING
+    elif not leaving and node.closed_reason == LEAVING:
+        node.closed = node.closed_reason = node.drain_at = None
+    else:
+        return
     changes(session).plan = True
 
 

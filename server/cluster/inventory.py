@@ -1,5 +1,6 @@
 """What nodes report, and how much of it is free."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import NodeSample, NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines, pilots, samples
-from server.cluster.drains import DRAINING, why_closed
+from server.cluster.drains import DRAINING, follow_leaving, why_closed
 from server.cluster.unusable import unusable
 from server.db.models import Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
@@ -24,8 +25,11 @@ from server.placement.state import NodeCapacity
 from server.replays.repository import busy_nodes
 from server.settings import Settings
 
+log = logging.getLogger(__name__)
+
 # What changes with every report: samples.py keeps it, and nothing is planned anew for it.
 FAST: Any = {
+    "number": True,
     "use": True,
     "gpus": {"__all__": samples.GAUGES},
     "services": {"__all__": {"requests", "adapters"}},
@@ -35,24 +39,32 @@ FAST: Any = {
 def accept_report(session: Session, settings: Settings, node_id: str, report: NodeReport) -> NameRival | None:
     """Store a node's report, including that on its engine services; who else tried to use its name.
 
-    What ended attempts still hold there is freed once the node no longer reports their processes.
+    What ended attempts still hold there is freed once the node no longer reports their processes. A server
+    that was frozen may take a report when a newer one has been stored: it changes nothing.
 
     Raises NodeNameTakenError where the name is another worker's.
     """
     now = database_now(session)
     data = report.model_dump(mode="json", exclude=FAST)
-    known = session.get(Node, node_id)
+    known = session.get(Node, node_id, with_for_update=True)  # two servers may have reports of one node
     if known is not None:
         check_name(session, settings, known, report, now)
+        if _is_late(known, report):
+            log.warning("node %s: report %s came late and is ignored", node_id, report.number)
+            return rival_of(known, now)
         if known.instance != report.instance:  # who was refused may be who has the name now
             known.rival = None
     if known is None or known.report != data:
         changes(session).plan = True
         row = {"id": node_id, "instance": report.instance, "report": data, "seen_at": now}
+        row["report_number"] = report.number
         row["gpus_since"] = _gpus_since(known, report, now)
-        upsert(session, Node, [row], replace=("instance", "report", "seen_at", "gpus_since"))
+        upsert(session, Node, [row], replace=("instance", "report", "report_number", "seen_at", "gpus_since"))
+        follow_leaving(session, node_id, report.leaving, now)
     else:
-        session.execute(update(Node).where(Node.id == node_id).values(seen_at=now))
+        session.execute(
+            update(Node).where(Node.id == node_id).values(seen_at=now, report_number=report.number)
+        )
     samples.record(session, node_id, report, now)
     since = now - timedelta(seconds=settings.lease_s)
     for attempt_id in attempts_holding(session, node_id, OVER):
@@ -60,6 +72,13 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
             allocations.release(session, attempt_id, now, node_id=node_id)
     engines.accept_reports(session, node_id, report.services, now)
     return rival_of(known, now) if known is not None else None
+
+
+def _is_late(known: Node, report: NodeReport) -> bool:
+    """Whether a newer report of the same worker has been stored."""
+    if known.instance != report.instance or report.number is None or known.report_number is None:
+        return False
+    return report.number <= known.report_number
 
 
 def _gpus_since(known: Node | None, report: NodeReport, now: datetime) -> datetime:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TypeVar
@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.api import JobState
-from server.cluster import demand, drains, engines, inventory, state
-from server.cluster.clock import bound_times
+from server.cluster import demand, drains, engines, inventory, pilots, state
+from server.cluster.clock import ClockWatch, bound_times
 from server.cluster.garbage import remove_garbage, sweep
 from server.cluster.leadership import (
     Standing,
@@ -70,6 +70,8 @@ class Scheduler:
     holder: str
     leads_since: datetime = NEVER  # nodes may not have reached any server before, so silence counts from here
     limits_at: float = float("-inf")  # when limits were last looked at
+    clock: ClockWatch = field(default_factory=ClockWatch)
+    trusted: bool = True  # the database's clock: it has not jumped just now
     settled: ClusterState | None = None  # it was planned, and there is nothing to do or to tell
     planned_at: float = float("-inf")
 
@@ -105,6 +107,7 @@ class Scheduler:
     def _acquire_lead(self) -> Standing:
         lease_s = self.settings.leader_lease_s
         with self.database.read() as session:
+            self.trusted = self.clock.trusts(database_now(session))
             if leads(session, self.holder, lease_s):
                 return Standing.LEADER
             if leader(session, lease_s) not in (None, self.holder):
@@ -138,16 +141,21 @@ class Scheduler:
             with self._leading() as session:
                 if attempts.lapse(session, self.settings, attempt_id):
                     log.warning("gave up attempt %s: no heartbeat in time", attempt_id)
-        if open_replays:
+        if open_replays and self.trusted:
             with self._leading() as session:
-                replays.reap(session, self.settings, now)
-        if stranded and now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s):
+                node_comes = bool(pilots.coming(session, self.settings, living, now))
+                replays.reap(session, self.settings, now, node_comes=node_comes)
+        if (
+            stranded
+            and self.trusted
+            and now - self.leads_since > timedelta(seconds=self.settings.node_timeout_s)
+        ):
             with self._leading() as session:
                 engines.reap(session, living_ids(session, self.settings))
 
     def _enforce_limits(self) -> None:
         """Order the attempts of jobs that have reached a limit to end; looked at every few seconds."""
-        if time.monotonic() - self.limits_at < limits.JUDGED_EVERY_S:
+        if not self.trusted or time.monotonic() - self.limits_at < limits.JUDGED_EVERY_S:
             return
         self.limits_at = time.monotonic()
         with self.database.read() as session:
@@ -161,7 +169,7 @@ class Scheduler:
     def _drain(self) -> None:
         """Begin the drains whose time has come, and tell what is on draining nodes to leave."""
         with self.database.read() as session:
-            due = drains.any_due(session, database_now(session))
+            due = self.trusted and drains.any_due(session, database_now(session))
         if due:
             with self._leading() as session:
                 drains.begin_due(session, database_now(session))

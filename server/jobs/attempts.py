@@ -80,8 +80,16 @@ class Claimed:
     node_rank: int
 
 
-def claim(session: Session, settings: Settings, attempt_id: str, node_id: str | None = None) -> Claimed:
+def claim(
+    session: Session,
+    settings: Settings,
+    attempt_id: str,
+    node_id: str | None = None,
+    claim_id: str | None = None,
+) -> Claimed:
     """Make a node's part of the attempt the caller's (None: the first node's): one claim of each succeeds.
+
+    The same claim may be repeated, by its id: its answer may have been lost.
 
     Raises:
         NotFoundError: there is no such attempt.
@@ -99,7 +107,8 @@ def claim(session: Session, settings: Settings, attempt_id: str, node_id: str | 
     if mine not in nodes:
         raise ForbiddenError(f"node {mine} has no part in attempt {attempt_id}", remedy="Drop the task.")
     begins = attempt.state == "starting"
-    joins = attempt.state == "running" and attempt.nodes > 1
+    repeated = claim_id is not None and attempt.claim_id == claim_id
+    joins = attempt.state == "running" and (attempt.nodes > 1 or repeated)
     if attempt.number != job.attempt or not (begins or joins):
         raise FencedError(
             f"attempt {attempt_id} ({attempt.state}) cannot be claimed: job {job.id} is {job.state}"
@@ -107,8 +116,9 @@ def claim(session: Session, settings: Settings, attempt_id: str, node_id: str | 
             remedy="Drop the task: somebody else has it, or it is no longer needed.",
         )
     if attempt.nodes > 1:
-        node_rank = members.claim(session, settings, attempt, mine, now)
+        node_rank = members.claim(session, settings, attempt, mine, claim_id, now)
     else:
+        attempt.claim_id = claim_id
         node_rank, attempt.lease_expires_at = 0, now + timedelta(seconds=settings.lease_s)
     outbox.settle(session, attempt_id, now, node_queue(mine))
     if begins:
@@ -145,6 +155,8 @@ def heartbeat(
     else:
         nodes, attempt.lease_expires_at = (), now + timedelta(seconds=settings.lease_s)
     if beat.node_rank == 0:
+        if beat.ran_s is not None:
+            attempt.ran_s = max(attempt.ran_s or 0.0, beat.ran_s)
         change_phase(session, lock_job(session, attempt.job_id), beat.phase)
     return Heard(cast(Order, attempt.order), nodes)
 

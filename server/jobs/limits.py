@@ -1,7 +1,7 @@
 """The limits that the leader judges: time running, GPU-hours, and attempts without a step.
 
 They count over all attempts: an attempt runs from its claim to its end, and holds GPUs from its start until
-they are free.
+they are free. For how long one has run its node says, whose clock for that never jumps.
 """
 
 from collections.abc import Mapping
@@ -76,16 +76,16 @@ def wall_seconds(session: Session, limits: Mapping[str, Mapping[str, float] | No
     }
     if not most:
         return {}
-    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at)
+    query = select(Attempt.job_id, Attempt.claimed_at, Attempt.ended_at, Attempt.ran_s)
     if len(most) <= NAMED_AT_ONCE:
         query = query.where(Attempt.job_id.in_(most))
     else:
         limited = Job.state.in_(WAITING_OR_RUNNING), Job.limits.is_not(None)
         query = query.join(Job, Job.id == Attempt.job_id).where(*limited)
     spent: dict[str, timedelta] = dict.fromkeys(most, timedelta())
-    for job_id, since, until in session.execute(query):
+    for job_id, since, until, ran_s in session.execute(query):
         if job_id in spent and since and until:
-            spent[job_id] += until - since
+            spent[job_id] += _ran(since, until, ran_s)
     return {job_id: max(0.0, hours * 3600 - spent[job_id].total_seconds()) for job_id, hours in most.items()}
 
 
@@ -124,9 +124,14 @@ def _stalled(
 
 
 def _hours(session: Session, job_id: str, now: datetime) -> float:
-    query = select(Attempt.claimed_at, Attempt.ended_at).where(Attempt.job_id == job_id)
-    spans = [(until or now) - since for since, until in session.execute(query) if since]
+    query = select(Attempt.claimed_at, Attempt.ended_at, Attempt.ran_s).where(Attempt.job_id == job_id)
+    spans = [_ran(since, until or now, ran_s) for since, until, ran_s in session.execute(query) if since]
     return sum(spans, timedelta()) / HOUR
+
+
+def _ran(since: datetime, until: datetime, ran_s: float | None) -> timedelta:
+    """For how long an attempt has run; a worker of an older version doesn't say."""
+    return timedelta(seconds=ran_s) if ran_s is not None else until - since
 
 
 def _gpu_hours(session: Session, job_id: str, now: datetime) -> float:

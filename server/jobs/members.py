@@ -38,15 +38,24 @@ def of(session: Session, attempt: Attempt) -> Sequence[AttemptMember]:
     return session.execute(query).scalars().all()
 
 
-def claim(session: Session, settings: Settings, attempt: Attempt, node_id: str, now: datetime) -> int:
-    """The rank of a node that claims its part. Raises FencedError: it did so before."""
+def claim(
+    session: Session,
+    settings: Settings,
+    attempt: Attempt,
+    node_id: str,
+    claim_id: str | None,
+    now: datetime,
+) -> int:
+    """The rank of a node that claims its part. Raises FencedError: it did so before, by another claim."""
     members = of(session, attempt)
     mine = next(member for member in members if member.node_id == node_id)
-    if mine.claimed_at is not None:
+    repeated = claim_id is not None and mine.claim_id == claim_id and mine.ended_at is None
+    if mine.claimed_at is not None and not repeated:
         raise FencedError(
             f"node {node_id} has claimed its part of attempt {attempt.id} already", remedy="Drop the task."
         )
-    mine.claimed_at, mine.lease_expires_at = now, now + timedelta(seconds=settings.lease_s)
+    mine.claimed_at, mine.claim_id = mine.claimed_at or now, claim_id
+    mine.lease_expires_at = now + timedelta(seconds=settings.lease_s)
     _shorten_lease(attempt, members)
     return mine.node_rank
 

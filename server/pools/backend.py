@@ -71,6 +71,10 @@ class Backend(Protocol):
         """End a pilot; one that has ended or is not known any more is no error. Raises PoolError."""
         ...
 
+    def clean(self, pilot_id: str) -> None:
+        """Remove what it keeps for a pilot that has ended. Raises PoolError."""
+        ...
+
     def list(self) -> Sequence[Seen]:
         """Every pilot of this pool that the engine knows. One that it leaves out is gone for good.
 

@@ -43,6 +43,13 @@ class Pool(Contract):
         le=86_400,
         description="From the start of an allocation to its worker's first report; then it is ended.",
     )
+    pending_deadline_s: float = Field(
+        86_400,
+        gt=0,
+        le=366 * 86_400,
+        description="For so long its engine may let a node wait; then it is cancelled, and other pools may "
+        "be asked for the work.",
+    )
     environment: dict[VariableName, str] = Field(
         {},
         max_length=100,
@@ -54,6 +61,11 @@ class Pool(Contract):
     def node_shape(self) -> Shape:
         """With a label that says where its nodes come from."""
         return self.shape.model_copy(update={"labels": {"pool": self.name} | self.shape.labels})
+
+    @property
+    @abstractmethod
+    def term_grace_s(self) -> float:
+        """How long after SIGTERM its engine kills what runs in an allocation."""
 
     @property
     @abstractmethod

@@ -116,6 +116,10 @@ class KubernetesPool(Pool):
     kubernetes: KubernetesSection
 
     @property
+    def term_grace_s(self) -> float:
+        return self.kubernetes.stop_s
+
+    @property
     def backend(self) -> "KubernetesBackend":
         return KubernetesBackend(self.name, self.kubernetes)
 
@@ -154,9 +158,13 @@ class KubernetesBackend:
         self._ask("DELETE", f"{self._in('/apis/batch/v1', 'jobs')}/{external_id}", body, known=(404, 410))
         self._remove_secret(external_id)  # its Job may not own it
 
+    def clean(self, pilot_id: str) -> None:
+        # Somebody may have removed the Job and kept what it owns.
+        self._ask("DELETE", f"{self._in('/api/v1', 'secrets')}/{pilot_id}", known=(404, 410))
+
     def _remove_secret(self, name: str) -> None:
         try:
-            self._ask("DELETE", f"{self._in('/api/v1', 'secrets')}/{name}", known=(404, 410))
+            self.clean(name)
         except PoolError as error:
             log.warning("pool %s: Secret %s stays: %s", self.pool, name, error)
 

@@ -216,6 +216,19 @@ def _no_node(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> str |
     return f"its worker did not report within {pool.start_deadline_s:g} s" if late else None
 
 
+def waits_too_long(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> str | None:
+    """Why a pilot that its engine has not started is given up. While it waits, it keeps the work for itself,
+    and the nodes of a job on several that are there already.
+    """
+    if pilot.state not in ("asked", "pending") or session.get(Node, pilot.node_id) is not None:
+        return None
+    if now - pilot.created_at <= timedelta(seconds=pool.pending_deadline_s):
+        return None
+    kind = KINDS.get(pool.kind, pool.kind)
+    last = f" ({kind}: {pilot.reason})" if pilot.reason else ""
+    return f"{kind} has not started it within {pool.pending_deadline_s:g} s{last}"
+
+
 def lacking(shape: Shape, report: NodeReport) -> str | None:
     """What a node has less of than its pool's shape says."""
     wanted = shape.gpu_type.casefold()

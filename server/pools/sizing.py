@@ -54,10 +54,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Check:
-    """A spec that has to be checked, on a node that could run it, and the living nodes that may do so now."""
+    """A spec that has to be checked, on a node that could run it, and the living nodes that may do so now.
 
-    job: WaitingJob
+    Without a job it is a replay, which any node can run.
+    """
+
+    job: WaitingJob | None
     nodes: frozenset[str] = frozenset()
+
+    def fits(self, node: NodeCapacity) -> bool:
+        return self.job is None or could_run(self.job, node)
 
 
 def sizes(state: ClusterState, pools: Sequence[PoolFacts], checks: Sequence[Check] = ()) -> Sizes:
@@ -69,11 +75,7 @@ def sizes(state: ClusterState, pools: Sequence[PoolFacts], checks: Sequence[Chec
     growing.for_checks(checks)
     found.starts = {name: count for name, count in growing.started.items() if count}
     on = growing.needed().union(*(check.nodes for check in checks))
-    on |= {
-        node.id
-        for node in [*growing.coming, *growing.doubtful]
-        if any(could_run(one.job, node) for one in checks)
-    }
+    on |= {node.id for node in [*growing.coming, *growing.doubtful] if any(one.fits(node) for one in checks)}
     for pool in pools:
         staying = [one for one in pool.pilots if not one.leaves]
         found.needed |= {one.id for one in staying if one.busy or one.node_id in on}
@@ -119,8 +121,13 @@ class _Growing:
         self.used = _used(made)
 
     def needed(self) -> set[str]:
-        """The nodes that work would use, the doubtful ones where there is no other."""
-        return self.used | (_used(self._with(self.doubtful)) if self.doubtful else set())
+        """The nodes that work would use, the doubtful ones where there is no other.
+
+        A node that is there is not kept for a job on several whose other nodes may never come.
+        """
+        if not self.doubtful:
+            return self.used
+        return self.used | (_used(self._with(self.doubtful)) & {node.id for node in self.doubtful})
 
     def to_minimum(self) -> None:
         for pool in self.pools:
@@ -177,11 +184,11 @@ class _Growing:
 
     def for_checks(self, checks: Sequence[Check]) -> None:
         """One node for each that nobody may check; one that is coming will do."""
-        for job in [check.job for check in checks if not check.nodes]:
-            if any(could_run(job, node) for node in self.coming):
+        for check in [check for check in checks if not check.nodes]:
+            if any(check.fits(node) for node in self.coming):
                 continue
             pool = next(
-                (one for one in self.pools if self._room(one) and could_run(job, self._new(one, 1)[0])), None
+                (one for one in self.pools if self._room(one) and check.fits(self._new(one, 1)[0])), None
             )
             if pool is not None:
                 nodes = self._new(pool, 1)

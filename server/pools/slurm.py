@@ -46,6 +46,12 @@ class SlurmSection(Contract):
         sys.executable, description="The interpreter that has powermean installed, on the pool's nodes."
     )
     log: Word = Field("powermean-%x-%j.log", description="Where Slurm writes what the worker prints.")
+    kill_wait_s: float = Field(
+        30,
+        gt=0,
+        le=3600,
+        description="KillWait of slurm.conf: from SIGTERM to SIGKILL. Jobs save a checkpoint in that time.",
+    )
     timeout_s: float = Field(30, gt=0, le=600, description="Longest that one of Slurm's commands may take.")
 
 
@@ -54,6 +60,10 @@ class SlurmPool(Pool):
 
     kind: Literal["slurm"]
     slurm: SlurmSection = SlurmSection()
+
+    @property
+    def term_grace_s(self) -> float:
+        return self.slurm.kill_wait_s
 
     @property
     def backend(self) -> "SlurmBackend":
@@ -86,6 +96,9 @@ class SlurmBackend:
 
     def cancel(self, external_id: str) -> None:
         self._run(["scancel", "--quiet", external_id])
+
+    def clean(self, pilot_id: str) -> None:
+        """Slurm forgets a job by itself."""
 
     def list(self) -> Sequence[Seen]:
         columns = ["--noheader", "--states=all", "--me", f"--format={_FORMAT}"]

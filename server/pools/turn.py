@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from server.cluster import demand, inventory, line, pilots, state
+from server.cluster.clock import ClockWatch
 from server.cluster.drains import DRAINING
 from server.cluster.leadership import keeps_lead, leader
 from server.db.models import Job, Node, Pilot, PoolStatus
@@ -27,6 +28,7 @@ from server.pools import life
 from server.pools.backend import Backend, PilotOrder, PilotState, PoolError, Seen
 from server.pools.declaration import Pool
 from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
+from server.replays.repository import any_waiting
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class PoolTurn:
         self._shared, self._pool = shared, pool
         self._backend = backend or pool.backend
         self._leads = False
+        self._clock = ClockWatch()
         self._missing: set[str] = set()  # pilots that the last list left out
         self._revoked: set[str] = set()  # pilots that the engine was ending when it last listed them
         self._cancelled: dict[str, float] = {}  # when the engine was last told to end a pilot
@@ -104,8 +107,11 @@ class PoolTurn:
         shared = self._shared
         with shared.database.read() as session:
             leads_now = shared.leads(session)
+            trusted = self._clock.trusts(database_now(session))
         if not leads_now:
             self._leads = False
+            return
+        if not trusted:
             return
         try:
             if not self._leads:
@@ -160,7 +166,14 @@ class PoolTurn:
                     pilot.external_id = pilot.external_id or found.external_id
                 now = database_now(session)
                 life.end(session, self._shared.settings, pilot, words, now, revoked=revoked)
+            self._clean(pilot_id)
         self._cancel_strays(seen)
+
+    def _clean(self, pilot_id: str) -> None:
+        try:
+            self._backend.clean(pilot_id)
+        except PoolError as error:
+            log.warning("pool %s: not cleaned up after %s: %s", self._pool.name, pilot_id, error)
 
     def _cancel_strays(self, seen: Sequence[Seen]) -> None:
         """End what runs and should not: a double, where an order's answer got lost, and what was given up.
@@ -192,10 +205,15 @@ class PoolTurn:
                     for one in living
                     if _is_drained(session, self._shared.settings, self._pool, one, now)
                 }
+                late = {
+                    one.id: why
+                    for one in living
+                    if (why := life.waits_too_long(session, self._pool, one, now)) is not None
+                }
                 idle = {one.id for one in living if one.unneeded_since is not None}
                 ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
-            let_go = drained | (ours & set(wanted.let_go))
+            let_go = drained | late.keys() | (ours & set(wanted.let_go))
             if not (starts or let_go or idle != ours - wanted.needed):
                 return
             with self._shared.leading() as session:
@@ -207,8 +225,9 @@ class PoolTurn:
                         pilot.unneeded_since = pilot.unneeded_since or now
                     if pilot.id in let_go:
                         nobody = f"nothing needed it for {self._pool.idle_s:g} s"
-                        why = "its node was drained" if pilot.id in drained else nobody
-                        life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
+                        why = late.get(pilot.id, "its node was drained" if pilot.id in drained else nobody)
+                        gone = life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
+                        pilot.failed = gone and pilot.id in late
                 for _ in range(starts):
                     life.ask(session, self._pool, now)
                 life.prune(session, self._pool.name, now)
@@ -238,24 +257,25 @@ class PoolTurn:
                     ),
                 )
             )
-        return sizes(around, facts, self._unchecked(session))
+        return sizes(around, facts, self._checks(session))
 
     def _is_ready(self, session: Session, now: datetime) -> bool:
         """Whether the engine may be asked for more: it has just answered, and no failure is too recent."""
         paused = life.paused_until(session, self._pool.name, now)
         return time.monotonic() >= self._next_order and paused is None
 
-    def _unchecked(self, session: Session) -> list[Check]:
-        """The specs that nobody has checked, one of each kind."""
+    def _checks(self, session: Session) -> list[Check]:
+        """The specs that nobody has checked, one of each kind, and a replay if any waits."""
         query = select(Job.demand).where(Job.state == JobState.VALIDATING).distinct()
         kinds = session.scalars(query.order_by(Job.demand)).all()
-        if not kinds:
+        replay = any_waiting(session)
+        if not (kinds or replay):
             return []
         living, offline = inventory.known(session, living_ids(session, self._shared.settings))
         return [
             Check(demand.waiting_job("", one, None), frozenset(demand.checkers(one, living, offline)))
             for one in kinds
-        ]
+        ] + [Check(None, frozenset(node.id for node in living if node.closed is None))] * replay
 
     def _order(self) -> str | None:
         """Ask the engine for what is wanted and not confirmed; what it refused."""
@@ -292,6 +312,7 @@ class PoolTurn:
             **pool.environment,
             "POWERMEAN_NODE_ID": pilot.node_id,
             "POWERMEAN_PILOT": pilot.id,
+            "POWERMEAN_TERM_GRACE_S": f"{pool.term_grace_s:g}",
             "POWERMEAN_STOP_GRACE_S": f"{pool.drain_s * 0.9:.0f}",
             "POWERMEAN_DATA_DIR": f"{pool.data_dir.rstrip('/')}/{pilot.id}",
             "POWERMEAN_CPU_SLOTS": str(shape.cpu_slots),

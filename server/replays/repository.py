@@ -102,6 +102,12 @@ def list_replays(session: Session, job_id: str, step: int | None, limit: int) ->
     return session.execute(query).scalars().all()
 
 
+def any_waiting(session: Session) -> bool:
+    """Whether a replay waits for a node."""
+    waiting = select(Replay.id).where(Replay.state == ReplayState.WAITING)
+    return session.execute(waiting.limit(1)).first() is not None
+
+
 def open_replays(session: Session) -> Sequence[str]:
     """Replays that are waiting or running."""
     states = (ReplayState.WAITING, ReplayState.RUNNING)

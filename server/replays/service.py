@@ -237,15 +237,20 @@ def any_open(session: Session) -> bool:
     return bool(repository.open_replays(session))
 
 
-def reap(session: Session, settings: Settings, now: datetime) -> None:
-    """Fail replays that waited or ran too long; offer those of offline nodes again."""
+def reap(session: Session, settings: Settings, now: datetime, *, node_comes: bool = False) -> None:
+    """Fail replays that waited or ran too long; offer those of offline nodes again.
+
+    While there is no node but a pool is starting one, they wait.
+    """
     alive: frozenset[str] | None = None
     for replay_id in repository.open_replays(session):
         alive = living_ids(session, settings) if alive is None else alive
         replay = repository.lock_replay(session, replay_id)
         if ReplayState(replay.state).final:
             continue
-        if replay.deadline_at <= now:
+        if replay.state == ReplayState.WAITING and node_comes and not alive:
+            replay.deadline_at = now + timedelta(seconds=settings.replay_s)
+        elif replay.deadline_at <= now:
             _fail(session, replay, _too_late(replay, settings, bool(alive)), now)
             log.warning("gave up replay %s", replay_id)
         elif replay.state == ReplayState.RUNNING and replay.node not in alive:

@@ -1,6 +1,8 @@
 """Calls of a node and an attempt's supervisor: claim, heartbeat, checkpoints, finish."""
 
-from fastapi import APIRouter, status
+from typing import Annotated
+
+from fastapi import APIRouter, Header, status
 from fastapi.responses import JSONResponse
 
 from powermean.contracts.attempts import (
@@ -23,6 +25,14 @@ from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestS
 from server.vault.key_file import KeyUnavailableError
 from server.vault.secrets import values_of
 
+ClaimId = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=64,
+        description="Of the claim: with the same key it may be repeated, as its answer may have been lost.",
+    ),
+]
 router = APIRouter(prefix="/v1/attempts/{attempt_id}", tags=["attempts"], route_class=KnownCallerRoute)
 
 
@@ -35,10 +45,13 @@ def claim_attempt(
     settings: RequestSettings,
     vault: RequestVault,
     request: ClaimRequest | None = None,
+    idempotency_key: ClaimId = None,
 ) -> JSONResponse:
     """Exactly one claim of each node's part succeeds; the answer contains everything needed to run it."""
     with database.write() as session:
-        claimed = attempts.claim(session, settings, attempt_id, request.node_id if request else None)
+        claimed = attempts.claim(
+            session, settings, attempt_id, request.node_id if request else None, idempotency_key
+        )
         job, attempt = claimed.job, claimed.attempt
         node.check(claimed.node_id)
         try:

@@ -1,7 +1,6 @@
 """Nodes from a real Slurm: they come when there is work, end in mid-job, are taken away, and go when idle."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from powermean.contracts.api import Job
 from powermean.processes import end_all
 from tests.support.embedded_service import Service, learned, metric_rows, until
-from tests.support.real_slurm import Slurm, missing
+from tests.support.real_slurm import KILL_WAIT_S, Slurm, missing
 from tests.support.tiny_model import tiny_spec
 
 pytestmark = [
@@ -56,7 +55,12 @@ def service(tmp_path_factory: pytest.TempPathFactory, model_root: Path, slurm: S
             "PYTHONPATH": os.getcwd(),
             "OMP_NUM_THREADS": "1",
         },
-        "slurm": {"python": sys.executable, "log": str(folder / "%x.log"), "options": ["--partition=gpu"]},
+        "slurm": {
+            "python": sys.executable,
+            "log": str(folder / "%x.log"),
+            "options": ["--partition=gpu"],
+            "kill_wait_s": KILL_WAIT_S,
+        },
     }
     (folder / "pools.yaml").write_text(yaml.safe_dump({"pools": [pool]}))
     environment = slurm.environment | {
@@ -103,15 +107,17 @@ def test_a_job_outlives_its_allocation_s_time(service: Service, slurm: Slurm, un
 
 
 def test_a_job_goes_on_after_somebody_cancelled_its_allocation(service: Service, slurm: Slurm) -> None:
-    job = service.at_step(service.client.create_job(SPEC).id, 3)
+    """It saves a checkpoint within KillWait; SIGTERM comes to all of its processes."""
+    spec = SPEC | {"checkpoints": {"every": 50}}
+    job = service.at_step(service.client.create_job(spec).id, 3)
     first = node_of(job, 0)
     slurm.command("scancel", f"--name={first}")
     job = service.finished(job.id)
-    before = job.attempts[0]
-    assert before.error is not None
-    assert (before.outcome, before.error.code) == ("lapsed", "node_gone")
-    assert re.fullmatch(r"pool cpu: Slurm's \d+ ended: CANCELLED", before.error.message)
-    assert node_of(job, len(job.attempts) - 1) != first
+    before, after = job.attempts
+    assert before.outcome == "checkpointed"
+    assert (before.reason or "").endswith(f"allocation {first} was being ended")
+    assert after.first_step > 3
+    assert node_of(job, 1) != first
 
 
 def test_what_runs_goes_on_while_slurm_is_away(service: Service, slurm: Slurm) -> None:

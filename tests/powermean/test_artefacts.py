@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from powermean.artefacts import (
     check_key,
 )
 from powermean.contracts.artefacts import ArtefactRef
+from tests.support.small_disk import small_disk
 
 OWNER = "jobs/job-1/model"
 
@@ -225,6 +227,25 @@ def test_a_store_that_is_unmounted_is_named_until_it_is_back(tmp_path: Path, gon
     away.rename(place)
     assert store.get_bytes(ref) == b"1"
     assert ArtefactStore(url, existing=True).exists(store.put_bytes(OWNER, "y", b"2"))
+
+
+def test_a_store_that_became_read_only_is_read_and_says_why_nothing_is_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "store", 2**20) as place:
+        store, source = ArtefactStore(f"file://{place}"), tmp_path / "source"
+        source.write_bytes(b"2")
+        ref = store.put_bytes(OWNER, "x", b"1")
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        for use in (
+            lambda: store.put_bytes(OWNER, "y", b"2"), lambda: store.put_file(OWNER, source),
+            lambda: store.put_file(OWNER, source, consume=True), lambda: store.delete(ref),
+            lambda: store.delete_prefix(OWNER), store.probe,
+        ):  # fmt: skip
+            with pytest.raises(ArtefactStoreUnavailableError, match="Read-only file system"):
+                use()
+        assert store.get_bytes(ref) == b"1"
+        assert source.exists()
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        assert store.get_bytes(store.put_bytes(OWNER, "y", b"2")) == b"2"
 
 
 def test_half_written_files_are_swept_after_a_day(folder: ArtefactStore, tmp_path: Path) -> None:

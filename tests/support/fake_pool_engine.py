@@ -38,6 +38,9 @@ class FakeEngine:
         if external_id in self.pilots:
             self.end(external_id, "CANCELLED", revoked=True)
 
+    def clean(self, pilot_id: str) -> None:
+        self._check()
+
     def list(self) -> Sequence[Seen]:
         self._check()
         return list(self.pilots.values())

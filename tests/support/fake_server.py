@@ -16,6 +16,7 @@ class NodeServer:
     posts: list[tuple[str, Any]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)  # of the heartbeats
+    ran_s: list[float] = field(default_factory=list)  # as they say
     code: str = "refused"  # of the errors
     nodes: tuple[str, ...] = ()  # of the attempt, if it has several
     reports: dict[int, Any] = field(default_factory=dict)  # what these said of themselves, by node_rank
@@ -61,6 +62,7 @@ class NodeServer:
             return status, {"error": {"code": code, "message": f"{kind} refused"}}
         if kind == "heartbeat":
             self.phases.append(body["phase"])
+            self.ran_s.append(body["ran_s"])
             self.reports[body["node_rank"]] = body["member"]
             members = [
                 {"node_rank": rank, "node_id": name, "report": self.reports.get(rank)}

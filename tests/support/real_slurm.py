@@ -18,6 +18,7 @@ from tests.support.embedded_service import until
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 START_S = 30.0
 CPUS = 4
+KILL_WAIT_S = 20
 CONF = """\
 ClusterName=try
 SlurmctldHost={host}(127.0.0.1)
@@ -41,7 +42,7 @@ AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2
-KillWait=5
+KillWait={kill_wait_s}
 ReturnToService=2
 MpiDefault=none
 GresTypes=gpu
@@ -87,6 +88,7 @@ class Slurm:
             ctld_port=free_port(),
             d_port=free_port(),
             cpus=os.cpu_count(),
+            kill_wait_s=KILL_WAIT_S,
         )
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")

@@ -185,6 +185,7 @@ class ServiceDriver:
         full_disk: str | None = None,
         checking: tuple[str, ...] = (),
         revision: int = NEWEST,
+        number: int | None = None,
     ) -> NodeOrders:
         """A node's report; the answer."""
         answer = self.node.put(
@@ -203,6 +204,7 @@ class ServiceDriver:
                 "services": services,
                 "version": "0",
                 "revision": revision,
+                "number": number,
             },
         )
         assert answer.status_code == 200, answer.text

@@ -24,11 +24,12 @@ class ScriptLauncher:
 
     programs: dict[str, str]
     secrets: dict[str, str]  # the trainer's
+    shielded: bool = False
 
     def _command(self, name: str, attempt: AttemptDir, *more: str) -> Command:
         argv = (sys.executable, "-S", "-c", self.programs[name], str(attempt.path), *more)
         secrets = self.secrets if name == "trainer" else {}
-        return Command(argv, dict(os.environ) | {MARK: attempt.mark}, secrets)
+        return Command(argv, dict(os.environ) | {MARK: attempt.mark}, secrets, self.shielded)
 
     def prepare(self, attempt: AttemptDir, claim: Claim) -> Command:
         return self._command("prepare", attempt)
@@ -45,7 +46,7 @@ class ScriptLauncher:
 def main() -> None:
     options = json.loads(sys.argv[1])
     attempt = AttemptDir(Path(options["attempt_dir"]))
-    launcher = ScriptLauncher(options["programs"], read_secrets())
+    launcher = ScriptLauncher(options["programs"], read_secrets(), "pilot" in options["limits"])
     adopt_orphans()
     with suppress(OSError):
         attempt.write_supervisor(ProcessId.own())

@@ -1,5 +1,8 @@
 """A worker whose node's name is another one's takes no tasks, says why, and ends."""
 
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from powermean.contracts.api import ErrorBody
-from powermean.contracts.attempts import NameRival
+from powermean.contracts.attempts import NameRival, NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
-from powermean.rest import ApiError
-from worker.inventory import instance
+from powermean.processes import ProcessId
+from powermean.rest import ApiError, ServerUnreachableError
+from worker.attempt_dir import AttemptDir
+from worker.inventory import ReportNumbers, instance
 from worker.node import Node, NodeNameTakenError
 from worker.settings import NodeSettings
 
@@ -23,11 +28,13 @@ class Server:
 
     def __init__(self) -> None:
         self.claims: list[str] = []
+        self.leaving: list[bool] = []
 
-    def put_node(self, node_id: str, report: object) -> None:
+    def put_node(self, node_id: str, report: NodeReport) -> None:
+        self.leaving.append(report.leaving)
         raise TAKEN
 
-    def claim(self, attempt_id: str, node_id: str) -> None:
+    def claim(self, attempt_id: str, node_id: str, claim_id: str) -> None:
         self.claims.append(attempt_id)
 
 
@@ -46,6 +53,50 @@ def test_it_ends_and_claims_nothing(
     with pytest.raises(NodeNameTakenError):
         node.start("job-a.1")
     assert server.claims == []
+
+
+def test_one_that_leaves_has_its_attempts_save_and_claims_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = tmp_path / "attempts" / "job-a.1"
+    attempt.mkdir(parents=True)
+    node = Node(NodeSettings(artefacts_url="file:///a", data_dir=tmp_path), lambda: None)
+    server = Server()
+    monkeypatch.setattr(node, "_client", server)
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as supervisor:
+        AttemptDir(attempt).write_supervisor(ProcessId.of(supervisor.pid))
+        node.leave()
+        node.report_for_ever()
+        assert supervisor.wait(10) == -signal.SIGTERM
+    assert server.leaving == [True]
+    node.await_attempts()
+    node.start("job-a.2")
+    assert server.claims == []
+
+
+def test_a_claim_without_an_answer_is_repeated_under_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.node.CLAIM_PAUSES_S", (0.0, 0.0))
+    node, tried = Node(NodeSettings(artefacts_url="file:///a", data_dir=tmp_path)), []
+
+    def claim(attempt_id: str, node_id: str, claim_id: str) -> None:
+        tried.append((attempt_id, node_id, claim_id))
+        raise ServerUnreachableError("http://s", "slow") if len(tried) < 3 else TAKEN
+
+    monkeypatch.setattr(node, "_client", SimpleNamespace(claim=claim, put_node=lambda *_: NodeOrders()))
+    node.start("job-a.1")
+    node.start("job-a.2")
+    assert tried[0] == tried[1] == tried[2]
+    assert len({claim_id for _, _, claim_id in tried}) == 2
+    assert tried[0][2]
+
+
+def test_a_worker_that_was_restarted_counts_its_reports_on(tmp_path: Path) -> None:
+    first, again = ReportNumbers(tmp_path), ReportNumbers(tmp_path)
+    numbers = [first.next(), first.next(), again.next()]
+    assert None not in numbers
+    assert numbers == sorted({one or 0 for one in numbers})
 
 
 def test_it_says_who_else_tries_to_use_its_name_and_not_every_time(

@@ -39,8 +39,10 @@ class Heartbeat(threading.Thread):
         self.members: tuple[Member, ...] = ()
         self.order: Order = "continue"
         self._written: Order = "continue"  # where the trainer reads it
+        self._leaves = False
+        self._ordering = threading.Lock()
         self.refused: ApiError | None = None  # the attempt is no longer ours
-        self.answered = time.monotonic()
+        self.answered = self._began = time.monotonic()
 
     def run(self) -> None:
         while not self._halt.is_set():
@@ -61,9 +63,29 @@ class Heartbeat(threading.Thread):
         self.place = place
         self._due.set()
 
+    def leave(self) -> None:
+        """This node itself orders to checkpoint and exit; only a cancellation counts more."""
+        self._leaves = True
+        try:
+            self._obey(self.order)
+        except OSError as error:  # again at the next call
+            say(f"the order to leave was not written: {error}")
+
+    def _obey(self, order: Order) -> None:
+        """Hand an order on to the trainer. Raises OSError."""
+        with self._ordering:
+            if self._leaves and order != "cancel":
+                order = "checkpoint_and_exit"
+            self.order = order
+            if order != self._written:
+                self._attempt.write_order(order)
+                self._written = order
+
     def _beat(self) -> bool:
         try:
-            reply = self._client.heartbeat(self._phase(), self._node_rank, self._member())
+            reply = self._client.heartbeat(
+                self._phase(), self._node_rank, self._member(), time.monotonic() - self._began
+            )
         except ServerUnreachableError:
             return False
         except ApiError as error:
@@ -78,10 +100,7 @@ class Heartbeat(threading.Thread):
         except OSError as error:  # the order below matters more
             say(f"the token was not renewed: {error}")
         self._take(reply.members)
-        self.order = reply.order
-        if reply.order != self._written:
-            self._attempt.write_order(reply.order)
-            self._written = reply.order
+        self._obey(reply.order)
         return True
 
     def _take(self, members: tuple[Member, ...]) -> None:

@@ -18,7 +18,8 @@ class Limits:
     meet_s: float = 3900.0  # for the job's other nodes to be ready, which may prepare the model for long
     frozen_s: float = 10.0  # for a rank that a signal has stopped, while the others wait for it
     ranks_grace_s: float = 0.5  # between SIGTERM and SIGKILL once a rank has failed
-    pilot: str | None = None  # whose pool tells the server that it stops, and why
+    pilot: str | None = None  # the allocation of a pool that it runs in
+    taken_s: float = 22.0  # to save a checkpoint, once that allocation is being ended
 
 
 class AbandonedError(Exception):

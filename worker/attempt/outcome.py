@@ -9,9 +9,12 @@ from powermean.contracts.names import RANK_LOST
 from powermean.disk import is_full
 from powermean.processes import exit_text
 
-Stop = Literal["cancel", "node_stopping", "not_begun", "order_ignored", "finish_ignored", "stalled", "frozen"]
+Stop = Literal[
+    "cancel", "node_stopping", "taken", "not_begun", "order_ignored", "finish_ignored", "stalled", "frozen"
+]
 STOPPED: dict[Stop, str] = {
     "node_stopping": "the service on its node was stopped",
+    "taken": "there was no time to end its step",
     "not_begun": "its training had not begun",
     "order_ignored": "it did not stop in time when it was ordered to",
 }
@@ -36,6 +39,7 @@ class Ended:
     unmet: Finish | None = None  # why the ranks could not meet
     broken: OSError | None = None  # why the supervisor itself could not go on
     full_disk: Path | None = None  # the folder whose disk had no room at the end
+    taken: str | None = None  # the allocation of a pool that was being ended meanwhile
     last_words: str = ""  # the log's last line
 
 
@@ -49,8 +53,18 @@ def finish(ended: Ended) -> Finish:
     end = _finish(ended)
     unexplained = ended.record is None and ended.refused is None
     if ended.full_disk and unexplained and end.outcome == "failed" and not end.retryable:
-        return Finish(outcome="failed", error=disk_full(ended.full_disk), retryable=True)
-    return end
+        end = Finish(outcome="failed", error=disk_full(ended.full_disk), retryable=True)
+    return _taken(end, ended.taken) if ended.taken else end
+
+
+def _taken(end: Finish, pilot: str) -> Finish:
+    """An end that may be due to its allocation's: the job goes on elsewhere, at the cost of no restart."""
+    fell = end.outcome == "failed" and end.retryable
+    if end.outcome != "checkpointed" and not fell:
+        return end
+    how = end.error.message if end.error else end.reason
+    said = "; ".join(filter(None, (f"allocation {pilot} was being ended", how)))
+    return Finish(outcome="checkpointed", reason=said[:300])
 
 
 def _finish(ended: Ended) -> Finish:

@@ -3,10 +3,11 @@
     preparing the model -> engine and trainer run -> all processes gone -> records sent -> `finish` posted
 
 It leaves that road at three forks. *Ordered* (cancel, node stopping): the processes are asked to end, then
-made to, and the end is told. *Abandoned* (fenced, lifeline cut, server away for too long): everything is
-killed at once and nobody is told, because the attempt may be somebody else's by now. Only if it has ended on
-another node, this one still says that nothing of it is left here. *Failed*: a process died or a record was
-refused; `outcome.finish` says what that means.
+made to, and the end is told. When the allocation that the node runs in is being ended (SIGTERM in a pilot),
+the trainer first has the time that is left to save. *Abandoned* (fenced, lifeline cut, server away
+for too long): everything is killed at once and nobody is told, because the attempt may be somebody else's by
+now. Only if it has ended on another node, this one still says that nothing of it is left here. *Failed*: a
+process died or a record was refused; `outcome.finish` says what that means.
 
 A job of several ranks has a trainer for each, and all of them end when one does not end well. On each of its
 nodes a supervisor waits until all nodes are ready to start their ranks; the first node's has the socket where
@@ -96,6 +97,7 @@ class Supervisor:
         self._stopping = False
         self._training = False  # before that there is nothing to save
         self._ordered_at: float | None = None
+        self._taken_at: float | None = None  # when this node's allocation was told to end
         self._progress = Progress(attempt)
 
     def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
@@ -154,7 +156,10 @@ class Supervisor:
         failed = to_blame(self._attempt, ranks.failed) if ranks else None
         blamed = failed if self._frozen is None else self._frozen
         in_order = self._alone or blamed is None
-        end_all(self._descendants, self._limits.grace_s if in_order else self._limits.ranks_grace_s)
+        patient = in_order and self._taken_at is None
+        grace_s = self._limits.grace_s if patient else self._limits.ranks_grace_s
+        ask = signal.SIGTERM if self._limits.pilot is None else signal.SIGINT  # shielded: tether.py
+        end_all(self._descendants, grace_s, ask=ask)
         if engines:
             engines.wait()
         if ranks:
@@ -172,6 +177,7 @@ class Supervisor:
             out_of_memory=self._kills is not None and (kills() or 0) > self._kills,
             full_disk=first_full([self._attempt.path]),
             last_words=last_words(self._attempt.log),
+            taken=self._limits.pilot if self._taken_at is not None else None,
         )
 
     def _start_ranks(self, model: Path, listener: socket | None) -> Ranks:
@@ -261,12 +267,12 @@ class Supervisor:
         self._check_ours()
         if time.monotonic() - self._heartbeat.answered > self._limits.partition_s:
             raise AbandonedError(f"the server could not be reached for {self._limits.partition_s:.0f} s")
-        if self._stopping and self._limits.pilot is not None:
-            raise AbandonedError(f"{self._limits.pilot} is stopped, and its pool tells the server")
-        if self._stopping:
+        if self._stopping and self._limits.pilot is None:
             raise StopError("node_stopping")
         if self._heartbeat.order == "cancel":
             raise StopError("cancel")
+        if self._stopping:
+            self._leave_allocation()
         if self._heartbeat.order == "checkpoint_and_exit" and not self._may_save():
             raise StopError("not_begun")
         finishing = self._heartbeat.order == "finish"
@@ -274,6 +280,16 @@ class Supervisor:
             self._ordered_at = self._ordered_at or time.monotonic()
             if time.monotonic() - self._ordered_at > self._limits.order_s:
                 raise StopError("finish_ignored" if finishing else "order_ignored")
+
+    def _leave_allocation(self) -> None:
+        """Have the trainer save as soon as its step ends. One on several nodes is told by the server: all of
+        them have to save, and it drains this node.
+        """
+        self._taken_at = self._taken_at or time.monotonic()
+        if self._resources.nodes == 1:
+            self._heartbeat.leave()
+        if time.monotonic() - self._taken_at > self._limits.taken_s:
+            raise StopError("taken")
 
     def _may_save(self) -> bool:
         """Whether there may be something to save. Before the steps begin, other nodes may be gone already."""
@@ -294,12 +310,19 @@ class Supervisor:
     ) -> subprocess.Popen[bytes]:
         """Start a program; `prefix` begins each line that it logs."""
         if not command.secrets and not prefix:
-            return start(command.argv, command.environment, self._attempt.log, answer, passed=passed)
+            return start(
+                command.argv,
+                command.environment,
+                self._attempt.log,
+                answer,
+                passed=passed,
+                shielded=command.shielded,
+            )
         log = PipedLog(self._attempt.log, command.secrets, prefix)
         self._logs.append(log)
         with log.writing() as end:
             environment = with_secrets(command.environment, command.secrets)
-            return start(command.argv, environment, end, answer, passed=passed)
+            return start(command.argv, environment, end, answer, passed=passed, shielded=command.shielded)
 
     def _descendants(self) -> set[int]:
         return descendants(os.getpid())
@@ -308,7 +331,9 @@ class Supervisor:
         """Send what is left of spool and log, then the end; raises AbandonedError when that can't be done."""
         self._shipper.halt()
         deadline = time.monotonic() + (
-            self._limits.stopping_s if ended.stop == "node_stopping" else self._limits.partition_s
+            self._limits.stopping_s
+            if ended.stop == "node_stopping" or ended.taken
+            else self._limits.partition_s
         )
         while not self._shipper.ship() and self._shipper.refused is None:
             self._pause(deadline)
@@ -381,7 +406,12 @@ def main() -> None:
             claim,
             LocalLauncher(settings, secrets),
             client,
-            Limits(settings.partition_grace_s, order_s=settings.stop_grace_s, pilot=settings.pilot),
+            Limits(
+                settings.partition_grace_s,
+                order_s=settings.stop_grace_s,
+                pilot=settings.pilot,
+                taken_s=settings.taken_s,
+            ),
             lifeline,
             settings.node_address,
             settings.rank_port,

@@ -8,6 +8,7 @@ is not ready. All of it runs on one thread, which the engine's process is tied t
 """
 
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -79,6 +80,7 @@ class EngineKeeper(threading.Thread):
         self._halt = threading.Event()
         self._writing = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._shielded = False  # its processes, from SIGTERM
         self._model: Path | None = None
 
     def follow(self, order: EngineOrder) -> None:
@@ -233,12 +235,14 @@ class EngineKeeper(threading.Thread):
         return int(file.read_text())
 
     def _start(self, command: Command, answer: Path | None = None) -> subprocess.Popen[bytes]:
-        self._process = start(command.argv, command.environment, self._log, answer)
+        self._shielded = command.shielded
+        self._process = start(command.argv, command.environment, self._log, answer, shielded=command.shielded)
         return self._process
 
     def _end(self) -> None:
         """Nothing of the service runs afterwards."""
-        end_all(lambda: marked(ENGINE_MARK, self.report.id), self._patience.grace_s)
+        ask = signal.SIGINT if self._shielded else signal.SIGTERM
+        end_all(lambda: marked(ENGINE_MARK, self.report.id), self._patience.grace_s, ask=ask)
         if self._process is not None:
             self._process.wait()
 

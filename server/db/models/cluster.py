@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, Integer, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.db.models.base import Base
@@ -39,6 +39,7 @@ class Node(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     instance: Mapped[str | None] = mapped_column(String(64))  # the worker that has the name
     report: Mapped[dict[str, Any]]
+    report_number: Mapped[int | None] = mapped_column(BigInteger)  # of that report; null: it has none
     seen_at: Mapped[datetime]
     rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
     closed: Mapped[str | None] = mapped_column(String(8))  # cordoned or draining: it takes nothing new

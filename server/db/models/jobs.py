@@ -111,6 +111,8 @@ class Attempt(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[datetime]
     claimed_at: Mapped[datetime | None]
+    claim_id: Mapped[str | None] = mapped_column(String(64))  # by which its node knows its own claim again
+    ran_s: Mapped[float | None] = mapped_column(Float)  # since its claim, by its node's own clock
     ended_at: Mapped[datetime | None]
 
     allocations: Mapped[list["Allocation"]] = relationship(order_by="Allocation.id")
@@ -129,6 +131,7 @@ class AttemptMember(Base):
     node_rank: Mapped[int] = mapped_column(Integer, primary_key=True)
     node_id: Mapped[str] = mapped_column(String(64))  # not a key: outlives the node
     claimed_at: Mapped[datetime | None]
+    claim_id: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[datetime | None]  # null: nothing more is expected of it
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a MemberReport
     ended_at: Mapped[datetime | None]  # its processes are gone

@@ -1,14 +1,15 @@
 """A clock that was an hour ahead has been set right: what it wrote holds nothing up."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import DateTime, func, select, update
 
 from powermean.contracts.api import JobState
 from powermean.tokens import sign_attempt_token
 from server import observability
+from server.db import session as db_session
 from server.db.models import Attempt, Job, Leader, Node, Outbox
 from server.db.session import database_now
 from tests.support.service_driver import ServiceDriver, error_of
@@ -80,6 +81,50 @@ def test_readiness_says_that_nothing_is_scheduled(
     answer = service.anyone.get("/readyz")
     assert answer.status_code == 503
     assert error_of(answer)["fields"][0]["path"] == "scheduler"
+
+
+def set_ahead(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
+    """The database's clock; `by` is from its right time."""
+    right = type(func)().clock_timestamp
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) + by
+
+    monkeypatch.setattr(db_session, "datetime", Ahead)
+    monkeypatch.setattr(func, "clock_timestamp", lambda: right(type_=DateTime(True)) + by, raising=False)
+
+
+def turn(service: ServiceDriver) -> None:
+    service.scheduler.limits_at = float("-inf")
+    service.scheduler.turn()
+
+
+def test_a_clock_that_is_an_hour_ahead_for_seconds_ends_nothing(
+    service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
+):
+    """Nor does a job that has a limit end early when the clock stays there."""
+    attempt = service.running(limits={"wall_hours": 0.5})
+    with service.database.read() as session:
+        at = database_now(session) + HOUR / 2
+    answer = service.person.post("/v1/nodes/node-1/drain", json={"at": at.isoformat()})
+    assert answer.status_code == 200, answer.text
+    turn(service)
+    for by in (HOUR, timedelta(0), HOUR):
+        set_ahead(monkeypatch, by)
+        turn(service)
+        assert attempt.beat(ran_s=60.0).json()["order"] == "continue"
+        service.report()
+        turn(service)
+        assert service.person.get("/v1/nodes/node-1").json()["closed"] is None
+    service.scheduler.clock.trusted_from = float("-inf")
+    turn(service)
+    assert service.person.get("/v1/nodes/node-1").json()["closed"] == "draining"
+    answer = attempt.beat(ran_s=60.0).json()
+    assert answer["order"] == "checkpoint_and_exit"
+    (told,) = service.job(attempt.claim.job_id).attempts
+    assert told.order_cause == "drained"
 
 
 def old_token(service: ServiceDriver, job_id: str, number: int) -> str:

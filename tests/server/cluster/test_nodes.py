@@ -77,6 +77,24 @@ def test_what_one_worker_runs_another_cannot_report_gone(service: ServiceDriver)
     assert nodes(service)[0]["attempts"] == [attempt.id]
 
 
+def test_a_report_that_a_frozen_server_took_late_changes_nothing(service: ServiceDriver):
+    """It is from before the attempt began, whose processes hold the slot still."""
+    attempt = service.running()
+    service.report(running=(attempt.id,), number=7)
+    service.let_lease_run_out(attempt.id)
+    service.scheduler.turn()
+
+    def held() -> Any:
+        return service.person.get("/v1/nodes/node-1").json()["attempts"]
+
+    for late in (6, 7):
+        service.report(cpu_slots=9, number=late)
+        assert held() == [attempt.id]
+        assert service.person.get("/v1/nodes/node-1").json()["cpu_slots"] == 1
+    service.report(number=8)
+    assert held() == []
+
+
 def test_a_name_is_free_when_its_worker_is_gone(service: ServiceDriver):
     attempt = service.running()
     silence(service)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from httpx import Response
 from sqlalchemy import select
 
 from powermean.contracts.api import JobState
@@ -49,6 +50,22 @@ def test_of_many_claims_one_wins(service: ServiceDriver):
         answers = list(pool.map(lambda _: service.node.post(f"/v1/attempts/{job_id}.1/claim"), range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
     assert {error_of(answer)["code"] for answer in answers if answer.status_code == 409} == {"fenced"}
+
+
+def test_a_claim_whose_answer_was_lost_is_repeated_by_its_id_alone(service: ServiceDriver):
+    job_id = service.started()
+
+    def claim(*key: str) -> Response:
+        headers = {"Idempotency-Key": key[0]} if key else {}
+        return service.node.post(f"/v1/attempts/{job_id}.1/claim", headers=headers)
+
+    first, again = claim("mine"), claim("mine")
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json()["claim"] | {"token": ""} == again.json()["claim"] | {"token": ""}
+    assert [answer.status_code for answer in (claim("another"), claim())] == [409, 409]
+    service.let_lease_run_out(f"{job_id}.1")
+    service.scheduler.turn()
+    assert claim("mine").status_code == 409
 
 
 def test_claims_of_what_is_not_there(service: ServiceDriver):

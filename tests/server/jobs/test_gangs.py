@@ -55,6 +55,17 @@ def test_parts_say_who_they_are(service: ServiceDriver):
     ]
 
 
+def test_a_node_repeats_its_claim_by_its_id_and_no_other_node_s(service: ServiceDriver):
+    attempt_id = started_gang(service)
+
+    def claim(node_id: str, key: str) -> int:
+        path, headers = f"/v1/attempts/{attempt_id}/claim", {"Idempotency-Key": key}
+        return service.node.post(path, json={"node_id": node_id}, headers=headers).status_code
+
+    tries = [("n2", "a"), ("n2", "a"), ("n1", "b"), ("n1", "b"), ("n1", "a"), ("n2", "b")]
+    assert [claim(*one) for one in tries] == [200, 200, 200, 200, 409, 409]
+
+
 def test_a_node_without_a_part_claims_nothing(service: ServiceDriver):
     attempt_id = started_gang(service)
     service.report("n9")

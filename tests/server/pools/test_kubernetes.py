@@ -460,6 +460,7 @@ def test_a_waiting_job_brings_a_node_from_the_cluster_and_survives_its_end(
     service.claim(f"{job_id}.1")
     cluster.end(name, "Failed", "PodFailurePolicy", "Pod has condition DisruptionTarget")
     turn()
+    assert ("Secret", name) not in cluster.objects
     job = service.job(job_id)
     assert job.state == "queued"
     (attempt,) = job.attempts

@@ -12,7 +12,7 @@ from server.placement.fit import could_run
 from server.placement.outlook import awaited
 from server.placement.plan import plan
 from server.placement.state import ClusterState, Coming, NodeCapacity, Share, WaitingJob
-from server.pools.sizing import Check, PilotFacts, PoolFacts, sizes
+from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
 
 SHAPES = st.builds(
     Shape,
@@ -199,6 +199,16 @@ def test_a_spec_to_be_checked_brings_one_node_that_could_run_it():
     assert sizes(ClusterState(nodes=(), waiting=()), [pool], checks).starts == {"gpu": 1}
 
 
+def test_a_replay_brings_a_node_if_there_is_none_and_keeps_one():
+    pool = PoolFacts("gpu", Shape(gpus=1, cpu_slots=0), max=3)
+    state = ClusterState(nodes=(), waiting=())
+    assert sizes(state, [pool], [Check(None)]).starts == {"gpu": 1}
+    idle = replace(pool, pilots=(PilotFacts("n1", "n1", reports=True, unneeded_s=600),))
+    there = replace(state, nodes=(as_node("n1", pool.shape),))
+    assert sizes(there, [idle], [Check(None, frozenset({"n1"}))]) == Sizes({}, {"n1"}, [])
+    assert sizes(there, [idle]).let_go == ["n1"]
+
+
 def test_a_gang_that_finds_some_of_its_nodes_asks_for_the_rest():
     """A pool with no room for all of them has room for those."""
     shape = Shape(gpus=4, gpu_type="H100")
@@ -207,6 +217,18 @@ def test_a_gang_that_finds_some_of_its_nodes_asks_for_the_rest():
     state = ClusterState(nodes=(there,), waiting=[WaitingJob("gang", 4, nodes=3)])
     assert sizes(state, [pool]).starts == {"gpu": 2}
     assert sizes(replace(state, waiting=[WaitingJob("gang", 4, nodes=4)]), [pool]).starts == {}
+
+
+def test_a_node_is_not_kept_for_a_gang_whose_other_node_is_refused():
+    shape = Shape(gpus=4)
+    refused = PilotFacts("n2", "n2", asked=True, unneeded_s=600)
+    pilots = (PilotFacts("n1", "n1", reports=True, unneeded_s=600), refused)
+    pool = PoolFacts("gpu", shape, max=2, pilots=pilots, ready=False)
+    coming = (Coming(as_node("n2", shape), "starting"),)
+    gang = [WaitingJob("gang", 4, nodes=2)]
+    state = ClusterState(nodes=(as_node("n1", shape),), waiting=gang, coming=coming)
+    assert sizes(state, [pool]).let_go == ["n1"]
+    assert sizes(state, [replace(pool, ready=True)]).let_go == [], "it is on its way"
 
 
 def test_a_gang_of_more_nodes_than_others_get_at_once():

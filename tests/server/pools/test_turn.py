@@ -367,6 +367,23 @@ def test_a_worker_that_does_not_report_in_time_is_ended(elastic: Elastic):
     assert elastic.pilots[0].reason == "its worker did not report within 600 s"
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_one_that_its_engine_never_starts_is_given_up(elastic: Elastic, refused: bool):
+    elastic.engine.refuses = "sbatch: no" if refused else None
+    job_id = elastic.queued()
+    elastic.turn()
+    elastic.later(created_at=86_401)
+    elastic.turn()
+    said = "Slurm has not started it within 86400 s" + ("" if refused else " (Slurm: Priority)")
+    for _ in range(2):  # what was never confirmed is left out of two lists
+        elastic.turn()
+    (pilot,) = elastic.pilots
+    assert (pilot.failed, pilot.state, pilot.reason) == (True, "ended", said)
+    shown = "sbatch: no" if refused else said
+    assert shown in (elastic.error or "")
+    assert shown in (elastic.job(job_id).phase or "")
+
+
 def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(elastic: Elastic):
     elastic.queued()
     elastic.turn()
@@ -492,6 +509,30 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
+def test_jobs_leave_a_node_whose_allocation_is_being_ended(elastic: Elastic):
+    attempt = elastic.running()
+    assert elastic.report(leaving=True).status_code == 200
+    elastic.turn()
+    assert attempt.beat().json()["order"] == "checkpoint_and_exit"
+    attempt.commit(3)
+    assert attempt.finish("checkpointed", reason="allocation 1 was being ended").status_code == 204
+    elastic.turn()
+    job = elastic.job(attempt.claim.job_id)
+    assert (job.state, len(job.attempts)) == (JobState.QUEUED, 1), "nothing starts there"
+    assert elastic.restarts(job.id) == 0
+    assert elastic.engine.cancelled == ["1"]
+
+
+def test_a_node_that_was_started_again_after_all_takes_work(elastic: Elastic):
+    """As Kueue does with a Job that it had stopped."""
+    elastic.running()
+    node = elastic.engine.orders[0].node_id
+    for leaving, closed in ((True, "draining"), (False, None)):
+        elastic.report(leaving=leaving)
+        seen = elastic.service.person.get(f"/v1/nodes/{node}").json()
+        assert (seen["closed"], bool(seen["closed_reason"])) == (closed, leaving)
+
+
 def test_what_an_administrator_says_of_a_node_stays(elastic: Elastic):
     elastic.running()
     node = elastic.engine.orders[0].node_id
@@ -571,6 +612,20 @@ def test_a_report_that_comes_after_the_end_brings_no_node_back(elastic: Elastic)
     name = elastic.engine.orders[0].node_id
     with elastic.service.database.read() as session, pytest.raises(NodeNameTakenError, match="has ended"):
         pilots.check_owner(session, name, bound=name)
+
+
+def test_nothing_is_decided_by_a_clock_that_has_just_jumped(elastic: Elastic):
+    elastic.running()
+    clock = elastic.turns._clock
+    assert clock.offset is not None
+    clock.offset -= 3600
+    elastic.later(unneeded_since=3600)
+    elastic.queued()
+    elastic.turn()
+    assert (len(elastic.engine.orders), elastic.engine.cancelled) == (1, [])
+    clock.trusted_from = float("-inf")
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
 
 
 def test_a_follower_asks_for_nothing(elastic: Elastic):

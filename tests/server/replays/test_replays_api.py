@@ -6,14 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.names import REPLAY_TASK, node_queue
 from powermean.contracts.replays import ReplayResult
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.token_segments import write_segment
-from server.db.models import Node, Outbox, Replay
+from server.db.models import Node, Outbox, Pilot, Replay
 from server.db.session import database_now
 from tests.support.reports import next_attempt, post_rows, row, trajectory
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
@@ -219,6 +219,14 @@ def test_no_replay_waits_for_ever(service: ServiceDriver, ask: Callable[..., Any
     assert "no node is alive" in replay["phase"]
     service.scheduler.turn()
     assert shown(service, replay)["state"] == "waiting"
+    with service.database.write() as session:
+        way = {"pool": "cpu", "node_id": "cpu-1", "state": "pending", "shape": {}}
+        session.add(Pilot(id="cpu-1", created_at=database_now(session), **way))
+    let_time_pass(service)
+    service.scheduler.turn()
+    assert shown(service, replay)["state"] == "waiting", "a node is on its way"
+    with service.database.write() as session:
+        session.execute(delete(Pilot))
     let_time_pass(service)
     service.scheduler.turn()
     failed = shown(service, replay)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.attempts import ClaimedEngine
+from powermean.processes import send
 from rollout.counting import SUFFIX
 from tests.support.fake_server import NodeServer
 from tests.support.small_disk import fill, small_disk
@@ -292,15 +293,43 @@ def test_when_the_node_stops_the_job_can_go_on_elsewhere(case: Case) -> None:
     assert case.server.finish["outcome"] == "checkpointed"
 
 
-def test_when_an_allocation_of_a_pool_stops_the_pool_tells(case: Case) -> None:
-    case.limits["pilot"] = "gpu-1"
-    case.start()
-    until(lambda: len(case.running()) == 2)
+BEGUN = SPOOL + "import time; (folder / 'trains').touch(); "
+SAVES = (
+    BEGUN
+    + """
+while (folder / "order").read_text() != "checkpoint_and_exit":
+    time.sleep(0.02)
+time.sleep(0.3)  # the end of its step
+spool(1, "checkpoints", {"step": 2, "manifest": {"files": {}}})
+spool(2, "finish", {"outcome": "checkpointed"})
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "told", "reason"),
+    [
+        (SAVES, ["checkpoints", "finish"], "allocation gpu-1 was being ended"),
+        (
+            BEGUN + "time.sleep(60)",
+            ["finish"],
+            "allocation gpu-1 was being ended; there was no time to end its step",
+        ),
+    ],
+)
+def test_when_its_allocation_is_ended_a_job_saves_what_it_can(
+    case: Case, trainer: str, told: list[str], reason: str
+) -> None:
+    """Slurm sends SIGTERM to all processes at once, and SIGKILL later."""
+    case.limits |= {"pilot": "gpu-1", "taken_s": 1.0}
+    case.start(trainer, engine=SPOOL + "import time; (folder / 'serves').touch(); time.sleep(60)")
+    until(lambda: (case.attempt.path / "trains").exists() and (case.attempt.path / "serves").exists())
     assert case.process
-    case.process.terminate()
-    assert case.end() == 1
-    assert not case.running()
-    assert case.server.finish is None
+    send([*case.running(), case.process.pid], signal.SIGTERM)
+    assert case.end() == 0
+    assert case.server.kinds() == told
+    assert case.server.finish["outcome"] == "checkpointed"
+    assert case.server.finish["reason"] == reason
 
 
 @pytest.mark.slow
@@ -326,6 +355,8 @@ def test_fresh_tokens_are_used_and_handed_to_the_trainer(case: Case) -> None:
     case.start()
     until(lambda: case.attempt.token() != "token-0")
     until(lambda: "Bearer token-1" in case.server.tokens)
+    first, second = case.server.ran_s[:2]
+    assert 0 <= first < second < 20
     assert (case.attempt.path / "token").stat().st_mode & 0o777 == 0o600
 
 
