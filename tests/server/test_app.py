@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel
 from psycopg.errors import QueryCanceled
+from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 from starlette.testclient import TestClient
