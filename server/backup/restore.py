@@ -22,6 +22,7 @@ from powermean.contracts.audit import AuditEvent
 from powermean.home import Home
 from powermean.tokens import PUBLIC_KEY_NAME, ensure_key_pair
 from server.audit import reading
+from server.audit.archive import sign_again
 from server.audit.journal import HEAD_FILE, read_head, signed_head
 from server.backup.building import built, check_room
 from server.backup.create import Progress, address
@@ -137,6 +138,7 @@ def _complete(folder: Path, manifest: Manifest, part: Path, now: datetime) -> Re
             session.execute(insert(AuditPending), [{"event": event.model_dump(mode="json")}])
             for of_the_lost in (ServerProcess, Leader):  # or the new server would refuse to start beside them
                 session.execute(delete(of_the_lost))
+            sign_again(session, keys)
             head = signed_head(session, keys)
             counts = {
                 name: session.scalar(select(func.count()).select_from(kind)) or 0
@@ -183,4 +185,5 @@ def _check_audit(database: Database, part: Path) -> str:
     head = read_head(part / HEAD_FILE)
     if head is not None and not (public.is_file() and is_signed(head, public.read_text())):
         raise BackupDamagedError(f"{HEAD_FILE} is not signed by the key in {PUBLIC_KEY_NAME}")
-    return reading.verify(database, head).said(head)
+    public_pem = public.read_text() if public.is_file() else None
+    return reading.verify(database, head, public_pem=public_pem).said(head)
