@@ -29,7 +29,7 @@ from powermean.tokens import KeyPair, ensure_key_pair
 from server.app import create_app
 from server.audit import reading
 from server.audit.archive import archive
-from server.audit.journal import HEAD_FILE, read_head
+from server.audit.journal import HEAD_FILE, read_head, record_command
 from server.cluster.loops import stop_all
 from server.connections import Connection
 from server.db.migrate import migrate
@@ -175,9 +175,13 @@ def rotate_secrets(settings: Settings) -> None:
     """Encrypt all secrets with a new key; servers may run meanwhile."""
     database = open_database(settings)
     with database_failures(settings):
-        count = rotate(database, KeyFile.ensure(settings.secrets_dir))
+        keys = KeyFile.ensure(settings.secrets_dir)
+        count = rotate(database, keys)
+        with database.write() as session:
+            detail = {"secrets": str(count), "key": keys.ids()[-1]}
+            record_command(session, "secret.rotate", "python -m server rotate-secrets", detail)
     database.close()
-    print(f"secrets encrypted with a new key: {count}")
+    print(f"secrets encrypted with a new key, {keys.ids()[-1]}: {count}")
 
 
 def serve(settings: Settings) -> None:

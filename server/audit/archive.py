@@ -8,24 +8,25 @@ database only when the file is on the disk and was read back, and the next run r
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain, takewhile
 from pathlib import Path
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from powermean import audit_archive, audit_chain, private_files
-from powermean.contracts.audit import AuditCut, AuditEntry, AuditEvent
+from powermean.contracts.audit import AuditCut, AuditEntry
 from powermean.contracts.audit import AuditHead as SignedHead
 from powermean.errors import PowermeanError
 from powermean.tokens import KeyPair
 from server.audit import reading
 from server.audit.cut import HEAD_ID, cut_of
+from server.audit.journal import record_command
 from server.audit.reading import AuditFilter
 from server.db.models import AuditEntry as Row
-from server.db.models import AuditHead, AuditPending
-from server.db.session import Database, database_now
+from server.db.models import AuditHead
+from server.db.session import Database
 
 VERB, REQUEST = "audit.archive", "python -m server archive-audit"  # in the audit log
 BATCH = 5000  # entries removed in one transaction
@@ -146,9 +147,7 @@ def _cut(database: Database, cut: AuditCut, first: int, file: Path) -> None:
             raise ArchiveError("the audit log is being archived by another process")
         row.cut_seq, row.cut_hash, row.cut_signature = cut.seq, cut.hash, cut.signature
         detail = {"entries": f"{first} to {cut.seq}", "hash": cut.hash, "file": file.name}
-        now = database_now(session).astimezone(UTC)
-        event = AuditEvent(at=now, verb=VERB, request=REQUEST, outcome="allowed", detail=detail)
-        session.execute(insert(AuditPending), [{"event": event.model_dump(mode="json")}])
+        record_command(session, VERB, REQUEST, detail)
 
 
 def _remove_archived(database: Database) -> None:

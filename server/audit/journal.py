@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,7 +27,7 @@ from powermean.tokens import KeyPair
 from server.audit.cut import HEAD_ID, cut_of
 from server.audit.refusals import Refusals
 from server.db.models import AuditEntry, AuditHead, AuditPending
-from server.db.session import Database, insert_row
+from server.db.session import Database, database_now, insert_row
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,13 @@ class Journal:
         if kept is None or kept.seq < head.seq:
             private_files.replace(self._head_file, head.model_dump_json() + "\n")
         self._head = head
+
+
+def record_command(session: Session, verb: str, request: str, detail: dict[str, str]) -> None:
+    """What somebody did on a server's machine, past the API: commit it with the change."""
+    now = database_now(session).astimezone(UTC)
+    event = AuditEvent(at=now, verb=verb, request=request, outcome="allowed", detail=detail)
+    insert_row(session, AuditPending, {"event": event.model_dump(mode="json")})
 
 
 def signed_head(session: Session, keys: KeyPair) -> SignedHead:
