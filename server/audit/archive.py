@@ -146,7 +146,7 @@ def _cut(database: Database, cut: AuditCut, first: int, file: Path) -> None:
         if row.cut_seq != first - 1:
             raise ArchiveError("the audit log is being archived by another process")
         row.cut_seq, row.cut_hash, row.cut_signature = cut.seq, cut.hash, cut.signature
-        detail = {"entries": f"{first} to {cut.seq}", "hash": cut.hash, "file": file.name}
+        detail = {"entries": f"{first} to {cut.seq}", "file": file.name}
         record_command(session, VERB, REQUEST, detail)
 
 

@@ -167,6 +167,7 @@ def test_the_commands(
         monkeypatch.setenv("POWERMEAN_URL", url)
         monkeypatch.setenv("POWERMEAN_API_KEY", ADMIN_KEY)
         assert "those before are archived" in powermean("audit", "verify").stdout
+        assert "on the server" in powermean("audit", "list", "--verb", "audit.archive").stdout
         whole = powermean(
             "audit", "verify", "--archive", str(file), "--head", str(file.with_suffix(".head.json"))
         )
