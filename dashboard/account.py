@@ -31,7 +31,11 @@ async def _shown(request: Request, status: int = 200, **more: Any) -> Response:
         me, keys, sessions, ways = await asyncio.gather(
             client.me(), client.keys(), client.sessions(), client.sign_in_ways()
         )
-    own = [key for key in keys.items if key.person_id == me.id and key.revoked_at is None]
+    every = {key.id: key for key in keys.items}
+    made = {
+        key.made_by for key in keys.items if key.revoked_at is None
+    }  # a revoked key whose keys work stays
+    own = [key for key in keys.items if key.person_id == me.id and (not key.revoked_at or key.id in made)]
     mine = next((one for one in sessions.items if one.current), None)
     context = {"new_key": None, "error": None, "where": None} | more
     return page(
@@ -40,6 +44,8 @@ async def _shown(request: Request, status: int = 200, **more: Any) -> Response:
         status=status,
         me=me,
         keys=own,
+        every=every,
+        made=made,
         sessions=sessions.items,
         session=mine,
         provider=ways.oidc,

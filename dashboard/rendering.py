@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 from dashboard import assets, formatting
 from powermean.contracts.names import session_cookie
 from powermean.remedies import spoken
-from powermean.sizes import size
+from powermean.sizes import exact_size, size
 
 FILTERS = (
     "browser_name",
@@ -39,6 +39,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
     environment.filters["size"] = size
+    environment.filters["exact_size"] = exact_size
     environment.filters["spoken"] = partial(spoken, reader="page")
     environment.globals["static"] = assets.address
     environment.globals["vendor"] = assets.vendor

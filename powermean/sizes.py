@@ -16,6 +16,16 @@ def size(count: int) -> str:
     return f"{amount:.1f} {_UNITS[-1]}"
 
 
+def exact_size(count: int) -> str:
+    """As short as it can be for `bytes_of` to give the same count."""
+    power = next(power for power in range(len(_UNITS) - 1, -1, -1) if count * 1000 % 1000**power == 0)
+    while power and count < 1000**power:
+        power -= 1
+    whole, thousandths = divmod(count * 1000 // 1000**power, 1000)
+    part = f".{thousandths:03}".rstrip("0") if thousandths else ""
+    return f"{whole}{part} {_UNITS[power]}"
+
+
 def bytes_of(text: str) -> int:
     """The bytes of a size such as `200 GB` or `1.5tb`. Raises ValueError for anything else."""
     found = _SIZE.fullmatch(text.strip())

@@ -1,7 +1,8 @@
 """`python -m server` serves the REST API and the dashboard.
 
 With `migrate` it only prepares the database; with `rotate-secrets` it encrypts all secrets with a new key.
-`verify-audit` walks the audit log in the database, and names the first entry that is not as it was written.
+`verify-audit` walks the audit log in the database, and names the first entry that is not as it was written;
+`archive-audit` moves its oldest entries into a file.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import math
 import socket
 import sys
 import time
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +23,13 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from powermean.audit_chain import is_signed
+from powermean.contracts.audit import AuditHead
 from powermean.errors import PowermeanError
-from powermean.tokens import ensure_key_pair
+from powermean.tokens import KeyPair, ensure_key_pair
 from server.app import create_app
 from server.audit import reading
-from server.audit.journal import HEAD_FILE, read_head
+from server.audit.archive import archive
+from server.audit.journal import HEAD_FILE, read_head, record_command
 from server.cluster.loops import stop_all
 from server.connections import Connection
 from server.db.migrate import migrate
@@ -81,18 +86,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["serve", "verify-audit", *OTHERS],
+        choices=["serve", "verify-audit", "archive-audit", *OTHERS],
         default="serve",
         help="default: serve",
     )
     parser.add_argument("--head", type=Path, help="a signed head that was kept, for verify-audit")
+    parser.add_argument("--archive", type=Path, action="append", default=[], help="what was archived before")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where archive-audit writes its files")
+    parser.add_argument("--before", type=_day, help="archive-audit: what is older than this day (UTC)")
     given = parser.parse_args(arguments)
+    if given.command == "archive-audit" and given.before is None:
+        parser.error("archive-audit needs --before, such as 2026-01-01")
     command = given.command
     configure_logging()
     try:
         settings = Settings()
         if command == "verify-audit":
-            return verify_audit(settings, given.head)
+            return verify_audit(settings, given.head, given.archive)
+        if command == "archive-audit":
+            return archive_audit(settings, given.folder, given.before, given.archive)
         OTHERS.get(command, serve)(settings)
     except ValidationError as error:
         for one in error.errors():
@@ -117,28 +129,59 @@ def migrate_only(settings: Settings) -> None:
     database.close()
 
 
-def verify_audit(settings: Settings, kept: Path | None) -> int:
+def verify_audit(settings: Settings, kept: Path | None, archives: Sequence[Path]) -> int:
     """Check the audit log against the head that the server keeps beside its key, or another one."""
-    head = read_head(kept or settings.secrets_dir / HEAD_FILE)
-    if kept is not None and head is None:
-        raise CannotStartError(f"{kept} is not a head of the audit log")
-    if head is not None and not is_signed(head, ensure_key_pair(settings.secrets_dir).public_pem):
-        raise CannotStartError("the head of the audit log is not signed by this server's key")
+    keys = ensure_key_pair(settings.secrets_dir)
+    head = _head(settings, keys, kept)
     database = open_database(settings)
     with database_failures(settings):
-        verdict = reading.verify(database, head)
+        verdict = reading.verify(database, head, archives, keys.public_pem)
     database.close()
     print(verdict.said(head))
     return 0 if verdict.broken is None else 1
+
+
+def archive_audit(settings: Settings, folder: Path, before: datetime, archives: Sequence[Path]) -> int:
+    """Move the oldest entries of the audit log into a file; servers may run meanwhile."""
+    keys = ensure_key_pair(settings.secrets_dir)
+    head = _head(settings, keys, None)
+    database = open_database(settings)
+    with database_failures(settings):
+        done = archive(database, keys, head, folder, before, archives)
+    database.close()
+    if done is None:
+        print(f"the audit log has no entry from before {before:%Y-%m-%d}")
+        return 0
+    print(f"{done.file}: entries {done.first} to {done.last}, which are no longer in the database")
+    print(f"{done.head}: its signed end")
+    return 0
+
+
+def _head(settings: Settings, keys: KeyPair, kept: Path | None) -> AuditHead | None:
+    """The signed head in this file, or in the server's own. Raises CannotStartError."""
+    head = read_head(kept or settings.secrets_dir / HEAD_FILE)
+    if kept is not None and head is None:
+        raise CannotStartError(f"{kept} is not a head of the audit log")
+    if head is not None and not is_signed(head, keys.public_pem):
+        raise CannotStartError("the head of the audit log is not signed by this server's key")
+    return head
+
+
+def _day(text: str) -> datetime:
+    return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
 
 
 def rotate_secrets(settings: Settings) -> None:
     """Encrypt all secrets with a new key; servers may run meanwhile."""
     database = open_database(settings)
     with database_failures(settings):
-        count = rotate(database, KeyFile.ensure(settings.secrets_dir))
+        keys = KeyFile.ensure(settings.secrets_dir)
+        count = rotate(database, keys)
+        with database.write() as session:
+            detail = {"secrets": str(count), "key": keys.ids()[-1]}
+            record_command(session, "secret.rotate", "python -m server rotate-secrets", detail)
     database.close()
-    print(f"secrets encrypted with a new key: {count}")
+    print(f"secrets encrypted with a new key, {keys.ids()[-1]}: {count}")
 
 
 def serve(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from powermean.artefacts import (
 )
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
 from powermean.field_errors import field_errors
-from server.db.session import DatabaseBusyError, DatabaseFullError, DatabaseMovedError
+from server.db.session import STOPPED_SQLSTATE, DatabaseBusyError, DatabaseFullError, DatabaseMovedError
 from server.errors import ServiceError, TooManyRequestsError
 
 log = logging.getLogger(__name__)
@@ -136,6 +136,13 @@ def _database_full(_request: Request, error: Exception) -> JSONResponse:
 
 def _database_error(_request: Request, error: Exception) -> JSONResponse:
     log.error("database: %s", error)
+    if isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) == STOPPED_SQLSTATE:
+        body = ErrorBody(
+            code="statement_timeout",
+            message="the database worked too long at one statement of this request, and stopped it",
+            remedy="Ask for less at once. An administrator can raise POWERMEAN_STATEMENT_S.",
+        )
+        return error_response(503, body)
     body = ErrorBody(
         code="unavailable",
         message="the database is not available right now",

@@ -54,8 +54,8 @@ class Settings(FileSettings):
         60.0,
         gt=0,
         le=86_400,
-        description="Longest that Postgres works at one statement, which then fails (503). Migrations may "
-        "take any time.",
+        description="Longest that Postgres works at one statement, which then fails (503 "
+        "statement_timeout). Migrations may take any time.",
     )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis, which wakes nodes and streams.")
     artefacts_url: str = Field("file://.powermean/artefacts", description="Artefact store: any fsspec URL.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from powermean import audit_chain
+from powermean import audit_archive
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
 from powermean.cli.terminal import FAILED, AsJson, connected, note, say, say_json, say_table
@@ -63,7 +63,7 @@ def list_entries(
         (
             (
                 local_time(one.at),
-                one.actor_name or one.actor or "stranger",
+                one.actor_name or one.actor or ("stranger" if one.address else "on the server"),
                 one.verb,
                 one.request,
                 one.target or "",
@@ -95,14 +95,26 @@ def verify(
         Path | None,
         typer.Option("--head", metavar="FILE", help="A head that was kept.", exists=True, dir_okay=False),
     ] = None,
+    archives: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--archive",
+            metavar="FILE",
+            help="What was archived, the oldest first: the walk begins there.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
 ) -> None:
     """Walk the whole log and name the first entry that was changed, removed or inserted.
 
     Example: powermean audit verify --head audit-head.json
+    Example: powermean audit verify --archive audit-1-5000.jsonl --archive audit-5001-9000.jsonl
     """
     with connected() as client:
         earlier = _read_head(kept) if kept is not None else None
-        verdict = audit_chain.verify(client.audit_export(), earlier)
+        cut = client.audit_head().cut
+        verdict = audit_archive.verify(archives or [], client.audit_export(), earlier, cut)
     say(verdict.said(earlier))
     if verdict.broken is not None:
         raise typer.Exit(FAILED)

@@ -25,7 +25,7 @@ def list_keys(json_: AsJson = False) -> None:
         say_json(found)
         return
     say_table(
-        ("id", "name", "of", "allows", "project", "created", "used", "ends", "state"),
+        ("id", "name", "of", "allows", "project", "made with", "created", "used", "ends", "state"),
         (
             (
                 one.id,
@@ -33,6 +33,7 @@ def list_keys(json_: AsJson = False) -> None:
                 one.owner or "a node",
                 one.role,
                 one.project or "all",
+                one.made_by or "",
                 local_time(one.created_at),
                 local_time(one.used_at) if one.used_at else "never",
                 local_time(one.expires_at) if one.expires_at else "",
@@ -41,7 +42,7 @@ def list_keys(json_: AsJson = False) -> None:
             for one in found.items
         ),
         wrap=("name", "of"),
-        spare=("created", "project", "used"),
+        spare=("made with", "created", "project", "used"),
     )
 
 
@@ -107,5 +108,9 @@ def revoke(
     Example: powermean key revoke key-0123456789abcdef
     """
     with connected() as client:
+        keys = client.keys().items if not cascade else ()  # before, because the command may use this key
         client.revoke_key(key_id, cascade=cascade)
     say(f"{key_id} is revoked" + (" with all that were made with it" if cascade else ""))
+    if made := [one.id for one in keys if one.made_by == key_id and _state(one) == "works"]:
+        note(f"It made keys that still work: {', '.join(made)}.")
+        note(f"`powermean key revoke {key_id} --cascade` revokes them and what they made.")

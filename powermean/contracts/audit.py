@@ -37,12 +37,21 @@ class AuditEntry(AuditEvent):
     hash: Sha256
 
 
+class AuditCut(Contract):
+    """The newest entry that was archived and removed with all before it, signed: the log begins after it."""
+
+    seq: int = Field(ge=1)
+    hash: Sha256
+    signature: str = Field(description="EdDSA JWT of seq and hash, for another audience than a head's.")
+
+
 class AuditHead(Contract):
     """The log's newest entry, signed. Kept elsewhere, it shows later that nothing up to it was touched."""
 
     seq: int = Field(ge=0)
     hash: Sha256
     signature: str = Field(description="EdDSA JWT of seq and hash, by the key that signs attempt tokens.")
+    cut: AuditCut | None = Field(None, description="Up to where the log was archived; null: never.")
 
 
 class AuditPage(Contract):

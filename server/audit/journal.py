@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,20 +20,20 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from powermean import private_files
-from powermean.audit_chain import START, linked, sign_head
+from powermean.audit_chain import START, is_signed, linked, sign_head
 from powermean.contracts.audit import AuditEvent
 from powermean.contracts.audit import AuditHead as SignedHead
 from powermean.tokens import KeyPair
+from server.audit.cut import HEAD_ID, cut_of
 from server.audit.refusals import Refusals
 from server.db.models import AuditEntry, AuditHead, AuditPending
-from server.db.session import Database, insert_row
+from server.db.session import Database, database_now, insert_row
 
 log = logging.getLogger(__name__)
 
 BATCH = 500  # events sealed in one transaction
 LOOK_S = 30.0  # pause between looks for what a server that died has left
 HEAD_FILE = "audit-head.json"
-HEAD_ID = 1
 
 
 @dataclass
@@ -135,7 +136,7 @@ class Journal:
         try:
             with self._database.write() as session:
                 sealed, more = _extend(session, refusals)
-                whole = self._head is None or _holds(session, self._head)
+                whole = self._head is None or _holds(session, self._head, self._keys)
                 head = self.head(session) if sealed else None
         except BaseException:
             self._owed = True
@@ -159,10 +160,17 @@ class Journal:
         self._head = head
 
 
+def record_command(session: Session, verb: str, request: str, detail: dict[str, str]) -> None:
+    """What somebody did on a server's machine, past the API: commit it with the change."""
+    now = database_now(session).astimezone(UTC)
+    event = AuditEvent(at=now, verb=verb, request=request, outcome="allowed", detail=detail)
+    insert_row(session, AuditPending, {"event": event.model_dump(mode="json")})
+
+
 def signed_head(session: Session, keys: KeyPair) -> SignedHead:
     """The newest entry in this database, signed."""
     row = session.get(AuditHead, HEAD_ID)
-    return sign_head(keys.private_pem, *((row.seq, row.hash) if row else (0, START)))
+    return sign_head(keys.private_pem, *((row.seq, row.hash) if row else (0, START)), cut=cut_of(session))
 
 
 def read_head(file: Path) -> SignedHead | None:
@@ -194,9 +202,12 @@ def _extend(session: Session, refusals: list[AuditEvent]) -> tuple[int, bool]:
     return len(rows), len(waiting) == BATCH
 
 
-def _holds(session: Session, head: SignedHead) -> bool:
-    """Whether the log still has the entry that the head names."""
+def _holds(session: Session, head: SignedHead, keys: KeyPair) -> bool:
+    """Whether the log still has the entry that the head names, or had it when this service archived it."""
     if head.seq == 0:
         return True
+    cut = cut_of(session)
+    if cut is not None and head.seq <= cut.seq and is_signed(cut, keys.public_pem):
+        return head.seq < cut.seq or head.hash == cut.hash
     query = select(AuditEntry.hash).where(AuditEntry.seq == head.seq)
     return session.scalar(query) == head.hash

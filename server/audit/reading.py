@@ -1,15 +1,18 @@
 """The audit log as people read it: filtered pages, the whole log in order, and whether it is unbroken."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import Path
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from powermean import audit_chain
+from powermean import audit_archive, audit_chain
+from powermean.audit_chain import is_signed
 from powermean.contracts.audit import AuditEntry, AuditHead, AuditPage, Outcome
+from server.audit.cut import HEAD_ID, cut_of
 from server.db import models
 from server.db.models import AuditEntry as Row
 from server.db.session import Database
@@ -46,7 +49,9 @@ def page(session: Session, wanted: AuditFilter, before: int | None, limit: int) 
 
 def entries(database: Database, wanted: AuditFilter) -> Iterator[list[AuditEntry]]:
     """All matching entries, oldest first, in batches; no transaction is open while one is used."""
-    after = 0
+    with database.read() as session:
+        cut = cut_of(session)
+    after = cut.seq if cut else 0  # what is archived may not be deleted yet
     while True:
         query = _matching(wanted).where(Row.seq > after).order_by(Row.seq).limit(EXPORT_ROWS)
         with database.read() as session:
@@ -57,14 +62,24 @@ def entries(database: Database, wanted: AuditFilter) -> Iterator[list[AuditEntry
         yield found
 
 
-def verify(database: Database, head: AuditHead | None) -> audit_chain.Verdict:
-    """Walk the chain in the database; `head`: an earlier, signed one."""
-    verdict = audit_chain.verify(chain.from_iterable(entries(database, AuditFilter())), head)
-    with database.read() as session:
-        own = session.get(models.AuditHead, 1)
+def verify(
+    database: Database, head: AuditHead | None, archives: Sequence[Path] = (), public_pem: str | None = None
+) -> audit_chain.Verdict:
+    """Walk the chain in the database, after what is archived or through it; `head`: an earlier, signed one.
+
+    Without the archives, `public_pem` has to have signed that there are some.
+    """
+    with database.read() as session:  # before the walk: servers may append meanwhile
+        own = session.get(models.AuditHead, HEAD_ID)
+        cut = cut_of(session)
+    if public_pem is not None and cut is not None and not archives and not is_signed(cut, public_pem):
+        broken = audit_chain.Break(cut.seq, "and all before it were removed without this server's signature")
+        return audit_chain.Verdict(cut.seq, cut.hash, broken)
+    log = chain.from_iterable(entries(database, AuditFilter()))
+    verdict = audit_archive.verify(archives, log, head, cut)
     if verdict.broken is None and (own is None or own.seq > verdict.entries):
         broken = audit_chain.Break(verdict.entries + 1, "is missing: the table audit_head names a later one")
-        return audit_chain.Verdict(verdict.entries, verdict.hash, broken)
+        return replace(verdict, broken=broken)
     return verdict
 
 

@@ -14,15 +14,15 @@ from dataclasses import replace as replaced
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 
 from powermean import private_files
 from powermean.audit_chain import is_signed
-from powermean.contracts.audit import AuditEvent
 from powermean.home import Home
 from powermean.tokens import PUBLIC_KEY_NAME, ensure_key_pair
 from server.audit import reading
-from server.audit.journal import HEAD_FILE, read_head, signed_head
+from server.audit.archive import sign_again
+from server.audit.journal import HEAD_FILE, read_head, record_command, signed_head
 from server.backup.building import built, check_room
 from server.backup.create import Progress, address
 from server.backup.manifest import (
@@ -35,7 +35,7 @@ from server.backup.manifest import (
     pieces,
 )
 from server.db.migrate import check_revision, current_revision, migrate
-from server.db.models import AuditPending, Base, Dataset, Job, Leader, Person, Project, ServerProcess
+from server.db.models import Base, Dataset, Job, Leader, Person, Project, ServerProcess
 from server.db.session import Database
 from server.storage.references import every
 
@@ -133,10 +133,10 @@ def _complete(folder: Path, manifest: Manifest, part: Path, now: datetime) -> Re
         keys = ensure_key_pair(_private(part / SECRETS))
         with database.write() as session:
             detail = {"made_at": manifest.made_at.isoformat(timespec="seconds"), "version": manifest.version}
-            event = AuditEvent(at=now, verb=VERB, request=REQUEST, outcome="allowed", detail=detail)
-            session.execute(insert(AuditPending), [{"event": event.model_dump(mode="json")}])
+            record_command(session, VERB, REQUEST, detail)
             for of_the_lost in (ServerProcess, Leader):  # or the new server would refuse to start beside them
                 session.execute(delete(of_the_lost))
+            sign_again(session, keys)
             head = signed_head(session, keys)
             counts = {
                 name: session.scalar(select(func.count()).select_from(kind)) or 0
@@ -183,4 +183,5 @@ def _check_audit(database: Database, part: Path) -> str:
     head = read_head(part / HEAD_FILE)
     if head is not None and not (public.is_file() and is_signed(head, public.read_text())):
         raise BackupDamagedError(f"{HEAD_FILE} is not signed by the key in {PUBLIC_KEY_NAME}")
-    return reading.verify(database, head).said(head)
+    public_pem = public.read_text() if public.is_file() else None
+    return reading.verify(database, head, public_pem=public_pem).said(head)

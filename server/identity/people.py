@@ -110,11 +110,11 @@ def named(person_id: str) -> ColumnElement[bool]:
     return or_(Person.id == person_id, Person.email == person_id.lower())
 
 
-def find(session: Session, person_id: str) -> Person:
+def find(session: Session, person_id: str, remedy: str = "GET /v1/people lists the people.") -> Person:
     """The account with this id or e-mail address. Raises NotFoundError."""
     person = session.scalars(select(Person).where(named(person_id))).one_or_none()
     if person is None:
-        raise NotFoundError(f"no person {person_id}", remedy="GET /v1/people lists the people.")
+        raise NotFoundError(f"no person {person_id}", remedy=remedy)
     return person
 
 

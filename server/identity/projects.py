@@ -86,7 +86,7 @@ def members(session: Session, project: str) -> tuple[Member, ...]:
 
 def set_member(session: Session, project: str, person_id: str, role: ProjectRole) -> Member:
     """Add a person (id or e-mail address), or change their role. Raises NotFoundError."""
-    person = find(session, person_id)
+    person = find(session, person_id, remedy="Ask an administrator to add them to the service first.")
     row = session.get(Membership, (person.id, project))
     if row is None:
         session.add(Membership(person_id=person.id, project_id=project, role=role))

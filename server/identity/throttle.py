@@ -1,4 +1,4 @@
-"""How often one may try to sign in."""
+"""How often one may try to sign in, or guess who has an account."""
 
 import hashlib
 import math
@@ -17,6 +17,9 @@ LIMITS: Mapping[str, RateLimitItem] = {
     "account": RateLimitItemPerMinute(10, 5),  # passwords for one e-mail address, whether it is known or not
     "device": RateLimitItemPerMinute(20, 5),  # new codes for command lines, by address
     "user code": RateLimitItemPerMinute(20, 5),  # codes that a person types, by person
+    "member": RateLimitItemPerMinute(
+        60, 5
+    ),  # members to add, by who asks: the answer says who has an account
 }
 
 

@@ -17,7 +17,7 @@ from server.audit.journal import note
 from server.identity import projects
 from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
-from server.routes.dependencies import RequestDatabase
+from server.routes.dependencies import RequestDatabase, RequestThrottle
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], route_class=KnownCallerRoute)
 
@@ -80,8 +80,11 @@ def set_member(
     wanted: MemberRequest,
     caller: Annotated[Caller, May("member.change")],
     database: RequestDatabase,
+    throttle: RequestThrottle,
 ) -> Member:
-    """Adds the person, or changes their role. Maintainers only."""
+    """Adds the person, or changes their role. Maintainers only, 60 times in five minutes (429)."""
+    if not caller.may("person.read"):
+        throttle.count("member", caller.person_id)
     with database.write() as session:
         member = projects.set_member(session, project, person_id, wanted.role)
         note(target=member.person_id, role=member.role)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from fastapi import FastAPI, HTTPException
+from psycopg.errors import QueryCanceled
 from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
@@ -132,6 +133,7 @@ def small_app(error: Exception | None = None, hosts: Sequence[str] = ("testserve
         (ArtefactCorruptError("no"), 500, "artefact_corrupt"),
         (DatabaseBusyError("no"), 503, "unavailable"),
         (OperationalError("SELECT secret", {}, Exception("no")), 503, "unavailable"),
+        (OperationalError("SELECT secret", {}, QueryCanceled("no")), 503, "statement_timeout"),
         (RuntimeError("a secret"), 500, "internal"),
     ],
 )

@@ -48,10 +48,16 @@ class AuditEntry(Base):
 
 
 class AuditHead(Base):
-    """The one row that whoever appends to the audit log locks: where its chain ends."""
+    """The one row that whoever appends to the audit log locks: where its chain ends, and where it begins now.
+
+    The entries up to `cut_seq` were archived, and may be deleted: server/audit/archive.py.
+    """
 
     __tablename__ = "audit_head"
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger)
     hash: Mapped[str] = mapped_column(String(64))
+    cut_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    cut_hash: Mapped[str] = mapped_column(String(64), server_default="0" * 64)
+    cut_signature: Mapped[str | None] = mapped_column(String(1000))

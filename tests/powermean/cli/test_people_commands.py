@@ -153,6 +153,7 @@ def test_a_nodes_token_is_for_its_worker(server: ScriptedServer) -> None:
 def test_what_is_taken_away_is_said(server: ScriptedServer) -> None:
     server.on("DELETE /v1/projects/team-a/members/ada%40example.org", Answer(204))
     server.on("DELETE /v1/keys/key-1", Answer(204))
+    server.on("GET /v1/keys", body(KeyList(items=(key(),))))
     gone = powermean("project", "remove-member", "team-a", "ada@example.org")
     assert gone.output == "ada@example.org is no longer in team-a\n"
     assert powermean("key", "revoke", "key-1").output == "key-1 is revoked\n"
@@ -228,6 +229,16 @@ def test_a_leaked_key_is_revoked_with_those_that_it_made(server: ScriptedServer)
     assert result.exit_code == 0, result.output
     assert "with all that were made with it" in result.stdout
     assert server.requests[0][0] == "DELETE /v1/keys/key-1?cascade=true"
+
+
+def test_whoever_revokes_a_key_alone_hears_of_those_that_it_made(server: ScriptedServer) -> None:
+    server.on("DELETE /v1/keys/key-1", Answer(204))
+    made = [key(id="key-2", made_by="key-1"), key(id="key-3", made_by="key-1", revoked_at=NOW)]
+    server.on("GET /v1/keys", body(KeyList(items=(key(id="key-1"), *made))))
+    result = powermean("key", "revoke", "key-1")
+    assert (result.exit_code, result.stdout) == (0, "key-1 is revoked\n")
+    assert "It made keys that still work: key-2." in result.stderr
+    assert "--cascade" in result.stderr
 
 
 def test_an_address_is_given_to_an_account(server: ScriptedServer) -> None:

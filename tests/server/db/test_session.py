@@ -15,6 +15,7 @@ from server.db import write_queue
 from server.db.migrate import migrate
 from server.db.models import Attempt, Leader, Node
 from server.db.session import (
+    STOPPED_SQLSTATE,
     Changes,
     Database,
     DatabaseBusyError,
@@ -281,8 +282,9 @@ def test_no_writer_of_a_group_returns_when_its_commit_fails(
 @pytest.mark.parametrize("kind", ["postgres"], indirect=True)
 def test_a_statement_has_an_end_and_a_migration_has_none(empty_url: str) -> None:
     limited, free = Database(empty_url, statement_s=0.2), Database(empty_url)
-    with limited.read() as session, pytest.raises(OperationalError, match="statement timeout"):
+    with limited.read() as session, pytest.raises(OperationalError, match="statement timeout") as stopped:
         session.execute(text("SELECT pg_sleep(30)"))
+    assert getattr(stopped.value.orig, "sqlstate", None) == STOPPED_SQLSTATE
     with limited.read() as session:  # the connection is good for others
         assert session.scalar(text("SELECT 1")) == 1
     with free.read() as session:

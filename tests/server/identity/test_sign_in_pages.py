@@ -113,7 +113,13 @@ def test_a_key_that_made_others_is_revoked_with_them_by_a_second_button(service)
     parent = child["made_by"]
     form = parse(browser.get("/account").text).one("form", action=f"/account/keys/{parent}/revoke")
     assert form.all("button")[-1].text == "With those it made"
+    browser.post(f"/account/keys/{parent}/revoke")
+    shown = browser.get("/account").text
+    assert "made with laptop" in shown
+    form = parse(shown).one("form", action=f"/account/keys/{parent}/revoke")
+    assert [button.text for button in form.all("button")] == ["Revoke those it made"]
     browser.post(f"/account/keys/{parent}/revoke", data={"cascade": "yes"})
+    assert parent not in browser.get("/account").text
     for one in (secret, child["key"]):
         assert service.client(one).get("/v1/me").status_code == 401
 

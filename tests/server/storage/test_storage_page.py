@@ -61,9 +61,10 @@ def test_what_is_wrong_is_said_and_kept(service: ServiceDriver, admin: TestClien
 
 
 def test_a_limit_is_a_size_and_may_be_taken_away(service: ServiceDriver, admin: TestClient) -> None:
-    for text, limit in (("1.5 TB", 1_500_000_000_000), ("", None)):
+    for text, limit in (("1.55 TB", 1_550_000_000_000), ("", None)):
         assert admin.post("/projects/default/storage/limit", data={"limit": text}).status_code == 303
         assert service.person.get("/v1/projects/default/storage").json()["limit"] == limit
+        assert parse(admin.get(PAGE).text).one("input", name="limit").attributes["value"] == text
 
 
 def test_a_checkpoint_is_pinned_and_unpinned(service: ServiceDriver, admin: TestClient) -> None:

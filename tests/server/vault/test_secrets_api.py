@@ -244,8 +244,12 @@ def test_the_command_rotates_while_the_server_runs(service: ServiceDriver):
     done = subprocess.run(
         command, env=os.environ | settings, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert (done.returncode, done.stdout) == (0, "secrets encrypted with a new key: 1\n"), done.stderr
+    newest = KeyFile(service.settings.secrets_dir).ids()[-1]
+    said = f"secrets encrypted with a new key, {newest}: 1\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert stored(service) != before
+    (entry,) = service.person.get("/v1/audit?verb=secret.rotate").json()["items"]
+    assert entry["detail"] == {"secrets": "1", "key": newest}
     job_id = service.started(**naming(HF_TOKEN="hf"))
     assert claimed(service, f"{job_id}.1") == {"HF_TOKEN": VALUE}  # the running server needs no restart
 
