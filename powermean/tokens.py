@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 
 import jwt
@@ -118,6 +119,15 @@ def verify_attempt_token(token: str, public_key_pem: str, *, even_expired: bool 
 
     Raises TokenExpiredError, TokenInvalidError, or TokenKeyError if the key is unusable.
     """
+    claims, expires_at = _verified(token, public_key_pem)
+    if not even_expired and expires_at <= datetime.now(UTC).timestamp() - CLOCK_SKEW_S:
+        raise TokenExpiredError("the attempt token has expired")
+    return claims
+
+
+@lru_cache(maxsize=4096)  # a token comes with each of an attempt's reports, until a heartbeat replaces it
+def _verified(token: str, public_key_pem: str) -> tuple[AttemptClaims, int]:
+    """The claims of a token of any age, and when it expires."""
     try:
         claims = jwt.decode(
             token,
@@ -126,17 +136,17 @@ def verify_attempt_token(token: str, public_key_pem: str, *, even_expired: bool 
             audience=AUDIENCE,
             issuer=ISSUER,
             leeway=CLOCK_SKEW_S,
-            options={"require": ["exp", "iat", "sub", "aud", "iss"], "verify_exp": not even_expired},
+            options={"require": ["exp", "iat", "sub", "aud", "iss"], "verify_exp": False},
         )
-    except jwt.ExpiredSignatureError as error:
-        raise TokenExpiredError("the attempt token has expired") from error
     except jwt.InvalidKeyError as error:
         raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
     except jwt.InvalidTokenError as error:
         raise TokenInvalidError(f"not a valid attempt token: {error}") from error
     except (UnsupportedAlgorithm, ValueError, TypeError) as error:
         raise TokenKeyError("the public key is not an Ed25519 key in PEM") from error
-    return _claims(claims)
+    if type(claims["exp"]) is not int:
+        raise TokenInvalidError("not an attempt token: it does not say when it expires")
+    return _claims(claims), claims["exp"]
 
 
 def _claims(claims: dict[str, object]) -> AttemptClaims:

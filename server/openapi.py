@@ -7,7 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fastapi.openapi.utils import get_openapi
+
 from server.app import create_app
+from server.routes.api import api_routes
 from server.settings import Settings
 
 FILE = Path(__file__).parent.parent / "openapi.json"
@@ -22,7 +25,8 @@ def schema() -> dict[str, Any]:
             secrets_dir=Path(folder) / "secrets",
             scheduler=False,
         )
-        return create_app(settings).openapi()
+        app = create_app(settings)
+    return get_openapi(title=app.title, version=app.version, description=app.description, routes=api_routes())
 
 
 def as_text(document: dict[str, Any]) -> str:

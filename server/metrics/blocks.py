@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Select, case, delete, func, insert, litera
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.models import Attempt, Metric, MetricBlock
+from server.jobs.events import FencedJob
 
 WIDTHS = (16, 256)  # steps of a block, ascending; each divides the next
 SCALE = 2.0**-32  # of stored sums: the sum of a few of the largest floats is an error on Postgres
@@ -21,9 +22,15 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+def is_due(attempt: Attempt | FencedJob, first_step: int, last_step: int) -> bool:
+    """Whether summarise() has anything to do."""
+    done = _done(attempt)
+    return first_step < done or _floor(last_step, WIDTHS[0]) > done
+
+
 def summarise(session: Session, attempt: Attempt, first_step: int, last_step: int) -> None:
     """Bring the attempt's blocks up to date after rows of steps `first_step` to `last_step` were written."""
-    done = max(attempt.summarised, _floor(max(attempt.first_step - 1, 0), WIDTHS[0]))
+    done = _done(attempt)
     if first_step < done:
         rebuild(session, attempt, first_step, min(last_step + 1, done))
     passed = _floor(last_step, WIDTHS[0])
@@ -48,6 +55,11 @@ def rebuild(session: Session, attempt: Attempt, start: int, end: int) -> None:
             )
         )
         _write(session, attempt, width, first, last)
+
+
+def _done(attempt: Attempt | FencedJob) -> int:
+    """The attempt's steps below are in blocks, as far as there can be any."""
+    return max(attempt.summarised, _floor(max(attempt.first_step - 1, 0), WIDTHS[0]))
 
 
 def _write(session: Session, attempt: Attempt, width: int, start: int, end: int) -> None:

@@ -7,22 +7,9 @@ reach. A report that changes nothing (a retry after a lost answer) takes no sequ
 import json
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import (
-    ARRAY,
-    Float,
-    Integer,
-    String,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal,
-    select,
-    tuple_,
-)
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy import Table, delete, insert, select, tuple_
 from sqlalchemy.orm import Session, undefer
 
 from powermean.contracts.api import FieldError
@@ -32,19 +19,28 @@ from powermean.tokens import AttemptClaims
 from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, TrajectoryStep
 from server.db.packing import pack
 from server.errors import InvalidInputError
-from server.jobs.events import append_event, fenced_job, take_seq
-from server.jobs.progress import note_progress
-from server.metrics.blocks import rebuild, summarise
+from server.jobs.events import FencedJob, advance, append_event, fenced_job, fenced_report
+from server.jobs.progress import progress
+from server.metrics.blocks import is_due, rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
 
-_KEY = ("job_id", "step", "attempt", "update", "name")
-# Given to the driver as it is: building it for each of a report's rows takes longer than running it.
+# Given to the driver as they are: building them for each report takes longer than running them.
 _SQLITE_UPSERT = """
     INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (job_id, step, attempt, "update", name)
     DO UPDATE SET value = excluded.value, seq = excluded.seq WHERE value IS NOT excluded.value
 """
+_POSTGRES_UPSERT = """
+    INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq)
+    SELECT %(job_id)s, step, %(attempt)s, "update", name, value, %(seq)s
+    FROM unnest(%(steps)s::int[], %(updates)s::int[], %(names)s::text[], %(numbers)s::float8[])
+        AS reported (step, "update", name, value)
+    ON CONFLICT (job_id, step, attempt, "update", name)
+    DO UPDATE SET value = excluded.value, seq = excluded.seq
+    WHERE metrics.value IS DISTINCT FROM excluded.value
+"""
+_INSERT_REPORT = insert(cast(Table, MetricReport.__table__))
 
 
 def ingest_metrics(
@@ -55,17 +51,18 @@ def ingest_metrics(
     Raises FencedError if the attempt may not write any more, InvalidInputError for a row of a step that is
     not the attempt's or a key that occurs twice in the report.
     """
-    job, attempt = fenced_job(session, attempt_id, claims)
-    _check_rows(job, attempt, rows)
-    if not rows or not _upsert(session, attempt, job.seq + 1, rows):
+    job = fenced_report(session, attempt_id, claims)
+    _check_rows(job, rows)
+    if not rows or not _upsert(session, job, job.seq + 1, rows):
         return
     steps = {row.step for row in rows}
-    _replace_completed_step(session, attempt, rows)
-    summarise(session, attempt, min(steps), max(steps))
-    note_progress(job, rows)
-    report = {"job_id": job.id, "seq": take_seq(session, job)}
-    report |= {"first_step": min(steps), "last_step": max(steps)}
-    session.connection().execute(insert(MetricReport.__table__), report)  # type: ignore[arg-type]
+    first, last = min(steps), max(steps)
+    _replace_completed_step(session, job, rows)
+    if is_due(job, first, last):
+        summarise(session, session.get_one(Attempt, attempt_id), first, last)
+    seq = advance(session, job, progress(job.step, rows))
+    report = {"job_id": job.job_id, "seq": seq, "first_step": first, "last_step": last}
+    session.connection().execute(_INSERT_REPORT, report)
 
 
 def packed_rows(batch: TrajectoryBatch) -> bytes:
@@ -102,23 +99,23 @@ def ingest_trajectories(
     append_event(session, job, "trajectories", {"step": batch.step, "count": len(batch.rows)})
 
 
-def _check_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
+def _check_rows(job: FencedJob, rows: Sequence[MetricRow]) -> None:
     keys = {(row.step, row.update, row.name) for row in rows}
     if len(keys) == len(rows) and not any(
-        update >= UPDATES or _foreign_step(job, attempt, step)
+        update >= UPDATES or _foreign_step(job.total_steps, job.first_step, step)
         for step, update in {(step, update) for step, update, _ in keys}
     ):
         return
     raise InvalidInputError(
-        "the report was not stored: some rows are wrong", fields=_wrong_rows(job, attempt, rows)[:20]
+        "the report was not stored: some rows are wrong", fields=_wrong_rows(job, rows)[:20]
     )
 
 
-def _wrong_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> list[FieldError]:
+def _wrong_rows(job: FencedJob, rows: Sequence[MetricRow]) -> list[FieldError]:
     wrong = []
     seen = set()
     for place, row in enumerate(rows):
-        if problem := _foreign_step(job, attempt, row.step):
+        if problem := _foreign_step(job.total_steps, job.first_step, row.step):
             wrong.append(FieldError(path=f"rows.{place}.step", message=problem))
         if row.update >= UPDATES:
             wrong.append(FieldError(path=f"rows.{place}.update", message=f"not below {UPDATES}"))
@@ -129,77 +126,60 @@ def _wrong_rows(job: Job, attempt: Attempt, rows: Sequence[MetricRow]) -> list[F
     return wrong
 
 
-def _foreign_step(job: Job, attempt: Attempt, step: int) -> str | None:
+def _foreign_step(total_steps: int, first_step: int, step: int) -> str | None:
     """An attempt writes from its first step on. It may also complete the step before, which may lack an
     evaluation if the earlier attempt ended there."""
-    if step > job.total_steps:
-        return f"step {step} is after the job's last step {job.total_steps}"
-    if step < attempt.first_step - 1:
-        return f"step {step} is before the attempt's first step {attempt.first_step}"
+    if step > total_steps:
+        return f"step {step} is after the job's last step {total_steps}"
+    if step < first_step - 1:
+        return f"step {step} is before the attempt's first step {first_step}"
     return None
 
 
-def _upsert(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
+def _upsert(session: Session, job: FencedJob, seq: int, rows: Sequence[MetricRow]) -> int:
     """Write rows that are new or different; returns how many."""
-    if session.get_bind().dialect.name == "postgresql":
-        return _upsert_postgres(session, attempt, seq, rows)
-    job_id, number = attempt.job_id, attempt.number
-    values = [(job_id, row.step, number, row.update, row.name, row.value, seq) for row in rows]
-    return session.connection().exec_driver_sql(_SQLITE_UPSERT, values).rowcount
+    connection = session.connection()
+    if connection.dialect.name == "sqlite":
+        key, number = job.job_id, job.number
+        values = [(key, row.step, number, row.update, row.name, row.value, seq) for row in rows]
+        return connection.exec_driver_sql(_SQLITE_UPSERT, values).rowcount
+    # One statement over arrays, each as Postgres writes it: the driver needs longer to do that. No name has
+    # a character that must be escaped there.
+    numbers = ("NULL" if row.value is None else repr(row.value) for row in rows)
+    columns = {
+        "steps": ",".join([str(row.step) for row in rows]),
+        "updates": ",".join([str(row.update) for row in rows]),
+        "names": ",".join([f'"{row.name}"' for row in rows]),
+        "numbers": ",".join(numbers),
+    }
+    reported = {name: f"{{{column}}}" for name, column in columns.items()}
+    place = {"job_id": job.job_id, "attempt": job.number, "seq": seq}
+    return connection.exec_driver_sql(_POSTGRES_UPSERT, reported | place).rowcount
 
 
-def _upsert_postgres(session: Session, attempt: Attempt, seq: int, rows: Sequence[MetricRow]) -> int:
-    """One statement over arrays: several times as fast as one statement per row."""
-    columns = func.unnest(
-        bindparam("steps", [row.step for row in rows], ARRAY(Integer)),
-        bindparam("updates", [row.update for row in rows], ARRAY(Integer)),
-        bindparam("names", [row.name for row in rows], ARRAY(String)),
-        bindparam("numbers", [row.value for row in rows], ARRAY(Float(53))),
-    ).table_valued("step", "update", "name", "value")
-    new = columns.render_derived()
-    source = select(
-        literal(attempt.job_id),
-        new.c.step,
-        literal(attempt.number),
-        new.c.update,
-        new.c.name,
-        new.c.value,
-        literal(seq),
-    )
-    statement = postgres_insert(Metric).from_select([*_KEY, "value", "seq"], source)
-    statement = statement.on_conflict_do_update(
-        index_elements=_KEY,
-        set_={"value": statement.excluded.value, "seq": statement.excluded.seq},
-        where=Metric.value.is_distinct_from(statement.excluded.value),
-    )
-    # without preserve_rowcount an insert's count is lost
-    result = session.connection().execute(statement, execution_options={"preserve_rowcount": True})
-    return result.rowcount
-
-
-def _replace_completed_step(session: Session, attempt: Attempt, rows: Sequence[MetricRow]) -> None:
+def _replace_completed_step(session: Session, job: FencedJob, rows: Sequence[MetricRow]) -> None:
     """If the attempt completes the step before its first, its numbers replace the earlier attempts'."""
-    keys = [(row.update, row.name) for row in rows if row.step < attempt.first_step]
+    keys = [(row.update, row.name) for row in rows if row.step < job.first_step]
     if not keys:
         return
-    step = attempt.first_step - 1
+    step = job.first_step - 1
     session.execute(
         delete(Metric).where(
-            Metric.job_id == attempt.job_id,
-            Metric.attempt < attempt.number,
+            Metric.job_id == job.job_id,
+            Metric.attempt < job.number,
             Metric.step == step,
             tuple_(Metric.update, Metric.name).in_(keys),
         )
     )
     earlier = select(Attempt).where(
-        Attempt.job_id == attempt.job_id, Attempt.number < attempt.number, Attempt.summarised > step
+        Attempt.job_id == job.job_id, Attempt.number < job.number, Attempt.summarised > step
     )
     for one in session.scalars(earlier):
         rebuild(session, one, step, step + 1)
 
 
 def _check_batch(job: Job, attempt: Attempt, batch: TrajectoryBatch) -> None:
-    if problem := _foreign_step(job, attempt, batch.step):
+    if problem := _foreign_step(job.total_steps, attempt.first_step, batch.step):
         raise InvalidInputError.at("step", problem)
     seen: set[int] = set()
     for place, row in enumerate(batch.rows):

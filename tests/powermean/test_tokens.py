@@ -7,6 +7,7 @@ from pathlib import Path
 import jwt
 import pytest
 
+from powermean import tokens
 from powermean.tokens import (
     ALL_VERBS,
     PRIVATE_KEY_NAME,
@@ -51,6 +52,15 @@ def test_another_servers_signature_is_refused(pair: KeyPair, tmp_path: Path) -> 
 def test_an_old_token_is_refused_as_expired(pair: KeyPair) -> None:
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
     token = sign_attempt_token(pair.private_pem, JOB, 1, lifetime_s=900, now=hour_ago)
+    assert verify_attempt_token(token, pair.public_pem, even_expired=True).job_id == JOB
+    with pytest.raises(TokenExpiredError):  # also if it is known from before
+        verify_attempt_token(token, pair.public_pem)
+
+
+def test_a_token_that_was_valid_expires(pair: KeyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = sign_attempt_token(pair.private_pem, JOB, 1, lifetime_s=60)
+    verify_attempt_token(token, pair.public_pem)
+    monkeypatch.setattr(tokens, "CLOCK_SKEW_S", -61.0)  # as if so much time had passed
     with pytest.raises(TokenExpiredError):
         verify_attempt_token(token, pair.public_pem)
 
@@ -70,7 +80,9 @@ def test_the_public_key_is_no_hmac_secret(pair: KeyPair) -> None:
     assert header != unsigned
 
 
-@pytest.mark.parametrize("change", [{"attempt": 0}, {"attempt": True}, {"attempt": "1"}, {"verbs": "report"}])
+@pytest.mark.parametrize(
+    "change", [{"attempt": 0}, {"attempt": True}, {"attempt": "1"}, {"verbs": "report"}, {"exp": "9e9"}]
+)
 def test_claims_of_the_wrong_shape_are_refused(pair: KeyPair, change: dict[str, object]) -> None:
     now = datetime.now(UTC)
     claims = {"iss": "powermean", "aud": "powermean-attempt", "sub": JOB, "attempt": 1, "verbs": []}

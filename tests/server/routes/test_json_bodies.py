@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.errors import InvalidInputError
 from server.routes import json_bodies, metrics
-from server.routes.json_bodies import LARGE, in_pieces
+from server.routes.json_bodies import LARGE, in_pieces, parse, parse_with
 from tests.support.live_server import listening
 from tests.support.reports import trajectory
 from tests.support.service_driver import ServiceDriver
@@ -32,10 +34,27 @@ def outcome(loads: object, text: str) -> object:
         return error.pos
 
 
+def parsed(reader: Callable[[bytes], object], text: str) -> object:
+    """What was read, or the error; text that is no UTF-8 stays as it is."""
+    try:
+        return json.dumps(reader(text.encode(errors="surrogatepass")))
+    except (json.JSONDecodeError, InvalidInputError) as error:
+        return repr(error)
+
+
 @given(value=VALUES, indent=st.none() | st.integers(0, 2))
 def test_a_document_is_the_same_in_pieces(value: object, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
     assert json.dumps(in_pieces(text)) == json.dumps(value)
+
+
+@given(
+    text=VALUES.map(json.dumps)
+    | st.text(st.sampled_from('{}[]:,"ab01-.e \n\ttrue\\\ufeff\ud800'), max_size=16)
+)
+def test_the_fast_reader_reads_as_the_one_whose_errors_say_more(text: str) -> None:
+    for document in (text, "\ufeff" + text, f'[{text}, "\\ud800", 1e999]', "[" * 300 + text + "]" * 300):
+        assert parsed(parse, document) == parsed(partial(parse_with, json.loads), document), document
 
 
 @given(st.text(st.sampled_from('{}[]:,"ab01-.e \\n\tntrue\\'), max_size=16))
@@ -69,7 +88,7 @@ def test_heartbeats_are_answered_while_a_large_report_is_read(
         ThreadPoolExecutor(1) as pool,
     ):
         assert client.post("/heartbeat", json={"phase": "x"}).status_code == 200
-        monkeypatch.setattr(json_bodies, "parse", told(begins, json_bodies.parse))
+        monkeypatch.setattr(json_bodies, "parse_with", told(begins, json_bodies.parse_with))
         monkeypatch.setattr(metrics, "packed_rows", told(ends, metrics.packed_rows))
         report = pool.submit(client.post, "/trajectories", content=body)
         assert begins.wait(60)
