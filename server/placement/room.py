@@ -1,6 +1,7 @@
 """What is left of the cluster while a plan is made, and what is kept for whom."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.placement.state import ClusterState, RunningJob
@@ -25,6 +26,11 @@ class Room:
         self.now = state.now
         self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
         self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
+        self._by_free: dict[bool, dict[int, set[str]]] = {True: {}, False: {}}  # nodes, by what is free
+        for node_id, uuids in self.gpus.items():
+            self._by_free[True].setdefault(len(uuids), set()).add(node_id)
+        for node_id, slots in self.slots.items():
+            self._by_free[False].setdefault(slots, set()).add(node_id)
         self.coming: Counter[tuple[str, bool]] = Counter()  # by node, and whether they are GPUs
         self.nodes_with_coming: dict[bool, set[str]] = {True: set(), False: set()}
         self._open = {node.id for node in state.nodes if not (node.closed or node.full_disk)}
@@ -44,7 +50,28 @@ class Room:
 
     def hold(self, node_id: str, gpus: int) -> None:
         """So many GPUs of the node, as far as they are free, are for something that waits for the rest."""
-        del self.gpus[node_id][:gpus]
+        self._leave(node_id, self.gpus[node_id][gpus:])
+
+    def _leave(self, node_id: str, free: list[str]) -> None:
+        """These GPUs of the node stay free."""
+        self._move(node_id, True, len(self.gpus[node_id]), len(free))
+        self.gpus[node_id] = free
+
+    def _take_slots(self, node_id: str, count: int) -> None:
+        before = self.slots[node_id]
+        self._move(node_id, False, before, before - count)
+        self.slots[node_id] = before - count
+
+    def _move(self, node_id: str, gpus: bool, before: int, after: int) -> None:
+        self._by_free[gpus][before].discard(node_id)
+        self._by_free[gpus].setdefault(after, set()).add(node_id)
+
+    def by_free(self, gpus: bool, least: int) -> Iterator[tuple[int, set[str]]]:
+        """The nodes by what is free there: GPUs from few to many, CPU slots from many to few."""
+        found = self._by_free[gpus]
+        for free in sorted(found, reverse=not gpus):
+            if free >= least:
+                yield free, found[free]
 
     def free(self, node_id: str, gpus: bool) -> int:
         return len(self.gpus[node_id]) if gpus else self.slots[node_id]
@@ -59,18 +86,18 @@ class Room:
 
     def promised(self, node_id: str, gpus: bool) -> int:
         """What nobody has been promised, there and about to be free there."""
-        return self.usable(node_id, gpus, None) + (
-            0 if gpus and node_id in self.reserved else self.coming[node_id, gpus]
-        )
+        if gpus and node_id in self.reserved:
+            return self.usable(node_id, gpus, None)
+        return self.free(node_id, gpus) + self.coming.get((node_id, gpus), 0)
 
     def take(self, node_id: str, gpus: int, wanted: frozenset[str] | None = None) -> tuple[str, ...]:
         """GPUs of the node (of those wanted), or (0) one of its CPU slots."""
         if not gpus:
-            self.slots[node_id] -= 1
+            self._take_slots(node_id, 1)
             return ()
         free = self.gpus[node_id]
         taken = tuple([uuid for uuid in free if wanted is None or uuid in wanted][:gpus])
-        self.gpus[node_id] = [uuid for uuid in free if uuid not in taken]
+        self._leave(node_id, [uuid for uuid in free if uuid not in taken])
         if kept := self.reserved.get(node_id):
             kept.spare = max(0, kept.spare - gpus)
         return taken
@@ -83,6 +110,6 @@ class Room:
             self.nodes_with_coming[gpus].discard(node_id)
         if gpus:
             left = len(self.gpus[node_id]) - (amount - soon)
-            del self.gpus[node_id][max(0, left) :]
+            self._leave(node_id, self.gpus[node_id][: max(0, left)])
         else:
-            self.slots[node_id] -= amount - soon
+            self._take_slots(node_id, amount - soon)

@@ -55,7 +55,9 @@ class Trainer:
 
     def memory(self) -> int:
         """As `shared`, with what each has alone; without libraries, whose share depends on other processes."""
-        return self.shared() + sum(_rollup(pid, "Pss_Anon") for pid in (os.getpid(), self.service.process.pid))
+        return self.shared() + sum(
+            _rollup(pid, "Pss_Anon") for pid in (os.getpid(), self.service.process.pid)
+        )
 
 
 def _rollup(pid: int, kind: str) -> int:
