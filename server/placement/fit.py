@@ -134,10 +134,8 @@ class Index:
         return sum(uuid in wanted for uuid in room.gpus[node_id])
 
     def promised(self, ask: Ask, node_id: str, room: Room) -> int:
-        """What nobody has been promised there, with what is about to be free; that counts if all will do."""
-        if ask.is_picky and self.wanted(ask, node_id) is not None:
-            return self.usable(ask, node_id, room)
-        return room.promised(node_id, ask.uses_gpus)
+        """What nobody has been promised there of what will do, with what is about to be free."""
+        return room.promised(node_id, ask.uses_gpus, self.wanted(ask, node_id) if ask.is_picky else None)
 
 
 def best(

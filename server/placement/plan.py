@@ -207,7 +207,8 @@ class _Planning:
 
     def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
         for node_id in nodes:
-            self.room.keep(node_id, ask.uses_gpus, ask.amount)
+            wanted = self.index.wanted(ask, node_id) if ask.is_picky else None
+            self.room.keep(node_id, ask.uses_gpus, ask.amount, wanted)
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         text = "waiting for others to save their checkpoints and give way"

@@ -131,17 +131,20 @@ class Victims:
                     if price[-1] not in nodes:
                         heap.offer(price)
         heap.seen = len(self._cheaper)
-        possible = self._index.plain(ask)
+        plain, mixed = self._index.plain(ask), self._index.mixed(ask)
         for node_id in nodes:
-            if node_id in possible and node_id in supply:
-                missing = ask.amount - self._room.promised(node_id, ask.uses_gpus)
+            if node_id in supply and (node_id in plain or node_id in mixed):
+                missing = ask.amount - self._index.promised(ask, node_id, self._room)
                 most, rate = supply[node_id]
                 if 0 < missing <= most:
                     heap.offer((missing * rate, 1, node_id))
         return heap
 
     def _supply(self, gpus: bool, whose: _Whose) -> Mapping[str, _Supply]:
-        """By node: the most that stops there could leave, and the least that each GPU or slot costs."""
+        """By node: the most that stops there could leave, and the least that each GPU or slot costs.
+
+        Also GPUs of other types than a request wants count: that only makes it look cheaper than it is.
+        """
         if (gpus, whose) not in self._supplies:
             found = self._supplies[gpus, whose] = {}
             if whose is None:
@@ -192,23 +195,29 @@ class Victims:
     ) -> list[RunningJob] | None:
         """The cheapest jobs on the node whose stop makes room there, besides those chosen already."""
         node, gpus = self._index.nodes[node_id], ask.uses_gpus
-        mixed = ask.is_picky and self._index.wanted(ask, node_id) is not None
-        if node.closed or node.full_disk or (gpus and (mixed or node_id in self._room.reserved)):
+        if node.closed or node.full_disk or (gpus and node_id in self._room.reserved):
             return None
-        missing = ask.amount - self._room.promised(node_id, gpus)
+        wanted = self._index.wanted(ask, node_id) if ask.is_picky else None
+        missing = ask.amount - self._index.promised(ask, node_id, self._room)
         if chosen:
-            missing -= sum(one.on(node_id) for one in chosen)
+            missing -= sum(one.on(node_id, wanted) for one in chosen)
         over = over if ask.nodes == 1 else 0
         if missing <= 0 and not over:
             return []
-        return cheapest(
-            self._eligible(job, node_id, guaranteed and not over, chosen), missing, over, self._cost
-        )
+        eligible = self._eligible(job, node_id, wanted, guaranteed and not over, chosen)
+        return cheapest(eligible, missing, over, self._cost)
 
     def _eligible(
-        self, job: WaitingJob, node_id: str, from_others: bool, chosen: Sequence[RunningJob]
+        self,
+        job: WaitingJob,
+        node_id: str,
+        wanted: frozenset[str] | None,
+        from_others: bool,
+        chosen: Sequence[RunningJob],
     ) -> list[_Part]:
         """Those on the node that the job goes before; of borrowers, no more than what they borrow.
+
+        Of their GPUs those that are `wanted` count (None: all).
 
         A job of its own project must have a lower priority, and be behind it in line: one that got its place
         by its age keeps it.
@@ -220,9 +229,13 @@ class Victims:
             one = part[0]
             if one in chosen:
                 continue
+            if wanted is not None:
+                part = one, one.on(node_id, wanted)
             if one.project == job.project:
                 if one.value < job.value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
                     found.append(part)
+                continue
+            if not part[1]:
                 continue
             if one.project not in left:
                 left[one.project] = self._ledger.borrowed(one.project, job.uses_gpus)
