@@ -5,7 +5,7 @@ from collections import Counter
 from powermean.contracts.attempts import AllocationView
 from server.placement.fit import Ask, Index, best, own_engine
 from server.placement.room import Room
-from server.placement.state import NOBODY, ClusterState, Plan, Start, Wait, WaitingJob
+from server.placement.state import ClusterState, Plan, Start, Wait, WaitingJob
 
 
 def first_in_first_out(state: ClusterState) -> Plan:
@@ -44,7 +44,7 @@ def plain_fair_share(state: ClusterState) -> Plan:
 
 def _start(job: WaitingJob, index: Index, room: Room, made: Plan) -> bool:
     ask = own_engine(job)
-    nodes = best(ask, index.possible(ask), index, room, NOBODY, None)
+    nodes = best(ask, index, room)
     for node_id in nodes or ():
         gpus = room.take(node_id, ask.gpus)
         part = AllocationView(role="trainer", node_id=node_id, gpu_uuids=gpus)

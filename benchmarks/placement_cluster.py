@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from powermean.contracts.attempts import GpuInfo
 from server.placement.state import (
     ClusterState,
     NodeCapacity,
@@ -34,6 +35,7 @@ class Work:
     lost_gpu_s: float = 0.0
     stopped_for: str | None = None
     promised: tuple[str, ...] = ()
+    gpu_type: str | None = None
 
     @property
     def amount(self) -> int:
@@ -50,6 +52,7 @@ class Work:
             queued_at=self.queued_at,
             first_queued_at=self.submitted_at if self.preemptions else None,
             promised=self.promised,
+            gpu_type=self.gpu_type,
             seconds=None if self.estimate is None else self.estimate - self.done,
         )
 
@@ -72,6 +75,7 @@ class Machine:
     id: str
     gpus: tuple[str, ...]
     slots: int
+    types: tuple[str, ...] = ()  # of its GPUs, where they differ
     closed: bool = False
     free: set[str] = field(default_factory=set)
     free_slots: int = 0
@@ -86,9 +90,9 @@ class Cluster:
         self.waiting: dict[str, Work] = {}
         self.running: dict[str, Attempt] = {}
 
-    def add_node(self, node_id: str, gpus: int, slots: int = 0) -> None:
+    def add_node(self, node_id: str, gpus: int, slots: int = 0, types: tuple[str, ...] = ()) -> None:
         uuids = tuple(f"{node_id}-{number}" for number in range(gpus))
-        self.machines[node_id] = Machine(node_id, uuids, slots, free=set(uuids), free_slots=slots)
+        self.machines[node_id] = Machine(node_id, uuids, slots, types, free=set(uuids), free_slots=slots)
 
     def remove_node(self, node_id: str) -> None:
         """The node is gone; what ran there goes on from its last checkpoint elsewhere."""
@@ -109,6 +113,10 @@ class Cluster:
                 free_cpu_slots=0 if one.closed else one.free_slots,
                 free_gpus=() if one.closed else tuple(uuid for uuid in one.gpus if uuid in one.free),
                 closed="cordoned" if one.closed else None,
+                gpu_info=tuple(
+                    GpuInfo(uuid=uuid, name=name, memory_mb=80_000)
+                    for uuid, name in zip(one.gpus, one.types, strict=False)
+                ),
             )
             for one in self.machines.values()
         ]

@@ -9,7 +9,6 @@ from server.placement.backfill import Calendar, reserve
 from server.placement.fit import Ask, Index, best
 from server.placement.room import Room
 from server.placement.state import (
-    NOBODY,
     VLLM,
     NodeCapacity,
     Placement,
@@ -41,7 +40,7 @@ def place(
         room.services[spread.id] += 1
         return Placement(engine.id, spread.id, ())
     ask = Ask(engine.gpus, vllm=True, only=engine.node)
-    chosen = best(ask, index.possible(ask), index, room, NOBODY, None)
+    chosen = best(ask, index, room)
     if chosen is None:
         for node_id in reserve(ask, index, room, calendar) or {}:
             room.hold(node_id, engine.gpus)
@@ -72,7 +71,9 @@ class Catalogue:
         ready = [e for e in serving if e.state == "ready"]
         if not ready:
             return Wait("engine", f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
-        with_slot = [e for e in ready if len(room.adapters[e.id] - {job.id}) < e.max_adapters]
+        with_slot = [
+            e for e in ready if len(room.adapters[e.id]) - (job.id in room.adapters[e.id]) < e.max_adapters
+        ]
         if not with_slot:
             taken = f"all {ready[0].max_adapters} taken"
             return Wait("engine", f"waiting for a free slot in engine {ready[0].name} ({taken})")

@@ -63,8 +63,8 @@ def starts(state: ClusterState, plan: Plan, order: Iterable[WaitingJob]) -> dict
 
 
 def _start(ask: Ask, index: Index, future: _Future) -> float | None:
-    times = sorted(
-        (at, node_id) for node_id in index.possible(ask) if (at := future.when(node_id, ask.gpus)) is not None
+    times = sorted(  # on nodes with other GPUs, too, it isn't known which of them will be free
+        (at, node_id) for node_id in index.plain(ask) if (at := future.when(node_id, ask.gpus)) is not None
     )
     if len(times) < ask.nodes:
         return None

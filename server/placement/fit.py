@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
+from heapq import nsmallest
+from typing import NamedTuple
 
 from powermean.contracts.attempts import GpuInfo
 from powermean.contracts.revisions import FIRST
@@ -13,8 +14,7 @@ from server.placement.state import NOBODY, VLLM, NodeCapacity, WaitingJob
 NAMED = 3  # jobs, nodes or projects in a sentence
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """What a gang needs: so many GPUs (0: a CPU slot) on each of so many nodes of a kind."""
 
     gpus: int
@@ -85,7 +85,7 @@ def alike(ask: Ask, several: bool, nodes: Iterable[NodeCapacity]) -> tuple[Ask, 
     names.update({part: n for part, n in parts.items() if not any(_is_part(part, name) for name in names)})
     if len(names) <= 1:
         return (ask,)
-    return tuple(replace(ask, gpu_name=name) for name in sorted(names, key=lambda name: (-names[name], name)))
+    return tuple(ask._replace(gpu_name=name) for name in sorted(names, key=lambda name: (-names[name], name)))
 
 
 class Index:
@@ -94,6 +94,8 @@ class Index:
     def __init__(self, nodes: Sequence[NodeCapacity]) -> None:
         self.nodes = {node.id: node for node in nodes}
         self.possible = cache(self._possible)
+        self.mixed = cache(self._mixed)
+        self.plain = cache(self._plain)
         self.wanted = cache(self._wanted)
         self.alike = cache(self._alike)
 
@@ -101,6 +103,16 @@ class Index:
         """The nodes that could hold the gang's part if they were empty; none if there are too few for all."""
         found = [n.id for n in self.nodes.values() if ask.only in (None, n.id) and _could_hold(ask, n)]
         return tuple(found) if len(found) >= ask.nodes else ()
+
+    def _mixed(self, ask: Ask) -> frozenset[str]:
+        """The possible nodes that have other GPUs, too."""
+        if not ask.is_picky:
+            return NOBODY
+        return frozenset(node_id for node_id in self.possible(ask) if self.wanted(ask, node_id) is not None)
+
+    def _plain(self, ask: Ask) -> frozenset[str]:
+        """The possible nodes of which any GPU will do."""
+        return frozenset(self.possible(ask)).difference(self.mixed(ask))
 
     def _alike(self, ask: Ask, several: bool) -> tuple[Ask, ...]:
         return alike(ask, several, self.nodes.values())
@@ -122,25 +134,41 @@ class Index:
         return sum(uuid in wanted for uuid in room.gpus[node_id])
 
     def promised(self, ask: Ask, node_id: str, room: Room) -> int:
-        """What nobody has been promised there, with what is about to be free; that counts if all will do."""
-        if ask.is_picky and self.wanted(ask, node_id) is not None:
-            return self.usable(ask, node_id, room)
-        return room.promised(node_id, ask.uses_gpus)
+        """What nobody has been promised there of what will do, with what is about to be free."""
+        return room.promised(node_id, ask.uses_gpus, self.wanted(ask, node_id) if ask.is_picky else None)
 
 
 def best(
-    ask: Ask, nodes: Iterable[str], index: Index, room: Room, avoid: frozenset[str], seconds: float | None
+    ask: Ask,
+    index: Index,
+    room: Room,
+    avoid: frozenset[str] = NOBODY,
+    seconds: float | None = None,
+    among: Iterable[str] = (),
 ) -> tuple[str, ...] | None:
-    """The nodes that fit most tightly, so that large gaps stay large; those to avoid come last.
+    """The nodes that fit most tightly (`among` these, if some are named); those to avoid come last.
 
-    CPU jobs share a node's cores, so they are spread.
+    So large gaps stay large. CPU jobs share a node's cores, so they are spread.
     """
     tight = 1 if ask.uses_gpus else -1
+    plain, mixed = index.plain(ask), index.mixed(ask)
+    one_by_one = set(among) or (mixed.union(room.reserved) if ask.uses_gpus else NOBODY)
     fitting = [
         (node_id in avoid, tight * usable, node_id)
-        for node_id in nodes
-        if (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
+        for node_id in one_by_one
+        if (node_id in plain or node_id in mixed)
+        and (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
     ]
+    if not among:
+        welcome = 0
+        for free, there in room.by_free(ask.uses_gpus, ask.amount):
+            some = (there & plain) - one_by_one
+            first = nsmallest(ask.nodes, some - avoid)
+            fitting += [(False, tight * free, node_id) for node_id in first]
+            fitting += [(True, tight * free, node_id) for node_id in some & avoid]
+            welcome += len(first)
+            if welcome >= ask.nodes:
+                break  # the others fit less tightly
     if len(fitting) < ask.nodes:
         return None
     chosen = [min(fitting)] if ask.nodes == 1 else sorted(fitting)[: ask.nodes]
@@ -178,7 +206,7 @@ def never(ask: Ask, nodes: Sequence[NodeCapacity]) -> str:
     if not nodes:
         return "waiting for a node: none is connected"
     if old := [node.id for node in nodes if node.revision < ask.revision]:
-        anyhow = replace(ask, revision=FIRST)
+        anyhow = ask._replace(revision=FIRST)
         if sum(_could_hold(anyhow, node) for node in nodes) >= ask.nodes:
             said = f"{', '.join(old[:NAMED])}{' and others' if len(old) > NAMED else ''}"
             return f"waiting for workers of a newer version: those of {said} don't know what the job asks for"
@@ -193,7 +221,7 @@ def never(ask: Ask, nodes: Sequence[NodeCapacity]) -> str:
     most = max(len(_matching(ask, node)) if ask.is_picky else node.gpus for node in able)
     wanted = "a GPU" if ask.gpus == 1 else f"{ask.gpus} GPUs"
     if ask.is_picky:
-        wanted += f" ({_kind(replace(ask, vllm=False))})"
+        wanted += f" ({_kind(ask._replace(vllm=False))})"
     if having >= ask.nodes:  # of different types
         on = "on one node" if ask.nodes == 1 else f"on each of {ask.nodes} nodes"
         return f"waiting for {wanted} {on}, all of one type: the connected nodes have several types"

@@ -151,11 +151,10 @@ class _Planning:
         for ask, engine in tries:
             if ask in self.too_long and _seconds(job) >= self.too_long[ask]:
                 continue
-            possible = self.index.possible(ask)
-            vacated = [node_id for node_id in job.promised if node_id in possible]
             chosen = None
-            for nodes in (vacated, possible) if vacated else (possible,):
-                chosen = chosen or best(ask, nodes, self.index, self.room, job.avoid, job.seconds)
+            if vacated := [node_id for node_id in job.promised if node_id in self.index.possible(ask)]:
+                chosen = best(ask, self.index, self.room, job.avoid, job.seconds, vacated)
+            chosen = chosen or best(ask, self.index, self.room, job.avoid, job.seconds)
             if chosen is not None:
                 return (self._keep if and_wait else self._take)(job, chosen, ask, engine)
             self.too_long[ask] = _seconds(job) if self.room.reserved else 0.0
@@ -208,7 +207,8 @@ class _Planning:
 
     def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
         for node_id in nodes:
-            self.room.keep(node_id, ask.uses_gpus, ask.amount)
+            wanted = self.index.wanted(ask, node_id) if ask.is_picky else None
+            self.room.keep(node_id, ask.uses_gpus, ask.amount, wanted)
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         text = "waiting for others to save their checkpoints and give way"

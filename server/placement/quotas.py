@@ -1,10 +1,24 @@
 """Who has how much: guaranteed quotas, what is borrowed beyond them, limits, shares."""
 
-from collections import defaultdict
+from dataclasses import dataclass
 
 from server.placement.state import ClusterState, RunningJob, Share, WaitingJob
 
 _NONE = Share()
+
+
+@dataclass(slots=True)
+class _Account:
+    """A project's, of GPUs or of CPU slots."""
+
+    quota: int
+    limit: int | None
+    used: int = 0
+    leaving: int = 0  # held until a checkpoint is saved
+
+    @property
+    def borrowed(self) -> int:
+        return max(0, self.used - self.quota)
 
 
 class Ledger:
@@ -13,81 +27,97 @@ class Ledger:
     def __init__(self, state: ClusterState) -> None:
         self._shares = state.shares
         self._total = {True: sum(n.gpus for n in state.nodes), False: sum(n.cpu_slots for n in state.nodes)}
-        self._used: dict[tuple[str, bool], int] = defaultdict(int)
-        self._leaving: dict[tuple[str, bool], int] = defaultdict(int)  # held until a checkpoint is saved
+        self._accounts: dict[tuple[str, bool], _Account] = {}
+        self._dominant: dict[str, float] = {}  # shares of projects whose use hasn't changed since
         for job in state.running:
             self.add(job)
             if job.stopping:
                 self.leave(job)
 
+    def _account(self, project: str, gpus: bool) -> _Account:
+        account = self._accounts.get((project, gpus))
+        if account is None:
+            share = self.share(project)
+            account = self._accounts[project, gpus] = _Account(share.quota(gpus), share.limit(gpus))
+        return account
+
+    def _of(self, job: RunningJob | WaitingJob) -> _Account:
+        return self._account(job.project, job.uses_gpus)
+
     def add(self, job: RunningJob | WaitingJob) -> None:
-        self._used[job.project, job.uses_gpus] += job.amount
+        self._of(job).used += job.amount
+        self._dominant.pop(job.project, None)
 
     def leave(self, job: RunningJob) -> None:
         """The job is told to stop."""
-        self._used[job.project, job.uses_gpus] -= job.amount
-        self._leaving[job.project, job.uses_gpus] += job.amount
+        account = self._of(job)
+        account.used -= job.amount
+        account.leaving += job.amount
+        self._dominant.pop(job.project, None)
 
     def used(self, project: str, gpus: bool) -> int:
-        return self._used.get((project, gpus), 0)
+        return self._account(project, gpus).used
 
     def share(self, project: str) -> Share:
         return self._shares.get(project, _NONE)
 
     def is_guaranteed(self, job: WaitingJob) -> bool:
         """Whether the project's quota still covers the job."""
-        quota = self.share(job.project).quota(job.uses_gpus)
-        return self.used(job.project, job.uses_gpus) + job.amount <= quota
+        account = self._of(job)
+        return account.used + job.amount <= account.quota
 
     def is_coverable(self, job: WaitingJob) -> bool:
         """Whether the project's quota covers the job once others have left."""
-        return job.amount <= self.share(job.project).quota(job.uses_gpus)
+        return job.amount <= self._of(job).quota
 
     def quota_part(self, project: str) -> float:
         """How much of its quota it uses: of that of GPUs or of CPU slots, whichever is used more."""
-        share = self.share(project)
-        parts = (self.used(project, gpus) / quota for gpus in (True, False) if (quota := share.quota(gpus)))
-        return max(parts, default=0.0)
+        accounts = (self._account(project, gpus) for gpus in (True, False))
+        return max((one.used / one.quota for one in accounts if one.quota), default=0.0)
 
     def has_quota_left(self, project: str) -> bool:
         """Whether its quota covers anything more."""
-        share = self.share(project)
-        return any(share.quota(gpus) > self.used(project, gpus) for gpus in (True, False))
+        accounts = (self._account(project, gpus) for gpus in (True, False))
+        return any(one.quota > one.used for one in accounts)
 
     def over_limit(self, job: WaitingJob) -> int:
         """By how much the job would take its project over its limit, once those told to stop have left."""
-        limit = self.share(job.project).limit(job.uses_gpus)
-        return 0 if limit is None else max(0, self.used(job.project, job.uses_gpus) + job.amount - limit)
+        account = self._of(job)
+        return 0 if account.limit is None else max(0, account.used + job.amount - account.limit)
 
     def waits_for_leavers(self, job: WaitingJob) -> bool:
         """Whether the job's project would be over its limit until those told to stop have left."""
-        limit, key = self.share(job.project).limit(job.uses_gpus), (job.project, job.uses_gpus)
-        return limit is not None and self.used(*key) + self._leaving.get(key, 0) + job.amount > limit
+        account = self._of(job)
+        return account.limit is not None and account.used + account.leaving + job.amount > account.limit
 
     def exceeds_any(self, job: WaitingJob) -> bool:
         """Whether the job alone is more than its project's limit."""
-        limit = self.share(job.project).limit(job.uses_gpus)
+        limit = self._of(job).limit
         return limit is not None and job.amount > limit
 
     def is_tight(self, job: WaitingJob) -> bool:
         """Whether the limit has room for the job, but not beside what the project may hold for long."""
-        share = self.share(job.project)
-        limit = share.limit(job.uses_gpus)
-        if limit is None or job.amount > limit:
+        account = self._of(job)
+        if account.limit is None or job.amount > account.limit:
             return False
-        return limit - job.amount < max(share.quota(job.uses_gpus), self.used(job.project, job.uses_gpus))
+        return account.limit - job.amount < max(account.quota, account.used)
 
     def borrowed(self, project: str, gpus: bool) -> int:
         """What the project has beyond its quota."""
-        return max(0, self.used(project, gpus) - self.share(project).quota(gpus))
+        return self._account(project, gpus).borrowed
 
     def borrowed_by_any(self, gpus: bool, others_than: str) -> bool:
-        projects = {project for project, of_gpus in self._used if of_gpus == gpus}
-        return any(self.borrowed(project, gpus) for project in projects - {others_than})
+        return any(
+            account.borrowed
+            for (project, of_gpus), account in self._accounts.items()
+            if of_gpus == gpus and project != others_than
+        )
 
     def dominant_share(self, project: str) -> float:
         """The larger of its borrowed parts of all GPUs and of all CPU slots, over its weight."""
-        parts = (self.borrowed(project, gpus) / total for gpus, total in self._total.items() if total)
-        weight = self.share(project).weight
-        largest = max(parts, default=0.0)
-        return largest / weight if weight > 0 else float("inf") if largest else 0.0
+        if project not in self._dominant:
+            parts = (self.borrowed(project, gpus) / total for gpus, total in self._total.items() if total)
+            weight = self.share(project).weight
+            largest = max(parts, default=0.0)
+            self._dominant[project] = largest / weight if weight > 0 else float("inf") if largest else 0.0
+        return self._dominant[project]

@@ -4,9 +4,8 @@ What is lost is the work since a job's last checkpoint, so the plan stops those 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush, heapreplace
 from math import inf
 
 from server.placement.fit import Ask, Index
@@ -15,7 +14,10 @@ from server.placement.quotas import Ledger
 from server.placement.room import Room
 from server.placement.state import ClusterState, Rules, RunningJob, Stop, WaitingJob
 
+_Supply = tuple[int, float]
 _Price = tuple[float, int, str]
+_Part = tuple[RunningJob, int]  # what its stop leaves on the node
+_Whose = tuple[str, int] | None  # those of lower priority in a project; None: anybody's
 
 
 def cost(job: RunningJob, now: float) -> float:
@@ -32,7 +34,8 @@ class Victims:
     """The running jobs that could give way, the cheapest first.
 
     In the course of a plan room costs ever more, but for what stops leave over and what is borrowed anew. So
-    each kind of request keeps its nodes in a heap by the least that they can cost, and looks at the first.
+    each kind of request keeps its nodes in a heap by the least that they can cost, and looks at the first
+    until that really costs so little.
     """
 
     def __init__(
@@ -40,22 +43,22 @@ class Victims:
     ) -> None:
         self._index, self._room, self._ledger = index, room, ledger
         self._place, self._rules = place, state.rules
-        self._on: dict[tuple[str, bool], list[RunningJob]] = defaultdict(list)
+        self._on: dict[tuple[str, bool, str | None], dict[str, _Part]] = defaultdict(
+            dict
+        )  # a project's, or all
+        self._of: dict[tuple[str, bool], dict[str, RunningJob]] = defaultdict(dict)  # a project's
         self._values: dict[tuple[str, bool], Counter[int]] = defaultdict(Counter)  # priorities, by project
-        self._most: Counter[tuple[str, bool, str | None]] = Counter()  # on a node, of a project or (None) all
-        self._rate: dict[tuple[str, bool, str | None], float] = {}  # the least that one of those costs
         stoppable = [job for job in state.running if may_be_stopped(job, state.rules, state.now)]
         self._cost = {job.id: cost(job, state.now) for job in stoppable}
         for job in sorted(stoppable, key=lambda job: (self._cost[job.id], job.id)):
             self._values[job.project, job.uses_gpus][job.value] += 1
+            self._of[job.project, job.uses_gpus][job.id] = job
             for node_id, amount in job.leaves.items():
                 if amount:
-                    self._on[node_id, job.uses_gpus].append(job)
-                    for project in (job.project, None):
-                        key = node_id, job.uses_gpus, project
-                        self._most[key] += amount
-                        self._rate[key] = min(self._cost[job.id] / amount, self._rate.get(key, inf))
-        self._heaps: dict[Hashable, _Heap] = {}
+                    for whose in (job.project, None):
+                        self._on[node_id, job.uses_gpus, whose][job.id] = job, amount
+        self._supplies: dict[tuple[bool, _Whose], dict[str, _Supply]] = {}
+        self._heaps: dict[tuple[Ask, bool, _Whose], _Heap] = {}
         self._cheaper: list[str] = []  # nodes that may cost less than before, the last one last
 
     def find(
@@ -74,11 +77,14 @@ class Victims:
         """These give way, and what they hold is about to be free."""
         for job in stopped:
             self._values[job.project, job.uses_gpus][job.value] -= 1
+            del self._of[job.project, job.uses_gpus][job.id]
             for node_id, amount in job.leaves.items():
                 if amount:
-                    self._on[node_id, job.uses_gpus].remove(job)
-                    self._most[node_id, job.uses_gpus, job.project] -= amount
-                    self._most[node_id, job.uses_gpus, None] -= amount
+                    for whose in (job.project, None):
+                        del self._on[node_id, job.uses_gpus, whose][job.id]
+                    if (supply := self._supplies.get((job.uses_gpus, None))) is not None:
+                        most, rate = supply[node_id]
+                        supply[node_id] = most - amount, rate
             self._room.release(job)
             self._ledger.leave(job)
 
@@ -91,45 +97,68 @@ class Victims:
 
     def borrows(self, project: str, gpus: bool) -> None:
         """The project has borrowed more, so more may be taken back from it."""
-        self._cheaper += [
-            node_id for node_id, of_gpus, whose in self._most if (of_gpus, whose) == (gpus, project)
-        ]
+        self._cheaper += [node_id for job in self._of[project, gpus].values() for node_id in job.leaves]
 
     def _has_lower(self, job: WaitingJob) -> bool:
         """Whether the job's project runs any of lower priority."""
-        values = self._values[job.project, job.uses_gpus]
-        return any(value < job.value and count for value, count in values.items())
+        values = self._values.get((job.project, job.uses_gpus))
+        return values is not None and any(value < job.value and count for value, count in values.items())
 
     def _first(
-        self, job: WaitingJob, ask: Ask, guaranteed: bool, own: Hashable
+        self, job: WaitingJob, ask: Ask, guaranteed: bool, own: _Whose
     ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
         """The node that costs least. `own`: what sets the job apart from those of other projects."""
-        key = ask, guaranteed, own
-        if key not in self._heaps:
-            self._heaps[key] = self._heap(ask, None if guaranteed else job.project)
-        heap = self._heaps[key].up_to_date(self._cheaper)
-        while heap:
-            node_id = heap[0][-1]
+        heap = self._up_to_date(ask, guaranteed, own)
+        while (node_id := heap.first()) is not None:
             offer = self._offer(job, ask, node_id, guaranteed)
             if not offer:
-                heappop(heap)
-            elif (price := self._price(node_id, offer)) == heap[0]:
+                heap.remove_first()
+            elif heap.is_first(self._price(node_id, offer)):
                 return (node_id,), offer
-            else:
-                heapreplace(heap, price)
         return None
 
-    def _heap(self, ask: Ask, whose: str | None) -> "_Heap":
+    def _up_to_date(self, ask: Ask, guaranteed: bool, own: _Whose) -> "_Heap":
         """The nodes on which enough could be stopped, by the least that it could cost."""
-        prices, gpus = [], ask.uses_gpus
-        nodes = self._index.possible(ask)
+        supply = self._supply(ask.uses_gpus, None if guaranteed else own)
+        if (heap := self._heaps.get((ask, guaranteed, own))) is not None:
+            nodes: Iterable[str] = set(self._cheaper[heap.seen :])
+        else:
+            heap, nodes = _Heap(), supply
+            self._heaps[ask, guaranteed, own] = heap
+            if guaranteed and own:  # it costs as much as for other owners where the project could stop none
+                nodes = self._supply(ask.uses_gpus, own)
+                for price in self._up_to_date(ask, guaranteed, None).prices():
+                    if price[-1] not in nodes:
+                        heap.offer(price)
+        heap.seen = len(self._cheaper)
+        plain, mixed = self._index.plain(ask), self._index.mixed(ask)
         for node_id in nodes:
-            if most := self._most.get((node_id, gpus, whose)):
-                missing = ask.amount - self._room.promised(node_id, gpus)
+            if node_id in supply and (node_id in plain or node_id in mixed):
+                missing = ask.amount - self._index.promised(ask, node_id, self._room)
+                most, rate = supply[node_id]
                 if 0 < missing <= most:
-                    prices.append((missing * self._rate[node_id, gpus, whose], 1, node_id))
-        heapify(prices)
-        return _Heap(prices, frozenset(nodes), len(self._cheaper))
+                    heap.offer((missing * rate, 1, node_id))
+        return heap
+
+    def _supply(self, gpus: bool, whose: _Whose) -> Mapping[str, _Supply]:
+        """By node: the most that stops there could leave, and the least that each GPU or slot costs.
+
+        Also GPUs of other types than a request wants count: that only makes it look cheaper than it is.
+        """
+        if (gpus, whose) not in self._supplies:
+            found = self._supplies[gpus, whose] = {}
+            if whose is None:
+                jobs = [
+                    job for (_, of_gpus), some in self._of.items() if of_gpus == gpus for job in some.values()
+                ]
+            else:
+                jobs = [job for job in self._of[whose[0], gpus].values() if job.value < whose[1]]
+            for job in jobs:
+                for node_id, amount in job.leaves.items():
+                    if amount:
+                        most, rate = found.get(node_id, (0, inf))
+                        found[node_id] = most + amount, min(rate, self._cost[job.id] / amount)
+        return self._supplies[gpus, whose]
 
     def _one_by_one(
         self, job: WaitingJob, ask: Ask, guaranteed: bool, over: int
@@ -153,7 +182,7 @@ class Victims:
         return (tuple(nodes), chosen) if chosen and not over else None
 
     def _price(self, node_id: str, offer: Sequence[RunningJob]) -> _Price:
-        return sum(self._cost[one.id] for one in offer), len(offer), node_id
+        return sum([self._cost[one.id] for one in offer]), len(offer), node_id
 
     def _offer(
         self,
@@ -166,85 +195,122 @@ class Victims:
     ) -> list[RunningJob] | None:
         """The cheapest jobs on the node whose stop makes room there, besides those chosen already."""
         node, gpus = self._index.nodes[node_id], ask.uses_gpus
-        mixed = ask.is_picky and self._index.wanted(ask, node_id) is not None
-        if node.closed or node.full_disk or (gpus and (mixed or node_id in self._room.reserved)):
+        if node.closed or node.full_disk or (gpus and node_id in self._room.reserved):
             return None
-        missing = ask.amount - self._room.promised(node_id, gpus) - sum(one.on(node_id) for one in chosen)
+        wanted = self._index.wanted(ask, node_id) if ask.is_picky else None
+        missing = ask.amount - self._index.promised(ask, node_id, self._room)
+        if chosen:
+            missing -= sum(one.on(node_id, wanted) for one in chosen)
         over = over if ask.nodes == 1 else 0
         if missing <= 0 and not over:
             return []
-        eligible = self._eligible(job, node_id, guaranteed and not over, chosen)
-
-        def enough(some: Sequence[RunningJob]) -> bool:
-            if sum(one.on(node_id) for one in some) < missing:
-                return False
-            return not over or sum(one.amount for one in some if one.project == job.project) >= over
-
-        return cheapest(eligible, enough, lambda one: self._cost[one.id])
+        eligible = self._eligible(job, node_id, wanted, guaranteed and not over, chosen)
+        return cheapest(eligible, missing, over, self._cost)
 
     def _eligible(
-        self, job: WaitingJob, node_id: str, from_others: bool, chosen: Sequence[RunningJob]
-    ) -> list[RunningJob]:
+        self,
+        job: WaitingJob,
+        node_id: str,
+        wanted: frozenset[str] | None,
+        from_others: bool,
+        chosen: Sequence[RunningJob],
+    ) -> list[_Part]:
         """Those on the node that the job goes before; of borrowers, no more than what they borrow.
+
+        Of their GPUs those that are `wanted` count (None: all).
 
         A job of its own project must have a lower priority, and be behind it in line: one that got its place
         by its age keeps it.
         """
         left: dict[str, int] = {}
-        found: list[RunningJob] = []
-        for one in self._on.get((node_id, job.uses_gpus), ()):
+        found: list[_Part] = []
+        there = self._on.get((node_id, job.uses_gpus, None if from_others else job.project), {})
+        for part in there.values():
+            one = part[0]
             if one in chosen:
                 continue
+            if wanted is not None:
+                part = one, one.on(node_id, wanted)
             if one.project == job.project:
                 if one.value < job.value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
-                    found.append(one)
+                    found.append(part)
                 continue
-            if not from_others:
+            if not part[1]:
                 continue
             if one.project not in left:
-                gone = sum(other.amount for other in chosen if other.project == one.project)
-                left[one.project] = self._ledger.borrowed(one.project, job.uses_gpus) - gone
+                left[one.project] = self._ledger.borrowed(one.project, job.uses_gpus)
+                if chosen:
+                    left[one.project] -= sum(o.amount for o in chosen if o.project == one.project)
             if left[one.project] > 0:
-                found.append(one)
+                found.append(part)
                 left[one.project] -= one.amount
         return found
 
 
-@dataclass
 class _Heap:
     """The nodes for a kind of request by the least that room costs there: (cost, jobs, node)."""
 
-    prices: list[_Price]
-    nodes: frozenset[str]  # that can hold it
-    seen: int  # of those that became cheaper
+    def __init__(self) -> None:
+        self.seen = 0  # of those that became cheaper
+        self._prices: list[_Price] = []  # with some that hold no longer
+        self._of: dict[str, _Price] = {}  # those that hold
 
-    def up_to_date(self, cheaper: Sequence[str]) -> list[_Price]:
-        for node_id in self.nodes.intersection(cheaper[self.seen :]):
-            heappush(self.prices, (0.0, 0, node_id))
-        self.seen = len(cheaper)
-        return self.prices
+    def offer(self, price: _Price) -> None:
+        """Room there costs no less than this."""
+        known = self._of.get(price[-1])
+        if known is None or price < known:
+            self._of[price[-1]] = price
+            heappush(self._prices, price)
+
+    def prices(self) -> Iterable[_Price]:
+        return self._of.values()
+
+    def first(self) -> str | None:
+        while self._prices:
+            price = self._prices[0]
+            if self._of.get(price[-1]) == price:
+                return price[-1]
+            heappop(self._prices)
+        return None
+
+    def is_first(self, price: _Price) -> bool:
+        """Whether the first node is so with this price, which is what room costs there."""
+        if self._prices[0] == price:
+            return True
+        self._of[price[-1]] = price
+        heapreplace(self._prices, price)
+        return self._prices[0] == price
+
+    def remove_first(self) -> None:
+        del self._of[heappop(self._prices)[-1]]
 
 
 def cheapest(
-    jobs: Sequence[RunningJob],
-    enough: Callable[[Sequence[RunningJob]], bool],
-    cost_of: Callable[[RunningJob], float],
+    parts: Sequence[_Part], missing: int, over: int, cost_of: Mapping[str, float]
 ) -> list[RunningJob] | None:
-    """Of jobs in order of cost, the first that suffice, without those not needed; or one that is cheaper."""
-    some: list[RunningJob] = []
-    for one in jobs:
-        some.append(one)
-        if enough(some):
+    """Of jobs in order of cost, the first that suffice, without those not needed; or one that is cheaper.
+
+    They leave as much as is `missing` on a node, and what they hold in all is what their project is `over`.
+    """
+    some: list[_Part] = []
+    room = gain = 0
+    for part in parts:
+        some.append(part)
+        room, gain = room + part[1], gain + part[0].amount
+        if room >= missing and gain >= over:
             break
     else:
         return None
-    for one in some[-2::-1]:  # the last one is needed
-        without = [other for other in some if other is not one]
-        if enough(without):
-            some = without
-    total = sum(map(cost_of, some))
-    single = next((one for one in jobs if enough([one])), None)
-    return [single] if single is not None and cost_of(single) <= total else some
+    for part in some[-2::-1]:  # the last one is needed
+        one, size = part
+        if room - size >= missing and gain - one.amount >= over:
+            some.remove(part)
+            room, gain = room - size, gain - one.amount
+    total = sum([cost_of[one.id] for one, _ in some])
+    for one, size in parts:
+        if size >= missing and one.amount >= over:
+            return [one] if cost_of[one.id] <= total else [one for one, _ in some]
+    return [one for one, _ in some]
 
 
 def orders(job: WaitingJob, stopped: Iterable[RunningJob]) -> list[Stop]:

@@ -1,6 +1,7 @@
 """What is left of the cluster while a plan is made, and what is kept for whom."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from server.placement.state import ClusterState, RunningJob
@@ -25,7 +26,13 @@ class Room:
         self.now = state.now
         self.slots = {node.id: node.free_cpu_slots for node in state.nodes}
         self.gpus = {node.id: list(node.free_gpus) for node in state.nodes}
-        self.coming: Counter[tuple[str, bool]] = Counter()  # by node, and whether they are GPUs
+        self._by_free: dict[bool, dict[int, set[str]]] = {True: {}, False: {}}  # nodes, by what is free
+        for node_id, uuids in self.gpus.items():
+            self._by_free[True].setdefault(len(uuids), set()).add(node_id)
+        for node_id, slots in self.slots.items():
+            self._by_free[False].setdefault(slots, set()).add(node_id)
+        self._coming_gpus: dict[str, list[str]] = defaultdict(list)
+        self._coming_slots: Counter[str] = Counter()
         self.nodes_with_coming: dict[bool, set[str]] = {True: set(), False: set()}
         self._open = {node.id for node in state.nodes if not (node.closed or node.full_disk)}
         for job in state.running:
@@ -39,12 +46,36 @@ class Room:
         """What a job that gives way holds is about to be free, but for nodes that take nothing new."""
         for node_id in {node_id for node_id, _ in job.holds} & self._open:
             if leaves := job.on(node_id):
-                self.coming[node_id, job.uses_gpus] += leaves
                 self.nodes_with_coming[job.uses_gpus].add(node_id)
+                if job.uses_gpus:
+                    self._coming_gpus[node_id] += job.gpus(node_id)
+                else:
+                    self._coming_slots[node_id] += leaves
 
     def hold(self, node_id: str, gpus: int) -> None:
         """So many GPUs of the node, as far as they are free, are for something that waits for the rest."""
-        del self.gpus[node_id][:gpus]
+        self._leave(node_id, self.gpus[node_id][gpus:])
+
+    def _leave(self, node_id: str, free: list[str]) -> None:
+        """These GPUs of the node stay free."""
+        self._move(node_id, True, len(self.gpus[node_id]), len(free))
+        self.gpus[node_id] = free
+
+    def _take_slots(self, node_id: str, count: int) -> None:
+        before = self.slots[node_id]
+        self._move(node_id, False, before, before - count)
+        self.slots[node_id] = before - count
+
+    def _move(self, node_id: str, gpus: bool, before: int, after: int) -> None:
+        self._by_free[gpus][before].discard(node_id)
+        self._by_free[gpus].setdefault(after, set()).add(node_id)
+
+    def by_free(self, gpus: bool, least: int) -> Iterator[tuple[int, set[str]]]:
+        """The nodes by what is free there: GPUs from few to many, CPU slots from many to few."""
+        found = self._by_free[gpus]
+        for free in sorted(found, reverse=not gpus):
+            if free >= least:
+                yield free, found[free]
 
     def free(self, node_id: str, gpus: bool) -> int:
         return len(self.gpus[node_id]) if gpus else self.slots[node_id]
@@ -57,32 +88,47 @@ class Room:
             return free
         return min(free, kept.spare)
 
-    def promised(self, node_id: str, gpus: bool) -> int:
-        """What nobody has been promised, there and about to be free there."""
-        return self.usable(node_id, gpus, None) + (
-            0 if gpus and node_id in self.reserved else self.coming[node_id, gpus]
-        )
+    def promised(self, node_id: str, gpus: bool, wanted: frozenset[str] | None = None) -> int:
+        """What nobody has been promised, there and about to be free there (of the GPUs that are wanted)."""
+        if gpus and node_id in self.reserved:
+            return min(self.usable(node_id, gpus, None), _count(self.gpus[node_id], wanted))
+        if not gpus:
+            return self.slots[node_id] + self._coming_slots[node_id]
+        soon = self._coming_gpus.get(node_id, ())
+        return _count(self.gpus[node_id], wanted) + _count(soon, wanted)
 
     def take(self, node_id: str, gpus: int, wanted: frozenset[str] | None = None) -> tuple[str, ...]:
         """GPUs of the node (of those wanted), or (0) one of its CPU slots."""
         if not gpus:
-            self.slots[node_id] -= 1
+            self._take_slots(node_id, 1)
             return ()
         free = self.gpus[node_id]
         taken = tuple([uuid for uuid in free if wanted is None or uuid in wanted][:gpus])
-        self.gpus[node_id] = [uuid for uuid in free if uuid not in taken]
+        self._leave(node_id, [uuid for uuid in free if uuid not in taken])
         if kept := self.reserved.get(node_id):
             kept.spare = max(0, kept.spare - gpus)
         return taken
 
-    def keep(self, node_id: str, gpus: bool, amount: int) -> None:
+    def keep(self, node_id: str, gpus: bool, amount: int, wanted: frozenset[str] | None = None) -> None:
         """For a job that others give way to: what is about to be free, and what it lacks of what is free."""
-        soon = min(amount, self.coming[node_id, gpus])
-        self.coming[node_id, gpus] -= soon
-        if not self.coming[node_id, gpus]:
-            self.nodes_with_coming[gpus].discard(node_id)
         if gpus:
-            left = len(self.gpus[node_id]) - (amount - soon)
-            del self.gpus[node_id][max(0, left) :]
+            coming = self._coming_gpus[node_id]
+            left = self._coming_gpus[node_id] = _without(coming, amount, wanted)
+            lacking = amount - (len(coming) - len(left))
+            self._leave(node_id, _without(self.gpus[node_id][::-1], lacking, wanted)[::-1])
         else:
-            self.slots[node_id] -= amount - soon
+            soon = min(amount, self._coming_slots[node_id])
+            self._coming_slots[node_id] -= soon
+            self._take_slots(node_id, amount - soon)
+        if not (self._coming_gpus if gpus else self._coming_slots)[node_id]:
+            self.nodes_with_coming[gpus].discard(node_id)
+
+
+def _count(uuids: Sequence[str], wanted: frozenset[str] | None) -> int:
+    return len(uuids) if wanted is None else sum(uuid in wanted for uuid in uuids)
+
+
+def _without(uuids: list[str], count: int, wanted: frozenset[str] | None) -> list[str]:
+    """All but the first few of those that are wanted."""
+    gone = [uuid for uuid in uuids if wanted is None or uuid in wanted][:count]
+    return [uuid for uuid in uuids if uuid not in gone]

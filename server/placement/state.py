@@ -112,8 +112,13 @@ class RunningJob:
             found[node_id] = found.get(node_id, 0) + count
         return found
 
-    def on(self, node_id: str) -> int:
-        return self.leaves.get(node_id, 0)
+    def on(self, node_id: str, wanted: frozenset[str] | None = None) -> int:
+        """What it leaves there (of the GPUs that are wanted)."""
+        return self.leaves.get(node_id, 0) if wanted is None else len(wanted.intersection(self.gpus(node_id)))
+
+    def gpus(self, node_id: str) -> list[str]:
+        """The GPUs of the node that others could use after it."""
+        return [gpu for on, gpus in self.holds if on == node_id for gpu in gpus if gpu not in self.ill]
 
 
 @dataclass(frozen=True)

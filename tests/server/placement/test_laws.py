@@ -1,6 +1,7 @@
 """What holds of a shared cluster whatever happens to it: laws, by a state machine of all that can happen."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -8,10 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from benchmarks.placement_cluster import Cluster, Work
 from server.placement.plan import plan
 from server.placement.quotas import Ledger
-from server.placement.state import ClusterState, Plan, Rules, Share, WaitingJob
+from server.placement.state import ClusterState, NodeCapacity, Plan, Rules, Share, WaitingJob
 
 RULES = Rules(min_run_s=100.0, patience_s=1000.0)
 PROJECTS = ("a", "b", "c")
+A, H = "NVIDIA A100", "NVIDIA H100"
+TYPES = {2: [(A, A), (H, H), (A, H)], 4: [(A,) * 4, (H,) * 4, (A, H, A, H), (A, H, H, H)]}
 VALUES = {"low": -100, "normal": 0, "high": 100}
 JOBS = st.tuples(
     st.sampled_from(PROJECTS),
@@ -19,6 +22,7 @@ JOBS = st.tuples(
     st.sampled_from([1, 1, 1, 2]),
     st.sampled_from(sorted(VALUES)),
     st.sampled_from([None, 50.0, 5000.0]),
+    st.sampled_from([None, None, None, "h100"]),
 )
 SHARES = st.builds(
     Share,
@@ -35,20 +39,28 @@ class SharedCluster(RuleBasedStateMachine):
 
     @initialize(
         sizes=st.lists(st.sampled_from([2, 4]), min_size=1, max_size=3),
+        mixed=st.booleans(),
+        data=st.data(),
         shares=st.lists(SHARES, min_size=3, max_size=3),
     )
-    def begin(self, sizes: list[int], shares: list[Share]) -> None:
+    def begin(self, sizes: list[int], mixed: bool, data: st.DataObject, shares: list[Share]) -> None:
+        self.mixed = mixed
         self.cluster = Cluster(dict(zip(PROJECTS, shares, strict=True)), RULES)
         self.count = 0
         for size in sizes:
-            self.node_comes(size)
+            self.add_node(size, data)
 
     @rule(jobs=st.lists(JOBS, min_size=1, max_size=4), seconds=st.sampled_from([0.0, 150.0]))
-    def jobs_arrive(self, jobs: list[tuple[str, int, int, str, float | None]], seconds: float) -> None:
-        for project, gpus, nodes, priority, estimate in jobs:
+    def jobs_arrive(
+        self, jobs: list[tuple[str, int, int, str, float | None, str | None]], seconds: float
+    ) -> None:
+        for project, gpus, nodes, priority, estimate, kind in jobs:
+            kind = kind if self.mixed and gpus else None
             self.count += 1
             name, value = f"job-{self.count:03}", VALUES[priority]
-            self.cluster.submit(Work(name, project, gpus, 1e9, nodes, priority, value, estimate))
+            self.cluster.submit(
+                Work(name, project, gpus, 1e9, nodes, priority, value, estimate, gpu_type=kind)
+            )
         self.turn()
         self.cluster.now += seconds
 
@@ -74,11 +86,15 @@ class SharedCluster(RuleBasedStateMachine):
         self.cluster.now += seconds
         self.turn()
 
-    @rule(gpus=st.sampled_from([2, 4]))
-    def node_comes(self, gpus: int) -> None:
+    @rule(gpus=st.sampled_from([2, 4]), data=st.data())
+    def node_comes(self, gpus: int, data: st.DataObject) -> None:
         if len(self.cluster.machines) < 4:
-            self.count += 1
-            self.cluster.add_node(f"n{self.count:03}", gpus, slots=1)
+            self.add_node(gpus, data)
+
+    def add_node(self, gpus: int, data: st.DataObject) -> None:
+        self.count += 1
+        types = data.draw(st.sampled_from(TYPES[gpus])) if self.mixed else ()
+        self.cluster.add_node(f"n{self.count:03}", gpus, slots=1, types=types)
 
     @precondition(lambda self: self.cluster.machines)
     @rule(data=st.data(), goes=st.booleans())
@@ -150,7 +166,19 @@ def check_stops(state: ClusterState, made: Plan) -> None:
         else:
             assert job.amount <= state.shares[job.project].quota(job.uses_gpus)
             assert set(dict(victim.holds)) & set(made.why[job.id].kept)
+            assert any(suiting(job, state, gpus) for _, gpus in victim.holds) or not job.uses_gpus
     check_what_is_guaranteed(state, made)
+
+
+def suiting(job: WaitingJob, state: ClusterState, gpus: Iterable[str]) -> int:
+    """How many of these GPUs could be the job's: ranks that train together get some of one name."""
+    names = {gpu.uuid: gpu.name for node in state.nodes for gpu in node.gpu_info}
+    of = Counter(name for uuid in gpus if (job.gpu_type or "") in (name := names.get(uuid, "")).casefold())
+    return max(of.values(), default=0) if job.several else of.total()
+
+
+def name_of(node: NodeCapacity, uuid: str) -> str:
+    return next((gpu.name for gpu in node.gpu_info if gpu.uuid == uuid), "")
 
 
 def check_what_is_guaranteed(state: ClusterState, made: Plan) -> None:
@@ -210,7 +238,7 @@ def check_quotas(state: ClusterState, after: ClusterState, made: Plan) -> None:
                 and open_
                 and node_id not in kept
                 and victim.uses_gpus == job.uses_gpus
-                and victim.amount >= job.amount
+                and (not job.uses_gpus or suiting(job, after, victim.holds[0][1]) >= job.amount)
                 and victim.project != job.project
                 and not victim.stopping
                 and after.now - victim.started_at >= RULES.min_run_s
@@ -220,10 +248,6 @@ def check_quotas(state: ClusterState, after: ClusterState, made: Plan) -> None:
 
 def check_nothing_idles(after: ClusterState, made: Plan) -> None:
     """Nothing waits plainly that fits what is free and kept for nobody."""
-    free = {
-        True: {n.id: len(n.free_gpus) for n in after.nodes},
-        False: {n.id: n.free_cpu_slots for n in after.nodes},
-    }
     kept: dict[bool, set[str]] = defaultdict(set)
     for job in after.waiting:
         if job.id in made.why:
@@ -233,12 +257,19 @@ def check_nothing_idles(after: ClusterState, made: Plan) -> None:
             continue
         if "limit" in made.why[job.id].text or "earlier job, for which" in made.why[job.id].text:
             continue
-        fitting = [
-            n
-            for n, count in free[job.uses_gpus].items()
-            if n not in kept[job.uses_gpus] and count >= max(1, job.gpus)
-        ]
-        assert len(fitting) < job.nodes, f"{job.id} waits, and {fitting} have room"
+        for alike in ([A], [H]) if job.nodes > 1 and job.uses_gpus else ([A, H],):
+            fitting = [
+                n.id
+                for n in after.nodes
+                if n.id not in kept[job.uses_gpus]
+                and (
+                    suiting(job, after, [u for u in n.free_gpus if name_of(n, u) in ("", *alike)])
+                    if job.uses_gpus
+                    else n.free_cpu_slots
+                )
+                >= max(1, job.gpus)
+            ]
+            assert len(fitting) < job.nodes, f"{job.id} waits, and {fitting} have room"
 
 
 TestSharedCluster = SharedCluster.TestCase

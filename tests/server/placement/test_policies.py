@@ -174,6 +174,22 @@ def test_ranks_that_train_together_get_gpus_of_one_type():
     assert {part.node_id for part in where["three"]} == {"a"}
 
 
+@pytest.mark.parametrize(("project", "value"), [("b", 0), ("a", -100)], ids=["reclaim", "priority"])
+def test_on_a_node_with_several_types_those_stop_who_hold_the_type_asked_for(project: str, value: int):
+    """`cheap` loses least, but holds none of it; one of the two that are needed is about to be free."""
+    nodes = [with_gpus("n", A, H, H, A, H, free=0)]
+    running = [
+        runs("cheap", project, "n", (0, 3), value=value, saved_at=9.9 * HOUR),
+        runs("one", project, "n", (1,), value=value, saved_at=9 * HOUR),
+        runs("other", project, "n", (2,), value=value, saved_at=8 * HOUR),
+        runs("leaves", project, "n", (4,), value=value, stopping=True, stops_for="pair"),
+    ]
+    waiting = [job("pair", 2, gpu_type="h100"), job("next", 1, gpu_type="h100", queued_at=1.0)]
+    _, made = planned(nodes, waiting, running=running, shares={"a": Share(2 if project == "b" else 0)})
+    assert stopped(made) == (["one"] if project == "b" else ["one", "other"])
+    assert made.why["pair"].kind == "checkpoint"
+
+
 def test_gpus_of_several_types_do_for_ranks_that_are_alone():
     _, made = planned([with_gpus("n", A, H)], [job("split", 1, rollout_gpus=1)])
     assert started(made) == ["split"]

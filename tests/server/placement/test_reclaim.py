@@ -1,7 +1,6 @@
 """Who gives way for whom, and who does not."""
 
 import random
-from collections.abc import Hashable
 
 import pytest
 
@@ -59,7 +58,7 @@ def test_what_is_remembered_of_prices_changes_no_plan(seed: int, monkeypatch: py
     """The second plan looks at every node each time that somebody has to give way."""
 
     def look_everywhere(
-        self: Victims, job: WaitingJob, ask: Ask, guaranteed: bool, own: Hashable
+        self: Victims, job: WaitingJob, ask: Ask, guaranteed: bool, own: tuple[str, int] | None
     ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
         offers = {
             node_id: self._offer(job, ask, node_id, guaranteed) for node_id in self._index.possible(ask)
