@@ -1,5 +1,6 @@
 """The rollout service, for one attempt or shared: python -m rollout --engine transformers --model DIR ..."""
 
+import importlib
 import os
 import secrets
 import signal
@@ -8,9 +9,7 @@ import sys
 from pathlib import Path
 from threading import Thread
 
-import torch
 import uvicorn
-from torch.utils import deterministic
 
 from powermean.artefacts import ArtefactError, ArtefactStore
 from powermean.contracts.attempts import EngineStart, JobError
@@ -21,7 +20,6 @@ from rollout.app import create_app
 from rollout.engine import EngineError, EngineHost, Fence
 from rollout.running_jobs import read_running_jobs
 from rollout.settings import RolloutSettings, parse_settings
-from rollout.transformers import engine as transformers
 from rollout.vllm import engine as vllm
 from rollout.vllm.adapter_engine import AdapterEngine, load_adapter_engine
 from rollout.vllm.channel import offered
@@ -61,8 +59,6 @@ def main() -> int:
     if os.getppid() != parent:
         return 1
     settings = parse_settings()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # otherwise some sums on a GPU depend on timing
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads such memory
     try:
         public_key = settings.public_key.read_text()
         listener = _listen(settings)
@@ -138,15 +134,10 @@ def _load(settings: RolloutSettings) -> EngineHost:
             remedy="Set rollout.gpus_per_replica to 1; with rollout.engine: vllm the error says why.",
             path="rollout.gpus_per_replica",
         )
-    return transformers.load_engine(
-        settings.model,
-        device=settings.device,
-        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype],
-        fence=fence,
-        weights=weights,
-        max_model_len=settings.max_model_len,
-        max_batch_tokens=settings.batch_tokens,
-    )
+    # Imported here on purpose: beside vLLM, which is a process of its own, nothing needs PyTorch.
+    transformers = importlib.import_module("rollout.transformers.start")
+    started: EngineHost = transformers.start(settings, fence, weights)
+    return started
 
 
 def check_memory(engine: EngineName, model: Path, dtype: str) -> None:

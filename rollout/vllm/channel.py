@@ -1,13 +1,12 @@
 """Weights sent straight into vLLM's worker through its weight-transfer endpoints: gloo, NCCL or CUDA IPC."""
 
 import base64
+import importlib
 import pickle
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from math import prod
 from typing import Any, Literal
-
-import torch
 
 from powermean.contracts.rollout import ChannelMethod, ChannelRequest, IpcBuffer, PublishRequest, WeightTensor
 from rollout.engine import EngineError
@@ -149,6 +148,7 @@ def _handles(buffer: IpcBuffer) -> str:
 
     The pickle is built here from checked numbers, so that no client can make vLLM load its own.
     """
+    torch = importlib.import_module("torch")  # here on purpose: vLLM has it, and this process seldom needs it
     arguments = (
         *(torch.Tensor, torch.Size([buffer.size]), (1,), 0, torch.storage.TypedStorage, torch.uint8),
         0,  # the GPU's number; the worker replaces it with its own

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rollout import __main__ as program
 from rollout.engine import EngineError
@@ -62,6 +63,10 @@ def test_where_auto_takes_transformers_the_adapter_is_merged(
 ) -> None:
     monkeypatch.setattr(program, "choose", lambda *_, **__: "transformers")
     flags = ["--model", str(tiny_folder), "--public-key", "k", "--job-id", "job-1", "--max-adapters", "1"]
-    engine = program._load(parse_settings(flags))
+    try:
+        engine = program._load(parse_settings(flags))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert isinstance(engine, TransformersEngine)
     assert engine.state().adapters is None

@@ -66,9 +66,11 @@ def test_allowed_hosts_add_to_loopback() -> None:
 
 
 @pytest.mark.slow
-def test_the_client_needs_neither_torch_nor_an_engine() -> None:
+def test_the_client_needs_no_engine_and_the_service_in_front_of_vllm_no_torch() -> None:
     script = (
         "import sys, rollout.client\n"
         "assert not {'torch', 'transformers', 'fastapi', 'rollout.engine'} & set(sys.modules)\n"
+        "import rollout.__main__\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

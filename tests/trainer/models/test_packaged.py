@@ -1,5 +1,7 @@
 """A GGUF file becomes the model that it was made from."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -120,3 +122,10 @@ def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: 
     assert wanted.gguf_file() is None
     (package / "x.gguf").write_bytes(b"")
     assert wanted.gguf_file() == package / "x.gguf"
+
+
+@pytest.mark.slow
+def test_only_a_conversion_imports_what_it_needs() -> None:
+    """The package gguf takes as long as all the rest of the process that looks for a model."""
+    script = "import sys, trainer.models.__main__; assert not {'gguf', 'numpy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
