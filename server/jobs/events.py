@@ -7,7 +7,7 @@ commit. Numbers become visible in order, so a reader that has seen `seq` n has s
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from powermean.tokens import AttemptClaims
@@ -16,6 +16,12 @@ from server.db.session import changes, database_now, insert_row
 from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs.repository import no_job
 
+_LOCKED = (
+    select(Job)
+    .where(Job.id == bindparam("job_id"))
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
 EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
 
 
@@ -25,8 +31,7 @@ def lock_job(session: Session, job_id: str) -> Job:
     Raises:
         NotFoundError: there is no such job.
     """
-    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
-    job = session.execute(query).scalar_one_or_none()
+    job = session.execute(_LOCKED, {"job_id": job_id}).scalar_one_or_none()
     if job is None:
         raise no_job(job_id)
     return job
