@@ -1,12 +1,20 @@
 """Outgoing Celery messages: written in the transaction that causes them, sent by the relay afterwards."""
 
 from datetime import datetime
+from typing import cast
 
-from sqlalchemy import update
+from sqlalchemy import Table, bindparam, update
 from sqlalchemy.orm import Session
 
 from server.db.models import Outbox
 from server.db.session import changes, insert_row
+
+_TABLE = cast(Table, Outbox.__table__)
+_SETTLED = (
+    update(_TABLE)
+    .where(_TABLE.c.subject == bindparam("about"), _TABLE.c.done_at.is_(None))
+    .values(done_at=bindparam("now"))
+)
 
 
 def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
@@ -18,8 +26,5 @@ def owe(session: Session, task: str, queue: str | None, subject: str, now: datet
 
 def settle(session: Session, subject: str, now: datetime, queue: str | None = None) -> None:
     """Send nothing more about `subject` (to this queue alone, if one is named)."""
-    table = Outbox.__table__
-    owed = update(table).where(table.c.subject == subject, table.c.done_at.is_(None))  # type: ignore[arg-type]
-    if queue is not None:
-        owed = owed.where(table.c.queue == queue)
-    session.connection().execute(owed.values(done_at=now))
+    owed = _SETTLED if queue is None else _SETTLED.where(_TABLE.c.queue == queue)
+    session.connection().execute(owed, {"about": subject, "now": now})

@@ -7,7 +7,7 @@ and deletion.
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from powermean.contracts.storage import ProjectStorage, StorageKind, StorageUse, StoredThing
@@ -24,13 +24,14 @@ from server.db.models import (
 from server.errors import QuotaExceededError
 
 LARGEST = 20
+_LIMIT = select(Project.storage_limit).where(Project.id == bindparam("project"))
 
 
 def project_storage(session: Session, project: str) -> ProjectStorage:
     """What the project stores, by kind, and its largest things."""
     things = sorted(_things(session, project), key=lambda thing: thing.bytes, reverse=True)
     uses = _uses(session, project)
-    total, limit = sum(use.bytes for use in uses), _limit(session, project)
+    total, limit = sum(use.bytes for use in uses), storage_limit(session, project)
     return ProjectStorage(
         project=project,
         bytes=total,
@@ -46,7 +47,7 @@ def check_room(session: Session, project: str, more: int = 0) -> None:
 
     Raises QuotaExceededError.
     """
-    limit = _limit(session, project)
+    limit = storage_limit(session, project)
     if limit is None:
         return
     used = sum(use.bytes for use in _uses(session, project))
@@ -59,8 +60,10 @@ def check_room(session: Session, project: str, more: int = 0) -> None:
         )
 
 
-def _limit(session: Session, project: str) -> int | None:
-    return session.scalar(select(Project.storage_limit).where(Project.id == project))
+def storage_limit(session: Session, project: str) -> int | None:
+    """How many bytes the project may store; None: any number."""
+    limit: int | None = session.connection().execute(_LIMIT, {"project": project}).scalar()
+    return limit
 
 
 def _uses(session: Session, project: str) -> tuple[StorageUse, ...]:

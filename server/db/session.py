@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, Exception
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.sql.dml import ReturningInsert
 
 from powermean.disk import Ballast
 from powermean.errors import PowermeanError
@@ -42,6 +44,7 @@ BALLAST_PAUSE_S = 30.0
 IDLE_S = 15.0  # a server that is frozen within a transaction holds its locks for so long, on Postgres
 IDLE_SQLSTATE = "25P03"  # idle_in_transaction_session_timeout
 STOPPED_SQLSTATE = "57014"  # statement_timeout, or an administrator of Postgres
+_NOW = select(func.clock_timestamp())
 S = TypeVar("S", bound=Session)
 _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
@@ -320,25 +323,32 @@ def database_now(session: Session) -> datetime:
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
     # past the session, which would write its changed objects first
-    moment: datetime = session.connection().execute(select(func.clock_timestamp())).scalar_one()
+    moment: datetime = session.connection().execute(_NOW).scalar_one()
     return moment.astimezone(UTC)
 
 
 def insert_row(session: Session, model: type[Base], row: Mapping[str, Any]) -> None:
     """Insert a row at once, without the session's bookkeeping: changed objects are not flushed before."""
-    session.connection().execute(_insert(session, model), dict(row))
+    session.connection().execute(_insert_into(session.get_bind().dialect.name, model), dict(row))
 
 
-def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: Sequence[str]) -> bool:
-    """Insert a row, unless another has the same values in the `unique` columns; whether it was inserted."""
+def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: tuple[str, ...]) -> bool:
+    """As insert_row, unless a row has the same values in the `unique` columns; whether it was inserted."""
+    statement = _insert_unless(session.get_bind().dialect.name, model, unique)
+    return session.connection().execute(statement, dict(row)).first() is not None
+
+
+@cache
+def _insert_into(dialect: str, model: type[Base]) -> SqliteInsert | PostgresInsert:
+    """Made once: that takes as long as running it."""
+    return (sqlite_insert if dialect == "sqlite" else postgres_insert)(cast(Table, model.__table__))
+
+
+@cache
+def _insert_unless(dialect: str, model: type[Base], unique: tuple[str, ...]) -> ReturningInsert[Any]:
     table = cast(Table, model.__table__)
-    statement = _insert(session, model).on_conflict_do_nothing(index_elements=unique)
-    return session.execute(statement.returning(*table.primary_key), dict(row)).first() is not None
-
-
-def _insert(session: Session, model: type[Base]) -> SqliteInsert | PostgresInsert:
-    make = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
-    return make(cast(Table, model.__table__))
+    statement = _insert_into(dialect, model).on_conflict_do_nothing(index_elements=unique)
+    return statement.returning(*table.primary_key)
 
 
 def upsert(
@@ -356,7 +366,7 @@ def upsert(
         return
     table = model.__table__
     keys = [column.name for column in table.primary_key]
-    statement = _insert(session, model)
+    statement = _insert_into(session.get_bind().dialect.name, model)
     if replace:
         statement = statement.on_conflict_do_update(
             index_elements=keys, set_={name: statement.excluded[name] for name in replace}

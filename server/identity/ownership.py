@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.models import Dataset, Job, Project
@@ -16,6 +16,15 @@ _THINGS: dict[str, tuple[str, tuple[InstrumentedAttribute[Any], ...]]] = {
     "project": ("project", (Project.id, Project.id)),
 }
 _DELETED_AT: dict[str, InstrumentedAttribute[Any]] = {"job": Job.deleted_at, "project": Project.deleted_at}
+
+
+def _query(kind: str, columns: tuple[InstrumentedAttribute[Any], ...]) -> Select[Any]:
+    query = select(*columns).where(columns[0] == bindparam("given"))
+    deleted_at = _DELETED_AT.get(kind)
+    return query if deleted_at is None else query.where(deleted_at.is_(None))
+
+
+_QUERIES = {parameter: (kind, _query(kind, columns)) for parameter, (kind, columns) in _THINGS.items()}
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,9 @@ def names_something(parameters: Mapping[str, object]) -> bool:
 
 def named_in(session: Session, parameters: Mapping[str, object]) -> Named | None:
     """The job, dataset or project that the path names; None: it names none."""
-    for parameter, (kind, columns) in _THINGS.items():
+    for parameter, (kind, query) in _QUERIES.items():
         if parameter in parameters:
             given = str(parameters[parameter])
-            query = select(*columns).where(columns[0] == given)
-            if (deleted_at := _DELETED_AT.get(kind)) is not None:
-                query = query.where(deleted_at.is_(None))
-            row = session.execute(query).one_or_none()
+            row = session.connection().execute(query, {"given": given}).one_or_none()
             return Named(kind, given) if row is None else Named(kind, given, *row[1:])
     return None

@@ -18,6 +18,12 @@ from server.db.session import changes, database_now, insert_row
 from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs.repository import no_job
 
+_LOCKED = (
+    select(Job)
+    .where(Job.id == bindparam("job_id"))
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
 EventKind = Literal["state", "rewind", "trajectories", "checkpoint"]
 
 
@@ -27,8 +33,7 @@ def lock_job(session: Session, job_id: str) -> Job:
     Raises:
         NotFoundError: there is no such job.
     """
-    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
-    job = session.execute(query).scalar_one_or_none()
+    job = session.execute(_LOCKED, {"job_id": job_id}).scalar_one_or_none()
     if job is None:
         raise no_job(job_id)
     return job

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
@@ -15,6 +15,7 @@ from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
 
 _ROLES = ("viewer", "member", "maintainer", "admin")
+_ROLE = select(PriorityClass.role).where(PriorityClass.name == bindparam("name")).with_for_update(read=True)
 
 
 def list_classes(session: Session) -> tuple[PriorityClassView, ...]:
@@ -56,14 +57,14 @@ def objection(session: Session, caller: Caller, project: str, name: str) -> str 
 
     The class stays until the transaction ends. Raises InvalidInputError at `priority`: there is none.
     """
-    row = session.get(PriorityClass, name, with_for_update={"read": True})
-    if row is None:
+    role = session.connection().execute(_ROLE, {"name": name}).scalar()
+    if role is None:
         names = ", ".join(one.name for one in list_classes(session))
         raise InvalidInputError.at("priority", f"there is no priority class {name}", f"Choose among {names}.")
     mine = "admin" if caller.cluster_role == "admin" else caller.roles.get(project, "viewer")
-    if _ROLES.index(mine) >= _ROLES.index(row.role):
+    if _ROLES.index(mine) >= _ROLES.index(role):
         return None
-    least = "an administrator" if row.role == "admin" else f"a {row.role} of project {project}"
+    least = "an administrator" if role == "admin" else f"a {role} of project {project}"
     return f"priority {name} needs {least}, and you are a {mine}"
 
 

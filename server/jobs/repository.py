@@ -72,14 +72,6 @@ def job_by_idempotency_key(session: Session, person_id: str, project: str, key: 
     return session.execute(query).scalar_one()
 
 
-def was_submitted(session: Session, person_id: str, project: str, key: str | None) -> bool:
-    """Whether this person submitted a job to the project under the key."""
-    query = select(Job.id).where(
-        Job.created_by == person_id, Job.project_id == project, Job.idempotency_key == key
-    )
-    return key is not None and session.scalar(query) is not None
-
-
 def get_dataset(session: Session, dataset_id: str, *, keep: bool = False) -> Dataset | None:
     """An uploaded dataset; with `keep` nobody can remove it before the transaction ends."""
     return session.get(Dataset, dataset_id, with_for_update={"read": True} if keep else None)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -38,7 +39,7 @@ from server.jobs.states import (
     summary_data,
 )
 from server.jobs.views import job_spec, job_view
-from server.usage import check_room
+from server.usage import check_room, storage_limit
 from server.vault.secrets import check as check_secrets
 
 
@@ -50,6 +51,10 @@ class Submitted:
     new: bool
 
 
+class RoomUnknownError(Exception):
+    """Whether the project has room for more has to be summed first (`check_storage`)."""
+
+
 def submit(
     session: ScopedSession,
     caller: Caller,
@@ -57,24 +62,29 @@ def submit(
     text: str,
     idempotency_key: str | None,
     allowed: AllowedModels = (),
+    *,
+    has_room: bool = False,
 ) -> Submitted:
     """Accept a job, or find the one that the same person submitted to the project under the same key.
 
-    `text` is what the spec was read from; it is kept for people who edit and submit it again.
+    `text` is what the spec was read from; it is kept for people who edit and submit it again. `has_room` says
+    that `check_storage` found none of the project's limits reached.
 
     Raises:
         InvalidInputError: there is no such project, secret or priority, the model or the priority is not
             allowed, there is nothing to train on from, or the spec's dataset does not exist or lacks a field.
         ForbiddenError: the caller may not submit to the project.
         ConflictError: the key was used for a different spec.
+        RoomUnknownError: the project may store only so much, and `has_room` is not given.
     """
     project = choose(session, caller, "job.submit", spec.project)
-    job = _new_job(caller.person_id, project, spec, text, idempotency_key, database_now(session))
-    values = {column.key: getattr(job, column.key) for column in Job.__table__.columns}
-    row = {name: value for name, value in values.items() if value is not None}
+    row = _new_row(caller.person_id, project, spec, text, idempotency_key, database_now(session))
+    job = Job(**row)  # not the session's: for the views
     if not insert_new(session, Job, row, unique=("created_by", "project_id", "idempotency_key")):
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
+    if not has_room and storage_limit(session, project) is not None:
+        raise RoomUnknownError
     origin = forks.resolve(session, spec, project)
     check_model(origin.name if origin else spec.model.name, allowed)
     if origin is not None:
@@ -90,45 +100,43 @@ def submit(
     return Submitted(job_view(job, None, spec=spec), new=True)
 
 
-def check_storage(session: ScopedSession, caller: Caller, spec: JobSpec, idempotency_key: str | None) -> None:
-    """Refuse a new job of a project that stores as much as it may, before the database is held for it.
+def check_storage(session: ScopedSession, caller: Caller, spec: JobSpec) -> None:
+    """Refuse a new job of a project that stores as much as it may, while the database is not held for it.
 
     Raises QuotaExceededError, and as submit().
     """
-    project = choose(session, caller, "job.submit", spec.project)
-    if not repository.was_submitted(session, caller.person_id, project, idempotency_key):
-        check_room(session, project)
+    check_room(session, choose(session, caller, "job.submit", spec.project))
 
 
-def _new_job(
+def _new_row(
     person_id: str, project: str, spec: JobSpec, text: str, idempotency_key: str | None, now: datetime
-) -> Job:
+) -> dict[str, Any]:
     data = spec.model_dump(mode="json")
-    return Job(
-        id=repository.new_job_id(),
-        name=spec.name,
-        project_id=project,
-        state=JobState.VALIDATING,
-        spec=data,
-        spec_text=text,
-        demand=demand_of(spec),
-        priority=spec.priority,
-        limits=judged_here(spec.limits),
-        algorithm=spec.algorithm.name,
-        total_steps=spec.training.steps,
-        step=0,
-        phase=CHECKING,
-        seq=1,
-        attempt=0,
-        restarts=0,
-        cancel_requested=False,
-        pause_requested=False,
-        preemptions=0,
-        idempotency_key=idempotency_key,
-        spec_sha256=hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
-        created_by=person_id,
-        created_at=now,
-    )
+    return {
+        "id": repository.new_job_id(),
+        "name": spec.name,
+        "project_id": project,
+        "state": JobState.VALIDATING,
+        "spec": data,
+        "spec_text": text,
+        "demand": demand_of(spec),
+        "priority": spec.priority,
+        "limits": judged_here(spec.limits),
+        "algorithm": spec.algorithm.name,
+        "total_steps": spec.training.steps,
+        "step": 0,
+        "phase": CHECKING,
+        "seq": 1,
+        "attempt": 0,
+        "restarts": 0,
+        "cancel_requested": False,
+        "pause_requested": False,
+        "preemptions": 0,
+        "idempotency_key": idempotency_key,
+        "spec_sha256": hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
+        "created_by": person_id,
+        "created_at": now,
+    }
 
 
 def _repeated(session: ScopedSession, earlier: Job, job: Job) -> Submitted:

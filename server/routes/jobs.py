@@ -99,12 +99,20 @@ def _submit(
     text: str,
     idempotency_key: str | None,
 ) -> service.Submitted:
-    with database.read() as session:
-        service.check_storage(session, caller, spec, idempotency_key)
-    with database.write() as session:
-        submitted = service.submit(session, caller, spec, text, idempotency_key, settings.allowed_models)
-        note(target=submitted.job.id, project=submitted.job.project)
-    return submitted
+    def store(*, has_room: bool) -> service.Submitted:
+        with database.write() as session:
+            submitted = service.submit(
+                session, caller, spec, text, idempotency_key, settings.allowed_models, has_room=has_room
+            )
+            note(target=submitted.job.id, project=submitted.job.project)
+        return submitted
+
+    try:
+        return store(has_room=False)
+    except service.RoomUnknownError:
+        with database.read() as session:
+            service.check_storage(session, caller, spec)
+        return store(has_room=True)
 
 
 def _accepted(submitted: service.Submitted, spec: JobSpec, given: object, response: Response) -> SubmittedJob:
