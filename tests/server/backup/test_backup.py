@@ -18,6 +18,8 @@ from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore, ArtefactStoreUnavailableError
 from powermean.home import Home
+from powermean.tokens import ensure_key_pair
+from server.audit.archive import archive
 from server.audit.journal import HEAD_FILE, read_head
 from server.audit.reading import verify as verify_audit
 from server.backup import __main__ as program
@@ -97,6 +99,9 @@ def test_what_is_restored_is_what_was_saved(backups: Backups) -> None:
         now = datetime.now(UTC)
         row = {"name": "here", "version": "0", "key_sha256": "0" * 64, "started_at": now, "seen_at": now}
         session.add(ServerProcess(id="lost", **row))
+    keys = ensure_key_pair(service.settings.secrets_dir)
+    assert archive(service.database, keys, None, backups.folder, datetime.now(UTC)) is not None
+    service.app.state.journal.seal()
     before = counts(service.database)
     backup = backups.create()
     done = backups.restore(backup)
@@ -114,8 +119,10 @@ def test_what_is_restored_is_what_was_saved(backups: Backups) -> None:
         store.get_bytes(ref)  # verifies
     head = read_head(home.secrets / HEAD_FILE)
     assert head is not None
-    assert verify_audit(database, head).broken is None
-    assert "unbroken, up to" in done.audit
+    signed = ensure_key_pair(home.secrets).public_pem  # a new key, which signed what was archived anew
+    assert signed != keys.public_pem
+    assert verify_audit(database, head, public_pem=signed).broken is None
+    assert "those before are archived" in done.audit
     database.close()
     assert home.folder.stat().st_mode & 0o777 == home.secrets.stat().st_mode & 0o777 == 0o700
 
