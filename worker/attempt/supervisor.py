@@ -32,30 +32,26 @@ from types import FrameType
 from pydantic import TypeAdapter
 
 from powermean.children import TICK_S, last_words, start, wait
-from powermean.contracts.attempts import Claim, EngineStart, Finish
-from powermean.contracts.phases import (
-    SENDING_RECORDS,
-    STARTING_ENGINE,
-    STARTING_TRAINER,
-)
+from powermean.contracts.attempts import Claim, EngineStart
+from powermean.contracts.phases import SENDING_RECORDS, STARTING_ENGINE, STARTING_TRAINER
 from powermean.contracts.secrets import SecretValues
 from powermean.disk import first_full
 from powermean.memory import kills
 from powermean.node_client import AttemptClient
 from powermean.processes import Lifeline, ProcessId, descendants, end_all, reap
-from powermean.rest import ApiError, ServerUnreachableError
 from powermean.tether import adopt_orphans
 from worker.attempt.blame import own_cause, to_blame
 from worker.attempt.engines import Engines
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.limits import AbandonedError, Limits, StopError
-from worker.attempt.outcome import Ended, ended_elsewhere, finish
+from worker.attempt.outcome import Ended, ended_elsewhere
 from worker.attempt.piped_log import PipedLog
 from worker.attempt.progress import Progress
 from worker.attempt.ranks import STORE_FD, VARIABLES, Ranks, places
 from worker.attempt.rendezvous import LOOPBACK, Rendezvous, RendezvousError
 from worker.attempt.shipper import Shipper
 from worker.attempt.supervisor_log import say
+from worker.attempt.telling import tell, tell_gone
 from worker.attempt_dir import AttemptDir, prune
 from worker.launcher import Command, Launcher, LocalLauncher
 from worker.redaction import with_secrets
@@ -282,9 +278,7 @@ class Supervisor:
                 raise StopError("finish_ignored" if finishing else "order_ignored")
 
     def _leave_allocation(self) -> None:
-        """Have the trainer save as soon as its step ends. One on several nodes is told by the server: all of
-        them have to save, and it drains this node.
-        """
+        """Have the trainer save; on several nodes the server tells all of them, for it drains this one."""
         self._taken_at = self._taken_at or time.monotonic()
         if self._resources.nodes == 1:
             self._heartbeat.leave()
@@ -328,21 +322,12 @@ class Supervisor:
         return descendants(os.getpid())
 
     def _tell(self, ended: Ended) -> bool:
-        """Send what is left of spool and log, then the end; raises AbandonedError when that can't be done."""
-        self._shipper.halt()
-        deadline = time.monotonic() + (
-            self._limits.stopping_s
-            if ended.stop == "node_stopping" or ended.taken
-            else self._limits.partition_s
-        )
-        while not self._shipper.ship() and self._shipper.refused is None:
-            self._pause(deadline)
-        end = finish(replace(ended, record=self._shipper.finish, refused=self._shipper.refused))
-        end = end.model_copy(update={"node_rank": self._claim.node_rank})
-        while not self._post(end):
-            self._pause(deadline)
+        """Raises AbandonedError when that can't be done."""
+        hurries = ended.stop == "node_stopping" or ended.taken
+        deadline = time.monotonic() + (self._limits.stopping_s if hurries else self._limits.partition_s)
+        node_rank = self._claim.node_rank
+        tell(self._client, self._shipper, ended, node_rank, lambda: self._pause(deadline))
         self._heartbeat.halt()
-        say(f"{end.outcome}" + (f": {end.error.code}: {end.error.message}" if end.error else ""))
         return True
 
     def _tell_gone(self, failed: Mapping[int, int]) -> None:
@@ -356,21 +341,7 @@ class Supervisor:
         ranks = self._ranks.numbers if self._ranks else ()
         start = self._engines.failed_start() if self._engines else None
         end = own_cause(self._attempt, ranks, failed, start) or ended_elsewhere()
-        try:
-            self._client.finish(end.model_copy(update={"node_rank": self._claim.node_rank}))
-        except (ApiError, ServerUnreachableError) as failure:  # the node's reports say it, too
-            say(f"the end was not told: {failure}")
-
-    def _post(self, end: Finish) -> bool:
-        try:
-            self._client.finish(end)
-        except ServerUnreachableError:
-            return False
-        except ApiError as error:
-            if not error.retryable:
-                raise AbandonedError(str(error)) from error
-            return False
-        return True
+        tell_gone(self._client, end.model_copy(update={"node_rank": self._claim.node_rank}))
 
     def _pause(self, deadline: float) -> None:
         self._check_ours()

@@ -69,7 +69,7 @@ class Gang:
     def pid(self, rank: int) -> int:
         """That of a rank which has left its file."""
         places = [case.attempt.path / f"here-{rank}" for case in self.cases]
-        until(lambda: any(place.exists() for place in places))
+        until(lambda: any(place.exists() and place.read_text() for place in places))
         return next(int(place.read_text()) for place in places if place.exists())
 
     def end(self) -> float:
