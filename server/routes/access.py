@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from typing import Annotated, Any, cast
@@ -22,6 +22,7 @@ from fastapi import Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.base import SecurityBase
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -102,7 +103,10 @@ class KnownCallerRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
-        handle = beside_the_loop(known_parameters(super().get_route_handler(), self.dependant))
+        documented, self.dependant = self.dependant, _without_schemes(self.dependant)
+        handle = super().get_route_handler()
+        self.dependant = documented
+        handle = beside_the_loop(known_parameters(handle, self.dependant))
         door = _door(self.path, self.name, self.dependant)
         has_body = self.body_field is not None
 
@@ -130,13 +134,19 @@ class KnownCallerRoute(APIRoute):
         return handle_known
 
 
+def _without_schemes(dependant: Dependant) -> Dependant:
+    """Without the security schemes, which openapi.json needs and requests do not: the door has looked."""
+    needed = [one for one in dependant.dependencies if not isinstance(one.call, SecurityBase)]
+    return replace(dependant, dependencies=[_without_schemes(one) for one in needed])
+
+
 class Requires:
     """The dependency of a route for people: what the policy calls what it does."""
 
     def __init__(self, verb: Verb) -> None:
         self.verb = verb
 
-    async def __call__(self, request: Request, _bearer: _Bearer, _cookie: _Cookie) -> Caller:
+    async def __call__(self, request: Request, _bearer: _Bearer = None, _cookie: _Cookie = None) -> Caller:
         return cast(Caller, request.state.caller)
 
 
@@ -150,22 +160,22 @@ def _requires(verb: Verb) -> Requires:
     return Requires(verb)
 
 
-async def require_node(request: Request, _bearer: _Bearer) -> NodeCaller:
+async def require_node(request: Request, _bearer: _Bearer = None) -> NodeCaller:
     """Only nodes, by their token."""
     return cast(NodeCaller, request.state.caller)
 
 
-async def require_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
+async def require_attempt(request: Request, _bearer: _AttemptBearer = None) -> AttemptClaims:
     """The attempt in the path, by its token. The fence decides whether it may still write."""
     return cast(AttemptClaims, request.state.caller)
 
 
-async def require_first_node(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
+async def require_first_node(request: Request, _bearer: _AttemptBearer = None) -> AttemptClaims:
     """As `require_attempt`, of the attempt's first node: it alone tells of steps, checkpoints and results."""
     return cast(AttemptClaims, request.state.caller)
 
 
-async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer) -> AttemptClaims:
+async def require_renewing_attempt(request: Request, _bearer: _AttemptBearer = None) -> AttemptClaims:
     """As `require_attempt`, for the heartbeat alone: a token that expired during a partition will do.
 
     The fence refuses it unless the attempt is still the job's current one, which then gets a fresh token.

@@ -3,10 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import yaml
+from httpx import Response
 from sqlalchemy import event
 
 from powermean.contracts.api import JobState
@@ -67,12 +70,20 @@ def test_a_submitted_job_is_accepted_with_its_address(service: ServiceDriver):
 
 
 def test_one_key_is_one_job(service: ServiceDriver):
-    headers = {"Idempotency-Key": "once"}
-    first = service.person.post("/v1/jobs", json=example_spec(), headers=headers)
-    again = service.person.post("/v1/jobs", json=example_spec(), headers=headers)
-    other = service.person.post("/v1/jobs", json=example_spec(seed=1), headers=headers)
-    assert (first.status_code, again.status_code, other.status_code) == (202, 200, 409)
-    assert again.json() == first.json()
+    def submit(**changes: Any) -> Response:
+        return service.person.post(
+            "/v1/jobs", json=example_spec(**changes), headers={"Idempotency-Key": "once"}
+        )
+
+    with ThreadPoolExecutor(6) as pool:
+        refused = [pool.submit(submit, priority="none") for _ in range(2)]
+        answers = [one.result() for one in [pool.submit(submit) for _ in range(4)]]
+    assert {one.result().status_code for one in refused} <= {409, 422}
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 202]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    again, other = submit(), submit(seed=1)
+    assert (again.status_code, other.status_code) == (200, 409)
+    assert again.json() == answers[0].json()
     assert error_of(other)["code"] == "conflict"
     assert len(service.person.get("/v1/jobs").json()["items"]) == 1
 
