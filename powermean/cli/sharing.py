@@ -49,15 +49,15 @@ def quota(
         "weight": weight,
     }
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name, option in (("gpu_limit", "--limit"), ("cpu_limit", "--cpu-limit")):
-        if name in wanted:
-            wanted[name] = _limit(option, wanted[name])
     with connected() as client:
         if not wanted:
             _show_quotas(_of_project(client.quotas(), project), json_)
             return
         if project is None:
             raise PowermeanError("which project's quota?", remedy="Name it: powermean quota team-a --gpus 8")
+        for name, option in (("gpu_limit", "--limit"), ("cpu_limit", "--cpu-limit")):
+            if name in wanted:
+                wanted[name] = _limit(option, wanted[name])
         _change_quota(client, project, wanted, json_)
 
 
@@ -145,7 +145,7 @@ def queue(
         _show_waiting(found.items[0])
         return
     say_table(
-        ("#", "job", "project", "priority", "needs", "waits since", "why", "starts"),
+        ("#", "job", "project", "priority", "needs", "queued at", "why", "starts"),
         (
             (
                 str(one.position),
@@ -160,7 +160,7 @@ def queue(
             for one in found.items
         ),
         wrap=("job", "why"),
-        spare=("project", "waits since"),
+        spare=("project", "queued at"),
         right=("#",),
     )
     if found.others:
@@ -171,7 +171,7 @@ def queue(
 
 def _show_waiting(job: QueuedJob) -> None:
     say(f"{job.id}  {job.name}  number {job.position} in the queue, priority {job.priority}")
-    say(f"needs {job.needs.words}, waits since {local_time(job.since)}")
+    say(f"needs {job.needs.words}, queued at {local_time(job.since)}")
     say(f"why: {job.reason}")
     if job.help:
         say(f"what would help: {job.help}")
