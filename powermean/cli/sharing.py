@@ -55,7 +55,21 @@ def quota(
             return
         if project is None:
             raise PowermeanError("which project's quota?", remedy="Name it: powermean quota team-a --gpus 8")
+        for name, option in (("gpu_limit", "--limit"), ("cpu_limit", "--cpu-limit")):
+            if name in wanted:
+                wanted[name] = _limit(option, wanted[name])
         _change_quota(client, project, wanted, json_)
+
+
+def _limit(option: str, text: str) -> int | None:
+    if text.lower() == NO_LIMIT:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise PowermeanError(
+            f"{option}: {text!a} is no number", remedy=f"Give a number, or {NO_LIMIT} for all that is idle."
+        ) from None
 
 
 def _of_project(found: QuotaList, project: str | None) -> QuotaList:
@@ -89,9 +103,6 @@ def _share(share: Share) -> tuple[str, str, str]:
 
 def _change_quota(client: Client, project: str, wanted: dict[str, Any], json_: bool) -> None:
     (before,) = _of_project(client.quotas(), project).items
-    wanted |= {
-        name: None for name in ("gpu_limit", "cpu_limit") if str(wanted.get(name, "")).lower() == NO_LIMIT
-    }
     changed = client.change_quota(project, checked(QuotaChange, _as_change(before) | wanted))
     if json_:
         say_json(changed)
@@ -134,7 +145,7 @@ def queue(
         _show_waiting(found.items[0])
         return
     say_table(
-        ("#", "job", "project", "priority", "needs", "waits since", "why", "starts"),
+        ("#", "job", "project", "priority", "needs", "queued at", "why", "starts"),
         (
             (
                 str(one.position),
@@ -149,7 +160,7 @@ def queue(
             for one in found.items
         ),
         wrap=("job", "why"),
-        spare=("project", "waits since"),
+        spare=("project", "queued at"),
         right=("#",),
     )
     if found.others:
@@ -160,14 +171,15 @@ def queue(
 
 def _show_waiting(job: QueuedJob) -> None:
     say(f"{job.id}  {job.name}  number {job.position} in the queue, priority {job.priority}")
-    say(f"needs {job.needs.words}, waits since {local_time(job.since)}")
+    say(f"needs {job.needs.words}, queued at {local_time(job.since)}")
     say(f"why: {job.reason}")
     if job.help:
         say(f"what would help: {job.help}")
     if job.position > 1:
-        say(f"before it: {counted(job.ahead_own)} of your projects, {job.ahead_others} of others")
+        others = f", {job.ahead_others} of others" if job.ahead_others else ""
+        say(f"before it: {counted(job.ahead_own)} of your projects{others}")
     if job.starts_at is not None:
-        say(f"starts about {local_time(job.starts_at)}" + (f": {job.basis}" if job.basis else ""))
+        say(f"starts about {local_time(job.starts_at)}" + (f", from {job.basis}" if job.basis else ""))
     else:
         say("when it starts is not known yet")
 

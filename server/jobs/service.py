@@ -243,7 +243,7 @@ def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
 def resume(session: ScopedSession, job_id: str) -> JobView:
     """Queue a paused job again; of one that is about to pause, the attempt still leaves first.
 
-    No effect on a job that is not paused. Raises ConflictError: the job has ended.
+    No effect on a job that is not paused. Raises ConflictError: the job has ended or is being cancelled.
     """
     job = lock_job(session, job_id)
     state = state_of(job)
@@ -251,6 +251,8 @@ def resume(session: ScopedSession, job_id: str) -> JobView:
         raise ConflictError(
             f"job {job_id} {why}: it can't be resumed", remedy="Submit its spec again as a new job."
         )
+    if job.cancel_requested:
+        raise ConflictError(f"job {job_id} is being cancelled: it can't be resumed")
     if state is JobState.PAUSED:
         job.not_before = None
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")

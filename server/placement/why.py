@@ -6,7 +6,7 @@ get the sentence without names.
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from server.placement import queue_order
@@ -18,12 +18,16 @@ from server.placement.state import ClusterState, Plan, Share, Wait, WaitingJob
 
 @dataclass(frozen=True)
 class Part:
-    """A sentence. `project`: whose names it has; who may not see that gets `anonymous`."""
+    """A sentence. `project`: whose names it has; who may not see that gets `anonymous`.
+
+    Neighbours with the same `lead` become one sentence that begins with it.
+    """
 
     text: str
     project: str | None = None
     anonymous: str = ""
     job_id: str | None = None
+    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,14 @@ class Why:
 
     def words(self, may_see: Callable[[str], bool]) -> str:
         """All of it, for somebody who may see these projects."""
-        seen = [p.text if p.project is None or may_see(p.project) else p.anonymous for p in self.parts]
-        return "; ".join(dict.fromkeys(filter(None, seen)))
+        sentences: list[tuple[str, list[str]]] = []  # each with its lead
+        for part in self.parts:
+            text = part.text if part.project is None or may_see(part.project) else part.anonymous
+            if not (part.lead and sentences and sentences[-1][0] == part.lead):
+                sentences.append((part.lead, []))
+            sentences[-1][1].append(text)
+        said = ((lead, ", ".join(dict.fromkeys(filter(None, texts)))) for lead, texts in sentences)
+        return "; ".join(dict.fromkeys(lead + text for lead, text in said if text))
 
 
 def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
@@ -53,6 +63,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
     times = starts(state, plan, order)
     index, ledger, free = Index(state.nodes), _ledger(state, plan), _free(state, plan)
     nearest = cache(lambda ask: _nodes(ask, index, free))
+    kept_for = {(node_id, job.uses_gpus): job for job in waiting for node_id in plan.why[job.id].kept}
     owners = _owners(waiting, ledger, plan)
     found: dict[str, Why] = {}
     before = {True: _Before(), False: _Before()}
@@ -61,9 +72,10 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
         ahead = before[job.uses_gpus]
         parts = [_need(job, wait, len(index.alike(own_engine(job), job.several)) > 1)]
         if wait.kind in ("busy", "reserved", "behind"):
-            parts += nearest(own_engine(job))
+            for node_id, count in nearest(own_engine(job)):
+                parts.append(_has_free(node_id, count, kept_for.get((node_id, job.uses_gpus), job), job))
             parts += _kept(wait)
-            parts += [_goes_first(project) for project in owners if project != job.project][:NAMED]
+            parts += _go_first([project for project in owners if project != job.project][:NAMED])
             parts += _ahead(ahead, job)
         if wait.kind == "checkpoint":
             parts += _stopping(state, plan, job)
@@ -166,11 +178,19 @@ def _need(job: WaitingJob, wait: Wait, of_one_type: bool) -> Part:
     return Part(text + (", all of one type" if of_one_type else ""))
 
 
-def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[Part]:
-    """The nodes that come nearest."""
+def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[tuple[str, int]]:
+    """The nodes that come nearest, and what is free there."""
     gpus = ask.uses_gpus
     some = sorted((-free[node_id, gpus], node_id) for node_id in index.possible(ask))
-    return [Part(f"{node_id} has {-count} free") for count, node_id in some[:NAMED] if count][:NAMED]
+    return [(node_id, -count) for count, node_id in some[:NAMED] if count]
+
+
+def _has_free(node_id: str, count: int, kept_for: WaitingJob, job: WaitingJob) -> Part:
+    said = f"{node_id} has {count} free"
+    if kept_for is job:
+        return Part(said)
+    others = f"{said}, kept for a job of another project"
+    return Part(f"{said}, kept for {kept_for.id}", kept_for.project, others, kept_for.id)
 
 
 def _kept(wait: Wait) -> list[Part]:
@@ -179,29 +199,33 @@ def _kept(wait: Wait) -> list[Part]:
     return [Part(f"{', '.join(wait.kept)} {'is' if len(wait.kept) == 1 else 'are'} kept for it")]
 
 
-def _goes_first(project: str) -> Part:
-    return Part(
-        f"{project} is under its quota and goes first",
-        project,
-        "another project is under its quota and goes first",
-    )
+def _go_first(projects: Sequence[str]) -> list[Part]:
+    said = "is under its quota and goes first"
+    if len(projects) == 1:
+        return [Part(f"{projects[0]} {said}", projects[0], f"another project {said}")]
+    lead = "projects under their quotas go first: "
+    return [Part(project, project, "others", lead=lead) for project in projects]
 
 
 def _ahead(ahead: _Before, job: WaitingJob) -> list[Part]:
     """The jobs just before it: its own project's first, since those are its people's to change."""
-    named = (ahead.own(job.project) + ahead.others(job.project))[:NAMED]
-    others = ahead.count - ahead.of_project[job.project]
+    own = ahead.own(job.project)
+    named = (own + ahead.others(job.project))[:NAMED]
     parts = [
         Part(
-            f"ahead of it: {other.id} (priority {other.priority})",
+            f"{other.id} (priority {other.priority})",
             other.project,
-            f"ahead of it: {_jobs(others)} of other projects",
+            f"{_jobs(ahead.count - ahead.of_project[job.project])} of other projects",
             other.id,
         )
         for other in named
     ]
-    more = ahead.count - len(named)
-    return [*parts, Part(f"and {_jobs(more)} more ahead of it")] if more else parts
+    if more := ahead.of_project[job.project] - len(own):
+        parts.append(Part(f"{more} more of {job.project}"))
+    if more := ahead.count - ahead.of_project[job.project] - (len(named) - len(own)):
+        last = named[-1] if len(named) > len(own) else None  # whose reader knows their number already, or not
+        parts.append(Part(f"{more} more of other projects", last and last.project))
+    return [replace(part, lead="ahead of it: ") for part in parts]
 
 
 def _jobs(count: int) -> str:

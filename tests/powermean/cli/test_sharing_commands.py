@@ -53,7 +53,8 @@ def test_a_change_keeps_the_rest_and_says_what_it_read(server: ScriptedServer) -
     [
         (("vision", "--gpus", "9"), "gpu_quota: is above gpu_limit, which is 8"),
         (("vision", "--weight", "0"), "weight"),
-        (("vision", "--limit", "many"), "gpu_limit"),
+        (("vision", "--limit", "many"), "--limit: 'many' is no number"),
+        (("vision", "--gpus", "9", "--limit", "7"), "gpu_quota: is above gpu_limit, which is 7"),
         (("--gpus", "9"), "which project's quota?"),
     ],
 )

@@ -145,9 +145,10 @@ def test_a_waiting_job_is_told_why_and_nobody_is_told_of_projects_that_they_cann
         why = queue_view.waiting(session, service.settings)
     assert [why[one].position for one in (theirs, ours)] == [1, 2]
     words = why[ours].words(lambda _project: True)
-    assert words == (f"needs 2 GPUs on one node; node-1 has 1 free; ahead of it: {theirs} (priority normal)")
+    needs, ahead = "needs 2 GPUs on one node; node-1 has 1 free, kept for", "ahead of it:"
+    assert words == f"{needs} {theirs}; {ahead} {theirs} (priority normal)"
     hidden = why[ours].words(lambda project: project == borrower)
-    assert hidden == "needs 2 GPUs on one node; node-1 has 1 free; ahead of it: 1 job of other projects"
+    assert hidden == f"{needs} a job of another project; {ahead} 1 job of other projects"
     for named in (theirs, owner):
         assert named not in (service.job(ours).phase or "")
 

@@ -298,6 +298,26 @@ def test_owners_who_go_first_are_named_to_those_who_may_see_them():
     assert why.text == "waiting for 2 free GPUs on one node"
 
 
+def test_a_reason_says_each_thing_once():
+    """`n` has a GPU, but it is kept for `big`; two projects go first, and five jobs."""
+    running = [runs("r", "d", "n", (0, 1, 2), started_at=10 * HOUR)]
+    waiting = [
+        *(job("big", 4, "b"), job("b2", 4, "b", queued_at=1.0), job("b3", 4, "b", queued_at=2.0)),
+        *(job("c1", 4, "c", queued_at=3.0), job("c2", 4, "c", queued_at=4.0), job("mine", 1, queued_at=5.0)),
+    ]
+    shares = {"b": Share(gpu_quota=12), "c": Share(gpu_quota=8)}
+    state, made = planned([node("n", 4, 1)], waiting, running=running, shares=shares)
+    why = explain(state, made)["mine"]
+    assert why.words(lambda _: True) == (
+        "needs 1 GPU; n has 1 free, kept for big; projects under their quotas go first: b, c; "
+        "ahead of it: b2 (priority normal), c2 (priority normal), b3 (priority normal), 2 more of other projects"
+    )
+    assert why.words(lambda project: project == "a") == (
+        "needs 1 GPU; n has 1 free, kept for a job of another project; "
+        "projects under their quotas go first: others; ahead of it: 5 jobs of other projects"
+    )
+
+
 def test_a_job_that_was_told_to_stop_counts_for_its_projects_limit_until_it_has_left():
     shares = {"a": Share(gpu_limit=2)}
     running = [runs("leaves", "a", "n", (0,), stopping=True), runs("stays", "a", "n", (1,))]
