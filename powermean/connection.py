@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
@@ -54,6 +55,12 @@ def through_proxy(url: str) -> bool:
         return host != "localhost"
 
 
+@cache
+def certificates(trust_env: bool) -> ssl.SSLContext:
+    """What servers are trusted by. A process reads it once, which takes as long as many requests."""
+    return httpx.create_ssl_context(trust_env=trust_env)
+
+
 def pauses(call: Call[Any]) -> tuple[float | None, ...]:
     """For each try, how long to wait after it if the connection is lost; None: it was the last one."""
     return (*RETRIES_S, None) if call.repeatable else (None,)
@@ -69,6 +76,7 @@ class Connection:
             headers={"Authorization": f"Bearer {clean_key(token, 'the key')}"} if token else {},
             timeout=timeout,
             trust_env=through_proxy(self.url),
+            verify=certificates(through_proxy(self.url)),
         )
 
     def __enter__(self) -> Self:
@@ -118,6 +126,7 @@ class AsyncConnection:
             transport=transport,
             timeout=TIMEOUT,
             trust_env=through_proxy(self.url),
+            verify=certificates(through_proxy(self.url)) if transport is None else True,
         )
 
     async def __aenter__(self) -> Self:

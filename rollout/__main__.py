@@ -9,22 +9,25 @@ import sys
 from pathlib import Path
 from threading import Thread
 
-import uvicorn
+from powermean.importing import uncollected
 
-from powermean.artefacts import ArtefactError, ArtefactStore
-from powermean.contracts.attempts import EngineStart, JobError
-from powermean.engine_selection import EngineName, choose, takes_adapters
-from powermean.memory import engine_bytes, free_bytes, gib
-from powermean.tether import PR_SET_PDEATHSIG, prctl
-from rollout.app import create_app
-from rollout.engine import EngineError, EngineHost, Fence
-from rollout.running_jobs import read_running_jobs
-from rollout.settings import RolloutSettings, parse_settings
-from rollout.vllm import engine as vllm
-from rollout.vllm.adapter_engine import AdapterEngine, load_adapter_engine
-from rollout.vllm.channel import offered
-from rollout.vllm.command import VllmOptions
-from rollout.weights import WeightSource
+with uncollected():
+    import uvicorn
+
+    from powermean.artefacts import ArtefactError, ArtefactStore
+    from powermean.contracts.attempts import EngineStart, JobError
+    from powermean.engine_selection import EngineName, choose, takes_adapters
+    from powermean.memory import engine_bytes, free_bytes, gib
+    from powermean.tether import PR_SET_PDEATHSIG, prctl
+    from rollout.app import create_app
+    from rollout.engine import EngineError, EngineHost, Fence
+    from rollout.running_jobs import read_running_jobs
+    from rollout.settings import RolloutSettings, parse_settings
+    from rollout.vllm import engine as vllm
+    from rollout.vllm.adapter_engine import AdapterEngine, load_adapter_engine
+    from rollout.vllm.channel import offered
+    from rollout.vllm.command import VllmOptions
+    from rollout.weights import WeightSource
 
 STOP_TIMEOUT_S = 5
 _PASSING = frozenset(
@@ -135,7 +138,8 @@ def _load(settings: RolloutSettings) -> EngineHost:
             path="rollout.gpus_per_replica",
         )
     # Imported here on purpose: beside vLLM, which is a process of its own, nothing needs PyTorch.
-    transformers = importlib.import_module("rollout.transformers.start")
+    with uncollected():
+        transformers = importlib.import_module("rollout.transformers.start")
     started: EngineHost = transformers.start(settings, fence, weights)
     return started
 

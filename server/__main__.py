@@ -18,34 +18,38 @@ from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 
-import uvicorn
-from fastapi import FastAPI
-from pydantic import ValidationError
+from powermean.importing import uncollected
 
-from powermean.audit_chain import is_signed
-from powermean.contracts.audit import AuditHead
-from powermean.errors import PowermeanError
-from powermean.tokens import KeyPair, ensure_key_pair
-from server.app import create_app
-from server.audit import reading
-from server.audit.archive import archive
-from server.audit.journal import HEAD_FILE, read_head, record_command
-from server.cluster.loops import stop_all
-from server.connections import Connection
-from server.db.migrate import migrate
-from server.request_log import configure_logging
-from server.settings import Settings
-from server.start import (
-    BACKLOG,
-    CannotStartError,
-    allow_files,
-    bind,
-    database_failures,
-    open_database,
-    prepare,
-)
-from server.vault.key_file import KeyFile
-from server.vault.rotation import rotate
+with uncollected():
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import ValidationError
+
+    from powermean.audit_chain import is_signed
+    from powermean.contracts.audit import AuditHead
+    from powermean.errors import PowermeanError
+    from powermean.tokens import KeyPair, ensure_key_pair
+    from server.app import create_app
+    from server.audit import reading
+    from server.audit.archive import archive
+    from server.audit.journal import HEAD_FILE, read_head, record_command
+    from server.cluster.loops import stop_all
+    from server.connections import Connection
+    from server.db.migrate import migrate
+    from server.request_log import configure_logging
+    from server.settings import Settings
+    from server.start import (
+        BACKLOG,
+        CannotStartError,
+        allow_files,
+        bind,
+        database_failures,
+        open_database,
+        prepare,
+    )
+    from server.vault.key_file import KeyFile
+    from server.vault.rotation import rotate
+
 
 TICK_S = 0.1
 GARBAGE_AFTER = 20_000  # new objects between searches for cycles; Python's 700 are less than a request makes

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from powermean.importing import uncollected
 from rollout.own_folder import remove_abandoned
 
 PHASES = ("shared", "alone")  # of `make test`: see tools/run_tests.py
@@ -48,6 +49,21 @@ def pytest_configure(config: pytest.Config) -> None:
     report = config.getoption("xmlpath", None)
     if report is not None and config.getoption("phase") == "alone":
         config.option.xmlpath = str(Path(report).with_stem(f"{Path(report).stem}-alone"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """It is mostly imports."""
+    with uncollected():
+        return (yield)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Few files have a test that is marked `alone`: that phase imports nothing for others."""
+    if config.getoption("phase") != "alone":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any("mark.alone" in file.read_text() for file in files) else True
 
 
 @pytest.hookimpl(wrapper=True)

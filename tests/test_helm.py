@@ -93,12 +93,14 @@ def claims(pod: dict[str, Any]) -> set[str]:
     return {claim["claimName"] for claim in found if claim}
 
 
+@pytest.mark.slow
 def test_helm_finds_nothing_to_criticise(helm: Path) -> None:
     done = run(helm, "lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout
     assert "[WARNING]" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_manifests_follow_the_published_schemas(
     version: str, helm: Path, everything: list[dict[str, Any]], least: list[dict[str, Any]]

@@ -17,42 +17,46 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-import torch
-from torch.utils import deterministic
-from transformers.utils.logging import disable_progress_bar
+from powermean.importing import uncollected
 
-from powermean.artefacts import ArtefactStore
-from powermean.contracts.attempts import Claim, Finish, JobResult
-from powermean.contracts.job import JobSpec
-from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
-from powermean.end_tokens import end_tokens
-from trainer import taking_part
-from trainer.data import PromptSource, open_source
-from trainer.data.jsonl import Jsonl
-from trainer.engine_connection import Connection, connected, publisher
-from trainer.failures import CancelledError, TrainingError, failed
-from trainer.forks.start import start_of
-from trainer.learner import checkpoint
-from trainer.learner.final_model import save_model, try_saving
-from trainer.learner.leading import Following
-from trainer.learner.learner import Learner
-from trainer.learner.tokenizing import decode, load_tokenizer, prompt_encoder
-from trainer.learner_setup import fresh, resumed_learner
-from trainer.loop import train
-from trainer.policy.length_probe import refuse_length_dependence
-from trainer.ranks.exchange import Ranks, follow
-from trainer.ranks.meeting import joined
-from trainer.ranks.world import World
-from trainer.rewards.isolation import open_grader
-from trainer.rollouts.sampling import sharing_limit
-from trainer.run_context import Run
-from trainer.screening import Shelf, usable
-from trainer.weights.files import Publisher, remove_stale
-from trainer.weights.steady_engine import SteadyEngine
-from worker.attempt_dir import AttemptDir
-from worker.reporter import Reporter, tell_rank_end
-from worker.settings import NodeSettings, NodeSettingsError
+with uncollected():
+    import numpy as np
+    import torch
+    from torch.utils import deterministic
+    from transformers.utils.logging import disable_progress_bar
+
+    from powermean.artefacts import ArtefactStore
+    from powermean.contracts.attempts import Claim, Finish, JobResult
+    from powermean.contracts.job import JobSpec
+    from powermean.contracts.phases import LOADING_MODEL, SAVING_MODEL, WAITING_FOR_ENGINE
+    from powermean.end_tokens import end_tokens
+    from trainer import taking_part
+    from trainer.data import PromptSource, open_source
+    from trainer.data.jsonl import Jsonl
+    from trainer.engine_connection import Connection, connected, publisher
+    from trainer.failures import CancelledError, TrainingError, failed
+    from trainer.forks.start import start_of
+    from trainer.learner import checkpoint
+    from trainer.learner.final_model import save_model, try_saving
+    from trainer.learner.leading import Following
+    from trainer.learner.learner import Learner
+    from trainer.learner.tokenizing import decode, load_tokenizer, prompt_encoder
+    from trainer.learner_setup import fresh, resumed_learner
+    from trainer.loop import train
+    from trainer.policy.length_probe import refuse_length_dependence
+    from trainer.ranks.exchange import Ranks, follow
+    from trainer.ranks.meeting import joined
+    from trainer.ranks.world import World
+    from trainer.rewards.isolation import open_grader
+    from trainer.rollouts.sampling import sharing_limit
+    from trainer.run_context import Run
+    from trainer.screening import Shelf, usable
+    from trainer.weights.files import Publisher, remove_stale
+    from trainer.weights.steady_engine import SteadyEngine
+    from worker.attempt_dir import AttemptDir
+    from worker.reporter import Reporter, tell_rank_end
+    from worker.settings import NodeSettings, NodeSettingsError
+
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-from celery.signals import worker_shutting_down
+from powermean.importing import uncollected
 
-from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
-from worker.attempt_dir import prune, write_whole
-from worker.long_tasks import LongTasks
-from worker.node import Node, NodeNameTakenError
-from worker.settings import NodeSettings, NodeSettingsError
+with uncollected():
+    from celery import Celery
+    from celery.signals import worker_shutting_down
+
+    from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
+    from worker.attempt_dir import prune, write_whole
+    from worker.long_tasks import LongTasks
+    from worker.node import Node, NodeNameTakenError
+    from worker.settings import NodeSettings, NodeSettingsError
+
 
 THREADS = 4
 LONG_TASKS = 2  # at once

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tree_attention
 from round import Compared, goals, pairs_table
 from round_processes import Turn, resident
 from round_work import worked_on
@@ -71,15 +72,12 @@ def test_a_tiny_round_prints_its_tables_and_leaves_nothing_behind(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_tree_attention_runs_in_tiny_form() -> None:
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "tree_attention.py", "--tiny"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "| nodes |" in done.stdout
+def test_tree_attention_runs_in_tiny_form(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tree_attention.py", "--tiny"])
+    tree_attention.main()
+    assert "| nodes |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

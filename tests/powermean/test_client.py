@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -421,3 +422,19 @@ def test_both_clients_have_all_calls_with_their_parameters() -> None:
     assert set(calls_of(Client)) == builders - by_hand - of_strangers | {method.old for method in METHODS}
     assert calls_of(Client)["get_job"] == "(self, /, job_id: str) -> powermean.contracts.api.Job"
     assert Client.get_job.__doc__ == rest.get_job.__doc__
+
+
+def test_certificates_are_read_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts: list[ssl.SSLContext] = []
+    made = ssl.create_default_context
+
+    def counted(**options: str) -> ssl.SSLContext:
+        contexts.append(made(**options))
+        return contexts[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    connection_module.certificates.cache_clear()
+    for _ in range(2):
+        Client("http://127.0.0.1:1", "key").close()
+        asyncio.run(AsyncClient("http://127.0.0.1:1", "key").close())
+    assert len(contexts) == 1

@@ -64,6 +64,7 @@ def test_on_policy_training_waits_for_every_batch(whole: Played) -> None:
         assert of["time/wait"] >= of["time/generate"] + of["time/grade"]
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_so(whole: Played) -> None:
     result = whole.finish.result
     assert whole.finish.outcome == "finished"

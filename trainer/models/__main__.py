@@ -11,13 +11,16 @@ import os
 import sys
 from pathlib import Path
 
-from powermean.contracts.attempts import Claim, EngineStart, Finish
-from powermean.contracts.engines import EngineSpec
-from powermean.contracts.models import ModelSpec
-from trainer.failures import TrainingError
-from trainer.models.resolve import check_known, resolve_model
-from worker.reporter import Reporter
-from worker.settings import NodeSettings, NodeSettingsError
+from powermean.importing import uncollected
+
+with uncollected():
+    from powermean.contracts.attempts import Claim, EngineStart, Finish
+    from powermean.contracts.engines import EngineSpec
+    from powermean.contracts.models import ModelSpec
+    from trainer.failures import TrainingError
+    from trainer.models.resolve import check_known, resolve_model
+    from worker.reporter import Reporter
+    from worker.settings import NodeSettings, NodeSettingsError
 
 
 def main() -> int:

@@ -2,7 +2,10 @@
 
 import sys
 
-from trainer.preflight.validate import main
+from powermean.importing import uncollected
+
+with uncollected():
+    from trainer.preflight.validate import main
 
 if __name__ == "__main__":
     sys.exit(main())

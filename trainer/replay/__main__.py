@@ -2,7 +2,10 @@
 
 import sys
 
-from trainer.replay.run import main
+from powermean.importing import uncollected
+
+with uncollected():
+    from trainer.replay.run import main
 
 if __name__ == "__main__":
     sys.exit(main())

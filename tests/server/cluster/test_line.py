@@ -62,6 +62,7 @@ def test_what_did_not_change_is_not_planned_again(service: ServiceDriver, monkey
     assert service.job(job_id).state is JobState.STARTING
 
 
+@pytest.mark.slow
 def test_a_job_that_another_server_queued_is_found_by_reading_the_whole_line(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
 ):

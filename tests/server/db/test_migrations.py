@@ -37,6 +37,7 @@ def empty(empty_url: str) -> Iterator[Database]:
     database.close()
 
 
+@pytest.mark.slow
 def test_migrations_and_models_agree(empty: Database):
     migrate(empty)
     with empty.engine.connect() as connection:

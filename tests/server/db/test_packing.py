@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def without_nulls(row):
     return kept
 
 
+@pytest.mark.slow
 @given(rows=ROWS)
 def test_rows_come_back_without_their_nulls(rows):
     found = unpack_rows(pack(rows))

@@ -432,6 +432,7 @@ def test_a_wrong_section_is_named(wrong: dict[str, Any], said: str) -> None:
         KubernetesPool.model_validate(pool)
 
 
+@pytest.mark.slow
 def test_a_waiting_job_brings_a_node_from_the_cluster_and_survives_its_end(
     service: ServiceDriver, section: KubernetesSection, cluster: Kubernetes
 ) -> None:
