@@ -92,10 +92,12 @@ def history(service: Service, tiny: bool) -> Iterator[Figure]:
     steps, long = (20, 100) if tiny else (2000, 100_000)
     first, longest, *others = runs(service, 2 + (2 if tiny else OTHERS))
     _train(first, steps)
+    _gather_statistics(service.database_url)
     names = list(METRICS)[:52]
     yield from _history_figures("alone", service, first, names)
     for run in others:
         _train(run, steps // 40)
+    _gather_statistics(service.database_url)
     yield from _history_figures(f"beside {len(others)} runs", service, first, names)
     few = ["reward", "entropy", "loss", "grad_norm", "p/mean", "ess/mean"]
     more = [name for name in METRICS if name not in few][:6]
@@ -106,8 +108,18 @@ def history(service: Service, tiny: bool) -> Iterator[Figure]:
             for name in (*few, *more)
         ]
         longest.report("metrics", json.dumps({"rows": rows}).encode())
+    _gather_statistics(service.database_url)
     took, _size = _history(service, longest, few)
     yield Figure(f"6 series of {long:,} steps", 1e3 * took, "ms", LONG_HISTORY_MS)
+
+
+def _gather_statistics(url: str) -> None:
+    """As Postgres does by itself a minute after so many new rows."""
+    database = Database(url)
+    if database.engine.dialect.name == "postgresql":
+        with database.write() as session:
+            session.execute(text("ANALYZE"))
+    database.close()
 
 
 def _train(run: Run, steps: int) -> None:
@@ -257,9 +269,8 @@ def listing(service: Service, tiny: bool) -> Iterator[Figure]:
             for number in range(count)
         ]
         session.execute(insert(Job.__table__), copies)
-        if database.engine.dialect.name == "postgresql":
-            session.execute(text("ANALYZE"))
     database.close()
+    _gather_statistics(service.database_url)
     person = service.person()
     paths = ["", "?state=failed", "?name=99", "?limit=200"]
     paths += [f"?sort={sort}" for sort in ("name", "-name", "state", "owner", "-reward", "-held_out")]

@@ -6,7 +6,7 @@ are written in the transaction that writes their rows, and again when a row of t
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, delete, func, insert, literal_column, select
+from sqlalchemy import ColumnElement, Integer, Select, case, delete, func, insert, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.models import Attempt, Metric, MetricBlock
@@ -129,7 +129,7 @@ def scaled_sum() -> ColumnElement[float]:
 
 def _start(step: InstrumentedAttribute[int], width: int) -> ColumnElement[int]:
     """The first step of the block with this step. The width is literal: Postgres compares it in GROUP BY."""
-    steps: ColumnElement[int] = literal_column(str(width))
+    steps = literal_column(str(width), Integer)
     return step // steps * steps
 
 

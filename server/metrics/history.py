@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, Integer, Select, case, cast, func, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from powermean.contracts.metrics import METRICS, MetricsHistory, Series
@@ -120,12 +120,14 @@ class _Cut:
     block: int | None
 
     def bucket(self, step: InstrumentedAttribute[int]) -> ColumnElement[int]:
-        return (step - literal_column(str(self.origin))) // literal_column(str(self.width))
+        """Typed, so that whole numbers are divided: without that, each row takes floating point and FLOOR."""
+        origin = literal_column(str(self.origin), Integer)
+        return (step - origin) // literal_column(str(self.width), Integer)
 
     def line(self, update: InstrumentedAttribute[int]) -> ColumnElement[int]:
         """Updates beyond the expected ones share the last line."""
-        last: ColumnElement[int] = literal_column(str(self.lines - 1))
-        return case((update < 0, literal_column("0")), (update > last, last), else_=update)
+        last = literal_column(str(self.lines - 1), Integer)
+        return case((update < 0, literal_column("0", Integer)), (update > last, last), else_=update)
 
 
 def _cut(first: int, last: int, lines: int, max_points: int) -> _Cut:
