@@ -310,7 +310,8 @@ def test_a_reason_says_each_thing_once():
     why = explain(state, made)["mine"]
     assert why.words(lambda _: True) == (
         "needs 1 GPU; n has 1 free, kept for big; projects under their quotas go first: b, c; "
-        "ahead of it: b2 (priority normal), c2 (priority normal), b3 (priority normal), 2 more of other projects"
+        "ahead of it: b2 (priority normal), c2 (priority normal), b3 (priority normal), "
+        "2 more of other projects"
     )
     assert why.words(lambda project: project == "a") == (
         "needs 1 GPU; n has 1 free, kept for a job of another project; "
