@@ -224,7 +224,7 @@ def _ahead(ahead: _Before, job: WaitingJob) -> list[Part]:
         parts.append(Part(f"{more} more of {job.project}"))
     if more := ahead.count - ahead.of_project[job.project] - (len(named) - len(own)):
         last = named[-1] if len(named) > len(own) else None  # whose reader knows their number already, or not
-        parts.append(Part(f"{more} more of other projects", last and last.project))
+        parts.append(Part(f"{more} more of other projects", last.project if last else None))
     return [replace(part, lead="ahead of it: ") for part in parts]
 
 
