@@ -51,11 +51,14 @@ class Trainer:
 
     def shared(self) -> int:
         """Bytes of shared memory of both processes; what they share counts once."""
-        return sum(_rollup(pid, "Pss_Shmem") for pid in (os.getpid(), self.service.process.pid))
+        return self._both("Pss_Shmem")
 
     def memory(self) -> int:
-        """As `shared`, with what each has alone; without libraries, whose share depends on other processes."""
-        return self.shared() + sum(_rollup(pid, "Pss_Anon") for pid in (os.getpid(), self.service.process.pid))
+        """As `shared`, with what each has alone. Libraries don't count: their share depends on others."""
+        return self.shared() + self._both("Pss_Anon")
+
+    def _both(self, kind: str) -> int:
+        return sum(_rollup(pid, kind) for pid in (os.getpid(), self.service.process.pid))
 
 
 def _rollup(pid: int, kind: str) -> int:
