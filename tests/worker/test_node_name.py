@@ -92,11 +92,19 @@ def test_a_claim_without_an_answer_is_repeated_under_its_id(
     assert tried[0][2]
 
 
-def test_a_worker_that_was_restarted_counts_its_reports_on(tmp_path: Path) -> None:
-    first, again = ReportNumbers(tmp_path), ReportNumbers(tmp_path)
-    numbers = [first.next(), first.next(), again.next()]
+def test_a_worker_that_was_restarted_counts_its_reports_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, clock = tmp_path / "starts", iter((1000, 1000, 999, 1003, 1004, 2**32 - 1))
+    monkeypatch.setattr("worker.inventory.time", SimpleNamespace(time=clock.__next__), raising=False)
+    first, again, set_back = (ReportNumbers(tmp_path) for _ in range(3))
+    numbers = [first.next(), first.next(), again.next(), set_back.next()]
+    for put_back in ("5", "1000", "not a number"):
+        starts.write_text(put_back)
+        numbers.append(ReportNumbers(tmp_path).next())
     assert None not in numbers
     assert numbers == sorted({one or 0 for one in numbers})
+    assert (numbers[-1] or 0) < 2**63
 
 
 def test_it_says_who_else_tries_to_use_its_name_and_not_every_time(
