@@ -1,8 +1,11 @@
-"""Start a program that dies with its parent: `python tether.py PARENT_PID HOW PROGRAM ARGUMENT...`.
+"""Start a program that dies with its parent: `tether.py PARENT_PID [--shielded] PROGRAM ARGUMENT...`.
 
 Runs as a script between fork and the program, because setting the death signal in the forked child
 (subprocess's preexec_fn) is unsafe once the parent has threads. The kernel sends SIGKILL when the
 *thread* that started this process ends, so start it from a thread that lives as long as the parent.
+
+A supervisor outlives an upgrade in place and starts this file by the command line that it knew, so new words
+in it must be optional.
 """
 
 import ctypes
@@ -14,6 +17,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SHIELDED = "--shielded"
 
 
 def tethered(command: Sequence[str], *, shielded: bool = False) -> list[str]:
@@ -22,9 +26,9 @@ def tethered(command: Sequence[str], *, shielded: bool = False) -> list[str]:
     `shielded`: SIGTERM ends neither it nor what it starts. Slurm sends that to every process of an
     allocation, and ours have to end in an order that only their supervisor knows. SIGINT ends them.
     """
-    how = "shielded" if shielded else "plain"
+    how = [SHIELDED] if shielded else []
     script = str(Path(__file__).resolve())
-    return [sys.executable, "-I", "-S", script, str(os.getpid()), how, *command]
+    return [sys.executable, "-I", "-S", script, str(os.getpid()), *how, *command]
 
 
 def ending_signal() -> signal.Signals:
@@ -47,14 +51,15 @@ def adopt_orphans() -> None:
 
 
 def _main(arguments: list[str]) -> None:
-    parent = int(arguments[0])
+    parent, *command = arguments
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent ended before the signal was set
+    if os.getppid() != int(parent):  # the parent ended before the signal was set
         sys.exit(1)
-    if arguments[1] == "shielded":  # both are inherited: some libraries set a handler, others the mask
+    if command[0] == SHIELDED:  # both are inherited: some libraries set a handler, others the mask
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-    os.execvp(arguments[2], arguments[2:])  # noqa: S606
+        del command[0]
+    os.execvp(command[0], command)  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> Any:
         logging.getLogger("powermean.worker").warning("not reported: %s", error)  # it tries again
     threading.Thread(target=node.report_for_ever, name="report", daemon=True).start()
     if settings.pilot is not None:
+        threading.Thread(target=node.end_attempts, name="leave", daemon=True).start()
         worker_shutting_down.connect(lambda **_: node.leave(), weak=False)
     try:
         return celery_app(settings, node).worker_main(argv or arguments(settings))

@@ -21,6 +21,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -256,10 +257,13 @@ def read_record(path: Path) -> SpoolRecord:
 def attempt_dirs(data_dir: Path) -> Iterator[AttemptDir]:
     """The folders of all attempts on the node, oldest first."""
     root = data_dir / "attempts"
-    if root.is_dir():
-        found = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        for path in sorted(found, key=lambda p: p.stat().st_mtime):
-            yield AttemptDir(path)
+    found: list[tuple[float, Path]] = []
+    for path in root.iterdir() if root.is_dir() else ():
+        with suppress(FileNotFoundError):  # a supervisor that ends removes old ones
+            if path.is_dir() and not path.name.startswith("."):
+                found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found):
+        yield AttemptDir(path)
 
 
 def prune(data_dir: Path, keep: int = 3) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import secrets
 import socket
+import time
 from pathlib import Path
 
 from powermean import __version__
@@ -62,7 +63,7 @@ def instance(data_dir: Path) -> str:
 
 
 class ReportNumbers:
-    """Numbers that grow, also over restarts of this node's worker."""
+    """Numbers that grow, also over restarts of this node's worker, and where its folder was put back."""
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / "starts"
@@ -70,16 +71,23 @@ class ReportNumbers:
         self._count = 0
 
     def next(self) -> int | None:
-        """None as long as the disk is too full to count the starts."""
+        """None as long as the disk is too full to note the start."""
         if self._start is None:
-            before = int(self._file.read_text()) if self._file.exists() else 0
             try:
-                write_whole(self._file, str(before + 1), 0o600)
+                start = max(self._last() + 1, int(time.time()))  # the clock may have been put back, too
+                write_whole(self._file, str(start), 0o600)
             except OSError:
                 return None
-            self._start = before + 1
+            self._start = start
         self._count += 1
-        return (self._start << 32) + self._count
+        return (self._start << 31) + self._count  # below 2**63 until 2106
+
+    def _last(self) -> int:
+        """The start before; 0 if it can't be known. Raises OSError."""
+        try:
+            return int(self._file.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
 
 
 def full_disk(settings: NodeSettings) -> str | None:

@@ -37,6 +37,7 @@ from powermean.processes import ProcessId, send
 from powermean.rest import ApiError, ServerUnreachableError
 from worker import health
 from worker.attempt import outcome
+from worker.attempt.outcome import Ended
 from worker.attempt_dir import MARK, AttemptDir
 from worker.engines.services import Engines
 from worker.gpus import Gpus
@@ -56,6 +57,16 @@ def in_memory(text: str) -> Iterator[int]:
         file.write(text)
         file.seek(0)
         yield file.fileno()
+
+
+@contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """Programs that are started meanwhile get this signal once they unblock it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_this_process() -> None:
@@ -122,6 +133,12 @@ class Node:
             log.warning("attempt %s was not claimed, the server will ask again: %s", attempt_id, error)
             return
         claim = answer.claim
+        if self._leaving.is_set():
+            log.info(
+                "attempt %s is given back: allocation %s is being ended", attempt_id, self._settings.pilot
+            )
+            self._tell(claim, outcome.finish(Ended(stop="not_begun", taken=self._settings.pilot)))
+            return
         try:
             pid = self._spawn(claim, answer.secrets)
         except OSError as error:
@@ -146,11 +163,12 @@ class Node:
         """Write the attempt's folder and start its supervisor; returns its pid.
 
         The secrets are its standard input, from memory: neither on a disk, nor in its environment. By its
-        mark it is found even where this worker ends before it has written which process it is.
+        mark it is found even where this worker ends before it has written which process it is. SIGTERM waits
+        until it can handle it.
         """
         with self._folders, in_memory(json.dumps(secrets)) as given:
             attempt = AttemptDir.create(self._settings.attempt_dir(claim.attempt_id), claim)
-            with (attempt.path / "supervisor.log").open("ab") as out:
+            with (attempt.path / "supervisor.log").open("ab") as out, held_back(signal.SIGTERM):
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.attempt.supervisor", "--attempt-dir", str(attempt.path)],
                     env=without_secrets() | {MARK: attempt.mark},
@@ -174,10 +192,13 @@ class Node:
             if is_full(why)
             else JobError(code="supervisor_error", message=f"The node could not start the attempt: {why}")
         )
-        end = Finish(outcome="failed", node_rank=claim.node_rank, error=error, retryable=True)
+        self._tell(claim, Finish(outcome="failed", error=error, retryable=True))
+
+    def _tell(self, claim: Claim, end: Finish) -> None:
+        """The end of a claimed attempt that never had a supervisor."""
         try:
             with AttemptClient(self._settings.server_url, claim.attempt_id, claim.token) as client:
-                client.finish(end)
+                client.finish(end.model_copy(update={"node_rank": claim.node_rank}))
         except (ApiError, ServerUnreachableError) as failure:
             log.warning("the end of attempt %s was not told: %s", claim.attempt_id, failure)
 
@@ -216,8 +237,6 @@ class Node:
     def report_for_ever(self) -> None:
         """Keep telling the server what the node has and runs, through any outage of the server."""
         while True:
-            if self._leaving.is_set():  # again and again: an attempt may have been claimed just before
-                send(supervisors(self._settings.data_dir), signal.SIGTERM)
             try:
                 self.report()
             except NodeNameTakenError as error:
@@ -236,6 +255,16 @@ class Node:
     def leave(self) -> None:
         """Take nothing new, and have what runs here save a checkpoint and end; for signal handlers, too."""
         self._leaving.set()
+
+    def end_attempts(self) -> None:
+        """Once this node leaves, have what runs here save and end. It needs a thread of its own: a report may
+        take longer than there is time.
+        """
+        self._leaving.wait()
+        deadline = time.monotonic() + self._settings.term_grace_s
+        while time.monotonic() < deadline:
+            send(supervisors(self._settings.data_dir), signal.SIGTERM)  # one may have been started just now
+            time.sleep(LEAVING_S)
 
     def await_attempts(self) -> None:
         """Until nothing runs here, or the time is over."""

@@ -65,6 +65,8 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
         session.execute(
             update(Node).where(Node.id == node_id).values(seen_at=now, report_number=report.number)
         )
+        if report.leaving:  # an administrator may have opened it since
+            follow_leaving(session, node_id, report.leaving, now)
     samples.record(session, node_id, report, now)
     since = now - timedelta(seconds=settings.lease_s)
     for attempt_id in attempts_holding(session, node_id, OVER):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from powermean import tether
 from powermean.children import Deaths, RestartPolicy, end, last_words, rotate, start, wait
 from powermean.processes import ProcessId
 
@@ -47,6 +48,12 @@ def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     while orphan.alive:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_supervisor_of_the_version_before_starts_programs_by_the_command_line_that_it_knows() -> None:
+    """It has outlived an upgrade in place."""
+    command = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), "sh", "-c", "exit 3"]
+    assert subprocess.run(command, check=False).returncode == 3
 
 
 def test_waiting_ends_with_the_child_or_at_the_limit(tmp_path: Path) -> None:

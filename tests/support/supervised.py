@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def main() -> None:
     with AttemptClient(options["url"], attempt.attempt_id, attempt.token()) as client:
         limits, place = Limits(**options["limits"]), (options["address"], options["port"])
         supervisor = Supervisor(attempt, claim, launcher, client, limits, lifeline, *place)
-        signal.signal(signal.SIGTERM, supervisor.stop)
+        supervisor.heed_signals()
         told = supervisor.run()
     sys.exit(0 if told else 1)
 

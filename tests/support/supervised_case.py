@@ -1,6 +1,7 @@
 """An attempt under the real supervisor, with programs that a test wrote."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from powermean.contracts.job import JobSpec
 from powermean.processes import end_all, marked
 from tests.support.fake_server import NodeServer
 from worker.attempt_dir import MARK, AttemptDir
+from worker.node import held_back
 
 DEADLINE_S = 20.0
 PREPARE = "print('/some/model')"
@@ -61,14 +63,15 @@ class Case:
             "address": self.address,
             "port": self.port,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.supervised", json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        with held_back(signal.SIGTERM):  # as the worker does
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.supervised", json.dumps(options)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         assert self.process.stdin
         self.process.stdin.write(json.dumps(self.secrets))
         self.process.stdin.close()

@@ -38,7 +38,7 @@ class Server:
     def post_validation(self, job_id: str, result: ValidationResult) -> None:
         self.results.append(result)
 
-    def claim(self, attempt_id: str, node_id: str) -> ClaimWithSecrets:
+    def claim(self, attempt_id: str, node_id: str, claim_id: str) -> ClaimWithSecrets:
         return ClaimWithSecrets(claim=claim())
 
     def finish(self, end: Finish) -> None:

@@ -1,6 +1,7 @@
 """The node's agent: what it reports, what it buries, and which command lines it makes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,21 @@ def test_a_supervisor_that_nobody_has_noted_is_ended_before_its_gpus_are_reporte
         os.waitpid(supervisor, 0)
 
 
+def test_a_supervisor_that_is_just_starting_does_not_die_of_sigterm(tmp_path: Path) -> None:
+    """Its imports take seconds, and it can't handle a signal before; tests/support/supervised_case.py starts
+    the same way, so that those tests show that it does so later.
+    """
+    supervisor = Node(settings(tmp_path))._spawn(claim(), {})
+    try:
+        state = Path(f"/proc/{supervisor}/status").read_text()
+        blocked = int(state.partition("SigBlk:")[2].split()[0], 16)
+        assert blocked == 1 << (signal.SIGTERM - 1)
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "only there"
+    finally:
+        os.kill(supervisor, signal.SIGKILL)
+        os.waitpid(supervisor, 0)
+
+
 def test_a_closed_attempt_keeps_its_log_and_frees_what_is_large(tmp_path: Path) -> None:
     attempt = made(tmp_path)
     (attempt.path / "scratch").mkdir()
@@ -146,6 +162,22 @@ def test_the_last_few_attempts_are_kept(tmp_path: Path) -> None:
     prune(tmp_path, keep=2)
     assert [a.attempt_id.rpartition(".")[2] for a in attempt_dirs(tmp_path)] == ["4", "5", "6"]
     assert not alive.ended
+
+
+def test_an_attempt_whose_folder_goes_while_it_is_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, 1)
+    left, is_dir = made(tmp_path, 2), Path.is_dir
+
+    def goes(path: Path) -> bool:
+        found = is_dir(path)
+        if path.suffix == ".1":
+            shutil.rmtree(path)  # as a supervisor does that ends
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", goes)
+    assert list(attempt_dirs(tmp_path)) == [left]
 
 
 def test_on_a_cpu_the_engine_gets_float32_and_no_gpu(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from powermean.contracts.api import ErrorBody
-from powermean.contracts.attempts import NameRival, NodeReport
+from powermean.contracts.attempts import ClaimWithSecrets, NameRival, NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.processes import ProcessId
 from powermean.rest import ApiError, ServerUnreachableError
+from tests.worker.test_node import claim
 from worker.attempt_dir import AttemptDir
 from worker.inventory import ReportNumbers, instance
 from worker.node import Node, NodeNameTakenError
@@ -58,20 +61,49 @@ def test_it_ends_and_claims_nothing(
 def test_one_that_leaves_has_its_attempts_save_and_claims_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No report gets through: its name is another's."""
+    settings = NodeSettings(artefacts_url="file:///a", data_dir=tmp_path, term_grace_s=0.5)
+    node, server = Node(settings, lambda: None), Server()
+    monkeypatch.setattr(node, "_client", server)
+    monkeypatch.setattr("worker.node.LEAVING_S", 0.1)
+    ends = threading.Thread(target=node.end_attempts, daemon=True)
+    ends.start()
+    node.report_for_ever()
     attempt = tmp_path / "attempts" / "job-a.1"
     attempt.mkdir(parents=True)
-    node = Node(NodeSettings(artefacts_url="file:///a", data_dir=tmp_path), lambda: None)
-    server = Server()
-    monkeypatch.setattr(node, "_client", server)
     with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as supervisor:
         AttemptDir(attempt).write_supervisor(ProcessId.of(supervisor.pid))
         node.leave()
-        node.report_for_ever()
-        assert supervisor.wait(10) == -signal.SIGTERM
-    assert server.leaving == [True]
+        try:
+            assert supervisor.wait(10) == -signal.SIGTERM
+        finally:
+            supervisor.kill()
+    node.report_for_ever()
+    assert server.leaving == [False, True]
     node.await_attempts()
     node.start("job-a.2")
     assert server.claims == []
+    ends.join(10)
+
+
+def test_what_it_claimed_as_it_was_told_to_leave_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = NodeSettings(artefacts_url="file:///a", data_dir=tmp_path, pilot="gpu-1")
+    node, given, ends = Node(settings), claim().model_copy(update={"node_rank": 1}), []
+
+    def late(*_: str) -> ClaimWithSecrets:
+        node.leave()
+        return ClaimWithSecrets(claim=given)
+
+    monkeypatch.setattr(node, "_client", SimpleNamespace(claim=late, put_node=lambda *_: NodeOrders()))
+    client = SimpleNamespace(finish=ends.append)
+    monkeypatch.setattr("worker.node.AttemptClient", lambda *_: nullcontext(client))
+    node.start(given.attempt_id)
+    assert [(end.outcome, end.node_rank, end.reason) for end in ends] == [
+        ("checkpointed", 1, "allocation gpu-1 was being ended; its training had not begun")
+    ]
+    assert not (tmp_path / "attempts").exists()
 
 
 def test_a_claim_without_an_answer_is_repeated_under_its_id(
@@ -92,11 +124,19 @@ def test_a_claim_without_an_answer_is_repeated_under_its_id(
     assert tried[0][2]
 
 
-def test_a_worker_that_was_restarted_counts_its_reports_on(tmp_path: Path) -> None:
-    first, again = ReportNumbers(tmp_path), ReportNumbers(tmp_path)
-    numbers = [first.next(), first.next(), again.next()]
+def test_a_worker_that_was_restarted_counts_its_reports_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, clock = tmp_path / "starts", iter((1000, 1000, 999, 1003, 1004, 2**32 - 1))
+    monkeypatch.setattr("worker.inventory.time", SimpleNamespace(time=clock.__next__), raising=False)
+    first, again, set_back = (ReportNumbers(tmp_path) for _ in range(3))
+    numbers = [first.next(), first.next(), again.next(), set_back.next()]
+    for put_back in ("5", "1000", "not a number"):
+        starts.write_text(put_back)
+        numbers.append(ReportNumbers(tmp_path).next())
     assert None not in numbers
     assert numbers == sorted({one or 0 for one in numbers})
+    assert (numbers[-1] or 0) < 2**63
 
 
 def test_it_says_who_else_tries_to_use_its_name_and_not_every_time(

@@ -96,8 +96,13 @@ class Supervisor:
         self._taken_at: float | None = None  # when this node's allocation was told to end
         self._progress = Progress(attempt)
 
-    def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
-        """Signal handler: the node stops."""
+    def heed_signals(self) -> None:
+        """Stop on SIGTERM, also if it has come already: the worker starts this process with it blocked."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
 
     def run(self) -> bool:
@@ -387,8 +392,7 @@ def main() -> None:
             settings.node_address,
             settings.rank_port,
         )
-        signal.signal(signal.SIGTERM, supervisor.stop)
-        signal.signal(signal.SIGINT, supervisor.stop)
+        supervisor.heed_signals()
         told = supervisor.run()
     attempt.close()
     prune(settings.data_dir)

@@ -527,7 +527,9 @@ def test_a_node_that_was_started_again_after_all_takes_work(elastic: Elastic):
     """As Kueue does with a Job that it had stopped."""
     elastic.running()
     node = elastic.engine.orders[0].node_id
-    for leaving, closed in ((True, "draining"), (False, None)):
+    elastic.report(leaving=True)
+    assert elastic.service.person.post(f"/v1/nodes/{node}/uncordon").json()["closed"] is None
+    for leaving, closed in ((True, "draining"), (False, None)):  # it can't be opened while it leaves
         elastic.report(leaving=leaving)
         seen = elastic.service.person.get(f"/v1/nodes/{node}").json()
         assert (seen["closed"], bool(seen["closed_reason"])) == (closed, leaving)
