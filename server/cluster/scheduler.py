@@ -107,7 +107,7 @@ class Scheduler:
     def _acquire_lead(self) -> Standing:
         lease_s = self.settings.leader_lease_s
         with self.database.read() as session:
-            self.trusted = self.clock.trusts(database_now(session))
+            self.trusted = self.clock.trusts(session)
             if leads(session, self.holder, lease_s):
                 return Standing.LEADER
             if leader(session, lease_s) not in (None, self.holder):
