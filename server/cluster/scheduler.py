@@ -143,7 +143,7 @@ class Scheduler:
                     log.warning("gave up attempt %s: no heartbeat in time", attempt_id)
         if open_replays and self.trusted:
             with self._leading() as session:
-                node_comes = bool(pilots.coming(session, self.settings, living, now))
+                node_comes = pilots.any_coming(session, self.settings, living, now)
                 replays.reap(session, self.settings, now, node_comes=node_comes)
         if (
             stranded
