@@ -48,6 +48,12 @@ def living_ids(session: Session, settings: Settings) -> frozenset[str]:
     return frozenset(session.execute(select(Node.id).where(Node.seen_at > oldest)).scalars())
 
 
+def any_open_node(session: Session, settings: Settings) -> bool:
+    """Whether a living node takes new work."""
+    open_ = Node.seen_at > _oldest(settings, database_now(session)), Node.closed.is_(None)
+    return session.scalar(select(Node.id).where(*open_).limit(1)) is not None
+
+
 def check_name(session: Session, settings: Settings, node: Node, report: NodeReport, now: datetime) -> None:
     """Raises NodeNameTakenError where the node is another worker's, which is alive or still runs attempts.
 

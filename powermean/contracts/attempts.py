@@ -263,7 +263,10 @@ class Heartbeat(Contract):
     node_rank: int = Field(0, ge=0, description="Which of the attempt's nodes is alive.")
     member: MemberReport | None = Field(None, description="What the other nodes need to know of this one.")
     ran_s: float | None = Field(
-        None, ge=0, description="How long the attempt has run on this node, by a clock that never jumps."
+        None,
+        ge=0,
+        le=1e9,  # far longer than any attempt, and sums of it still are intervals
+        description="How long the attempt has run on this node, by a clock that never jumps.",
     )
 
 

@@ -15,13 +15,14 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from server.db.models import Job, Node, Outbox, Replay
+from server.db.session import database_now
 from server.jobs.endings import LONGEST_PAUSE_S
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LONGEST_RESEND_S = 60.0
-JUMP_S = 5.0  # less may be a slow answer
+JUMP_S = 5.0  # less may be a clock that is set right bit by bit
 SETTLE_S = 30.0  # after a jump
 
 
@@ -32,15 +33,21 @@ class ClockWatch:
     offset: float | None = None
     trusted_from: float = float("-inf")
 
-    def trusts(self, now: datetime) -> bool:
-        """Whether the clock, which has just said `now`, has not jumped for a while."""
-        here = time.monotonic()
-        offset = now.timestamp() - here
-        if self.offset is not None and abs(jump := offset - self.offset) > JUMP_S:
+    def trusts(self, session: Session) -> bool:
+        """Whether the clock, which is asked now, has not jumped for a while.
+
+        When it was read is known as well as its answer was quick: somewhere between asking and hearing.
+        """
+        asked = time.monotonic()
+        now = database_now(session).timestamp()
+        heard = time.monotonic()
+        least, most = now - heard, now - asked
+        before = (least + most) / 2 if self.offset is None else self.offset
+        self.offset = min(max(before, least), most)
+        if abs(jump := self.offset - before) > JUMP_S:
             log.warning("the database's clock has jumped by %.0f s", jump)
-            self.trusted_from = here + SETTLE_S
-        self.offset = offset
-        return here >= self.trusted_from
+            self.trusted_from = heard + SETTLE_S
+        return heard >= self.trusted_from
 
 
 def bound_times(session: Session, settings: Settings, now: datetime) -> None:

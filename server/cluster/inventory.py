@@ -45,7 +45,8 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
     Raises NodeNameTakenError where the name is another worker's.
     """
     now = database_now(session)
-    data = report.model_dump(mode="json", exclude=FAST)
+    # Without defaults: a server of the version before, which may lead meanwhile, refuses later fields.
+    data = report.model_dump(mode="json", exclude=FAST, exclude_defaults=True)
     known = session.get(Node, node_id, with_for_update=True)  # two servers may have reports of one node
     if known is not None:
         check_name(session, settings, known, report, now)

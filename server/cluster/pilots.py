@@ -51,15 +51,33 @@ def coming(session: Session, settings: Settings, alive: Collection[str], now: da
 
     A pool that may have no nodes (max: 0, also one that is declared no more) starts none.
     """
-    pools = {one.name: one for one in session.scalars(select(PoolStatus))}
     return tuple(
-        Coming(as_node(one.node_id, Shape.model_validate(one.shape)), _words(one, pools.get(one.pool)))
+        Coming(as_node(one.node_id, Shape.model_validate(one.shape)), _words(one, pool))
+        for one, pool in _coming(session, settings, alive, now)
+    )
+
+
+def any_coming(session: Session, settings: Settings, alive: Collection[str], now: datetime) -> bool:
+    """Whether a pool is starting a node, and its engine doesn't refuse to."""
+    return any(not _is_refused(one, pool) for one, pool in _coming(session, settings, alive, now))
+
+
+def _coming(
+    session: Session, settings: Settings, alive: Collection[str], now: datetime
+) -> list[tuple[Pilot, PoolStatus | None]]:
+    pools = {one.name: one for one in session.scalars(select(PoolStatus))}
+    return [
+        (one, pools.get(one.pool))
         for one in living(session)
         if one.leaves is None
         and not (one.pool in pools and pools[one.pool].max == 0)
         and one.node_id not in alive
         and not silence(session, settings, one, now)
-    )
+    ]
+
+
+def _is_refused(pilot: Pilot, pool: PoolStatus | None) -> bool:
+    return pool is not None and pool.error is not None and pilot.external_id is None
 
 
 def silence(session: Session, settings: Settings, pilot: Pilot, now: datetime) -> timedelta:
@@ -75,7 +93,7 @@ def silence(session: Session, settings: Settings, pilot: Pilot, now: datetime) -
 
 def _words(pilot: Pilot, pool: PoolStatus | None) -> str:
     """`pool gpu is starting a node (Slurm: PENDING, Priority)`."""
-    if pool is not None and pool.error is not None and pilot.external_id is None:
+    if pool is not None and _is_refused(pilot, pool):
         return f"pool {pilot.pool} can't start a node: {pool.error}"
     kind = KINDS.get(pool.kind, pool.kind) if pool is not None else "its engine"
     said = f" ({kind}: {pilot.reason})" if pilot.reason else ""

@@ -107,7 +107,7 @@ class Scheduler:
     def _acquire_lead(self) -> Standing:
         lease_s = self.settings.leader_lease_s
         with self.database.read() as session:
-            self.trusted = self.clock.trusts(database_now(session))
+            self.trusted = self.clock.trusts(session)
             if leads(session, self.holder, lease_s):
                 return Standing.LEADER
             if leader(session, lease_s) not in (None, self.holder):
@@ -143,7 +143,7 @@ class Scheduler:
                     log.warning("gave up attempt %s: no heartbeat in time", attempt_id)
         if open_replays and self.trusted:
             with self._leading() as session:
-                node_comes = bool(pilots.coming(session, self.settings, living, now))
+                node_comes = pilots.any_coming(session, self.settings, living, now)
                 replays.reap(session, self.settings, now, node_comes=node_comes)
         if (
             stranded

@@ -78,6 +78,7 @@ class Claimed:
     allocations: Sequence[Allocation]  # of all nodes
     node_id: str
     node_rank: int
+    repeated: bool  # it may run there already
 
 
 def claim(
@@ -116,7 +117,7 @@ def claim(
             remedy="Drop the task: somebody else has it, or it is no longer needed.",
         )
     if attempt.nodes > 1:
-        node_rank = members.claim(session, settings, attempt, mine, claim_id, now)
+        node_rank, repeated = members.claim(session, settings, attempt, mine, claim_id, now)
     else:
         attempt.claim_id = claim_id
         node_rank, attempt.lease_expires_at = 0, now + timedelta(seconds=settings.lease_s)
@@ -124,7 +125,7 @@ def claim(
     if begins:
         attempt.state, attempt.claimed_at = "running", now
         change_state(session, job, JobState.RUNNING, PREPARING_MODEL)
-    return Claimed(job, attempt, parts, mine, node_rank)
+    return Claimed(job, attempt, parts, mine, node_rank, repeated)
 
 
 def refuse(session: Session, claimed: Claimed, why: JobError) -> None:

@@ -45,8 +45,11 @@ def claim(
     node_id: str,
     claim_id: str | None,
     now: datetime,
-) -> int:
-    """The rank of a node that claims its part. Raises FencedError: it did so before, by another claim."""
+) -> tuple[int, bool]:
+    """The rank of a node that claims its part, and whether it repeats its claim.
+
+    Raises FencedError: it did so before, by another claim.
+    """
     members = of(session, attempt)
     mine = next(member for member in members if member.node_id == node_id)
     repeated = claim_id is not None and mine.claim_id == claim_id and mine.ended_at is None
@@ -57,7 +60,7 @@ def claim(
     mine.claimed_at, mine.claim_id = mine.claimed_at or now, claim_id
     mine.lease_expires_at = now + timedelta(seconds=settings.lease_s)
     _shorten_lease(attempt, members)
-    return mine.node_rank
+    return mine.node_rank, repeated
 
 
 def beat(

@@ -43,12 +43,12 @@ class Pool(Contract):
         le=86_400,
         description="From the start of an allocation to its worker's first report; then it is ended.",
     )
-    pending_deadline_s: float = Field(
-        86_400,
+    pending_deadline_s: float | None = Field(
+        None,
         gt=0,
         le=366 * 86_400,
-        description="For so long its engine may let a node wait; then it is cancelled, and other pools may "
-        "be asked for the work.",
+        description="For so long its engine may let a node wait; then it is cancelled, which loses its place "
+        "in the queue, and other pools may be asked for the work. Left out: as long as it takes.",
     )
     environment: dict[VariableName, str] = Field(
         {},

@@ -144,13 +144,12 @@ def note_seen(
     if pilot.external_id is None:
         pilot.external_id = seen.external_id
     state, reason = seen.state.value, seen.reason[:300]
+    if state == PilotState.RUNNING and pilot.state != state:  # maybe again: Kueue stops Jobs and starts them
+        pilot.started_at = now
     if (pilot.state, pilot.reason) != (state, reason):
         pilot.state, pilot.reason = state, reason
         changes(session).plan = True
-    if seen.state is PilotState.PENDING and session.get(Node, pilot.node_id) is None:
-        pilot.started_at = None  # Kueue stops a Job and starts it again
     if seen.state is PilotState.RUNNING:
-        pilot.started_at = pilot.started_at or now
         why = _too_short(settings, pool, pilot, seen.ends_at, now) or _no_node(session, pool, pilot, now)
         _note_end(session, pool, pilot, seen.ends_at)
         if pilot.leaves is None and why is not None:
@@ -222,7 +221,8 @@ def waits_too_long(session: Session, pool: Pool, pilot: Pilot, now: datetime) ->
     """
     if pilot.state not in ("asked", "pending") or session.get(Node, pilot.node_id) is not None:
         return None
-    if now - pilot.created_at <= timedelta(seconds=pool.pending_deadline_s):
+    since = pilot.started_at or pilot.created_at  # started once: its engine has stopped it since
+    if pool.pending_deadline_s is None or now - since <= timedelta(seconds=pool.pending_deadline_s):
         return None
     kind = KINDS.get(pool.kind, pool.kind)
     last = f" ({kind}: {pilot.reason})" if pilot.reason else ""

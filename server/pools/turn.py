@@ -107,7 +107,7 @@ class PoolTurn:
         shared = self._shared
         with shared.database.read() as session:
             leads_now = shared.leads(session)
-            trusted = self._clock.trusts(database_now(session))
+            trusted = self._clock.trusts(session)
         if not leads_now:
             self._leads = False
             return

@@ -27,7 +27,7 @@ from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs.events import lock_job
 from server.jobs.repository import find_job
 from server.jobs.views import job_spec
-from server.nodes import living_ids
+from server.nodes import any_open_node, living_ids
 from server.replays import repository
 from server.replays.algorithms import replayed_algorithm
 from server.replays.views import replay_view
@@ -240,24 +240,26 @@ def any_open(session: Session) -> bool:
 def reap(session: Session, settings: Settings, now: datetime, *, node_comes: bool = False) -> None:
     """Fail replays that waited or ran too long; offer those of offline nodes again.
 
-    While there is no node but a pool is starting one, they wait.
+    While no node takes work but a pool is starting one, they wait.
     """
-    alive: frozenset[str] | None = None
-    for replay_id in repository.open_replays(session):
-        alive = living_ids(session, settings) if alive is None else alive
+    open_replays = repository.open_replays(session)
+    if not open_replays:
+        return
+    alive, open_node = living_ids(session, settings), any_open_node(session, settings)
+    for replay_id in open_replays:
         replay = repository.lock_replay(session, replay_id)
         if ReplayState(replay.state).final:
             continue
-        if replay.state == ReplayState.WAITING and node_comes and not alive:
+        if replay.state == ReplayState.WAITING and node_comes and not open_node:
             replay.deadline_at = now + timedelta(seconds=settings.replay_s)
         elif replay.deadline_at <= now:
-            _fail(session, replay, _too_late(replay, settings, bool(alive)), now)
+            _fail(session, replay, _too_late(replay, settings, open_node), now)
             log.warning("gave up replay %s", replay_id)
         elif replay.state == ReplayState.RUNNING and replay.node not in alive:
             replay.state, replay.node = ReplayState.WAITING, None  # its message is still in the outbox
 
 
-def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
+def _too_late(replay: Replay, settings: Settings, open_node: bool) -> JobError:
     limit = f"{settings.replay_s:.0f} s"
     if replay.state == ReplayState.RUNNING:
         return JobError(
@@ -265,11 +267,12 @@ def _too_late(replay: Replay, settings: Settings, any_alive: bool) -> JobError:
             message=f"node {replay.node} returned no result within {limit}",
             remedy="Look at the log of its worker, and ask again.",
         )
-    if not any_alive:
+    if not open_node:
         return JobError(
             code="no_node",
-            message=f"no node was alive to run it within {limit}",
-            remedy="Start one with `powermean up` or `python -m worker`, and ask again.",
+            message=f"no node was alive and open to work within {limit}",
+            remedy="Start one with `powermean up` or `python -m worker`, or open one with"
+            " `powermean node uncordon`, and ask again.",
         )
     return JobError(
         code="no_answer",

@@ -57,8 +57,9 @@ def claim_attempt(
         try:
             secrets = values_of(session, vault, job)
         except KeyUnavailableError as error:
-            attempts.refuse(session, claimed, error.error)
-            refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")
+            refused = ConflictError(str(error), remedy="Drop the task.")
+            if not claimed.repeated:
+                attempts.refuse(session, claimed, error.error)
         else:
             spec = job_spec(job)
             claim = Claim(

@@ -7,6 +7,7 @@ Beats are counted, not seconds: a machine that slept has missed none.
 
 import faulthandler
 import json
+import logging
 import sys
 import threading
 import time
@@ -23,12 +24,15 @@ from trainer.failures import TrainingError
 from trainer.ranks.exchange import Place
 from trainer.ranks.world import World
 
+log = logging.getLogger(__name__)
+
 BEAT_S = 1.0
 LOST_BEATS = 30  # without a sign of life: a rank is lost
 CALL_BEATS = 1800  # in which nobody moves while a rank is behind, which may still load its model
 MOST_SHOWN = 3  # ranks behind whose place an error shows
 NOTICE_BEATS = 5  # after which others have read why a rank ends
 EXCHANGE_FAILED = "exchange_failed"
+WATCH_FAILED = "watch_failed"
 _FAILED = "failed"
 _ROOT = Path(__file__).parents[2]
 _TRAINER = str(Path(__file__).parents[1])
@@ -102,13 +106,20 @@ class Watch:
         return self._ending.acquire(blocking=False)
 
     def _listen(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # else it would end as if rank 0 were gone
+            log.exception("can't watch the other ranks any more")
+            self._lose(watch_failed(error))
+
+    def _follow(self) -> None:
         others = [rank for rank in range(self._world.size) if rank != self._world.rank]
         known = dict.fromkeys(others, (b"", 0))  # sign of life, and the round in which it was new
         places, moved = dict[int, Standing](), 0  # of all ranks, and the round in which one was new
         while not self._stopped.wait(self._beat_s):
             own = standing(self._place)
             try:
-                self._store.set(sign(self._world.rank), json.dumps([self._rounds, asdict(own)]))
+                self._store.set(sign(self._world.rank), written(self._rounds, own))
                 if self._store.check([_FAILED]):
                     self._lose(_failure(self._store.get(_FAILED)))
                 signs = self._store.multi_get([sign(rank) for rank in others])
@@ -121,7 +132,7 @@ class Watch:
                     known[rank] = (found, self._rounds)
                 elif self._rounds - known[rank][1] >= self._lost_beats:
                     self._lose(rank_lost(rank))
-            now = {rank: _place(found) for rank, found in zip(others, signs, strict=True)}
+            now = {rank: read(found) for rank, found in zip(others, signs, strict=True)}
             now[self._world.rank] = own
             if now != places:
                 places, moved = now, self._rounds
@@ -161,6 +172,22 @@ def sign(rank: int) -> str:
     return f"alive/{rank}"
 
 
+def written(rounds: int, own: Standing) -> str:
+    """A sign of life. Trainers of the version before take three parts, and look at the last two alone."""
+    return json.dumps([asdict(own) | {"rounds": rounds}, own.calls, own.passes])
+
+
+def read(found: bytes) -> Standing:
+    """What a sign of life says; the first sign says nothing, and one of the version before no more than how
+    many calls and passes.
+    """
+    if not found:
+        return Standing()
+    more, calls, passes = json.loads(found)
+    told = more if isinstance(more, dict) else {}
+    return Standing(calls, passes, told.get("collectives", 0), told.get("doing", ""), told.get("line", ""))
+
+
 def tell_failure(store: TCPStore, error: JobError, *, retryable: bool) -> None:
     """Say why the ranks end, unless another one has said so before."""
     note = {"error": error.model_dump(), "retryable": retryable}
@@ -191,14 +218,19 @@ def ranks_behind(places: Mapping[int, Standing], waited_s: float) -> TrainingErr
     )
 
 
+def watch_failed(error: Exception) -> TrainingError:
+    """The error of a rank that can't notice any more whether others are gone."""
+    return TrainingError(
+        WATCH_FAILED,
+        f"it can't watch the other ranks: {type(error).__name__}: {error}",
+        remedy="see its log; do all nodes of the job have the same version of powermean?",
+        retryable=True,
+    )
+
+
 def named(ranks: Sequence[int]) -> str:
     """Ranks, in words."""
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
-
-
-def _place(found: bytes) -> Standing:
-    """What a sign of life says; the first sign says nothing."""
-    return Standing(**json.loads(found)[1]) if found else Standing()
 
 
 def _failure(note: bytes) -> TrainingError:

@@ -1,14 +1,17 @@
 """A clock that was an hour ahead has been set right: what it wrote holds nothing up."""
 
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import DateTime, func, select, update
+from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from powermean.tokens import sign_attempt_token
 from server import observability
+from server.cluster import clock
 from server.db import session as db_session
 from server.db.models import Attempt, Job, Leader, Node, Outbox
 from server.db.session import database_now
@@ -85,7 +88,6 @@ def test_readiness_says_that_nothing_is_scheduled(
 
 def set_ahead(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
     """The database's clock; `by` is from its right time."""
-    right = type(func)().clock_timestamp
 
     class Ahead(datetime):
         @classmethod
@@ -93,7 +95,7 @@ def set_ahead(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
             return datetime.now(tz) + by
 
     monkeypatch.setattr(db_session, "datetime", Ahead)
-    monkeypatch.setattr(func, "clock_timestamp", lambda: right(type_=DateTime(True)) + by, raising=False)
+    monkeypatch.setattr(db_session, "_NOW", select(func.clock_timestamp(type_=DateTime(True)) + by))
 
 
 def turn(service: ServiceDriver) -> None:
@@ -125,6 +127,31 @@ def test_a_clock_that_is_an_hour_ahead_for_seconds_ends_nothing(
     assert answer["order"] == "checkpoint_and_exit"
     (told,) = service.job(attempt.claim.job_id).attempts
     assert told.order_cause == "drained"
+
+
+def test_a_slow_answer_is_no_jump(monkeypatch: pytest.MonkeyPatch):
+    here, watch = 1000.0, clock.ClockWatch()
+
+    def trusts(before: float = 0.0, after: float = 0.0, ahead: float = 0.0) -> bool:
+        """The database reads its clock so long after it was asked, and answers so long after that."""
+
+        def answer(session: Session) -> datetime:
+            nonlocal here
+            here += before
+            now = datetime.fromtimestamp(here + ahead, UTC)
+            here += after
+            return now
+
+        monkeypatch.setattr(clock, "database_now", answer)
+        return watch.trusts(Session())
+
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: here))
+    assert [trusts(), trusts(after=20), trusts(), trusts(before=20), trusts(9, 9)] == [True] * 5
+    assert not trusts(9, 9, ahead=30)
+    assert not trusts(ahead=30)
+    here += clock.SETTLE_S
+    assert trusts(ahead=30)
+    assert not trusts()
 
 
 def old_token(service: ServiceDriver, job_id: str, number: int) -> str:

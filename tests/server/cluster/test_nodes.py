@@ -95,6 +95,25 @@ def test_a_report_that_a_frozen_server_took_late_changes_nothing(service: Servic
     assert held() == []
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_server_of_the_version_before_reads_what_is_stored(service: ServiceDriver):
+    """It refuses fields that came later."""
+    service.report(gpus=1, cpu_slots=2, full_disk="/data")
+    with service.database.read() as session:
+        stored = session.get_one(Node, "node-1").report
+    assert set(stored) == {
+        "hostname",
+        "instance",
+        "version",
+        "revision",
+        "gpus",
+        "cpu_slots",
+        "full_disk",
+        "engines",
+    }
+    assert set(stored["gpus"][0]) == {"uuid", "name", "memory_mb"}
+
+
 def test_a_name_is_free_when_its_worker_is_gone(service: ServiceDriver):
     attempt = service.running()
     silence(service)

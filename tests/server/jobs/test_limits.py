@@ -97,6 +97,7 @@ def test_gpu_hours_are_hours_times_gpus_until_they_are_free(service: ServiceDriv
 def test_a_job_that_has_reached_a_limit_is_neither_paused_nor_sent_away(service: ServiceDriver):
     attempt = limited(service, wall_hours=1.0)
     job_id = attempt.claim.job_id
+    assert attempt.beat(ran_s=1e300).status_code == 422, "no interval holds it"
     earlier(service, job_id, 2 * HOUR_S)
     look(service)
     answer = service.person.post(f"/v1/jobs/{job_id}/pause")

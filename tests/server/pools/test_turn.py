@@ -170,6 +170,9 @@ def test_a_pool_has_at_most_its_maximum_and_says_so(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
     said = [elastic.job(job_id).phase for job_id in jobs]
     assert said[2].endswith("pool cpu: it has its 2 nodes")
+    elastic.later(created_at=30 * 86_400.0)
+    elastic.turn()
+    assert elastic.engine.cancelled == [], "they keep their places in the engine's queue"
 
 
 def test_the_job_starts_once_the_node_reports(elastic: Elastic):
@@ -368,7 +371,8 @@ def test_a_worker_that_does_not_report_in_time_is_ended(elastic: Elastic):
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_one_that_its_engine_never_starts_is_given_up(elastic: Elastic, refused: bool):
+def test_one_that_its_engine_never_starts_is_given_up(service: ServiceDriver, refused: bool):
+    elastic = elastic_of(service, pending_deadline_s=86_400)
     elastic.engine.refuses = "sbatch: no" if refused else None
     job_id = elastic.queued()
     elastic.turn()
@@ -384,12 +388,13 @@ def test_one_that_its_engine_never_starts_is_given_up(elastic: Elastic, refused:
     assert shown in (elastic.job(job_id).phase or "")
 
 
-def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(elastic: Elastic):
+def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(service: ServiceDriver):
+    elastic = elastic_of(service, pending_deadline_s=700)
     elastic.queued()
     elastic.turn()
     elastic.engine.run("1")
     elastic.turn()
-    elastic.later(started_at=601)
+    elastic.later(created_at=86_400, started_at=601)
     elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], state=PilotState.PENDING)
     elastic.turn()
     elastic.engine.run("1")

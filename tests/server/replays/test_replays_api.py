@@ -6,14 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import update
 
 from powermean.artefacts import ArtefactStore
 from powermean.contracts.names import REPLAY_TASK, node_queue
 from powermean.contracts.replays import ReplayResult
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.token_segments import write_segment
-from server.db.models import Node, Outbox, Pilot, Replay
+from server.db.models import Node, Outbox, Pilot, PoolStatus, Replay
 from server.db.session import database_now
 from tests.support.reports import next_attempt, post_rows, row, trajectory
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
@@ -225,15 +225,21 @@ def test_no_replay_waits_for_ever(service: ServiceDriver, ask: Callable[..., Any
     let_time_pass(service)
     service.scheduler.turn()
     assert shown(service, replay)["state"] == "waiting", "a node is on its way"
+    service.report()
+    assert service.person.post("/v1/nodes/node-1/cordon").status_code == 200
+    let_time_pass(service)
+    service.scheduler.turn()
+    assert shown(service, replay)["state"] == "waiting", "the node that is alive takes none"
     with service.database.write() as session:
-        session.execute(delete(Pilot))
+        refuses = {"shape": {}, "min": 0, "max": 1, "error": "sbatch: no such partition"}
+        session.add(PoolStatus(name="cpu", kind="slurm", **refuses))
     let_time_pass(service)
     service.scheduler.turn()
     failed = shown(service, replay)
     assert (failed["state"], failed["error"]["code"]) == ("failed", "no_node")
     assert "powermean up" in failed["error"]["remedy"]
 
-    service.report()
+    assert service.person.post("/v1/nodes/node-1/uncordon").status_code == 200
     replay = ask()
     let_time_pass(service)
     service.scheduler.turn()

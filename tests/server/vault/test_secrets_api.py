@@ -162,14 +162,25 @@ def test_a_secret_stays_while_a_job_needs_it(service: ServiceDriver):
 
 
 def test_a_job_whose_secret_cant_be_read_fails_and_says_so(service: ServiceDriver):
+    """One that runs by now goes on, though its claim is repeated."""
     set_one(service)
-    job_id = service.started(**naming(HF_TOKEN="hf"))
+    job_id, running = (service.queued(**naming(HF_TOKEN="hf")) for _ in range(2))
+    service.report(cpu_slots=2)
+    service.scheduler.turn()
+
+    def claim_running() -> int:
+        key = {"Idempotency-Key": "mine"}
+        return service.node.post(f"/v1/attempts/{running}.1/claim", headers=key).status_code
+
+    assert claim_running() == 200
     checked = service.submit(**naming(HF_TOKEN="hf"))
     keys = KeyFile(service.settings.secrets_dir)
     keys.add()
     keys.keep(keys.ids()[-1:])
     assert service.node.post(f"/v1/attempts/{job_id}.1/claim").status_code == 409
     assert service.node.get(f"/v1/jobs/{checked}/validation").status_code == 409
+    assert claim_running() == 409
+    assert service.job(running).state is JobState.RUNNING
     for one in (job_id, checked):
         job = service.job(one)
         assert job.state is JobState.FAILED
