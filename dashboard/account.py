@@ -12,10 +12,10 @@ from dashboard import api
 from dashboard.api import raw_client, require_same_origin
 from dashboard.problems import said_once
 from dashboard.rendering import page
+from powermean.calls import ApiError, check
 from powermean.contracts.api import ErrorBody, FieldError
 from powermean.contracts.identity import KeyRequest
 from powermean.contracts.signin import KEY_DAYS, MIN_PASSWORD, DeviceDecision
-from powermean.rest import ApiError, check
 
 DAYS = (7, 30, KEY_DAYS, 365)
 ROLES = ("viewer", "member", "maintainer", "auditor", "admin")

@@ -36,8 +36,8 @@ from dashboard import (
 from dashboard.api import is_fragment, login_address
 from dashboard.rendering import page
 from dashboard.viewer import viewed, viewer_of
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.contracts.api import ErrorBody, ErrorResponse
-from powermean.rest import ApiError, ServerUnreachableError
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (

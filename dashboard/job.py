@@ -15,12 +15,12 @@ from dashboard.rendering import page
 from dashboard.stages import stages
 from dashboard.viewer import viewer_of
 from powermean.async_client import AsyncClient
+from powermean.calls import ApiError
 from powermean.contracts.api import Job, JobState
 from powermean.contracts.metrics import METRICS
 from powermean.contracts.priorities import DEFAULT_PRIORITY
 from powermean.contracts.sharing import QueuedJob
 from powermean.contracts.staleness import JobStaleness
-from powermean.rest import ApiError
 from powermean.spec_yaml import to_yaml
 
 PARTS = {

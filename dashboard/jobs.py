@@ -11,8 +11,8 @@ from dashboard import api
 from dashboard.api import is_fragment
 from dashboard.rendering import page
 from dashboard.viewer import remember, viewer_of
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody, JobSort, JobState
-from powermean.rest import ApiError
 
 PAGE_SIZE = 25
 NEWEST: JobSort = "-created"

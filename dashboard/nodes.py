@@ -11,8 +11,8 @@ from dashboard import api, use
 from dashboard.api import require_same_origin
 from dashboard.parameters import form_texts
 from dashboard.rendering import page
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
-from powermean.rest import ApiError
 
 
 async def node_page(request: Request, *, error: ErrorBody | None = None, status: int = 200) -> Response:

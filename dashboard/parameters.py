@@ -7,9 +7,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
 from powermean.field_errors import field_errors
-from powermean.rest import ApiError
 
 M = TypeVar("M", bound=BaseModel)
 

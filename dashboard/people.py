@@ -11,9 +11,9 @@ from dashboard.api import require_same_origin
 from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
 from powermean.async_client import AsyncClient
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody, LoginCode
 from powermean.contracts.identity import NewPerson, Person, PersonChange
-from powermean.rest import ApiError
 
 CLUSTER_ROLES = (
     ("none", "no role"),

@@ -1,7 +1,7 @@
 """Errors of the API as pages show them: a head, and below it the fields that are wrong."""
 
+from powermean.calls import beyond_fields
 from powermean.contracts.api import ErrorBody
-from powermean.rest import beyond_fields
 
 
 def said_once(error: ErrorBody) -> ErrorBody:

@@ -10,9 +10,9 @@ from dashboard.api import require_same_origin
 from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
 from dashboard.viewer import viewer_of
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.identity import MemberRequest, NewProject, ProjectChange, ProjectRole
-from powermean.rest import ApiError
 
 ROLES: tuple[ProjectRole, ...] = ("viewer", "member", "maintainer")
 DATASETS = 100

@@ -10,9 +10,9 @@ from dashboard import api
 from dashboard.api import require_same_origin
 from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.sharing import ProjectQuota, QuotaChange
-from powermean.rest import ApiError
 
 NUMBERS = ("gpu_quota", "gpu_limit", "cpu_quota", "cpu_limit", "version")
 FIELDS = (*NUMBERS, "weight")

@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from dashboard.token_view import Colouring
 from powermean.async_client import AsyncClient
+from powermean.calls import ApiError
 from powermean.contracts.token_records import TrajectoryTokens
 from powermean.contracts.trajectories import Trajectory
-from powermean.rest import ApiError
 
 COLOURINGS = {
     Colouring.WEIGHT: "token weight W",

@@ -10,9 +10,9 @@ from dashboard.api import require_same_origin
 from dashboard.parameters import path_number
 from dashboard.problems import said_once
 from dashboard.rendering import page
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.replays import OBJECTIVES, ReplayedTrajectory, ReplayedUpdate, parse_settings
-from powermean.rest import ApiError
 
 MOST_ROWS = 200
 REFRESH_S = 2

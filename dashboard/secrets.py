@@ -6,9 +6,9 @@ from starlette.responses import RedirectResponse, Response
 from dashboard import api
 from dashboard.api import require_same_origin
 from dashboard.rendering import page
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.secrets import OWN
-from powermean.rest import ApiError
 
 
 async def secrets_page(request: Request, error: ErrorBody | None = None, status: int = 200) -> Response:

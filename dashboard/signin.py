@@ -11,10 +11,10 @@ from dashboard import api
 from dashboard.api import raw_client, require_same_origin
 from dashboard.parameters import form_texts
 from dashboard.rendering import page
+from powermean.calls import ApiError, check
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.names import session_cookie
 from powermean.contracts.signin import SessionView
-from powermean.rest import ApiError, check
 
 OIDC_PATH = "/login/oidc"
 OIDC_S = 600  # for a person to sign in at the provider

@@ -12,9 +12,9 @@ from dashboard.parameters import path_number, whole_number
 from dashboard.rendering import page
 from dashboard.stages import stages
 from powermean.async_client import AsyncClient
+from powermean.calls import ApiError
 from powermean.contracts.replays import OBJECTIVES
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage
-from powermean.rest import ApiError
 
 PAGE_SIZE = 64
 SORTS = {

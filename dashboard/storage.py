@@ -12,10 +12,10 @@ from dashboard import api
 from dashboard.api import require_same_origin
 from dashboard.parameters import checked, form_texts
 from dashboard.rendering import page
+from powermean.calls import ApiError, check
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.identity import Me
 from powermean.contracts.storage import Retention
-from powermean.rest import ApiError, check
 from powermean.sizes import bytes_of
 
 KINDS = {

@@ -15,8 +15,8 @@ from dashboard.fields import spec_sections
 from dashboard.problems import said_once
 from dashboard.rendering import page
 from dashboard.viewer import viewer_of
+from powermean.calls import ApiError
 from powermean.contracts.api import ErrorBody
-from powermean.rest import ApiError
 from powermean.spec_yaml import SpecTextError, read_spec, with_project
 
 STARTER = (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8")

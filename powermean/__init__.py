@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from powermean.async_client import AsyncClient as AsyncClient
+    from powermean.calls import ApiError as ApiError
+    from powermean.calls import ServerUnreachableError as ServerUnreachableError
     from powermean.client import Client as Client
     from powermean.errors import PowermeanError as PowermeanError
-    from powermean.rest import ApiError as ApiError
-    from powermean.rest import ServerUnreachableError as ServerUnreachableError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncClient": "powermean.async_client",
     "Client": "powermean.client",
-    "ApiError": "powermean.rest",
+    "ApiError": "powermean.calls",
     "PowermeanError": "powermean.errors",
-    "ServerUnreachableError": "powermean.rest",
+    "ServerUnreachableError": "powermean.calls",
 }
 __all__ = ["ApiError", "AsyncClient", "Client", "PowermeanError", "ServerUnreachableError"]
 

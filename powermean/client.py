@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 
 from powermean import rest, rest_identity, rest_sharing
+from powermean.calls import ApiError, Call, ServerUnreachableError, check
 from powermean.connection import Connection, method
 from powermean.contracts.api import (
     Dataset,
@@ -18,7 +19,6 @@ from powermean.contracts.api import (
 from powermean.contracts.audit import AuditEntry
 from powermean.deprecations import renamed
 from powermean.discovery import find_service
-from powermean.rest import ApiError, ServerUnreachableError
 from powermean.sse import read_events
 
 EVENT_SILENCE_S = 60.0  # the server sends a comment more often than that: silence is a dead connection
@@ -201,7 +201,7 @@ class Client(Connection):
         """Write one of the files of the job `owner` that a fork began with."""
         self._download(rest.origin_file(job_id, owner, path), target)
 
-    def _download(self, call: rest.Call[None], target: Path | str) -> None:
+    def _download(self, call: Call[None], target: Path | str) -> None:
         target = Path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part-{os.getpid()}")
@@ -231,7 +231,7 @@ class Client(Connection):
             try:
                 if not response.is_success:
                     response.read()
-                rest.check(response)
+                check(response)
                 for line in response.iter_lines():
                     yield AuditEntry.model_validate_json(line)
             finally:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from powermean.calls import Call, ServerUnreachableError
 from powermean.errors import PowermeanError
 from powermean.keys import clean_key
-from powermean.rest import Call, ServerUnreachableError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -5,6 +5,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
+from powermean.calls import IDEMPOTENCY_KEY, Call, check, reads
 from powermean.connection import Connection
 from powermean.contracts.attempts import (
     ClaimRequest,
@@ -21,7 +22,7 @@ from powermean.contracts.attempts import (
 from powermean.contracts.checks import NodeAnswer, NodeQuestion
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.replays import ReplayClaim, ReplayOutcome, ReplayTask
-from powermean.rest import IDEMPOTENCY_KEY, Call, check, job_path, reads
+from powermean.rest import job_path
 
 TIMEOUT = httpx.Timeout(30, connect=5)
 

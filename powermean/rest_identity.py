@@ -3,6 +3,7 @@
 from datetime import datetime
 from urllib.parse import quote
 
+from powermean.calls import Call, flags, nothing, params, reads
 from powermean.contracts.api import LoginCode
 from powermean.contracts.audit import AuditHead, AuditPage, Outcome
 from powermean.contracts.identity import (
@@ -36,7 +37,6 @@ from powermean.contracts.signin import (
     SignInWays,
 )
 from powermean.contracts.storage import Collected, ProjectStorage, Retention
-from powermean.rest import Call, flags, nothing, params, reads
 
 
 def me() -> Call[Me]:

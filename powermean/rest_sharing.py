@@ -5,10 +5,10 @@ from urllib.parse import quote
 
 import httpx
 
+from powermean.calls import Call, Params, check, params, reads
 from powermean.contracts.lanes import ClusterLanes
 from powermean.contracts.pools import PoolList, PoolView
 from powermean.contracts.sharing import ChangedQuota, Queue, QuotaChange, QuotaList, Usage, UsageBy
-from powermean.rest import Call, Params, check, params, reads
 
 
 def pools() -> Call[PoolList]:

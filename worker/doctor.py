@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from powermean import __version__
 from powermean.artefacts import ArtefactError, ArtefactStore
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.checks import (
     Look,
     artefact_store,
@@ -38,7 +39,6 @@ from powermean.contracts.checks import Check, NodeAnswer, NodeQuestion
 from powermean.contracts.names import PORT_TAKEN
 from powermean.keys import without_logins
 from powermean.node_client import NodeClient
-from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.rendezvous import RendezvousError, listen
 from worker.gpus import Gpus
 from worker.settings import NodeSettings, NodeSettingsError, is_loopback

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from powermean.artefacts import ArtefactStoreFullError, ArtefactStoreUnavailableError
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.contracts.attempts import (
     Claim,
     ClaimWithSecrets,
@@ -34,7 +35,6 @@ from powermean.errors import PowermeanError
 from powermean.keys import without_logins
 from powermean.node_client import AttemptClient, NodeClient
 from powermean.processes import ProcessId, send
-from powermean.rest import ApiError, ServerUnreachableError
 from worker import health
 from worker.attempt import outcome
 from worker.attempt.outcome import Ended

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import redis
 from sqlalchemy import URL
 
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.children import last_words
 from powermean.cli import redis_server
 from powermean.cli.keeper import Keeper
@@ -22,7 +23,6 @@ from powermean.client import Client
 from powermean.errors import PowermeanError
 from powermean.home import Home
 from powermean.processes import end_all, marked
-from powermean.rest import ApiError, ServerUnreachableError
 
 DEFAULT_PORT = 8700
 PORTS_TRIED = 50

@@ -12,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
 from powermean.cli.terminal import is_live, output, say, shown, table
 from powermean.client import Client
@@ -19,7 +20,6 @@ from powermean.contracts.api import Event, Job
 from powermean.contracts.health import Level
 from powermean.contracts.metrics import MetricRow
 from powermean.health import sentence
-from powermean.rest import ApiError, ServerUnreachableError
 
 TICK_S = 0.25
 LOOK_S = 2.0  # between two queries of the job's phase

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from powermean.calls import ApiError
 from powermean.cli.choosing import ChosenJob, job_id, newest
 from powermean.cli.described import check_on, load_cluster
 from powermean.cli.following import follow
@@ -26,7 +27,6 @@ from powermean.cli.terminal import (
 from powermean.client import Client
 from powermean.contracts.api import AttemptNode, Job, JobPage, JobState, JobSummary
 from powermean.home import Home
-from powermean.rest import ApiError
 from powermean.spec_files import SpecFileError, read_file
 from powermean.spec_yaml import to_yaml, with_project
 

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from powermean.calls import ServerUnreachableError
 from powermean.cli.embedded import DEFAULT_PORT, Embedded
 from powermean.cli.signals import raise_on_signals
 from powermean.cli.terminal import plain_failures, say
 from powermean.client import Client
 from powermean.discovery import registered
 from powermean.home import Home
-from powermean.rest import ServerUnreachableError
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for REST API and dashboard.")]
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from powermean.calls import ApiError
 from powermean.cli.progress import local_time
 from powermean.cli.terminal import AsJson, connected, note, plain_failures, say, say_json, say_table
 from powermean.client import Client, Stranger
 from powermean.contracts.signin import DeviceCode, DeviceRequest, SignedInDevice
 from powermean.discovery import this_host
 from powermean.errors import PowermeanError
-from powermean.rest import ApiError
 from powermean.servers import SavedServer, read_servers, servers_file, write_servers
 
 DEFAULT_NAME = "default"

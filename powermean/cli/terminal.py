@@ -19,13 +19,13 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from powermean.calls import ServerUnreachableError
 from powermean.cli.signals import EndedBySignalError
 from powermean.client import Client
 from powermean.discovery import find_service
 from powermean.errors import PowermeanError
 from powermean.field_errors import field_errors
 from powermean.remedies import spoken
-from powermean.rest import ServerUnreachableError
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.cli.progress import number
 from powermean.cli.sharing import counted
 from powermean.cli.terminal import (
@@ -27,7 +28,6 @@ from powermean.client import Client
 from powermean.contracts.api import JobState, JobSummary, NodeList
 from powermean.contracts.lanes import ClusterLanes, Lane
 from powermean.contracts.sharing import Queue
-from powermean.rest import ApiError, ServerUnreachableError
 
 LOOK_S = 3.0
 MOST_JOBS = 50

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from powermean import ApiError, Client
+from powermean.calls import FencedError
 from powermean.contracts.attempts import Finish, JobError, JobResult, MemberReport, MetricsReport
 from powermean.contracts.identity import KeyRequest
 from powermean.contracts.metrics import MetricRow
 from powermean.node_client import AttemptClient
-from powermean.rest import FencedError
 from tests.support.balancer import Balancer
 from tests.support.cluster import Cluster, Server
 from tests.support.embedded_service import metric_rows, until

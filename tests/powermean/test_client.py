@@ -24,6 +24,7 @@ from powermean import (
 )
 from powermean import client as client_module
 from powermean import connection as connection_module
+from powermean.calls import Call, FencedError
 from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.staleness import JobStaleness
@@ -31,7 +32,6 @@ from powermean.contracts.token_records import RecordedTokens, StepFacts, Traject
 from powermean.contracts.trajectories import Trajectory
 from powermean.deprecations import METHODS
 from powermean.node_client import AttemptClient
-from powermean.rest import FencedError
 from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
@@ -407,7 +407,7 @@ def test_both_clients_have_all_calls_with_their_parameters() -> None:
         name
         for calls in (rest, rest_identity)
         for name, value in vars(calls).items()
-        if inspect.isfunction(value) and get_origin(inspect.signature(value).return_annotation) is rest.Call
+        if inspect.isfunction(value) and get_origin(inspect.signature(value).return_annotation) is Call
     }
     by_hand = {
         "file",

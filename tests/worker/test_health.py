@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from powermean.calls import ServerUnreachableError
 from powermean.contracts.engines import NodeOrders
-from powermean.rest import ServerUnreachableError
 from worker import health
 from worker.node import Node
 from worker.settings import NodeSettings

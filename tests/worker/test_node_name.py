@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.attempts import ClaimWithSecrets, NameRival, NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.processes import ProcessId
-from powermean.rest import ApiError, ServerUnreachableError
 from tests.worker.test_node import claim
 from worker.attempt_dir import AttemptDir
 from worker.inventory import ReportNumbers, instance

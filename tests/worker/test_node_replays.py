@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from powermean.artefacts import ArtefactStore
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.contracts.algorithms import Grpo, Pmpo
 from powermean.contracts.api import ErrorBody
 from powermean.contracts.replays import ReplayOutcome, ReplayTask
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
-from powermean.rest import ApiError, ServerUnreachableError
 from powermean.token_segments import write_segment
 from worker import programs
 from worker.node import Node

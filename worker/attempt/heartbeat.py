@@ -3,11 +3,11 @@
 import threading
 import time
 
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.contracts.attempts import Claim, Member, MemberReport, Order
 from powermean.contracts.phases import PREPARING_MODEL, is_sampling
 from powermean.disk import first_full
 from powermean.node_client import AttemptClient
-from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
 from worker.attempt_dir import PHASE_CHARACTERS, AttemptDir
 

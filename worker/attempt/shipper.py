@@ -4,9 +4,9 @@ import threading
 import time
 
 from powermean.artefacts import ArtefactStoreFullError
+from powermean.calls import ApiError, FencedError, ServerUnreachableError
 from powermean.contracts.attempts import Finish, FinishRecord, JobError, LogChunk
 from powermean.node_client import AttemptClient
-from powermean.rest import ApiError, FencedError, ServerUnreachableError
 from worker.attempt.supervisor_log import say
 from worker.attempt_dir import AttemptDir, SpoolError, read_record
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from powermean.calls import ApiError, ServerUnreachableError
 from powermean.contracts.attempts import Finish
 from powermean.node_client import AttemptClient
-from powermean.rest import ApiError, ServerUnreachableError
 from worker.attempt.limits import AbandonedError
 from worker.attempt.outcome import Ended, finish
 from worker.attempt.shipper import Shipper
