@@ -51,7 +51,11 @@ class AuditHead(Contract):
     seq: int = Field(ge=0)
     hash: Sha256
     signature: str = Field(description="EdDSA JWT of seq and hash, by the key that signs attempt tokens.")
-    cut: AuditCut | None = Field(None, description="Up to where the log was archived; null: never.")
+    cut: AuditCut | None = Field(  # left out while it is null, because older readers refuse unknown fields
+        None,
+        exclude_if=lambda cut: cut is None,
+        description="Up to where the log was archived; not there: never.",
+    )
 
 
 class AuditPage(Contract):
