@@ -96,11 +96,13 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--head", type=Path, help="a signed head that was kept, for verify-audit")
     parser.add_argument("--archive", type=Path, action="append", default=[], help="what was archived before")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where archive-audit writes its files")
+    parser.add_argument("--folder", type=Path, help="where archive-audit writes its files")
     parser.add_argument("--before", type=_day, help="archive-audit: what is older than this day (UTC)")
     given = parser.parse_args(arguments)
     if given.command == "archive-audit" and given.before is None:
         parser.error("archive-audit needs --before, such as 2026-01-01")
+    if given.command == "archive-audit" and given.folder is None:
+        parser.error("archive-audit needs --folder, a place that outlives the container")
     command = given.command
     configure_logging()
     try:
