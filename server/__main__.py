@@ -32,7 +32,7 @@ with uncollected():
     from server.app import create_app
     from server.audit import reading
     from server.audit.archive import archive
-    from server.audit.journal import HEAD_FILE, read_head, record_command
+    from server.audit.journal import HEAD_FILE, read_head
     from server.cluster.loops import stop_all
     from server.connections import Connection
     from server.db.migrate import migrate
@@ -195,9 +195,6 @@ def rotate_secrets(settings: Settings) -> None:
     with database_failures(settings):
         keys = KeyFile.ensure(settings.secrets_dir)
         count = rotate(database, keys)
-        with database.write() as session:
-            detail = {"secrets": str(count), "key": keys.ids()[-1]}
-            record_command(session, "secret.rotate", "python -m server rotate-secrets", detail)
     database.close()
     print(f"secrets encrypted with a new key, {keys.ids()[-1]}: {count}")
 
