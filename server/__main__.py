@@ -28,11 +28,11 @@ with uncollected():
     from powermean.audit_chain import is_signed
     from powermean.contracts.audit import AuditHead
     from powermean.errors import PowermeanError
-    from powermean.tokens import KeyPair, ensure_key_pair
+    from powermean.tokens import PRIVATE_KEY_NAME, PUBLIC_KEY_NAME, ensure_key_pair
     from server.app import create_app
     from server.audit import reading
     from server.audit.archive import archive
-    from server.audit.journal import HEAD_FILE, read_head, record_command
+    from server.audit.journal import HEAD_FILE, read_head
     from server.cluster.loops import stop_all
     from server.connections import Connection
     from server.db.migrate import migrate
@@ -96,11 +96,13 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--head", type=Path, help="a signed head that was kept, for verify-audit")
     parser.add_argument("--archive", type=Path, action="append", default=[], help="what was archived before")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where archive-audit writes its files")
+    parser.add_argument("--folder", type=Path, help="where archive-audit writes its files")
     parser.add_argument("--before", type=_day, help="archive-audit: what is older than this day (UTC)")
     given = parser.parse_args(arguments)
     if given.command == "archive-audit" and given.before is None:
         parser.error("archive-audit needs --before, such as 2026-01-01")
+    if given.command == "archive-audit" and given.folder is None:
+        parser.error("archive-audit needs --folder, a place that outlives the container")
     command = given.command
     configure_logging()
     try:
@@ -135,11 +137,11 @@ def migrate_only(settings: Settings) -> None:
 
 def verify_audit(settings: Settings, kept: Path | None, archives: Sequence[Path]) -> int:
     """Check the audit log against the head that the server keeps beside its key, or another one."""
-    keys = ensure_key_pair(settings.secrets_dir)
-    head = _head(settings, keys, kept)
+    public_pem = _existing(settings, PUBLIC_KEY_NAME).read_text()
+    head = _head(settings, public_pem, kept)
     database = open_database(settings)
     with database_failures(settings):
-        verdict = reading.verify(database, head, archives, keys.public_pem)
+        verdict = reading.verify(database, head, archives, public_pem)
     database.close()
     print(verdict.said(head))
     return 0 if verdict.broken is None else 1
@@ -147,8 +149,9 @@ def verify_audit(settings: Settings, kept: Path | None, archives: Sequence[Path]
 
 def archive_audit(settings: Settings, folder: Path, before: datetime, archives: Sequence[Path]) -> int:
     """Move the oldest entries of the audit log into a file; servers may run meanwhile."""
+    _existing(settings, PRIVATE_KEY_NAME)  # servers would not believe what a new key signs
     keys = ensure_key_pair(settings.secrets_dir)
-    head = _head(settings, keys, None)
+    head = _head(settings, keys.public_pem, None)
     database = open_database(settings)
     with database_failures(settings):
         done = archive(database, keys, head, folder, before, archives)
@@ -161,12 +164,23 @@ def archive_audit(settings: Settings, folder: Path, before: datetime, archives: 
     return 0
 
 
-def _head(settings: Settings, keys: KeyPair, kept: Path | None) -> AuditHead | None:
+def _existing(settings: Settings, name: str) -> Path:
+    """A file of the server's key pair. Raises CannotStartError: a server makes it, and nobody else."""
+    file = settings.secrets_dir / name
+    if not file.is_file():
+        raise CannotStartError(
+            f"the folder {settings.secrets_dir} has no {name}",
+            remedy="Set POWERMEAN_SECRETS_DIR to the server's.",
+        )
+    return file
+
+
+def _head(settings: Settings, public_pem: str, kept: Path | None) -> AuditHead | None:
     """The signed head in this file, or in the server's own. Raises CannotStartError."""
     head = read_head(kept or settings.secrets_dir / HEAD_FILE)
     if kept is not None and head is None:
         raise CannotStartError(f"{kept} is not a head of the audit log")
-    if head is not None and not is_signed(head, keys.public_pem):
+    if head is not None and not is_signed(head, public_pem):
         raise CannotStartError("the head of the audit log is not signed by this server's key")
     return head
 
@@ -181,9 +195,6 @@ def rotate_secrets(settings: Settings) -> None:
     with database_failures(settings):
         keys = KeyFile.ensure(settings.secrets_dir)
         count = rotate(database, keys)
-        with database.write() as session:
-            detail = {"secrets": str(count), "key": keys.ids()[-1]}
-            record_command(session, "secret.rotate", "python -m server rotate-secrets", detail)
     database.close()
     print(f"secrets encrypted with a new key, {keys.ids()[-1]}: {count}")
 

@@ -63,7 +63,7 @@ def list_entries(
         (
             (
                 local_time(one.at),
-                one.actor_name or one.actor or ("stranger" if one.address else "on the server"),
+                one.who,
                 one.verb,
                 one.request,
                 one.target or "",

@@ -8,7 +8,9 @@ import typer
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, checked, connected, note, say, say_json, say_table
+from powermean.client import Client
 from powermean.contracts.identity import KeyRequest, KeyView
+from powermean.errors import PowermeanError
 
 key = typer.Typer(help="API keys, for scripts and other machines.", no_args_is_help=True, **PLAIN)
 
@@ -108,9 +110,20 @@ def revoke(
     Example: powermean key revoke key-0123456789abcdef
     """
     with connected() as client:
-        keys = client.keys().items if not cascade else ()  # before, because the command may use this key
+        # before, because the command may use this key
+        keys, unlisted = ((), None) if cascade else _listed(client)
         client.revoke_key(key_id, cascade=cascade)
     say(f"{key_id} is revoked" + (" with all that were made with it" if cascade else ""))
+    if unlisted is not None:
+        note(f"Keys that it made may still work; they could not be listed: {unlisted}")
     if made := [one.id for one in keys if one.made_by == key_id and _state(one) == "works"]:
         note(f"It made keys that still work: {', '.join(made)}.")
         note(f"`powermean key revoke {key_id} --cascade` revokes them and what they made.")
+
+
+def _listed(client: Client) -> tuple[tuple[KeyView, ...], PowermeanError | None]:
+    """The keys, or why there is no list: a leaked key must end all the same."""
+    try:
+        return client.keys().items, None
+    except PowermeanError as error:
+        return (), error

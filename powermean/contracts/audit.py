@@ -8,6 +8,7 @@ from pydantic import Field
 from powermean.contracts.base import Contract, Sha256
 
 Outcome = Literal["allowed", "refused"]
+_COMMANDS = ("python -m server ", "powermean restore")  # requests of those who have a server's machine
 
 
 class AuditEvent(Contract):
@@ -27,6 +28,14 @@ class AuditEvent(Contract):
     count: int = Field(1, ge=1, description="How many refusals like this one the entry stands for.")
     detail: dict[str, str] = Field(default={}, description="What it was set to, such as a role.")
     request_id: str | None = Field(None, description="Finds the request in the server's log.")
+
+    @property
+    def who(self) -> str:
+        """Who did it, for people."""
+        if self.outcome == "allowed" and self.request.startswith(_COMMANDS):
+            return "on the server"
+        unnamed = "several" if self.verb == "other" else "stranger"  # a flood's rest is of anybody
+        return self.actor_name or self.actor or unnamed
 
 
 class AuditEntry(AuditEvent):
@@ -51,7 +60,11 @@ class AuditHead(Contract):
     seq: int = Field(ge=0)
     hash: Sha256
     signature: str = Field(description="EdDSA JWT of seq and hash, by the key that signs attempt tokens.")
-    cut: AuditCut | None = Field(None, description="Up to where the log was archived; null: never.")
+    cut: AuditCut | None = Field(  # left out while it is null, because older readers refuse unknown fields
+        None,
+        exclude_if=lambda cut: cut is None,
+        description="Up to where the log was archived; not there: never.",
+    )
 
 
 class AuditPage(Contract):

@@ -86,10 +86,11 @@ def archive(
     return Archived(first, last, file, head)
 
 
-def sign_again(session: Session, keys: KeyPair) -> None:
-    """After a restore, which may have made new keys: the cut was checked against the ones before."""
+def sign_again(session: Session, keys: KeyPair, before: str) -> None:
+    """After a restore, which may have made new keys; but not a cut that the public key `before` did not sign:
+    somebody forged it."""
     cut = cut_of(session)
-    if cut is not None:
+    if cut is not None and audit_chain.is_signed(cut, before):
         row = session.get_one(AuditHead, HEAD_ID)
         row.cut_signature = audit_chain.sign_cut(keys.private_pem, cut.seq, cut.hash).signature
 

@@ -168,9 +168,13 @@ def record_command(session: Session, verb: str, request: str, detail: dict[str, 
 
 
 def signed_head(session: Session, keys: KeyPair) -> SignedHead:
-    """The newest entry in this database, signed."""
-    row = session.get(AuditHead, HEAD_ID)
-    return sign_head(keys.private_pem, *((row.seq, row.hash) if row else (0, START)), cut=cut_of(session))
+    """The newest entry in this database, signed; with the cut only if this key signed that, too.
+
+    Readers over the API believe the cut, and anybody who may write to the database can set one.
+    """
+    row, cut = session.get(AuditHead, HEAD_ID), cut_of(session)
+    believed = cut if cut is not None and is_signed(cut, keys.public_pem) else None
+    return sign_head(keys.private_pem, *((row.seq, row.hash) if row else (0, START)), cut=believed)
 
 
 def read_head(file: Path) -> SignedHead | None:

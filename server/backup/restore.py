@@ -129,6 +129,7 @@ def _complete(folder: Path, manifest: Manifest, part: Path, now: datetime) -> Re
         migrate(database)
         _check_objects(database, manifest)
         said = _check_audit(database, part)
+        before = _public_pem(part)
         (part / PUBLIC_KEY_NAME).unlink(missing_ok=True)
         keys = ensure_key_pair(_private(part / SECRETS))
         with database.write() as session:
@@ -136,7 +137,8 @@ def _complete(folder: Path, manifest: Manifest, part: Path, now: datetime) -> Re
             record_command(session, VERB, REQUEST, detail)
             for of_the_lost in (ServerProcess, Leader):  # or the new server would refuse to start beside them
                 session.execute(delete(of_the_lost))
-            sign_again(session, keys)
+            if before is not None:
+                sign_again(session, keys, before)
             head = signed_head(session, keys)
             counts = {
                 name: session.scalar(select(func.count()).select_from(kind)) or 0
@@ -179,9 +181,14 @@ def _check_objects(database: Database, manifest: Manifest) -> None:
 
 def _check_audit(database: Database, part: Path) -> str:
     """Whether the audit log is unbroken up to the backup's head."""
-    public = part / PUBLIC_KEY_NAME
+    public_pem = _public_pem(part)
     head = read_head(part / HEAD_FILE)
-    if head is not None and not (public.is_file() and is_signed(head, public.read_text())):
+    if head is not None and not (public_pem is not None and is_signed(head, public_pem)):
         raise BackupDamagedError(f"{HEAD_FILE} is not signed by the key in {PUBLIC_KEY_NAME}")
-    public_pem = public.read_text() if public.is_file() else None
     return reading.verify(database, head, public_pem=public_pem).said(head)
+
+
+def _public_pem(part: Path) -> str | None:
+    """The key that signed the log before the backup; None: the backup has none."""
+    public = part / PUBLIC_KEY_NAME
+    return public.read_text() if public.is_file() else None

@@ -6,12 +6,14 @@ key that a row still needs. Run again, it goes on with the same key. Servers may
 
 from sqlalchemy import select
 
+from server.audit.journal import record_command
 from server.db.models import PersonSecret, ProjectSecret, SealedValue
 from server.db.session import Database
 from server.vault.key_file import KeyFile, KeyUnavailableError
 from server.vault.sealing import Owner, seal, unseal
 from server.vault.secrets import sealed_in
 
+VERB, REQUEST = "secret.rotate", "python -m server rotate-secrets"  # in the audit log
 BATCH = 50  # secrets of a transaction
 KINDS: tuple[type[SealedValue], ...] = (ProjectSecret, PersonSecret)
 
@@ -23,6 +25,7 @@ def rotate(database: Database, keys: KeyFile) -> int:
     secret with it.
     """
     with keys.locked():
+        _record(database, {"stage": "begun"})  # before any change: one that is stopped is in the log, too
         if _in_use(database) <= {keys.ids()[-1]}:  # otherwise an earlier rotation was not finished
             keys.add()
         newest, count = keys.ids()[-1], 0
@@ -30,7 +33,13 @@ def rotate(database: Database, keys: KeyFile) -> int:
             while changed := _encrypt_some(database, keys, kind, newest):
                 count += changed
         keys.keep({*_in_use(database), *keys.ids()[-2:]})
+        _record(database, {"stage": "done", "secrets": str(count), "key": newest})
     return count
+
+
+def _record(database: Database, detail: dict[str, str]) -> None:
+    with database.write() as session:
+        record_command(session, VERB, REQUEST, detail)
 
 
 def _in_use(database: Database) -> set[str]:

@@ -234,11 +234,15 @@ def test_a_leaked_key_is_revoked_with_those_that_it_made(server: ScriptedServer)
 def test_whoever_revokes_a_key_alone_hears_of_those_that_it_made(server: ScriptedServer) -> None:
     server.on("DELETE /v1/keys/key-1", Answer(204))
     made = [key(id="key-2", made_by="key-1"), key(id="key-3", made_by="key-1", revoked_at=NOW)]
-    server.on("GET /v1/keys", body(KeyList(items=(key(id="key-1"), *made))))
+    unlisted = body(ErrorResponse(error=ErrorBody(code="internal", message="no list today")), 400)
+    server.on("GET /v1/keys", body(KeyList(items=(key(id="key-1"), *made))), unlisted)
     result = powermean("key", "revoke", "key-1")
     assert (result.exit_code, result.stdout) == (0, "key-1 is revoked\n")
     assert "It made keys that still work: key-2." in result.stderr
     assert "--cascade" in result.stderr
+    result = powermean("key", "revoke", "key-1")
+    assert (result.exit_code, result.stdout) == (0, "key-1 is revoked\n")
+    assert "could not be listed: no list today" in result.stderr
 
 
 def test_an_address_is_given_to_an_account(server: ScriptedServer) -> None:

@@ -153,6 +153,9 @@ def test_the_commands(
     service.app.state.journal.seal()
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     run = ["archive-audit", "--folder", str(tmp_path), "--before"]
+    with pytest.raises(SystemExit):  # in a container the folder that it runs in is lost
+        __main__.main(["archive-audit", "--before", tomorrow])
+    assert "archive-audit needs --folder" in capsys.readouterr().err
     assert __main__.main([*run, "2026-01-01"]) == 0
     assert capsys.readouterr().out == "the audit log has no entry from before 2026-01-01\n"
     assert __main__.main([*run, tomorrow]) == 0

@@ -178,7 +178,9 @@ def test_a_projects_log_is_that_projects(service: ServiceDriver) -> None:
 def test_the_export_is_the_whole_chain_and_its_head_is_signed(service: ServiceDriver) -> None:
     for _ in range(3):
         service.submit()
-    head = AuditHead.model_validate(service.person.get("/v1/audit/head").json())
+    said = service.person.get("/v1/audit/head").json()
+    assert said.keys() == {"seq", "hash", "signature"}  # all that programs of the version before take
+    head = AuditHead.model_validate(said)
     answer = service.person.get("/v1/audit/export")
     assert answer.headers["content-type"].startswith("application/x-ndjson")
     entries = [AuditEntry.model_validate_json(line) for line in answer.text.splitlines()]
@@ -186,7 +188,7 @@ def test_the_export_is_the_whole_chain_and_its_head_is_signed(service: ServiceDr
     assert (verdict.broken, verdict.entries) == (None, head.seq)
     assert is_signed(head, service.app.state.key_pair.public_pem)
     kept = service.settings.secrets_dir / "audit-head.json"
-    assert AuditHead.model_validate_json(kept.read_text()) == head
+    assert json.loads(kept.read_text()) == said
 
 
 @pytest.mark.slow

@@ -13,6 +13,9 @@ from tests.support.live_server import listening
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver, example_spec
 from tests.support.terminal import powermean
 
+FORGED_CUT = """UPDATE audit_head SET (cut_seq, cut_hash) = (
+    SELECT seq, hash FROM audit_entries WHERE seq = (SELECT max(seq) - 1 FROM audit_entries))"""
+
 
 @pytest.fixture
 def kind() -> str:
@@ -73,5 +76,11 @@ def test_the_chain_is_walked_against_a_kept_head(served: ServiceDriver, tmp_path
     broken = powermean("audit", "verify", "--head", str(head))
     assert broken.exit_code == 1
     assert "was changed" in broken.output
+    with served.database.write() as session:
+        session.execute(text(FORGED_CUT))
+        session.execute(text("DELETE FROM audit_entries WHERE seq <= (SELECT cut_seq FROM audit_head)"))
+    for options in ([], ["--head", str(head)]):
+        forged = powermean("audit", "verify", *options)
+        assert (forged.exit_code, "entry 1 is missing" in forged.output) == (1, True), forged.output
     head.write_text("[]")
     assert "is not a head of the audit log" in powermean("audit", "verify", "--head", str(head)).stderr

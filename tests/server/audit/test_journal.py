@@ -304,7 +304,10 @@ def command(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("command")
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_the_command_says_whether_it_is_whole(
-    service: ServiceDriver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    service: ServiceDriver,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for _ in range(3):
         service.submit()
@@ -323,6 +326,14 @@ def test_the_command_says_whether_it_is_whole(
     capsys.readouterr()
     assert __main__.main(["verify-audit"]) == 1
     assert capsys.readouterr().out == "entry 2 was changed: its hash is another one's\n"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("POWERMEAN_SECRETS_DIR", str(elsewhere))
+    archive = ["archive-audit", "--before", "2020-01-01", "--folder", str(tmp_path)]
+    for command, name in ((["verify-audit"], "attempt_token.pub"), (archive, "attempt_token.key")):
+        assert __main__.main(command) == 1
+        assert f"{elsewhere} has no {name}" in capsys.readouterr().err
+    assert not any(elsewhere.iterdir())
 
 
 def test_an_unreadable_head_is_none(tmp_path: Path) -> None:

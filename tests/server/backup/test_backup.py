@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from alembic.command import downgrade
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from powermean.artefacts import ArtefactStore, ArtefactStoreUnavailableError
@@ -123,6 +123,16 @@ def test_what_is_restored_is_what_was_saved(backups: Backups) -> None:
     assert signed != keys.public_pem
     assert verify_audit(database, head, public_pem=signed).broken is None
     assert "those before are archived" in done.audit
+    database.close()
+    with service.database.write() as session:  # forged: no archive was made up to there
+        session.execute(text("UPDATE audit_head SET cut_seq = seq, cut_hash = hash"))
+        session.execute(text("DELETE FROM audit_entries"))
+    again = backups.restore(backups.create("forged"), replace=True)
+    database = Database(creating.address(home.database))
+    broken = verify_audit(database, None, public_pem=ensure_key_pair(home.secrets).public_pem).broken
+    assert broken is not None
+    assert "without this server's signature" in broken.what
+    assert "without this server's signature" in again.audit
     database.close()
     assert home.folder.stat().st_mode & 0o777 == home.secrets.stat().st_mode & 0o777 == 0o700
 

@@ -259,8 +259,7 @@ def test_the_command_rotates_while_the_server_runs(service: ServiceDriver):
     said = f"secrets encrypted with a new key, {newest}: 1\n"
     assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert stored(service) != before
-    (entry,) = service.person.get("/v1/audit?verb=secret.rotate").json()["items"]
-    assert entry["detail"] == {"secrets": "1", "key": newest}
+    assert recorded(service) == [{"stage": "done", "secrets": "1", "key": newest}, {"stage": "begun"}]
     job_id = service.started(**naming(HF_TOKEN="hf"))
     assert claimed(service, f"{job_id}.1") == {"HF_TOKEN": VALUE}  # the running server needs no restart
 
@@ -286,6 +285,7 @@ def test_a_rotation_that_was_stopped_goes_on(service: ServiceDriver, monkeypatch
     monkeypatch.setattr("server.vault.rotation.seal", stop)
     with pytest.raises(StoppedError):
         rotate(service.database, keys)
+    assert recorded(service) == [{"stage": "begun"}]
     half = {key_id for key_id, _, _ in stored(service).values()}
     assert len(half) == 2
     job_id = service.started(**naming(A_TOKEN="s0", B_TOKEN="s4"))
@@ -294,6 +294,12 @@ def test_a_rotation_that_was_stopped_goes_on(service: ServiceDriver, monkeypatch
     newest = keys.ids()[-1]
     assert rotate(service.database, keys) == 3
     assert {key_id for key_id, _, _ in stored(service).values()} == {newest}
+
+
+def recorded(service: ServiceDriver) -> list[dict[str, str]]:
+    """What the audit log says of rotations, newest first."""
+    found = service.person.get("/v1/audit?verb=secret.rotate").json()["items"]
+    return [entry["detail"] for entry in found]
 
 
 def stored(service: ServiceDriver) -> dict[str, tuple[str, bytes, bytes]]:
