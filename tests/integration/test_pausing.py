@@ -31,8 +31,8 @@ def test_a_paused_job_frees_its_slot_and_goes_on_without_gap_or_double(service: 
     paused = in_state(service, job_id, JobState.PAUSED)
     assert 3 <= paused.step < STEPS
     assert service.running("trainer.run") == set()
-    (checkpoint,) = client.checkpoints(job_id).items
-    assert checkpoint.step == paused.step, "its last step is saved"
+    saved = [checkpoint.step for checkpoint in client.checkpoints(job_id).items]
+    assert max(saved) == paused.step, "its last step is saved"
     between = service.finished(client.create_job(tiny_spec("tiny")).id)  # the node has one slot
     assert between.attempts[0].created_at > paused.attempts[0].freed_at  # type: ignore[operator]
 

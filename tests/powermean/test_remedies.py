@@ -16,11 +16,15 @@ FOR_PROGRAMS = {"Send an Origin header of this service, or use a bearer key."}
 
 
 def remedies() -> Iterator[str]:
-    """Every remedy in the server's code: what is given or assigned to that name, and the third of `.at()`."""
+    """Every remedy in the server's code: what is given or assigned to that name, its defaults, and the third
+    of `.at()`."""
     for file in SERVER.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             found: list[ast.expr] = []
-            if isinstance(node, ast.keyword | ast.Assign):
+            if isinstance(node, ast.FunctionDef):
+                defaults = zip(reversed(node.args.args), reversed(node.args.defaults), strict=False)
+                found = [value for parameter, value in defaults if parameter.arg == "remedy"]
+            elif isinstance(node, ast.keyword | ast.Assign):
                 name = node.arg if isinstance(node, ast.keyword) else ast.unparse(node.targets[0])
                 found = [node.value] if name == "remedy" else []
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".at"):

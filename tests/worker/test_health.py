@@ -63,14 +63,13 @@ def test_a_turn_is_noted_although_the_server_refuses(tmp_path: Path, monkeypatch
     class EndedError(BaseException):
         pass
 
-    def pause(_: float) -> None:
-        raise EndedError
+    answers = iter([ServerUnreachableError("no route to host", OSError()), EndedError()])
 
     def away(*_: object) -> NodeOrders:
-        raise ServerUnreachableError("no route to host", OSError())
+        raise next(answers)
 
     monkeypatch.setattr(node, "_client", SimpleNamespace(put_node=away))
-    monkeypatch.setattr("worker.node.time.sleep", pause)
+    monkeypatch.setattr("worker.node.REPORT_S", 0.0)
     with pytest.raises(EndedError):
         node.report_for_ever()
     assert (tmp_path / health.TURNED).exists()
