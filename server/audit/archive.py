@@ -5,8 +5,10 @@ administrator's key must not be able to remove what they did. A crash loses noth
 database only when the file is on the disk and was read back, and the next run removes what a crash left.
 """
 
+import filecmp
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, takewhile
@@ -105,30 +107,21 @@ def _last_before(session: Session, before: datetime) -> int:
 
 def _write(file: Path, entries: Iterable[AuditEntry]) -> None:
     """Raises ArchiveError for a file that is there, unless it holds just this."""
-    part = file.with_name(f".{file.name}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as lines:
-        for entry in entries:
-            lines.write(f"{entry.model_dump_json()}\n")
-        lines.flush()
-        os.fsync(lines.fileno())
+    descriptor, name = tempfile.mkstemp(".part", f".{file.name}.", file.parent)  # others may write this, too
+    part = Path(name)
     try:
+        with os.fdopen(descriptor, "w") as lines:
+            for entry in entries:
+                lines.write(f"{entry.model_dump_json()}\n")
+            lines.flush()
+            os.fsync(lines.fileno())
         os.link(part, file)
     except FileExistsError:
-        if not _same(file, part):
+        if not filecmp.cmp(file, part, shallow=False):
             raise ArchiveError(f"{file} is there already, with other contents") from None
     finally:
         part.unlink()
     _sync_folder(file.parent)
-
-
-def _same(one: Path, other: Path) -> bool:
-    def pieces(file: Path) -> Iterator[str]:
-        with file.open() as lines:
-            yield from lines
-
-    return one.stat().st_size == other.stat().st_size and all(
-        left == right for left, right in zip(pieces(one), pieces(other), strict=False)
-    )
 
 
 def _sync_folder(folder: Path) -> None:
