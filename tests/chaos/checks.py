@@ -23,7 +23,7 @@ class Record:
 
     rows: Rows
     model: dict[str, str]  # sha256 by file
-    checkpoint: dict[str, str]  # the last one's
+    checkpoints: dict[int, dict[str, str]]  # by step
     trajectories: tuple[int, ...]  # steps that have them
 
 
@@ -44,14 +44,16 @@ class Verdict:
 def record(cluster: Cluster, job_id: str) -> Record:
     client = cluster.client
     with session(cluster) as found:
-        query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
-        last = found.scalars(query).first()
+        query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.attempt)
+        checkpoints = {
+            one.step: {name: ref["sha256"] for name, ref in one.manifest["files"].items()}
+            for one in found.scalars(query)
+        }
         texts = select(TrajectoryStep.step).where(TrajectoryStep.job_id == job_id).distinct()
         with_trajectories = tuple(sorted(found.scalars(texts)))
-        files = {name: ref["sha256"] for name, ref in last.manifest["files"].items()} if last else {}
     job = client.get_job(job_id)
     model = {name: ref.sha256 for name, ref in job.result.model.files.items()} if job.result else {}
-    return Record(metric_rows(client, job_id), model, files, with_trajectories)
+    return Record(metric_rows(client, job_id), model, checkpoints, with_trajectories)
 
 
 def session(cluster: Cluster) -> Session:
@@ -98,8 +100,13 @@ def other_bits(job: Job, left: Record, undisturbed: Record) -> Iterator[str]:
         yield f"{job.id}: {len(different)} numbers differ, first {key}: {mine[key]}, not {theirs[key]}"
     if left.model != undisturbed.model:
         yield f"{job.id}: another model: {_changed(left.model, undisturbed.model)}"
-    if left.checkpoint != undisturbed.checkpoint:
-        yield f"{job.id}: another last checkpoint: {_changed(left.checkpoint, undisturbed.checkpoint)}"
+    # A job that had to leave has another one, of a step at which no undisturbed run saves any.
+    if max(left.checkpoints, default=0) < max(undisturbed.checkpoints, default=0):
+        yield f"{job.id}: no checkpoint of step {max(undisturbed.checkpoints)}"
+    for step in left.checkpoints.keys() & undisturbed.checkpoints.keys():
+        if left.checkpoints[step] != undisturbed.checkpoints[step]:
+            files = _changed(left.checkpoints[step], undisturbed.checkpoints[step])
+            yield f"{job.id}: another checkpoint of step {step}: {files}"
     if left.trajectories != undisturbed.trajectories:
         yield f"{job.id}: trajectories of steps {left.trajectories}, not {undisturbed.trajectories}"
 
