@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fast fuzz chaos check format openapi install
+.PHONY: help demo up test fast long fuzz chaos check format openapi install
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -25,11 +25,14 @@ install: ## set up .venv (repeating it does nothing); ENGINE=vllm installs that 
 install-test:
 	@$(PYTHON) tools/install.py test$(WITH_VLLM)
 
-test: install-test ## all tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
+test: install-test ## the tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
 	@$(BIN)/python tools/run_tests.py $(ARGS)
 
 fast: install-test ## the tests without the slow ones and Postgres, on all cores
 	@$(BIN)/python -m pytest -m "not slow and not postgres" --hypothesis-profile fast --numprocesses auto --dist worksteal $(ARGS)
+
+long: install-test ## the tests that take a minute of CPU time or more each and that `make test` leaves out (ENGINE=vllm: vLLM's, too)
+	@$(BIN)/python -m pytest -m long $(ARGS)
 
 fuzz: install-test ## tens of thousands of generated requests as each role; N=100 for more an operation
 	@POWERMEAN_FUZZ=$(or $(N),30) $(BIN)/python -m pytest -s tests/server/test_schema_conformance.py $(ARGS)

@@ -70,7 +70,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """A failure in a quick test should not wait for the slow ones, as all that start vLLM are."""
     for item in items:
-        if item.get_closest_marker("vllm") is not None:
+        if item.get_closest_marker("vllm") is not None or item.get_closest_marker("long") is not None:
             item.add_marker(pytest.mark.slow)  # before `-m` chooses
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -121,6 +121,7 @@ def test_the_chart_asks_for_what_was_validated() -> None:
     assert values["image"]["server"].endswith(f":{version}")
 
 
+@pytest.mark.slow
 def test_every_variable_is_a_setting_of_the_program_that_reads_it(
     everything: list[dict[str, Any]], least: list[dict[str, Any]]
 ) -> None:

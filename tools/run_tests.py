@@ -1,4 +1,6 @@
-"""All tests in two runs of pytest: those that may run beside others, then the rest one by one.
+"""Tests in two runs of pytest: those that may run beside others, then the rest one by one.
+
+Those marked `long` wait for `make long`, which runs them alone.
 
 A failure in the first run does not keep the second from running. Arguments go to both.
 """
@@ -11,14 +13,8 @@ import sys
 WORKERS = (os.cpu_count() or 1) + 1  # many tests wait for the processes that they have started
 RUNS = {
     "tests that may run beside others": (
-        *(
-            "--phase",
-            "shared",
-            "--numprocesses",
-            str(WORKERS),
-            "--dist",
-            "loadfile",
-        ),  # a module's fixtures once
+        *("-m", "not long", "--phase", "shared"),
+        *("--numprocesses", str(WORKERS), "--dist", "loadfile"),  # a module's fixtures once
         "--no-loadscope-reorder",  # quick tests first
     ),
     "tests that need the machine to themselves": ("--phase", "alone"),

@@ -134,7 +134,7 @@ def test_jobs_differ_in_engine_and_staleness_alone() -> None:
     assert job("tiny").model.folder == "tiny"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.integration
 def test_a_tiny_run_prints_all_tables_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--model", "tiny", "--engine", "transformers"]

@@ -49,7 +49,7 @@ def test_what_processes_share_counts_once() -> None:
     assert resident([]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_a_tiny_round_prints_its_tables_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_redis_the_worker_and_the_server(
     until(lambda: service.running("worker") - worker, 30, "a new worker")
 
 
+@pytest.mark.long
 def test_the_whole_service(service: Service, undisturbed: dict[tuple[int, int, str], float | None]) -> None:
     """No process outlives it, and the next start goes on with the job."""
     job_id = run_to_the_kill(service)
@@ -110,6 +111,7 @@ def test_the_whole_service(service: Service, undisturbed: dict[tuple[int, int, s
     resumed(same_rows(service, job_id, undisturbed))
 
 
+@pytest.mark.long
 def test_the_artefact_store(
     service: Service, undisturbed: dict[tuple[int, int, str], float | None], tmp_path: Path
 ) -> None:

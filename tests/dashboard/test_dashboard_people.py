@@ -98,6 +98,7 @@ def test_an_administrator_lets_somebody_in_with_one_form(service: ServiceDriver,
     assert link not in admin.get("/people").text  # shown once
 
 
+@pytest.mark.slow
 def test_a_wrong_account_is_explained_and_the_form_keeps_what_was_typed(admin: TestClient) -> None:
     shown = page(admin.post("/people", data={"name": HOSTILE, "email": "nobody"}), 422)
     assert [field.one("code").text for field in shown.one("ul", class_="fields").all("li")] == ["email"]

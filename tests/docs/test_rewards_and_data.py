@@ -29,6 +29,7 @@ def cells(row: str) -> list[str]:
     return [cell.strip().strip("`").replace("⏎", "\n") for cell in row.strip("|").split("|")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "table"), REWARDS)
 def test_a_reward_grades_as_shown(spec: str, table: str) -> None:
     heading, _, *rows = [cells(row) for row in table.splitlines()]

@@ -8,7 +8,7 @@ from powermean.contracts.api import Job, NodeView
 from tests.support.embedded_service import Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(900)]
 STEPS = 12
 TRAINING = {"steps": STEPS, "prompts_per_step": 16, "minibatches": 2, "epochs": 2}
 DRAIN_S = 60.0

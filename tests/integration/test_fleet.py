@@ -18,7 +18,7 @@ from tests.support.tiny_model import build_tiny_model, tiny_spec
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.integration,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]

@@ -26,6 +26,7 @@ def test_a_spec_as_text(service: ServiceDriver, shape: str):
     assert len(answer.content) < 20_000
 
 
+@pytest.mark.slow
 @on_sqlite
 @pytest.mark.parametrize(
     "body",

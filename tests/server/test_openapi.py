@@ -24,6 +24,7 @@ def operations(document):
     return [(path, verb, op) for path, verbs in document["paths"].items() for verb, op in verbs.items()]
 
 
+@pytest.mark.slow
 def test_the_committed_schema_is_in_step(document):
     assert FILE.read_text() == as_text(document), "run `python -m server.openapi` and commit openapi.json"
 

@@ -18,6 +18,9 @@ def test_beside(): pass
 @pytest.mark.slow
 def test_slow_beside(): pass
 
+@pytest.mark.long
+def test_for_make_long(): raise AssertionError
+
 @pytest.mark.alone
 def test_alone(): assert FAILS != "alone"
 

@@ -78,6 +78,7 @@ def test_it_learns_and_says_so(whole: Played) -> None:
     assert result.tokens == whole.metrics[6, -1, "num_tokens"]
 
 
+@pytest.mark.slow
 def test_every_metric_that_applies_is_reported_at_its_level(whole: Played) -> None:
     reported = {name for _, _, name in whole.metrics}
     assert set(METRICS) - reported == WITHOUT
@@ -138,6 +139,7 @@ def test_trajectories_are_recorded_with_what_each_update_saw(whole: Played) -> N
             assert row.advantage == 0 or (row.entropy is not None and row.sampling_kl is not None)
 
 
+@pytest.mark.slow
 def test_the_final_model_loads_and_is_the_one_the_engine_serves(
     tmp_path: Path, model_root: Path, stage: Stage
 ) -> None:

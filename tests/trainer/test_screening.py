@@ -22,6 +22,7 @@ def problems(*answers: str) -> list[Problem]:
     return [Problem(f"line {number}", "1+1=", answer) for number, answer in enumerate(answers, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "good", "bad"),
     [

@@ -128,6 +128,7 @@ def test_only_distinct_histories_pass_through_the_model(model: LlamaForCausalLM)
     assert passed == [1] * 8  # greedy completions are all one
 
 
+@pytest.mark.slow
 def test_slots_shrink_when_half_the_rows_have_ended(model: LlamaForCausalLM) -> None:
     passed: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda _, given, __: passed.append(len(given[0])))
@@ -140,6 +141,7 @@ def test_slots_shrink_when_half_the_rows_have_ended(model: LlamaForCausalLM) -> 
     assert (steps + 1) % STRIDE == 0  # the first token of all is the prompts' pass'
 
 
+@pytest.mark.slow
 def test_a_step_asks_nothing_of_the_device(model: LlamaForCausalLM) -> None:
     """Fake tensors have no values to read, as a GPU has none to give while a graph is captured."""
     slots = Slots(model, graphs=False)

@@ -39,6 +39,7 @@ def test_a_dataset_as_a_form_and_as_a_body_is_the_same(service):
     assert service.person.get("/v1/datasets").json()["items"] == [made]
 
 
+@pytest.mark.slow
 def test_a_form_without_a_name_takes_the_files(service):
     answer = service.person.post("/v1/datasets", files={"file": ("a/sums.jsonl", ROWS)})
     assert answer.json()["name"] == "sums"

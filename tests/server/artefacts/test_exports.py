@@ -127,6 +127,7 @@ def test_what_an_adapter_is_over_comes_from_the_job_that_began_with_it(
     assert torch.allclose(over, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_broken_off_export_goes_on(server: ServiceDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     attempt, target = server.running(), tmp_path / "model"
     owner = f"jobs/{attempt.claim.job_id}/model"

@@ -51,6 +51,7 @@ def numbers(database: Database) -> list[int]:
         return list(session.scalars(text("SELECT seq FROM audit_entries ORDER BY seq")))
 
 
+@pytest.mark.slow
 def test_the_chain_goes_on_across_the_cut(
     database: Database, log: Journal, keys: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def backups(service: ServiceDriver, tmp_path: Path) -> Backups:
     return Backups(service, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_restored_is_what_was_saved(backups: Backups) -> None:
     service = backups.service
     with service.database.write() as session:  # as it is while a server runs
@@ -205,6 +206,7 @@ def test_the_database_is_of_one_moment_while_others_write(backups: Backups) -> N
     assert seen < len(written) - 4
 
 
+@pytest.mark.slow
 def test_what_the_snapshot_names_stays_until_it_is_copied(
     backups: Backups, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def test_a_restarting_engine_keeps_its_jobs_and_takes_no_new_ones(service: Servi
     assert engine_of(service, second) == order.id
 
 
+@pytest.mark.slow
 def test_a_removed_engine_serves_its_jobs_to_their_end(service: ServiceDriver):
     order = ready(service)
     job = service.queued(**lora_job("shared"))

@@ -44,6 +44,7 @@ def test_a_claim_brings_all_that_running_needs(service: ServiceDriver):
     assert job.started_at is not None
 
 
+@pytest.mark.slow
 def test_of_many_claims_one_wins(service: ServiceDriver):
     job_id = service.started()
     with ThreadPoolExecutor(8) as pool:
@@ -215,6 +216,7 @@ def test_a_checkpoint_that_cannot_be_is_refused(service: ServiceDriver, commit, 
     assert error_of(answer)["fields"][0]["path"] == path
 
 
+@pytest.mark.slow
 def test_a_finished_job(service: ServiceDriver):
     attempt = service.running()
     for _ in range(2):  # the first answer may be lost

@@ -28,6 +28,7 @@ from tests.support.service_driver import (
 )
 
 
+@pytest.mark.slow
 def test_each_node_is_told_and_claims_its_part_once(service: ServiceDriver):
     attempt_id = started_gang(service, 3)
     service.relay.turn()

@@ -75,6 +75,7 @@ def test_a_resumed_job_goes_on_from_its_last_checkpoint(service: ServiceDriver):
     assert [(point["step"], point["value"]) for point in found] == [(1, 0.5), (2, 0.5), (3, 0.75), (4, 0.5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
     [

@@ -416,6 +416,7 @@ def test_a_job_that_must_share_an_engine_counts_without_one_of_its_own():
     assert started(made) == ["split"]
 
 
+@pytest.mark.slow
 def test_a_line_four_times_as_long_takes_no_sixteen_times_as_long_to_explain():
     """10,000 jobs took 4 s of CPU when each looked at all before it. What is counted is instructions."""
 

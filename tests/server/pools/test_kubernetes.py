@@ -136,6 +136,7 @@ def test_what_is_secret_is_in_a_secret_of_the_job_alone(
     assert NODE_TOKEN not in repr(order())
 
 
+@pytest.mark.slow
 def test_an_order_that_is_given_again_makes_no_second_pilot(
     backend: KubernetesBackend, cluster: Kubernetes
 ) -> None:
@@ -157,6 +158,7 @@ def test_the_secret_is_there_before_the_pod_that_waits_for_it(
     assert [one for one in cluster.requests if one[0] == "POST"][-1][1].endswith("/jobs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepare", "state", "reason"),
     [

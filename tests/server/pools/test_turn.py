@@ -144,6 +144,7 @@ def test_a_node_is_asked_for_once_when_a_job_waits(elastic: Elastic):
     assert (shown["kind"], shown["reason"]) == ("starting", elastic.job(job_id).phase)
 
 
+@pytest.mark.slow
 def test_a_spec_that_no_living_node_may_check_brings_a_node(elastic: Elastic):
     job_id = elastic.service.submit(**ON_POOL)
     elastic.turn()
@@ -275,6 +276,7 @@ def test_a_revoked_allocation_frees_at_once_and_costs_no_restart(elastic: Elasti
     assert len(elastic.engine.orders) == 2  # for the job, which waits again
 
 
+@pytest.mark.slow
 def test_a_node_that_failed_counts_as_a_restart(elastic: Elastic):
     attempt = elastic.running()
     elastic.engine.end("1", "NODE_FAIL")
@@ -308,6 +310,7 @@ def test_a_pilot_is_gone_when_its_engine_has_left_it_out_twice(elastic: Elastic)
     assert "does not know it any more" in elastic.job(attempt.claim.job_id).attempts[0].error.message
 
 
+@pytest.mark.slow
 def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: Elastic):
     attempt = elastic.running()
     elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], reason="Deleted", revoked=True)
@@ -319,6 +322,7 @@ def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: El
     assert elastic.restarts(attempt.claim.job_id) == 0
 
 
+@pytest.mark.slow
 def test_nothing_starts_on_a_node_that_was_let_go_before_it_reported(elastic: Elastic):
     job_id = elastic.queued()
     elastic.turn()
@@ -415,6 +419,7 @@ def test_a_node_with_less_than_its_shape_is_let_go(service: ServiceDriver):
     assert len(elastic.engine.orders) == 1
 
 
+@pytest.mark.slow
 def test_an_idle_node_is_let_go_down_to_the_minimum(service: ServiceDriver):
     elastic = elastic_of(service, min=1)
     elastic.turn()
@@ -439,6 +444,7 @@ def test_an_idle_node_is_let_go_down_to_the_minimum(service: ServiceDriver):
     assert sorted(pilot.state for pilot in elastic.pilots) == ["ended", "running"]
 
 
+@pytest.mark.slow
 def test_a_node_that_falls_silent_is_not_waited_for(elastic: Elastic):
     attempt = elastic.running()
     elastic.report(running=[attempt.claim.attempt_id])
@@ -464,6 +470,7 @@ def test_nodes_that_could_not_report_while_no_server_was_there_are_waited_for(el
     assert (len(elastic.engine.orders), elastic.engine.cancelled) == (1, [])
 
 
+@pytest.mark.slow
 def test_pilots_are_ended_whatever_else_the_engine_refuses(elastic: Elastic):
     elastic.queued()
     elastic.turn()
@@ -496,6 +503,7 @@ def test_each_pilot_is_ended_whichever_the_engine_keeps(elastic: Elastic):
     assert elastic.error == "scancel: 1 stays"
 
 
+@pytest.mark.slow
 def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     attempt = elastic.running()
     with elastic.service.database.read() as session:
@@ -540,6 +548,7 @@ def test_a_node_that_was_started_again_after_all_takes_work(elastic: Elastic):
         assert (seen["closed"], bool(seen["closed_reason"])) == (closed, leaving)
 
 
+@pytest.mark.slow
 def test_what_an_administrator_says_of_a_node_stays(elastic: Elastic):
     elastic.running()
     node = elastic.engine.orders[0].node_id
@@ -668,6 +677,7 @@ def test_people_see_the_pools(elastic: Elastic):
     assert elastic.service.person.get("/v1/pools/gone").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_pool_that_the_file_declares_no_more_is_forgotten(elastic: Elastic):
     attempt = elastic.running()
     elastic.queued()

@@ -213,6 +213,7 @@ def test_a_silent_nodes_replay_goes_to_another(service: ServiceDriver, ask: Call
     assert shown(service, replay)["node"] == "node-2"
 
 
+@pytest.mark.slow
 def test_no_replay_waits_for_ever(service: ServiceDriver, ask: Callable[..., Any]) -> None:
     silence_nodes(service)
     replay = ask()

@@ -45,6 +45,7 @@ def test_nothing_refers_to_a_deleted_job(service: ServiceDriver):
     assert refs_below(service, f"jobs/{kept}") == files
 
 
+@pytest.mark.slow
 def test_every_table_of_a_job_has_rows_in_these_tests(service: ServiceDriver):
     job = full_job(service)
     service.submit(model={"from": f"{job}@1"})

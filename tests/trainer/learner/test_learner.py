@@ -275,6 +275,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step() -> None:
     assert torch.equal(weights(one), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, {"bfloat16_weights": True}], ids=["float32", "bfloat16 weights"])
 def test_out_of_memory_halves_micro_batches_once_and_leaves_nothing_behind(
     kind: dict[str, bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -332,6 +333,7 @@ def test_an_error_that_is_not_memory_lowers_nothing(monkeypatch: pytest.MonkeyPa
     assert (one.micro_batch_tokens, one.may_lower) == (1024, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_checkpointing_drops_in_the_backward_pass_what_the_forward_pass_dropped(dropout: float) -> None:
     found = []

@@ -74,6 +74,7 @@ def test_all_of_the_model_is_in_bfloat16_and_what_trains_has_masters(lora: LoraS
         assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
 def test_a_model_in_bfloat16_learns_as_one_in_float32(lora: LoraSpec | None) -> None:
     """The loss of later updates on a batch falls from its first, and by about as much."""

@@ -86,6 +86,7 @@ def test_weights_that_are_no_numbers_are_said_to_be_none(value: float, tmp_path:
     assert (caught.value.code, caught.value.path) == ("model_not_finite", "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", ["{}", "[]", '{"model_type": "llama", "num_attention_heads": 0}', '{"model_type": "t5"}']
 )

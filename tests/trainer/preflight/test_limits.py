@@ -53,6 +53,7 @@ def test_only_what_is_beyond_the_estimate_and_its_error_is_refused(tiny_folder: 
         check_memory(job, in_folder(tiny_folder), PROMPT, place(least - 2 + GIB, engine=GIB))
 
 
+@pytest.mark.slow
 def test_the_error_names_the_first_change_that_makes_the_job_fit(tiny_folder: Path) -> None:
     """A long micro-batch is cut; where one row is too long, only another model or node is left."""
     job = spec(

@@ -14,6 +14,7 @@ BILLIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BILLIONS)
 def test_numbers_of_weights(name: str) -> None:
     model = of_name(name)
