@@ -245,7 +245,8 @@ def _write(tensors: Mapping[str, Tensor], world: World, path: Path) -> None:
     own = {name: t for name, t in tensors.items() if isinstance(t, DTensor) or world.leads}
     offsets = {name: {SAVED_OFFSETS_KEY: _offsets(tensor)} for name, tensor in own.items()}
     plain = {name: _plain(t.to_local() if isinstance(t, DTensor) else t) for name, t in own.items()}
-    save_file(plain, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
+    # An optimiser that was loaded has another order of weights, and the file should be the same.
+    save_file(plain, path, {CUSTOM_METADATA_KEY: json.dumps(offsets, sort_keys=True)})
 
 
 def _offsets(tensor: Tensor) -> list[int]:

@@ -55,6 +55,11 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         step(*pair)
     for (name, weight), found in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(weight, found), name
+    for pair, name in (((model, optimizer), "whole"), ((other, fresh), "resumed")):
+        (tmp_path / name).mkdir()
+        checkpoint.save(tmp_path / name, *pair, PROGRESS)
+    for file in sorted((tmp_path / "whole").iterdir()):
+        assert file.read_bytes() == (tmp_path / "resumed" / file.name).read_bytes(), file.name
 
 
 @pytest.mark.slow
