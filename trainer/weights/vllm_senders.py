@@ -156,7 +156,7 @@ class _IpcSender(IPCTrainerWeightTransferEngine):
 
     @staticmethod
     def _post_send_sync() -> None:
-        torch.cuda.ipc_collect()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
 
 def _sender(nccl_id: bytes | None, client: _Client, source: _Source, workers: int) -> Any:
