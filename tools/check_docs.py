@@ -24,7 +24,7 @@ from powermean.contracts.token_records import StepFacts, TrajectoryTokens, Updat
 from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
 from powermean.deprecations import COMMANDS as OLD_COMMANDS
 from powermean.deprecations import FIELDS, GONE_IN, METHODS, PATHS
-from powermean.health import RECENT, THRESHOLDS, WINDOW
+from powermean.health_rules import RECENT, THRESHOLDS, WINDOW
 from server.identity.policy import CLUSTER_VERBS, POLICY, Verb
 from server.settings import Settings
 from worker.settings import NodeSettings
@@ -193,7 +193,7 @@ def health_page() -> str:
     lines = [
         "# Health",
         "",
-        "Written by `python tools/check_docs.py --write` from `powermean/health.py`.",
+        "Written by `python tools/check_docs.py --write` from `powermean/health_rules.py`.",
         "",
         f"The thresholds below are applied to a job's last {WINDOW} steps: `GET /v1/jobs/{{id}}/health`.",
         f"A finding is about the newest {RECENT} steps and contains the numbers and what to change in the",

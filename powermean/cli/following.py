@@ -16,7 +16,7 @@ from powermean.calls import ApiError, ServerUnreachableError
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
 from powermean.cli.terminal import is_live, output, say, shown, table
 from powermean.client import Client
-from powermean.contracts.api import Event, Job
+from powermean.contracts.api import Event, Job, JobState
 from powermean.contracts.health import Level
 from powermean.contracts.metrics import MetricRow
 from powermean.health import sentence
@@ -123,7 +123,9 @@ def _follow_lines(client: Client, run: Run) -> None:
         for finding in run.new_findings():
             say(sentence(finding))
         phase = headline(run)
-        if phase != said and not run.steps:  # only before the first step; after that each step has its line
+        # While it trains each step has its line; the caller says how it ended.
+        trains = run.steps and (run.job.state is JobState.RUNNING or run.job.state.final)
+        if phase != said and not trains:
             say(phase)
         said = phase
 

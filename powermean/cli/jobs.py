@@ -194,6 +194,10 @@ def described(job: Job) -> list[str]:
     for fork in job.forks:
         at = "the final model" if fork.step is None else f"step {fork.step}"
         lines.append(f"forked by {fork.job}  {fork.name} ({fork.state}), from {at}")
+    lines += [
+        f"spec: {one.path}: {one.message} (another version stored it; the default is shown)"
+        for one in job.spec_refused
+    ]
     lines += [f"ended early by {job.ended_by}"] if job.ended_by else []
     lines += [reason(job)] if job.error else []
     for attempt in job.attempts:

@@ -143,6 +143,10 @@ class Job(JobSummary):
     """A job with its spec, attempts and result."""
 
     spec: JobSpec
+    spec_refused: tuple[FieldError, ...] = Field(
+        (),
+        description="What this version refuses of the spec, which another one stored: it is left out there.",
+    )
     forked_from: ForkedFrom | None = Field(None, description="Whose weights it began with.")
     forks: tuple[Fork, ...] = Field((), description="Jobs that began with its weights, the newest first.")
     result: JobResult | None = None

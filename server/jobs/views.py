@@ -9,11 +9,20 @@ from powermean.contracts.attempts import AllocationView, JobError, JobResult, Or
 from powermean.contracts.forks import Fork, ForkedFrom
 from powermean.contracts.job import JobSpec
 from server.db.models import Allocation, Attempt, AttemptMember, Job
+from server.jobs.stored_spec import SpecRefusedError, as_stored
 
 
 def job_spec(job: Job) -> JobSpec:
-    """The spec as submitted, with defaults filled in."""
-    return JobSpec.model_validate(job.spec)
+    """The spec as submitted, with defaults filled in. Raises SpecRefusedError, see as_stored()."""
+    return as_stored(job.spec)[0]
+
+
+def runnable_spec(job: Job) -> JobSpec:
+    """The same for a node that runs the job. Raises SpecRefusedError also where a part of it is refused."""
+    spec, refused = as_stored(job.spec)
+    if refused:
+        raise SpecRefusedError(refused[0])
+    return spec
 
 
 def job_summary(job: Job) -> JobSummary:
@@ -106,9 +115,11 @@ def job_view(
     job: Job, seconds_left: float | None, forks: tuple[Fork, ...] = (), *, spec: JobSpec | None = None
 ) -> JobView:
     """A job with its spec (which the caller may have read already), attempts and result."""
+    read, refused = (spec, ()) if spec is not None else as_stored(job.spec)
     return JobView(
         **dict(job_summary(job)),
-        spec=spec or job_spec(job),
+        spec=read,
+        spec_refused=refused,
         forked_from=ForkedFrom(job=job.forked_from, step=job.forked_step) if job.forked_from else None,
         forks=forks,
         result=JobResult.model_validate(job.result) if job.result else None,

@@ -4,7 +4,8 @@ from collections import defaultdict
 
 from powermean.contracts.health import JobHealth
 from powermean.contracts.metrics import Point, Series
-from powermean.health import NAMES, PEAKS, WINDOW, StepValues, health
+from powermean.health import health
+from powermean.health_rules import NAMES, PEAKS, WINDOW, StepValues
 from powermean.means import late_mean
 from server.db.scoped import ScopedSession
 from server.jobs.repository import find_job

@@ -19,7 +19,8 @@ from powermean.tokens import sign_attempt_token
 from server.cluster import engines
 from server.errors import ConflictError
 from server.jobs import attempts, checkpoints, forks, repository, service
-from server.jobs.views import allocation_view, job_spec
+from server.jobs.stored_spec import SpecRefusedError
+from server.jobs.views import allocation_view, runnable_spec
 from server.routes.access import CurrentAttempt, CurrentNode, FirstNode, KnownCallerRoute, RenewingAttempt
 from server.routes.dependencies import RequestDatabase, RequestKeyPair, RequestSettings, RequestVault
 from server.vault.key_file import KeyUnavailableError
@@ -55,13 +56,12 @@ def claim_attempt(
         job, attempt = claimed.job, claimed.attempt
         node.check(claimed.node_id)
         try:
-            secrets = values_of(session, vault, job)
-        except KeyUnavailableError as error:
+            secrets, spec = values_of(session, vault, job), runnable_spec(job)
+        except (KeyUnavailableError, SpecRefusedError) as error:
             refused = ConflictError(str(error), remedy="Drop the task.")
             if not claimed.repeated:
                 attempts.refuse(session, claimed, error.error)
         else:
-            spec = job_spec(job)
             claim = Claim(
                 attempt_id=attempt.id,
                 job_id=job.id,

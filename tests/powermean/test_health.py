@@ -5,7 +5,8 @@ import pytest
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import METRICS
-from powermean.health import RECENT, THRESHOLDS, WINDOW, Threshold, health, sentence, verdict
+from powermean.health import health, sentence, verdict
+from powermean.health_rules import RECENT, THRESHOLDS, WINDOW, Threshold
 
 Values = list[float]
 

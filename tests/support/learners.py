@@ -24,6 +24,7 @@ from trainer.objectives import build_algorithm
 from trainer.policy.loading import make_policy
 from trainer.policy.policy import Policy, Scores
 from trainer.policy.token_tree import TokenTree, sort_rows, token_tree
+from trainer.ranks.sharding import whole
 from trainer.rollouts.batching import Rollouts
 
 GROUPS, SIZE, LONGEST = 4, 4, 5
@@ -119,7 +120,8 @@ def sampled_by(policy: Policy) -> Rollouts:
 
 
 def weights(of: Learner) -> Tensor:
-    return torch.cat([weight.detach().flatten() for weight in of.policy.model.parameters()])
+    """All of them. A collective where ranks hold the model together."""
+    return torch.cat([whole(weight.detach()).flatten() for weight in of.policy.model.parameters()])
 
 
 def counted(of: Learner, monkeypatch: pytest.MonkeyPatch) -> list[TokenTree]:

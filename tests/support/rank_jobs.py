@@ -24,8 +24,10 @@ from trainer import taking_part
 from trainer.failures import TrainingError
 from trainer.learner.leading import Following, Leading
 from trainer.learner.learner import Learner
+from trainer.learner.optimizer import make_optimizer
 from trainer.ranks.agreement import refuse_different_weights
 from trainer.ranks.exchange import END, Ranks, follow
+from trainer.ranks.sharding import make_mesh, shard
 from trainer.ranks.turns import my_turn
 from trainer.ranks.world import World
 from trainer.run import follow_attempt
@@ -160,6 +162,7 @@ class Case:
     poisoned: tuple[int, ...] = ()
     may_lower: bool = False
     micro_batch_groups: int | None = None
+    sharded: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -171,6 +174,9 @@ def case(ranks: Ranks, given: Case, out_of_memory_on: int | None = None) -> dict
         micro_batch_groups=given.micro_batch_groups,
         ranks=ranks,
     )
+    if given.sharded and not ranks.world.alone:
+        shard(one.policy.plain_model, make_mesh(ranks.world, "shard", torch.device("cpu")), torch.float32)
+        one = replace(one, optimizer=make_optimizer(one.policy.model, one.spec))
     with pytest.MonkeyPatch.context() as patch:
         poison(set(given.poisoned), float("nan"), patch)
         if ranks.world.rank == out_of_memory_on:

@@ -24,6 +24,8 @@ from trainer.failures import TrainingError
 from trainer.weights.files import Target
 from trainer.weights.peer import Weights
 
+Handles = dict[str, tuple[Any, ...]]  # by the GPU's UUID, arguments of torch's rebuild_cuda_tensor
+
 _POLL_S = 0.02
 _REFUSAL_S = 1.0  # by then a service that refuses to open a channel has answered
 
@@ -146,6 +148,17 @@ class _Source(WeightSource):
         return iter(self.weights)
 
 
+class _IpcSender(IPCTrainerWeightTransferEngine):
+    """Rank 0's alone: vLLM's would gather handles from all ranks of the job, which wait for commands."""
+
+    def _all_gather_and_merge_handles(self, handles: list[Handles]) -> list[Handles]:
+        return handles
+
+    @staticmethod
+    def _post_send_sync() -> None:
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+
+
 def _sender(nccl_id: bytes | None, client: _Client, source: _Source, workers: int) -> Any:
     """vLLM's sender: through CUDA IPC, or as rank 0 of an NCCL group; the others are vLLM's workers.
 
@@ -153,9 +166,7 @@ def _sender(nccl_id: bytes | None, client: _Client, source: _Source, workers: in
     authentication, from which its worker would unpickle what it finds.
     """
     if nccl_id is None:
-        return IPCTrainerWeightTransferEngine.trainer_init(
-            IPCTrainerInitInfo(rank=0, packed=True), client=client, source=source
-        )
+        return _IpcSender.trainer_init(IPCTrainerInitInfo(rank=0, packed=True), client=client, source=source)
     sender = NCCLTrainerWeightTransferEngine(client=client, source=source, packed=True)
     with ThreadPoolExecutor(1) as beside:
         joined = beside.submit(client.init_weight_transfer_engine, {})
@@ -171,8 +182,8 @@ def _new_nccl_id() -> bytes:
     return bytes(NCCLLibrary().ncclGetUniqueId())
 
 
-def _buffer(handles: dict[str, tuple[Any, ...]]) -> IpcBuffer:
-    """From the arguments of torch's rebuild_cuda_tensor for a flat tensor of bytes, by the GPU's UUID."""
+def _buffer(handles: Handles) -> IpcBuffer:
+    """From the handles of a flat tensor of bytes."""
     ((gpu, arguments),) = handles.items()
     memory, size, offset, _, counter, counter_offset, event, wait = arguments[7:]
     return IpcBuffer(

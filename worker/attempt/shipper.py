@@ -86,6 +86,15 @@ class Shipper(threading.Thread):
         except (ApiError, ServerUnreachableError, OSError) as error:
             say(f"the end of the log was not sent: {error}")
 
+    def close_log(self, text: str, limit_s: float) -> None:
+        """Let the log end with a line of the supervisor's, and send it."""
+        try:
+            with self._attempt.log.open("a") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor: {text}\n")
+        except OSError as error:
+            say(f"not logged: {error}")
+        self.ship_log(limit_s)
+
     def _refuse(self, why: str) -> None:
         self.refused = JobError(
             code="record_refused",

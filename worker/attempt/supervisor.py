@@ -51,7 +51,7 @@ from worker.attempt.ranks import STORE_FD, VARIABLES, Ranks, places
 from worker.attempt.rendezvous import LOOPBACK, Rendezvous, RendezvousError
 from worker.attempt.shipper import Shipper
 from worker.attempt.supervisor_log import say
-from worker.attempt.telling import tell, tell_gone
+from worker.attempt.telling import close_log, tell, tell_gone
 from worker.attempt_dir import AttemptDir, prune
 from worker.launcher import Command, Launcher, LocalLauncher
 from worker.redaction import with_secrets
@@ -342,10 +342,10 @@ class Supervisor:
         exit statuses of ranks.
         """
         self._shipper.halt()
-        self._shipper.ship_log(self._limits.stopping_s)
         ranks = self._ranks.numbers if self._ranks else ()
         start = self._engines.failed_start() if self._engines else None
         end = own_cause(self._attempt, ranks, failed, start) or ended_elsewhere()
+        close_log(self._shipper, end)
         tell_gone(self._client, end.model_copy(update={"node_rank": self._claim.node_rank}))
 
     def _pause(self, deadline: float) -> None:

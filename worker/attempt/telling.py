@@ -11,6 +11,8 @@ from worker.attempt.outcome import Ended, finish
 from worker.attempt.shipper import Shipper
 from worker.attempt.supervisor_log import say
 
+LOG_S = 5.0  # for the log's last line
+
 
 def tell(
     client: AttemptClient, shipper: Shipper, ended: Ended, node_rank: int, pause: Callable[[], None]
@@ -24,9 +26,16 @@ def tell(
         pause()
     end = finish(replace(ended, record=shipper.finish, refused=shipper.refused))
     end = end.model_copy(update={"node_rank": node_rank})
+    close_log(shipper, end)
     while not _post(client, end):
         pause()
     say(f"{end.outcome}" + (f": {end.error.code}: {end.error.message}" if end.error else ""))
+
+
+def close_log(shipper: Shipper, end: Finish) -> None:
+    """Let the log end with why the attempt failed: programs that are ended for that log errors, too."""
+    if end.outcome == "failed" and end.error is not None:
+        shipper.close_log(f"the attempt failed: {end.error.code}: {end.error.message}", LOG_S)
 
 
 def tell_gone(client: AttemptClient, end: Finish) -> None:

@@ -4,6 +4,7 @@ vLLM makes the class below a base of its worker class, so `self` is that worker.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from rollout.vllm.plugin import lora_products
+
+# At each publish it warns of layers that hold nothing of their own: a tied output layer, rotary embeddings.
+# That each weight is there has been checked.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 if current_platform.is_cpu():  # vLLM imports this file before it loads the model and offers no other hook
     lora_products.install()

@@ -30,11 +30,13 @@ def rows(step: int) -> dict[str, object]:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    """A run of two steps, the first of which is history already."""
+    """A run of two steps, the first of which is history already; it restarts before the second."""
     server = ScriptedServer()
     server.start()
     ended = job(JobState.FINISHED, seq=3, step=2)
-    events = [("metrics", rows(2)), ("state", ended.model_dump(**SUMMARY))]  # type: ignore[arg-type]
+    again = job(JobState.QUEUED, phase="restarting (1 of 3): Rank 1 was killed by SIGKILL.")
+    states = [("state", one.model_dump(**SUMMARY)) for one in (again, ended)]  # type: ignore[arg-type]
+    events = [states[0], ("metrics", rows(2)), states[1]]
     frames = "".join(f"id: {n}\nevent: {k}\ndata: {json.dumps(d)}\n\n" for n, (k, d) in enumerate(events, 2))
     point = {"step": 1, "update": -1, "value": 0.25}
     history = [{"name": name, "points": [point]} for name in ("reward", "time/step")]
@@ -56,6 +58,7 @@ def test_in_a_file_every_step_is_a_line(client: Client, capsys: pytest.CaptureFi
         ["step 2/2", "reward 0.50"],
     ]
     assert "p 0.900" in steps[1]
+    assert lines.index("queued: restarting (1 of 3): Rank 1 was killed by SIGKILL.") < lines.index(steps[1])
     assert "held-out accuracy 0.50 after step 2" in lines
     assert lines[-2:] == [
         "bad: 95 % of groups had equal rewards.",

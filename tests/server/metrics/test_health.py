@@ -1,7 +1,7 @@
 """A job's health over REST, from rows in a real database."""
 
 from powermean.contracts.health import JobHealth
-from powermean.health import WINDOW
+from powermean.health_rules import WINDOW
 from tests.support.reports import next_attempt, post_rows, row
 from tests.support.service_driver import error_of
 

@@ -55,6 +55,17 @@ def test_a_good_job_has_no_errors(settings: NodeSettings) -> None:
     assert errors(settings, ROWS, data=chat) == []
 
 
+def test_a_micro_batch_holds_the_longest_trajectory(settings: NodeSettings) -> None:
+    """Four tokens of a prompt, four new ones."""
+
+    def found(tokens: int) -> list[tuple[str, str | None]]:
+        training = {"steps": 4, "prompts_per_step": 16, "micro_batch_tokens": tokens}
+        return [(error.code, error.path) for error in errors(settings, training=training)]
+
+    assert found(8) == []
+    assert found(7) == [("budget_too_small", "training.micro_batch_tokens")]
+
+
 def test_all_that_is_wrong_is_said_at_once(settings: NodeSettings) -> None:
     found = errors(
         settings,

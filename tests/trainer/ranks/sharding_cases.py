@@ -35,6 +35,7 @@ from trainer.learner.loading_sharded import load_sharded_policy
 from trainer.learner.lora import attach, served_adapter, served_weights
 from trainer.learner.model_state import unique_weights
 from trainer.learner.optimizer import MasterWeights, make_optimizer
+from trainer.policy import output_layer
 from trainer.policy.loading import checkpoint_layers
 from trainer.policy.policy import Policy
 from trainer.policy.tree_attention import attend_by_trees
@@ -157,9 +158,17 @@ def two_nodes() -> DeviceMesh:
 
 
 def equals_one_process(kind: Kind, mesh: Callable[[], DeviceMesh]) -> Case:
-    """Log-probs, the gradient's norm and weights over several updates, and what is scored between them."""
+    """Log-probs, the gradient's norm and weights over several updates, and what is scored between them.
+
+    The output layer's logits come in many tiles.
+    """
 
     def case(ranks: Ranks, _folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(output_layer, "CPU_TILE_BYTES", 2 * 4 * 19)  # two rows of logits
+            compare(ranks)
+
+    def compare(ranks: Ranks) -> None:
         spread = mesh()
         plain, sharded = policy(kind), policy(kind, spread)
         by_plain, by_sharded = optimizer(plain), optimizer(sharded)

@@ -41,6 +41,8 @@ def test_a_sharded_run_reports_what_one_rank_does_and_goes_on_under_one(
 
     first = found.checkpoints[0]
     assert "model.2-of-2.safetensors" in first.manifest.files
+    drawn = {first.manifest.files[f"random.{number}-of-2.safetensors"].sha256 for number in (1, 2)}
+    assert len(drawn) == 2, "each rank has random numbers of its own"
     resumed = Stage(tmp_path / "two", model_root).play(number=2, resume=first, model=model, **SPEC)
     assert resumed.finish.error is None
     assert {step for step, _, _ in same(resumed, expected)} == {2}

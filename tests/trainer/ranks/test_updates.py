@@ -24,6 +24,9 @@ CASES = {
     "broken rows of several ranks": Case(poisoned=(0, 9), minibatches=([0, 2], [1, 3]) * 2),
     "broken rows, scored first": Case(poisoned=(0, 9), minibatches=([0, 1], [2, 3]) * 2),
     "no spread": Case(minibatches=([1], [0, 2])),
+    "a sharded model, broken rows and a group without spread": Case(
+        poisoned=(0, 9), minibatches=([0, 2], [1, 3]) * 2, sharded=True
+    ),
 }
 
 

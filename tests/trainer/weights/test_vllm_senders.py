@@ -180,3 +180,20 @@ def test_handles_become_numbers_and_bytes(made: list[Sender]) -> None:
         event=base64.b64encode(b"event").decode(),
         wait=True,
     )
+
+
+def test_other_ranks_of_the_job_take_no_part_in_sending_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own sender would call them, and they would never answer."""
+    ipc: Any = importlib.import_module("vllm.distributed.weight_transfer.ipc_engine")
+    chunk = Mock(names=["w"], dtype_names=["float32"], shapes=[[2]], tensor_sizes=[8])
+    chunk.ipc_handle = {"GPU-1": ARGUMENTS}
+    monkeypatch.setattr(ipc, "packed_ipc_producer", lambda **_given: [chunk])
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: Mock(uuid="1"))
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    client = Mock()
+    vllm_senders._sender(None, client, [], 1).send_weights()
+    ((told,), _) = client.update_weights.call_args
+    assert told["ipc_handles"] == {"GPU-1": ARGUMENTS}

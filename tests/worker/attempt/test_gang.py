@@ -156,6 +156,10 @@ def test_the_node_of_a_killed_rank_says_why_and_the_other_one_ends(gang: Callabl
     ends = {end["node_rank"]: end["error"] for end in job.finishes}
     assert (ends[1]["code"], ends[0]["code"]) == ("trainer_killed", "rank_lost")
     assert "Rank 1" in ends[1]["message"]
+    for node_rank, case in enumerate(job.cases):
+        assert log(case)[-1].endswith(
+            f"supervisor: the attempt failed: {ends[node_rank]['code']}: {ends[node_rank]['message']}"
+        )
 
 
 def test_a_lost_node_is_told_by_the_one_that_is_left(gang: Callable[..., Gang]) -> None:
@@ -275,7 +279,11 @@ print("x" * 500_000); print("last words", flush=True)
     (end,) = job.finishes
     assert (end["error"]["code"], end["retryable"]) == ("out_of_memory", False)
     text = "".join(body["text"] for kind, body in job.server.posts if kind == "logs")
-    assert text.endswith("last words\n")
+    *_, before, last = text.splitlines()
+    assert before.endswith("last words")
+    assert last.endswith(
+        f"supervisor: the attempt failed: out_of_memory: Rank {place} of the trainer: too big"
+    )
 
 
 def test_a_taken_port_is_named(gang: Callable[..., Gang]) -> None:

@@ -471,7 +471,7 @@ def test_secrets_reach_the_trainer_alone_and_no_file(case: Case) -> None:
     assert case.end() == 0
     value = case.secrets["HF_TOKEN"]
     log = case.attempt.log.read_text()
-    assert log.count("***") == 5
+    assert log.count("***") == 6
     assert "engine has None" in log
     assert "ValueError: 401 for ***" in log
     assert "401 for ***" in case.server.finish["error"]["message"]

@@ -1,0 +1,62 @@
+"""A spec that a version with other rules has stored: its job is shown, and not run."""
+
+from typing import Any
+
+import pytest
+
+from powermean.contracts.job import JobSpec
+from server.db.models import Job
+from server.jobs.stored_spec import SpecRefusedError, as_stored
+from tests.support.service_driver import ServiceDriver, example_spec
+
+GIVEN = JobSpec.model_validate(example_spec()).model_dump(mode="json", by_alias=True)
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    part, name = path.split(".")
+    return GIVEN | {part: GIVEN[part] | {name: value}}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("rollout.top_k", 5, "there is no such field"),
+        ("rollout.publish", "ipc", "ipc is for GPUs and resources.gpus is 0"),
+        ("training.epochs", 10**9, "less than or equal to"),
+        ("algorithm.ess_target", "rising", "interpolate"),
+    ],
+)
+def test_what_is_refused_now_has_its_default_and_is_named(path: str, value: object, why: str) -> None:
+    spec, refused = as_stored(changed(path, value))
+    assert spec == JobSpec.model_validate(GIVEN)
+    ((found, message),) = [(one.path, one.message) for one in refused]
+    assert (found, why in message) == (path, True), message
+
+
+def test_what_has_no_default_is_refused() -> None:
+    with pytest.raises(SpecRefusedError, match=r"training\.steps: .*another one stored"):
+        as_stored(changed("training.steps", 0))
+
+
+def test_its_job_is_listed_and_shown_and_fails_when_it_should_run(service: ServiceDriver) -> None:
+    job_id = service.started()
+    with service.database.write() as session:
+        job = session.get_one(Job, job_id)
+        job.spec = job.spec | {"rollout": job.spec["rollout"] | {"publish": "ipc", "top_k": 5}}
+    assert [one["id"] for one in service.person.get("/v1/jobs").json()["items"]] == [job_id]
+    shown = service.person.get(f"/v1/jobs/{job_id}").json()
+    assert shown["spec"]["rollout"]["publish"] == "auto"
+    assert sorted(one["path"] for one in shown["spec_refused"]) == ["rollout.publish", "rollout.top_k"]
+    refused = service.node.post(f"/v1/attempts/{job_id}.1/claim")
+    assert refused.status_code == 409
+    error = service.job(job_id).error
+    assert error is not None
+    assert (error.code, "another one stored" in error.message) == ("spec_refused", True)
+    assert "Submit it again" in (error.remedy or "")
+    with service.database.write() as session:
+        job = session.get_one(Job, job_id)
+        job.spec = job.spec | {"training": {}}
+    gone = service.person.get(f"/v1/jobs/{job_id}")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (409, "spec_refused")
+    assert service.person.get(f"/v1/jobs/{job_id}/text").status_code == 200
+    assert service.person.get("/v1/jobs").status_code == 200
