@@ -65,6 +65,11 @@ class Ranks:
         return {rank: code for rank, process in self._ranks.items() if (code := process.poll()) is not None}
 
     @property
+    def running(self) -> set[int]:
+        """Processes of those that have not ended."""
+        return {process.pid for process in self._ranks.values() if process.poll() is None}
+
+    @property
     def failed(self) -> dict[int, int]:
         """Exit status of each rank that has failed."""
         return {rank: code for rank, code in self.codes().items() if code != 0}

@@ -157,9 +157,10 @@ class Supervisor:
         failed = to_blame(self._attempt, ranks.failed) if ranks else None
         blamed = failed if self._frozen is None else self._frozen
         in_order = self._alone or blamed is None
-        patient = in_order and self._taken_at is None
-        grace_s = self._limits.grace_s if patient else self._limits.ranks_grace_s
         ask = signal.SIGTERM if self._limits.pilot is None else signal.SIGINT  # shielded: tether.py
+        if ranks and not in_order:  # those that wait for the failed one may not hear; engines do, and tidy up
+            end_all(lambda: ranks.running, self._limits.ranks_grace_s, ask=ask)
+        grace_s = self._limits.grace_s if self._taken_at is None else self._limits.ranks_grace_s
         end_all(self._descendants, grace_s, ask=ask)
         if engines:
             engines.wait()

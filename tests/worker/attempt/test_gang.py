@@ -41,6 +41,15 @@ time.sleep(60)
 """
 )
 
+TIDY = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(1.5); pathlib.Path("FOLDER/tidy").touch(); sys.exit()
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("FOLDER/ready").write_text("yes")
+time.sleep(60)
+"""
+
 
 class Gang:
     """The cases of an attempt's nodes, all on this host."""
@@ -145,6 +154,18 @@ def test_a_killed_rank_ends_the_others_and_is_named_within_a_second(gang: Callab
     (end,) = job.finishes
     assert (end["error"]["code"], end["retryable"]) == ("trainer_killed", True)
     assert "Rank 2 of the trainer was killed by SIGKILL" in end["error"]["message"]
+
+
+def test_engines_have_time_to_tidy_up_when_ranks_have_none(gang: Callable[..., Gang], tmp_path: Path) -> None:
+    (case,) = gang(cpu_ranks=2).cases
+    case.limits["grace_s"] = 10.0
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    case.start(SPOOL + RANK + deaf + HERE + "time.sleep(60)", engine=TIDY.replace("FOLDER", str(tmp_path)))
+    here = [case.attempt.path / f"here-{rank}" for rank in (0, 1)]
+    until(lambda: all(file.exists() and file.read_text() for file in (*here, tmp_path / "ready")))
+    os.kill(int(here[1].read_text()), signal.SIGKILL)
+    case.end()
+    assert (tmp_path / "tidy").exists()
 
 
 def test_the_node_of_a_killed_rank_says_why_and_the_other_one_ends(gang: Callable[..., Gang]) -> None:
