@@ -15,9 +15,8 @@ from sqlalchemy.orm import Session
 from powermean.contracts.attempts import NodeReport
 from powermean.contracts.pools import Shape
 from server.cluster import engines
-from server.cluster.drains import DRAINING
 from server.cluster.pilots import ENDED, KINDS, living, silence
-from server.db.models import Node, Pilot, PoolStatus
+from server.db.models import DRAINING, Node, Pilot, PoolStatus
 from server.db.session import changes, upsert
 from server.identity.keys import create_pilot_token, revoke_pilot_tokens
 from server.jobs import allocations, attempts
@@ -110,7 +109,7 @@ def let_go(session: Session, settings: Settings, pool: Pool, pilot: Pilot, why: 
     pilot.leaves = why[:200]
     node = session.get(Node, pilot.node_id, with_for_update=True)
     if node is not None:
-        node.closed, node.closed_reason = DRAINING, why[:200]
+        node.told, node.told_why = DRAINING, why[:200]
     changes(session).plan = True
     log.info("pool %s: letting %s go: %s", pilot.pool, pilot.id, why)
     return True
@@ -178,15 +177,15 @@ def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | No
     if pilot.ends_at is None or abs(pilot.ends_at - ends_at) > CLOSE:
         pilot.ends_at = ends_at
     node = session.get(Node, pilot.node_id)
-    if node is None or node.closed == DRAINING:
+    if node is None or node.told == DRAINING:
         return
     drain_at = pilot.ends_at - timedelta(seconds=pool.drain_s)
     earlier = node.drain_at is not None and node.drain_at != before and node.drain_at < drain_at
     if earlier or node.drain_at == drain_at:
         return
     node.drain_at = drain_at
-    if node.closed is None:
-        node.closed_reason = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
+    if node.told is None:
+        node.told_why = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
     changes(session).plan = True
 
 

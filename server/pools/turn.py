@@ -19,9 +19,8 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.cluster import demand, inventory, line, pilots, state
 from server.cluster.clock import ClockWatch
-from server.cluster.drains import DRAINING
 from server.cluster.leadership import keeps_lead, leader
-from server.db.models import Job, Node, Pilot, PoolStatus
+from server.db.models import DRAINING, Job, Node, Pilot, PoolStatus
 from server.db.session import Database, changes, database_now
 from server.nodes import living_ids
 from server.pools import life

@@ -1,7 +1,7 @@
 """A pool's turns with an engine that does as the test says: what is asked for, and what its word means."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -528,16 +528,39 @@ def test_jobs_leave_a_node_whose_allocation_is_being_ended(elastic: Elastic):
     assert elastic.engine.cancelled == ["1"]
 
 
-def test_a_node_that_was_started_again_after_all_takes_work(elastic: Elastic):
+def test_a_node_that_was_started_again_after_all_is_as_administrators_left_it(elastic: Elastic):
     """As Kueue does with a Job that it had stopped."""
     elastic.running()
     node = elastic.engine.orders[0].node_id
-    elastic.report(leaving=True)
-    assert elastic.service.person.post(f"/v1/nodes/{node}/uncordon").json()["closed"] is None
-    for leaving, closed in ((True, "draining"), (False, None)):  # it can't be opened while it leaves
-        elastic.report(leaving=leaving)
-        seen = elastic.service.person.get(f"/v1/nodes/{node}").json()
-        assert (seen["closed"], bool(seen["closed_reason"])) == (closed, leaving)
+    ways = ("closed", "closed_reason", "drain_at")
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+
+    def say(word: str, **body: str) -> None:
+        answer = elastic.service.person.post(f"/v1/nodes/{node}/{word}", json=body)
+        assert answer.status_code == 200, answer.text
+
+    def shown() -> list[Any]:
+        found = elastic.service.person.get(f"/v1/nodes/{node}").json()
+        return [found[name] for name in ways]
+
+    for word, body, expected in (
+        ("cordon", {"reason": "slow disk"}, ["cordoned", "slow disk"]),
+        ("uncordon", {}, [None, None]),
+        ("drain", {"reason": "new disks", "at": later}, [None, "new disks"]),
+        ("drain", {"reason": "new fan"}, ["draining", "new fan"]),
+    ):
+        say(word, **body)
+        before = shown()
+        assert before[:2] == expected
+        elastic.report(leaving=True)
+        assert shown()[0] == "draining"
+        elastic.report(leaving=False)
+        assert shown() == before
+        elastic.report(leaving=True)
+        say(word, **(body if "at" not in body else {"reason": "new disks"} | {"at": later}))
+        assert shown()[0] == "draining", "nobody can open it while it leaves"
+        elastic.report(leaving=False)
+        assert shown() == before, "a word that came meanwhile counts, too"
 
 
 def test_what_an_administrator_says_of_a_node_stays(elastic: Elastic):
