@@ -148,6 +148,8 @@ def test_a_spec_that_no_living_node_may_check_brings_a_node(elastic: Elastic):
     job_id = elastic.service.submit(**ON_POOL)
     elastic.turn()
     assert len(elastic.engine.orders) == 1
+    told = elastic.job(job_id).phase or ""
+    assert told == "waiting for a node to check the spec: none is connected; pool cpu is starting a node"
     elastic.engine.run("1")
     elastic.report()
     elastic.turn()
