@@ -7,10 +7,11 @@ from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, Integ
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
+from powermean.contracts.pools import BEING_ENDED
 from server.db.models.base import Base
 
 DRAINING = "draining"
-LEAVING = "its allocation is being ended"
+LEAVING = f"its allocation is {BEING_ENDED}"
 
 
 class EngineService(Base):

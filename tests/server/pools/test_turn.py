@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
 from powermean.contracts.pools import Shape
+from powermean.contracts.revisions import NEWEST
 from server.cluster import pilots
 from server.db.models import ApiKey, Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
@@ -317,7 +318,9 @@ def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: El
     del elastic.engine.pilots["1"]
     elastic.turn()
     elastic.turn()
-    assert elastic.job(attempt.claim.job_id).attempts[0].outcome == "lapsed"
+    told = elastic.job(attempt.claim.job_id).attempts[0]
+    assert told.outcome == "lapsed"
+    assert (told.reason or "").endswith("does not know it any more; before: Deleted")
     assert elastic.restarts(attempt.claim.job_id) == 0
 
 
@@ -388,6 +391,33 @@ def test_one_that_its_engine_never_starts_is_given_up(service: ServiceDriver, re
     shown = "sbatch: no" if refused else said
     assert shown in (elastic.error or "")
     assert shown in (elastic.job(job_id).phase or "")
+
+
+def test_a_gang_s_nodes_come_together_or_those_that_came_are_used_or_go(service: ServiceDriver):
+    elastic = elastic_of(service, pending_deadline_s=3600)
+    gang = elastic.queued(resources={"nodes": 2, "node_labels": {"pool": "cpu"}})
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+    elastic.engine.run("1")
+    elastic.report(revision=NEWEST)
+    elastic.later(created_at=3000, unneeded_since=3000)
+    elastic.turn()
+    assert elastic.engine.cancelled == [], "it waits for the other one, which is on its way"
+    small = elastic.queued()
+    elastic.turn()
+    assert elastic.claim(f"{small}.1").finish("cancelled").status_code == 204, "others use it meanwhile"
+    service.person.post(f"/v1/jobs/{small}/cancel")
+    elastic.turn()
+    elastic.later(created_at=3601)
+    elastic.turn()
+    elastic.turn()
+    reasons = {pilot.external_id: (pilot.state, pilot.reason) for pilot in elastic.pilots}
+    assert reasons["1"] == ("ended", "the other nodes of its job did not come in time")
+    assert reasons["2"][1].startswith("Slurm has not started it within 3600 s")
+    assert elastic.job(gang).state is JobState.QUEUED
+    elastic.later(ended_at=31)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 4, "after a pause both are asked for again"
 
 
 def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(service: ServiceDriver):
@@ -516,18 +546,24 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
-def test_jobs_leave_a_node_whose_allocation_is_being_ended(elastic: Elastic):
-    attempt = elastic.running()
+def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(elastic: Elastic):
+    attempt, node = elastic.running(), elastic.engine.orders[0].node_id
     assert elastic.report(leaving=True).status_code == 200
     elastic.turn()
     assert attempt.beat().json()["order"] == "checkpoint_and_exit"
     attempt.commit(3)
-    assert attempt.finish("checkpointed", reason="allocation 1 was being ended").status_code == 204
+    assert attempt.finish("checkpointed", reason=f"allocation {node} was being ended").status_code == 204
     elastic.turn()
     job = elastic.job(attempt.claim.job_id)
     assert (job.state, len(job.attempts)) == (JobState.QUEUED, 1), "nothing starts there"
     assert elastic.restarts(job.id) == 0
-    assert elastic.engine.cancelled == ["1"]
+    assert elastic.engine.cancelled == [], "whoever ends it does so, and is not to be taken for us"
+    elastic.engine.knows["1"] = "by ada (user 1000)"
+    elastic.engine.end("1", "CANCELLED", revoked=True)
+    elastic.turn()
+    told = elastic.job(job.id).attempts[0].reason or ""
+    assert told.startswith("cpu-")
+    assert told.endswith(" was being ended; pool cpu: Slurm's 1 ended: CANCELLED: by ada (user 1000)")
 
 
 def test_a_node_that_was_started_again_after_all_is_as_administrators_left_it(elastic: Elastic):
