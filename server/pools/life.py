@@ -146,6 +146,17 @@ def is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, n
     return drains and not has_work(session, settings, pool, pilot, now)
 
 
+def unneeded_s(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> float:
+    """For how long nothing has needed it. While its worker leaves, whoever is ending it has time for that:
+    if we ended it, too, nobody would learn who did.
+    """
+    if pilot.unneeded_since is None:
+        return 0.0
+    node = session.get(Node, pilot.node_id)
+    leaves = node is not None and node.closed != node.told
+    return (now - pilot.unneeded_since).total_seconds() - (pool.term_grace_s if leaves else 0.0)
+
+
 def note_seen(
     session: Session, settings: Settings, pool: Pool, pilot: Pilot, seen: Seen, now: datetime
 ) -> None:

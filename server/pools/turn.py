@@ -387,7 +387,6 @@ class PoolTurn:
 def _facts(
     session: Session, settings: Settings, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime
 ) -> PilotFacts:
-    idle = pilot.unneeded_since
     return PilotFacts(
         id=pilot.id,
         node_id=pilot.node_id,
@@ -395,5 +394,5 @@ def _facts(
         busy=life.has_work(session, settings, pool, pilot, now),
         asked=pilot.external_id is None,
         leaves=pilot.leaves is not None,
-        unneeded_s=(now - idle).total_seconds() if idle is not None else 0.0,
+        unneeded_s=life.unneeded_s(session, pool, pilot, now),
     )

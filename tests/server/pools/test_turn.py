@@ -557,6 +557,8 @@ def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(ela
     job = elastic.job(attempt.claim.job_id)
     assert (job.state, len(job.attempts)) == (JobState.QUEUED, 1), "nothing starts there"
     assert elastic.restarts(job.id) == 0
+    elastic.later(unneeded_since=61)
+    elastic.turn()
     assert elastic.engine.cancelled == [], "whoever ends it does so, and is not to be taken for us"
     elastic.engine.knows["1"] = "by ada (user 1000)"
     elastic.engine.end("1", "CANCELLED", revoked=True)
