@@ -22,6 +22,9 @@ class Shape(Contract):
     labels: Labels = Field({}, description="What specs may ask for by `resources.node_labels`.")
 
 
+# Of an allocation, in the reasons of attempts that left with it. Who ended it the pool adds once it knows.
+BEING_ENDED = "being ended"
+
 PilotPhase = Literal["asked", "pending", "running", "ended"]
 
 

@@ -1,8 +1,9 @@
 """Nodes that administrators close to new work, and the emptying of those that drain.
 
-What an administrator says is kept in the node's row, whether the node is alive, gone or comes back. The
-leader carries it out by looking at what is there, turn by turn: an attempt that was started while the node
-was being closed is found by the next look, and saying the same twice changes nothing.
+What an administrator says is kept in the node's row, whether the node is alive, gone or comes back, and apart
+from what its worker says: a node whose allocation is being ended drains as long as that is so. The leader
+carries it out by looking at what is there, turn by turn: an attempt that was started while the node was being
+closed is found by the next look, and saying the same twice changes nothing.
 """
 
 from collections.abc import Iterable
@@ -12,22 +13,20 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import NodeClosing, NodeDrain
-from server.db.models import Allocation, Attempt, Node
+from server.db.models import DRAINING, Allocation, Attempt, Node
 from server.db.session import changes, database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs import attempts
 from server.jobs.events import lock_job
 from server.nodes import RUNNING
 
-DRAINING = "draining"
 FURTHEST = timedelta(days=366)
-LEAVING = "its allocation is being ended"
 
 
 def cordon(session: Session, node_id: str, asked: NodeClosing, person: str) -> None:
     """Give the node nothing new. One that drains goes on draining. Raises NotFoundError."""
     node = _locked(session, node_id)
-    node.closed = node.closed or "cordoned"
+    node.told = node.told or "cordoned"
     _say_why(session, node, asked, person)
 
 
@@ -42,11 +41,11 @@ def drain(session: Session, node_id: str, asked: NodeDrain, person: str) -> None
     node = _locked(session, node_id)
     now = database_now(session)
     if asked.at is None:
-        if node.closed != DRAINING:
-            node.closed, node.drain_at = DRAINING, now
+        if node.told != DRAINING:
+            node.told, node.drain_at = DRAINING, now
     else:
         _check_time(asked.at, now)
-        if node.closed == DRAINING:
+        if node.told == DRAINING:
             raise ConflictError(f"node {node_id} is draining already", remedy="Uncordon it first.")
         node.drain_at = asked.at
     _say_why(session, node, asked, person)
@@ -55,25 +54,13 @@ def drain(session: Session, node_id: str, asked: NodeDrain, person: str) -> None
 def uncordon(session: Session, node_id: str) -> None:
     """Open the node again. Attempts that were told to leave still do. Raises NotFoundError."""
     node = _locked(session, node_id)
-    node.closed = node.closed_reason = node.drain_at = None
-    changes(session).plan = True
-
-
-def follow_leaving(session: Session, node_id: str, leaving: bool, now: datetime) -> None:
-    """Drain a node whose worker says that its allocation is being ended; open one that came back instead."""
-    node = session.get_one(Node, node_id, populate_existing=True)
-    if leaving and node.closed != DRAINING:
-        node.closed, node.drain_at, node.closed_reason = DRAINING, now, LEAVING
-    elif not leaving and node.closed_reason == LEAVING:
-        node.closed = node.closed_reason = node.drain_at = None
-    else:
-        return
+    node.told = node.told_why = node.drain_at = None
     changes(session).plan = True
 
 
 def begin_due(session: Session, now: datetime) -> None:
     """Start the drains whose time has come."""
-    session.execute(update(Node).where(*_due(now)).values(closed=DRAINING))
+    session.execute(update(Node).where(*_due(now)).values(told=DRAINING))
 
 
 def any_due(session: Session, now: datetime) -> bool:
@@ -118,7 +105,7 @@ def order_to_leave(session: Session, job_id: str, now: datetime) -> None:
 
 
 def _due(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    return Node.drain_at <= now, Node.closed.is_distinct_from(DRAINING)
+    return Node.drain_at <= now, Node.told.is_distinct_from(DRAINING)
 
 
 def _locked(session: Session, node_id: str) -> Node:
@@ -129,8 +116,8 @@ def _locked(session: Session, node_id: str) -> Node:
 
 
 def _say_why(session: Session, node: Node, asked: NodeClosing, person: str) -> None:
-    if asked.reason or not node.closed_reason:
-        node.closed_reason = (asked.reason or f"by {person}")[:200]
+    if asked.reason or not node.told_why:
+        node.told_why = (asked.reason or f"by {person}")[:200]
     changes(session).plan = True
 
 

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import NodeSample, NodeView
 from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines, pilots, samples
-from server.cluster.drains import DRAINING, follow_leaving, why_closed
+from server.cluster.drains import why_closed
 from server.cluster.unusable import unusable
-from server.db.models import Allocation, Attempt, Job, Node
+from server.db.models import DRAINING, Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now, upsert
 from server.errors import NotFoundError
@@ -61,13 +61,10 @@ def accept_report(session: Session, settings: Settings, node_id: str, report: No
         row["report_number"] = report.number
         row["gpus_since"] = _gpus_since(known, report, now)
         upsert(session, Node, [row], replace=("instance", "report", "report_number", "seen_at", "gpus_since"))
-        follow_leaving(session, node_id, report.leaving, now)
     else:
         session.execute(
             update(Node).where(Node.id == node_id).values(seen_at=now, report_number=report.number)
         )
-        if report.leaving:  # an administrator may have opened it since
-            follow_leaving(session, node_id, report.leaving, now)
     samples.record(session, node_id, report, now)
     since = now - timedelta(seconds=settings.lease_s)
     for attempt_id in attempts_holding(session, node_id, OVER):

@@ -3,7 +3,7 @@
 `server/pools/` asks the engines and keeps the rows; here they are only read.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -112,6 +112,21 @@ def outlooks(session: Session) -> tuple[Coming, ...]:
             node = as_node(f"pool {pool.name}", Shape.model_validate(pool.shape))
             found.append(Coming(node, f"pool {pool.name}: {why}"))
     return tuple(found)
+
+
+def outlook(
+    session: Session,
+    settings: Settings,
+    alive: Collection[str],
+    now: datetime,
+    fits: Callable[[NodeCapacity], bool] = lambda _: True,
+) -> list[str]:
+    """What pools say of a node that would do: that one is starting it, or else what keeps each from it.
+
+    Nothing where no pool has such nodes.
+    """
+    starting = next((one.words for one in coming(session, settings, alive, now) if fits(one.node)), None)
+    return [starting] if starting else [one.words for one in outlooks(session) if fits(one.node)]
 
 
 def startable(session: Session) -> list[NodeCapacity]:

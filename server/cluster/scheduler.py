@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -37,7 +38,8 @@ from server.jobs import attempts, limits
 from server.jobs.events import lock_job
 from server.jobs.states import CHECKING, NO_STORE, state_of, tell_phases
 from server.nodes import living_ids
-from server.placement.outlook import awaited
+from server.placement.fit import could_run
+from server.placement.outlook import awaited, awaited_by_engines
 from server.placement.plan import plan
 from server.placement.recheck import still_free
 from server.placement.state import ClusterState, NodeCapacity, Plan, Start, Stop
@@ -144,7 +146,8 @@ class Scheduler:
         if open_replays and self.trusted:
             with self._leading() as session:
                 node_comes = pilots.any_coming(session, self.settings, living, now)
-                replays.reap(session, self.settings, now, node_comes=node_comes)
+                of_pools = pilots.outlook(session, self.settings, living, now)
+                replays.reap(session, self.settings, now, of_pools, node_comes=node_comes)
         if (
             stranded
             and self.trusted
@@ -200,7 +203,11 @@ class Scheduler:
             nobody = _no_checker(living)
             news: dict[str, str] = {}
             for wanted, said in kinds:
-                phase = CHECKING if demand.checkers(wanted, living, offline) else nobody
+                phase = CHECKING
+                if not demand.checkers(wanted, living, offline):
+                    able = partial(could_run, demand.waiting_job("", wanted, None))
+                    of_pools = pilots.outlook(session, self.settings, alive, now, able)
+                    phase = "; ".join([nobody, *of_pools])[:200]
                 if said != phase and not (phase == CHECKING and _lacks_store(said)):
                     alike = Job.demand == wanted, Job.phase.is_not_distinct_from(said)
                     query = select(Job.id).where(unchecked, *alike, Job.id.not_in(checking))
@@ -227,7 +234,7 @@ class Scheduler:
         self.planned_at = time.monotonic()
         if found.unplaced:
             with self._leading() as session:
-                engines.place(session, made.placements, made.engines_why)
+                engines.place(session, made.placements, made.engines_why | awaited_by_engines(found, made))
         for stops in _batches(made.stops, STARTS_AT_ONCE):
             self.line.recheck(stop.made_for for stop in stops)
             with self._leading() as session:

@@ -17,7 +17,7 @@ from powermean.contracts.limits import LimitSpec
 from server.db.models import Attempt, Job
 from server.jobs import allocations, attempts, repository
 from server.jobs.events import lock_job
-from server.jobs.hours import MICROSECOND, merged
+from server.jobs.hours import places
 from server.settings import Settings
 
 JUDGED_EVERY_S = 5.0
@@ -124,9 +124,18 @@ def _stalled(
 
 
 def _hours(session: Session, job_id: str, now: datetime) -> float:
-    query = select(Attempt.claimed_at, Attempt.ended_at, Attempt.ran_s).where(Attempt.job_id == job_id)
-    spans = [_ran(since, until or now, ran_s) for since, until, ran_s in session.execute(query) if since]
-    return sum(spans, timedelta()) / HOUR
+    return sum((ran for ran, _ in _spans(session, job_id, now).values()), timedelta()) / HOUR
+
+
+def _spans(session: Session, job_id: str, now: datetime) -> dict[str, tuple[timedelta, timedelta]]:
+    """For how long each attempt has run, and by how much the database's clock says more (less: below 0)."""
+    query = select(Attempt.id, Attempt.claimed_at, Attempt.ended_at, Attempt.ran_s)
+    found = {}
+    for attempt, since, until, ran_s in session.execute(query.where(Attempt.job_id == job_id)):
+        if since is not None:
+            ran = _ran(since, until or now, ran_s)
+            found[attempt] = ran, (until or now) - since - ran
+    return found
 
 
 def _ran(since: datetime, until: datetime, ran_s: float | None) -> timedelta:
@@ -135,5 +144,10 @@ def _ran(since: datetime, until: datetime, ran_s: float | None) -> timedelta:
 
 
 def _gpu_hours(session: Session, job_id: str, now: datetime) -> float:
-    held = merged(allocations.of_job(session, job_id))
-    return sum(one.gpus * one.microseconds(one.start, now) for one in held) * MICROSECOND / HOUR
+    """By the database's clock, without its jumps while attempts ran."""
+    jumped = {attempt: more for attempt, (_, more) in _spans(session, job_id, now).items()}
+    held = timedelta()
+    for (attempt, _, gpu), part in places(allocations.of_job(session, job_id)).items():
+        if gpu is not None:
+            held += max(timedelta(), (part.end or now) - part.start - jumped.get(attempt, timedelta()))
+    return held / HOUR

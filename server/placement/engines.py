@@ -26,7 +26,7 @@ def place(
     allowed = [node for node in nodes if engine.node in (None, node.id)]
     if not allowed:
         return f"waiting for {f'node {engine.node}' if engine.node else 'a node'} to connect"
-    fitting = [node for node in allowed if VLLM in node.engines and node.gpus >= engine.gpus]
+    fitting = [node for node in allowed if could_hold(engine, node)]
     if not fitting:
         needs = f"vLLM and {engine.gpus} GPUs" if engine.gpus else "vLLM"
         if engine.node:
@@ -46,6 +46,11 @@ def place(
             room.hold(node_id, engine.gpus)
         return f"waiting for {engine.gpus} free GPUs on a node with vLLM"
     return Placement(engine.id, chosen[0], room.take(chosen[0], engine.gpus))
+
+
+def could_hold(engine: WaitingEngine, node: NodeCapacity) -> bool:
+    """Whether the node would do if nothing ran there."""
+    return VLLM in node.engines and node.gpus >= engine.gpus
 
 
 class Catalogue:

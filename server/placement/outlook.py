@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Container
 from dataclasses import replace
+from functools import partial
 
+from server.placement.engines import could_hold
 from server.placement.fit import could_run
 from server.placement.plan import plan
 from server.placement.state import ClusterState, Plan, RunningJob, Wait
@@ -62,6 +64,21 @@ def awaited(state: ClusterState, made: Plan) -> dict[str, Wait]:
             why = [one.words for one in state.withheld if could_run(job, one.node)]
             if why:
                 found[job.id] = replace(wait, text="; ".join([wait.text, *why]))
+    return found
+
+
+def awaited_by_engines(state: ClusterState, made: Plan) -> dict[str, str]:
+    """The same of engine services that wait for GPUs."""
+    found: dict[str, str] = {}
+    for engine in state.unplaced:
+        why = made.engines_why.get(engine.id)
+        if why is None or not engine.gpus or engine.node is not None:
+            continue  # no pool is asked for a node for it
+        fits = partial(could_hold, engine)
+        of_pools = [one.words for one in state.coming if fits(one.node)][:1]
+        of_pools = of_pools or [one.words for one in state.withheld if fits(one.node)]
+        if of_pools:
+            found[engine.id] = "; ".join([why, *of_pools])
     return found
 
 

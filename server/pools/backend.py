@@ -57,6 +57,13 @@ class Seen:
     revoked: bool = False
 
 
+def told_of(pilot_id: str, external_id: str | None, seen: Sequence[Seen]) -> Seen | None:
+    """What is said of a pilot, of which there may be a double: that it has ended only if both have."""
+    found = [one for one in seen if one.pilot_id == pilot_id]
+    found.sort(key=lambda one: (one.state is PilotState.ENDED, one.external_id != external_id))
+    return found[0] if found else None
+
+
 class Backend(Protocol):
     """One pool's engine."""
 
@@ -69,6 +76,13 @@ class Backend(Protocol):
 
     def cancel(self, external_id: str) -> None:
         """End a pilot; one that has ended or is not known any more is no error. Raises PoolError."""
+        ...
+
+    def why(self, ended: Sequence[Seen]) -> Mapping[str, str]:
+        """In plain words who or what ended these, by pilot, where the engine knows more than their `reason`.
+
+        It never raises: their ends are no less true where nothing more can be learned.
+        """
         ...
 
     def clean(self, pilot_id: str) -> None:

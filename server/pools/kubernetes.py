@@ -158,6 +158,10 @@ class KubernetesBackend:
         self._ask("DELETE", f"{self._in('/apis/batch/v1', 'jobs')}/{external_id}", body, known=(404, 410))
         self._remove_secret(external_id)  # its Job may not own it
 
+    def why(self, ended: Sequence[Seen]) -> Mapping[str, str]:
+        """Jobs and pods say it all."""
+        return {}
+
     def clean(self, pilot_id: str) -> None:
         # Somebody may have removed the Job and kept what it owns.
         self._ask("DELETE", f"{self._in('/api/v1', 'secrets')}/{pilot_id}", known=(404, 410))
@@ -215,7 +219,8 @@ class KubernetesBackend:
             raise PoolError(
                 f"Kubernetes at {url.partition('/api')[0]}: {error or type(error).__name__}"
             ) from error
-        answer = httpx.Response(response.status_code, content=bytes(content))
+        text = bytes(content).replace(rb"\u0000", rb"\ufffd")  # no database holds NUL
+        answer = httpx.Response(response.status_code, content=text)
         if answer.is_success or answer.status_code in known:
             return answer
         kind = RefusedError if answer.is_client_error else PoolError
@@ -308,7 +313,8 @@ def _refusal(answer: httpx.Response, section: KubernetesSection) -> str:
         401: f"; the token in {section.token_file} is not valid there",
         403: "; give the server's service account the Role of the Helm chart",
     }.get(answer.status_code, "")
-    return f"Kubernetes: {answer.status_code}, {said[:300]}{remedy}"
+    said = said[:300].encode(errors="replace").decode()  # what is no text can't be told
+    return f"Kubernetes: {answer.status_code}, {said}{remedy}"
 
 
 def _own_api() -> str:

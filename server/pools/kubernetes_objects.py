@@ -118,7 +118,8 @@ def is_staying(pod: Pod) -> bool:
 def _judge(job: Job, pod: Pod | None, queue: str | None) -> tuple[PilotState, str, bool]:
     there = job.status.active > 0 or job.status.terminating > 0
     if job.metadata.deletion_timestamp is not None:
-        return PilotState.RUNNING, "Deleted", True
+        words = ["its Job is being deleted", _disruption(pod)]
+        return PilotState.RUNNING, "; ".join(filter(None, words)), True
     failed = _true(job.status.conditions, "Failed")
     if failed is not None:
         state = PilotState.RUNNING if there else PilotState.ENDED
@@ -126,6 +127,8 @@ def _judge(job: Job, pod: Pod | None, queue: str | None) -> tuple[PilotState, st
         return state, "; ".join(word for word in words if word), failed.reason in REVOKED
     if _true(job.status.conditions, "Complete") is not None:
         return PilotState.RUNNING if there else PilotState.ENDED, "Complete", False
+    if pod is not None and pod.status.phase in ("Running", "Unknown") and (why := _disruption(pod)):
+        return PilotState.RUNNING, why, True  # its Job may know less once the pod is gone
     if pod is not None and pod.status.phase in ("Running", "Succeeded", "Failed", "Unknown"):
         return PilotState.RUNNING, pod.status.reason or pod.status.phase, False
     if job.spec.suspend:
@@ -162,14 +165,19 @@ def _pod_end(pod: Pod | None) -> str:
     """What ended a pod, as far as it is still known."""
     if pod is None:
         return ""
-    disruption = _true(pod.status.conditions, "DisruptionTarget")
-    if disruption is not None:
-        return _said(disruption.reason, disruption.message)
+    if disruption := _disruption(pod):
+        return disruption
     for container in pod.status.container_statuses:
         ended = container.state.terminated
         if ended is not None:
             return f"{ended.reason or 'Error'}, exit code {ended.exit_code}"
     return _said(pod.status.reason, pod.status.message)
+
+
+def _disruption(pod: Pod | None) -> str:
+    """Who or what takes a pod away: a preemption, an eviction, a taint, the kubelet."""
+    found = _true(pod.status.conditions, "DisruptionTarget") if pod is not None else None
+    return _said(found.reason, found.message) if found is not None else ""
 
 
 def _true(conditions: Sequence[Condition], kind: str) -> Condition | None:

@@ -7,21 +7,22 @@ Every function runs in the leader's transaction; none talks to an engine.
 import logging
 import secrets
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.attempts import NodeReport
-from powermean.contracts.pools import Shape
+from powermean.contracts.pools import BEING_ENDED, Shape
 from server.cluster import engines
-from server.cluster.drains import DRAINING
 from server.cluster.pilots import ENDED, KINDS, living, silence
-from server.db.models import Node, Pilot, PoolStatus
+from server.db.models import DRAINING, Allocation, Attempt, Node, Pilot, PoolStatus
 from server.db.session import changes, upsert
 from server.identity.keys import create_pilot_token, revoke_pilot_tokens
 from server.jobs import allocations, attempts
 from server.jobs.attempts import NodeGone
+from server.jobs.endings import REASON_CHARACTERS
+from server.jobs.events import lock_job
 from server.nodes import OVER, RUNNING, attempts_holding
 from server.pools.backend import PilotState, Seen
 from server.pools.declaration import Pool
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 KEPT = timedelta(days=7)  # rows of pilots that have ended
 UNDECLARED = "the pools file does not declare it any more: end its pilots yourself"
+LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)  # an end before is none
 CLOSE = timedelta(seconds=5)  # an end that moves by less has not moved
 FIRST_PAUSE_S = 30.0  # after a node that failed to start; doubles with each one more
 LONGEST_PAUSE_S = 1800.0
@@ -110,7 +112,7 @@ def let_go(session: Session, settings: Settings, pool: Pool, pilot: Pilot, why: 
     pilot.leaves = why[:200]
     node = session.get(Node, pilot.node_id, with_for_update=True)
     if node is not None:
-        node.closed, node.closed_reason = DRAINING, why[:200]
+        node.told, node.told_why = DRAINING, why[:200]
     changes(session).plan = True
     log.info("pool %s: letting %s go: %s", pilot.pool, pilot.id, why)
     return True
@@ -137,6 +139,24 @@ def has_work(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now
     )
 
 
+def is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
+    """Whether its node was told to drain, and is empty. One whose worker leaves is being ended already."""
+    node = session.get(Node, pilot.node_id)
+    drains = node is not None and node.told == DRAINING
+    return drains and not has_work(session, settings, pool, pilot, now)
+
+
+def unneeded_s(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> float:
+    """For how long nothing has needed it. While its worker leaves, whoever is ending it has time for that:
+    if we ended it, too, nobody would learn who did.
+    """
+    if pilot.unneeded_since is None:
+        return 0.0
+    node = session.get(Node, pilot.node_id)
+    leaves = node is not None and node.closed != node.told
+    return (now - pilot.unneeded_since).total_seconds() - (pool.term_grace_s if leaves else 0.0)
+
+
 def note_seen(
     session: Session, settings: Settings, pool: Pool, pilot: Pilot, seen: Seen, now: datetime
 ) -> None:
@@ -144,6 +164,8 @@ def note_seen(
     if pilot.external_id is None:
         pilot.external_id = seen.external_id
     state, reason = seen.state.value, seen.reason[:300]
+    if seen.state is PilotState.PENDING and pilot.state == PilotState.RUNNING:
+        _tell_those_that_left(session, pilot, f"{_named(session, pilot)} was stopped: {reason}")
     if state == PilotState.RUNNING and pilot.state != state:  # maybe again: Kueue stops Jobs and starts them
         pilot.started_at = now
     if (pilot.state, pilot.reason) != (state, reason):
@@ -172,21 +194,21 @@ def _is_lost(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now
 
 def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | None) -> None:
     """Its node drains in good time before its end, or when an administrator has said if that is earlier."""
-    if ends_at is None:
+    if ends_at is None or ends_at < LONG_AGO:
         return
     before = pilot.ends_at - timedelta(seconds=pool.drain_s) if pilot.ends_at is not None else None
     if pilot.ends_at is None or abs(pilot.ends_at - ends_at) > CLOSE:
         pilot.ends_at = ends_at
     node = session.get(Node, pilot.node_id)
-    if node is None or node.closed == DRAINING:
+    if node is None or node.told == DRAINING:
         return
     drain_at = pilot.ends_at - timedelta(seconds=pool.drain_s)
     earlier = node.drain_at is not None and node.drain_at != before and node.drain_at < drain_at
     if earlier or node.drain_at == drain_at:
         return
     node.drain_at = drain_at
-    if node.closed is None:
-        node.closed_reason = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
+    if node.told is None:
+        node.told_why = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
     changes(session).plan = True
 
 
@@ -251,17 +273,35 @@ def end(
     pilot.failed = pilot.failed or (node is None and pilot.leaves is None and not revoked)
     pilot.state, pilot.reason, pilot.ended_at = ENDED, (pilot.leaves or words)[:300], now
     revoke_pilot_tokens(session, pilot.node_id, pilot.pool)
-    said = f"{KINDS.get(_kind(session, pilot), 'its engine')}'s {pilot.external_id or 'allocation'}"
-    gone = NodeGone(pilot.node_id, f"pool {pilot.pool}: {said} ended: {words}", revoked)
+    gone = NodeGone(pilot.node_id, f"{_named(session, pilot)} ended: {words}", revoked)
     for attempt_id in attempts_holding(session, pilot.node_id, RUNNING):
         if attempts.lapse(session, settings, attempt_id, gone):
             log.warning("gave up attempt %s: %s", attempt_id, gone.message)
     for attempt_id in attempts_holding(session, pilot.node_id, OVER):
         allocations.release(session, attempt_id, now, node_id=pilot.node_id)
+    if pilot.leaves is None:
+        _tell_those_that_left(session, pilot, gone.message)
     if node is not None:
         session.delete(node)
     changes(session).plan = True
     log.info("pool %s: %s has ended: %s", pilot.pool, pilot.id, pilot.reason)
+
+
+def _tell_those_that_left(session: Session, pilot: Pilot, words: str) -> None:
+    """Attempts that left because the allocation was being ended learn why it was: now its engine says so."""
+    here = Allocation.node_id == pilot.node_id, Allocation.released_at >= pilot.created_at
+    query = select(Attempt).where(Attempt.id.in_(select(Allocation.attempt_id).where(*here)))
+    for attempt in session.scalars(query.order_by(Attempt.id)).all():
+        lock_job(session, attempt.job_id)
+        said = attempt.reason or ""
+        if BEING_ENDED in said and pilot.node_id in said and words not in said:
+            attempt.reason = f"{said}; {words}"[:REASON_CHARACTERS]
+
+
+def _named(session: Session, pilot: Pilot) -> str:
+    """`pool gpu: Slurm's 17`."""
+    engine = KINDS.get(_kind(session, pilot), "its engine")
+    return f"pool {pilot.pool}: {engine}'s {pilot.external_id or 'allocation'}"
 
 
 def _kind(session: Session, pilot: Pilot) -> str:

@@ -4,11 +4,11 @@ What only the worker may know is in the script, which Slurm shows to the job's o
 alone: not in a command line, and not in the environment that Slurm keeps with a job.
 """
 
+import logging
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from powermean.contracts.base import Contract
+from server.pools import commands
 from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
+from server.pools.commands import short
 from server.pools.declaration import Pool
 
+log = logging.getLogger(__name__)
 Word = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f]+$")]
 
 # Name last: whoever else uses the account may call a job anything. %e is the end, as seconds since the epoch.
@@ -30,13 +33,22 @@ _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STO
 _REVOKED = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE", "REVOKED")
 _FAILED = ("COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "SPECIAL_EXIT")
 _SAYS_NOTHING = ("", "None", "(null)")
+_PLAINLY = {
+    "CANCELLED": "revoked by Slurm",
+    "TIMEOUT": "its time limit was over",
+    "PREEMPTED": "another job took its place",
+    "DEADLINE": "its deadline was over",
+    "REVOKED": "revoked by Slurm",
+}
+_CANCELLED_BY = re.compile(r"(\d+)\|CANCELLED by (\d+)\|(.*)", re.ASCII)  # a line of sacct
+MOST_NAMES = 3  # of users that are looked up at once; each takes a command
 
 
 class SlurmSection(Contract):
     """How Slurm is asked, and with what."""
 
     command: tuple[Word, ...] = Field(
-        (), max_length=20, description="Before sbatch, squeue and scancel: [ssh, login1]."
+        (), max_length=20, description="Before sbatch, squeue, scancel, sacct and id: [ssh, login1]."
     )
     options: tuple[Word, ...] = Field(
         (), max_length=50, description="Of sbatch: [--partition=gpu, --account=ml, --mem=64G]."
@@ -89,13 +101,45 @@ class SlurmBackend:
         if order.time_limit_s is not None:
             argv.append(f"--time={_clock(order.time_limit_s)}")
         said = self._run([*argv, *section.options], script(order, section.python))
-        found = re.fullmatch(r"(\d+)(;\S+)?", said.strip())
+        found = re.fullmatch(r"(\d{1,20})(;\S+)?", said.strip(), re.ASCII)
         if found is None:
-            raise PoolError(f"sbatch answered {_short(said)} instead of a job's number")
+            raise PoolError(f"sbatch answered {short(said)} instead of a job's number")
         return found[1]
 
     def cancel(self, external_id: str) -> None:
         self._run(["scancel", "--quiet", external_id])
+
+    def why(self, ended: Sequence[Seen]) -> Mapping[str, str]:
+        whose = self._cancelled_by([one.external_id for one in ended if one.reason.startswith("CANCELLED")])
+        words = {one.pilot_id: _PLAINLY.get(one.reason.partition(",")[0], "") for one in ended}
+        return {name: said for name, said in words.items() if said} | {
+            one.pilot_id: whose[one.external_id] for one in ended if one.external_id in whose
+        }
+
+    def _cancelled_by(self, jobs: Sequence[str]) -> dict[str, str]:
+        """Of those jobs of which Slurm's accounting knows it; squeue never says it."""
+        if not jobs:
+            return {}
+        columns = ["--noheader", "--parsable2", "--allocations", "--format=JobIDRaw,State,AdminComment"]
+        try:
+            lines = self._run(["sacct", *columns, f"--jobs={','.join(jobs)}"]).splitlines()
+        except PoolError as error:
+            log.info("pool %s: nobody knows who cancelled %s: %s", self.pool, ", ".join(jobs), error)
+            return {}
+        found = [match.groups() for line in lines if (match := _CANCELLED_BY.fullmatch(line))]
+        names = {uid: self._name_of(uid) for uid in list({uid for _, uid, _ in found})[:MOST_NAMES]}
+        return {
+            job: f"by {names.get(uid, f'user {uid}')}{f': {short(comment)}' if comment else ''}"
+            for job, uid, comment in found
+        }
+
+    def _name_of(self, uid: str) -> str:
+        """Asked where Slurm's commands run: this host may not know the cluster's people."""
+        try:
+            name = self._run(["id", "-nu", uid]).strip()
+        except PoolError:
+            return f"user {uid}"
+        return f"{name} (user {uid})" if re.fullmatch(r"[\w.@-]{1,64}", name) else f"user {uid}"
 
     def clean(self, pilot_id: str) -> None:
         """Slurm forgets a job by itself."""
@@ -111,25 +155,7 @@ class SlurmBackend:
         # A shell at the other end of `ssh` would split what has spaces in it.
         whole = [*prefix, shlex.join(argv)] if prefix and Path(prefix[0]).name == "ssh" else [*prefix, *argv]
         name = argv[2] if argv[0] == "env" else argv[0]
-        try:
-            done = subprocess.run(
-                whole,
-                input=given,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self.section.timeout_s,
-                start_new_session=True,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise PoolError(f"{name} did not answer within {self.section.timeout_s:g} s") from None
-        except OSError as error:
-            raise PoolError(f"{whole[0]} can't be run: {error.strerror}") from error
-        if done.returncode != 0:
-            said = _short(done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}")
-            raise PoolError(f"{name}: {said.removeprefix(f'{name}: ').removeprefix('error: ')}")
-        return done.stdout
+        return commands.run(whole, given, self.section.timeout_s, name)
 
 
 # Slurm tells all processes of a job to end, or the shell alone, which then tells the worker.
@@ -165,8 +191,8 @@ def _read(said: str, pool: str) -> Iterator[Seen]:
     name = re.compile(rf"{re.escape(pool)}-[0-9a-f]{{8}}")
     for line in said.splitlines():
         fields = line.split("|", 4)
-        if len(fields) != 5 or not fields[0].isascii() or not fields[0].isdigit():
-            raise PoolError(f"squeue answered {_short(line)} instead of a line of jobs")
+        if len(fields) != 5 or not re.fullmatch(r"\d{1,20}", fields[0], re.ASCII):
+            raise PoolError(f"squeue answered {short(line)} instead of a line of jobs")
         job_id, state, end, reason, job_name = fields
         if name.fullmatch(job_name):
             yield Seen(
@@ -187,7 +213,7 @@ def _state(word: str) -> PilotState:
     ):
         if word in words:
             return state
-    raise PoolError(f"squeue says that a job's state is {_short(word)}, which is none that is known here")
+    raise PoolError(f"squeue says that a job's state is {short(word)}, which is none that is known here")
 
 
 def _time(text: str) -> datetime | None:
@@ -201,7 +227,3 @@ def _time(text: str) -> datetime | None:
 def _clock(seconds: int) -> str:
     """As --time takes it; Slurm rounds it up to minutes."""
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."

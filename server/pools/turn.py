@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy import select
@@ -19,13 +19,12 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from server.cluster import demand, inventory, line, pilots, state
 from server.cluster.clock import ClockWatch
-from server.cluster.drains import DRAINING
 from server.cluster.leadership import keeps_lead, leader
-from server.db.models import Job, Node, Pilot, PoolStatus
+from server.db.models import Job, Pilot, PoolStatus
 from server.db.session import Database, changes, database_now
 from server.nodes import living_ids
 from server.pools import life
-from server.pools.backend import Backend, PilotOrder, PilotState, PoolError, Seen
+from server.pools.backend import Backend, PilotOrder, PilotState, PoolError, Seen, told_of
 from server.pools.declaration import Pool
 from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
 from server.replays.repository import any_waiting
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 5.0  # after an order that the engine refused; doubles with each one more
 LONGEST_PAUSE_S = 300.0
+UNKNOWN = "its engine does not know it any more"
 CANCEL_AGAIN_S = 60.0  # to end a pilot may take its engine that long
 
 
@@ -137,18 +137,21 @@ class PoolTurn:
         """Follow the engine's word; each end has a transaction of its own."""
         with self._shared.database.read() as session:
             ours = pilots.living(session, self._pool.name)
-        known = {one.id: found for one in ours if (found := _seen(one, seen)) is not None}
+        told = ((one.id, told_of(one.id, one.external_id, seen)) for one in ours)
+        known = {pilot_id: found for pilot_id, found in told if found is not None}
         over: dict[str, tuple[str, bool]] = {}
+        taken = []  # by its engine, which may know more
         missing = set()
         for pilot in ours:
             found = known.get(pilot.id)
             if found is not None and found.state is PilotState.ENDED:
-                over[pilot.id] = found.reason, found.revoked
+                over[pilot.id] = self._with_last(pilot, found.reason), found.revoked
+                taken += [found] * (found.revoked and pilot.leaves is None)
             elif found is None and (pilot.external_id is not None or pilot.leaves is not None):
                 missing.add(pilot.id)
                 if pilot.id in self._missing:  # twice in a row: nobody else can say that it is gone
                     revoked = pilot.leaves is not None or pilot.id in self._revoked
-                    over[pilot.id] = "its engine does not know it any more", revoked
+                    over[pilot.id] = self._with_last(pilot, UNKNOWN), revoked
         self._missing = missing
         self._revoked &= missing
         self._revoked |= {pilot_id for pilot_id, one in known.items() if one.revoked}
@@ -159,7 +162,9 @@ class PoolTurn:
                 for pilot_id in there:
                     pilot = session.get_one(Pilot, pilot_id, with_for_update=True)
                     life.note_seen(session, self._shared.settings, self._pool, pilot, known[pilot_id], now)
-        for pilot_id, (words, revoked) in over.items():
+        why = self._backend.why(taken) if taken else {}
+        for pilot_id, (said, revoked) in over.items():
+            words = ": ".join(filter(None, (said, why.get(pilot_id))))
             with self._shared.leading() as session:
                 pilot = session.get_one(Pilot, pilot_id, with_for_update=True)
                 if (found := known.get(pilot_id)) is not None:
@@ -168,6 +173,11 @@ class PoolTurn:
                 life.end(session, self._shared.settings, pilot, words, now, revoked=revoked)
             self._clean(pilot_id)
         self._cancel_strays(seen)
+
+    def _with_last(self, pilot: Pilot, words: str) -> str:
+        """With what the engine said while it was ending it: a Job may know less once its pod is gone."""
+        is_news = pilot.id in self._revoked and pilot.reason not in words
+        return f"{words}; before: {pilot.reason}" if is_news else words
 
     def _clean(self, pilot_id: str) -> None:
         try:
@@ -198,22 +208,30 @@ class PoolTurn:
         with self._shared.choosing:
             with self._shared.database.read() as session:
                 now = database_now(session)
-                wanted = self._sizes(session, now)
                 living = self._living(session)
                 drained = {
                     one.id
                     for one in living
-                    if _is_drained(session, self._shared.settings, self._pool, one, now)
+                    if life.is_drained(session, self._shared.settings, self._pool, one, now)
                 }
                 late = {
                     one.id: why
                     for one in living
                     if (why := life.waits_too_long(session, self._pool, one, now)) is not None
                 }
+                wanted, alone = self._sizes(session, now), set[str]()
+                if late:  # what only waited for these goes with them: it would wait for the next ones, too
+                    with_late, wanted = wanted, self._sizes(session, now, late.keys())
+                    alone = with_late.needed - wanted.needed - late.keys()
                 idle = {one.id for one in living if one.unneeded_since is not None}
                 ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
-            let_go = drained | late.keys() | (ours & set(wanted.let_go))
+            alone = set(sorted(ours & alone)[: max(0, len(ours - late.keys()) - self._pool.min)])
+            let_go = dict.fromkeys(
+                ours & set(wanted.let_go), f"nothing needed it for {self._pool.idle_s:g} s"
+            )
+            let_go |= dict.fromkeys(alone, "the other nodes of its job did not come in time")
+            let_go |= dict.fromkeys(drained, "its node was drained") | late
             if not (starts or let_go or idle != ours - wanted.needed):
                 return
             with self._shared.leading() as session:
@@ -223,9 +241,7 @@ class PoolTurn:
                         pilot.unneeded_since = None
                     elif pilot.id in ours:
                         pilot.unneeded_since = pilot.unneeded_since or now
-                    if pilot.id in let_go:
-                        nobody = f"nothing needed it for {self._pool.idle_s:g} s"
-                        why = late.get(pilot.id, "its node was drained" if pilot.id in drained else nobody)
+                    if why := let_go.get(pilot.id):
                         gone = life.let_go(session, self._shared.settings, self._pool, pilot, why, now)
                         pilot.failed = gone and pilot.id in late
                 for _ in range(starts):
@@ -235,9 +251,11 @@ class PoolTurn:
     def _living(self, session: Session) -> list[Pilot]:
         return [one for one in pilots.living(session, self._pool.name) if one.leaves is None]
 
-    def _sizes(self, session: Session, now: datetime) -> Sizes:
+    def _sizes(self, session: Session, now: datetime, late: Collection[str] = ()) -> Sizes:
+        """With those that are late as if they had gone, and nothing asked for instead of them just now."""
         queued = [one.job for one in line.queued(session) if one.is_due(now)]
         around = state.read(session, self._shared.settings, queued, now)
+        around = replace(around, coming=[one for one in around.coming if one.node.id not in late])
         alive = {node.id for node in around.nodes}
         well = set(session.scalars(select(PoolStatus.name).where(PoolStatus.error.is_(None))))
         facts = []
@@ -250,10 +268,11 @@ class PoolTurn:
                     min=pool.min,
                     max=pool.max,
                     idle_s=pool.idle_s,
-                    ready=self._is_ready(session, now) if ours else pool.name in well,
+                    ready=not late and self._is_ready(session, now) if ours else pool.name in well,
                     pilots=tuple(
                         _facts(session, self._shared.settings, pool, one, alive, now)
                         for one in pilots.living(session, pool.name)
+                        if one.id not in late
                     ),
                 )
             )
@@ -365,17 +384,9 @@ class PoolTurn:
             log.info("pool %s is well again", self._pool.name)
 
 
-def _seen(pilot: Pilot, seen: Sequence[Seen]) -> Seen | None:
-    """What its engine says of a pilot, of which it may have a double: that it has ended only if both have."""
-    found = [one for one in seen if one.pilot_id == pilot.id]
-    found.sort(key=lambda one: (one.state is PilotState.ENDED, one.external_id != pilot.external_id))
-    return found[0] if found else None
-
-
 def _facts(
     session: Session, settings: Settings, pool: Pool, pilot: Pilot, alive: Collection[str], now: datetime
 ) -> PilotFacts:
-    idle = pilot.unneeded_since
     return PilotFacts(
         id=pilot.id,
         node_id=pilot.node_id,
@@ -383,14 +394,5 @@ def _facts(
         busy=life.has_work(session, settings, pool, pilot, now),
         asked=pilot.external_id is None,
         leaves=pilot.leaves is not None,
-        unneeded_s=(now - idle).total_seconds() if idle is not None else 0.0,
-    )
-
-
-def _is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
-    node = session.get(Node, pilot.node_id)
-    return (
-        node is not None
-        and node.closed == DRAINING
-        and not life.has_work(session, settings, pool, pilot, now)
+        unneeded_s=life.unneeded_s(session, pool, pilot, now),
     )

@@ -1,17 +1,21 @@
 """Pools for people: what each has, and what is wrong. Any server answers, from the database alone."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.pools import PilotPhase, PilotView, PoolList, PoolView, Shape
-from server.cluster.pilots import ENDED
+from powermean.contracts.replays import Replay
+from server.cluster.pilots import ENDED, outlook
 from server.db.models import Pilot, PoolStatus
+from server.db.session import database_now
 from server.errors import NotFoundError
 from server.nodes import living_ids
 from server.pools.declaration import LOCAL
+from server.replays.views import NO_NODE
 from server.settings import Settings
 
 ENDED_SHOWN = 20  # of each pool
@@ -42,6 +46,18 @@ def show_pool(session: Session, settings: Settings, name: str) -> PoolView:
     if found is None:
         raise NotFoundError(f"no pool {name}", remedy="GET /v1/pools lists the pools.")
     return found
+
+
+def naming_pools(session: Session, settings: Settings, replays: Sequence[Replay]) -> tuple[Replay, ...]:
+    """The replays; those that no node takes say what pools do about that."""
+    if not any(replay.phase == NO_NODE for replay in replays):
+        return tuple(replays)
+    of_pools = outlook(session, settings, living_ids(session, settings), database_now(session))
+    phase = f"waiting for a node: {'; '.join(of_pools)}" if of_pools else NO_NODE
+    return tuple(
+        replay.model_copy(update={"phase": phase}) if replay.phase == NO_NODE else replay
+        for replay in replays
+    )
 
 
 def _view(session: Session, pool: PoolStatus, alive: frozenset[str]) -> PoolView:

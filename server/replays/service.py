@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -120,9 +121,9 @@ def page(
 ) -> tuple[ReplayView, ...]:
     """A job's replays (of a step), newest first. Raises NotFoundError."""
     job = find_job(session, job_id)
-    alive = bool(living_ids(session, settings))
+    open_node = any_open_node(session, settings)
     found = repository.list_replays(session, job_id, step, limit)
-    return tuple(replay_view(replay, job_spec(job).algorithm, alive) for replay in found)
+    return tuple(replay_view(replay, job_spec(job).algorithm, open_node) for replay in found)
 
 
 def result_ref(session: ScopedSession, job_id: str, replay_id: str) -> ArtefactRef:
@@ -237,10 +238,17 @@ def any_open(session: Session) -> bool:
     return bool(repository.open_replays(session))
 
 
-def reap(session: Session, settings: Settings, now: datetime, *, node_comes: bool = False) -> None:
+def reap(
+    session: Session,
+    settings: Settings,
+    now: datetime,
+    of_pools: Sequence[str] = (),
+    *,
+    node_comes: bool = False,
+) -> None:
     """Fail replays that waited or ran too long; offer those of offline nodes again.
 
-    While no node takes work but a pool is starting one, they wait.
+    While no node takes work but a pool is starting one, they wait. `of_pools`: what pools say of a node.
     """
     open_replays = repository.open_replays(session)
     if not open_replays:
@@ -253,13 +261,13 @@ def reap(session: Session, settings: Settings, now: datetime, *, node_comes: boo
         if replay.state == ReplayState.WAITING and node_comes and not open_node:
             replay.deadline_at = now + timedelta(seconds=settings.replay_s)
         elif replay.deadline_at <= now:
-            _fail(session, replay, _too_late(replay, settings, open_node), now)
+            _fail(session, replay, _too_late(replay, settings, open_node, of_pools), now)
             log.warning("gave up replay %s", replay_id)
         elif replay.state == ReplayState.RUNNING and replay.node not in alive:
             replay.state, replay.node = ReplayState.WAITING, None  # its message is still in the outbox
 
 
-def _too_late(replay: Replay, settings: Settings, open_node: bool) -> JobError:
+def _too_late(replay: Replay, settings: Settings, open_node: bool, of_pools: Sequence[str]) -> JobError:
     limit = f"{settings.replay_s:.0f} s"
     if replay.state == ReplayState.RUNNING:
         return JobError(
@@ -270,7 +278,7 @@ def _too_late(replay: Replay, settings: Settings, open_node: bool) -> JobError:
     if not open_node:
         return JobError(
             code="no_node",
-            message=f"no node was alive and open to work within {limit}",
+            message="; ".join([f"no node was alive and open to work within {limit}", *of_pools]),
             remedy="Start one with `powermean up` or `python -m worker`, or open one with"
             " `powermean node uncordon`, and ask again.",
         )
@@ -282,5 +290,5 @@ def _too_late(replay: Replay, settings: Settings, open_node: bool) -> JobError:
 
 
 def _view(session: Session, settings: Settings, replay: Replay) -> ReplayView:
-    alive = bool(living_ids(session, settings))
-    return replay_view(replay, job_spec(find_job(session, replay.job_id)).algorithm, alive)
+    open_node = any_open_node(session, settings)
+    return replay_view(replay, job_spec(find_job(session, replay.job_id)).algorithm, open_node)

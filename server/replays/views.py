@@ -5,9 +5,14 @@ from powermean.contracts.replays import Replay as ReplayView
 from powermean.contracts.replays import ReplayState
 from server.db.models import Replay
 
+NO_NODE = (
+    "no node is alive and open to work: start one with `powermean up` or `python -m worker`, or open one with"
+    " `powermean node uncordon`"
+)
 
-def replay_view(replay: Replay, recorded: AlgorithmSpec, any_node: bool) -> ReplayView:
-    """A replay of a job that was trained with `recorded`; `any_node`: a node is alive."""
+
+def replay_view(replay: Replay, recorded: AlgorithmSpec, open_node: bool) -> ReplayView:
+    """A replay of a job that was trained with `recorded`; `open_node`: a living node takes work."""
     return ReplayView.model_validate(
         {
             "id": replay.id,
@@ -17,7 +22,7 @@ def replay_view(replay: Replay, recorded: AlgorithmSpec, any_node: bool) -> Repl
             "algorithm": replay.algorithm,
             "recorded": recorded,
             "state": replay.state,
-            "phase": _phase(replay, any_node),
+            "phase": _phase(replay, open_node),
             "summary": replay.summary,
             "error": replay.error,
             "node": replay.node,
@@ -27,11 +32,9 @@ def replay_view(replay: Replay, recorded: AlgorithmSpec, any_node: bool) -> Repl
     )
 
 
-def _phase(replay: Replay, any_node: bool) -> str | None:
+def _phase(replay: Replay, open_node: bool) -> str | None:
     if replay.state == ReplayState.RUNNING:
         return f"running on {replay.node}"
     if replay.state != ReplayState.WAITING:
         return None
-    if any_node:
-        return "waiting for a node to take it"
-    return "no node is alive: start one with `powermean up` or `python -m worker`"
+    return "waiting for a node to take it" if open_node else NO_NODE

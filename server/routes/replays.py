@@ -22,6 +22,7 @@ from powermean.contracts.revisions import for_workers
 from server.audit.journal import note
 from server.db.models import MAX_INTEGER
 from server.identity.callers import Caller
+from server.pools.views import naming_pools
 from server.replays import service
 from server.replays.results import read_result, read_tokens
 from server.routes.access import CurrentNode, KnownCallerRoute, May
@@ -49,12 +50,13 @@ def post_replay(
     """A node computes p, ESS, weights and losses of the recorded tokens. A failed replay is retried."""
     with database.write() as session:
         asked = service.ask(session, settings, caller.person_id, job_id, request)
+        (replay,) = naming_pools(session, settings, [asked.replay])
         note(target=f"{job_id}/{asked.replay.id}")
     response.headers["Location"] = f"/v1/jobs/{job_id}/replays/{asked.replay.id}"
     if not asked.new:
         response.status_code = status.HTTP_200_OK
     used = old_names_used(asked.replay.algorithm, request.set, "set.")
-    return AskedReplay(**dict(asked.replay), deprecations=tuple(used))
+    return AskedReplay(**dict(replay), deprecations=tuple(used))
 
 
 @router.get("/jobs/{job_id}/replays", summary="List a job's replays")
@@ -68,7 +70,8 @@ def list_replays(
 ) -> ReplayList:
     """Newest first."""
     with database.read() as session:
-        return ReplayList(items=service.page(session, settings, job_id, step, limit))
+        found = service.page(session, settings, job_id, step, limit)
+        return ReplayList(items=naming_pools(session, settings, found))
 
 
 @router.get("/jobs/{job_id}/replays/{replay_id}", summary="Show a replay")
@@ -81,7 +84,8 @@ def get_replay(
 ) -> Replay:
     """Its state and, once it is done, its findings by update."""
     with database.read() as session:
-        return service.show(session, settings, job_id, replay_id)
+        (replay,) = naming_pools(session, settings, [service.show(session, settings, job_id, replay_id)])
+    return replay
 
 
 @router.get("/jobs/{job_id}/replays/{replay_id}/result", summary="A replay's numbers")

@@ -1,6 +1,6 @@
 """An engine of pools in memory: it starts, ends and forgets pilots when the test says so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -18,6 +18,7 @@ class FakeEngine:
     refuses: str | None = None
     keeps: str | None = None  # the external id of a pilot that it refuses to end
     loses_answers: bool = False
+    knows: dict[str, str] = field(default_factory=dict)  # why it ended a pilot, by external id
 
     def submit(self, order: PilotOrder) -> str:
         self._check()
@@ -37,6 +38,10 @@ class FakeEngine:
         self.cancelled.append(external_id)
         if external_id in self.pilots:
             self.end(external_id, "CANCELLED", revoked=True)
+
+    def why(self, ended: Sequence[Seen]) -> Mapping[str, str]:
+        assert all(one.revoked for one in ended)
+        return {one.pilot_id: self.knows[one.external_id] for one in ended if one.external_id in self.knows}
 
     def clean(self, pilot_id: str) -> None:
         self._check()

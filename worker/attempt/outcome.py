@@ -6,6 +6,7 @@ from typing import Literal
 
 from powermean.contracts.attempts import EngineStart, Finish, JobError
 from powermean.contracts.names import RANK_LOST
+from powermean.contracts.pools import BEING_ENDED
 from powermean.disk import is_full
 from powermean.processes import exit_text
 
@@ -63,7 +64,7 @@ def _taken(end: Finish, pilot: str) -> Finish:
     if end.outcome != "checkpointed" and not fell:
         return end
     how = end.error.message if end.error else end.reason
-    said = "; ".join(filter(None, (f"allocation {pilot} was being ended", how)))
+    said = "; ".join(filter(None, (f"allocation {pilot} was {BEING_ENDED}", how)))
     return Finish(outcome="checkpointed", reason=said[:300])
 
 

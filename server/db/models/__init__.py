@@ -2,7 +2,15 @@
 
 from server.db.models.audit import AuditEntry, AuditHead, AuditPending
 from server.db.models.base import MAX_BIG_INTEGER, MAX_INTEGER, Base, OwnedByProject, UtcDateTime
-from server.db.models.cluster import EngineService, Leader, Node, NodeSample, Outbox, ServerProcess
+from server.db.models.cluster import (
+    DRAINING,
+    EngineService,
+    Leader,
+    Node,
+    NodeSample,
+    Outbox,
+    ServerProcess,
+)
 from server.db.models.jobs import (
     Allocation,
     Attempt,
@@ -22,6 +30,7 @@ from server.db.models.secrets import PersonSecret, ProjectSecret, SealedValue
 from server.db.models.storage import Dataset, Garbage, LogChunk, RemovedPart
 
 __all__ = [
+    "DRAINING",
     "MAX_BIG_INTEGER",
     "MAX_INTEGER",
     "Allocation",

@@ -3,10 +3,15 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String
+from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, Integer, String, case
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
+from powermean.contracts.pools import BEING_ENDED
 from server.db.models.base import Base
+
+DRAINING = "draining"
+LEAVING = f"its allocation is {BEING_ENDED}"
 
 
 class EngineService(Base):
@@ -42,10 +47,26 @@ class Node(Base):
     report_number: Mapped[int | None] = mapped_column(BigInteger)  # of that report; null: it has none
     seen_at: Mapped[datetime]
     rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
-    closed: Mapped[str | None] = mapped_column(String(8))  # cordoned or draining: it takes nothing new
-    closed_reason: Mapped[str | None] = mapped_column(String(200))  # for people
+    # What an administrator or its pool has said of it, which outlives what its worker says.
+    told: Mapped[str | None] = mapped_column("closed", String(8))  # cordoned or draining
+    told_why: Mapped[str | None] = mapped_column("closed_reason", String(200))  # for people
     drain_at: Mapped[datetime | None]  # from then on it drains
     gpus_since: Mapped[datetime | None]  # when it first reported the newest of its GPUs
+
+    @hybrid_property
+    def closed(self) -> str | None:
+        """Cordoned or draining: it takes nothing new. It drains while its worker says that it leaves, too."""
+        return DRAINING if self.report.get("leaving") else self.told
+
+    @closed.inplace.expression
+    @classmethod
+    def _closed(cls) -> ColumnElement[str | None]:
+        return case((cls.report["leaving"].as_boolean(), DRAINING), else_=cls.told)
+
+    @property
+    def closed_reason(self) -> str | None:
+        """Why, for people."""
+        return LEAVING if self.closed != self.told else self.told_why
 
 
 class NodeSample(Base):

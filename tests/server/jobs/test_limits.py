@@ -88,7 +88,11 @@ def test_gpu_hours_are_hours_times_gpus_until_they_are_free(service: ServiceDriv
     earlier(service, job_id, 0.9 * HOUR_S)
     look(service)
     assert order(attempt) == "continue"
-    earlier(service, job_id, 0.2 * HOUR_S)
+    earlier(service, job_id, 5 * HOUR_S)  # the database's clock has been set, and stays so
+    assert attempt.beat(ran_s=0.9 * HOUR_S).status_code == 200
+    look(service)
+    assert order(attempt) == "continue"
+    assert attempt.beat(ran_s=1.1 * HOUR_S).status_code == 200
     look(service)
     assert order(attempt) == "finish"
     assert service.job(job_id).attempts[0].order_reason == "limits.gpu_hours: 1.1 of 1 GPU-hours"

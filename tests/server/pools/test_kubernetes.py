@@ -244,6 +244,15 @@ def test_an_end_that_the_cluster_wanted_is_told_from_a_failure(
         found = the_one(backend)
         assert (found.state, found.revoked) == (PilotState.ENDED, revoked)
         assert said in found.reason
+    cluster.end(NAME, "Failed", "PodFailurePolicy")
+    cluster.job(NAME)["status"] = {"active": 1}
+    cluster.pod(NAME, "Running", conditions=[disrupted])
+    found = the_one(backend)
+    assert (found.state, found.revoked) == (PilotState.RUNNING, True), (
+        "it goes, and says why while it is there"
+    )
+    assert found.reason.startswith("PreemptionByScheduler: preempting")
+    cluster.end(NAME, "Failed", "PodFailurePolicy")
     cluster.objects.pop(("Pod", f"{NAME}-x7k2p"))  # a pod that was deleted is gone; the Job's reason stays
     assert the_one(backend).state is PilotState.ENDED
 

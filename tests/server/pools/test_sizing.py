@@ -9,9 +9,9 @@ from powermean.contracts.attempts import GpuInfo
 from powermean.contracts.pools import Shape
 from server.cluster.pilots import as_node
 from server.placement.fit import could_run
-from server.placement.outlook import awaited
+from server.placement.outlook import awaited, awaited_by_engines
 from server.placement.plan import plan
-from server.placement.state import ClusterState, Coming, NodeCapacity, Share, WaitingJob
+from server.placement.state import ClusterState, Coming, NodeCapacity, Share, WaitingEngine, WaitingJob
 from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
 
 SHAPES = st.builds(
@@ -197,6 +197,23 @@ def test_a_spec_to_be_checked_brings_one_node_that_could_run_it():
     pool = PoolFacts("gpu", Shape(gpus=1), max=3)
     checks = [Check(WaitingJob("", 1)), Check(WaitingJob("", 8)), Check(WaitingJob("", 0), frozenset({"n1"}))]
     assert sizes(ClusterState(nodes=(), waiting=()), [pool], checks).starts == {"gpu": 1}
+
+
+def test_an_engine_that_waits_for_a_pool_s_node_names_the_pool():
+    large = as_node("gpu-1", Shape(gpus=8, engines=("transformers", "vllm")))
+    small, without = (as_node(name, Shape(gpus=1)) for name in ("gpu-2", "gpu-3"))
+    full = Coming(large, "pool gpu: it has its 4 nodes")
+    starting = Coming(large, "pool gpu is starting a node")
+    engines = [WaitingEngine("e", gpus=2), WaitingEngine("cpu", gpus=0)]  # no pool is asked for a CPU's
+
+    def told(**pools: tuple[Coming, ...]) -> dict[str, str]:
+        state = ClusterState((small,), (), (), engines, **pools)
+        return awaited_by_engines(state, plan(state))
+
+    plainly = "waiting for a node with vLLM and 2 GPUs: no connected node has that"
+    assert told(withheld=(full,), coming=(Coming(without, "no"),)) == {"e": f"{plainly}; {full.words}"}
+    assert told(withheld=(full,), coming=(starting,)) == {"e": f"{plainly}; {starting.words}"}
+    assert told(coming=(Coming(without, "no"),)) == {}
 
 
 def test_a_replay_brings_a_node_if_there_is_none_and_keeps_one():

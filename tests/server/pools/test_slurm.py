@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from powermean.contracts.pools import Shape
-from server.pools.backend import PilotOrder, PilotState, PoolError
+from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
 from server.pools.slurm import SlurmBackend, SlurmSection, script
 from tests.support.embedded_service import until
 
@@ -24,7 +24,9 @@ printf '%s\\n' "$@" > "$(dirname "$0")/argv"
 cat > "$(dirname "$0")/stdin"
 cat "$(dirname "$0")/says" >&1
 cat "$(dirname "$0")/complains" >&2
-exec sleep "$(cat "$(dirname "$0")/seconds")"
+echo $$ > "$(dirname "$0")/pid"
+sleep "$(cat "$(dirname "$0")/seconds")"
+exit "$(cat "$(dirname "$0")/status")"
 """
 ORDER = PilotOrder(
     pilot_id="gpu-0a1b2c3d",
@@ -45,10 +47,11 @@ class Front:
         self.program.chmod(self.program.stat().st_mode | stat.S_IXUSR)
         self.says("")
 
-    def says(self, text: str, complains: str = "", seconds: float = 0) -> None:
+    def says(self, text: str, complains: str = "", seconds: float = 0, status: int = 0) -> None:
         (self.folder / "says").write_text(text)
         (self.folder / "complains").write_text(complains)
         (self.folder / "seconds").write_text(str(seconds))
+        (self.folder / "status").write_text(str(status))
 
     @property
     def argv(self) -> list[str]:
@@ -86,6 +89,33 @@ def test_what_squeue_says_of_each_pilot(front: Front):
 
 
 @pytest.mark.parametrize(
+    ("sacct", "id_", "cancelled"),
+    [
+        ("3|CANCELLED by 1000|", "ada", "by ada (user 1000)"),
+        ("3|CANCELLED by 1000|node is to be replaced", "ada", "by ada (user 1000): node is to be replaced"),
+        ("3|CANCELLED by 1000|", "id: '1000': no such user", "by user 1000"),
+        ("3|CANCELLED|", "ada", "revoked by Slurm"),
+        ("Slurm accounting storage is disabled", "ada", "revoked by Slurm"),
+        ("", "ada", "revoked by Slurm"),
+    ],
+)
+def test_who_ended_a_pilot_is_told_as_far_as_slurm_knows(front: Front, sacct: str, id_: str, cancelled: str):
+    front.program.write_text(f'#!/bin/sh\n[ "$1" = id ] && echo "{id_}" || echo "{sacct}"\n')
+    ended = [
+        Seen(f"gpu-{place}", str(place), PilotState.ENDED, reason, revoked=True)
+        for place, reason in ((3, "CANCELLED"), (4, "TIMEOUT, TimeLimit"), (5, "PREEMPTED"))
+    ]
+    told = {"gpu-3": cancelled, "gpu-4": "its time limit was over", "gpu-5": "another job took its place"}
+    assert front.backend().why(ended) == told
+
+
+def test_who_ended_a_pilot_is_not_asked_for_ever(front: Front):
+    front.says("", seconds=30)
+    ended = [Seen("gpu-3", "3", PilotState.ENDED, "CANCELLED", revoked=True)]
+    assert front.backend(timeout_s=0.3).why(ended) == {"gpu-3": "revoked by Slurm"}
+
+
+@pytest.mark.parametrize(
     ("said", "error"),
     [
         (
@@ -96,6 +126,8 @@ def test_what_squeue_says_of_each_pilot(front: Front):
         ("x|RUNNING|0|None|gpu-00000001\n", "instead of a line of jobs"),
         ("1|MERRY|0|None|gpu-00000001\n", "a job's state is MERRY, which is none that is known"),
         ("²|RUNNING|0|None|gpu-00000001\n", "instead of a line of jobs"),
+        ("1" * 200 + "|RUNNING|0|None|gpu-00000001\n", "instead of a line of jobs"),
+        ("1\0|RUNNING|0|None|gpu-00000001\n", "squeue answered 1\ufffd"),
     ],
 )
 def test_nonsense_is_an_error_and_no_answer(front: Front, said: str, error: str):
@@ -104,18 +136,37 @@ def test_nonsense_is_an_error_and_no_answer(front: Front, said: str, error: str)
         front.backend().list()
 
 
-def test_a_failure_is_told_in_slurm_s_words(front: Front):
-    refused = Path(front.program).read_text().replace("exec sleep", "exit 1; exec sleep")
-    front.program.write_text(refused)
-    front.says("", "squeue: error: Unable to contact slurm controller (connect failure)")
-    with pytest.raises(PoolError, match=r"^squeue: Unable to contact slurm controller \(connect failure\)$"):
+@pytest.mark.parametrize(
+    ("complains", "status", "told"),
+    [
+        (
+            "squeue: error: Unable to contact slurm controller (x)",
+            1,
+            "Unable to contact slurm controller (x)",
+        ),
+        ("", 3, "failed with exit status 3 and says nothing"),
+    ],
+)
+def test_a_failure_is_told_in_slurm_s_words(front: Front, complains: str, status: int, told: str):
+    front.says("", complains, status=status)
+    with pytest.raises(PoolError) as failure:
         front.backend().list()
+    assert str(failure.value) == f"squeue: {told}"
 
 
-def test_silence_has_a_deadline(front: Front):
+def test_silence_has_a_deadline_and_leaves_no_process(front: Front):
     front.says("", seconds=30)
-    with pytest.raises(PoolError, match=r"squeue did not answer within 0\.5 s"):
-        front.backend(timeout_s=0.5).list()
+    with pytest.raises(PoolError, match=r"squeue did not answer within 1\.5 s"):
+        front.backend(timeout_s=1.5).list()
+    with suppress(ProcessLookupError):
+        until(lambda: os.killpg(int((front.folder / "pid").read_text()), 0), 10, "its sleep is gone, too")
+
+
+def test_an_answer_has_a_size(front: Front, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("server.pools.commands.MOST_BYTES", 1 << 20)
+    front.says("x" * (2 << 20), seconds=30)
+    with pytest.raises(PoolError, match="squeue printed more than 1 MiB"):
+        front.backend().list()
 
 
 def test_a_command_that_is_not_there_is_named():

@@ -1,7 +1,7 @@
 """A pool's turns with an engine that does as the test says: what is asked for, and what its word means."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 
 from powermean.contracts.api import JobState
 from powermean.contracts.pools import Shape
+from powermean.contracts.revisions import NEWEST
 from server.cluster import pilots
 from server.db.models import ApiKey, Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
@@ -149,6 +150,8 @@ def test_a_spec_that_no_living_node_may_check_brings_a_node(elastic: Elastic):
     job_id = elastic.service.submit(**ON_POOL)
     elastic.turn()
     assert len(elastic.engine.orders) == 1
+    told = elastic.job(job_id).phase or ""
+    assert told == "waiting for a node to check the spec: none is connected; pool cpu is starting a node"
     elastic.engine.run("1")
     elastic.report()
     elastic.turn()
@@ -318,7 +321,9 @@ def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: El
     del elastic.engine.pilots["1"]
     elastic.turn()
     elastic.turn()
-    assert elastic.job(attempt.claim.job_id).attempts[0].outcome == "lapsed"
+    told = elastic.job(attempt.claim.job_id).attempts[0]
+    assert told.outcome == "lapsed"
+    assert (told.reason or "").endswith("does not know it any more; before: Deleted")
     assert elastic.restarts(attempt.claim.job_id) == 0
 
 
@@ -390,6 +395,33 @@ def test_one_that_its_engine_never_starts_is_given_up(service: ServiceDriver, re
     shown = "sbatch: no" if refused else said
     assert shown in (elastic.error or "")
     assert shown in (elastic.job(job_id).phase or "")
+
+
+def test_a_gang_s_nodes_come_together_or_those_that_came_are_used_or_go(service: ServiceDriver):
+    elastic = elastic_of(service, pending_deadline_s=3600)
+    gang = elastic.queued(resources={"nodes": 2, "node_labels": {"pool": "cpu"}})
+    elastic.turn()
+    assert len(elastic.engine.orders) == 2
+    elastic.engine.run("1")
+    elastic.report(revision=NEWEST)
+    elastic.later(created_at=3000, unneeded_since=3000)
+    elastic.turn()
+    assert elastic.engine.cancelled == [], "it waits for the other one, which is on its way"
+    small = elastic.queued()
+    elastic.turn()
+    assert elastic.claim(f"{small}.1").finish("cancelled").status_code == 204, "others use it meanwhile"
+    service.person.post(f"/v1/jobs/{small}/cancel")
+    elastic.turn()
+    elastic.later(created_at=3601)
+    elastic.turn()
+    elastic.turn()
+    reasons = {pilot.external_id: (pilot.state, pilot.reason) for pilot in elastic.pilots}
+    assert reasons["1"] == ("ended", "the other nodes of its job did not come in time")
+    assert reasons["2"][1].startswith("Slurm has not started it within 3600 s")
+    assert elastic.job(gang).state is JobState.QUEUED
+    elastic.later(ended_at=31)
+    elastic.turn()
+    assert len(elastic.engine.orders) == 4, "after a pause both are asked for again"
 
 
 def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(service: ServiceDriver):
@@ -522,30 +554,61 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
-def test_jobs_leave_a_node_whose_allocation_is_being_ended(elastic: Elastic):
-    attempt = elastic.running()
+def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(elastic: Elastic):
+    attempt, node = elastic.running(), elastic.engine.orders[0].node_id
     assert elastic.report(leaving=True).status_code == 200
     elastic.turn()
     assert attempt.beat().json()["order"] == "checkpoint_and_exit"
     attempt.commit(3)
-    assert attempt.finish("checkpointed", reason="allocation 1 was being ended").status_code == 204
+    assert attempt.finish("checkpointed", reason=f"allocation {node} was being ended").status_code == 204
     elastic.turn()
     job = elastic.job(attempt.claim.job_id)
     assert (job.state, len(job.attempts)) == (JobState.QUEUED, 1), "nothing starts there"
     assert elastic.restarts(job.id) == 0
-    assert elastic.engine.cancelled == ["1"]
+    elastic.later(unneeded_since=61)
+    elastic.turn()
+    assert elastic.engine.cancelled == [], "whoever ends it does so, and is not to be taken for us"
+    elastic.engine.knows["1"] = "by ada (user 1000)"
+    elastic.engine.end("1", "CANCELLED", revoked=True)
+    elastic.turn()
+    told = elastic.job(job.id).attempts[0].reason or ""
+    assert told.startswith("cpu-")
+    assert told.endswith(" was being ended; pool cpu: Slurm's 1 ended: CANCELLED: by ada (user 1000)")
 
 
-def test_a_node_that_was_started_again_after_all_takes_work(elastic: Elastic):
+def test_a_node_that_was_started_again_after_all_is_as_administrators_left_it(elastic: Elastic):
     """As Kueue does with a Job that it had stopped."""
     elastic.running()
     node = elastic.engine.orders[0].node_id
-    elastic.report(leaving=True)
-    assert elastic.service.person.post(f"/v1/nodes/{node}/uncordon").json()["closed"] is None
-    for leaving, closed in ((True, "draining"), (False, None)):  # it can't be opened while it leaves
-        elastic.report(leaving=leaving)
-        seen = elastic.service.person.get(f"/v1/nodes/{node}").json()
-        assert (seen["closed"], bool(seen["closed_reason"])) == (closed, leaving)
+    ways = ("closed", "closed_reason", "drain_at")
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+
+    def say(word: str, **body: str) -> None:
+        answer = elastic.service.person.post(f"/v1/nodes/{node}/{word}", json=body)
+        assert answer.status_code == 200, answer.text
+
+    def shown() -> list[Any]:
+        found = elastic.service.person.get(f"/v1/nodes/{node}").json()
+        return [found[name] for name in ways]
+
+    for word, body, expected in (
+        ("cordon", {"reason": "slow disk"}, ["cordoned", "slow disk"]),
+        ("uncordon", {}, [None, None]),
+        ("drain", {"reason": "new disks", "at": later}, [None, "new disks"]),
+        ("drain", {"reason": "new fan"}, ["draining", "new fan"]),
+    ):
+        say(word, **body)
+        before = shown()
+        assert before[:2] == expected
+        elastic.report(leaving=True)
+        assert shown()[0] == "draining"
+        elastic.report(leaving=False)
+        assert shown() == before
+        elastic.report(leaving=True)
+        say(word, **(body if "at" not in body else {"reason": "new disks"} | {"at": later}))
+        assert shown()[0] == "draining", "nobody can open it while it leaves"
+        elastic.report(leaving=False)
+        assert shown() == before, "a word that came meanwhile counts, too"
 
 
 @pytest.mark.slow

@@ -225,12 +225,16 @@ def test_no_replay_waits_for_ever(service: ServiceDriver, ask: Callable[..., Any
         session.add(Pilot(id="cpu-1", created_at=database_now(session), **way))
     let_time_pass(service)
     service.scheduler.turn()
-    assert shown(service, replay)["state"] == "waiting", "a node is on its way"
+    found = shown(service, replay)
+    assert found["state"] == "waiting", "a node is on its way"
+    assert found["phase"] == "waiting for a node: pool cpu is starting a node"
     service.report()
     assert service.person.post("/v1/nodes/node-1/cordon").status_code == 200
     let_time_pass(service)
     service.scheduler.turn()
     assert shown(service, replay)["state"] == "waiting", "the node that is alive takes none"
+    listed = service.person.get(f"/v1/jobs/{replay['job_id']}/replays").json()["items"]
+    assert [one["phase"] for one in listed] == ["waiting for a node: pool cpu is starting a node"]
     with service.database.write() as session:
         refuses = {"shape": {}, "min": 0, "max": 1, "error": "sbatch: no such partition"}
         session.add(PoolStatus(name="cpu", kind="slurm", **refuses))
@@ -238,6 +242,7 @@ def test_no_replay_waits_for_ever(service: ServiceDriver, ask: Callable[..., Any
     service.scheduler.turn()
     failed = shown(service, replay)
     assert (failed["state"], failed["error"]["code"]) == ("failed", "no_node")
+    assert failed["error"]["message"].endswith("; pool cpu can't start a node: sbatch: no such partition")
     assert "powermean up" in failed["error"]["remedy"]
 
     assert service.person.post("/v1/nodes/node-1/uncordon").status_code == 200
