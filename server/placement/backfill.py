@@ -43,12 +43,12 @@ def reserve(ask: Ask, index: Index, room: Room, calendar: Calendar) -> dict[str,
 
     So a node that is kept stays so in the next plan: its free GPUs only get more.
     """
-    found = []
+    found, promised = [], index.promised(ask, room)
     for node_id in index.possible(ask):
         node = index.nodes[node_id]
         if node_id in room.reserved or node.closed or node.full_disk:
             continue
-        free = index.promised(ask, node_id, room)
+        free = promised(node_id)
         start = calendar.start(node, ask.gpus, free)
         if start is not None:
             found.append((start[0], -free, node_id, start[1]))

@@ -242,7 +242,7 @@ def check_quotas(state: ClusterState, after: ClusterState, made: Plan) -> None:
                 and victim.project != job.project
                 and not victim.stopping
                 and after.now - victim.started_at >= RULES.min_run_s
-                and ledger.borrowed(victim.project, job.uses_gpus)
+                and ledger.of(victim).borrowed
             ), f"{job.id} waits for {victim.id}"
 
 
