@@ -129,17 +129,19 @@ class Index:
 
     def _wanted(self, ask: Ask, node_id: str) -> frozenset[str] | None:
         """The node's GPUs that will do; None: all."""
+        if not ask.is_picky:
+            return None
         node = self.nodes[node_id]
         matching = _matching(ask, node)
         return None if len(matching) == node.gpus else matching
 
     def usable(self, ask: Ask, node_id: str, room: Room, seconds: float | None = None) -> int:
         """What the gang could have there now."""
-        return min(self.free(ask, node_id, room), room.usable(node_id, ask.uses_gpus, seconds))
+        return room.usable(node_id, ask.uses_gpus, seconds, self.wanted(ask, node_id))
 
     def free(self, ask: Ask, node_id: str, room: Room) -> int:
         """What is free there of what will do, whoever it is kept for."""
-        if not ask.is_picky or (wanted := self.wanted(ask, node_id)) is None:
+        if (wanted := self.wanted(ask, node_id)) is None:
             return room.free(node_id, ask.uses_gpus)
         return sum(uuid in wanted for uuid in room.gpus[node_id])
 

@@ -129,7 +129,7 @@ class Victims:
         """The nodes on which enough could be stopped, by the least that it could cost."""
         key = ask, guaranteed, own
         if (heap := self._heaps.get(key)) is None:
-            nodes: Iterable[str] = self._supply(ask.uses_gpus, own)
+            nodes = self._supply(ask.uses_gpus, own)
             prices = list(self._bounds(ask, guaranteed, own, nodes))
             if guaranteed and own:  # it costs as much as for other owners where the project could stop none
                 others = self._up_to_date(ask, guaranteed, None).prices()
@@ -208,7 +208,7 @@ class Victims:
         node, gpus = self._index.nodes[node_id], ask.uses_gpus
         if node.closed or node.full_disk or (gpus and node_id in self._room.reserved):
             return None
-        wanted = self._index.wanted(ask, node_id) if ask.is_picky else None
+        wanted = self._index.wanted(ask, node_id)
         missing = ask.amount - self._room.promised(node_id, gpus, wanted)
         if chosen:
             missing -= sum(one.on(node_id, wanted) for one in chosen)

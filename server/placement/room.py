@@ -11,12 +11,21 @@ from server.placement.state import ClusterState, RunningJob
 class Reservation:
     """A node that a job will start on once enough of it is free.
 
-    Until then others may use `spare` GPUs, which that start leaves over, and all that is free as long as they
-    end by `at` (None: nobody knows when that is).
+    Until then others may use the GPUs there that it does not want, `spare` of the rest, which its start
+    leaves over, and all that is free as long as they end by `at` (None: nobody knows when that is).
     """
 
     spare: int
     at: float | None
+    wanted: frozenset[str] | None = None  # None: all
+
+    def wants(self, uuid: str) -> bool:
+        return self.wanted is None or uuid in self.wanted
+
+    def leaves(self, free: Sequence[str]) -> int:
+        """How many of these others may take."""
+        wanted = sum(map(self.wants, free))
+        return len(free) - wanted + min(self.spare, wanted)
 
 
 class Room:
@@ -85,7 +94,7 @@ class Room:
         if not gpus:
             count = self.slots[node_id] + self._coming_slots[node_id]
         elif kept := self.reserved.get(node_id):
-            count = min(kept.spare, len(self.gpus[node_id]))
+            count = kept.leaves(self.gpus[node_id])
         else:
             count = len(self.gpus[node_id]) + len(self._coming_gpus[node_id])
         self.unpromised[gpus][node_id] = count
@@ -100,21 +109,25 @@ class Room:
     def free(self, node_id: str, gpus: bool) -> int:
         return len(self.gpus[node_id]) if gpus else self.slots[node_id]
 
-    def usable(self, node_id: str, gpus: bool, seconds: float | None) -> int:
+    def usable(
+        self, node_id: str, gpus: bool, seconds: float | None, wanted: frozenset[str] | None = None
+    ) -> int:
         """What a job that runs for so long may take there, without delaying the one with a reservation."""
-        free = self.free(node_id, gpus)
-        kept = self.reserved.get(node_id) if gpus else None
+        if not gpus:
+            return self.slots[node_id]
+        free, kept = _suiting(self.gpus[node_id], wanted), self.reserved.get(node_id)
         if kept is None or (kept.at is not None and seconds is not None and self.now + seconds <= kept.at):
-            return free
-        return min(free, kept.spare)
+            return len(free)
+        return kept.leaves(free)
 
     def promised(self, node_id: str, gpus: bool, wanted: frozenset[str] | None = None) -> int:
         """What nobody has been promised, there and about to be free there (of the GPUs that are wanted)."""
         if wanted is None or not gpus:
             return self.unpromised[gpus][node_id]
+        free = _suiting(self.gpus[node_id], wanted)
         if kept := self.reserved.get(node_id):
-            return min(kept.spare, _count(self.gpus[node_id], wanted))
-        return _count(self.gpus[node_id], wanted) + _count(self._coming_gpus[node_id], wanted)
+            return kept.leaves(free)
+        return len(free) + len(_suiting(self._coming_gpus[node_id], wanted))
 
     def take(self, node_id: str, gpus: int, wanted: frozenset[str] | None = None) -> tuple[str, ...]:
         """GPUs of the node (of those wanted), or (0) one of its CPU slots."""
@@ -122,16 +135,24 @@ class Room:
             self._take_slots(node_id, 1)
             self._recount(node_id, False)
             return ()
-        free = self.gpus[node_id]
-        taken = tuple([uuid for uuid in free if wanted is None or uuid in wanted][:gpus])
-        self._leave(node_id, [uuid for uuid in free if uuid not in taken])
-        if kept := self.reserved.get(node_id):
-            kept.spare = max(0, kept.spare - gpus)
+        suiting, kept = _suiting(self.gpus[node_id], wanted), self.reserved.get(node_id)
+        if kept is not None:
+            suiting = sorted(suiting, key=kept.wants)
+        taken = tuple(suiting[:gpus])
+        self._leave(node_id, [uuid for uuid in self.gpus[node_id] if uuid not in taken])
+        if kept is not None:
+            kept.spare = max(0, kept.spare - sum(map(kept.wants, taken)))
         self._recount(node_id, True)
         return taken
 
     def keep(self, node_id: str, gpus: bool, amount: int, wanted: frozenset[str] | None = None) -> None:
-        """For a job that others give way to: what is about to be free, and what it lacks of what is free."""
+        """For a job that others give way to: what is about to be free, and what it lacks of what is free.
+
+        Where a node is reserved, the start there counts on what is about to be free.
+        """
+        if gpus and node_id in self.reserved:
+            self.take(node_id, amount, wanted)
+            return
         if gpus:
             coming = self._coming_gpus[node_id]
             left = self._coming_gpus[node_id] = _without(coming, amount, wanted)
@@ -147,8 +168,8 @@ class Room:
             self.nodes_with_coming[gpus].discard(node_id)
 
 
-def _count(uuids: Sequence[str], wanted: frozenset[str]) -> int:
-    return sum(uuid in wanted for uuid in uuids)
+def _suiting(uuids: list[str], wanted: frozenset[str] | None) -> list[str]:
+    return uuids if wanted is None else [uuid for uuid in uuids if uuid in wanted]
 
 
 def _without(uuids: list[str], count: int, wanted: frozenset[str] | None) -> list[str]:

@@ -31,7 +31,7 @@ class NodeCapacity:
     labels: frozenset[tuple[str, str]] = frozenset()
     gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
     unhealthy: tuple[str, ...] = ()  # why each of the others may not, for people
-    served: int = 0  # GPUs that engine services hold
+    served: frozenset[str] = NOBODY  # GPUs that engine services hold
     revision: int = NEWEST  # of the contracts, that its worker knows
     declared: bool = False  # it is not there yet: its GPUs' names are parts of their names, as its pool says
 
