@@ -48,7 +48,7 @@ class _Planning:
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
         self.place = queue_order.places(state.waiting, state.rules)
         self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
-        self.own: dict[Hashable, list[_Try]] = {}  # what would do for jobs with engines of their own
+        self.asks: dict[Hashable, tuple[Ask, ...]] = {}  # by what a job needs, and beside which engine
         self.impatient = self._impatient()
         self.placed: set[str] = set()  # they start, or have a place kept
         self.reservations = 0
@@ -99,19 +99,13 @@ class _Planning:
 
     def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
         """What would do for the job on nodes that are there, the best first."""
-        if (own := self.own.get(job.needs)) is None:
-            asks = self.index.possible_of(own_engine(job), job.several)
-            own = self.own[job.needs] = [(ask, None) for ask in asks]
+        own: list[_Try] = [(ask, None) for ask in self._asks(job, None)]
         if job.adapter is None:
             return own
         shared = self.catalogue.choose(job, job.adapter, self.room)
         if isinstance(shared, Wait):
             return shared if job.adapter.required else own
-        tries: list[_Try] = [
-            (ask, engine)
-            for engine in shared
-            for ask in self.index.possible_of(beside_shared_engine(job, engine.reach), job.several)
-        ]
+        tries: list[_Try] = [(ask, engine) for engine in shared for ask in self._asks(job, engine)]
         if not job.adapter.required:
             return tries + own
         if not tries:
@@ -123,6 +117,14 @@ class _Planning:
                 return Wait("engine", alone)
             return Wait("engine", f"waiting for engine {name} on a node that can hold the trainer")
         return tries
+
+    def _asks(self, job: WaitingJob, engine: SharedEngine | None) -> tuple[Ask, ...]:
+        """What the job could ask of the nodes that are there, beside the shared engine or with its own."""
+        key = job.needs, engine is None, engine and engine.reach
+        if (asks := self.asks.get(key)) is None:
+            ask = own_engine(job) if engine is None else beside_shared_engine(job, engine.reach)
+            asks = self.asks[key] = self.index.possible_of(ask, job.several)
+        return asks
 
     def _find(self, job: WaitingJob, guaranteed: bool) -> Start | Wait:
         tries = self._tries(job)
@@ -166,9 +168,7 @@ class _Planning:
     def _take(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Start:
         parts: list[AllocationView] = []
         for node_id in nodes:
-            taken = self.room.take(
-                node_id, ask.gpus, self.index.wanted(ask, node_id) if ask.is_picky else None
-            )
+            taken = self.room.take(node_id, ask.gpus, self.index.wanted(ask, node_id))
             parts.append(AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken[: job.gpus]))
             if engine is None:
                 own = taken[job.gpus :] if job.rollout_gpus else taken
@@ -210,8 +210,7 @@ class _Planning:
 
     def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
         for node_id in nodes:
-            wanted = self.index.wanted(ask, node_id) if ask.is_picky else None
-            self.room.keep(node_id, ask.uses_gpus, ask.amount, wanted)
+            self.room.keep(node_id, ask.uses_gpus, ask.amount, self.index.wanted(ask, node_id))
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         text = "waiting for others to save their checkpoints and give way"
