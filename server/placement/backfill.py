@@ -33,15 +33,15 @@ class Calendar:
 
         What nobody accounts for is free at an unknown time: jobs that the plan starts, or that fell silent.
         """
-        ends = self._ends[node.id]
-        known = [(at, count if wanted is None else job.on(node.id, wanted)) for at, count, job in ends]
-        there = node.gpus - len(node.served) if wanted is None else len(wanted - node.served)
-        unknown = there - free - sum(count for _, count in known)
-        for at, count in [(0.0, 0), *known, (inf, max(0, unknown))]:
-            free += count
+        if free >= gpus:
+            return 0.0, free - gpus
+        for at, count, job in self._ends[node.id]:
+            free += count if wanted is None else job.on(node.id, wanted)
             if free >= gpus:
                 return at, free - gpus
-        return None
+        there = node.gpus - len(node.served) if wanted is None else len(wanted - node.served)
+        free = max(free, there)
+        return (inf, free - gpus) if free >= gpus else None
 
 
 def reserve(ask: Ask, index: Index, room: Room, calendar: Calendar) -> dict[str, Reservation] | None:
