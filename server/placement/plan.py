@@ -310,10 +310,10 @@ class _Planning:
         kind: tuple[Hashable, ...] = job.project, job.value, guaranteed, self._is_barred(job), job.needs
         if job.adapter is None:
             return kind
-        serving = self.catalogue.serving(job.adapter, job.project)
+        serving = self.catalogue.serving_ids(job.adapter, job.project)
         if job.adapter.required and not serving:
             return None  # the reason names its rank or its tokens
-        return *kind, job.adapter.required, tuple(engine.id for engine in serving)
+        return *kind, job.adapter.required, serving
 
 
 def _known_start(kept: Mapping[str, Reservation]) -> float:
