@@ -191,7 +191,8 @@ def capacities(session: Session, settings: Settings, now: datetime) -> list[Node
     taken = {uuid for uuids in gpus_held.values() for uuid in uuids}  # also under a name that it had before
     found = []
     for node in living:
-        whole = replace(empty(node, reasons.get(node.id, {})), served=len(served[node.id]))
+        whole = empty(node, reasons.get(node.id, {}))
+        whole = replace(whole, served=frozenset(served[node.id].intersection(whole.free_gpus)))
         if node.id in ending and whole.closed is None:
             whole = replace(whole, closed=ending[node.id])
         found.append(

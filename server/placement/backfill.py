@@ -6,36 +6,42 @@ is the rest for those that are known to end before.
 
 from collections import defaultdict
 from math import inf
+from operator import itemgetter
 
 from server.placement.fit import Ask, Index
 from server.placement.room import Reservation, Room
-from server.placement.state import ClusterState, NodeCapacity
+from server.placement.state import ClusterState, NodeCapacity, RunningJob
 
 
 class Calendar:
     """When running jobs give back what they hold, by node. A time that nobody knows is infinite."""
 
     def __init__(self, state: ClusterState) -> None:
-        self._ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._ends: dict[str, list[tuple[float, int, RunningJob]]] = defaultdict(list)
         for job in state.running:
             if job.uses_gpus and not job.stopping:
                 for node_id, _ in job.holds:
-                    self._ends[node_id].append((max(state.now, job.ends_at or inf), job.on(node_id)))
+                    end = max(state.now, job.ends_at or inf), job.on(node_id), job
+                    self._ends[node_id].append(end)
         for ends in self._ends.values():
-            ends.sort()
+            ends.sort(key=itemgetter(0, 1))
 
-    def start(self, node: NodeCapacity, gpus: int, free: int) -> tuple[float, int] | None:
-        """When so many GPUs will be free there, and how many more; None: engine services hold too many.
+    def start(
+        self, node: NodeCapacity, wanted: frozenset[str] | None, gpus: int, free: int
+    ) -> tuple[float, int] | None:
+        """When so many (of those wanted) will be free, and how many more; None: services hold too many.
 
         What nobody accounts for is free at an unknown time: jobs that the plan starts, or that fell silent.
         """
-        known = self._ends[node.id]
-        unknown = node.gpus - node.served - free - sum(count for _, count in known)
-        for at, count in [(0.0, 0), *known, (inf, max(0, unknown))]:
-            free += count
+        if free >= gpus:
+            return 0.0, free - gpus
+        for at, count, job in self._ends[node.id]:
+            free += count if wanted is None else job.on(node.id, wanted)
             if free >= gpus:
                 return at, free - gpus
-        return None
+        there = node.gpus - len(node.served) if wanted is None else len(wanted - node.served)
+        free = max(free, there)
+        return (inf, free - gpus) if free >= gpus else None
 
 
 def reserve(ask: Ask, index: Index, room: Room, calendar: Calendar) -> dict[str, Reservation] | None:
@@ -43,13 +49,13 @@ def reserve(ask: Ask, index: Index, room: Room, calendar: Calendar) -> dict[str,
 
     So a node that is kept stays so in the next plan: its free GPUs only get more.
     """
-    found = []
+    found, promised = [], index.promised(ask, room)
     for node_id in index.possible(ask):
         node = index.nodes[node_id]
         if node_id in room.reserved or node.closed or node.full_disk:
             continue
-        free = index.promised(ask, node_id, room)
-        start = calendar.start(node, ask.gpus, free)
+        free = promised(node_id)
+        start = calendar.start(node, index.wanted(ask, node_id), ask.gpus, free)
         if start is not None:
             found.append((start[0], -free, node_id, start[1]))
     if len(found) < ask.nodes:
@@ -58,6 +64,8 @@ def reserve(ask: Ask, index: Index, room: Room, calendar: Calendar) -> dict[str,
     latest = max(at for at, *_ in chosen)
     known = latest if latest < inf else None
     return {
-        node_id: Reservation(spare if known is not None and at == latest else 0, known)
+        node_id: Reservation(
+            spare if known is not None and at == latest else 0, known, index.wanted(ask, node_id)
+        )
         for at, _, node_id, spare in chosen
     }

@@ -62,11 +62,15 @@ class Catalogue:
             self._of_model[engine.model, engine.dtype].append(engine)
         self.has_slot = frozenset(job_id for engine in engines for job_id in engine.jobs)
         self.serving = cache(self._serving)
+        self.serving_ids = cache(self._serving_ids)
 
     def _serving(self, need: AdapterNeed, project: str) -> tuple[SharedEngine, ...]:
         """The engines that fit, ready or not."""
         of_model = self._of_model.get((need.model, need.dtype), ())
         return tuple(e for e in of_model if e.is_open_to(project) and _serves(e, need))
+
+    def _serving_ids(self, need: AdapterNeed, project: str) -> tuple[str, ...]:
+        return tuple(e.id for e in self.serving(need, project))
 
     def choose(self, job: WaitingJob, need: AdapterNeed, room: Room) -> list[SharedEngine] | Wait:
         """The engines with a free slot, the emptiest first, or what the job waits for."""

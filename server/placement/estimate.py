@@ -1,7 +1,7 @@
 """When waiting jobs may start: from the running jobs' pace alone, and only where that says something."""
 
-from collections import defaultdict
 from collections.abc import Iterable
+from operator import itemgetter
 
 from server.placement.fit import Ask, Index, own_engine
 from server.placement.state import ClusterState, Plan, WaitingJob
@@ -12,62 +12,87 @@ BASIS = "the running jobs' remaining steps x seconds a step, and their wall_hour
 
 
 class _Future:
-    """When GPUs are free, by node: (time, count), the earliest first. Jobs that start give nothing back."""
+    """When which GPUs are free, by open node, the earliest first. Jobs that start give nothing back."""
 
     def __init__(self, state: ClusterState, plan: Plan) -> None:
-        self._free: dict[str, list[list[float]]] = defaultdict(list)
-        taken: dict[str, set[str]] = defaultdict(set)
+        self._free: dict[str, list[tuple[float, set[str]]]] = {
+            node.id: [(state.now, set(node.free_gpus))]
+            for node in state.nodes
+            if not (node.closed or node.full_disk)
+        }
+        stopping = {stop.job_id for stop in plan.stops}
+        for job in state.running:
+            if job.ends_at is not None and not job.stopping and job.id not in stopping:
+                for node_id, gpus in job.holds:
+                    if node_id in self._free:
+                        self._free[node_id].append((max(state.now, job.ends_at), set(gpus) - job.ill))
+        for times in self._free.values():
+            times.sort(key=itemgetter(0))
         for start in plan.starts:
             for part in start.allocations:
-                taken[part.node_id].update(part.gpu_uuids)
-        for node in state.nodes:
-            self._free[node.id].append([state.now, float(len(set(node.free_gpus) - taken[node.id]))])
-        for job in state.running:
-            if job.ends_at is not None and not job.stopping:
-                for node_id, gpus in job.holds:
-                    self._free[node_id].append([max(state.now, job.ends_at), float(len(gpus))])
-        for times in self._free.values():
-            times.sort()
+                self.forget(part.node_id, frozenset(part.gpu_uuids))
+        for placed in plan.placements:
+            self.forget(placed.node_id, frozenset(placed.gpu_uuids))
 
-    def when(self, node_id: str, gpus: int) -> float | None:
-        count = 0.0
-        for at, more in self._free[node_id]:
-            count += more
-            if count >= gpus:
+    def when(self, node_id: str, gpus: int, wanted: frozenset[str] | None) -> float | None:
+        """When so many (of those wanted) are free."""
+        for at, free in self._free.get(node_id, ()):
+            gpus -= len(free if wanted is None else free & wanted)
+            if gpus <= 0:
                 return at
         return None
 
-    def take(self, node_id: str, gpus: int) -> None:
-        for time in self._free[node_id]:
-            given = min(time[1], gpus)
-            time[1] -= given
-            gpus -= int(given)
+    def take(self, node_id: str, gpus: int, wanted: frozenset[str] | None) -> None:
+        for _, free in self._free[node_id]:
+            taken = sorted(free if wanted is None else free & wanted)[:gpus]
+            free.difference_update(taken)
+            gpus -= len(taken)
+
+    def forget(self, node_id: str, gpus: frozenset[str] | None) -> None:
+        """Nobody knows when these (None: all) are free."""
+        for _, free in self._free.get(node_id, ()):
+            free.difference_update(list(free) if gpus is None else gpus)
 
 
 def starts(state: ClusterState, plan: Plan, order: Iterable[WaitingJob]) -> dict[str, float]:
     """When the first GPU jobs of the line start if those before them do, and nobody else comes.
 
-    It ends at the first job of which that isn't known: those behind it can't know what it leaves.
+    Where that isn't known of a job, those behind it can't know what it leaves of the GPUs that it could have.
     """
     index, future = Index(state.nodes), _Future(state, plan)
     found: dict[str, float] = {}
+    unknown: set[tuple[Ask, ...]] = set()
     for job in [job for job in order if job.uses_gpus and job.id in plan.why][:MOST]:
         wait = plan.why[job.id]
-        if wait.kind in ("no_node", "starting", "engine", "limit", "closed", "disk"):
+        asks = index.possible_of(own_engine(job), job.several)
+        if asks in unknown or wait.kind in ("no_node", "starting", "engine", "limit", "closed", "disk"):
             continue
-        at = _start(own_engine(job), index, future)
-        if at is None or wait.kind == "checkpoint":
-            break
-        found[job.id] = at
+        at = None if wait.kind == "checkpoint" else _start(asks, index, future)
+        if at is not None:
+            found[job.id] = at
+            continue
+        if wait.kind != "checkpoint":
+            unknown.add(asks)
+        for ask in asks:
+            for node_id in wait.kept if wait.kind == "checkpoint" else index.possible(ask):
+                future.forget(node_id, index.wanted(ask, node_id))
     return found
 
 
-def _start(ask: Ask, index: Index, future: _Future) -> float | None:
-    times = sorted(  # on nodes with other GPUs, too, it isn't known which of them will be free
-        (at, node_id) for node_id in index.plain(ask) if (at := future.when(node_id, ask.gpus)) is not None
-    )
-    if len(times) < ask.nodes:
+def _start(asks: Iterable[Ask], index: Index, future: _Future) -> float | None:
+    """With the first of these that can be had."""
+    found: list[tuple[float, list[str], Ask]] = []
+    for ask in asks:
+        times = [
+            (future.when(node_id, ask.gpus, index.wanted(ask, node_id)), node_id)
+            for node_id in index.possible(ask)
+        ]
+        known = sorted((at, node_id) for at, node_id in times if at is not None)[: ask.nodes]
+        if len(known) == ask.nodes:
+            found.append((known[-1][0], [node_id for _, node_id in known], ask))
+    if not found:
         return None
-    for _, node_id in times[: ask.nodes]:
-        future.take(node_id, ask.gpus)
-    return times[ask.nodes - 1][0]
+    at, nodes, ask = min(found, key=itemgetter(0))
+    for node_id in nodes:
+        future.take(node_id, ask.gpus, index.wanted(ask, node_id))
+    return at

@@ -1,7 +1,7 @@
 """Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from heapq import nsmallest
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Ask(NamedTuple):
     @property
     def amount(self) -> int:
         """On each node."""
-        return max(1, self.gpus)
+        return self.gpus or 1
 
     @property
     def is_picky(self) -> bool:
@@ -94,15 +94,21 @@ class Index:
     def __init__(self, nodes: Sequence[NodeCapacity]) -> None:
         self.nodes = {node.id: node for node in nodes}
         self.possible = cache(self._possible)
+        self.able = cache(self._able)
         self.mixed = cache(self._mixed)
         self.plain = cache(self._plain)
         self.wanted = cache(self._wanted)
         self.alike = cache(self._alike)
+        self.possible_of = cache(self._possible_of)
 
     def _possible(self, ask: Ask) -> tuple[str, ...]:
         """The nodes that could hold the gang's part if they were empty; none if there are too few for all."""
         found = [n.id for n in self.nodes.values() if ask.only in (None, n.id) and _could_hold(ask, n)]
         return tuple(found) if len(found) >= ask.nodes else ()
+
+    def _able(self, ask: Ask) -> frozenset[str]:
+        """The possible nodes, for the question whether one is among them."""
+        return frozenset(self.possible(ask))
 
     def _mixed(self, ask: Ask) -> frozenset[str]:
         """The possible nodes that have other GPUs, too."""
@@ -112,30 +118,38 @@ class Index:
 
     def _plain(self, ask: Ask) -> frozenset[str]:
         """The possible nodes of which any GPU will do."""
-        return frozenset(self.possible(ask)).difference(self.mixed(ask))
+        return self.able(ask) - self.mixed(ask)
 
     def _alike(self, ask: Ask, several: bool) -> tuple[Ask, ...]:
         return alike(ask, several, self.nodes.values())
 
+    def _possible_of(self, ask: Ask, several: bool) -> tuple[Ask, ...]:
+        """Those of them that nodes could hold."""
+        return tuple(one for one in self.alike(ask, several) if self.possible(one))
+
     def _wanted(self, ask: Ask, node_id: str) -> frozenset[str] | None:
         """The node's GPUs that will do; None: all."""
+        if not ask.is_picky:
+            return None
         node = self.nodes[node_id]
         matching = _matching(ask, node)
         return None if len(matching) == node.gpus else matching
 
     def usable(self, ask: Ask, node_id: str, room: Room, seconds: float | None = None) -> int:
         """What the gang could have there now."""
-        return min(self.free(ask, node_id, room), room.usable(node_id, ask.uses_gpus, seconds))
+        return room.usable(node_id, ask.uses_gpus, seconds, self.wanted(ask, node_id))
 
     def free(self, ask: Ask, node_id: str, room: Room) -> int:
         """What is free there of what will do, whoever it is kept for."""
-        if not ask.is_picky or (wanted := self.wanted(ask, node_id)) is None:
+        if (wanted := self.wanted(ask, node_id)) is None:
             return room.free(node_id, ask.uses_gpus)
         return sum(uuid in wanted for uuid in room.gpus[node_id])
 
-    def promised(self, ask: Ask, node_id: str, room: Room) -> int:
-        """What nobody has been promised there of what will do, with what is about to be free."""
-        return room.promised(node_id, ask.uses_gpus, self.wanted(ask, node_id) if ask.is_picky else None)
+    def promised(self, ask: Ask, room: Room) -> Callable[[str], int]:
+        """By node: what nobody has been promised of what will do, with what is about to be free."""
+        if not ask.is_picky:
+            return room.unpromised[ask.uses_gpus].__getitem__
+        return lambda node_id: room.promised(node_id, ask.uses_gpus, self.wanted(ask, node_id))
 
 
 def best(
@@ -151,13 +165,12 @@ def best(
     So large gaps stay large. CPU jobs share a node's cores, so they are spread.
     """
     tight = 1 if ask.uses_gpus else -1
-    plain, mixed = index.plain(ask), index.mixed(ask)
-    one_by_one = set(among) or (mixed.union(room.reserved) if ask.uses_gpus else NOBODY)
+    able, plain = index.able(ask), index.plain(ask)
+    one_by_one = set(among) or (index.mixed(ask).union(room.reserved) if ask.uses_gpus else NOBODY)
     fitting = [
         (node_id in avoid, tight * usable, node_id)
         for node_id in one_by_one
-        if (node_id in plain or node_id in mixed)
-        and (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
+        if node_id in able and (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
     ]
     if not among:
         welcome = 0

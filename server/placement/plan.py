@@ -48,6 +48,7 @@ class _Planning:
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
         self.place = queue_order.places(state.waiting, state.rules)
         self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
+        self.asks: dict[Hashable, tuple[Ask, ...]] = {}  # by what a job needs, and beside which engine
         self.impatient = self._impatient()
         self.placed: set[str] = set()  # they start, or have a place kept
         self.reservations = 0
@@ -79,8 +80,7 @@ class _Planning:
         if shape is not None and (known := self.settled.get(shape)) and seconds >= known[0]:
             self.result.why[job.id] = known[1]
             return
-        tries = self._tries(job)
-        found = tries if isinstance(tries, Wait) else self._find(job, tries, guaranteed)
+        found = self._find(job, guaranteed)
         if isinstance(found, Start):
             self.result.starts.append(found)
             self._count(job)
@@ -94,25 +94,21 @@ class _Planning:
     def _count(self, job: WaitingJob) -> None:
         self.ledger.add(job)
         self.placed.add(job.id)
-        if self.ledger.borrowed(job.project, job.uses_gpus):
+        if self.ledger.of(job).borrowed:
             self.victims.borrows(job.project, job.uses_gpus)
 
     def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
-        """What would do for the job, the best first."""
-        own: list[_Try] = [(ask, None) for ask in self.index.alike(own_engine(job), job.several)]
+        """What would do for the job on nodes that are there, the best first."""
+        own: list[_Try] = [(ask, None) for ask in self._asks(job, None)]
         if job.adapter is None:
             return own
         shared = self.catalogue.choose(job, job.adapter, self.room)
         if isinstance(shared, Wait):
             return shared if job.adapter.required else own
-        tries: list[_Try] = [
-            (ask, engine)
-            for engine in shared
-            for ask in self.index.alike(beside_shared_engine(job, engine.reach), job.several)
-        ]
+        tries: list[_Try] = [(ask, engine) for engine in shared for ask in self._asks(job, engine)]
         if not job.adapter.required:
             return tries + own
-        if not any(self.index.possible(ask) for ask, _ in tries):
+        if not tries:
             name = shared[0].name
             if job.nodes > 1 and shared[0].reach is not None:
                 alone = (
@@ -122,19 +118,28 @@ class _Planning:
             return Wait("engine", f"waiting for engine {name} on a node that can hold the trainer")
         return tries
 
-    def _find(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Start | Wait:
-        tries = [one for one in tries if self.index.possible(one[0])]
+    def _asks(self, job: WaitingJob, engine: SharedEngine | None) -> tuple[Ask, ...]:
+        """What the job could ask of the nodes that are there, beside the shared engine or with its own."""
+        key = job.needs, engine is None, engine and engine.reach
+        if (asks := self.asks.get(key)) is None:
+            ask = own_engine(job) if engine is None else beside_shared_engine(job, engine.reach)
+            asks = self.asks[key] = self.index.possible_of(ask, job.several)
+        return asks
+
+    def _find(self, job: WaitingJob, guaranteed: bool) -> Start | Wait:
+        tries = self._tries(job)
+        if isinstance(tries, Wait):
+            return tries
         if not tries:
             return Wait("no_node", never(own_engine(job), self.state.nodes))
-        if self.ledger.exceeds_any(job):
-            limit = self.ledger.share(job.project).limit(job.uses_gpus)
+        account, amount = self.ledger.of(job), job.amount
+        if account.limit is not None and amount > account.limit:
             return Wait(
-                "limit", f"its project may have {_amount(limit or 0, job)}, and the job needs {job.amount}"
+                "limit", f"its project may have {_amount(account.limit, job)}, and the job needs {amount}"
             )
         if self._is_barred(job):
             return Wait("behind", "waiting behind an earlier job, for which its project has too little left")
-        over = self.ledger.over_limit(job)
-        must_wait = self.ledger.waits_for_leavers(job)
+        over, must_wait = account.over_limit(amount), account.waits_for_leavers(amount)
         if not must_wait and (start := self._start(job, tries)):
             return start
         return (
@@ -152,7 +157,7 @@ class _Planning:
             if ask in self.too_long and _seconds(job) >= self.too_long[ask]:
                 continue
             chosen = None
-            if vacated := [node_id for node_id in job.promised if node_id in self.index.possible(ask)]:
+            if vacated := [node_id for node_id in job.promised if node_id in self.index.able(ask)]:
                 chosen = best(ask, self.index, self.room, job.avoid, job.seconds, vacated)
             chosen = chosen or best(ask, self.index, self.room, job.avoid, job.seconds)
             if chosen is not None:
@@ -163,9 +168,7 @@ class _Planning:
     def _take(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Start:
         parts: list[AllocationView] = []
         for node_id in nodes:
-            taken = self.room.take(
-                node_id, ask.gpus, self.index.wanted(ask, node_id) if ask.is_picky else None
-            )
+            taken = self.room.take(node_id, ask.gpus, self.index.wanted(ask, node_id))
             parts.append(AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken[: job.gpus]))
             if engine is None:
                 own = taken[job.gpus :] if job.rollout_gpus else taken
@@ -181,11 +184,11 @@ class _Planning:
         if not (soon := self.room.nodes_with_coming[job.uses_gpus]):
             return None
         for ask, engine in tries:
-            possible = self.index.possible(ask)
+            able, amount, promised = self.index.able(ask), ask.amount, self.index.promised(ask, self.room)
             fitting = [
                 (node_id not in job.promised, room, node_id)
-                for node_id in (possible if ask.nodes > 1 else soon.intersection(possible))
-                if (room := self.index.promised(ask, node_id, self.room)) >= ask.amount
+                for node_id in (able if ask.nodes > 1 else soon & able)
+                if (room := promised(node_id)) >= amount
             ]
             if len(fitting) >= ask.nodes:
                 kept = [node_id for *_, node_id in sorted(fitting)[: ask.nodes]]
@@ -207,8 +210,7 @@ class _Planning:
 
     def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
         for node_id in nodes:
-            wanted = self.index.wanted(ask, node_id) if ask.is_picky else None
-            self.room.keep(node_id, ask.uses_gpus, ask.amount, wanted)
+            self.room.keep(node_id, ask.uses_gpus, ask.amount, self.index.wanted(ask, node_id))
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         text = "waiting for others to save their checkpoints and give way"
@@ -229,7 +231,7 @@ class _Planning:
             return None
         kept = min(found, key=_known_start)
         self.reservations += 1
-        self.room.reserved |= kept
+        self.room.reserve(kept)
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         at = next(iter(kept.values())).at
@@ -266,8 +268,10 @@ class _Planning:
         found: dict[tuple[str, bool], tuple[tuple[int, queue_order.Place], WaitingJob]] = {}
         longest = self.state.now - self.state.rules.patience_s
         for job in self.state.waiting:
+            if job.queued_at > longest:
+                continue
             passed = job.amount > 1 and self.ledger.is_coverable(job)
-            if job.queued_at <= longest and (passed or self.ledger.is_tight(job)):
+            if passed or self.ledger.is_tight(job):
                 key = job.project, job.uses_gpus
                 weight = -job.amount, self.place[job.id]
                 if (key not in found or weight < found[key][0]) and self._has_somewhere(job):
@@ -291,29 +295,25 @@ class _Planning:
 
     def _is_barred(self, job: WaitingJob) -> bool:
         """Whether the job is behind one that needs its project to use less, or would take its part."""
-        if not self._passes(job):
+        if not self.impatient or not self._passes(job):
             return False
         first = self.impatient[job.project, job.uses_gpus]
         if first.id in self.placed:
             return self.ledger.is_coverable(first) and not self.ledger.is_guaranteed(job)
         needs_quota = self.ledger.is_coverable(first) and not self.ledger.is_guaranteed(first)
-        return needs_quota or self.ledger.over_limit(first) > 0
+        return needs_quota or self.ledger.of(first).over_limit(first.amount) > 0
 
     def _shape(self, job: WaitingJob, guaranteed: bool) -> Hashable:
         """Equal for jobs that wait for the same reason; None for one whose reason is its own."""
         if job.promised or job.id in self.catalogue.has_slot:
             return None
-        kind: tuple[Hashable, ...] = (
-            *(job.project, job.value, guaranteed, job.gpus, job.rollout_gpus, job.nodes, job.vllm),
-            *(job.gpu_type, job.gpu_memory_mb, job.labels, job.revision),
-            bool(self.impatient) and self._is_barred(job),
-        )
+        kind: tuple[Hashable, ...] = job.project, job.value, guaranteed, self._is_barred(job), job.needs
         if job.adapter is None:
             return kind
-        serving = self.catalogue.serving(job.adapter, job.project)
+        serving = self.catalogue.serving_ids(job.adapter, job.project)
         if job.adapter.required and not serving:
             return None  # the reason names its rank or its tokens
-        return *kind, job.adapter.required, tuple(engine.id for engine in serving)
+        return *kind, job.adapter.required, serving
 
 
 def _known_start(kept: Mapping[str, Reservation]) -> float:

@@ -5,18 +5,18 @@ What is lost is the work since a job's last checkpoint, so the plan stops those 
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 
 from server.placement.fit import Ask, Index
 from server.placement.queue_order import Place, place_of
-from server.placement.quotas import Ledger
+from server.placement.quotas import Account, Ledger
 from server.placement.room import Room
 from server.placement.state import ClusterState, Rules, RunningJob, Stop, WaitingJob
 
 _Supply = tuple[int, float]
 _Price = tuple[float, int, str]
-_Part = tuple[RunningJob, int]  # what its stop leaves on the node
+_Part = tuple[RunningJob, int, Account]  # what its stop leaves on the node, and whose it is
 _Whose = tuple[str, int] | None  # those of lower priority in a project; None: anybody's
 
 
@@ -48,15 +48,17 @@ class Victims:
         )  # a project's, or all
         self._of: dict[tuple[str, bool], dict[str, RunningJob]] = defaultdict(dict)  # a project's
         self._values: dict[tuple[str, bool], Counter[int]] = defaultdict(Counter)  # priorities, by project
+        self._lowest: dict[tuple[str, bool], float] = {}  # of them, once somebody has asked
         stoppable = [job for job in state.running if may_be_stopped(job, state.rules, state.now)]
         self._cost = {job.id: cost(job, state.now) for job in stoppable}
         for job in sorted(stoppable, key=lambda job: (self._cost[job.id], job.id)):
-            self._values[job.project, job.uses_gpus][job.value] += 1
-            self._of[job.project, job.uses_gpus][job.id] = job
+            gpus, account = job.uses_gpus, ledger.of(job)
+            self._values[job.project, gpus][job.value] += 1
+            self._of[job.project, gpus][job.id] = job
             for node_id, amount in job.leaves.items():
                 if amount:
                     for whose in (job.project, None):
-                        self._on[node_id, job.uses_gpus, whose][job.id] = job, amount
+                        self._on[node_id, gpus, whose][job.id] = job, amount, account
         self._supplies: dict[tuple[bool, _Whose], dict[str, _Supply]] = {}
         self._heaps: dict[tuple[Ask, bool, _Whose], _Heap] = {}
         self._cheaper: list[str] = []  # nodes that may cost less than before, the last one last
@@ -68,7 +70,7 @@ class Victims:
         lower = self._has_lower(job)
         if not lower and not (guaranteed and self._ledger.borrowed_by_any(job.uses_gpus, job.project)):
             return None
-        over = self._ledger.over_limit(job)
+        over = self._ledger.of(job).over_limit(job.amount)
         if ask.nodes > 1 or over:
             return self._one_by_one(job, ask, guaranteed, over)
         return self._first(job, ask, guaranteed, (job.project, job.value) if lower else None)
@@ -76,8 +78,10 @@ class Victims:
     def stop(self, stopped: Iterable[RunningJob]) -> None:
         """These give way, and what they hold is about to be free."""
         for job in stopped:
-            self._values[job.project, job.uses_gpus][job.value] -= 1
-            del self._of[job.project, job.uses_gpus][job.id]
+            key = job.project, job.uses_gpus
+            self._values[key][job.value] -= 1
+            self._lowest.pop(key, None)
+            del self._of[key][job.id]
             for node_id, amount in job.leaves.items():
                 if amount:
                     for whose in (job.project, None):
@@ -92,7 +96,7 @@ class Victims:
         """Enough was kept of what these leave: where more of it is left, room may cost less now."""
         for job in stopped:
             self._cheaper += [
-                node_id for node_id, _ in job.holds if self._room.promised(node_id, job.uses_gpus)
+                node_id for node_id, _ in job.holds if self._room.unpromised[job.uses_gpus].get(node_id)
             ]
 
     def borrows(self, project: str, gpus: bool) -> None:
@@ -101,8 +105,12 @@ class Victims:
 
     def _has_lower(self, job: WaitingJob) -> bool:
         """Whether the job's project runs any of lower priority."""
-        values = self._values.get((job.project, job.uses_gpus))
-        return values is not None and any(value < job.value and count for value, count in values.items())
+        key = job.project, job.uses_gpus
+        if key not in self._lowest:
+            self._lowest[key] = min(
+                [value for value, count in self._values[key].items() if count], default=inf
+            )
+        return self._lowest[key] < job.value
 
     def _first(
         self, job: WaitingJob, ask: Ask, guaranteed: bool, own: _Whose
@@ -119,26 +127,29 @@ class Victims:
 
     def _up_to_date(self, ask: Ask, guaranteed: bool, own: _Whose) -> "_Heap":
         """The nodes on which enough could be stopped, by the least that it could cost."""
-        supply = self._supply(ask.uses_gpus, None if guaranteed else own)
-        if (heap := self._heaps.get((ask, guaranteed, own))) is not None:
-            nodes: Iterable[str] = set(self._cheaper[heap.seen :])
-        else:
-            heap, nodes = _Heap(), supply
-            self._heaps[ask, guaranteed, own] = heap
+        key = ask, guaranteed, own
+        if (heap := self._heaps.get(key)) is None:
+            nodes = self._supply(ask.uses_gpus, own)
+            prices = list(self._bounds(ask, guaranteed, own, nodes))
             if guaranteed and own:  # it costs as much as for other owners where the project could stop none
-                nodes = self._supply(ask.uses_gpus, own)
-                for price in self._up_to_date(ask, guaranteed, None).prices():
-                    if price[-1] not in nodes:
-                        heap.offer(price)
+                others = self._up_to_date(ask, guaranteed, None).prices()
+                prices += [price for price in others if price[-1] not in nodes]
+            heap = self._heaps[key] = _Heap(prices)
+        elif heap.seen < len(self._cheaper):
+            for price in self._bounds(ask, guaranteed, own, set(self._cheaper[heap.seen :])):
+                heap.offer(price)
         heap.seen = len(self._cheaper)
-        plain, mixed = self._index.plain(ask), self._index.mixed(ask)
-        for node_id in nodes:
-            if node_id in supply and (node_id in plain or node_id in mixed):
-                missing = ask.amount - self._index.promised(ask, node_id, self._room)
-                most, rate = supply[node_id]
-                if 0 < missing <= most:
-                    heap.offer((missing * rate, 1, node_id))
         return heap
+
+    def _bounds(self, ask: Ask, guaranteed: bool, own: _Whose, nodes: Iterable[str]) -> Iterable[_Price]:
+        """The least that room could cost on those of the nodes on which enough could be stopped."""
+        supply = self._supply(ask.uses_gpus, None if guaranteed else own)
+        able, amount, promised = self._index.able(ask), ask.amount, self._index.promised(ask, self._room)
+        for node_id in nodes:
+            if node_id in supply and node_id in able:
+                most, rate = supply[node_id]
+                if 0 < (missing := amount - promised(node_id)) <= most:
+                    yield missing * rate, 1, node_id
 
     def _supply(self, gpus: bool, whose: _Whose) -> Mapping[str, _Supply]:
         """By node: the most that stops there could leave, and the least that each GPU or slot costs.
@@ -197,8 +208,8 @@ class Victims:
         node, gpus = self._index.nodes[node_id], ask.uses_gpus
         if node.closed or node.full_disk or (gpus and node_id in self._room.reserved):
             return None
-        wanted = self._index.wanted(ask, node_id) if ask.is_picky else None
-        missing = ask.amount - self._index.promised(ask, node_id, self._room)
+        wanted = self._index.wanted(ask, node_id)
+        missing = ask.amount - self._room.promised(node_id, gpus, wanted)
         if chosen:
             missing -= sum(one.on(node_id, wanted) for one in chosen)
         over = over if ask.nodes == 1 else 0
@@ -222,38 +233,42 @@ class Victims:
         A job of its own project must have a lower priority, and be behind it in line: one that got its place
         by its age keeps it.
         """
+        project, value = job.project, job.value
         left: dict[str, int] = {}
         found: list[_Part] = []
-        there = self._on.get((node_id, job.uses_gpus, None if from_others else job.project), {})
+        there = self._on.get((node_id, job.uses_gpus, None if from_others else project), {})
         for part in there.values():
-            one = part[0]
-            if one in chosen:
+            one, _, account = part
+            if chosen and one in chosen:
                 continue
             if wanted is not None:
-                part = one, one.on(node_id, wanted)
-            if one.project == job.project:
-                if one.value < job.value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
+                part = one, one.on(node_id, wanted), account
+            if one.project == project:
+                if one.value < value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
                     found.append(part)
                 continue
             if not part[1]:
                 continue
-            if one.project not in left:
-                left[one.project] = self._ledger.borrowed(one.project, job.uses_gpus)
+            borrowed = left.get(one.project)
+            if borrowed is None:
+                borrowed = account.borrowed
                 if chosen:
-                    left[one.project] -= sum(o.amount for o in chosen if o.project == one.project)
-            if left[one.project] > 0:
+                    borrowed -= sum(o.amount for o in chosen if o.project == one.project)
+            if borrowed > 0:
                 found.append(part)
-                left[one.project] -= one.amount
+                borrowed -= one.amount
+            left[one.project] = borrowed
         return found
 
 
 class _Heap:
     """The nodes for a kind of request by the least that room costs there: (cost, jobs, node)."""
 
-    def __init__(self) -> None:
+    def __init__(self, prices: list[_Price]) -> None:
         self.seen = 0  # of those that became cheaper
-        self._prices: list[_Price] = []  # with some that hold no longer
-        self._of: dict[str, _Price] = {}  # those that hold
+        self._of = {price[-1]: price for price in prices}  # those that hold
+        self._prices = prices  # with some that hold no longer
+        heapify(prices)
 
     def offer(self, price: _Price) -> None:
         """Room there costs no less than this."""
@@ -302,15 +317,15 @@ def cheapest(
     else:
         return None
     for part in some[-2::-1]:  # the last one is needed
-        one, size = part
+        one, size, _ = part
         if room - size >= missing and gain - one.amount >= over:
             some.remove(part)
             room, gain = room - size, gain - one.amount
-    total = sum([cost_of[one.id] for one, _ in some])
-    for one, size in parts:
+    total = sum([cost_of[one.id] for one, *_ in some])
+    for one, size, _ in parts:
         if size >= missing and one.amount >= over:
-            return [one] if cost_of[one.id] <= total else [one for one, _ in some]
-    return [one for one, _ in some]
+            return [one] if cost_of[one.id] <= total else [one for one, *_ in some]
+    return [one for one, *_ in some]
 
 
 def orders(job: WaitingJob, stopped: Iterable[RunningJob]) -> list[Stop]:

@@ -1,7 +1,7 @@
 """What is left of the cluster while a plan is made, and what is kept for whom."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.placement.state import ClusterState, RunningJob
@@ -11,12 +11,21 @@ from server.placement.state import ClusterState, RunningJob
 class Reservation:
     """A node that a job will start on once enough of it is free.
 
-    Until then others may use `spare` GPUs, which that start leaves over, and all that is free as long as they
-    end by `at` (None: nobody knows when that is).
+    Until then others may use the GPUs there that it does not want, `spare` of the rest, which its start
+    leaves over, and all that is free as long as they end by `at` (None: nobody knows when that is).
     """
 
     spare: int
     at: float | None
+    wanted: frozenset[str] | None = None  # None: all
+
+    def wants(self, uuid: str) -> bool:
+        return self.wanted is None or uuid in self.wanted
+
+    def leaves(self, free: Sequence[str]) -> int:
+        """How many of these others may take."""
+        wanted = sum(map(self.wants, free))
+        return len(free) - wanted + min(self.spare, wanted)
 
 
 class Room:
@@ -33,12 +42,16 @@ class Room:
             self._by_free[False].setdefault(slots, set()).add(node_id)
         self._coming_gpus: dict[str, list[str]] = defaultdict(list)
         self._coming_slots: Counter[str] = Counter()
+        self.unpromised = {  # to anybody: what is free, and what is about to be
+            True: {node_id: len(uuids) for node_id, uuids in self.gpus.items()},
+            False: dict(self.slots),
+        }
         self.nodes_with_coming: dict[bool, set[str]] = {True: set(), False: set()}
         self._open = {node.id for node in state.nodes if not (node.closed or node.full_disk)}
+        self.reserved: dict[str, Reservation] = {}
         for job in state.running:
             if job.stopping:
                 self.release(job)
-        self.reserved: dict[str, Reservation] = {}
         self.adapters = {engine.id: set(engine.jobs) for engine in state.engines}
         self.services = Counter(engine.node for engine in state.engines)
 
@@ -51,10 +64,17 @@ class Room:
                     self._coming_gpus[node_id] += job.gpus(node_id)
                 else:
                     self._coming_slots[node_id] += leaves
+                self._recount(node_id, job.uses_gpus)
+
+    def reserve(self, kept: Mapping[str, Reservation]) -> None:
+        self.reserved |= kept
+        for node_id in kept:
+            self._recount(node_id, True)
 
     def hold(self, node_id: str, gpus: int) -> None:
         """So many GPUs of the node, as far as they are free, are for something that waits for the rest."""
         self._leave(node_id, self.gpus[node_id][gpus:])
+        self._recount(node_id, True)
 
     def _leave(self, node_id: str, free: list[str]) -> None:
         """These GPUs of the node stay free."""
@@ -70,6 +90,15 @@ class Room:
         self._by_free[gpus][before].discard(node_id)
         self._by_free[gpus].setdefault(after, set()).add(node_id)
 
+    def _recount(self, node_id: str, gpus: bool) -> None:
+        if not gpus:
+            count = self.slots[node_id] + self._coming_slots[node_id]
+        elif kept := self.reserved.get(node_id):
+            count = kept.leaves(self.gpus[node_id])
+        else:
+            count = len(self.gpus[node_id]) + len(self._coming_gpus[node_id])
+        self.unpromised[gpus][node_id] = count
+
     def by_free(self, gpus: bool, least: int) -> Iterator[tuple[int, set[str]]]:
         """The nodes by what is free there: GPUs from few to many, CPU slots from many to few."""
         found = self._by_free[gpus]
@@ -80,55 +109,72 @@ class Room:
     def free(self, node_id: str, gpus: bool) -> int:
         return len(self.gpus[node_id]) if gpus else self.slots[node_id]
 
-    def usable(self, node_id: str, gpus: bool, seconds: float | None) -> int:
+    def usable(
+        self, node_id: str, gpus: bool, seconds: float | None, wanted: frozenset[str] | None = None
+    ) -> int:
         """What a job that runs for so long may take there, without delaying the one with a reservation."""
-        free = self.free(node_id, gpus)
-        kept = self.reserved.get(node_id) if gpus else None
+        if not gpus:
+            return self.slots[node_id]
+        free, kept = _suiting(self.gpus[node_id], wanted), self.reserved.get(node_id)
         if kept is None or (kept.at is not None and seconds is not None and self.now + seconds <= kept.at):
-            return free
-        return min(free, kept.spare)
+            return len(free)
+        return kept.leaves(free)
 
     def promised(self, node_id: str, gpus: bool, wanted: frozenset[str] | None = None) -> int:
         """What nobody has been promised, there and about to be free there (of the GPUs that are wanted)."""
-        if gpus and node_id in self.reserved:
-            return min(self.usable(node_id, gpus, None), _count(self.gpus[node_id], wanted))
-        if not gpus:
-            return self.slots[node_id] + self._coming_slots[node_id]
-        soon = self._coming_gpus.get(node_id, ())
-        return _count(self.gpus[node_id], wanted) + _count(soon, wanted)
+        if wanted is None or not gpus:
+            return self.unpromised[gpus][node_id]
+        free = _suiting(self.gpus[node_id], wanted)
+        if kept := self.reserved.get(node_id):
+            return kept.leaves(free)
+        return len(free) + len(_suiting(self._coming_gpus[node_id], wanted))
 
     def take(self, node_id: str, gpus: int, wanted: frozenset[str] | None = None) -> tuple[str, ...]:
         """GPUs of the node (of those wanted), or (0) one of its CPU slots."""
         if not gpus:
             self._take_slots(node_id, 1)
+            self._recount(node_id, False)
             return ()
-        free = self.gpus[node_id]
-        taken = tuple([uuid for uuid in free if wanted is None or uuid in wanted][:gpus])
-        self._leave(node_id, [uuid for uuid in free if uuid not in taken])
-        if kept := self.reserved.get(node_id):
-            kept.spare = max(0, kept.spare - gpus)
+        suiting, kept = _suiting(self.gpus[node_id], wanted), self.reserved.get(node_id)
+        if kept is not None:
+            suiting = sorted(suiting, key=kept.wants)
+        taken = tuple(suiting[:gpus])
+        self._leave(node_id, [uuid for uuid in self.gpus[node_id] if uuid not in taken])
+        if kept is not None:
+            kept.spare = max(0, kept.spare - sum(map(kept.wants, taken)))
+        self._recount(node_id, True)
         return taken
 
     def keep(self, node_id: str, gpus: bool, amount: int, wanted: frozenset[str] | None = None) -> None:
-        """For a job that others give way to: what is about to be free, and what it lacks of what is free."""
+        """For a job that others give way to: what is about to be free, and what it lacks of what is free.
+
+        Where a node is reserved, the start there counts on what is about to be free.
+        """
+        if gpus and node_id in self.reserved:
+            self.take(node_id, amount, wanted)
+            return
         if gpus:
             coming = self._coming_gpus[node_id]
             left = self._coming_gpus[node_id] = _without(coming, amount, wanted)
-            lacking = amount - (len(coming) - len(left))
-            self._leave(node_id, _without(self.gpus[node_id][::-1], lacking, wanted)[::-1])
+            soon = len(coming) - len(left)
+            if soon < amount:
+                self._leave(node_id, _without(self.gpus[node_id][::-1], amount - soon, wanted)[::-1])
         else:
             soon = min(amount, self._coming_slots[node_id])
             self._coming_slots[node_id] -= soon
             self._take_slots(node_id, amount - soon)
+        self._recount(node_id, gpus)
         if not (self._coming_gpus if gpus else self._coming_slots)[node_id]:
             self.nodes_with_coming[gpus].discard(node_id)
 
 
-def _count(uuids: Sequence[str], wanted: frozenset[str] | None) -> int:
-    return len(uuids) if wanted is None else sum(uuid in wanted for uuid in uuids)
+def _suiting(uuids: list[str], wanted: frozenset[str] | None) -> list[str]:
+    return uuids if wanted is None else [uuid for uuid in uuids if uuid in wanted]
 
 
 def _without(uuids: list[str], count: int, wanted: frozenset[str] | None) -> list[str]:
     """All but the first few of those that are wanted."""
-    gone = [uuid for uuid in uuids if wanted is None or uuid in wanted][:count]
+    if wanted is None:
+        return uuids[count:]
+    gone = [uuid for uuid in uuids if uuid in wanted][:count]
     return [uuid for uuid in uuids if uuid not in gone]

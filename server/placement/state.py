@@ -31,7 +31,7 @@ class NodeCapacity:
     labels: frozenset[tuple[str, str]] = frozenset()
     gpu_info: tuple[GpuInfo, ...] = ()  # of the GPUs that may be used
     unhealthy: tuple[str, ...] = ()  # why each of the others may not, for people
-    served: int = 0  # GPUs that engine services hold
+    served: frozenset[str] = NOBODY  # GPUs that engine services hold
     revision: int = NEWEST  # of the contracts, that its worker knows
     declared: bool = False  # it is not there yet: its GPUs' names are parts of their names, as its pool says
 
@@ -66,6 +66,14 @@ class WaitingJob:
         return self.gpus > 0
 
     @property
+    def needs(self) -> tuple[object, ...]:
+        """Equal for jobs that the same nodes could hold, beside a shared engine or with their own."""
+        return (
+            *(self.gpus, self.rollout_gpus, self.nodes, self.vllm),
+            *(self.gpu_type, self.gpu_memory_mb, self.labels, self.revision),
+        )
+
+    @property
     def several(self) -> bool:
         """Whether ranks on several GPUs train together: these are of one type."""
         return self.gpus * self.nodes > 1
@@ -74,7 +82,7 @@ class WaitingJob:
     def amount(self) -> int:
         """GPUs or CPU slots in all, with those of its own engine, unless it must share one."""
         shares = self.adapter is not None and self.adapter.required
-        return max(1, self.gpus + (0 if shares else self.rollout_gpus)) * self.nodes
+        return (self.gpus + (0 if shares else self.rollout_gpus) or 1) * self.nodes
 
 
 @dataclass(frozen=True)

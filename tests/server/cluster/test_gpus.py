@@ -107,7 +107,9 @@ def test_a_worker_with_a_new_name_gets_its_gpus_when_nothing_of_the_old_one_runs
     assert sorted(started.values()) == [JobState.QUEUED, JobState.STARTING]
 
 
-def test_a_gpu_that_is_gone_while_an_attempt_holds_it_is_shown(service: ServiceDriver):
+def test_a_gpu_that_is_gone_while_an_attempt_holds_it_is_shown_and_stays_held(
+    service: ServiceDriver,
+):
     put(service, gpu("GPU-1"), gpu("GPU-2"))
     job_id = service.queued(resources={"gpus": 1})
     service.scheduler.turn()
@@ -115,8 +117,17 @@ def test_a_gpu_that_is_gone_while_an_attempt_holds_it_is_shown(service: ServiceD
     (held,) = attempt.claim.allocations[0].gpu_uuids
     put(service, *(gpu(uuid) for uuid in ("GPU-1", "GPU-2") if uuid != held), running=[attempt.id])
     assert nodes(service)[0]["missing_gpus"] == [held]
-    assert attempt.finish("checkpointed").status_code == 204
+    second, third = (service.queued(resources={"gpus": 1}) for _ in range(2))
+    service.scheduler.turn()
+    other = service.claim(f"{second}.1")
+    assert other.claim.allocations[0].gpu_uuids not in [(held,), ()]
+    put(service, gpu("GPU-1"), gpu("GPU-2"), running=[attempt.id, other.id])
+    service.scheduler.turn()
+    assert service.job(third).phase == "waiting for 1 free GPU on one node"  # it is there again, and held
+    assert attempt.finish("finished").status_code == 204
     assert nodes(service)[0]["missing_gpus"] == []
+    service.scheduler.turn()
+    assert service.claim(f"{third}.1").claim.allocations[0].gpu_uuids == (held,)
 
 
 @pytest.mark.parametrize(

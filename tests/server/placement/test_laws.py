@@ -145,6 +145,7 @@ class SharedCluster(RuleBasedStateMachine):
         assert Counter([*(s.job_id for s in made.starts), *made.why]) == Counter(j.id for j in state.waiting)
         check_stops(state, made)
         self.cluster.carry_out(made)  # which asserts that nothing is held twice
+        check_what_is_kept(self.cluster.state(), made)
         check_limits(state, made)
         check_quotas(state, self.cluster.state(), made)
         check_nothing_idles(self.cluster.state(), made)
@@ -201,6 +202,22 @@ def check_what_is_guaranteed(state: ClusterState, made: Plan) -> None:
         assert borrowed > sum(amounts) - max(amounts)
 
 
+def check_what_is_kept(after: ClusterState, made: Plan) -> None:
+    """Where a large job is to start at a known time, enough of the GPUs that suit it will be free."""
+    nodes = {node.id: node for node in after.nodes}
+    kept_by = Counter(node_id for wait in made.why.values() for node_id in wait.kept)
+    for job in after.waiting:
+        wait = made.why.get(job.id)
+        if wait is None or wait.kind != "reserved" or wait.at is None:
+            continue
+        for node_id in wait.kept:
+            there = list(nodes[node_id].free_gpus)
+            for one in after.running:
+                if one.stopping or (one.ends_at is not None and max(after.now, one.ends_at) <= wait.at):
+                    there += one.gpus(node_id)
+            assert kept_by[node_id] > 1 or suiting(job, after, there) >= job.gpus, f"{job.id} on {node_id}"
+
+
 def check_limits(state: ClusterState, made: Plan) -> None:
     before = Counter[tuple[str, bool]]()
     for job in state.running:
@@ -242,7 +259,7 @@ def check_quotas(state: ClusterState, after: ClusterState, made: Plan) -> None:
                 and victim.project != job.project
                 and not victim.stopping
                 and after.now - victim.started_at >= RULES.min_run_s
-                and ledger.borrowed(victim.project, job.uses_gpus)
+                and ledger.of(victim).borrowed
             ), f"{job.id} waits for {victim.id}"
 
 

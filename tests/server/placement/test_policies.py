@@ -285,6 +285,29 @@ def test_an_estimate_is_given_where_the_running_jobs_pace_says_something(ends_at
     assert why["second"].words(lambda _: True) == "needs 1 GPU; ahead of it: first (priority normal)"
 
 
+def test_an_unknown_start_hides_only_the_estimates_of_jobs_that_could_have_the_same_gpus():
+    """Of the node's two types, the one that nobody knows about is of no use to the job behind."""
+    names = ("NVIDIA A100", "NVIDIA A100", "NVIDIA H100", "NVIDIA H100")
+    info = tuple(GpuInfo(uuid=f"n-{n}", name=name, memory_mb=80_000) for n, name in enumerate(names))
+    running = [runs("a", "b", "n", (0, 1), ends_at=11 * HOUR), runs("h", "b", "n", (2, 3))]
+    waiting = [
+        job("unknown", gpu_type="h100"),
+        job("known", 2, gpu_type="a100"),
+        job("behind", gpu_type="h100", value=-1),
+        job("any", value=-2),
+    ]
+    state, made = planned([node("n", 4, 0, gpu_info=info)], waiting, running=running)
+    found = {name: why.start_at for name, why in explain(state, made).items()}
+    assert found == {"unknown": None, "known": 11 * HOUR, "behind": None, "any": None}
+
+
+def test_no_start_is_estimated_on_a_node_that_drains():
+    drains = node("n", 1, 0, closed="n is draining (new disks)")
+    nodes, running = [drains, node("m", 1, 0)], [runs("r", "b", "n", (0,), ends_at=11 * HOUR)]
+    state, made = planned(nodes, [job("j")], running=[*running, runs("s", "b", "m", (0,))])
+    assert explain(state, made)["j"].start_at is None
+
+
 def test_owners_who_go_first_are_named_to_those_who_may_see_them():
     running = [runs("r", "c", "n", (0, 1), started_at=10 * HOUR)]
     waiting = [job("own", 2, "a", priority="high"), job("mine", 2, "b")]

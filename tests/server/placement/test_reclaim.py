@@ -34,6 +34,13 @@ def test_what_a_stop_leaves_over_is_no_room_for_jobs_that_the_node_can_not_hold(
     assert made.why["third"].kept == ("n2",)
 
 
+def test_a_gang_may_give_way_while_one_of_its_nodes_is_silent():
+    """What it holds on the node that isn't there is no room for anybody, and no more than that."""
+    gang = RunningJob("gang", "b", (("n1", ("n1-0", "n1-1")), ("silent", ("silent-0",))))
+    _, made = planned([node("n1", 2, 0)], [job("owner")], running=[gang], shares={"a": Share(gpu_quota=1)})
+    assert (stopped(made), made.why["owner"].kept) == (["gang"], ("n1",))
+
+
 def owners_return(seed: int) -> ClusterState:
     """Half of the projects have borrowed what the others now claim."""
     chance = random.Random(seed)
