@@ -42,6 +42,8 @@ from server.jobs.views import job_spec, job_view
 from server.usage import check_room, storage_limit
 from server.vault.secrets import check as check_secrets
 
+_INSTEAD = "Submit its spec again as a new job."
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -229,7 +231,7 @@ def pause(session: ScopedSession, job_id: str, name: str) -> JobView:
     job = lock_job(session, job_id)
     state = state_of(job)
     if why := _ended(state) or _ending(session, job):
-        raise ConflictError(f"job {job_id} {why}: it can't be paused")
+        raise ConflictError(f"job {job_id} {why}: it can't be paused", remedy=_INSTEAD)
     if state is not JobState.PAUSED and not job.pause_requested:
         job.pause_requested = True
         reason = f"paused by {name}"
@@ -248,11 +250,9 @@ def resume(session: ScopedSession, job_id: str) -> JobView:
     job = lock_job(session, job_id)
     state = state_of(job)
     if why := _ended(state):
-        raise ConflictError(
-            f"job {job_id} {why}: it can't be resumed", remedy="Submit its spec again as a new job."
-        )
+        raise ConflictError(f"job {job_id} {why}: it can't be resumed", remedy=_INSTEAD)
     if job.cancel_requested:
-        raise ConflictError(f"job {job_id} is being cancelled: it can't be resumed")
+        raise ConflictError(f"job {job_id} is being cancelled: it can't be resumed", remedy=_INSTEAD)
     if state is JobState.PAUSED:
         job.not_before = None
         change_state(session, job, JobState.QUEUED, "waiting for the scheduler")
@@ -266,7 +266,7 @@ def set_priority(session: ScopedSession, caller: Caller, job_id: str, name: str)
     """Give a live job another priority. Raises InvalidInputError, ForbiddenError, or ConflictError."""
     job = lock_job(session, job_id)
     if why := _ended(state_of(job)):
-        raise ConflictError(f"job {job_id} {why}: its priority can't be changed")
+        raise ConflictError(f"job {job_id} {why}: its priority can't be changed", remedy=_INSTEAD)
     if why := priorities.objection(session, caller, job.project_id, name):
         raise ForbiddenError(why, remedy="GET /v1/priorities says who may use which.")
     if job.priority != name:

@@ -109,6 +109,7 @@ def test_a_job_that_has_reached_a_limit_is_neither_paused_nor_sent_away(service:
         409,
         f"job {job_id} has reached a limit and is finishing: it can't be paused",
     )
+    assert error_of(answer)["remedy"]
     service.person.post(f"/v1/jobs/{job_id}/cancel")
     assert order(attempt) == "cancel"
 
