@@ -25,7 +25,7 @@ install: ## set up .venv (repeating it does nothing); ENGINE=vllm installs that 
 install-test:
 	@$(PYTHON) tools/install.py test$(WITH_VLLM)
 
-test: install-test ## the tests; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
+test: install-test ## all tests but the long ones; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
 	@$(BIN)/python tools/run_tests.py $(ARGS)
 
 fast: install-test ## the tests without the slow ones and Postgres, on all cores

@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--phase",
         choices=PHASES,
-        help="only the tests that may run beside others (shared), or only those marked `alone`",
+        help="what may run beside other tests (shared), or what is marked `alone`; never `long` ones",
     )
 
 
@@ -75,7 +75,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     if (phase := config.getoption("phase")) is not None:
-        of_phase = [(item.get_closest_marker("alone") is not None) == (phase == "alone") for item in items]
+        long = [item.get_closest_marker("long") is not None for item in items]
+        alone = [item.get_closest_marker("alone") is not None for item in items]
+        of_phase = [(a == (phase == "alone")) and not b for a, b in zip(alone, long, strict=True)]
         config.hook.pytest_deselected(items=[i for i, here in zip(items, of_phase, strict=True) if not here])
         items[:] = [i for i, here in zip(items, of_phase, strict=True) if here]
 

@@ -1,6 +1,6 @@
 """Tests in two runs of pytest: those that may run beside others, then the rest one by one.
 
-Those marked `long` wait for `make long`, which runs them alone.
+Those marked `long` wait for `make long`, which runs nothing else.
 
 A failure in the first run does not keep the second from running. Arguments go to both.
 """
@@ -13,7 +13,7 @@ import sys
 WORKERS = (os.cpu_count() or 1) + 1  # many tests wait for the processes that they have started
 RUNS = {
     "tests that may run beside others": (
-        *("-m", "not long", "--phase", "shared"),
+        *("--phase", "shared"),
         *("--numprocesses", str(WORKERS), "--dist", "loadfile"),  # a module's fixtures once
         "--no-loadscope-reorder",  # quick tests first
     ),

@@ -34,7 +34,7 @@ from server.jobs import allocations, endings, members, repository
 from server.jobs.events import check_node, fence, lock_job, record_event
 from server.jobs.progress import rewind_progress
 from server.jobs.states import change_phase, change_state, record_state
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import evaluated_every
 from server.settings import Settings
 
 
@@ -65,7 +65,7 @@ def start(session: Session, settings: Settings, job: Job, gang: Sequence[Allocat
         outbox.owe(session, START_TASK, node_queue(node_id), attempt.id, now)
     if attempt.number > 1:
         record_event(session, job.id, "rewind", {"attempt": attempt.number, "from_step": attempt.first_step})
-        rewind_progress(session, job, job_spec(job).evaluation.every)
+        rewind_progress(session, job, evaluated_every(job.spec))
     change_state(session, job, JobState.STARTING, f"starting on {', '.join(nodes)}"[:200])
 
 

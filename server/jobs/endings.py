@@ -15,7 +15,7 @@ from server.db.models import Attempt, Job
 from server.db.session import database_now
 from server.jobs.checkpoints import check_owner, check_step
 from server.jobs.states import change_phase, change_state, record_state
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import most_restarts
 from server.settings import Settings
 
 CANCELLED = "the job was cancelled"
@@ -85,7 +85,7 @@ def explain(session: Session, job: Job, attempt: Attempt, report: Finish) -> Non
     if cause is None or told is None or told["code"] != RANK_LOST or cause.code == RANK_LOST:
         return
     attempt.error, attempt.reason = cause.model_dump(mode="json"), cause.message[:REASON_CHARACTERS]
-    state, restarts = JobState(job.state), job_spec(job).max_restarts
+    state, restarts = JobState(job.state), most_restarts(job.spec)
     if attempt.number != job.attempt or state not in (JobState.QUEUED, JobState.FAILED):
         return
     if state is JobState.FAILED:
@@ -165,7 +165,7 @@ def restart_or_fail(session: Session, settings: Settings, job: Job, error: JobEr
         job.not_before = database_now(session) + timedelta(seconds=LONGEST_PAUSE_S)
         change_state(session, job, JobState.QUEUED, error.message[:200])
         return
-    restarts = job_spec(job).max_restarts
+    restarts = most_restarts(job.spec)
     if job.restarts >= restarts:
         fail(session, job, _exhausted(error, restarts))
         return

@@ -38,7 +38,7 @@ from server.jobs.states import (
     state_of,
     summary_data,
 )
-from server.jobs.views import job_spec, job_view
+from server.jobs.views import job_spec, job_view, runnable_spec
 from server.usage import check_room, storage_limit
 from server.vault.secrets import check as check_secrets
 
@@ -299,13 +299,14 @@ def validation_task(session: Session, job_id: str) -> tuple[ValidationTask, Job]
 
     Raises:
         ConflictError: the job is not waiting for a check.
+        SpecRefusedError: this version refuses a part of the spec.
     """
     job = repository.get_job(session, job_id)
     if state_of(job) is not JobState.VALIDATING:
         raise ConflictError(
             f"job {job_id} is {job.state}: there is nothing to check", remedy="Drop the task."
         )
-    spec = job_spec(job)
+    spec = runnable_spec(job)
     dataset, origin = dataset_ref(session, spec), forks.origin_of(job)
     return ValidationTask(job_id=job_id, spec=spec, dataset=dataset, origin=origin), job
 

@@ -43,6 +43,16 @@ def as_stored(given: Mapping[str, Any]) -> tuple[JobSpec, tuple[FieldError, ...]
             refused += left_out
 
 
+def most_restarts(given: Mapping[str, Any]) -> int:
+    """`max_restarts`, whatever else of the spec is refused: the job has to end all the same."""
+    return int(given.get("max_restarts", JobSpec.model_fields["max_restarts"].default))
+
+
+def evaluated_every(given: Mapping[str, Any]) -> int:
+    """`evaluation.every`, whatever else of the spec is refused; 0: there is none."""
+    return int(given.get("evaluation", {}).get("every", 0))
+
+
 def _left_out(part: Any, path: list[str]) -> bool:
     """Take a field out of the spec, in place; False where it is not there."""
     *above, name = path

@@ -23,6 +23,7 @@ from server.errors import ConflictError, UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
 from server.jobs.listing import JobFilter, list_jobs
+from server.jobs.stored_spec import SpecRefusedError
 from server.routes.access import CurrentNode, KnownCallerRoute, May
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestSettings, RequestVault
 from server.routes.deprecations import GivenBody
@@ -205,11 +206,11 @@ def get_validation(
 ) -> JSONResponse:
     """The spec, where its dataset is, and what its model is fetched with."""
     with database.write() as session:
-        task, job = service.validation_task(session, job_id)
         try:
+            task, job = service.validation_task(session, job_id)
             first = task.spec.model if task.origin is None else task.origin.first_model
             tokens = values_of(session, vault, job, HUB_TOKENS if first.name else ())
-        except KeyUnavailableError as error:
+        except (KeyUnavailableError, SpecRefusedError) as error:
             service.accept_validation(session, job_id, ValidationResult(errors=(error.error,)))
             refused = ConflictError(str(error), remedy="Drop the task: the job has failed.")
         else:

@@ -78,7 +78,6 @@ def test_it_learns_and_says_so(whole: Played) -> None:
     assert result.tokens == whole.metrics[6, -1, "num_tokens"]
 
 
-@pytest.mark.slow
 def test_every_metric_that_applies_is_reported_at_its_level(whole: Played) -> None:
     reported = {name for _, _, name in whole.metrics}
     assert set(METRICS) - reported == WITHOUT

@@ -159,7 +159,7 @@ class Supervisor:
         in_order = self._alone or blamed is None
         ask = signal.SIGTERM if self._limits.pilot is None else signal.SIGINT  # shielded: tether.py
         if ranks and not in_order:  # those that wait for the failed one may not hear; engines do, and tidy up
-            end_all(lambda: ranks.running, self._limits.ranks_grace_s, ask=ask)
+            end_all(lambda: ranks.running, self._limits.ranks_grace_s, deadline_s=0.1, ask=ask)
         grace_s = self._limits.grace_s if self._taken_at is None else self._limits.ranks_grace_s
         end_all(self._descendants, grace_s, ask=ask)
         if engines:

@@ -44,7 +44,6 @@ def test_a_claim_brings_all_that_running_needs(service: ServiceDriver):
     assert job.started_at is not None
 
 
-@pytest.mark.slow
 def test_of_many_claims_one_wins(service: ServiceDriver):
     job_id = service.started()
     with ThreadPoolExecutor(8) as pool:

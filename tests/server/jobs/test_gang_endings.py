@@ -12,7 +12,6 @@ from tests.support.gangs import FAILED, LOST, claimed_long_ago, gang, held
 from tests.support.service_driver import ServiceDriver, error_of, example_result
 
 
-@pytest.mark.slow
 def test_a_failure_of_any_node_is_the_attempts(service: ServiceDriver):
     first, second = gang(service)
     assert second.finish("failed", **FAILED).status_code == 204

@@ -60,3 +60,25 @@ def test_its_job_is_listed_and_shown_and_fails_when_it_should_run(service: Servi
     assert (gone.status_code, gone.json()["error"]["code"]) == (409, "spec_refused")
     assert service.person.get(f"/v1/jobs/{job_id}/text").status_code == 200
     assert service.person.get("/v1/jobs").status_code == 200
+
+
+def test_it_ends_without_harm_to_other_jobs(service: ServiceDriver) -> None:
+    """Also where there is no default: the scheduler looks at all jobs in one turn."""
+    checked = service.person.post("/v1/jobs", json=example_spec()).json()["id"]
+    service.report("another")
+    lost, restarted = service.running(), service.running()
+    with service.database.write() as session:
+        for job_id in (checked, lost.claim.job_id, restarted.claim.job_id):
+            job = session.get_one(Job, job_id)
+            job.spec = job.spec | {"training": {}}
+    assert service.node.get(f"/v1/jobs/{checked}/validation").status_code == 409
+    restarted.finish("failed", error={"code": "x", "message": "y"}, retryable=True)
+    service.let_lease_run_out(lost.id)
+    service.scheduler.turn()
+    service.scheduler.turn()
+    with service.database.read() as session:
+        states = {job_id: session.get_one(Job, job_id).state for job_id in (checked, lost.claim.job_id)}
+        second = session.get_one(Job, restarted.claim.job_id)
+        assert states[checked] == "failed"
+        assert states[lost.claim.job_id] in ("queued", "starting")
+        assert (second.attempt, second.state) == (2, "starting")

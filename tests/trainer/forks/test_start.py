@@ -20,6 +20,8 @@ from trainer.forks.folders import adapter_of, model_with
 from trainer.forks.start import Start, start_of
 from trainer.learner.checkpoint import fetch_folder
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"prompts_per_step": 8, "minibatches": 1, "epochs": 1}
 LORA = {"rank": 4, "alpha": 8.0}
 SOURCE = "job-0123456789abcdef"
@@ -73,7 +75,6 @@ def adapted(stage: Stage) -> Played:
     return trained(stage, 2, lora=LORA)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_becomes_a_folder_that_transformers_loads(stage: Stage, whole: Played):
     commit = whole.checkpoints[0]
     found = start(stage, origin("weights", commit.manifest.files), "weights")
@@ -87,7 +88,6 @@ def test_a_checkpoint_becomes_a_folder_that_transformers_loads(stage: Stage, who
     assert again == found
 
 
-@pytest.mark.slow
 def test_a_fork_begins_with_the_weights_that_its_parent_had(stage: Stage, whole: Played):
     given = origin("weights", whole.checkpoints[0].manifest.files)
     engine = FakeEngine(start(stage, given, "for the engine").folder, Path("/dev/shm"))
@@ -99,7 +99,6 @@ def test_a_fork_begins_with_the_weights_that_its_parent_had(stage: Stage, whole:
     assert [request.version for request in engine.published] == [1]
 
 
-@pytest.mark.slow
 def test_an_adapter_goes_on_and_is_published_before_the_first_step(stage: Stage, adapted: Played):
     given = origin("adapter", adapted.checkpoints[0].manifest.files)
     engine = FakeEngine(stage.settings.model_roots[0] / "tiny", Path("/dev/shm"))

@@ -164,8 +164,10 @@ def test_engines_have_time_to_tidy_up_when_ranks_have_none(gang: Callable[..., G
     here = [case.attempt.path / f"here-{rank}" for rank in (0, 1)]
     until(lambda: all(file.exists() and file.read_text() for file in (*here, tmp_path / "ready")))
     os.kill(int(here[1].read_text()), signal.SIGKILL)
+    killed = time.monotonic()
     case.end()
     assert (tmp_path / "tidy").exists()
+    assert time.monotonic() - killed < 8, "the deaf rank was not given the engine's time"
 
 
 def test_the_node_of_a_killed_rank_says_why_and_the_other_one_ends(gang: Callable[..., Gang]) -> None:
