@@ -6,6 +6,7 @@ they are free. For how long one has run its node says, whose clock for that neve
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal, NamedTuple
 
 from sqlalchemy import select
@@ -57,7 +58,7 @@ def reached(session: Session, settings: Settings, served_since: datetime, now: d
     over = []
     for job, attempt in session.execute(running).all():
         limits = job.limits or {}
-        if rule := _spent(session, job.id, limits, now):
+        if rule := _spent(session, settings, job.id, limits, now):
             over.append(Reached(job.id, attempt.number, "finish", rule))
         elif "stall_factor" in limits and (
             why := _stalled(session, settings, job, attempt, served_since, now)
@@ -96,8 +97,12 @@ def enforce(session: Session, one: Reached, now: datetime) -> None:
         attempts.order_by_rule(session, job, one.order, one.rule, now)
 
 
-def _spent(session: Session, job_id: str, limits: Mapping[str, float], now: datetime) -> str | None:
-    for name, count, unit in (("wall_hours", _hours, "hours"), ("gpu_hours", _gpu_hours, "GPU-hours")):
+def _spent(
+    session: Session, settings: Settings, job_id: str, limits: Mapping[str, float], now: datetime
+) -> str | None:
+    unheard = timedelta(seconds=settings.lease_s + settings.claim_s)
+    gpu_hours = partial(_gpu_hours, unheard=unheard)
+    for name, count, unit in (("wall_hours", _hours, "hours"), ("gpu_hours", gpu_hours, "GPU-hours")):
         if name in limits and (spent := count(session, job_id, now)) >= limits[name]:
             return f"limits.{name}: {spent:.3g} of {limits[name]:g} {unit}"
     return None
@@ -143,9 +148,13 @@ def _ran(since: datetime, until: datetime, ran_s: float | None) -> timedelta:
     return timedelta(seconds=ran_s) if ran_s is not None else until - since
 
 
-def _gpu_hours(session: Session, job_id: str, now: datetime) -> float:
-    """By the database's clock, without its jumps while attempts ran."""
-    jumped = {attempt: more for attempt, (_, more) in _spans(session, job_id, now).items()}
+def _gpu_hours(session: Session, job_id: str, now: datetime, *, unheard: timedelta) -> float:
+    """By the database's clock, without its jumps while attempts ran.
+
+    For as long as `unheard` an attempt may have held GPUs and its node not said so: that is no jump.
+    """
+    spans = _spans(session, job_id, now).items()
+    jumped = {attempt: more for attempt, (_, more) in spans if abs(more) > unheard}
     held = timedelta()
     for (attempt, _, gpu), part in places(allocations.of_job(session, job_id)).items():
         if gpu is not None:

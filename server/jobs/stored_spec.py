@@ -37,7 +37,7 @@ def as_stored(given: Mapping[str, Any]) -> tuple[JobSpec, tuple[FieldError, ...]
         except ValidationError as error:
             wrong = field_errors(error.errors(), data, JobSpec)
             data = deepcopy(data)
-            left_out = [one for one in wrong if _left_out(data, one.path.split("."))]
+            left_out = [one for one in wrong if _left_out_with(data, one.path.split("."))]
             if not left_out:
                 raise SpecRefusedError((*refused, *wrong)[0]) from error
             refused += left_out
@@ -51,6 +51,11 @@ def most_restarts(given: Mapping[str, Any]) -> int:
 def evaluated_every(given: Mapping[str, Any]) -> int:
     """`evaluation.every`, whatever else of the spec is refused; 0: there is none."""
     return int(given.get("evaluation", {}).get("every", 0))
+
+
+def _left_out_with(spec: Any, path: list[str]) -> bool:
+    """Take out the field, or what it is a part of: an item of a list has no default, the list has."""
+    return any(_left_out(spec, path[:length]) for length in range(len(path), 0, -1))
 
 
 def _left_out(part: Any, path: list[str]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from operator import itemgetter
 
-from server.placement.fit import Ask, Index, own_engine
+from server.placement.fit import Ask, Index, alone
 from server.placement.state import ClusterState, Plan, WaitingJob
 
 MOST = 100  # jobs from the front of the line: what is further off is guesswork
@@ -64,7 +64,7 @@ def starts(state: ClusterState, plan: Plan, order: Iterable[WaitingJob]) -> dict
     unknown: set[tuple[Ask, ...]] = set()
     for job in [job for job in order if job.uses_gpus and job.id in plan.why][:MOST]:
         wait = plan.why[job.id]
-        asks = index.possible_of(own_engine(job), job.several)
+        asks = index.possible_of(alone(job), job.several)
         if asks in unknown or wait.kind in ("no_node", "starting", "engine", "limit", "closed", "disk"):
             continue
         at = None if wait.kind == "checkpoint" else _start(asks, index, future)

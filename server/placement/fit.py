@@ -62,9 +62,13 @@ def beside_shared_engine(job: WaitingJob, only: str | None) -> Ask:
 
 def could_run(job: WaitingJob, node: NodeCapacity) -> bool:
     """Whether the empty node could hold the job, with its own engine unless the job must share one."""
+    return any(_could_hold(one, node) for one in alike(alone(job), job.several, [node]))
+
+
+def alone(job: WaitingJob) -> Ask:
+    """What it asks for with nobody's engine there: its own beside it, unless the job must share one."""
     must_share = job.adapter is not None and job.adapter.required
-    ask = beside_shared_engine(job, None) if must_share else own_engine(job)
-    return any(_could_hold(one, node) for one in alike(ask, job.several, [node]))
+    return beside_shared_engine(job, None) if must_share else own_engine(job)
 
 
 def alike(ask: Ask, several: bool, nodes: Iterable[NodeCapacity]) -> tuple[Ask, ...]:

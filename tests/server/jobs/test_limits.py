@@ -98,6 +98,17 @@ def test_gpu_hours_are_hours_times_gpus_until_they_are_free(service: ServiceDriv
     assert service.job(job_id).attempts[0].order_reason == "limits.gpu_hours: 1.1 of 1 GPU-hours"
 
 
+def test_gpus_that_are_held_while_nobody_hears_of_it_count(service: ServiceDriver):
+    job_id = service.queued(resources={"gpus": 1}, limits={"gpu_hours": 1.0})
+    service.report(gpus=2)
+    service.scheduler.turn()
+    attempt = service.claim(f"{job_id}.1")
+    earlier(service, job_id, HOUR_S + 1)
+    assert attempt.beat(ran_s=HOUR_S - 0.5 * service.settings.lease_s).status_code == 200
+    look(service)
+    assert order(attempt) == "finish"
+
+
 def test_a_job_that_has_reached_a_limit_is_neither_paused_nor_sent_away(service: ServiceDriver):
     attempt = limited(service, wall_hours=1.0)
     job_id = attempt.claim.job_id

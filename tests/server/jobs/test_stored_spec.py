@@ -33,6 +33,16 @@ def test_what_is_refused_now_has_its_default_and_is_named(path: str, value: obje
     assert (found, why in message) == (path, True), message
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [("rollout.stop", [5], "rollout.stop.0"), ("algorithm.name", "of another version", "algorithm.name")],
+)
+def test_of_a_part_without_a_default_the_whole_has_its_own(path: str, value: object, named: str) -> None:
+    spec, refused = as_stored(changed(path, value))
+    assert spec == JobSpec.model_validate(GIVEN)
+    assert refused[0].path == named
+
+
 def test_what_has_no_default_is_refused() -> None:
     with pytest.raises(SpecRefusedError, match=r"training\.steps: .*another one stored"):
         as_stored(changed("training.steps", 0))
