@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -114,19 +115,25 @@ def outlooks(session: Session) -> tuple[Coming, ...]:
     return tuple(found)
 
 
-def outlook(
-    session: Session,
-    settings: Settings,
-    alive: Collection[str],
-    now: datetime,
-    fits: Callable[[NodeCapacity], bool] = lambda _: True,
-) -> list[str]:
-    """What pools say of a node that would do: that one is starting it, or else what keeps each from it.
+@dataclass(frozen=True)
+class Outlook:
+    """The nodes that pools are starting, and what keeps each pool from starting one."""
 
-    Nothing where no pool has such nodes.
-    """
-    starting = next((one.words for one in coming(session, settings, alive, now) if fits(one.node)), None)
-    return [starting] if starting else [one.words for one in outlooks(session) if fits(one.node)]
+    starting: tuple[Coming, ...]
+    kept: tuple[Coming, ...]
+
+    def words(self, fits: Callable[[NodeCapacity], bool] = lambda _: True) -> list[str]:
+        """What pools say of a node that would do: that one is starting it, or else what keeps each from it.
+
+        Nothing where no pool has such nodes.
+        """
+        starting = next((one.words for one in self.starting if fits(one.node)), None)
+        return [starting] if starting else [one.words for one in self.kept if fits(one.node)]
+
+
+def outlook(session: Session, settings: Settings, alive: Collection[str], now: datetime) -> Outlook:
+    """What pools do about nodes that are missing."""
+    return Outlook(coming(session, settings, alive, now), outlooks(session))
 
 
 def startable(session: Session) -> list[NodeCapacity]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import TypeVar
 
@@ -146,7 +146,7 @@ class Scheduler:
         if open_replays and self.trusted:
             with self._leading() as session:
                 node_comes = pilots.any_coming(session, self.settings, living, now)
-                of_pools = pilots.outlook(session, self.settings, living, now)
+                of_pools = cache(lambda: pilots.outlook(session, self.settings, living, now).words())
                 replays.reap(session, self.settings, now, of_pools, node_comes=node_comes)
         if (
             stranded
@@ -200,14 +200,14 @@ class Scheduler:
             alive = living_ids(session, self.settings)
             living, offline = inventory.known(session, alive)
             checking, now = inventory.checking(session, alive), database_now(session)
+            of_pools = cache(lambda: pilots.outlook(session, self.settings, alive, now))
             nobody = _no_checker(living)
             news: dict[str, str] = {}
             for wanted, said in kinds:
                 phase = CHECKING
                 if not demand.checkers(wanted, living, offline):
                     able = partial(could_run, demand.waiting_job("", wanted, None))
-                    of_pools = pilots.outlook(session, self.settings, alive, now, able)
-                    phase = "; ".join([nobody, *of_pools])[:200]
+                    phase = "; ".join([nobody, *of_pools().words(able)])[:200]
                 if said != phase and not (phase == CHECKING and _lacks_store(said)):
                     alike = Job.demand == wanted, Job.phase.is_not_distinct_from(said)
                     query = select(Job.id).where(unchecked, *alike, Job.id.not_in(checking))

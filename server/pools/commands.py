@@ -14,6 +14,7 @@ from server.pools.backend import PoolError
 
 MOST_BYTES = 64 << 20  # that a command may print
 TICK_S = 0.05
+DYING_S = 5.0  # that a killed command may take to be gone
 SHOWN = 200  # characters of an answer, in an error
 
 
@@ -38,9 +39,7 @@ def run(command: Sequence[str], given: str, timeout_s: float, name: str) -> str:
             if process.returncode != 0:
                 words = _text(errors).strip() or said.strip()
                 words = words.removeprefix(f"{name}: ").removeprefix("error: ")
-                raise PoolError(
-                    f"{name}: {short(words) or f'{exit_text(process.returncode)} and says nothing'}"
-                )
+                raise PoolError(f"{name}: {short(words) or f'{exit_text(process.returncode)}, no output'}")
             return said
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
@@ -64,10 +63,11 @@ def _await(process: subprocess.Popen[bytes], files: Sequence[IO[bytes]], timeout
         elif process.returncode is not None:
             return
         elif time.monotonic() > deadline:
-            wrong = f"{name} did not answer within {timeout_s:g} s"
-    with suppress(ProcessLookupError):
+            wrong = f"{name} did not answer within {timeout_s:.3g} s"
+    with suppress(ProcessLookupError, PermissionError):  # behind sudo it is another user's
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(DYING_S)
     raise PoolError(wrong)
 
 

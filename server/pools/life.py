@@ -37,6 +37,7 @@ LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)  # an end before is none
 CLOSE = timedelta(seconds=5)  # an end that moves by less has not moved
 FIRST_PAUSE_S = 30.0  # after a node that failed to start; doubles with each one more
 LONGEST_PAUSE_S = 1800.0
+ALONE = "the other nodes of its job did not come in time"
 
 
 def declare(session: Session, pool: Pool) -> None:
@@ -289,12 +290,18 @@ def end(
 
 def _tell_those_that_left(session: Session, pilot: Pilot, words: str) -> None:
     """Attempts that left because the allocation was being ended learn why it was: now its engine says so."""
-    here = Allocation.node_id == pilot.node_id, Allocation.released_at >= pilot.created_at
-    query = select(Attempt).where(Attempt.id.in_(select(Allocation.attempt_id).where(*here)))
+    since = pilot.started_at or pilot.created_at  # what ended before it was started again is another story
+    here = Allocation.node_id == pilot.node_id, Allocation.released_at >= since
+    query = select(Attempt).where(
+        Attempt.id.in_(select(Allocation.attempt_id).where(*here)),
+        Attempt.reason.contains(BEING_ENDED),
+        Attempt.reason.contains(pilot.node_id, autoescape=True),
+    )
     for attempt in session.scalars(query.order_by(Attempt.id)).all():
         lock_job(session, attempt.job_id)
+        session.refresh(attempt)
         said = attempt.reason or ""
-        if BEING_ENDED in said and pilot.node_id in said and words not in said:
+        if words not in said:
             attempt.reason = f"{said}; {words}"[:REASON_CHARACTERS]
 
 
@@ -311,8 +318,10 @@ def _kind(session: Session, pilot: Pilot) -> str:
 def paused_until(session: Session, pool: str, now: datetime) -> tuple[datetime, str] | None:
     """Until when the pool is asked for nothing after its last pilots failed to start, and why."""
     query = select(Pilot, Node.id).outerjoin(Node, Node.id == Pilot.node_id).where(Pilot.pool == pool)
+    query = query.where(Pilot.leaves.is_distinct_from(ALONE))  # it says nothing against the one that failed
+    newest = Pilot.created_at.desc(), Pilot.failed.desc()
     failures: list[Pilot] = []
-    for pilot, node_id in session.execute(query.order_by(Pilot.created_at.desc()).limit(20)):
+    for pilot, node_id in session.execute(query.order_by(*newest).limit(20)):
         if pilot.failed:
             failures.append(pilot)
         elif pilot.state == ENDED or node_id is not None:

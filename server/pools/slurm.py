@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,13 +35,14 @@ _REVOKED = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE", "REVOKED")
 _FAILED = ("COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "SPECIAL_EXIT")
 _SAYS_NOTHING = ("", "None", "(null)")
 _PLAINLY = {
-    "CANCELLED": "revoked by Slurm",
-    "TIMEOUT": "its time limit was over",
+    "CANCELLED": "Slurm does not say by whom",
+    "TIMEOUT": "it reached its time limit",
     "PREEMPTED": "another job took its place",
-    "DEADLINE": "its deadline was over",
-    "REVOKED": "revoked by Slurm",
+    "DEADLINE": "its deadline passed",
+    "REVOKED": "Slurm does not say by whom",
 }
 _CANCELLED_BY = re.compile(r"(\d+)\|CANCELLED by (\d+)\|(.*)", re.ASCII)  # a line of sacct
+WHY_S = 5.0  # for all that is asked about an end: until then it is not written down
 MOST_NAMES = 3  # of users that are looked up at once; each takes a command
 
 
@@ -120,23 +122,24 @@ class SlurmBackend:
         """Of those jobs of which Slurm's accounting knows it; squeue never says it."""
         if not jobs:
             return {}
+        until = time.monotonic() + min(self.section.timeout_s, WHY_S)
         columns = ["--noheader", "--parsable2", "--allocations", "--format=JobIDRaw,State,AdminComment"]
         try:
-            lines = self._run(["sacct", *columns, f"--jobs={','.join(jobs)}"]).splitlines()
+            lines = self._run(["sacct", *columns, f"--jobs={','.join(jobs)}"], until=until).splitlines()
         except PoolError as error:
             log.info("pool %s: nobody knows who cancelled %s: %s", self.pool, ", ".join(jobs), error)
             return {}
         found = [match.groups() for line in lines if (match := _CANCELLED_BY.fullmatch(line))]
-        names = {uid: self._name_of(uid) for uid in list({uid for _, uid, _ in found})[:MOST_NAMES]}
+        names = {uid: self._name_of(uid, until) for uid in list({uid for _, uid, _ in found})[:MOST_NAMES]}
         return {
             job: f"by {names.get(uid, f'user {uid}')}{f': {short(comment)}' if comment else ''}"
             for job, uid, comment in found
         }
 
-    def _name_of(self, uid: str) -> str:
+    def _name_of(self, uid: str, until: float) -> str:
         """Asked where Slurm's commands run: this host may not know the cluster's people."""
         try:
-            name = self._run(["id", "-nu", uid]).strip()
+            name = self._run(["id", "-nu", uid], until=until).strip()
         except PoolError:
             return f"user {uid}"
         return f"{name} (user {uid})" if re.fullmatch(r"[\w.@-]{1,64}", name) else f"user {uid}"
@@ -149,13 +152,16 @@ class SlurmBackend:
         said = self._run(["env", "SLURM_TIME_FORMAT=%s", "squeue", *columns])
         return list(_read(said, self.pool))
 
-    def _run(self, argv: Sequence[str], given: str = "") -> str:
-        """What the command prints. Raises PoolError."""
+    def _run(self, argv: Sequence[str], given: str = "", *, until: float | None = None) -> str:
+        """What the command prints. Raises PoolError, also where `until` (of the monotonic clock) is over."""
         prefix = self.section.command
         # A shell at the other end of `ssh` would split what has spaces in it.
         whole = [*prefix, shlex.join(argv)] if prefix and Path(prefix[0]).name == "ssh" else [*prefix, *argv]
         name = argv[2] if argv[0] == "env" else argv[0]
-        return commands.run(whole, given, self.section.timeout_s, name)
+        left = self.section.timeout_s if until is None else until - time.monotonic()
+        if left <= 0:
+            raise PoolError(f"{name} was not asked: no time was left")
+        return commands.run(whole, given, left, name)
 
 
 # Slurm tells all processes of a job to end, or the shell alone, which then tells the worker.

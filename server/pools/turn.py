@@ -226,12 +226,12 @@ class PoolTurn:
                 idle = {one.id for one in living if one.unneeded_since is not None}
                 ours = {one.id for one in living}
             starts = wanted.starts.get(self._pool.name, 0)
-            alone = set(sorted(ours & alone)[: max(0, len(ours - late.keys()) - self._pool.min)])
             let_go = dict.fromkeys(
                 ours & set(wanted.let_go), f"nothing needed it for {self._pool.idle_s:g} s"
             )
-            let_go |= dict.fromkeys(alone, "the other nodes of its job did not come in time")
             let_go |= dict.fromkeys(drained, "its node was drained") | late
+            spare = max(0, len(ours - let_go.keys()) - self._pool.min)
+            let_go |= dict.fromkeys(sorted((ours & alone) - let_go.keys())[:spare], life.ALONE)
             if not (starts or let_go or idle != ours - wanted.needed):
                 return
             with self._shared.leading() as session:

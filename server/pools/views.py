@@ -52,7 +52,7 @@ def naming_pools(session: Session, settings: Settings, replays: Sequence[Replay]
     """The replays; those that no node takes say what pools do about that."""
     if not any(replay.phase == NO_NODE for replay in replays):
         return tuple(replays)
-    of_pools = outlook(session, settings, living_ids(session, settings), database_now(session))
+    of_pools = outlook(session, settings, living_ids(session, settings), database_now(session)).words()
     phase = f"waiting for a node: {'; '.join(of_pools)}" if of_pools else NO_NODE
     return tuple(
         replay.model_copy(update={"phase": phase}) if replay.phase == NO_NODE else replay

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -242,7 +242,7 @@ def reap(
     session: Session,
     settings: Settings,
     now: datetime,
-    of_pools: Sequence[str] = (),
+    of_pools: Callable[[], Sequence[str]] = tuple,
     *,
     node_comes: bool = False,
 ) -> None:
@@ -267,7 +267,9 @@ def reap(
             replay.state, replay.node = ReplayState.WAITING, None  # its message is still in the outbox
 
 
-def _too_late(replay: Replay, settings: Settings, open_node: bool, of_pools: Sequence[str]) -> JobError:
+def _too_late(
+    replay: Replay, settings: Settings, open_node: bool, of_pools: Callable[[], Sequence[str]]
+) -> JobError:
     limit = f"{settings.replay_s:.0f} s"
     if replay.state == ReplayState.RUNNING:
         return JobError(
@@ -278,7 +280,7 @@ def _too_late(replay: Replay, settings: Settings, open_node: bool, of_pools: Seq
     if not open_node:
         return JobError(
             code="no_node",
-            message="; ".join([f"no node was alive and open to work within {limit}", *of_pools]),
+            message="; ".join([f"no node was alive and open to work within {limit}", *of_pools()]),
             remedy="Start one with `powermean up` or `python -m worker`, or open one with"
             " `powermean node uncordon`, and ask again.",
         )

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event
 
 from powermean.contracts.api import JobState
-from server.cluster import line, scheduler
+from server.cluster import line, pilots, scheduler
 from server.placement.state import ClusterState
 from tests.support.service_driver import ServiceDriver
 
@@ -126,3 +126,15 @@ def test_unchecked_jobs_are_read_by_kind(service: ServiceDriver):
     of_jobs = [one for one in statements if "FROM jobs" in one]
     assert len(of_jobs) == 1
     assert "SELECT DISTINCT jobs.demand, jobs.phase" in of_jobs[0]
+
+
+def test_pools_are_read_once_for_all_kinds_that_nobody_can_check(
+    service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[str] = []
+    outlook = pilots.outlook
+    monkeypatch.setattr(pilots, "outlook", lambda *given: read.append("") or outlook(*given))
+    for cpu_slots in (1, 2):
+        service.submit(resources={"node_labels": {"kind": f"k{cpu_slots}"}})
+    service.scheduler._unchecked()
+    assert len(read) == 1

@@ -1,10 +1,12 @@
 """Slurm's commands: what is asked, what is secret, and answers that are none."""
 
+import errno
 import json
 import os
 import signal
 import stat
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -94,9 +96,9 @@ def test_what_squeue_says_of_each_pilot(front: Front):
         ("3|CANCELLED by 1000|", "ada", "by ada (user 1000)"),
         ("3|CANCELLED by 1000|node is to be replaced", "ada", "by ada (user 1000): node is to be replaced"),
         ("3|CANCELLED by 1000|", "id: '1000': no such user", "by user 1000"),
-        ("3|CANCELLED|", "ada", "revoked by Slurm"),
-        ("Slurm accounting storage is disabled", "ada", "revoked by Slurm"),
-        ("", "ada", "revoked by Slurm"),
+        ("3|CANCELLED|", "ada", "Slurm does not say by whom"),
+        ("Slurm accounting storage is disabled", "ada", "Slurm does not say by whom"),
+        ("", "ada", "Slurm does not say by whom"),
     ],
 )
 def test_who_ended_a_pilot_is_told_as_far_as_slurm_knows(front: Front, sacct: str, id_: str, cancelled: str):
@@ -105,14 +107,25 @@ def test_who_ended_a_pilot_is_told_as_far_as_slurm_knows(front: Front, sacct: st
         Seen(f"gpu-{place}", str(place), PilotState.ENDED, reason, revoked=True)
         for place, reason in ((3, "CANCELLED"), (4, "TIMEOUT, TimeLimit"), (5, "PREEMPTED"))
     ]
-    told = {"gpu-3": cancelled, "gpu-4": "its time limit was over", "gpu-5": "another job took its place"}
+    told = {"gpu-3": cancelled, "gpu-4": "it reached its time limit", "gpu-5": "another job took its place"}
     assert front.backend().why(ended) == told
 
 
-def test_who_ended_a_pilot_is_not_asked_for_ever(front: Front):
-    front.says("", seconds=30)
-    ended = [Seen("gpu-3", "3", PilotState.ENDED, "CANCELLED", revoked=True)]
-    assert front.backend(timeout_s=0.3).why(ended) == {"gpu-3": "revoked by Slurm"}
+@pytest.mark.parametrize(
+    ("hangs", "told"), [("sacct", "Slurm does not say by whom"), ("id", "by user 1000: new disk")]
+)
+def test_who_ended_a_pilot_is_not_asked_for_as_long_as_other_things(
+    front: Front, monkeypatch: pytest.MonkeyPatch, hangs: str, told: str
+):
+    monkeypatch.setattr("server.pools.slurm.WHY_S", 0.3)
+    front.program.write_text(
+        f'#!/bin/sh\n[ "$1" != {hangs} ] || sleep 30\n'
+        "echo '3|CANCELLED by 1000|new disk'; echo '4|CANCELLED by 1001|'\n"
+    )
+    ended = [Seen(f"gpu-{job}", f"{job}", PilotState.ENDED, "CANCELLED", revoked=True) for job in (3, 4)]
+    began = time.monotonic()
+    assert front.backend(timeout_s=20).why(ended)["gpu-3"] == told
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -144,7 +157,7 @@ def test_nonsense_is_an_error_and_no_answer(front: Front, said: str, error: str)
             1,
             "Unable to contact slurm controller (x)",
         ),
-        ("", 3, "failed with exit status 3 and says nothing"),
+        ("", 3, "failed with exit status 3, no output"),
     ],
 )
 def test_a_failure_is_told_in_slurm_s_words(front: Front, complains: str, status: int, told: str):
@@ -160,6 +173,23 @@ def test_silence_has_a_deadline_and_leaves_no_process(front: Front):
         front.backend(timeout_s=1.5).list()
     with suppress(ProcessLookupError):
         until(lambda: os.killpg(int((front.folder / "pid").read_text()), 0), 10, "its sleep is gone, too")
+
+
+def test_a_command_that_can_not_be_killed_is_not_waited_for(front: Front, monkeypatch: pytest.MonkeyPatch):
+    """As behind sudo."""
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    front.says("", seconds=30)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.killpg", refuse)
+        patched.setattr("server.pools.commands.DYING_S", 0.1)
+        with pytest.raises(PoolError, match=r"squeue did not answer within 0\.2 s") as failure:
+            front.backend(timeout_s=0.2).list()
+    process = failure.traceback[-1].locals["process"]
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
 
 
 def test_an_answer_has_a_size(front: Front, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ from server.cluster import pilots
 from server.db.models import ApiKey, Job, Leader, Node, Pilot, PoolStatus
 from server.db.session import database_now
 from server.nodes import NodeNameTakenError
+from server.pools import life
 from server.pools.backend import PilotState
 from server.pools.pools_file import PoolsFile
 from server.pools.turn import Pools, PoolTurn, Undeclared
@@ -419,9 +420,37 @@ def test_a_gang_s_nodes_come_together_or_those_that_came_are_used_or_go(service:
     assert reasons["1"] == ("ended", "the other nodes of its job did not come in time")
     assert reasons["2"][1].startswith("Slurm has not started it within 3600 s")
     assert elastic.job(gang).state is JobState.QUEUED
+    assert len(elastic.engine.orders) == 2
+    assert "the last pilot did not become a node: Slurm has not started it" in (elastic.error or "")
     elastic.later(ended_at=31)
     elastic.turn()
     assert len(elastic.engine.orders) == 4, "after a pause both are asked for again"
+    elastic.engine.run("3")
+    elastic.report(2, revision=NEWEST)
+    elastic.later(created_at=3601)
+    elastic.turn()
+    elastic.turn()
+    elastic.later(ended_at=59)
+    elastic.turn()
+    assert "the last 2 pilots did not become nodes" in (elastic.error or ""), "the pause doubles"
+
+
+def test_a_gang_that_does_not_come_leaves_the_minimum(service: ServiceDriver):
+    elastic = elastic_of(service, pending_deadline_s=3600, min=1, max=3)
+    elastic.queued(resources={"nodes": 3, "node_labels": {"pool": "cpu"}})
+    elastic.turn()
+    assert len(elastic.engine.orders) == 3
+    for place in (0, 1):
+        elastic.engine.run(str(place + 1))
+        elastic.report(place, revision=NEWEST)
+    elastic.later(created_at=3601, unneeded_since=3000)
+    with service.database.write() as session:  # the one to go for that, by its name the last to go as alone
+        last = max(one.pilot_id for one in elastic.engine.orders[:2])
+        past = database_now(session) - timedelta(seconds=3001)
+        session.execute(update(Pilot).where(Pilot.id == last).values(unneeded_since=past))
+    elastic.turn()
+    assert len(elastic.engine.cancelled) == 2
+    assert "3" in elastic.engine.cancelled
 
 
 def test_a_pilot_that_its_engine_starts_again_has_the_whole_time_to_report(service: ServiceDriver):
@@ -554,8 +583,15 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
-def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(elastic: Elastic):
-    attempt, node = elastic.running(), elastic.engine.orders[0].node_id
+def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(
+    elastic: Elastic, monkeypatch: pytest.MonkeyPatch
+):
+    before = elastic.running()
+    assert before.finish("cancelled").status_code == 204
+    elastic.service.person.post(f"/v1/jobs/{before.claim.job_id}/cancel")
+    job_id, node = elastic.queued(), elastic.engine.orders[0].node_id
+    elastic.turn()
+    attempt = elastic.claim(f"{job_id}.1")
     assert elastic.report(leaving=True).status_code == 200
     elastic.turn()
     assert attempt.beat().json()["order"] == "checkpoint_and_exit"
@@ -570,10 +606,29 @@ def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(ela
     assert elastic.engine.cancelled == [], "whoever ends it does so, and is not to be taken for us"
     elastic.engine.knows["1"] = "by ada (user 1000)"
     elastic.engine.end("1", "CANCELLED", revoked=True)
+    locked: list[str] = []
+    monkeypatch.setattr(life, "lock_job", lambda _, job_id: locked.append(job_id))
     elastic.turn()
+    assert locked == [job_id], "not the job that ended before"
     told = elastic.job(job.id).attempts[0].reason or ""
     assert told.startswith("cpu-")
     assert told.endswith(" was being ended; pool cpu: Slurm's 1 ended: CANCELLED: by ada (user 1000)")
+
+
+def test_a_job_that_left_is_not_told_of_the_end_of_a_later_start(elastic: Elastic):
+    attempt, node = elastic.running(), elastic.engine.orders[0].node_id
+    elastic.report(leaving=True)
+    elastic.turn()
+    attempt.finish("checkpointed", reason=f"allocation {node} was being ended")
+    stopped = replace(elastic.engine.pilots["1"], state=PilotState.PENDING, reason="Suspended")
+    elastic.engine.pilots["1"] = stopped
+    elastic.turn()
+    elastic.engine.run("1")
+    elastic.turn()
+    elastic.engine.end("1", "CANCELLED", revoked=True)
+    elastic.turn()
+    told = elastic.job(attempt.claim.job_id).attempts[0].reason or ""
+    assert told.endswith(" was stopped: Suspended")
 
 
 def test_a_node_that_was_started_again_after_all_is_as_administrators_left_it(elastic: Elastic):
