@@ -20,7 +20,7 @@ class SpecRefusedError(ConflictError):
     def __init__(self, first: FieldError) -> None:
         super().__init__(
             f"{first.path}: {first.message}: this version refuses the spec, which another one stored",
-            remedy="Submit it again as a new job, corrected: GET /v1/jobs/ID/text has its text.",
+            remedy="Submit it again as a new job, corrected.",
         )
 
 
