@@ -145,7 +145,7 @@ class Job(JobSummary):
     spec: JobSpec
     spec_refused: tuple[FieldError, ...] = Field(
         (),
-        description="What this version refuses of the spec, which another one stored: it is left out there.",
+        description="Fields of the stored spec that this version refuses; `spec` has their defaults instead.",
     )
     forked_from: ForkedFrom | None = Field(None, description="Whose weights it began with.")
     forks: tuple[Fork, ...] = Field((), description="Jobs that began with its weights, the newest first.")
