@@ -20,7 +20,9 @@ from powermean import (
     PowermeanError,
     ServerUnreachableError,
     rest,
+    rest_cluster,
     rest_identity,
+    rest_sharing,
 )
 from powermean import client as client_module
 from powermean import connection as connection_module
@@ -36,7 +38,7 @@ from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
 
-CALLS = (rest.__name__, rest_identity.__name__)
+CALLS = (rest, rest_cluster, rest_identity, rest_sharing)
 JOB = job().model_dump_json().encode()
 ENDED = job(JobState.FINISHED, seq=3).model_dump_json().encode()
 REFUSAL = json.dumps(
@@ -398,14 +400,14 @@ def calls_of(client: type) -> dict[str, str]:
     return {
         name: str(inspect.signature(value))
         for name, value in vars(client).items()
-        if callable(value) and getattr(value, "__module__", "") in CALLS
+        if callable(value) and getattr(value, "__module__", "") in {calls.__name__ for calls in CALLS}
     }
 
 
 def test_both_clients_have_all_calls_with_their_parameters() -> None:
     builders = {
         name
-        for calls in (rest, rest_identity)
+        for calls in CALLS
         for name, value in vars(calls).items()
         if inspect.isfunction(value) and get_origin(inspect.signature(value).return_annotation) is Call
     }
