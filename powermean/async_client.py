@@ -1,6 +1,6 @@
 """The Python client for programs with an event loop."""
 
-from powermean import rest, rest_identity, rest_sharing
+from powermean import rest, rest_cluster, rest_identity, rest_sharing
 from powermean.connection import AsyncConnection, async_method
 from powermean.deprecations import renamed
 
@@ -57,21 +57,21 @@ class AsyncClient(AsyncConnection):
     delete_project = async_method(rest_identity.delete_project)
     collect_garbage = async_method(rest_identity.collect_garbage)
 
-    nodes = async_method(rest.nodes)
-    get_node = async_method(rest.get_node)
-    node_samples = async_method(rest.node_samples)
-    cordon_node = async_method(rest.cordon_node)
-    drain_node = async_method(rest.drain_node)
-    uncordon_node = async_method(rest.uncordon_node)
-    remove_node = async_method(rest.remove_node)
-    servers = async_method(rest.servers)
-    engines = async_method(rest.engines)
-    get_engine = async_method(rest.get_engine)
-    create_engine = async_method(rest.create_engine)
-    remove_engine = async_method(rest.remove_engine)
-    priorities = async_method(rest.priorities)
-    set_priority_class = async_method(rest.set_priority_class)
-    remove_priority_class = async_method(rest.remove_priority_class)
+    nodes = async_method(rest_cluster.nodes)
+    get_node = async_method(rest_cluster.get_node)
+    node_samples = async_method(rest_cluster.node_samples)
+    cordon_node = async_method(rest_cluster.cordon_node)
+    drain_node = async_method(rest_cluster.drain_node)
+    uncordon_node = async_method(rest_cluster.uncordon_node)
+    remove_node = async_method(rest_cluster.remove_node)
+    servers = async_method(rest_cluster.servers)
+    engines = async_method(rest_cluster.engines)
+    get_engine = async_method(rest_cluster.get_engine)
+    create_engine = async_method(rest_cluster.create_engine)
+    remove_engine = async_method(rest_cluster.remove_engine)
+    priorities = async_method(rest_cluster.priorities)
+    set_priority_class = async_method(rest_cluster.set_priority_class)
+    remove_priority_class = async_method(rest_cluster.remove_priority_class)
 
     pools = async_method(rest_sharing.pools)
     get_pool = async_method(rest_sharing.get_pool)

@@ -1,7 +1,6 @@
 """What a call of the REST API is, how its answer is read, and the errors instead of one.
 
-The calls themselves are in rest.py, rest_identity.py and rest_sharing.py. An answer other than success is an
-ApiError.
+The calls themselves are in rest.py and its siblings. An answer other than success is an ApiError.
 """
 
 import json

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from powermean import rest, rest_identity, rest_sharing
+from powermean import rest, rest_cluster, rest_identity, rest_sharing
 from powermean.calls import ApiError, Call, ServerUnreachableError, check
 from powermean.connection import Connection, method
 from powermean.contracts.api import (
@@ -117,21 +117,21 @@ class Client(Connection):
     delete_project = method(rest_identity.delete_project)
     collect_garbage = method(rest_identity.collect_garbage)
 
-    nodes = method(rest.nodes)
-    get_node = method(rest.get_node)
-    node_samples = method(rest.node_samples)
-    cordon_node = method(rest.cordon_node)
-    drain_node = method(rest.drain_node)
-    uncordon_node = method(rest.uncordon_node)
-    remove_node = method(rest.remove_node)
-    servers = method(rest.servers)
-    engines = method(rest.engines)
-    get_engine = method(rest.get_engine)
-    create_engine = method(rest.create_engine)
-    remove_engine = method(rest.remove_engine)
-    priorities = method(rest.priorities)
-    set_priority_class = method(rest.set_priority_class)
-    remove_priority_class = method(rest.remove_priority_class)
+    nodes = method(rest_cluster.nodes)
+    get_node = method(rest_cluster.get_node)
+    node_samples = method(rest_cluster.node_samples)
+    cordon_node = method(rest_cluster.cordon_node)
+    drain_node = method(rest_cluster.drain_node)
+    uncordon_node = method(rest_cluster.uncordon_node)
+    remove_node = method(rest_cluster.remove_node)
+    servers = method(rest_cluster.servers)
+    engines = method(rest_cluster.engines)
+    get_engine = method(rest_cluster.get_engine)
+    create_engine = method(rest_cluster.create_engine)
+    remove_engine = method(rest_cluster.remove_engine)
+    priorities = method(rest_cluster.priorities)
+    set_priority_class = method(rest_cluster.set_priority_class)
+    remove_priority_class = method(rest_cluster.remove_priority_class)
 
     pools = method(rest_sharing.pools)
     get_pool = method(rest_sharing.get_pool)

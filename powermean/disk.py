@@ -1,4 +1,4 @@
-"""Disks that fill up: how to tell, and space held back for what has to be written then. Files written whole.
+"""Disks that fill up: how to tell, and space held back for what has to be written then.
 
 The report of a full disk has to be written to that disk. A file that is removed at that moment makes room.
 """
@@ -27,6 +27,15 @@ def free_bytes(folder: Path) -> int:
     """Room on the disk of a folder, which need not exist yet."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     return shutil.disk_usage(there).free
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names of its files on the disk: syncing a file leaves out its name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

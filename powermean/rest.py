@@ -1,12 +1,14 @@
 """The REST API as values: each function builds one call and knows how to read its answer.
 
+Here are jobs, what they record, and datasets; the rest is in rest_cluster.py, rest_identity.py and
+rest_sharing.py.
+
 Both clients turn these into their methods (`method` in connection.py), so that a call, with its parameters,
 defaults and meaning, is written down once.
 """
 
 import secrets
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,22 +27,15 @@ from powermean.contracts.api import (
     JobSort,
     JobState,
     LogText,
-    NodeClosing,
-    NodeDrain,
-    NodeList,
-    NodeSamples,
-    NodeView,
-    ServerList,
     SpecSource,
     SubmittedJob,
 )
-from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
 from powermean.contracts.exponents import JobExponents
 from powermean.contracts.forks import Origin
 from powermean.contracts.health import JobHealth
 from powermean.contracts.job import JobSpec
 from powermean.contracts.metrics import MetricInfo, MetricsHistory
-from powermean.contracts.priorities import PriorityChange, PriorityClass, PriorityClassList, PriorityRank
+from powermean.contracts.priorities import PriorityChange
 from powermean.contracts.replays import (
     AskedReplay,
     Replay,
@@ -131,22 +126,6 @@ def set_priority(job_id: str, priority: str) -> Call[Job]:
     """Give it another priority: the name of a class (see priorities)."""
     body = PriorityChange(priority=priority).model_dump()
     return Call("POST", job_path(job_id, "/priority"), reads(Job), json=body)
-
-
-def priorities() -> Call[PriorityClassList]:
-    """The priority classes, the highest first."""
-    return Call("GET", "/v1/priorities", reads(PriorityClassList))
-
-
-def set_priority_class(name: str, rank: PriorityRank) -> Call[PriorityClass]:
-    """Make a class, or change one. For administrators."""
-    path = f"/v1/priorities/{quote(name, safe='')}"
-    return Call("PUT", path, reads(PriorityClass), json=rank.model_dump())
-
-
-def remove_priority_class(name: str) -> Call[None]:
-    """Remove a class that no live job has. For administrators."""
-    return Call("DELETE", f"/v1/priorities/{quote(name, safe='')}", nothing)
 
 
 def delete_job(job_id: str, cascade: bool = False) -> Call[None]:
@@ -315,78 +294,14 @@ def get_dataset(dataset_id: str) -> Call[Dataset]:
     return Call("GET", f"/v1/datasets/{quote(dataset_id, safe='')}", reads(Dataset))
 
 
-def upload_dataset(project: str | None = None) -> Call[Dataset]:
-    """The body is a form with the fields `file` and `name`: see Client.upload_dataset."""
-    return Call("POST", "/v1/datasets", reads(Dataset), params(project=project))
-
-
-def nodes() -> Call[NodeList]:
-    return Call("GET", "/v1/nodes", reads(NodeList))
-
-
-def get_node(node_id: str) -> Call[NodeView]:
-    return Call("GET", _node_path(node_id), reads(NodeView))
-
-
-def node_samples(node_id: str, since: datetime | None = None) -> Call[NodeSamples]:
-    """What the node used, every ten seconds of the last hour, or after a time (with its time zone)."""
-    given = params(since=since.isoformat() if since is not None else None)
-    return Call("GET", _node_path(node_id, "/samples"), reads(NodeSamples), given)
-
-
-def cordon_node(node_id: str, reason: str | None = None) -> Call[NodeView]:
-    """Give the node nothing new; what runs there goes on. For administrators."""
-    body = NodeClosing(reason=reason).model_dump(mode="json")
-    return Call("POST", _node_path(node_id, "/cordon"), reads(NodeView), json=body)
-
-
-def drain_node(node_id: str, reason: str | None = None, at: datetime | None = None) -> Call[NodeView]:
-    """Empty the node, now or at a time (with its time zone): its jobs go on elsewhere. For administrators."""
-    body = NodeDrain(reason=reason, at=at).model_dump(mode="json")
-    return Call("POST", _node_path(node_id, "/drain"), reads(NodeView), json=body)
-
-
-def uncordon_node(node_id: str) -> Call[NodeView]:
-    """Open the node again. For administrators."""
-    return Call("POST", _node_path(node_id, "/uncordon"), reads(NodeView))
-
-
-def _node_path(node_id: str, rest: str = "") -> str:
-    return f"/v1/nodes/{quote(node_id, safe='')}{rest}"
-
-
-def remove_node(node_id: str) -> Call[None]:
-    """Forget a node that is gone for good; refused while it is alive or runs attempts. For administrators."""
-    return Call("DELETE", _node_path(node_id), nothing)
-
-
-def servers() -> Call[ServerList]:
-    """The service's server processes, and which of them leads. For administrators and auditors."""
-    return Call("GET", "/v1/servers", reads(ServerList))
-
-
-def engines() -> Call[EngineServiceList]:
-    return Call("GET", "/v1/engines", reads(EngineServiceList))
-
-
-def get_engine(engine_id: str) -> Call[EngineService]:
-    return Call("GET", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
-
-
-def create_engine(spec: EngineSpec) -> Call[EngineService]:
-    """Declare an engine that LoRA jobs on its model share. For administrators."""
-    body = spec.model_dump(mode="json")
-    return Call("POST", "/v1/engines", reads(EngineService), json=body)
-
-
 def delete_dataset(dataset_id: str) -> Call[None]:
     """Delete an uploaded dataset that no live job trains on."""
     return Call("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}", nothing)
 
 
-def remove_engine(engine_id: str) -> Call[EngineService]:
-    """Let it take no new jobs, and go when its present ones have ended. For administrators."""
-    return Call("DELETE", f"/v1/engines/{quote(engine_id, safe='')}", reads(EngineService))
+def upload_dataset(project: str | None = None) -> Call[Dataset]:
+    """The body is a form with the fields `file` and `name`: see Client.upload_dataset."""
+    return Call("POST", "/v1/datasets", reads(Dataset), params(project=project))
 
 
 def metric_names() -> Call[dict[str, MetricInfo]]:

@@ -259,10 +259,7 @@ def cancel(job: ChosenJob, json_: AsJson = False) -> None:
     """
     with connected() as client:
         found = client.cancel_job(job_id(client, job))
-    if json_:
-        say_json(found)
-    else:
-        say(f"{found.id} {found.state}" if found.state.final else f"{found.id} is being cancelled")
+    _tell(found, found.state if found.state.final else "is being cancelled", json_)
 
 
 def pause(job: ChosenJob, json_: AsJson = False) -> None:
@@ -274,11 +271,8 @@ def pause(job: ChosenJob, json_: AsJson = False) -> None:
     """
     with connected() as client:
         found = client.pause_job(job_id(client, job))
-    if json_:
-        say_json(found)
-    else:
-        when = "after its step" if found.state is JobState.RUNNING else "after the check of its spec"
-        say(f"{found.id} pauses {when}" if found.pause_requested else f"{found.id} {found.state}")
+    when = "after its step" if found.state is JobState.RUNNING else "after the check of its spec"
+    _tell(found, f"pauses {when}" if found.pause_requested else found.state, json_)
 
 
 def resume(job: ChosenJob, json_: AsJson = False) -> None:
@@ -288,10 +282,15 @@ def resume(job: ChosenJob, json_: AsJson = False) -> None:
     """
     with connected() as client:
         found = client.resume_job(job_id(client, job))
+    _tell(found, found.state, json_)
+
+
+def _tell(job: Job, how: str, json_: bool) -> None:
+    """Print the job after an order: what became of it, or all of it."""
     if json_:
-        say_json(found)
+        say_json(job)
     else:
-        say(f"{found.id} {found.state}")
+        say(f"{job.id} {how}")
 
 
 def logs(

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from powermean import audit_archive, audit_chain, private_files
 from powermean.contracts.audit import AuditCut, AuditEntry
 from powermean.contracts.audit import AuditHead as SignedHead
+from powermean.disk import sync_folder
 from powermean.errors import PowermeanError
 from powermean.tokens import KeyPair
 from server.audit import reading
@@ -121,16 +122,7 @@ def _write(file: Path, entries: Iterable[AuditEntry]) -> None:
             raise ArchiveError(f"{file} is there already, with other contents") from None
     finally:
         part.unlink()
-    _sync_folder(file.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the file's name is on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(file.parent)
 
 
 def _cut(database: Database, cut: AuditCut, first: int, file: Path) -> None:

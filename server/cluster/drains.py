@@ -26,7 +26,7 @@ FURTHEST = timedelta(days=366)
 def cordon(session: Session, node_id: str, asked: NodeClosing, person: str) -> None:
     """Give the node nothing new. One that drains goes on draining. Raises NotFoundError."""
     node = _locked(session, node_id)
-    node.told = node.told or "cordoned"
+    node.ordered_state = node.ordered_state or "cordoned"
     _say_why(session, node, asked, person)
 
 
@@ -41,11 +41,11 @@ def drain(session: Session, node_id: str, asked: NodeDrain, person: str) -> None
     node = _locked(session, node_id)
     now = database_now(session)
     if asked.at is None:
-        if node.told != DRAINING:
-            node.told, node.drain_at = DRAINING, now
+        if node.ordered_state != DRAINING:
+            node.ordered_state, node.drain_at = DRAINING, now
     else:
         _check_time(asked.at, now)
-        if node.told == DRAINING:
+        if node.ordered_state == DRAINING:
             raise ConflictError(f"node {node_id} is draining already", remedy="Uncordon it first.")
         node.drain_at = asked.at
     _say_why(session, node, asked, person)
@@ -54,13 +54,13 @@ def drain(session: Session, node_id: str, asked: NodeDrain, person: str) -> None
 def uncordon(session: Session, node_id: str) -> None:
     """Open the node again. Attempts that were told to leave still do. Raises NotFoundError."""
     node = _locked(session, node_id)
-    node.told = node.told_why = node.drain_at = None
+    node.ordered_state = node.ordered_state_reason = node.drain_at = None
     changes(session).plan = True
 
 
 def begin_due(session: Session, now: datetime) -> None:
     """Start the drains whose time has come."""
-    session.execute(update(Node).where(*_due(now)).values(told=DRAINING))
+    session.execute(update(Node).where(*_due(now)).values(ordered_state=DRAINING))
 
 
 def any_due(session: Session, now: datetime) -> bool:
@@ -105,7 +105,7 @@ def order_to_leave(session: Session, job_id: str, now: datetime) -> None:
 
 
 def _due(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    return Node.drain_at <= now, Node.told.is_distinct_from(DRAINING)
+    return Node.drain_at <= now, Node.ordered_state.is_distinct_from(DRAINING)
 
 
 def _locked(session: Session, node_id: str) -> Node:
@@ -116,8 +116,8 @@ def _locked(session: Session, node_id: str) -> Node:
 
 
 def _say_why(session: Session, node: Node, asked: NodeClosing, person: str) -> None:
-    if asked.reason or not node.told_why:
-        node.told_why = (asked.reason or f"by {person}")[:200]
+    if asked.reason or not node.ordered_state_reason:
+        node.ordered_state_reason = (asked.reason or f"by {person}")[:200]
     changes(session).plan = True
 
 

@@ -62,7 +62,7 @@ class Line:
         with self._lock:
             self._changed.update(job_ids)
 
-    def told(self, phases: Mapping[str, str]) -> None:
+    def set_phases(self, phases: Mapping[str, str]) -> None:
         """The rows of these jobs now say what they wait for."""
         for job_id in self._queued.keys() & phases.keys():
             self._queued[job_id] = self._queued[job_id]._replace(phase=phases[job_id])

@@ -272,7 +272,7 @@ class Scheduler:
         for some in _batches(chosen, PHASES_AT_ONCE):
             with self._leading() as session:
                 tell_phases(session, dict(some), state)
-            self.line.told(dict(some))
+            self.line.set_phases(dict(some))
         return len(chosen)
 
 

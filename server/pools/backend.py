@@ -57,8 +57,8 @@ class Seen:
     revoked: bool = False
 
 
-def told_of(pilot_id: str, external_id: str | None, seen: Sequence[Seen]) -> Seen | None:
-    """What is said of a pilot, of which there may be a double: that it has ended only if both have."""
+def find_pilot(pilot_id: str, external_id: str | None, seen: Sequence[Seen]) -> Seen | None:
+    """The pilot in what its engine sees. There may be a double: it has ended only if both have."""
     found = [one for one in seen if one.pilot_id == pilot_id]
     found.sort(key=lambda one: (one.state is PilotState.ENDED, one.external_id != external_id))
     return found[0] if found else None

@@ -113,7 +113,7 @@ def let_go(session: Session, settings: Settings, pool: Pool, pilot: Pilot, why: 
     pilot.leaves = why[:200]
     node = session.get(Node, pilot.node_id, with_for_update=True)
     if node is not None:
-        node.told, node.told_why = DRAINING, why[:200]
+        node.ordered_state, node.ordered_state_reason = DRAINING, why[:200]
     changes(session).plan = True
     log.info("pool %s: letting %s go: %s", pilot.pool, pilot.id, why)
     return True
@@ -141,9 +141,9 @@ def has_work(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now
 
 
 def is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
-    """Whether its node was told to drain, and is empty. One whose worker leaves is being ended already."""
+    """Whether its node was ordered to drain, and is empty. One whose worker leaves is being ended already."""
     node = session.get(Node, pilot.node_id)
-    drains = node is not None and node.told == DRAINING
+    drains = node is not None and node.ordered_state == DRAINING
     return drains and not has_work(session, settings, pool, pilot, now)
 
 
@@ -154,7 +154,7 @@ def unneeded_s(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> flo
     if pilot.unneeded_since is None:
         return 0.0
     node = session.get(Node, pilot.node_id)
-    leaves = node is not None and node.closed != node.told
+    leaves = node is not None and node.closed != node.ordered_state
     return (now - pilot.unneeded_since).total_seconds() - (pool.term_grace_s if leaves else 0.0)
 
 
@@ -201,15 +201,15 @@ def _note_end(session: Session, pool: Pool, pilot: Pilot, ends_at: datetime | No
     if pilot.ends_at is None or abs(pilot.ends_at - ends_at) > CLOSE:
         pilot.ends_at = ends_at
     node = session.get(Node, pilot.node_id)
-    if node is None or node.told == DRAINING:
+    if node is None or node.ordered_state == DRAINING:
         return
     drain_at = pilot.ends_at - timedelta(seconds=pool.drain_s)
     earlier = node.drain_at is not None and node.drain_at != before and node.drain_at < drain_at
     if earlier or node.drain_at == drain_at:
         return
     node.drain_at = drain_at
-    if node.told is None:
-        node.told_why = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
+    if node.ordered_state is None:
+        node.ordered_state_reason = f"its time in pool {pool.name} ends at {pilot.ends_at:%H:%M} UTC"
     changes(session).plan = True
 
 

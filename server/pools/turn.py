@@ -24,7 +24,7 @@ from server.db.models import Job, Pilot, PoolStatus
 from server.db.session import Database, changes, database_now
 from server.nodes import living_ids
 from server.pools import life
-from server.pools.backend import Backend, PilotOrder, PilotState, PoolError, Seen, told_of
+from server.pools.backend import Backend, PilotOrder, PilotState, PoolError, Seen, find_pilot
 from server.pools.declaration import Pool
 from server.pools.sizing import Check, PilotFacts, PoolFacts, Sizes, sizes
 from server.replays.repository import any_waiting
@@ -137,8 +137,8 @@ class PoolTurn:
         """Follow the engine's word; each end has a transaction of its own."""
         with self._shared.database.read() as session:
             ours = pilots.living(session, self._pool.name)
-        told = ((one.id, told_of(one.id, one.external_id, seen)) for one in ours)
-        known = {pilot_id: found for pilot_id, found in told if found is not None}
+        pairs = ((one.id, find_pilot(one.id, one.external_id, seen)) for one in ours)
+        known = {pilot_id: found for pilot_id, found in pairs if found is not None}
         over: dict[str, tuple[str, bool]] = {}
         taken = []  # by its engine, which may know more
         missing = set()

@@ -1,7 +1,6 @@
 """Datasets, logs, checkpoints and the files of final models."""
 
 import secrets
-from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response, status
@@ -52,12 +51,16 @@ _DATASET_BODY = {
         },
     }
 }
-_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_DOWNLOADS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file; its ETag is the sha256.", "content": _FILE},
-    206: {"description": "The requested range.", "content": _FILE},
-    304: {"description": "The client's copy is current."},
-    416: {"model": ErrorResponse, "description": "The file ends before the range."},
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_FILE: dict[str, Any] = {
+    "tags": ["jobs"],
+    "response_class": Response,
+    "responses": {
+        200: {"description": "The file; its ETag is the sha256.", "content": _BYTES},
+        206: {"description": "The requested range.", "content": _BYTES},
+        304: {"description": "The client's copy is current."},
+        416: {"model": ErrorResponse, "description": "The file ends before the range."},
+    },
 }
 
 
@@ -234,11 +237,7 @@ def get_checkpoint_files(
 
 
 @router.get(
-    "/jobs/{job_id}/checkpoints/{step}/files/{path:path}",
-    tags=["jobs"],
-    summary="Download a file of a checkpoint",
-    response_class=Response,
-    responses=_DOWNLOADS,
+    "/jobs/{job_id}/checkpoints/{step}/files/{path:path}", summary="Download a file of a checkpoint", **_FILE
 )
 def get_checkpoint_file(
     job_id: str,
@@ -252,15 +251,13 @@ def get_checkpoint_file(
     """As a file of the final model."""
     with database.read() as session:
         ref = models.checkpoint_file(session, job_id, step, path)
-    return download(request, store, ref, PurePosixPath(path).name)
+    return download(request, store, ref, path)
 
 
 @router.get(
     "/jobs/{job_id}/origin/{owner}/files/{path:path}",
-    tags=["jobs"],
     summary="Download a file that a fork began with",
-    response_class=Response,
-    responses=_DOWNLOADS,
+    **_FILE,
 )
 def get_origin_file(
     job_id: str,
@@ -274,7 +271,7 @@ def get_origin_file(
     """As a file of the final model. The fork keeps it, whatever becomes of the other job."""
     with database.read() as session:
         ref = models.origin_file(session, job_id, owner, path)
-    return download(request, store, ref, PurePosixPath(path).name)
+    return download(request, store, ref, path)
 
 
 @router.get("/jobs/{job_id}/files", tags=["jobs"], summary="Files of the final model")
@@ -284,13 +281,7 @@ def get_files(job_id: str, caller: Annotated[Caller, May("job.read")], database:
         return FileList(files=models.model_files(session, job_id))
 
 
-@router.get(
-    "/jobs/{job_id}/files/{path:path}",
-    tags=["jobs"],
-    summary="Download a file of the final model",
-    response_class=Response,
-    responses=_DOWNLOADS,
-)
+@router.get("/jobs/{job_id}/files/{path:path}", summary="Download a file of the final model", **_FILE)
 def get_file(
     job_id: str,
     path: str,
@@ -302,4 +293,4 @@ def get_file(
     """Takes Range (one range), If-Range and If-None-Match."""
     with database.read() as session:
         ref = models.model_file(session, job_id, path)
-    return download(request, store, ref, PurePosixPath(path).name)
+    return download(request, store, ref, path)

@@ -15,7 +15,8 @@ from powermean.contracts.signin import (
 from server.errors import ForbiddenError
 from server.identity import device
 from server.identity.callers import Caller
-from server.routes.access import KnownCallerRoute, May, browsers_own, client_address
+from server.routes.access import KnownCallerRoute, May
+from server.routes.authentication import browsers_own, client_address
 from server.routes.dependencies import RequestDatabase, RequestThrottle
 
 router = APIRouter(prefix="/v1/device-codes", tags=["identity"], route_class=KnownCallerRoute)

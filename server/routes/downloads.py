@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from fastapi import Request, Response, status
@@ -29,11 +30,12 @@ class Span:
     end: int
 
 
-def download(request: Request, store: ArtefactStore, ref: ArtefactRef, name: str) -> Response:
-    """The answer to a GET of the artefact under a file name: 200, 206, or 304.
+def download(request: Request, store: ArtefactStore, ref: ArtefactRef, path: str) -> Response:
+    """The answer to a GET of the artefact under the last name of a path: 200, 206, or 304.
 
     Raises RangeNotSatisfiableError, and ArtefactMissingError before anything is sent.
     """
+    name = PurePosixPath(path).name
     tag = f'"{ref.sha256}"'
     headers = {
         "ETag": tag,

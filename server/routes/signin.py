@@ -26,15 +26,8 @@ from server.identity import accounts, oidc, passwords, people, sessions
 from server.identity.callers import Caller
 from server.identity.sessions import Browser, Lifetimes, SignedIn
 from server.identity.throttle import Throttle
-from server.routes.access import (
-    KnownCallerRoute,
-    May,
-    browser_cookie,
-    browsers_own,
-    check_origin,
-    client_address,
-    session_secret,
-)
+from server.routes.access import KnownCallerRoute, May, browser_cookie
+from server.routes.authentication import browsers_own, check_origin, client_address, session_secret
 from server.routes.dependencies import (
     RequestDatabase,
     RequestProvider,

@@ -19,7 +19,8 @@ from powermean.contracts.token_records import StepFacts, UpdateTokens
 from powermean.token_segments import write_segment
 from tests.dashboard.test_dashboard_trajectory import PIECES, record, with_tokens
 from tests.support.browser_tabs import Tab, Tabs
-from tests.support.fake_api import FakeApi, create_api
+from tests.support.fake_api import FakeApi
+from tests.support.fake_api_routes import create_api
 from tests.support.real_service import Service, free_port, until
 
 if TYPE_CHECKING:

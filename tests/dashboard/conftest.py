@@ -7,7 +7,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from dashboard.app import create_dashboard
-from tests.support.fake_api import COOKIE, FakeApi, create_api
+from tests.support.fake_api import COOKIE, FakeApi
+from tests.support.fake_api_routes import create_api
 
 ORIGIN = "http://testserver"
 

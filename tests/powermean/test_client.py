@@ -2,15 +2,12 @@
 
 import asyncio
 import hashlib
-import inspect
 import json
 import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_origin
 
-import httpx
 import pytest
 
 from powermean import (
@@ -19,24 +16,19 @@ from powermean import (
     Client,
     PowermeanError,
     ServerUnreachableError,
-    rest,
-    rest_identity,
 )
 from powermean import client as client_module
 from powermean import connection as connection_module
-from powermean.calls import Call, FencedError
+from powermean.calls import FencedError
 from powermean.contracts.api import JobState, SubmittedJob
 from powermean.contracts.health import Finding, JobHealth
 from powermean.contracts.staleness import JobStaleness
-from powermean.contracts.token_records import RecordedTokens, StepFacts, TrajectoryTokens
-from powermean.contracts.trajectories import Trajectory
 from powermean.deprecations import METHODS
 from powermean.node_client import AttemptClient
 from tests.support.sample_jobs import SPEC, job
 from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
 
-CALLS = (rest.__name__, rest_identity.__name__)
 JOB = job().model_dump_json().encode()
 ENDED = job(JobState.FINISHED, seq=3).model_dump_json().encode()
 REFUSAL = json.dumps(
@@ -302,43 +294,6 @@ def test_a_conflict_is_not_a_fence(server: ScriptedServer) -> None:
     assert not isinstance(refused.value, FencedError)
 
 
-def test_the_asynchronous_client_forwards_a_browsers_session() -> None:
-    seen = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(200, content=JOB)
-
-    async def cancel() -> None:
-        transport = httpx.MockTransport(answer)
-        async with AsyncClient("http://127.0.0.1:8700", cookies={"s": "1"}, transport=transport) as client:
-            assert await client.cancel_job("job-a") == job()
-
-    asyncio.run(cancel())
-    assert seen[0].headers["Cookie"] == "s=1"
-    assert seen[0].headers["Origin"] == "http://127.0.0.1:8700"
-
-
-def test_one_trajectory_and_its_tokens() -> None:
-    found = Trajectory(
-        index=7, group=0, problem="a", reward=1.0, advantage=0.5, length=1, truncated=False, has_tokens=True
-    )
-    facts = StepFacts(step=3, progress=0, mean_reward=1, reward_std=0, max_new_tokens=4, updates=())
-    tokens = TrajectoryTokens(index=7, token_ids=(5,), pieces=("<b>",), sampler_log_probs=(-0.5,))
-    recorded = RecordedTokens(facts=facts, tokens=tokens)
-    answers = {
-        "/v1/jobs/job-a/trajectories/3/7": found.model_dump_json(),
-        "/v1/jobs/job-a/trajectories/3/7/tokens": recorded.model_dump_json(),
-    }
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=answers[request.url.path]))
-
-    async def both() -> tuple[Trajectory, RecordedTokens]:
-        async with AsyncClient("http://127.0.0.1:8700", transport=transport) as client:
-            return await client.trajectory("job-a", 3, 7), await client.trajectory_tokens("job-a", 3, 7)
-
-    assert asyncio.run(both()) == (found, recorded)
-
-
 def test_one_trajectory_and_its_tokens_without_asyncio(server: ScriptedServer, client: Client) -> None:
     path = "GET /v1/jobs/job-a/trajectories/3/7"
     for request, ask in (
@@ -391,37 +346,6 @@ def test_methods_work_under_their_old_names(server: ScriptedServer, client: Clie
     with pytest.warns(DeprecationWarning, match="lag is now staleness"):
         assert asyncio.run(asynchronously()) == found
     assert {one.old for one in METHODS} == {"lag"}
-
-
-def calls_of(client: type) -> dict[str, str]:
-    """Name, parameters and result of each method that is a call."""
-    return {
-        name: str(inspect.signature(value))
-        for name, value in vars(client).items()
-        if callable(value) and getattr(value, "__module__", "") in CALLS
-    }
-
-
-def test_both_clients_have_all_calls_with_their_parameters() -> None:
-    builders = {
-        name
-        for calls in (rest, rest_identity)
-        for name, value in vars(calls).items()
-        if inspect.isfunction(value) and get_origin(inspect.signature(value).return_annotation) is Call
-    }
-    by_hand = {
-        "file",
-        "checkpoint_file",
-        "origin_file",
-        "events",
-        "upload_dataset",
-        "audit_export",
-    }  # their bodies are streams: see Client
-    of_strangers = {"start_device", "claim_device"}  # they have no key yet: see Stranger
-    assert calls_of(Client) == calls_of(AsyncClient)
-    assert set(calls_of(Client)) == builders - by_hand - of_strangers | {method.old for method in METHODS}
-    assert calls_of(Client)["get_job"] == "(self, /, job_id: str) -> powermean.contracts.api.Job"
-    assert Client.get_job.__doc__ == rest.get_job.__doc__
 
 
 def test_certificates_are_read_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:

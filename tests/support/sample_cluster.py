@@ -189,11 +189,11 @@ def busy(session: Session) -> Cluster:
     for name, (person, quota, limit) in PROJECTS.items():
         cluster.project(name, person, quota, limit)
     for number in range(1, 5):
-        told = {"told": "draining", "told_why": "new driver"} if number == 4 else {}
+        drain = {"ordered_state": "draining", "ordered_state_reason": "new driver"} if number == 4 else {}
         used = {i: (float(chance.randint(35, 99)), chance.randint(20_000, 76_000)) for i in range(8)}
         used |= dict.fromkeys((6, 7), (0.0, 420)) if number > 2 else {7: (0.0, 420)}
         broken = {7: "Xid 79: the GPU has fallen off the bus"} if number == 3 else {}
-        cluster.node(f"gpu-{number}", gpus=8, cpu_slots=0, use=used, unhealthy=broken, **told)
+        cluster.node(f"gpu-{number}", gpus=8, cpu_slots=0, use=used, unhealthy=broken, **drain)
     cluster.node("cpu-1", cpu_slots=4)
     turns = ["vision", "language", "vision", "agents", "language", "vision"]
     places = [(f"gpu-{n}", f"GPU-gpu-{n}-{i}") for n in range(1, 5) for i in range(8)]

@@ -47,26 +47,26 @@ class Node(Base):
     report_number: Mapped[int | None] = mapped_column(BigInteger)  # of that report; null: it has none
     seen_at: Mapped[datetime]
     rival: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the last one refused
-    # What an administrator or its pool has said of it, which outlives what its worker says.
-    told: Mapped[str | None] = mapped_column("closed", String(8))  # cordoned or draining
-    told_why: Mapped[str | None] = mapped_column("closed_reason", String(200))  # for people
+    # What an administrator or its pool has ordered, which outlives what its worker says.
+    ordered_state: Mapped[str | None] = mapped_column("closed", String(8))  # cordoned or draining
+    ordered_state_reason: Mapped[str | None] = mapped_column("closed_reason", String(200))  # for people
     drain_at: Mapped[datetime | None]  # from then on it drains
     gpus_since: Mapped[datetime | None]  # when it first reported the newest of its GPUs
 
     @hybrid_property
     def closed(self) -> str | None:
         """Cordoned or draining: it takes nothing new. It drains while its worker says that it leaves, too."""
-        return DRAINING if self.report.get("leaving") else self.told
+        return DRAINING if self.report.get("leaving") else self.ordered_state
 
     @closed.inplace.expression
     @classmethod
     def _closed(cls) -> ColumnElement[str | None]:
-        return case((cls.report["leaving"].as_boolean(), DRAINING), else_=cls.told)
+        return case((cls.report["leaving"].as_boolean(), DRAINING), else_=cls.ordered_state)
 
     @property
     def closed_reason(self) -> str | None:
         """Why, for people."""
-        return LEAVING if self.closed != self.told else self.told_why
+        return LEAVING if self.closed != self.ordered_state else self.ordered_state_reason
 
 
 class NodeSample(Base):

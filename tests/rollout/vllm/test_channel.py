@@ -35,7 +35,7 @@ from rollout.engine import EngineError, Fence
 from rollout.settings import RolloutSettings
 from rollout.vllm import channel as vllm_channel
 from rollout.vllm import server as vllm_server
-from rollout.vllm.command import VllmOptions, server_command, server_environment
+from rollout.vllm.command import VllmOptions
 from rollout.vllm.engine import VllmEngine, load_engine
 from rollout.vllm.server import Deadlines
 from rollout.weights import WeightSource
@@ -43,7 +43,6 @@ from tests.support.tiny_model import tiny_config
 from trainer.learner.model_state import unique_weights
 
 pytestmark = pytest.mark.slow
-
 FAKE = Path(__file__).parents[2] / "support" / "fake_vllm.py"
 NCCL_ID = base64.b64encode(bytes(range(128))).decode()
 JOB = "job-1"
@@ -58,8 +57,6 @@ BUFFER = IpcBuffer(
     event=base64.b64encode(b"event").decode(),
     wait=True,
 )
-
-
 HOLD = HoldRequest(job_id=JOB, attempt=1, version=1)
 
 
@@ -322,12 +319,6 @@ def test_a_manifest_is_that_of_its_method(changed: dict[str, object]) -> None:
         _request(**changed)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("place", [{}, {"host": "h"}, {"port": 1}, {"method": "ipc", "host": "h", "port": 1}])
-def test_a_channel_has_a_place_unless_it_is_ipc(place: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        ChannelRequest.model_validate({"job_id": JOB, "attempt": 1, "method": "gloo"} | place)
-
-
 def test_on_loopback_no_trainer_elsewhere_is_met(make: Make, keys: KeyPair, tmp_path: Path) -> None:
     stage = make("gloo")
     settings = RolloutSettings(model=tmp_path, job_id=JOB, public_key=tmp_path / "key", host="127.0.0.1")
@@ -415,25 +406,6 @@ def ended_and_started_by_a_publish(stage: Stage) -> None:
     stage.engine.publish(_request())
     assert "/wake_up" not in stage.paths()
     assert (stage.engine.state().version, server.phase, server.starts) == (1, "ready", 2)
-
-
-def test_gpus_and_sleep_are_flags_of_vllms(tmp_path: Path) -> None:
-    command = server_command(VllmOptions(tmp_path, "bfloat16", tensor_parallel=4, sleep=True), tmp_path)
-    assert command[command.index("--tensor-parallel-size") + 1] == "4"
-    assert "--enable-sleep-mode" in command
-    plain = server_command(VllmOptions(tmp_path, "bfloat16"), tmp_path)
-    assert not {"--tensor-parallel-size", "--enable-sleep-mode"} & set(plain)
-
-
-def test_vllm_is_started_with_the_back_end_of_the_channel(tmp_path: Path) -> None:
-    for method, back_end in (("gloo", "powermean_gloo"), ("nccl", "nccl"), ("ipc", "ipc")):
-        options = VllmOptions(tmp_path, "float32", transfer=method)  # type: ignore[arg-type]
-        command = server_command(options, tmp_path)
-        assert command[command.index("--weight-transfer-config") + 1] == f'{{"backend": "{back_end}"}}'
-        assert ("VLLM_ALLOW_INSECURE_SERIALIZATION" in server_environment(options, tmp_path)) == (
-            method == "ipc"
-        )
-    assert "--weight-transfer-config" not in server_command(VllmOptions(tmp_path, "float32"), tmp_path)
 
 
 def test_what_is_offered_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

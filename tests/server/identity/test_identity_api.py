@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import select, update
 
+from powermean.contracts.names import SESSION_COOKIE
 from powermean.tokens import Verb, ensure_key_pair, sign_attempt_token
 from server.db.models import ApiKey, BrowserSession
 from server.identity.keys import WeakBootstrapKeyError, bootstrap_keys, digest
-from server.routes.access import SESSION_COOKIE
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, error_of, example_spec
 
 HERE = {"Origin": "http://127.0.0.1"}

@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from sqlalchemy import select
 
+from powermean.contracts.names import SESSION_COOKIE
 from server.db.models import Person
-from server.routes.access import SESSION_COOKIE
 from tests.server.identity.test_signing_in import (
     ADA,
     PASSWORD,

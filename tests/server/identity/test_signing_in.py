@@ -6,11 +6,11 @@ import pytest
 from argon2 import Type
 from sqlalchemy import select, update
 
+from powermean.contracts.names import SESSION_COOKIE
 from server.db.models import ApiKey, BrowserSession, DeviceSignIn, Person
 from server.identity import passwords
 from server.identity.keys import digest
 from server.identity.throttle import Throttle
-from server.routes.access import SESSION_COOKIE
 from tests.support.service_driver import ADMIN_KEY, NODE_TOKEN, ServiceDriver, error_of
 
 HERE = {"Origin": "http://127.0.0.1"}

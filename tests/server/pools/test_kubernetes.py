@@ -1,85 +1,27 @@
 """The Kubernetes pool against a server that answers as the API server does; no cluster ran it."""
 
 import json
-import ssl
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from powermean.contracts.pools import Shape
 from server.db import models
-from server.pools.backend import PilotOrder, PilotState, PoolError, Seen
+from server.pools.backend import PilotState, PoolError, Seen
 from server.pools.kubernetes import KubernetesBackend, KubernetesPool, KubernetesSection
 from server.pools.pools_file import read_pools_file
 from server.pools.turn import Pools, PoolTurn
 from server.settings import Settings
-from tests.support.fake_kubernetes import TOKEN, Kubernetes
+from tests.support.fake_kubernetes import Kubernetes
+from tests.support.kubernetes_pool import NAME, NODE_TOKEN, REDIS_URL, TEMPLATE, order
 from tests.support.service_driver import ServiceDriver
-
-NAME = "gpu-0a1b2c3d"
-NODE_TOKEN, REDIS_URL = "pmn_very-secret", "redis://:hidden@redis:6379/0"
-TEMPLATE: dict[str, Any] = {
-    "metadata": {"labels": {"team": "nlp"}},
-    "spec": {
-        "containers": [
-            {
-                "name": "worker",
-                "image": "powermean-worker:cuda",
-                "env": [{"name": "HF_HOME", "value": "/data/hub"}],
-                "resources": {"limits": {"memory": "64Gi"}},
-                "volumeMounts": [{"name": "shared", "mountPath": "/data"}],
-            }
-        ],
-        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": "pm-shared"}}],
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-    },
-}
-
-
-def order(token: str = NODE_TOKEN, gpus: int = 2, limit: int | None = 7200) -> PilotOrder:
-    return PilotOrder(
-        pilot_id=NAME,
-        node_id=NAME,
-        environment={"POWERMEAN_SERVER_URL": "http://server:8700", "POWERMEAN_NODE_ID": NAME},
-        secrets={"POWERMEAN_NODE_TOKEN": token, "POWERMEAN_REDIS_URL": REDIS_URL},
-        shape=Shape(gpus=gpus),
-        time_limit_s=limit,
-    )
-
-
-@pytest.fixture
-def cluster() -> Iterator[Kubernetes]:
-    made = Kubernetes()
-    yield made
-    made.stop()
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """The only server leads, however slow the machine is."""
     return settings.model_copy(update={"leader_lease_s": 600.0})
-
-
-@pytest.fixture
-def section(cluster: Kubernetes, tmp_path: Path) -> KubernetesSection:
-    (tmp_path / "token").write_text(TOKEN + "\n")
-    return KubernetesSection(
-        template=TEMPLATE,
-        namespace="team",
-        queue="research",
-        api_url=cluster.url,
-        token_file=tmp_path / "token",
-        timeout_s=5,
-    )
-
-
-@pytest.fixture
-def backend(section: KubernetesSection) -> KubernetesBackend:
-    return KubernetesBackend("gpu", section)
 
 
 def the_one(backend: KubernetesBackend) -> Seen:
@@ -323,124 +265,6 @@ def test_a_cancelled_pilot_may_be_gone_already(backend: KubernetesBackend, clust
     cluster.replies = [(409, {"message": "the object has been modified"})]
     with pytest.raises(PoolError, match="409, the object has been modified"):
         backend.cancel(NAME)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (401, {"message": "Unauthorized"}, r"401, Unauthorized; the token in .*token is not valid there"),
-        (
-            403,
-            {"message": 'jobs.batch is forbidden: User "x" cannot list'},
-            "cannot list.*Role of the Helm chart",
-        ),
-        (410, {"message": "The provided continue parameter is too old"}, "410, The provided continue"),
-        (429, {"message": "too many requests"}, "429, too many requests"),
-        (503, b"<html>upstream</html>", "503, <html>upstream"),
-        (302, b"", "302, nothing more"),
-        (500, [], r"500, \[\]"),
-        (200, b"not json", "answered no JobList"),
-        (200, {}, "answered no JobList: items: Field required"),
-        (200, {"items": [{"metadata": {}}]}, "answered no JobList: items.0.metadata.name"),
-        (
-            200,
-            {"items": [{"metadata": {"name": "a", "uid": "b"}, "spec": {}, "status": {"startTime": "soon"}}]},
-            "items.0.status.startTime",
-        ),
-        (200, {"items": [], "metadata": {"continue": "abc"}}, "only a part"),
-    ],
-)
-def test_an_answer_that_is_of_no_use_is_a_named_error(
-    status: int, body: Any, said: str, backend: KubernetesBackend, cluster: Kubernetes
-) -> None:
-    cluster.replies = [(status, body)]
-    with pytest.raises(PoolError, match=said):
-        backend.list()
-
-
-def test_a_wrong_manifest_is_refused_in_the_servers_words(
-    section: KubernetesSection, cluster: Kubernetes
-) -> None:
-    wrong = {"spec": {"containers": [{"image": "x", "volumeMount": []}]}}
-    with pytest.raises(PoolError, match=r"422, .*volumeMount"):
-        KubernetesBackend("gpu", section.model_copy(update={"template": wrong})).submit(order())
-
-
-def test_every_wait_is_bounded(section: KubernetesSection, cluster: Kubernetes) -> None:
-    backend = KubernetesBackend("gpu", section.model_copy(update={"timeout_s": 0.2}))
-    cluster.replies = [None]
-    with pytest.raises(PoolError, match=r"did not answer within 0\.2 s"):
-        backend.list()
-    cluster.dribble_s = 0.05  # each byte comes in time
-    with pytest.raises(PoolError, match=r"did not answer within 0\.2 s"):
-        backend.list()
-
-
-def test_what_is_missing_to_reach_the_api_server_is_named(
-    section: KubernetesSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(said: str, **changed: Any) -> None:
-        with pytest.raises(PoolError, match=said):
-            KubernetesBackend("gpu", section.model_copy(update=changed)).list()
-
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    fails("set kubernetes.api_url", api_url=None)
-    fails("serviceaccount/namespace: No such file or directory; or set kubernetes.namespace", namespace=None)
-    fails("nothing: No such file or directory", token_file=tmp_path / "nothing")
-    fails("nothing: no certificates", api_url="https://127.0.0.1:1", ca_file=tmp_path / "nothing")
-    fails("token: no certificates", api_url="https://127.0.0.1:1", ca_file=section.token_file)
-    fails(r"Kubernetes at http://127\.0\.0\.1:1: ", api_url="http://127.0.0.1:1")
-    # A server that the file does not vouch for: any certificate of an authority that signed nothing here.
-    pem = ssl.DER_cert_to_PEM_cert(ssl.create_default_context().get_ca_certs(binary_form=True)[0])
-    (tmp_path / "ca.crt").write_text(pem)
-    fails(
-        "Kubernetes at https://",
-        api_url=str(section.api_url).replace("http:", "https:"),
-        ca_file=tmp_path / "ca.crt",
-    )
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "::1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
-    fails(r"Kubernetes at https://\[::1\]:1", api_url=None, ca_file=tmp_path / "ca.crt", timeout_s=0.2)
-
-
-@pytest.mark.parametrize("token", ["se\ncret", "se cret", "sécret", ""])
-def test_a_token_that_is_none_is_not_quoted(token: str, section: KubernetesSection) -> None:
-    section.token_file.write_text(token)
-    with pytest.raises(PoolError, match=r"token: holds no bearer token") as caught:
-        KubernetesBackend("gpu", section).list()
-    assert not token or token not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"template": {}}, "image"),
-        ({"template": {"spec": {"containers": [{"image": ""}]}}}, "image"),
-        ({"template": {"spec": {"containers": {}}}}, "image"),
-        ({"template": TEMPLATE | {"metadata": None}}, "is no PodTemplateSpec"),
-        ({"template": {"spec": TEMPLATE["spec"] | {"volumes": None}}}, "is no PodTemplateSpec"),
-        ({"template": {"spec": {"containers": [{"image": "x", "env": None}]}}}, "is no PodTemplateSpec"),
-        (
-            {"template": {"spec": {"containers": [{"image": "x", "resources": None}]}}},
-            "is no PodTemplateSpec",
-        ),
-        ({"api_url": "http://10.0.0.1"}, "must start with https://"),
-        ({"namespace": "Team"}, "pattern"),
-        ({"queues": "x"}, "Extra inputs"),
-    ],
-)
-def test_a_wrong_section_is_named(wrong: dict[str, Any], said: str) -> None:
-    section = {"template": TEMPLATE} | wrong
-    pool = {
-        "name": "gpu",
-        "kind": "kubernetes",
-        "shape": {"gpus": 1},
-        "max": 2,
-        "data_dir": "/x",
-        "kubernetes": section,
-    }
-    with pytest.raises(ValidationError, match=said):
-        KubernetesPool.model_validate(pool)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The artefact store: checkpoints, models, datasets, logs and texts, by content and owner.
+"""A store and what is done with it: put, read, list, delete.
 
 An object's key is `{owner}/{sha256}-{name}`. The owner is a path such as `jobs/<id>/model` and the unit of
 deletion: whatever is deleted separately (each checkpoint of a job, say) needs its own owner. Within one
@@ -7,18 +7,13 @@ appear whole or not at all and never change; readers verify the hash.
 
 A folder (file:///...) is written directly, without a second copy of large files. Any other fsspec URL goes
 through its file system, whose writes must be atomic, as in object stores.
-
-A folder that is a store holds the file MARKER. Where it is missing, the disk is not mounted or the folder was
-replaced: what is written there would be lost, and what is missing there is not gone.
 """
 
 import hashlib
 import os
-import re
 import secrets
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,60 +22,19 @@ from typing import IO, BinaryIO, Protocol, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from powermean.artefacts.errors import (
+    ArtefactCorruptError,
+    ArtefactMissingError,
+    ArtefactStoreUnavailableError,
+    as_artefact_errors,
+)
+from powermean.artefacts.folder import MARKER, TEMPORARY_FOLDER, StoreFolder
+from powermean.artefacts.keys import OBJECT, PART, check_key, check_owner, clean_name, object_ref
 from powermean.contracts.artefacts import ArtefactRef
-from powermean.disk import is_full
-from powermean.errors import PowermeanError
 
 CHUNK = 1 << 20
-MARKER = ".powermean-store"
-TEMPORARY_FOLDER = ".incoming"
-TEMPORARY_LIFETIME_S = 86_400.0
-NAME_LENGTH = 100
 
 _FOLDER = "file://"  # what follows is the path as it is
-_PART = re.compile(r"[A-Za-z0-9@+=_-][A-Za-z0-9.@+=_-]*")
-_OBJECT = re.compile(r"(?P<sha256>[0-9a-f]{64})-(?P<name>.+)")
-
-
-class ArtefactError(PowermeanError):
-    """Something is wrong with the store or in it."""
-
-    code = "artefact_error"
-
-
-class ArtefactKeyInvalidError(ArtefactError):
-    """An owner or key that does not name a place inside the store."""
-
-    code = "artefact_key_invalid"
-
-
-class ArtefactMissingError(ArtefactError):
-    """No such object: deleted by retention, or never put."""
-
-    code = "artefact_missing"
-
-
-class ArtefactCorruptError(ArtefactError):
-    """The object's bytes are not the ones that were stored."""
-
-    code = "artefact_corrupt"
-    remedy = "restore the object from a backup, or resume from another checkpoint"
-
-
-class ArtefactStoreFullError(ArtefactError):
-    """No space left."""
-
-    code = "artefact_store_full"
-    retryable = True
-    remedy = "free space in the artefact store, or keep fewer checkpoints"
-
-
-class ArtefactStoreUnavailableError(ArtefactError):
-    """The store can't be reached or refuses access."""
-
-    code = "artefact_store_unavailable"
-    retryable = True
-    remedy = "check POWERMEAN_ARTEFACTS_URL, its permissions and the connection"
 
 
 @dataclass(frozen=True)
@@ -113,17 +67,14 @@ class ArtefactStore:
     def __init__(self, url: str, *, existing: bool = False) -> None:
         """`existing`: for nodes, which never make a store; otherwise the first write makes a folder one."""
         self.url = url
-        self._existing = existing
         try:
             found, root = _file_system(url)
         except (ValueError, ImportError, OSError) as error:
             raise ArtefactStoreUnavailableError(f"cannot use the artefact store {url}: {error}") from error
         self._fs = cast(_FileSystem, found)
         self._prefix = root.rstrip("/")
-        self._folder = Path(self._prefix).resolve() if isinstance(found, LocalFileSystem) else None
-        self._seen = False  # the marker, by this process
-        with suppress(OSError):  # a disk that does not answer: the first call says so
-            self._seen = self._folder is not None and (self._folder / MARKER).exists()
+        is_folder = isinstance(found, LocalFileSystem)
+        self._folder = StoreFolder(Path(self._prefix), existing=existing) if is_folder else None
 
     def put_file(
         self, owner: str, path: Path, name: str | None = None, *, consume: bool = False
@@ -135,44 +86,41 @@ class ArtefactStore:
         """
         if not path.is_file():  # the caller's mistake, not the store's
             raise ArtefactMissingError(f"no file {path} to store")
-        return self._put_file(check_owner(owner), path, _clean_name(name or path.name), consume)
+        return self._put_file(check_owner(owner), path, clean_name(name or path.name), consume)
 
     def put_bytes(self, owner: str, name: str, data: bytes) -> ArtefactRef:
         """Store a few bytes."""
-        ref = _ref(check_owner(owner), hashlib.sha256(data).hexdigest(), _clean_name(name), len(data))
+        ref = object_ref(check_owner(owner), hashlib.sha256(data).hexdigest(), clean_name(name), len(data))
         if self.exists(ref):
             return ref
-        with _translated(ref.key):
+        with as_artefact_errors(ref.key):
             if self._folder is None:
                 self._fs.pipe_file(self._remote(ref.key), data)
                 return ref
-            temporary = self._temporary()
-            try:
+            with self._folder.temporary_file() as temporary:
                 with temporary.open("wb") as file:
                     file.write(data)
                     _sync(file)
-                self._adopt(temporary, ref.key)
-            finally:
-                temporary.unlink(missing_ok=True)
+                self._folder.adopt(temporary, ref.key)
         return ref
 
     def get_bytes(self, ref: ArtefactRef) -> bytes:
         """The whole object, verified."""
-        with _translated(ref.key):
+        with as_artefact_errors(ref.key):
             data = self._fs.cat_file(self._remote(ref.key))
         _check(ref, len(data), hashlib.sha256(data).hexdigest())
         return data
 
     def open(self, ref: ArtefactRef) -> BinaryIO:
         """The object as a seekable binary file, not verified."""
-        with _translated(ref.key):
+        with as_artefact_errors(ref.key):
             return self._fs.open(self._remote(ref.key), "rb")
 
     def read_range(self, ref: ArtefactRef, start: int, end: int) -> bytes:
         """Bytes [start, end) of the object, or up to its end if that comes first; not verified."""
         if start < 0 or end < start:
             raise ValueError("a range needs 0 <= start <= end")
-        with self.open(ref) as file, _translated(ref.key):
+        with self.open(ref) as file, as_artefact_errors(ref.key):
             file.seek(start)
             return file.read(end - start)
 
@@ -190,7 +138,7 @@ class ArtefactStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         try:
-            with self.open(ref) as source, _translated(ref.key), temporary.open("xb") as copy:
+            with self.open(ref) as source, as_artefact_errors(ref.key), temporary.open("xb") as copy:
                 size, sha256 = _copy(source, copy)
             _check(ref, size, sha256)
             temporary.replace(target)
@@ -202,15 +150,15 @@ class ArtefactStore:
         """Path of the object if the store is a folder on this host; read-only and not verified."""
         if self._folder is None:
             return None
-        with _translated(ref.key):
-            path = self._path(ref.key)
+        with as_artefact_errors(ref.key):
+            path = self._folder.path_of(ref.key)
             if not path.is_file():
                 raise ArtefactMissingError(f"no artefact {ref.key}")
         return path
 
     def exists(self, ref: ArtefactRef) -> bool:
         """Whether the object exists with its full size."""
-        with _translated(ref.key):
+        with as_artefact_errors(ref.key):
             try:
                 return self._fs.info(self._remote(ref.key))["size"] == ref.size
             except FileNotFoundError:
@@ -223,7 +171,7 @@ class ArtefactStore:
     def list_stored(self, owner: str) -> tuple[StoredObject, ...]:
         """The same, with the times at which they were stored."""
         check_owner(owner)
-        with _translated(owner):
+        with as_artefact_errors(owner):
             try:
                 found = self._fs.find(self._remote(owner), detail=True)
             except FileNotFoundError:
@@ -231,24 +179,24 @@ class ArtefactStore:
         stored = []
         for path, info in found.items():
             key = path.removeprefix(self._prefix).lstrip("/")
-            if match := _OBJECT.fullmatch(key.rsplit("/", 1)[-1]):
+            if match := OBJECT.fullmatch(key.rsplit("/", 1)[-1]):
                 ref = ArtefactRef(key=key, sha256=match["sha256"], size=cast(int, info["size"]))
                 stored.append(StoredObject(ref, _modified(info)))
         return tuple(sorted(stored, key=lambda one: one.ref.key))
 
     def children(self, owner: str) -> tuple[str, ...]:
         """The names directly below an owner: the jobs below `jobs`."""
-        with _translated(owner):
+        with as_artefact_errors(owner):
             try:
                 found = self._fs.ls(self._remote(check_owner(owner)), detail=False)
             except FileNotFoundError:
                 return ()
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
-        return tuple(sorted(name for name in names if _PART.fullmatch(name)))
+        return tuple(sorted(name for name in names if PART.fullmatch(name)))
 
     def delete(self, ref: ArtefactRef) -> None:
         """Remove one object; no error if it is already gone."""
-        with _translated(ref.key):
+        with as_artefact_errors(ref.key):
             try:
                 self._fs.rm_file(self._remote(ref.key))
             except FileNotFoundError:
@@ -257,7 +205,7 @@ class ArtefactStore:
     def delete_prefix(self, owner: str) -> None:
         """Remove everything under an owner: `a/b` includes `a/b/c`, but not `a/bc`."""
         check_owner(owner)
-        with _translated(owner):
+        with as_artefact_errors(owner):
             try:
                 self._fs.rm(self._remote(owner), recursive=True)
             except FileNotFoundError:
@@ -272,111 +220,60 @@ class ArtefactStore:
     @property
     def folder(self) -> Path | None:
         """The store's folder on this host; None for any other kind of store."""
-        return self._folder
+        return None if self._folder is None else self._folder.path
 
     def sweep(self) -> None:
         """Remove half-written files that dead writers left more than a day ago."""
-        if self._folder is None:
-            return
-        oldest = time.time() - TEMPORARY_LIFETIME_S
-        with _translated(TEMPORARY_FOLDER):
-            for path in (self._folder / TEMPORARY_FOLDER).glob("*"):
-                if path.stat().st_mtime < oldest:
-                    path.unlink(missing_ok=True)
-
-    def _put_file(self, owner: str, path: Path, name: str, consume: bool) -> ArtefactRef:
-        with _translated(f"{owner}/{name}"):
-            if self._folder is not None and not (consume and self._same_file_system(path)):
-                ref = self._copy_in(owner, path, name)
-            else:
-                with path.open("rb") as file:
-                    size, sha256 = _hash(file)
-                    os.fsync(file.fileno())
-                ref = _ref(owner, sha256, name, size)
-                if not self.exists(ref):
-                    if self._folder is not None:
-                        self._adopt(path, ref.key)
-                    else:
-                        self._fs.put_file(str(path), self._remote(ref.key))
-            if consume:
-                path.unlink(missing_ok=True)
-        return ref
-
-    def _copy_in(self, owner: str, path: Path, name: str) -> ArtefactRef:
-        """Copy and hash in one pass over the file."""
-        temporary = self._temporary()
-        try:
-            with path.open("rb") as source, temporary.open("xb") as copy:
-                size, sha256 = _copy(source, copy)
-                _sync(copy)
-            ref = _ref(owner, sha256, name, size)
-            if not self.exists(ref):
-                self._adopt(temporary, ref.key)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return ref
+        if self._folder is not None:
+            with as_artefact_errors(TEMPORARY_FOLDER):
+                self._folder.sweep()
 
     def make(self) -> None:
         """Make a folder a store, unless it is one. For servers, at their start."""
         if self._folder is not None:
-            with _translated(MARKER):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                if not (self._folder / MARKER).exists():  # it may be somebody else's
-                    (self._folder / MARKER).touch()
-            self._seen = True
+            with as_artefact_errors(MARKER):
+                self._folder.make()
 
     @property
     def empty_folder(self) -> Path | None:
         """The folder, if it is empty or missing: a new store, or a disk that is not mounted."""
         if self._folder is None:
             return None
-        with _translated(str(self._folder)):
-            return None if self._folder.is_dir() and any(self._folder.iterdir()) else self._folder
+        with as_artefact_errors(str(self._folder.path)):
+            return self._folder.path if self._folder.is_empty else None
 
-    def _check_mounted(self, *, to_write: bool = False) -> Path:
-        """The folder. Raises ArtefactStoreUnavailableError where it is not the store that it was."""
-        assert self._folder is not None
-        if (self._folder / MARKER).exists():
-            self._seen = True
-        elif self._seen or self._existing:
-            raise ArtefactStoreUnavailableError(
-                f"the folder {self._folder} is not the artefact store: it has no {MARKER}",
-                remedy="Is its disk mounted? Does POWERMEAN_ARTEFACTS_URL name the server's store?",
-            )
-        elif to_write:
-            self.make()
-        return self._folder
+    def _put_file(self, owner: str, path: Path, name: str, consume: bool) -> ArtefactRef:
+        with as_artefact_errors(f"{owner}/{name}"):
+            if self._folder is not None and not (consume and self._folder.is_on_disk_of(path)):
+                ref = self._copy_in(self._folder, owner, path, name)
+            else:
+                with path.open("rb") as file:
+                    size, sha256 = _hash(file)
+                    os.fsync(file.fileno())
+                ref = object_ref(owner, sha256, name, size)
+                if not self.exists(ref):
+                    if self._folder is not None:
+                        self._folder.adopt(path, ref.key)
+                    else:
+                        self._fs.put_file(str(path), self._remote(ref.key))
+            if consume:
+                path.unlink(missing_ok=True)
+        return ref
 
-    def _adopt(self, file: Path, key: str) -> None:
-        """Move a finished file on the same file system into place, durably."""
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _same_file_system(self, path: Path) -> bool:
-        folder = self._check_mounted(to_write=True)
-        return path.stat().st_dev == folder.stat().st_dev and not path.is_symlink()
-
-    def _temporary(self) -> Path:
-        folder = self._check_mounted(to_write=True) / TEMPORARY_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / secrets.token_hex(16)
-
-    def _path(self, key: str) -> Path:
-        folder = self._check_mounted()
-        path = folder / check_key(key)
-        if not path.resolve().is_relative_to(folder):
-            raise ArtefactKeyInvalidError(f"artefact {key} lies outside the store")
-        return path
+    def _copy_in(self, folder: StoreFolder, owner: str, path: Path, name: str) -> ArtefactRef:
+        """Copy and hash in one pass over the file."""
+        with folder.temporary_file() as temporary:
+            with path.open("rb") as source, temporary.open("xb") as copy:
+                size, sha256 = _copy(source, copy)
+                _sync(copy)
+            ref = object_ref(owner, sha256, name, size)
+            if not self.exists(ref):
+                folder.adopt(temporary, ref.key)
+        return ref
 
     def _remote(self, key: str) -> str:
         if self._folder is not None:
-            return str(self._path(key))
+            return str(self._folder.path_of(key))
         return f"{self._prefix}/{check_key(key)}"
 
 
@@ -400,29 +297,6 @@ def _modified(info: Mapping[str, object]) -> datetime:
                 with suppress(ValueError):
                     return datetime.fromisoformat(text).astimezone(UTC)
     return datetime.now(UTC)
-
-
-def check_key(key: str) -> str:
-    """The key, if it names a place inside the store; otherwise raises ArtefactKeyInvalidError."""
-    if len(key) > 500 or not all(_PART.fullmatch(part) for part in key.split("/")):
-        raise ArtefactKeyInvalidError(f"not an artefact key: {key[:100]!r}")
-    return key
-
-
-def check_owner(owner: str) -> str:
-    """The owner, if it leaves room for hash and name; otherwise raises ArtefactKeyInvalidError."""
-    check_key(owner)
-    if len(owner) > 300:
-        raise ArtefactKeyInvalidError(f"owner longer than 300 characters: {owner[:100]!r}")
-    return owner
-
-
-def _clean_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-NAME_LENGTH:] or "data"
-
-
-def _ref(owner: str, sha256: str, name: str, size: int) -> ArtefactRef:
-    return ArtefactRef(key=f"{owner}/{sha256}-{name}", sha256=sha256, size=size)
 
 
 def _check(ref: ArtefactRef, size: int, sha256: str) -> None:
@@ -457,21 +331,9 @@ def _pieces(file: BinaryIO, ref: ArtefactRef, start: int, end: int) -> Iterator[
         file.seek(start)
         left = end - start
         while left > 0:
-            with _translated(ref.key):
+            with as_artefact_errors(ref.key):
                 piece = file.read(min(CHUNK, left))
             if not piece:
                 raise ArtefactCorruptError(f"artefact {ref.key} ends {left} bytes early")
             left -= len(piece)
             yield piece
-
-
-@contextmanager
-def _translated(key: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ArtefactMissingError(f"no artefact {key}") from error
-    except OSError as error:
-        if is_full(error):
-            raise ArtefactStoreFullError(f"no space left to store {key}") from error
-        raise ArtefactStoreUnavailableError(f"the artefact store failed at {key}: {error}") from error
