@@ -38,6 +38,7 @@ from server.routes.authentication import (
     find_node,
     find_person,
     find_renewing_attempt,
+    looking_up,
     note_use,
     remembered,
 )
@@ -173,12 +174,13 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
 
     Goes to a thread where the database has to be asked.
     """
-    caller = remembered(request)
+    caller = await remembered(request)
     known: tuple[Caller, Named | None]
     if caller is not None and not names_something(request.path_params):
         known = caller, None
     else:
-        known = await run_in_threadpool(_caller_and_thing, request)
+        with looking_up(request):
+            known = await run_in_threadpool(_caller_and_thing, request)
     request.state.caller, request.state.named = known  # also of whom the next line refuses
     return _checked(verb, *known)
 

@@ -5,6 +5,7 @@ What they may do is decided in access.py. Secrets are never logged here.
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -52,11 +53,18 @@ class KnownPerson:
     touch: Callable[[Session], None] | None
 
 
-def remembered(request: Request) -> Caller | None:
-    """The person whose key was looked up a moment ago. Asks no database."""
+async def remembered(request: Request) -> Caller | None:
+    """The person whose key was looked up a moment ago, or is being looked up for another request."""
     secret = _bearer_secret(request)
     recent: RecentCallers = request.app.state.callers
-    return recent.find(secret) if secret is not None else None
+    return await recent.find_soon(secret) if secret is not None else None
+
+
+def looking_up(request: Request) -> AbstractContextManager[None]:
+    """While the database is asked who sends this request: others with the same key wait for that."""
+    secret = _bearer_secret(request)
+    recent: RecentCallers = request.app.state.callers
+    return recent.looking_for(secret) if secret is not None else nullcontext()
 
 
 def find_person(request: Request, session: Session) -> KnownPerson:

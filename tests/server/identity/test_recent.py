@@ -1,13 +1,16 @@
 """Who a key stands for is remembered for a moment, and forgotten as soon as that may have changed."""
 
+import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import event
 
 from server.db.models import Person
 from server.identity import recent
+from server.identity.callers import Caller
 from tests.support.service_driver import ServiceDriver
 
 
@@ -83,3 +86,28 @@ def test_who_was_read_before_a_change_is_not_remembered_after_it(service: Servic
     assert callers.find("pm_old") is None
     callers.remember("pm_new", caller, callers.forgotten)
     assert callers.find("pm_new") == caller
+
+
+def test_those_who_show_one_key_at_once_have_it_looked_up_once(service: ServiceDriver):
+    service.person.get("/v1/jobs")  # compiles the statements
+    service.app.state.callers = recent.RecentCallers(service.database)
+
+    def ask_at_once() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: service.person.get("/v1/jobs"), range(8)))
+        assert {answer.status_code for answer in answers} == {200}
+
+    assert len([one for one in questions(service, ask_at_once) if "FROM api_keys" in one]) == 1
+
+
+def test_whoever_waited_for_a_look_that_found_nobody_looks_for_themselves(service: ServiceDriver):
+    callers = recent.RecentCallers(service.database)
+
+    async def wait() -> Caller | None:
+        with callers.looking_for("pm_wrong"):
+            waiting = asyncio.create_task(callers.find_soon("pm_wrong"))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        return await waiting
+
+    assert asyncio.run(wait()) is None
