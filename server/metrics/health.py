@@ -9,7 +9,7 @@ from powermean.health_rules import NAMES, PEAKS, WINDOW, StepValues
 from powermean.means import late_mean
 from server.db.scoped import ScopedSession
 from server.jobs.repository import find_job
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import chosen
 from server.metrics.history import metrics_history
 
 MAX_POINTS = 4096  # per series; beyond that points are merged, and a peak is their extreme
@@ -18,13 +18,13 @@ MAX_POINTS = 4096  # per series; beyond that points are merged, and a peak is th
 def job_health(session: ScopedSession, job_id: str) -> JobHealth:
     """The findings over the newest trained steps.
 
-    Raises NotFoundError if there is no such job.
+    Raises NotFoundError if there is no such job, and SpecRefusedError: nobody knows its updates of a step.
     """
     job = find_job(session, job_id)
-    spec = job_spec(job)
+    minibatches = chosen(job.spec, "training.minibatches")
     history = metrics_history(session, job_id, NAMES, max(1, job.step - WINDOW + 1), None, MAX_POINTS)
-    by_step = {one.name: _by_step(one, spec.training.minibatches) for one in history.series}
-    return health(by_step, spec.algorithm.name)
+    by_step = {one.name: _by_step(one, minibatches) for one in history.series}
+    return health(by_step, job.algorithm)
 
 
 def _by_step(series: Series, minibatches: int) -> StepValues:
