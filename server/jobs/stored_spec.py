@@ -91,6 +91,11 @@ def most_restarts(given: Mapping[str, Any]) -> int:
     return int(given.get("max_restarts", JobSpec.model_fields["max_restarts"].default))
 
 
+def minibatches(given: Mapping[str, Any]) -> int:
+    """`training.minibatches`, with which the job has run, whatever else of the spec is refused."""
+    return int(given.get("training", {}).get("minibatches", 1))
+
+
 def evaluated_every(given: Mapping[str, Any]) -> int:
     """`evaluation.every`, whatever else of the spec is refused; 0: there is none."""
     return int(given.get("evaluation", {}).get("every", 0))

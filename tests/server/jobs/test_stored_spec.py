@@ -206,6 +206,7 @@ def test_any_job_is_cancelled_paused_and_deleted(service: ServiceDriver) -> None
         assert found["spec"] is None
         return found
 
+    restore(service, running, "training.minibatches", 5000)  # its health is judged by them
     browser = service.browser()
     assert browser.post("/v1/sessions", json={"key": ADMIN_KEY}).status_code == 201
     for page in ("", "/charts", "/system", "/spec", "/cancel"):
