@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
+from powermean.contracts.training import CheckpointSpec
 from powermean.tokens import AttemptClaims
 from server.db.models import MAX_BIG_INTEGER, Checkpoint, Garbage, Job
 from server.db.session import database_now, upsert
@@ -38,7 +39,7 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
     value = None
-    with suppress(SpecRefusedError):  # nothing is retired by it either
+    with suppress(SpecRefusedError):
         if (metric := chosen(job.spec, "checkpoints.best")) is not None:
             before = latest.step if latest is not None else 0
             value = measured(session, job.id, metric, checkpoint.step, before)
@@ -59,7 +60,7 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     )
     if latest is None or checkpoint.step > latest.step:
         job.restarts = 0
-    with suppress(SpecRefusedError):  # by a rule that nobody chose, nothing goes
+    with suppress(SpecRefusedError):
         _retire(session, job)
     record_event(session, job.id, "checkpoint", {"step": checkpoint.step, "attempt": attempt.number})
 
@@ -91,11 +92,12 @@ def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
 def _retire(session: Session, job: Job) -> None:
     """Drop all but the newest checkpoints, the best one, and those that people have pinned.
 
-    Raises SpecRefusedError: this version refuses one of the job's rules.
+    Raises SpecRefusedError: this version refuses one of the job's rules, so none is followed.
     """
+    rules: CheckpointSpec = chosen(job.spec, "checkpoints")
     found = repository.checkpoints(session, job.id)
-    keep, best = chosen(job.spec, "checkpoints.keep"), best_of(job, found)
-    for checkpoint in [one for one in found if not one.pinned][keep:]:
+    best = best_of(job, found)
+    for checkpoint in [one for one in found if not one.pinned][rules.keep :]:
         if checkpoint is not best:
             drop(session, checkpoint)
 

@@ -31,7 +31,7 @@ class SpecRefusedError(ConflictError):
 
 
 def chosen(given: Mapping[str, Any], path: str) -> Any:
-    """One field, whatever else of the spec is refused. Raises SpecRefusedError: that one is."""
+    """One field, or one part, whatever else of the spec is refused. Raises SpecRefusedError: that one is."""
     try:
         return attrgetter(path)(_only(path, JobSpec).model_validate(given))
     except ValidationError as error:
@@ -70,7 +70,7 @@ def readable(given: Mapping[str, Any], contract: type[C]) -> tuple[C | None, tup
                 _beside(at_default, one, left_out[one.path]) for one in wrong if one.path in left_out
             ]
         else:
-            own += wrong
+            own += [one for one in wrong if one not in own]
         if not left_out:
             return None, tuple(own)
         for path in left_out.values():

@@ -8,8 +8,10 @@ from powermean.contracts.job import JobSpec
 from server.db.models import Job
 from server.jobs.stored_spec import readable
 from server.storage.retention import apply_retention
+from tests.support.live_server import listening
 from tests.support.service_driver import ADMIN_KEY, ServiceDriver, error_of, example_spec
 from tests.support.stored_things import finish
+from tests.support.terminal import powermean
 
 GIVEN = JobSpec.model_validate(example_spec()).model_dump(mode="json", by_alias=True)
 
@@ -133,7 +135,7 @@ def test_it_ends_without_harm_to_other_jobs(service: ServiceDriver) -> None:
         ("checkpoints.best_is", "nearest", [1, 2, 3, 4]),
         ("checkpoints.best", "", [1, 2, 3, 4]),
         ("training.steps", 0, [1, 4]),  # has no default, and no part in what is kept
-        ("checkpoints.every", 0, [1, 4]),
+        ("checkpoints.keep_days", 30, [1, 2, 3, 4]),  # might be a rule to keep more
     ],
 )
 def test_no_checkpoint_goes_by_a_rule_that_nobody_chose(
@@ -152,7 +154,7 @@ def test_no_checkpoint_goes_by_a_rule_that_nobody_chose(
     assert service.person.put("/v1/projects/default/retention", json=rules).status_code == 200
     apply_retention(service.database, service.database.write)
     kept = [one["step"] for one in checkpoints_of(service, job_id)]
-    assert kept == (left if "best" in path else [1])
+    assert kept == (left if path.startswith("checkpoints") else [1])
 
 
 def checkpoints_of(service: ServiceDriver, job_id: str) -> Any:
@@ -192,7 +194,9 @@ def test_a_fork_goes_on_unless_it_needs_what_is_refused(service: ServiceDriver) 
     assert forked(job_id).status_code == 202
 
 
-def test_any_job_is_cancelled_paused_and_deleted(service: ServiceDriver) -> None:
+def test_any_job_is_shown_cancelled_paused_and_deleted(
+    service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt = service.running()
     running, queued = attempt.claim.job_id, service.queued()
     checked = service.person.post("/v1/jobs", json=example_spec()).json()["id"]
@@ -209,9 +213,15 @@ def test_any_job_is_cancelled_paused_and_deleted(service: ServiceDriver) -> None
     restore(service, running, "training.minibatches", 5000)  # its health is judged by them
     browser = service.browser()
     assert browser.post("/v1/sessions", json={"key": ADMIN_KEY}).status_code == 201
-    for page in ("", "/charts", "/system", "/spec", "/cancel"):
+    for page in ("", "/charts", "/spec", "/cancel"):
         assert browser.get(f"/jobs/{running}{page}").status_code == 200, page
     assert "training.steps" in browser.get(f"/jobs/{running}/spec").text
+    with listening(service.app) as url:
+        monkeypatch.setenv("POWERMEAN_URL", url)
+        monkeypatch.setenv("POWERMEAN_API_KEY", ADMIN_KEY)
+        printed = powermean("show", running).stdout
+    assert "spec: training.steps: Input should be greater than or equal to 1" in printed
+    assert '"training": {"steps": 20}' in printed, "as submitted"
     assert told(running, "pause")["pause_requested"]
     assert told(queued, "pause")["state"] == "paused"
     assert told(queued, "resume")["state"] == "queued"
