@@ -6,8 +6,13 @@ from powermean.contracts.api import Job
 from powermean.contracts.metrics import METRICS
 
 
-def chart_data(job: Job) -> dict[str, Any]:
-    """Facts that decide which charts there are and how updates make up a step, and what metrics mean."""
+def chart_data(job: Job) -> dict[str, Any] | None:
+    """Facts that decide which charts there are and how updates make up a step, and what metrics mean.
+
+    None: they are in the spec, which the server can't read.
+    """
+    if job.spec is None:
+        return None
     training, rollout = job.spec.training, job.spec.rollout
     updates = training.minibatches * training.epochs
     return {

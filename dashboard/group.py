@@ -12,6 +12,7 @@ from dashboard.parameters import path_number, whole_number
 from dashboard.recorded_tokens import COLOURINGS, Tokens, chosen_colouring, recorded_tokens
 from dashboard.rendering import page
 from dashboard.token_view import Share, Token, legend, share, tokens_of
+from powermean.calls import spec_of
 from powermean.contracts.trajectories import Trajectory, TrajectoryUpdate
 
 MOST = 32  # completions on the page; each is another record to read. The others have their own pages
@@ -40,7 +41,7 @@ async def group_page(request: Request) -> Response:
     colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        size = job.spec.rollout.group_size
+        size = spec_of(job).rollout.group_size
         listed = await client.trajectories(job_id, step, group * size, min(size, MOST), "index")
         if not listed.items:
             raise HTTPException(404)

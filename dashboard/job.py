@@ -47,7 +47,7 @@ async def _latest(client: AsyncClient, job: Job) -> Latest:
 
 async def _staleness(client: AsyncClient, job: Job) -> JobStaleness | None:
     """p and ESS by staleness over the newest steps; None if the spec allows no staleness."""
-    return await client.staleness(job.id) if job.spec.rollout.max_staleness else None
+    return await client.staleness(job.id) if job.spec and job.spec.rollout.max_staleness else None
 
 
 async def _waiting(client: AsyncClient, job: Job) -> QueuedJob | None:
@@ -110,10 +110,11 @@ async def system_page(request: Request) -> Response:
 
 
 async def spec_page(request: Request) -> Response:
-    """GET /jobs/{id}/spec: with all defaults."""
+    """GET /jobs/{id}/spec: with all defaults, or as submitted if the server can't read it."""
     async with api.client(request) as client:
         job = await client.get_job(request.path_params["job_id"])
-    return _page(request, "job_spec.html", job, spec=to_yaml(job.spec))
+        spec = to_yaml(job.spec) if job.spec else (await client.job_text(job.id)).text
+    return _page(request, "job_spec.html", job, spec=spec)
 
 
 async def job_part(request: Request) -> Response:

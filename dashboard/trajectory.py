@@ -10,6 +10,7 @@ from dashboard.parameters import path_number, whole_number
 from dashboard.recorded_tokens import COLOURINGS, chosen_colouring, recorded_tokens
 from dashboard.rendering import page
 from dashboard.token_view import legend, share, tokens_of
+from powermean.calls import spec_of
 from powermean.contracts.token_records import TrajectoryTokens, UpdateTokens
 from powermean.contracts.trajectories import Trajectory, TrajectoryPage, TrajectoryRow, TrajectoryUpdate
 
@@ -42,7 +43,7 @@ async def trajectory_page(request: Request) -> Response:
     colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        size = job.spec.rollout.group_size
+        size = spec_of(job).rollout.group_size
         group = await client.trajectories(job_id, step, index - index % size, size, "index")
         item = _with_index(group, index)
         found = await recorded_tokens(client, job_id, step, item)

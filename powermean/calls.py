@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from powermean.contracts.api import ErrorBody, ErrorResponse
+from powermean.contracts.api import ErrorBody, ErrorResponse, Job
+from powermean.contracts.job import JobSpec
 from powermean.errors import PowermeanError
 
 T = TypeVar("T")
@@ -46,6 +47,15 @@ class ApiError(PowermeanError):
 
 class FencedError(ApiError):
     """The attempt is not the job's current one any more: stop at once, write nothing."""
+
+
+def spec_of(job: Job) -> JobSpec:
+    """The job's spec. Raises ApiError: the server's version can't read it."""
+    if job.spec is not None:
+        return job.spec
+    first = job.spec_refused[0]
+    message = f"the server can't read the spec of {job.id}: {first.path}: {first.message}"
+    raise ApiError(409, ErrorBody(code="spec_refused", message=message, remedy=first.remedy))
 
 
 def beyond_fields(body: ErrorBody) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from powermean.calls import spec_of
 from powermean.cli.choosing import job_id
 from powermean.cli.models import download_all
 from powermean.cli.terminal import AsJson, connected, note, say, say_json
@@ -103,7 +104,7 @@ def _export(client: Client, chosen: str, to: Path, adapter: bool) -> int:
     """Write the folder; returns its size in bytes. Until it is whole, all is in its subfolder _PART."""
     at_step = _AT_STEP.fullmatch(chosen)
     job = client.get_job(job_id(client, at_step["job"] if at_step else chosen))
-    if adapter and job.spec.model.lora is None:
+    if adapter and spec_of(job).model.lora is None:
         raise ExportError(f"{job.id} trained all weights: it has no adapter", remedy="Leave out --adapter.")
     part = to / _PART
     if at_step is None:
@@ -151,12 +152,11 @@ def _convert(client: Client, job: Job, origin: Origin, part: Path, adapter: bool
         wanted = base.files.files.items()
         files = {path: (path, ref) for path, ref in wanted if not adapter or path == "config.json"}
         _fetch(held, part / base.job_id, files)
-    half = job.spec.model.dtype == "bfloat16" or (
-        job.spec.model.dtype == "auto" and job.spec.resources.gpus > 0
-    )
+    spec = spec_of(job)
+    half = spec.model.dtype == "bfloat16" or (spec.model.dtype == "auto" and spec.resources.gpus > 0)
     task = ExportTask(
         origin=origin,
-        lora=job.spec.model.lora if origin.kind == "adapter" else None,
+        lora=spec.model.lora if origin.kind == "adapter" else None,
         adapter=adapter,
         dtype="bfloat16" if half else "float32",
     )

@@ -169,11 +169,12 @@ def show(job: ChosenJob, json_: AsJson = False) -> None:
     """
     with connected() as client:
         found = client.get_job(job_id(client, job))
+        spec = client.job_text(found.id).text if found.spec is None else to_yaml(found.spec)
     if json_:
         say_json(found)
         return
     say("\n".join(described(found)))
-    say(f"\n{to_yaml(found.spec)}", end="")
+    say(f"\n{spec}", end="" if spec.endswith("\n") else "\n")
 
 
 def _how(node: AttemptNode) -> str:
@@ -195,7 +196,8 @@ def described(job: Job) -> list[str]:
         at = "the final model" if fork.step is None else f"step {fork.step}"
         lines.append(f"forked by {fork.job}  {fork.name} ({fork.state}), from {at}")
     lines += [
-        f"spec: {one.path}: {one.message} (another version stored it; the default is shown)"
+        f"spec: {one.path}: {one.message} (another version stored it"
+        f"{'' if job.spec is None else '; the default is shown'})"
         for one in job.spec_refused
     ]
     lines += [f"ended early by {job.ended_by}"] if job.ended_by else []

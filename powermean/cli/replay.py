@@ -120,6 +120,10 @@ def headline(found: Replay, summary: ReplaySummary) -> str:
         f"{found.algorithm.name} {found.settings}".rstrip(),
         f"covers {summary.covered} of {summary.trajectories} trajectories with tokens and an advantage",
     ]
+    lines += [
+        f"{one.path}: {one.message} (another version stored it; the default is shown)"
+        for one in found.refused
+    ]
     if summary.reproduces is not None:
         verdict = "reproduces" if summary.reproduces else "does NOT reproduce"
         lines.append(

@@ -142,10 +142,13 @@ class AttemptView(Contract):
 class Job(JobSummary):
     """A job with its spec, attempts and result."""
 
-    spec: JobSpec
+    spec: JobSpec | None = Field(
+        description="null: this version can't read it, see spec_refused. GET /v1/jobs/{id}/text has it."
+    )
     spec_refused: tuple[FieldError, ...] = Field(
         (),
-        description="Fields of the stored spec that this version refuses; `spec` has their defaults instead.",
+        description="Fields of the stored spec that this version refuses; `spec` has their defaults instead. "
+        "What conflicts only with such a default says so.",
     )
     forked_from: ForkedFrom | None = Field(None, description="Whose weights it began with.")
     forks: tuple[Fork, ...] = Field((), description="Jobs that began with its weights, the newest first.")

@@ -144,6 +144,11 @@ class Replay(Contract):
     phase: str | None = Field(None, description="What it is doing or waiting for, for people.")
     summary: ReplaySummary | None = None
     error: JobError | None = None
+    refused: tuple[JobError, ...] = Field(
+        (),
+        description="Fields of `algorithm` and `recorded`, as stored, that this version refuses; they have "
+        "their defaults instead.",
+    )
     node: str | None = Field(None, description="Where it runs, or ran.")
     created_at: datetime
     finished_at: datetime | None = None

@@ -1,5 +1,7 @@
 """What a job has stored: its checkpoints and the files of its final model."""
 
+from contextlib import suppress
+
 from powermean.contracts.api import CheckpointView
 from powermean.contracts.artefacts import ArtefactRef, Manifest
 from powermean.contracts.forks import Origin
@@ -9,21 +11,23 @@ from server.jobs import repository
 from server.jobs.best import best_of
 from server.jobs.forks import found_at, origin_of
 from server.jobs.repository import find_job
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import SpecRefusedError, chosen
 
 
 def checkpoints(session: ScopedSession, job_id: str) -> tuple[CheckpointView, ...]:
     """The checkpoints that are kept, oldest first. Raises NotFoundError."""
     job = find_job(session, job_id)
-    rules, rows = job_spec(job).checkpoints, repository.checkpoints(session, job_id)
-    best = best_of(rows, rules.best_is)
+    rows = repository.checkpoints(session, job_id)
+    metric = best = None
+    with suppress(SpecRefusedError):  # the job's own view names the field
+        metric, best = chosen(job.spec, "checkpoints.best"), best_of(job, rows)
     return tuple(
         CheckpointView(
             step=row.step,
             attempt=row.attempt,
             size=row.size,
             pinned=row.pinned,
-            metric=rules.best,
+            metric=metric,
             value=row.value,
             best=row is best,
             created_at=row.created_at,

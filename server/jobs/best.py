@@ -1,14 +1,14 @@
 """Which checkpoint is the best one, by a metric."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.metrics import WHOLE_STEP
-from server.db.models import Checkpoint, Metric
+from server.db.models import Checkpoint, Job, Metric
 from server.jobs.counting import counts, shares
+from server.jobs.stored_spec import chosen
 
 
 def measured(session: Session, job_id: str, metric: str, step: int, after: int) -> float | None:
@@ -28,8 +28,13 @@ def measured(session: Session, job_id: str, metric: str, step: int, after: int) 
     return session.scalars(query.order_by(Metric.step.desc(), Metric.attempt.desc()).limit(1)).first()
 
 
-def best_of(found: Iterable[Checkpoint], best_is: Literal["highest", "lowest"]) -> Checkpoint | None:
-    """The checkpoint with the best value, of equal ones the earliest; None if none has a value."""
-    sign = 1 if best_is == "highest" else -1
+def best_of(job: Job, found: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The checkpoint with the best value, of equal ones the earliest; None if none has a value.
+
+    Raises SpecRefusedError: this version can't tell what is best.
+    """
+    if chosen(job.spec, "checkpoints.best") is None:
+        return None
+    sign = 1 if chosen(job.spec, "checkpoints.best_is") == "highest" else -1
     valued = [(sign * one.value, -one.step, one.attempt, one) for one in found if one.value is not None]
     return max(valued, key=lambda one: one[:3])[3] if valued else None

@@ -1,5 +1,7 @@
 """Committing a checkpoint, which makes its files count, and removing older ones."""
 
+from contextlib import suppress
+
 from sqlalchemy.orm import Session
 
 from powermean.contracts.artefacts import Manifest
@@ -12,7 +14,7 @@ from server.errors import InvalidInputError
 from server.jobs import repository
 from server.jobs.best import best_of, measured
 from server.jobs.events import fence, lock_job, record_event
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import SpecRefusedError, chosen
 
 
 def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint: CheckpointCommit) -> None:
@@ -36,9 +38,11 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     latest = repository.latest_checkpoint(session, job.id)
     if latest is not None and latest.attempt == attempt.number and latest.step >= checkpoint.step:
         return
-    rules = job_spec(job).checkpoints
-    before = latest.step if latest is not None else 0
-    value = measured(session, job.id, rules.best, checkpoint.step, before) if rules.best else None
+    value = None
+    with suppress(SpecRefusedError):
+        if (metric := chosen(job.spec, "checkpoints.best")) is not None:
+            before = latest.step if latest is not None else 0
+            value = measured(session, job.id, metric, checkpoint.step, before)
     upsert(
         session,
         Checkpoint,
@@ -56,7 +60,8 @@ def commit(session: Session, attempt_id: str, claims: AttemptClaims, checkpoint:
     )
     if latest is None or checkpoint.step > latest.step:
         job.restarts = 0
-    _retire(session, job.id, rules)
+    with suppress(SpecRefusedError):
+        _retire(session, job)
     record_event(session, job.id, "checkpoint", {"step": checkpoint.step, "attempt": attempt.number})
 
 
@@ -84,10 +89,14 @@ def check_owner(job_id: str, path: str, manifest: Manifest) -> None:
             )
 
 
-def _retire(session: Session, job_id: str, rules: CheckpointSpec) -> None:
-    """Drop all but the newest checkpoints, the best one, and those that people have pinned."""
-    found = repository.checkpoints(session, job_id)
-    best = best_of(found, rules.best_is)
+def _retire(session: Session, job: Job) -> None:
+    """Drop all but the newest checkpoints, the best one, and those that people have pinned.
+
+    Raises SpecRefusedError: this version refuses one of the job's rules, so none is followed.
+    """
+    rules: CheckpointSpec = chosen(job.spec, "checkpoints")
+    found = repository.checkpoints(session, job.id)
+    best = best_of(job, found)
     for checkpoint in [one for one in found if not one.pinned][rules.keep :]:
         if checkpoint is not best:
             drop(session, checkpoint)

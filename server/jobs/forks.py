@@ -20,13 +20,17 @@ from server.errors import InvalidInputError, NotFoundError
 from server.jobs import repository
 from server.jobs.best import best_of
 from server.jobs.events import lock_job
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import SpecRefusedError, chosen
 
 PATH = "model.from"
 SHOWN = 100  # forks of a job
 _STEPS_SHOWN = 20
 # Of a checkpoint: what a fork does not take. Files of other names may be its weights.
 _LEFT_OUT = ("optimizer", "random")
+_WITHOUT_IT = (
+    "Give a checkpoint by its step instead of best, the final model, which has an adapter merged, or another "
+    "model."
+)
 
 
 def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
@@ -36,7 +40,8 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
 
     Raises:
         InvalidInputError: the caller sees no such job, it is another project's, it has no such checkpoint or
-            no model, or the spec's adapter is another than the checkpoint's.
+            no model, the spec's adapter is another than the checkpoint's, or this version refuses a field of
+            the parent's spec that says what there is to begin with.
     """
     if spec.model.from_ is None:
         return None
@@ -44,8 +49,11 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
     try:
         parent = lock_job(session, parent_id)
         origin = found_at(session, parent, step or None)
+        adapter = chosen(parent.spec, "model.lora") if origin.kind == "adapter" else None
     except NotFoundError as error:
         raise InvalidInputError.at(PATH, error.message, error.remedy) from error
+    except SpecRefusedError as error:
+        raise InvalidInputError.at(PATH, f"{parent_id}: {error.message}", _WITHOUT_IT) from error
     if parent.project_id != project:
         raise InvalidInputError.at(
             PATH,
@@ -55,15 +63,15 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
     if spec.rollout.sharing == "shared" and not origin.over_first_model:
         why = f"no declared engine serves the model of {spec.model.from_}, which this job begins with"
         raise InvalidInputError.at("rollout.sharing", why, "Set it to auto or own.")
-    if origin.kind == "adapter":
-        _check_adapter(spec.model.lora, job_spec(parent).model.lora, spec.model.from_)
+    if adapter is not None:
+        _check_adapter(spec.model.lora, adapter, spec.model.from_)
     return origin
 
 
 def found_at(session: Session, job: Job, step: str | None) -> Origin:
     """A job's final model, or its checkpoint of a step (a number, or `best`) without the optimiser's state.
 
-    Raises NotFoundError, which says what the job has instead.
+    Raises NotFoundError, which says what the job has instead, or SpecRefusedError.
     """
     return _of_model(session, job) if step is None else _of_checkpoint(session, job, step)
 
@@ -111,27 +119,24 @@ def _of_model(session: Session, parent: Job) -> Origin:
 def _of_checkpoint(session: Session, parent: Job, step: str) -> Origin:
     found = repository.checkpoints(session, parent.id)  # a later attempt's comes first
     if step == "best":
-        chosen, which = (
-            best_of(found, job_spec(parent).checkpoints.best_is),
-            "with a value of checkpoints.best",
-        )
+        checkpoint, which = best_of(parent, found), "with a value of checkpoints.best"
     else:
-        chosen, which = next((one for one in found if one.step == int(step)), None), f"of step {step}"
-    if chosen is None:
+        checkpoint, which = next((one for one in found if one.step == int(step)), None), f"of step {step}"
+    if checkpoint is None:
         raise NotFoundError(f"{parent.id} has no checkpoint {which}", remedy=_which(parent, found))
     files = {
         path: ref
-        for path, ref in Manifest.model_validate(chosen.manifest).files.items()
+        for path, ref in Manifest.model_validate(checkpoint.manifest).files.items()
         if not path.startswith(_LEFT_OUT)
     }
-    lora = job_spec(parent).model.lora
-    return _origin(parent, "adapter" if lora else "weights", chosen.step, files)
+    has_adapter = parent.spec["model"].get("lora") is not None
+    return _origin(parent, "adapter" if has_adapter else "weights", checkpoint.step, files)
 
 
 def _origin(
     parent: Job, kind: Literal["model", "weights", "adapter"], step: int | None, files: dict[str, Any]
 ) -> Origin:
-    model, before = job_spec(parent).model, origin_of(parent)
+    before = origin_of(parent)
     base = None
     if kind == "adapter" and before is not None:
         base = before.base if before.kind == "adapter" else before
@@ -140,8 +145,8 @@ def _origin(
         step=step,
         kind=kind,
         files=Manifest(files=files),
-        name=before.name if before else model.name,
-        folder=before.folder if before else model.folder,
+        name=before.name if before else chosen(parent.spec, "model.name"),
+        folder=before.folder if before else chosen(parent.spec, "model.folder"),
         base=base,
     )
 
@@ -154,12 +159,10 @@ def _which(parent: Job, found: Sequence[Checkpoint]) -> str:
         return f"It has checkpoints of steps {some}: give {parent.id}@{steps[-1]}, for example."
     if parent.result and parent.result["model"]["files"]:
         return f"It has a final model: give {parent.id}."
-    every = job_spec(parent).checkpoints.every
-    return f"It has no checkpoint either; a running job saves the first after step {every}."
+    return "It has no checkpoint either; a running job saves the first after checkpoints.every steps."
 
 
-def _check_adapter(given: LoraSpec | None, of_parent: LoraSpec | None, source: str) -> None:
-    assert of_parent is not None
+def _check_adapter(given: LoraSpec | None, of_parent: LoraSpec, source: str) -> None:
     wanted = of_parent.model_dump(exclude={"dropout"})
     if given is not None and given.model_dump(exclude={"dropout"}) == wanted:
         return

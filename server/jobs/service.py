@@ -38,7 +38,8 @@ from server.jobs.states import (
     state_of,
     summary_data,
 )
-from server.jobs.views import job_spec, job_view, runnable_spec
+from server.jobs.stored_spec import readable
+from server.jobs.views import job_view, runnable_spec
 from server.usage import check_room, storage_limit
 from server.vault.secrets import check as check_secrets
 
@@ -203,9 +204,16 @@ def _view(session: Session, job: Job) -> JobView:
 
 
 def source(session: ScopedSession, job_id: str) -> SpecSource:
-    """The text that the job was submitted as; for a job older than that, what differs from the defaults."""
+    """The text that the job was submitted as; for a job older than that, what differs from the defaults, or
+    all of it as stored if this version refuses a part.
+    """
     job = repository.find_job(session, job_id)
-    return SpecSource(text=job.spec_text or to_yaml(job_spec(job), changed_only=True))
+    if job.spec_text:
+        return SpecSource(text=job.spec_text)
+    spec, refused = readable(job.spec, JobSpec)
+    if spec is None or refused:
+        return SpecSource(text=json.dumps(job.spec, indent=2))
+    return SpecSource(text=to_yaml(spec, changed_only=True))
 
 
 def cancel(session: ScopedSession, job_id: str, name: str) -> JobView:

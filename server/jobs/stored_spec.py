@@ -1,15 +1,21 @@
-"""A spec as the database has it, which a version with other rules may have stored."""
+"""A spec as the database has it, which a version with other rules may have stored.
+
+People are shown what this version can read of it. Whoever acts on a field asks for the value that was chosen.
+"""
 
 from collections.abc import Mapping
-from copy import deepcopy
-from typing import Any
+from functools import cache
+from operator import attrgetter
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
 from powermean.field_errors import field_errors
 from server.errors import ConflictError
+
+C = TypeVar("C", bound=BaseModel)
 
 
 class SpecRefusedError(ConflictError):
@@ -24,23 +30,60 @@ class SpecRefusedError(ConflictError):
         )
 
 
-def as_stored(given: Mapping[str, Any]) -> tuple[JobSpec, tuple[FieldError, ...]]:
-    """The spec, and what of it is refused now: these fields are left out, so they have their defaults.
+def chosen(given: Mapping[str, Any], path: str) -> Any:
+    """One field, or one part, whatever else of the spec is refused. Raises SpecRefusedError: that one is."""
+    try:
+        return attrgetter(path)(_only(path, JobSpec).model_validate(given))
+    except ValidationError as error:
+        raise SpecRefusedError(field_errors(error.errors(), given, JobSpec)[0]) from error
 
-    Raises SpecRefusedError where there is no default.
+
+@cache
+def _only(path: str, contract: Any) -> type[BaseModel]:
+    """The contract with this one of its fields, and without the rules that go over several."""
+    name, _, below = path.partition(".")
+    field = contract.model_fields[name]
+    kind = _only(below, field.annotation) if below else field.annotation
+    fields: dict[str, Any] = {name: (kind, field)}
+    return create_model(contract.__name__, __config__=ConfigDict(extra="ignore"), **fields)
+
+
+def readable(given: Mapping[str, Any], contract: type[C]) -> tuple[C | None, tuple[FieldError, ...]]:
+    """What this version can read, and what it refuses: that is left out, so it has its default.
+
+    None where that has none. What is wrong only beside such a default says so.
     """
-    refused: list[FieldError] = []
-    data: Any = given
+    own: list[FieldError] = []
+    following: list[FieldError] = []
+    at_default: list[str] = []
+    data = given
     while True:
         try:
-            return JobSpec.model_validate(data), tuple(refused)
+            return contract.model_validate(data), (*own, *following)
         except ValidationError as error:
-            wrong = field_errors(error.errors(), data, JobSpec)
-            data = deepcopy(data)
-            left_out = [one for one in wrong if _left_out_with(data, one.path.split("."))]
-            if not left_out:
-                raise SpecRefusedError((*refused, *wrong)[0]) from error
-            refused += left_out
+            errors = error.errors()
+        wrong = field_errors(errors, data, contract)
+        known = field_errors([one for one in errors if one["type"] != "extra_forbidden"], data, contract)
+        left_out = {one.path: there for one in wrong if (there := _there(data, one.path))}
+        if at_default:
+            following += [
+                _beside(at_default, one, left_out[one.path]) for one in wrong if one.path in left_out
+            ]
+        else:
+            own += [one for one in wrong if one not in own]
+        if not left_out:
+            return None, tuple(own)
+        for path in left_out.values():
+            data = _without(data, path.split("."))
+        at_default += [left_out[one.path] for one in known if one.path in left_out]
+
+
+def _beside(at_default: list[str], wrong: FieldError, left_out: str) -> FieldError:
+    """An error of a spec in which other fields have their defaults instead of what was chosen."""
+    if left_out != wrong.path:  # it lacks what has been left out, and goes itself
+        return FieldError(path=left_out, message=f"all of it is left out, since {wrong.path} has no default")
+    said = f"with the default of {', '.join(at_default)}: {wrong.message}"
+    return wrong.model_copy(update={"message": said})
 
 
 def most_restarts(given: Mapping[str, Any]) -> int:
@@ -48,22 +91,30 @@ def most_restarts(given: Mapping[str, Any]) -> int:
     return int(given.get("max_restarts", JobSpec.model_fields["max_restarts"].default))
 
 
+def minibatches(given: Mapping[str, Any]) -> int:
+    """`training.minibatches`, with which the job has run, whatever else of the spec is refused."""
+    return int(given.get("training", {}).get("minibatches", 1))
+
+
 def evaluated_every(given: Mapping[str, Any]) -> int:
     """`evaluation.every`, whatever else of the spec is refused; 0: there is none."""
     return int(given.get("evaluation", {}).get("every", 0))
 
 
-def _left_out_with(spec: Any, path: list[str]) -> bool:
-    """Take out the field, or what it is a part of: an item of a list has no default, the list has."""
-    return any(_left_out(spec, path[:length]) for length in range(len(path), 0, -1))
+def _there(part: Any, path: str) -> str:
+    """The field, or what lacks it or has it as an item: an item of a list has no default, the list has."""
+    found = []
+    for name in path.split("."):
+        if not isinstance(part, Mapping) or name not in part:
+            break
+        found.append(name)
+        part = part[name]
+    return ".".join(found)
 
 
-def _left_out(part: Any, path: list[str]) -> bool:
-    """Take a field out of the spec, in place; False where it is not there."""
-    *above, name = path
-    for each in above:
-        part = part.get(each) if isinstance(part, dict) else None
-    if not isinstance(part, dict) or name not in part:
-        return False
-    del part[name]
-    return True
+def _without(part: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
+    name, *below = path
+    if name not in part:  # it has gone with another one
+        return part
+    rest = {each: value for each, value in part.items() if each != name}
+    return {**rest, name: _without(part[name], below)} if below else rest

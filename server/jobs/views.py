@@ -9,18 +9,13 @@ from powermean.contracts.attempts import AllocationView, JobError, JobResult, Or
 from powermean.contracts.forks import Fork, ForkedFrom
 from powermean.contracts.job import JobSpec
 from server.db.models import Allocation, Attempt, AttemptMember, Job
-from server.jobs.stored_spec import SpecRefusedError, as_stored
-
-
-def job_spec(job: Job) -> JobSpec:
-    """The spec as submitted, with defaults filled in. Raises SpecRefusedError, see as_stored()."""
-    return as_stored(job.spec)[0]
+from server.jobs.stored_spec import SpecRefusedError, readable
 
 
 def runnable_spec(job: Job) -> JobSpec:
-    """The same for a node that runs the job. Raises SpecRefusedError also where a part of it is refused."""
-    spec, refused = as_stored(job.spec)
-    if refused:
+    """The spec for a node that runs the job. Raises SpecRefusedError also where a part of it is refused."""
+    spec, refused = readable(job.spec, JobSpec)
+    if spec is None or refused:
         raise SpecRefusedError(refused[0])
     return spec
 
@@ -115,7 +110,7 @@ def job_view(
     job: Job, seconds_left: float | None, forks: tuple[Fork, ...] = (), *, spec: JobSpec | None = None
 ) -> JobView:
     """A job with its spec (which the caller may have read already), attempts and result."""
-    read, refused = (spec, ()) if spec is not None else as_stored(job.spec)
+    read, refused = (spec, ()) if spec is not None else readable(job.spec, JobSpec)
     return JobView(
         **dict(job_summary(job)),
         spec=read,

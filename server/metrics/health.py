@@ -9,7 +9,7 @@ from powermean.health_rules import NAMES, PEAKS, WINDOW, StepValues
 from powermean.means import late_mean
 from server.db.scoped import ScopedSession
 from server.jobs.repository import find_job
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import minibatches
 from server.metrics.history import metrics_history
 
 MAX_POINTS = 4096  # per series; beyond that points are merged, and a peak is their extreme
@@ -21,14 +21,15 @@ def job_health(session: ScopedSession, job_id: str) -> JobHealth:
     Raises NotFoundError if there is no such job.
     """
     job = find_job(session, job_id)
-    spec = job_spec(job)
     history = metrics_history(session, job_id, NAMES, max(1, job.step - WINDOW + 1), None, MAX_POINTS)
-    by_step = {one.name: _by_step(one, spec.training.minibatches) for one in history.series}
-    return health(by_step, spec.algorithm.name)
+    by_step = {one.name: _by_step(one, minibatches(job.spec)) for one in history.series}
+    return health(by_step, job.algorithm)
 
 
-def _by_step(series: Series, minibatches: int) -> StepValues:
-    """One value per step: the largest for a peak, else the mean over the updates after the first pass."""
+def _by_step(series: Series, first_pass: int) -> StepValues:
+    """One value per step: the largest for a peak, else the mean over the updates after the first pass, which
+    has so many.
+    """
     points: dict[int, list[Point]] = defaultdict(list)
     for point in series.points:
         if point.value is not None:
@@ -36,7 +37,7 @@ def _by_step(series: Series, minibatches: int) -> StepValues:
     if series.name in PEAKS:
         return {step: max(_highest(point) for point in found) for step, found in points.items()}
     return {
-        step: late_mean([(p.update, p.value) for p in found if p.value is not None], minibatches)
+        step: late_mean([(p.update, p.value) for p in found if p.value is not None], first_pass)
         for step, found in points.items()
     }
 

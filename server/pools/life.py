@@ -141,9 +141,11 @@ def has_work(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now
 
 
 def is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
-    """Whether its node was ordered to drain, and is empty. One whose worker leaves is being ended already."""
+    """Whether its node was ordered to drain, and is empty. One whose worker leaves is being ended already, and
+    only whoever does that can say why.
+    """
     node = session.get(Node, pilot.node_id)
-    drains = node is not None and node.ordered_state == DRAINING
+    drains = node is not None and node.ordered_state == DRAINING and not _leaves(node)
     return drains and not has_work(session, settings, pool, pilot, now)
 
 
@@ -154,8 +156,13 @@ def unneeded_s(session: Session, pool: Pool, pilot: Pilot, now: datetime) -> flo
     if pilot.unneeded_since is None:
         return 0.0
     node = session.get(Node, pilot.node_id)
-    leaves = node is not None and node.closed != node.ordered_state
-    return (now - pilot.unneeded_since).total_seconds() - (pool.term_grace_s if leaves else 0.0)
+    grace_s = pool.term_grace_s if node is not None and _leaves(node) else 0.0
+    return (now - pilot.unneeded_since).total_seconds() - grace_s
+
+
+def _leaves(node: Node) -> bool:
+    """Whether its worker was told to end."""
+    return bool(node.report.get("leaving"))
 
 
 def note_seen(

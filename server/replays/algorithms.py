@@ -1,16 +1,17 @@
 """Builds the objective of a replay from a name and changed fields, or refuses it by field."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from powermean.contracts.algorithms import AlgorithmSpec
 from powermean.contracts.api import FieldError
-from powermean.contracts.job import JobSpec
 from powermean.contracts.renaming import stored_names
 from powermean.contracts.replays import OBJECTIVES, ReplayRequest
 from powermean.field_errors import did_you_mean
 from server.errors import InvalidInputError
+from server.jobs.stored_spec import chosen
 
 _READ: TypeAdapter[AlgorithmSpec] = TypeAdapter(AlgorithmSpec)
 _CLIPS = (("clip_low", "clip_high"), ("epsilon_low", "epsilon_high"))
@@ -23,13 +24,14 @@ _NO_REPLAY = {
 }
 
 
-def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
-    """The job's objective, or another one with its defaults, with the request's changes.
+def replayed_algorithm(spec: Mapping[str, Any], request: ReplayRequest) -> AlgorithmSpec:
+    """The objective of the stored spec, or another one with its defaults, with the request's changes.
 
     Raises:
         InvalidInputError: naming `algorithm` or `set.<field>`, and what is valid instead.
+        SpecRefusedError: this version refuses the recorded objective, beside which every replay is computed.
     """
-    recorded = spec.algorithm
+    recorded: AlgorithmSpec = chosen(spec, "algorithm")
     name = request.algorithm or recorded.name
     if name not in OBJECTIVES:
         wrong = f"unknown algorithm {name!r}{did_you_mean(name, OBJECTIVES)}"
@@ -41,7 +43,8 @@ def replayed_algorithm(spec: JobSpec, request: ReplayRequest) -> AlgorithmSpec:
         found = _READ.validate_python(kept | changed)
     except ValidationError as error:
         raise _refused(name, error) from error
-    if spec.rollout.old_policy == "sampler" and found.importance_sampling_correction != "off":
+    corrects = found.importance_sampling_correction != "off"
+    if corrects and chosen(spec, "rollout.old_policy") == "sampler":
         raise InvalidInputError.at(
             "set.importance_sampling_correction",
             "the job's rollout.old_policy is sampler: pi_old and pi_rollout are the same, every ratio is 1",

@@ -27,7 +27,7 @@ from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.jobs.events import lock_job
 from server.jobs.repository import find_job
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import chosen
 from server.nodes import any_open_node, living_ids
 from server.replays import repository
 from server.replays.algorithms import replayed_algorithm
@@ -53,10 +53,11 @@ def ask(
     Raises:
         NotFoundError: no such job, or no token records of the step (it names the steps with some).
         InvalidInputError: there is no such objective, or it has no such field.
+        SpecRefusedError: this version refuses the recorded objective.
     """
     job = lock_job(session, job_id)  # nobody deletes it meanwhile
     attempt = _attempt_of(session, job_id, request.step)
-    algorithm = replayed_algorithm(job_spec(job), request).model_dump(mode="json")
+    algorithm = replayed_algorithm(job.spec, request).model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(algorithm, sort_keys=True).encode()).hexdigest()
     now = database_now(session)
     made = Replay(
@@ -123,7 +124,7 @@ def page(
     job = find_job(session, job_id)
     open_node = any_open_node(session, settings)
     found = repository.list_replays(session, job_id, step, limit)
-    return tuple(replay_view(replay, job_spec(job).algorithm, open_node) for replay in found)
+    return tuple(replay_view(replay, job, open_node) for replay in found)
 
 
 def result_ref(session: ScopedSession, job_id: str, replay_id: str) -> ArtefactRef:
@@ -158,6 +159,7 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
     Raises:
         NotFoundError: there is no such replay, or its records are gone.
         ConflictError: it has ended, or a live node has it.
+        SpecRefusedError: this version refuses one of its two objectives.
     """
     replay = repository.lock_replay(session, replay_id)
     now = database_now(session)
@@ -168,6 +170,8 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
     tokens = repository.tokens_of(session, replay)
     if tokens is None:
         raise NotFoundError(f"the token records of step {replay.step} are gone")
+    recorded = chosen(find_job(session, replay.job_id).spec, "algorithm")
+    algorithm = chosen({"algorithm": replay.algorithm}, "algorithm")
     if replay.state == ReplayState.WAITING:
         replay.deadline_at = now + timedelta(seconds=settings.replay_s)
     replay.state, replay.node = ReplayState.RUNNING, node_id
@@ -175,8 +179,8 @@ def claim(session: Session, settings: Settings, replay_id: str, node_id: str) ->
         {
             "replay_id": replay.id,
             "job_id": replay.job_id,
-            "recorded": job_spec(find_job(session, replay.job_id)).algorithm,
-            "algorithm": replay.algorithm,
+            "recorded": recorded,
+            "algorithm": algorithm,
             "rows": repository.rows_of(session, replay),
             "tokens": tokens,
             "distances": repository.distances_of(session, replay),
@@ -293,4 +297,4 @@ def _too_late(
 
 def _view(session: Session, settings: Settings, replay: Replay) -> ReplayView:
     open_node = any_open_node(session, settings)
-    return replay_view(replay, job_spec(find_job(session, replay.job_id)).algorithm, open_node)
+    return replay_view(replay, find_job(session, replay.job_id), open_node)

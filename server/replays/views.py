@@ -1,9 +1,12 @@
 """Replays as the API returns them."""
 
-from powermean.contracts.algorithms import AlgorithmSpec
+from powermean.contracts.algorithms import AlgorithmSpec, Pmpo
+from powermean.contracts.attempts import JobError
+from powermean.contracts.base import Contract
 from powermean.contracts.replays import Replay as ReplayView
 from powermean.contracts.replays import ReplayState
-from server.db.models import Replay
+from server.db.models import Job, Replay
+from server.jobs.stored_spec import readable
 
 NO_NODE = (
     "no node is alive and open to work: start one with `powermean up` or `python -m worker`, or open one with"
@@ -11,16 +14,28 @@ NO_NODE = (
 )
 
 
-def replay_view(replay: Replay, recorded: AlgorithmSpec, open_node: bool) -> ReplayView:
-    """A replay of a job that was trained with `recorded`; `open_node`: a living node takes work."""
+class _Objectives(Contract):
+    algorithm: AlgorithmSpec = Pmpo()
+    recorded: AlgorithmSpec = Pmpo()
+
+
+def replay_view(replay: Replay, job: Job, open_node: bool) -> ReplayView:
+    """A replay of the job; `open_node`: a living node takes work."""
+    stored = {"algorithm": replay.algorithm, "recorded": job.spec["algorithm"]}
+    read, refused = readable(stored, _Objectives)
+    assert read is not None  # both have a default
     return ReplayView.model_validate(
         {
             "id": replay.id,
             "job_id": replay.job_id,
             "step": replay.step,
             "attempt": replay.attempt,
-            "algorithm": replay.algorithm,
-            "recorded": recorded,
+            "algorithm": read.algorithm,
+            "recorded": read.recorded,
+            "refused": [
+                JobError(code="spec_refused", message=one.message, path=one.path, remedy=one.remedy)
+                for one in refused
+            ],
             "state": replay.state,
             "phase": _phase(replay, open_node),
             "summary": replay.summary,

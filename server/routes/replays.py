@@ -21,7 +21,9 @@ from powermean.contracts.replays import (
 from powermean.contracts.revisions import for_workers
 from server.audit.journal import note
 from server.db.models import MAX_INTEGER
+from server.errors import ConflictError
 from server.identity.callers import Caller
+from server.jobs.stored_spec import SpecRefusedError
 from server.pools.views import naming_pools
 from server.replays import service
 from server.replays.results import read_result, read_tokens
@@ -130,7 +132,14 @@ def claim_replay(
     """Everything a node needs to compute it. Other nodes are refused while the claiming one is alive."""
     node.check(claim.node_id)
     with database.write() as session:
-        return JSONResponse(for_workers(service.claim(session, settings, replay_id, claim.node_id)))
+        try:
+            task = service.claim(session, settings, replay_id, claim.node_id)
+        except SpecRefusedError as error:
+            service.accept(session, replay_id, ReplayOutcome(error=error.error))
+            refused = ConflictError(str(error), remedy="Drop the task: the replay has failed.")
+        else:
+            return JSONResponse(for_workers(task))
+    raise refused
 
 
 @router.post(

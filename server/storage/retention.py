@@ -31,7 +31,7 @@ from server.jobs.counting import counts, shares
 from server.jobs.events import lock_job
 from server.jobs.repository import checkpoints as kept_checkpoints
 from server.jobs.repository import find_job
-from server.jobs.views import job_spec
+from server.jobs.stored_spec import SpecRefusedError, chosen
 
 log = logging.getLogger(__name__)
 
@@ -155,11 +155,17 @@ def _with_checkpoints(database: Database, project: str, most: int) -> list[str]:
 def _superfluous(session: Session, job_id: str, retention: Retention) -> list[Checkpoint]:
     """The job's checkpoints that are neither pinned, nor among the last, nor the best if that is kept.
 
-    The best by the metric that the job's spec names stays in any case.
+    The best by the metric that the job's spec names stays in any case. If this version refuses one of the
+    spec's rules, all stay: nobody knows what it would keep.
     """
     rows = kept_checkpoints(session, job_id)
     found = [checkpoint for checkpoint in rows if not checkpoint.pinned]
-    spared = [best_of(rows, job_spec(find_job(session, job_id)).checkpoints.best_is)]
+    job = find_job(session, job_id)
+    try:
+        chosen(job.spec, "checkpoints")  # all of its rules
+        spared = [best_of(job, rows)]
+    except SpecRefusedError:
+        return []
     spared += [_best(session, job_id, found)] if retention.checkpoints_best else []
     return [checkpoint for checkpoint in found[retention.checkpoints_last :] if checkpoint not in spared]
 

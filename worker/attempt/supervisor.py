@@ -93,7 +93,7 @@ class Supervisor:
         self._stopping = False
         self._training = False  # before that there is nothing to save
         self._ordered_at: float | None = None
-        self._taken_at: float | None = None  # when this node's allocation was told to end
+        self._taken_at: float | None = None  # when the trainer was told that its allocation is being ended
         self._progress = Progress(attempt)
 
     def heed_signals(self) -> None:
@@ -104,6 +104,11 @@ class Supervisor:
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
+
+    @property
+    def _taken(self) -> str | None:
+        """The allocation that this node runs in, once it is being ended."""
+        return self._limits.pilot if self._stopping else None
 
     def run(self) -> bool:
         """True when the end was told to the server."""
@@ -160,7 +165,7 @@ class Supervisor:
         ask = signal.SIGTERM if self._limits.pilot is None else signal.SIGINT  # shielded: tether.py
         if ranks and not in_order:  # those that wait for the failed one may not hear; engines do, and tidy up
             end_all(lambda: ranks.running, self._limits.ranks_grace_s, deadline_s=0.1, ask=ask)
-        grace_s = self._limits.grace_s if self._taken_at is None else self._limits.ranks_grace_s
+        grace_s = self._limits.grace_s if self._taken is None else self._limits.ranks_grace_s
         end_all(self._descendants, grace_s, ask=ask)
         if engines:
             engines.wait()
@@ -179,7 +184,7 @@ class Supervisor:
             out_of_memory=self._kills is not None and (kills() or 0) > self._kills,
             full_disk=first_full([self._attempt.path]),
             last_words=last_words(self._attempt.log),
-            taken=self._limits.pilot if self._taken_at is not None else None,
+            taken=self._taken,
         )
 
     def _start_ranks(self, model: Path, listener: socket | None) -> Ranks:

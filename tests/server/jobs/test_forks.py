@@ -69,7 +69,10 @@ def test_what_can_not_be_trained_on_from_is_named(service: ServiceDriver):
     nothing = wrong(forked(service, f"{job}@40"))
     assert nothing["path"] == "model.from"
     assert nothing["message"] == f"{job} has no checkpoint of step 40"
-    assert "no checkpoint either; a running job saves the first after step 10" in nothing["remedy"]
+    assert (
+        "no checkpoint either; a running job saves the first after checkpoints.every steps"
+        in nothing["remedy"]
+    )
     commit(service, attempt, 5)
     commit(service, attempt, 7)
     assert "It has checkpoints of steps 5, 7: give" in wrong(forked(service, f"{job}@40"))["remedy"]

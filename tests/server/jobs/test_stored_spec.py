@@ -1,4 +1,4 @@
-"""A spec that a version with other rules has stored: its job is shown, and not run."""
+"""A spec that a version with other rules has stored: its job is shown, not run, and loses nothing by it."""
 
 from typing import Any
 
@@ -6,8 +6,12 @@ import pytest
 
 from powermean.contracts.job import JobSpec
 from server.db.models import Job
-from server.jobs.stored_spec import SpecRefusedError, as_stored
-from tests.support.service_driver import ServiceDriver, example_spec
+from server.jobs.stored_spec import readable
+from server.storage.retention import apply_retention
+from tests.support.live_server import listening
+from tests.support.service_driver import ADMIN_KEY, ServiceDriver, error_of, example_spec
+from tests.support.stored_things import finish
+from tests.support.terminal import powermean
 
 GIVEN = JobSpec.model_validate(example_spec()).model_dump(mode="json", by_alias=True)
 
@@ -15,6 +19,14 @@ GIVEN = JobSpec.model_validate(example_spec()).model_dump(mode="json", by_alias=
 def changed(path: str, value: object) -> dict[str, Any]:
     part, name = path.split(".")
     return GIVEN | {part: GIVEN[part] | {name: value}}
+
+
+def restore(service: ServiceDriver, job_id: str, path: str, value: object) -> None:
+    """As if another version had stored this field of the job's spec."""
+    part, name = path.split(".")
+    with service.database.write() as session:
+        job = session.get_one(Job, job_id)
+        job.spec = job.spec | {part: job.spec[part] | {name: value}}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +39,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
     ],
 )
 def test_what_is_refused_now_has_its_default_and_is_named(path: str, value: object, why: str) -> None:
-    spec, refused = as_stored(changed(path, value))
+    spec, refused = readable(changed(path, value), JobSpec)
     assert spec == JobSpec.model_validate(GIVEN)
     ((found, message),) = [(one.path, one.message) for one in refused]
     assert (found, why in message) == (path, True), message
@@ -35,17 +47,39 @@ def test_what_is_refused_now_has_its_default_and_is_named(path: str, value: obje
 
 @pytest.mark.parametrize(
     ("path", "value", "named"),
-    [("rollout.stop", [5], "rollout.stop.0"), ("algorithm.name", "of another version", "algorithm.name")],
+    [
+        ("rollout.stop", [5], ["rollout.stop.0"]),
+        ("optimizer.betas", [2.0, 3.0], ["optimizer.betas.0", "optimizer.betas.1"]),
+        ("algorithm.name", "of another version", ["algorithm.name", "algorithm"]),
+    ],
 )
-def test_of_a_part_without_a_default_the_whole_has_its_own(path: str, value: object, named: str) -> None:
-    spec, refused = as_stored(changed(path, value))
-    assert spec == JobSpec.model_validate(GIVEN)
-    assert refused[0].path == named
+def test_of_a_part_without_a_default_the_whole_has_its_own(
+    path: str, value: object, named: list[str]
+) -> None:
+    given = changed(path, value) | {"seed": 7}
+    given["optimizer"] = given["optimizer"] | {"eps": 1e-4}
+    spec, refused = readable(given, JobSpec)
+    assert spec == JobSpec.model_validate(
+        GIVEN | {"seed": 7, "optimizer": GIVEN["optimizer"] | {"eps": 1e-4}}
+    )
+    assert [one.path for one in refused] == named
 
 
 def test_what_has_no_default_is_refused() -> None:
-    with pytest.raises(SpecRefusedError, match=r"training\.steps: .*another one stored"):
-        as_stored(changed("training.steps", 0))
+    spec, refused = readable(changed("training.steps", 0), JobSpec)
+    assert (spec, [one.path for one in refused]) == (None, ["training.steps"])
+
+
+def test_what_is_wrong_only_beside_a_default_says_so() -> None:
+    given = changed("rollout.engine", "of another version")
+    given["rollout"] = given["rollout"] | {"publish": "in_place"}
+    _, (engine, publish) = readable(given, JobSpec)
+    assert (engine.path, publish.path) == ("rollout.engine", "rollout.publish")
+    assert publish.message.startswith("with the default of rollout.engine: in_place is for the transformers")
+    given = changed("rollout.publish", "ipc")
+    given["rollout"] = given["rollout"] | {"top_k": 5}  # has no default, and so nothing follows from it
+    _, (_, publish) = readable(given, JobSpec)
+    assert publish.message.startswith("ipc is for GPUs")
 
 
 def test_its_job_is_listed_and_shown_and_fails_when_it_should_run(service: ServiceDriver) -> None:
@@ -66,8 +100,8 @@ def test_its_job_is_listed_and_shown_and_fails_when_it_should_run(service: Servi
     with service.database.write() as session:
         job = session.get_one(Job, job_id)
         job.spec = job.spec | {"training": {}}
-    gone = service.person.get(f"/v1/jobs/{job_id}")
-    assert (gone.status_code, gone.json()["error"]["code"]) == (409, "spec_refused")
+    shown = service.person.get(f"/v1/jobs/{job_id}").json()
+    assert (shown["spec"], [one["path"] for one in shown["spec_refused"]][-1]) == (None, "training.steps")
     assert service.person.get(f"/v1/jobs/{job_id}/text").status_code == 200
     assert service.person.get("/v1/jobs").status_code == 200
 
@@ -92,3 +126,109 @@ def test_it_ends_without_harm_to_other_jobs(service: ServiceDriver) -> None:
         assert states[checked] == "failed"
         assert states[lost.claim.job_id] in ("queued", "starting")
         assert (second.attempt, second.state) == (2, "starting")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "left"),
+    [
+        ("checkpoints.keep", 1000, [1, 2, 3, 4]),
+        ("checkpoints.best_is", "nearest", [1, 2, 3, 4]),
+        ("checkpoints.best", "", [1, 2, 3, 4]),
+        ("training.steps", 0, [1, 4]),  # has no default, and no part in what is kept
+        ("checkpoints.keep_days", 30, [1, 2, 3, 4]),  # might be a rule to keep more
+    ],
+)
+def test_no_checkpoint_goes_by_a_rule_that_nobody_chose(
+    service: ServiceDriver, path: str, value: object, left: list[int]
+) -> None:
+    attempt = service.running(checkpoints={"keep": 1, "best": "eval/reward", "best_is": "lowest"})
+    job_id = attempt.claim.job_id
+    restore(service, job_id, path, value)
+    for step, reward in ((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.3)):
+        row = {"step": step, "update": -1, "name": "eval/reward", "value": reward}
+        assert attempt.post("metrics", {"rows": [row]}).is_success
+        assert attempt.commit(step).status_code == 204
+    assert [one["step"] for one in checkpoints_of(service, job_id)] == left
+    finish(service, attempt)
+    rules = {"checkpoints_last": 0}
+    assert service.person.put("/v1/projects/default/retention", json=rules).status_code == 200
+    apply_retention(service.database, service.database.write)
+    kept = [one["step"] for one in checkpoints_of(service, job_id)]
+    assert kept == (left if path.startswith("checkpoints") else [1])
+
+
+def checkpoints_of(service: ServiceDriver, job_id: str) -> Any:
+    answer = service.person.get(f"/v1/jobs/{job_id}/checkpoints")
+    assert answer.status_code == 200, answer.text
+    return answer.json()["items"]
+
+
+LORA = {"rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "dropout": 0.0}
+
+
+def test_a_fork_goes_on_unless_it_needs_what_is_refused(service: ServiceDriver) -> None:
+    attempt = service.running(
+        model={"name": "tiny/model", "lora": LORA}, checkpoints={"best": "eval/reward", "best_is": "lowest"}
+    )
+    job_id = attempt.claim.job_id
+    assert attempt.commit(1).status_code == 204
+    finish(service, attempt)
+
+    def forked(source: str, **model: Any) -> Any:
+        return service.person.post("/v1/jobs", json=example_spec(model={"from": source} | model))
+
+    restore(service, job_id, "checkpoints.best_is", "nearest")
+    restore(service, job_id, "training.steps", 0)
+    best = error_of(forked(f"{job_id}@best", lora=LORA))
+    assert (best["code"], best["fields"][0]["path"]) == ("invalid", "model.from")
+    assert f"{job_id}: checkpoints.best_is: 'nearest' is not one of" in best["message"]
+    assert "a checkpoint by its step" in best["remedy"]
+    assert forked(f"{job_id}@1", lora=LORA).status_code == 202
+    assert forked(job_id).status_code == 202
+    gone = service.person.get(f"/v1/jobs/{job_id}/checkpoints/best/files")
+    assert (gone.status_code, error_of(gone)["code"]) == (409, "spec_refused")
+    restore(service, job_id, "model.lora", LORA | {"rank": 10_000})
+    adapter = error_of(forked(f"{job_id}@1", lora=LORA))
+    assert f"{job_id}: model.lora.rank: " in adapter["message"]
+    assert "final model" in adapter["remedy"]
+    assert forked(job_id).status_code == 202
+
+
+def test_any_job_is_shown_cancelled_paused_and_deleted(
+    service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = service.running()
+    running, queued = attempt.claim.job_id, service.queued()
+    checked = service.person.post("/v1/jobs", json=example_spec()).json()["id"]
+    for job_id in (running, queued, checked):
+        restore(service, job_id, "training.steps", 0)
+
+    def told(job_id: str, order: str, **body: Any) -> dict[str, Any]:
+        answer = service.person.post(f"/v1/jobs/{job_id}/{order}", json=body or None)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        assert found["spec"] is None
+        return found
+
+    restore(service, running, "training.minibatches", 5000)  # its health is judged by them
+    browser = service.browser()
+    assert browser.post("/v1/sessions", json={"key": ADMIN_KEY}).status_code == 201
+    for page in ("", "/charts", "/spec", "/cancel"):
+        assert browser.get(f"/jobs/{running}{page}").status_code == 200, page
+    assert "training.steps" in browser.get(f"/jobs/{running}/spec").text
+    with listening(service.app) as url:
+        monkeypatch.setenv("POWERMEAN_URL", url)
+        monkeypatch.setenv("POWERMEAN_API_KEY", ADMIN_KEY)
+        printed = powermean("show", running).stdout
+    assert "spec: training.steps: Input should be greater than or equal to 1" in printed
+    assert '"training": {"steps": 20}' in printed, "as submitted"
+    assert told(running, "pause")["pause_requested"]
+    assert told(queued, "pause")["state"] == "paused"
+    assert told(queued, "resume")["state"] == "queued"
+    assert told(queued, "priority", priority="low")["priority"] == "low"
+    assert told(running, "cancel")["cancel_requested"]
+    assert attempt.finish("cancelled").status_code == 204
+    for job_id in (queued, checked):
+        assert told(job_id, "cancel")["state"] == "cancelled"
+    for job_id in (running, queued, checked):
+        assert service.person.delete(f"/v1/jobs/{job_id}").status_code == 204

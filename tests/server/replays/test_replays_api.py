@@ -13,7 +13,7 @@ from powermean.contracts.names import REPLAY_TASK, node_queue
 from powermean.contracts.replays import ReplayResult
 from powermean.contracts.token_records import StepFacts, TrajectoryTokens, UpdateFacts, UpdateTokens
 from powermean.token_segments import write_segment
-from server.db.models import Node, Outbox, Pilot, PoolStatus, Replay
+from server.db.models import Job, Node, Outbox, Pilot, PoolStatus, Replay
 from server.db.session import database_now
 from tests.support.reports import next_attempt, post_rows, row, trajectory
 from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
@@ -372,3 +372,39 @@ def test_a_correction_for_what_the_ratio_holds_already_is_refused(service: Servi
     assert error_of(refused)["fields"][0]["path"] == "set.importance_sampling_correction"
     assert "rollout.old_policy" in error_of(refused)["message"]
     assert service.person.post(path, json={"step": 3, "algorithm": "grpo"}).status_code == 202
+
+
+def test_nothing_is_replayed_beside_an_objective_that_is_refused(
+    service: ServiceDriver, recorded: AttemptDriver, ask: Callable[..., Any]
+) -> None:
+    done, waits = ask(), ask(set={"clip": 0.3})
+    claim(service, done)
+    assert finish(service, done, outcome(service, done)).status_code == 204
+    with service.database.write() as session:  # as if another version had stored them
+        job = session.get_one(Job, recorded.claim.job_id)
+        job.spec = job.spec | {"algorithm": job.spec["algorithm"] | {"ess_target": "rising"}}
+        row = session.get_one(Replay, done["id"])
+        row.algorithm = row.algorithm | {"clip_low": -1.0}
+    for request in ({"step": 5}, {"step": 5, "algorithm": "grpo"}):
+        refused = ask(status=409, **request)
+        assert refused["code"] == "spec_refused"
+        assert refused["message"].startswith("algorithm.ess_target: 'rising' is not one of")
+    found = shown(service, done)
+    assert [one["path"] for one in found["refused"]] == ["algorithm.clip_low", "recorded.ess_target"]
+    shown(service, done, "/result")
+    listed = service.person.get(f"/v1/jobs/{done['job_id']}/replays").json()["items"]
+    assert [one["id"] for one in listed] == [waits["id"], done["id"]]
+    assert claim(service, waits).status_code == 409
+    failed = shown(service, waits)
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "spec_refused")
+
+
+def test_a_replay_without_a_correction_does_not_ask_for_pi_old(
+    service: ServiceDriver, recorded: AttemptDriver, ask: Callable[..., Any]
+) -> None:
+    with service.database.write() as session:
+        job = session.get_one(Job, recorded.claim.job_id)
+        job.spec = job.spec | {"training": {}, "rollout": job.spec["rollout"] | {"old_policy": "oldest"}}
+    refused = ask(status=409, set={"importance_sampling_correction": "token"})
+    assert "rollout.old_policy: 'oldest' is not one of" in refused["message"]
+    assert claim(service, ask()).status_code == 200

@@ -17,6 +17,7 @@ from rollout.counting import SUFFIX
 from tests.support.fake_server import NodeServer
 from tests.support.small_disk import fill, small_disk
 from tests.support.supervised_case import (
+    DEADLINE_S,
     FINISHED,
     PREPARE,
     SPOOL,
@@ -330,6 +331,23 @@ def test_when_its_allocation_is_ended_a_job_saves_what_it_can(
     assert case.server.kinds() == told
     assert case.server.finish["outcome"] == "checkpointed"
     assert case.server.finish["reason"] == reason
+
+
+def test_a_failure_just_before_its_allocation_is_ended_is_put_down_to_that(case: Case) -> None:
+    """Slurm's SIGTERM may reach the supervisor only when it is ending what the failed trainer has left."""
+    case.limits |= {"pilot": "gpu-1", "grace_s": DEADLINE_S}
+    waits = "while not (folder / {!r}).exists(): time.sleep(0.02)\n"
+    engine = SPOOL + "import signal, time\ndef asked(*_):\n    (folder / 'asked').touch()\n    "
+    engine += waits.format("told") + "    sys.exit()\n"
+    engine += "signal.signal(signal.SIGINT, asked); (folder / 'serves').touch(); time.sleep(60)"
+    case.start(SPOOL + "import time\n" + waits.format("serves") + "os.kill(os.getpid(), 9)", engine=engine)
+    until((case.attempt.path / "asked").exists)
+    assert case.process
+    case.process.terminate()
+    (case.attempt.path / "told").touch()
+    assert case.end() == 0
+    assert case.server.finish["outcome"] == "checkpointed"
+    assert case.server.finish["reason"].startswith("allocation gpu-1 was being ended; The trainer was killed")
 
 
 @pytest.mark.slow
