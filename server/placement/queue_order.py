@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from math import inf, nextafter
 
 from server.placement.quotas import Ledger
@@ -104,9 +104,10 @@ def by_fair_share(lines: dict[str, list[WaitingJob]], ledger: Ledger) -> Iterato
     ]
     heapify(heads)
     while heads:
-        *_, project = heappop(heads)
+        project = heads[0][-1]
         line = lines[project]
-        job = line.pop()
-        yield job
+        yield line.pop()
         if line:
-            heappush(heads, (ledger.dominant_share(project), line[-1].queued_at, project))
+            heapreplace(heads, (ledger.dominant_share(project), line[-1].queued_at, project))
+        else:
+            heappop(heads)

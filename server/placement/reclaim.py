@@ -215,6 +215,8 @@ class Victims:
         over = over if ask.nodes == 1 else 0
         if missing <= 0 and not over:
             return []
+        if missing > self._supply(gpus, None).get(node_id, (0, inf))[0]:
+            return None  # not even if all of them stopped
         eligible = self._eligible(job, node_id, wanted, guaranteed and not over, chosen)
         return cheapest(eligible, missing, over, self._cost)
 
