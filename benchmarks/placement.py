@@ -66,7 +66,7 @@ def busy_cluster(nodes: int, waiting: int, seed: int) -> ClusterState:
 def plan_times(tiny: bool) -> Table:
     table = Table("Plan times", ("figure", "value", "goal", ""), left=1)
     for nodes in (5, 10) if tiny else (10, 100, 1000):
-        waiting, rounds = (20, 3) if tiny else (WAITING, 200 if nodes <= 100 else 40)
+        waiting, rounds = (20, 3) if tiny else (WAITING, 400 if nodes <= 100 else 40)
         states = [busy_cluster(nodes, waiting, seed) for seed in range(2 if tiny else 4)]
         what = f"{nodes} nodes x {GPUS} GPUs, {waiting} waiting, {PROJECTS} projects"
         for figure in figures(what, states, rounds, PLAN_MS if nodes == 100 else None):

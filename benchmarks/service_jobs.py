@@ -113,7 +113,7 @@ def _fill_queue(service: Service, job_id: str, count: int) -> None:
 
 def planner(tiny: bool) -> Iterator[Figure]:
     """Plans for 100 nodes and 1,000 waiting jobs, by kind of job; plan_times says what each figure means."""
-    nodes, jobs, rounds = (5, 20, 3) if tiny else (100, 1000, 100)
+    nodes, jobs, rounds = (5, 20, 3) if tiny else (100, 1000, 400)
     for kind, state in _states(nodes, jobs).items():
         yield from figures(kind, [state], rounds, PLAN_MS)
 
