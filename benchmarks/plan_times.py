@@ -14,8 +14,8 @@ PLAN_MS = 50.0
 LOOP = 500_000  # about as long as a plan for 100 nodes
 MEANING = """\
 A plain loop of fixed work runs by turns with the plans: where its 99th percentile is many times its median,
-others use the machine at the same time, and plans meet that, too. What a plan takes undisturbed is the
-least time of the slowest state: a state is the same work each time. Wall clock also has waits for a core."""
+others use the machine at the same time, and plans meet that, too. A state is the same work each time, so its
+least time is that of the plan that others disturbed least. Wall clock also has waits for a core."""
 
 
 def figures(what: str, states: Sequence[ClusterState], rounds: int, goal: float | None) -> Iterator[Figure]:
