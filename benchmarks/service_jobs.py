@@ -2,11 +2,11 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from plan_times import PLAN_MS, figures
-from service_rig import Connection, Figure, Service, Timings, at_once
+from service_rig import Connection, Figure, Service, Timings, at_once, bare
 from sqlalchemy import insert, select
 
 from server.db.models import Job
@@ -17,6 +17,7 @@ from server.placement.state import ClusterState, NodeCapacity, SharedEngine, Wai
 P99_MS = 150.0
 LONGEST_MS = 1000.0
 A_SECOND = 300.0
+PACE = 50.0  # submits a second: one by each client
 NODES = 8
 
 
@@ -34,7 +35,9 @@ def _clients(service: Service, tiny: bool) -> list[Connection]:
     return [service.person() for _ in range(5 if tiny else 50)]
 
 
-def _submitted(clients: list[Connection], each: int) -> tuple[Timings, list[list[str]]]:
+def _submitted(
+    clients: list[Connection], each: int, a_second: float | None = None
+) -> tuple[Timings, list[list[str]]]:
     """Every client submits `each` jobs; also their ids, by client."""
     ids: list[list[str]] = [[] for _ in clients]
 
@@ -47,18 +50,33 @@ def _submitted(clients: list[Connection], each: int) -> tuple[Timings, list[list
 
         return submit
 
-    timings = at_once([submitter(*pair) for pair in enumerate(clients)], each)
+    timings = at_once([submitter(*pair) for pair in enumerate(clients)], each, a_second)
     return timings, ids
 
 
 def submit(service: Service, tiny: bool) -> Iterator[Figure]:
-    """50 clients at once, each submitting one job after another."""
+    """50 clients at once, each submitting one job after another, and then at a pace.
+
+    Before that the same with the least that a service of this stack could do.
+    """
+    each = 2 if tiny else 40
+    with bare(service) as least:
+        fewest = yield from _submits("a bare service's submit", least, each, tiny)
     with service.nodes(NODES, cpu_slots=0):
-        before = service.cpu_s()
-        timings, _ids = _submitted(_clients(service, tiny), 2 if tiny else 40)
-        cpu = service.cpu_s() - before
-    yield from timings.figures("submit", P99_MS, A_SECOND, LONGEST_MS)
-    yield Figure("submit: CPU of the server", 1e3 * cpu / timings.requests, "ms each")
+        ours = yield from _submits("submit", service, each, tiny)
+        yield Figure("submit: rate against the bare one's", ours / fewest, "")
+        timings, _ids = _submitted(_clients(service, tiny), each // 2, PACE)
+        yield from timings.figures(f"submit, {PACE:g} a second", P99_MS, None, LONGEST_MS)
+
+
+def _submits(what: str, service: Service, each: int, tiny: bool) -> Generator[Figure, None, float]:
+    """As fast as they are answered; returns how many a second."""
+    before = service.cpu_s()
+    timings, _ids = _submitted(_clients(service, tiny), each)
+    cpu = service.cpu_s() - before
+    yield from timings.figures(what, P99_MS, A_SECOND, LONGEST_MS)
+    yield Figure(f"{what}: CPU of the server", 1e3 * cpu / timings.requests, "ms each")
+    return timings.a_second
 
 
 def cancel(service: Service, tiny: bool) -> Iterator[Figure]:

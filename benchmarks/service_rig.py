@@ -145,12 +145,16 @@ class Timings:
     def requests(self) -> int:
         return sum(map(len, self.by_client))
 
+    @property
+    def a_second(self) -> float:
+        """How many were answered."""
+        return (self.requests - self.refused) / self.wall_s
+
     def figures(
         self, what: str, p99_ms: float | None, a_second: float | None, max_ms: float | None = None
     ) -> Iterator[Figure]:
         times = sorted(itertools.chain.from_iterable(self.by_client))
-        done = len(times) - self.refused
-        yield Figure(f"{what}: rate", done / self.wall_s, "1/s", a_second, at_least=True)
+        yield Figure(f"{what}: rate", self.a_second, "1/s", a_second, at_least=True)
         yield Figure(f"{what}: p50", 1e3 * quantile(times, 0.5), "ms")
         yield Figure(f"{what}: p99", 1e3 * quantile(times, 0.99), "ms", p99_ms)
         yield Figure(f"{what}: longest", 1e3 * times[-1], "ms", max_ms)
@@ -162,25 +166,31 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[math.ceil(len(ordered) * share) - 1]
 
 
-def at_once(clients: Sequence[Callable[[int], object]], each: int) -> Timings:
-    """All clients at once, each making its requests 0 to each - 1 one after another."""
-    begin = threading.Barrier(len(clients))
+def at_once(clients: Sequence[Callable[[int], object]], each: int, a_second: float | None = None) -> Timings:
+    """All clients at once, each making its requests 0 to each - 1 one after another.
 
-    def work(client: Callable[[int], object]) -> tuple[list[float], int]:
+    With `a_second` all together make so many requests a second, however slow the answers are, and a request
+    counts from when it was due: one that waits for a slow one before it has waited, too.
+    """
+    begin = threading.Barrier(len(clients))
+    pause = 0.0 if a_second is None else 1 / a_second
+
+    def work(place: int) -> tuple[float, list[float], int, float]:
         begin.wait()
-        ticks, refused = [time.perf_counter()], 0
+        began, seconds, refused = time.perf_counter(), [], 0
         for number in range(each):
+            due = began + (number * len(clients) + place) * pause if pause else time.perf_counter()
+            time.sleep(max(0.0, due - time.perf_counter()))
             try:
-                client(number)
+                clients[place](number)
             except RefusedError:
                 refused += 1
-            ticks.append(time.perf_counter())
-        return ticks, refused
+            seconds.append(time.perf_counter() - due)
+        return began, seconds, refused, time.perf_counter()
 
     with ThreadPoolExecutor(len(clients)) as pool:
-        ticks, refused = zip(*pool.map(work, clients), strict=True)
-    times = [[after - before for before, after in itertools.pairwise(own)] for own in ticks]
-    return Timings(times, max(own[-1] for own in ticks) - min(own[0] for own in ticks), sum(refused))
+        began, seconds, refused, ended = zip(*pool.map(work, range(len(clients))), strict=True)
+    return Timings(seconds, max(ended) - min(began), sum(refused))
 
 
 def databases(kinds: Sequence[str], scratch: Path, stack: ExitStack) -> dict[str, Callable[[], str]]:
@@ -237,6 +247,17 @@ def serving(database_url: str, folder: Path) -> Iterator[Service]:
     ):
         _await_ready(port, server, log)
         yield Service(port, database_url, folder, server.pid)
+
+
+@contextmanager
+def bare(beside: Service) -> Iterator[Service]:
+    """benchmarks/bare_service.py, with a table in the same database."""
+    port, log = free_port(), beside.folder / "bare.log"
+    script = Path(__file__).with_name("bare_service.py")
+    command = [sys.executable, str(script), beside.database_url, str(port)]
+    with _running(command, dict(os.environ), log) as server:
+        _await_ready(port, server, log)
+        yield Service(port, beside.database_url, beside.folder, server.pid)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from server.error_handlers import install_error_handlers
 from server.identity.oidc import Provider
 from server.identity.recent import RecentCallers
 from server.identity.throttle import Throttle
+from server.jobs.submits import Submits
 from server.limits import RateLimits
 from server.metrics.stream import EventHub
 from server.middleware import Gate
@@ -68,6 +69,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
             yield
         finally:
             await run_in_threadpool(stop_all, (*loops, sealing, presence))
+            await run_in_threadpool(submits.close)
             await events.stop()
             database.close()
 
@@ -93,6 +95,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     here = Presence(database, settings, me, app.state.key_pair.public_pem)
     presence = Loop("presence", here.turn, BEAT_S, at_end=here.leave)
     app.state.callers = RecentCallers(database)
+    app.state.submits = submits = Submits(database, settings.allowed_models)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )
@@ -100,8 +103,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.queue = QueueView(database, settings)
     app.state.provider = _provider(settings)
     app.state.observatory = observatory = Observatory(settings, database, artefacts, events, connections, me)
-    # attempts ask most often, and routes are tried one after another
-    app.router.routes.extend(sorted(api_routes(), key=_is_not_of_attempts))
+    app.router.routes.extend(sorted(api_routes(), key=_turn))
     app.add_middleware(GZipMiddleware, compresslevel=5, exclude_content_types=NOT_COMPRESSED)
     app.add_middleware(RequestLog, seconds=observatory.requests)
     app.router.default = _Elsewhere(create_dashboard(app))
@@ -139,8 +141,10 @@ def _provider(settings: Settings) -> Provider | None:
     )
 
 
-def _is_not_of_attempts(route: BaseRoute) -> bool:
-    return not getattr(route, "path", "").startswith("/v1/attempts/")
+def _turn(route: BaseRoute) -> int:
+    """Routes are tried one after another: those that are asked most often first."""
+    path = getattr(route, "path", "")
+    return 0 if path.startswith("/v1/attempts/") else 1 if path.startswith("/v1/jobs") else 2
 
 
 class _Elsewhere:

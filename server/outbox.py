@@ -1,5 +1,6 @@
 """Outgoing Celery messages: written in the transaction that causes them, sent by the relay afterwards."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import cast
 
@@ -7,7 +8,7 @@ from sqlalchemy import Table, bindparam, update
 from sqlalchemy.orm import Session
 
 from server.db.models import Outbox
-from server.db.session import changes, insert_row
+from server.db.session import changes, insert_rows
 
 _TABLE = cast(Table, Outbox.__table__)
 _SETTLED = (
@@ -19,8 +20,13 @@ _SETTLED = (
 
 def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
     """Send `task(subject)` and re-send it until it is settled; queue None means any live node."""
-    row = {"task": task, "queue": queue, "subject": subject, "next_send_at": now, "created_at": now}
-    insert_row(session, Outbox, row)
+    owe_all(session, task, queue, [subject], now)
+
+
+def owe_all(session: Session, task: str, queue: str | None, subjects: Iterable[str], now: datetime) -> None:
+    """owe() for each of these subjects."""
+    row = {"task": task, "queue": queue, "next_send_at": now, "created_at": now}
+    insert_rows(session, Outbox, [row | {"subject": subject} for subject in subjects])
     changes(session).send = True
 
 

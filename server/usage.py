@@ -4,7 +4,7 @@ Sums are made when they are asked for: nothing else has to be kept in step with 
 and deletion.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, cast, func, select
@@ -25,6 +25,11 @@ from server.errors import QuotaExceededError
 
 LARGEST = 20
 _LIMIT = select(Project.storage_limit).where(Project.id == bindparam("project"))
+_UNLIMITED = select(Project.id).where(
+    Project.id.in_(bindparam("projects", expanding=True)),
+    Project.storage_limit.is_(None),
+    Project.deleted_at.is_(None),
+)
 
 
 def project_storage(session: Session, project: str) -> ProjectStorage:
@@ -64,6 +69,11 @@ def storage_limit(session: Session, project: str) -> int | None:
     """How many bytes the project may store; None: any number."""
     limit: int | None = session.connection().execute(_LIMIT, {"project": project}).scalar()
     return limit
+
+
+def without_limit(session: Session, projects: Collection[str]) -> set[str]:
+    """Those of the projects that are there and may store any number of bytes."""
+    return set(session.connection().execute(_UNLIMITED, {"projects": list(projects)}).scalars())
 
 
 def _uses(session: Session, project: str) -> tuple[StorageUse, ...]:

@@ -68,7 +68,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """A failure in a quick test should not wait for the slow ones, as all that start vLLM are."""
+    """A failure in a quick test should not wait for the slow ones, as all that start vLLM are.
+
+    In the run of all that may run beside others, whole services come first: they mostly wait, and last
+    longest. The other way round single workers would be left with them at the end.
+    """
     for item in items:
         if item.get_closest_marker("vllm") is not None or item.get_closest_marker("long") is not None:
             item.add_marker(pytest.mark.slow)  # before `-m` chooses
@@ -80,11 +84,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         of_phase = [(a == (phase == "alone")) and not b for a, b in zip(alone, long, strict=True)]
         config.hook.pytest_deselected(items=[i for i, here in zip(items, of_phase, strict=True) if not here])
         items[:] = [i for i, here in zip(items, of_phase, strict=True) if here]
+    if phase == "shared":
+        items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tests wait for the processes that they have started, whole services for most of the time."""
+    return (os.cpu_count() or 1) + (2 if config.getoption("phase") == "shared" else 1)
 
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector would look at a million objects again and again."""
-    gc.collect()
     gc.freeze()
 
 

@@ -139,6 +139,7 @@ def test_every_variable_is_a_setting_of_the_program_that_reads_it(
     assert seen == set(SETTINGS)
 
 
+@pytest.mark.slow
 def test_secrets_come_as_files_that_make_secrets_writes(
     everything: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -5,17 +5,15 @@ Those marked `long` wait for `make long`, which runs nothing else.
 A failure in the first run does not keep the second from running. Arguments go to both.
 """
 
-import os
 import signal
 import subprocess
 import sys
 
-WORKERS = (os.cpu_count() or 1) + 1  # many tests wait for the processes that they have started
 RUNS = {
     "tests that may run beside others": (
         *("--phase", "shared"),
-        *("--numprocesses", str(WORKERS), "--dist", "loadfile"),  # a module's fixtures once
-        "--no-loadscope-reorder",  # quick tests first
+        *("--numprocesses", "auto", "--dist", "loadfile"),  # a module's fixtures once
+        "--no-loadscope-reorder",  # in the order of tests/conftest.py
     ),
     "tests that need the machine to themselves": ("--phase", "alone"),
 }

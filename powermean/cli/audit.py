@@ -11,6 +11,7 @@ from powermean import audit_archive
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
 from powermean.cli.terminal import FAILED, AsJson, connected, note, say, say_json, say_table
+from powermean.cli.times import moment
 from powermean.contracts.audit import AuditEntry, AuditHead, AuditPage, Outcome
 from powermean.errors import PowermeanError
 
@@ -36,8 +37,12 @@ def list_entries(
     person: Annotated[str | None, typer.Option(help="Id or name of who did it.")] = None,
     verb: Annotated[str | None, typer.Option(help="Such as job.submit, or job for all about jobs.")] = None,
     refused: Annotated[bool, typer.Option("--refused", help="What was not allowed.")] = False,
-    since: Annotated[datetime | None, typer.Option(help="Not before this day or time.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Before this day or time.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(parser=moment, metavar="TIME", help="Not before this day or time.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(parser=moment, metavar="TIME", help="Before this day or time.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most entries to show.")] = 50,
     json_: AsJson = False,
 ) -> None:
@@ -51,7 +56,7 @@ def list_entries(
     with connected() as client:
         while len(found) < limit and (not found or before is not None):
             most = min(PAGE, limit - len(found))
-            page = client.audit(project, person, verb, outcome, _local(since), _local(until), before, most)
+            page = client.audit(project, person, verb, outcome, since, until, before, most)
             found, before = found + page.items, page.next
             if before is None:
                 break
@@ -127,11 +132,6 @@ def _read_head(file: Path) -> AuditHead:
         raise NoHeadError(
             f"{file} is not a head of the audit log: `powermean audit head` prints one"
         ) from error
-
-
-def _local(given: datetime | None) -> datetime | None:
-    """A time on the command line is this machine's."""
-    return given and given.astimezone()
 
 
 def _outcome(entry: AuditEntry) -> str:

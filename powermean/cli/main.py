@@ -167,6 +167,11 @@ class LazyGroup(TyperGroup):
             found = alone
         return typer.main.get_command(found)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Whatever a command expects to fail with is said in a line, wherever it happens."""
+        with import_module("powermean.cli.terminal").plain_failures():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])

@@ -1,6 +1,6 @@
 """Commands about nodes: what they are and run, and taking them out of service and back."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -8,6 +8,7 @@ import typer
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.cli.times import coming
 from powermean.contracts.api import NodeView
 
 node = typer.Typer(
@@ -19,7 +20,6 @@ Name = Annotated[str, typer.Argument(metavar="NODE", help="Its id in the list of
 Reason = Annotated[
     str | None, typer.Option(help="Why, for people: jobs that wait for the node say it. Default: your name.")
 ]
-TIMES = ["%H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M%z", "%Y-%m-%dT%H:%M:%S%z"]
 
 
 def nodes(json_: AsJson = False) -> None:
@@ -128,7 +128,7 @@ def drain(
     at: Annotated[
         datetime | None,
         typer.Option(
-            formats=TIMES,
+            parser=coming,
             metavar="TIME",
             help="When to begin, such as 22:00 or 2026-12-01T22:00, on this machine's clock unless it ends "
             "with a time zone (+01:00). Default: at once.",
@@ -141,8 +141,7 @@ def drain(
     Example: powermean node drain gpu-7 --at 22:00 --reason "kernel update"
     """
     with connected() as client:
-        when = coming(at, datetime.now().astimezone()) if at is not None else None
-        _tell(client.drain_node(name, reason, when), json_)
+        _tell(client.drain_node(name, reason, at), json_)
 
 
 @node.command("uncordon")
@@ -164,14 +163,6 @@ def remove(name: Name) -> None:
     with connected() as client:
         client.remove_node(name)
     say(f"{name} is removed")
-
-
-def coming(at: datetime, now: datetime) -> datetime:
-    """With a time zone; a time without a day is the next such time."""
-    if at.year == 1900:  # what strptime gives a time of day
-        at = at.replace(year=now.year, month=now.month, day=now.day, tzinfo=now.tzinfo)
-        return at if at > now else at + timedelta(days=1)
-    return at if at.tzinfo is not None else at.astimezone()
 
 
 def _tell(found: NodeView, json_: bool) -> None:

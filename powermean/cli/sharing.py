@@ -8,6 +8,7 @@ import typer
 from powermean.cli.choosing import job_id
 from powermean.cli.progress import local_time
 from powermean.cli.terminal import AsJson, checked, connected, note, say, say_json, say_table
+from powermean.cli.times import moment
 from powermean.client import Client
 from powermean.contracts.sharing import (
     ProjectQuota,
@@ -194,9 +195,15 @@ def usage(
         Literal["person", "project", "job"], typer.Option(help="What the hours are added up by.")
     ] = "project",
     start: Annotated[
-        datetime | None, typer.Option("--from", help="Not before this day or time; default: 30 days ago.")
+        datetime | None,
+        typer.Option(
+            "--from", parser=moment, metavar="TIME", help="Not before this day or time; default: 30 days ago."
+        ),
     ] = None,
-    end: Annotated[datetime | None, typer.Option("--to", help="Before this day or time.")] = None,
+    end: Annotated[
+        datetime | None,
+        typer.Option("--to", parser=moment, metavar="TIME", help="Before this day or time."),
+    ] = None,
     project: Annotated[str | None, typer.Option(help="Only what this project held.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most rows to show.")] = 1000,
     csv: Annotated[bool, typer.Option("--csv", help="Print all rows as CSV, for a spreadsheet.")] = False,
@@ -206,12 +213,11 @@ def usage(
 
     Example: powermean usage --by person --from 2026-11-01
     """
-    period = (start and start.astimezone(), end and end.astimezone())
     with connected() as client:
         if csv:
-            say(client.usage_csv(by, *period, project).replace("\r\n", "\n"), end="")
+            say(client.usage_csv(by, start, end, project).replace("\r\n", "\n"), end="")
             return
-        found = client.usage(by, *period, project, limit)
+        found = client.usage(by, start, end, project, limit)
     if json_:
         say_json(found)
         return

@@ -8,7 +8,7 @@ docs/adr/0009 says why, and what a crash in between means.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from powermean.tokens import KeyPair
 from server.audit.cut import HEAD_ID, cut_of
 from server.audit.refusals import Refusals
 from server.db.models import AuditEntry, AuditHead, AuditPending
-from server.db.session import Database, database_now, insert_row
+from server.db.session import Database, database_now, insert_row, insert_rows
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,12 @@ class Record:
 
     event: AuditEvent
     stored: bool = False
+
+    def note(self, given: Mapping[str, str | None], detail: Mapping[str, str | None]) -> None:
+        """See `note`."""
+        update: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+        more = {name: value for name, value in detail.items() if value is not None}
+        self.event = self.event.model_copy(update={**update, "detail": self.event.detail | more})
 
 
 _current: ContextVar[Record | None] = ContextVar("audit_record", default=None)
@@ -64,9 +70,22 @@ def note(
     if record is None:
         return
     given = {"actor": actor, "actor_name": actor_name, "key_id": key_id, "target": target, "project": project}
-    update: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    more = {name: value for name, value in detail.items() if value is not None}
-    record.event = record.event.model_copy(update={**update, "detail": record.event.detail | more})
+    record.note(given, detail)
+
+
+def current() -> Record | None:
+    """The record of the request that is being served, for whoever hands its change to another thread."""
+    return _current.get()
+
+
+def store(session: Session, records: Sequence[Record]) -> None:
+    """Store the events of changes that share a transaction; once it is committed, set `stored` of each."""
+    if records:
+        insert_rows(session, AuditPending, [_row(record) for record in records])
+
+
+def _row(record: Record) -> dict[str, object]:
+    return {"event": record.event.model_dump(mode="json")}
 
 
 class Journal:
@@ -101,7 +120,7 @@ class Journal:
     def _record_change(self, session: Session) -> None:
         record = _current.get()
         if record is not None and not record.stored:
-            insert_row(session, AuditPending, {"event": record.event.model_dump(mode="json")})
+            insert_row(session, AuditPending, _row(record))
             record.stored = True
 
     def refused(self, event: AuditEvent) -> None:

@@ -334,8 +334,25 @@ def insert_row(session: Session, model: type[Base], row: Mapping[str, Any]) -> N
 
 def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], unique: tuple[str, ...]) -> bool:
     """As insert_row, unless a row has the same values in the `unique` columns; whether it was inserted."""
-    statement = _insert_unless(session.get_bind().dialect.name, model, unique)
+    statement = _insert_one_unless(session.get_bind().dialect.name, model, unique)
     return session.connection().execute(statement, dict(row)).first() is not None
+
+
+def insert_rows(session: Session, model: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """insert_row for several with the same columns, in one statement."""
+    session.connection().execute(_insert_into(session.get_bind().dialect.name, model), [*map(dict, rows)])
+
+
+def insert_those_new(
+    session: Session, model: type[Base], rows: Sequence[Mapping[str, Any]], unique: tuple[str, ...]
+) -> set[str]:
+    """insert_new for several with the same columns; the ids of those that were inserted."""
+    statement = _insert_unless(session.get_bind().dialect.name, model, unique)
+    connection, ids = session.connection(), [str(row["id"]) for row in rows]
+    if connection.execute(statement, [*map(dict, rows)]).rowcount == len(rows):
+        return set(ids)
+    key = cast(Table, model.__table__).c.id
+    return set(connection.execute(select(key).where(key.in_(ids))).scalars())
 
 
 @cache
@@ -345,10 +362,15 @@ def _insert_into(dialect: str, model: type[Base]) -> SqliteInsert | PostgresInse
 
 
 @cache
-def _insert_unless(dialect: str, model: type[Base], unique: tuple[str, ...]) -> ReturningInsert[Any]:
-    table = cast(Table, model.__table__)
+def _insert_unless(dialect: str, model: type[Base], unique: tuple[str, ...]) -> SqliteInsert | PostgresInsert:
     statement = _insert_into(dialect, model).on_conflict_do_nothing(index_elements=unique)
-    return statement.returning(*table.primary_key)
+    return statement.execution_options(preserve_rowcount=True)
+
+
+@cache
+def _insert_one_unless(dialect: str, model: type[Base], unique: tuple[str, ...]) -> ReturningInsert[Any]:
+    table = cast(Table, model.__table__)
+    return _insert_unless(dialect, model, unique).returning(*table.primary_key)
 
 
 def upsert(

@@ -4,8 +4,11 @@ A change of anybody's account, key or projects empties the memory of the server 
 acknowledged. Other servers hear of it over Redis, and without that go on for REMEMBERED_S at most.
 """
 
+import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
@@ -27,10 +30,11 @@ def _note(session: Session, _context: object) -> None:
 
 
 class RecentCallers:
-    """The memory of one server; any thread may use it."""
+    """The memory of one server; any thread may use it, and its event loop what is async."""
 
     def __init__(self, database: Database) -> None:
         self._lock = threading.Lock()
+        self._looked_for: dict[str, asyncio.Event] = {}  # set when somebody has looked
         self._known: dict[str, tuple[Caller, float]] = {}  # by what is stored of the key: who, until when
         self._forgotten = 0
         database.listen(self._forget)
@@ -44,6 +48,27 @@ class RecentCallers:
         """Who showed this key a moment ago."""
         caller, until = self._known.get(digest(secret), (None, 0.0))
         return caller if time.monotonic() < until else None
+
+    async def find_soon(self, secret: str) -> Caller | None:
+        """As `find`; while another request looks for who showed the same key, when that has looked."""
+        caller = self.find(secret)
+        if caller is None and (looked := self._looked_for.get(digest(secret))) is not None:
+            await looked.wait()
+            caller = self.find(secret)
+        return caller
+
+    @contextmanager
+    def looking_for(self, secret: str) -> Iterator[None]:
+        """Meanwhile the database is asked: whoever shows the same key waits for that (`find_soon`)."""
+        key, looked = digest(secret), asyncio.Event()
+        if self._looked_for.setdefault(key, looked) is not looked:
+            yield  # somebody else does, too, and began before
+            return
+        try:
+            yield
+        finally:
+            del self._looked_for[key]
+            looked.set()
 
     def remember(self, secret: str, caller: Caller, forgotten: int) -> None:
         """Remember who was read from the database after `forgotten`, unless that has changed since."""

@@ -4,7 +4,7 @@ Every write of a job's metrics, events or results goes through `next_seq`, which
 commit. Numbers become visible in order, so a reader that has seen `seq` n has seen everything before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from powermean.tokens import AttemptClaims
 from server.db.models import Attempt, Job, JobEvent
-from server.db.session import changes, database_now, insert_row
+from server.db.session import changes, database_now, insert_row, insert_rows
 from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs.repository import no_job
 
@@ -67,20 +67,19 @@ def append_event(
     session: Session, job: Job, kind: EventKind, data: dict[str, Any], now: datetime | None = None
 ) -> None:
     """Append an event to the stream of a locked job, of this moment unless the caller knows it."""
-    _insert_event(session, job, take_seq(session, job), kind, data, now or database_now(session))
-
-
-def first_event(session: Session, job: Job, data: dict[str, Any]) -> None:
-    """Begin the stream of a job that this transaction inserted with `seq` 1."""
-    _insert_event(session, job, job.seq, "state", data, job.created_at)
-    changes(session).jobs.add(job.id)
-
-
-def _insert_event(
-    session: Session, job: Job, seq: int, kind: EventKind, data: dict[str, Any], now: datetime
-) -> None:
-    row = {"job_id": job.id, "seq": seq, "kind": kind, "data": data, "created_at": now}
+    row = _event_row(job, take_seq(session, job), kind, data, now or database_now(session))
     insert_row(session, JobEvent, row)
+
+
+def first_events(session: Session, begun: Iterable[tuple[Job, dict[str, Any]]]) -> None:
+    """Begin the streams of jobs that this transaction inserted with `seq` 1."""
+    rows = [_event_row(job, job.seq, "state", data, job.created_at) for job, data in begun]
+    insert_rows(session, JobEvent, rows)
+    changes(session).jobs.update(row["job_id"] for row in rows)
+
+
+def _event_row(job: Job, seq: int, kind: EventKind, data: dict[str, Any], now: datetime) -> dict[str, Any]:
+    return {"job_id": job.id, "seq": seq, "kind": kind, "data": data, "created_at": now}
 
 
 def check_node(claims: AttemptClaims, node_rank: int) -> None:

@@ -1,5 +1,6 @@
 """Priority classes, and who may give a job which."""
 
+from collections.abc import Collection
 from typing import cast
 
 from sqlalchemy import bindparam, func, select
@@ -15,7 +16,12 @@ from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
 
 _ROLES = ("viewer", "member", "maintainer", "admin")
-_ROLE = select(PriorityClass.role).where(PriorityClass.name == bindparam("name")).with_for_update(read=True)
+_ROLE = (
+    select(PriorityClass.name, PriorityClass.role)
+    .where(PriorityClass.name.in_(bindparam("names", expanding=True)))
+    .order_by(PriorityClass.name)
+    .with_for_update(read=True)
+)
 
 
 def list_classes(session: Session) -> tuple[PriorityClassView, ...]:
@@ -57,15 +63,30 @@ def objection(session: Session, caller: Caller, project: str, name: str) -> str 
 
     The class stays until the transaction ends. Raises InvalidInputError at `priority`: there is none.
     """
-    role = session.connection().execute(_ROLE, {"name": name}).scalar()
+    role = roles_for(session, {name}).get(name)
     if role is None:
         names = ", ".join(one.name for one in list_classes(session))
         raise InvalidInputError.at("priority", f"there is no priority class {name}", f"Choose among {names}.")
-    mine = "admin" if caller.cluster_role == "admin" else caller.roles.get(project, "viewer")
-    if _ROLES.index(mine) >= _ROLES.index(role):
+    if may_use(caller, project, role):
         return None
+    mine = _role_of(caller, project)
     least = "an administrator" if role == "admin" else f"a {role} of project {project}"
     return f"priority {name} needs {least}, and you are a {mine}"
+
+
+def roles_for(session: Session, names: Collection[str]) -> dict[str, str]:
+    """The least role that each of these classes needs; they stay until the transaction ends."""
+    found = session.connection().execute(_ROLE, {"names": list(names)})
+    return {row.name: row.role for row in found}
+
+
+def may_use(caller: Caller, project: str, role: str) -> bool:
+    """Whether the caller may use a class that needs this role."""
+    return _ROLES.index(_role_of(caller, project)) >= _ROLES.index(role)
+
+
+def _role_of(caller: Caller, project: str) -> str:
+    return "admin" if caller.cluster_role == "admin" else caller.roles.get(project, "viewer")
 
 
 def _find(session: Session, name: str, *, locks: bool = False) -> PriorityClass:

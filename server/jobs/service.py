@@ -27,7 +27,7 @@ from server.identity.callers import Caller
 from server.identity.projects import choose
 from server.jobs import attempts, forks, priorities, repository
 from server.jobs.demand import demand_of
-from server.jobs.events import first_event, lock_job
+from server.jobs.events import first_events, lock_job
 from server.jobs.limits import judged_here
 from server.jobs.states import (
     CHECKING,
@@ -42,6 +42,7 @@ from server.jobs.views import job_spec, job_view, runnable_spec
 from server.usage import check_room, storage_limit
 from server.vault.secrets import check as check_secrets
 
+ONE_OF_A_KEY = ("created_by", "project_id", "idempotency_key")
 _INSTEAD = "Submit its spec again as a new job."
 
 
@@ -80,9 +81,9 @@ def submit(
         RoomUnknownError: the project may store only so much, and `has_room` is not given.
     """
     project = choose(session, caller, "job.submit", spec.project)
-    row = _new_row(caller.person_id, project, spec, text, idempotency_key, database_now(session))
+    row = new_row(caller.person_id, project, spec, text, idempotency_key, database_now(session))
     job = Job(**row)  # not the session's: for the views
-    if not insert_new(session, Job, row, unique=("created_by", "project_id", "idempotency_key")):
+    if not insert_new(session, Job, row, unique=ONE_OF_A_KEY):
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
         return _repeated(session, earlier, job)
     if not has_room and storage_limit(session, project) is not None:
@@ -98,7 +99,7 @@ def submit(
     check_dataset(session, spec, project)
     check_secrets(session, spec, project, caller.person_id)
     outbox.owe(session, VALIDATE_TASK, None, job.id, job.created_at)
-    first_event(session, job, summary_data(job))
+    first_events(session, [(job, summary_data(job))])
     return Submitted(job_view(job, None, spec=spec), new=True)
 
 
@@ -110,9 +111,10 @@ def check_storage(session: ScopedSession, caller: Caller, spec: JobSpec) -> None
     check_room(session, choose(session, caller, "job.submit", spec.project))
 
 
-def _new_row(
+def new_row(
     person_id: str, project: str, spec: JobSpec, text: str, idempotency_key: str | None, now: datetime
 ) -> dict[str, Any]:
+    """The columns of a job that is submitted now."""
     data = spec.model_dump(mode="json")
     return {
         "id": repository.new_job_id(),

@@ -3,10 +3,11 @@
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Header, Query, Request, Response, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.api import Job, JobPage, JobSort, JobState, SpecSource, SubmittedJob
 from powermean.contracts.attempts import ValidationResult, ValidationWithSecrets
@@ -17,15 +18,16 @@ from powermean.contracts.renaming import old_names_used
 from powermean.contracts.revisions import for_workers
 from powermean.contracts.secrets import HUB_TOKENS
 from powermean.spec_yaml import SpecTextError, read_spec
-from server.audit.journal import note
+from server.audit.journal import current, note
 from server.db.scoped import ScopedDatabase
 from server.errors import ConflictError, UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
 from server.jobs.listing import JobFilter, list_jobs
 from server.jobs.stored_spec import SpecRefusedError
+from server.jobs.submits import Submission, Submits
 from server.routes.access import CurrentNode, KnownCallerRoute, May
-from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestSettings, RequestVault
+from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestVault
 from server.routes.deprecations import GivenBody
 from server.settings import Settings
 from server.vault.key_file import KeyUnavailableError
@@ -50,17 +52,20 @@ IdempotencyKey = Annotated[
     summary="Submit a job",
     responses={200: {"model": SubmittedJob, "description": "Submitted before under this Idempotency-Key."}},
 )
-def submit_job(
+async def submit_job(
     spec: JobSpec,
     given: GivenBody,
     caller: Annotated[Caller, May("job.submit")],
-    database: CallersDatabase,
-    settings: RequestSettings,
+    request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
     """The job is stored; a node then checks what only a node can check, and the job is queued."""
-    submitted = _submit(database, settings, caller, spec, json.dumps(given), idempotency_key)
+    submission = Submission(caller, spec, json.dumps(given), idempotency_key, current())
+    submits: Submits = request.app.state.submits
+    submitted = await submits.submit(submission)
+    if submitted is None:
+        submitted = await run_in_threadpool(_submit_alone, request, submission)
     return _accepted(submitted, spec, given, response)
 
 
@@ -73,8 +78,7 @@ def submit_job(
 def submit_text(
     source: SpecSource,
     caller: Annotated[Caller, May("job.submit")],
-    database: CallersDatabase,
-    settings: RequestSettings,
+    request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
@@ -88,22 +92,24 @@ def submit_text(
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors, body=given) from error
-    submitted = _submit(database, settings, caller, spec, source.text, idempotency_key)
+    submitted = _submit_alone(request, Submission(caller, spec, source.text, idempotency_key))
     return _accepted(submitted, spec, given, response)
 
 
-def _submit(
-    database: ScopedDatabase,
-    settings: Settings,
-    caller: Caller,
-    spec: JobSpec,
-    text: str,
-    idempotency_key: str | None,
-) -> service.Submitted:
+def _submit_alone(request: Request, one: Submission) -> service.Submitted:
+    settings: Settings = request.app.state.settings
+    database = ScopedDatabase(request.app.state.database, one.caller.visible)
+
     def store(*, has_room: bool) -> service.Submitted:
         with database.write() as session:
             submitted = service.submit(
-                session, caller, spec, text, idempotency_key, settings.allowed_models, has_room=has_room
+                session,
+                one.caller,
+                one.spec,
+                one.text,
+                one.idempotency_key,
+                settings.allowed_models,
+                has_room=has_room,
             )
             note(target=submitted.job.id, project=submitted.job.project)
         return submitted
@@ -112,7 +118,7 @@ def _submit(
         return store(has_room=False)
     except service.RoomUnknownError:
         with database.read() as session:
-            service.check_storage(session, caller, spec)
+            service.check_storage(session, one.caller, one.spec)
         return store(has_room=True)
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from tests.chaos.campaign import Campaign
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.postgres, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.postgres,
+    pytest.mark.timeout(900),
+]
 # One of each family; what takes an attempt's life costs another start, so there are few of those.
 FAMILIES = (
     "leader killed",

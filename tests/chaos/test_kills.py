@@ -20,7 +20,7 @@ from powermean.contracts.api import Job
 from tests.support.embedded_service import Service, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 12
 SPEC = tiny_spec(
     "tiny",

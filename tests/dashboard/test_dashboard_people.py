@@ -108,6 +108,7 @@ def test_a_wrong_account_is_explained_and_the_form_keeps_what_was_typed(admin: T
     assert "is here already" in page(admin.post("/people", data=taken), 409).text
 
 
+@pytest.mark.slow
 def test_an_account_gets_an_address_on_its_page(service: ServiceDriver, admin: TestClient) -> None:
     someone(service, "Ada", email="ada@example.org")
     address = "/people/person-administrator"

@@ -55,9 +55,13 @@ def test_a_job_gives_way_to_one_of_higher_priority_and_takes_its_place_again(
     service.start()
     try:
         client = service.client
+        checked = client.create_job(tiny_spec("tiny") | {"priority": "high"}).id
+        client.pause_job(checked)
+        in_state(service, checked, JobState.PAUSED)  # the check of a spec may take as long as the other job
         low = client.create_job(tiny_spec("tiny", training=TRAINING | {"steps": 40}) | {"priority": "low"}).id
         service.at_step(low, 2)
-        high = service.finished(client.create_job(tiny_spec("tiny") | {"priority": "high"}).id)
+        client.resume_job(checked)
+        high = service.finished(checked)
         job = service.finished(low)
         first, second = job.attempts
         assert (job.preemptions, first.outcome, first.order_cause) == (1, "checkpointed", "preempted")

@@ -106,6 +106,7 @@ def test_an_old_path_answers_as_the_new_one_and_says_which_that_is(service: Serv
     assert "deprecated" not in paths[path.new]["get"]
 
 
+@pytest.mark.slow
 def test_answers_have_both_names(service: ServiceDriver):
     attempt = service.running()
     attempt.post("trajectories", {"step": 5, "rows": [trajectory(0, weight_version=2, **NEW_ROW)]})

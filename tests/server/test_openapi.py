@@ -29,6 +29,7 @@ def test_the_committed_schema_is_in_step(document):
     assert FILE.read_text() == as_text(document), "run `python -m server.openapi` and commit openapi.json"
 
 
+@pytest.mark.slow
 def test_every_operation_says_what_it_does_and_how_it_refuses(document):
     for path, verb, operation in operations(document):
         assert operation["summary"], (path, verb)

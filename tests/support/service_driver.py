@@ -112,6 +112,7 @@ class ServiceDriver:
 
     def close(self) -> None:
         self._loop.__exit__(None, None, None)
+        self.app.state.submits.close()
         self.database.close()
 
     def client(self, token: str) -> TestClient:

@@ -93,11 +93,10 @@ def cleaner(service: ServiceDriver) -> Cleaner:
 
 def sweep(service: ServiceDriver) -> None:
     """Let the leader remove all that was deleted, and its files."""
-    cleaning = cleaner(service)
-    for _ in range(100):
-        if not cleaning.turn():
-            break
-    service.scheduler.turn()
+    cleaning, idle = cleaner(service), 0
+    while idle < 2:  # it does nothing, too, while the leader's lease is due for renewal
+        idle = 0 if cleaning.turn() else idle + 1
+        service.scheduler.turn()
 
 
 def rows_with(database: Database, text: str) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,6 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from powermean.cli.main import app
-from powermean.cli.nodes import coming
 from powermean.contracts.api import ErrorBody, ErrorResponse, NodeList, NodeView
 from powermean.contracts.attempts import AttemptUse, GpuInfo
 from tests.support.scripted_server import Answer, ScriptedServer
@@ -116,9 +115,3 @@ def test_a_drain_at_a_time_has_a_time_zone(server: ScriptedServer) -> None:
     run("node", "drain", "gpu-7", "--at", "2026-12-01 22:00")
     assert datetime.fromisoformat(sent(server)["at"]) == datetime(2026, 12, 1, 22).astimezone()
     assert run("node", "drain", "gpu-7", "--at", "tonight").exit_code == 2
-
-
-def test_a_time_of_day_is_the_next_one() -> None:
-    now = datetime(2026, 11, 27, 12, tzinfo=UTC)
-    assert coming(datetime(1900, 1, 1, 22), now) == datetime(2026, 11, 27, 22, tzinfo=UTC)
-    assert coming(datetime(1900, 1, 1, 11), now) == datetime(2026, 11, 28, 11, tzinfo=UTC)

@@ -131,6 +131,22 @@ def test_top_prints_once_where_nobody_can_watch(server: ScriptedServer) -> None:
     assert set(json.loads(powermean("top", "--json").stdout)) == {"jobs", "nodes", "lanes", "queue"}
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("priorities", "set", "urgent", "--value", "10000000"), "value: Input should be less than"),
+        (("usage", "--from", "tonight"), "--from': 'tonight' is no time. Write it as 2026-12-01"),
+        (("audit", "list", "--until", "later"), "--until': 'later' is no time"),
+        (("node", "drain", "n1", "--at", "tonight"), "--at': 'tonight' is no time. Write it as 22:00"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(server: ScriptedServer, command: tuple[str, ...], told: str) -> None:
+    result = powermean(*command)
+    assert isinstance(result.exception, SystemExit)  # no traceback
+    assert told in result.stderr
+    assert server.requests == []
+
+
 @pytest.mark.slow
 def test_top_goes_on_through_a_restart_of_the_server(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch

@@ -45,6 +45,7 @@ def test_a_form_without_a_name_takes_the_files(service):
     assert answer.json()["name"] == "sums"
 
 
+@pytest.mark.slow
 def test_the_list_comes_in_pages(service):
     made = [upload(service, b'{"a": %d}' % number).json()["id"] for number in range(5)]
     found, cursor = [], None

@@ -126,6 +126,7 @@ def test_a_node_that_is_gone_keeps_its_past(service: ServiceDriver):
     assert [(lane.node, lane.known) for lane in shown(service).lanes] == [("off", False), ("removed", False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [1, 24])
 def test_old_allocations_are_not_read(service: ServiceDriver, hours: int):
     with service.database.write() as session:

@@ -264,7 +264,7 @@ def test_old_keys_become_people_and_what_they_made_the_first_project_s(empty: Da
     _revise(empty, downgrade, "0012")
     with empty.engine.connect() as connection:
         jobs = Table("jobs", MetaData(), autoload_with=connection)
-        makers = dict(connection.execute(select(jobs.c.id, jobs.c.created_by)).tuples().all())
+        makers = dict(connection.execute(select(jobs.c.id, jobs.c.created_by)).all())
     assert makers == {"job-ada": "key-ada", "job-bob": "key-bob"}
 
 

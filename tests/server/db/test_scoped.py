@@ -118,7 +118,7 @@ def test_a_condition_holds_in_every_place_of_a_statement(ours: ScopedDatabase):
             assert session.scalars(statement).all() == ["job-a.1"]
         assert session.scalar(select(func.count()).where(Job.state == "queued")) == 1
         outer = select(Attempt.id, Job.name).outerjoin(Job, Job.id == Attempt.job_id)
-        assert set(session.execute(outer).tuples()) == {("job-a.1", "a"), ("job-b.1", None)}
+        assert set(session.execute(outer)) == {("job-a.1", "a"), ("job-b.1", None)}
 
 
 def test_a_cached_statement_serves_each_caller_their_own(database: Database, ours: ScopedDatabase):

@@ -219,6 +219,7 @@ def test_guessing_is_slowed_down_by_account_known_or_not(service):
     assert error_of(answer)["code"] == "too_many_requests"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_guessing_is_slowed_down_by_address(service):
     statuses = [service.browser().post("/v1/sessions", json={"code": f"c{n}"}).status_code for n in range(61)]

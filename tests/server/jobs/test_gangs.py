@@ -152,6 +152,7 @@ def test_only_the_first_node_reports(service: ServiceDriver):
     assert first.commit(5).status_code == 204
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 def test_a_job_finishes_with_its_first_node_whoever_is_done_first(service: ServiceDriver, order):
     parts = gang(service, 3)

@@ -80,6 +80,7 @@ def test_a_model_that_is_not_here_on_gpus_that_are_not(
     assert found["parts"]["gathered"] > 0
 
 
+@pytest.mark.slow
 def test_as_json_it_has_the_bytes(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_every_trajectory_is_there_with_its_tokens(
         assert [seen.update for seen in found.updates] == trained_by
 
 
+@pytest.mark.slow
 def test_the_facts_are_those_of_the_updates(
     step: tuple[bytes, tuple[TrajectoryRow, ...]], tokens: list[TrajectoryTokens]
 ) -> None:

@@ -1,0 +1,30 @@
+"""Times as people type them: on this machine's clock unless they end with a time zone."""
+
+from datetime import datetime, time, timedelta
+
+import typer
+
+_FORMS = "2026-12-01, 2026-12-01T22:00 or 2026-12-01T22:00+01:00"
+
+
+def moment(text: str) -> datetime:
+    """A day or a time. Raises typer.BadParameter, to which the option's name is added."""
+    try:
+        at = datetime.fromisoformat(text)
+        return at if at.tzinfo is not None else at.astimezone()
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(f"{text!a} is no time. Write it as {_FORMS}.") from error
+
+
+def coming(text: str, now: datetime | None = None) -> datetime:
+    """As `moment`, or the next time that a clock shows this."""
+    try:
+        shown = time.fromisoformat(text)
+    except ValueError:
+        try:
+            return moment(text)
+        except typer.BadParameter as error:
+            raise typer.BadParameter(f"{text!a} is no time. Write it as 22:00, {_FORMS}.") from error
+    now = now or datetime.now().astimezone()
+    at = datetime.combine(now.date(), shown, shown.tzinfo or now.tzinfo)
+    return at if at > now else at + timedelta(days=1)

@@ -1,0 +1,39 @@
+"""Times on the command line."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+import typer
+
+from powermean.cli.times import coming, moment
+
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+AHEAD = timezone(timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-12-01", datetime(2026, 12, 1).astimezone()),
+        ("2026-12-01 22:00", datetime(2026, 12, 1, 22).astimezone()),
+        ("2026-12-01T22:00", datetime(2026, 12, 1, 22).astimezone()),
+        ("2026-12-01T22:00+01:00", datetime(2026, 12, 1, 22, tzinfo=AHEAD)),
+        ("2026-12-01T22:00:30Z", datetime(2026, 12, 1, 22, 0, 30, tzinfo=UTC)),
+    ],
+)
+def test_a_day_or_a_time(text: str, expected: datetime) -> None:
+    assert (moment(text), coming(text, NOW)) == (expected, expected)
+
+
+def test_a_time_of_day_is_the_next_one() -> None:
+    assert coming("22:00", NOW) == datetime(2026, 11, 27, 22, tzinfo=UTC)
+    assert coming("11:00", NOW) == datetime(2026, 11, 28, 11, tzinfo=UTC)
+    assert coming("12:30+01:00", NOW) == datetime(2026, 11, 28, 12, 30, tzinfo=AHEAD)
+
+
+@pytest.mark.parametrize("text", ["", "tonight", "9:00", "25:00", "2026-13-01", "0001-01-01"])
+def test_anything_else_is_refused_with_how_to_write_it(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="Write it as 2026-12-01"):
+        moment(text)
+    with pytest.raises(typer.BadParameter, match="Write it as 22:00, 2026-12-01"):
+        coming(text, NOW)
