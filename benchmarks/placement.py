@@ -16,17 +16,17 @@ from pathlib import Path
 from placement_baselines import first_in_first_out, plain_fair_share
 from placement_cluster import Cluster, Work
 from placement_days import DAY, HOUR, LOADS, PRIORITIES, PROJECTS, SIZES, Outcome, quantiles, simulate
+from plan_times import MEANING, PLAN_MS, figures
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rollouts_table import Table
 from service_rig import Figure
 
-from server.__main__ import keep_from_collector
 from server.placement.plan import plan
 from server.placement.state import ClusterState, Rules, Share
 from server.placement.why import explain
 
-PLAN_MS, WAITING, GPUS = 50.0, 1000, 8
+WAITING, GPUS = 1000, 8
 POLICIES = {
     "first in, first out": first_in_first_out,
     "plain fair share": plain_fair_share,
@@ -64,26 +64,19 @@ def busy_cluster(nodes: int, waiting: int, seed: int) -> ClusterState:
 
 
 def plan_times(tiny: bool) -> Table:
-    keep_from_collector()  # as the server does: a full collection takes longer than a plan
-    table = Table("Plan times (CPU)", ("figure", "value", "goal", ""), left=1)
+    table = Table("Plan times", ("figure", "value", "goal", ""), left=1)
     for nodes in (5, 10) if tiny else (10, 100, 1000):
-        waiting, rounds = (20, 3) if tiny else (WAITING, 200 if nodes <= 100 else 40)
+        waiting, rounds = (20, 3) if tiny else (WAITING, 400 if nodes <= 100 else 40)
         states = [busy_cluster(nodes, waiting, seed) for seed in range(2 if tiny else 4)]
-        times = []
-        for number in range(rounds):
-            began = time.process_time()
-            made = plan(states[number % len(states)])
-            times.append(1e3 * (time.process_time() - began))
+        what = f"{nodes} nodes x {GPUS} GPUs, {waiting} waiting, {PROJECTS} projects"
+        for figure in figures(what, states, rounds, PLAN_MS if nodes == 100 else None):
+            table.add(*figure.cells())
+            print(*figure.cells(), file=sys.stderr, flush=True)
+        made = plan(states[-1])
         began = time.process_time()
         explain(states[-1], made)
         explained = 1e3 * (time.process_time() - began)
-        what = f"{nodes} nodes x {GPUS} GPUs, {waiting} waiting, {PROJECTS} projects"
-        times.sort()
-        table.add(*Figure(f"{what}: p50", times[len(times) // 2], "ms").cells())
-        goal = PLAN_MS if nodes == 100 else None
-        table.add(*Figure(f"{what}: p99", times[int(0.99 * len(times))], "ms", goal).cells())
-        table.add(*Figure(f"{what}: why each waits", explained, "ms").cells())
-        print(what, f"{times[len(times) // 2]:.1f} ms", file=sys.stderr, flush=True)
+        table.add(*Figure(f"{what}: why each waits, CPU", explained, "ms").cells())
     return table
 
 
@@ -177,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start", flush=True)
     if not options.days:
-        print(f"\n{plan_times(options.tiny).text()}", flush=True)
+        print(f"\n{plan_times(options.tiny).text()}\n\n{MEANING}", flush=True)
     if not options.plans:
         rules = Rules(reservations=options.reservations)
         found = days(options.tiny, not options.no_week, options.nodes, options.loads, rules)

@@ -1,8 +1,10 @@
 """Engine services: where those that an administrator declared run, and which of them a LoRA job may share."""
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 from server.jobs.demand import AdapterNeed
 from server.placement.backfill import Calendar, reserve
@@ -53,6 +55,32 @@ def could_hold(engine: WaitingEngine, node: NodeCapacity) -> bool:
     return VLLM in node.engines and node.gpus >= engine.gpus
 
 
+class Serving(NamedTuple):
+    """The engines that fit a need, ready or not."""
+
+    engines: tuple[SharedEngine, ...] = ()
+    ids: tuple[str, ...] = ()
+    ready: tuple[SharedEngine, ...] = ()
+
+
+class _Family:
+    """The engines of a model that are open to a project. Needs between the same bounds get the same ones."""
+
+    def __init__(self, engines: Iterable[SharedEngine]) -> None:
+        self._engines = tuple(engines)
+        self._ranks = sorted({one.max_lora_rank for one in self._engines})
+        self._tokens = sorted({one.max_tokens for one in self._engines if one.max_tokens is not None})
+        self._found: dict[tuple[int, int, bool], Serving] = {}
+
+    def serving(self, need: AdapterNeed) -> Serving:
+        key = bisect_left(self._ranks, need.rank), bisect_left(self._tokens, need.tokens), need.same_host
+        if (found := self._found.get(key)) is None:
+            fit = tuple(one for one in self._engines if _serves(one, need))
+            ready = tuple(one for one in fit if one.state == "ready")
+            found = self._found[key] = Serving(fit, tuple(one.id for one in fit), ready)
+        return found
+
+
 class Catalogue:
     """The engine services by what a LoRA job needs of them. Nothing here changes while a plan is made."""
 
@@ -61,32 +89,32 @@ class Catalogue:
         for engine in engines:
             self._of_model[engine.model, engine.dtype].append(engine)
         self.has_slot = frozenset(job_id for engine in engines for job_id in engine.jobs)
-        self.serving = cache(self._serving)
-        self.serving_ids = cache(self._serving_ids)
+        self._family = cache(self._open)
 
-    def _serving(self, need: AdapterNeed, project: str) -> tuple[SharedEngine, ...]:
-        """The engines that fit, ready or not."""
-        of_model = self._of_model.get((need.model, need.dtype), ())
-        return tuple(e for e in of_model if e.is_open_to(project) and _serves(e, need))
+    def _open(self, model: str, dtype: str, project: str) -> _Family:
+        return _Family(one for one in self._of_model.get((model, dtype), ()) if one.is_open_to(project))
 
-    def _serving_ids(self, need: AdapterNeed, project: str) -> tuple[str, ...]:
-        return tuple(e.id for e in self.serving(need, project))
+    def serving(self, need: AdapterNeed, project: str) -> Serving:
+        return self._family(need.model, need.dtype, project).serving(need)
 
     def choose(self, job: WaitingJob, need: AdapterNeed, room: Room) -> list[SharedEngine] | Wait:
         """The engines with a free slot, the emptiest first, or what the job waits for."""
         serving = self.serving(need, job.project)
-        if not serving:
+        if not serving.engines:
             return Wait("engine", self._unserved(need, job.project))
-        ready = [e for e in serving if e.state == "ready"]
-        if not ready:
-            return Wait("engine", f"waiting for engine {serving[0].name} to be ready ({serving[0].state})")
+        if not serving.ready:
+            first = serving.engines[0]
+            return Wait("engine", f"waiting for engine {first.name} to be ready ({first.state})")
         with_slot = [
-            e for e in ready if len(room.adapters[e.id]) - (job.id in room.adapters[e.id]) < e.max_adapters
+            (engine.node in job.avoid, len(jobs), engine.id, engine)
+            for engine in serving.ready
+            if len(jobs := room.adapters[engine.id]) - (job.id in jobs) < engine.max_adapters
         ]
         if not with_slot:
-            taken = f"all {ready[0].max_adapters} taken"
-            return Wait("engine", f"waiting for a free slot in engine {ready[0].name} ({taken})")
-        return sorted(with_slot, key=lambda e: (e.node in job.avoid, len(room.adapters[e.id]), e.id))
+            first = serving.ready[0]
+            taken = f"all {first.max_adapters} taken"
+            return Wait("engine", f"waiting for a free slot in engine {first.name} ({taken})")
+        return [engine for *_, engine in sorted(with_slot)]
 
     def _unserved(self, need: AdapterNeed, project: str) -> str:
         of_model = self._of_model.get((need.model, need.dtype))

@@ -1,7 +1,7 @@
 """Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import cache
 from heapq import nsmallest
 from typing import NamedTuple
@@ -107,7 +107,8 @@ class Index:
 
     def _possible(self, ask: Ask) -> tuple[str, ...]:
         """The nodes that could hold the gang's part if they were empty; none if there are too few for all."""
-        found = [n.id for n in self.nodes.values() if ask.only in (None, n.id) and _could_hold(ask, n)]
+        named = self.nodes.values() if ask.only is None else filter(None, [self.nodes.get(ask.only)])
+        found = [node.id for node in named if _could_hold(ask, node)]
         return tuple(found) if len(found) >= ask.nodes else ()
 
     def _able(self, ask: Ask) -> frozenset[str]:
@@ -170,13 +171,17 @@ def best(
     """
     tight = 1 if ask.uses_gpus else -1
     able, plain = index.able(ask), index.plain(ask)
-    one_by_one = set(among) or (index.mixed(ask).union(room.reserved) if ask.uses_gpus else NOBODY)
+    one_by_one: Set[str] = set(among)
+    if not among and ask.only is not None:
+        one_by_one = able
+    elif not among and ask.uses_gpus:
+        one_by_one = index.mixed(ask).union(room.reserved)
     fitting = [
         (node_id in avoid, tight * usable, node_id)
         for node_id in one_by_one
         if node_id in able and (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
     ]
-    if not among:
+    if not among and ask.only is None:
         welcome = 0
         for free, there in room.by_free(ask.uses_gpus, ask.amount):
             some = (there & plain) - one_by_one

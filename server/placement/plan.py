@@ -48,7 +48,8 @@ class _Planning:
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
         self.place = queue_order.places(state.waiting, state.rules)
         self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
-        self.asks: dict[Hashable, tuple[Ask, ...]] = {}  # by what a job needs, and beside which engine
+        self.own: dict[Hashable, list[_Try]] = {}  # by what a job needs: with its own engine
+        self.beside: dict[Hashable, dict[str | None, tuple[Ask, ...]]] = {}  # by who reaches a shared one
         self.impatient = self._impatient()
         self.placed: set[str] = set()  # they start, or have a place kept
         self.reservations = 0
@@ -75,12 +76,13 @@ class _Planning:
 
     def decide(self, job: WaitingJob, guaranteed: bool) -> None:
         """Start the job, have others give way to it, or note why it waits."""
-        shape = self._shape(job, guaranteed)
-        seconds = _seconds(job)
+        barred = self._is_barred(job)
+        shape = self._shape(job, guaranteed, barred)
+        seconds = inf if job.seconds is None else job.seconds
         if shape is not None and (known := self.settled.get(shape)) and seconds >= known[0]:
             self.result.why[job.id] = known[1]
             return
-        found = self._find(job, guaranteed)
+        found = self._find(job, guaranteed, barred)
         if isinstance(found, Start):
             self.result.starts.append(found)
             self._count(job)
@@ -92,22 +94,20 @@ class _Planning:
             self.settled[shape] = seconds, found
 
     def _count(self, job: WaitingJob) -> None:
-        self.ledger.add(job)
         self.placed.add(job.id)
-        if self.ledger.of(job).borrowed:
+        if self.ledger.add(job).borrowed:
             self.victims.borrows(job.project, job.uses_gpus)
 
     def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
         """What would do for the job on nodes that are there, the best first."""
-        own: list[_Try] = [(ask, None) for ask in self._asks(job, None)]
         if job.adapter is None:
-            return own
+            return self._own(job)
         shared = self.catalogue.choose(job, job.adapter, self.room)
         if isinstance(shared, Wait):
-            return shared if job.adapter.required else own
-        tries: list[_Try] = [(ask, engine) for engine in shared for ask in self._asks(job, engine)]
+            return shared if job.adapter.required else self._own(job)
+        tries = self._beside(job, shared)
         if not job.adapter.required:
-            return tries + own
+            return tries + self._own(job)
         if not tries:
             name = shared[0].name
             if job.nodes > 1 and shared[0].reach is not None:
@@ -118,15 +118,26 @@ class _Planning:
             return Wait("engine", f"waiting for engine {name} on a node that can hold the trainer")
         return tries
 
-    def _asks(self, job: WaitingJob, engine: SharedEngine | None) -> tuple[Ask, ...]:
-        """What the job could ask of the nodes that are there, beside the shared engine or with its own."""
-        key = job.needs, engine is None, engine and engine.reach
-        if (asks := self.asks.get(key)) is None:
-            ask = own_engine(job) if engine is None else beside_shared_engine(job, engine.reach)
-            asks = self.asks[key] = self.index.possible_of(ask, job.several)
-        return asks
+    def _own(self, job: WaitingJob) -> list[_Try]:
+        """What the job could ask of the nodes that are there, with an engine of its own."""
+        needs = job.needs
+        if (own := self.own.get(needs)) is None:
+            asks = self.index.possible_of(own_engine(job), job.several)
+            own = self.own[needs] = [(ask, None) for ask in asks]
+        return own
 
-    def _find(self, job: WaitingJob, guaranteed: bool) -> Start | Wait:
+    def _beside(self, job: WaitingJob, engines: Iterable[SharedEngine]) -> list[_Try]:
+        """The same beside one of these."""
+        asks = self.beside.setdefault(job.needs, {})
+        tries: list[_Try] = []
+        for engine in engines:
+            if engine.reach not in asks:
+                ask = beside_shared_engine(job, engine.reach)
+                asks[engine.reach] = self.index.possible_of(ask, job.several)
+            tries += [(ask, engine) for ask in asks[engine.reach]]
+        return tries
+
+    def _find(self, job: WaitingJob, guaranteed: bool, barred: bool) -> Start | Wait:
         tries = self._tries(job)
         if isinstance(tries, Wait):
             return tries
@@ -137,7 +148,7 @@ class _Planning:
             return Wait(
                 "limit", f"its project may have {_amount(account.limit, job)}, and the job needs {amount}"
             )
-        if self._is_barred(job):
+        if barred:
             return Wait("behind", "waiting behind an earlier job, for which its project has too little left")
         over, must_wait = account.over_limit(amount), account.waits_for_leavers(amount)
         if not must_wait and (start := self._start(job, tries)):
@@ -153,8 +164,9 @@ class _Planning:
 
     def _start(self, job: WaitingJob, tries: list[_Try], and_wait: bool = False) -> Start | Wait | None:
         """What is free for the job, kept for it if it has to wait."""
+        seconds = inf if job.seconds is None else job.seconds
         for ask, engine in tries:
-            if ask in self.too_long and _seconds(job) >= self.too_long[ask]:
+            if (limit := self.too_long.get(ask)) is not None and seconds >= limit:
                 continue
             chosen = None
             if vacated := [node_id for node_id in job.promised if node_id in self.index.able(ask)]:
@@ -162,7 +174,7 @@ class _Planning:
             chosen = chosen or best(ask, self.index, self.room, job.avoid, job.seconds)
             if chosen is not None:
                 return (self._keep if and_wait else self._take)(job, chosen, ask, engine)
-            self.too_long[ask] = _seconds(job) if self.room.reserved else 0.0
+            self.too_long[ask] = seconds if self.room.reserved else 0.0
         return None
 
     def _take(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Start:
@@ -303,25 +315,21 @@ class _Planning:
         needs_quota = self.ledger.is_coverable(first) and not self.ledger.is_guaranteed(first)
         return needs_quota or self.ledger.of(first).over_limit(first.amount) > 0
 
-    def _shape(self, job: WaitingJob, guaranteed: bool) -> Hashable:
+    def _shape(self, job: WaitingJob, guaranteed: bool, barred: bool) -> Hashable:
         """Equal for jobs that wait for the same reason; None for one whose reason is its own."""
         if job.promised or job.id in self.catalogue.has_slot:
             return None
-        kind: tuple[Hashable, ...] = job.project, job.value, guaranteed, self._is_barred(job), job.needs
-        if job.adapter is None:
-            return kind
-        serving = self.catalogue.serving_ids(job.adapter, job.project)
-        if job.adapter.required and not serving:
+        adapter = job.adapter
+        if adapter is None:
+            return job.project, job.value, guaranteed, barred, job.needs
+        serving = self.catalogue.serving(adapter, job.project).ids
+        if adapter.required and not serving:
             return None  # the reason names its rank or its tokens
-        return *kind, job.adapter.required, serving
+        return job.project, job.value, guaranteed, barred, job.needs, adapter.required, serving
 
 
 def _known_start(kept: Mapping[str, Reservation]) -> float:
     return min(inf if one.at is None else one.at for one in kept.values())
-
-
-def _seconds(job: WaitingJob) -> float:
-    return inf if job.seconds is None else job.seconds
 
 
 def _amount(count: int, job: WaitingJob) -> str:

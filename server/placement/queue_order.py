@@ -2,8 +2,8 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 from math import inf, nextafter
 
 from server.placement.quotas import Ledger
@@ -12,7 +12,7 @@ from server.placement.state import Rules, RunningJob, WaitingJob
 Place = tuple[float, str]  # smaller goes first
 
 
-def places(waiting: Iterable[WaitingJob], rules: Rules) -> dict[str, Place]:
+def places(waiting: Sequence[WaitingJob], rules: Rules) -> dict[str, Place]:
     """Each job's place among its project's.
 
     Priority and age count together: a job of one point more goes before those that were queued up to
@@ -21,16 +21,14 @@ def places(waiting: Iterable[WaitingJob], rules: Rules) -> dict[str, Place]:
     A job that gave way returns to the place that it had when it was first queued, but stays behind those of
     higher priority that waited when it returned. Else it could take back what it left to one of them.
     """
-    returning: list[WaitingJob] = []
-    found: dict[str, Place] = {}
-    queued: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # by project and value
-    for job in waiting:
-        found[job.id] = place_of(job, job.queued_at, rules)
-        queued[job.project][job.value].append(job.queued_at)
-        if job.first_queued_at is not None:
-            returning.append(job)
-    for project in {job.project for job in returning}:
-        for times in queued[project].values():
+    found = {job.id: place_of(job, job.queued_at, rules) for job in waiting}
+    returning = [job for job in waiting if job.first_queued_at is not None]
+    queued: dict[str, dict[int, list[float]]] = {job.project: defaultdict(list) for job in returning}
+    for job in waiting if returning else ():
+        if job.project in queued:
+            queued[job.project][job.value].append(job.queued_at)
+    for values in queued.values():
+        for times in values.values():
             times.sort()
     for job in returning:
         behind = [
@@ -104,9 +102,10 @@ def by_fair_share(lines: dict[str, list[WaitingJob]], ledger: Ledger) -> Iterato
     ]
     heapify(heads)
     while heads:
-        *_, project = heappop(heads)
+        project = heads[0][-1]
         line = lines[project]
-        job = line.pop()
-        yield job
+        yield line.pop()
         if line:
-            heappush(heads, (ledger.dominant_share(project), line[-1].queued_at, project))
+            heapreplace(heads, (ledger.dominant_share(project), line[-1].queued_at, project))
+        else:
+            heappop(heads)

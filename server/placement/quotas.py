@@ -61,9 +61,11 @@ class Ledger:
         """What the job counts against."""
         return self._accounts[job.project, job.uses_gpus]
 
-    def add(self, job: RunningJob | WaitingJob) -> None:
-        self.of(job).used += job.amount
+    def add(self, job: RunningJob | WaitingJob) -> Account:
+        account = self.of(job)
+        account.used += job.amount
         self._dominant.pop(job.project, None)
+        return account
 
     def leave(self, job: RunningJob) -> None:
         """The job is told to stop."""

@@ -78,15 +78,17 @@ class Victims:
     def stop(self, stopped: Iterable[RunningJob]) -> None:
         """These give way, and what they hold is about to be free."""
         for job in stopped:
-            key = job.project, job.uses_gpus
+            gpus = job.uses_gpus
+            key = job.project, gpus
             self._values[key][job.value] -= 1
             self._lowest.pop(key, None)
             del self._of[key][job.id]
+            supply = self._supplies.get((gpus, None))
             for node_id, amount in job.leaves.items():
                 if amount:
-                    for whose in (job.project, None):
-                        del self._on[node_id, job.uses_gpus, whose][job.id]
-                    if (supply := self._supplies.get((job.uses_gpus, None))) is not None:
+                    del self._on[node_id, gpus, job.project][job.id]
+                    del self._on[node_id, gpus, None][job.id]
+                    if supply is not None:
                         most, rate = supply[node_id]
                         supply[node_id] = most - amount, rate
             self._room.release(job)
@@ -215,6 +217,8 @@ class Victims:
         over = over if ask.nodes == 1 else 0
         if missing <= 0 and not over:
             return []
+        if missing > self._supply(gpus, None).get(node_id, (0, inf))[0]:
+            return None  # not even if all of them stopped
         eligible = self._eligible(job, node_id, wanted, guaranteed and not over, chosen)
         return cheapest(eligible, missing, over, self._cost)
 

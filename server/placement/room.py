@@ -103,8 +103,8 @@ class Room:
         """The nodes by what is free there: GPUs from few to many, CPU slots from many to few."""
         found = self._by_free[gpus]
         for free in sorted(found, reverse=not gpus):
-            if free >= least:
-                yield free, found[free]
+            if free >= least and (there := found[free]):
+                yield free, there
 
     def free(self, node_id: str, gpus: bool) -> int:
         return len(self.gpus[node_id]) if gpus else self.slots[node_id]

@@ -4,9 +4,10 @@ The clock, and estimates that move with it, don't count when two states are comp
 reason to plan anew now and then, not at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 
 from powermean.contracts.attempts import AllocationView, GpuInfo
 from powermean.contracts.revisions import FIRST, NEWEST
@@ -14,6 +15,10 @@ from server.jobs.demand import AdapterNeed
 
 VLLM = "vllm"
 NOBODY: frozenset[str] = frozenset()
+
+_needs: Callable[[object], tuple[object, ...]] = attrgetter(
+    *("gpus", "rollout_gpus", "nodes", "vllm", "gpu_type", "gpu_memory_mb", "labels", "revision")
+)
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,7 @@ class WaitingJob:
     @property
     def needs(self) -> tuple[object, ...]:
         """Equal for jobs that the same nodes could hold, beside a shared engine or with their own."""
-        return (
-            *(self.gpus, self.rollout_gpus, self.nodes, self.vllm),
-            *(self.gpu_type, self.gpu_memory_mb, self.labels, self.revision),
-        )
+        return _needs(self)
 
     @property
     def several(self) -> bool:
