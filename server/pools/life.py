@@ -141,8 +141,9 @@ def has_work(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now
 
 
 def is_drained(session: Session, settings: Settings, pool: Pool, pilot: Pilot, now: datetime) -> bool:
-    """Whether its node was ordered to drain, and is empty. One whose worker leaves is being ended already, and
-    only whoever does that can say why.
+    """Whether its node was ordered to drain, and is empty.
+
+    One whose worker leaves is being ended already, and only whoever does that can say why.
     """
     node = session.get(Node, pilot.node_id)
     drains = node is not None and node.ordered_state == DRAINING and not _leaves(node)

@@ -194,6 +194,7 @@ def test_a_fork_goes_on_unless_it_needs_what_is_refused(service: ServiceDriver) 
     assert forked(job_id).status_code == 202
 
 
+@pytest.mark.slow
 def test_any_job_is_shown_cancelled_paused_and_deleted(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_node_drains_before_its_time_is_over(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
+@pytest.mark.slow
 def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(
     elastic: Elastic, monkeypatch: pytest.MonkeyPatch
 ):
@@ -169,6 +170,7 @@ def test_jobs_leave_a_node_whose_allocation_is_being_ended_and_learn_by_whom(
     assert told.endswith(" was being ended; pool cpu: Slurm's 1 ended: CANCELLED: by ada (user 1000)")
 
 
+@pytest.mark.slow
 def test_a_job_that_left_is_not_told_of_the_end_of_a_later_start(elastic: Elastic):
     attempt, node = elastic.running(), elastic.engine.orders[0].node_id
     elastic.report(leaving=True)
@@ -185,6 +187,7 @@ def test_a_job_that_left_is_not_told_of_the_end_of_a_later_start(elastic: Elasti
     assert told.endswith(" was stopped: Suspended")
 
 
+@pytest.mark.slow
 def test_a_node_that_was_started_again_after_all_is_as_administrators_left_it(elastic: Elastic):
     """As Kueue does with a Job that it had stopped."""
     elastic.running()

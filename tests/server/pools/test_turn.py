@@ -143,6 +143,7 @@ def test_nothing_changes_while_the_engine_is_away(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
+@pytest.mark.slow
 def test_a_refused_order_is_told_and_not_repeated_at_once(elastic: Elastic):
     elastic.engine.refuses = "sbatch: invalid partition specified: gpux"
     job_id = elastic.queued()
@@ -168,6 +169,7 @@ def test_pilots_that_never_become_nodes_are_asked_for_more_and_more_slowly(elast
     assert len(elastic.engine.orders) == 2
 
 
+@pytest.mark.slow
 def test_a_gang_s_nodes_come_together_or_those_that_came_are_used_or_go(service: ServiceDriver):
     elastic = elastic_of(service, pending_deadline_s=3600)
     gang = elastic.queued(resources={"nodes": 2, "node_labels": {"pool": "cpu"}})
