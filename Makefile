@@ -28,7 +28,7 @@ install-test:
 test: install-test ## all tests but the long ones; prints how many were skipped and why (ENGINE=vllm: vLLM's, too)
 	@$(BIN)/python tools/run_tests.py $(ARGS)
 
-fast: install-test ## the tests without the slow ones and Postgres, on all cores
+fast: install-test ## the tests without the slow ones and Postgres, on one worker more than there are cores
 	@$(BIN)/python -m pytest -m "not slow and not postgres" --hypothesis-profile fast --numprocesses auto --dist worksteal $(ARGS)
 
 long: install-test ## the tests that take a minute of CPU time or more each and that `make test` leaves out (ENGINE=vllm: vLLM's, too)

@@ -169,8 +169,8 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 def at_once(clients: Sequence[Callable[[int], object]], each: int, a_second: float | None = None) -> Timings:
     """All clients at once, each making its requests 0 to each - 1 one after another.
 
-    With `a_second` all together make so many requests a second, however slow the answers are, and a request
-    counts from when it was due: one that waits for a slow one before it has waited, too.
+    With `a_second` all together make so many requests a second, as far as the answers come in time for that,
+    and each is timed from when it was due, so a late start counts, whoever is to blame.
     """
     begin = threading.Barrier(len(clients))
     pause = 0.0 if a_second is None else 1 / a_second
@@ -179,8 +179,11 @@ def at_once(clients: Sequence[Callable[[int], object]], each: int, a_second: flo
         begin.wait()
         began, seconds, refused = time.perf_counter(), [], 0
         for number in range(each):
-            due = began + (number * len(clients) + place) * pause if pause else time.perf_counter()
-            time.sleep(max(0.0, due - time.perf_counter()))
+            due = began + (number * len(clients) + place) * pause
+            if pause:
+                time.sleep(max(0.0, due - time.perf_counter()))
+            else:
+                due = time.perf_counter()
             try:
                 clients[place](number)
             except RefusedError:

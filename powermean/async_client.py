@@ -73,8 +73,8 @@ class AsyncClient(AsyncConnection):
     set_priority_class = async_method(rest_cluster.set_priority_class)
     remove_priority_class = async_method(rest_cluster.remove_priority_class)
 
-    pools = async_method(rest_sharing.pools)
-    get_pool = async_method(rest_sharing.get_pool)
+    pools = async_method(rest_cluster.pools)
+    get_pool = async_method(rest_cluster.get_pool)
     quotas = async_method(rest_sharing.quotas)
     change_quota = async_method(rest_sharing.change_quota)
     queue = async_method(rest_sharing.queue)

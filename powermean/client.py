@@ -133,8 +133,8 @@ class Client(Connection):
     set_priority_class = method(rest_cluster.set_priority_class)
     remove_priority_class = method(rest_cluster.remove_priority_class)
 
-    pools = method(rest_sharing.pools)
-    get_pool = method(rest_sharing.get_pool)
+    pools = method(rest_cluster.pools)
+    get_pool = method(rest_cluster.get_pool)
     quotas = method(rest_sharing.quotas)
     change_quota = method(rest_sharing.change_quota)
     queue = method(rest_sharing.queue)

@@ -1,4 +1,4 @@
-"""Disks that fill up: how to tell, and space held back for what has to be written then.
+"""Disks: how to tell that one is full, space held back for what has to be written then, names made durable.
 
 The report of a full disk has to be written to that disk. A file that is removed at that moment makes room.
 """

@@ -1,4 +1,4 @@
-"""The calls about nodes, servers, shared engines and priority classes: see rest.py."""
+"""The calls about nodes, pools, servers, shared engines and priority classes: see rest.py."""
 
 from datetime import datetime
 from urllib.parse import quote
@@ -6,6 +6,7 @@ from urllib.parse import quote
 from powermean.calls import Call, nothing, params, reads
 from powermean.contracts.api import NodeClosing, NodeDrain, NodeList, NodeSamples, NodeView, ServerList
 from powermean.contracts.engines import EngineService, EngineServiceList, EngineSpec
+from powermean.contracts.pools import PoolList, PoolView
 from powermean.contracts.priorities import PriorityClass, PriorityClassList, PriorityRank
 
 
@@ -87,3 +88,13 @@ def set_priority_class(name: str, rank: PriorityRank) -> Call[PriorityClass]:
 def remove_priority_class(name: str) -> Call[None]:
     """Remove a class that no live job has. For administrators."""
     return Call("DELETE", f"/v1/priorities/{quote(name, safe='')}", nothing)
+
+
+def pools() -> Call[PoolList]:
+    """Where nodes come from when there is work, and what each pool has."""
+    return Call("GET", "/v1/pools", reads(PoolList))
+
+
+def get_pool(name: str) -> Call[PoolView]:
+    """One pool."""
+    return Call("GET", f"/v1/pools/{quote(name, safe='')}", reads(PoolView))

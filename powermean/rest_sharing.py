@@ -7,18 +7,7 @@ import httpx
 
 from powermean.calls import Call, Params, check, params, reads
 from powermean.contracts.lanes import ClusterLanes
-from powermean.contracts.pools import PoolList, PoolView
 from powermean.contracts.sharing import ChangedQuota, Queue, QuotaChange, QuotaList, Usage, UsageBy
-
-
-def pools() -> Call[PoolList]:
-    """Where nodes come from when there is work, and what each pool has."""
-    return Call("GET", "/v1/pools", reads(PoolList))
-
-
-def get_pool(name: str) -> Call[PoolView]:
-    """One pool."""
-    return Call("GET", f"/v1/pools/{quote(name, safe='')}", reads(PoolView))
 
 
 def quotas() -> Call[QuotaList]:

@@ -1,4 +1,4 @@
-"""What holds for every test: no socket leaves this machine, quick tests run first."""
+"""What holds for every test: no socket leaves this machine, and in which order they run."""
 
 import gc
 import logging
@@ -88,8 +88,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("integration") is None)
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Tests wait for the processes that they have started, whole services for most of the time."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
     return (os.cpu_count() or 1) + (2 if config.getoption("phase") == "shared" else 1)
 
 

@@ -7,6 +7,7 @@ from powermean.contracts.artefacts import ArtefactRef
 
 NAME_LENGTH = 100
 
+# of a key between slashes; the whole last part of an object's key
 PART = re.compile(r"[A-Za-z0-9@+=_-][A-Za-z0-9.@+=_-]*")
 OBJECT = re.compile(r"(?P<sha256>[0-9a-f]{64})-(?P<name>.+)")
 

@@ -13,7 +13,7 @@ def moment(text: str) -> datetime:
         at = datetime.fromisoformat(text)
         return at if at.tzinfo is not None else at.astimezone()
     except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(f"{text!a} is no time. Write it as {_FORMS}.") from error
+        raise typer.BadParameter(f"{text!a} is not a time. Write it like {_FORMS}.") from error
 
 
 def coming(text: str, now: datetime | None = None) -> datetime:
@@ -24,7 +24,7 @@ def coming(text: str, now: datetime | None = None) -> datetime:
         try:
             return moment(text)
         except typer.BadParameter as error:
-            raise typer.BadParameter(f"{text!a} is no time. Write it as 22:00, {_FORMS}.") from error
-    now = now or datetime.now().astimezone()
-    at = datetime.combine(now.date(), shown, shown.tzinfo or now.tzinfo)
+            raise typer.BadParameter(f"{text!a} is not a time. Write it like 22:00, {_FORMS}.") from error
+    now = (now or datetime.now().astimezone()).astimezone(shown.tzinfo)
+    at = datetime.combine(now.date(), shown.replace(tzinfo=None), now.tzinfo)
     return at if at > now else at + timedelta(days=1)

@@ -339,7 +339,7 @@ def insert_new(session: Session, model: type[Base], row: Mapping[str, Any], uniq
 
 
 def insert_rows(session: Session, model: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
-    """insert_row for several with the same columns, in one statement."""
+    """insert_row for several with the same columns, in one call of the driver."""
     session.connection().execute(_insert_into(session.get_bind().dialect.name, model), [*map(dict, rows)])
 
 

@@ -30,7 +30,7 @@ def _note(session: Session, _context: object) -> None:
 
 
 class RecentCallers:
-    """The memory of one server; any thread may use it, and its event loop what is async."""
+    """The memory of one server, for any thread; its async methods are for the event loop."""
 
     def __init__(self, database: Database) -> None:
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class RecentCallers:
         return caller if time.monotonic() < until else None
 
     async def find_soon(self, secret: str) -> Caller | None:
-        """As `find`; while another request looks for who showed the same key, when that has looked."""
+        """As `find`, but waits if another request is already looking this key up."""
         caller = self.find(secret)
         if caller is None and (looked := self._looked_for.get(digest(secret))) is not None:
             await looked.wait()
@@ -59,7 +59,7 @@ class RecentCallers:
 
     @contextmanager
     def looking_for(self, secret: str) -> Iterator[None]:
-        """Meanwhile the database is asked: whoever shows the same key waits for that (`find_soon`)."""
+        """Mark the key as being looked up: other requests with it wait in `find_soon`."""
         key, looked = digest(secret), asyncio.Event()
         if self._looked_for.setdefault(key, looked) is not looked:
             yield  # somebody else does, too, and began before

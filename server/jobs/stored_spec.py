@@ -31,7 +31,7 @@ class SpecRefusedError(ConflictError):
 
 
 def chosen(given: Mapping[str, Any], path: str) -> Any:
-    """One field, or one part, whatever else of the spec is refused. Raises SpecRefusedError: that one is."""
+    """One field or section, even if other fields are refused. Raises SpecRefusedError if this one is."""
     try:
         return attrgetter(path)(_only(path, JobSpec).model_validate(given))
     except ValidationError as error:

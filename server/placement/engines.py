@@ -58,12 +58,12 @@ def could_hold(engine: WaitingEngine, node: NodeCapacity) -> bool:
 class Serving(NamedTuple):
     """The engines that fit a need, ready or not."""
 
-    engines: tuple[SharedEngine, ...] = ()
-    ids: tuple[str, ...] = ()
-    ready: tuple[SharedEngine, ...] = ()
+    engines: tuple[SharedEngine, ...]
+    ids: tuple[str, ...]
+    ready: tuple[SharedEngine, ...]
 
 
-class _Family:
+class _OpenEngines:
     """The engines of a model that are open to a project. Needs between the same bounds get the same ones."""
 
     def __init__(self, engines: Iterable[SharedEngine]) -> None:
@@ -89,13 +89,13 @@ class Catalogue:
         for engine in engines:
             self._of_model[engine.model, engine.dtype].append(engine)
         self.has_slot = frozenset(job_id for engine in engines for job_id in engine.jobs)
-        self._family = cache(self._open)
+        self._open = cache(self._open_engines)
 
-    def _open(self, model: str, dtype: str, project: str) -> _Family:
-        return _Family(one for one in self._of_model.get((model, dtype), ()) if one.is_open_to(project))
+    def _open_engines(self, model: str, dtype: str, project: str) -> _OpenEngines:
+        return _OpenEngines(one for one in self._of_model.get((model, dtype), ()) if one.is_open_to(project))
 
     def serving(self, need: AdapterNeed, project: str) -> Serving:
-        return self._family(need.model, need.dtype, project).serving(need)
+        return self._open(need.model, need.dtype, project).serving(need)
 
     def choose(self, job: WaitingJob, need: AdapterNeed, room: Room) -> list[SharedEngine] | Wait:
         """The engines with a free slot, the emptiest first, or what the job waits for."""

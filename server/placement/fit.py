@@ -1,7 +1,7 @@
 """Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from functools import cache
 from heapq import nsmallest
 from typing import NamedTuple
@@ -163,7 +163,7 @@ def best(
     room: Room,
     avoid: frozenset[str] = NOBODY,
     seconds: float | None = None,
-    among: Iterable[str] = (),
+    among: Collection[str] = (),
 ) -> tuple[str, ...] | None:
     """The nodes that fit most tightly (`among` these, if some are named); those to avoid come last.
 
@@ -171,11 +171,13 @@ def best(
     """
     tight = 1 if ask.uses_gpus else -1
     able, plain = index.able(ask), index.plain(ask)
-    one_by_one: Set[str] = set(among)
-    if not among and ask.only is not None:
+    one_by_one: Set[str]
+    if among:
+        one_by_one = set(among)
+    elif ask.only is not None:
         one_by_one = able
-    elif not among and ask.uses_gpus:
-        one_by_one = index.mixed(ask).union(room.reserved)
+    else:
+        one_by_one = index.mixed(ask).union(room.reserved) if ask.uses_gpus else NOBODY
     fitting = [
         (node_id in avoid, tight * usable, node_id)
         for node_id in one_by_one

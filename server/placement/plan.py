@@ -48,8 +48,9 @@ class _Planning:
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
         self.place = queue_order.places(state.waiting, state.rules)
         self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
-        self.own: dict[Hashable, list[_Try]] = {}  # by what a job needs: with its own engine
-        self.beside: dict[Hashable, dict[str | None, tuple[Ask, ...]]] = {}  # by who reaches a shared one
+        self.own_tries: dict[Hashable, tuple[_Try, ...]] = {}  # by what a job needs
+        # by what a job needs, then by the only node that reaches the engine (None: all do)
+        self.shared_asks: dict[Hashable, dict[str | None, tuple[Ask, ...]]] = {}
         self.impatient = self._impatient()
         self.placed: set[str] = set()  # they start, or have a place kept
         self.reservations = 0
@@ -98,7 +99,7 @@ class _Planning:
         if self.ledger.add(job).borrowed:
             self.victims.borrows(job.project, job.uses_gpus)
 
-    def _tries(self, job: WaitingJob) -> list[_Try] | Wait:
+    def _tries(self, job: WaitingJob) -> tuple[_Try, ...] | Wait:
         """What would do for the job on nodes that are there, the best first."""
         if job.adapter is None:
             return self._own(job)
@@ -118,24 +119,24 @@ class _Planning:
             return Wait("engine", f"waiting for engine {name} on a node that can hold the trainer")
         return tries
 
-    def _own(self, job: WaitingJob) -> list[_Try]:
+    def _own(self, job: WaitingJob) -> tuple[_Try, ...]:
         """What the job could ask of the nodes that are there, with an engine of its own."""
         needs = job.needs
-        if (own := self.own.get(needs)) is None:
+        if (own := self.own_tries.get(needs)) is None:
             asks = self.index.possible_of(own_engine(job), job.several)
-            own = self.own[needs] = [(ask, None) for ask in asks]
+            own = self.own_tries[needs] = tuple((ask, None) for ask in asks)
         return own
 
-    def _beside(self, job: WaitingJob, engines: Iterable[SharedEngine]) -> list[_Try]:
-        """The same beside one of these."""
-        asks = self.beside.setdefault(job.needs, {})
+    def _beside(self, job: WaitingJob, engines: Iterable[SharedEngine]) -> tuple[_Try, ...]:
+        """What the job could ask of the nodes beside each of these shared engines."""
+        asks = self.shared_asks.setdefault(job.needs, {})
         tries: list[_Try] = []
         for engine in engines:
             if engine.reach not in asks:
                 ask = beside_shared_engine(job, engine.reach)
                 asks[engine.reach] = self.index.possible_of(ask, job.several)
             tries += [(ask, engine) for ask in asks[engine.reach]]
-        return tries
+        return tuple(tries)
 
     def _find(self, job: WaitingJob, guaranteed: bool, barred: bool) -> Start | Wait:
         tries = self._tries(job)

@@ -154,7 +154,7 @@ class Victims:
                     yield missing * rate, 1, node_id
 
     def _supply(self, gpus: bool, whose: _Whose) -> Mapping[str, _Supply]:
-        """By node: the most that stops there could leave, and the least that each GPU or slot costs.
+        """By node: the most that stops there could leave at all, and the least that each GPU or slot costs.
 
         Also GPUs of other types than a request wants count: that only makes it look cheaper than it is.
         """

@@ -16,6 +16,7 @@ from server.jobs.demand import AdapterNeed
 VLLM = "vllm"
 NOBODY: frozenset[str] = frozenset()
 
+# attrgetter reads eight fields in one call: plans ask for this a thousand times
 _needs: Callable[[object], tuple[object, ...]] = attrgetter(
     *("gpus", "rollout_gpus", "nodes", "vllm", "gpu_type", "gpu_memory_mb", "labels", "revision")
 )

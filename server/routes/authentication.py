@@ -72,8 +72,8 @@ def find_person(request: Request, session: Session) -> KnownPerson:
     secret = _bearer_secret(request)
     if secret is not None:
         recent: RecentCallers = request.app.state.callers
-        remembered = recent.find(secret)
-        return KnownPerson(remembered, None) if remembered else _person_by_key(recent, session, secret)
+        known = recent.find(secret)
+        return KnownPerson(known, None) if known else _person_by_key(recent, session, secret)
     if (cookie := session_secret(request)) is not None:
         check_origin(request)
         opened = find_session(session, cookie)

@@ -135,9 +135,9 @@ def test_top_prints_once_where_nobody_can_watch(server: ScriptedServer) -> None:
     ("command", "told"),
     [
         (("priorities", "set", "urgent", "--value", "10000000"), "value: Input should be less than"),
-        (("usage", "--from", "tonight"), "--from': 'tonight' is no time. Write it as 2026-12-01"),
-        (("audit", "list", "--until", "later"), "--until': 'later' is no time"),
-        (("node", "drain", "n1", "--at", "tonight"), "--at': 'tonight' is no time. Write it as 22:00"),
+        (("usage", "--from", "tonight"), "--from': 'tonight' is not a time. Write it like 2026-12-01"),
+        (("audit", "list", "--until", "later"), "--until': 'later' is not a time"),
+        (("node", "drain", "n1", "--at", "tonight"), "--at': 'tonight' is not a time. Write it like 22:00"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(server: ScriptedServer, command: tuple[str, ...], told: str) -> None:

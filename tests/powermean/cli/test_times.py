@@ -31,9 +31,21 @@ def test_a_time_of_day_is_the_next_one() -> None:
     assert coming("12:30+01:00", NOW) == datetime(2026, 11, 28, 12, 30, tzinfo=AHEAD)
 
 
+@pytest.mark.parametrize(
+    ("now", "text", "expected"),
+    [
+        ("2026-11-27T22:00-05:00", "02:00+00:00", "2026-11-29T02:00+00:00"),
+        ("2026-11-27T22:00-05:00", "04:00+00:00", "2026-11-28T04:00+00:00"),
+        ("2026-11-28T00:30+09:00", "22:00+00:00", "2026-11-27T22:00+00:00"),
+    ],
+)
+def test_a_time_of_day_in_another_zone_is_the_next_one_there(now: str, text: str, expected: str) -> None:
+    assert coming(text, datetime.fromisoformat(now)) == datetime.fromisoformat(expected)
+
+
 @pytest.mark.parametrize("text", ["", "tonight", "9:00", "25:00", "2026-13-01", "0001-01-01"])
 def test_anything_else_is_refused_with_how_to_write_it(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="Write it as 2026-12-01"):
+    with pytest.raises(typer.BadParameter, match="Write it like 2026-12-01"):
         moment(text)
-    with pytest.raises(typer.BadParameter, match="Write it as 22:00, 2026-12-01"):
+    with pytest.raises(typer.BadParameter, match="Write it like 22:00, 2026-12-01"):
         coming(text, NOW)

@@ -25,3 +25,22 @@ def test_needs_on_and_between_the_bounds_of_engines_get_all_that_fit_and_no_othe
             and (not near or one.reach is not None)
         ]
         assert list(catalogue.serving(need, "a").ids) == fitting
+
+
+def test_only_what_is_ready_and_open_to_the_project_serves() -> None:
+    engines = [
+        SharedEngine("all", "all", "m", "bfloat16", "ready", 4, 8, None, "n", None),
+        SharedEngine("starting", "starting", "m", "bfloat16", "starting", 4, 8, None, "n", None),
+        SharedEngine("b", "b", "m", "bfloat16", "ready", 4, 8, None, "n", None, projects=frozenset({"b"})),
+    ]
+    catalogue = Catalogue(engines)
+    need = AdapterNeed("m", "bfloat16", 8, 100, required=True)
+    found = {project: catalogue.serving(need, project) for project in ("a", "b", "a")}
+    assert {project: serving.ids for project, serving in found.items()} == {
+        "a": ("all", "starting"),
+        "b": ("all", "starting", "b"),
+    }
+    assert {project: [one.id for one in serving.ready] for project, serving in found.items()} == {
+        "a": ["all"],
+        "b": ["all", "b"],
+    }
