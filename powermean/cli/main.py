@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from powermean import __version__, deprecations
 from powermean.cli.style import PLAIN
+from powermean.errors import PowermeanError
 
 # Name: where the command is, and its line in the list (the first line of its help; a test compares them).
 COMMANDS = {
@@ -168,9 +169,12 @@ class LazyGroup(TyperGroup):
         return typer.main.get_command(found)
 
     def invoke(self, ctx: Any) -> Any:
-        """Whatever a command expects to fail with is said in a line, wherever it happens."""
-        with import_module("powermean.cli.terminal").plain_failures():
+        """What went wrong in a way that we know is said in a line, wherever it happens."""
+        try:
             return super().invoke(ctx)
+        except PowermeanError:
+            with import_module("powermean.cli.terminal").plain_failures():
+                raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

@@ -34,7 +34,8 @@ class RecentCallers:
 
     def __init__(self, database: Database) -> None:
         self._lock = threading.Lock()
-        self._looked_for: dict[str, asyncio.Event] = {}  # set when somebody has looked
+        # set when somebody has looked; an event is of one loop
+        self._looked_for: dict[tuple[str, asyncio.AbstractEventLoop], asyncio.Event] = {}
         self._known: dict[str, tuple[Caller, float]] = {}  # by what is stored of the key: who, until when
         self._forgotten = 0
         database.listen(self._forget)
@@ -52,7 +53,8 @@ class RecentCallers:
     async def find_soon(self, secret: str) -> Caller | None:
         """As `find`, but waits if another request is already looking this key up."""
         caller = self.find(secret)
-        if caller is None and (looked := self._looked_for.get(digest(secret))) is not None:
+        key = digest(secret), asyncio.get_running_loop()
+        if caller is None and (looked := self._looked_for.get(key)) is not None:
             await looked.wait()
             caller = self.find(secret)
         return caller
@@ -60,7 +62,7 @@ class RecentCallers:
     @contextmanager
     def looking_for(self, secret: str) -> Iterator[None]:
         """Mark the key as being looked up: other requests with it wait in `find_soon`."""
-        key, looked = digest(secret), asyncio.Event()
+        key, looked = (digest(secret), asyncio.get_running_loop()), asyncio.Event()
         if self._looked_for.setdefault(key, looked) is not looked:
             yield  # somebody else does, too, and began before
             return

@@ -8,11 +8,10 @@ service.submit, in a transaction of its own.
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from sqlalchemy.orm import Session
 
@@ -24,7 +23,7 @@ from powermean.errors import PowermeanError
 from server import outbox, usage
 from server.audit import journal
 from server.db.models import Job
-from server.db.session import Database, database_now, insert_those_new
+from server.db.session import Database, DatabaseBusyError, database_now, insert_those_new, wait_for_locks
 from server.identity.callers import Caller
 from server.jobs import priorities
 from server.jobs.events import first_events
@@ -33,6 +32,9 @@ from server.jobs.states import summary_data
 from server.jobs.views import job_view
 
 MOST = 64  # submits in a transaction
+LOCK_MS = 500  # whoever waits for longer for others' locks goes alone
+
+_Outcome = Submitted | Exception | None
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +66,18 @@ class Submission:
         return (visible is None or project in visible) and self.caller.may("job.submit", project)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    submission: Submission
+    answer: asyncio.Future[Submitted | None]
+
+
 def accept(
     session: Session, submissions: Sequence[Submission], allowed: AllowedModels
 ) -> list[Submitted | None]:
     """Store those that nothing speaks against; None: service.submit has to look closer."""
     answers: list[Submitted | None] = [None] * len(submissions)
+    wait_for_locks(session, LOCK_MS)
     now = database_now(session)
     usual = [place for place, one in enumerate(submissions) if one.usual(allowed)]
     projects = usage.without_limit(session, {p for n in usual if (p := submissions[n].project)})
@@ -84,12 +93,12 @@ def accept(
     if not rows:
         return answers
     # in one order on all servers, so that none waits for another's keys while that waits for its own
-    ordered = sorted(rows.values(), key=lambda row: row["idempotency_key"] or "")
+    ordered = sorted(rows.values(), key=lambda row: [row[name] or "" for name in ONE_OF_A_KEY])
     new = insert_those_new(session, Job, ordered, unique=ONE_OF_A_KEY)
     jobs = {place: Job(**row) for place, row in rows.items() if row["id"] in new}
     if not jobs:
         return answers
-    outbox.owe_all(session, VALIDATE_TASK, None, new, now)
+    outbox.owe_all(session, VALIDATE_TASK, None, [job.id for job in jobs.values()], now)
     first_events(session, [(job, summary_data(job)) for job in jobs.values()])
     for place, job in jobs.items():
         answers[place] = Submitted(job_view(job, None, spec=submissions[place].spec), new=True)
@@ -106,66 +115,79 @@ class Submits:
     def __init__(self, database: Database, allowed: AllowedModels) -> None:
         self._database = database
         self._allowed = allowed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="submits")
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[Submission, asyncio.Future[Submitted | None]]] = deque()
-        self._at_work = False
+        self._line: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="submits", daemon=True)
+        self._thread.start()
 
     async def submit(self, submission: Submission) -> Submitted | None:
         """The job; None: service.submit has to look closer.
 
         Raises what Database.write raises.
         """
+        if self._closed or not submission.usual(self._allowed):
+            return None
         answer: asyncio.Future[Submitted | None] = asyncio.get_running_loop().create_future()
-        with self._lock:
-            self._waiting.append((submission, answer))
-            idle, self._at_work = not self._at_work, True
-        if idle:
-            self._thread.submit(self._work)
+        self._line.put(_Waiting(submission, answer))
         return await answer
 
     def close(self) -> None:
-        """End the thread when it has done what waits."""
-        self._thread.shutdown()
+        """End the thread when it has done what waits; from now on each goes alone."""
+        self._closed = True
+        self._line.put(None)
+        self._thread.join()
 
     def _work(self) -> None:
-        while batch := self._next():
-            error, answers = self._store([submission for submission, _ in batch])
-            for (_, answer), found in zip(batch, answers, strict=True):
+        while (first := self._line.get()) is not None:
+            batch = [first, *self._others(MOST - 1)]
+            try:
+                outcomes = self._store([one.submission for one in batch])
+            except DatabaseBusyError as error:  # for all the time that those behind have waited
+                batch += self._others()
+                outcomes = [error] * len(batch)
+            except Exception as error:  # noqa: BLE001 - for those who wait: this thread goes on
+                outcomes = [error] * len(batch)
+            for one, outcome in zip(batch, outcomes, strict=True):
                 with suppress(RuntimeError):  # its loop is closed: nobody waits any more
-                    answer.get_loop().call_soon_threadsafe(_deliver, answer, found, error)
+                    one.answer.get_loop().call_soon_threadsafe(_deliver, one.answer, outcome)
 
-    def _next(self) -> list[tuple[Submission, asyncio.Future[Submitted | None]]]:
-        with self._lock:
-            batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
-            self._at_work = bool(batch)
-            return batch
+    def _others(self, most: int | None = None) -> list[_Waiting]:
+        """Who waits, too."""
+        found: list[_Waiting] = []
+        while most is None or len(found) < most:
+            try:
+                one = self._line.get_nowait()
+            except Empty:
+                break
+            if one is None:
+                self._line.put(None)  # the end comes after these
+                break
+            found.append(one)
+        return found
 
-    def _store(
-        self, submissions: Sequence[Submission]
-    ) -> tuple[PowermeanError | None, list[Submitted | None]]:
-        """One that the database refuses must not take the others with it: then each goes alone."""
-        nothing: list[Submitted | None] = [None] * len(submissions)
+    def _store(self, submissions: Sequence[Submission]) -> list[_Outcome]:
+        """Raises what the commit raises, and PowermeanError: the database is busy, full or gone."""
+        accepted = False
         try:
             with self._database.write() as session:
                 answers = accept(session, submissions, self._allowed)
-        except PowermeanError as error:  # the database is busy, full or gone
-            return error, nothing
-        except Exception:  # whose fault it is turns out when each goes alone
+                accepted = True
+        except Exception as error:
+            if accepted or isinstance(error, PowermeanError):
+                raise  # they may be stored: nobody may store them again
+            # whose fault it is turns out when each goes alone
             log.warning("%d submits were not stored together", len(submissions), exc_info=True)
-            return None, nothing
+            return [None] * len(submissions)
         for submission, answer in zip(submissions, answers, strict=True):
             if answer is not None and submission.record is not None:
                 submission.record.stored = True
-        return None, answers
+        return list(answers)
 
 
-def _deliver(
-    answer: asyncio.Future[Submitted | None], found: Submitted | None, error: PowermeanError | None
-) -> None:
+def _deliver(answer: asyncio.Future[Submitted | None], outcome: _Outcome) -> None:
     if answer.done():  # the request was given up
         return
-    if error is not None:
-        answer.set_exception(error)
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
     else:
-        answer.set_result(found)
+        answer.set_result(outcome)

@@ -32,6 +32,7 @@ from server.identity.ownership import Named, named_in, names_something
 from server.identity.policy import CLUSTER_VERBS, Verb, grant
 from server.routes.admission import REFUSALS, Door
 from server.routes.authentication import (
+    KnownPerson,
     NodeCaller,
     find_attempt,
     find_first_node,
@@ -180,17 +181,18 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
         known = caller, None
     else:
         with looking_up(request):
-            known = await run_in_threadpool(_caller_and_thing, request)
+            person, named = await run_in_threadpool(_person_and_thing, request)
+        if person.touch is not None:
+            await run_in_threadpool(note_use, request.app.state.database, person.touch)
+        known = person.caller, named
     request.state.caller, request.state.named = known  # also of whom the next line refuses
     return _checked(verb, *known)
 
 
-def _caller_and_thing(request: Request) -> tuple[Caller, Named | None]:
+def _person_and_thing(request: Request) -> tuple[KnownPerson, Named | None]:
     database: Database = request.app.state.database
     with database.read() as session:
-        known, named = find_person(request, session), named_in(session, request.path_params)
-    note_use(database, known.touch)
-    return known.caller, named
+        return find_person(request, session), named_in(session, request.path_params)
 
 
 def _checked(verb: Verb, caller: Caller, named: Named | None) -> Caller:

@@ -1,5 +1,6 @@
 """Times on the command line."""
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -7,7 +8,7 @@ import typer
 
 from powermean.cli.times import coming, moment
 
-NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+NOW = datetime(2026, 11, 27, 12)
 AHEAD = timezone(timedelta(hours=1))
 
 
@@ -26,24 +27,34 @@ def test_a_day_or_a_time(text: str, expected: datetime) -> None:
 
 
 def test_a_time_of_day_is_the_next_one() -> None:
-    assert coming("22:00", NOW) == datetime(2026, 11, 27, 22, tzinfo=UTC)
-    assert coming("11:00", NOW) == datetime(2026, 11, 28, 11, tzinfo=UTC)
-    assert coming("12:30+01:00", NOW) == datetime(2026, 11, 28, 12, 30, tzinfo=AHEAD)
+    assert coming("22:00", NOW) == datetime(2026, 11, 27, 22).astimezone()
+    assert coming("11:00", NOW) == datetime(2026, 11, 28, 11).astimezone()
+    assert coming("9:00", NOW) == datetime(2026, 11, 28, 9).astimezone()
 
 
 @pytest.mark.parametrize(
-    ("now", "text", "expected"),
+    ("zone", "now", "text", "expected"),
     [
-        ("2026-11-27T22:00-05:00", "02:00+00:00", "2026-11-29T02:00+00:00"),
-        ("2026-11-27T22:00-05:00", "04:00+00:00", "2026-11-28T04:00+00:00"),
-        ("2026-11-28T00:30+09:00", "22:00+00:00", "2026-11-27T22:00+00:00"),
+        ("America/New_York", "2026-11-27T22:00", "02:00+00:00", "2026-11-29T02:00+00:00"),
+        ("America/New_York", "2026-11-27T22:00", "04:00+00:00", "2026-11-28T04:00+00:00"),
+        ("Asia/Tokyo", "2026-11-28T00:30", "22:00+00:00", "2026-11-27T22:00+00:00"),
+        ("Europe/Berlin", "2026-11-28T00:30", "23:45+00:00", "2026-11-27T23:45+00:00"),
+        ("Europe/Berlin", "2026-10-24T23:00", "22:00", "2026-10-25T22:00+01:00"),  # summer time ends
     ],
 )
-def test_a_time_of_day_in_another_zone_is_the_next_one_there(now: str, text: str, expected: str) -> None:
-    assert coming(text, datetime.fromisoformat(now)) == datetime.fromisoformat(expected)
+def test_a_time_of_day_is_the_next_one_where_its_clock_is(
+    monkeypatch: pytest.MonkeyPatch, zone: str, now: str, text: str, expected: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert coming(text, datetime.fromisoformat(now)) == datetime.fromisoformat(expected)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
-@pytest.mark.parametrize("text", ["", "tonight", "9:00", "25:00", "2026-13-01", "0001-01-01"])
+@pytest.mark.parametrize("text", ["", "tonight", "22", "2026", "25:00", "2026-13-01", "0001-01-01"])
 def test_anything_else_is_refused_with_how_to_write_it(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="Write it like 2026-12-01"):
         moment(text)

@@ -12,7 +12,7 @@ from powermean.allowed_models import read_allowed_models
 from powermean.contracts.audit import AuditEvent
 from powermean.contracts.job import JobSpec
 from server.audit.journal import Record
-from server.db.models import AuditPending, Base, Job, JobEvent, Outbox, Person
+from server.db.models import AuditPending, Base, Job, JobEvent, Outbox, Person, PriorityClass
 from server.db.scoped import ScopedDatabase
 from server.db.session import DatabaseBusyError
 from server.identity.callers import Caller
@@ -162,6 +162,33 @@ def test_what_the_database_refuses_leaves_each_to_itself(
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("where", ["before the commit", "after the commit"])
+def test_what_may_be_stored_is_not_stored_again(
+    service: ServiceDriver, caller: Caller, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    def fail(*_: object) -> None:
+        raise RuntimeError("the connection is lost")
+
+    if where == "before the commit":
+        service.database.before_commit(fail)
+    else:
+        service.database.listen(fail)
+    with pytest.raises(RuntimeError, match="the connection is lost"):
+        together(service, [submission(caller)])
+    assert len(stored(service, Job)) == (0 if where == "before the commit" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_who_holds_a_lock_holds_up_those_alone_who_need_it(service: ServiceDriver, caller: Caller):
+    with service.database.write() as session:
+        session.get(PriorityClass, "low", with_for_update=True)
+        wanted = [submission(caller), submission(caller, priority="low"), submission(caller)]
+        assert set(map(bool, together(service, wanted))) <= {True, False}
+        assert service.submit()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_a_busy_database_is_said_to_all_of_them(
     service: ServiceDriver, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ):
@@ -187,3 +214,4 @@ def test_a_request_that_is_given_up_holds_up_nobody(service: ServiceDriver, call
 
     assert asyncio.run(submit_all()) is not None
     line.close()
+    assert asyncio.run(line.submit(submission(caller))) is None
