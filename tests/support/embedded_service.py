@@ -30,10 +30,11 @@ QUICK = {
 }
 START_S = 90.0
 JOB_S = 240.0
+LOOK_S = 0.2  # an answer takes 10 ms of CPU time: looking all the time would take a fifth of a core
 SERVICE = "POWERMEAN_LIFELINE_PID"
 
 
-def until(find: Callable[[], T | None], deadline_s: float, what: str) -> T:
+def until(find: Callable[[], T | None], deadline_s: float, what: str, pause_s: float = LOOK_S) -> T:
     """The first thing found. Fails by name at the deadline."""
     deadline = time.monotonic() + deadline_s
     while True:
@@ -41,7 +42,7 @@ def until(find: Callable[[], T | None], deadline_s: float, what: str) -> T:
         if found:
             return found
         assert time.monotonic() < deadline, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 @dataclass
@@ -132,7 +133,7 @@ class Service:
             assert not job.state.final, f"{job.state} at step {job.step}: {job.error}"
             return job if job.step >= step else None
 
-        return until(there, deadline_s, f"{job_id} at step {step}")
+        return until(there, deadline_s, f"{job_id} at step {step}", pause_s=0.1)
 
     def ended(self, job_id: str) -> Job:
         """Wait until the job has ended."""
