@@ -54,7 +54,7 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
     except NotFoundError as error:
         raise InvalidInputError.at(PATH, error.message, error.remedy) from error
     except SpecRefusedError as error:
-        remedy = "Give another model." if error.path in _OF_ANY_FORK else _WITHOUT_IT
+        remedy = "Give another model." if error.field in _OF_ANY_FORK else _WITHOUT_IT
         raise InvalidInputError.at(PATH, f"{parent_id}: {error.message}", remedy) from error
     if parent.project_id != project:
         raise InvalidInputError.at(

@@ -24,7 +24,7 @@ class SpecRefusedError(ConflictError):
     code = "spec_refused"
 
     def __init__(self, first: FieldError) -> None:
-        self.path = first.path
+        self.field = first.path  # as `path` it would be said twice: the message begins with it
         super().__init__(
             f"{first.path}: {first.message}: this version refuses the spec, which another one stored",
             remedy="Submit it again as a new job, corrected.",
