@@ -2,24 +2,37 @@
 
 from typing import Any
 
+from powermean.calls import ApiError, spec_of
 from powermean.contracts.api import Job
 from powermean.contracts.metrics import METRICS
+
+_NEEDED = (
+    "algorithm",
+    "training.prompts_per_step",
+    "training.minibatches",
+    "training.epochs",
+    "rollout.group_size",
+    "rollout.max_staleness",
+    "rollout.old_policy",
+)
 
 
 def chart_data(job: Job) -> dict[str, Any] | None:
     """Facts that decide which charts there are and how updates make up a step, and what metrics mean.
 
-    None: they are in the spec, which the server can't read.
+    None: they are in the spec, and the server can't read them.
     """
-    if job.spec is None:
+    try:
+        spec = spec_of(job, *_NEEDED)
+    except ApiError:
         return None
-    training, rollout = job.spec.training, job.spec.rollout
+    training, rollout = spec.training, spec.rollout
     updates = training.minibatches * training.epochs
     return {
         "id": job.id,
         "final": job.state.final,
         "step": job.step,
-        "algorithm": job.spec.algorithm.model_dump(mode="json"),
+        "algorithm": spec.algorithm.model_dump(mode="json"),
         "updates": updates,
         "minibatches": training.minibatches,
         "trajectories": training.prompts_per_step * rollout.group_size,

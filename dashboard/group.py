@@ -41,7 +41,7 @@ async def group_page(request: Request) -> Response:
     colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        size = spec_of(job).rollout.group_size
+        size = spec_of(job, "rollout.group_size").rollout.group_size
         listed = await client.trajectories(job_id, step, group * size, min(size, MOST), "index")
         if not listed.items:
             raise HTTPException(404)

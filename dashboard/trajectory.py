@@ -43,7 +43,7 @@ async def trajectory_page(request: Request) -> Response:
     colouring, wanted = chosen_colouring(request), whole_number(request, "update", least=0)
     async with api.client(request) as client:
         job = await client.get_job(job_id)
-        size = spec_of(job).rollout.group_size
+        size = spec_of(job, "rollout.group_size").rollout.group_size
         group = await client.trajectories(job_id, step, index - index % size, size, "index")
         item = _with_index(group, index)
         found = await recorded_tokens(client, job_id, step, item)

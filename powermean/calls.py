@@ -4,7 +4,7 @@ The calls themselves are in rest.py and its siblings. An answer other than succe
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -49,13 +49,20 @@ class FencedError(ApiError):
     """The attempt is not the job's current one any more: stop at once, write nothing."""
 
 
-def spec_of(job: Job) -> JobSpec:
-    """The job's spec. Raises ApiError: the server's version can't read it."""
-    if job.spec is not None:
+def spec_of(job: Job, *needed: str) -> JobSpec:
+    """The job's spec, in which the fields and sections `needed` have the values that were chosen.
+
+    Raises ApiError: the server's version can't read it, or refuses one of these, a part or the whole of it.
+    """
+    wrong = [one for one in job.spec_refused if job.spec is None or _within(one.path, needed)]
+    if job.spec is not None and not wrong:
         return job.spec
-    first = job.spec_refused[0]
-    message = f"the server can't read the spec of {job.id}: {first.path}: {first.message}"
-    raise ApiError(409, ErrorBody(code="spec_refused", message=message, remedy=first.remedy))
+    message = f"the server can't read the spec of {job.id}: {wrong[0].path}: {wrong[0].message}"
+    raise ApiError(409, ErrorBody(code="spec_refused", message=message, remedy=wrong[0].remedy))
+
+
+def _within(path: str, needed: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{one}.") or one.startswith(f"{path}.") for one in needed)
 
 
 def beyond_fields(body: ErrorBody) -> str:

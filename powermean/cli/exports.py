@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from powermean.calls import spec_of
+from powermean.calls import ApiError, spec_of
 from powermean.cli.choosing import job_id
 from powermean.cli.models import download_all
 from powermean.cli.terminal import AsJson, connected, note, say, say_json
@@ -21,6 +21,7 @@ from powermean.client import Client
 from powermean.contracts.api import Job
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.forks import ExportTask, Origin
+from powermean.contracts.job import JobSpec
 from powermean.errors import PowermeanError
 
 _AT_STEP = re.compile(r"(?P<job>.+)@(?P<step>best|[0-9]{1,7})", re.DOTALL)
@@ -104,7 +105,7 @@ def _export(client: Client, chosen: str, to: Path, adapter: bool) -> int:
     """Write the folder; returns its size in bytes. Until it is whole, all is in its subfolder _PART."""
     at_step = _AT_STEP.fullmatch(chosen)
     job = client.get_job(job_id(client, at_step["job"] if at_step else chosen))
-    if adapter and spec_of(job).model.lora is None:
+    if adapter and _read(job, "model").model.lora is None:
         raise ExportError(f"{job.id} trained all weights: it has no adapter", remedy="Leave out --adapter.")
     part = to / _PART
     if at_step is None:
@@ -139,6 +140,7 @@ def _fetch(
 
 def _convert(client: Client, job: Job, origin: Origin, part: Path, adapter: bool) -> None:
     """Download a checkpoint into `part` and have it converted to the folder `model` there."""
+    spec = _read(job, "model", "resources.gpus")
     for package in ("torch", "transformers"):
         _need(
             package,
@@ -152,7 +154,6 @@ def _convert(client: Client, job: Job, origin: Origin, part: Path, adapter: bool
         wanted = base.files.files.items()
         files = {path: (path, ref) for path, ref in wanted if not adapter or path == "config.json"}
         _fetch(held, part / base.job_id, files)
-    spec = spec_of(job)
     half = spec.model.dtype == "bfloat16" or (spec.model.dtype == "auto" and spec.resources.gpus > 0)
     task = ExportTask(
         origin=origin,
@@ -163,6 +164,15 @@ def _convert(client: Client, job: Job, origin: Origin, part: Path, adapter: bool
     shutil.rmtree(part / "model", ignore_errors=True)
     command = [sys.executable, "-m", "trainer.forks.export", str(part), "--to", str(part / "model")]
     _run(command, task.model_dump_json())
+
+
+def _read(job: Job, *needed: str) -> JobSpec:
+    """The job's spec, if these have the values it ran with: a default may give other weights."""
+    try:
+        return spec_of(job, *needed)
+    except ApiError as error:
+        remedy = "Export the final model without --adapter, which needs no spec, or train again as a new job."
+        raise ExportError(error.message, code=error.code, remedy=remedy) from error
 
 
 def _run(command: Sequence[str], given: str = "") -> str:

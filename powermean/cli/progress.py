@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from powermean.calls import spec_of
 from powermean.contracts.api import Event, Job, JobSummary
 from powermean.contracts.health import Finding, JobHealth, Level
 from powermean.contracts.metrics import WHOLE_STEP, MetricRow
@@ -41,7 +40,7 @@ class Run:
 
     @classmethod
     def of(cls, job: Job) -> "Run":
-        return cls(job, spec_of(job).training.minibatches)
+        return cls(job, job.spec.training.minibatches if job.spec else 1)
 
     def add(self, rows: Iterable[MetricRow]) -> None:
         for row in rows:

@@ -31,6 +31,7 @@ _WITHOUT_IT = (
     "Give a checkpoint by its step instead of best, the final model, which has an adapter merged, or another "
     "model."
 )
+_OF_ANY_FORK = ("model.name", "model.folder")  # whatever the parent stored, a fork of it needs them
 
 
 def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
@@ -53,7 +54,8 @@ def resolve(session: Session, spec: JobSpec, project: str) -> Origin | None:
     except NotFoundError as error:
         raise InvalidInputError.at(PATH, error.message, error.remedy) from error
     except SpecRefusedError as error:
-        raise InvalidInputError.at(PATH, f"{parent_id}: {error.message}", _WITHOUT_IT) from error
+        remedy = "Give another model." if error.field in _OF_ANY_FORK else _WITHOUT_IT
+        raise InvalidInputError.at(PATH, f"{parent_id}: {error.message}", remedy) from error
     if parent.project_id != project:
         raise InvalidInputError.at(
             PATH,

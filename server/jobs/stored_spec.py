@@ -24,6 +24,7 @@ class SpecRefusedError(ConflictError):
     code = "spec_refused"
 
     def __init__(self, first: FieldError) -> None:
+        self.field = first.path  # as `path` it would be said twice: the message begins with it
         super().__init__(
             f"{first.path}: {first.message}: this version refuses the spec, which another one stored",
             remedy="Submit it again as a new job, corrected.",
@@ -88,17 +89,34 @@ def _beside(at_default: list[str], wrong: FieldError, left_out: str) -> FieldErr
 
 def most_restarts(given: Mapping[str, Any]) -> int:
     """`max_restarts`, whatever else of the spec is refused: the job has to end all the same."""
-    return int(given.get("max_restarts", JobSpec.model_fields["max_restarts"].default))
+    return _number(given, "max_restarts")
 
 
 def minibatches(given: Mapping[str, Any]) -> int:
-    """`training.minibatches`, with which the job has run, whatever else of the spec is refused."""
-    return int(given.get("training", {}).get("minibatches", 1))
+    """`training.minibatches`, whatever else of the spec is refused."""
+    return _number(given, "training.minibatches")
+
+
+def updates_per_step(given: Mapping[str, Any]) -> int:
+    """Values of a metric in a step, whatever else of the spec is refused."""
+    return minibatches(given) * _number(given, "training.epochs")
 
 
 def evaluated_every(given: Mapping[str, Any]) -> int:
     """`evaluation.every`, whatever else of the spec is refused; 0: there is none."""
-    return int(given.get("evaluation", {}).get("every", 0))
+    return _number(given, "evaluation.every")
+
+
+def _number(given: Mapping[str, Any], path: str) -> int:
+    """A field's value, or its default if this version refuses the value."""
+    try:
+        return int(chosen(given, path))
+    except SpecRefusedError:
+        *sections, name = path.split(".")
+        part: Any = JobSpec
+        for section in sections:
+            part = part.model_fields[section].annotation
+        return int(part.model_fields[name].default)
 
 
 def _there(part: Any, path: str) -> str:

@@ -18,6 +18,7 @@ from server.db.models import Job, Metric, MetricBlock
 from server.db.scoped import ScopedSession
 from server.jobs.counting import Share, counts, shares
 from server.jobs.repository import no_job
+from server.jobs.stored_spec import updates_per_step
 from server.metrics.blocks import SCALE, WIDTHS, scaled_sum
 from server.metrics.ingest import UPDATES
 
@@ -77,8 +78,7 @@ class _Wanted:
 
 def _kinds(names: Sequence[str], spec: Mapping[str, Any]) -> Iterator[tuple[_Wanted, int]]:
     """The series of whole steps, and those with a value for each update; how many values a step has."""
-    training = spec.get("training", {})
-    updates = training.get("minibatches", 1) * training.get("epochs", 1)
+    updates = updates_per_step(spec)
     if not names:
         yield _Wanted(tuple(_BY_STEP)), 1
         yield _Wanted(tuple(_BY_STEP), all_but=True), updates

@@ -21,7 +21,9 @@ class _Objectives(Contract):
 
 def replay_view(replay: Replay, job: Job, open_node: bool) -> ReplayView:
     """A replay of the job; `open_node`: a living node takes work."""
-    stored = {"algorithm": replay.algorithm, "recorded": job.spec["algorithm"]}
+    stored = {"algorithm": replay.algorithm}
+    if "algorithm" in job.spec:
+        stored["recorded"] = job.spec["algorithm"]
     read, refused = readable(stored, _Objectives)
     assert read is not None  # both have a default
     return ReplayView.model_validate(

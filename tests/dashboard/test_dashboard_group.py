@@ -3,6 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
+from powermean.contracts.api import FieldError
 from powermean.contracts.token_records import UpdateTokens
 from tests.dashboard.test_dashboard_trajectory import HOSTILE, record, trajectory, with_tokens
 from tests.support.fake_api import FakeApi
@@ -56,6 +57,19 @@ def test_an_update_that_left_one_out(browser: TestClient, api: FakeApi) -> None:
 def test_a_group_without_tokens_says_which_field_records_them(browser: TestClient, api: FakeApi) -> None:
     with_tokens(api, record())
     assert "record.tokens" in opened(browser, "1").one("p", class_="hint").words
+
+
+def test_completions_of_an_unknown_group_size_are_not_put_together(browser: TestClient, api: FakeApi) -> None:
+    job = with_tokens(api, record())
+    refused = FieldError(path="rollout.group_size", message="too large")
+    job.job = job.job.model_copy(update={"spec_refused": (refused,)})
+    for path in ("groups/0", "trajectories/1"):
+        answer = browser.get(f"/jobs/job-a/steps/5/{path}")
+        assert answer.status_code == 409
+        assert "rollout.group_size: too large" in parse(answer.text).one("main").words
+    charts = browser.get("/jobs/job-a/charts").text
+    assert "can't read what charts need" in parse(charts).one("section", id="charts").words
+    assert "job-data" not in charts
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 from starlette.testclient import TestClient
 
-from powermean.contracts.algorithms import Gmpo
+from powermean.contracts.algorithms import Gmpo, Pmpo
 from powermean.contracts.attempts import JobError
 from powermean.contracts.replays import ReplayState
 from tests.dashboard.test_dashboard_steps import trajectory
@@ -83,6 +83,13 @@ def test_a_replay_of_the_recorded_objective_says_whether_it_reproduces(
         assert (
             words in parse(browser.get("/jobs/job-a/replays/replay-1").text).one("dl", class_="facts").words
         )
+
+
+def test_a_default_is_not_called_recorded(browser: TestClient, api: FakeApi) -> None:
+    api.add_job()
+    for refused, ending in ((), ", as recorded"), ((JobError(code="spec_refused", message="wrong"),), "pmpo"):
+        api.replays["replay-1"] = sample_replay(ReplayState.WAITING, algorithm=Pmpo(), refused=refused)
+        assert parse(browser.get("/jobs/job-a/replays/replay-1").text).one("h1").words.endswith(ending)
 
 
 def test_a_failure_is_shown_escaped_with_its_remedy(browser: TestClient, api: FakeApi) -> None:

@@ -13,6 +13,7 @@ from powermean.cli.main import OLD_COMMANDS
 from powermean.contracts.api import (
     Dataset,
     DatasetList,
+    FieldError,
     Job,
     JobPage,
     JobState,
@@ -20,7 +21,9 @@ from powermean.contracts.api import (
     LoginCode,
     NodeList,
 )
+from powermean.contracts.artefacts import Manifest
 from powermean.contracts.engines import EngineServiceList
+from powermean.contracts.forks import Origin
 from powermean.contracts.renaming import Deprecation
 from powermean.contracts.replays import AskedReplay
 from tests.support.sample_jobs import SPEC, job
@@ -103,6 +106,21 @@ def test_submit_does_not_send_what_cannot_be_right(server: ScriptedServer, tmp_p
     file.write_text("name: x\n")
     assert powermean("submit", str(file)).exit_code == 1
     assert server.requests == []
+
+
+@pytest.mark.parametrize("path", ["model.lora.rank", "resources.gpus"])
+def test_nothing_is_exported_by_a_default_that_nobody_chose(
+    server: ScriptedServer, tmp_path: Path, path: str
+) -> None:
+    refused = (FieldError(path=path, message="too large"),)
+    server.on("GET /v1/jobs/job-a", body(JobState.FINISHED, spec_refused=refused))
+    origin = Origin(job_id="job-a", step=5, kind="weights", files=Manifest(files={}))
+    server.on("GET /v1/jobs/job-a/checkpoints/5/files", Answer(body=origin.model_dump_json().encode()))
+    said = powermean("export", "job-a@5", "--to", str(tmp_path / "model"))
+    assert said.exit_code == 1
+    assert f"{path}: too large" in said.stderr
+    assert "Export the final model" in said.stderr
+    assert not (tmp_path / "model").exists()
 
 
 LISTS: dict[tuple[str, ...], tuple[str, BaseModel]] = {

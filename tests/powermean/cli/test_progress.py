@@ -26,6 +26,10 @@ def test_late_updates_are_those_after_the_first_pass() -> None:
     assert abs(late - 0.85) < 1e-12
 
 
+def test_a_job_whose_spec_the_server_cannot_read_is_followed() -> None:
+    assert Run.of(job(spec=None)).minibatches == 1
+
+
 def test_with_a_single_pass_all_updates_count() -> None:
     single = Run.of(job())
     single.add([row(1, "p/mean", 1.0, 0), row(1, "p/mean", 0.5, 1)])

@@ -111,10 +111,15 @@ def test_it_ends_without_harm_to_other_jobs(service: ServiceDriver) -> None:
     checked = service.person.post("/v1/jobs", json=example_spec()).json()["id"]
     service.report("another")
     lost, restarted = service.running(), service.running()
+    restarted.post("metrics", {"rows": [{"step": 1, "update": 0, "name": "p/mean", "value": 0.9}]})
     with service.database.write() as session:
         for job_id in (checked, lost.claim.job_id, restarted.claim.job_id):
             job = session.get_one(Job, job_id)
-            job.spec = job.spec | {"training": {}}
+            wrong = {"training": {"minibatches": "auto", "epochs": None}, "evaluation": {"every": "auto"}}
+            job.spec = job.spec | wrong | {"max_restarts": None}
+    for numbers in ("metrics", "health"):
+        answer = service.person.get(f"/v1/jobs/{restarted.claim.job_id}/{numbers}")
+        assert answer.status_code == 200, answer.text
     assert service.node.get(f"/v1/jobs/{checked}/validation").status_code == 409
     restarted.finish("failed", error={"code": "x", "message": "y"}, retryable=True)
     service.let_lease_run_out(lost.id)
@@ -192,6 +197,10 @@ def test_a_fork_goes_on_unless_it_needs_what_is_refused(service: ServiceDriver) 
     assert f"{job_id}: model.lora.rank: " in adapter["message"]
     assert "final model" in adapter["remedy"]
     assert forked(job_id).status_code == 202
+    restore(service, job_id, "model.name", "a name of another version")
+    unnamed = error_of(forked(job_id))
+    assert f"{job_id}: model.name: " in unnamed["message"]
+    assert unnamed["remedy"] == "Give another model."
 
 
 @pytest.mark.slow

@@ -397,6 +397,10 @@ def test_nothing_is_replayed_beside_an_objective_that_is_refused(
     assert claim(service, waits).status_code == 409
     failed = shown(service, waits)
     assert (failed["state"], failed["error"]["code"]) == ("failed", "spec_refused")
+    with service.database.write() as session:
+        job = session.get_one(Job, recorded.claim.job_id)
+        job.spec = {name: value for name, value in job.spec.items() if name != "algorithm"}
+    assert [one["path"] for one in shown(service, done)["refused"]] == ["algorithm.clip_low"]
 
 
 def test_a_replay_without_a_correction_does_not_ask_for_pi_old(
