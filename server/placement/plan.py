@@ -8,7 +8,7 @@ Long lines consist of few shapes. In the course of a plan less and less is free 
 once a job waits plainly, each one of its shape behind it waits for the same reason.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import inf
 
 from powermean.contracts.attempts import AllocationView
@@ -163,7 +163,7 @@ class _Planning:
             or self._plainly(job, tries)
         )
 
-    def _start(self, job: WaitingJob, tries: list[_Try], and_wait: bool = False) -> Start | Wait | None:
+    def _start(self, job: WaitingJob, tries: Sequence[_Try], and_wait: bool = False) -> Start | Wait | None:
         """What is free for the job, kept for it if it has to wait."""
         seconds = inf if job.seconds is None else job.seconds
         for ask, engine in tries:
@@ -192,7 +192,7 @@ class _Planning:
             parts.append(AllocationView(role="rollout", node_id=engine.node, engine_id=engine.id))
         return Start(job.id, tuple(parts))
 
-    def _keep_what_is_coming(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
+    def _keep_what_is_coming(self, job: WaitingJob, tries: Sequence[_Try]) -> Wait | None:
         """Others were told to give way already: keep what they leave, with what is free beside it."""
         if not (soon := self.room.nodes_with_coming[job.uses_gpus]):
             return None
@@ -208,7 +208,7 @@ class _Planning:
                 return self._keep(job, kept, ask, engine)
         return None
 
-    def _make_way(self, job: WaitingJob, tries: list[_Try], guaranteed: bool) -> Wait | None:
+    def _make_way(self, job: WaitingJob, tries: Sequence[_Try], guaranteed: bool) -> Wait | None:
         """Tell those to give way that lose least by it."""
         for ask, engine in tries:
             found = self.victims.find(job, ask, guaranteed)
@@ -233,7 +233,7 @@ class _Planning:
         limit = self.ledger.share(job.project).limit(job.uses_gpus) or 0
         return Wait("limit", f"waiting for its project to use less: it may have {_amount(limit, job)}")
 
-    def _reserve(self, job: WaitingJob, tries: list[_Try]) -> Wait | None:
+    def _reserve(self, job: WaitingJob, tries: Sequence[_Try]) -> Wait | None:
         """Keep the nodes on which the job can start soonest; one GPU that waits leaves nothing to be kept."""
         ask, engine = tries[0]
         if ask.gpus * ask.nodes <= 1 or self.reservations >= self.state.rules.reservations:
@@ -250,7 +250,7 @@ class _Planning:
         at = next(iter(kept.values())).at
         return Wait("reserved", _busy(ask), tuple(kept), at)
 
-    def _plainly(self, job: WaitingJob, tries: list[_Try]) -> Wait:
+    def _plainly(self, job: WaitingJob, tries: Sequence[_Try]) -> Wait:
         ask = tries[0][0]
         if ask not in self.hopeless:
             wait = self._look_for_room(ask)
