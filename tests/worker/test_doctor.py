@@ -68,7 +68,6 @@ def node(
     return node
 
 
-@pytest.mark.slow
 def test_a_node_that_agrees_with_its_server(node: Node, service: Service) -> None:
     checks = node.found()
     assert checks.keys() >= {"server", "clock", "same store", "data folder", "artefact store", "settings"}
