@@ -1,4 +1,4 @@
-"""Submits that arrive together are stored together: seven calls to the database for all, not for each.
+"""Submits that arrive together are stored together: a few calls to the database for all, not for each.
 
 `accept` takes those that nothing speaks against as far as one look at the database can say. Whatever is left
 open (a fork, a dataset, a secret, a limit on storage, a key that was used before, anything to refuse) is for
