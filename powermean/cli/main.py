@@ -1,6 +1,7 @@
 """The `powermean` command."""
 
 import os
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -9,7 +10,6 @@ from typer.core import TyperGroup
 
 from powermean import __version__, deprecations
 from powermean.cli.style import PLAIN
-from powermean.errors import PowermeanError
 
 # Name: where the command is, and its line in the list (the first line of its help; a test compares them).
 COMMANDS = {
@@ -172,7 +172,10 @@ class LazyGroup(TyperGroup):
         """What went wrong in a way that we know is said in a line, wherever it happens."""
         try:
             return super().invoke(ctx)
-        except PowermeanError:
+        except Exception as error:
+            known = sys.modules.get("powermean.errors")  # not imported: then it can't be one of them
+            if known is None or not isinstance(error, known.PowermeanError):
+                raise
             with import_module("powermean.cli.terminal").plain_failures():
                 raise
 
