@@ -22,7 +22,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -52,6 +63,7 @@ _LOST_CONNECTIONS = {
     "tcp_user_timeout": 15_000,
 }
 _NOW = select(func.clock_timestamp())
+_NOW_AND_LOCKS = select(func.clock_timestamp(), func.set_config("lock_timeout", bindparam("ms"), True))
 S = TypeVar("S", bound=Session)
 _WRITES = "powermean_writes"
 _CHANGES = "powermean_changes"
@@ -322,22 +334,20 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def database_now(session: Session) -> datetime:
+def database_now(session: Session, lock_ms: int | None = None) -> datetime:
     """The database's clock. It alone decides about leases, because servers' clocks differ.
 
-    SQLite runs in this process, so its clock is ours.
+    SQLite runs in this process, so its clock is ours. With `lock_ms` later statements of the transaction wait
+    for so long at most for others' locks, on Postgres, and then fail.
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    # past the session, which would write its changed objects first
-    moment: datetime = session.connection().execute(_NOW).scalar_one()
+    connection = session.connection()  # past the session, which would write its changed objects first
+    if lock_ms is None:
+        moment: datetime = connection.execute(_NOW).scalar_one()
+    else:
+        moment = connection.execute(_NOW_AND_LOCKS, {"ms": str(lock_ms)}).scalar_one()
     return moment.astimezone(UTC)
-
-
-def wait_for_locks(session: Session, most_ms: int) -> None:
-    """How long this transaction's statements wait for others' locks, on Postgres; then they fail."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.connection().exec_driver_sql(f"SET LOCAL lock_timeout = {most_ms}")
 
 
 def insert_row(session: Session, model: type[Base], row: Mapping[str, Any]) -> None:

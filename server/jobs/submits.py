@@ -23,7 +23,7 @@ from powermean.errors import PowermeanError
 from server import outbox, usage
 from server.audit import journal
 from server.db.models import Job
-from server.db.session import Database, DatabaseBusyError, database_now, insert_those_new, wait_for_locks
+from server.db.session import Database, DatabaseBusyError, database_now, insert_those_new
 from server.identity.callers import Caller
 from server.jobs import priorities
 from server.jobs.events import first_events
@@ -77,8 +77,7 @@ def accept(
 ) -> list[Submitted | None]:
     """Store those that nothing speaks against; None: service.submit has to look closer."""
     answers: list[Submitted | None] = [None] * len(submissions)
-    wait_for_locks(session, LOCK_MS)
-    now = database_now(session)
+    now = database_now(session, LOCK_MS)
     usual = [place for place, one in enumerate(submissions) if one.usual(allowed)]
     projects = usage.without_limit(session, {p for n in usual if (p := submissions[n].project)})
     roles = priorities.roles_for(session, {submissions[place].spec.priority for place in usual})
