@@ -89,34 +89,30 @@ def _beside(at_default: list[str], wrong: FieldError, left_out: str) -> FieldErr
 
 def most_restarts(given: Mapping[str, Any]) -> int:
     """`max_restarts`, whatever else of the spec is refused: the job has to end all the same."""
-    return _number(given, "max_restarts")
+    return _number(given, "max_restarts", 0, JobSpec.model_fields["max_restarts"].default)
 
 
 def minibatches(given: Mapping[str, Any]) -> int:
-    """`training.minibatches`, whatever else of the spec is refused."""
-    return _number(given, "training.minibatches")
+    """`training.minibatches`, with which the job has run, whatever else of the spec is refused."""
+    return _number(given, "training.minibatches", 1, 1)
 
 
 def updates_per_step(given: Mapping[str, Any]) -> int:
     """Values of a metric in a step, whatever else of the spec is refused."""
-    return minibatches(given) * _number(given, "training.epochs")
+    return minibatches(given) * _number(given, "training.epochs", 1, 1)
 
 
 def evaluated_every(given: Mapping[str, Any]) -> int:
     """`evaluation.every`, whatever else of the spec is refused; 0: there is none."""
-    return _number(given, "evaluation.every")
+    return _number(given, "evaluation.every", 0, 0)
 
 
-def _number(given: Mapping[str, Any], path: str) -> int:
-    """A field's value, or its default if this version refuses the value."""
-    try:
-        return int(chosen(given, path))
-    except SpecRefusedError:
-        *sections, name = path.split(".")
-        part: Any = JobSpec
-        for section in sections:
-            part = part.model_fields[section].annotation
-        return int(part.model_fields[name].default)
+def _number(given: Mapping[str, Any], path: str, least: int, otherwise: int) -> int:
+    """A whole number as it is stored, also above what this version takes; `otherwise` if it is none."""
+    value: Any = given
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= least else otherwise
 
 
 def _there(part: Any, path: str) -> str:
