@@ -7,8 +7,9 @@ from typing import cast
 from sqlalchemy import Table, bindparam, update
 from sqlalchemy.orm import Session
 
+from server.db.inserts import insert_rows
 from server.db.models import Outbox
-from server.db.session import changes, insert_rows
+from server.db.session import changes
 
 _TABLE = cast(Table, Outbox.__table__)
 _SETTLED = (

@@ -15,9 +15,10 @@ from powermean.contracts.api import DatasetList, FieldError, JobState
 from powermean.contracts.artefacts import ArtefactRef
 from powermean.contracts.jsonl import JsonlError, check_line
 from powermean.contracts.text import mended
+from server.db.inserts import insert_new, upsert
 from server.db.models import Dataset, Garbage, Job
 from server.db.scoped import ScopedSession
-from server.db.session import database_now, insert_new, upsert
+from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
 

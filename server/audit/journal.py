@@ -26,8 +26,9 @@ from powermean.contracts.audit import AuditHead as SignedHead
 from powermean.tokens import KeyPair
 from server.audit.cut import HEAD_ID, cut_of
 from server.audit.refusals import Refusals
+from server.db.inserts import insert_row, insert_rows
 from server.db.models import AuditEntry, AuditHead, AuditPending
-from server.db.session import Database, database_now, insert_row, insert_rows
+from server.db.session import Database, database_now
 
 log = logging.getLogger(__name__)
 

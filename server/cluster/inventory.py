@@ -15,9 +15,10 @@ from powermean.contracts.attempts import NameRival, NodeReport
 from server.cluster import engines, pilots, samples
 from server.cluster.drains import why_closed
 from server.cluster.unusable import unusable
+from server.db.inserts import upsert
 from server.db.models import DRAINING, Allocation, Attempt, Job, Node
 from server.db.scoped import ScopedSession
-from server.db.session import changes, database_now, upsert
+from server.db.session import changes, database_now
 from server.errors import NotFoundError
 from server.jobs import allocations, members
 from server.nodes import OVER, attempts_holding, check_name, is_alive, living_nodes, rival_of

@@ -6,8 +6,9 @@ from enum import StrEnum
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server.db.inserts import upsert
 from server.db.models import Leader
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 
 SCHEDULER = "scheduler"
 

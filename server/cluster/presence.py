@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 from powermean import __version__
 from powermean.contracts.api import ServerList, ServerView
 from server.cluster.leadership import leader
+from server.db.inserts import upsert
 from server.db.models import ServerProcess
-from server.db.session import Database, database_now, upsert
+from server.db.session import Database, database_now
 from server.settings import Settings
 
 BEAT_S = 5.0

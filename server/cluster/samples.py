@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import NodeSample, NodeSamples
 from powermean.contracts.attempts import GpuUse, NodeReport
+from server.db.inserts import upsert
 from server.db.models import Attempt, Job
 from server.db.models import NodeSample as Row
 from server.db.scoped import ScopedSession
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 
 EVERY_S = 10
 KEPT = timedelta(hours=1)

@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.identity import KeyRequest, KeyView, NewKey, Role
 from powermean.errors import PowermeanError
+from server.db.inserts import upsert
 from server.db.models import ApiKey, BrowserSession, Person
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 from server.errors import (
     ConflictError,
     ForbiddenError,

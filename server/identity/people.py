@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.identity import ClusterRole, Me, NewPerson, PersonChange, ProjectRole, Role
 from powermean.contracts.identity import Person as PersonView
+from server.db.inserts import upsert
 from server.db.models import ApiKey, BrowserSession, Membership, Person, Project
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller, capped
 from server.identity.policy import ROLES

@@ -8,8 +8,9 @@ from powermean.contracts.artefacts import Manifest
 from powermean.contracts.attempts import CheckpointCommit
 from powermean.contracts.training import CheckpointSpec
 from powermean.tokens import AttemptClaims
+from server.db.inserts import upsert
 from server.db.models import MAX_BIG_INTEGER, Checkpoint, Garbage, Job
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 from server.errors import InvalidInputError
 from server.jobs import repository
 from server.jobs.best import best_of, measured

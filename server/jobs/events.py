@@ -13,8 +13,9 @@ from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from powermean.tokens import AttemptClaims
+from server.db.inserts import insert_row, insert_rows
 from server.db.models import Attempt, Job, JobEvent
-from server.db.session import changes, database_now, insert_row, insert_rows
+from server.db.session import changes, database_now
 from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs.repository import no_job
 

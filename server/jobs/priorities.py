@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from powermean.contracts.priorities import DEFAULT_PRIORITY, PriorityRank, PriorityRole
 from powermean.contracts.priorities import PriorityClass as PriorityClassView
+from server.db.inserts import upsert
 from server.db.models import Job, PriorityClass
 from server.db.scoped import ScopedSession
-from server.db.session import changes, upsert
+from server.db.session import changes
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
 

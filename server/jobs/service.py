@@ -19,9 +19,10 @@ from powermean.contracts.jsonl import TemplateError, template_fields
 from powermean.contracts.names import VALIDATE_TASK
 from powermean.spec_yaml import to_yaml
 from server import outbox
+from server.db.inserts import insert_new
 from server.db.models import Job
 from server.db.scoped import ScopedSession
-from server.db.session import changes, database_now, insert_new
+from server.db.session import changes, database_now
 from server.errors import ConflictError, ForbiddenError, InvalidInputError
 from server.identity.callers import Caller
 from server.identity.projects import choose

@@ -8,8 +8,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
+from server.db.inserts import upsert
 from server.db.models import Garbage, Job
-from server.db.session import changes, database_now, upsert
+from server.db.session import changes, database_now
 from server.errors import ConflictError
 from server.jobs.events import append_event
 from server.jobs.views import job_summary

@@ -22,8 +22,9 @@ from powermean.contracts.names import VALIDATE_TASK
 from powermean.errors import PowermeanError
 from server import outbox, usage
 from server.audit import journal
+from server.db.inserts import insert_those_new
 from server.db.models import Job
-from server.db.session import Database, DatabaseBusyError, database_now, insert_those_new
+from server.db.session import Database, DatabaseBusyError, database_now
 from server.identity.callers import Caller
 from server.jobs import priorities
 from server.jobs.events import first_events

@@ -16,8 +16,9 @@ from powermean.contracts.attempts import NodeReport
 from powermean.contracts.pools import BEING_ENDED, Shape
 from server.cluster import engines
 from server.cluster.pilots import ENDED, KINDS, living, silence
+from server.db.inserts import upsert
 from server.db.models import DRAINING, Allocation, Attempt, Node, Pilot, PoolStatus
-from server.db.session import changes, upsert
+from server.db.session import changes
 from server.identity.keys import create_pilot_token, revoke_pilot_tokens
 from server.jobs import allocations, attempts
 from server.jobs.attempts import NodeGone

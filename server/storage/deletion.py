@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import FieldError
 from powermean.contracts.replays import ReplayState
+from server.db.inserts import upsert
 from server.db.models import Checkpoint, Garbage, Job, Outbox, Replay
 from server.db.scoped import ScopedSession
-from server.db.session import changes, database_now, upsert
+from server.db.session import changes, database_now
 from server.errors import ConflictError, NotFoundError
 from server.jobs import checkpoints
 from server.jobs.events import lock_job

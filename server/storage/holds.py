@@ -16,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from powermean.errors import PowermeanError
+from server.db.inserts import upsert
 from server.db.models import Leader
-from server.db.session import Database, database_now, upsert
+from server.db.session import Database, database_now
 
 HOLD_S = 120.0
 RENEW_S = 20.0

@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import FieldError, JobState
 from powermean.contracts.replays import ReplayState
+from server.db.inserts import upsert
 from server.db.models import ApiKey, Base, BrowserSession, Dataset, Garbage, Job, Project, Replay
-from server.db.session import changes, database_now, upsert
+from server.db.session import changes, database_now
 from server.errors import ConflictError
 from server.storage.deletion import mark_deleted
 

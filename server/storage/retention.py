@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from powermean.contracts.replays import ReplayState
 from powermean.contracts.storage import Retention
+from server.db.inserts import upsert
 from server.db.models import (
     Checkpoint,
     Garbage,
@@ -24,7 +25,7 @@ from server.db.models import (
     Replay,
     TrajectoryStep,
 )
-from server.db.session import Database, database_now, upsert
+from server.db.session import Database, database_now
 from server.jobs import checkpoints
 from server.jobs.best import best_of
 from server.jobs.counting import counts, shares

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from sqlalchemy import ColumnElement, CursorResult, Table, delete, or_, select, tuple_
 from sqlalchemy.orm import Session
 
+from server.db.inserts import upsert
 from server.db.models import Allocation, Attempt, Base, ForkedFiles, Garbage, Job, Outbox, Project, Replay
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 from server.jobs import hours
 
 BATCH = 2000  # rows in a transaction: tens of milliseconds

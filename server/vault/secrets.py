@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 from powermean.contracts.api import JobState
 from powermean.contracts.job import JobSpec
 from powermean.contracts.secrets import OWN, SecretValues, SecretView
+from server.db.inserts import upsert
 from server.db.models import Job, Person, PersonSecret, ProjectSecret, SealedValue
-from server.db.session import database_now, upsert
+from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.vault.key_file import KeyService, KeyUnavailableError
 from server.vault.sealing import Owner, Sealed, seal, unseal

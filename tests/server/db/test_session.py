@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from server.db import session as sessions
 from server.db import write_queue
+from server.db.inserts import upsert
 from server.db.migrate import migrate
 from server.db.models import Attempt, Leader, Node
 from server.db.session import (
@@ -22,7 +23,6 @@ from server.db.session import (
     DatabaseFullError,
     changes,
     database_now,
-    upsert,
 )
 from tests.support.small_disk import fill, small_disk
 
