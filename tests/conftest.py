@@ -93,7 +93,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Tests wait for the processes that they have started, whole services for most of the time."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # xdist reads it
-    return (os.cpu_count() or 1) + 1
+    return (os.cpu_count() or 1) + (2 if config.getoption("phase") == "shared" else 1)
 
 
 def pytest_collection_finish() -> None:

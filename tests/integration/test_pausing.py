@@ -33,15 +33,14 @@ def test_a_paused_job_frees_its_slot_and_goes_on_without_gap_or_double(service: 
     assert service.running("trainer.run") == set()
     saved = [checkpoint.step for checkpoint in client.checkpoints(job_id).items]
     assert max(saved) == paused.step, "its last step is saved"
-    between = service.finished(client.create_job(tiny_spec("tiny")).id)  # the node has one slot
-    assert between.attempts[0].created_at > paused.attempts[0].freed_at  # type: ignore[operator]
+    whole = service.finished(client.create_job(LONG).id)  # the node has one slot
+    assert whole.attempts[0].created_at > paused.attempts[0].freed_at  # type: ignore[operator]
 
     client.resume_job(job_id)
     job = service.finished(job_id)
     assert [attempt.outcome for attempt in job.attempts] == ["checkpointed", "finished"]
     assert job.attempts[0].reason == "paused by administrator"
     assert job.attempts[1].first_step == paused.step + 1
-    whole = service.finished(client.create_job(LONG).id)
     rows = metric_rows(client, job_id)
     assert sorted(step for step, _, name in rows if name == "reward") == list(range(1, STEPS + 1))
     assert learned(rows) == learned(metric_rows(client, whole.id)), "the run that was never paused"

@@ -1,4 +1,4 @@
-"""The whole path with a tiny model: REST, Celery over Redis, node, engine, trainer, records, model."""
+"""The whole path with a tiny model: REST, Celery over Redis, node, engine, trainer, records, model, replays."""
 
 import math
 import os
@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from powermean import ApiError
 from powermean.cli.models import download_model
 from powermean.contracts.api import Job, JobState
-from tests.support.embedded_service import Service, command_line, learned, metric_rows
+from powermean.contracts.replays import Replay, ReplayState
+from tests.support.embedded_service import Service, command_line, learned, metric_rows, until
 from tests.support.tiny_model import tiny_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -95,15 +96,10 @@ def test_the_log_and_checkpoints_are_there(service: Service, job: Job) -> None:
     assert [found.step for found in service.client.checkpoints(job.id).items] == [2]
 
 
-def test_the_same_seed_gives_the_same_run_bit_by_bit(service: Service, job: Job) -> None:
-    again = service.finished(service.client.create_job(tiny_spec("tiny")).id)
-    client = service.client
-    assert learned(metric_rows(client, again.id)) == learned(metric_rows(client, job.id))
-
-
-def test_weights_in_place_are_what_auto_is_here_and_give_the_run_that_copies_give(
+def test_the_same_seed_gives_the_same_run_bit_by_bit_also_with_copies_of_the_weights(
     service: Service, job: Job
 ) -> None:
+    """That weights are in place is what auto is here."""
     client, rollout = service.client, tiny_spec("tiny")["rollout"]
     assert "gets copies of the weights" not in client.logs(job.id).text
     for rollout_more in ({"publish": "in_place", "engine": "transformers"}, {"publish": "shm"}):
@@ -111,6 +107,35 @@ def test_weights_in_place_are_what_auto_is_here_and_give_the_run_that_copies_giv
         other = service.finished(client.create_job(spec).id)
         assert learned(metric_rows(client, other.id)) == learned(metric_rows(client, job.id))
     assert not list(Path("/dev/shm").glob(f"powermean-{job.id}.*"))
+
+
+def over(service: Service, asked: Replay) -> Replay:
+    def ended() -> Replay | None:
+        found = service.client.get_replay(asked.job_id, asked.id)
+        return found if found.state.final else None
+
+    found = until(ended, 120, f"{asked.id} is over")
+    assert found.state is ReplayState.DONE, found.error
+    return found
+
+
+def test_its_steps_come_out_again_in_a_replay(service: Service, job: Job) -> None:
+    for step in (1, STEPS):
+        summary = over(service, service.client.replay(job.id, step)).summary
+        assert summary is not None
+        assert summary.reproduces, summary.largest_difference
+        assert 0 < summary.covered <= 64  # of 128
+
+
+def test_a_replay_with_another_objective_gives_other_numbers(service: Service, job: Job) -> None:
+    found = over(service, service.client.replay(job.id, STEPS, "gmpo", {"clip": 0.05}))
+    assert found.node == "local"
+    assert found.summary is not None
+    last = found.summary.updates[-1]
+    assert last.replayed.p == 0.0
+    assert last.replayed.distance_to_grpo == pytest.approx(1.0)
+    tokens = service.client.replay_tokens(job.id, found.id, 0)
+    assert tokens.recorded.pieces == tokens.replayed.pieces
 
 
 def test_engines_that_come_and_go_give_the_run_that_one_gives(service: Service, job: Job) -> None:
