@@ -1,4 +1,4 @@
-"""The whole path with a tiny model: REST, Celery over Redis, node, engine, trainer, records, model, replays."""
+"""The whole path of a tiny model: REST, Celery over Redis, node, engine, trainer, records, model, replay."""
 
 import math
 import os
