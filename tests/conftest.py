@@ -24,7 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, and no verdict on the speed of a busy machine. `make fast` takes the second.
-for profile, examples in {"powermean": 40, "fast": 8}.items():
+for profile, examples in {"powermean": 40, "fast": 5}.items():
     settings.register_profile(
         profile,
         deadline=None,

@@ -123,6 +123,7 @@ def test_an_account_gets_an_address_on_its_page(service: ServiceDriver, admin: T
     assert (mine["name"], mine["email"], mine["default_project"]) == ("Root", "root@example.org", "team-a")
 
 
+@pytest.mark.slow
 def test_who_looks_alike_is_told_apart_and_no_name_is_markup(
     service: ServiceDriver, admin: TestClient
 ) -> None:

@@ -22,6 +22,7 @@ def test_keys_that_could_leave_the_root_are_refused(folder: ArtefactStore, key: 
         folder.delete_prefix(key)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30))
 def test_a_key_that_is_accepted_stays_below_the_root(key: str) -> None:
     try:

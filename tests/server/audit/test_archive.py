@@ -87,6 +87,7 @@ def test_the_chain_goes_on_across_the_cut(
     assert "was changed" in forged.what
 
 
+@pytest.mark.slow
 def test_nothing_else_leaves_the_table_and_a_cut_without_the_key_is_found(
     database: Database, log: Journal, keys: KeyPair, tmp_path: Path
 ) -> None:

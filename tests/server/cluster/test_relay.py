@@ -188,6 +188,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     made.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_messages_that_the_broker_lost_are_sent_again(service: ServiceDriver, broker: Broker):

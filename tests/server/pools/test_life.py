@@ -48,6 +48,7 @@ def test_one_that_comes_back_after_it_was_given_up_is_ended_and_a_stranger_is_no
     assert error_of(attempt.beat())["code"] == "fenced"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["TIMEOUT", "CANCELLED", "PREEMPTED"])
 def test_a_revoked_allocation_frees_at_once_and_costs_no_restart(elastic: Elastic, reason: str):
     attempt = elastic.running()

@@ -92,6 +92,7 @@ CASES = {
 IN_FLOAT32 = CASES | {"scaled logits": {"name": "scaled"}}  # Cohere rotates in float32 whatever the type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "case"),
     [
