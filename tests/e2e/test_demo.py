@@ -1,20 +1,16 @@
 """The main job as a person runs it: `powermean demo` in a folder of its own."""
 
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.support.demo import POWERMEAN, REPOSITORY, environment, processes_of
+
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.integration, pytest.mark.timeout(1500)]
-REPOSITORY = Path(__file__).parent.parent.parent
-POWERMEAN = Path(sys.executable).with_name("powermean")
 
 
 @dataclass(frozen=True)
@@ -40,25 +36,6 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     )
     print(done.stdout)  # seen where a test fails
     return Ran(done.returncode, done.stdout + done.stderr, time.monotonic() - started, home)
-
-
-def environment(home: Path) -> dict[str, str]:
-    """As a person's shell has it: no thread limits of the test run."""
-    kept = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and not k.startswith("POWERMEAN_")}
-    return kept | {"POWERMEAN_HOME": str(home)}
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Processes that were started for this home, by their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mine = str(home) in " ".join(process.environ().values()) + " ".join(process.cmdline())
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-        if mine and process.pid != os.getpid():
-            found.append(process)
-    return found
 
 
 def accuracies(output: str) -> tuple[float, float]:
@@ -94,26 +71,3 @@ def test_it_says_where_the_model_lies_and_it_is_there(ran: Ran) -> None:
 
 def test_no_process_is_left(ran: Ran) -> None:
     assert processes_of(ran.home) == []
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_demo_that_is_stopped_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    process = subprocess.Popen(
-        [POWERMEAN, "demo"], cwd=REPOSITORY, env=environment(home), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:  # until the job is submitted
-            if line.startswith("Job "):
-                break
-        assert processes_of(home)
-        process.send_signal(how)
-        assert process.wait(timeout=60) != 0
-    finally:
-        process.kill()
-        process.wait()
-    deadline = time.monotonic() + 30
-    while processes_of(home) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes_of(home) == []

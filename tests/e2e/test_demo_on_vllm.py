@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_demo import POWERMEAN, REPOSITORY, accuracies, environment, processes_of
+from tests.e2e.test_demo import accuracies
+from tests.support.demo import POWERMEAN, REPOSITORY, environment, processes_of
 
 pytestmark = [
     pytest.mark.slow,
