@@ -181,7 +181,7 @@ def _need(job: WaitingJob, wait: Wait, of_one_type: bool) -> Part:
 def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[tuple[str, int]]:
     """The nodes that come nearest, and what is free there."""
     gpus = ask.uses_gpus
-    some = sorted((-free[node_id, gpus], node_id) for node_id in index.possible(ask))
+    some = sorted((-free[node_id, gpus], node_id) for node_id in index.request(ask).possible)
     return [(node_id, -count) for count, node_id in some[:NAMED] if count]
 
 
