@@ -46,18 +46,26 @@ class Victims:
         self._of: dict[tuple[str, bool], dict[str, RunningJob]] = defaultdict(dict)  # a project's
         self._values: dict[tuple[str, bool], Counter[int]] = defaultdict(Counter)  # priorities, by project
         self._lowest: dict[tuple[str, bool], float] = {}  # of them, once somebody has asked
-        stoppable = [job for job in state.running if may_be_stopped(job, state.rules, state.now)]
-        self._cost = {job.id: cost(job, state.now) for job in stoppable}
-        for _, _, job in sorted([(self._cost[job.id], job.id, job) for job in stoppable]):
+        self._cost: dict[str, float] = {}
+        self._supply_of_all: dict[bool, dict[str, _Supply]] = {True: {}, False: {}}
+        self._supplies: dict[tuple[bool, tuple[str, int]], dict[str, _Supply]] = {}
+        priced = [
+            (cost(job, state.now), job.id, job)
+            for job in state.running
+            if may_be_stopped(job, state.rules, state.now)
+        ]
+        for price, _, job in sorted(priced):
             gpus, account = job.uses_gpus, ledger.of(job)
+            self._cost[job.id] = price
             self._values[job.project, gpus][job.value] += 1
             self._of[job.project, gpus][job.id] = job
             for node_id, left in job.leaves.items():
                 if left:
                     self._on[gpus].setdefault(node_id, {})[job.id] = job, left, job.amount, account
-        self._supplies: dict[tuple[bool, _Whose], dict[str, _Supply]] = {}
+            self._add_to(self._supply_of_all[gpus], job)
         self._heaps: dict[tuple[Request, bool, _Whose], _Heap] = {}
-        self._cheaper: list[str] = []  # nodes that may cost less than before, the last one last
+        # nodes that may cost less than before, the last one last: for owners, and for others
+        self._cheaper: dict[bool, list[str]] = {True: [], False: []}
 
     def find(
         self, job: WaitingJob, request: Request, guaranteed: bool
@@ -79,26 +87,26 @@ class Victims:
             self._values[key][job.value] -= 1
             self._lowest.pop(key, None)
             del self._of[key][job.id]
-            supply = self._supplies.get((gpus, None))
-            for node_id, amount in job.leaves.items():
-                if amount:
-                    del self._on[gpus][node_id][job.id]
-                    if supply is not None:
-                        most, rate = supply[node_id]
-                        supply[node_id] = most - amount, rate
+            on, supply = self._on[gpus], self._supply_of_all[gpus]
+            for node_id, left in job.leaves.items():
+                if left:
+                    del on[node_id][job.id]
+                    most, rate = supply[node_id]
+                    supply[node_id] = most - left, rate
             self._room.release(job)
             self._ledger.leave(job)
 
     def left_over(self, stopped: Iterable[RunningJob]) -> None:
         """Enough was kept of what these leave: where more of it is left, room may cost less now."""
         for job in stopped:
-            self._cheaper += [
-                node_id for node_id, _ in job.holds if self._room.unpromised[job.uses_gpus].get(node_id)
-            ]
+            unpromised = self._room.unpromised[job.uses_gpus]
+            left = [node_id for node_id in job.leaves if unpromised.get(node_id)]
+            self._cheaper[True] += left
+            self._cheaper[False] += left
 
     def borrows(self, project: str, gpus: bool) -> None:
         """The project has borrowed more, so more may be taken back from it."""
-        self._cheaper += [node_id for job in self._of[project, gpus].values() for node_id in job.leaves]
+        self._cheaper[True] += [node_id for job in self._of[project, gpus].values() for node_id in job.leaves]
 
     def _has_lower(self, job: WaitingJob) -> bool:
         """Whether the job's project runs any of lower priority."""
@@ -114,17 +122,20 @@ class Victims:
     ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
         """The node that costs least. `own`: what sets the job apart from those of other projects."""
         heap = self._up_to_date(request, guaranteed, own)
-        while (node_id := heap.first()) is not None:
+        while (price := heap.first()) is not None:
+            node_id = price[-1]
             offer = self._offer(job, request, node_id, guaranteed)
             if not offer:
                 heap.remove_first()
-            elif heap.is_first(self._price(node_id, offer)):
+                continue
+            costs = self._price(node_id, offer)
+            if costs == price or heap.is_first(costs):
                 return (node_id,), offer
         return None
 
     def _up_to_date(self, request: Request, guaranteed: bool, own: _Whose) -> "_Heap":
         """The nodes on which enough could be stopped, by the least that it could cost."""
-        key = request, guaranteed, own
+        key, cheaper = (request, guaranteed, own), self._cheaper[guaranteed]
         if (heap := self._heaps.get(key)) is None:
             nodes = self._supply(request.uses_gpus, own)
             prices = list(self._bounds(request, guaranteed, own, nodes))
@@ -132,10 +143,10 @@ class Victims:
                 others = self._up_to_date(request, guaranteed, None).prices()
                 prices += [price for price in others if price[-1] not in nodes]
             heap = self._heaps[key] = _Heap(prices)
-        elif heap.seen < len(self._cheaper):
-            for price in self._bounds(request, guaranteed, own, set(self._cheaper[heap.seen :])):
+        elif heap.seen < len(cheaper):
+            for price in self._bounds(request, guaranteed, own, set(cheaper[heap.seen :])):
                 heap.offer(price)
-        heap.seen = len(self._cheaper)
+        heap.seen = len(cheaper)
         return heap
 
     def _bounds(
@@ -155,20 +166,21 @@ class Victims:
 
         Also GPUs of other types than a request wants count: that only makes it look cheaper than it is.
         """
+        if whose is None:
+            return self._supply_of_all[gpus]
         if (gpus, whose) not in self._supplies:
+            project, value = whose
+            lower = [job for job in self._of[project, gpus].values() if job.value < value]
             found = self._supplies[gpus, whose] = {}
-            if whose is None:
-                jobs = [
-                    job for (_, of_gpus), some in self._of.items() if of_gpus == gpus for job in some.values()
-                ]
-            else:
-                jobs = [job for job in self._of[whose[0], gpus].values() if job.value < whose[1]]
-            for job in jobs:
-                for node_id, amount in job.leaves.items():
-                    if amount:
-                        most, rate = found.get(node_id, (0, inf))
-                        found[node_id] = most + amount, min(rate, self._cost[job.id] / amount)
+            for job in lower:
+                self._add_to(found, job)
         return self._supplies[gpus, whose]
+
+    def _add_to(self, supply: dict[str, _Supply], job: RunningJob) -> None:
+        for node_id, left in job.leaves.items():
+            if left:
+                most, rate = supply.get(node_id, (0, inf))
+                supply[node_id] = most + left, min(rate, self._cost[job.id] / left)
 
     def _one_by_one(
         self, job: WaitingJob, request: Request, guaranteed: bool, over: int
@@ -208,60 +220,57 @@ class Victims:
         if node_id in self._shut or (gpus and node_id in self._room.reserved):
             return None
         wanted = request.wanted.get(node_id)
-        missing = request.amount - self._room.promised(node_id, gpus, wanted)
+        promised = self._room.unpromised[gpus][node_id]
+        if wanted is not None:
+            promised = self._room.promised(node_id, gpus, wanted)
+        missing = request.amount - promised
         if chosen:
             missing -= sum(one.on(node_id, wanted) for one in chosen)
-        over = over if request.nodes == 1 else 0
+        if request.nodes > 1:
+            over = 0
         if missing <= 0 and not over:
             return []
         there = self._on[gpus].get(node_id)
-        if not there or missing > self._supply(gpus, None)[node_id][0]:
+        if not there or missing > self._supply_of_all[gpus][node_id][0]:
             return None  # not even if all of them stopped
-        eligible = self._eligible(job, there, node_id, wanted, guaranteed and not over, chosen)
+        parts: Iterable[_Part] = there.values()
+        if chosen:
+            parts = [part for part in parts if part[0] not in chosen]
+        if wanted is not None:
+            parts = [(one, one.on(node_id, wanted), *rest) for one, _, *rest in parts]
+        eligible = self._eligible(job, parts, guaranteed and not over, chosen)
         return cheapest(eligible, missing, over, self._cost)
 
     def _eligible(
         self,
         job: WaitingJob,
-        there: Mapping[str, _Part],
-        node_id: str,
-        wanted: frozenset[str] | None,
+        parts: Iterable[_Part],
         from_others: bool,
         chosen: Sequence[RunningJob],
     ) -> list[_Part]:
-        """Those on the node that the job goes before; of borrowers, no more than what they borrow.
-
-        Of their GPUs those that are `wanted` count (None: all).
+        """Those of a node's that the job goes before; of borrowers, no more than what they borrow.
 
         A job of its own project must have a lower priority, and be behind it in line: one that got its place
         by its age keeps it.
         """
-        project, value = job.project, job.value
+        value, own = job.value, self._ledger.of(job)
         borrows: dict[str, int] = {}
+        for one in chosen:
+            account = self._ledger.of(one)
+            borrows[one.project] = borrows.get(one.project, account.used - account.quota) - one.amount
         found: list[_Part] = []
-        for part in there.values():
+        for part in parts:
             one, left, amount, account = part
-            mine = one.project == project
-            if not (mine or from_others) or (chosen and one in chosen):
-                continue
-            if wanted is not None:
-                left = one.on(node_id, wanted)
-                part = one, left, amount, account
-            if mine:
+            if account is own:
                 if one.value < value and self._place[job.id] < place_of(one, one.queued_at, self._rules):
                     found.append(part)
-                continue
-            if not left:
-                continue
-            borrowed = borrows.get(one.project)
-            if borrowed is None:
-                borrowed = account.used - account.quota
-                if chosen:
-                    borrowed -= sum(o.amount for o in chosen if o.project == one.project)
-            if borrowed > 0:
-                found.append(part)
-                borrowed -= amount
-            borrows[one.project] = borrowed
+            elif from_others and left:
+                borrowed = borrows.get(one.project)
+                if borrowed is None:
+                    borrowed = account.used - account.quota
+                if borrowed > 0:
+                    found.append(part)
+                borrows[one.project] = borrowed - amount
         return found
 
 
@@ -284,21 +293,19 @@ class _Heap:
     def prices(self) -> Iterable[_Price]:
         return self._of.values()
 
-    def first(self) -> str | None:
+    def first(self) -> _Price | None:
         while self._prices:
             price = self._prices[0]
             if self._of.get(price[-1]) is price:
-                return price[-1]
+                return price
             heappop(self._prices)
         return None
 
     def is_first(self, price: _Price) -> bool:
         """Whether the first node is so with this price, which is what room costs there."""
-        if self._prices[0] == price:
-            return True
         self._of[price[-1]] = price
         heapreplace(self._prices, price)
-        return self._prices[0] == price
+        return self._prices[0] is price
 
     def remove_first(self) -> None:
         del self._of[heappop(self._prices)[-1]]
