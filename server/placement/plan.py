@@ -34,10 +34,10 @@ def plan(state: ClusterState) -> Plan:
     """What to start, what to stop, and why the others wait. Never allocates anything twice."""
     planning = _Planning(state)
     for job in queue_order.promised_first(state.waiting):
-        planning.decide(job, planning.ledger.is_guaranteed(job))
+        planning.decide(job)
     planning.place_engines()
-    for job, guaranteed in planning.in_order():
-        planning.decide(job, guaranteed)
+    for job in planning.in_order():
+        planning.decide(job)
     return planning.result
 
 
@@ -66,18 +66,16 @@ class _Planning:
             else:
                 self.result.engines_why[engine.id] = placed
 
-    def in_order(self) -> Iterable[tuple[WaitingJob, bool]]:
-        """The other waiting jobs, each with whether its project's quota covers it."""
+    def in_order(self) -> Iterable[WaitingJob]:
+        """The other waiting jobs: those that their project's quota covers, then the rest."""
         others = [job for job in self.state.waiting if not job.promised]
         lines = queue_order.by_project(others, self.place)
-        for job in queue_order.guaranteed_first(lines, self.ledger, self._passes):
-            yield job, True
-        for job in queue_order.by_fair_share(lines, self.ledger):
-            yield job, self.ledger.is_guaranteed(job)
+        yield from queue_order.guaranteed_first(lines, self.ledger, self._passes)
+        yield from queue_order.by_fair_share(lines, self.ledger)
 
-    def decide(self, job: WaitingJob, guaranteed: bool) -> None:
+    def decide(self, job: WaitingJob) -> None:
         """Start the job, have others give way to it, or note why it waits."""
-        barred = self._is_barred(job)
+        guaranteed, barred = self.ledger.is_guaranteed(job), self._is_barred(job)
         shape = self._shape(job, guaranteed, barred)
         seconds = inf if job.seconds is None else job.seconds
         if shape is not None and (known := self.settled.get(shape)) and seconds >= known[0]:
