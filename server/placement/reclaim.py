@@ -237,7 +237,7 @@ class Victims:
         if chosen:
             parts = [part for part in parts if part[0] not in chosen]
         if wanted is not None:
-            parts = [(one, one.on(node_id, wanted), *rest) for one, _, *rest in parts]
+            parts = [(one, one.on(node_id, wanted), amount, account) for one, _, amount, account in parts]
         eligible = self._eligible(job, parts, guaranteed and not over, chosen)
         return cheapest(eligible, missing, over, self._cost)
 
