@@ -44,7 +44,7 @@ def plain_fair_share(state: ClusterState) -> Plan:
 
 def _start(job: WaitingJob, index: Index, room: Room, made: Plan) -> bool:
     ask = own_engine(job)
-    nodes = best(ask, index, room)
+    nodes = best(index.request(ask), room)
     for node_id in nodes or ():
         gpus = room.take(node_id, ask.gpus)
         part = AllocationView(role="trainer", node_id=node_id, gpu_uuids=gpus)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from math import inf
 from operator import itemgetter
 
-from server.placement.fit import Ask, Index
+from server.placement.fit import Index, Request
 from server.placement.room import Reservation, Room
 from server.placement.state import ClusterState, NodeCapacity, RunningJob
 
@@ -44,28 +44,28 @@ class Calendar:
         return (inf, free - gpus) if free >= gpus else None
 
 
-def reserve(ask: Ask, index: Index, room: Room, calendar: Calendar) -> dict[str, Reservation] | None:
+def reserve(request: Request, index: Index, room: Room, calendar: Calendar) -> dict[str, Reservation] | None:
     """The nodes on which the gang can start soonest, by what is known; of equals those with most free now.
 
     So a node that is kept stays so in the next plan: its free GPUs only get more.
     """
-    found, promised = [], index.promised(ask, room)
-    for node_id in index.possible(ask):
+    found, promised = [], request.promised(room)
+    for node_id in request.possible:
         node = index.nodes[node_id]
         if node_id in room.reserved or node.closed or node.full_disk:
             continue
         free = promised(node_id)
-        start = calendar.start(node, index.wanted(ask, node_id), ask.gpus, free)
+        start = calendar.start(node, request.wanted.get(node_id), request.gpus, free)
         if start is not None:
             found.append((start[0], -free, node_id, start[1]))
-    if len(found) < ask.nodes:
+    if len(found) < request.nodes:
         return None
-    chosen = sorted(found)[: ask.nodes]
+    chosen = sorted(found)[: request.nodes]
     latest = max(at for at, *_ in chosen)
     known = latest if latest < inf else None
     return {
         node_id: Reservation(
-            spare if known is not None and at == latest else 0, known, index.wanted(ask, node_id)
+            spare if known is not None and at == latest else 0, known, request.wanted.get(node_id)
         )
         for at, _, node_id, spare in chosen
     }

@@ -41,10 +41,10 @@ def place(
         spread = min(fitting, key=lambda node: (room.services[node.id], -node.cpu_slots, node.id))
         room.services[spread.id] += 1
         return Placement(engine.id, spread.id, ())
-    ask = Ask(engine.gpus, vllm=True, only=engine.node)
-    chosen = best(ask, index, room)
+    request = index.request(Ask(engine.gpus, vllm=True, only=engine.node))
+    chosen = best(request, room)
     if chosen is None:
-        for node_id in reserve(ask, index, room, calendar) or {}:
+        for node_id in reserve(request, index, room, calendar) or {}:
             room.hold(node_id, engine.gpus)
         return f"waiting for {engine.gpus} free GPUs on a node with vLLM"
     return Placement(engine.id, chosen[0], room.take(chosen[0], engine.gpus))

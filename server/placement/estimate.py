@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from operator import itemgetter
 
-from server.placement.fit import Ask, Index, alone
+from server.placement.fit import Index, Request, alone
 from server.placement.state import ClusterState, Plan, WaitingJob
 
 MOST = 100  # jobs from the front of the line: what is further off is guesswork
@@ -61,38 +61,37 @@ def starts(state: ClusterState, plan: Plan, order: Iterable[WaitingJob]) -> dict
     """
     index, future = Index(state.nodes), _Future(state, plan)
     found: dict[str, float] = {}
-    unknown: set[tuple[Ask, ...]] = set()
+    unknown: set[tuple[Request, ...]] = set()
     for job in [job for job in order if job.uses_gpus and job.id in plan.why][:MOST]:
         wait = plan.why[job.id]
-        asks = index.possible_of(alone(job), job.several)
-        if asks in unknown or wait.kind in ("no_node", "starting", "engine", "limit", "closed", "disk"):
+        requests = index.requests(alone(job), job.several)
+        if requests in unknown or wait.kind in ("no_node", "starting", "engine", "limit", "closed", "disk"):
             continue
-        at = None if wait.kind == "checkpoint" else _start(asks, index, future)
+        at = None if wait.kind == "checkpoint" else _start(requests, future)
         if at is not None:
             found[job.id] = at
             continue
         if wait.kind != "checkpoint":
-            unknown.add(asks)
-        for ask in asks:
-            for node_id in wait.kept if wait.kind == "checkpoint" else index.possible(ask):
-                future.forget(node_id, index.wanted(ask, node_id))
+            unknown.add(requests)
+        for one in requests:
+            for node_id in wait.kept if wait.kind == "checkpoint" else one.possible:
+                future.forget(node_id, index.wanted(one.ask, node_id))
     return found
 
 
-def _start(asks: Iterable[Ask], index: Index, future: _Future) -> float | None:
+def _start(requests: Iterable[Request], future: _Future) -> float | None:
     """With the first of these that can be had."""
-    found: list[tuple[float, list[str], Ask]] = []
-    for ask in asks:
+    found: list[tuple[float, list[str], Request]] = []
+    for one in requests:
         times = [
-            (future.when(node_id, ask.gpus, index.wanted(ask, node_id)), node_id)
-            for node_id in index.possible(ask)
+            (future.when(node_id, one.gpus, one.wanted.get(node_id)), node_id) for node_id in one.possible
         ]
-        known = sorted((at, node_id) for at, node_id in times if at is not None)[: ask.nodes]
-        if len(known) == ask.nodes:
-            found.append((known[-1][0], [node_id for _, node_id in known], ask))
+        known = sorted((at, node_id) for at, node_id in times if at is not None)[: one.nodes]
+        if len(known) == one.nodes:
+            found.append((known[-1][0], [node_id for _, node_id in known], one))
     if not found:
         return None
-    at, nodes, ask = min(found, key=itemgetter(0))
+    at, nodes, chosen = min(found, key=itemgetter(0))
     for node_id in nodes:
-        future.take(node_id, ask.gpus, index.wanted(ask, node_id))
+        future.take(node_id, chosen.gpus, chosen.wanted.get(node_id))
     return at

@@ -1,7 +1,8 @@
 """Where a gang fits: which nodes could hold it, and which of them fit most tightly now."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cache
 from heapq import nsmallest
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def alike(ask: Ask, several: bool, nodes: Iterable[NodeCapacity]) -> tuple[Ask, 
     names: Counter[str] = Counter()
     parts: Counter[str] = Counter()  # of names, of GPUs that are not there yet
     for node in nodes:
-        if _takes(ask, node):
+        if node.gpu_info and _takes(ask, node):
             (parts if node.declared else names).update(
                 gpu.name for gpu in node.gpu_info if _suits(ask, gpu, node)
             )
@@ -92,47 +93,67 @@ def alike(ask: Ask, several: bool, nodes: Iterable[NodeCapacity]) -> tuple[Ask, 
     return tuple(ask._replace(gpu_name=name) for name in sorted(names, key=lambda name: (-names[name], name)))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """An ask, and the nodes that could hold the gang's parts if they were empty. An index has one of each."""
+
+    ask: Ask
+    gpus: int
+    nodes: int
+    amount: int  # on each node
+    uses_gpus: bool
+    possible: tuple[str, ...]  # none if there are too few for all parts
+    able: frozenset[str]  # the same, for the question whether one is among them
+    wanted: Mapping[str, frozenset[str]]  # the GPUs that will do, by node that has others, too
+    plain: frozenset[str]  # the nodes of which any GPU will do
+
+    def usable(self, node_id: str, room: Room, seconds: float | None = None) -> int:
+        """What the gang could have there now."""
+        return room.usable(node_id, self.uses_gpus, seconds, self.wanted.get(node_id))
+
+    def free(self, node_id: str, room: Room) -> int:
+        """What is free there of what will do, whoever it is kept for."""
+        if (wanted := self.wanted.get(node_id)) is None:
+            return room.free(node_id, self.uses_gpus)
+        return sum(uuid in wanted for uuid in room.gpus[node_id])
+
+    def promised(self, room: Room) -> Callable[[str], int]:
+        """By node: what nobody has been promised of what will do, with what is about to be free."""
+        if not self.wanted:
+            return room.unpromised[self.uses_gpus].__getitem__
+        return lambda node_id: room.promised(node_id, self.uses_gpus, self.wanted.get(node_id))
+
+
 class Index:
     """The nodes by what is asked of them. Nothing here changes while a plan is made."""
 
     def __init__(self, nodes: Sequence[NodeCapacity]) -> None:
         self.nodes = {node.id: node for node in nodes}
-        self.possible = cache(self._possible)
-        self.able = cache(self._able)
-        self.mixed = cache(self._mixed)
-        self.plain = cache(self._plain)
-        self.wanted = cache(self._wanted)
+        self.request = cache(self._request)
+        self.requests = cache(self._requests)
         self.alike = cache(self._alike)
-        self.possible_of = cache(self._possible_of)
 
-    def _possible(self, ask: Ask) -> tuple[str, ...]:
-        """The nodes that could hold the gang's part if they were empty; none if there are too few for all."""
+    def _request(self, ask: Ask) -> Request:
         named = self.nodes.values() if ask.only is None else filter(None, [self.nodes.get(ask.only)])
         found = [node.id for node in named if _could_hold(ask, node)]
-        return tuple(found) if len(found) >= ask.nodes else ()
+        if len(found) < ask.nodes:
+            found = []
+        some = {node_id: self.wanted(ask, node_id) for node_id in found} if ask.is_picky else {}
+        wanted = {node_id: gpus for node_id, gpus in some.items() if gpus is not None}
+        able = frozenset(found)
+        plain = able - wanted.keys()
+        return Request(
+            *(ask, ask.gpus, ask.nodes, ask.amount, ask.uses_gpus), tuple(found), able, wanted, plain
+        )
 
-    def _able(self, ask: Ask) -> frozenset[str]:
-        """The possible nodes, for the question whether one is among them."""
-        return frozenset(self.possible(ask))
-
-    def _mixed(self, ask: Ask) -> frozenset[str]:
-        """The possible nodes that have other GPUs, too."""
-        if not ask.is_picky:
-            return NOBODY
-        return frozenset(node_id for node_id in self.possible(ask) if self.wanted(ask, node_id) is not None)
-
-    def _plain(self, ask: Ask) -> frozenset[str]:
-        """The possible nodes of which any GPU will do."""
-        return self.able(ask) - self.mixed(ask)
+    def _requests(self, ask: Ask, several: bool) -> tuple[Request, ...]:
+        """One for each type of GPU that would do, as far as nodes could hold it."""
+        return tuple(one for ask in self.alike(ask, several) if (one := self.request(ask)).possible)
 
     def _alike(self, ask: Ask, several: bool) -> tuple[Ask, ...]:
         return alike(ask, several, self.nodes.values())
 
-    def _possible_of(self, ask: Ask, several: bool) -> tuple[Ask, ...]:
-        """Those of them that nodes could hold."""
-        return tuple(one for one in self.alike(ask, several) if self.possible(one))
-
-    def _wanted(self, ask: Ask, node_id: str) -> frozenset[str] | None:
+    def wanted(self, ask: Ask, node_id: str) -> frozenset[str] | None:
         """The node's GPUs that will do; None: all."""
         if not ask.is_picky:
             return None
@@ -140,26 +161,9 @@ class Index:
         matching = _matching(ask, node)
         return None if len(matching) == node.gpus else matching
 
-    def usable(self, ask: Ask, node_id: str, room: Room, seconds: float | None = None) -> int:
-        """What the gang could have there now."""
-        return room.usable(node_id, ask.uses_gpus, seconds, self.wanted(ask, node_id))
-
-    def free(self, ask: Ask, node_id: str, room: Room) -> int:
-        """What is free there of what will do, whoever it is kept for."""
-        if (wanted := self.wanted(ask, node_id)) is None:
-            return room.free(node_id, ask.uses_gpus)
-        return sum(uuid in wanted for uuid in room.gpus[node_id])
-
-    def promised(self, ask: Ask, room: Room) -> Callable[[str], int]:
-        """By node: what nobody has been promised of what will do, with what is about to be free."""
-        if not ask.is_picky:
-            return room.unpromised[ask.uses_gpus].__getitem__
-        return lambda node_id: room.promised(node_id, ask.uses_gpus, self.wanted(ask, node_id))
-
 
 def best(
-    ask: Ask,
-    index: Index,
+    request: Request,
     room: Room,
     avoid: frozenset[str] = NOBODY,
     seconds: float | None = None,
@@ -169,33 +173,33 @@ def best(
 
     So large gaps stay large. CPU jobs share a node's cores, so they are spread.
     """
-    tight = 1 if ask.uses_gpus else -1
-    able, plain = index.able(ask), index.plain(ask)
+    gpus, anywhere = request.uses_gpus, not among and request.ask.only is None
+    tight = 1 if gpus else -1
     one_by_one: Set[str]
     if among:
         one_by_one = set(among)
-    elif ask.only is not None:
-        one_by_one = able
+    elif not anywhere:
+        one_by_one = request.able
     else:
-        one_by_one = index.mixed(ask).union(room.reserved) if ask.uses_gpus else NOBODY
+        one_by_one = room.reserved.keys() | request.wanted.keys() if gpus else NOBODY
     fitting = [
         (node_id in avoid, tight * usable, node_id)
         for node_id in one_by_one
-        if node_id in able and (usable := index.usable(ask, node_id, room, seconds)) >= ask.amount
+        if node_id in request.able and (usable := request.usable(node_id, room, seconds)) >= request.amount
     ]
-    if not among and ask.only is None:
+    if anywhere:
         welcome = 0
-        for free, there in room.by_free(ask.uses_gpus, ask.amount):
-            some = (there & plain) - one_by_one
-            first = nsmallest(ask.nodes, some - avoid)
+        for free, there in room.by_free(gpus, request.amount):
+            some = (there & request.plain) - one_by_one
+            first = nsmallest(request.nodes, some - avoid)
             fitting += [(False, tight * free, node_id) for node_id in first]
             fitting += [(True, tight * free, node_id) for node_id in some & avoid]
             welcome += len(first)
-            if welcome >= ask.nodes:
+            if welcome >= request.nodes:
                 break  # the others fit less tightly
-    if len(fitting) < ask.nodes:
+    if len(fitting) < request.nodes:
         return None
-    chosen = [min(fitting)] if ask.nodes == 1 else sorted(fitting)[: ask.nodes]
+    chosen = [min(fitting)] if request.nodes == 1 else sorted(fitting)[: request.nodes]
     return tuple(node_id for *_, node_id in chosen)
 
 
@@ -261,9 +265,9 @@ def _are(count: int) -> str:
 
 
 def _takes(ask: Ask, node: NodeCapacity) -> bool:
-    if node.revision < ask.revision:
+    if node.revision < ask.revision or (ask.vllm and VLLM not in node.engines):
         return False
-    return (not ask.vllm or VLLM in node.engines) and node.labels.issuperset(ask.labels)
+    return not ask.labels or node.labels.issuperset(ask.labels)
 
 
 def _kind(ask: Ask) -> str:

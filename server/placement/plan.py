@@ -14,7 +14,7 @@ from math import inf
 from powermean.contracts.attempts import AllocationView
 from server.placement import engines, queue_order, reclaim
 from server.placement.backfill import Calendar, reserve
-from server.placement.fit import Ask, Index, beside_shared_engine, best, never, own_engine
+from server.placement.fit import Index, Request, beside_shared_engine, best, never, own_engine
 from server.placement.quotas import Ledger
 from server.placement.room import Reservation, Room
 from server.placement.state import (
@@ -27,17 +27,17 @@ from server.placement.state import (
     WaitingJob,
 )
 
-_Try = tuple[Ask, SharedEngine | None]
+_Try = tuple[Request, SharedEngine | None]
 
 
 def plan(state: ClusterState) -> Plan:
     """What to start, what to stop, and why the others wait. Never allocates anything twice."""
     planning = _Planning(state)
     for job in queue_order.promised_first(state.waiting):
-        planning.decide(job, planning.ledger.is_guaranteed(job))
+        planning.decide(job)
     planning.place_engines()
-    for job, guaranteed in planning.in_order():
-        planning.decide(job, guaranteed)
+    for job in planning.in_order():
+        planning.decide(job)
     return planning.result
 
 
@@ -47,15 +47,15 @@ class _Planning:
         self.index, self.catalogue = Index(state.nodes), engines.Catalogue(state.engines)
         self.room, self.ledger, self.calendar = Room(state), Ledger(state), Calendar(state)
         self.place = queue_order.places(state.waiting, state.rules)
-        self.victims = reclaim.Victims(state, self.index, self.room, self.ledger, self.place)
+        self.victims = reclaim.Victims(state, self.room, self.ledger, self.place)
         self.own_tries: dict[Hashable, tuple[_Try, ...]] = {}  # by what a job needs
         # by what a job needs, then by the only node that reaches the engine (None: all do)
-        self.shared_asks: dict[Hashable, dict[str | None, tuple[Ask, ...]]] = {}
+        self.shared_tries: dict[Hashable, dict[str | None, tuple[Request, ...]]] = {}
         self.impatient = self._impatient()
         self.placed: set[str] = set()  # they start, or have a place kept
         self.reservations = 0
-        self.too_long: dict[Ask, float] = {}  # from how many seconds on jobs don't fit any more
-        self.hopeless: dict[Ask, Wait] = {}  # why not, of those that can't start in this plan
+        self.too_long: dict[Request, float] = {}  # from how many seconds on jobs don't fit any more
+        self.hopeless: dict[Request, Wait] = {}  # why not, of those that can't start in this plan
         self.settled: dict[Hashable, tuple[float, Wait]] = {}  # why jobs of a shape wait that run for longer
 
     def place_engines(self) -> None:
@@ -66,18 +66,16 @@ class _Planning:
             else:
                 self.result.engines_why[engine.id] = placed
 
-    def in_order(self) -> Iterable[tuple[WaitingJob, bool]]:
-        """The other waiting jobs, each with whether its project's quota covers it."""
+    def in_order(self) -> Iterable[WaitingJob]:
+        """The other waiting jobs: those that their project's quota covers, then the rest."""
         others = [job for job in self.state.waiting if not job.promised]
         lines = queue_order.by_project(others, self.place)
-        for job in queue_order.guaranteed_first(lines, self.ledger, self._passes):
-            yield job, True
-        for job in queue_order.by_fair_share(lines, self.ledger):
-            yield job, self.ledger.is_guaranteed(job)
+        yield from queue_order.guaranteed_first(lines, self.ledger, self._passes)
+        yield from queue_order.by_fair_share(lines, self.ledger)
 
-    def decide(self, job: WaitingJob, guaranteed: bool) -> None:
+    def decide(self, job: WaitingJob) -> None:
         """Start the job, have others give way to it, or note why it waits."""
-        barred = self._is_barred(job)
+        guaranteed, barred = self.ledger.is_guaranteed(job), self._is_barred(job)
         shape = self._shape(job, guaranteed, barred)
         seconds = inf if job.seconds is None else job.seconds
         if shape is not None and (known := self.settled.get(shape)) and seconds >= known[0]:
@@ -123,19 +121,19 @@ class _Planning:
         """What the job could ask of the nodes that are there, with an engine of its own."""
         needs = job.needs
         if (own := self.own_tries.get(needs)) is None:
-            asks = self.index.possible_of(own_engine(job), job.several)
-            own = self.own_tries[needs] = tuple((ask, None) for ask in asks)
+            requests = self.index.requests(own_engine(job), job.several)
+            own = self.own_tries[needs] = tuple((request, None) for request in requests)
         return own
 
     def _beside(self, job: WaitingJob, engines: Iterable[SharedEngine]) -> tuple[_Try, ...]:
         """What the job could ask of the nodes beside each of these shared engines."""
-        asks = self.shared_asks.setdefault(job.needs, {})
+        known = self.shared_tries.setdefault(job.needs, {})
         tries: list[_Try] = []
         for engine in engines:
-            if engine.reach not in asks:
+            if engine.reach not in known:
                 ask = beside_shared_engine(job, engine.reach)
-                asks[engine.reach] = self.index.possible_of(ask, job.several)
-            tries += [(ask, engine) for ask in asks[engine.reach]]
+                known[engine.reach] = self.index.requests(ask, job.several)
+            tries += [(request, engine) for request in known[engine.reach]]
         return tuple(tries)
 
     def _find(self, job: WaitingJob, guaranteed: bool, barred: bool) -> Start | Wait:
@@ -166,22 +164,24 @@ class _Planning:
     def _start(self, job: WaitingJob, tries: Sequence[_Try], and_wait: bool = False) -> Start | Wait | None:
         """What is free for the job, kept for it if it has to wait."""
         seconds = inf if job.seconds is None else job.seconds
-        for ask, engine in tries:
-            if (limit := self.too_long.get(ask)) is not None and seconds >= limit:
+        for request, engine in tries:
+            if (limit := self.too_long.get(request)) is not None and seconds >= limit:
                 continue
             chosen = None
-            if vacated := [node_id for node_id in job.promised if node_id in self.index.able(ask)]:
-                chosen = best(ask, self.index, self.room, job.avoid, job.seconds, vacated)
-            chosen = chosen or best(ask, self.index, self.room, job.avoid, job.seconds)
+            if vacated := [node_id for node_id in job.promised if node_id in request.able]:
+                chosen = best(request, self.room, job.avoid, job.seconds, vacated)
+            chosen = chosen or best(request, self.room, job.avoid, job.seconds)
             if chosen is not None:
-                return (self._keep if and_wait else self._take)(job, chosen, ask, engine)
-            self.too_long[ask] = seconds if self.room.reserved else 0.0
+                return (self._keep if and_wait else self._take)(job, chosen, request, engine)
+            self.too_long[request] = seconds if self.room.reserved else 0.0
         return None
 
-    def _take(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Start:
+    def _take(
+        self, job: WaitingJob, nodes: Iterable[str], request: Request, engine: SharedEngine | None
+    ) -> Start:
         parts: list[AllocationView] = []
         for node_id in nodes:
-            taken = self.room.take(node_id, ask.gpus, self.index.wanted(ask, node_id))
+            taken = self.room.take(node_id, request.gpus, request.wanted.get(node_id))
             parts.append(AllocationView(role="trainer", node_id=node_id, gpu_uuids=taken[: job.gpus]))
             if engine is None:
                 own = taken[job.gpus :] if job.rollout_gpus else taken
@@ -196,34 +196,36 @@ class _Planning:
         """Others were told to give way already: keep what they leave, with what is free beside it."""
         if not (soon := self.room.nodes_with_coming[job.uses_gpus]):
             return None
-        for ask, engine in tries:
-            able, amount, promised = self.index.able(ask), ask.amount, self.index.promised(ask, self.room)
+        for request, engine in tries:
+            able, amount, promised = request.able, request.amount, request.promised(self.room)
             fitting = [
                 (node_id not in job.promised, room, node_id)
-                for node_id in (able if ask.nodes > 1 else soon & able)
+                for node_id in (able if request.nodes > 1 else soon & able)
                 if (room := promised(node_id)) >= amount
             ]
-            if len(fitting) >= ask.nodes:
-                kept = [node_id for *_, node_id in sorted(fitting)[: ask.nodes]]
-                return self._keep(job, kept, ask, engine)
+            if len(fitting) >= request.nodes:
+                kept = [node_id for *_, node_id in sorted(fitting)[: request.nodes]]
+                return self._keep(job, kept, request, engine)
         return None
 
     def _make_way(self, job: WaitingJob, tries: Sequence[_Try], guaranteed: bool) -> Wait | None:
         """Tell those to give way that lose least by it."""
-        for ask, engine in tries:
-            found = self.victims.find(job, ask, guaranteed)
+        for request, engine in tries:
+            found = self.victims.find(job, request, guaranteed)
             if found is not None:
                 nodes, stopped = found
                 self.victims.stop(stopped)
                 self.result.stops += reclaim.orders(job, stopped)
-                kept = self._keep(job, nodes, ask, engine)
+                kept = self._keep(job, nodes, request, engine)
                 self.victims.left_over(stopped)
                 return kept
         return None
 
-    def _keep(self, job: WaitingJob, nodes: Iterable[str], ask: Ask, engine: SharedEngine | None) -> Wait:
+    def _keep(
+        self, job: WaitingJob, nodes: Iterable[str], request: Request, engine: SharedEngine | None
+    ) -> Wait:
         for node_id in nodes:
-            self.room.keep(node_id, ask.uses_gpus, ask.amount, self.index.wanted(ask, node_id))
+            self.room.keep(node_id, request.uses_gpus, request.amount, request.wanted.get(node_id))
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         text = "waiting for others to save their checkpoints and give way"
@@ -235,8 +237,8 @@ class _Planning:
 
     def _reserve(self, job: WaitingJob, tries: Sequence[_Try]) -> Wait | None:
         """Keep the nodes on which the job can start soonest; one GPU that waits leaves nothing to be kept."""
-        ask, engine = tries[0]
-        if ask.gpus * ask.nodes <= 1 or self.reservations >= self.state.rules.reservations:
+        request, engine = tries[0]
+        if request.gpus * request.nodes <= 1 or self.reservations >= self.state.rules.reservations:
             return None
         alike = [one for one, other in tries if other is engine]  # they differ in the type of GPU
         found = [kept for one in alike if (kept := reserve(one, self.index, self.room, self.calendar))]
@@ -248,20 +250,20 @@ class _Planning:
         if engine is not None:
             self.room.adapters[engine.id].add(job.id)
         at = next(iter(kept.values())).at
-        return Wait("reserved", _busy(ask), tuple(kept), at)
+        return Wait("reserved", _busy(request), tuple(kept), at)
 
     def _plainly(self, job: WaitingJob, tries: Sequence[_Try]) -> Wait:
-        ask = tries[0][0]
-        if ask not in self.hopeless:
-            wait = self._look_for_room(ask)
+        request = tries[0][0]
+        if request not in self.hopeless:
+            wait = self._look_for_room(request)
             if wait is None:
                 return Wait("behind", "waiting behind earlier jobs")
-            self.hopeless[ask] = wait
-        return self.hopeless[ask]
+            self.hopeless[request] = wait
+        return self.hopeless[request]
 
-    def _look_for_room(self, ask: Ask) -> Wait | None:
+    def _look_for_room(self, request: Request) -> Wait | None:
         """What is in the way for the rest of the plan; None: nothing but what is kept for others."""
-        there = [self.index.nodes[node_id] for node_id in self.index.possible(ask)]
+        there = [self.index.nodes[node_id] for node_id in request.possible]
         closed = ", ".join(node.closed for node in there if node.closed)
         if all(node.full_disk or node.closed for node in there):
             if closed:
@@ -269,8 +271,8 @@ class _Planning:
             return Wait(
                 "disk", f"waiting for room: the disk of {there[0].full_disk} on {there[0].id} is full"
             )
-        fitting = sum(self.index.free(ask, node.id, self.room) >= ask.amount for node in there)
-        return None if fitting >= ask.nodes else Wait("busy", _busy(ask))
+        fitting = sum(request.free(node.id, self.room) >= request.amount for node in there)
+        return None if fitting >= request.nodes else Wait("busy", _busy(request))
 
     def _impatient(self) -> dict[tuple[str, bool], WaitingJob]:
         """By project and resource: the largest job that has waited for too long as its project uses too much.
@@ -298,7 +300,7 @@ class _Planning:
         tries = self._tries(job)
         if isinstance(tries, Wait):
             return False
-        nodes = (self.index.nodes[node_id] for ask, _ in tries for node_id in self.index.possible(ask))
+        nodes = (self.index.nodes[node_id] for request, _ in tries for node_id in request.possible)
         return any(not (node.closed or node.full_disk) for node in nodes)
 
     def _passes(self, job: WaitingJob) -> bool:
@@ -338,9 +340,13 @@ def _amount(count: int, job: WaitingJob) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _busy(ask: Ask) -> str:
-    if not ask.uses_gpus:
-        on = f" on each of {ask.nodes} nodes" if ask.nodes > 1 else ""
+def _busy(request: Request) -> str:
+    if not request.uses_gpus:
+        on = f" on each of {request.nodes} nodes" if request.nodes > 1 else ""
         return f"waiting for a free CPU slot{on}"
-    gpus = f"{ask.gpus} free GPU{'s' * (ask.gpus > 1)} on one node"
-    return f"waiting for {gpus}" if ask.nodes == 1 else f"waiting for {gpus}, on {ask.nodes} nodes at once"
+    gpus = f"{request.gpus} free GPU{'s' * (request.gpus > 1)} on one node"
+    return (
+        f"waiting for {gpus}"
+        if request.nodes == 1
+        else f"waiting for {gpus}, on {request.nodes} nodes at once"
+    )

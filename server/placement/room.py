@@ -57,14 +57,15 @@ class Room:
 
     def release(self, job: RunningJob) -> None:
         """What a job that gives way holds is about to be free, but for nodes that take nothing new."""
-        for node_id in {node_id for node_id, _ in job.holds} & self._open:
-            if leaves := job.on(node_id):
-                self.nodes_with_coming[job.uses_gpus].add(node_id)
-                if job.uses_gpus:
+        gpus = job.uses_gpus
+        for node_id, left in job.leaves.items():
+            if left and node_id in self._open:
+                self.nodes_with_coming[gpus].add(node_id)
+                if gpus:
                     self._coming_gpus[node_id] += job.gpus(node_id)
                 else:
-                    self._coming_slots[node_id] += leaves
-                self._recount(node_id, job.uses_gpus)
+                    self._coming_slots[node_id] += left
+                self._recount(node_id, gpus)
 
     def reserve(self, kept: Mapping[str, Reservation]) -> None:
         self.reserved |= kept

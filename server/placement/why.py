@@ -4,16 +4,16 @@ A sentence that names another project or its job says whose it is, so that those
 get the sentence without names.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 
 from server.placement import queue_order
 from server.placement.estimate import BASIS, starts
 from server.placement.fit import NAMED, Ask, Index, own_engine
 from server.placement.quotas import Ledger
-from server.placement.state import ClusterState, Plan, Share, Wait, WaitingJob
+from server.placement.state import ClusterState, Plan, RunningJob, Share, Wait, WaitingJob
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
     index, ledger, free = Index(state.nodes), _ledger(state, plan), _free(state, plan)
     nearest = cache(lambda ask: _nodes(ask, index, free))
     kept_for = {(node_id, job.uses_gpus): job for job in waiting for node_id in plan.why[job.id].kept}
-    owners = _owners(waiting, ledger, plan)
+    owners, leavers = _owners(waiting, ledger, plan), _leavers(state, plan)
     found: dict[str, Why] = {}
     before = {True: _Before(), False: _Before()}
     for number, job in enumerate(waiting, start=first):
@@ -78,7 +78,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
             parts += _go_first([project for project in owners if project != job.project][:NAMED])
             parts += _ahead(ahead, job)
         if wait.kind == "checkpoint":
-            parts += _stopping(state, plan, job)
+            parts += map(_gives_way, leavers[job.id])
         at = times.get(job.id)
         found[job.id] = Why(
             kind=wait.kind,
@@ -181,7 +181,7 @@ def _need(job: WaitingJob, wait: Wait, of_one_type: bool) -> Part:
 def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[tuple[str, int]]:
     """The nodes that come nearest, and what is free there."""
     gpus = ask.uses_gpus
-    some = sorted((-free[node_id, gpus], node_id) for node_id in index.possible(ask))
+    some = sorted((-free[node_id, gpus], node_id) for node_id in index.request(ask).possible)
     return [(node_id, -count) for count, node_id in some[:NAMED] if count]
 
 
@@ -211,40 +211,38 @@ def _ahead(ahead: _Before, job: WaitingJob) -> list[Part]:
     """The jobs just before it: its own project's first, since those are its people's to change."""
     own = ahead.own(job.project)
     named = (own + ahead.others(job.project))[:NAMED]
+    part = partial(Part, lead="ahead of it: ")
+    of_others = ahead.count - ahead.of_project[job.project]
+    anonymous = f"{_jobs(of_others)} of other projects"
     parts = [
-        Part(
-            f"{other.id} (priority {other.priority})",
-            other.project,
-            f"{_jobs(ahead.count - ahead.of_project[job.project])} of other projects",
-            other.id,
-        )
-        for other in named
+        part(f"{other.id} (priority {other.priority})", other.project, anonymous, other.id) for other in named
     ]
     if more := ahead.of_project[job.project] - len(own):
-        parts.append(Part(f"{more} more of {job.project}"))
-    if more := ahead.count - ahead.of_project[job.project] - (len(named) - len(own)):
+        parts.append(part(f"{more} more of {job.project}"))
+    if more := of_others - (len(named) - len(own)):
         last = named[-1] if len(named) > len(own) else None  # whose reader knows their number already, or not
-        parts.append(Part(f"{more} more of other projects", last.project if last else None))
-    return [replace(part, lead="ahead of it: ") for part in parts]
+        parts.append(part(f"{more} more of other projects", last.project if last else None))
+    return parts
 
 
 def _jobs(count: int) -> str:
     return f"{count} job{'s' * (count != 1)}"
 
 
-def _stopping(state: ClusterState, plan: Plan, job: WaitingJob) -> list[Part]:
-    """Who gives way to it."""
-    told = {stop.job_id for stop in plan.stops if stop.made_for == job.id}
-    return [
-        Part(
-            f"{one.id} of {one.project} saves a checkpoint and gives way to it",
-            one.project,
-            "a job of another project saves a checkpoint and gives way to it",
-            one.id,
-        )
-        for one in state.running
-        if one.id in told or (one.stopping and one.stops_for == job.id)
-    ]
+def _leavers(state: ClusterState, plan: Plan) -> dict[str, list[RunningJob]]:
+    """Who gives way, by the job to which."""
+    made_for = {stop.job_id: stop.made_for for stop in plan.stops}
+    found: dict[str, list[RunningJob]] = defaultdict(list)
+    for one in state.running:
+        job_id = made_for.get(one.id, one.stops_for if one.stopping else None)
+        if job_id is not None:
+            found[job_id].append(one)
+    return found
+
+
+def _gives_way(one: RunningJob) -> Part:
+    said = "saves a checkpoint and gives way to it"
+    return Part(f"{one.id} of {one.project} {said}", one.project, f"a job of another project {said}", one.id)
 
 
 def _help(job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState) -> str | None:

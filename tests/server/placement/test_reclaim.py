@@ -5,7 +5,7 @@ import random
 import pytest
 
 from benchmarks.placement_cluster import Cluster, Work
-from server.placement.fit import Ask
+from server.placement.fit import Request
 from server.placement.plan import plan
 from server.placement.reclaim import Victims
 from server.placement.state import ClusterState, Rules, RunningJob, Share, WaitingJob
@@ -65,11 +65,9 @@ def test_what_is_remembered_of_prices_changes_no_plan(seed: int, monkeypatch: py
     """The second plan looks at every node each time that somebody has to give way."""
 
     def look_everywhere(
-        self: Victims, job: WaitingJob, ask: Ask, guaranteed: bool, own: tuple[str, int] | None
+        self: Victims, job: WaitingJob, request: Request, guaranteed: bool, own: tuple[str, int] | None
     ) -> tuple[tuple[str, ...], list[RunningJob]] | None:
-        offers = {
-            node_id: self._offer(job, ask, node_id, guaranteed) for node_id in self._index.possible(ask)
-        }
+        offers = {node_id: self._offer(job, request, node_id, guaranteed) for node_id in request.possible}
         prices = [self._price(node_id, offer) for node_id, offer in offers.items() if offer]
         return ((node_id := min(prices)[-1],), offers[node_id] or []) if prices else None
 
