@@ -16,6 +16,7 @@ from powermean.contracts.api import FieldError
 
 _LONGEST_NAME = 60  # longer ones are compared with nothing: comparing takes time that grows with their length
 _MOST_KNOWN = 20  # names in a remedy
+_AS_JSON = "Send a JSON document with Content-Type: application/json."
 
 Path = Sequence[str | int]
 
@@ -82,8 +83,10 @@ def _field_error(
         message = f"{_short(value)} is not one of {_listed(known)}{did_you_mean(value, known)}"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a mapping of fields to values"
+        if isinstance(given, str | bytes):  # also JSON that was not sent as JSON
+            remedy = _AS_JSON
     elif kind == "json_invalid":
-        remedy = "Send a JSON document with Content-Type: application/json."
+        remedy = _AS_JSON
     elif isinstance(value, int | float):
         message += f" (given: {_short(value)})"
     return tuple(path), FieldError(path=".".join(map(str, path)), message=message, remedy=remedy)

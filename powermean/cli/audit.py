@@ -114,6 +114,7 @@ def verify(
     """Walk the whole log and name the first entry that was changed, removed or inserted.
 
     Example: powermean audit verify --head audit-head.json
+
     Example: powermean audit verify --archive audit-1-5000.jsonl --archive audit-5001-9000.jsonl
     """
     with connected() as client:

@@ -126,4 +126,4 @@ def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> No
         + ("." if saved is None else f"; {number(saved, 1)} s per checkpoint.")
     )
     say(f"Model: {folder} ({size / 1e6:.0f} MB), loads with from_pretrained.")
-    say(f"Look again: powermean up, then powermean login and powermean show {job.id}.")
+    say(f"Look again: `powermean up`, then `powermean login` and `powermean show {job.id}`.")

@@ -188,7 +188,10 @@ def described(job: Job) -> list[str]:
     lines = [
         f"{job.id}  {job.name}",
         f"{job.state}" + (f": {job.phase}" if job.phase else ""),
-        f"priority {job.priority}" + (f", gave way {job.preemptions} times" if job.preemptions else ""),
+        f"project {job.project}, submitted {local_time(job.created_at)}"
+        + (f" by {job.created_by}" if job.created_by else ""),
+        f"priority {job.priority}"
+        + (f", gave way {job.preemptions} time{'s' * (job.preemptions > 1)}" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
     lines += [f"forked from {job.forked_from}"] if job.forked_from else []
@@ -250,6 +253,8 @@ def reason(job: JobSummary) -> str:
     if job.error is None:
         return f"no reason given; see `powermean logs {job.id}`"
     where = f"{job.error.path}: " if job.error.path else ""
+    if job.error.message.startswith(where):  # of several mistakes each line begins with its field
+        where = ""
     remedy = f"\n{job.error.remedy}" if job.error.remedy else ""
     return f"{job.error.code}: {where}{job.error.message}{remedy}"
 
@@ -312,12 +317,16 @@ def logs(
 
     Example: powermean logs arithmetic-smollm2 -f
     """
+    empty = True
     with connected() as client:
         for part in client.log(job_id(client, job), attempt, follow=follow_it, node_rank=node_rank):
+            empty = empty and not part.text
             if json_:
                 say_json(part, indent=None)
             else:
                 say(part.text, end="")
+    if empty:
+        note("The log is empty: it begins when an attempt starts.")
 
 
 def download(

@@ -91,6 +91,7 @@ def add(
     """Add a person; prints a one-time link that signs them in.
 
     Example: powermean person add Ada --email ada@example.org --project team-a --role member
+
     Example: powermean person add "nightly runs" --service --project team-a
     """
     kind = "service" if service else "person"

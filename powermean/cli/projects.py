@@ -134,6 +134,7 @@ def retention(
     """Show how long a project keeps what its ended jobs stored, or change it; for its maintainers.
 
     Example: powermean project retention team-a
+
     Example: powermean project retention team-a --texts-days 90 --checkpoints-last 1
     """
     given = {

@@ -37,6 +37,7 @@ def login(
     """Print a one-time link that opens the dashboard, or sign in at a server.
 
     Example: powermean login
+
     Example: powermean login --server https://powermean.example.org --name lab
     """
     if server is not None:

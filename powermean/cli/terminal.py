@@ -157,7 +157,8 @@ def say_table(
     right: Collection[str] = (),
     title: str | None = None,
 ) -> None:
-    """Print a `table` as wide as standard output."""
+    """Print a `table` as wide as standard output; a note says so if it has no rows."""
+    rows = list(rows)
     if title is not None:
         say(title)
     console = output()
@@ -165,6 +166,8 @@ def say_table(
         made = table(columns, rows, console.width, wrap=wrap, spare=spare, right=right)
         console.print(made, soft_wrap=True)
     _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    if not rows:
+        note("None.")
 
 
 def confirm(yes: bool, question: str) -> None:

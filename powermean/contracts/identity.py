@@ -24,7 +24,10 @@ Email = Annotated[
 class NewProject(Contract):
     """Request for a project."""
 
-    name: ProjectName = Field(description="What specs and commands call it; it never changes.")
+    name: ProjectName = Field(
+        description="What specs and commands call it: up to 63 lower-case letters, digits and hyphens, "
+        "no hyphen first; it never changes."
+    )
     title: Name | None = Field(None, description="What pages call it; default: the name.")
 
 

@@ -43,7 +43,7 @@ def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[Node
     """The live nodes that may check a job of this demand: those that could run it, since nodes differ.
 
     None while all nodes that could run it are offline, closed, or their disks full. If no node ever could,
-    any live one that knows its fields may check it: its errors say what is missing.
+    the nearest live ones that know its fields may check it: their errors say what is missing.
     """
     asked = waiting_job("", stored, None)
     able = [node for node in living if could_run(asked, node)]
@@ -51,6 +51,16 @@ def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[Node
         return []
     return [
         node.id
-        for node in able or living
+        for node in able or _nearest(asked, living)
         if node.full_disk is None and node.closed is None and node.revision >= asked.revision
     ]
+
+
+def _nearest(job: WaitingJob, nodes: Sequence[NodeCapacity]) -> list[NodeCapacity]:
+    """Those with the most of the GPUs that it asks for.
+
+    Where nodes have GPUs, one without any would fail a job for good that can wait for another type or label.
+    """
+    wanted = job.gpus + job.rollout_gpus
+    most = max((min(node.gpus, wanted) for node in nodes), default=0)
+    return [node for node in nodes if min(node.gpus, wanted) == most]

@@ -123,6 +123,10 @@ def test_a_failed_job_says_what_where_and_what_to_do(browser: TestClient, api: F
     said = parse(text).one("div", role="alert").words
     for part in ("out_of_memory", HOSTILE, "training.micro_batch_tokens", "Halve it."):
         assert part in said
+    several = error.model_copy(update={"message": f"{error.path}: no memory\nseed: too low"})
+    api.add_job(state=JobState.FAILED, error=several, finished_at=NOW)
+    said = parse(browser.get("/jobs/job-a").text).one("div", role="alert").words
+    assert said.count("training.micro_batch_tokens") == 1
 
 
 def test_a_job_without_numbers_says_so(browser: TestClient, api: FakeApi) -> None:

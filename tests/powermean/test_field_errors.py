@@ -21,7 +21,7 @@ ALGORITHMS = ", ".join(OBJECTIVES)
 TASK = {"operator": "+", "low": 0, "hihg": 3}
 
 
-def told(contract: type, data: dict[str, Any]) -> list[str]:
+def told(contract: type, data: Any) -> list[str]:
     with pytest.raises(ValidationError) as wrong:
         contract.model_validate(data)  # type: ignore[attr-defined]
     found = field_errors(wrong.value.errors(), data, contract)
@@ -91,6 +91,15 @@ def told(contract: type, data: dict[str, Any]) -> list[str]:
 )
 def test_a_mistake_is_said_once_in_the_inputs_words(change: dict[str, Any], wanted: list[str]) -> None:
     assert told(JobSpec, GOOD | change) == wanted
+
+
+def test_json_that_was_not_sent_as_json_is_told_how_to_be_sent() -> None:
+    for data in ('{"name": "x"}', b"name=x"):
+        (said,) = told(JobSpec, data)
+        assert said.startswith(
+            ": must be a mapping of fields to values (Send a JSON document with Content-Type"
+        )
+    assert told(JobSpec, [1]) == [": must be a mapping of fields to values"]
 
 
 def test_it_reads_other_contracts_too() -> None:

@@ -89,6 +89,8 @@ def test_mistakes_are_named_as_they_were_sent(service: ServiceDriver, algorithm:
 def test_a_body_that_is_no_json_is_still_the_callers_mistake(service: ServiceDriver, body: bytes, kind: str):
     refused = service.person.post("/v1/jobs", content=body, headers={"Content-Type": kind})
     assert refused.status_code in (400, 422)
+    if (kind, body) == ("text/plain", b"{"):
+        assert "Content-Type: application/json" in error_of(refused)["remedy"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.old)

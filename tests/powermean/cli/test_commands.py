@@ -59,10 +59,21 @@ def test_the_servers_are_listed_with_who_leads(server: ScriptedServer) -> None:
 def test_show_tells_a_jobs_line(server: ScriptedServer) -> None:
     fork = {"job": "job-c", "name": "further", "state": "running", "step": 4}
     lines = {"forked_from": {"job": "job-b", "step": None}, "forks": (fork,)}
+    lines |= {"project": "vision", "created_by": "person-ada", "preemptions": 1}
     server.on("GET /v1/jobs/job-a", body(JobState.FINISHED, **lines))
     said = powermean("show", "job-a").output
     assert "forked from job-b\n" in said
     assert "forked by job-c  further (running), from step 4\n" in said
+    assert "\nproject vision, submitted 20" in said
+    assert " by person-ada\npriority normal, gave way 1 time\n" in said
+
+
+def test_a_failed_jobs_field_is_named_once(server: ScriptedServer) -> None:
+    for message in ("too high", "training.steps: too high\nseed: too low"):
+        error = {"code": "invalid", "message": message, "path": "training.steps", "remedy": None}
+        server.on("GET /v1/jobs/job-a", body(JobState.FAILED, error=error))
+        assert powermean("show", "job-a").output.count("training.steps: too high") == 1
+        assert "training.steps: training.steps" not in powermean("show", "job-a").output
 
 
 def test_list_shows_jobs(server: ScriptedServer) -> None:
@@ -297,6 +308,8 @@ def test_logs_prints_all_parts(server: ScriptedServer) -> None:
     assert powermean("logs", "job-a").stdout == "one\ntwo\n"
     assert powermean("logs", "job-a", "--node-rank", "1").exit_code == 0
     assert "node_rank=1" in server.requests[-1][0]
+    server.on("GET /v1/jobs/job-a/logs", Answer(body=json.dumps(answers[-1]).encode()))
+    assert powermean("logs", "job-a").stderr == "The log is empty: it begins when an attempt starts.\n"
 
 
 def test_download_verifies(server: ScriptedServer, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_help_teaches_by_example(command: tuple[str, ...]) -> None:
     result = powermean(*command, "--help")
     assert result.exit_code == 0
     assert f"Example: powermean {' '.join(command)}" in result.output
+    starts = [line for line in result.output.splitlines() if "Example: " in line]
+    assert all(line.startswith("  Example: ") and line.count("Example: ") == 1 for line in starts)
 
 
 @pytest.mark.parametrize("command", [(), *[(group,) for group in SUBCOMMANDS], *EVERY])

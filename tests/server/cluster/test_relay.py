@@ -66,8 +66,12 @@ def test_a_check_that_nobody_does_is_sent_to_the_next_node(service: ServiceDrive
         ({"rollout": {"engine": "vllm"}}, ["cpu-vllm"]),
         ({"rollout": {"publish": "gloo"}}, ["cpu-vllm"]),
         ({}, ["cpu", "cpu-vllm"]),
-        # None could: any may say so.
-        ({"resources": {"gpus": 1}, "rollout": {"engine": "vllm"}}, ["cpu", "cpu-vllm", "gpu", "gpus"]),
+        # None could: the nearest say so.
+        ({"resources": {"gpus": 1}, "rollout": {"engine": "vllm"}}, ["gpu", "gpus"]),
+        ({"resources": {"gpus": 1, "gpu_type": "B200"}}, ["gpu", "gpus"]),
+        ({"resources": {"gpus": 1, "node_labels": {"zone": "b"}}}, ["gpu", "gpus"]),
+        ({"resources": {"gpus": 16}}, ["gpus"]),
+        ({"resources": {"node_labels": {"zone": "b"}}}, ["cpu", "cpu-vllm", "gpu", "gpus"]),
     ],
 )
 def test_a_check_goes_to_nodes_that_could_run_the_job_if_there_are_any(service: ServiceDriver, needs, able):
