@@ -29,7 +29,7 @@ from server.identity.oidc import Provider
 from server.identity.ownership import NamedThings
 from server.identity.recent import RecentCallers
 from server.identity.throttle import Throttle
-from server.jobs.cancels import Cancels
+from server.jobs.cancels import line_of_cancels
 from server.jobs.submits import Submits
 from server.limits import RateLimits
 from server.metrics.stream import EventHub
@@ -100,7 +100,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.callers = RecentCallers(database)
     app.state.submits = submits = Submits(database, settings.allowed_models)
     app.state.named_things = named_things = NamedThings(database)
-    app.state.cancels = cancels = Cancels(database)
+    app.state.cancels = cancels = line_of_cancels(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )

@@ -31,6 +31,7 @@ _WAITING = (
         _JOBS.id.in_(bindparam("ids", expanding=True)),
         _JOBS.state.in_((JobState.VALIDATING, JobState.QUEUED, JobState.PAUSED)),
         _JOBS.attempt == 0,
+        _JOBS.cancel_requested.is_(False),
         _JOBS.deleted_at.is_(None),
     )
     .with_for_update(skip_locked=True)
@@ -66,6 +67,9 @@ class Cancellation:
         return (visible is None or project in visible) and self.caller.may("job.change", project, owner)
 
 
+Cancels = Together[Cancellation, JobView]
+
+
 def accept(session: Session, wanted: Sequence[Cancellation]) -> list[JobView | None]:
     """Cancel the jobs that only wait; None: service.cancel has to look closer."""
     now = database_now(session, LOCK_MS)
@@ -86,21 +90,6 @@ def accept(session: Session, wanted: Sequence[Cancellation]) -> list[JobView | N
     return [views[one.job_id] if right else None for one, right in zip(wanted, accepted, strict=True)]
 
 
-class Cancels:
-    """The line of cancels."""
-
-    def __init__(self, database: Database) -> None:
-        self._line: Together[Cancellation, JobView] = Together(
-            "cancels", database, lambda session, wanted: accept(session, wanted)
-        )
-
-    async def cancel(self, cancellation: Cancellation) -> JobView | None:
-        """The job; None: service.cancel has to look closer.
-
-        Raises what Database.write raises.
-        """
-        return await self._line.store(cancellation)
-
-    def close(self) -> None:
-        """End the line when it has done what waits; from now on each goes alone."""
-        self._line.close()
+def line_of_cancels(database: Database) -> Cancels:
+    """Where cancels gather."""
+    return Together("cancels", database, accept)

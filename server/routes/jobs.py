@@ -176,7 +176,7 @@ async def cancel_job(
             return service.cancel(session, job_id, caller.name)
 
     cancels: Cancels = request.app.state.cancels
-    cancelled = await cancels.cancel(Cancellation(caller, job_id, current()))
+    cancelled = await cancels.store(Cancellation(caller, job_id, current()))
     return cancelled if cancelled is not None else await run_in_threadpool(cancel_alone)
 
 
