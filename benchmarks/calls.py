@@ -123,15 +123,12 @@ async def measured(app: Any, database: Database) -> Table:
     return table
 
 
-def count_everything(database: Database) -> None:
-    """From now on, in this thread and in new ones."""
+def count_calls() -> None:
+    """From now on, in this thread and in new ones, so also in those of an application that is made later."""
 
     def called(_frame: object, kind: str, _argument: object) -> None:
         if kind in ("call", "c_call"):
             counts["calls"] += 1
-
-    def executed(*_of: object) -> None:
-        counts["statements"] += 1
 
     run: Callable[..., Any] = anyio.to_thread.run_sync
 
@@ -140,9 +137,17 @@ def count_everything(database: Database) -> None:
         return run(*arguments, **options)
 
     anyio.to_thread.run_sync = to_thread
-    event.listen(database.engine, "before_cursor_execute", executed)
     threading.setprofile(called)
     sys.setprofile(called)
+
+
+def count_statements(database: Database) -> None:
+    """From now on."""
+
+    def executed(*_of: object) -> None:
+        counts["statements"] += 1
+
+    event.listen(database.engine, "before_cursor_execute", executed)
 
 
 def main() -> None:
@@ -160,8 +165,9 @@ def main() -> None:
         configure_logging()
         settings = Settings()
         prepare(settings)
+        count_calls()
         app = create_app(settings, Nobody())
-        count_everything(app.state.database)
+        count_statements(app.state.database)
         table = asyncio.run(measured(app, app.state.database))
         sys.setprofile(None)
     print(table.text())

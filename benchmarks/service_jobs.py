@@ -89,7 +89,9 @@ def cancel(service: Service, tiny: bool) -> Iterator[Figure]:
     """50 clients at once, each cancelling the jobs it submitted."""
     clients = _clients(service, tiny)
     with service.nodes(NODES, cpu_slots=0):
-        _timings, ids = _submitted(clients, 2 if tiny else 20)
+        before = service.cpu_s()
+        submits, ids = _submitted(clients, 2 if tiny else 20)
+        submit_ms = 1e3 * (service.cpu_s() - before) / submits.requests
 
         def canceller(post: Connection, own: list[str]) -> Callable[[int], object]:
             return lambda number: post("POST", f"/v1/jobs/{own[number]}/cancel")
@@ -100,6 +102,7 @@ def cancel(service: Service, tiny: bool) -> Iterator[Figure]:
         cpu = service.cpu_s() - before
     yield from timings.figures("cancel", P99_MS, A_SECOND, LONGEST_MS)
     yield Figure("cancel: CPU of the server", 1e3 * cpu / timings.requests, "ms each")
+    yield Figure("cancel: the same of the submits before", submit_ms, "ms each")
 
 
 def queued(service: Service, tiny: bool) -> Iterator[Figure]:

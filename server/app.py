@@ -26,8 +26,10 @@ from server.connections import Connections
 from server.db.session import Changes, Database
 from server.error_handlers import install_error_handlers
 from server.identity.oidc import Provider
+from server.identity.ownership import NamedThings
 from server.identity.recent import RecentCallers
 from server.identity.throttle import Throttle
+from server.jobs.cancels import line_of_cancels
 from server.jobs.submits import Submits
 from server.limits import RateLimits
 from server.metrics.stream import EventHub
@@ -69,7 +71,8 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
             yield
         finally:
             await run_in_threadpool(stop_all, (*loops, sealing, presence))
-            await run_in_threadpool(submits.close)
+            for line in (named_things, submits, cancels):
+                await run_in_threadpool(line.close)
             await events.stop()
             database.close()
 
@@ -96,6 +99,8 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     presence = Loop("presence", here.turn, BEAT_S, at_end=here.leave)
     app.state.callers = RecentCallers(database)
     app.state.submits = submits = Submits(database, settings.allowed_models)
+    app.state.named_things = named_things = NamedThings(database)
+    app.state.cancels = cancels = line_of_cancels(database)
     app.state.connections = connections = Connections(
         settings.max_connections, settings.max_connections_per_client, settings.trusted_proxies
     )

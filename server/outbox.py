@@ -18,6 +18,12 @@ _SETTLED = (
     .values(done_at=bindparam("now"))
 )
 
+_ALL_SETTLED = (
+    update(_TABLE)
+    .where(_TABLE.c.subject.in_(bindparam("about", expanding=True)), _TABLE.c.done_at.is_(None))
+    .values(done_at=bindparam("now"))
+)
+
 
 def owe(session: Session, task: str, queue: str | None, subject: str, now: datetime) -> None:
     """Send `task(subject)` and re-send it until it is settled; queue None means any live node."""
@@ -35,3 +41,8 @@ def settle(session: Session, subject: str, now: datetime, queue: str | None = No
     """Send nothing more about `subject` (to this queue alone, if one is named)."""
     owed = _SETTLED if queue is None else _SETTLED.where(_TABLE.c.queue == queue)
     session.connection().execute(owed, {"about": subject, "now": now})
+
+
+def settle_all(session: Session, subjects: Iterable[str], now: datetime) -> None:
+    """settle() for each of these subjects."""
+    session.connection().execute(_ALL_SETTLED, {"about": list(subjects), "now": now})

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.names import VALIDATE_TASK, node_queue
@@ -77,8 +77,8 @@ class Relay:
         for (possible, sends), ids in groups.items():
             unchanged = Outbox.id.in_(ids), Outbox.sends == sends, Outbox.done_at.is_(None)
             pause = self._pause(sends) if possible else timedelta(seconds=self.settings.poll_s)
-            mark = update(Outbox).where(*unchanged, Outbox.next_send_at <= now)
-            mark = mark.values(next_send_at=now + pause, sends=sends + possible)
+            free = _not_held(*unchanged, Outbox.next_send_at <= now)
+            mark = update(Outbox).where(free).values(next_send_at=now + pause, sends=sends + possible)
             marked = session.execute(mark.returning(Outbox.id).execution_options(synchronize_session=False))
             if possible:
                 taken.update(marked.scalars())
@@ -93,8 +93,14 @@ class Relay:
             self.broker_down = True
         with self.database.write() as session:
             again_at = database_now(session) + timedelta(seconds=self.settings.poll_s)
-            put_back = update(Outbox).where(Outbox.id.in_([message.id for message in messages]))
-            session.execute(put_back.values(sends=Outbox.sends - 1, next_send_at=again_at))
+            free = _not_held(Outbox.id.in_([message.id for message in messages]))
+            put_back = update(Outbox).where(free).values(sends=Outbox.sends - 1, next_send_at=again_at)
+            session.execute(put_back.execution_options(synchronize_session=False))
+
+
+def _not_held(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Such messages that nobody else is changing: whoever settles several may wait for one of these."""
+    return Outbox.id.in_(select(Outbox.id).where(*conditions).with_for_update(skip_locked=True))
 
 
 def _due(session: Session, settings: Settings, now: datetime) -> list[_Message]:

@@ -4,7 +4,7 @@ Every write of a job's metrics, events or results goes through `next_seq`, which
 commit. Numbers become visible in order, so a reader that has seen `seq` n has seen everything before it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -74,7 +74,15 @@ def append_event(
 
 def first_events(session: Session, begun: Iterable[tuple[Job, dict[str, Any]]]) -> None:
     """Begin the streams of jobs that this transaction inserted with `seq` 1."""
-    rows = [_event_row(job, job.seq, "state", data, job.created_at) for job, data in begun]
+    _insert_states(session, [_event_row(job, job.seq, "state", data, job.created_at) for job, data in begun])
+
+
+def state_events(session: Session, moved: Iterable[tuple[Job, dict[str, Any]]], now: datetime) -> None:
+    """Tell the followers of jobs which this transaction has moved, and whose `seq` it has taken."""
+    _insert_states(session, [_event_row(job, job.seq, "state", data, now) for job, data in moved])
+
+
+def _insert_states(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     insert_rows(session, JobEvent, rows)
     changes(session).jobs.update(row["job_id"] for row in rows)
 

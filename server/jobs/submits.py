@@ -1,17 +1,12 @@
-"""Submits that arrive together are stored together: a few calls to the database for all, not for each.
+"""Submits that arrive together are stored together.
 
 `accept` takes those that nothing speaks against as far as one look at the database can say. Whatever is left
 open (a fork, a dataset, a secret, a limit on storage, a key that was used before, anything to refuse) is for
 service.submit, in a transaction of its own.
 """
 
-import asyncio
-import logging
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 
 from sqlalchemy.orm import Session
 
@@ -19,25 +14,18 @@ from powermean.allowed_models import AllowedModels, allowed_model
 from powermean.contracts.data import JsonlSource
 from powermean.contracts.job import JobSpec
 from powermean.contracts.names import VALIDATE_TASK
-from powermean.errors import PowermeanError
 from server import outbox, usage
 from server.audit import journal
 from server.db.inserts import insert_those_new
 from server.db.models import Job
-from server.db.session import Database, DatabaseBusyError, database_now
+from server.db.session import Database, database_now
 from server.identity.callers import Caller
 from server.jobs import priorities
 from server.jobs.events import first_events
 from server.jobs.service import ONE_OF_A_KEY, Submitted, new_row
 from server.jobs.states import summary_data
+from server.jobs.together import LOCK_MS, Together
 from server.jobs.views import job_view
-
-MOST = 64  # submits in a transaction
-LOCK_MS = 500  # whoever waits for longer for others' locks goes alone
-
-_Outcome = Submitted | Exception | None
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,12 +53,6 @@ class Submission:
         """Whether the caller may submit there."""
         visible = self.caller.visible
         return (visible is None or project in visible) and self.caller.may("job.submit", project)
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    submission: Submission
-    answer: asyncio.Future[Submitted | None]
 
 
 def accept(
@@ -104,90 +86,25 @@ def accept(
         answers[place] = Submitted(job_view(job, None, spec=submissions[place].spec), new=True)
         if (record := submissions[place].record) is not None:
             record.note({"target": job.id, "project": job.project_id}, {})
-    records = [record for place in jobs if (record := submissions[place].record) is not None]
-    journal.store(session, records)
     return answers
 
 
 class Submits:
-    """The line of submits: one thread takes all that wait, while the next ones gather."""
+    """The line of submits."""
 
     def __init__(self, database: Database, allowed: AllowedModels) -> None:
-        self._database = database
         self._allowed = allowed
-        self._line: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="submits", daemon=True)
-        self._thread.start()
+        self._line: Together[Submission, Submitted] = Together(
+            "submits", database, lambda session, wanted: accept(session, wanted, allowed)
+        )
 
     async def submit(self, submission: Submission) -> Submitted | None:
         """The job; None: service.submit has to look closer.
 
         Raises what Database.write raises.
         """
-        if self._closed or not submission.usual(self._allowed):
-            return None
-        answer: asyncio.Future[Submitted | None] = asyncio.get_running_loop().create_future()
-        self._line.put(_Waiting(submission, answer))
-        return await answer
+        return await self._line.store(submission) if submission.usual(self._allowed) else None
 
     def close(self) -> None:
-        """End the thread when it has done what waits; from now on each goes alone."""
-        self._closed = True
-        self._line.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (first := self._line.get()) is not None:
-            batch = [first, *self._others(MOST - 1)]
-            try:
-                outcomes = self._store([one.submission for one in batch])
-            except DatabaseBusyError as error:  # for all the time that those behind have waited
-                batch += self._others()
-                outcomes = [error] * len(batch)
-            except Exception as error:  # noqa: BLE001 - for those who wait: this thread goes on
-                outcomes = [error] * len(batch)
-            for one, outcome in zip(batch, outcomes, strict=True):
-                with suppress(RuntimeError):  # its loop is closed: nobody waits any more
-                    one.answer.get_loop().call_soon_threadsafe(_deliver, one.answer, outcome)
-
-    def _others(self, most: int | None = None) -> list[_Waiting]:
-        """Who waits, too."""
-        found: list[_Waiting] = []
-        while most is None or len(found) < most:
-            try:
-                one = self._line.get_nowait()
-            except Empty:
-                break
-            if one is None:
-                self._line.put(None)  # the end comes after these
-                break
-            found.append(one)
-        return found
-
-    def _store(self, submissions: Sequence[Submission]) -> list[_Outcome]:
-        """Raises what the commit raises, and PowermeanError: the database is busy, full or gone."""
-        accepted = False
-        try:
-            with self._database.write() as session:
-                answers = accept(session, submissions, self._allowed)
-                accepted = True
-        except Exception as error:
-            if accepted or isinstance(error, PowermeanError):
-                raise  # they may be stored: nobody may store them again
-            # whose fault it is turns out when each goes alone
-            log.warning("%d submits were not stored together", len(submissions), exc_info=True)
-            return [None] * len(submissions)
-        for submission, answer in zip(submissions, answers, strict=True):
-            if answer is not None and submission.record is not None:
-                submission.record.stored = True
-        return list(answers)
-
-
-def _deliver(answer: asyncio.Future[Submitted | None], outcome: _Outcome) -> None:
-    if answer.done():  # the request was given up
-        return
-    if isinstance(outcome, Exception):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
+        """End the line when it has done what waits; from now on each goes alone."""
+        self._line.close()

@@ -28,7 +28,7 @@ from server.connections import known_as
 from server.db.session import Database
 from server.errors import ForbiddenError, NotFoundError, ServiceError
 from server.identity.callers import Caller
-from server.identity.ownership import Named, named_in, names_something
+from server.identity.ownership import Named, NamedThings, named_in, names_something
 from server.identity.policy import CLUSTER_VERBS, Verb, grant
 from server.routes.admission import REFUSALS, Door
 from server.routes.authentication import (
@@ -177,8 +177,11 @@ async def _allowed(verb: Verb, request: Request) -> Caller:
     """
     caller = await remembered(request)
     known: tuple[Caller, Named | None]
+    things: NamedThings = request.app.state.named_things
     if caller is not None and not names_something(request.path_params):
         known = caller, None
+    elif caller is not None and (named := await things.find(request.path_params)) is not None:
+        known = caller, named
     else:
         with looking_up(request):
             person, named = await run_in_threadpool(_person_and_thing, request)

@@ -23,6 +23,7 @@ from server.db.scoped import ScopedDatabase
 from server.errors import ConflictError, UnreadableSpecError
 from server.identity.callers import Caller
 from server.jobs import service
+from server.jobs.cancels import Cancellation, Cancels
 from server.jobs.listing import JobFilter, list_jobs
 from server.jobs.stored_spec import SpecRefusedError
 from server.jobs.submits import Submission, Submits
@@ -165,10 +166,18 @@ def get_text(
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")
-def cancel_job(job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase) -> Job:
+async def cancel_job(
+    job_id: str, caller: Annotated[Caller, May("job.change")], database: CallersDatabase, request: Request
+) -> Job:
     """At once if nothing runs; a running job stops within a heartbeat or two. Repeats have no effect."""
-    with database.write() as session:
-        return service.cancel(session, job_id, caller.name)
+
+    def cancel_alone() -> Job:
+        with database.write() as session:
+            return service.cancel(session, job_id, caller.name)
+
+    cancels: Cancels = request.app.state.cancels
+    cancelled = await cancels.store(Cancellation(caller, job_id, current()))
+    return cancelled if cancelled is not None else await run_in_threadpool(cancel_alone)
 
 
 @router.post("/{job_id}/pause", summary="Pause a job")

@@ -112,7 +112,8 @@ class ServiceDriver:
 
     def close(self) -> None:
         self._loop.__exit__(None, None, None)
-        self.app.state.submits.close()
+        for line in ("named_things", "submits", "cancels"):
+            getattr(self.app.state, line).close()
         self.database.close()
 
     def client(self, token: str) -> TestClient:

@@ -46,6 +46,18 @@ def test_a_check_waits_for_a_node_and_goes_to_a_living_one(service: ServiceDrive
     assert service.sender.sent == [(VALIDATE_TASK, node_queue("node-7"), job_id)]
 
 
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_what_somebody_is_settling_holds_up_nothing_else(service: ServiceDriver):
+    held, other = service.submit(), service.submit()
+    service.report()
+    with service.database.write() as session:
+        session.scalars(select(Outbox).where(Outbox.subject == held).with_for_update()).one()
+        service.relay.turn()  # waited for as long as this holds the message, it would fail
+    assert [subject for _task, _queue, subject in service.sender.sent] == [other]
+    service.relay.turn()
+    assert [subject for _task, _queue, subject in service.sender.sent] == [other, held]
+
+
 def test_a_check_that_nobody_does_is_sent_to_the_next_node(service: ServiceDriver):
     service.report("node-1")
     service.report("node-2")

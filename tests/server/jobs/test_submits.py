@@ -13,7 +13,7 @@ from powermean.allowed_models import read_allowed_models
 from powermean.contracts.audit import AuditEvent
 from powermean.contracts.job import JobSpec
 from server.audit.journal import Record
-from server.db.models import AuditPending, Base, Job, JobEvent, Outbox, Person, PriorityClass
+from server.db.models import Base, Job, JobEvent, Outbox, Person, PriorityClass
 from server.db.scoped import ScopedDatabase
 from server.db.session import DatabaseBusyError
 from server.identity.callers import Caller
@@ -84,8 +84,8 @@ def test_a_job_is_stored_as_if_it_had_come_alone(service: ServiceDriver, caller:
     assert events[0][0]["data"] == {**events[1][0]["data"], **own_data(together)}
     own = "id", "created_at"
     assert without(dict(together.job), *own) == without(dict(apart.job), *own)
-    event = next(e for row in stored(service, AuditPending) if (e := row["event"])["target"] == ids[0])
-    assert (event["verb"], event["project"]) == ("job.submit", "default")
+    assert one.record is not None
+    assert (one.record.event.target, one.record.event.project) == (ids[0], "default")
 
 
 def own_data(submitted: alone.Submitted) -> dict[str, Any]:
