@@ -108,10 +108,8 @@ def fingerprint(machine: str) -> str:
 
 def make_venv() -> None:
     """Create the environment, or keep the one that works."""
-    if (
-        python().exists()
-        and subprocess.run([python(), "-m", "pip", "--version"], capture_output=True).returncode == 0
-    ):
+    own_pip = "import pip, sys; sys.exit(sys.prefix == sys.base_prefix)"  # else it would change the system's
+    if python().exists() and subprocess.run([python(), "-c", own_pip], capture_output=True).returncode == 0:
         return
     say("creating .venv")
     shutil.rmtree(VENV, ignore_errors=True)
