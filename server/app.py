@@ -30,6 +30,7 @@ from server.identity.recent import RecentCallers
 from server.identity.throttle import Throttle
 from server.jobs.submits import Submits
 from server.limits import RateLimits
+from server.metrics.reports import Reports
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
@@ -68,6 +69,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         try:
             yield
         finally:
+            await run_in_threadpool(reports.close)
             await run_in_threadpool(stop_all, (*loops, sealing, presence))
             await run_in_threadpool(submits.close)
             await events.stop()
@@ -88,6 +90,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.key_pair = key_pair
     app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
+    app.state.reports = reports = Reports(database)
     app.state.uploads = Counter()  # by person
     app.state.rates = RateLimits(settings)
     app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)
