@@ -75,7 +75,7 @@ def ingest_new_steps(session: Session, reported: Sequence[Reported]) -> None:
 
 def is_new(job: FencedJob, rows: Sequence[MetricRow]) -> bool:
     """Whether nothing speaks against these rows, and the job has none of their steps or later ones yet."""
-    first = min((row.step for row in rows), default=-1)
+    first = min({row.step for row in rows}, default=-1)
     last = -1 if job.newest_step is None else job.newest_step
     return first > last and first >= job.first_step and _are_right(job, rows)
 
@@ -158,14 +158,12 @@ def _write(session: Session, statements: Mapping[str, str], reported: Iterable[R
     """Write the rows; returns how many were new or different."""
     connection = session.connection()
     dialect = connection.dialect.name
-    rows = [
-        (job.job_id, row.step, job.number, row.update, row.name, row.value, job.next_seq)
-        for job, rows in reported
-        for row in rows
-    ]
-    if dialect == "sqlite":
-        return connection.exec_driver_sql(statements[dialect], rows).rowcount
-    return connection.exec_driver_sql(statements[dialect], _arrays(rows)).rowcount
+    found: list[tuple[Any, ...]] = []
+    for job, rows in reported:
+        key, number, seq = job.job_id, job.number, job.next_seq
+        found += [(key, row.step, number, row.update, row.name, row.value, seq) for row in rows]
+    given = found if dialect == "sqlite" else _arrays(found)
+    return connection.exec_driver_sql(statements[dialect], given).rowcount
 
 
 def _arrays(rows: Sequence[tuple[Any, ...]]) -> dict[str, str]:
