@@ -4,7 +4,6 @@ Every write of a job's metrics, events or results goes through `next_seq`, which
 commit. Numbers become visible in order, so a reader that has seen `seq` n has seen everything before it.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -211,9 +210,9 @@ def _fenced_job(job: _Row, attempt: _Row) -> FencedJob:
 
 def advance(session: Session, jobs: Sequence[tuple[FencedJob, Mapping[str, Any]]]) -> None:
     """Take the locked jobs' next sequence numbers, and set what is new in other columns of their rows."""
-    alike: defaultdict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for job, new in jobs:
-        alike[tuple(new)].append({"locked_id": job.job_id, "seq": job.next_seq, **new})
+        alike.setdefault(tuple(new), []).append({"locked_id": job.job_id, "seq": job.next_seq, **new})
     for rows in alike.values():
         session.connection().execute(_ADVANCE, rows)
     changes(session).jobs.update(job.job_id for job, _ in jobs)
