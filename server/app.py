@@ -32,6 +32,7 @@ from server.identity.throttle import Throttle
 from server.jobs.cancels import line_of_cancels
 from server.jobs.submits import Submits
 from server.limits import RateLimits
+from server.metrics.reports import Reports
 from server.metrics.stream import EventHub
 from server.middleware import Gate
 from server.observability import Observatory
@@ -70,6 +71,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         try:
             yield
         finally:
+            await run_in_threadpool(reports.close)
             await run_in_threadpool(stop_all, (*loops, sealing, presence))
             for line in (named_things, submits, cancels):
                 await run_in_threadpool(line.close)
@@ -91,6 +93,7 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
     app.state.key_pair = key_pair
     app.state.vault = KeyFile.ensure(settings.secrets_dir)
     app.state.events = events
+    app.state.reports = reports = Reports(database)
     app.state.uploads = Counter()  # by person
     app.state.rates = RateLimits(settings)
     app.state.journal = journal = Journal(database, app.state.key_pair, settings.secrets_dir)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import Table, bindparam, select, update
+from sqlalchemy import Row, Table, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from powermean.tokens import AttemptClaims
 from server.db.inserts import insert_row, insert_rows
-from server.db.models import Attempt, Job, JobEvent
+from server.db.models import Attempt, Job, JobEvent, Metric
 from server.db.session import changes, database_now
 from server.errors import FencedError, ForbiddenError, NotFoundError
 from server.jobs.repository import no_job
@@ -136,18 +136,34 @@ class FencedJob:
     number: int
     first_step: int
     summarised: int
+    newest_step: int | None  # of those with metrics, of any attempt
+
+    @property
+    def next_seq(self) -> int:
+        return self.seq + 1
 
 
-_jobs, _attempts = Job.__table__.c, Attempt.__table__.c
-_LOCK = (
-    select(_jobs.attempt, _jobs.seq, _jobs.step, _jobs.total_steps)
-    .where(_jobs.id == bindparam("job_id"))
-    .with_for_update()
+_Row = Row[*tuple[Any, ...]]
+_jobs, _attempts, _metrics = Job.__table__.c, Attempt.__table__.c, Metric.__table__.c
+_STATE = select(_jobs.id, _jobs.attempt, _jobs.seq, _jobs.step, _jobs.total_steps)
+_LOCK = _STATE.where(_jobs.id == bindparam("job_id")).with_for_update()
+_LOCK_FREE = _STATE.where(_jobs.id.in_(bindparam("job_ids", expanding=True))).with_for_update(
+    skip_locked=True
 )
 # A statement of its own: joined, Postgres would show the attempt as it was before the wait for the lock.
-_CURRENT = select(_attempts.state, _attempts.number, _attempts.first_step, _attempts.summarised).where(
-    _attempts.id == bindparam("attempt_id")
+_ATTEMPT = select(
+    _attempts.job_id,
+    _attempts.state,
+    _attempts.number,
+    _attempts.first_step,
+    _attempts.summarised,
+    select(func.max(_metrics.step))
+    .where(_metrics.job_id == _attempts.job_id)
+    .scalar_subquery()
+    .label("newest"),
 )
+_CURRENT = _ATTEMPT.where(_attempts.id == bindparam("attempt_id"))
+_CURRENT_ONES = _ATTEMPT.where(_attempts.id.in_(bindparam("attempt_ids", expanding=True)))
 _ADVANCE = update(cast(Table, Job.__table__)).where(_jobs.id == bindparam("locked_id"))
 
 
@@ -159,25 +175,55 @@ def fenced_report(session: Session, attempt_id: str, claims: AttemptClaims) -> F
     if job is None:
         raise _deleted(attempt_id)
     attempt = connection.execute(_CURRENT, {"attempt_id": attempt_id}).one_or_none()
-    if attempt is None or attempt.number != job.attempt or attempt.state != "running":
+    if attempt is None or not _may_write(job, attempt):
         raise _fenced(attempt_id, "unknown" if attempt is None else attempt.state, job.attempt)
+    return _fenced_job(job, attempt)
+
+
+def fenced_reports(session: Session, attempts: Mapping[str, str]) -> dict[str, FencedJob]:
+    """fenced_report() for an attempt of each job (job id -> attempt id), without those that may not write.
+
+    A job that somebody else has locked is left out, too. So this waits for nobody, and can't be in a circle
+    of those who wait for each other.
+    """
+    connection = session.connection()
+    jobs = connection.execute(_LOCK_FREE, {"job_ids": [*attempts]}).all()
+    if not jobs:
+        return {}
+    current = connection.execute(_CURRENT_ONES, {"attempt_ids": [attempts[job.id] for job in jobs]})
+    found = {attempt.job_id: attempt for attempt in current}
+    return {
+        job.id: _fenced_job(job, attempt)
+        for job in jobs
+        if (attempt := found.get(job.id)) is not None and _may_write(job, attempt)
+    }
+
+
+def _may_write(job: _Row, attempt: _Row) -> bool:
+    return bool(attempt.number == job.attempt and attempt.state == "running")
+
+
+def _fenced_job(job: _Row, attempt: _Row) -> FencedJob:
     return FencedJob(
-        job_id=claims.job_id,
+        job_id=job.id,
         seq=job.seq,
         step=job.step,
         total_steps=job.total_steps,
         number=attempt.number,
         first_step=attempt.first_step,
         summarised=attempt.summarised,
+        newest_step=attempt.newest,
     )
 
 
-def advance(session: Session, job: FencedJob, new: Mapping[str, Any]) -> int:
-    """Take the locked job's next sequence number, and set what is `new` in other columns of its row."""
-    seq = job.seq + 1
-    session.connection().execute(_ADVANCE, {"locked_id": job.job_id, "seq": seq, **new})
-    changes(session).jobs.add(job.job_id)
-    return seq
+def advance(session: Session, jobs: Sequence[tuple[FencedJob, Mapping[str, Any]]]) -> None:
+    """Take the locked jobs' next sequence numbers, and set what is new in other columns of their rows."""
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for job, new in jobs:
+        alike.setdefault(tuple(new), []).append({"locked_id": job.job_id, "seq": job.next_seq, **new})
+    for rows in alike.values():
+        session.connection().execute(_ADVANCE, rows)
+    changes(session).jobs.update(job.job_id for job, _ in jobs)
 
 
 def _check_token(attempt_id: str, claims: AttemptClaims) -> None:

@@ -5,7 +5,7 @@ reach. A report that changes nothing (a retry after a lost answer) takes no sequ
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, cast
 
@@ -26,21 +26,29 @@ from server.metrics.blocks import is_due, rebuild, summarise
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
 
 # Given to the driver as they are: building them for each report takes longer than running them.
-_SQLITE_UPSERT = """
-    INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq) VALUES (?, ?, ?, ?, ?, ?, ?)
+_INSERT = {
+    "sqlite": """
+        INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq) VALUES (?, ?, ?, ?, ?, ?, ?)
+    """,
+    "postgresql": """
+        INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq)
+        SELECT * FROM unnest(
+            %(job_id)s::text[], %(step)s::int[], %(attempt)s::int[], %(update)s::int[], %(name)s::text[],
+            %(value)s::float8[], %(seq)s::bigint[]
+        )
+    """,
+}
+_REPLACE = """
     ON CONFLICT (job_id, step, attempt, "update", name)
-    DO UPDATE SET value = excluded.value, seq = excluded.seq WHERE value IS NOT excluded.value
+    DO UPDATE SET value = excluded.value, seq = excluded.seq WHERE metrics.value
 """
-_POSTGRES_UPSERT = """
-    INSERT INTO metrics (job_id, step, attempt, "update", name, value, seq)
-    SELECT %(job_id)s, step, %(attempt)s, "update", name, value, %(seq)s
-    FROM unnest(%(steps)s::int[], %(updates)s::int[], %(names)s::text[], %(numbers)s::float8[])
-        AS reported (step, "update", name, value)
-    ON CONFLICT (job_id, step, attempt, "update", name)
-    DO UPDATE SET value = excluded.value, seq = excluded.seq
-    WHERE metrics.value IS DISTINCT FROM excluded.value
-"""
+_UPSERT = {
+    "sqlite": f"{_INSERT['sqlite']} {_REPLACE} IS NOT excluded.value",
+    "postgresql": f"{_INSERT['postgresql']} {_REPLACE} IS DISTINCT FROM excluded.value",
+}
 _INSERT_REPORT = insert(cast(Table, MetricReport.__table__))
+
+Reported = tuple[FencedJob, Sequence[MetricRow]]
 
 
 def ingest_metrics(
@@ -53,16 +61,23 @@ def ingest_metrics(
     """
     job = fenced_report(session, attempt_id, claims)
     _check_rows(job, rows)
-    if not rows or not _upsert(session, job, job.seq + 1, rows):
+    if not rows or not _write(session, _UPSERT, [(job, rows)]):
         return
-    steps = {row.step for row in rows}
-    first, last = min(steps), max(steps)
     _replace_completed_step(session, job, rows)
-    if is_due(job, first, last):
-        summarise(session, session.get_one(Attempt, attempt_id), first, last)
-    seq = advance(session, job, progress(job.step, rows))
-    report = {"job_id": job.job_id, "seq": seq, "first_step": first, "last_step": last}
-    session.connection().execute(_INSERT_REPORT, report)
+    _take_note(session, [(job, rows)])
+
+
+def ingest_new_steps(session: Session, reported: Sequence[Reported]) -> None:
+    """As ingest_metrics, of several jobs at once: of each one report that `is_new`."""
+    _write(session, _INSERT, reported)
+    _take_note(session, reported)
+
+
+def is_new(job: FencedJob, rows: Sequence[MetricRow]) -> bool:
+    """Whether nothing speaks against these rows, and the job has none of their steps or later ones yet."""
+    first = min({row.step for row in rows}, default=-1)
+    last = -1 if job.newest_step is None else job.newest_step
+    return first > last and first >= job.first_step and _are_right(job, rows)
 
 
 def packed_rows(batch: TrajectoryBatch) -> bytes:
@@ -100,14 +115,17 @@ def ingest_trajectories(
 
 
 def _check_rows(job: FencedJob, rows: Sequence[MetricRow]) -> None:
+    if not _are_right(job, rows):
+        raise InvalidInputError(
+            "the report was not stored: some rows are wrong", fields=_wrong_rows(job, rows)[:20]
+        )
+
+
+def _are_right(job: FencedJob, rows: Sequence[MetricRow]) -> bool:
     keys = {(row.step, row.update, row.name) for row in rows}
-    if len(keys) == len(rows) and not any(
+    return len(keys) == len(rows) and not any(
         update >= UPDATES or _foreign_step(job.total_steps, job.first_step, step)
         for step, update in {(step, update) for step, update, _ in keys}
-    ):
-        return
-    raise InvalidInputError(
-        "the report was not stored: some rows are wrong", fields=_wrong_rows(job, rows)[:20]
     )
 
 
@@ -136,25 +154,49 @@ def _foreign_step(total_steps: int, first_step: int, step: int) -> str | None:
     return None
 
 
-def _upsert(session: Session, job: FencedJob, seq: int, rows: Sequence[MetricRow]) -> int:
-    """Write rows that are new or different; returns how many."""
+def _write(session: Session, statements: Mapping[str, str], reported: Iterable[Reported]) -> int:
+    """Write the rows; returns how many were new or different."""
     connection = session.connection()
-    if connection.dialect.name == "sqlite":
-        key, number = job.job_id, job.number
-        values = [(key, row.step, number, row.update, row.name, row.value, seq) for row in rows]
-        return connection.exec_driver_sql(_SQLITE_UPSERT, values).rowcount
-    # One statement over arrays, each as Postgres writes it: the driver needs longer to do that. No name has
-    # a character that must be escaped there.
-    numbers = ("NULL" if row.value is None else repr(row.value) for row in rows)
+    dialect = connection.dialect.name
+    found: list[tuple[Any, ...]] = []
+    for job, rows in reported:
+        key, number, seq = job.job_id, job.number, job.next_seq
+        found += [(key, row.step, number, row.update, row.name, row.value, seq) for row in rows]
+    given = found if dialect == "sqlite" else _arrays(found)
+    return connection.exec_driver_sql(statements[dialect], given).rowcount
+
+
+def _arrays(rows: Sequence[tuple[Any, ...]]) -> dict[str, str]:
+    """The columns as Postgres writes arrays: the driver needs longer for that.
+
+    No id and no name has a character that must be escaped there.
+    """
+    job_ids, steps, attempts, updates, names, values, seqs = zip(*rows, strict=True)
     columns = {
-        "steps": ",".join([str(row.step) for row in rows]),
-        "updates": ",".join([str(row.update) for row in rows]),
-        "names": ",".join([f'"{row.name}"' for row in rows]),
-        "numbers": ",".join(numbers),
+        "job_id": job_ids,
+        "step": map(str, steps),
+        "attempt": map(str, attempts),
+        "update": map(str, updates),
+        "name": [f'"{name}"' for name in names],
+        "value": ["NULL" if value is None else repr(value) for value in values],
+        "seq": map(str, seqs),
     }
-    reported = {name: f"{{{column}}}" for name, column in columns.items()}
-    place = {"job_id": job.job_id, "attempt": job.number, "seq": seq}
-    return connection.exec_driver_sql(_POSTGRES_UPSERT, reported | place).rowcount
+    return {name: f"{{{','.join(column)}}}" for name, column in columns.items()}
+
+
+def _take_note(session: Session, reported: Sequence[Reported]) -> None:
+    """Bring what follows from stored rows up to date: blocks, the jobs' rows, and their events' numbers."""
+    advanced, reports = [], []
+    for job, rows in reported:
+        steps = {row.step for row in rows}
+        first, last = min(steps), max(steps)
+        if is_due(job, first, last):
+            attempt = session.get_one(Attempt, f"{job.job_id}.{job.number}")
+            summarise(session, attempt, first, last)
+        advanced.append((job, progress(job.step, rows)))
+        reports.append({"job_id": job.job_id, "seq": job.next_seq, "first_step": first, "last_step": last})
+    advance(session, advanced)
+    session.connection().execute(_INSERT_REPORT, reports)
 
 
 def _replace_completed_step(session: Session, job: FencedJob, rows: Sequence[MetricRow]) -> None:

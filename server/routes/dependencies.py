@@ -18,6 +18,7 @@ from server.db.scoped import ScopedDatabase
 from server.db.session import Database
 from server.identity.oidc import Provider
 from server.identity.throttle import Throttle
+from server.metrics.reports import Reports
 from server.metrics.stream import EventHub
 from server.observability import Observatory
 from server.settings import Settings
@@ -40,6 +41,7 @@ CallersDatabase = Annotated[ScopedDatabase, Depends(_callers_database)]
 RequestDatabase = Annotated[Database, Depends(_state("database"))]
 RequestSettings = Annotated[Settings, Depends(_state("settings"))]
 RequestStore = Annotated[ArtefactStore, Depends(_state("artefacts"))]
+RequestReports = Annotated[Reports, Depends(_state("reports"))]
 RequestEvents = Annotated[EventHub, Depends(_state("events"))]
 RequestVault = Annotated[KeyService, Depends(_state("vault"))]
 RequestKeyPair = Annotated[KeyPair, Depends(_state("key_pair"))]

@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, status
+from fastapi import APIRouter, Path, Query, Response, status
+from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.attempts import MetricsReport
 from powermean.contracts.exponents import JobExponents
@@ -15,13 +16,20 @@ from server.db.models import MAX_INTEGER
 from server.identity.callers import Caller
 from server.metrics.exponents import job_exponents
 from server.metrics.health import job_health
-from server.metrics.history import metrics_history
-from server.metrics.ingest import ingest_metrics, ingest_trajectories, packed_rows
+from server.metrics.history import history_json
+from server.metrics.ingest import ingest_trajectories, packed_rows
+from server.metrics.reports import Report, store_alone
 from server.metrics.staleness import MAX_STEPS, job_staleness
 from server.metrics.token_records import find_tokens, read_tokens
 from server.metrics.trajectories import Sort, join_texts, read_trajectories, read_trajectory
 from server.routes.access import FirstNode, KnownCallerRoute, May
-from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestObservatory, RequestStore
+from server.routes.dependencies import (
+    CallersDatabase,
+    RequestDatabase,
+    RequestObservatory,
+    RequestReports,
+    RequestStore,
+)
 from server.routes.deprecations import DEPRECATED
 
 router = APIRouter(prefix="/v1", tags=["metrics"], route_class=KnownCallerRoute)
@@ -34,16 +42,18 @@ Step = Annotated[int | None, Query(ge=0, le=MAX_INTEGER)]
     status_code=status.HTTP_204_NO_CONTENT,
     summary="Report metrics",
 )
-def post_metrics(
+async def post_metrics(
     attempt_id: str,
     report: MetricsReport,
     claims: FirstNode,
     database: RequestDatabase,
+    reports: RequestReports,
     observatory: RequestObservatory,
 ) -> None:
     """Stored exactly once: sending the same rows again has no effect."""
-    with database.write() as session:
-        ingest_metrics(session, attempt_id, claims, report.rows)
+    one = Report(attempt_id, claims, report.rows)
+    if not await reports.store(one):
+        await run_in_threadpool(store_alone, database, one)
     observatory.ingested.labels("metrics").inc(len(report.rows))
 
 
@@ -72,7 +82,7 @@ def get_metric_names(caller: Annotated[Caller, May("self.use")]) -> dict[str, Me
     return METRICS
 
 
-@router.get("/jobs/{job_id}/metrics", summary="A job's metrics")
+@router.get("/jobs/{job_id}/metrics", response_model=MetricsHistory, summary="A job's metrics")
 def get_metrics(
     job_id: str,
     caller: Annotated[Caller, May("job.read")],
@@ -83,10 +93,11 @@ def get_metrics(
     from_step: Step = None,
     to_step: Step = None,
     max_points: Annotated[int, Query(ge=2, le=10_000, description="Most points a series may have.")] = 1000,
-) -> MetricsHistory:
+) -> Response:
     """Downsampled by the server; merged points have their extremes."""
     with database.read() as session:
-        return metrics_history(session, job_id, name, from_step, to_step, max_points)
+        found = history_json(session, job_id, name, from_step, to_step, max_points)
+    return Response(found, media_type="application/json")
 
 
 @router.get("/jobs/{job_id}/health", summary="A job's health")

@@ -111,6 +111,7 @@ class ServiceDriver:
         self.node = self.client(NODE_TOKEN)
 
     def close(self) -> None:
+        self.app.state.reports.close()
         self._loop.__exit__(None, None, None)
         for line in ("named_things", "submits", "cancels"):
             getattr(self.app.state, line).close()
