@@ -63,6 +63,8 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
     times = starts(state, plan, order)
     index, ledger, free = Index(state.nodes), _ledger(state, plan), _free(state, plan)
     nearest = cache(lambda ask: _nodes(ask, index, free))
+    in_use = cache(lambda ask: _in_use(ask, index, state.running))
+    running = {one.project for one in state.running}
     kept_for = {(node_id, job.uses_gpus): job for job in waiting for node_id in plan.why[job.id].kept}
     owners, leavers = _owners(waiting, ledger, plan), _leavers(state, plan)
     found: dict[str, Why] = {}
@@ -74,11 +76,14 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
         if wait.kind in ("busy", "reserved", "behind"):
             for node_id, count in nearest(own_engine(job)):
                 parts.append(_has_free(node_id, count, kept_for.get((node_id, job.uses_gpus), job), job))
+            if not nearest(own_engine(job)):
+                parts += in_use(own_engine(job))
             parts += _kept(wait)
             parts += _go_first([project for project in owners if project != job.project][:NAMED])
             parts += _ahead(ahead, job)
         if wait.kind == "checkpoint":
             parts += map(_gives_way, leavers[job.id])
+        beside_others = running != {job.project} or ahead.count > ahead.of_project[job.project]
         at = times.get(job.id)
         found[job.id] = Why(
             kind=wait.kind,
@@ -87,7 +92,7 @@ def explain(state: ClusterState, plan: Plan, first: int = 1) -> dict[str, Why]:
             position=number,
             ahead=ahead.count,
             parts=tuple(parts),
-            help=_help(job, wait, ledger, state),
+            help=_help(job, wait, ledger, state, beside_others),
             start_at=at,
             basis=BASIS if at is not None else None,
         )
@@ -185,6 +190,17 @@ def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[tu
     return [(node_id, -count) for count, node_id in some[:NAMED] if count]
 
 
+def _in_use(ask: Ask, index: Index, running: Sequence[RunningJob]) -> list[Part]:
+    """Who has what it needs, where nothing of that is free."""
+    possible = index.request(ask).able
+    if len(possible) > NAMED:
+        return [Part(f"none of the {len(possible)} nodes that could run it has one free")]
+    held = [one for one in running if any(n in possible and bool(g) == ask.uses_gpus for n, g in one.holds)]
+    part = partial(Part, lead="in use by: ")
+    parts = [part(one.id, one.project, "a job of another project", one.id) for one in held[:NAMED]]
+    return parts + [part(f"{len(held) - NAMED} more")] * (len(held) > NAMED)
+
+
 def _has_free(node_id: str, count: int, kept_for: WaitingJob, job: WaitingJob) -> Part:
     said = f"{node_id} has {count} free"
     if kept_for is job:
@@ -245,8 +261,10 @@ def _gives_way(one: RunningJob) -> Part:
     return Part(f"{one.id} of {one.project} {said}", one.project, f"a job of another project {said}", one.id)
 
 
-def _help(job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState) -> str | None:
-    """What its people, or an administrator, could do."""
+def _help(
+    job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState, beside_others: bool
+) -> str | None:
+    """What its people, or an administrator, could do. `beside_others`: other projects run or go first."""
     share: Share = ledger.share(job.project)
     if wait.kind == "limit":
         used = ledger.used(job.project, job.uses_gpus)
@@ -269,6 +287,8 @@ def _help(job: WaitingJob, wait: Wait, ledger: Ledger, state: ClusterState) -> s
     if wait.kind in ("busy", "behind", "reserved"):
         if job.amount > 1:
             return f"A job of fewer {'GPUs' if job.uses_gpus else 'nodes'} finds room sooner."
+        if not beside_others:
+            return "It starts when one of the project's own jobs has ended or is paused."
         if not share.quota(job.uses_gpus):
             return "A quota for the project puts its jobs before those that borrow."
     return None

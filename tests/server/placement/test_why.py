@@ -20,7 +20,7 @@ def test_an_estimate_is_given_where_the_running_jobs_pace_says_something(ends_at
     assert [why[one.id].position for one in waiting] == [1, 2]
     assert why["first"].start_at == (None if ends_at is None else 12 * HOUR)
     assert why["second"].start_at is None  # the first gives nothing back, as far as anybody knows
-    assert why["second"].words(lambda _: True) == "needs 1 GPU; ahead of it: first (priority normal)"
+    assert why["second"].words(lambda _: True) == "needs 1 GPU; in use by: r, s; ahead of it: first (priority normal)"
 
 
 def test_an_unknown_start_hides_only_the_estimates_of_jobs_that_could_have_the_same_gpus():
@@ -78,6 +78,23 @@ def test_a_reason_says_each_thing_once():
         "needs 1 GPU; n has 1 free, kept for a job of another project; "
         "projects under their quotas go first: others; ahead of it: 5 jobs of other projects"
     )
+
+
+def test_who_has_what_it_needs_is_named_on_a_small_cluster():
+    running = [runs(f"r{number}", "ab"[number % 2], "n", (number,)) for number in range(5)]
+    state, made = planned([node("n", 5, 0)], [job("j")], running=running)
+    why = explain(state, made)["j"]
+    assert why.words(lambda _: True) == "needs 1 GPU; in use by: r0, r1, r2, 2 more"
+    assert why.words(lambda project: project == "a") == (
+        "needs 1 GPU; in use by: r0, a job of another project, r2, 2 more"
+    )
+    assert str(why.help).startswith("A quota for the project")
+
+    full = [node(f"n{number}", 1, 0) for number in range(4)]
+    state, made = planned(full, [job("j")], running=[runs("r", "a", "n0", (0,))])
+    why = explain(state, made)["j"]
+    assert why.words(lambda _: True) == "needs 1 GPU; none of the 4 nodes that could run it has one free"
+    assert why.help == "It starts when one of the project's own jobs has ended or is paused."
 
 
 @pytest.mark.slow
