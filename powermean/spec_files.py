@@ -22,10 +22,10 @@ def read_file(file: Path) -> SpecText:
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(MAX_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecFileError(
-            file, [(None, f"can't be read: {getattr(error, 'strerror', None) or error}")]
-        ) from error
+    except UnicodeDecodeError as error:
+        raise SpecFileError(file, [(None, "is not text in UTF-8: a spec is a YAML or JSON file")]) from error
+    except OSError as error:
+        raise SpecFileError(file, [(None, f"can't be read: {error.strerror or error}")]) from error
     try:
         return read_spec(text)
     except SpecTextError as error:

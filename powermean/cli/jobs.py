@@ -266,7 +266,8 @@ def cancel(job: ChosenJob, json_: AsJson = False) -> None:
     """
     with connected() as client:
         found = client.cancel_job(job_id(client, job))
-    _tell(found, found.state if found.state.final else "is being cancelled", json_)
+    how = found.state if found.state is JobState.CANCELLED else f"has ended before: {found.state}"
+    _tell(found, how if found.state.final else "is being cancelled", json_)
 
 
 def pause(job: ChosenJob, json_: AsJson = False) -> None:

@@ -105,7 +105,7 @@ def test_the_list_shows_owner_and_held_out_result(browser: TestClient, api: Fake
 def test_a_heading_sorts_and_a_second_click_turns_the_order_round(browser: TestClient, api: FakeApi) -> None:
     api.add_job()
     page = parse(browser.get("/?name=sort").text)
-    assert [th.text.split()[0] for th in page.all("th", aria_sort="descending")] == ["Started"]
+    assert [th.text.split()[0] for th in page.all("th", aria_sort="descending")] == ["Submitted"]
     seen = []
     for _ in range(3):
         address = page.one("a", id="sort-reward").attributes["href"]

@@ -182,6 +182,19 @@ def test_a_name_stands_for_the_only_job_that_has_it(server: ScriptedServer) -> N
     assert server.requests[0][0] == "GET /v1/jobs?name=sum&limit=200"
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (JobState.RUNNING, "job-a is being cancelled"),
+        (JobState.CANCELLED, "job-a cancelled"),
+        (JobState.FINISHED, "job-a has ended before: finished"),
+    ],
+)
+def test_what_a_cancel_did_is_said(server: ScriptedServer, state: JobState, said: str) -> None:
+    server.on("POST /v1/jobs/job-a/cancel", Answer(body=job(state).model_dump_json().encode()))
+    assert powermean("cancel", "job-a").stdout.strip() == said
+
+
 def test_a_name_that_several_jobs_have_is_refused_with_their_ids(server: ScriptedServer) -> None:
     server.on("GET /v1/jobs", Answer(body=summaries(job(id="job-b"), job(JobState.FAILED, id="job-c"))))
     result = powermean("cancel", "arithmetic")

@@ -20,7 +20,10 @@ def test_an_estimate_is_given_where_the_running_jobs_pace_says_something(ends_at
     assert [why[one.id].position for one in waiting] == [1, 2]
     assert why["first"].start_at == (None if ends_at is None else 12 * HOUR)
     assert why["second"].start_at is None  # the first gives nothing back, as far as anybody knows
-    assert why["second"].words(lambda _: True) == "needs 1 GPU; in use by: r, s; ahead of it: first (priority normal)"
+    assert (
+        why["second"].words(lambda _: True)
+        == "needs 1 GPU; in use by: r, s; ahead of it: first (priority normal)"
+    )
 
 
 def test_an_unknown_start_hides_only_the_estimates_of_jobs_that_could_have_the_same_gpus():
